@@ -1,0 +1,77 @@
+"""The exception tree, and the table of close codes.
+
+*Their fault* is a `PeerError` (a client) or a `BadDelivery` (a producer): it becomes one reply, one close code or one
+counter, and never a traceback. *The operator's* is a `ConfigError` or a `BrokerError`: one line that names the thing, the
+value and the rule. Everything else is ours.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class TowerwsError(Exception):
+    """The root of every error that towerws raises on purpose."""
+
+
+class ConfigError(TowerwsError):
+    """A setting can't be used. Its text is one line that names the key, the value and the rule."""
+
+
+class BrokerError(TowerwsError):
+    """The broker refused or can't be used. Its text is what an operator should read."""
+
+
+class BadDelivery(TowerwsError):
+    """A message from the broker that can't be forwarded.
+
+    `reason` is one word of a fixed set (it labels a counter); the text says more.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class BadRequest(TowerwsError):
+    """A client's message that as a whole can't be followed; nothing was changed by it.
+
+    `code` is one word of a fixed set (docs/protocol.md lists them), the text is for a person.
+    `request_id` is the message's own `id` where it could be read.
+    """
+
+    def __init__(self, code: str, text: str, request_id: object = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.request_id = request_id
+
+
+class HandshakeError(TowerwsError):
+    """An opening handshake is refused with an HTTP status. The text is a fixed one: it never repeats what the client sent."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """One way in which the server ends a connection: the code on the wire, the word for it, and whether to come back."""
+
+    code: int
+    reason: str
+    reconnect: bool
+
+
+class CloseReason(enum.Enum):
+    """Every close the server starts itself (RFC 6455 section 7.4). Clients rely on these: they are API.
+
+    Never 1000: AWX's React pages take that as final (awx/ui/src/screens/Job/JobOutput/connectJobSocket.js).
+    """
+
+    POLICY = Close(1008, "policy", reconnect=False)
+    TOO_BIG = Close(1009, "too big", reconnect=False)
+    RESTART = Close(1012, "restart", reconnect=True)
+    HISTORY = Close(1013, "fell out of history", reconnect=True)
+    OVERLOAD = Close(1013, "overload", reconnect=True)

@@ -1,0 +1,64 @@
+"""What a source of deliveries is, and what it feeds: the seam between `amqp.py`/`embedded.py` and the core.
+
+A source finds deliveries and hands them to a `Sink`, one call each, in the log's order, followed by `end_turn` once per
+reactor turn. It tells the sink about the log in between: that it attached, that something was lost.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class SourceState(enum.Enum):
+    """Where a source stands. Only CONSUMING is ready; every other state has a deadline of its own."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    HANDSHAKE = "handshake"
+    TOPOLOGY = "topology"
+    REFILLING = "refilling"
+    CONSUMING = "consuming"
+    BACKOFF = "backoff"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """What an operator may know of a source. `reason` says in a line why it is not consuming, None when it is."""
+
+    state: SourceState
+    reason: str | None = None
+    details: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """True while deliveries are flowing and history has been refilled."""
+        return self.state is SourceState.CONSUMING
+
+
+class Sink(Protocol):
+    """What a source feeds. All calls come from the reactor's thread; none of them raises."""
+
+    def resume_from(self) -> int | None:
+        """The offset of the newest delivery held, where a source that lost its link continues; None before the first."""
+
+    def attach(self, log: str | None, expect: int | None) -> None:
+        """Deliveries will come now, from a log whose offsets only grow.
+
+        `log` names it when its offsets mean something in this process only (a queue, the embedded source); None for a
+        stream, whose offsets are the same for every process. `expect` is the offset that the first delivery must have,
+        because the source asked for it: it must be the one at `resume_from()`, delivered once more. If that can't be
+        had the sink notices it by the first delivery (a later offset: something was trimmed; an earlier one, or other
+        content: the log was deleted and made anew) and tells the clients of the gap. None: no check.
+        """
+
+    def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        """One message of the log. A bad one is counted and skipped."""
+
+    def end_turn(self) -> None:
+        """The deliveries since the last call are a turn: write to each connection what it is due."""
+
+    def gap(self, reason: str) -> None:
+        """Deliveries may have been lost between the last one and the next; every client is told once."""
