@@ -54,6 +54,13 @@ class Sink(Protocol):
         content: the log was deleted and made anew) and tells the clients of the gap. None: no check.
         """
 
+    def caught_up(self) -> None:
+        """History is as full as it can be made; from now on deliveries go out to the connections.
+
+        Called once after the first `attach` (later calls change nothing). Until then deliveries only fill history, and
+        subscriptions wait for it, since nobody can be told yet whether a position is held.
+        """
+
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """One message of the log. A bad one is counted and skipped."""
 

@@ -1,0 +1,23 @@
+"""Websocket frames, built once and shared by everyone who gets them (RFC 6455 section 5.2).
+
+A server's frames are not masked, so the same bytes serve every connection; nothing here is per client.
+"""
+
+from __future__ import annotations
+
+import struct
+
+_TEXT = 0x81  # FIN and opcode 1: a text message in one frame
+
+_header_16 = struct.Struct("!BBH").pack
+_header_64 = struct.Struct("!BBQ").pack
+
+
+def text_frame(payload: bytes) -> bytes:
+    """One whole text message. `payload` must be UTF-8: clients fail the connection otherwise (RFC 6455 section 8.1)."""
+    octets = len(payload)
+    if octets < 126:
+        return bytes((_TEXT, octets)) + payload
+    if octets < 65536:
+        return _header_16(_TEXT, 126, octets) + payload
+    return _header_64(_TEXT, 127, octets) + payload
