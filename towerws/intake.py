@@ -113,7 +113,7 @@ class Intake:
             return
         if routing_key not in history or len(body) > self._max_payload_octets or not _is_object(body):
             try:
-                self._judge(routing_key, body)
+                self.judge(routing_key, body)
             except BadDelivery as bad:
                 self._skip(bad, now)
                 return
@@ -160,7 +160,7 @@ class Intake:
             self.gap("broker")
         return False
 
-    def _judge(self, routing_key: str, body: bytes) -> None:
+    def judge(self, routing_key: str, body: bytes) -> None:
         """Raise `BadDelivery` with the reason that fits best; the whole check, for whatever the short one did not pass."""
         if routing_key in WITHHELD:
             raise BadDelivery("withheld", f"{routing_key} is never forwarded")

@@ -95,7 +95,7 @@ class WebSocketSettings:
     malformed: int = 10
     backlog_octets: int = 256 * 1024
     ping_s: float = 20
-    pong_s: float = 20
+    pong_s: float = 30
     linger_s: float = 2
     drain_s: float = 5
 

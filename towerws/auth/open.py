@@ -1,0 +1,24 @@
+"""No authentication: everybody may listen to everything. Only by explicit choice (`--auth open`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred, succeed
+
+from towerws.handshake import Head
+from towerws.identity import Identity
+
+
+class Open:
+    """A `Method` that lets everyone in as nobody in particular."""
+
+    name = "open"
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
+        """Fires at once."""
+        return succeed(Identity())
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once with nothing."""
+        return succeed({})

@@ -1,0 +1,247 @@
+"""The daemon's parts, made and joined, started and stopped in order.
+
+Start: source, then the ports; a port that can't be had stops the start. Stop, under one deadline: not ready and no new
+connections at once, the present ones closed with 1012 over the drain window, then the source, then the admin port.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws import __version__
+from towerws.admin import AdminSite
+from towerws.amqp import AmqpSource
+from towerws.auth.base import Method
+from towerws.auth.open import Open
+from towerws.clock import use_monotonic_clock
+from towerws.embedded import EmbeddedSource
+from towerws.errors import BadDelivery, CloseReason
+from towerws.groups import GroupTable
+from towerws.history import History
+from towerws.hub import Hub
+from towerws.intake import Intake
+from towerws.protocol import WebSocketFactory
+from towerws.session import Desk
+from towerws.settings import Settings
+from towerws.sources import SourceStatus
+
+CLOSES_PER_S = 1000
+"""How fast connections are closed while draining, if the drain window does not ask for more."""
+
+STOP_GRACE_S = 3.0
+"""What stopping may take beyond the drain window: the linger time of the last close, and the broker's answer."""
+
+EXIT_BAD_CONFIG = 2
+
+
+class Source(Protocol):
+    """Where deliveries come from."""
+
+    def start(self) -> None:
+        """Begin to feed the sink."""
+
+    def stop(self) -> Deferred[None]:
+        """Stop feeding it. Always fires."""
+
+    def status(self) -> SourceStatus:
+        """How it stands."""
+
+
+class TowerwsService(Service):
+    """The whole daemon."""
+
+    _log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        use_monotonic_clock(reactor)
+        self.setName("towerws")
+        self._reactor = reactor
+        self._settings = settings
+        self._started_at = 0.0
+        self._ports: dict[str, IListeningPort] = {}
+        self._stopping = False
+        self.history = History(settings.history.max_octets, settings.history.max_age_s)
+        self.hub = Hub(self.history)
+        self.intake = Intake(
+            self.history,
+            self.hub,
+            max_payload_octets=settings.max_payload_octets,
+            clock=reactor.seconds,
+            report=self._report,
+            new_tag=lambda: secrets.token_hex(4),
+        )
+        publish: Callable[[str, bytes], str] | None = None
+        if settings.broker is None:
+            embedded = EmbeddedSource(self.intake)
+            self.source: Source = embedded
+
+            def publish_checked(routing_key: str, payload: bytes) -> str:
+                self.intake.judge(routing_key, payload)
+                return embedded.publish(routing_key, payload)
+
+            publish = publish_checked
+        else:
+            self.source = AmqpSource(settings.broker, self.intake, reactor)
+        desk = Desk(self.hub, self.intake, _method(settings), GroupTable(settings.groups), settings.websocket, reactor)
+        self.desk = desk
+        self.websockets = WebSocketFactory(desk, settings.websocket, reactor)
+        self.admin = AdminSite(
+            status=self.status,
+            source_status=self.source_status,
+            publish=publish,
+            websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
+            max_payload_octets=settings.max_payload_octets,
+        )
+        self._trim = LoopingCall(self._trim_history)
+        self._trim.clock = reactor
+
+    # IService
+
+    def privilegedStartService(self) -> None:
+        """Open both ports, before privileges are dropped."""
+        self._listen("listen", self._settings.listen, self.websockets)
+        self._listen("admin", self._settings.admin, self.admin)
+
+    def startService(self) -> None:
+        """Start the source."""
+        super().startService()
+        assert self._reactor.seconds is time.monotonic, "the reactor's clock was changed back"
+        self._started_at = self._reactor.seconds()
+        self.source.start()
+        self._trim.start(1.0, now=False)
+        self._log.info(
+            "towerws {version}: websockets on {listen}, admin on {admin}, source {source}, auth {auth}",
+            version=__version__,
+            listen=self._settings.listen,
+            admin=self._settings.admin,
+            source="embedded:" if self._settings.broker is None else ",".join(map(str, self._settings.broker.urls)),
+            auth=",".join(self._settings.auth),
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""
+        self._stopping = True
+        if self._trim.running:
+            self._trim.stop()
+        done: Deferred[None] = Deferred()
+
+        def finish(_: object = None) -> None:
+            if not done.called:
+                for connection in list(self.websockets.connections):
+                    connection.transport.abortConnection()
+                if deadline.active():
+                    deadline.cancel()
+                self._log.info("towerws stopped")
+                done.callback(None)
+
+        deadline = self._reactor.callLater(self._settings.websocket.drain_s + STOP_GRACE_S, finish)
+        admin = self._ports.pop("admin", None)
+        listening = [port.stopListening() for port in self._ports.values()]
+        steps = DeferredList([_settled(port) for port in listening])
+        steps.addCallback(lambda _: self._drain())
+        steps.addCallback(lambda _: _settled(self.source.stop()))
+        steps.addCallback(lambda _: _settled(admin.stopListening() if admin is not None else None))
+        steps.addErrback(lambda failure: self._log.failure("stopping went wrong; going on", failure))
+        steps.addCallback(finish)
+        super().stopService()
+        return done
+
+    # within
+
+    def _listen(self, key: str, description: str, factory: Factory) -> None:
+        def failed(failure: Failure) -> None:
+            line = f"towerws: {key} = {description!r} can't be listened on: {failure.getErrorMessage()}; choose a free port with --{key}"
+            print(line, file=sys.__stderr__, flush=True)
+            raise SystemExit(EXIT_BAD_CONFIG)
+
+        def listening(port: IListeningPort) -> None:
+            self._ports[key] = port
+
+        failures: list[Failure] = []
+        endpoint = serverFromString(self._reactor, description)
+        endpoint.listen(factory).addCallbacks(listening, failures.append)
+        if failures:
+            failed(failures[0])
+
+    def _drain(self) -> Deferred[None]:
+        """Close every open connection, spread over the drain window; fires once all are gone, or after the window."""
+        waiting = list(self.websockets.connections)
+        window = self._settings.websocket.drain_s
+        batch = max(1, int(max(CLOSES_PER_S, len(waiting) / max(window, 0.1)) / 20))
+        done: Deferred[None] = Deferred()
+
+        def step() -> None:
+            for connection in waiting[:batch]:
+                connection.end(CloseReason.RESTART)
+                if connection.state == connection.STATE_CONNECTING:
+                    connection.transport.loseConnection()
+            del waiting[:batch]
+            if not self.websockets.connections or self._reactor.seconds() > give_up:
+                loop.stop()
+
+        give_up = self._reactor.seconds() + window + STOP_GRACE_S / 2
+        loop = LoopingCall(step)
+        loop.clock = self._reactor
+        loop.start(0.05).addCallbacks(lambda _: done.callback(None), done.errback)
+        return done
+
+    def _trim_history(self) -> None:
+        self.history.trim(self._reactor.seconds())
+
+    def _report(self, bad: BadDelivery) -> None:
+        self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
+
+    def source_status(self) -> SourceStatus:
+        """How the source stands; a daemon that is stopping is not ready."""
+        status = self.source.status()
+        if not self._stopping:
+            return status
+        return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+
+    def status(self) -> Mapping[str, object]:
+        """What `/status` shows."""
+        source = self.source_status()
+        history, hub, intake, websockets, desk = self.history, self.hub, self.intake, self.websockets, self.desk
+        return {
+            "version": __version__,
+            "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
+            "source": {"state": source.state.value, "reason": source.reason, **source.details},
+            "intake": {"received": intake.received, "duplicates": intake.duplicates, "skipped": dict(intake.bad)},
+            "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position},
+            "hub": {
+                "members": len(hub.members),
+                "behind": sum(member.behind for member in hub.members),
+                "topics": hub.topics,
+                **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
+            },
+            "connections": {
+                "present": len(websockets.connections),
+                "opened": websockets.opened,
+                "closed": websockets.closed,
+                "refused": {str(status): count for status, count in websockets.refused.items()},
+            },
+            "requests": {"taken": desk.requests, "bad": desk.bad_requests, "denied_topics": desk.denied},
+        }
+
+
+def _method(settings: Settings) -> Method:
+    assert settings.auth == ("open",), "config.py knows the methods there are"
+    return Open()
+
+
+def _settled(result: Deferred[Any] | None) -> Deferred[Any]:
+    """The same, but a failure does not stop what follows."""
+    return succeed(None) if result is None else result.addErrback(lambda failure: None)
