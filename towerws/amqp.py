@@ -1,0 +1,351 @@
+"""The source that consumes RabbitMQ: connects, recovers, and never gives up.
+
+  state      | begins with                        | deadline                        | ends in
+  idle       | nothing yet                        | -                               | connecting (start)
+  connecting | an attempt at the next host        | attempt_s                       | handshake; lost
+  handshake  | TCP (TLS follows) stands           | the same attempt_s              | topology; lost
+  topology   | AMQP open; or the channel was lost | the same; or attempt_s anew     | refilling; lost
+  refilling  | consume-ok                         | attempt_s without progress      | consuming; topology; lost
+  consuming  | history is as full as it can be    | silence_s with nothing received | topology; lost
+  backoff    | any loss                           | the delay drawn                 | connecting
+  stopped    | stop(), from any state             | STOP_S                          | -
+
+"lost" aborts the transport and leads to backoff. Every attempt is one `_Attempt` object: an event of an attempt that is not
+the present one is ignored, so nothing that comes late can do harm.
+
+The delay is drawn from 0 to a bound (full jitter). The bound is backoff_min_s until each host was tried, then doubles per
+round up to backoff_max_s, and starts over after 30 s of consuming. Where nobody listens, or it worked until now, it grows
+once only (an attempt costs nothing, and it is how the return of a broker is noticed soon); what an operator must cure is
+retried at the slow end.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from twisted.internet import defer, interfaces
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.amqp_consumer import Feed
+from towerws.amqp_endpoint import broker_endpoint
+from towerws.amqp_link import Link, quiet_pika
+from towerws.amqp_loss import Cure, Loss, from_transport
+from towerws.amqp_session import Session
+from towerws.amqp_topology import choose_mode
+from towerws.errors import BrokerError
+from towerws.settings import BrokerSettings, BrokerUrl
+from towerws.sources import Sink, SourceState, SourceStatus
+
+__all__ = ["AmqpSource", "quiet_pika"]
+
+STOP_S: Final = 2.0
+STEADY_S: Final = 30.0
+SAY_AGAIN_S: Final = 60.0
+
+Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
+
+
+class _Attempt:
+    """One attempt at one host, from connecting to its end. Passes on what happens as long as it is the present one."""
+
+    def __init__(self, source: AmqpSource, url: BrokerUrl) -> None:
+        self.url = url
+        self.link: Link | None = None
+        self.session: Session | None = None
+        self.connecting: defer.Deferred[Any] | None = None
+        self.deadline: interfaces.IDelayedCall | None = None
+        self.live_since: float | None = None
+        self.consumed = False
+        self.mode = self.version = ""
+        self._source = source
+
+    def set_deadline(self, call: interfaces.IDelayedCall | None) -> None:
+        """Replace the deadline; None: there is none."""
+        if self.deadline is not None and self.deadline.active():
+            self.deadline.cancel()
+        self.deadline = call
+
+    def end(self) -> None:
+        """Let go of everything, now."""
+        self.set_deadline(None)
+        if self.link is not None:
+            self.link.abort()
+        if self.session is not None:
+            self.session.close()
+        if self.connecting is not None:
+            self.connecting.cancel()
+
+    # LinkEvents
+
+    def link_up(self) -> None:
+        self._source.advance(self, SourceState.HANDSHAKE)
+
+    def link_open(self, server_properties: Mapping[str, Any]) -> None:
+        self._source.handshaken(self, server_properties)
+
+    def link_read(self) -> None:
+        if self.session is not None:
+            self.session.end_read()
+
+    def link_lost(self, loss: Loss) -> None:
+        self._source.lost(self, loss)
+
+    def link_gone(self) -> None:
+        self._source.gone(self)
+
+    # SessionEvents
+
+    def session_refilling(self) -> None:
+        self.set_deadline(None)
+        self._source.advance(self, SourceState.REFILLING)
+
+    def session_live(self) -> None:
+        self._source.live(self)
+
+    def session_restarted(self, loss: Loss) -> None:
+        self._source.restarted(self, loss)
+
+    def session_failed(self, loss: Loss) -> None:
+        self._source.lost(self, loss)
+
+
+class AmqpSource:
+    """Consumes the brokers of `settings.urls`, one at a time, into `sink`.
+
+    `reactor` gives time and (unless `endpoint` does) connections; `rng` draws the order of the hosts and the delays;
+    `wall` is the time of day in UTC. `start` once; `stop` ends it for good.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        sink: Sink,
+        reactor: Any,
+        *,
+        endpoint: Endpoint | None = None,
+        rng: random.Random | None = None,
+        wall: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+    ) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
+        self._rng = rng or random.SystemRandom()
+        self._wall = wall
+        self._feed = Feed(sink, log=secrets.token_hex(4))
+        self._urls = self._rng.sample(settings.urls, len(settings.urls))
+        self._next_url = 0
+        self._state = SourceState.IDLE
+        self._reason: str | None = "not started"
+        self._attempt: _Attempt | None = None
+        self._retry: interfaces.IDelayedCall | None = None
+        self._round = 0  # attempts since it last worked, in whole rounds over the hosts
+        self._tried = 0
+        self._last_loss: Loss | None = None
+        self._said: dict[str, float] = {}
+        self._stopped: list[defer.Deferred[None]] = []
+        self._stop_deadline: interfaces.IDelayedCall | None = None
+        self._counts = {"attempts": 0, "connects": 0, "losses": 0, "channel_losses": 0}
+
+    # Source
+
+    def start(self) -> None:
+        """Begin; returns at once. Does nothing the second time."""
+        if self._state is SourceState.IDLE:
+            self._connect()
+
+    def stop(self) -> defer.Deferred[None]:
+        """Acknowledge, close in order, then by force. Fires with None within 2 s, always; may be called again."""
+        waiting: defer.Deferred[None] = defer.Deferred()
+        self._stopped.append(waiting)
+        if self._state is SourceState.STOPPED:
+            if self._attempt is None:
+                self._finish_stop()
+            return waiting
+        self._move(SourceState.STOPPED, "stopped")
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        attempt = self._attempt
+        if attempt is None or attempt.link is None:
+            self._finish_stop()
+            return waiting
+        self._stop_deadline = self._reactor.callLater(STOP_S, self._finish_stop)
+        attempt.set_deadline(None)
+        if attempt.session is not None:
+            attempt.session.close()
+        attempt.link.close()
+        return waiting
+
+    def status(self) -> SourceStatus:
+        """Where it stands, with the figures an operator asks for."""
+        return SourceStatus(self._state, self._reason, dict(self.counters))
+
+    @property
+    def counters(self) -> Mapping[str, object]:
+        """Figures since the start, and what is in force now; names and numbers only, no secret among them."""
+        feed, attempt, loss = self._feed, self._attempt, self._last_loss
+        return {
+            **self._counts,
+            "deliveries": feed.deliveries,
+            "octets": feed.octets,
+            "acks": feed.acks,
+            "poison_headers": feed.poison_headers,
+            "sink_errors": feed.sink_errors,
+            "broker": str(attempt.url) if attempt else None,
+            "mode": attempt.mode or None if attempt else None,
+            "broker_version": attempt.version or None if attempt else None,
+            "last_loss": str(loss) if loss else None,
+            "last_code": loss.code if loss else None,
+        }
+
+    # what the present attempt tells
+
+    def advance(self, attempt: _Attempt, state: SourceState) -> None:
+        """The attempt got one step further."""
+        if attempt is self._attempt and self._state is not SourceState.STOPPED:
+            self._move(state, self._under_way(state, attempt))
+
+    def handshaken(self, attempt: _Attempt, server_properties: Mapping[str, Any]) -> None:
+        """AMQP is open: look at the broker's version, then set up the topology."""
+        if attempt is not self._attempt or attempt.link is None or self._state is SourceState.STOPPED:
+            return
+        self._counts["connects"] += 1
+        self.advance(attempt, SourceState.TOPOLOGY)
+        attempt.version = str(server_properties.get("version"))
+        try:
+            mode = choose_mode(self._settings.consume, server_properties)
+        except BrokerError as error:
+            self.lost(attempt, Loss(str(error), Cure.OPERATOR))
+            return
+        attempt.mode = mode.value
+        attempt.session = Session(attempt.link, mode, self._settings, self._feed, self._reactor, self._wall, attempt)
+        attempt.session.begin()
+
+    def live(self, attempt: _Attempt) -> None:
+        """Deliveries come as they are published."""
+        if attempt is not self._attempt or self._state is SourceState.STOPPED:
+            return
+        attempt.live_since = self._reactor.seconds()
+        attempt.consumed = True
+        self._move(SourceState.CONSUMING, None)
+        self._log.info(
+            "consuming {mode} from {broker}, RabbitMQ {version}", mode=attempt.mode, broker=str(attempt.url), version=attempt.version
+        )
+
+    def restarted(self, attempt: _Attempt, loss: Loss) -> None:
+        """The broker took the channel away; a new one is on its way on the same connection."""
+        if attempt is not self._attempt:
+            return
+        self._counts["channel_losses"] += 1
+        self._note(attempt, loss)
+        self._move(SourceState.TOPOLOGY, str(loss))
+        attempt.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, attempt))
+
+    def lost(self, attempt: _Attempt, loss: Loss) -> None:
+        """The attempt is over: try again after a while."""
+        if attempt is not self._attempt or self._state is SourceState.STOPPED:
+            return
+        self._attempt = None
+        self._counts["losses"] += 1
+        attempt.end()
+        self._note(attempt, loss)
+        delay_s = self._delay_s(attempt, loss)
+        self._move(SourceState.BACKOFF, str(loss))
+        self._retry = self._reactor.callLater(delay_s, self._connect)
+
+    def gone(self, attempt: _Attempt) -> None:
+        """The transport is closed."""
+        if attempt is self._attempt and self._state is SourceState.STOPPED:
+            self._finish_stop()
+
+    # our own
+
+    def _connect(self) -> None:
+        self._retry = None
+        url = self._urls[self._next_url]
+        self._next_url = (self._next_url + 1) % len(self._urls)
+        attempt = self._attempt = _Attempt(self, url)
+        self._counts["attempts"] += 1
+        self._move(SourceState.CONNECTING, self._under_way(SourceState.CONNECTING, attempt))
+        attempt.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, attempt))
+        try:
+            endpoint = self._endpoint(url)
+        except (OSError, ValueError) as error:
+            self.lost(attempt, Loss(f"connecting: {error}", Cure.OPERATOR))
+            return
+        factory = Factory.forProtocol(lambda: self._new_link(attempt))
+        factory.noisy = False
+        attempt.connecting = endpoint.connect(factory)
+        attempt.connecting.addCallbacks(self._connected, self._not_connected, callbackArgs=(attempt,), errbackArgs=(attempt,))
+
+    def _new_link(self, attempt: _Attempt) -> Link:
+        link = Link(attempt.url, self._settings, self._reactor, attempt)
+        if attempt is self._attempt:
+            attempt.link = link
+        else:
+            link.abort()
+        return link
+
+    def _connected(self, _: object, attempt: _Attempt) -> None:
+        attempt.connecting = None
+
+    def _not_connected(self, failure: Failure, attempt: _Attempt) -> None:
+        attempt.connecting = None
+        self.lost(attempt, from_transport(failure, "connecting", tls=attempt.url.tls))
+
+    def _late(self, attempt: _Attempt) -> None:
+        self.lost(attempt, Loss(f"{self._state.value}: no answer from the broker within {self._settings.attempt_s:g} s"))
+
+    def _delay_s(self, attempt: _Attempt, loss: Loss) -> float:
+        settings = self._settings
+        steady = attempt.live_since is not None and self._reactor.seconds() - attempt.live_since >= STEADY_S
+        if steady:
+            self._round = self._tried = 0
+        self._tried += 1
+        if attempt.consumed:
+            self._round, self._tried = min(self._round, 1), 1
+            return self._rng.uniform(0, settings.backoff_min_s)
+        if self._tried % len(self._urls):
+            return self._rng.uniform(0, settings.backoff_min_s)  # another host is left in this round
+        if loss.cure is Cure.OPERATOR:
+            return settings.backoff_max_s + self._rng.uniform(0, settings.backoff_min_s)
+        if loss.cure is Cure.SOON:
+            self._round = min(self._round, 1)
+        bound_s = min(settings.backoff_max_s, settings.backoff_min_s * 2**self._round)
+        if bound_s < settings.backoff_max_s:
+            self._round += 1
+        return self._rng.uniform(0, bound_s)
+
+    def _note(self, attempt: _Attempt, loss: Loss) -> None:
+        """Keep the reason; say it, but the same one at most once a minute."""
+        self._last_loss = loss
+        now = self._reactor.seconds()
+        self._said = {text: at for text, at in self._said.items() if now - at < SAY_AGAIN_S}
+        text = f"{attempt.url}: {loss}"
+        if text not in self._said:
+            self._said[text] = now
+            self._log.warn("broker {broker}: {reason}", broker=str(attempt.url), reason=str(loss), code=loss.code)
+
+    def _under_way(self, state: SourceState, attempt: _Attempt) -> str:
+        return f"{state.value}: {attempt.url}" + (f"; before that: {self._last_loss}" if self._last_loss else "")
+
+    def _move(self, state: SourceState, reason: str | None) -> None:
+        self._state, self._reason = state, reason
+
+    def _finish_stop(self) -> None:
+        if self._stop_deadline is not None and self._stop_deadline.active():
+            self._stop_deadline.cancel()
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.end()
+        stopped, self._stopped = self._stopped, []
+        for waiting in stopped:
+            waiting.callback(None)

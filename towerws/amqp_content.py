@@ -1,0 +1,92 @@
+"""Reads from an AMQP content header the two things that are used: the stream's offset and the message id.
+
+pika decodes every header into Python objects and raises for what it can't represent (NaN, infinity, dates beyond the year
+9999, field types it doesn't know, deep nesting); that ends the connection, and again after every redelivery. Here a header
+is walked over by its lengths and never decoded, so that none of these can hurt, and the neighbours of such a message and
+the message itself arrive. What is damaged beyond walking (a field type whose size is unknown, a length that leads out of
+the frame) yields no offset, and the delivery is counted and skipped; the frame's own length says where the next begins.
+
+Layout: AMQP 0-9-1 sections 4.2.6.1 (content header) and 4.2.5.5 (field tables), with RabbitMQ's errata for the field types.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+_STREAM_OFFSET: Final = b"\x0fx-stream-offset"
+# Octets of a field's value by its type; those of _LONG begin with a 32-bit length of their own.
+_SIZES: Final = {ord(kind): size for kinds, size in (("tbB", 1), ("Uus", 2), ("Iif", 4), ("LldT", 8), ("D", 5), ("V", 0)) for kind in kinds}
+_LONG: Final = frozenset(b"SxAF")
+_INTEGERS: Final = {
+    ord("l"): struct.Struct(">q"),
+    ord("L"): struct.Struct(">q"),
+    ord("I"): struct.Struct(">i"),
+    ord("i"): struct.Struct(">I"),
+}
+_U16: Final = struct.Struct(">H")
+_U32: Final = struct.Struct(">I")
+
+# Property flags (section 4.2.6.1), from the highest bit down in the order of the properties.
+_CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 0x8000, 0x4000, 0x2000
+_DELIVERY_MODE, _PRIORITY = 0x1000, 0x0800
+_CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
+_MORE_FLAGS = 0x0001
+
+
+class Content:
+    """What a content header says. `offset` and `message_id` are None when absent, `damaged` when it could not be walked."""
+
+    __slots__ = ("damaged", "message_id", "offset")
+
+    def __init__(self, offset: int | None, message_id: str | None, damaged: bool) -> None:
+        self.offset = offset
+        self.message_id = message_id
+        self.damaged = damaged
+
+
+def read_content(data: bytes, at: int, end: int) -> Content:
+    """The properties in `data[at:end]`, which begins at the property flags. Never raises."""
+    offset: int | None = None
+    message_id: str | None = None
+    try:
+        flags = more = _U16.unpack_from(data, at)[0]
+        at += 2
+        while more & _MORE_FLAGS:
+            more = _U16.unpack_from(data, at)[0]
+            at += 2
+        if flags & _CONTENT_TYPE:
+            at += 1 + data[at]
+        if flags & _CONTENT_ENCODING:
+            at += 1 + data[at]
+        if flags & _HEADERS:
+            table_end = at + 4 + _U32.unpack_from(data, at)[0]
+            if table_end > end:
+                return Content(None, None, damaged=True)
+            offset = _find_offset(data, at + 4, table_end)
+            at = table_end
+        if flags & _MESSAGE_ID:
+            at += bool(flags & _DELIVERY_MODE) + bool(flags & _PRIORITY)
+            for flag in (_CORRELATION_ID, _REPLY_TO, _EXPIRATION):
+                if flags & flag:
+                    at += 1 + data[at]
+            id_end = at + 1 + data[at]
+            if id_end > end:
+                return Content(offset, None, damaged=True)
+            # Not UTF-8 is allowed on the wire; two different ids must stay different.
+            message_id = data[at + 1 : id_end].decode("utf-8", "backslashreplace") or None
+    except (IndexError, KeyError, struct.error):
+        return Content(offset, None, damaged=True)
+    return Content(offset, message_id, damaged=at > end)
+
+
+def _find_offset(data: bytes, at: int, end: int) -> int | None:
+    """The value of `x-stream-offset` at the top of a field table. Raises KeyError for a field type of unknown size."""
+    while at < end:
+        kind_at = at + 1 + data[at]
+        kind = data[kind_at]
+        if data[at:kind_at] == _STREAM_OFFSET and kind in _INTEGERS:
+            return int(_INTEGERS[kind].unpack_from(data, kind_at + 1)[0])
+        at = kind_at + 1
+        at += 4 + _U32.unpack_from(data, at)[0] if kind in _LONG else _SIZES[kind]
+    return None
