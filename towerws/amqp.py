@@ -21,7 +21,7 @@ retried at the slow end.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -132,7 +132,7 @@ class AmqpSource:
         *,
         endpoint: Endpoint | None = None,
         rng: random.Random | None = None,
-        wall: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+        wall: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._settings = settings
         self._reactor = reactor

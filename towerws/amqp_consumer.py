@@ -40,6 +40,10 @@ class Feed:
     acks: int = 0
 
 
+def by_the_link(*_: object) -> None:
+    """What pika's `basic_consume` wants to call: deliveries never get that far, the link hands them to `on_delivery`."""
+
+
 class ConsumerEvents(Protocol):
     """What a consumer tells its owner; nothing after `consumer_lost` or `close`."""
 
@@ -83,7 +87,7 @@ class Consumer:
         # A prefetch below the batch would otherwise wait for the timer with nothing on the way.
         self._ack_at = max(1, min(ACK_DELIVERIES, settings.prefetch // 2))
         self._ack_timer: interfaces.IDelayedCall | None = None
-        self._channel = link.open_channel(self._opened)
+        self._channel = link.open_channel(self._opened, self._on_stream if mode is Mode.STREAM else self._on_queue)
         self._channel.add_on_close_callback(self._channel_closed)
         self._channel.add_on_cancel_callback(self._cancelled)
 
@@ -120,47 +124,13 @@ class Consumer:
         source = declare(channel, self._mode, self._settings)
         if self._mode is Mode.STREAM:
             arguments = {"x-stream-offset": self._start}
-            channel.basic_consume(source, self._stream_delivery, arguments=arguments, callback=self._consume_ok)
+            channel.basic_consume(source, by_the_link, arguments=arguments, callback=self._consume_ok)
         else:
-            channel.basic_consume(source, self._queue_delivery, exclusive=True, callback=self._consume_ok)
+            channel.basic_consume(source, by_the_link, exclusive=True, callback=self._consume_ok)
 
     def _consume_ok(self, _: object) -> None:
         if not self._closed:
             self._events.consumer_ok()
-
-    def _stream_delivery(self, _channel: object, method: Any, content: Content, body: bytes) -> None:
-        self._tag = method.delivery_tag
-        self._unacked += 1
-        offset = content.offset
-        if offset is None or self._closed:
-            self._feed.poison_headers += offset is None
-            return
-        self.offset = offset
-        self._deliver(method.routing_key, body, offset, content.message_id)
-
-    def _queue_delivery(self, _channel: object, method: Any, content: Content, body: bytes) -> None:
-        self._tag = method.delivery_tag
-        self._unacked += 1
-        feed = self._feed
-        feed.poison_headers += content.damaged
-        if self._closed:
-            return
-        feed.queue_offset = self.offset = offset = feed.queue_offset + 1
-        self._deliver(method.routing_key, body, offset, content.message_id)
-
-    def _deliver(self, routing_key: str | bytes, body: bytes, offset: int, message_id: str | None) -> None:
-        feed = self._feed
-        feed.deliveries += 1
-        feed.octets += len(body)
-        if isinstance(routing_key, bytes):  # what is not UTF-8 comes as octets; the sink refuses it by name
-            routing_key = routing_key.decode("utf-8", "backslashreplace")
-        try:
-            feed.sink.deliver(routing_key, body, offset, message_id)
-        except Exception:  # noqa: BLE001 - ours to mend, but it must not end the connection
-            self._sink_failed()
-        self._turn += 1
-        if self._turn >= TURN_DELIVERIES:
-            self._end_turn()
 
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
@@ -170,6 +140,40 @@ class Consumer:
 
     def _cancelled(self, _: object) -> None:
         self._lose(Loss(f"the broker cancelled the consumer: its {self._mode.value} was deleted or moved", Cure.SOON))
+
+    # The link calls these, once per message: no logging, no timers, nothing that raises
+
+    def _on_stream(self, tag: int, routing_key: str, content: Content, body: bytes) -> None:
+        offset = content.offset
+        if offset is not None:
+            self.offset = offset
+            self._deliver(tag, routing_key, body, offset, content.message_id)
+        else:
+            self._tag = tag
+            self._unacked += 1
+            self._feed.poison_headers += 1
+
+    def _on_queue(self, tag: int, routing_key: str, content: Content, body: bytes) -> None:
+        feed = self._feed
+        feed.poison_headers += content.damaged
+        feed.queue_offset = self.offset = offset = feed.queue_offset + 1
+        self._deliver(tag, routing_key, body, offset, content.message_id)
+
+    def _deliver(self, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        if self._closed:
+            return
+        self._tag = tag
+        self._unacked += 1
+        feed = self._feed
+        feed.deliveries += 1
+        feed.octets += len(body)
+        try:
+            feed.sink.deliver(routing_key, body, offset, message_id)
+        except Exception:  # noqa: BLE001 - ours to mend, but it must not end the connection
+            self._sink_failed()
+        self._turn += 1
+        if self._turn >= TURN_DELIVERIES:
+            self._end_turn()
 
     # Our own
 

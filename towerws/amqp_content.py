@@ -66,10 +66,7 @@ def read_content(data: bytes, at: int, end: int) -> Content:
             offset = _find_offset(data, at + 4, table_end)
             at = table_end
         if flags & _MESSAGE_ID:
-            at += bool(flags & _DELIVERY_MODE) + bool(flags & _PRIORITY)
-            for flag in (_CORRELATION_ID, _REPLY_TO, _EXPIRATION):
-                if flags & flag:
-                    at += 1 + data[at]
+            at = _skip_to_message_id(data, at, flags)
             id_end = at + 1 + data[at]
             if id_end > end:
                 return Content(offset, None, damaged=True)
@@ -78,6 +75,14 @@ def read_content(data: bytes, at: int, end: int) -> Content:
     except (IndexError, KeyError, struct.error):
         return Content(offset, None, damaged=True)
     return Content(offset, message_id, damaged=at > end)
+
+
+def _skip_to_message_id(data: bytes, at: int, flags: int) -> int:
+    at += bool(flags & _DELIVERY_MODE) + bool(flags & _PRIORITY)
+    for flag in (_CORRELATION_ID, _REPLY_TO, _EXPIRATION):
+        if flags & flag:
+            at += 1 + data[at]
+    return at
 
 
 def _find_offset(data: bytes, at: int, end: int) -> int | None:

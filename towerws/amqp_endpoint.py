@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import ssl
@@ -26,8 +27,7 @@ def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> I
 
 
 def _authorities(path: str) -> Any:
-    with open(path, "rb") as file:
-        parts = file.read().split(_PEM_END)[:-1]
+    parts = Path(path).read_bytes().split(_PEM_END)[:-1]
     if not parts:
         raise ValueError(f"tls_ca {path} holds no PEM certificate")
     certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]

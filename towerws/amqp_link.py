@@ -7,9 +7,9 @@ from pika's own adapter, and why:
   a TLS close that a black hole never grants), stops pika's timers and tells the reason once. After that nothing is called.
 - The code and text of the broker's Connection.Close are kept (pika overwrites them when the TCP connection ends).
 - Nothing received for `silence_s`: the link dies. pika's heartbeats are sent, its check is only a second opinion.
-- The read loop walks the buffer by index (pika copies the rest of the buffer for each frame), reads content headers with
-  `amqp_content`, and hands deliveries to the channel directly, past pika's table of callbacks. benchmarks/: 5 µs a delivery
-  instead of 12.
+- The read loop walks the buffer by index (pika copies the rest of the buffer for each frame) and puts deliveries together
+  itself, with content headers read by `amqp_content`: 5.1 µs a delivery with an empty callback, pika's
+  way takes 24 (20,000 of 300 octets with three headers, in reads of 64 KiB, CPython 3.11). All other methods are pika's.
 - Raw callbacks only. pika's Deferreds break when they are cancelled, and cost a queue entry per message.
 """
 
@@ -19,7 +19,7 @@ import logging
 import os
 import platform
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import pika
@@ -31,12 +31,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws import __version__
-from towerws.amqp_content import read_content
+from towerws.amqp_content import Content, read_content
 from towerws.amqp_loss import Cure, Loss, from_broker, from_transport
 from towerws.settings import BrokerSettings, BrokerUrl
 
 _FRAME_HEAD: Final = struct.Struct(">BHI")
-_CONTENT_HEAD: Final = struct.Struct(">HHQ")
+_U64: Final = struct.Struct(">Q")
 _METHOD, _HEADER, _BODY, _FRAME_END = 1, 2, 3, 0xCE
 _DELIVER: Final = bytes.fromhex("003c003c")  # class 60, method 60
 # pika announces frame_max 131072, and RabbitMQ keeps to it: a longer one is no AMQP.
@@ -45,6 +45,10 @@ _LONGEST_FRAME: Final = 131072
 
 class NotAmqp(Exception):
     """What came from the peer is not AMQP 0-9-1."""
+
+
+OnDelivery = Callable[[int, str, Content, bytes], None]
+"""Called with the delivery tag, the routing key, what the content header says, and the body."""
 
 
 class LinkEvents(Protocol):
@@ -87,8 +91,50 @@ def _parameters(url: BrokerUrl, settings: BrokerSettings) -> pika.ConnectionPara
     )
 
 
+class _Delivery:
+    """The delivery that is just coming in on one channel: method, header, then any number of body frames."""
+
+    __slots__ = ("_content", "_missing", "_on_delivery", "_parts", "_routing_key", "_tag")
+
+    def __init__(self, on_delivery: OnDelivery) -> None:
+        self._on_delivery = on_delivery
+        self._tag = self._missing = 0
+        self._routing_key = ""
+        self._content = Content(None, None, damaged=False)
+        self._parts: list[bytes] = []
+
+    def begin(self, data: bytes, at: int) -> None:
+        """Basic.Deliver: consumer tag, delivery tag, redelivered, exchange, routing key."""
+        at += 1 + data[at]
+        self._tag = _U64.unpack_from(data, at)[0]
+        at += 9
+        at += 1 + data[at]
+        # What is not UTF-8 comes escaped, and the sink refuses it by name.
+        self._routing_key = data[at + 1 : at + 1 + data[at]].decode("utf-8", "backslashreplace")
+
+    def describe(self, body_size: int, content: Content) -> None:
+        """The content header."""
+        self._content = content
+        self._missing = body_size
+        self._parts = []
+        if not body_size:
+            self._on_delivery(self._tag, self._routing_key, content, b"")
+
+    def add(self, part: bytes) -> None:
+        """A body frame; most bodies have one, which is then the body, without a copy."""
+        missing = self._missing = self._missing - len(part)
+        if missing < 0:
+            raise NotAmqp("a body longer than its header said")
+        if self._parts or missing:
+            self._parts.append(part)
+            if missing:
+                return
+            part, self._parts = b"".join(self._parts), []
+        self._on_delivery(self._tag, self._routing_key, self._content, part)
+
+
 class _Connection(_TwistedConnectionAdapter):  # type: ignore[misc]
-    """pika's connection with our read loop. `_link` is told when pika wants the stream closed."""
+    """The connection of pika with our read loop. `_link` is told when pika wants the stream closed."""
 
     _frame_buffer: bytes
 
@@ -101,6 +147,7 @@ class _Connection(_TwistedConnectionAdapter):  # type: ignore[misc]
             custom_reactor=reactor,
         )
         self._link = link
+        self.deliveries: dict[int, _Delivery] = {}
 
     # pika calls these
 
@@ -122,17 +169,17 @@ class _Connection(_TwistedConnectionAdapter):  # type: ignore[misc]
                 break
             if buffer[end] != _FRAME_END:
                 raise NotAmqp("a frame without its end octet")
-            if kind == _HEADER:
-                body_size = _CONTENT_HEAD.unpack_from(buffer, at)[2]
-                self._deliver_frame_to_channel(pika_frame.Header(channel, body_size, read_content(buffer, at + 12, end)))
+            if kind == _METHOD and buffer.startswith(_DELIVER, at):
+                if delivery := self.deliveries.get(channel):
+                    delivery.begin(buffer, at + 4)
+            elif kind == _HEADER:
+                if delivery := self.deliveries.get(channel):
+                    delivery.describe(_U64.unpack_from(buffer, at + 4)[0], read_content(buffer, at + 12, end))
             elif kind == _BODY:
-                self._deliver_frame_to_channel(pika_frame.Body(channel, buffer[at:end]))
+                if delivery := self.deliveries.get(channel):
+                    delivery.add(buffer[at:end])
             else:
-                frame = pika_frame.decode_frame(buffer[start : end + 1])[1]
-                if kind == _METHOD and buffer.startswith(_DELIVER, at):
-                    self._deliver_frame_to_channel(frame)
-                else:
-                    self._process_frame(frame)
+                self._process_frame(pika_frame.decode_frame(buffer[start : end + 1])[1])
             start = end + 1
             self.bytes_received += length + 8
         self._frame_buffer = buffer[start:]
@@ -171,9 +218,14 @@ class Link(protocol.Protocol):
         """What the broker said of itself; empty before the handshake."""
         return self._amqp.server_properties or {}
 
-    def open_channel(self, opened: Any) -> Any:
-        """A new pika channel; `opened(channel)` is called when the broker has opened it."""
-        return self._amqp.channel(on_open_callback=opened)
+    def open_channel(self, opened: Callable[[Any], None], on_delivery: OnDelivery) -> Any:
+        """A new pika channel; `opened(channel)` is called when the broker has opened it.
+
+        What its consumers are sent goes to `on_delivery`, never to the callback given to pika's `basic_consume`.
+        """
+        channel = self._amqp.channel(on_open_callback=opened)
+        self._amqp.deliveries[channel.channel_number] = _Delivery(on_delivery)
+        return channel
 
     def close(self) -> None:
         """End in order: channels, then the connection, then `link_lost`. Has no deadline: see `abort`."""
@@ -191,6 +243,7 @@ class Link(protocol.Protocol):
     # Twisted calls these
 
     def connectionMade(self) -> None:
+        """TCP stands: begin the handshake."""
         if self.dead:
             self._abort_transport()
             return
@@ -203,6 +256,7 @@ class Link(protocol.Protocol):
         self._amqp.connection_made(transport)
 
     def dataReceived(self, data: bytes) -> None:
+        """Handle every whole frame; no exception leaves this."""
         if self.dead:
             return
         self._heard_at = self._reactor.seconds()
@@ -217,6 +271,7 @@ class Link(protocol.Protocol):
             self._events.link_read()
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        """The transport is closed, by whomever."""
         self._die(from_transport(reason, self._doing, tls=self.url.tls))
         self._events.link_gone()
 
@@ -228,7 +283,7 @@ class Link(protocol.Protocol):
         self._events.link_open(self.server_properties)
 
     def disconnected(self, error: Exception | None) -> None:
-        """pika gave up the connection, because of `error`."""
+        """The connection was given up by pika, because of `error`."""
         if isinstance(error, pika_exceptions.ConnectionClosedByBroker):
             self._die(from_broker(error.reply_code, error.reply_text))
         elif isinstance(error, pika_exceptions.ConnectionClosedByClient):

@@ -16,7 +16,7 @@ delivery at n is asked for once more, to let the sink see that it is the same lo
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from pika import exceptions as pika_exceptions
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
-from towerws.amqp_consumer import Consumer, Feed
+from towerws.amqp_consumer import Consumer, Feed, by_the_link
 from towerws.amqp_content import Content
 from towerws.amqp_link import Link
 from towerws.amqp_loss import Cure, Loss
@@ -79,7 +79,7 @@ class Session:
         settings: BrokerSettings,
         feed: Feed,
         reactor: interfaces.IReactorTime,
-        wall: Callable[[], datetime.datetime],
+        wall: Callable[[], dt.datetime],
         events: SessionEvents,
     ) -> None:
         self._link = link
@@ -105,7 +105,7 @@ class Session:
             self._consume(Start())
             return
         resume = self._feed.sink.resume_from() if self._feed.attached is Mode.STREAM else None
-        self._scout = self._link.open_channel(lambda channel: self._scout_opened(channel, resume))
+        self._scout = self._link.open_channel(lambda channel: self._scout_opened(channel, resume), self._probed)
         self._scout.add_on_close_callback(lambda channel, reason: self._scout_closed(channel, reason, resume))
 
     def end_read(self) -> None:
@@ -171,7 +171,7 @@ class Session:
             return
         channel.basic_qos(prefetch_count=1, callback=lambda _: None)
         channel.basic_consume(
-            self._settings.stream, self._probed, arguments={"x-stream-offset": "last"}, callback=lambda _: self._wait_for_probe()
+            self._settings.stream, by_the_link, arguments={"x-stream-offset": "last"}, callback=lambda _: self._wait_for_probe()
         )
 
     def _wait_for_probe(self) -> None:
@@ -182,7 +182,7 @@ class Session:
         self._timer = None
         self._scouted(None, missing=False)
 
-    def _probed(self, _channel: object, _method: object, content: Content, _body: bytes) -> None:
+    def _probed(self, _tag: int, _routing_key: str, content: Content, _body: bytes) -> None:
         if self._scout is not None and content.offset is not None:
             self._scouted(None, missing=False, head=content.offset)
 
@@ -199,7 +199,7 @@ class Session:
         self._stop_timer()
         if scout.is_open:
             scout.close()
-        now_less_refill = Start(self._wall() - datetime.timedelta(seconds=self._settings.refill_s))
+        now_less_refill = Start(self._wall() - dt.timedelta(seconds=self._settings.refill_s))
         if resume is None and head is None:
             start = now_less_refill
         elif resume is None:
