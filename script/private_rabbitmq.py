@@ -1,0 +1,260 @@
+"""A RabbitMQ node of one's own: own data directory, free ports on 127.0.0.1, no system service touched, nothing left behind.
+
+`python script/private_rabbitmq.py --data DIR` starts a node, prints its URL on one line and runs until SIGINT or SIGTERM.
+Tests import `PrivateRabbit`. Standard library only, so that it runs before anything is installed.
+
+How it keeps to itself:
+- Debian's `/usr/sbin/rabbitmq-server` changes to the user `rabbitmq`; the script below `/usr/lib/rabbitmq` runs as whoever calls it.
+- A node registers with epmd, which Erlang starts as a daemon that outlives the node. Each node here has its own epmd, in the
+  foreground and on a port of its own, so that exactly that one can be ended.
+- Ports are taken from below the kernel's ephemeral range (32768 and up): up there another program's outgoing connection may
+  hold the port when the node comes back, and a client that retries may connect to itself.
+- The node is named after 127.0.0.1 (a long name): a minimal system has no `/etc/hosts` to look `localhost` up in.
+- `setpriv --pdeathsig` (util-linux) makes the kernel end both processes with the thread that started them, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Self
+
+START_S = 60  # a node takes 3-8 s on two idle cores; CI's cores may be shared
+STOP_S = 20
+PORTS = range(15000, 32000)
+CTL_PORTS = 10  # each rabbitmqctl listens on one while it runs
+
+CONFIG = """\
+# A test's disk may be nearly full: publishing must not be blocked for that.
+disk_free_limit.absolute = 1MB
+log.console = true
+log.console.level = info
+"""
+
+
+class RabbitError(Exception):
+    """The node can't be started or asked. The text says why, with the end of its log."""
+
+
+def rabbitmq_bin() -> Path | None:
+    """The directory of RabbitMQ's own scripts, None where RabbitMQ is not installed. `TOWERWS_RABBITMQ_BIN` names another."""
+    folder = Path(os.environ.get("TOWERWS_RABBITMQ_BIN") or "/usr/lib/rabbitmq/bin")
+    return folder if (folder / "rabbitmq-server").exists() and shutil.which("epmd") else None
+
+
+class PrivateRabbit:
+    """One node. `start`, `stop` and `kill` may be called again and again: ports, name and data stay the same.
+
+    Start it from a thread that outlives it (the main thread): the kernel ends the node with that thread.
+    """
+
+    def __init__(self, data_dir: Path | str) -> None:
+        folder = rabbitmq_bin()
+        if folder is None:
+            raise RabbitError("RabbitMQ is not installed: apt-get install rabbitmq-server")
+        self._bin = folder
+        self.data_dir = Path(data_dir).resolve()
+        self.port, self._dist_port, self._epmd_port, self._ctl_port = _free_ports()
+        self._node: subprocess.Popen[bytes] | None = None
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: the default user is allowed from loopback, which is all the node listens on."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+
+    @property
+    def running(self) -> bool:
+        """True while the node's process lives."""
+        return self._node is not None and self._node.poll() is None
+
+    def start(self) -> None:
+        """Start the node and return when its AMQP port answers. `RabbitError` after `START_S` or when it ends before."""
+        if self.running:
+            return
+        self.stop()
+        self._prepare()
+        self._epmd = self._spawn([shutil.which("epmd") or "epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)])
+        self._node = self._spawn([str(self._bin / "rabbitmq-server")])
+        deadline = time.monotonic() + START_S
+        try:
+            while not _speaks_amqp(self.port):
+                if self._node.poll() is not None:
+                    raise RabbitError(f"RabbitMQ ended with exit status {self._node.returncode} while starting\n{self._log_tail()}")
+                if time.monotonic() > deadline:
+                    raise RabbitError(f"RabbitMQ did not answer on port {self.port} within {START_S} s\n{self._log_tail()}")
+                time.sleep(0.1)  # nothing announces the port: it is asked
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """End the node in an orderly way (by force after `STOP_S`), then its epmd. Safe when it is not running."""
+        if self._node is not None and self._node.poll() is None:
+            self._node.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._node.wait(STOP_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the node as a crash would (SIGKILL), then its epmd. Data stays; `start` brings it back on the same ports."""
+        for process in (self._node, self._epmd):
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # each leads a group of its own
+                process.wait()
+        self._node = self._epmd = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def ctl(self, *args: str) -> str:
+        """Run `rabbitmqctl` against this node and return what it printed. `RabbitError` with its output when it fails."""
+        command = [str(self._bin / "rabbitmqctl"), "--longnames", "--node", self._name, "--quiet", *args]
+        result = subprocess.run(command, env=self._env(), capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+        if result.returncode != 0:
+            raise RabbitError(f"rabbitmqctl {' '.join(args)}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
+        return result.stdout
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def _name(self) -> str:
+        """A constant: the data belong to the node's name, and a node is found through its own epmd only."""
+        return "towerws@127.0.0.1"
+
+    def _prepare(self) -> None:
+        for folder in ("home", "mnesia", "log", "conf.d"):
+            (self.data_dir / folder).mkdir(parents=True, exist_ok=True)
+        (self.data_dir / "rabbitmq.conf").write_text(CONFIG)
+        (self.data_dir / "advanced.config").write_text("[].\n")
+        (self.data_dir / "enabled_plugins").write_text("[].\n")
+        (self.data_dir / "rabbitmq-env.conf").write_text("")
+        self._lock = (self.data_dir / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            self._lock = None
+            raise RabbitError(f"another node is running on {self.data_dir}") from error
+
+    def _env(self) -> dict[str, str]:
+        """The whole environment: nothing that the caller's may say about RabbitMQ or Erlang comes through."""
+        loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+        data = self.data_dir
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(data / "home"),  # the Erlang cookie is made there
+            "LANG": "C.UTF-8",
+            "ERL_CRASH_DUMP_SECONDS": "0",  # no dump: the log says what happened
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(data / "advanced.config"),
+            # The shell steps aside for the Erlang VM, so that our child is the node itself and gets our signals.
+            "RABBITMQ_ALLOW_INPUT": "1",
+            "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(data / "conf.d"),
+            "RABBITMQ_CONF_ENV_FILE": str(data / "rabbitmq-env.conf"),
+            "RABBITMQ_CTL_DIST_PORT_MIN": str(self._ctl_port),
+            "RABBITMQ_CTL_DIST_PORT_MAX": str(self._ctl_port + CTL_PORTS - 1),
+            "RABBITMQ_CTL_ERL_ARGS": loopback,
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_LOG_BASE": str(data / "log"),
+            "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
+            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 2:2 +A 16 {loopback}",  # threads for two cores, not for the host's
+            "RABBITMQ_SERVER_START_ARGS": "-noinput",
+            "RABBITMQ_USE_LONGNAME": "true",
+        }
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        setpriv = shutil.which("setpriv")
+        if setpriv is not None:
+            command = [setpriv, "--pdeathsig", "KILL", *command]
+        with (self.data_dir / "log" / "node.log").open("ab") as log:
+            return subprocess.Popen(
+                command, env=self._env(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.data_dir, start_new_session=True
+            )
+
+    def _log_tail(self, lines: int = 60) -> str:
+        log = self.data_dir / "log" / "node.log"
+        tail = log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join([f"--- the end of {log}:", *tail])
+
+
+def _free_ports() -> tuple[int, int, int, int]:
+    """Three free ports and the first of `CTL_PORTS` free ones in a row."""
+    wanted = 3 + CTL_PORTS
+    while True:
+        first = random.choice(PORTS)  # noqa: S311 - not a secret
+        if all(_is_free(port) for port in range(first, first + wanted)):
+            return first, first + 1, first + 2, first + 3
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _speaks_amqp(port: int) -> bool:
+    """True when a client gets Connection.Start (a method frame: type 1, channel 0; AMQP 0-9-1 sections 2.2.4 and 4.2.3)."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+            sock.sendall(b"AMQP\x00\x00\x09\x01")
+            return sock.recv(3) == b"\x01\x00\x00"
+    except OSError:
+        return False
+
+
+def main() -> int:
+    """Run one node in the foreground until a signal."""
+    parser = argparse.ArgumentParser(description="Run a private RabbitMQ node until SIGINT or SIGTERM; its URL is the only line printed.")
+    parser.add_argument("--data", required=True, metavar="DIR", help="directory for everything the node writes")
+    args = parser.parse_args()
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in signals:
+        signal.signal(number, interrupt)
+    try:
+        with PrivateRabbit(args.data) as rabbit:
+            print(rabbit.url, flush=True)
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # until the node or its epmd ends, or a signal comes
+            print("RabbitMQ ended by itself", file=sys.stderr)
+            return 1
+    except RabbitError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
