@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 
 class Secret:
@@ -41,8 +42,7 @@ class BrokerUrl:
     def __str__(self) -> str:
         scheme = "amqps" if self.tls else "amqp"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        vhost = "%2F" if self.vhost == "/" else self.vhost
-        return f"{scheme}://{self.username}:***@{host}:{self.port}/{vhost}"
+        return f"{scheme}://{quote(self.username, safe='')}:***@{host}:{self.port}/{quote(self.vhost, safe='')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

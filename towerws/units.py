@@ -1,0 +1,117 @@
+"""Sizes, durations and other single values of a setting, as people write them. All pure functions.
+
+Every reader takes what TOML, a flag or an environment variable gave, and raises `ValueError` whose text is the rule alone: it
+never repeats the value, so that the caller decides what of it may be shown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_SIZE_UNITS = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+# The counts of digits keep int() and float() cheap whatever comes; no setting needs more.
+_is_size = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)", re.ASCII).fullmatch
+_is_duration = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|)", re.ASCII).fullmatch
+_is_whole = re.compile(r"[0-9]{1,15}", re.ASCII).fullmatch
+_is_number = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII).fullmatch
+
+Value = str | int | float | bool | tuple[str, ...]
+"""What a setting can be."""
+
+
+def read_size(value: object) -> int:
+    """Octets from `64MiB`, `256KiB`, `1048576` or an integer."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and (match := _is_size(value)):
+        return int(match[1]) * _SIZE_UNITS[match[2]]
+    raise ValueError("a size is a whole number of octets, or one followed by KiB, MiB or GiB (64MiB)")
+
+
+def format_size(octets: int) -> str:
+    """The shortest text that `read_size` reads as exactly this: `64MiB`, `1000`."""
+    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if octets and octets % factor == 0:
+            return f"{octets // factor}{unit}"
+    return str(octets)
+
+
+def read_duration(value: object) -> int | float:
+    """Seconds from `120`, `1.5`, `120s`, `2m`, `1h`, `500ms` or a number; whole ones as an integer."""
+    seconds: float | None = None
+    if isinstance(value, str) and (match := _is_duration(value)):
+        # Rounded to the nanosecond: 0.1 * 3 has no business in a timer's name.
+        seconds = round(float(match[1]) * _DURATION_UNITS[match[2]], 9)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9:
+        seconds = float(value)
+    if seconds is None or not math.isfinite(seconds):
+        raise ValueError("a duration is a number of seconds, or one followed by ms, s, m or h (500ms, 2m)")
+    return _whole_as_int(seconds)
+
+
+def read_whole_seconds(value: object) -> int:
+    """As `read_duration`, for what the broker counts in whole seconds."""
+    seconds = read_duration(value)
+    if not isinstance(seconds, int):
+        raise ValueError("a duration here is in whole seconds (30, 30s, 2m)")
+    return seconds
+
+
+def format_number(number: float) -> str:
+    """The text that `read_duration` and `read_rate` read as exactly this, without an exponent."""
+    if isinstance(number, int) or number.is_integer():
+        return str(int(number))
+    return f"{number:.9f}".rstrip("0")
+
+
+def read_count(value: object) -> int:
+    """A whole number, not negative."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and _is_whole(value):
+        return int(value)
+    raise ValueError("must be a whole number")
+
+
+def read_rate(value: object) -> int | float:
+    """A number of things per second; whole ones as an integer."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9:
+        return _whole_as_int(float(value))
+    if isinstance(value, str) and _is_number(value):
+        return _whole_as_int(float(value))
+    raise ValueError("must be a number")
+
+
+def read_bool(value: object) -> bool:
+    """True or false, and nothing that merely looks like it."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError("must be true or false")
+
+
+def read_text(value: object) -> str:
+    """Printable text."""
+    if isinstance(value, str) and value.isprintable():
+        return value
+    raise ValueError("must be printable text")
+
+
+def read_words(value: object) -> tuple[str, ...]:
+    """A list of words: `["open"]`, or comma-separated text."""
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    if isinstance(words, list) and words and all(isinstance(word, str) and word and word.isprintable() for word in words):
+        if len(set(words)) < len(words):
+            raise ValueError("must not name anything twice")
+        return tuple(words)
+    raise ValueError('must be a list of words (["a", "b"] in the file, a,b elsewhere)')
+
+
+def _whole_as_int(number: float) -> int | float:
+    return int(number) if number.is_integer() else number
