@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pika
+import pytest
+from private_rabbitmq import PrivateRabbit
+
+from towerws.broker_url import parse_broker_url
+from towerws.errors import BrokerError
+from towerws.publisher import AmqpPublisher
+
+
+def listen(url: str, exchange: str) -> tuple[Any, Any, str]:
+    """A connection, its channel, and a queue that gets everything on the exchange."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    channel.exchange_declare(exchange, "topic", durable=True)
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, exchange, "#")
+    return connection, channel, queue
+
+
+def test_publishes_confirmed(rabbit: PrivateRabbit) -> None:
+    """Events arrive in order, on their routing key, as transient JSON with an id each."""
+    exchange = f"demo-{uuid4().hex}"
+    connection, channel, queue = listen(rabbit.url, exchange)
+    said: list[str] = []
+    publisher = AmqpPublisher([parse_broker_url(rabbit.url)], exchange, said.append)
+    for number in range(20):
+        publisher.publish(f"job_events.{number}", json.dumps({"n": number}).encode("ascii"))
+    publisher.idle(0.01)
+    publisher.close()
+    ids = set()
+    for number in range(20):
+        method, properties, body = channel.basic_get(queue, auto_ack=True)
+        assert (method.routing_key, json.loads(body)) == (f"job_events.{number}", {"n": number})
+        assert (properties.content_type, properties.delivery_mode) == ("application/json", 1)
+        ids.add(UUID(properties.message_id))
+    assert len(ids) == 20
+    assert said == []
+    connection.close()
+
+
+def test_broker_comes_back(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+    """A broker that is killed and started again costs nothing but time: the next publication arrives."""
+    node = fresh_rabbit()
+    said: list[str] = []
+
+    def tell(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            node.start()
+
+    publisher = AmqpPublisher([parse_broker_url(node.url)], "demo", tell)
+    publisher.publish("jobs.summary", b"{}")
+    node.kill()
+    publisher.publish("jobs.summary", b"{}")
+    publisher.close()
+    assert said[0].endswith("trying again until it works")
+    assert said[-1] == "publishing again"
+
+
+def test_refused(rabbit: PrivateRabbit) -> None:
+    """A wrong password, an unknown virtual host, and an exchange of another type are errors, not endless attempts."""
+    good = parse_broker_url(rabbit.url)
+    at = f"{good.host}:{good.port}"
+    for url, exchange, text in (
+        (f"amqp://guest:wrong@{at}", "demo", "password"),
+        (f"amqp://guest:guest@{at}/nowhere", "demo", "virtual host"),
+        (rabbit.url, "amq.direct", "inequivalent"),
+    ):
+        publisher = AmqpPublisher([parse_broker_url(url)], exchange, lambda text: None)
+        with pytest.raises(BrokerError, match=text):
+            publisher.publish("jobs.summary", b"{}")
+        publisher.close()
