@@ -46,14 +46,14 @@ class Refusal(Exception):
 class AdminRequest(Request):
     """A request whose body is bounded while it arrives."""
 
-    site: AdminSite
     _received = 0
 
     def handleContentChunk(self, data: bytes) -> None:
         """Take in a piece of the body, or give the connection up."""
         self._received += len(data)
-        if self._received > self.site.max_body_octets:
-            error = json.dumps({"error": f"the body is longer than {self.site.max_body_octets} octets"}).encode("ascii")
+        limit: int = self.channel.site.max_body_octets  # `self.site` is there only once the body is whole
+        if self._received > limit:
+            error = json.dumps({"error": f"the body is longer than {limit} octets"}).encode("ascii")
             head = f"HTTP/1.1 413 Payload Too Large\r\nContent-Type: application/json\r\nContent-Length: {len(error)}\r\n"
             self.channel.transport.write(head.encode("ascii") + b"Connection: close\r\n\r\n" + error)
             self.channel.loseConnection()
