@@ -163,7 +163,8 @@ class TowerwsService(Service):
 
     def _listen(self, key: str, description: str, factory: Factory) -> None:
         def failed(failure: Failure) -> None:
-            line = f"towerws: {key} = {description!r} can't be listened on: {failure.getErrorMessage()}; choose a free port with --{key}"
+            error = getattr(failure.value, "socketError", failure.value)
+            line = f"towerws: {key} = {description!r}: can't listen there: {error}; choose another address with --{key}"
             print(line, file=sys.__stderr__, flush=True)
             raise SystemExit(EXIT_BAD_CONFIG)
 

@@ -1,0 +1,269 @@
+"""The daemon as its users run it: a process of its own, started through the plugin, with clients and producers around it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pika
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+DEADLINE_S = 30.0
+"""How long a test waits for anything. Far beyond what is expected: it is only ever reached when something is broken."""
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """One `twistd -n towerws`. It can be killed and started again on the same ports."""
+
+    def __init__(self, folder: Path, broker: str, *flags: str, auth: str = "open") -> None:
+        self.port, self.admin_port = free_port(), free_port()
+        self.log = folder / f"daemon-{self.port}.log"
+        self._folder = folder
+        self._flags = ["--broker", broker, "--auth", auth, *flags]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"ws://127.0.0.1:{self.port}/websocket/"
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, ready: bool = True) -> Self:
+        """Start it; with `ready`, wait until `/readyz` says so, else until it listens."""
+        listen = ["--listen", f"tcp:{self.port}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "towerws", *listen, *self._flags],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            )
+        self.wait_for("/readyz" if ready else "/healthz")
+        return self
+
+    def wait_for(self, path: str) -> None:
+        """Wait until the admin port answers 200 on this path."""
+        give_up = time.monotonic() + DEADLINE_S
+        while time.monotonic() < give_up:
+            if self._process is not None and self._process.poll() is not None:
+                raise AssertionError(f"the daemon ended with {self._process.returncode}:\n{self.log.read_text()[-3000:]}")
+            try:
+                if self.get(path)[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.02)  # between two questions of a poll; what is waited for is the answer
+        raise AssertionError(f"{path} did not answer 200 within {DEADLINE_S} s:\n{self.log.read_text()[-3000:]}")
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """What the admin port answers: the status, and the JSON."""
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+        """One request to the admin port."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=DEADLINE_S)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def publish(self, topic: str, payload: object) -> str:
+        """Publish through the admin port (embedded source); the position."""
+        status, answer = self.ask("POST", "/publish", json.dumps({"topic": topic, "payload": payload}).encode())
+        assert status == 202, answer
+        return str(answer["position"])
+
+    def kill(self) -> None:
+        """`kill -9`, and wait until it is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(DEADLINE_S)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(DEADLINE_S)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+        if self.log.exists():
+            log = self.log.read_text()
+            assert "Unhandled" not in log, log[-5000:]
+            assert "Traceback" not in log, log[-5000:]
+
+    def rss_kib(self) -> int:
+        """The process's resident memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])
+
+
+class V1Client:
+    """A `towerws.v1` client on the library `websockets`, that keeps what it got and where it stands."""
+
+    def __init__(self, url: str, groups: dict[str, list[int | str]]) -> None:
+        self.url, self.groups = url, groups
+        self.position: str | None = None
+        self.payloads: list[Any] = []
+        self.positions: list[str] = []
+        self.gaps: list[dict[str, Any]] = []
+        self.subscribed: list[dict[str, Any]] = []
+        self._socket: ClientConnection | None = None
+        self._leave = ExitStack()
+
+    def open(self) -> Self:
+        """Connect and subscribe, from the last position on where there is one; returns once the answer is there."""
+        connection = connect(self.url, subprotocols=[Subprotocol("towerws.v1")], open_timeout=DEADLINE_S, max_size=None, max_queue=None)
+        self._socket = self._leave.enter_context(connection)
+        welcome = self.receive()
+        assert welcome["type"] == "welcome"
+        request: dict[str, Any] = {"groups": self.groups}
+        if self.position is not None:
+            request["since"] = self.position
+        self._socket.send(json.dumps(request))
+        while self.receive()["type"] != "subscribed":
+            pass
+        return self
+
+    def receive(self, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
+        """The next frame, taken note of."""
+        assert self._socket is not None
+        frame: dict[str, Any] = json.loads(self._socket.recv(timeout_s))
+        kind = frame["type"]
+        if kind == "event":
+            self.payloads.append(frame["payload"])
+            self.positions.append(frame["position"])
+            self.position = frame["position"]
+        elif kind == "gap":
+            self.gaps.append(frame)
+        elif kind == "subscribed":
+            self.subscribed.append(frame)
+            self.position = frame["position"]
+        return frame
+
+    def until(self, payload: object) -> None:
+        """Receive until this payload has come."""
+        while not self.payloads or self.payloads[-1] != payload:
+            self.receive()
+
+    def until_lost(self) -> None:
+        """Receive until the connection ends."""
+        try:
+            while True:
+                self.receive()
+        except (ConnectionClosed, OSError):
+            self.close()
+
+    def close(self) -> None:
+        """Leave."""
+        self._leave.close()
+        self._socket = None
+
+
+def publish_all(url: str, messages: list[tuple[str, bytes]], exchange: str = "towerws") -> None:
+    """Publish with an independent client (pika's blocking one), and return once the broker has confirmed every message."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    for routing_key, body in messages:
+        channel.basic_publish(exchange, routing_key, body, pika.BasicProperties(content_type="application/json"))
+    connection.close()
+
+
+class NumberedLoad:
+    """Publishes {"n": 0}, {"n": 1}, … from a thread, each until the broker has confirmed it, under its own `message_id`."""
+
+    def __init__(self, url: str, topic: str, *, per_s: float = 200, exchange: str = "towerws") -> None:
+        self._url, self._topic, self._pause_s, self._exchange = url, topic, 1 / per_s, exchange
+        self._stop = threading.Event()
+        self._reached: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join(DEADLINE_S)
+
+    def finish(self) -> int:
+        """Stop, and say how many were published."""
+        self._stop.set()
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive(), "the producer could not finish"
+        return self.count
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more were confirmed."""
+        target = self.count + more
+        give_up = time.monotonic() + DEADLINE_S
+        while self.count < target:
+            assert time.monotonic() < give_up, f"only {self.count} of {target} were published"
+            self._reached.get(timeout=DEADLINE_S)
+
+    def _run(self) -> None:
+        channel: Any = None
+        while not self._stop.is_set() or channel is None:
+            try:
+                if channel is None:
+                    parameters = pika.URLParameters(self._url)
+                    parameters.socket_timeout = parameters.blocked_connection_timeout = 3
+                    channel = pika.BlockingConnection(parameters).channel()
+                    channel.confirm_delivery()
+                properties = pika.BasicProperties(message_id=f"{self._topic}/{self.count}", delivery_mode=2)
+                channel.basic_publish(self._exchange, self._topic, json.dumps({"n": self.count}).encode(), properties)
+            except (pika.exceptions.AMQPError, OSError):
+                channel = None
+                self._stop.wait(0.1)  # the producer's own backoff
+                continue
+            self.count += 1
+            self._reached.put(self.count)
+            self._stop.wait(self._pause_s)  # the rate
+
+
+@contextmanager
+def running(*daemons: Daemon) -> Iterator[None]:
+    """Start all, stop all."""
+    try:
+        for daemon in daemons:
+            daemon.start()
+        yield
+    finally:
+        for daemon in daemons:
+            daemon.__exit__()
