@@ -47,8 +47,8 @@ class RabbitError(Exception):
 
 
 def rabbitmq_bin() -> Path | None:
-    """The directory of RabbitMQ's own scripts, None where RabbitMQ is not installed. `TOWERWS_RABBITMQ_BIN` names another."""
-    folder = Path(os.environ.get("TOWERWS_RABBITMQ_BIN") or "/usr/lib/rabbitmq/bin")
+    """The directory of RabbitMQ's own scripts, None where RabbitMQ is not installed. `PRIVATE_RABBITMQ_BIN` names another."""
+    folder = Path(os.environ.get("PRIVATE_RABBITMQ_BIN") or "/usr/lib/rabbitmq/bin")
     return folder if (folder / "rabbitmq-server").exists() and shutil.which("epmd") else None
 
 
