@@ -12,10 +12,9 @@ from there, since something between them and the mark can't be had.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from heapq import merge
-from itertools import islice
 from operator import attrgetter
 
 from towerws.deliveries import Delivery, parse_position
@@ -23,10 +22,17 @@ from towerws.deliveries import Delivery, parse_position
 ENTRY_OCTETS = 400
 """What a delivery weighs beside its payload: the object, its numbers, its place in three indexes (measured on CPython 3.11)."""
 
+READ_OCTETS = 128
+"""What a delivery weighs beside its payload when it is read: its frame, and in `towerws.v1` its position and names."""
+
+MAX_FORMER_TOPICS = 10_000
+"""For so many topics that are no longer held it is remembered how far they had come (about 2 MiB)."""
+
 START_TAG = "start"
 """Tags the position before the very first delivery of a stream, when there is nothing yet whose fingerprint could be taken."""
 
 _seq = attrgetter("seq")
+_GONE = Delivery(-1, "", b"", -1, "")
 
 
 class _TopicLog:
@@ -34,14 +40,15 @@ class _TopicLog:
 
     __slots__ = ("deliveries", "dropped", "first")
 
-    def __init__(self) -> None:
+    def __init__(self, dropped: int) -> None:
         self.deliveries: list[Delivery] = []
         self.first = 0
-        self.dropped = -1  # seq of the newest delivery dropped here
+        self.dropped = dropped  # seq of the newest delivery of this topic that was dropped
 
     def drop_oldest(self) -> bool:
         """Drop one; True when none is left."""
         self.dropped = self.deliveries[self.first].seq
+        self.deliveries[self.first] = _GONE  # or its payload would stay until the list is cut
         self.first += 1
         if self.first == len(self.deliveries):
             return True
@@ -53,7 +60,8 @@ class _TopicLog:
     def after(self, seq: int) -> Iterator[Delivery]:
         """The held deliveries behind `seq`, oldest first."""
         start = bisect_right(self.deliveries, seq, lo=self.first, key=_seq)
-        return islice(self.deliveries, start, None)
+        # By number, since an iterator (and so `islice`) would walk from the list's beginning.
+        return map(self.deliveries.__getitem__, range(start, len(self.deliveries)))
 
 
 class History:
@@ -63,6 +71,8 @@ class History:
         self._max_octets = max_octets
         self._max_age_s = max_age_s
         self._topics: dict[str, _TopicLog] = {}
+        self._former_topics: OrderedDict[str, int] = OrderedDict()  # topic without a log -> its `dropped`, smallest first
+        self._forgotten = -1  # largest `dropped` that was put out of there
         self._offsets: dict[int, Delivery] = {}
         self._message_ids: dict[str, Delivery] = {}
         self._log: deque[Delivery] = deque()
@@ -93,7 +103,7 @@ class History:
         self._seq += 1
         delivery = Delivery(self._seq, topic, payload, offset, tag, message_id, now)
         if (log := self._topics.get(topic)) is None:
-            log = self._topics[topic] = _TopicLog()
+            log = self._topics[topic] = _TopicLog(self._former_topics.pop(topic, self._forgotten))
         log.deliveries.append(delivery)
         self._log.append(delivery)
         self._offsets[offset] = delivery
@@ -116,6 +126,9 @@ class History:
         self.octets -= len(oldest.payload) + ENTRY_OCTETS
         if self._topics[oldest.topic].drop_oldest():
             del self._topics[oldest.topic]
+            self._former_topics[oldest.topic] = oldest.seq
+            if len(self._former_topics) > MAX_FORMER_TOPICS:
+                self._forgotten = self._former_topics.popitem(last=False)[1]
         self._offsets.pop(oldest.offset, None)
         if oldest.message_id is not None and self._message_ids.get(oldest.message_id) is oldest:
             del self._message_ids[oldest.message_id]
@@ -136,7 +149,7 @@ class History:
     def find(self, position: str) -> Delivery | None:
         """The delivery or mark that `position` names, if everything after it is held; else None, whatever the text is."""
         found: Delivery | None = None
-        if position == self.barrier.position:
+        if position == self.barrier.position and self.barrier.tag:
             found = self.barrier
         elif match := parse_position(position):
             offset = int(match[1])
@@ -151,7 +164,8 @@ class History:
         """The next deliveries for a reader that is behind: those it is due, oldest first.
 
         A reader at `seq` is due, of each of its topics, what lies behind `seq` and behind the number given for the topic, but
-        nothing behind `upto`. The list ends where `max_octets` of payload are reached, and holds at least one if any is due.
+        nothing behind `upto`. The list ends where `max_octets` are reached (each with `READ_OCTETS`), and is not empty while
+        anything is due.
         """
         logs = self._topics
         due = [log.after(max(seq, joined)) for topic, joined in topics.items() if (log := logs.get(topic)) and log.deliveries[-1].seq > seq]
@@ -160,24 +174,24 @@ class History:
         for delivery in due[0] if len(due) == 1 else merge(*due, key=_seq):
             if delivery.seq > upto:
                 break
-            octets += len(delivery.payload)
+            octets += len(delivery.payload) + READ_OCTETS
             if octets > max_octets and found:
                 break
             found.append(delivery)
         return found
 
     def lost(self, seq: int, topics: Mapping[str, int]) -> list[str]:
-        """Those of a reader's topics of which something behind `seq` may have been dropped already.
+        """Those of a reader's topics of which something behind `seq` was dropped already.
 
-        Of a topic that has deliveries here it is known exactly; of one that has none it isn't, and it counts as lost when
-        anything at all behind `seq` was dropped.
+        Exact while no more than `MAX_FORMER_TOPICS` topics have been dropped altogether; beyond that a topic may be named that
+        lost nothing, never the other way round.
         """
         if seq >= self.floor.seq:
             return []
         lost = []
         for topic, joined in topics.items():
             log = self._topics.get(topic)
-            dropped = self.floor.seq if log is None else log.dropped
+            dropped = self._former_topics.get(topic, self._forgotten) if log is None else log.dropped
             if dropped > max(seq, joined):
                 lost.append(topic)
         return lost

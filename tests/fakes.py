@@ -1,0 +1,63 @@
+"""Small stand-ins that satisfy the package's protocols, and a reader of frames that shares no code with its writer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from towerws.errors import CloseReason
+
+
+class FakePeer:
+    """A `towerws.hub.Peer` that records: what was written, how often it was asked to drain, and how it was ended."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.full = False
+        self.draining = False
+        self.drains = 0
+        self.ended: list[CloseReason] = []
+
+    def send(self, data: bytes) -> bool:
+        """Take the frames, unless it is full."""
+        if self.full:
+            return False
+        self.writes.append(data)
+        return True
+
+    def await_drain(self) -> None:
+        """Note that the hub waits."""
+        self.draining = True
+        self.drains += 1
+
+    def end(self, reason: CloseReason) -> None:
+        """Note how it ends."""
+        self.ended.append(reason)
+
+    def take(self) -> list[bytes]:
+        """The payloads of all frames written since the last call."""
+        writes, self.writes = self.writes, []
+        return [payload for data in writes for payload in read_frames(data)]
+
+    def take_json(self) -> list[Any]:
+        """The same, decoded."""
+        return [json.loads(payload) for payload in self.take()]
+
+
+def read_frames(data: bytes) -> list[bytes]:
+    """The payloads of whole, unmasked text messages of one frame each (RFC 6455 section 5.2), and nothing else."""
+    payloads = []
+    at = 0
+    while at < len(data):
+        assert data[at] == 0x81, f"not a final text frame at octet {at}"
+        octets, at = data[at + 1], at + 2
+        assert octets < 128, "a server's frame is never masked"
+        wide = {126: 2, 127: 8}.get(octets, 0)
+        if wide:
+            octets = int.from_bytes(data[at : at + wide], "big")
+            assert octets > {2: 125, 8: 65535}[wide], "the length must be written in its shortest form"
+            at += wide
+        payloads.append(data[at : at + octets])
+        assert len(payloads[-1]) == octets, "a frame is cut off"
+        at += octets
+    return payloads
