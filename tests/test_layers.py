@@ -1,0 +1,125 @@
+"""The house's one direction of imports: wiring -> edges -> core."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "towerws"
+
+CORE = {
+    "addresses",
+    "broker_url",
+    "deliveries",
+    "demo",
+    "demo_output",
+    "errors",
+    "frames",
+    "groups",
+    "handshake",
+    "history",
+    "hub",
+    "identity",
+    "intake",
+    "limits",
+    "options",
+    "publication",
+    "requests",
+    "rules",
+    "settings",
+    "sources",
+    "topics",
+    "units",
+    "wire",
+}
+"""Plain Python: no Twisted, no I/O, no clock. Imports core only."""
+
+EDGES = {
+    "admin": ["admin"],
+    "amqp": ["amqp", "amqp_*"],
+    "auth": ["auth", "auth.*"],
+    "embedded": ["embedded"],
+    "publisher": ["publisher"],
+    "websocket": ["protocol", "session", "outlet"],
+}
+"""Each one talks to one foreign thing. Imports itself and core, and the seam that `auth.base` is."""
+
+WIRING = ["cli", "cli_*", "clock", "config", "config_file", "service", "tap"]
+"""Makes the parts and joins them. Imports anything."""
+
+SEAMS = {"auth.base"}
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_imports_only_what_its_layer_may(name: str) -> None:
+    """Core imports core; an edge no other edge; nobody but wiring imports wiring."""
+    room = _room(name)
+    allowed = {"wiring": None, "core": {"core"}}.get(room, {"core", room})
+    if allowed is None:
+        return
+    ours = {module.removeprefix("towerws.") for module in _imports(name) if module.startswith("towerws.")} & MODULES.keys()
+    for imported in ours - SEAMS:
+        assert _room(imported) in allowed, f"{name} ({room}) imports {imported} ({_room(imported)})"
+
+
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_core_has_no_clock_and_no_io(name: str) -> None:
+    """What time it is and what came in are arguments: so core is tested without waiting and without a network."""
+    assert not _libraries(name) & {"asyncio", "os", "select", "socket", "subprocess", "threading", "time"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "publisher" and not fnmatch(name, "amqp*")])
+def test_pika_stays_in_its_edges(name: str) -> None:
+    """Only the consumer and the publisher know which AMQP library it is."""
+    assert "pika" not in _libraries(name)
+
+
+def test_core_pulls_in_no_framework() -> None:
+    """Importing all of core in a fresh interpreter loads none of the libraries of the edges, not even by a detour."""
+    program = f"""
+import importlib, sys
+for name in {sorted(CORE)!r}:
+    importlib.import_module("towerws." + name)
+print(*sorted({{"autobahn", "pika", "twisted", "txaio", "zope"}} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PACKAGE.parent, stdin=subprocess.DEVNULL
+    )
+    assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
+def _room(name: str) -> str:
+    if name in CORE:
+        return "core"
+    if any(fnmatch(name, pattern) for pattern in WIRING):
+        return "wiring"
+    for edge, patterns in EDGES.items():
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            return edge
+    raise AssertionError(f"towerws.{name} has no layer yet: give it one in {__file__}")
+
+
+def _imports(name: str) -> set[str]:
+    """The full names of the modules that this one imports, anywhere in its text."""
+    dotted: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            dotted |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            dotted |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return dotted
+
+
+def _libraries(name: str) -> set[str]:
+    return {module.split(".")[0] for module in _imports(name)}

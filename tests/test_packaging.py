@@ -1,0 +1,82 @@
+"""What a user gets who installs the wheel."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TWISTD = "import sys; from twisted.scripts.twistd import run; sys.argv[0] = 'twistd'; run()"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy: the build leaves folders behind."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("towerws", "twisted"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source, cwd=source)
+    (built,) = target.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` folder of a new virtual environment with the wheel; what it depends on is borrowed from the running one."""
+    folder = tmp_path_factory.mktemp("installed")
+    _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    python = folder / "bin" / "python"
+    _run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    # Path entries that a .pth file adds are not searched for more .pth files: an editable towerws in there stays out of sight.
+    (_site_packages(folder) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+def test_the_wheel_has_what_it_should_and_no_more(wheel: Path) -> None:
+    """Our package, its data, and one file below `twisted/`, which must never become a package of ours."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert [name for name in names if not name.startswith("towerws/")] == ["twisted/plugins/towerws_plugin.py"]
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "towerws").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert {name for name in names if name.startswith("towerws/")} == wanted
+
+
+def test_twistd_offers_towerws(installed: Path) -> None:
+    """`twistd towerws` is there after the installation of the wheel alone."""
+    lines = _run(installed / "python", "-c", TWISTD, "--help", cwd=installed).splitlines()
+    assert "towerws Live events from RabbitMQ to browsers" in [" ".join(line.split()) for line in lines]
+    assert "--broker" in _run(installed / "python", "-c", TWISTD, "towerws", "--help", cwd=installed)
+
+
+def test_twistd_offers_towerws_where_it_can_write_nothing(installed: Path) -> None:
+    """twistd's list of plugins can neither be read nor written on a read-only installation: it does without."""
+    cache = _site_packages(installed.parent) / "twisted" / "plugins" / "dropin.cache"
+    cache.unlink(missing_ok=True)
+    cache.mkdir()
+    assert "towerws" in _run(installed / "python", "-c", TWISTD, "--help", cwd=installed)
+
+
+def test_the_command_is_installed(installed: Path) -> None:
+    """The package brings the command `towerws`."""
+    assert "Usage: towerws" in _run(installed / "towerws", "--help", cwd=installed)
+
+
+def _site_packages(venv: Path) -> Path:
+    return venv / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+
+
+def _run(*command: str | Path, cwd: Path) -> str:
+    """What the command printed; a failing one fails the test, with all of its output."""
+    result = subprocess.run(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
