@@ -45,6 +45,8 @@ EDGES = {
     "auth": ["auth", "auth.*"],
     "embedded": ["embedded"],
     "publisher": ["publisher"],
+    "tail": ["tail", "tail_*"],
+    "terminal": ["terminal"],
     "websocket": ["protocol", "session", "outlet"],
 }
 """Each one talks to one foreign thing. Imports itself and core, and the seam that `auth.base` is."""
