@@ -1,10 +1,11 @@
 """What `script/run` starts once the environment is there: the daemon, a demo producer, and RabbitMQ where it is asked for.
 
-usage: script/run [--broker URL[,URL...] | --rabbitmq] [--listen PORT] [--admin PORT]
+usage: script/run [--broker URL[,URL...] | --rabbitmq [--data DIR]] [--listen PORT] [--admin PORT]
 
   (nothing)       no broker: the demo publishes through the daemon's admin port
   --broker URL    through this RabbitMQ: amqp://user:password@host:port/vhost
-  --rabbitmq      through a private RabbitMQ node, started for this (data in .run/rabbitmq, free ports, no system service touched)
+  --rabbitmq      through a private RabbitMQ node, started for this (free ports, no system service touched)
+  --data DIR      where that node keeps what it writes (default .run/rabbitmq)
   --listen PORT   where websocket clients connect on 127.0.0.1 (default 8051; when taken, a free one)
   --admin PORT    the admin port, with the live page, on 127.0.0.1 (default 9051; when taken, a free one)
   --help          this text
@@ -66,7 +67,7 @@ class Parts:
         """Wait until a part ends by itself, and raise `Failed`."""
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         self.check()
-        raise Failed("RabbitMQ ended by itself (its log: .run/rabbitmq/log/node.log); ending the rest")
+        raise Failed("RabbitMQ ended by itself; ending the rest")
 
     def check(self) -> None:
         """Raise `Failed` when a part has ended."""
@@ -113,8 +114,8 @@ def _start(parts: Parts, args: argparse.Namespace) -> None:
     listen, admin = _port(args.listen, 8051, "websocket"), _port(args.admin, 9051, "admin")
     broker = args.broker
     if args.rabbitmq:
-        _say("starting a private RabbitMQ (data in .run/rabbitmq)")
-        broker = parts.start_rabbit(ROOT / ".run" / "rabbitmq")
+        _say(f"starting a private RabbitMQ (data in {args.data})")
+        broker = parts.start_rabbit(args.data)
     _say("starting the daemon")
     endpoints = ["--listen", f"tcp:{listen}:interface=127.0.0.1", "--admin", f"tcp:{admin}:interface=127.0.0.1"]
     daemon = ["twistd", "-n", "--pidfile=", "towerws", "--auth", "open", "--broker", broker or "embedded:", *endpoints]
@@ -133,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--broker")
     where.add_argument("--rabbitmq", action="store_true")
+    parser.add_argument("--data", type=Path, default=ROOT / ".run" / "rabbitmq")
     parser.add_argument("--listen", type=int, choices=range(1, 65536), metavar="PORT")
     parser.add_argument("--admin", type=int, choices=range(1, 65536), metavar="PORT")
     return parser.parse_args()

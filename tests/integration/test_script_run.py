@@ -1,0 +1,110 @@
+"""`script/run.py`, the part of `script/run` that runs once the environment is there."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from private_rabbitmq import PrivateRabbit
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def _running(*flags: str | Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
+    """The script once it says that events are flowing, and a pidfd of each part: `twistd`, `demo`, and `beam` where there is a broker."""
+    command = [sys.executable, ROOT / "script" / "run.py", "--listen", str(_free_port()), "--admin", str(_free_port()), *flags]
+    with ExitStack() as stack:
+        script = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        stack.callback(script.kill)
+        assert script.stdout is not None
+        seen = []
+        for line in script.stdout:
+            seen.append(line)
+            if "Ctrl-C ends everything" in line:
+                break
+        assert script.poll() is None, "".join(seen)
+        parts = {}
+        for pid in map(int, Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            name = next(name for name in ("twistd", "demo", "beam", "epmd") if name.encode() in words)
+            parts[name] = os.pidfd_open(pid)
+            stack.callback(os.close, parts[name])
+        yield script, parts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_cleanly(number: signal.Signals) -> None:
+    """Ctrl-C ends the demo and the daemon, and is no failure."""
+    with _running() as (script, parts):
+        assert parts.keys() == {"twistd", "demo"}
+        script.send_signal(number)
+        output, _ = script.communicate()
+        assert script.returncode == 0, output
+        _assert_ended(parts)
+        assert "Traceback" not in output
+
+
+def test_with_a_private_rabbitmq(rabbit: PrivateRabbit, tmp_path: Path) -> None:
+    """`--rabbitmq` brings a node of its own, and it ends with the rest."""
+    with _running("--rabbitmq", "--data", tmp_path) as (script, parts):
+        assert parts.keys() == {"twistd", "demo", "beam", "epmd"}
+        script.terminate()
+        output, _ = script.communicate()
+        assert script.returncode == 0, output
+        _assert_ended(parts)
+
+
+def test_with_a_given_broker(rabbit: PrivateRabbit) -> None:
+    """`--broker` runs through that RabbitMQ: the exchange is there once events flow."""
+    with _running("--broker", rabbit.url) as (script, parts):
+        assert "towerws" in rabbit.ctl("list_exchanges", "name").split()
+        script.terminate()
+        output, _ = script.communicate()
+        assert script.returncode == 0, output
+        _assert_ended(parts)
+
+
+def test_a_part_that_dies_is_named_and_ends_the_rest() -> None:
+    """Half a demonstration would mislead: the script says which part ended, ends the others, and fails."""
+    with _running() as (script, parts):
+        signal.pidfd_send_signal(parts["twistd"], signal.SIGKILL)
+        output, _ = script.communicate()
+        assert script.returncode == 1
+        assert "script/run: the daemon ended by itself (exit status -9); ending the rest" in output
+        _assert_ended(parts)
+
+
+def test_nothing_survives_the_script(rabbit: PrivateRabbit) -> None:
+    """Even SIGKILL leaves no process behind."""
+    with _running() as (script, parts):
+        script.kill()
+        _assert_ended(parts)
+
+
+def test_a_taken_port_is_told() -> None:
+    """A port that was asked for and can't be had ends the script before anything is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = subprocess.run([sys.executable, ROOT / "script" / "run.py", "--admin", port], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, f"script/run: port {port} can't be used as the admin port: Address already in use\n")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _assert_ended(parts: dict[str, int]) -> None:
+    """A pidfd is readable once its process has ended."""
+    for name, part in parts.items():
+        assert select.select([part], [], [], 15)[0], f"{name} is still running"
