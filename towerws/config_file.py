@@ -37,7 +37,8 @@ def read_file(path: str, named_by: str) -> tuple[dict[str, object], dict[str, Gr
         elif key in BY_KEY and (section or "." not in name):
             keys[key] = value
         else:
-            raise ConfigError(f"{shown_path(path)}: unknown key {shown(key)}{suggestion(key, (*BY_KEY, *_SECTIONS))}")
+            hint = "; write it without quotes" if key in BY_KEY else suggestion(key, (*BY_KEY, *_SECTIONS))
+            raise ConfigError(f"{shown_path(path)}: unknown key {shown(key)}{hint}")
     return keys, groups
 
 

@@ -179,7 +179,7 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "stream_max_age_s", _WS, "How long the broker keeps the stream's messages. At least history.max_age_s.", low=1, high=366 * DAY_S
     ),
-    _option("stream_max_octets", _S, "How large the broker lets the stream grow. At least one segment.", low=KIB, high=2**50),
+    _option("stream_max_octets", _S, "How large the broker lets the stream grow. At least one segment.", low=KIB, high=1024 * GIB),
     _option(
         "stream_segment_octets",
         _S,
@@ -187,7 +187,9 @@ OPTIONS: tuple[Option, ...] = (
         low=KIB,
         high=3 * 10**9,  # RabbitMQ refuses larger ones (osiris, x-stream-max-segment-size-bytes)
     ),
-    _option("queue_max_octets", _S, "consume = queue: what may wait in the queue; beyond it the oldest is dropped.", low=KIB, high=2**50),
+    _option(
+        "queue_max_octets", _S, "consume = queue: what may wait in the queue; beyond it the oldest is dropped.", low=KIB, high=1024 * GIB
+    ),
     _option("queue_ttl_s", _WS, "consume = queue: how long a message may wait in the queue.", low=1, high=DAY_S),
     _option("tls_ca", _T, "A PEM file of the authorities trusted for amqps://; empty: the system's."),
     _option("max_payload_octets", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),

@@ -52,7 +52,7 @@ def advice(settings: Settings) -> Iterator[str]:
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean …?` for a name that doesn't exist, or nothing when none is near."""
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1) or [name for name in names if name.endswith((f".{word}", f"_{word}"))]
+    near = [name for name in names if name.endswith(f".{word}")] or difflib.get_close_matches(word, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
