@@ -1,0 +1,179 @@
+"""A stand-in for the daemon: `towerws.v1` as docs/protocol.md has it, over the `websockets` library, told what to do by a test.
+
+`python -m tests.standin` serves the live page and the demo's events, to look at the page without a daemon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http
+import json
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.sync.server import Server, ServerConnection, serve
+from websockets.typing import Subprotocol
+
+from towerws.demo import events
+
+PAGE = Path(__file__).parents[1] / "towerws" / "static" / "live.html"
+
+
+class StandIn:
+    """Listens on a port of its own until `stop`. `requests` has what clients asked, in order, with the connection's number."""
+
+    def __init__(self, port: int = 0, *, log: str = "standin", refuse: int | None = None, deny: tuple[str, ...] = ()) -> None:
+        self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.headers: list[Headers] = []
+        self.history: list[tuple[str, bytes]] = []
+        self.before_subscribed: Callable[[], None] | None = None
+        """Called once, just before the next request is answered."""
+        self._log = log
+        self._refuse = refuse
+        self._deny = deny
+        self._lock = threading.RLock()
+        self._clients: dict[ServerConnection, list[str]] = {}
+        self._server: Server = serve(
+            self._handle,
+            "127.0.0.1",
+            port,
+            subprotocols=[Subprotocol("towerws.v1")],
+            process_request=self._opening,
+        )
+        self.port: int = self._server.socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"ws://127.0.0.1:{self.port}/websocket/"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End every connection and listen no more."""
+        self._server.shutdown()
+        self.drop()
+        self._thread.join()
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Put an event into history, and send it to whoever listens."""
+        with self._lock:
+            self.history.append((topic, payload))
+            for client, topics in self._clients.items():
+                if topic in topics:
+                    self._send(client, self._frame(len(self.history) - 1))
+
+    def say(self, frame: dict[str, Any]) -> None:
+        """Send a frame to everyone."""
+        with self._lock:
+            for client in self._clients:
+                self._send(client, json.dumps(frame))
+
+    def drop(self) -> None:
+        """End every connection without a word."""
+        with self._lock:
+            for client in self._clients:
+                client.socket.shutdown(2)
+
+    def _position(self) -> str:
+        return f"{len(self.history)}-{self._log}"
+
+    def _frame(self, index: int) -> str:
+        topic, payload = self.history[index]
+        group, _, event = topic.partition(".")
+        head = {"type": "event", "position": f"{index + 1}-{self._log}", "group": group, "event": event}
+        return f'{json.dumps(head)[:-1]}, "payload": {payload.decode()}}}'
+
+    def _send(self, client: ServerConnection, frame: str) -> None:
+        try:
+            client.send(frame)
+        except ConnectionClosed:
+            return  # its own thread notices
+
+    def _opening(self, client: ServerConnection, request: Request) -> Response | None:
+        self.headers.append(request.headers)
+        if self._refuse is not None:
+            return client.respond(http.HTTPStatus(self._refuse), "no\n")
+        if request.headers.get("Upgrade") is None:
+            page = PAGE.read_text(encoding="utf-8").replace("{{WEBSOCKET_PORT}}", str(self.port)).encode()
+            policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src ws: wss: 'self'; img-src data:"
+            headers = Headers({"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy, "Connection": "close"})
+            return Response(200, "OK", headers, page)
+        return None
+
+    def _handle(self, client: ServerConnection) -> None:
+        with self._lock:
+            self._clients[client] = []
+            self._send(client, json.dumps({"type": "welcome", "user": "standin", "position": self._position(), "ping_s": 20}))
+        try:
+            for message in client:
+                self._subscribe(client, json.loads(message))
+        except ConnectionClosed:
+            pass
+        finally:
+            with self._lock:
+                del self._clients[client]
+
+    def _subscribe(self, client: ServerConnection, request: dict[str, Any]) -> None:
+        hook, self.before_subscribed = self.before_subscribed, None
+        if hook is not None:
+            hook()
+        asked = [f"{group}.{event}" for group, items in request["groups"].items() for event in items]
+        since = request.get("since", "")
+        known = since.endswith(f"-{self._log}")
+        start = int(since.partition("-")[0]) if known else len(self.history)
+        with self._lock:
+            topics = [topic for topic in asked if topic not in self._deny]
+            self._clients[client] = topics
+            answer = {
+                "type": "subscribed",
+                "id": request.get("id"),
+                "groups_current": [topic.replace(".", "-", 1) for topic in topics],
+                "groups_joined": [],
+                "groups_left": [],
+                "denied": [{"topic": topic, "reason": "not yours"} for topic in asked if topic in self._deny],
+                "position": since if known else self._position(),
+                "recovered": known,
+            }
+            self._send(client, json.dumps(answer))
+            for index in range(start, len(self.history)):
+                if self.history[index][0] in topics:
+                    self._send(client, self._frame(index))
+        self.requests.put(request)
+
+
+def main() -> None:
+    """Serve the page and the demo's events until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--port", type=int, default=8051)
+    parser.add_argument("--rate", type=float, default=10)
+    parser.add_argument("--drop-every", type=int, default=0, help="drop all connections each so many events")
+    options = parser.parse_args()
+    with StandIn(options.port) as standin:
+        try:
+            for number, event in enumerate(events(random.randrange(1000), datetime.now(UTC), options.rate), 1):
+                time.sleep(event.delay_s)
+                standin.publish(event.topic, event.payload)
+                if options.drop_every and number % options.drop_every == 0:
+                    standin.drop()
+        except KeyboardInterrupt:
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from towerws import __version__
+from towerws.cli import main
+
+from .daemon import DEADLINE_S, free_port
+from .test_publisher import Admin
+from .test_tail import TOWERWS
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["demo", "--help"], ["tail", "-h"], ["config", "--help"], ["check", "--help"]])
+def test_help(arguments: list[str]) -> None:
+    """Every command explains itself."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_version() -> None:
+    """`--version` names it."""
+    assert __version__ in CliRunner().invoke(main, ["--version"]).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["demo", "--rate", "0"], "--rate"),
+        (["demo", "--count", "0"], "--count"),
+        (["demo", "--broker", "amqp://h", "--admin", "http://h:1"], "one of them"),
+        (["demo", "--admin", "https://h:1"], "--admin"),
+        (["demo", "--broker", "redis://h"], "--broker"),
+        (["tail", "jobs"], "jobs"),
+        (["tail", "jobs.*"], "'*'"),
+        (["tail", "--url", "http://h/websocket/"], "--url"),
+        (["tail", "--url", "ws://h:99999/websocket/"], "--url"),
+        (["tail", "--token", "@/nowhere/at/all"], "--token"),
+        (["tail", "--token", "two\nlines"], "--token"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_usage_errors(arguments: list[str], text: str) -> None:
+    """What can't be followed is named, with exit code 2."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert text in result.output
+
+
+def test_demo_plays_to_a_daemon() -> None:
+    """`demo --count` publishes so many events of a seed, quietly when nobody looks, and ends."""
+    admin = Admin()
+    arguments = [*TOWERWS, "demo", "--admin", admin.url, "--count", "50", "--rate", "2000", "--seed", "7"]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, check=True, timeout=DEADLINE_S)
+    admin.stop()
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert len(admin.bodies) == 50
+    assert admin.bodies[0][1]["topic"] == "jobs.status_changed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_ends_cleanly(number: signal.Signals) -> None:
+    """Ctrl-C and SIGTERM end the demo with exit code 0; on a terminal a status line said how far it was."""
+    admin = Admin()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*TOWERWS, "demo", "--admin", admin.url, "--rate", "100"], env=ENVIRONMENT, stderr=theirs)
+    os.close(theirs)
+    read = b""
+    while b"events published" not in read:
+        read += os.read(ours, 1024)
+    process.send_signal(number)
+    assert process.wait(DEADLINE_S) == 0
+    admin.stop()
+    os.close(ours)
+
+
+def test_demo_ends_cleanly_while_it_waits() -> None:
+    """Nobody to publish to: it says so once, waits, and still ends cleanly."""
+    arguments = [*TOWERWS, "demo", "--admin", f"http://127.0.0.1:{free_port()}"]
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert b"trying again" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE_S) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_demo_refused() -> None:
+    """A daemon that reads from a broker refuses: exit code 1 and its own words."""
+    admin = Admin()
+    admin.answers = [404]
+    done = subprocess.run([*TOWERWS, "demo", "--admin", admin.url], env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S)
+    admin.stop()
+    assert done.returncode == 1
+    assert b"no such thing" in done.stderr
