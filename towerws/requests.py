@@ -9,6 +9,7 @@ far more than its size (measured on CPython 3.11: 64 KiB of `[` is a RecursionEr
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import NoReturn
@@ -25,8 +26,10 @@ MAX_ID_OCTETS = 256
 MAX_SHOWN = 80
 """How much of an item is repeated to the client that sent it."""
 
-_drop_all_but_brackets = re.compile(r'"(?:[^"\\]|\\.)*+"|[^][{}"]++|"', re.DOTALL).sub
+# A string that never ends is taken to the end of the text: trying each quote in it anew would be quadratic.
+_drop_all_but_brackets = re.compile(r'(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[^][{}"]++)++', re.DOTALL).sub
 _square = str.maketrans("{}", "[]")
+_has_long_number = re.compile(rf"[0-9]{{{MAX_NUMBER_DIGITS + 1}}}").search
 _has_surrogate = re.compile("[\ud800-\udfff]").search
 
 
@@ -91,8 +94,10 @@ def _request(message: dict[str, object], groups: GroupTable, max_topics: int, re
 def _object(text: str) -> dict[str, object]:
     if _depth_exceeds(text, MAX_DEPTH):
         raise BadRequest("too_deep", f"message nests deeper than {MAX_DEPTH} levels, or holds more than {MAX_BRACKETS} brackets")
+    # Without a long number anywhere the parser converts by itself: 30,000 integers take 1 ms instead of 6.
+    integer = _integer if _has_long_number(text) else None
     try:
-        message = json.loads(text, parse_int=_integer, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        message = json.loads(text, parse_int=integer, parse_float=_fraction, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except BadRequest:
         raise
     except (ValueError, RecursionError):
@@ -121,6 +126,13 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_NUMBER_DIGITS:
         raise BadRequest("number_too_long", f"message holds an integer of more than {MAX_NUMBER_DIGITS} digits")
     return int(digits)
+
+
+def _fraction(text: str) -> float:
+    # 1e999 is JSON, but Python makes an infinity of it, which could not be sent back as JSON.
+    if math.isinf(number := float(text)):
+        raise BadRequest("number_too_long", "message holds a number that is too large")
+    return number
 
 
 def _no_constant(name: str) -> NoReturn:
