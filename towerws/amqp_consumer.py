@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from pika import exceptions as pika_exceptions
@@ -134,7 +134,10 @@ class Consumer:
 
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
-            self._lose(from_broker(reason.reply_code, reason.reply_text))
+            loss = from_broker(reason.reply_code, reason.reply_text)
+            if loss.code == 404 and not self._settings.passive:
+                loss = replace(loss, cure=Cure.SOON, hint="")  # declared, and gone a moment later: declare it again
+            self._lose(loss)
         else:
             self._lose(Loss(f"channel closed: {type(reason).__name__}"))
 

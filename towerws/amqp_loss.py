@@ -47,7 +47,8 @@ _HINTS: Final = (
     (r"^403 ", "grant the user configure, write and read: `rabbitmqctl set_permissions`"),
     (r"^530 .*vhost .* not found", "check the vhost at the end of the broker URL (`/` is written %2F), or `rabbitmqctl add_vhost` it"),
     (r"^530 .*vhost", "grant the user access to the vhost: `rabbitmqctl set_permissions -p`"),
-    (r"^404 .*no (exchange|queue)", "passive is set, so towerws creates nothing: declare it on the broker, or set passive = false"),
+    (r"^404 .*is down or inaccessible", "its node is down or just coming up; if that lasts, see `rabbitmqctl list_queues name state`"),
+    (r"^404 .*no (exchange|queue)", "with passive set towerws creates nothing: declare it on the broker, or set passive = false"),
     (r"^405 ", "another connection owns that queue exclusively: choose another name"),
     (
         r"^406 .*replica on the local node",
@@ -74,7 +75,7 @@ def from_broker(code: int, text: str) -> Loss:
     cure = Cure.OPERATOR if code in _OPERATORS_CODES else Cure.TIME
     if match := _INEQUIVALENT.search(text):
         return Loss(said, cure, code, _inequivalent(match))
-    if "replica on the local node" in text:
+    if "replica on the local node" in text or "is down or inaccessible" in text:  # another node, or a moment, helps
         cure = Cure.TIME
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, said)), "")
     return Loss(said, cure, code, hint)

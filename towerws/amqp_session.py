@@ -187,9 +187,12 @@ class Session:
             self._scouted(None, missing=False, head=content.offset)
 
     def _scout_closed(self, channel: object, reason: Exception, resume: int | None) -> None:
-        # No stream (404) is an answer. Any other refusal the consumer's channel meets again, and reports.
+        # "No queue" is an answer (404 alone is not: also a queue whose node is just coming up). Any other refusal the
+        # consumer's channel meets again, and reports.
         if channel is self._scout:
-            missing = isinstance(reason, pika_exceptions.ChannelClosedByBroker) and reason.reply_code == 404
+            missing = (
+                isinstance(reason, pika_exceptions.ChannelClosedByBroker) and reason.reply_code == 404 and "no queue" in reason.reply_text
+            )
             self._scouted(resume, missing=missing)
 
     def _scouted(self, resume: int | None, *, missing: bool, head: int | None = None) -> None:

@@ -1,0 +1,434 @@
+"""The AMQP source against a real RabbitMQ: what the fake peer can't promise."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import pika
+import pytest
+import pytest_twisted
+from pika import exceptions as pika_exceptions
+from private_rabbitmq import PrivateRabbit
+from twisted.internet import reactor as _reactor
+from twisted.internet import task
+from twisted.internet.threads import deferToThread
+
+from tests.fake_amqp import RecordingSink
+from towerws.amqp import AmqpSource
+from towerws.amqp_topology import Mode
+from towerws.settings import BrokerSettings, BrokerUrl, Secret
+from towerws.sources import SourceState
+
+reactor: Any = _reactor
+SOON_S = 20  # how long anything may take on a machine that is shared; what is promised in seconds is asserted beside it
+
+
+async def until(what: Callable[[], bool], within_s: float = SOON_S) -> float:
+    """Return once it is so, with the seconds it took."""
+    start = time.monotonic()
+    while not what():
+        assert time.monotonic() - start < within_s, f"not within {within_s} s"
+        await task.deferLater(reactor, 0.01)
+    return time.monotonic() - start
+
+
+def settings_for(node: PrivateRabbit, **changes: Any) -> BrokerSettings:
+    """Names of the test's own on that node."""
+    name = f"t{secrets.token_hex(4)}"
+    url = BrokerUrl("127.0.0.1", node.port, "guest", Secret("guest"), "/", tls=False)
+    return replace(BrokerSettings(urls=(url,), exchange=f"{name}.x", stream=f"{name}.s"), **changes)
+
+
+@contextlib.asynccontextmanager
+async def consuming(settings: BrokerSettings, sink: RecordingSink | None = None) -> AsyncIterator[tuple[AmqpSource, RecordingSink]]:
+    """A source that consumes, stopped at the end."""
+    sink = sink or RecordingSink()
+    source = AmqpSource(settings, sink, reactor)
+    source.start()
+    try:
+        await until(lambda: source.status().ready)
+        yield source, sink
+    finally:
+        await source.stop()
+
+
+@contextlib.contextmanager
+def channel_to(node: PrivateRabbit) -> Iterator[Any]:
+    """A channel of an independent client."""
+    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    try:
+        yield connection.channel()
+    finally:
+        with contextlib.suppress(pika_exceptions.AMQPError):
+            connection.close()
+
+
+def publish(node: PrivateRabbit, exchange: str, *bodies: bytes, key: str = "jobs.x") -> None:
+    """Publish, and wait for the broker's confirmation of each."""
+    with channel_to(node) as channel:
+        channel.confirm_delivery()
+        for body in bodies:
+            channel.basic_publish(exchange, key, body)
+
+
+class Load(threading.Thread):
+    """A producer that numbers its messages and sends each again, with its message id, until it was confirmed.
+
+    It looks for the stream first: what comes to a node that has not started its streams yet is confirmed and lost, or
+    never confirmed (RabbitMQ 3.10.8).
+    """
+
+    def __init__(self, node: PrivateRabbit, settings: BrokerSettings) -> None:
+        super().__init__(daemon=True)
+        self._node = node
+        self._settings = settings
+        self._ended = threading.Event()
+        self.confirmed = 0
+
+    def run(self) -> None:
+        """Until `end`."""
+        while not self._ended.is_set():
+            try:
+                with channel_to(self._node) as channel:
+                    if self._settings.consume != "queue":
+                        channel.queue_declare(self._settings.stream, passive=True)
+                    channel.confirm_delivery()
+                    while not self._ended.is_set():
+                        properties = pika.BasicProperties(message_id=f"m{self.confirmed}", delivery_mode=2)
+                        channel.basic_publish(self._settings.exchange, "job_events.42", b'{"n":%d}' % self.confirmed, properties)
+                        self.confirmed += 1
+                        self._ended.wait(0.002)
+            except (pika_exceptions.AMQPError, OSError):
+                self._ended.wait(0.1)
+
+    async def end(self) -> int:
+        """Stop; how many were confirmed."""
+        self._ended.set()
+        await deferToThread(self.join)
+        return self.confirmed
+
+
+def once_each(sink: RecordingSink) -> list[bytes]:
+    """The bodies in the order they came, without what the sink would know again by offset or message id."""
+    seen: dict[object, bytes] = {}
+    for _, _, body, _, message_id in sink.named("deliver"):
+        assert isinstance(body, bytes)
+        seen.setdefault(message_id or body, body)
+    return list(seen.values())
+
+
+def numbered(count: int) -> list[bytes]:
+    """What a complete load of that many is."""
+    return [b'{"n":%d}' % number for number in range(count)]
+
+
+async def ctl(node: PrivateRabbit, *args: str) -> str:
+    """Run rabbitmqctl while the reactor turns."""
+    output: str = await deferToThread(node.ctl, *args)
+    return output
+
+
+async def delete_queue(node: PrivateRabbit, name: str) -> None:
+    """Delete it under the consumer's feet."""
+    await ctl(node, "delete_queue", name)
+
+
+async def queues(node: PrivateRabbit) -> list[str]:
+    """The names of all queues."""
+    return (await ctl(node, "list_queues", "name", "--no-table-headers")).split()
+
+
+def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
+    """Run a test in the reactor."""
+    return cast("Callable[..., Any]", pytest_twisted.ensureDeferred(test))
+
+
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # the producer's pika shouts while the broker is down
+pytestmark = pytest.mark.timeout(180)
+
+
+@run
+async def test_stream_deliveries(rabbit: PrivateRabbit) -> None:
+    """Auto mode on this broker is the stream; what is published arrives with offsets from 0 and the routing key."""
+    settings = settings_for(rabbit)
+    async with consuming(settings) as (source, sink):
+        await deferToThread(publish, rabbit, settings.exchange, b'{"a":1}', b'{"a":2}', key="job_events.42")
+        await until(lambda: len(sink.offsets) == 2)
+        assert sink.named("deliver") == [
+            ("deliver", "job_events.42", b'{"a":1}', 0, None),
+            ("deliver", "job_events.42", b'{"a":2}', 1, None),
+        ]
+        assert source.counters["mode"] == "stream"
+        assert str(source.counters["broker_version"]).startswith("3.")
+
+
+@run
+async def test_two_processes_see_the_same_offsets(rabbit: PrivateRabbit) -> None:
+    """Each process reads the whole stream, under the same offsets."""
+    settings = settings_for(rabbit)
+    async with consuming(settings) as (_, one), consuming(settings) as (_, two):
+        await deferToThread(publish, rabbit, settings.exchange, *numbered(50))
+        await until(lambda: len(one.offsets) == len(two.offsets) == 50)
+        assert one.named("deliver") == two.named("deliver")
+
+
+@run
+async def test_queue_mode(rabbit: PrivateRabbit) -> None:
+    """In queue mode each process has a queue of its own, offsets count from 1, and the queue is gone after the stop."""
+    settings = settings_for(rabbit, consume="queue")
+    async with consuming(settings) as (_, sink):
+        await deferToThread(publish, rabbit, settings.exchange, *numbered(300))
+        await until(lambda: len(sink.offsets) == 300)
+        assert sink.offsets == list(range(1, 301))
+        assert once_each(sink) == numbered(300)
+
+
+@run
+async def test_restart_refills(rabbit: PrivateRabbit) -> None:
+    """A process that starts anew gets what was published in the last refill_s, then is live."""
+    settings = settings_for(rabbit)
+    async with consuming(settings):
+        await deferToThread(publish, rabbit, settings.exchange, *numbered(200))
+    async with consuming(settings) as (_, sink):
+        await until(lambda: len(sink.offsets) == 200)
+        await deferToThread(publish, rabbit, settings.exchange, b'{"live":1}')
+        await until(lambda: len(sink.offsets) == 201)
+        assert sink.offsets == list(range(201))
+        assert [call[0] for call in sink.calls if call[0] != "deliver"] == ["attach", "caught_up"]
+
+
+@run
+async def test_restart_on_an_idle_stream_knows_its_head(rabbit: PrivateRabbit) -> None:
+    """With nothing published within refill_s the newest deliveries are fetched all the same, and it is ready soon."""
+    settings = settings_for(rabbit)
+    async with consuming(settings):
+        await deferToThread(publish, rabbit, settings.exchange, *numbered(3))
+    await task.deferLater(reactor, 2.1)  # the one thing that only time brings: refill_s passes, in whole seconds
+    async with consuming(replace(settings, refill_s=1)) as (_, sink):
+        assert sink.head == 2
+
+
+@run
+async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+    """The broker is killed and started under a numbered load: everything confirmed arrives once, in order, without a gap."""
+    node = fresh_rabbit()
+    settings = settings_for(node)
+    async with consuming(settings) as (source, sink):
+        load = Load(node, settings)
+        load.start()
+        # A node that is killed within 500 ms of its very first stream has lost it for good: Ra saves the names of its
+        # servers in that interval (RabbitMQ 3.10.8; "home node … is down or inaccessible" for ever).
+        for count in (500, 700):
+            await until(lambda: load.confirmed > count)  # noqa: B023 - called at once
+            node.kill()
+            await until(lambda: source.status().state is SourceState.BACKOFF)
+            node.start()
+            assert await until(lambda: source.status().ready) < 5
+        confirmed = await load.end()
+        await until(lambda: b'{"n":%d}' % (confirmed - 1) in once_each(sink))
+        assert once_each(sink)[:confirmed] == numbered(confirmed)
+        assert sink.named("gap") == []
+        expected = [call[2] for call in sink.named("attach")]
+        assert expected[0] is None
+        assert None not in expected[1:]
+        new = [offset for at, offset in enumerate(sink.offsets) if at == 0 or offset > max(sink.offsets[:at])]
+        assert new == list(range(new[-1] + 1))
+
+
+@run
+async def test_kill_under_load_is_one_gap_in_queue_mode(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+    """In queue mode an outage is exactly one gap; what comes after it is in order and not repeated."""
+    node = fresh_rabbit()
+    settings = settings_for(node, consume="queue")
+    async with consuming(settings) as (source, sink):
+        load = Load(node, settings)
+        load.start()
+        await until(lambda: load.confirmed > 100)
+        node.kill()
+        await until(lambda: source.status().state is SourceState.BACKOFF)
+        node.start()
+        assert await until(lambda: source.status().ready) < 5
+        before = len(sink.offsets)
+        await until(lambda: len(sink.offsets) > before + 50)
+        await load.end()
+        assert sink.named("gap") == [("gap", "broker")]
+        numbers = [int(body[5:-1]) for body in once_each(sink)]
+        assert numbers == sorted(numbers)
+        assert sink.offsets == list(range(1, len(sink.offsets) + 1))
+
+
+@run
+@pytest.mark.parametrize("consume", ["stream", "queue"])
+async def test_a_forced_close_is_named_and_short(rabbit: PrivateRabbit, consume: str) -> None:
+    """close_all_connections: code 320 with its text is kept, and consuming goes on within 2 s."""
+    settings = settings_for(rabbit, consume=consume)
+    async with consuming(settings) as (source, sink):
+        await deferToThread(publish, rabbit, settings.exchange, b'{"n":0}')
+        await until(lambda: len(sink.offsets) == 1)
+        await ctl(rabbit, "close_all_connections", "the test says so")
+        await until(lambda: source.counters["losses"] == 1)
+        assert await until(lambda: source.status().ready) < 2
+        assert str(source.counters["last_loss"]).startswith("320 CONNECTION_FORCED")
+        await deferToThread(publish, rabbit, settings.exchange, b'{"n":1}')
+        await until(lambda: once_each(sink)[-1] == b'{"n":1}')
+        assert len(sink.named("gap")) == (1 if consume == "queue" else 0)
+
+
+@run
+async def test_a_deleted_queue_heals_on_its_connection(rabbit: PrivateRabbit) -> None:
+    """The queue is deleted three times: consuming within 2 s on the same connection, one gap each, one channel."""
+    settings = settings_for(rabbit, consume="queue")
+    before = set(await queues(rabbit))
+    async with consuming(settings) as (source, sink):
+        for count in range(1, 4):
+            (name,) = set(await queues(rabbit)) - before
+            await delete_queue(rabbit, name)
+            await until(lambda: source.counters["channel_losses"] == count)  # noqa: B023 - called at once
+            assert await until(lambda: source.status().ready) < 2
+        assert source.counters["connects"] == 1
+        assert len(sink.named("gap")) == 3
+        assert (await ctl(rabbit, "list_connections", "channels", "--no-table-headers")).split() == ["1"]
+
+
+@run
+async def test_a_stream_made_anew_is_found_out(rabbit: PrivateRabbit) -> None:
+    """The stream is deleted: it is declared again and read from its first delivery, with the check for the sink."""
+    settings = settings_for(rabbit)
+    async with consuming(settings) as (source, sink):
+        await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
+        await until(lambda: len(sink.offsets) == 10)
+        await delete_queue(rabbit, settings.stream)
+        await until(lambda: source.counters["channel_losses"] == 1 and source.status().ready)
+        await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
+        await until(lambda: len(sink.offsets) == 11)
+        assert sink.calls[-1] == ("deliver", "jobs.x", b'{"new":1}', 0, None)
+        assert ("attach", None, 9) in sink.calls
+        assert source.counters["connects"] == 1
+
+
+@run
+async def test_a_stream_made_anew_by_another_does_not_stay_mute(rabbit: PrivateRabbit) -> None:
+    """The new stream is shorter than the old: its deliveries come nevertheless, and the sink can see the difference."""
+    settings = settings_for(rabbit)
+    first = RecordingSink()
+    async with consuming(settings, first):
+        await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
+        await until(lambda: len(first.offsets) == 10)
+    await delete_queue(rabbit, settings.stream)
+    async with consuming(settings):
+        await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
+        late = RecordingSink()
+        late.head = 9
+        source = AmqpSource(settings, late, reactor)
+        source._feed.attached = Mode.STREAM  # as in a process that lost its link to the stream
+        source.start()
+        try:
+            await until(lambda: late.offsets == [0])
+            assert await until(lambda: source.status().ready) < 2
+            assert late.calls[0] == ("attach", None, 9)
+        finally:
+            await source.stop()
+
+
+@run
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [
+        ({"password": Secret("canary-hunter2")}, 403, "check user and password"),
+        ({"vhost": "nowhere"}, 530, "vhost"),
+        ({"port": 1}, None, "connection refused"),
+    ],
+)
+async def test_a_refusal_is_explained(rabbit: PrivateRabbit, change: dict[str, Any], code: int | None, text: str) -> None:
+    """Wrong password, vhost or port: the reason is there within 5 s, with a hint and without the password."""
+    settings = settings_for(rabbit)
+    source = AmqpSource(replace(settings, urls=(replace(settings.urls[0], **change),)), RecordingSink(), reactor)
+    source.start()
+    try:
+        assert await until(lambda: source.counters["last_loss"] is not None) < 5
+        status = source.status()
+        assert status.details["last_code"] == code
+        assert text in str(status.details["last_loss"])
+        assert "canary" not in repr(status)
+    finally:
+        await source.stop()
+
+
+@run
+async def test_406_names_the_argument(rabbit: PrivateRabbit) -> None:
+    """The stream exists with another age: the reason says what is there, what was asked, and which setting it is."""
+    settings = settings_for(rabbit)
+    async with consuming(settings):
+        other = AmqpSource(replace(settings, stream_max_age_s=60), RecordingSink(), reactor)
+        other.start()
+        try:
+            await until(lambda: other.counters["last_loss"] is not None)
+            reason = str(other.counters["last_loss"])
+            assert "exists with x-max-age '3600s', we asked for '60s': set stream_max_age_s" in reason
+        finally:
+            await other.stop()
+
+
+@run
+async def test_passive(rabbit: PrivateRabbit) -> None:
+    """Passive: nothing is made, what is missing is named; once it is there, it is consumed."""
+    settings = settings_for(rabbit, passive=True, backoff_max_s=1)
+    sink = RecordingSink()
+    source = AmqpSource(settings, sink, reactor)
+    source.start()
+    try:
+        await until(lambda: source.counters["last_loss"] is not None)
+        assert "passive = false" in str(source.counters["last_loss"])
+        assert settings.stream not in await queues(rabbit)
+        async with consuming(replace(settings, passive=False)):
+            await until(lambda: source.status().ready)
+            await deferToThread(publish, rabbit, settings.exchange, b"{}")
+            await until(lambda: sink.offsets == [0])
+    finally:
+        await source.stop()
+
+
+class _FarDate(dt.datetime):
+    """A date that pika encodes and can't decode: ten million years later than it says."""
+
+    def utctimetuple(self) -> time.struct_time:
+        """What pika makes the timestamp of."""
+        return time.struct_time((self.year, self.month, self.day, 24 * 365 * 10**7, 0, 0, 0, 0, 0))
+
+
+@run
+async def test_headers_pika_cannot_decode_arrive(rabbit: PrivateRabbit) -> None:
+    """A timestamp beyond the year 9999 in a header, which the broker takes, is no harm to anybody."""
+    settings = settings_for(rabbit)
+
+    def poison() -> None:
+        with channel_to(rabbit) as channel:
+            channel.confirm_delivery()
+            for when in (dt.datetime.now(dt.UTC), _FarDate(2026, 1, 1, tzinfo=dt.UTC), dt.datetime.now(dt.UTC)):
+                channel.basic_publish(settings.exchange, "jobs.x", b"{}", pika.BasicProperties(headers={"when": when}, message_id="é"))
+
+    async with consuming(settings) as (source, sink):
+        await deferToThread(poison)
+        await until(lambda: sink.offsets == [0, 1, 2])
+        assert (source.counters["losses"], source.counters["poison_headers"]) == (0, 0)
+        assert {call[4] for call in sink.named("deliver")} == {"é"}
+
+
+@run
+async def test_stop_is_quick_and_clean(rabbit: PrivateRabbit) -> None:
+    """stop closes the connection in order, well within 2 s; the broker has none of ours afterwards."""
+    settings = settings_for(rabbit, consume="queue")
+    async with consuming(settings) as (source, _):
+        start = time.monotonic()
+        await source.stop()
+        assert time.monotonic() - start < 1
+    left: Awaitable[str] = ctl(rabbit, "list_connections", "client_properties", "--no-table-headers")
+    assert "towerws@" not in await left
