@@ -1,6 +1,6 @@
-"""The head of an HTTP request, read strictly before anything else sees it.
+r"""The head of an HTTP request, read strictly before anything else sees it.
 
-Autobahn splits header lines at `\\x0b \\x0c \\x1c \\x1d \\x1e \\x85` (Python's `splitlines`), which nginx lets pass inside a
+Autobahn splits header lines at `\x0b \x0c \x1c \x1d \x1e \x85` (Python's `splitlines`), which nginx lets pass inside a
 value: a client could so write whole headers of its own, past a proxy that controls them (daphne's CVE-2026-44546). Hence
 only HTAB and printable ASCII may stand in a head here, and what must be there once must not be there twice.
 """
@@ -17,9 +17,9 @@ END = b"\r\n\r\n"
 
 _is_head = re.compile(rb"[\t\x20-\x7e\r\n]*").fullmatch
 _is_request_line = re.compile(r"([A-Z]{1,20}) (/[!-~]*) HTTP/1\.([01])").fullmatch
-_is_header = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}):[ \t]*([\t -~]*?)[ \t]*").fullmatch
+_is_header = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}):([\t -~]*+)").fullmatch  # the spaces around a value are for `strip`: linear
 
-_ONCE = frozenset({"host", "origin", "upgrade", "sec-websocket-key", "sec-websocket-version", "content-length", "authorization"})
+_ONCE = frozenset({"host", "origin", "upgrade", "sec-websocket-key", "sec-websocket-version", "content-length", "authorization", "cookie"})
 """Headers that decide something, and of which a second one could only be there to be read by somebody else."""
 
 
@@ -52,16 +52,16 @@ def parse_head(block: bytes, max_headers: int) -> Head:
         # A lone CR or LF, a folded line or a name with a space all fail here.
         if not (field := _is_header(line)):
             raise HandshakeError(400, "a header line is not name: value")
-        name = field[1].lower()
+        name, value = field[1].lower(), field[2].strip(" \t")
         if name not in headers:
-            headers[name] = field[2]
+            headers[name] = value
         elif name in _ONCE:
             raise HandshakeError(400, f"more than one {name} header")
         else:
-            headers[name] += f", {field[2]}"
+            headers[name] += f", {value}"
     if "host" not in headers:
         raise HandshakeError(400, "no host header")
-    if "content-length" in headers or "transfer-encoding" in headers:
+    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
         raise HandshakeError(400, "a request with a body is of no use here")
     path, _, query = first[2].partition("?")
     return Head(first[1], unquote(path), query, headers)
