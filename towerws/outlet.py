@@ -55,14 +55,14 @@ class SocketOutlet:
     def waiting(self) -> int:
         """Octets in the transport's buffers (`abstract.FileDescriptor` keeps them in two)."""
         transport = self._transport
-        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]
+        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]  # noqa: SLF001
 
     def send(self, data: bytes) -> bool:
         """See `Outlet`."""
         if self._closed:
             return True
         transport = self._transport
-        if transport.dataBuffer or transport._tempDataLen:
+        if transport.dataBuffer or transport._tempDataLen:  # noqa: SLF001 - as in `waiting`, without the call
             if self.waiting + len(data) > self._bound:
                 return False
             transport.write(data)
@@ -146,9 +146,10 @@ class TransportOutlet:
             self._soon(self._drained)
 
     def pauseProducing(self) -> None:
-        """IPushProducer: the transport has more than 64 KiB waiting."""
-        self._paused = True
-        self._since_pause = 0
+        """IPushProducer: the transport has more than 64 KiB waiting. Twisted says so again with every write."""
+        if not self._paused:
+            self._paused = True
+            self._since_pause = 0
 
     def resumeProducing(self) -> None:
         """IPushProducer: the transport has nothing waiting any more."""

@@ -1,10 +1,10 @@
 """The websocket side: one `WebSocketConnection` per client, on Autobahn.
 
 Autobahn does RFC 6455; what it leaves open is closed here (each reproduced in the tests):
-- the request's head is read, bounded and checked before Autobahn sees it, and nothing behind it is until the client is in;
-- a success that comes after the connection was lost opens nothing;
-- fragments, control frames and the time for a message are bounded; every close has a timer that ends in an abort;
-- what refuses a client is a fixed text, never what it sent; Autobahn's own log lines, which repeat it, are dropped.
+- fragments, control frames and the time for a message are bounded, and so is what comes after a close;
+- a client that closes is out of the hub at once, and every close has a timer that ends in an abort;
+- the close codes that a server needs (1008, 1012, 1013) are sent, which `sendClose` refuses.
+`opening.py` has what comes before a connection is open.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
-from twisted.internet.defer import Deferred
+from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
-from towerws.errors import CloseReason, HandshakeError
+from towerws.errors import CloseReason
 from towerws.frames import text_frame
-from towerws.handshake import END, Head, check_route, error_response, parse_head
-from towerws.identity import Identity
 from towerws.limits import TokenBucket
+from towerws.opening import OpeningConnection, Silent
 from towerws.outlet import Outlet, open_outlet
 from towerws.session import Desk, Session
 from towerws.settings import WebSocketSettings
@@ -49,159 +43,86 @@ _KEPT_FOR_NOTHING = (
 )
 """What Autobahn holds for the life of a connection and never reads again once it is open."""
 
-_REFUSALS = {400: "not a websocket's opening handshake", 500: "internal error", 505: "HTTP/1.1 is needed"}
 
-
-class _Silent:
-    """Stands in for Autobahn's logger: it formats several debug lines for each write, and repeats what clients sent."""
-
-    def _drop(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    trace = debug = info = warn = error = failure = _drop
-
-
-class WebSocketConnection(WebSocketServerProtocol):  # type: ignore[misc]
+class WebSocketConnection(OpeningConnection):
     """One client. It is the hub's `Peer` and the session's `Connection`."""
-
-    log = _Silent()
-    _log = Logger()
 
     factory: WebSocketFactory
 
-    # Twisted calls these
-
     def connectionMade(self) -> None:
         """A client has connected; it is nobody yet."""
-        self._head: bytes | None = b""
-        self._early = b""
-        self._request: Head | None = None
-        self._identity: Identity | None = None
-        self._asking: Deferred[Any] | None = None
         self._session: Session | None = None
         self._outlet: Outlet | None = None
-        self._timer: Any = None
         self._controls: TokenBucket | None = None
         self._fragments = 0
+        self._frames_after_close = 0
         self._opened_at = 0.0
         self._reason = "lost"
-        self.factory.connections[self] = None
         super().connectionMade()
 
-    def dataReceived(self, data: bytes) -> None:
-        """Octets from the client: to its end the request's head, which is ours; then Autobahn's."""
-        if self._head is not None:
-            self._read_head(self._head + data)
-        elif self.state == self.STATE_CONNECTING:
-            self._early += data
-            if len(self._early) > self.factory.settings.head_octets:
-                self.transport.abortConnection()
-        else:
-            self._dataReceived(data)
-            self._watch_assembly()
+    # the opening handshake calls these
 
-    def connectionLost(self, reason: Failure) -> None:
-        """The connection is gone, however it went."""
-        self.factory.connections.pop(self, None)
-        self._disarm()
-        asking, self._asking = self._asking, None
-        super().connectionLost(reason)
-        if asking is not None:
-            asking.cancel()
-        self._leave()
-
-    # the opening handshake
-
-    def _read_head(self, data: bytes) -> None:
-        settings = self.factory.settings
-        end = data.find(END)
-        if (len(data) if end < 0 else end) > settings.head_octets:
-            self._refuse(HandshakeError(431, f"the request's head is longer than {settings.head_octets} octets"))
-            return
-        if end < 0:
-            self._head = data
-            return
-        self._head = None
-        block, self._early = data[: end + len(END)], data[end + len(END) :]
-        try:
-            self._request = parse_head(block, settings.head_count)
-            check_route(self._request)
-        except HandshakeError as error:
-            self._refuse(error)
-            return
-        self._dataReceived(block)
-
-    def _refuse(self, error: HandshakeError) -> None:
-        if self.state != self.STATE_CONNECTING:
-            return
-        self._head, self._early = None, b""
-        self.factory.refused[error.status] = self.factory.refused.get(error.status, 0) + 1
-        self.transport.write(error_response(error))
-        self.dropConnection(abort=False)
-
-    # Autobahn calls these
-
-    def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:
-        """Who is it? Fires with the subprotocol to speak; Autobahn then answers 101."""
-        assert self._request is not None
-        head, self._request = self._request, None
-        subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
-        asking = self.factory.desk.auth.authenticate(head, self.transport.getPeer().host)
-
-        def accepted(identity: Identity) -> str | None:
-            self._asking = None
-            self._identity = identity
-            return subprotocol
-
-        def refused(failure: Failure) -> None:
-            self._asking = None
-            if failure.check(Refused):
-                raise ConnectionDeny(403, "the credential was refused")
-            if failure.check(Unavailable):
-                raise ConnectionDeny(503, "the credential can't be checked just now")
-            if self.state == self.STATE_CONNECTING:
-                self._log.failure("authentication failed unexpectedly", failure)
-            raise ConnectionDeny(500, _REFUSALS[500])
-
-        self._asking = asking
-        return asking.addCallbacks(accepted, refused)
-
-    def succeedHandshake(self, res: Any) -> None:
-        """Answer 101, unless the connection was lost while the credential was checked."""
-        if self.state != self.STATE_CONNECTING:
-            return
-        super().succeedHandshake(res)
-        early, self._early = self._early, b""
-        if early:
-            self.dataReceived(early)
-
-    def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
-        """Refuse with a fixed text: Autobahn's own would repeat the request line, tokens in it and all."""
-        text = reason if code in (403, 503) else _REFUSALS.get(code, _REFUSALS[400])
-        self._refuse(HandshakeError(code if code in (403, 500, 503, 505) else 400, text))
-
-    def onOpen(self) -> None:
+    def opened(self) -> None:
         """The client is in."""
         for name in _KEPT_FOR_NOTHING:
             self.__dict__.pop(name, None)
         factory = self.factory
-        assert self._identity is not None
+        assert self.identity is not None
         dialect = V1 if self.websocket_protocol_in_use == SUBPROTOCOL else TOWER
         self._outlet = open_outlet(self.transport, factory.settings.backlog_octets, factory.soon)
-        self.send = self._outlet.send  # the hub writes with this: one call, without a look at the state
+        # The hub writes with this: one call, without a look at the state.
+        self.send = self._outlet.send  # type: ignore[method-assign]
         self._opened_at = factory.desk.reactor.seconds()
-        self._session = Session(factory.desk, self, self._identity, dialect)
+        self._session = Session(factory.desk, self, self.identity, dialect)
         factory.opened += 1
         self._log.info(
             "connection opened: user {user} from {address}, {dialect}",
-            user=self._identity.user_id,
-            address=self.transport.getPeer().host,
+            user=self.identity.user_id,
+            address=self.address,
             dialect=dialect.name,
         )
 
+    def octets(self, data: bytes) -> None:
+        """Frames."""
+        self._dataReceived(data)
+        self._watch_assembly()
+
+    def left(self) -> None:
+        """Out of the hub, and nothing more is sent but what Autobahn has to say. A second call does nothing."""
+        if self._outlet is not None:
+            self._outlet.close()
+            self._outlet = None
+            self.send = lambda data: True  # type: ignore[method-assign]
+            self.unregisterProducer()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+            self.factory.closed += 1
+            self._log.info(
+                "connection ended after {duration:.1f} s: user {user} from {address}, {reason}",
+                duration=self.factory.desk.reactor.seconds() - self._opened_at,
+                user=self.identity.user_id if self.identity is not None else None,
+                address=self.address,
+                reason=self._reason,
+            )
+
+    # Autobahn calls these
+
+    def onFrameBegin(self) -> None:
+        """A frame's head is there. After our close only its answer matters; what hides it is not looked at for long."""
+        if self.state == self.STATE_CLOSING:
+            settings = self.factory.settings
+            self._frames_after_close += 1
+            kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_octets
+            if kept or self._frames_after_close > settings.fragments:
+                self._stop_listening()
+        super().onFrameBegin()
+
     def onMessageBegin(self, isBinary: bool) -> None:
-        """The first frame of a message."""
+        """The first frame of a message; the one before it was finished in time."""
         self._fragments = 0
+        if self.state == self.STATE_OPEN:
+            self.disarm()
         super().onMessageBegin(isBinary)
 
     def onMessageFrameBegin(self, length: int) -> None:
@@ -229,29 +150,30 @@ class WebSocketConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """The client closes: from here on it gets nothing, however long its socket takes."""
         if self.state == self.STATE_OPEN:
             self._reason = f"closed by the client with {code}"
-            self._leave()
+            self.left()
         return super().onCloseFrame(code, reasonRaw)  # type: ignore[no-any-return]
 
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         """Every close that starts here passes by: ours, and Autobahn's after a violation of the protocol."""
         if self.state == self.STATE_OPEN and not isReply:
-            if self._session is not None:
-                self._reason = f"closed with {code}"
-            self._leave()
+            self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}"
+            self.left()
+            self.failedByMe = True  # Autobahn then keeps nothing of the messages that still come
         super().sendCloseFrame(code, reasonUtf8, isReply)
 
     def dropConnection(self, abort: bool = False) -> None:
-        """End the TCP connection; one that does not end by itself is aborted after the linger time."""
-        if self.wasNotCleanReason and self._session is not None:
+        """End the TCP connection."""
+        if self.wasNotCleanReason:
             self._reason = self.wasNotCleanReason
         super().dropConnection(abort)
-        if not abort and self.transport is not None:
-            self._arm(self.factory.settings.linger_s, self.transport.abortConnection)
+
+    def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
+        self.end(CloseReason.TOO_BIG)
 
     # the hub and the session call these
 
     def send(self, data: bytes) -> bool:
-        """Before it is open a connection takes nothing; `onOpen` puts the outlet's own method in this one's place."""
+        """Before it is open a connection takes nothing; `opened` puts the outlet's own method in this one's place."""
         return True
 
     def await_drain(self) -> None:
@@ -264,35 +186,21 @@ class WebSocketConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state != self.STATE_OPEN:
             return
         close = reason.value
-        session = self._session
-        if session is not None:
+        if self._session is not None:
             delay_ms = random.randint(*RECONNECT_MS) if close.reconnect else 0  # noqa: S311 - spreads load, guards nothing
-            bye = session.member.dialect.bye(close, delay_ms)
+            bye = self._session.member.dialect.bye(close, delay_ms)
             if bye is not None:
                 self.transport.write(text_frame(bye))
         self.sendCloseFrame(close.code, close.reason.encode("ascii"), isReply=False)
-        self._reason = f"closed with {close.code} {close.reason}"
+        if reason is CloseReason.POLICY and self.data:
+            self._stop_listening()
 
     # within
 
-    def _leave(self) -> None:
-        """Out of the hub, and nothing more is sent but what Autobahn has to say. A second call does nothing."""
-        if self._outlet is not None:
-            self._outlet.close()
-            self._outlet = None
-            self.send = lambda data: True
-            self.unregisterProducer()
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
-            self.factory.closed += 1
-            self._log.info(
-                "connection ended after {duration:.1f} s: user {user} from {address}, {reason}",
-                duration=self.factory.desk.reactor.seconds() - self._opened_at,
-                user=self._identity.user_id if self._identity is not None else None,
-                address=self.transport.getPeer().host if self.transport is not None else None,
-                reason=self._reason,
-            )
+    def _stop_listening(self) -> None:
+        """Look at nothing more of what a flooder sends; the close is then not awaited, but ends in an abort."""
+        self.data = b""
+        self.transport.pauseProducing()
 
     def _control_allowed(self) -> bool:
         settings = self.factory.settings
@@ -310,29 +218,20 @@ class WebSocketConnection(WebSocketServerProtocol):  # type: ignore[misc]
             return
         if self.inside_message or self.data:
             if self._timer is None:
-                self._arm(self.factory.settings.assembly_s, self._assembly_expired)
+                self.arm(self.factory.settings.assembly_s, self._assembly_expired)
         elif self._timer is not None:
-            self._disarm()
+            self.disarm()
 
     def _assembly_expired(self) -> None:
         self._timer = None
         self.end(CloseReason.POLICY)
-
-    def _arm(self, delay_s: float, call: Any) -> None:
-        self._disarm()
-        self._timer = self.factory.desk.reactor.callLater(delay_s, call)
-
-    def _disarm(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
 
 
 class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes the connections, with Autobahn's options set to what is safe (docs/architecture.md lists each with its reason)."""
 
     protocol = WebSocketConnection
-    log = _Silent()
+    log = Silent()
     noisy = False
 
     def __init__(self, desk: Desk, settings: WebSocketSettings, reactor: IReactorTime) -> None:

@@ -1,0 +1,382 @@
+"""The websocket edge in memory: a clock, a hub, a factory, and clients that send exactly the octets a test wants."""
+
+from __future__ import annotations
+
+import gc
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self, cast
+
+import txaio
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from towerws.auth.base import Method
+from towerws.auth.open import Open
+from towerws.embedded import EmbeddedSource
+from towerws.errors import BadDelivery
+from towerws.groups import GroupTable
+from towerws.handshake import Head
+from towerws.history import History
+from towerws.hub import Hub
+from towerws.identity import Identity
+from towerws.intake import Intake
+from towerws.protocol import WebSocketConnection, WebSocketFactory
+from towerws.session import Desk
+from towerws.settings import GroupSettings, WebSocketSettings
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # its answer there
+PAUSE_OCTETS = 65536  # twisted.internet.abstract.FileDescriptor.bufferSize
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, octets: int | None = None, masked: bool = True) -> bytes:
+    """A client's frame (RFC 6455 section 5.2). `octets` announces another length than the payload has."""
+    length = len(payload) if octets is None else octets
+    flag = 0x80 if masked else 0
+    head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
+    if length < 126:
+        head += bytes([flag | length])
+    elif length < 65536:
+        head += struct.pack("!BH", flag | 126, length)
+    else:
+        head += struct.pack("!BQ", flag | 127, length)
+    if not masked:
+        return head + payload
+    mask = b"\x11\x22\x33\x44"
+    return head + mask + bytes(octet ^ mask[place % 4] for place, octet in enumerate(payload))
+
+
+def text(message: object) -> bytes:
+    """A text message in one frame: text as it is, everything else as JSON."""
+    payload = message if isinstance(message, str) else json.dumps(message)
+    return frame(TEXT, payload.encode("utf-8", "surrogatepass"))
+
+
+def close(code: int = 1000) -> bytes:
+    """A close frame."""
+    return frame(CLOSE, struct.pack("!H", code))
+
+
+def request(path: str = "/websocket/", *, v1: bool = False, without: Sequence[str] = (), added: Sequence[str] = ()) -> bytes:
+    """An opening handshake, without the headers of the names given, and with the lines given."""
+    headers = {
+        "Host": "tower.example.com",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": KEY,
+        "Sec-WebSocket-Version": "13",
+    }
+    if v1:
+        headers["Sec-WebSocket-Protocol"] = "towerws.v1"
+    lines = [f"{name}: {value}" for name, value in headers.items() if name not in without]
+    return "\r\n".join([f"GET {path} HTTP/1.1", *lines, *added, "", ""]).encode("latin-1")
+
+
+class MemoryTransport:
+    """A transport that buffers without a bound, and closes only once it is empty, as Twisted's TCP transport does.
+
+    `stalled` says that the client does not read: what is written stays in `waiting`, else it is in `received` at once.
+    """
+
+    def __init__(self, clock: Clock, protocol: Any) -> None:
+        self._clock = clock
+        self._protocol = protocol
+        self._producer: Any = None
+        self.received = b""
+        self.waiting = b""
+        self.stalled = False
+        self.reading = True
+        self.closing = False
+        self.aborted = False
+        self.lost = False
+
+    # Twisted's protocols call these
+
+    def write(self, data: bytes) -> None:
+        """Take anything."""
+        if self.aborted or self.lost:
+            return
+        self.waiting += data
+        if not self.stalled:
+            self.drain()
+        elif self._producer is not None and len(self.waiting) > PAUSE_OCTETS:
+            self._producer.pauseProducing()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Remember whom to pause."""
+        assert streaming
+        assert self._producer is None
+        self._producer = producer
+
+    def unregisterProducer(self) -> None:
+        """Forget it; a second call does nothing."""
+        self._producer = None
+
+    def pauseProducing(self) -> None:
+        """Read no more."""
+        self.reading = False
+
+    def loseConnection(self) -> None:
+        """Close once everything is written."""
+        self.closing = True
+        if not self.waiting:
+            self._clock.callLater(0, self.lose, ConnectionDone())
+
+    def abortConnection(self) -> None:
+        """Close at once."""
+        if not self.aborted:
+            self.aborted = True
+            self._clock.callLater(0, self.lose, ConnectionAborted())
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing to do here."""
+
+    def getPeer(self) -> IPv4Address:
+        """Where the client is."""
+        return IPv4Address("TCP", "192.0.2.1", 54321)
+
+    def getHost(self) -> IPv4Address:
+        """Where the server is."""
+        return IPv4Address("TCP", "192.0.2.2", 8051)
+
+    # the client's side
+
+    def drain(self) -> None:
+        """The client reads what is there."""
+        self.received += self.waiting
+        self.waiting = b""
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        if self.closing and not self.waiting:
+            self._clock.callLater(0, self.lose, ConnectionDone())
+
+    def lose(self, reason: Exception) -> None:
+        """The connection is gone."""
+        if not self.lost:
+            self.lost = True
+            if self._producer is not None:
+                self._producer.stopProducing()
+            self._protocol.connectionLost(Failure(reason))
+
+
+class Client:
+    """One client: its own octets out, the server's frames in."""
+
+    def __init__(self, clock: Clock, connection: WebSocketConnection, transport: MemoryTransport) -> None:
+        self.clock = clock
+        self.connection = connection
+        self.transport = transport
+        self.frames: list[tuple[int, bytes]] = []
+        """What came and was not taken yet: opcode and payload."""
+        self._read = 0
+
+    def send(self, *pieces: bytes) -> Self:
+        """Send octets, each piece as one read of the server's."""
+        for piece in pieces:
+            if self.transport.reading and not self.transport.lost:
+                self.connection.dataReceived(piece)
+        return self
+
+    def ask(self, groups: Mapping[str, object], **more: object) -> Self:
+        """Send a request."""
+        return self.send(text({"groups": groups, **more}))
+
+    @property
+    def response(self) -> bytes:
+        """The HTTP answer: for a refusal all that came, else up to the first frame."""
+        head, end, _ = self.transport.received.partition(b"\r\n\r\n")
+        return head + end if head.startswith(b"HTTP/1.1 101 ") else self.transport.received
+
+    @property
+    def status(self) -> int:
+        """The answer's HTTP status, 0 while there is none."""
+        return int(self.response[9:12] or b"0")
+
+    def take(self) -> list[Any]:
+        """The messages that came since the last call, as JSON; other frames stay in `frames`."""
+        self._parse()
+        taken = [json.loads(payload) for opcode, payload in self.frames if opcode == TEXT]
+        self.frames = [found for found in self.frames if found[0] != TEXT]
+        return taken
+
+    def close_code(self) -> int | None:
+        """The code of the close frame that came, None while there is none. Nothing may follow it."""
+        self._parse()
+        closes = [payload for opcode, payload in self.frames if opcode == CLOSE]
+        assert len(closes) <= 1, "one close frame only"
+        if not closes:
+            return None
+        assert self.frames[-1][0] == CLOSE, "nothing follows a close frame"
+        assert len(closes[0]) <= 125
+        return int.from_bytes(closes[0][:2], "big")
+
+    def control(self, opcode: int) -> list[bytes]:
+        """The payloads of the pings or pongs that came."""
+        self._parse()
+        return [payload for found, payload in self.frames if found == opcode]
+
+    def hang_up(self) -> None:
+        """End the TCP connection without a word."""
+        self.transport.lose(ConnectionDone())
+
+    def _parse(self) -> None:
+        data = self.transport.received
+        if self._read == 0:
+            assert self.status == 101, self.response
+            self._read = len(self.response)
+        while len(data) >= self._read + 2:
+            at = self._read
+            opcode, length = data[at] & 0x0F, data[at + 1]
+            assert data[at] & 0xF0 == 0x80, "a server's frames are whole and plain"
+            assert length < 128, "a server's frames are not masked"
+            at += 2
+            if length > 125:
+                size = 2 if length == 126 else 8
+                length = int.from_bytes(data[at : at + size], "big")
+                at += size
+            if len(data) < at + length:
+                return
+            self.frames.append((opcode, data[at : at + length]))
+            self._read = at + length
+
+
+class Edge:
+    """All that a connection needs, in memory."""
+
+    def __init__(self, clock: Clock, settings: WebSocketSettings, auth: Method, *, start: bool) -> None:
+        self.clock = clock
+        self.settings = settings
+        self.history = History(1024**2, 120)
+        self.hub = Hub(self.history)
+        self.bad: list[BadDelivery] = []
+        self.intake = Intake(
+            self.history, self.hub, max_payload_octets=1024**2, clock=clock.seconds, report=self.bad.append, new_tag=lambda: "mark"
+        )
+        self.source = EmbeddedSource(self.intake)
+        self.desk = Desk(self.hub, self.intake, auth, GroupTable({"chat": GroupSettings()}), settings, clock)
+        self.factory = WebSocketFactory(self.desk, settings, clock)
+        self.clients: list[Client] = []
+        if start:
+            self.source.start()
+
+    def connect(self) -> Client:
+        """A client with a TCP connection, and no more."""
+        connection = self.factory.buildProtocol(None)
+        transport = MemoryTransport(self.clock, connection)
+        self.clients.append(Client(self.clock, connection, transport))
+        connection.makeConnection(transport)
+        return self.clients[-1]
+
+    def open(self, *, v1: bool = False) -> Client:
+        """A client whose connection is open, its welcome read."""
+        client = self.connect().send(request(v1=v1))
+        assert client.status == 101, client.response
+        assert len(client.take()) == 1
+        return client
+
+    def publish(self, topic: str, payload: object) -> str:
+        """Publish; the position."""
+        return self.source.publish(topic, payload if isinstance(payload, bytes) else json.dumps(payload).encode())
+
+    def advance(self, seconds: float, step: float = 0.25) -> None:
+        """Let time pass, in small steps: Autobahn's timers are set by other timers."""
+        self.clock.pump([0, *[step] * round(seconds / step)])
+
+    def hang_up(self) -> None:
+        """End all TCP connections."""
+        for client in self.clients:
+            client.hang_up()
+
+    def check(self) -> None:
+        """Check that nothing is left of the clients."""
+        assert self.factory.connections == {}
+        assert self.hub.members == {}
+        assert self.hub.topics == 0
+        assert self.factory.countConnections == 0
+        waiting = [str(call) for call in self.clock.getDelayedCalls() if call.getTime() > self.clock.seconds()]
+        self.clock.advance(0)
+        assert not waiting, waiting
+        assert not self.clock.getDelayedCalls()
+
+
+class Edges:
+    """Makes edges, each checked for leaks when the test is over."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.made: list[Edge] = []
+        self._failures: list[str] = []
+
+    def __call__(self, auth: Method | None = None, *, start: bool = True, **settings: Any) -> Edge:
+        """An edge with the usual limits, except for those given."""
+        self.made.append(Edge(self.clock, WebSocketSettings(**settings), auth or Open(), start=start))
+        return self.made[-1]
+
+    def note(self, event: LogEvent) -> None:
+        """Keep what is logged as a failure."""
+        if "log_failure" in event:
+            self._failures.append(event["log_failure"].getTraceback())
+
+    def failures(self) -> list[str]:
+        """The tracebacks that were logged since the last call. A test that leaves any has failed."""
+        gc.collect(1)  # a Deferred with an unhandled error says so when it goes; the old generation would take 50 ms
+        failures, self._failures = self._failures, []
+        return failures
+
+
+@contextmanager
+def edges() -> Iterator[Edges]:
+    """A maker of edges. Autobahn takes its timers from txaio's loop, which is this clock meanwhile."""
+    loop, clock = txaio.config.loop, Clock()
+    txaio.config.loop = clock
+    maker = Edges(clock)
+    observer = cast("ILogObserver", maker.note)
+    globalLogPublisher.addObserver(observer)
+    try:
+        yield maker
+        for edge in maker.made:
+            edge.hang_up()
+        for edge in maker.made:
+            edge.check()
+        failures = maker.failures()
+        assert not failures, failures
+    finally:
+        txaio.config.loop = loop
+        globalLogPublisher.removeObserver(observer)
+
+
+class SlowMethod:
+    """A way of authenticating that answers when the test says so."""
+
+    name = "slow"
+
+    def __init__(self, *, slow_handshake: bool = False) -> None:
+        self.handshakes: list[tuple[Head, Deferred[Identity]]] = []
+        self.questions: list[tuple[Sequence[str], Deferred[dict[str, str]]]] = []
+        self.cancelled = 0
+        self._slow_handshake = slow_handshake
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
+        """Note the head; answer at once unless told otherwise."""
+        asked: Deferred[Identity] = Deferred(self._cancel)
+        self.handshakes.append((head, asked))
+        if not self._slow_handshake:
+            asked.callback(Identity(7))
+        return asked
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Note the question."""
+        asked: Deferred[dict[str, str]] = Deferred(self._cancel)
+        self.questions.append((topics, asked))
+        return asked
+
+    def _cancel(self, asked: Deferred[Any]) -> None:
+        self.cancelled += 1
