@@ -145,7 +145,9 @@ def test_resumes(standin: StandIn, tails: list[Running]) -> None:
     assert asked(standin) == {"groups": {"own": ["thing"]}, "since": "1-standin"}
     standin.publish("own.thing", b"[4]")
     assert [tails[0].line()[-3:] for _ in range(3)] == ["[2]", "[3]", "[4]"]
-    assert tails[0].notice().startswith("connection lost")
+    notice = tails[0].notice()
+    assert notice.startswith("connection lost (")
+    assert "uncleanly" not in notice
     assert tails[0].notice() == "connected again"
 
 

@@ -37,6 +37,7 @@ BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
 MAX_FRAME_OCTETS = 64 * 1024**2  # far above what a daemon takes from a broker (4 MiB unless configured)
 
+_wrapped = re.compile(r'connection was closed uncleanly \("(.*)"\)', re.DOTALL).fullmatch  # Autobahn's words around the reason
 _upgrade_status = re.compile(r"upgrade failed \[([0-9]{3})\]").search
 
 
@@ -270,7 +271,12 @@ class _Connection(WebSocketClientProtocol):  # type: ignore[misc]
         self.factory.tail.received(payload.decode())
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self.factory.tail.lost(f"{code} {reason or ''}".rstrip() if wasClean else reason or "closed")
+        text = reason or "closed"
+        if wasClean:
+            text = f"{code} {reason or ''}".rstrip()
+        elif match := _wrapped(text):
+            text = match[1]
+        self.factory.tail.lost(text)
 
 
 def check_url(url: str) -> None:
