@@ -132,6 +132,8 @@ class Hub:
             member.topics[topic] = wanted[topic]
             audience.setdefault(topic, {})[member] = None
         since = None if request.since is None else self._history.find(request.since)
+        if since is not None and since.seq > self._flushed.seq:
+            since = None  # history is still being refilled: what lies behind this position will not go out
         if since is not None:
             member.topics.update(dict.fromkeys(member.topics, since.seq))
             member.cursor, member.behind = since, True
@@ -142,7 +144,8 @@ class Hub:
             current=tuple(sorted(member.topics)),
             joined=tuple(sorted(joined)),
             left=tuple(sorted(left)),
-            position=self.position if since is None else since.position,
+            # Not where the log stands, for a member that is behind: it has not been told all that came before that.
+            position=member.cursor.position if member.behind else self.position,
             recovered=since is not None,
         )
 
@@ -199,14 +202,14 @@ class Hub:
         if not member.behind or member not in self.members:
             return
         if lost := self._history.lost(member.cursor.seq, member.topics):
-            self.counters.gaps += 1
             floor = self._history.floor
             notice = member.dialect.gap(Gap(tuple(sorted(lost)), member.cursor.position, floor.position, "history"))
+            if notice is not None and not member.send(text_frame(notice)):
+                member.peer.await_drain()
+                return
+            self.counters.gaps += 1
             if notice is None:
                 member.peer.end(CloseReason.HISTORY)
-                return
-            if not member.send(text_frame(notice)):
-                member.peer.await_drain()
                 return
             member.cursor = floor
         piece = self._history.after(member.cursor.seq, member.topics, self._flushed.seq, PIECE_OCTETS)
@@ -220,17 +223,23 @@ class Hub:
         member.peer.await_drain()
 
     def gap(self, start: Delivery, end: Delivery, reason: str) -> None:
-        """Tell every member that listens to anything: deliveries between two places of the log can't be had."""
+        """Tell every member that listens to anything: deliveries between two places of the log can't be had.
+
+        One that had also fallen out of history is told of both at once, from where it stands.
+        """
         for member in list(self.members):
             if not member.topics:
                 continue
-            notice = member.dialect.gap(Gap(tuple(sorted(member.topics)), start.position, end.position, reason))
-            if notice is not None:
-                self.counters.gaps += 1
-                if not member.send(text_frame(notice)):
-                    member.peer.end(CloseReason.OVERLOAD)
-                if member.behind and member.cursor.seq < self._history.floor.seq:
-                    member.cursor = self._history.floor  # this notice says it all; feeding would say it again
+            lost = member.behind and self._history.lost(member.cursor.seq, member.topics)
+            begin = member.cursor if lost else start
+            notice = member.dialect.gap(Gap(tuple(sorted(member.topics)), begin.position, end.position, reason))
+            if notice is None:
+                continue
+            self.counters.gaps += 1
+            if not member.send(text_frame(notice)):
+                member.peer.end(CloseReason.OVERLOAD)
+            elif lost:
+                member.cursor = self._history.floor
 
 
 def _join(lists: list[list[tuple[int, bytes]]], bits: int) -> tuple[bytes, int]:

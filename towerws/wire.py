@@ -73,7 +73,7 @@ class TowerDialect:
     """AWX's own words, 1.0 to 24 (awx/main/consumers.py): the payload is the frame, and there is none for a gap."""
 
     name = "tower"
-    subprotocol = None
+    subprotocol: str | None = None
 
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """`{"accept": true, "user": 7}`. The contract demands a number: an anonymous or named user is 0."""
@@ -115,7 +115,7 @@ class V1Dialect:
     """`towerws.v1`: one object a frame, its kind in `type`, and a position on all that moves a reader."""
 
     name = "v1"
-    subprotocol = SUBPROTOCOL
+    subprotocol: str | None = SUBPROTOCOL
 
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """Says where the log stands, and how often a ping will come."""
@@ -159,8 +159,8 @@ class V1Dialect:
         return _compact({"type": "bye", "reconnect_after_ms": reconnect_after_ms, "reason": close.reason})
 
 
-TOWER = TowerDialect()
-V1 = V1Dialect()
+TOWER: Dialect = TowerDialect()
+V1: Dialect = V1Dialect()
 
 
 def _spaced(reply: dict[str, object]) -> bytes:
