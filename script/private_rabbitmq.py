@@ -52,6 +52,16 @@ def rabbitmq_bin() -> Path | None:
     return folder if (folder / "rabbitmq-server").exists() and shutil.which("epmd") else None
 
 
+def tied_to_us(command: list[str], signal_name: str) -> list[str]:
+    """The command, which the kernel will send this signal when the thread that starts it ends, whatever ended that."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return command
+    # We may have ended before the kernel was asked: then there is another parent by now.
+    still_ours = 'test "$PPID" = "$0" && exec "$@"'
+    return [setpriv, "--pdeathsig", signal_name, "/bin/sh", "-c", still_ours, str(os.getpid()), *command]
+
+
 class PrivateRabbit:
     """One node. `start`, `stop` and `kill` may be called again and again: ports, name and data stay the same.
 
@@ -188,12 +198,15 @@ class PrivateRabbit:
         }
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        setpriv = shutil.which("setpriv")
-        if setpriv is not None:
-            command = [setpriv, "--pdeathsig", "KILL", *command]
         with (self.data_dir / "log" / "node.log").open("ab") as log:
             return subprocess.Popen(
-                command, env=self._env(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.data_dir, start_new_session=True
+                tied_to_us(command, "KILL"),
+                env=self._env(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.data_dir,
+                start_new_session=True,
             )
 
     def _log_tail(self, lines: int = 60) -> str:

@@ -20,7 +20,6 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +28,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from private_rabbitmq import PrivateRabbit, RabbitError
+from private_rabbitmq import PrivateRabbit, RabbitError, tied_to_us
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -59,9 +58,7 @@ class Parts:
 
     def spawn(self, name: str, command: list[str]) -> None:
         """Start a part in a session of its own: a Ctrl-C in the terminal then reaches us alone, and we end the parts in order."""
-        if setpriv := shutil.which("setpriv"):  # whatever ends us, the kernel ends the part too
-            command = [setpriv, "--pdeathsig", "TERM", *command]
-        self._processes[name] = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._processes[name] = subprocess.Popen(tied_to_us(command, "TERM"), cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def wait(self) -> NoReturn:
         """Wait until a part ends by itself, and raise `Failed`."""
