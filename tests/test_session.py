@@ -326,7 +326,7 @@ def numbers(client: Client) -> list[int]:
 
 
 def test_falls_behind_and_catches_up(make: Edges) -> None:
-    """A client that stops reading gets everything in order when it reads again; meanwhile little waits for it, and others get all at once."""
+    """A client that stops reading gets everything in order when it reads again; little waits for it, and others get all at once."""
     edge = make()
     slow, bystander = edge.open(), edge.open()
     for client in (slow, bystander):

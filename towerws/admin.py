@@ -6,7 +6,7 @@
   GET  /status   figures, JSON
   POST /publish  {"topic": "job_events.42", "payload": {…}} or {"group": "job_events", "event": "42", "payload": {…}}: 202 with
                  the position; only with the embedded source
-Every answer but the page is one JSON object; an error is {"error": …}.
+Every answer but the page is one JSON object; an error is {"error": …}. HEAD works wherever GET does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from urllib.parse import urlsplit
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
-from twisted.web.http import HTTPChannel
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.logger import Logger
+from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 from zope.interface import implementer
@@ -25,7 +29,6 @@ from towerws.errors import BadDelivery
 from towerws.publication import parse_publication
 from towerws.sources import SourceStatus
 
-
 ENVELOPE_OCTETS = 1024
 """What a publish request may hold around its payload."""
 
@@ -33,6 +36,13 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self' ws: wss:; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+DISCARDED_BODIES = 8
+"""How many times the limit is read and thrown away before a client that sends on is cut off.
+
+Most clients read an answer only once they have sent everything; cut off at once they would see a reset instead of the 413.
+"""
 
 
 class Refusal(Exception):
@@ -47,18 +57,37 @@ class AdminRequest(Request):
     """A request whose body is bounded while it arrives."""
 
     _received = 0
+    _refused = False
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Take in a piece of the body, or give the connection up."""
+        """Take in a piece of the body; refuse one that is too long as soon as it is, and keep nothing more of it."""
         self._received += len(data)
-        limit: int = self.channel.site.max_body_octets  # `self.site` is there only once the body is whole
-        if self._received > limit:
+        channel: Any = self.channel
+        limit: int = channel.site.max_body_octets  # `self.site` is there only once the body is whole
+        if self._received <= limit:
+            super().handleContentChunk(data)
+        elif not self._refused:
+            self._refused = True
             error = json.dumps({"error": f"the body is longer than {limit} octets"}).encode("ascii")
             head = f"HTTP/1.1 413 Payload Too Large\r\nContent-Type: application/json\r\nContent-Length: {len(error)}\r\n"
-            self.channel.transport.write(head.encode("ascii") + b"Connection: close\r\n\r\n" + error)
+            channel.transport.write(head.encode("ascii") + b"Connection: close\r\n\r\n" + error)
+        elif self._received > DISCARDED_BODIES * limit:
+            channel.loseConnection()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Answer, unless that is done already."""
+        if self._refused:
             self.channel.loseConnection()
-            return
-        super().handleContentChunk(data)
+        else:
+            super().requestReceived(command, path, version)
+
+
+class _Answer(NamedTuple):
+    """What is sent back."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
 
 
 @implementer(IResource)
@@ -66,45 +95,45 @@ class _Page(Resource):
     """One path: its method, and what makes its answer."""
 
     isLeaf = True
+    _log = Logger()
 
-    def __init__(self, method: bytes, answer: Callable[[Request], tuple[int, Mapping[str, object]]]) -> None:
+    def __init__(self, method: bytes, answer: Callable[[Request], _Answer]) -> None:
         super().__init__()
         self._method = method
         self._answer = answer
 
     def render(self, request: Request) -> bytes:
-        """The answer to one request."""
+        """The answer to one request. An error of ours is logged, and a 500 that tells nothing."""
         try:
             if request.method != self._method and (request.method, self._method) != (b"HEAD", b"GET"):
                 request.setHeader(b"allow", self._method)
                 raise Refusal(405, f"this path takes {self._method.decode()} only")
+            _own_host(request)
             _same_origin(request)
-            status, body = self._answer(request)
+            answer = self._answer(request)
         except Refusal as refusal:
-            status, body = refusal.status, {"error": str(refusal)}
-        request.setResponseCode(status)
-        request.setHeader(b"content-type", b"application/json")
-        request.setHeader(b"cache-control", b"no-store")
-        return json.dumps(body).encode("ascii") + b"\n"
+            answer = _json(refusal.status, {"error": str(refusal)})
+        except Exception:  # noqa: BLE001 - Twisted's own answer would be a page of HTML
+            self._log.failure("a request to the admin port failed")
+            answer = _json(500, {"error": "internal error; the log says more"})
+        request.setResponseCode(answer.status)
+        for name, value in _HEADERS.items():
+            request.setHeader(name, value)
+        request.setHeader(b"content-type", answer.content_type)
+        request.setHeader(b"content-length", b"%d" % len(answer.body))
+        return b"" if request.method == b"HEAD" else answer.body
 
 
-class _LivePage(Resource):
-    """The page that shows what happens, with the websocket's port written into it."""
+_HEADERS = {
+    b"server": b"towerws",
+    b"cache-control": b"no-store",
+    b"x-content-type-options": b"nosniff",
+    b"content-security-policy": PAGE_POLICY.encode("ascii"),
+}
 
-    isLeaf = True
 
-    def __init__(self, websocket_port: Callable[[], int]) -> None:
-        super().__init__()
-        self._websocket_port = websocket_port
-
-    def render_GET(self, request: Request) -> bytes:
-        """The page."""
-        request.setHeader(b"content-type", b"text/html; charset=utf-8")
-        request.setHeader(b"content-security-policy", PAGE_POLICY.encode("ascii"))
-        request.setHeader(b"x-content-type-options", b"nosniff")
-        request.setHeader(b"cache-control", b"no-store")
-        page = files("towerws").joinpath("static/live.html").read_text(encoding="utf-8")
-        return page.replace("{{WEBSOCKET_PORT}}", str(self._websocket_port())).encode()
+def _json(status: int, body: Mapping[str, object]) -> _Answer:
+    return _Answer(status, json.dumps(body).encode("ascii") + b"\n")
 
 
 class AdminSite(Site):
@@ -129,10 +158,11 @@ class AdminSite(Site):
         self.max_body_octets = max_payload_octets + ENVELOPE_OCTETS
         self._source_status = source_status
         self._publish = publish
-        root.putChild(b"", _LivePage(websocket_port))
-        root.putChild(b"healthz", _Page(b"GET", lambda request: (200, {"healthy": True})))
+        self._websocket_port = websocket_port
+        root.putChild(b"", _Page(b"GET", self._live))
+        root.putChild(b"healthz", _Page(b"GET", lambda request: _json(200, {"healthy": True})))
         root.putChild(b"readyz", _Page(b"GET", self._ready))
-        root.putChild(b"status", _Page(b"GET", lambda request: (200, status())))
+        root.putChild(b"status", _Page(b"GET", lambda request: _json(200, status())))
         root.putChild(b"publish", _Page(b"POST", self._take))
 
     def getResourceFor(self, request: Request) -> IResource:
@@ -141,22 +171,23 @@ class AdminSite(Site):
         found = self.resource.children.get(name)
         return found if found is not None else _Page(request.method, _nothing_here)
 
-    def log(self, request: Request) -> None:
+    def log(self, request: HTTPRequest) -> None:
         """No access log: it would hold URLs, and Twisted's takes its dates from the reactor's clock, which is monotonic."""
 
-    def buildProtocol(self, addr: object) -> HTTPChannel:
-        """A connection of the admin port."""
-        channel: HTTPChannel = super().buildProtocol(addr)
-        return channel
+    def _live(self, request: Request) -> _Answer:
+        """The page that shows what happens, with the websocket's port written into it."""
+        page = files("towerws").joinpath("static/live.html").read_text(encoding="utf-8")
+        body = page.replace("{{WEBSOCKET_PORT}}", str(self._websocket_port())).encode()
+        return _Answer(200, body, b"text/html; charset=utf-8")
 
-    def _ready(self, request: Request) -> tuple[int, Mapping[str, object]]:
+    def _ready(self, request: Request) -> _Answer:
         status = self._source_status()
         answer: dict[str, object] = {"ready": status.ready, "state": status.state.value}
         if status.reason is not None:
             answer["reason"] = status.reason
-        return (200 if status.ready else 503), answer
+        return _json(200 if status.ready else 503, answer)
 
-    def _take(self, request: Request) -> tuple[int, Mapping[str, object]]:
+    def _take(self, request: Request) -> _Answer:
         if self._publish is None:
             raise Refusal(404, "this daemon reads from a broker: publish to its exchange there (towerws publish, or any AMQP client)")
         body = request.content.read() if request.content is not None else b""
@@ -168,16 +199,48 @@ class AdminSite(Site):
             position = self._publish(publication.topic.routing_key, publication.payload)
         except BadDelivery as bad:
             raise Refusal(413 if bad.reason == "too_large" else 400, str(bad)) from None
-        return 202, {"position": position}
+        return _json(202, {"position": position})
 
 
-def _nothing_here(request: Request) -> tuple[int, Mapping[str, object]]:
+def _nothing_here(request: Request) -> _Answer:
     raise Refusal(404, "there is nothing here; try /healthz, /readyz, /status, /publish or the page at /")
+
+
+def _own_host(request: Request) -> None:
+    """On loopback a request comes for an address or for localhost; a name that someone else made point here is refused.
+
+    A page from that name would else count as ours in the browser of whoever looks at it on this machine (DNS rebinding).
+    """
+    listening = request.getHost()
+    if not isinstance(listening, (IPv4Address, IPv6Address)) or not ip_address(listening.host).is_loopback:
+        return
+    asked = _split(b"//" + (request.getHeader(b"host") or b"localhost"))
+    name = asked.hostname if asked is not None else None
+    if name is None or (name != "localhost" and not _is_address(name)):
+        raise Refusal(403, "on this machine's own address the admin port answers for localhost and addresses only")
 
 
 def _same_origin(request: Request) -> None:
     """Pages from elsewhere can make a browser post here; their Origin is not the Host they post to."""
     origin = request.getHeader(b"origin")
-    host = request.getHeader(b"host")
-    if origin is not None and (host is None or urlsplit(origin).netloc != host):
+    if origin is None:
+        return
+    found, host = _split(origin), request.getHeader(b"host")
+    if host is None or found is None or found.netloc != host.decode("latin-1"):
         raise Refusal(403, "requests from pages of another origin are not taken")
+
+
+def _split(url: bytes) -> SplitResult | None:
+    """A URL in its parts; None for what is none."""
+    try:
+        return urlsplit(url.decode("ascii"))
+    except ValueError:
+        return None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

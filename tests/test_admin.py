@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from tests.ws_kit import Edges, edges
+from towerws.admin import DISCARDED_BODIES, ENVELOPE_OCTETS, AdminSite
+from towerws.errors import BadDelivery
+from towerws.sources import SourceState, SourceStatus
+
+LOOPBACK = IPv4Address("TCP", "127.0.0.1", 9051)
+LIMIT = 100_000
+
+
+class Reply:
+    """One HTTP answer, taken apart."""
+
+    def __init__(self, octets: bytes) -> None:
+        head, _, self.body = octets.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        self.status = int(first.split(" ")[1])
+        self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+
+    @property
+    def json(self) -> Any:
+        """The body."""
+        assert self.headers["content-type"] == "application/json"
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """What went wrong."""
+        assert list(self.json) == ["error"]
+        return str(self.json["error"])
+
+
+class Admin:
+    """An admin port in memory."""
+
+    def __init__(self, make: Edges) -> None:
+        self.edge = make()
+        self.state = SourceStatus(SourceState.CONSUMING)
+        self.figures: Callable[[], Mapping[str, object]] = lambda: {"version": "1"}
+        self.site = self.make_site(self.publish)
+        self.transport = StringTransport()
+
+    def make_site(self, publish: Callable[[str, bytes], str] | None) -> AdminSite:
+        """A site that runs on the edge's clock."""
+        site = AdminSite(
+            status=self.status,
+            source_status=lambda: self.state,
+            publish=publish,
+            websocket_port=lambda: 18051,
+            max_payload_octets=LIMIT,
+        )
+        site.reactor = self.edge.clock
+        return site
+
+    def status(self) -> Mapping[str, object]:
+        """What the test has put there."""
+        return self.figures()
+
+    def publish(self, routing_key: str, payload: bytes) -> str:
+        """As the service does."""
+        if len(payload) > LIMIT:
+            raise BadDelivery("too_large", "too large")
+        self.edge.intake.judge(routing_key, payload)
+        return self.edge.source.publish(routing_key, payload)
+
+    def raw(self, *pieces: bytes, at: IAddress = LOOPBACK) -> bytes:
+        """Send octets on a connection of their own; all that comes back."""
+        self.transport = StringTransport(hostAddress=at)
+        channel: Any = self.site.buildProtocol(at)
+        channel.makeConnection(self.transport)
+        for piece in pieces:
+            if not self.transport.disconnecting:
+                channel.dataReceived(piece)
+        self.edge.clock.advance(0)
+        channel.connectionLost(Failure(ConnectionDone()))
+        return bytes(self.transport.value())
+
+    def ask(self, method: str, path: str, body: bytes = b"", *, at: IAddress = LOOPBACK, **headers: str) -> Reply:
+        """One request."""
+        lines = {"Host": "127.0.0.1:9051", "Connection": "close", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if body:
+            lines["Content-Length"] = str(len(body))
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        return Reply(self.raw(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body, at=at))
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks and for tracebacks in the log at the end."""
+    with edges() as maker:
+        yield maker
+
+
+@pytest.fixture
+def admin(make: Edges) -> Admin:
+    """An admin port in memory."""
+    return Admin(make)
+
+
+def test_health_and_figures(admin: Admin) -> None:
+    """Health, readiness and status are JSON, are never cached, and tell nothing of what runs them."""
+    assert admin.ask("GET", "/healthz").json == {"healthy": True}
+    assert admin.ask("GET", "/readyz").json == {"ready": True, "state": "consuming"}
+    reply = admin.ask("GET", "/status?x=y")
+    assert reply.json == {"version": "1"}
+    assert reply.headers["cache-control"] == "no-store"
+    assert "Twisted" not in str(reply.headers)
+
+
+def test_not_ready(admin: Admin) -> None:
+    """While the source is not consuming `/readyz` is 503 with the reason; `/healthz` stays 200."""
+    admin.state = SourceStatus(SourceState.BACKOFF, "403 ACCESS_REFUSED")
+    reply = admin.ask("GET", "/readyz")
+    assert reply.status == 503
+    assert reply.json == {"ready": False, "state": "backoff", "reason": "403 ACCESS_REFUSED"}
+    assert admin.ask("GET", "/healthz").status == 200
+
+
+def test_live_page(admin: Admin) -> None:
+    """The page comes with the websocket's port in it, and a policy that lets nothing in from elsewhere."""
+    reply = admin.ask("GET", "/")
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert b'"18051"' in reply.body
+    assert b"{{" not in reply.body
+
+
+def test_publish(admin: Admin) -> None:
+    """A publication goes to who listens, byte for byte, and is answered with 202 and its position."""
+    client = admin.edge.open(v1=True).ask({"job_events": [42]})
+    client.take()
+    reply = admin.ask("POST", "/publish", b'{"topic": "job_events.42", "payload": {"a":  NaN, "b": "\\ud800"} }')
+    assert reply.status == 202
+    assert b'{"a":  NaN, "b": "\\ud800"}' in client.transport.received
+    assert reply.json["position"].encode() in client.transport.received
+    assert admin.ask("POST", "/publish", b'{"group": "job_events", "event": 42, "payload": {}}').status == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"", 400, "payload"),
+        (b"x", 400, "payload"),
+        (b"[]", 400, "payload"),
+        (b"\xff", 400, "payload"),
+        (b"[" * 90_000, 400, "payload"),
+        (b'{"topic":"a.b","payload":' + b"[" * 90_000, 400, "nests"),
+        (b"{}", 400, "payload is missing"),
+        (b'{"payload": {}}', 400, "topic, or group and event"),
+        (b'{"topic": "a", "payload": {}}', 400, "routing key"),
+        (b'{"topic": "a.b", "group": "a", "payload": {}}', 400, "topic, or group and event"),
+        (b'{"topic": 3, "payload": {}}', 400, "not a string"),
+        (b'{"group": "a", "event": true, "payload": {}}', 400, "topic, or group and event"),
+        (b'{"topic": "a.b", "payload": []}', 400, "not a JSON object"),
+        (b'{"topic": "a.b", "payload": {}, "canary": 1}', 400, "unknown key"),
+        (b'{"topic": "metrics", "payload": {}}', 400, "routing key"),
+        (b'{"topic": "control.limit_reached", "payload": {}}', 400, "never forwarded"),
+        (b'{"topic": "a.b", "payload": {"x": "' + b"y" * LIMIT + b'"}}', 413, "too large"),
+    ],
+)
+def test_bad_publications(admin: Admin, body: bytes, status: int, word: str) -> None:
+    """A publication that can't be taken is refused with one line that says why."""
+    reply = admin.ask("POST", "/publish", body)
+    assert reply.status == status
+    assert word in reply.error
+    assert "\n" not in reply.error
+    assert len(admin.edge.history) == 0
+
+
+def test_publish_without_embedded_source(admin: Admin) -> None:
+    """A daemon that reads from a broker takes no publications here, and says where to go."""
+    admin.site = admin.make_site(None)
+    reply = admin.ask("POST", "/publish", b'{"topic": "a.b", "payload": {}}')
+    assert reply.status == 404
+    assert "exchange" in reply.error
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/status", "/publish"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"])
+def test_methods(admin: Admin, path: str, method: str) -> None:
+    """Each path takes its method; any other is a 405 that names it, in JSON."""
+    right = "POST" if path == "/publish" else "GET"
+    reply = admin.ask(method, path)
+    if method == right:
+        assert reply.status in (200, 400)
+    else:
+        assert reply.status == 405
+        assert reply.headers["allow"] == right
+        assert right in reply.error
+
+
+def test_head(admin: Admin) -> None:
+    """HEAD is GET without the body, on every path that can be got, and makes no noise in the log."""
+    for path in ("/", "/healthz", "/readyz", "/status"):
+        head, got = admin.ask("HEAD", path), admin.ask("GET", path)
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["content-length"] == str(len(got.body))
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert admin.ask("HEAD", "/publish").status == 405
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/healthz/x", "/%00", "/../etc/passwd", "/publish%2f", "//x", "/static/live.html"])
+def test_nothing_there(admin: Admin, path: str) -> None:
+    """Any other path is a 404 in JSON, whatever its method."""
+    for method in ("GET", "POST"):
+        assert "/healthz" in admin.ask(method, path).error
+    assert admin.ask("HEAD", path).status == 404
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "https://127.0.0.1",
+        "http://127.0.0.1:8051",
+        "null",
+        "",
+        "http://[",
+        "\xff",
+        "http://127.0.0.1:9051@evil.example",
+    ],
+)
+def test_foreign_origin(admin: Admin, origin: str) -> None:
+    """A page from elsewhere can't make a browser publish here, or read anything."""
+    for method, path in (("POST", "/publish"), ("GET", "/status"), ("GET", "/")):
+        reply = admin.ask(method, path, b'{"topic": "a.b", "payload": {}}' if method == "POST" else b"", Origin=origin)
+        assert reply.status == 403, reply.body
+        assert "origin" in reply.error
+
+
+def test_own_origin(admin: Admin) -> None:
+    """The live page's own requests are taken."""
+    assert admin.ask("GET", "/status", Origin="http://127.0.0.1:9051").status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example:9051", "evil.example", "localhost.evil.example", "[", "\xff", "127.0.0.1.evil.example"])
+def test_name_that_points_here(admin: Admin, host: str) -> None:
+    """On loopback a name that someone made point here gets nothing (DNS rebinding), with or without a matching Origin."""
+    assert admin.ask("GET", "/status", Host=host).status == 403
+    assert admin.ask("POST", "/publish", b"{}", Host=host, Origin=f"http://{host}").status == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9051", "127.0.0.1:9051", "[::1]:9051", "LOCALHOST"])
+def test_own_names(admin: Admin, host: str) -> None:
+    """Addresses and localhost are fine, whatever port a tunnel gave them."""
+    assert admin.ask("GET", "/status", Host=host).status == 200
+
+
+def test_own_name_elsewhere(admin: Admin) -> None:
+    """Listening elsewhere than on loopback the port answers to any name; so it does on a UNIX socket."""
+    assert admin.ask("GET", "/status", Host="tower.example.com", at=IPv6Address("TCP", "2001:db8::1", 9051)).status == 200
+    assert admin.ask("GET", "/status", Host="tower.example.com", at=UNIXAddress(b"/run/towerws")).status == 200
+
+
+# bodies that are too long
+
+
+BOUND = LIMIT + ENVELOPE_OCTETS
+
+
+def test_too_long_while_it_arrives(admin: Admin) -> None:
+    """A body is refused as soon as it is too long, once, long before it ends; the rest is thrown away; then the connection ends."""
+    head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (3 * BOUND)
+    octets = admin.raw(head, b"x" * BOUND)
+    assert octets == b""
+    octets = admin.raw(head, b"x" * BOUND, b"x")
+    assert Reply(octets).status == 413
+    assert str(BOUND) in Reply(octets).error
+    octets = admin.raw(head, *[b"x" * 1000] * (3 * BOUND // 1000 + 1))
+    assert octets.count(b"HTTP/1.1") == 1
+    assert admin.transport.disconnecting
+
+
+def test_too_long_in_chunks(admin: Admin) -> None:
+    """So is a chunked one, also when the chunks come together."""
+    head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+    octets = admin.raw(head + chunk * (2 * BOUND // 1000))
+    assert Reply(octets).status == 413
+    assert octets.count(b"HTTP/1.1") == 1
+    assert not admin.transport.disconnecting
+    octets = admin.raw(head, chunk * (2 * BOUND // 1000), b"0\r\n\r\n")
+    assert octets.count(b"HTTP/1.1") == 1
+    assert admin.transport.disconnecting
+
+
+def test_endless_body(admin: Admin) -> None:
+    """A client that sends on and on is cut off."""
+    head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
+    admin.raw(head, *[b"x" * 65536] * (DISCARDED_BODIES * BOUND // 65536 + 2))
+    assert admin.transport.disconnecting
+
+
+def test_body_of_the_largest_size(admin: Admin) -> None:
+    """A payload of exactly the limit is taken, in pieces as well."""
+    payload = b'{"x":"' + b"y" * (LIMIT - 8) + b'"}'
+    body = b'{"topic":"a.b","payload":' + payload + b"}"
+    head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    octets = admin.raw(head, *(body[at : at + 1000] for at in range(0, len(body), 1000)))
+    assert Reply(octets).status == 202
+
+
+# our own faults
+
+
+def test_fault_of_ours(admin: Admin, make: Edges) -> None:
+    """An error of ours is logged with its traceback, and answered with a 500 that tells nothing of it."""
+
+    def broken() -> Mapping[str, object]:
+        raise RuntimeError("canary")
+
+    admin.figures = broken
+    reply = admin.ask("GET", "/status")
+    assert reply.status == 500
+    assert "canary" not in reply.error
+    (logged,) = make.failures()
+    assert "canary" in logged
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /status HTTP/9.9\r\n\r\n",
+        b"GET /status HTTP/1.1\r\nHost: localhost\r\nCookie: \xff=\xff\r\n\r\n",
+        b"GET /status HTTP/1.1\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+        b"GET /status HTTP/1.1\r\nX: " + b"y" * 100_000,
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Type: multipart/form-data\r\n\r\n{}",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\n{}",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_no_traceback(admin: Admin, octets: bytes) -> None:
+    """Nothing that can be sent makes a traceback, in an answer or in the log."""
+    answer = admin.raw(octets)
+    assert b"Traceback" not in answer
+    assert b" 500 " not in answer
+
+
+def test_curl(admin: Admin) -> None:
+    """curl -d calls its JSON a form; it is taken as it is."""
+    reply = admin.ask(
+        "POST", "/publish", b'{"topic": "a.b", "payload": {"x": "1&2=3;4"}}', Content_Type="application/x-www-form-urlencoded"
+    )
+    assert reply.status == 202
+
+
+def test_idle_connection_ends(admin: Admin) -> None:
+    """A connection that says nothing is closed after a minute."""
+    transport = StringTransport()
+    channel: Any = admin.site.buildProtocol(LOOPBACK)
+    channel.makeConnection(transport)
+    clock: Clock = admin.edge.clock
+    clock.pump([1] * 61)
+    assert transport.disconnecting
+    channel.connectionLost(Failure(ConnectionDone()))
