@@ -47,7 +47,7 @@ EDGES = {
     "publisher": ["publisher"],
     "tail": ["tail", "tail_*"],
     "terminal": ["terminal"],
-    "websocket": ["protocol", "session", "outlet"],
+    "websocket": ["opening", "outlet", "protocol", "session"],
 }
 """Each one talks to one foreign thing. Imports itself and core, and the seam that `auth.base` is."""
 
