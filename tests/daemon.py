@@ -5,12 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -195,66 +193,49 @@ class V1Client:
 
 
 def publish_all(url: str, messages: list[tuple[str, bytes]], exchange: str = "towerws") -> None:
-    """Publish with an independent client (pika's blocking one), and return once the broker has confirmed every message."""
+    """Publish with an independent client (pika's blocking one), and return once the broker has taken every message in."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
-    channel.confirm_delivery()
     for routing_key, body in messages:
         channel.basic_publish(exchange, routing_key, body, pika.BasicProperties(content_type="application/json"))
+    channel.close()  # answered behind all that was published
     connection.close()
 
 
 class NumberedLoad:
-    """Publishes {"n": 0}, {"n": 1}, … from a thread, each until the broker has confirmed it, under its own `message_id`."""
+    """`tests/numbered_load.py` at work: `count` is how many messages the broker has confirmed."""
 
-    def __init__(self, url: str, topic: str, *, per_s: float = 200, exchange: str = "towerws") -> None:
-        self._url, self._topic, self._pause_s, self._exchange = url, topic, 1 / per_s, exchange
-        self._stop = threading.Event()
-        self._reached: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def __init__(self, url: str, topic: str, *, exchange: str, stream: str = "", per_s: float = 200) -> None:
+        self._command = [sys.executable, "-m", "tests.numbered_load", url, exchange, topic, str(per_s), stream]
         self.count = 0
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join(DEADLINE_S)
-
-    def finish(self) -> int:
-        """Stop, and say how many were published."""
-        self._stop.set()
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive(), "the producer could not finish"
-        return self.count
+        self._process.kill()
+        self._process.wait(DEADLINE_S)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def wait_for(self, more: int) -> None:
         """Wait until so many more were confirmed."""
-        target = self.count + more
-        give_up = time.monotonic() + DEADLINE_S
-        while self.count < target:
-            assert time.monotonic() < give_up, f"only {self.count} of {target} were published"
-            self._reached.get(timeout=DEADLINE_S)
+        assert self._process.stdout is not None
+        for _ in range(more):
+            line = self._process.stdout.readline()
+            assert line, "the producer ended"
+            self.count = int(line)
 
-    def _run(self) -> None:
-        channel: Any = None
-        while not self._stop.is_set() or channel is None:
-            try:
-                if channel is None:
-                    parameters = pika.URLParameters(self._url)
-                    parameters.socket_timeout = parameters.blocked_connection_timeout = 3
-                    channel = pika.BlockingConnection(parameters).channel()
-                    channel.confirm_delivery()
-                properties = pika.BasicProperties(message_id=f"{self._topic}/{self.count}", delivery_mode=2)
-                channel.basic_publish(self._exchange, self._topic, json.dumps({"n": self.count}).encode(), properties)
-            except (pika.exceptions.AMQPError, OSError):
-                channel = None
-                self._stop.wait(0.1)  # the producer's own backoff
-                continue
-            self.count += 1
-            self._reached.put(self.count)
-            self._stop.wait(self._pause_s)  # the rate
+    def finish(self) -> int:
+        """Stop, and say how many were published."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        for line in self._process.stdout:
+            self.count = int(line)
+        return self.count
 
 
 @contextmanager

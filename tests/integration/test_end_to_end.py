@@ -111,9 +111,10 @@ def test_stream_survives_a_killed_broker(fresh_rabbit: Callable[[], PrivateRabbi
     daemon = start(rabbit.url, *names)
     client = V1Client(daemon.url, {"job_events": [1]}).open()
     receiving = collect(client)
-    with NumberedLoad(rabbit.url, "job_events.1", exchange=names[1]) as load:
+    with NumberedLoad(rabbit.url, "job_events.1", exchange=names[1], stream=names[3]) as load:
         for _ in range(2):
-            load.wait_for(100)
+            # More than a second: RabbitMQ 3.10 loses its very first stream for good when it is killed within 500 ms of it.
+            load.wait_for(300)
             rabbit.kill()
             rabbit.start()
         load.wait_for(100)
@@ -199,7 +200,7 @@ def test_position_survives_a_restart_on_an_idle_stream(rabbit: PrivateRabbit, na
 
 def test_position_older_than_history_is_not_recovered(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
     """What has fallen out of history is said so, and nothing is replayed."""
-    daemon = start(rabbit.url, *names, "--history-max-octets", "64KiB")
+    daemon = start(rabbit.url, *names, "--history-max-octets", "64KiB", "--max-payload-octets", "16KiB", "--websocket-backlog-octets", "16KiB")
     client = V1Client(daemon.url, {"job_events": [1]}).open()
     publish_all(rabbit.url, [("job_events.1", b'{"n": 0}')], exchange=names[1])
     client.until({"n": 0})
@@ -263,9 +264,9 @@ def test_recreated_stream_makes_old_positions_unknown(rabbit: PrivateRabbit, nam
 def test_a_client_that_stops_reading_costs_little_and_loses_nothing(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
     """Stalled readers hold no more than their bound; when they read on they get all of it in order; nobody else notices."""
     daemon = start(rabbit.url, *names)
-    stalled = 10
-    payload = b'{"n": %d, "x": "' + b"x" * 4000 + b'"}'
-    count = 4000  # 16 MB for each client: history holds it, the sockets and the bounds do not
+    stalled = 5
+    payload = b'{"n": %d, "x": "' + b"x" * 16000 + b'"}'
+    count = 1500  # 24 MB for each client: history holds it, the sockets and the bounds do not
     sockets = []
     for _ in range(stalled):
         slow = websocket.create_connection(daemon.url, timeout=DEADLINE_S, subprotocols=["towerws.v1"])
@@ -282,7 +283,7 @@ def test_a_client_that_stops_reading_costs_little_and_loses_nothing(rabbit: Priv
     assert status["hub"]["behind"] == stalled
     grown_kib = daemon.rss_kib() - before_kib
     history_kib = status["history"]["octets"] / 1024
-    # Without the bound it would be 160 MB more. Each may hold 256 KiB; the allocator keeps some of what passed through.
+    # Without the bound it would be 120 MB more. Each may hold 256 KiB; the allocator keeps some of what passed through.
     assert grown_kib < history_kib + stalled * 256 + 32 * 1024
     for slow in sockets:
         got = [json.loads(slow.recv())["payload"]["n"] for _ in range(count)]
@@ -314,9 +315,8 @@ def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], P
     rabbit = fresh_rabbit()
     rabbit.stop()
     daemon = Daemon(tmp_path, rabbit.url, *names).start(ready=False)
-    status, answer = daemon.get("/readyz")
-    assert status == 503
-    assert "refused" in answer["reason"]
+    assert daemon.get("/readyz")[0] == 503
+    wait_until(lambda: "refused" in daemon.get("/readyz")[1]["reason"])
     client = V1Client(daemon.url, {"jobs": ["summary"]}).open()  # its request waits HOLD_S, and is then answered
     rabbit.start()
     daemon.wait_for("/readyz")
