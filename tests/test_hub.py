@@ -498,7 +498,7 @@ class Client:
 class HubMachine(RuleBasedStateMachine):
     """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client is due."""
 
-    @initialize(max_octets=st.sampled_from([4000, 150_000]), tag=st.sampled_from([None, "q"]))
+    @initialize(max_octets=st.sampled_from([1300, 4000, 150_000]), tag=st.sampled_from([None, "q"]))
     def begin(self, max_octets: int, tag: str | None) -> None:
         """A fresh log, of a stream or of a queue."""
         self.log = Log(max_octets, tag)
