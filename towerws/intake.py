@@ -154,7 +154,8 @@ class Intake:
             self._hub.flush()
             self._history.mark(-1, self._new_tag())
             self._history.clear()
-            self._hub.gap(head, self._history.head, "broker")
+            if self.flowing:
+                self._hub.gap(head, self._history.head, "broker")
             self._hub.flush()
         else:  # what should have come first is no longer there
             self.gap("broker")
