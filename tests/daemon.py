@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +21,8 @@ from websockets.typing import Subprotocol
 
 DEADLINE_S = 30.0
 """How long a test waits for anything. Far beyond what is expected: it is only ever reached when something is broken."""
+
+SUBPROTOCOL = Subprotocol("towerws.v1")
 
 
 def free_port() -> int:
@@ -145,7 +146,7 @@ class V1Client:
 
     def open(self) -> Self:
         """Connect and subscribe, from the last position on where there is one; returns once the answer is there."""
-        connection = connect(self.url, subprotocols=[Subprotocol("towerws.v1")], open_timeout=DEADLINE_S, max_size=None, max_queue=None)
+        connection = connect(self.url, subprotocols=[SUBPROTOCOL], open_timeout=DEADLINE_S, max_size=None, max_queue=None)
         self._socket = self._leave.enter_context(connection)
         welcome = self.receive()
         assert welcome["type"] == "welcome"
@@ -236,15 +237,3 @@ class NumberedLoad:
         for line in self._process.stdout:
             self.count = int(line)
         return self.count
-
-
-@contextmanager
-def running(*daemons: Daemon) -> Iterator[None]:
-    """Start all, stop all."""
-    try:
-        for daemon in daemons:
-            daemon.start()
-        yield
-    finally:
-        for daemon in daemons:
-            daemon.__exit__()

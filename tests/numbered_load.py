@@ -40,7 +40,8 @@ def main(url: str, exchange: str, topic: str, per_s: str, stream: str = "") -> N
             time.sleep(0.1)  # the producer's own backoff
             continue
         count += 1
-        print(count, flush=True)
+        sys.stdout.write(f"{count}\n")
+        sys.stdout.flush()
         stop.wait(1 / float(per_s))
 
 

@@ -13,7 +13,7 @@ import websocket
 from private_rabbitmq import PrivateRabbit
 from websockets.sync.client import connect
 
-from tests.daemon import DEADLINE_S, Daemon, NumberedLoad, V1Client, publish_all, running
+from tests.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, NumberedLoad, V1Client, publish_all
 
 AWX_EVENTS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "awx-events.json").read_text())
 
@@ -32,9 +32,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start daemons that end with the test, and whose logs hold nothing unexpected."""
     daemons: list[Daemon] = []
 
-    def start(broker: str, *flags: str) -> Daemon:
+    def start(broker: str, *flags: str, ready: bool = True) -> Daemon:
         daemons.append(Daemon(tmp_path, broker, *flags))
-        return daemons[-1].start()
+        return daemons[-1].start(ready=ready)
 
     yield start
     for daemon in daemons:
@@ -190,17 +190,17 @@ def test_position_survives_a_restart_on_an_idle_stream(rabbit: PrivateRabbit, na
     daemon.start()
     assert client.open().subscribed[-1]["recovered"] is True
     client.close()
-    stale = V1Client(daemon.url, {"jobs": ["summary"]})
-    stale.position = empty
-    stale.open()
-    # Held again: the restart refilled history from the stream, to its very start.
-    assert stale.subscribed[-1]["recovered"] in {True, False}
-    stale.close()
+    first = V1Client(daemon.url, {"jobs": ["summary"]})
+    first.position = empty
+    assert first.open().subscribed[-1]["recovered"] is True, "the refill went back to the stream's very beginning"
+    first.until({"n": 1})
+    first.close()
 
 
 def test_position_older_than_history_is_not_recovered(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
     """What has fallen out of history is said so, and nothing is replayed."""
-    daemon = start(rabbit.url, *names, "--history-max-octets", "64KiB", "--max-payload-octets", "16KiB", "--websocket-backlog-octets", "16KiB")
+    small = ["--history-max-octets", "64KiB", "--max-payload-octets", "16KiB", "--websocket-backlog-octets", "16KiB"]
+    daemon = start(rabbit.url, *names, *small)
     client = V1Client(daemon.url, {"job_events": [1]}).open()
     publish_all(rabbit.url, [("job_events.1", b'{"n": 0}')], exchange=names[1])
     client.until({"n": 0})
@@ -310,11 +310,11 @@ def test_resent_message_is_delivered_once(rabbit: PrivateRabbit, names: list[str
     client.close()
 
 
-def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], tmp_path: Path) -> None:
+def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], start: Start) -> None:
     """The broker is down at the start: clients are let in, readiness names the reason, and all is well once it is back."""
     rabbit = fresh_rabbit()
     rabbit.stop()
-    daemon = Daemon(tmp_path, rabbit.url, *names).start(ready=False)
+    daemon = start(rabbit.url, *names, ready=False)
     assert daemon.get("/readyz")[0] == 503
     wait_until(lambda: "refused" in daemon.get("/readyz")[1]["reason"])
     client = V1Client(daemon.url, {"jobs": ["summary"]}).open()  # its request waits HOLD_S, and is then answered
@@ -323,14 +323,14 @@ def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], P
     publish_all(rabbit.url, [("jobs.summary", b'{"n": 1}')], exchange=names[1])
     client.until({"n": 1})
     client.close()
-    daemon.__exit__()
 
 
-def test_sigterm_closes_with_1012_and_says_goodbye(tmp_path: Path) -> None:
+def test_sigterm_closes_with_1012_and_says_goodbye(start: Start) -> None:
     """A restart tells each client so, with a code that makes AWX's pages come back, and exits cleanly."""
-    daemon = Daemon(tmp_path, "embedded:")
-    with running(daemon), connect(daemon.url, subprotocols=["towerws.v1"]) as v1, connect(daemon.url) as tower:  # type: ignore[list-item]
-        v1.recv(DEADLINE_S), tower.recv(DEADLINE_S)
+    daemon = start("embedded:")
+    with connect(daemon.url, subprotocols=[SUBPROTOCOL]) as v1, connect(daemon.url) as tower:
+        v1.recv(DEADLINE_S)
+        tower.recv(DEADLINE_S)
         daemon.stop()
         bye = json.loads(v1.recv(DEADLINE_S))
         assert bye["type"] == "bye"
