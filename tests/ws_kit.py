@@ -189,6 +189,21 @@ class Client:
         """Send a request."""
         return self.send(text({"groups": groups, **more}))
 
+    def listen(self, *events: int) -> Self:
+        """Subscribe to job events, and read the answer."""
+        self.ask({"job_events": list(events)})
+        assert self.take()
+        return self
+
+    @property
+    def held(self) -> int:
+        """The octets that the server holds of what this client sent."""
+        connection = self.connection
+        found = len(connection.data) + len(connection._head or b"") + len(connection._early)
+        for name in ("message_data", "frame_data", "control_frame_data"):
+            found += sum(len(piece) + 8 for piece in getattr(connection, name, None) or [])
+        return found
+
     @property
     def response(self) -> bytes:
         """The HTTP answer: for a refusal all that came, else up to the first frame."""
