@@ -37,14 +37,21 @@ def parse_publication(body: bytes) -> Publication:
         raise ValueError("payload is missing")
     values = {name: json.loads(text) for name, text in found.items() if name != "payload"}
     if values.keys() == {"topic"}:
-        key = values["topic"]
-    elif values.keys() == {"group", "event"} and isinstance(values["event"], (str, int)) and not isinstance(values["event"], bool):
-        key = f"{values['group']}.{values['event']}"
+        key = _string("topic", values["topic"])
+    elif values.keys() == {"group", "event"}:
+        event = values["event"]
+        if isinstance(event, bool) or not isinstance(event, (str, int)):
+            raise ValueError("event is neither a string nor an integer")
+        key = f"{_string('group', values['group'])}.{event}"
     else:
         raise ValueError("give either topic, or group and event")
-    if not isinstance(key, str):
-        raise ValueError("topic is not a string")
     return Publication(parse_routing_key(key), found["payload"].encode("utf-8", "surrogatepass"))
+
+
+def _string(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is not a string")
+    return value
 
 
 def _members(text: str) -> dict[str, str]:
