@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from towerws.errors import CloseReason
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs" / "protocol.md").read_text()
+SAMPLES = json.loads((ROOT / "tests" / "data" / "protocol-samples.json").read_text())
+CODE_BLOCKS = re.findall(r"^```json\n(.*?)\n```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample['dialect']}-{sample['name']}")
+def test_every_golden_sample_stands_in_the_document(sample: dict[str, str]) -> None:
+    """Verbatim, as a code block: what readers copy is what the tests prove."""
+    assert sample["frame"] in CODE_BLOCKS
+
+
+def test_every_code_block_is_a_golden_sample() -> None:
+    """The document shows no frame that nobody checks."""
+    assert [sample["frame"] for sample in SAMPLES] == CODE_BLOCKS
+
+
+def test_every_error_code_stands_in_the_document() -> None:
+    """Programs go by the codes, so each one that the server may send is listed."""
+    source = "".join((ROOT / "towerws" / name).read_text() for name in ("requests.py", "session.py"))
+    codes = set(re.findall(r'BadRequest\("(\w+)"', source))
+    assert len(codes) > 10
+    for code in sorted(codes):
+        assert f"`{code}`" in DOCUMENT, code
+
+
+@pytest.mark.parametrize("reason", CloseReason)
+def test_every_close_stands_in_the_document(reason: CloseReason) -> None:
+    """With its code and, where the code is used for more than one thing, its word."""
+    assert f"| {reason.value.code} |" in DOCUMENT
+    if reason is not CloseReason.TOO_BIG:
+        assert f"`{reason.value.reason}`" in DOCUMENT
