@@ -1,0 +1,91 @@
+"""The daemon on other transports than plain TCP: TLS of its own, and a UNIX socket for a proxy on the same machine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from websockets.sync.client import connect
+
+from tests.daemon import DEADLINE_S, Daemon, free_port
+from tests.integration.test_websocket_daemon import LINGER_S, members, present, wait_until
+from tests.ws_kit import close, request, text
+
+Dial = Callable[[], socket.socket]
+
+
+def certificate(folder: Path) -> Path:
+    """A key and a certificate for localhost that signed itself, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = serialization.Encoding.PEM
+    secret = key.private_bytes(form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = folder / "localhost.pem"
+    path.write_bytes(secret + made.public_bytes(form))
+    return path
+
+
+def tls(folder: Path) -> tuple[str, Dial]:
+    """An endpoint with TLS, and the way to it."""
+    pem, port = certificate(folder), free_port()
+    context = ssl.create_default_context(cafile=str(pem))
+
+    def dial() -> socket.socket:
+        return context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+
+    return f"ssl:{port}:privateKey={pem}:certKey={pem}:interface=127.0.0.1", dial
+
+
+def unix(folder: Path) -> tuple[str, Dial]:
+    """An endpoint on a UNIX socket, and the way to it."""
+    path = folder / "towerws.sock"
+
+    def dial() -> socket.socket:
+        found = socket.socket(socket.AF_UNIX)
+        found.connect(str(path))
+        return found
+
+    return f"unix:{path}", dial
+
+
+@pytest.mark.parametrize("transport", [tls, unix])
+def test_slow_clients(tmp_path: Path, transport: Callable[[Path], tuple[str, Dial]]) -> None:
+    """On every transport a client that stops reading falls behind and catches up, and one that closes and stalls is aborted."""
+    endpoint, dial = transport(tmp_path)
+    with Daemon(tmp_path, "embedded:", "--listen", endpoint, f"--websocket-linger-s={LINGER_S}") as daemon:
+        with connect("ws://localhost/websocket/", sock=dial()) as bystander, dial() as slow, dial() as stalling:
+            bystander.recv(DEADLINE_S)
+            bystander.send(json.dumps({"groups": {"job_events": [1]}}))
+            bystander.recv(DEADLINE_S)
+            for raw in (slow, stalling):
+                raw.settimeout(DEADLINE_S)
+                raw.sendall(request() + text({"groups": {"job_events": [1]}}))
+            wait_until(lambda: daemon.get("/status")[1]["requests"]["taken"] == 3)
+            for number in range(100):
+                daemon.publish("job_events.1", {"n": number, "x": "y" * 100_000})
+                assert json.loads(bystander.recv(DEADLINE_S))["n"] == number
+            assert daemon.get("/status")[1]["hub"]["behind"] == 2
+            stalling.sendall(close())
+            wait_until(lambda: members(daemon) == 2)
+            wait_until(lambda: present(daemon) == 2, LINGER_S + 2)
+            received = bytearray()
+            while b'"n": 99,' not in received[-150_000:]:
+                received += slow.recv(1024**2)
+            places = [received.index(b'"n": %d,' % number) for number in range(100)]
+            assert places == sorted(places)
+        wait_until(lambda: present(daemon) == 0)
