@@ -249,6 +249,20 @@ def test_history_is_fed_in_pieces() -> None:
     assert [message["payload"]["n"] for message in peer.take_json()] == list(range(1, 2006))
 
 
+def test_a_piece_that_finds_no_room_is_tried_again() -> None:
+    """A peer that is fed while it is full keeps its place, and is asked to drain once more."""
+    log = Log()
+    member, peer = log.join(TOWER, "a.1")
+    peer.full = True
+    missed = log.send("a.1", "a.1")
+    for _ in range(3):
+        peer.draining = False
+        log.hub.feed(member)
+        assert peer.draining
+    log.drain(member, peer)
+    assert peer.take() == payloads(missed)
+
+
 def test_topics_left_while_behind_are_not_fed() -> None:
     """No event of a topic that was left follows the answer, not even one that was due before; what is kept is fed."""
     log = Log()

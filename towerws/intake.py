@@ -196,4 +196,3 @@ def _is_object(body: bytes) -> bool:
 def _shown(value: str | bytes) -> str:
     """The start of something that came from outside, for a log line."""
     return repr(value[:60]) + ("…" if len(value) > 60 else "")
-

@@ -41,7 +41,7 @@ def parse_publication(body: bytes) -> Publication:
     elif values.keys() == {"group", "event"}:
         event = values["event"]
         if isinstance(event, bool) or not isinstance(event, (str, int)):
-            raise ValueError("event is neither a string nor an integer")
+            raise ValueError("give either topic, or group and event: event is neither a string nor an integer")
         key = f"{_string('group', values['group'])}.{event}"
     else:
         raise ValueError("give either topic, or group and event")
