@@ -21,7 +21,12 @@ def main(url: str, exchange: str, topic: str, per_s: str, stream: str = "") -> N
     """Publish until stdin ends; the last line is the number of messages."""
     logging.disable(logging.CRITICAL)  # what pika has to say about a broker that is killed is expected
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def watch_stdin() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=watch_stdin, daemon=True).start()
     channel: Any = None
     count = 0
     while not stop.is_set():

@@ -16,7 +16,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -161,7 +160,7 @@ class TowerwsService(Service):
 
     # within
 
-    def _listen(self, key: str, description: str, factory: Factory) -> None:
+    def _listen(self, key: str, description: str, factory: Any) -> None:
         def failed(failure: Failure) -> None:
             error = getattr(failure.value, "socketError", failure.value)
             line = f"towerws: {key} = {description!r}: can't listen there: {error}; choose another address with --{key}"
