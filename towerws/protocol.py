@@ -115,7 +115,8 @@ class WebSocketConnection(OpeningConnection):
             self._frames_after_close += 1
             kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_octets
             if kept or self._frames_after_close > settings.fragments:
-                self._stop_listening()
+                self.data = b""
+                self.transport.pauseProducing()  # the answer is then not awaited: the close ends in an abort
         super().onFrameBegin()
 
     def onMessageBegin(self, isBinary: bool) -> None:
@@ -192,15 +193,8 @@ class WebSocketConnection(OpeningConnection):
             if bye is not None:
                 self.transport.write(text_frame(bye))
         self.sendCloseFrame(close.code, close.reason.encode("ascii"), isReply=False)
-        if reason is CloseReason.POLICY and self.data:
-            self._stop_listening()
 
     # within
-
-    def _stop_listening(self) -> None:
-        """Look at nothing more of what a flooder sends; the close is then not awaited, but ends in an abort."""
-        self.data = b""
-        self.transport.pauseProducing()
 
     def _control_allowed(self) -> bool:
         settings = self.factory.settings
