@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from towerws.options import OPTIONS, Option
+from towerws.config.options import OPTIONS, Option
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
 BEGIN = "<!-- table of options: begin -->\n"

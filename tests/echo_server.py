@@ -12,13 +12,13 @@ from twisted.internet import reactor as default_reactor
 
 from towerws.auth.open import Open
 from towerws.clock import use_monotonic_clock
-from towerws.groups import GroupTable
-from towerws.history import History
-from towerws.hub import Hub
-from towerws.intake import Intake
+from towerws.core.groups import GroupTable
+from towerws.core.history import History
+from towerws.core.hub import Hub
+from towerws.core.intake import Intake
+from towerws.core.settings import WebSocketSettings
 from towerws.protocol import WebSocketConnection, WebSocketFactory
-from towerws.session import Desk
-from towerws.settings import WebSocketSettings
+from towerws.websocket.session import Desk
 
 reactor: Any = default_reactor
 

@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from towerws.sources import Sink
+from towerws.core.sources import Sink
 
 
 class RecordingSink:

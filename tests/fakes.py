@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from towerws.errors import CloseReason
+from towerws.core.errors import CloseReason
 
 
 class FakePeer:
-    """A `towerws.hub.Peer` that records: what was written, how often it was asked to drain, and how it was ended."""
+    """A `towerws.core.hub.Peer` that records: what was written, how often it was asked to drain, and how it was ended."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []

@@ -23,7 +23,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 from websockets.typing import Subprotocol
 
-from towerws.demo import events
+from towerws.commands.demo import events
 
 PAGE = Path(__file__).parents[1] / "towerws" / "static" / "live.html"
 

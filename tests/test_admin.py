@@ -14,8 +14,8 @@ from twisted.python.failure import Failure
 
 from tests.ws_kit import Edges, edges
 from towerws.admin import DISCARDED_BODIES, ENVELOPE_OCTETS, AdminSite
-from towerws.errors import BadDelivery
-from towerws.sources import SourceState, SourceStatus
+from towerws.core.errors import BadDelivery
+from towerws.core.sources import SourceState, SourceStatus
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 9051)
 LIMIT = 100_000

@@ -13,8 +13,8 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from tests.fake_amqp import FakeBroker, RecordingSink
 from towerws.amqp import AmqpSource
-from towerws.settings import BrokerSettings, BrokerUrl, Secret
-from towerws.sources import SourceState
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+from towerws.core.sources import SourceState
 
 NOON = dt.datetime(2026, 5, 1, 12, 0, 0, tzinfo=dt.UTC)
 PASSWORD = "canary-hunter2"

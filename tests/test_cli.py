@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.commands.test_publisher import Admin
+from tests.commands.test_tail import TOWERWS
+from tests.daemon import DEADLINE_S, free_port
 from towerws import __version__
 from towerws.cli import main
-
-from .daemon import DEADLINE_S, free_port
-from .test_publisher import Admin
-from .test_tail import TOWERWS
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from towerws.core.sources import SourceState
 from towerws.embedded import EmbeddedSource
-from towerws.sources import SourceState
 
 
 class NotingSink:

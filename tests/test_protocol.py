@@ -23,7 +23,7 @@ from tests.ws_kit import (
     request,
     text,
 )
-from towerws.errors import CloseReason
+from towerws.core.errors import CloseReason
 
 
 @pytest.fixture

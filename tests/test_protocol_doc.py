@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from towerws.errors import CloseReason
+from towerws.core.errors import CloseReason
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "protocol.md").read_text()
@@ -27,7 +27,7 @@ def test_every_code_block_is_a_golden_sample() -> None:
 
 def test_every_error_code_stands_in_the_document() -> None:
     """Programs go by the codes, so each one that the server may send is listed."""
-    source = "".join((ROOT / "towerws" / name).read_text() for name in ("requests.py", "session.py"))
+    source = "".join((ROOT / "towerws" / name).read_text() for name in ("core/requests.py", "websocket/session.py"))
     codes = set(re.findall(r'BadRequest\("(\w+)"', source))
     assert len(codes) > 10
     for code in sorted(codes):

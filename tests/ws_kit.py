@@ -19,17 +19,17 @@ from twisted.python.failure import Failure
 
 from towerws.auth.base import Method
 from towerws.auth.open import Open
+from towerws.core.errors import BadDelivery
+from towerws.core.groups import GroupTable
+from towerws.core.handshake import Head
+from towerws.core.history import History
+from towerws.core.hub import Hub
+from towerws.core.identity import Identity
+from towerws.core.intake import Intake
+from towerws.core.settings import GroupSettings, WebSocketSettings
 from towerws.embedded import EmbeddedSource
-from towerws.errors import BadDelivery
-from towerws.groups import GroupTable
-from towerws.handshake import Head
-from towerws.history import History
-from towerws.hub import Hub
-from towerws.identity import Identity
-from towerws.intake import Intake
 from towerws.protocol import WebSocketConnection, WebSocketFactory
-from towerws.session import Desk
-from towerws.settings import GroupSettings, WebSocketSettings
+from towerws.websocket.session import Desk
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3

@@ -25,9 +25,9 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 from zope.interface import implementer
 
-from towerws.errors import BadDelivery
-from towerws.publication import parse_publication
-from towerws.sources import SourceStatus
+from towerws.core.errors import BadDelivery
+from towerws.core.publication import parse_publication
+from towerws.core.sources import SourceStatus
 
 ENVELOPE_OCTETS = 1024
 """What a publish request may hold around its payload."""

@@ -32,15 +32,15 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.amqp_consumer import Feed
-from towerws.amqp_endpoint import broker_endpoint
-from towerws.amqp_link import Link, quiet_pika
-from towerws.amqp_loss import Cure, Loss, from_transport
-from towerws.amqp_session import Session
-from towerws.amqp_topology import choose_mode
-from towerws.errors import BrokerError
-from towerws.settings import BrokerSettings, BrokerUrl
-from towerws.sources import Sink, SourceState, SourceStatus
+from towerws.broker.consumer import Feed
+from towerws.broker.endpoint import broker_endpoint
+from towerws.broker.link import Link, quiet_pika
+from towerws.broker.loss import Cure, Loss, from_transport
+from towerws.broker.subscription import Subscription
+from towerws.broker.topology import choose_mode
+from towerws.core.errors import BrokerError
+from towerws.core.settings import BrokerSettings, BrokerUrl
+from towerws.core.sources import Sink, SourceState, SourceStatus
 
 __all__ = ["AmqpSource", "quiet_pika"]
 
@@ -57,7 +57,7 @@ class _Attempt:
     def __init__(self, source: AmqpSource, url: BrokerUrl) -> None:
         self.url = url
         self.link: Link | None = None
-        self.session: Session | None = None
+        self.subscription: Subscription | None = None
         self.connecting: defer.Deferred[Any] | None = None
         self.deadline: interfaces.IDelayedCall | None = None
         self.live_since: float | None = None
@@ -76,8 +76,8 @@ class _Attempt:
         self.set_deadline(None)
         if self.link is not None:
             self.link.abort()
-        if self.session is not None:
-            self.session.close()
+        if self.subscription is not None:
+            self.subscription.close()
         if self.connecting is not None:
             self.connecting.cancel()
 
@@ -90,8 +90,8 @@ class _Attempt:
         self._source.handshaken(self, server_properties)
 
     def link_read(self) -> None:
-        if self.session is not None:
-            self.session.end_read()
+        if self.subscription is not None:
+            self.subscription.end_read()
 
     def link_lost(self, loss: Loss) -> None:
         self._source.lost(self, loss)
@@ -99,19 +99,19 @@ class _Attempt:
     def link_gone(self) -> None:
         self._source.gone(self)
 
-    # SessionEvents
+    # SubscriptionEvents
 
-    def session_refilling(self) -> None:
+    def subscription_refilling(self) -> None:
         self.set_deadline(None)
         self._source.advance(self, SourceState.REFILLING)
 
-    def session_live(self) -> None:
+    def subscription_live(self) -> None:
         self._source.live(self)
 
-    def session_restarted(self, loss: Loss) -> None:
+    def subscription_restarted(self, loss: Loss) -> None:
         self._source.restarted(self, loss)
 
-    def session_failed(self, loss: Loss) -> None:
+    def subscription_failed(self, loss: Loss) -> None:
         self._source.lost(self, loss)
 
 
@@ -179,8 +179,8 @@ class AmqpSource:
             return waiting
         self._stop_deadline = self._reactor.callLater(STOP_S, self._finish_stop)
         attempt.set_deadline(None)
-        if attempt.session is not None:
-            attempt.session.close()
+        if attempt.subscription is not None:
+            attempt.subscription.close()
         attempt.link.close()
         return waiting
 
@@ -226,8 +226,8 @@ class AmqpSource:
             self.lost(attempt, Loss(str(error), Cure.OPERATOR))
             return
         attempt.mode = mode.value
-        attempt.session = Session(attempt.link, mode, self._settings, self._feed, self._reactor, self._wall, attempt)
-        attempt.session.begin()
+        attempt.subscription = Subscription(attempt.link, mode, self._settings, self._feed, self._reactor, self._wall, attempt)
+        attempt.subscription.begin()
 
     def live(self, attempt: _Attempt) -> None:
         """Deliveries come as they are published."""

@@ -16,16 +16,16 @@ from typing import NoReturn
 import click
 
 from towerws import __version__
-from towerws.broker_url import parse_broker_url, split_urls
-from towerws.cli_config import check_command, config_command
-from towerws.demo import events
-from towerws.errors import BrokerError
-from towerws.publisher import AdminPublisher, AmqpPublisher, Publisher
-from towerws.settings import BrokerSettings
-from towerws.tail import CLEAN, FAILED, Tail, TailOptions, check_url
-from towerws.tail_topics import DEFAULT_TOPICS
-from towerws.terminal import StatusLine
-from towerws.topics import parse_routing_key
+from towerws.commands.config import check_command, config_command
+from towerws.commands.demo import events
+from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
+from towerws.commands.tail import CLEAN, FAILED, Tail, TailOptions, check_url
+from towerws.commands.tail_topics import DEFAULT_TOPICS
+from towerws.commands.terminal import StatusLine
+from towerws.config.broker_url import parse_broker_url, split_urls
+from towerws.core.errors import BrokerError
+from towerws.core.settings import BrokerSettings
+from towerws.core.topics import parse_routing_key
 
 ADMIN_URL = "http://127.0.0.1:9051"
 WEBSOCKET_URL = "ws://127.0.0.1:8051/websocket/"

@@ -9,7 +9,7 @@ import secrets
 
 from twisted.internet.defer import Deferred, succeed
 
-from towerws.sources import Sink, SourceState, SourceStatus
+from towerws.core.sources import Sink, SourceState, SourceStatus
 
 
 class EmbeddedSource:

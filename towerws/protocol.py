@@ -15,14 +15,14 @@ from typing import Any
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.interfaces import IReactorTime
 
-from towerws.errors import CloseReason
-from towerws.frames import text_frame
-from towerws.limits import TokenBucket
-from towerws.opening import OpeningConnection, Silent
-from towerws.outlet import Outlet, open_outlet
-from towerws.session import Desk, Session
-from towerws.settings import WebSocketSettings
-from towerws.wire import SUBPROTOCOL, TOWER, V1
+from towerws.core.errors import CloseReason
+from towerws.core.frames import text_frame
+from towerws.core.limits import TokenBucket
+from towerws.core.settings import WebSocketSettings
+from towerws.core.wire import SUBPROTOCOL, TOWER, V1
+from towerws.websocket.opening import OpeningConnection, Silent
+from towerws.websocket.outlet import Outlet, open_outlet
+from towerws.websocket.session import Desk, Session
 
 RECONNECT_MS = (500, 5000)
 """Clients that are told to come back spread themselves over this time."""

@@ -26,16 +26,16 @@ from towerws.amqp import AmqpSource
 from towerws.auth.base import Method
 from towerws.auth.open import Open
 from towerws.clock import use_monotonic_clock
+from towerws.core.errors import BadDelivery, CloseReason
+from towerws.core.groups import GroupTable
+from towerws.core.history import History
+from towerws.core.hub import Hub
+from towerws.core.intake import Intake
+from towerws.core.settings import Settings
+from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
-from towerws.errors import BadDelivery, CloseReason
-from towerws.groups import GroupTable
-from towerws.history import History
-from towerws.hub import Hub
-from towerws.intake import Intake
 from towerws.protocol import WebSocketFactory
-from towerws.session import Desk
-from towerws.settings import Settings
-from towerws.sources import SourceStatus
+from towerws.websocket.session import Desk
 
 CLOSES_PER_S = 1000
 """How fast connections are closed while draining, if the drain window does not ask for more."""
@@ -238,7 +238,7 @@ class TowerwsService(Service):
 
 
 def _method(settings: Settings) -> Method:
-    assert settings.auth == ("open",), "config.py knows the methods there are"
+    assert settings.auth == ("open",), "config/rules.py knows the methods there are"
     return Open()
 
 

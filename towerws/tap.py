@@ -10,10 +10,10 @@ from typing import Any
 from twisted.python import usage
 
 from towerws.amqp import quiet_pika
-from towerws.config import given, load, usage_flags, usage_parameters
-from towerws.errors import ConfigError
+from towerws.config.load import given, load, usage_flags, usage_parameters
+from towerws.core.errors import ConfigError
+from towerws.core.settings import Settings
 from towerws.service import EXIT_BAD_CONFIG, TowerwsService
-from towerws.settings import Settings
 
 
 class Options(usage.Options):

@@ -23,9 +23,9 @@ from twisted.internet.threads import deferToThread
 
 from tests.fake_amqp import RecordingSink
 from towerws.amqp import AmqpSource
-from towerws.amqp_topology import Mode
-from towerws.settings import BrokerSettings, BrokerUrl, Secret
-from towerws.sources import SourceState
+from towerws.broker.topology import Mode
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+from towerws.core.sources import SourceState
 
 reactor: Any = _reactor
 SOON_S = 20  # how long anything may take on a machine that is shared; what is promised in seconds is asserted beside it

@@ -9,9 +9,9 @@ import pika
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from towerws.broker_url import parse_broker_url
-from towerws.errors import BrokerError
-from towerws.publisher import AmqpPublisher
+from towerws.commands.publisher import AmqpPublisher
+from towerws.config.broker_url import parse_broker_url
+from towerws.core.errors import BrokerError
 
 
 def listen(url: str, exchange: str) -> tuple[Any, Any, str]:

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from towerws.errors import TowerwsError
-from towerws.handshake import Head
-from towerws.identity import Identity
+from towerws.core.errors import TowerwsError
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
 
 
 class Refused(TowerwsError):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred, succeed
 
-from towerws.handshake import Head
-from towerws.identity import Identity
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
 
 
 class Open:

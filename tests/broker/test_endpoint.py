@@ -1,0 +1,189 @@
+"""TCP and TLS to a broker, over loopback sockets with a certificate made for the test."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from twisted.internet import protocol, ssl, task
+from twisted.internet import reactor as _reactor
+
+from tests.fake_amqp import RecordingSink
+from towerws.amqp import AmqpSource
+from towerws.broker.endpoint import broker_endpoint
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+from towerws.core.sources import SourceState
+
+reactor: Any = _reactor
+
+
+def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
+    """Run a test in the reactor."""
+    return cast("Callable[..., Any]", pytest_twisted.ensureDeferred(test))
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Return once it is so."""
+    start = time.monotonic()
+    while not what():
+        assert time.monotonic() - start < 10, "not within 10 s"
+        await task.deferLater(reactor, 0.01)
+
+
+def certificate(folder: Path, *, address: str = "127.0.0.1") -> tuple[Path, Path]:
+    """A self-signed certificate for an address, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    certificate_file, key_file = folder / "cert.pem", folder / "key.pem"
+    certificate_file.write_bytes(made.public_bytes(pem))
+    key_file.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return certificate_file, key_file
+
+
+class Mute(protocol.Protocol):
+    """Accepts, listens, and says nothing, not even goodbye."""
+
+    def connectionMade(self) -> None:
+        """Counted."""
+        cast("MuteFactory", self.factory).open += 1
+
+    def dataReceived(self, data: bytes) -> None:
+        """Kept."""
+        cast("MuteFactory", self.factory).received += data
+
+    def connectionLost(self, reason: Any = None) -> None:
+        """Counted."""
+        cast("MuteFactory", self.factory).open -= 1
+
+
+class MuteFactory(protocol.ServerFactory):
+    """Counts its connections."""
+
+    protocol = Mute
+    noisy = False
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.received = b""
+
+
+@asynccontextmanager
+async def listening(files: tuple[Path, Path] | None) -> AsyncIterator[tuple[int, MuteFactory]]:
+    """A mute server, with TLS when there is a certificate."""
+    factory = MuteFactory()
+    if files is None:
+        port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    else:
+        port = reactor.listenSSL(0, factory, ssl.DefaultOpenSSLContextFactory(str(files[1]), str(files[0])), interface="127.0.0.1")
+    try:
+        yield port.getHost().port, factory
+    finally:
+        await port.stopListening()
+        await until(lambda: factory.open == 0)
+
+
+@asynccontextmanager
+async def source_to(port: int, *, tls: bool, **changes: Any) -> AsyncIterator[AmqpSource]:
+    """A source that tries that port."""
+    url = BrokerUrl("127.0.0.1", port, "u", Secret("canary"), "/", tls=tls)
+    source = AmqpSource(BrokerSettings(urls=(url,), **changes), RecordingSink(), reactor)
+    source.start()
+    try:
+        yield source
+    finally:
+        await source.stop()
+
+
+@run
+async def test_an_unknown_authority_is_refused(tmp_path: Path) -> None:
+    """Certificates are verified by default; the reason says what to do."""
+    async with listening(certificate(tmp_path)) as (port, factory), source_to(port, tls=True) as source:
+        await until(lambda: source.counters["last_loss"] is not None)
+        reason = str(source.counters["last_loss"])
+        assert "certificate verify failed" in reason
+        assert "tls_ca" in reason
+        assert factory.received == b""
+
+
+@run
+async def test_the_authority_in_tls_ca_is_trusted(tmp_path: Path) -> None:
+    """With tls_ca the handshake begins, and a broker that stays silent over TLS is aborted at the deadline (pitfall F1)."""
+    files = certificate(tmp_path)
+    async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0]), attempt_s=1) as source:
+        await until(lambda: factory.received == b"AMQP\x00\x00\x09\x01")
+        assert source.status().state is SourceState.HANDSHAKE
+        await until(lambda: "no answer from the broker" in str(source.counters["last_loss"]))
+        await until(lambda: factory.open == 0)
+
+
+@run
+async def test_a_certificate_for_another_host_is_refused(tmp_path: Path) -> None:
+    """A trusted certificate of somebody else opens nothing."""
+    files = certificate(tmp_path, address="127.0.0.2")
+    async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0])) as source:
+        await until(lambda: source.counters["last_loss"] is not None)
+        assert "TLS failed" in str(source.counters["last_loss"])
+        assert factory.received == b""
+
+
+@run
+async def test_tls_to_a_port_without(tmp_path: Path) -> None:
+    """amqps:// to a port that speaks plain AMQP is not silent for ever."""
+    async with listening(None) as (port, factory), source_to(port, tls=True, attempt_s=0.3) as source:
+        await until(lambda: source.counters["last_loss"] is not None)
+        assert factory.received[:1] == b"\x16"
+
+
+@run
+async def test_an_unusable_tls_ca_is_a_reason(tmp_path: Path) -> None:
+    """A tls_ca that is gone when it is needed is said like any other loss, and retried."""
+    async with source_to(1, tls=True, tls_ca=str(tmp_path / "gone.pem")) as source:
+        assert source.status().state is SourceState.BACKOFF
+        assert "gone.pem" in str(source.status().reason)
+
+
+@run
+async def test_stop_over_tls_is_quick(tmp_path: Path) -> None:
+    """A peer that never answers TLS's close does not hold up the stop."""
+    files = certificate(tmp_path)
+    async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0])) as source:
+        await until(lambda: factory.received != b"")
+        start = time.monotonic()
+        await source.stop()
+        assert time.monotonic() - start < 2.5
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_tls_ca_that_cannot_be_used_is_said(tmp_path: Path, content: bytes | None) -> None:
+    """A missing or empty file is an error that names it."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    url = BrokerUrl("h", 1, "u", Secret("p"), "/", tls=True)
+    with pytest.raises((OSError, ValueError), match=str(path)):
+        broker_endpoint(reactor, url, BrokerSettings(urls=(url,), tls_ca=str(path)))

@@ -1,0 +1,171 @@
+"""What towerws relies on in pika beyond its public interface, and what only the link itself can show."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika import connection as pika_connection
+from pika import frame, spec
+from pika.adapters.twisted_connection import _TwistedConnectionAdapter
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from towerws.broker import link as amqp_link
+from towerws.broker.content import Content
+from towerws.broker.link import Link, quiet_pika
+from towerws.broker.loss import Loss
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+
+
+class Events:
+    """Writes down what a link tells."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def link_up(self) -> None:
+        """Written down."""
+        self.told.append("up")
+
+    def link_open(self, server_properties: Mapping[str, Any]) -> None:
+        """Written down."""
+        self.told.append(("open", server_properties["version"]))
+
+    def link_read(self) -> None:
+        """Written down."""
+        self.told.append("read")
+
+    def link_lost(self, loss: Loss) -> None:
+        """Written down."""
+        self.told.append(loss)
+
+    def link_gone(self) -> None:
+        """Written down."""
+        self.told.append("gone")
+
+
+def opened(**settings: Any) -> tuple[Link, Events, StringTransport, Clock]:
+    """A link with the handshake done."""
+    clock, events, transport = Clock(), Events(), StringTransport()
+    link = Link(BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events)
+    link.makeConnection(transport)
+    link.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
+    link.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
+    link.dataReceived(frame.Method(0, spec.Connection.OpenOk()).marshal())
+    return link, events, transport, clock
+
+
+def test_pika_is_as_we_know_it() -> None:
+    """The private names of pika that the link overrides, calls or reads exist and are used as in pika 1.4.4."""
+    connection = pika_connection.Connection
+    assert pika.__version__.startswith("1.4.")
+    for name in ("_adapter_disconnect_stream", "_adapter_emit_data", "connection_made", "data_received"):
+        assert callable(getattr(_TwistedConnectionAdapter, name))
+    for name in ("_on_data_available", "_process_frame", "_remove_heartbeat", "_terminate_stream"):
+        assert callable(getattr(connection, name))
+    read_loop = inspect.getsource(connection._on_data_available)
+    assert "self._frame_buffer += data_in" in read_loop
+    assert "self._process_frame(frame_value)" in read_loop
+    assert "self.bytes_received += byte_count" in inspect.getsource(connection._trim_frame_buffer)
+    end = inspect.getsource(connection._terminate_stream)
+    assert end.index("self._error = error") < end.index("self._adapter_disconnect_stream()")
+    assert "self._on_data_available(data)" in inspect.getsource(_TwistedConnectionAdapter.data_received)
+
+
+def test_private_names_stay_in_one_module() -> None:
+    """Only the link builds on pika's private adapter."""
+    package = Path(amqp_link.__file__).parents[1]
+    assert {path.name for path in package.rglob("*.py") if "_TwistedConnectionAdapter" in path.read_text()} == {"link.py"}
+
+
+def test_the_handshake_says_who_we_are() -> None:
+    """The broker's operator sees product, version, host and process; heartbeats are the configured ones."""
+    _, events, transport, clock = opened(heartbeat_s=6, silence_s=60)
+    assert events.told[:2] == ["up", "read"]
+    sent = transport.value()
+    assert sent.startswith(b"AMQP\x00\x00\x09\x01")
+    _, start_ok = frame.decode_frame(sent[8:])
+    assert isinstance(start_ok, frame.Method)
+    properties = start_ok.method.client_properties
+    assert properties["product"] == "towerws"
+    assert properties["connection_name"].startswith("towerws@")
+    assert properties["capabilities"]["consumer_cancel_notify"]
+    transport.clear()
+    clock.pump([1] * 4)
+    assert transport.value() == frame.Heartbeat().marshal()
+
+
+def test_frames_cut_anywhere() -> None:
+    """A delivery that comes octet by octet is the same delivery."""
+    link, events, _, _ = opened()
+    got: list[tuple[int, str, int | None, bytes]] = []
+
+    def on_delivery(tag: int, key: str, content: Content, body: bytes) -> None:
+        got.append((tag, key, content.offset, body))
+
+    link.open_channel(lambda _: None, on_delivery)
+    data = b"".join(
+        part.marshal()
+        for part in (
+            frame.Method(1, spec.Channel.OpenOk()),
+            frame.Method(1, spec.Basic.Deliver("t", 9, False, "x", "jobs.x")),
+            frame.Header(1, 5, spec.BasicProperties(headers={"x-stream-offset": 3})),
+            frame.Body(1, b"ab"),
+            frame.Body(1, b"cde"),
+        )
+    )
+    for at in range(len(data)):
+        link.dataReceived(data[at : at + 1])
+    assert got == [(9, "jobs.x", 3, b"abcde")]
+    assert not any(isinstance(told, Loss) for told in events.told)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"AMQP\x00\x00\x09\x01",
+        frame.Heartbeat().marshal()[:-1] + b"\x00",
+        b"\x09\x00\x00\x00\x00\x00\x00\xce",
+        b"\x01\x00\x01\x00\x00\x00\x04\xff\xff\xff\xff\xce",
+    ],
+)
+def test_what_is_no_amqp_ends_the_link(data: bytes) -> None:
+    """Octets that are no AMQP end this link with one reason, and no exception leaves dataReceived."""
+    link, events, transport, clock = opened()
+    link.dataReceived(data)
+    assert transport.disconnecting
+    losses = [told for told in events.told if isinstance(told, Loss)]
+    assert len(losses) == 1
+    told = len(events.told)
+    link.dataReceived(frame.Heartbeat().marshal())
+    assert len(events.told) == told
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_body_too_long_ends_the_link() -> None:
+    """More body than its header announced is an error of the peer."""
+    link, events, _, _ = opened()
+    link.open_channel(lambda _: None, lambda *_: None)
+    link.dataReceived(frame.Header(1, 1, spec.BasicProperties()).marshal() + frame.Body(1, b"ab").marshal())
+    assert "a body longer than its header said" in str(events.told[-1])
+
+
+def test_content_for_nobody_is_ignored() -> None:
+    """Frames on a channel that is not open change nothing."""
+    link, events, _, _ = opened()
+    data = frame.Method(7, spec.Basic.Deliver("t", 1, False, "x", "k")).marshal()
+    link.dataReceived(data + frame.Header(7, 1, spec.BasicProperties()).marshal() + frame.Body(7, b"a").marshal())
+    assert events.told[-1] == "read"
+
+
+def test_pika_logs_nothing_below_warning() -> None:
+    """Frames and bodies, which pika logs at DEBUG and INFO, stay out of every log."""
+    quiet_pika()
+    assert logging.getLogger("pika.connection").getEffectiveLevel() >= logging.WARNING

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tests.daemon import DEADLINE_S, free_port
+from tests.standin import StandIn
+
+TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
+
+
+class Running:
+    """A `towerws tail` whose lines can be waited for."""
+
+    def __init__(self, *arguments: str, stdout: int = subprocess.PIPE) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        self.process = subprocess.Popen(
+            [*TOWERWS, "tail", *arguments], stdout=stdout, stderr=subprocess.PIPE, env=environment, encoding="utf-8"
+        )
+        self._out = self._lines(self.process.stdout) if stdout == subprocess.PIPE else None
+        self._err = self._lines(self.process.stderr)
+
+    @staticmethod
+    def _lines(stream: IO[str] | None) -> queue.Queue[str]:
+        assert stream is not None
+        lines: queue.Queue[str] = queue.Queue()
+
+        def read() -> None:
+            with stream:
+                for line in stream:
+                    lines.put(line.rstrip("\n"))
+
+        threading.Thread(target=read, daemon=True).start()
+        return lines
+
+    def line(self) -> str:
+        """The next line of its output."""
+        assert self._out is not None
+        return self._out.get(timeout=DEADLINE_S)
+
+    def notice(self) -> str:
+        """The next line on standard error."""
+        return self._err.get(timeout=DEADLINE_S)
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(DEADLINE_S)
+
+
+@pytest.fixture
+def standin() -> Iterator[StandIn]:
+    """A stand-in for the daemon."""
+    with StandIn() as running:
+        yield running
+
+
+@pytest.fixture
+def tails() -> Iterator[list[Running]]:
+    """What a test starts; ended with it."""
+    started: list[Running] = []
+    yield started
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+
+
+def asked(standin: StandIn) -> dict[str, Any]:
+    """The next request."""
+    return standin.requests.get(timeout=DEADLINE_S)
+
+
+def test_plain_lines(standin: StandIn, tails: list[Running]) -> None:
+    """In a pipe each event is a plain line; other topics stay away; Ctrl-C is a clean end."""
+    tails.append(Running("--url", standin.url, "job_events.42", "jobs.summary"))
+    assert asked(standin) == {"groups": {"job_events": ["42"], "jobs": ["summary"]}}
+    standin.publish("job_events.41", b'{"stdout": "no"}')
+    standin.publish("job_events.42", b'{"stdout": "\\u001b[0;32mok: [web01]\\u001b[0m\\u0007"}')
+    standin.publish("jobs.summary", b'{"unified_job_id": 42, "final_counter": 1}')
+    assert tails[0].line()[9:].split(None, 1) == ["job_events.42", r"ok: [web01]\x07"]
+    assert tails[0].line()[9:].split(None, 1) == ["jobs.summary", "job 42 has made 1 events"]
+    assert tails[0].interrupt() == 0
+
+
+def test_terminal(standin: StandIn) -> None:
+    """On a terminal the job's colours pass."""
+    ours, theirs = pty.openpty()
+    running = Running("--url", standin.url, "job_events.42", stdout=theirs)
+    os.close(theirs)
+    asked(standin)
+    standin.publish("job_events.42", b'{"stdout": "\\u001b[0;32mok: [web01]\\u001b[0m"}')
+    read = b""
+    while b"\n" not in read:
+        read += os.read(ours, 1024)
+    assert b"\x1b[0;32mok: [web01]\x1b[0m" in read
+    assert running.interrupt() == 0
+    os.close(ours)
+
+
+def test_raw(standin: StandIn, tails: list[Running]) -> None:
+    """`--json` prints the frame, one line an event, also when the producer wrote its JSON over several."""
+    tails.append(Running("--url", standin.url, "--json", "own.thing"))
+    asked(standin)
+    standin.publish("own.thing", b'{"a":\n  "\\ud800"}')
+    standin.publish("own.thing", b'{"a": {broken}')
+    standin.publish("own.thing", b'{"a": 2}')
+    first, second = json.loads(tails[0].line()), json.loads(tails[0].line())
+    assert first == {"type": "event", "position": "1-standin", "group": "own", "event": "thing", "payload": {"a": "\ud800"}}
+    assert second["payload"] == {"a": 2}
+    assert "not JSON" in tails[0].notice()
+
+
+def test_follows_jobs(standin: StandIn, tails: list[Running]) -> None:
+    """Without topics, the output of a job that starts is listened to on the same connection, and let go at its end."""
+    tails.append(Running("--url", standin.url))
+    first = asked(standin)["groups"]
+    standin.publish("jobs.status_changed", b'{"unified_job_id": 42, "status": "pending", "type": "job"}')
+    assert asked(standin) == {"groups": {**first, "job_events": ["42"]}}
+    standin.publish("job_events.42", b'{"stdout": "text", "counter": 1}')
+    standin.publish("jobs.summary", b'{"unified_job_id": 42, "final_counter": 1}')
+    assert asked(standin) == {"groups": first}
+    assert [tails[0].line()[9:].split(None, 1)[1] for _ in range(3)] == ["job 42 pending", "text", "job 42 has made 1 events"]
+
+
+def test_resumes(standin: StandIn, tails: list[Running]) -> None:
+    """After a lost connection it goes on where it was: what was published meanwhile is printed once, in order."""
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    standin.publish("own.thing", b"[1]")
+    assert tails[0].line().endswith("[1]")
+    standin.before_subscribed = lambda: standin.publish("own.thing", b"[3]")
+    standin.drop()
+    standin.publish("own.thing", b"[2]")
+    assert asked(standin) == {"groups": {"own": ["thing"]}, "since": "1-standin"}
+    standin.publish("own.thing", b"[4]")
+    assert [tails[0].line()[-3:] for _ in range(3)] == ["[2]", "[3]", "[4]"]
+    notice = tails[0].notice()
+    assert notice.startswith("connection lost (")
+    assert "uncleanly" not in notice
+    assert tails[0].notice() == "connected again"
+
+
+def test_position_of_a_quiet_time_is_kept(standin: StandIn, tails: list[Running]) -> None:
+    """A connection lost before any event resumes where its subscription began."""
+    standin.publish("own.thing", b"[1]")
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    standin.publish("other.thing", b"[2]")
+    standin.drop()
+    assert asked(standin)["since"] == "1-standin"
+
+
+def test_unknown_position(tails: list[Running]) -> None:
+    """A daemon that no longer holds the position (another log) is said, and what comes from then on is printed."""
+    with StandIn() as first:
+        port = first.port
+        tails.append(Running("--url", first.url, "own.thing"))
+        asked(first)
+    with StandIn(port, log="another") as second:
+        assert asked(second)["since"] == "0-standin"
+        second.publish("own.thing", b"[1]")
+        assert tails[0].line().endswith("[1]")
+    notices = [tails[0].notice() for _ in range(3)]
+    assert "recovered: false" in notices[1]
+    assert notices[2] == "connected again"
+
+
+def test_says_what_is_missing(tails: list[Running]) -> None:
+    """A denied topic and a gap are a line each; the rest goes on."""
+    with StandIn(deny=("job_events.1",)) as standin:
+        tails.append(Running("--url", standin.url, "job_events.1", "job_events.2"))
+        asked(standin)
+        assert tails[0].notice() == "job_events.1 denied: not yours"
+        standin.say({"type": "gap", "topics": ["job_events.2"], "from": "1", "to": "2", "reason": "history"})
+        assert tails[0].notice() == "gap (history): events were lost on job_events.2"
+        standin.say({"type": "something_new"})
+        standin.publish("job_events.2", b'{"stdout": "text"}')
+        assert tails[0].line().endswith("text")
+
+
+def test_comes_back_when_told(standin: StandIn, tails: list[Running]) -> None:
+    """`bye` says when to come back; 0 means never, and is an error."""
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    standin.say({"type": "bye", "reconnect_after_ms": 1, "reason": "restart"})
+    standin.drop()
+    assert "since" in asked(standin)
+    standin.say({"type": "bye", "reconnect_after_ms": 0, "reason": "policy"})
+    assert tails[0].process.wait(DEADLINE_S) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "text"), [(403, 3, "--token"), (401, 3, "--token"), (503, 1, "try again"), (404, 1, "/websocket/")]
+)
+def test_refused(tails: list[Running], status: int, code: int, text: str) -> None:
+    """A daemon that refuses is an error that says what to do, with an exit code of its own for access."""
+    with StandIn(refuse=status) as standin:
+        tails.append(Running("--url", standin.url, "own.thing"))
+        assert tails[0].process.wait(DEADLINE_S) == code
+    assert text in tails[0].notice() + " " + (tails[0].notice() if code == 1 else "")
+
+
+def test_nothing_allowed(tails: list[Running]) -> None:
+    """When every topic is denied there is nothing to wait for."""
+    with StandIn(deny=("own.thing",)) as standin:
+        tails.append(Running("--url", standin.url, "own.thing"))
+        assert tails[0].process.wait(DEADLINE_S) == 3
+
+
+def test_nobody_there(tails: list[Running]) -> None:
+    """No daemon at all: an error that asks the obvious question."""
+    tails.append(Running("--url", f"ws://127.0.0.1:{free_port()}/websocket/"))
+    assert tails[0].process.wait(DEADLINE_S) == 1
+    assert "refused" in tails[0].notice()
+    assert "Is the daemon up" in tails[0].notice()
+
+
+def test_token(standin: StandIn, tails: list[Running], tmp_path: Path) -> None:
+    """A token, from the command line or a file, goes into the Authorization header."""
+    (tmp_path / "token").write_text("secret\n")
+    tails.append(Running("--url", standin.url, "--token", f"@{tmp_path / 'token'}", "own.thing"))
+    asked(standin)
+    assert standin.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_closed_pipe(standin: StandIn, tails: list[Running]) -> None:
+    """`towerws tail | head -1` ends cleanly and quietly."""
+    reader, writer = os.pipe()
+    tails.append(Running("--url", standin.url, "own.thing", stdout=writer))
+    os.close(writer)
+    asked(standin)
+    os.close(reader)
+    standin.publish("own.thing", b"[1]")
+    assert tails[0].process.wait(DEADLINE_S) == 0
+    assert tails[0]._err.empty()

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from towerws.commands.tail_text import Printer, output_lines, shown
+
+
+@given(st.text(st.characters(codec=None)))
+def test_nothing_that_a_terminal_obeys(text: str) -> None:
+    """Whatever a producer sends, what is shown can be encoded and holds no control character but TAB."""
+    for line in [shown(text), *output_lines(text, colour=False)]:
+        line.encode()
+        assert not [character for character in line if character != "\t" and (ord(character) < 32 or 127 <= ord(character) < 160)]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "plain", "coloured"),
+    [
+        ("ok", ["ok"], ["ok"]),
+        ("\r\nPLAY [x] **\r\n", ["", "PLAY [x] **"], ["", "PLAY [x] **"]),
+        ("\x1b[0;32mok\x1b[0m", ["ok"], ["\x1b[0;32mok\x1b[0m\x1b[0m"]),
+        ("\x1b[0;32ma\r\nb\x1b[0m c", ["a", "b c"], ["\x1b[0;32ma\x1b[0m", "\x1b[0;32mb\x1b[0m c\x1b[0m"]),
+        ("\x1b]0;title\x07", [r"\x1b]0;title\x07"], [r"\x1b]0;title\x07"]),
+        ("\x1b[2Jgone", [r"\x1b[2Jgone"], [r"\x1b[2Jgone"]),
+        ("50 %\r100 %", [r"50 %\r100 %"], [r"50 %\r100 %"]),
+        ("a\u202eb\ud800", [r"a\u202eb\ud800"], [r"a\u202eb\ud800"]),
+    ],
+)
+def test_output(stdout: str, plain: list[str], coloured: list[str]) -> None:
+    """Only colours pass, and only where asked for; they go on over line ends and end with each line."""
+    assert output_lines(stdout, colour=False) == plain
+    assert output_lines(stdout, colour=True) == coloured
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "line"),
+    [
+        ("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"}, "job 42 running"),
+        ("jobs.status_changed", {"unified_job_id": 45, "status": "failed"}, "system job 45 failed"),
+        (
+            "workflow_events.50",
+            {"unified_job_id": 51, "status": "pending", "type": "job", "workflow_job_id": 50},
+            "job 51 of workflow 50 pending",
+        ),
+        ("jobs.summary", {"unified_job_id": 42, "final_counter": 31}, "job 42 has made 31 events"),
+        ("schedules.changed", {"id": 3}, "schedule 3 changed"),
+        ("inventories.status_changed", {"inventory_id": 5, "status": "deleted"}, "inventory 5 deleted"),
+        ("job_events.42", {"stdout": "", "event": "playbook_on_start"}, "(playbook_on_start)"),
+        ("own.thing", {"ü": "\x1b[2J"}, r'{"ü": "\u001b[2J"}'),
+        ("own.thing", [1], "[1]"),
+        ("jobs.status_changed", {"status": "\x9bx", "type": "\x1b"}, r"\x1b None \x9bx"),
+    ],
+)
+def test_lines(topic: str, payload: Any, line: str) -> None:
+    """An event is a line: when, where, what."""
+    assert Printer(colour=False).lines("12:00:00", topic, payload) == [f"12:00:00 {topic:<26} {line}"]
+
+
+def test_status_has_a_colour_on_a_terminal() -> None:
+    """A failed job is red."""
+    [line] = Printer(colour=True).lines("12:00:00", "jobs.status_changed", {"unified_job_id": 1, "status": "failed", "type": "job"})
+    assert line.endswith("job 1 \x1b[31mfailed\x1b[0m")

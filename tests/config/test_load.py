@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+from hypothesis import given as hypothesis_given
+from hypothesis import strategies as st
+from twisted.python import usage
+
+from towerws.config.load import given, load, load_all, usage_flags, usage_parameters
+from towerws.config.options import OPTIONS, Kind, Option
+from towerws.core.errors import ConfigError
+from towerws.core.settings import GroupSettings, HistorySettings, Settings, WebSocketSettings
+
+OPEN: dict[str, str | None] = {"auth": "open"}
+
+
+def refusal(flags: dict[str, str | None], environ: dict[str, str] | None = None) -> str:
+    """The one line with which a configuration is refused."""
+    with pytest.raises(ConfigError) as caught:
+        load(flags, environ or {})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def config_file(folder: Path, text: str) -> str:
+    """The path of a file with this text."""
+    file = folder / "towerws.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_defaults() -> None:
+    """With nothing but the choice of authentication, the settings' own defaults are in force."""
+    assert load(OPEN, {}) == Settings(broker=None, auth=("open",), history=HistorySettings(), websocket=WebSocketSettings())
+
+
+def test_defaults_with_a_broker() -> None:
+    """So are those of the broker; what is refilled follows history."""
+    settings = load({**OPEN, "broker": "amqp://h", "history-max-age-s": "2m"}, {})
+    assert settings.broker is not None
+    assert (settings.broker.consume, settings.broker.prefetch, settings.broker.refill_s) == ("auto", 1000, 120)
+    assert settings.broker.urls[0].host == "h"
+
+
+def test_authentication_must_be_chosen() -> None:
+    """Without a choice there is no start, and the line says what to write."""
+    said = refusal({})
+    assert 'auth = ["open"]' in said
+    assert "--auth open" in said
+
+
+def test_precedence(tmp_path: Path) -> None:
+    """A flag wins over a variable, that over the file, that over the default; each value knows where it came from."""
+    path = config_file(tmp_path, "prefetch = 1\n[websocket]\ntopics = 1\nfragments = 1\n")
+    environ = {"TOWERWS_CONFIG": "/nowhere", "TOWERWS_PREFETCH": "2", "TOWERWS_WEBSOCKET_TOPICS": "2", "PATH": "x"}
+    loaded = load_all({**OPEN, "config": path, "prefetch": "3", "heartbeat-s": None}, environ)
+    came_from = {key: (setting.value, setting.origin) for key, setting in loaded.by_key.items() if not setting.is_default}
+    assert came_from == {
+        "auth": (("open",), "--auth"),
+        "prefetch": (3, "--prefetch"),
+        "websocket.topics": (2, "TOWERWS_WEBSOCKET_TOPICS"),
+        "websocket.fragments": (1, f"{path}: websocket.fragments"),
+    }
+    assert loaded.file == path
+    assert loaded.settings.websocket.topics == 2
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    """TOWERWS_CONFIG names the file; all forms of a value are read there."""
+    path = config_file(
+        tmp_path,
+        'auth = "open"\nbroker = ["amqp://a", "amqps://b"]\nmax_payload_octets = "1MiB"\npassive = true\n'
+        'history = {max_age_s = "500s", max_octets = 8388608}\n[groups.orders]\nevents = ["paid"]\n',
+    )
+    settings = load({}, {"TOWERWS_CONFIG": path})
+    assert settings.broker is not None
+    assert [url.host for url in settings.broker.urls] == ["a", "b"]
+    assert settings.broker.passive is True
+    assert (settings.max_payload_octets, settings.history) == (1024**2, HistorySettings(max_octets=8 * 1024**2, max_age_s=500))
+    assert settings.groups == {"orders": GroupSettings(events=("paid",))}
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    """`TOWERWS_BROKER=` in a unit's environment file changes nothing."""
+    assert load(OPEN, {"TOWERWS_BROKER": "", "TOWERWS_CONFIG": "", "TOWERWS_ANYTHING": ""}) == load(OPEN, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "said"),
+    [
+        ({"prefetch": "many"}, {}, "--prefetch = 'many': must be a whole number"),
+        ({"prefetch": "0"}, {}, "--prefetch = '0': must be at least 1"),
+        ({"prefetch": ""}, {}, "--prefetch = '': must be a whole number"),
+        ({}, {"TOWERWS_PREFETCH": "65536"}, "TOWERWS_PREFETCH = '65536': must be at most 65535"),
+        ({}, {"TOWERWS_PASSIVE": "yes"}, "TOWERWS_PASSIVE = 'yes': must be true or false"),
+        ({"history-max-octets": "1MB"}, {}, "--history-max-octets = '1MB': a size is"),
+        ({"history-max-octets": "x" * 5000}, {}, f"--history-max-octets = '{'x' * 79}…: a size is"),
+        ({"consume": "topic"}, {}, "--consume = 'topic': must be one of auto, stream, queue"),
+        ({"auth": "jwd"}, {}, "--auth = ['jwd']: unknown method 'jwd'; there is open"),
+        ({"listen": "tcp:8051"}, {}, "--listen = 'tcp:8051': with auth open"),
+        ({"admin": "tcp:99999"}, {}, "--admin = 'tcp:99999': the port must be"),
+        ({}, {"TOWERWS_PREFETSH": "5"}, "'TOWERWS_PREFETSH': unknown environment variable; did you mean TOWERWS_PREFETCH?"),
+        ({"prefetsh": "5"}, {}, "--prefetsh: unknown flag; did you mean prefetch?"),
+        ({"config": "/nowhere/x.toml"}, {}, "--config = '/nowhere/x.toml': can't be read: No such file or directory"),
+        ({"config": ""}, {}, "--config = '': can't be read"),
+        ({}, {"TOWERWS_CONFIG": "/nowhere"}, "TOWERWS_CONFIG = '/nowhere': can't be read"),
+        (
+            {"broker": "amqp://h", "heartbeat-s": "11"},
+            {},
+            "--heartbeat-s = 11: silence_s must be at least twice heartbeat_s (silence_s is 20)",
+        ),
+        ({"broker": ""}, {}, "--broker = '…': a broker is amqp://"),
+        ({"broker": "amqp://h,embedded:"}, {}, "--broker = [amqp://h, '…']: embedded: stands alone"),
+        ({"broker": "embeded:"}, {}, "--broker = '…': a broker is amqp://"),
+        ({"broker": "amqp://u:pw@h:x"}, {}, "--broker = amqp://***@h…: the port must be"),
+        ({"tls-ca": "/nowhere"}, {}, "--tls-ca = '/nowhere': can't be read"),
+        ({"tls-ca": __file__}, {}, "must hold certificates in PEM form"),
+        ({"listen": "ssl:1:interface=127.0.0.1:privateKey=/nowhere"}, {}, "its certificate or key can't be used: No such file"),
+        ({"listen": f"ssl:1:interface=127.0.0.1:privateKey={__file__}"}, {}, "its certificate or key can't be used: "),
+    ],
+)
+def test_refused(flags: dict[str, str | None], environ: dict[str, str], said: str) -> None:
+    """What can't be used is refused on one line: where it was said, the value, the rule."""
+    assert said in refusal({**OPEN, **flags}, environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prefetch = 1.5", "prefetch = 1.5: must be a whole number"),
+        ("prefetch = true", "prefetch = True: must be a whole number"),
+        ('passive = "true"', "passive = 'true': must be true or false"),
+        ("listen = 8051", "listen = 8051: must be printable text"),
+        ('listen = "tcp:1\\n"', r"listen = 'tcp:1\n': must be printable text"),
+        ("auth = []", "auth = []: must be a list of words"),
+        ("broker = []", "broker = []: must be a URL"),
+        ("broker = 5", "broker = (int): must be a URL"),
+        ('broker = ["amqp://u:QXZQ@h", 5]', "broker = [amqp://***@h, (int)]: must be a URL"),
+        ("[broker]", "broker = (dict): must be a URL"),
+        ("heartbeat_s = 0.5", "heartbeat_s = 0.5: a duration here is in whole seconds"),
+        ("[history]\nmax_age_s = nan", "history.max_age_s = nan: a duration is"),
+        ("[history]\nmax_age_s = 2024-01-01", "history.max_age_s = datetime.date(2024, 1, 1): a duration is"),
+    ],
+)
+def test_refused_in_the_file(tmp_path: Path, text: str, said: str) -> None:
+    """A value of the file is refused by the file's name and the key."""
+    path = config_file(tmp_path, text)
+    assert f"{path}: {said}" in refusal({**OPEN, "config": path} if "auth" not in text else {"config": path})
+
+
+def test_password_file(tmp_path: Path) -> None:
+    """The broker's password is a file's one line, for every URL without one."""
+    file = tmp_path / "password"
+    file.write_text("p#ss w@rd \n")
+    settings = load({**OPEN, "broker": "amqp://u@a,amqp://u@b", "broker-password-file": str(file)}, {})
+    assert settings.broker is not None
+    assert [url.password.reveal() for url in settings.broker.urls] == ["p#ss w@rd "] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "on a single line"), ("\n", "on a single line"), ("hunter2!\nhunter2!\n", "on a single line")]
+)
+def test_bad_password_file(tmp_path: Path, content: str, said: str) -> None:
+    """A file without a password, or with several lines, is refused; nothing of it is shown."""
+    file = tmp_path / "password"
+    file.write_text(content)
+    line = refusal({**OPEN, "broker": "amqp://u@a", "broker-password-file": str(file)})
+    assert said in line
+    assert "hunter2!" not in line
+
+
+def test_two_passwords(tmp_path: Path) -> None:
+    """A password in the URL beside a password file is refused, and not shown."""
+    file = tmp_path / "password"
+    file.write_text("x")
+    line = refusal({**OPEN, "broker": "amqp://u:QXZQ@a", "broker-password-file": str(file)})
+    assert "amqp://***@a" in line
+    assert "use one of them" in line
+    assert "QXZQ" not in line
+
+
+@hypothesis_given(
+    st.text(alphabet="QXZ#@:/?%&=+,'\" []\n", min_size=4, max_size=12), st.sampled_from(["h", "", "h:x", "h?a", "h/v/w", "h,x"])
+)
+def test_no_line_shows_a_password(password: str, rest: str) -> None:
+    """Whatever is wrong with a URL, wherever it is said, the refusal doesn't hold its password."""
+    url = f"amqp://user:{password}@{rest}"
+    for flags, environ in (({"broker": url}, {}), ({}, {"TOWERWS_BROKER": f"{url},ftp://{password}@x"})):
+        try:
+            said = repr(load({**OPEN, **flags}, environ))
+        except ConfigError as error:
+            said = str(error)
+        pieces = {password[i : i + 4] for i in range(len(password) - 3)}
+        assert all(piece not in said for piece in pieces if set(piece) & set("QXZ"))
+
+
+def test_certificate_authorities(tmp_path: Path) -> None:
+    """A PEM file is taken as it is."""
+    pem = tmp_path / "ca.pem"
+    pem.write_text(ssl.DER_cert_to_PEM_cert(b"certificate"))
+    settings = load({**OPEN, "broker": "amqps://h", "tls-ca": str(pem)}, {})
+    assert settings.broker is not None
+    assert settings.broker.tls_ca == str(pem)
+
+
+class UsageOptions(usage.Options):
+    """The flags as twistd has them."""
+
+    optParameters = usage_parameters()
+    optFlags = usage_flags()
+
+
+def test_flags_for_twistd() -> None:
+    """Every option is a flag of twistd; what wasn't given stays out of the way of the environment and the file."""
+    options = UsageOptions()
+    options.parseOptions(["--auth", "open", "--prefetch=5", "--insecure", "--history-max-octets", "8MiB"])
+    flags = given(options)
+    assert {name: value for name, value in flags.items() if value is not None} == {
+        "auth": "open",
+        "prefetch": "5",
+        "insecure": "true",
+        "history-max-octets": "8MiB",
+    }
+    settings = load(flags, {"TOWERWS_PASSIVE": "true", "TOWERWS_BROKER": "amqp://h"})
+    assert settings.broker is not None
+    assert (settings.broker.prefetch, settings.broker.passive, settings.insecure) == (5, True, True)
+
+
+def test_given_takes_clicks_names() -> None:
+    """Click's names for flags are understood, and what is no option is left out."""
+    assert given({"history_max_octets": "1KiB", "config": None, "insecure": False, "verbose": True}) == {
+        "history-max-octets": "1KiB",
+        "config": None,
+        "insecure": None,
+    }
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.low is not None], ids=lambda option: option.key)
+def test_each_number_reaches_its_setting(option: Option) -> None:
+    """A number given by flag or by variable is the one in force."""
+    assert option.default is not None
+    text = option.format(option.default)
+    for flags, environ in (({option.flag: text}, {}), ({}, {option.variable: text})):
+        loaded = load_all({**OPEN, **flags}, environ)
+        assert loaded.by_key[option.key].value == option.default
+        assert not loaded.by_key[option.key].is_default
+
+
+def test_kinds_are_all_in_use() -> None:
+    """No kind of value is kept that no option has."""
+    assert {option.kind for option in OPTIONS} == set(Kind)

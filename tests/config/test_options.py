@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.configuration_table import split_document, table
+from towerws.config.options import BY_FLAG, BY_KEY, BY_VARIABLE, CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS, Kind, Option
+from towerws.core.settings import BrokerSettings, HistorySettings, Settings, WebSocketSettings
+
+
+def test_every_field_has_an_option() -> None:
+    """Every field of the settings can be set, but for those that follow from others and the tables of groups."""
+    fields = {each.name for each in dataclasses.fields(BrokerSettings)} - {"urls", "refill_s"}
+    fields |= {each.name for each in dataclasses.fields(Settings)} - {"history", "websocket", "groups"}
+    fields |= {f"history.{each.name}" for each in dataclasses.fields(HistorySettings)}
+    fields |= {f"websocket.{each.name}" for each in dataclasses.fields(WebSocketSettings)}
+    assert {option.key for option in OPTIONS} == fields | {"broker_password_file"}
+
+
+def test_names_are_unique() -> None:
+    """No two options share a key, a flag or a variable, nor use those of the file itself."""
+    assert len(BY_KEY) == len(BY_FLAG) == len(BY_VARIABLE) == len(OPTIONS)
+    assert CONFIG_FLAG not in BY_FLAG
+    assert CONFIG_VARIABLE not in BY_VARIABLE
+
+
+def test_names_derive_from_the_key() -> None:
+    """The flag is the key in kebab case, the variable the key in capitals."""
+    option = BY_KEY["history.max_octets"]
+    assert (option.flag, option.variable) == ("history-max-octets", "TOWERWS_HISTORY_MAX_OCTETS")
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+def test_defaults_are_allowed(option: Option) -> None:
+    """Every default is a value that could have been written, and reads back as itself."""
+    if option.default is not None:
+        assert option.read(option.default) == option.default
+        assert option.switch or option.read(option.format(option.default)) == option.default
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.low is not None], ids=lambda option: option.key)
+def test_ranges_hold_at_their_edges(option: Option) -> None:
+    """The ends of a range are allowed, the next values beyond it are not."""
+    assert option.low is not None
+    assert option.high is not None
+    step = 1 if option.kind in (Kind.SIZE, Kind.COUNT, Kind.WHOLE_SECONDS) else 0.001
+    assert option.read(option.low) == option.low
+    assert option.read(option.high) == option.high
+    with pytest.raises(ValueError, match="at most"):
+        option.read(option.high + step)
+    if option.low > 0:
+        with pytest.raises(ValueError, match="at least"):
+            option.read(option.low - step)
+
+
+def test_choices() -> None:
+    """A choice is one of its words."""
+    assert BY_KEY["consume"].read("queue") == "queue"
+    with pytest.raises(ValueError, match="one of auto, stream, queue"):
+        BY_KEY["consume"].read("topic")
+
+
+def test_the_document_has_this_table() -> None:
+    """docs/configuration.md shows exactly these options; `python -m tests.configuration_table` brings it up to date."""
+    _, present, _ = split_document()
+    assert present == table()

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from towerws.config.broker_url import parse_broker_url
+from towerws.config.rules import advice, broken_rules, read_group, suggestion
+from towerws.core.settings import BrokerSettings, GroupSettings, HistorySettings, Settings, WebSocketSettings
+
+BROKER = BrokerSettings(urls=(parse_broker_url("amqp://h"),))
+GOOD = Settings(broker=BROKER, auth=("open",))
+
+
+def test_the_defaults_keep_every_rule() -> None:
+    """Nothing is wrong with the defaults, with a broker or without, and nothing is to be advised."""
+    for settings in (GOOD, replace(GOOD, broker=None)):
+        assert list(broken_rules(settings)) == []
+        assert list(advice(settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "rule"),
+    [
+        (replace(GOOD, auth=("opne",)), "auth", "unknown method 'opne'; there is open; did you mean open"),
+        (replace(GOOD, listen="tcp:8051"), "listen", "with auth open everybody who reaches 0.0.0.0:8051"),
+        (replace(GOOD, listen=r"tcp6:8051:interface=\:\:"), "listen", "[::]:8051"),
+        (replace(GOOD, listen="systemd:domain=INET:index=0"), "listen", "with auth open"),
+        (replace(GOOD, listen="8051"), "listen", "must be an endpoint"),
+        (replace(GOOD, admin="tcp:9051:interface=10.0.0.1"), "admin", "10.0.0.1:9051 can be reached from other machines"),
+        (replace(GOOD, admin="tcp:8051:interface=127.0.0.1"), "admin", "must not be the same"),
+        (replace(GOOD, insecure=True, admin="tcp:8051"), "admin", "must not be the same"),
+        (replace(GOOD, broker=replace(BROKER, exchange="")), "exchange", "1 to 255 octets"),
+        (replace(GOOD, broker=replace(BROKER, stream="é" * 128)), "stream", "1 to 255 octets"),
+        (replace(GOOD, broker=replace(BROKER, silence_s=19.9)), "silence_s", "at least twice heartbeat_s"),
+        (replace(GOOD, broker=replace(BROKER, backoff_max_s=0.4)), "backoff_max_s", "at least backoff_min_s"),
+        (replace(GOOD, broker=replace(BROKER, stream_max_octets=1024)), "stream_max_octets", "at least stream_segment_octets"),
+        (replace(GOOD, broker=replace(BROKER, stream_max_age_s=119)), "stream_max_age_s", "at least history.max_age_s"),
+        (replace(GOOD, broker=replace(BROKER, queue_max_octets=1024)), "queue_max_octets", "at least max_payload_octets"),
+        (replace(GOOD, history=HistorySettings(max_octets=4 * 1024**2 - 1)), "history.max_octets", "at least max_payload_octets"),
+        (
+            replace(GOOD, websocket=WebSocketSettings(backlog_octets=128 * 1024**2)),
+            "websocket.backlog_octets",
+            "at most history.max_octets",
+        ),
+    ],
+)
+def test_broken(settings: Settings, key: str, rule: str) -> None:
+    """Each broken rule is found, alone, and blames the setting that it is about."""
+    (broken,) = broken_rules(settings)
+    assert broken.keys[0] == key
+    assert rule in broken.rule
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(GOOD, listen="tcp:8051", admin="tcp:9051", insecure=True),
+        replace(GOOD, listen=r"tcp6:8051:interface=\:\:1", admin="unix:/run/admin.sock"),
+        replace(GOOD, listen="tcp:0:interface=127.0.0.1", admin="tcp:0:interface=127.0.0.1"),
+        replace(GOOD, broker=replace(BROKER, silence_s=20, heartbeat_s=10)),
+        replace(GOOD, history=HistorySettings(max_octets=4 * 1024**2)),
+    ],
+)
+def test_kept(settings: Settings) -> None:
+    """What is just allowed is allowed."""
+    assert list(broken_rules(settings)) == []
+
+
+def test_advice() -> None:
+    """What is seldom meant is said, and stays allowed."""
+    mixed = replace(BROKER, urls=(parse_broker_url("amqp://h"), parse_broker_url("amqps://h")))
+    settings = replace(GOOD, broker=mixed, insecure=True, websocket=WebSocketSettings(ping_s=60))
+    said = " ".join(advice(settings))
+    assert all(word in said for word in ("nginx", "insecure", "unencrypted"))
+    assert ["tls_ca is set" in each for each in advice(replace(GOOD, broker=replace(BROKER, tls_ca="ca.pem")))] == [True]
+    assert list(broken_rules(settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("max_payload_octet", "; did you mean max_payload_octets?"),
+        ("max_octets", "; did you mean history.max_octets?"),
+        ("zzz", ""),
+    ],
+)
+def test_suggestion(word: str, said: str) -> None:
+    """A name that is nearly right, or lacks its table, brings up the right one."""
+    assert suggestion(word, ["listen", "history.max_octets", "max_payload_octets"]) == said
+
+
+@pytest.mark.parametrize(
+    ("table", "group"),
+    [
+        ({}, GroupSettings()),
+        ({"events": "any"}, GroupSettings(events="any")),
+        ({"events": "id"}, GroupSettings(events="id")),
+        ({"events": ["created", "paid"]}, GroupSettings(events=("created", "paid"))),
+    ],
+)
+def test_groups(table: dict[str, object], group: GroupSettings) -> None:
+    """A group has any event, numbers, or some words."""
+    assert read_group("orders_2", table) == group
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "rule"),
+    [
+        ("a-b", {}, "1 to 64 letters"),
+        ("", {}, "1 to 64 letters"),
+        ("g" * 65, {}, "1 to 64 letters"),
+        ("orders", "any", "must be a table"),
+        ("orders", {"event": "any"}, "unknown key 'event'"),
+        ("orders", {"events": "ids"}, "events must be"),
+        ("orders", {"events": []}, "events must be"),
+        ("orders", {"events": ["*"]}, "events must be"),
+        ("orders", {"events": [1]}, "events must be"),
+        ("orders", {"events": 5}, "events must be"),
+    ],
+)
+def test_bad_groups(name: str, table: object, rule: str) -> None:
+    """Anything else is refused with the rule."""
+    with pytest.raises(ValueError, match=rule):
+        read_group(name, table)

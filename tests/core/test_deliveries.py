@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from towerws.core.deliveries import Delivery, parse_position
+
+
+def stream(offset: int = 7, topic: str = "a.1", payload: bytes = b"{}", message_id: str | None = None) -> Delivery:
+    """A delivery of a stream."""
+    return Delivery(1, topic, payload, offset, None, message_id)
+
+
+def test_the_position_in_a_log_of_our_own_names_the_log() -> None:
+    """Offset and tag."""
+    assert Delivery(1, "a.1", b"{}", 7, "5b0c").position == "7-5b0c"
+
+
+def test_the_position_in_a_stream_is_fixed() -> None:
+    """Clients keep positions across restarts and versions: offset, and what `b2sum -l 48` says of topic, NUL, id, NUL, payload."""
+    assert stream().position == "7-25e47d7f3838"
+
+
+def test_the_position_in_a_stream_is_made_of_what_every_process_sees() -> None:
+    """Neither where a process began to count nor when it got the delivery matters."""
+    assert Delivery(1, "a.1", b"{}", 7, None, "m", 1.0).position == Delivery(99, "a.1", b"{}", 7, None, "m", 5.0).position
+
+
+def test_the_position_is_the_same_in_another_process() -> None:
+    """It does not depend on Python's seed for hashes."""
+    code = "from towerws.core.deliveries import Delivery; print(Delivery(1, 'a.1', b'{}', 7, None).position)"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": "3"})
+    assert told.stdout.strip() == stream().position
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        stream(offset=8),
+        stream(topic="a.2"),
+        stream(payload=b"{ }"),
+        stream(message_id="m"),
+        stream(topic="a", payload=b".1{}"),
+        stream(message_id="\0"),
+    ],
+)
+def test_another_delivery_has_another_position(other: Delivery) -> None:
+    """Offset, topic, payload and message id all count, each by itself."""
+    assert other.position != stream().position
+
+
+@given(st.integers(0, 2**63 - 1), st.binary(max_size=50), st.none() | st.text(max_size=20, alphabet=st.characters(codec="utf-8")))
+def test_a_position_is_opaque_text_that_can_be_read_back(offset: int, payload: bytes, message_id: str | None) -> None:
+    """Plain ASCII of bounded length, that needs no escaping in JSON; its offset is found again."""
+    position = stream(offset, payload=payload, message_id=message_id).position
+    assert len(position) <= 32
+    match = parse_position(position)
+    assert match is not None
+    assert int(match[1]) == offset
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "7",
+        "7-",
+        "-a",
+        "7-A",
+        "7-a\n",
+        " 7-a",
+        "+7-a",
+        "7_0-a",
+        "\u0667-a",
+        "\uff17-a",
+        "7-\u00e9",
+        "1" * 20 + "-a",
+        "7-" + "a" * 33,
+        "7--a",
+        "-1-a",
+    ],
+)
+def test_what_no_position_looks_like_is_not_read(text: str) -> None:
+    """Other digits, signs, spaces and sizes are refused before anything is looked up."""
+    assert parse_position(text) is None
+
+
+def test_deliveries_are_compared_by_identity() -> None:
+    """Two with the same content are two."""
+    assert stream() != stream()
+    assert len({stream(), stream()}) == 2

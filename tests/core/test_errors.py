@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from towerws.core.errors import BadDelivery, BadRequest, BrokerError, CloseReason, ConfigError, HandshakeError, TowerwsError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadDelivery("not_utf8", "text"),
+        BadRequest("not_json", "text"),
+        HandshakeError(400, "text"),
+        ConfigError("text"),
+        BrokerError("text"),
+    ],
+)
+def test_every_error_has_one_root_and_shows_its_text(error: TowerwsError) -> None:
+    """One `except` catches all that is raised on purpose, and `str` is what a person reads."""
+    assert isinstance(error, TowerwsError)
+    assert str(error) == "text"
+
+
+def test_errors_carry_what_becomes_of_them() -> None:
+    """A counter's label, a reply's code and id, an answer's status."""
+    assert BadDelivery("not_utf8", "text").reason == "not_utf8"
+    assert BadRequest("not_json", "text").code == "not_json"
+    assert BadRequest("not_json", "text").request_id is None
+    assert BadRequest("not_json", "text", {"a": 1}).request_id == {"a": 1}
+    assert HandshakeError(503, "text").status == 503
+
+
+def test_the_close_codes() -> None:
+    """Clients rely on these: code, word and whether to come back (docs/protocol.md)."""
+    assert {name: (close.value.code, close.value.reason, close.value.reconnect) for name, close in CloseReason.__members__.items()} == {
+        "POLICY": (1008, "policy", False),
+        "TOO_BIG": (1009, "too big", False),
+        "RESTART": (1012, "restart", True),
+        "HISTORY": (1013, "fell out of history", True),
+        "OVERLOAD": (1013, "overload", True),
+    }
+
+
+@pytest.mark.parametrize("reason", CloseReason)
+def test_a_close_is_legal_and_never_final_by_mistake(reason: CloseReason) -> None:
+    """Never 1000, which React's pages take as final; a reason that fits a control frame (RFC 6455 section 5.5)."""
+    assert reason.value.code != 1000
+    assert 1000 < reason.value.code < 1016
+    assert len(reason.value.reason.encode()) <= 123

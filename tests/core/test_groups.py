@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import pytest
+
+from towerws.core.groups import AWX_GROUPS, MAX_ID_DIGITS, WITHHELD, GroupTable, UnknownItem
+from towerws.core.settings import GroupSettings
+
+AWX = GroupTable()
+IDS = [
+    "job_events",
+    "ad_hoc_command_events",
+    "project_update_events",
+    "inventory_update_events",
+    "system_job_events",
+    "workflow_events",
+]
+
+
+def test_the_groups_known_without_configuration_are_awxs() -> None:
+    """Exactly those of awx-contract 2.1, without `metrics`."""
+    assert set(AWX_GROUPS) == {*IDS, "jobs", "schedules", "inventories", "control"}
+
+
+@pytest.mark.parametrize("group", IDS)
+@pytest.mark.parametrize(
+    ("item", "event"),
+    [
+        (42, "42"),
+        ("42", "42"),
+        ("042", "42"),
+        (0, "0"),
+        ("000", "0"),
+        (10**MAX_ID_DIGITS - 1, "9" * MAX_ID_DIGITS),
+        ("9" * MAX_ID_DIGITS, "9" * 18),
+    ],
+)
+def test_a_number_is_an_id_as_integer_and_as_text(group: str, item: object, event: str) -> None:
+    """Both name the same topic, of up to 18 digits."""
+    assert AWX.topic(group, item) == (group, event)
+
+
+@pytest.mark.parametrize("group", IDS)
+@pytest.mark.parametrize(
+    "item",
+    [
+        None,
+        True,
+        False,
+        1.0,
+        42.5,
+        float("nan"),
+        -1,
+        "-1",
+        10**MAX_ID_DIGITS,
+        10**400,
+        "1" * (MAX_ID_DIGITS + 1),
+        "0" * (MAX_ID_DIGITS + 1),
+        "",
+        " 42",
+        "42 ",
+        "42\n",
+        "4_2",
+        "+42",
+        "0x2a",
+        "42.0",
+        "1e3",
+        "\u0664\u0662",
+        "\uff14\uff12",
+        "\u00b2",
+        "abc",
+        "#",
+        "*",
+        "42.*",
+        "42-43",
+        "\0",
+        "\ud800",
+        "x" * 300,
+        [],
+        [42],
+        {},
+        {"id": 42},
+    ],
+    ids=repr,
+)
+def test_nothing_else_is_an_id(group: str, item: object) -> None:
+    """Neither what Python takes for a number (true, fractions, other digits) nor any text but digits."""
+    with pytest.raises(UnknownItem):
+        AWX.topic(group, item)
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [("jobs", ["status_changed", "summary"]), ("schedules", ["changed"]), ("inventories", ["status_changed"])],
+)
+def test_a_group_of_words_has_these_words(group: str, words: list[str]) -> None:
+    """Each word is an event; another, a number, a part of one or another case is not."""
+    for word in words:
+        assert AWX.topic(group, word) == (group, word)
+        for other in (word.upper(), word[:-1], word + "\n", f" {word}", f"{word}.x"):
+            with pytest.raises(UnknownItem):
+                AWX.topic(group, other)
+    for item in (42, "42", "foo", "", None, "#", "*"):
+        with pytest.raises(UnknownItem):
+            AWX.topic(group, item)
+
+
+def test_control_is_one_topic_per_user() -> None:
+    """`limit_reached_<user id>`, which React's pages ask for with 1; the global one of old AWX is never to be had."""
+    assert AWX.topic("control", "limit_reached_1") == ("control", "limit_reached_1")
+    for item in ("limit_reached", "limit_reached_", "limit_reached_x", "limit_reached_1 ", "limit_reached_1.0", "limit_reached_-1", 1, "1"):
+        with pytest.raises(UnknownItem):
+            AWX.topic("control", item)
+
+
+@pytest.mark.parametrize(
+    "group", ["", "metrics", "broadcast-group_send", "job_events-42", "job_events.42", "JOBS", "jobs ", "#", "*", "g" * 300]
+)
+def test_an_unknown_group_has_no_topics(group: str) -> None:
+    """Whatever the item: a group is looked up as it is."""
+    for item in (42, "42", "status_changed", "x"):
+        with pytest.raises(UnknownItem, match=r"^no such group$"):
+            AWX.topic(group, item)
+
+
+@pytest.mark.parametrize(
+    ("events", "item", "event"),
+    [
+        ("id", 7, "7"),
+        ("id", "x", None),
+        ("any", "x", "x"),
+        ("any", 7, "7"),
+        ("any", "a-b", "a-b"),
+        ("any", -7, None),
+        ("any", 10**MAX_ID_DIGITS, None),
+        ("any", "a.b", None),
+        ("any", "*", None),
+        ("any", "", None),
+        ("any", "x" * 129, None),
+        ("any", True, None),
+        ("any", None, None),
+        (("up", "down"), "up", "up"),
+        (("up", "down"), "left", None),
+        (("up", "down"), "any", None),
+        (("1",), 1, "1"),
+    ],
+)
+def test_a_configuration_adds_groups(events: str | tuple[str, ...], item: object, event: str | None) -> None:
+    """With ids, with any name that is one, or with the words that it lists; AWX's stay."""
+    table = GroupTable({"mine": GroupSettings(events=events)})
+    if event is None:
+        with pytest.raises(UnknownItem):
+            table.topic("mine", item)
+    else:
+        assert table.topic("mine", item) == ("mine", event)
+    assert table.topic("job_events", 42).routing_key == "job_events.42"
+
+
+def test_what_is_withheld_can_not_be_configured_back() -> None:
+    """A session's key was once sent on `control.limit_reached`: no configuration makes a topic of it."""
+    table = GroupTable({"control": GroupSettings(events="any")})
+    assert table.topic("control", "limit_reached_1")
+    with pytest.raises(UnknownItem):
+        table.topic("control", "limit_reached")
+    assert {"metrics", "control.limit_reached"} == WITHHELD
+
+
+def test_an_error_never_repeats_the_item() -> None:
+    """Its text is fixed."""
+    for group, item in [("jobs", "c4n4ry"), ("c4n4ry", 1), ("job_events", "c4n4ry"), ("control", "limit_reached_c4n4ry")]:
+        with pytest.raises(UnknownItem) as caught:
+            AWX.topic(group, item)
+        assert "c4n4ry" not in str(caught.value)

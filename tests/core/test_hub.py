@@ -1,0 +1,734 @@
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.fakes import FakePeer
+from towerws.core.deliveries import Delivery
+from towerws.core.errors import CloseReason
+from towerws.core.history import ENTRY_OCTETS, History
+from towerws.core.hub import PIECE_OCTETS, Hub, Member
+from towerws.core.requests import Request
+from towerws.core.wire import TOWER, V1, Dialect
+
+NO_BOUND = 10**9
+
+
+class Log:
+    """A history and a hub, and the log that feeds them."""
+
+    def __init__(self, max_octets: int = NO_BOUND, tag: str | None = "q") -> None:
+        self.history = History(max_octets, NO_BOUND)
+        self.tag = tag
+        self.hub = Hub(self.history)
+        if tag is not None:
+            self.history.begin(0, tag)
+        self.hub.flush()
+        self.offset = 0 if tag else -1
+        self.count = 0
+
+    def publish(self, topic: str, octets: int = 0) -> Delivery:
+        """Put a delivery into the open turn; its payload tells it from all others."""
+        self.offset += 1
+        self.count += 1
+        payload = b'{"n": %d, "pad": "%b"}' % (self.count, b"x" * octets)
+        delivery = self.history.append(topic, payload, self.offset, self.tag, None, 0.0)
+        self.hub.publish(delivery)
+        return delivery
+
+    def send(self, *topics: str, octets: int = 0) -> list[Delivery]:
+        """A whole turn."""
+        deliveries = [self.publish(topic, octets) for topic in topics]
+        self.hub.flush()
+        return deliveries
+
+    def join(self, dialect: Dialect, *topics: str) -> tuple[Member, FakePeer]:
+        """A member that listens to these."""
+        peer = FakePeer()
+        member = self.hub.join(peer, dialect)
+        self.hub.subscribe(member, Request(topics))
+        return member, peer
+
+    def drain(self, member: Member, peer: FakePeer) -> None:
+        """Let what was written leave, again and again, until the hub waits for nothing more."""
+        peer.full = False
+        while peer.draining:
+            peer.draining = False
+            self.hub.feed(member)
+
+
+def payloads(deliveries: list[Delivery]) -> list[bytes]:
+    """What a Tower client gets of them."""
+    return [delivery.payload for delivery in deliveries]
+
+
+# -- one turn ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_is_one_write_in_the_logs_order() -> None:
+    """All that a connection is due of a turn goes out in one write, over all its topics in the order of the log."""
+    log = Log()
+    _, peer = log.join(TOWER, "a.1", "b.1", "c.1")
+    sent = log.send("c.1", "a.1", "other.1", "c.1", "b.1", "a.1")
+    assert len(peer.writes) == 1
+    assert peer.take() == [one.payload for one in sent if one.topic != "other.1"]
+
+
+def test_members_that_are_due_the_same_share_the_very_same_bytes() -> None:
+    """One object for all with the same dialect and the same topics of a turn, whatever else they listen to."""
+    log = Log()
+    peers = {
+        name: log.join(dialect, *topics)[1]
+        for name, dialect, topics in [
+            ("one", TOWER, ["a.1", "quiet.1"]),
+            ("two", TOWER, ["a.1"]),
+            ("both", TOWER, ["a.1", "b.1"]),
+            ("again", TOWER, ["b.1", "a.1"]),
+            ("v1", V1, ["a.1"]),
+            ("v1 too", V1, ["a.1", "quiet.1"]),
+        ]
+    }
+    log.send("a.1", "b.1", "a.1")
+    (one,), (two,), (both,), (again,), (v1,), (v1_too,) = (peer.writes for peer in peers.values())
+    assert one is two
+    assert both is again
+    assert v1 is v1_too
+    assert len({one, both, v1}) == 3
+
+
+def test_a_single_delivery_is_shared_too() -> None:
+    """The most common turn of all, one delivery, is framed once."""
+    log = Log()
+    peers = [log.join(TOWER, "a.1")[1] for _ in range(3)]
+    log.send("a.1")
+    assert len({id(peer.writes[0]) for peer in peers}) == 1
+
+
+def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
+    """It leaves nothing in the turn, writes nothing and counts no turn, though it is held."""
+    log = Log()
+    _, peer = log.join(V1, "a.1")
+    delivery = log.publish("b.1")
+    assert log.hub.turn_octets == 0
+    log.hub.flush()
+    assert peer.writes == []
+    assert log.hub.counters.turns == 0
+    assert log.hub.position == delivery.position, "it moves the position all the same"
+
+
+def test_the_octets_of_a_turn_are_counted_and_begin_anew() -> None:
+    """Payload octets of what somebody wants, until the turn ends."""
+    log = Log()
+    log.join(TOWER, "a.1")
+    delivery = log.publish("a.1", 100)
+    assert log.hub.turn_octets == len(delivery.payload)
+    log.hub.flush()
+    assert log.hub.turn_octets == 0
+
+
+def test_each_dialect_gets_its_own_words() -> None:
+    """The payload itself in Tower's, with position and topic in v1."""
+    log = Log()
+    _, tower = log.join(TOWER, "a.1")
+    _, v1 = log.join(V1, "a.1")
+    (delivery,) = log.send("a.1")
+    assert tower.take() == [delivery.payload]
+    (event,) = v1.take_json()
+    assert event == {
+        "type": "event",
+        "position": delivery.position,
+        "group": "a",
+        "event": "1",
+        "payload": json.loads(delivery.payload),
+    }
+
+
+# -- subscriptions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_replaces_the_former_set_without_a_gap() -> None:
+    """What was held and still is goes on; the answer names the difference, sorted."""
+    log = Log()
+    member, peer = log.join(TOWER, "b.1", "a.1")
+    log.send("a.1")
+    change = log.hub.subscribe(member, Request(("c.1", "a.1")))
+    assert (change.current, change.joined, change.left) == (("a.1", "c.1"), ("c.1",), ("b.1",))
+    assert not change.recovered
+    log.send("a.1", "b.1", "c.1")
+    assert [message["n"] for message in peer.take_json()] == [1, 2, 4]
+
+
+def test_the_same_request_again_changes_nothing() -> None:
+    """Neither joined nor left, and nothing comes twice."""
+    log = Log()
+    member, peer = log.join(TOWER, "a.1")
+    change = log.hub.subscribe(member, Request(("a.1",)))
+    assert (change.current, change.joined, change.left) == (("a.1",), (), ())
+    log.send("a.1")
+    assert len(peer.take()) == 1
+
+
+def test_the_last_member_takes_the_topic_along() -> None:
+    """Nothing is left of a topic that nobody listens to, whether its members left or asked for something else."""
+    log = Log()
+    first, _ = log.join(TOWER, "a.1", "b.1")
+    second, _ = log.join(V1, "a.1")
+    assert log.hub.topics == 3
+    log.hub.leave(first)
+    assert log.hub.topics == 1
+    log.hub.subscribe(second, Request(()))
+    assert log.hub.topics == 0
+    log.hub.leave(second)
+    assert not log.hub.members
+
+
+def test_leaving_twice_and_being_fed_after_it_does_nothing() -> None:
+    """A connection that is gone gets nothing, from a turn that was already open or from history."""
+    log = Log()
+    member, peer = log.join(V1, "a.1")
+    peer.full = True
+    log.send("a.1")
+    log.publish("a.1")
+    log.hub.leave(member)
+    log.hub.leave(member)
+    peer.full = False
+    log.hub.flush()
+    log.hub.feed(member)
+    log.hub.gap(log.history.floor, log.history.head, "broker")
+    assert peer.writes == []
+    assert peer.drains == 1
+
+
+# -- behind --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_peer_falls_behind_and_catches_up() -> None:
+    """Nothing is queued for it meanwhile; once drained it gets all it missed in order, then goes on live."""
+    log = Log()
+    member, peer = log.join(TOWER, "a.1", "b.1")
+    peer.full = True
+    missed = [one for topics in (["a.1", "b.1"], ["other.1"], ["b.1"]) for one in log.send(*topics)]
+    assert peer.drains == 1, "asked for once"
+    log.drain(member, peer)
+    assert peer.take() == [one.payload for one in missed if one.topic != "other.1"]
+    assert not member.behind
+    assert peer.take() == []
+    live = log.send("a.1")
+    assert peer.take() == payloads(live)
+    counters = log.hub.counters
+    assert (counters.fell_behind, counters.caught_up, counters.deliveries_out) == (1, 1, 4)
+
+
+def test_the_others_do_not_notice_a_full_peer() -> None:
+    """A turn goes out to everybody else in the same order, whoever refuses it."""
+    log = Log()
+    _, full = log.join(TOWER, "a.1")
+    _, other = log.join(TOWER, "a.1")
+    full.full = True
+    sent = log.send("a.1", "a.1")
+    assert other.take() == payloads(sent)
+
+
+def test_history_is_fed_in_pieces() -> None:
+    """Each time the buffer has drained, about 64 KiB, frames included."""
+    log = Log()
+    member, peer = log.join(V1, "a.1")
+    peer.full = True
+    log.send("a.1", octets=30_000)
+    log.send(*["a.1"] * 4, octets=30_000)
+    log.send(*["a.1"] * 2000)
+    log.drain(member, peer)
+    assert len(peer.writes) > 3
+    assert max(len(write) for write in peer.writes) <= PIECE_OCTETS * 1.25
+    assert [message["payload"]["n"] for message in peer.take_json()] == list(range(1, 2006))
+
+
+def test_a_piece_that_finds_no_room_is_tried_again() -> None:
+    """A peer that is fed while it is full keeps its place, and is asked to drain once more."""
+    log = Log()
+    member, peer = log.join(TOWER, "a.1")
+    peer.full = True
+    missed = log.send("a.1", "a.1")
+    for _ in range(3):
+        peer.draining = False
+        log.hub.feed(member)
+        assert peer.draining
+    log.drain(member, peer)
+    assert peer.take() == payloads(missed)
+
+
+def test_topics_left_while_behind_are_not_fed() -> None:
+    """No event of a topic that was left follows the answer, not even one that was due before; what is kept is fed."""
+    log = Log()
+    member, peer = log.join(TOWER, "a.1", "b.1")
+    peer.full = True
+    missed = log.send("a.1", "b.1", "a.1")
+    peer.full = False
+    log.hub.subscribe(member, Request(("b.1", "c.1")))
+    log.drain(member, peer)
+    assert peer.take() == [missed[1].payload]
+
+
+def test_a_topic_joined_while_behind_begins_there() -> None:
+    """Of a topic that is new to it a member gets nothing from before it asked, though it is fed from before that."""
+    log = Log()
+    member, peer = log.join(TOWER, "a.1")
+    peer.full = True
+    before = log.send("a.1", "b.1")
+    log.hub.subscribe(member, Request(("a.1", "b.1")))
+    after = log.send("b.1", "a.1")
+    log.drain(member, peer)
+    assert peer.take() == payloads([before[0], *after])
+
+
+def test_a_topic_left_and_joined_again_while_behind_begins_anew() -> None:
+    """What was due before it was left is gone with it."""
+    log = Log()
+    member, peer = log.join(TOWER, "a.1")
+    peer.full = True
+    log.send("a.1")
+    log.hub.subscribe(member, Request(()))
+    log.hub.subscribe(member, Request(("a.1",)))
+    after = log.send("a.1")
+    log.drain(member, peer)
+    assert peer.take() == payloads(after)
+
+
+def test_the_answer_to_a_member_that_is_behind_says_how_far_it_is() -> None:
+    """A client that keeps the answer's position and comes back with it misses nothing of what it had not been fed yet."""
+    log = Log()
+    member, peer = log.join(V1, "a.1")
+    (seen,) = log.send("a.1")
+    peer.full = True
+    log.send("a.1")
+    change = log.hub.subscribe(member, Request(("a.1", "b.1")))
+    assert change.position == seen.position
+    log.hub.leave(member)
+    again, new = log.join(V1)
+    assert log.hub.subscribe(again, Request(("a.1",), since=change.position)).recovered
+    log.hub.feed(again)
+    assert [message["payload"]["n"] for message in new.take_json()] == [2]
+
+
+# -- resume --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_resume_brings_what_was_missed_and_nothing_else() -> None:
+    """Exactly the deliveries after the position on the topics now held, in order, before anything newer."""
+    log = Log()
+    (seen,) = log.send("a.1")
+    missed = log.send("a.1", "c.1", "b.1", "a.1")
+    peer = FakePeer()
+    member = log.hub.join(peer, V1)
+    change = log.hub.subscribe(member, Request(("a.1", "b.1"), since=seen.position))
+    assert change.recovered
+    assert change.position == seen.position
+    assert peer.writes == [], "the answer goes first"
+    later = log.send("a.1")
+    log.hub.feed(member)
+    log.drain(member, peer)
+    expected = [missed[0], *missed[2:], *later]
+    assert [message["position"] for message in peer.take_json()] == [one.position for one in expected]
+
+
+def test_a_resume_from_the_newest_position_is_live_at_once() -> None:
+    """Nothing was missed: nothing is replayed, and the next turn goes straight out."""
+    log = Log()
+    member, peer = log.join(V1)
+    change = log.hub.subscribe(member, Request(("a.1",), since=log.hub.position))
+    log.hub.feed(member)
+    assert change.recovered
+    assert not member.behind
+    log.send("a.1")
+    assert len(peer.take()) == 1
+
+
+def test_an_unknown_position_replays_nothing() -> None:
+    """The subscription is in force all the same, and says that nothing was recovered."""
+    log = Log()
+    log.send("a.1")
+    member, peer = log.join(V1)
+    change = log.hub.subscribe(member, Request(("a.1",), since="1-other"))
+    log.hub.feed(member)
+    assert not change.recovered
+    assert change.position == log.hub.position
+    assert peer.take() == []
+    assert (log.hub.counters.resumed, log.hub.counters.not_recovered) == (0, 1)
+
+
+def test_a_resume_with_a_position_while_behind_goes_by_the_position() -> None:
+    """Wherever it stood, what follows is what lies after the position that the client named itself."""
+    log = Log()
+    member, peer = log.join(V1, "a.1")
+    first, second, third = log.send("a.1", "a.1", "a.1")
+    peer.take()
+    peer.full = True
+    fourth, fifth = log.send("a.1", "a.1")
+    peer.full = False
+    for since, expected in [(first, [second, third, fourth, fifth]), (fourth, [fifth])]:
+        assert log.hub.subscribe(member, Request(("a.1",), since=since.position)).recovered
+        log.hub.feed(member)
+        log.drain(member, peer)
+        assert [message["position"] for message in peer.take_json()] == [one.position for one in expected]
+
+
+def test_a_position_that_is_not_yet_live_here_is_not_recovered() -> None:
+    """While history is being refilled nobody is told that all was recovered: what is still to come would be missing."""
+    log = Log(tag=None)
+    ahead = log.history.append("a.1", b"{}", 5, None, None, 0.0)
+    member, _ = log.join(V1)
+    change = log.hub.subscribe(member, Request(("a.1",), since=ahead.position))
+    assert not change.recovered
+    assert not member.behind
+
+
+# -- what can't be had ---------------------------------------------------------------------------------------------------
+
+
+def test_what_left_history_is_announced_in_v1() -> None:
+    """One gap names the topics that lost something and the place from which all is there again, and this follows."""
+    log = Log(max_octets=3 * (25 + ENTRY_OCTETS))
+    member, peer = log.join(V1, "a.1", "b.1", "quiet.1")
+    (seen,) = log.send("a.1")
+    peer.take()
+    peer.full = True
+    sent = log.send("a.1", "c.1", "a.1", "b.1", "a.1")
+    log.drain(member, peer)
+    gap, *events = peer.take_json()
+    assert gap == {"type": "gap", "topics": ["a.1"], "from": seen.position, "to": sent[1].position, "reason": "history"}
+    assert [event["position"] for event in events] == [one.position for one in sent[2:]]
+    assert log.hub.counters.gaps == 1
+    assert log.history.find(gap["to"]) is not None
+
+
+def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
+    """The Tower dialect has no word for a gap."""
+    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    member, peer = log.join(TOWER, "a.1")
+    peer.full = True
+    log.send(*["a.1"] * 4)
+    log.drain(member, peer)
+    assert peer.ended == [CloseReason.HISTORY]
+    assert peer.take() == []
+    log.send("a.1")
+    assert peer.take() == []
+
+
+def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
+    """Others' deliveries may have left history, and a topic that never had any is not a loss: the socket stays."""
+    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    member, peer = log.join(TOWER, "a.1", "control.limit_reached_1")
+    log.send("a.1")
+    peer.full = True
+    log.send(*["busy.1"] * 5)
+    kept = log.send("a.1")
+    log.drain(member, peer)
+    assert peer.ended == []
+    assert peer.take()[1:] == payloads(kept)
+
+
+def test_a_notice_that_finds_no_room_is_tried_again() -> None:
+    """A gap is announced before anything that follows it, or not yet, and counted once."""
+    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    member, peer = log.join(V1, "a.1")
+    peer.full = True
+    log.send(*["a.1"] * 4)
+    for _ in range(3):
+        peer.draining = False
+        log.hub.feed(member)
+        assert peer.draining
+    log.drain(member, peer)
+    assert [message["type"] for message in peer.take_json()] == ["gap", "event", "event"]
+    assert log.hub.counters.gaps == 1
+
+
+def test_a_broken_link_is_told_once_to_everyone_who_listens() -> None:
+    """v1 clients with topics get one notice with all of them; Tower clients, and those who listen to nothing, hear nothing."""
+    log = Log()
+    _, v1 = log.join(V1, "b.1", "a.1")
+    _, idle = log.join(V1)
+    _, tower = log.join(TOWER, "a.1")
+    (start,) = log.send("c.1")
+    end = log.history.mark(start.offset, "mark")
+    log.hub.flush()
+    log.hub.gap(start, end, "broker")
+    assert v1.take_json() == [{"type": "gap", "topics": ["a.1", "b.1"], "from": start.position, "to": end.position, "reason": "broker"}]
+    assert idle.writes == tower.writes == []
+    assert tower.ended == idle.ended == []
+    log.send("a.1")
+    assert len(v1.take()) == len(tower.take()) == 1
+
+
+def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
+    """A member that had also fallen out of history gets one notice for both, from where it really stands."""
+    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    member, peer = log.join(V1, "a.1")
+    (seen,) = log.send("a.1")
+    peer.take()
+    peer.full = True
+    sent = log.send(*["a.1"] * 4)
+    peer.full = False
+    end = log.history.mark(sent[-1].offset, "mark")
+    log.hub.flush()
+    log.hub.gap(sent[-1], end, "broker")
+    log.drain(member, peer)
+    gap, *events = peer.take_json()
+    assert gap == {"type": "gap", "topics": ["a.1"], "from": seen.position, "to": end.position, "reason": "broker"}
+    assert [event["position"] for event in events] == [one.position for one in sent[2:]]
+
+
+def test_a_notice_of_a_broken_link_that_finds_no_room_ends_the_connection() -> None:
+    """It must not be lost in silence: the client is closed with a code that tells it to come back, and then is told."""
+    log = Log()
+    _, peer = log.join(V1, "a.1")
+    peer.full = True
+    log.hub.gap(log.history.head, log.history.mark(0, "mark"), "broker")
+    assert peer.ended == [CloseReason.OVERLOAD]
+
+
+# -- a model of it all ---------------------------------------------------------------------------------------------------
+
+TOPICS = [f"t.{number}" for number in range(4)]
+
+
+@dataclass(eq=False)
+class Client:
+    """What a client must have been told: `due` is what it has still to get, in this order."""
+
+    dialect: Dialect
+    peer: FakePeer
+    member: Member
+    topics: set[str] = field(default_factory=set)
+    due: list[Delivery] = field(default_factory=list)
+    gaps: int = 0  # announcements of a broken link still to come
+
+
+class HubMachine(RuleBasedStateMachine):
+    """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client is due."""
+
+    @initialize(max_octets=st.sampled_from([1300, 4000, 150_000]), tag=st.sampled_from([None, "q"]))
+    def begin(self, max_octets: int, tag: str | None) -> None:
+        """A fresh log, of a stream or of a queue."""
+        self.log = Log(max_octets, tag)
+        self.all: list[Delivery] = [self.log.history.head]
+        self.turn: list[Delivery] = []
+        self.clients: list[Client] = []
+        self.marks = 0
+        self.barrier = 0
+
+    def client(self, number: int) -> Client | None:
+        """One of the clients."""
+        return self.clients[number % len(self.clients)] if self.clients else None
+
+    def read(self, client: Client) -> None:
+        """Read what a client got: the next that it is due, or a gap that names exactly what it can't get any more."""
+        history = self.log.history
+        for payload in client.peer.take():
+            if client.dialect is TOWER:
+                assert client.due
+                assert payload == client.due.pop(0).payload
+                continue
+            message = json.loads(payload)
+            if message["type"] == "event":
+                assert client.due
+                delivery = client.due.pop(0)
+                assert message["position"] == delivery.position
+                assert message["payload"] == json.loads(delivery.payload)
+                assert f"{message['group']}.{message['event']}" == delivery.topic
+                continue
+            assert message["type"] == "gap"
+            dropped = [one for one in client.due if one.seq <= history.floor.seq]
+            client.due = client.due[len(dropped) :]
+            if message["reason"] == "history":
+                assert set(message["topics"]) == {one.topic for one in dropped} != set()
+                assert message["to"] == history.floor.position
+            else:
+                assert set(message["topics"]) == client.topics
+                client.gaps -= 1
+        if client.peer.ended:
+            if client.peer.ended == [CloseReason.HISTORY]:
+                assert client.dialect is TOWER
+                assert any(one.seq <= history.floor.seq for one in client.due), "closed for nothing"
+            else:
+                assert client.peer.ended == [CloseReason.OVERLOAD]
+                assert client.gaps
+            self.log.hub.leave(client.member)
+            self.clients.remove(client)
+
+    def read_all(self) -> None:
+        """Read what every client got."""
+        for client in list(self.clients):
+            self.read(client)
+
+    @rule(dialect=st.sampled_from([TOWER, V1]))
+    def join(self, dialect: Dialect) -> None:
+        """A client connects."""
+        peer = FakePeer()
+        self.clients.append(Client(dialect, peer, self.log.hub.join(peer, dialect)))
+
+    @rule(number=st.integers(0, 99))
+    def leave(self, number: int) -> None:
+        """A client goes, perhaps in the middle of a turn."""
+        if client := self.client(number):
+            self.log.hub.leave(client.member)
+            self.log.hub.feed(client.member)
+            assert client.peer.writes == []
+            self.clients.remove(client)  # a turn that is open may hold what it was due
+
+    @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=8), octets=st.sampled_from([0, 0, 0, 30_000]))
+    def publish(self, topics: list[str], octets: int) -> None:
+        """Deliveries come into the open turn."""
+        for topic in topics:
+            delivery = self.log.publish(topic, octets)
+            self.all.append(delivery)
+            self.turn.append(delivery)
+
+    @rule()
+    def flush(self) -> None:
+        """The turn ends: one write, of everything due, to each client that is live; none to any other."""
+        shared: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
+        before = []
+        for client in self.clients:
+            due = [one for one in self.turn if one.topic in client.topics]
+            client.due += due
+            before.append((client, due, not client.member.behind))
+        self.turn.clear()
+        self.log.hub.flush()
+        for client, due, live in before:
+            assert len(client.peer.writes) == (1 if due and live and not client.peer.full else 0)
+            assert client.member.behind == (not live or bool(due and client.peer.full))
+            for write in client.peer.writes:
+                shared[client.dialect.name, tuple(one.seq for one in due)].add(id(write))
+        assert all(len(objects) == 1 for objects in shared.values())
+        self.read_all()
+
+    @rule(
+        number=st.integers(0, 99),
+        topics=st.lists(st.sampled_from(TOPICS), unique=True),
+        since=st.none() | st.integers(0, 40) | st.sampled_from(["", "1-q", "0-", "3-other", "999-q"]),
+    )
+    def subscribe(self, number: int, topics: list[str], since: int | str | None) -> None:
+        """A client asks for topics, perhaps from one of the latest positions on, known or not."""
+        self.flush()
+        client = self.client(number)
+        if client is None:
+            return
+        named = self.all[max(0, len(self.all) - 1 - since)] if isinstance(since, int) else None
+        text = named.position if named else since if isinstance(since, str) else None
+        if named is None and text is not None:
+            named = next((one for one in self.all if one.position == text and one.seq >= self.barrier), None)
+        recovered = named is not None and named.seq >= max(self.log.history.floor.seq, self.barrier)
+        change = self.log.hub.subscribe(client.member, Request(tuple(topics), since=text))
+        assert client.peer.writes == []
+        assert change.recovered == recovered
+        assert (set(change.joined), set(change.left)) == (set(topics) - client.topics, client.topics - set(topics))
+        assert list(change.current) == sorted(topics)
+        client.topics = set(topics)
+        if recovered and named is not None:
+            client.due = [one for one in self.all if one.topic in topics and one.seq > named.seq]
+            assert change.position == named.position
+            self.log.hub.feed(client.member)
+        else:
+            client.due = [one for one in client.due if one.topic in topics]
+            if not client.member.behind:
+                assert change.position == self.log.history.head.position
+            elif client.due and (held := self.log.history.find(change.position)):
+                assert held.seq < client.due[0].seq, "a resume from there would skip what it is still due"
+        self.read(client)
+
+    @rule(number=st.integers(0, 99))
+    def stall(self, number: int) -> None:
+        """A client stops reading."""
+        if client := self.client(number):
+            client.peer.full = True
+
+    @rule(number=st.integers(0, 99))
+    def drain(self, number: int) -> None:
+        """A client reads what was written."""
+        if client := self.client(number):
+            client.peer.full = False
+            if client.peer.draining:
+                client.peer.draining = False
+                self.log.hub.feed(client.member)
+                self.read(client)
+
+    @rule(number=st.integers(0, 99))
+    def feed(self, number: int) -> None:
+        """A client is fed though nobody asked for it."""
+        if client := self.client(number):
+            self.log.hub.feed(client.member)
+            self.read(client)
+
+    def tell(self, start: Delivery) -> None:
+        """Announce a gap to all, and check that each v1 client that listens got it, once."""
+        for client in self.clients:
+            client.gaps = int(client.dialect is V1 and bool(client.topics))
+        self.log.hub.gap(start, self.log.history.head, "broker")
+        self.read_all()
+        assert not any(client.gaps for client in self.clients)
+
+    def mark(self, offset: int) -> None:
+        """Mark the log."""
+        self.marks += 1
+        mark = self.log.history.mark(offset, f"mark{self.marks}")
+        self.all.append(mark)
+        self.barrier = mark.seq
+
+    @rule()
+    def lose(self) -> None:
+        """The link to the broker was down, and what came meanwhile can't be had."""
+        self.flush()
+        start = self.log.history.head
+        self.mark(start.offset)
+        self.log.hub.flush()
+        self.tell(start)
+
+    @rule()
+    def recreate(self) -> None:
+        """The stream was deleted and made anew (a log of our own never is: its name would be another)."""
+        if self.log.tag is not None:
+            return
+        self.flush()
+        start = self.log.history.head
+        self.mark(-1)
+        self.log.history.clear()
+        self.log.offset = -1
+        self.tell(start)
+        self.log.hub.flush()
+
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        """Who is live is due nothing; who is behind will be fed; topics are held by exactly those who asked."""
+        if not hasattr(self, "log"):
+            return
+        assert list(self.log.hub.members) == [client.member for client in self.clients]
+        for client in self.clients:
+            assert client.peer.draining if client.member.behind else not client.due
+            assert set(client.member.topics) == client.topics
+        assert self.log.hub.topics == len({(client.dialect.name, topic) for client in self.clients for topic in client.topics})
+
+    def teardown(self) -> None:
+        """Everyone reads everything: then everyone has got all it was due, and is live."""
+        if not hasattr(self, "log"):
+            return
+        self.flush()
+        for client in list(self.clients):
+            client.peer.full = False
+            while client in self.clients and client.peer.draining:
+                client.peer.draining = False
+                self.log.hub.feed(client.member)
+                self.read(client)
+        assert not any(client.due or client.member.behind for client in self.clients)
+        for client in self.clients:
+            self.log.hub.leave(client.member)
+        assert self.log.hub.topics == 0
+
+
+TestHubMachine = pytest.mark.timeout(300)(HubMachine.TestCase)
+HubMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=60)

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from towerws.core.errors import BadRequest
+from towerws.core.groups import GroupTable
+from towerws.core.requests import MAX_BRACKETS, MAX_DEPTH, MAX_ID_OCTETS, MAX_NUMBER_DIGITS, MAX_SHOWN, Denied, Request, parse_request
+from towerws.core.settings import GroupSettings
+
+GROUPS = GroupTable({"notes": GroupSettings(events="any")})
+MESSAGE_OCTETS = 64 * 1024
+
+
+def parse(text: str, max_topics: int = 1000) -> Request:
+    """Read a message as a connection would."""
+    return parse_request(text, GROUPS, max_topics)
+
+
+def code(text: str, max_topics: int = 1000) -> str:
+    """The code with which a message is refused."""
+    with pytest.raises(BadRequest) as caught:
+        parse(text, max_topics)
+    assert text == "" or len(text) < 5 or text not in str(caught.value), "what was sent is not repeated"
+    assert str(caught.value).isprintable()
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "not_json"),
+        ("hello", "not_json"),
+        ("{", "not_json"),
+        ('{"groups": {}} x', "not_json"),
+        ('{"groups": {},}', "not_json"),
+        ("{'groups': {}}", "not_json"),
+        ('\ufeff{"groups": {}}', "not_json"),
+        ('{\0"groups": {}}', "not_json"),
+        ('{"groups": {"jobs": ["a\nb"]}}', "not_json"),
+        ("[]", "not_an_object"),
+        ("1", "not_an_object"),
+        ("null", "not_an_object"),
+        ("true", "not_an_object"),
+        ('"groups"', "not_an_object"),
+        ('[{"groups": {}}]', "not_an_object"),
+        ("{}", "no_groups"),
+        ('{"xrftoken": "right"}', "no_groups"),
+        ('{"Groups": {}}', "no_groups"),
+        ('{"groups": null}', "groups_not_an_object"),
+        ('{"groups": []}', "groups_not_an_object"),
+        ('{"groups": "jobs"}', "groups_not_an_object"),
+        ('{"groups": 7}', "groups_not_an_object"),
+        ('{"groups": {"job_events-42": 1}}', "not_a_list"),
+        ('{"groups": {"job_events-42": true}}', "not_a_list"),
+        ('{"groups": {"job_events": 42}}', "not_a_list"),
+        ('{"groups": {"job_events": "42"}}', "not_a_list"),
+        ('{"groups": {"job_events": null}}', "not_a_list"),
+        ('{"groups": {"job_events": {"42": 1}}}', "not_a_list"),
+        ('{"groups": {"jobs": ["summary"], "metrics": "x"}}', "not_a_list"),
+        ('{"groups": {}, "since": 12}', "bad_since"),
+        ('{"groups": {}, "since": ["1-a"]}', "bad_since"),
+        ('{"groups": {}, "since": false}', "bad_since"),
+        ('{"groups": {}, "groups": {}}', "duplicate_key"),
+        ('{"groups": {"jobs": ["summary"], "jobs": []}}', "duplicate_key"),
+        ('{"groups": {}, "id": {"a": 1, "\\u0061": 2}}', "duplicate_key"),
+        ('{"groups": {}, "id": NaN}', "not_json"),
+        ('{"groups": {"job_events": [Infinity]}}', "not_json"),
+        ('{"groups": {"job_events": [-Infinity]}}', "not_json"),
+        ('{"groups": {}, "id": 1e999}', "number_too_long"),
+        ('{"groups": {"job_events": [-1e999]}}', "number_too_long"),
+        ('{"groups": {"jobs": ["\\ud800"]}}', "not_unicode"),
+        ('{"groups": {}, "id": "\\udfff"}', "not_unicode"),
+        ('{"groups": {}, "\\udc00": 1}', "not_unicode"),
+        ('{"groups": {"jobs": ["\\ude00\\ud83d"]}}', "not_unicode"),
+    ],
+)
+def test_what_can_not_be_followed_as_a_whole_is_refused_by_a_code(text: str, expected: str) -> None:
+    """Each malformed message of the contract (1.3, third column) has one code, and a text that repeats nothing of it."""
+    assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[" * MESSAGE_OCTETS, "too_deep"),
+        ("{" * MESSAGE_OCTETS, "too_deep"),
+        ('{"a":' * (MESSAGE_OCTETS // 5), "too_deep"),
+        ("[]" * (MESSAGE_OCTETS // 2), "too_deep"),
+        ("[" * (MESSAGE_OCTETS // 2) + "]" * (MESSAGE_OCTETS // 2), "too_deep"),
+        ("[[]," * (MESSAGE_OCTETS // 4), "too_deep"),
+        ("[" * 9 + '"' + '\\"' * (MESSAGE_OCTETS // 2 - 5), "too_deep"),
+        ("[" * 9 + '"a' * (MESSAGE_OCTETS // 2 - 5), "too_deep"),
+        ("[" * 9 + '"' + "\\" * (MESSAGE_OCTETS - 10), "too_deep"),
+        ("[" * 9 + '"\\' * (MESSAGE_OCTETS // 2 - 5), "too_deep"),
+        ('{"groups":{"jobs":[' + "[[[[[[" + '"' + '\\"' * 30_000, "too_deep"),
+        ("[" * MAX_BRACKETS + '"' * (MESSAGE_OCTETS - MAX_BRACKETS), "too_deep"),
+        ("1" * 5000, "number_too_long"),
+        ("-" + "1" * (MESSAGE_OCTETS - 1), "number_too_long"),
+        ('{"groups": {"job_events": [' + "1" * 5000 + "]}}", "number_too_long"),
+        ('{"groups": {}, "id": ' + "9" * (MAX_NUMBER_DIGITS + 1) + "}", "number_too_long"),
+        ("1." + "1" * (MESSAGE_OCTETS - 2), "not_an_object"),
+        ("1e" + "1" * (MESSAGE_OCTETS - 2), "number_too_long"),
+        ("{" + ",".join(f'"{number}":{number}' for number in range(4500)) + "}", "no_groups"),
+        ("{" + ",".join(f'"k{number}":[]' for number in range(3000)) + "}", "no_groups"),
+        ("{" + ",".join('"k":1' for number in range(10_000)) + "}", "duplicate_key"),
+        ('"' + "\\ud800" * 10_000 + '"', "not_an_object"),
+        ('{"groups":{},"id":"' + "\\ud83d\\ude00" * 5000 + '"}', "bad_id"),
+        ('{"groups":{},"id":"' + "\u20ac" * 20_000 + '"}', "bad_id"),
+        (" " * (MESSAGE_OCTETS - 1) + "x", "not_json"),
+        ("\0" * MESSAGE_OCTETS, "not_json"),
+        ('{"groups": {"job_events": [' + "0," * 30_000 + "0]}}", "too_many_topics"),
+        (json.dumps({"groups": {}})[:-1] + ', "since": ' + "[" * 7 + "]" * 7 + "}", "bad_since"),
+        ('{"groups":{"jobs":[' * MAX_DEPTH, "too_deep"),
+    ],
+    ids=range(29),
+)
+def test_a_json_bomb_is_refused_within_five_milliseconds(text: str, expected: str) -> None:
+    """The worst that fits in a message takes no longer than any other turn of the reactor (the best of several tries counts)."""
+    assert len(text) <= MESSAGE_OCTETS
+    assert code(text) == expected
+    best = 1.0
+    gc.disable()
+    try:
+        for _ in range(5):
+            start = time.thread_time()
+            with pytest.raises(BadRequest):
+                parse(text)
+            best = min(best, time.thread_time() - start)
+    finally:
+        gc.enable()
+    assert best < 0.005
+
+
+def test_utf_16_is_not_json() -> None:
+    """Text that was meant as UTF-16 is refused as what it looks like."""
+    assert code('{"groups": {}}'.encode("utf-16-le").decode()) == "not_json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"groups": {"jobs": ["' + "[" * 100 + '"]}}',
+        '{"groups": {"jobs": ["' + "\\\\" * 100 + "[" * 100 + '"]}}',
+        '{"groups": {"jobs": ["' + '\\"[' * 100 + '"]}}',
+        '{"groups": {' + ", ".join(f'"g{number}": []' for number in range(900)) + "}}",
+        '{"groups": {"jobs": [[[[[[]]]]]]}}',
+        '{"groups": {}, "id": [[[[[[[]]]]]]]}',
+    ],
+)
+def test_brackets_in_strings_and_side_by_side_are_not_depth(text: str) -> None:
+    """Only what really nests counts against the limit of eight levels."""
+    parse(text)
+
+
+@given(st.recursive(st.just("1"), lambda inner: st.lists(inner, max_size=3).map(lambda parts: "[" + ",".join(parts) + "]"), max_leaves=30))
+def test_depth_is_counted_as_a_parser_would(text: str) -> None:
+    """A message is too deep exactly when it nests deeper than the limit."""
+    deepest = depth = 0
+    for character in text:
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        deepest = max(deepest, depth)
+    assert (code(text) == "too_deep") is (deepest > MAX_DEPTH)
+
+
+def test_a_request_is_read() -> None:
+    """Topics are routing keys in the client's order; id, since and token come along."""
+    text = '{"groups": {"jobs": ["status_changed"], "job_events": [42, "7"]}, "since": "5-ab", "id": {"n": 1}, "xrftoken": "t"}'
+    assert parse(text) == Request(("jobs.status_changed", "job_events.42", "job_events.7"), (), "5-ab", {"n": 1}, "t")
+    assert parse('{"groups": {}}') == Request(())
+    assert parse('{"groups": {"jobs": []}, "since": null, "xrftoken": null, "more": 1}') == Request(())
+    assert parse(' \t\r\n{"groups": {}}\n').topics == ()
+    assert parse('{"groups": {"notes": ["\\u0061"]}, "id": "\\ud83d\\ude80"}') == Request(("notes.a",), request_id="\U0001f680")
+
+
+@pytest.mark.parametrize(
+    ("item", "topics"),
+    [
+        ("42", ("job_events.42",)),
+        ('"42"', ("job_events.42",)),
+        ('42, "42", "042", 42', ("job_events.42",)),
+        ('0, "000"', ("job_events.0",)),
+        ("999999999999999999", ("job_events.999999999999999999",)),
+        ("1000000000000000000", ()),
+        ('"1000000000000000000"', ()),
+        ("42.0", ()),
+        ("4e1", ()),
+        ("-1", ()),
+        ("-0", ("job_events.0",)),
+        ("true", ()),
+        ("false", ()),
+        ("null", ()),
+        ('" 42"', ()),
+        ('"42\\n"', ()),
+        ('"+42"', ()),
+        ('"4_2"', ()),
+        ('"0x2a"', ()),
+        ('"\\u0664\\u0662"', ()),
+        ('""', ()),
+        ('"abc"', ()),
+        ('"#"', ()),
+        ('"*"', ()),
+        ('"42.*"', ()),
+        ('"42-43"', ()),
+        ('"\\u0000"', ()),
+        ("[42]", ()),
+        ("[]", ()),
+        ('{"id": 42}', ()),
+    ],
+)
+def test_an_item_is_an_id_or_it_is_left_out(item: str, topics: tuple[str, ...]) -> None:
+    """Integers and text of 1 to 18 digits are ids (duplicates collapse); everything else is denied by itself."""
+    request = parse('{"groups": {"jobs": ["summary"], "job_events": [' + item + "]}}")
+    assert request.topics == ("jobs.summary", *topics)
+    assert len(request.denied) == (0 if topics else 1)
+
+
+@pytest.mark.parametrize(
+    ("group", "item", "shown"),
+    [
+        ("job_events", None, Denied("job_events", "None", "an event is a word or a number")),
+        ("job_events", True, Denied("job_events", "True", "an event is a word or a number")),
+        ("job_events", 42.0, Denied("job_events", "42.0", "an event is a word or a number")),
+        ("job_events", "abc", Denied("job_events", "abc", "no such event in this group")),
+        ("jobs", "foo", Denied("jobs", "foo", "no such event in this group")),
+        ("nonsense", 1, Denied("nonsense", "1", "no such group")),
+        ("job_events-42", 1, Denied("job_events-42", "1", "no such group")),
+        ("metrics", "x", Denied("metrics", "x", "no such group")),
+        ("broadcast-group_send", "x", Denied("broadcast-group_send", "x", "no such group")),
+        ("control", "limit_reached", Denied("control", "limit_reached", "no such event in this group")),
+        ("job_events", "9" * 300, Denied("job_events", "9" * MAX_SHOWN + "…", "no such event in this group")),
+        ("g" * 300, 1, Denied("g" * MAX_SHOWN + "…", "1", "no such group")),
+        ("", "", Denied("", "", "no such group")),
+    ],
+)
+def test_what_is_left_out_is_named_as_the_client_wrote_it(group: str, item: object, shown: Denied) -> None:
+    """A denied item repeats group and item, shortened, and gives the reason; the others are followed."""
+    request = parse(json.dumps({"groups": {group: [item], "schedules": ["changed"]}}))
+    assert request.denied == (shown,)
+    assert request.topics == ("schedules.changed",)
+
+
+def test_the_number_of_topics_has_a_limit() -> None:
+    """So many items are allowed in a request, and not one more."""
+    assert len(parse('{"groups": {"job_events": [1, 2], "jobs": ["summary"]}}', 3).topics) == 3
+    assert code('{"groups": {"job_events": [1, 2, 2], "jobs": ["summary"]}}', 3) == "too_many_topics"
+
+
+def test_the_id_has_a_limit() -> None:
+    """An id may be anything of so many octets as JSON, and not one more."""
+    assert parse('{"groups": {}, "id": "%s"}' % ("x" * (MAX_ID_OCTETS - 2))).request_id
+    assert code('{"groups": {}, "id": "%s"}' % ("x" * (MAX_ID_OCTETS - 1))) == "bad_id"
+
+
+def test_a_refusal_carries_the_id_where_it_could_be_read() -> None:
+    """The client can tell which of its messages was refused."""
+    for text, expected in [('{"id": 7}', 7), ('{"groups": {"jobs": 1}, "id": "a"}', "a"), ('{"id": 7', None), ("[]", None)]:
+        with pytest.raises(BadRequest) as caught:
+            parse(text)
+        assert caught.value.request_id == expected
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=300),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+_group = st.sampled_from(["jobs", "job_events", "control", "notes", "metrics", "job_events-42", "#", "*", "jobs.#"]) | st.text(max_size=300)
+
+
+@given(st.dictionaries(_group, _json | st.lists(_json, max_size=5), max_size=5), st.booleans())
+def test_names_are_inert(groups: dict[str, Any], ascii_only: bool) -> None:
+    """Whatever is asked for, only exact names of known groups come out, and nothing but `BadRequest` is raised."""
+    text = json.dumps({"groups": groups}, ensure_ascii=ascii_only)
+    try:
+        request = parse(text)
+    except BadRequest:
+        return
+    for topic in request.topics:
+        group, _, event = topic.partition(".")
+        assert event in [str(item).lstrip("0") or "0" for item in groups[group]] or event in groups[group]
+        assert not set(event) & set('.*#"\\ \0')
+    assert len(request.topics) + len(request.denied) <= sum(len(items) for items in groups.values())
+
+
+@given(st.text(st.characters(codec="utf-8")) | st.text('{}[]",:\\ 0123456789.eE+-truefalsnuINgoup'))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """No text raises anything but `BadRequest`."""
+    with contextlib.suppress(BadRequest):
+        parse(text)

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from tests.ws_kit import BINARY, Client, Edges, SlowMethod, edges, frame, text
+from towerws.auth.open import Open
+from towerws.core.identity import Identity
+from towerws.websocket.session import HOLD_S
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+# requests and their answers
+
+
+def test_tower_request(make: Edges) -> None:
+    """A request is answered by one `groups_…` frame, and what is published after it arrives; what was published before does not."""
+    edge = make()
+    client = edge.open()
+    edge.publish("jobs.status_changed", {"n": 0})
+    client.ask({"jobs": ["status_changed"], "job_events": [42, "42", "7"]})
+    everything = ["job_events-42", "job_events-7", "jobs-status_changed"]
+    assert client.take() == [{"groups_current": everything, "groups_left": [], "groups_joined": everything}]
+    edge.publish("jobs.status_changed", {"n": 1})
+    edge.publish("job_events.8", {"n": 2})
+    edge.publish("job_events.42", {"n": 3})
+    assert client.take() == [{"n": 1}, {"n": 3}]
+    client.ask({"jobs": ["status_changed"]})
+    assert client.take()[0]["groups_left"] == ["job_events-42", "job_events-7"]
+    edge.publish("job_events.42", {"n": 4})
+    client.ask({})
+    assert client.take() == [{"groups_current": [], "groups_left": ["jobs-status_changed"], "groups_joined": []}]
+
+
+def test_v1_request_and_resume(make: Edges) -> None:
+    """A v1 client that comes back with its position gets what it missed, in order, before anything live; once."""
+    edge = make()
+    client = edge.open(v1=True).ask({"job_events": [1, 2]}, id="a")
+    (answer,) = client.take()
+    assert (answer["type"], answer["id"], answer["recovered"], answer["denied"]) == ("subscribed", "a", False, [])
+    edge.publish("job_events.1", {"n": 0})
+    (event,) = client.take()
+    assert event == {"type": "event", "position": event["position"], "group": "job_events", "event": "1", "payload": {"n": 0}}
+    client.hang_up()
+    for number in range(1, 6):
+        edge.publish(f"job_events.{number % 2 + 1}", {"n": number})
+    again = edge.open(v1=True).ask({"job_events": [1, 2]}, since=event["position"])
+    edge.advance(1)
+    edge.publish("job_events.1", {"n": 6})
+    first, *events = again.take()
+    assert first["recovered"] is True
+    assert [found["payload"]["n"] for found in events] == [1, 2, 3, 4, 5, 6]
+    unknown = edge.open(v1=True).ask({"job_events": [1]}, since="9-nothing")
+    edge.advance(1)
+    (answer,) = unknown.take()
+    assert answer["recovered"] is False
+
+
+def test_items_denied(make: Edges) -> None:
+    """An item that names nothing is refused alone: Tower's own text before the reply, an entry in v1's answer."""
+    edge = make()
+    tower = edge.open().ask({"jobs": ["foo"], "nothing": [1], "job_events": [None, 1]})
+    *errors, reply = tower.take()
+    assert [error["error"] for error in errors] == [
+        "access denied to channel jobs for resource id foo",
+        "access denied to channel nothing for resource id 1",
+        "access denied to channel job_events for resource id None",
+    ]
+    assert reply["groups_current"] == ["job_events-1"]
+    (answer,) = edge.open(v1=True).ask({"jobs": ["foo"], "job_events": [1]}).take()
+    assert [item["topic"] for item in answer["denied"]] == ["jobs.foo"]
+    assert edge.desk.denied == 4
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (text("x"), "not_json"),
+        (text("[]"), "not_an_object"),
+        (text("null"), "not_an_object"),
+        (text("{}"), "no_groups"),
+        (text({"groups": 3}), "groups_not_an_object"),
+        (text({"groups": {"job_events-42": True}}), "not_a_list"),
+        (frame(BINARY, b'{"groups": {}}'), "binary"),
+        (text(""), "not_json"),
+        (text('{"groups": {"jobs": ["\\ud800"]}}'), "not_unicode"),
+        (text("[" * 65_000), "too_deep"),
+        (text('{"groups": {}, "id": ' + "9" * 5000 + "}"), "number_too_long"),
+        (text('{"groups": {}, "groups": {}}'), "duplicate_key"),
+        (text('{"groups": {"jobs": [NaN]}}'), "not_json"),
+        (text("\ufeff{}"), "not_json"),
+        (text({"groups": {"job_events": list(range(1001))}}), "too_many_topics"),
+    ],
+)
+def test_whole_message_faults(make: Edges, message: bytes, code: str) -> None:
+    """Whatever can't be followed as a whole is answered with one error and changes nothing; the connection stays."""
+    edge = make()
+    for v1 in (False, True):
+        client = edge.open(v1=v1).ask({"job_events": [1]})
+        client.take()
+        (error,) = client.send(message).take()
+        if v1:
+            assert (error["type"], error["code"]) == ("error", code)
+        else:
+            assert list(error) == ["error"]
+        edge.publish("job_events.1", {"n": 0})
+        assert len(client.take()) == 1
+        assert client.close_code() is None
+
+
+def test_ten_malformed_messages_in_a_row(make: Edges) -> None:
+    """The tenth malformed message in a row is the last: 1008. A good one in between starts the count anew."""
+    edge = make()
+    client = edge.open().send(*[text("x")] * 9, text({"groups": {}}), *[text("x")] * 9)
+    assert len(client.take()) == 19
+    assert client.close_code() is None
+    client.send(text("x"))
+    assert client.close_code() == 1008
+    assert edge.desk.bad_requests == 19
+
+
+# order, and slow authorization
+
+
+def answer(method: SlowMethod, number: int, refused: Sequence[str] = ()) -> None:
+    """Answer a question of a slow method."""
+    method.questions[number][1].callback(dict.fromkeys(refused, "no"))
+
+
+def test_slow_authorization_keeps_order(make: Edges) -> None:
+    """Requests are followed one at a time in their order, however slow the question about access is: the newest wins in the end."""
+    method = SlowMethod()
+    edge = make(method)
+    client = edge.open().ask({"job_events": [1]}).ask({"job_events": [2]}).send(text("x")).ask({"job_events": [3, 4]})
+    assert client.take() == []
+    assert [question[0] for question in method.questions] == [("job_events.1",)]
+    answer(method, 0)
+    assert [reply["groups_current"] for reply in client.take()] == [["job_events-1"]]
+    answer(method, 1)
+    second, error = client.take()
+    assert (second["groups_current"], "error" in error) == (["job_events-2"], True)
+    answer(method, 2, ["job_events.3"])
+    denied, third = client.take()
+    assert denied == {"error": "access denied to channel job_events for resource id 3"}
+    assert third["groups_current"] == ["job_events-4"]
+    assert edge.hub.topics == 1
+
+
+def test_events_go_on_while_authorizing(make: Edges) -> None:
+    """What a client listens to goes on while its next request is decided, and through the change."""
+    method = SlowMethod()
+    edge = make(method)
+    client = edge.open().ask({"job_events": [1]})
+    answer(method, 0)
+    client.take()
+    client.ask({"job_events": [1, 2]})
+    edge.publish("job_events.1", {"n": 0})
+    edge.publish("job_events.2", {"n": 1})
+    answer(method, 1)
+    edge.publish("job_events.1", {"n": 2})
+    edge.publish("job_events.2", {"n": 3})
+    event, _, *events = client.take()
+    assert [event, *events] == [{"n": 0}, {"n": 2}, {"n": 3}]
+
+
+def test_failing_authorization_grants_nothing(make: Edges) -> None:
+    """A question that can't be answered, for whatever reason, grants nothing, is logged, and the next request is followed."""
+
+    class Raising(Open):
+        def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+            raise RuntimeError("ours")
+
+    method = SlowMethod()
+    for edge in (make(method), make(Raising())):
+        client = edge.open(v1=True).ask({"job_events": [1]})
+        if method.questions and not method.questions[0][1].called:
+            method.questions[0][1].errback(RuntimeError("ours"))
+        (reply,) = client.take()
+        assert reply["denied"] == [{"topic": "job_events.1", "reason": "unavailable"}]
+        assert reply["groups_current"] == []
+        assert edge.hub.topics == 0
+        assert len(make.failures()) == 1
+        assert client.close_code() is None
+
+
+def test_hang_up_while_authorizing(make: Edges) -> None:
+    """A question of a client that is gone is cancelled, its answer grants nothing, and what waited behind it is dropped."""
+    method = SlowMethod()
+    edge = make(method)
+    client = edge.open().ask({"job_events": [1]}).ask({"job_events": [2]})
+    client.hang_up()
+    assert method.cancelled == 1
+    assert len(method.questions) == 1
+    assert edge.hub.topics == 0
+
+
+# rates and bounds
+
+
+def test_rate_delays(make: Edges) -> None:
+    """Requests beyond burst and rate are delayed, not refused: 20 a second, in order, and all of them."""
+    edge = make()
+    client = edge.open().send(*(text({"groups": {"job_events": [number]}}) for number in range(100)))
+    assert len(client.take()) == 40
+    edge.advance(1, step=0.05)
+    assert 19 <= len(client.take()) <= 21
+    edge.advance(2.5, step=0.05)
+    assert client.take()[-1]["groups_current"] == ["job_events-99"]
+    assert edge.desk.requests == 100
+    assert client.close_code() is None
+
+
+def test_inbox_is_bounded(make: Edges) -> None:
+    """What waits for its turn is bounded in octets: more is 1008."""
+    edge = make()
+    large = text({"groups": {}, "id": "x", "x": "y" * 20_000})
+    client = edge.open().send(*[text({"groups": {}})] * 40, *[large] * 3)
+    assert client.close_code() is None
+    client.send(large)
+    assert client.close_code() == 1008
+    assert edge.hub.members == {}
+
+
+def test_empty_messages_count_too(make: Edges) -> None:
+    """A flood of empty messages is bounded like any other: each one that waits costs more than its octets."""
+    client = make(malformed=10**9).open()
+    sent = 0
+    while client.close_code() is None and sent < 5000:
+        client.send(text(""))
+        client.take()
+        sent += 1
+    assert sent < 1100
+
+
+def test_one_message_of_the_largest_size_may_wait(make: Edges) -> None:
+    """A single message is never too large for the inbox."""
+    method = SlowMethod()
+    client = make(method).open().ask({})
+    client.send(text({"groups": {}, "x": "y" * 65_000}))
+    assert client.close_code() is None
+
+
+def test_asks_and_does_not_read(make: Edges) -> None:
+    """A client that asks and does not read the answers is closed once they are beyond the bound, and leaves nothing in the hub."""
+    edge = make(messages_burst=10**6, messages_per_s=10**6)
+    client = edge.open()
+    client.transport.stalled = True
+    message = text({"groups": {"nothing": list(range(800)), "job_events": [1]}})
+    for _ in range(50):
+        client.send(message)
+        assert len(client.transport.waiting) < 1024**2
+    assert edge.hub.members == {}
+    assert edge.hub.topics == 0
+    client.transport.drain()
+    client.take()
+    assert client.close_code() == 1013
+
+
+def test_answer_is_one_write(make: Edges) -> None:
+    """The answer to a request, with each of its denials, leaves in one write."""
+    edge = make()
+    client = edge.open()
+    writes: list[bytes] = []
+    write = client.transport.write
+
+    def noted(data: bytes) -> None:
+        writes.append(data)
+        write(data)
+
+    client.transport.write = noted  # type: ignore[method-assign]
+    client.ask({"nothing": list(range(500))})
+    assert len(client.take()) == 501
+    assert len(writes) == 1
+
+
+# before history is there
+
+
+def test_requests_wait_for_history(make: Edges) -> None:
+    """While history is refilled requests are held, in order, and followed as soon as it is there; the connection opens at once."""
+    edge = make(start=False)
+    client = edge.open(v1=True).ask({"job_events": [1]}, id=1).ask({"job_events": [2]}, id=2)
+    edge.advance(HOLD_S - 1)
+    assert client.take() == []
+    edge.source.start()
+    replies = [message for message in client.take() if message["type"] == "subscribed"]
+    assert [reply["id"] for reply in replies] == [1, 2]
+    edge.publish("job_events.2", {})
+    assert client.take()[0]["type"] == "event"
+
+
+def test_requests_do_not_wait_for_ever(make: Edges) -> None:
+    """After HOLD_S a request is followed without history: whoever waits for an answer gets one, and nothing counts as recovered."""
+    edge = make(start=False)
+    client = edge.open(v1=True).ask({"job_events": [1]}, since="1-abc")
+    edge.advance(HOLD_S + 0.5)
+    (reply,) = client.take()
+    assert reply["recovered"] is False
+    edge.source.start()
+    edge.publish("job_events.1", {})
+    assert [message["type"] for message in client.take()][-1] == "event"
+
+
+def test_hang_up_while_held(make: Edges) -> None:
+    """A client that leaves while its request is held leaves nothing behind."""
+    edge = make(start=False)
+    edge.open().ask({"job_events": [1]}).hang_up()
+    edge.source.start()
+    assert edge.hub.topics == 0
+
+
+# falling behind
+
+
+def numbers(client: Client) -> list[int]:
+    """The numbered events that came."""
+    return [message["n"] for message in client.take() if "n" in message]
+
+
+def test_falls_behind_and_catches_up(make: Edges) -> None:
+    """A client that stops reading gets everything in order when it reads again; little waits for it, and others get all at once."""
+    edge = make()
+    slow, bystander = edge.open(), edge.open()
+    for client in (slow, bystander):
+        client.ask({"job_events": [1]})
+        client.take()
+    slow.transport.stalled = True
+    filler = "x" * 3000
+    for number in range(250):
+        edge.publish("job_events.1", {"n": number, "x": filler})
+        assert numbers(bystander) == [number]
+        assert len(slow.transport.waiting) <= edge.settings.backlog_octets + 65536 + 3100
+    assert edge.hub.counters.fell_behind == 1
+    slow.transport.stalled = False
+    slow.transport.drain()
+    edge.advance(1)
+    assert numbers(slow) == list(range(250))
+    edge.publish("job_events.1", {"n": 250})
+    assert numbers(slow) == [250]
+
+
+def test_out_of_history(make: Edges) -> None:
+    """A reader whose place fell out of history: Tower is closed with 1013 and told nothing; v1 gets one gap notice and stays."""
+    edge = make()
+    tower, v1 = edge.open(), edge.open(v1=True)
+    for client in (tower, v1):
+        client.ask({"job_events": [1]})
+        client.take()
+        client.transport.stalled = True
+    for number in range(400):
+        edge.publish("job_events.1", {"n": number, "x": "x" * 5000})
+    for client in (tower, v1):
+        client.transport.stalled = False
+        client.transport.drain()
+    edge.advance(1)
+    tower.take()
+    assert tower.close_code() == 1013
+    messages = v1.take()
+    assert v1.close_code() is None
+    kinds = [message["type"] for message in messages]
+    assert kinds.count("gap") == 1
+    gap = kinds.index("gap")
+    assert messages[gap]["topics"] == ["job_events.1"]
+    assert messages[gap]["from"] == messages[gap - 1]["position"]
+    after = [message["payload"]["n"] for message in messages[gap + 1 :]]
+    assert after == list(range(after[0], 400))

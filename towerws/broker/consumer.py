@@ -1,0 +1,211 @@
+"""One channel: declares, consumes, hands each delivery to the sink, acknowledges.
+
+`Feed` is what outlives channels and connections: the sink, the counters, and where a queue's offsets stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from pika import exceptions as pika_exceptions
+from twisted.internet import interfaces
+from twisted.logger import Logger
+
+from towerws.broker.content import Content
+from towerws.broker.link import Link
+from towerws.broker.loss import Cure, Loss, from_broker
+from towerws.broker.topology import Mode, declare
+from towerws.core.settings import BrokerSettings
+from towerws.core.sources import Sink
+
+TURN_DELIVERIES: Final = 512
+ACK_DELIVERIES: Final = 128
+ACK_S: Final = 0.05
+
+
+@dataclass(slots=True)
+class Feed:
+    """What is fed, and how far. `log` names this process's offsets in queue mode; `attached` is the mode the sink knows of."""
+
+    sink: Sink
+    log: str
+    attached: Mode | None = None
+    interrupted: bool = False
+    queue_offset: int = 0
+    deliveries: int = 0
+    octets: int = 0
+    poison_headers: int = 0
+    sink_errors: int = 0
+    acks: int = 0
+
+
+def by_the_link(*_: object) -> None:
+    """What pika's `basic_consume` wants to call: deliveries never get that far, the link hands them to `on_delivery`."""
+
+
+class ConsumerEvents(Protocol):
+    """What a consumer tells its owner; nothing after `consumer_lost` or `close`."""
+
+    def consumer_ok(self) -> None:
+        """The broker accepted the consumer: deliveries may come next."""
+
+    def consumer_lost(self, loss: Loss) -> None:
+        """The broker took the consumer or its channel away; the connection stands."""
+
+
+class Consumer:
+    """One consumer on a channel of its own.
+
+    `start` is the stream's `x-stream-offset` (ignored for a queue). `offset` is the newest delivery's, None before any.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        link: Link,
+        mode: Mode,
+        start: object,
+        settings: BrokerSettings,
+        feed: Feed,
+        reactor: interfaces.IReactorTime,
+        events: ConsumerEvents,
+    ) -> None:
+        self.offset: int | None = None
+        self._link = link
+        self._mode = mode
+        self._start = start
+        self._settings = settings
+        self._feed = feed
+        self._reactor = reactor
+        self._events = events
+        self._closed = False
+        self._tag = 0
+        self._unacked = 0
+        self._turn = 0
+        # A prefetch below the batch would otherwise wait for the timer with nothing on the way.
+        self._ack_at = max(1, min(ACK_DELIVERIES, settings.prefetch // 2))
+        self._ack_timer: interfaces.IDelayedCall | None = None
+        self._channel = link.open_channel(self._opened, self._on_stream if mode is Mode.STREAM else self._on_queue)
+        self._channel.add_on_close_callback(self._channel_closed)
+        self._channel.add_on_cancel_callback(self._cancelled)
+
+    def end_read(self) -> None:
+        """One read from the socket was handled: end the turn, acknowledge what is due."""
+        if self._turn:
+            self._end_turn()
+        if self._unacked >= self._ack_at:
+            self._ack()
+        elif self._unacked and self._ack_timer is None:
+            self._ack_timer = self._reactor.callLater(ACK_S, self._ack_late)
+
+    def close(self) -> None:
+        """Acknowledge, and end the channel if it still stands. No delivery reaches the sink any more."""
+        if self._closed:
+            return
+        if self._turn:
+            self._end_turn()
+        if self._unacked:
+            self._ack()
+        self._closed = True
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        if self._channel.is_open and not self._link.dead:
+            # Never basic_cancel alone: pika rejects what still comes, and a stream answers a reject by ending the connection.
+            self._channel.close()
+
+    # pika calls these
+
+    def _opened(self, channel: Any) -> None:
+        if self._closed:
+            return
+        source = declare(channel, self._mode, self._settings)
+        if self._mode is Mode.STREAM:
+            arguments = {"x-stream-offset": self._start}
+            channel.basic_consume(source, by_the_link, arguments=arguments, callback=self._consume_ok)
+        else:
+            channel.basic_consume(source, by_the_link, exclusive=True, callback=self._consume_ok)
+
+    def _consume_ok(self, _: object) -> None:
+        if not self._closed:
+            self._events.consumer_ok()
+
+    def _channel_closed(self, _channel: object, reason: Exception) -> None:
+        if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
+            loss = from_broker(reason.reply_code, reason.reply_text)
+            if loss.code == 404 and not self._settings.passive:
+                loss = replace(loss, cure=Cure.SOON, hint="")  # declared, and gone a moment later: declare it again
+            self._lose(loss)
+        else:
+            self._lose(Loss(f"channel closed: {type(reason).__name__}"))
+
+    def _cancelled(self, _: object) -> None:
+        self._lose(Loss(f"the broker cancelled the consumer: its {self._mode.value} was deleted or moved", Cure.SOON))
+
+    # The link calls these, once per message: no logging, no timers, nothing that raises
+
+    def _on_stream(self, tag: int, routing_key: str, content: Content, body: bytes) -> None:
+        offset = content.offset
+        if offset is not None:
+            self.offset = offset
+            self._deliver(tag, routing_key, body, offset, content.message_id)
+        else:
+            self._tag = tag
+            self._unacked += 1
+            self._feed.poison_headers += 1
+
+    def _on_queue(self, tag: int, routing_key: str, content: Content, body: bytes) -> None:
+        feed = self._feed
+        feed.poison_headers += content.damaged
+        feed.queue_offset = self.offset = offset = feed.queue_offset + 1
+        self._deliver(tag, routing_key, body, offset, content.message_id)
+
+    def _deliver(self, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        if self._closed:
+            return
+        self._tag = tag
+        self._unacked += 1
+        feed = self._feed
+        feed.deliveries += 1
+        feed.octets += len(body)
+        try:
+            feed.sink.deliver(routing_key, body, offset, message_id)
+        except Exception:  # noqa: BLE001 - ours to mend, but it must not end the connection
+            self._sink_failed()
+        self._turn += 1
+        if self._turn >= TURN_DELIVERIES:
+            self._end_turn()
+
+    # Our own
+
+    def _lose(self, loss: Loss) -> None:
+        if not self._closed:
+            self.close()
+            self._events.consumer_lost(loss)
+
+    def _end_turn(self) -> None:
+        self._turn = 0
+        try:
+            self._feed.sink.end_turn()
+        except Exception:  # noqa: BLE001 - as in _deliver
+            self._sink_failed()
+
+    def _sink_failed(self) -> None:
+        self._feed.sink_errors += 1
+        if self._feed.sink_errors == 1:
+            self._log.failure("a delivery could not be handed on; further failures are only counted")
+
+    def _ack(self) -> None:
+        self._unacked = 0
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        if self._channel.is_open and not self._link.dead:
+            self._feed.acks += 1
+            self._channel.basic_ack(self._tag, multiple=True)
+
+    def _ack_late(self) -> None:
+        self._ack_timer = None
+        self._ack()

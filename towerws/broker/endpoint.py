@@ -1,0 +1,35 @@
+"""Where a broker is reached: TCP, or TLS with the certificate and the host name verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import ssl
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from towerws.core.settings import BrokerSettings, BrokerUrl
+
+_PEM_END = b"-----END CERTIFICATE-----"
+
+
+def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> IStreamClientEndpoint:
+    """The endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
+
+    Raises OSError or ValueError when `tls_ca` can't be used: it is read anew for every attempt, so that a renewed one counts.
+    """
+    tcp = HostnameEndpoint(reactor, url.host, url.port, timeout=settings.attempt_s)
+    if not url.tls:
+        return tcp
+    trust_root = _authorities(settings.tls_ca) if settings.tls_ca else None
+    return wrapClientTLS(ssl.optionsForClientTLS(url.host, trustRoot=trust_root), tcp)
+
+
+def _authorities(path: str) -> Any:
+    parts = Path(path).read_bytes().split(_PEM_END)[:-1]
+    if not parts:
+        raise ValueError(f"tls_ca {path} holds no PEM certificate")
+    certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
+    trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
+    return trust(certificates)

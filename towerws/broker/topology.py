@@ -1,0 +1,82 @@
+"""What towerws has on the broker: one topic exchange, and behind it a stream for all processes or a queue for this one.
+
+pika holds back each method until the one before it was answered, so a whole topology is written down at once; the first
+refusal closes the channel, and nothing after it is sent.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from towerws.core.errors import BrokerError
+from towerws.core.settings import BrokerSettings
+
+STREAMS_SINCE = (3, 9)
+"""The first RabbitMQ with streams. An older one ignores `x-queue-type` and makes a queue that the processes would share."""
+
+
+class Mode(enum.Enum):
+    """How deliveries are consumed."""
+
+    STREAM = "stream"
+    QUEUE = "queue"
+
+
+def choose_mode(consume: str, server_properties: Mapping[str, Any]) -> Mode:
+    """The mode for this broker: "auto" takes the stream where there are streams.
+
+    Raises `BrokerError` when a stream is demanded of a broker that has none.
+    """
+    if consume == "queue":
+        return Mode.QUEUE
+    version = server_properties.get("version")
+    match = re.match(r"(\d+)\.(\d+)", str(version))
+    if match and (int(match[1]), int(match[2])) >= STREAMS_SINCE:
+        return Mode.STREAM
+    if consume == "stream":
+        raise BrokerError(f'consume = "stream" needs RabbitMQ 3.9 or later, this broker is {version}: set consume = "auto" or "queue"')
+    return Mode.QUEUE
+
+
+def declare(channel: Any, mode: Mode, settings: BrokerSettings) -> str:
+    """Declare, or with `passive` only look for, everything of this mode on an open pika channel; returns what to consume.
+
+    In queue mode that is "", which to the broker means the queue this channel declared last: the name is the broker's.
+    """
+    passive = settings.passive
+    channel.exchange_declare(settings.exchange, "topic", passive=passive, durable=True, callback=_go_on)
+    if mode is Mode.STREAM:
+        channel.queue_declare(settings.stream, passive=passive, durable=True, arguments=_stream_arguments(settings), callback=_go_on)
+        if not passive:
+            channel.queue_bind(settings.stream, settings.exchange, "#", callback=_go_on)
+    else:
+        # Exclusive and not durable: RabbitMQ 4.3 ends the connection for a transient queue that is not exclusive.
+        channel.queue_declare("", exclusive=True, auto_delete=True, arguments=_queue_arguments(settings), callback=_go_on)
+        channel.queue_bind("", settings.exchange, "#", callback=_go_on)
+    channel.basic_qos(prefetch_count=settings.prefetch, callback=_go_on)
+    return settings.stream if mode is Mode.STREAM else ""
+
+
+def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
+    return {
+        "x-queue-type": "stream",
+        "x-max-age": f"{settings.stream_max_age_s}s",
+        "x-max-length-bytes": settings.stream_max_octets,
+        # Retention drops whole segments: with RabbitMQ's 500 MB the two bounds above would do nothing.
+        "x-stream-max-segment-size-bytes": settings.stream_segment_octets,
+    }
+
+
+def _queue_arguments(settings: BrokerSettings) -> dict[str, Any]:
+    return {
+        "x-max-length-bytes": settings.queue_max_octets,
+        "x-overflow": "drop-head",
+        "x-message-ttl": settings.queue_ttl_s * 1000,
+    }
+
+
+def _go_on(_: object) -> None:
+    """The broker agreed; pika sends the next method by itself."""

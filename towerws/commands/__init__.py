@@ -1,0 +1,1 @@
+"""What the command `towerws` does: processes of their own, beside the daemon."""

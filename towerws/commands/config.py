@@ -1,0 +1,170 @@
+"""`towerws config` prints the configuration in force, `towerws check` says what it would do. Neither touches the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from towerws.config.addresses import Address, parse_address
+from towerws.config.broker_url import url_for_file
+from towerws.config.load import Loaded, given, load_all
+from towerws.config.options import CONFIG_FLAG, CONFIG_HELP, OPTIONS, Kind, Option
+from towerws.config.rules import advice
+from towerws.config.units import Value
+from towerws.core.errors import ConfigError
+from towerws.core.settings import GroupSettings
+
+EXIT_BAD_CONFIG = 2
+
+
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a click command every flag of `twistd towerws`, the common ones first. Their values are for `config.given`."""
+    ordered = sorted(OPTIONS, key=lambda option: not option.common)
+    for option in reversed(ordered):
+        shape: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.kind.noun.upper()}
+        command = click.option(f"--{option.flag}", default=None, help=option.help, **shape)(command)
+    return click.option(f"--{CONFIG_FLAG}", default=None, metavar="FILE", help=CONFIG_HELP)(command)
+
+
+@click.command("config")
+@config_options
+def config_command(**values: object) -> None:
+    """Print the configuration that is in force, as a file that says where each value came from. Passwords are masked."""
+    click.echo("\n".join(as_toml(_load(values))))
+
+
+@click.command("check")
+@config_options
+def check_command(**values: object) -> None:
+    """Say what the daemon would do with this configuration, and whether its ports are free. No broker is asked."""
+    loaded = _load(values)
+    click.echo("\n".join(summary(loaded)))
+    taken = False
+    for key in ("listen", "admin"):
+        if (reason := why_not_free(parse_address(str(loaded.by_key[key].value)))) is not None:
+            taken = True
+            _complain(f"{loaded.by_key[key].origin} = {loaded.by_key[key].value!r}: can't be listened on: {reason}")
+    if taken:
+        raise SystemExit(EXIT_BAD_CONFIG)
+    click.echo("The configuration is good.")
+
+
+def as_toml(loaded: Loaded) -> Iterator[str]:
+    """The lines of a TOML file with everything in force. Loading it gives the same settings, but for masked passwords."""
+    section = ""
+    for option in OPTIONS:
+        table, _, name = option.key.rpartition(".")
+        if table != section:
+            section = table
+            yield f"\n[{table}]"
+        setting = loaded.by_key[option.key]
+        yield f"{name} = {_toml_value(option, setting.value, loaded)}  # {_printable(setting.origin)}"
+    for group, settings in loaded.settings.groups.items():
+        yield f"\n[groups.{group}]"
+        yield f"events = {_toml_events(settings)}  # {_printable(loaded.file)}"
+
+
+def summary(loaded: Loaded) -> Iterator[str]:
+    """What the daemon would do, in a few lines."""
+    settings = loaded.settings
+    yield f"Configuration: {loaded.file or 'no file'}; flags and TOWERWS_* variables win over it."
+    if settings.broker is None:
+        yield "Events come from POST /publish on the admin port (embedded:), from no broker."
+    else:
+        log = {"stream": f"the stream {settings.broker.stream}", "queue": "a queue of its own"}
+        consumed = log.get(settings.broker.consume, f"the stream {settings.broker.stream}, or a queue where RabbitMQ is older than 3.9")
+        yield f"Events come from the exchange {settings.broker.exchange}, through {consumed}, of the first of these that answers:"
+        yield from (f"  {url}" for url in settings.broker.urls)
+    yield f"Browsers connect to {parse_address(settings.listen)}; who may listen: {', '.join(settings.auth)}."
+    yield f"The admin port is {parse_address(settings.admin)}."
+    history = {option.key: option.format(loaded.by_key[option.key].value) for option in OPTIONS if option.key.startswith("history.")}
+    yield f"History holds {history['history.max_octets']} or {history['history.max_age_s']} s, whichever is less."
+    if settings.groups:
+        yield f"Groups beside AWX's: {', '.join(settings.groups)}."
+    yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded)))
+
+
+def why_not_free(address: Address) -> str | None:
+    """Why an address can't be listened on, or None; tried by binding for a moment. What systemd opens isn't tried."""
+    if address.kind == "systemd":
+        return None
+    if address.kind == "unix":
+        return _why_no_unix_socket(Path(address.path))
+    family = socket.AF_INET6 if ":" in address.interface else socket.AF_INET
+    try:
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as trial:
+            # As Twisted does: connections of a former process that linger in TIME_WAIT are no hindrance.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((address.interface, address.port))
+            trial.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _load(values: Mapping[str, object]) -> Loaded:
+    try:
+        return load_all(given(values), os.environ)
+    except ConfigError as error:
+        _complain(str(error))
+        raise SystemExit(EXIT_BAD_CONFIG) from None
+
+
+def _complain(text: str) -> None:
+    click.echo(f"towerws: {text}", err=True)
+
+
+def _why_no_unix_socket(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return f"{path.parent} is not a folder"
+    return None if os.access(path.parent, os.W_OK) else f"{path.parent} is not writable"
+
+
+def _password_advice(loaded: Loaded) -> Iterator[str]:
+    in_url = loaded.settings.broker is not None and not _password_elsewhere(loaded)
+    if in_url and loaded.by_key["broker"].origin.startswith("--") and any("***" in text for text in _urls(loaded)):
+        yield "a password in --broker is shown by ps to every user: use broker_password_file or TOWERWS_BROKER"
+
+
+def _password_elsewhere(loaded: Loaded) -> bool:
+    return bool(loaded.by_key["broker_password_file"].value)
+
+
+def _urls(loaded: Loaded) -> list[str]:
+    if loaded.settings.broker is None:
+        return ["embedded:"]
+    return [url_for_file(url, password_elsewhere=_password_elsewhere(loaded)) for url in loaded.settings.broker.urls]
+
+
+def _toml_value(option: Option, value: Value, loaded: Loaded) -> str:
+    if option.kind is Kind.URLS:
+        return _toml_list(_urls(loaded))
+    if isinstance(value, tuple):
+        return _toml_list(value)
+    if isinstance(value, str) or option.kind is Kind.SIZE:
+        return _toml_text(option.format(value))
+    return option.format(value)
+
+
+def _toml_events(settings: GroupSettings) -> str:
+    return _toml_text(settings.events) if isinstance(settings.events, str) else _toml_list(settings.events)
+
+
+def _toml_list(texts: tuple[str, ...] | list[str]) -> str:
+    return f"[{', '.join(_toml_text(text) for text in texts)}]"
+
+
+def _toml_text(text: str) -> str:
+    # JSON's escapes are TOML's. No setting holds a DEL, the one character that JSON leaves and TOML forbids.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _printable(origin: str) -> str:
+    return origin if origin.isprintable() else repr(origin)

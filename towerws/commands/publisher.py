@@ -1,0 +1,223 @@
+"""Publishing from the command line: to a broker's exchange, or to a daemon with the embedded source. Blocking, one event at a time.
+
+The daemon itself never publishes. Both publishers do the same about a lost link: they say so once, and try for ever, with a
+bounded pause. What no waiting cures (a wrong password, a daemon that reads from a broker) is a `BrokerError`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import random
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pika
+from pika import exceptions as pika_exceptions
+
+from towerws.core.errors import BrokerError
+from towerws.core.settings import BrokerUrl
+
+BACKOFF_MIN_S = 0.5
+BACKOFF_MAX_S = 10.0
+ATTEMPT_S = 10.0
+"""How long connecting, or the answer to one publication, may take."""
+HEARTBEAT_S = 10  # RabbitMQ calls 5 to 20 s best
+
+TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
+
+Tell = Callable[[str], None]
+"""Takes a line about the link, for a person."""
+
+
+class Publisher(Protocol):
+    """Where events are published."""
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Publish JSON on a topic (a routing key). Returns once the other end has taken it; `BrokerError` when it never will."""
+
+    def idle(self, seconds: float) -> None:
+        """Wait, and keep the link alive meanwhile."""
+
+    def close(self) -> None:
+        """End the link. It may be called at any time and again."""
+
+
+class Retry:
+    """When to try again after a lost link: jitter under a bound that doubles; what there is to say is said once a loss."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._bound_s = BACKOFF_MIN_S
+        self._lost = False
+
+    def lost(self, what: str) -> float:
+        """An attempt failed: how long to wait before the next."""
+        if not self._lost:
+            self._lost = True
+            self._tell(f"{what}; trying again until it works")
+        pause_s = random.uniform(BACKOFF_MIN_S / 2, self._bound_s)  # noqa: S311 - only spreads the attempts
+        self._bound_s = min(2 * self._bound_s, BACKOFF_MAX_S)
+        return pause_s
+
+    def works(self) -> None:
+        """A publication was taken."""
+        if self._lost:
+            self._lost = False
+            self._tell("publishing again")
+        self._bound_s = BACKOFF_MIN_S
+
+
+class AmqpPublisher:
+    """Publishes to a RabbitMQ topic exchange, each event confirmed. Several URLs are tried in turn."""
+
+    def __init__(self, urls: Sequence[BrokerUrl], exchange: str, tell: Tell) -> None:
+        # What pika logs about a failed attempt is pages of it, and said in a line here.
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
+        self._urls = list(urls)
+        self._exchange = exchange
+        self._retry = Retry(tell)
+        self._connection: Any = None
+        self._channel: Any = None
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Publish with a confirm. When the link is lost before it came, the same message is sent again, known by its id."""
+        properties = pika.BasicProperties(content_type="application/json", delivery_mode=TRANSIENT, message_id=str(uuid4()))
+        while True:
+            try:
+                self._open_channel().basic_publish(self._exchange, topic, payload, properties)
+            except (pika_exceptions.AMQPError, OSError) as error:
+                self._abandon()
+                if (refusal := _refusal(error)) is not None:
+                    raise BrokerError(f"{self._urls[0]} refused: {refusal}") from error
+                pause_s = self._retry.lost(f"{self._urls[0]}: {_reason(error)}")
+                self._urls.append(self._urls.pop(0))
+                time.sleep(pause_s)
+            else:
+                self._retry.works()
+                return
+
+    def idle(self, seconds: float) -> None:
+        """Wait, answering heartbeats."""
+        if self._connection is None:
+            time.sleep(seconds)
+            return
+        try:
+            self._connection.sleep(seconds)
+        except (pika_exceptions.AMQPError, OSError):
+            self._abandon()  # the next publication tries again, and says so when it can't
+
+    def close(self) -> None:
+        """End the connection."""
+        self._abandon()
+
+    def _open_channel(self) -> Any:
+        if self._channel is None:
+            self._connection = pika.BlockingConnection(_parameters(self._urls[0]))
+            channel = self._connection.channel()
+            channel.exchange_declare(self._exchange, "topic", durable=True)
+            channel.confirm_delivery()
+            self._channel = channel
+        return self._channel
+
+    def _abandon(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None and connection.is_open:
+            try:
+                connection.close()
+            except (pika_exceptions.AMQPError, OSError):
+                return  # it ended by itself meanwhile
+
+
+def _parameters(url: BrokerUrl) -> Any:
+    tls = pika.SSLOptions(ssl.create_default_context(), url.host) if url.tls else None
+    return pika.ConnectionParameters(
+        host=url.host,
+        port=url.port,
+        virtual_host=url.vhost,
+        credentials=pika.PlainCredentials(url.username, url.password.reveal()),
+        ssl_options=tls,
+        heartbeat=HEARTBEAT_S,
+        socket_timeout=ATTEMPT_S,
+        stack_timeout=ATTEMPT_S,
+        blocked_connection_timeout=3 * ATTEMPT_S,
+        connection_attempts=1,
+        client_properties={"connection_name": "towerws publisher"},
+    )
+
+
+def _refusal(error: Exception) -> str | None:
+    """Why trying again is no use, or None."""
+    if isinstance(error, pika_exceptions.ProbableAuthenticationError | pika_exceptions.AuthenticationError):
+        return "user name or password is wrong"
+    if isinstance(error, pika_exceptions.ProbableAccessDeniedError):
+        return "the virtual host does not exist, or the user has no access to it"
+    if isinstance(error, pika_exceptions.ChannelClosedByBroker) and error.reply_code in {403, 406}:
+        return str(error.reply_text)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """One line of what pika wraps in several exceptions, most of which have no text."""
+    if isinstance(error, pika_exceptions.NackError):
+        return "the broker did not take the message"
+    inner: object = error
+    while isinstance(inner, pika_exceptions.AMQPConnectionError) and len(inner.args) == 1:
+        inner = inner.args[0]
+    inner = getattr(inner, "exception", inner)  # AMQPConnectorSocketConnectError and the like carry the OSError
+    return str(inner) or repr(inner)
+
+
+class AdminPublisher:
+    """Publishes through `POST /publish` of a daemon's admin port, over one kept-alive connection."""
+
+    def __init__(self, url: str, tell: Tell) -> None:
+        """`url` is `http://host:port`; `ValueError` says what is wrong with any other."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.username:
+            raise ValueError("the admin port is given as http://host:port")
+        self._url = url.rstrip("/")
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ATTEMPT_S)
+        self._retry = Retry(tell)
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Post it. An answer that got lost makes it come twice: the embedded source knows no message ids."""
+        body = b'{"topic":%b,"payload":%b}' % (json.dumps(topic).encode("ascii"), payload)
+        while True:
+            kept_alive = self._connection.sock is not None
+            try:
+                self._connection.request("POST", "/publish", body, {"Content-Type": "application/json"})
+                response = self._connection.getresponse()
+                answer = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                if kept_alive and isinstance(error, ConnectionError):
+                    continue  # the daemon ends idle connections, and is asked again on a new one
+                time.sleep(self._retry.lost(f"{self._url}: {str(error) or repr(error)}"))
+                continue
+            if response.status == 202:
+                self._retry.works()
+                return
+            if response.status < 500:
+                raise BrokerError(f"{self._url} refused: {_error_text(answer, response.status)}")
+            time.sleep(self._retry.lost(f"{self._url} answers {response.status}"))
+
+    def idle(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+
+def _error_text(answer: bytes, status: int) -> str:
+    try:
+        return str(json.loads(answer)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP status {status}"

@@ -1,0 +1,1 @@
+"""From flags, environment and file to `Settings`, by one table of options."""

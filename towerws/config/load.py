@@ -1,0 +1,226 @@
+"""The configuration that is in force: flags, over `TOWERWS_*` variables, over the TOML file, over the defaults.
+
+Everything wrong is a `ConfigError` of one line: where it was said, the value (shortened; never a password), and the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from twisted.internet.endpoints import serverFromString
+
+from towerws.config.addresses import parse_address
+from towerws.config.broker_url import EMBEDDED, mask_url, parse_broker_url, split_urls
+from towerws.config.file import one_line, read_file, read_text, shown, shown_path
+from towerws.config.options import (
+    BY_FLAG,
+    BY_VARIABLE,
+    CONFIG_FLAG,
+    CONFIG_HELP,
+    CONFIG_VARIABLE,
+    ENVIRONMENT_PREFIX,
+    OPTIONS,
+    Option,
+)
+from towerws.config.rules import broken_rules, suggestion
+from towerws.config.units import Value
+from towerws.core.errors import ConfigError
+from towerws.core.settings import (
+    BrokerSettings,
+    BrokerUrl,
+    GroupSettings,
+    HistorySettings,
+    Secret,
+    Settings,
+    WebSocketSettings,
+)
+
+__all__ = ["OPTIONS", "Loaded", "Setting", "given", "load", "load_all", "usage_flags", "usage_parameters"]
+
+MAX_PASSWORD_FILE_OCTETS = 64 * 1024
+MAX_CA_FILE_OCTETS = 16 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option's value and where it was said: `--listen`, `TOWERWS_LISTEN`, `/etc/towerws.toml: listen` or `default`."""
+
+    value: Value
+    origin: str
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nobody said anything."""
+        return self.origin == "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, and each option's value with its origin. `file` is the one that was read, or empty."""
+
+    settings: Settings
+    by_key: Mapping[str, Setting]
+    file: str
+
+
+def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
+    """The settings in force; `ConfigError` when they can't be used.
+
+    `flags` has what was given on the command line, by flag name without dashes; None is not given, a switch is `"true"`.
+    Of `environ` only the names that begin with `TOWERWS_` are read; an empty one counts as not set.
+    """
+    return load_all(flags, environ).settings
+
+
+def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loaded:
+    """As `load`, with where each value came from."""
+    variables = {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT_PREFIX) and value}
+    for name in variables:
+        if name != CONFIG_VARIABLE and name not in BY_VARIABLE:
+            raise ConfigError(f"{shown(name)}: unknown environment variable{suggestion(name, BY_VARIABLE)}")
+    for name in flags:
+        if name != CONFIG_FLAG and name not in BY_FLAG:
+            raise ConfigError(f"--{name}: unknown flag{suggestion(name, BY_FLAG)}")
+    file, named_by = flags.get(CONFIG_FLAG), f"--{CONFIG_FLAG}"
+    if file is None:
+        file, named_by = variables.get(CONFIG_VARIABLE, ""), CONFIG_VARIABLE
+    keys, groups = read_file(file, named_by) if file or named_by != CONFIG_VARIABLE else ({}, {})
+    by_key = {option.key: _setting(option, flags, variables, keys, file) for option in OPTIONS}
+    settings = _build(by_key, groups)
+    for broken in broken_rules(settings):
+        key = next((key for key in broken.keys if not by_key[key].is_default), broken.keys[0])
+        others = ", ".join(f"{other} is {shown(by_key[other].value)}" for other in broken.keys if other != key)
+        raise ConfigError(f"{by_key[key].origin} = {shown(by_key[key].value)}: {broken.rule}{others and f' ({others})'}")
+    for key in ("listen", "admin"):
+        _try_certificates(by_key[key])
+    return Loaded(settings, by_key, file)
+
+
+def usage_parameters() -> list[list[str | None]]:
+    """`optParameters` for `twisted.python.usage.Options`: every option with a value, none with a default of usage's own."""
+    return [[CONFIG_FLAG, None, None, CONFIG_HELP], *([o.flag, None, None, o.help] for o in OPTIONS if not o.switch)]
+
+
+def usage_flags() -> list[list[str | None]]:
+    """`optFlags` for `twisted.python.usage.Options`: the switches."""
+    return [[option.flag, None, option.help] for option in OPTIONS if option.switch]
+
+
+def given(values: Mapping[str, object]) -> dict[str, str | None]:
+    """The `flags` of `load` out of what usage or click collected; what isn't an option of the table is left out."""
+    flags: dict[str, str | None] = {}
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if flag == CONFIG_FLAG or (flag in BY_FLAG and not BY_FLAG[flag].switch):
+            flags[flag] = None if value is None else str(value)
+        elif flag in BY_FLAG:
+            flags[flag] = "true" if value else None
+    return flags
+
+
+def _setting(
+    option: Option, flags: Mapping[str, str | None], variables: Mapping[str, str], keys: Mapping[str, object], file: str
+) -> Setting:
+    raw: object
+    if (raw := flags.get(option.flag)) is not None:
+        raw, origin = _as_bool(option, raw), f"--{option.flag}"
+    elif (raw := variables.get(option.variable)) is not None:
+        raw, origin = _as_bool(option, raw), option.variable
+    elif option.key in keys:
+        raw, origin = keys[option.key], f"{shown_path(file)}: {option.key}"
+    elif option.default is None:
+        raise ConfigError(
+            f'{option.key} is not set: write {option.key} = ["open"] in the file or give --{option.flag} open '
+            "to let everybody who can connect hear everything (on loopback only, unless insecure is set)"
+        )
+    else:
+        raw, origin = option.default, "default"
+    try:
+        if option.secret:
+            return Setting(_url_texts(raw), origin)
+        return Setting(raw if origin == "default" else option.read(raw), origin)  # type: ignore[arg-type]  # the default is a Value
+    except ValueError as error:
+        raise ConfigError(f"{origin} = {_masked(raw) if option.secret else shown(raw)}: {error}") from None
+
+
+def _url_texts(raw: object) -> tuple[str, ...]:
+    if isinstance(raw, str):
+        return tuple(split_urls(raw))
+    if isinstance(raw, list) and raw and all(isinstance(each, str) for each in raw):
+        return tuple(each.strip() for each in raw)
+    raise ValueError("must be a URL, or several (a list in the file, comma-separated elsewhere)")
+
+
+def _as_bool(option: Option, text: object) -> object:
+    return {"true": True, "false": False}.get(str(text), text) if option.switch else text
+
+
+def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings]) -> Settings:
+    def part(settings: type, prefix: str = "") -> dict[str, Any]:
+        return {each.name: by_key[prefix + each.name].value for each in fields(settings) if prefix + each.name in by_key}
+
+    urls = _urls(by_key)
+    history = HistorySettings(**part(HistorySettings, "history."))
+    top = part(Settings)
+    top["broker"] = BrokerSettings(**part(BrokerSettings), urls=urls, refill_s=history.max_age_s) if urls else None
+    _check_tls_ca(by_key["tls_ca"])
+    return Settings(
+        **top,
+        history=history,
+        websocket=WebSocketSettings(**part(WebSocketSettings, "websocket.")),
+        groups=groups,
+    )
+
+
+def _urls(by_key: Mapping[str, Setting]) -> tuple[BrokerUrl, ...]:
+    broker, file = by_key["broker"], by_key["broker_password_file"]
+    texts = broker.value if isinstance(broker.value, tuple) else ()
+    if texts == (EMBEDDED,):
+        return ()
+    password = _password(file) if file.value else None
+    urls = []
+    for text in texts:
+        if text == EMBEDDED:
+            raise ConfigError(f"{broker.origin} = {_masked(list(texts))}: embedded: stands alone, it can't be mixed with brokers")
+        try:
+            urls.append(parse_broker_url(text, password))
+        except ValueError as error:
+            raise ConfigError(f"{broker.origin} = {mask_url(text)}: {error}") from None
+    return tuple(urls)
+
+
+def _password(setting: Setting) -> Secret:
+    text = read_text(setting.origin, str(setting.value), MAX_PASSWORD_FILE_OCTETS)
+    password = text.removesuffix("\n").removesuffix("\r")
+    if not password or "\n" in password:
+        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: must hold the password on a single line")
+    return Secret(password)
+
+
+def _check_tls_ca(setting: Setting) -> None:
+    if not setting.value:
+        return
+    text = read_text(setting.origin, str(setting.value), MAX_CA_FILE_OCTETS)
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: must hold certificates in PEM form")
+
+
+def _try_certificates(setting: Setting) -> None:
+    """Build an `ssl:` endpoint, which reads its certificate and key; it uses its reactor only once it listens."""
+    if parse_address(str(setting.value)).kind != "ssl":
+        return
+    try:
+        serverFromString(cast(Any, None), str(setting.value))
+    except Exception as error:  # noqa: BLE001  OSError, OpenSSL's and whatever pyOpenSSL makes of a bad PEM
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: its certificate or key can't be used: {one_line(said)}") from None
+
+
+def _masked(raw: object) -> str:
+    if isinstance(raw, str):
+        return ", ".join(mask_url(text) for text in split_urls(raw))
+    if isinstance(raw, list):
+        return f"[{', '.join(_masked(each) for each in raw)}]"
+    return f"({type(raw).__name__})"

@@ -1,0 +1,225 @@
+"""The table of options: the one place from which flags, environment variables, the file's keys, their help and the docs come.
+
+A key `history.max_octets` is `max_octets` in the file's table `[history]`, the flag `--history-max-octets` and the environment
+variable `TOWERWS_HISTORY_MAX_OCTETS`. Defaults are those of the settings' own classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from towerws.config.units import (
+    GIB,
+    KIB,
+    MIB,
+    Value,
+    format_number,
+    format_size,
+    read_bool,
+    read_count,
+    read_duration,
+    read_rate,
+    read_size,
+    read_text,
+    read_whole_seconds,
+    read_words,
+)
+from towerws.core.settings import BrokerSettings, HistorySettings, Settings, WebSocketSettings
+
+ENVIRONMENT_PREFIX = "TOWERWS_"
+CONFIG_FLAG = "config"
+CONFIG_VARIABLE = "TOWERWS_CONFIG"
+CONFIG_HELP = "The TOML file to read. Flags and TOWERWS_* variables win over it; none is read unless named here or by TOWERWS_CONFIG."
+
+
+class Kind(enum.Enum):
+    """The kinds of value: how each is read, and what the docs call it."""
+
+    SIZE = ("size", "octets", read_size)
+    DURATION = ("duration", "seconds", read_duration)
+    WHOLE_SECONDS = ("duration", "whole seconds", read_whole_seconds)
+    COUNT = ("integer", "", read_count)
+    RATE = ("number", "per second", read_rate)
+    BOOL = ("boolean", "", read_bool)
+    TEXT = ("text", "", read_text)
+    WORDS = ("list", "words", read_words)
+    URLS = ("list", "URLs", read_text)  # in fact split and parsed by load.py, which alone knows the password file
+
+    def __init__(self, noun: str, unit: str, read: Callable[[object], Value]) -> None:
+        self.noun = noun
+        self.unit = unit
+        self.read = read
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One setting. `low` and `high` bound it, both included; `default` None: it must be given."""
+
+    key: str
+    kind: Kind
+    default: Value | None
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    common: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The flag's name without its dashes."""
+        return self.key.replace(".", "-").replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return ENVIRONMENT_PREFIX + self.key.upper().replace(".", "_")
+
+    @property
+    def secret(self) -> bool:
+        """Whether a value may hold a password."""
+        return self.kind is Kind.URLS
+
+    @property
+    def switch(self) -> bool:
+        """Whether the flag stands alone, without a value."""
+        return self.kind is Kind.BOOL
+
+    def read(self, value: object) -> Value:
+        """The typed value; `ValueError` states the rule that `value` breaks."""
+        typed = self.kind.read(value)
+        if self.choices and typed not in self.choices:
+            raise ValueError(f"must be one of {', '.join(self.choices)}")
+        if isinstance(typed, (int, float)) and not self.switch:
+            if self.low is not None and typed < self.low:
+                raise ValueError(f"must be at least {self.format(self.low)}")
+            if self.high is not None and typed > self.high:
+                raise ValueError(f"must be at most {self.format(self.high)}")
+        return typed
+
+    def format(self, value: Value) -> str:
+        """A value as a person would write it."""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, (int, float)):
+            return format_size(int(value)) if self.kind is Kind.SIZE else format_number(value)
+        return value if isinstance(value, str) else ",".join(value)
+
+
+def _defaults(settings: type) -> dict[str, Any]:
+    return {each.name: each.default for each in dataclasses.fields(settings) if each.default is not dataclasses.MISSING}
+
+
+_DEFAULTS: dict[str, Any] = {
+    **_defaults(BrokerSettings),
+    **_defaults(Settings),
+    **{f"history.{name}": value for name, value in _defaults(HistorySettings).items()},
+    **{f"websocket.{name}": value for name, value in _defaults(WebSocketSettings).items()},
+    "broker": "embedded:",
+    "broker_password_file": "",
+    "auth": None,
+}
+
+
+def _option(key: str, kind: Kind, text: str, **more: Any) -> Option:
+    return Option(key=key, kind=kind, default=_DEFAULTS[key], help=text, **more)
+
+
+DAY_S = 86400
+_S, _D, _WS, _C, _R, _B, _T = Kind.SIZE, Kind.DURATION, Kind.WHOLE_SECONDS, Kind.COUNT, Kind.RATE, Kind.BOOL, Kind.TEXT
+
+OPTIONS: tuple[Option, ...] = (
+    _option(
+        "broker",
+        Kind.URLS,
+        "Where events come from: one or more amqp://user:password@host:port/vhost or amqps://… of one cluster, tried in turn, or "
+        "embedded: for no broker at all (events then come from POST /publish on the admin port).",
+        common=True,
+    ),
+    _option(
+        "auth",
+        Kind.WORDS,
+        'Who may listen: methods tried in order. There is no default: say "open" to let everybody who can connect hear everything.',
+        common=True,
+    ),
+    _option("listen", _T, "Where browsers connect, as a Twisted endpoint: tcp:8051 is every IPv4 address.", common=True),
+    _option(
+        "admin", _T, "Where /healthz, /readyz, /status and /publish are served, as a Twisted endpoint. Never make it public.", common=True
+    ),
+    _option(
+        "consume",
+        _T,
+        "stream: a shared log with positions (RabbitMQ 3.9 or later). queue: a private queue, any RabbitMQ. auto: by the broker's version.",
+        choices=("auto", "stream", "queue"),
+        common=True,
+    ),
+    _option(
+        "broker_password_file",
+        _T,
+        "A file that holds the broker's password, for URLs without one; unlike a flag it is not shown by ps.",
+        common=True,
+    ),
+    _option(
+        "insecure",
+        _B,
+        "Allow auth open, and the admin port, on addresses that other machines can reach. For test networks only.",
+        common=True,
+    ),
+    _option("exchange", _T, "The topic exchange that producers publish to. Durable; declared unless passive is set."),
+    _option("stream", _T, "The stream bound to the exchange, from which every process reads (consume = stream)."),
+    _option("passive", _B, "Declare nothing: exchange and stream must exist. For users without the configure permission."),
+    _option("prefetch", _C, "Messages the broker may send ahead of our acknowledgements.", low=1, high=65535),
+    _option("heartbeat_s", _WS, "The AMQP heartbeat. RabbitMQ advises 5 to 20.", low=1, high=600),
+    _option("silence_s", _D, "A broker that sends nothing for this long is given up: at least twice heartbeat_s.", low=1, high=1200),
+    _option("attempt_s", _D, "The deadline of each step of connecting: connect, handshake, declare.", low=0.1, high=300),
+    _option("backoff_min_s", _D, "The first pause between attempts to connect; it doubles, with jitter.", low=0.01, high=300),
+    _option("backoff_max_s", _D, "The longest pause between attempts to connect.", low=0.01, high=3600),
+    _option(
+        "stream_max_age_s", _WS, "How long the broker keeps the stream's messages. At least history.max_age_s.", low=1, high=366 * DAY_S
+    ),
+    _option("stream_max_octets", _S, "How large the broker lets the stream grow. At least one segment.", low=KIB, high=1024 * GIB),
+    _option(
+        "stream_segment_octets",
+        _S,
+        "The size of the stream's segment files; the broker drops messages by whole segments.",
+        low=KIB,
+        high=3 * 10**9,  # RabbitMQ refuses larger ones (osiris, x-stream-max-segment-size-bytes)
+    ),
+    _option(
+        "queue_max_octets", _S, "consume = queue: what may wait in the queue; beyond it the oldest is dropped.", low=KIB, high=1024 * GIB
+    ),
+    _option("queue_ttl_s", _WS, "consume = queue: how long a message may wait in the queue.", low=1, high=DAY_S),
+    _option("tls_ca", _T, "A PEM file of the authorities trusted for amqps://; empty: the system's."),
+    _option("max_payload_octets", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),
+    _option("history.max_octets", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
+    _option("history.max_age_s", _D, "How long messages are kept for that; a restart refills as much from the stream.", low=1, high=DAY_S),
+    _option("websocket.head_octets", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),
+    _option("websocket.head_count", _C, "Its number of headers.", low=10, high=1000),
+    _option("websocket.handshake_s", _D, "How long the opening handshake may take, authentication included.", low=0.1, high=300),
+    _option("websocket.message_octets", _S, "A client's message.", low=KIB, high=16 * MIB),
+    _option("websocket.fragments", _C, "Frames that one client message may come in.", low=1, high=10_000),
+    _option("websocket.assembly_s", _D, "How long a message may take from its first octet to its last.", low=0.1, high=300),
+    _option("websocket.topics", _C, "Topics that one connection may hold.", low=1, high=1_000_000),
+    _option("websocket.messages_per_s", _R, "Messages a client may send, on average.", low=0.1, high=100_000),
+    _option("websocket.messages_burst", _C, "Messages a client may send at once.", low=1, high=100_000),
+    _option("websocket.controls_per_s", _R, "Pings and pongs a client may send, on average.", low=0.1, high=100_000),
+    _option("websocket.controls_burst", _C, "Pings and pongs a client may send at once.", low=1, high=100_000),
+    _option("websocket.malformed", _C, "Messages that can't be understood before the client is closed with 1008.", low=1, high=100_000),
+    _option(
+        "websocket.backlog_octets",
+        _S,
+        "What may wait for a slow client; beyond it the client is fed from history. At most history.max_octets.",
+        low=4 * KIB,
+        high=GIB,
+    ),
+    _option("websocket.ping_s", _D, "The time between pings. Less than the idle timeout of every proxy (nginx: 60).", low=0.1, high=3600),
+    _option("websocket.pong_s", _D, "How long the answer to a ping may take.", low=0.1, high=3600),
+    _option("websocket.linger_s", _D, "How long a client has to answer a close before it is cut off.", low=0.1, high=60),
+    _option("websocket.drain_s", _D, "Over how long the clients are closed when the daemon stops.", low=0, high=300),
+)
+
+BY_KEY: Mapping[str, Option] = {option.key: option for option in OPTIONS}
+BY_VARIABLE: Mapping[str, Option] = {option.variable: option for option in OPTIONS}
+BY_FLAG: Mapping[str, Option] = {option.flag: option for option in OPTIONS}

@@ -1,0 +1,118 @@
+"""What must hold between settings, and what had better hold. The range of a single one is in the table of options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from towerws.config.addresses import Address, parse_address
+from towerws.core.settings import GroupSettings, Settings
+from towerws.core.topics import MAX_EVENT_OCTETS, MAX_GROUP_OCTETS, is_event, is_group
+
+AUTH_METHODS = ("open",)
+"""The methods that exist, as `auth` names them."""
+
+MAX_NAME_OCTETS = 255  # AMQP 0-9-1 section 4.2.5.3, short string
+
+PROXY_IDLE_S = 60  # nginx's default proxy_read_timeout, the shortest of the common proxies
+
+
+class Broken(NamedTuple):
+    """A rule that doesn't hold. `keys` are the settings it is about, the one to blame first."""
+
+    keys: tuple[str, ...]
+    rule: str
+
+
+def broken_rules(settings: Settings) -> Iterator[Broken]:
+    """Every rule that the settings break, the gravest first."""
+    yield from _access(settings)
+    yield from _broker(settings)
+    if settings.history.max_octets < settings.max_payload_octets:
+        yield Broken(("history.max_octets", "max_payload_octets"), "history.max_octets must be at least max_payload_octets")
+    if settings.history.max_octets < settings.websocket.backlog_octets:
+        yield Broken(("websocket.backlog_octets", "history.max_octets"), "websocket.backlog_octets must be at most history.max_octets")
+
+
+def advice(settings: Settings) -> Iterator[str]:
+    """What is allowed but seldom meant, a sentence each."""
+    if settings.websocket.ping_s >= PROXY_IDLE_S:
+        yield f"websocket.ping_s = {settings.websocket.ping_s}: nginx closes a websocket that was silent for {PROXY_IDLE_S} s"
+    if settings.insecure:
+        yield "insecure is set: whoever reaches the ports hears everything, and may publish"
+    if settings.broker is not None:
+        tls = [url.tls for url in settings.broker.urls]
+        if settings.broker.tls_ca and not any(tls):
+            yield "tls_ca is set but no broker URL begins with amqps://"
+        if any(tls) and not all(tls):
+            yield "some broker URLs are amqps:// and some are not: the password may travel unencrypted"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` for a name that doesn't exist, or nothing when none is near."""
+    names = list(known)
+    near = [name for name in names if name.endswith(f".{word}")] or difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def read_group(name: str, table: object) -> GroupSettings:
+    """One `[groups.NAME]` of the file; `ValueError` states the rule that it breaks."""
+    if not is_group(name):
+        raise ValueError(f"a group's name is 1 to {MAX_GROUP_OCTETS} letters, digits and _")
+    if not isinstance(table, Mapping):
+        raise ValueError('must be a table with the key events: events = "any"')
+    for key in table:
+        if key != "events":
+            raise ValueError(f"unknown key {key!r:.60}; a group has only events")
+    match table.get("events", "any"):
+        case "any" | "id" as events:
+            return GroupSettings(events=events)
+        case [_, *_] as words if all(isinstance(word, str) and is_event(word) for word in words):
+            return GroupSettings(events=tuple(words))
+    raise ValueError(
+        f'events must be "any", "id" or a list of words of 1 to {MAX_EVENT_OCTETS} printable ASCII characters without space . * # " \\'
+    )
+
+
+def _access(settings: Settings) -> Iterator[Broken]:
+    for method in settings.auth:
+        if method not in AUTH_METHODS:
+            yield Broken(("auth",), f"unknown method {method!r:.60}; there is {', '.join(AUTH_METHODS)}{suggestion(method, AUTH_METHODS)}")
+    addresses: dict[str, Address] = {}
+    for key, text in (("listen", settings.listen), ("admin", settings.admin)):
+        try:
+            addresses[key] = parse_address(text)
+        except ValueError as error:
+            yield Broken((key,), str(error))
+    if len(addresses) < 2:
+        return
+    if addresses["listen"].clashes(addresses["admin"]):
+        yield Broken(("admin", "listen"), "listen and admin must not be the same address and port")
+    if settings.insecure:
+        return
+    if not addresses["admin"].local:
+        yield Broken(("admin",), f"{addresses['admin']} can be reached from other machines: use interface=127.0.0.1, or say insecure")
+    if "open" in settings.auth and not addresses["listen"].local:
+        yield Broken(
+            ("listen", "auth"),
+            f"with auth open everybody who reaches {addresses['listen']} hears everything: use interface=127.0.0.1, or say insecure",
+        )
+
+
+def _broker(settings: Settings) -> Iterator[Broken]:
+    if (broker := settings.broker) is None:
+        return
+    for key, name in (("exchange", broker.exchange), ("stream", broker.stream)):
+        if not 1 <= len(name.encode(errors="replace")) <= MAX_NAME_OCTETS:
+            yield Broken((key,), f"must be 1 to {MAX_NAME_OCTETS} octets")
+    if broker.silence_s < 2 * broker.heartbeat_s:
+        yield Broken(("silence_s", "heartbeat_s"), "silence_s must be at least twice heartbeat_s")
+    if broker.backoff_max_s < broker.backoff_min_s:
+        yield Broken(("backoff_max_s", "backoff_min_s"), "backoff_max_s must be at least backoff_min_s")
+    if broker.stream_max_octets < broker.stream_segment_octets:
+        yield Broken(("stream_max_octets", "stream_segment_octets"), "stream_max_octets must be at least stream_segment_octets")
+    if broker.stream_max_age_s < settings.history.max_age_s:
+        yield Broken(("stream_max_age_s", "history.max_age_s"), "stream_max_age_s must be at least history.max_age_s")
+    if broker.queue_max_octets < settings.max_payload_octets:
+        yield Broken(("queue_max_octets", "max_payload_octets"), "queue_max_octets must be at least max_payload_octets")

@@ -1,0 +1,93 @@
+"""Which groups exist, and which events a client may name in each.
+
+The defaults are AWX's (its emitters, by version: awx/main/models/*.py, awx/main/signals.py); a configuration adds its own.
+An item is what a client wrote in a group's list. It is data: looked up or matched as a whole, never a pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from towerws.core.settings import GroupSettings
+from towerws.core.topics import Topic, is_event
+
+MAX_ID_DIGITS = 18  # every such number fits a signed 64-bit integer, and a URL
+
+_is_id = re.compile(rf"[0-9]{{1,{MAX_ID_DIGITS}}}", re.ASCII).fullmatch
+
+
+class UnknownItem(ValueError):
+    """An item of a request names no topic. The text says why; it never repeats the item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The events of one group: some `words`, any number (`ids`), a prefix with a number, or any name at all."""
+
+    words: frozenset[str] = frozenset()
+    ids: bool = False
+    id_prefix: str = ""
+    anything: bool = False
+
+    def event(self, item: object) -> str:
+        """The event that a client's item names; `UnknownItem` when it names none.
+
+        Numbers come as integers (React, awxkit) and as text (AngularJS takes them from the URL): both are the same event.
+        Booleans and fractions are neither, though Python and JSON would let them pass for numbers.
+        """
+        if isinstance(item, bool) or not isinstance(item, (int, str)):
+            raise UnknownItem("an event is a word or a number")
+        text = str(item) if isinstance(item, str) or 0 <= item < 10**MAX_ID_DIGITS else ""
+        if self.ids and _is_id(text):
+            return text.lstrip("0") or "0"
+        if text in self.words:
+            return text
+        if self.id_prefix and text.startswith(self.id_prefix) and _is_id(text[len(self.id_prefix) :]):
+            return text
+        if self.anything and is_event(text):
+            return text
+        raise UnknownItem("no such event in this group")
+
+
+_IDS = Group(ids=True)
+
+AWX_GROUPS: Mapping[str, Group] = {
+    "jobs": Group(words=frozenset({"status_changed", "summary"})),
+    "schedules": Group(words=frozenset({"changed"})),
+    "inventories": Group(words=frozenset({"status_changed"})),
+    "job_events": _IDS,
+    "ad_hoc_command_events": _IDS,
+    "project_update_events": _IDS,
+    "inventory_update_events": _IDS,
+    "system_job_events": _IDS,
+    "workflow_events": _IDS,
+    "control": Group(id_prefix="limit_reached_"),
+}
+
+WITHHELD = frozenset({"metrics", "control.limit_reached"})
+"""Routing keys whose messages go nowhere: one is for AWX's nodes only, the other (AWX 1.0 to 1.0.6) holds session keys."""
+
+
+class GroupTable:
+    """All groups that may be subscribed to."""
+
+    def __init__(self, added: Mapping[str, GroupSettings] | None = None) -> None:
+        self._groups = dict(AWX_GROUPS)
+        for name, settings in (added or {}).items():
+            if settings.events == "id":
+                self._groups[name] = _IDS
+            elif settings.events == "any":
+                self._groups[name] = Group(anything=True)
+            else:
+                self._groups[name] = Group(words=frozenset(settings.events))
+
+    def topic(self, group: str, item: object) -> Topic:
+        """The topic that `item` names in `group`; `UnknownItem` when there is no such group or event."""
+        if (known := self._groups.get(group)) is None:
+            raise UnknownItem("no such group")
+        topic = Topic(group, known.event(item))
+        if topic.routing_key in WITHHELD:
+            raise UnknownItem("no such event in this group")
+        return topic

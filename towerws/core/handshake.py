@@ -1,0 +1,114 @@
+r"""The head of an HTTP request, read strictly before anything else sees it.
+
+Autobahn splits header lines at `\x0b \x0c \x1c \x1d \x1e \x85` (Python's `splitlines`), which nginx lets pass inside a
+value: a client could so write whole headers of its own, past a proxy that controls them (daphne's CVE-2026-44546). Hence
+only HTAB and printable ASCII may stand in a head here, and what must be there once must not be there twice.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from towerws.core.errors import HandshakeError
+
+END = b"\r\n\r\n"
+
+_is_head = re.compile(rb"[\t\x20-\x7e\r\n]*").fullmatch
+_is_request_line = re.compile(r"([A-Z]{1,20}) (/[!-~]*) HTTP/1\.([01])").fullmatch
+_is_header = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}):([\t -~]*+)").fullmatch  # the spaces around a value are for `strip`: linear
+
+_ONCE = frozenset({"host", "origin", "upgrade", "sec-websocket-key", "sec-websocket-version", "content-length", "authorization", "cookie"})
+"""Headers that decide something, and of which a second one could only be there to be read by somebody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request's method, path (unquoted), query (as sent) and headers (names in lower case; repeated ones joined by `, `)."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+
+    @property
+    def is_websocket(self) -> bool:
+        """Whether it asks for an upgrade to a websocket (RFC 6455 section 4.2.1)."""
+        return "websocket" in (part.strip().lower() for part in self.headers.get("upgrade", "").split(","))
+
+
+def parse_head(block: bytes, max_headers: int) -> Head:
+    """Read a request's head up to and with its blank line. `HandshakeError` with 400 or 431 for whatever is not plain."""
+    if not _is_head(block):
+        raise HandshakeError(400, "the request's head holds octets that are not printable ASCII")
+    lines = block[: -len(END)].decode("ascii").split("\r\n")
+    if len(lines) - 1 > max_headers:
+        raise HandshakeError(431, f"more than {max_headers} headers")
+    if not (first := _is_request_line(lines[0])):
+        raise HandshakeError(400, "the request line is not METHOD /path HTTP/1.1")
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        # A lone CR or LF, a folded line or a name with a space all fail here.
+        if not (field := _is_header(line)):
+            raise HandshakeError(400, "a header line is not name: value")
+        name, value = field[1].lower(), field[2].strip(" \t")
+        if name not in headers:
+            headers[name] = value
+        elif name in _ONCE:
+            raise HandshakeError(400, f"more than one {name} header")
+        else:
+            headers[name] += f", {value}"
+    if "host" not in headers:
+        raise HandshakeError(400, "no host header")
+    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+        raise HandshakeError(400, "a request with a body is of no use here")
+    path, _, query = first[2].partition("?")
+    return Head(first[1], unquote(path), query, headers)
+
+
+def check_route(head: Head) -> None:
+    """Pass a websocket's opening handshake on `…/websocket` or `…/websocket/`; `HandshakeError` says what else it is."""
+    if head.path.rstrip("/").rpartition("/")[2] != "websocket" or head.path.endswith("//"):
+        raise HandshakeError(404, "there is nothing here; the websocket is at /websocket/")
+    if head.method != "GET":
+        raise HandshakeError(405, "the websocket's opening handshake is a GET")
+    if not head.is_websocket:
+        raise HandshakeError(
+            426,
+            "this is a websocket: connect with ws:// or wss://. If you did, a proxy on the way took the Upgrade and "
+            "Connection headers away (nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+            'proxy_set_header Connection "upgrade";)',
+        )
+
+
+def error_response(error: HandshakeError) -> bytes:
+    """The whole answer to a request that is refused; the connection ends with it."""
+    body = f"{error}\n".encode("ascii")
+    lines = [
+        f"HTTP/1.1 {error.status} {_REASONS[error.status]}",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    if error.status == 426:
+        lines += ["Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    if error.status == 503:
+        lines += ["Retry-After: 2"]
+    if error.status == 405:
+        lines += ["Allow: GET"]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+_REASONS = {
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    426: "Upgrade Required",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}

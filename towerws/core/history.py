@@ -1,0 +1,197 @@
+"""History: the recent deliveries, by topic and by position, within a bound in octets and one in age.
+
+The oldest delivery of all is always also the oldest of its topic, so dropping it costs two pops. A topic's deliveries are in
+the order of `seq`; what a reader missed is found by bisection in each of its topics and merged, so a resume costs what was
+missed, not the length of history.
+
+`floor` is the newest delivery that was dropped: everything after it is held. `barrier` is the newest mark after which
+positions are worth something again: deliveries before it are still fed to readers that are behind, but nobody may resume
+from there, since something between them and the mark can't be had.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from heapq import merge
+from operator import attrgetter
+
+from towerws.core.deliveries import Delivery, parse_position
+
+ENTRY_OCTETS = 400
+"""What a delivery weighs beside its payload: the object, its numbers, its place in three indexes (measured on CPython 3.11)."""
+
+READ_OCTETS = 128
+"""What a delivery weighs beside its payload when it is read: its frame, and in `towerws.v1` its position and names."""
+
+MAX_FORMER_TOPICS = 10_000
+"""For so many topics that are no longer held it is remembered how far they had come (about 2 MiB)."""
+
+START_TAG = "start"
+"""Tags the position before the very first delivery of a stream, when there is nothing yet whose fingerprint could be taken."""
+
+_seq = attrgetter("seq")
+_GONE = Delivery(-1, "", b"", -1, "")
+
+
+class _TopicLog:
+    """One topic's deliveries, oldest first. Dropped ones are skipped by `first` and cut off once they are the larger half."""
+
+    __slots__ = ("deliveries", "dropped", "first")
+
+    def __init__(self, dropped: int) -> None:
+        self.deliveries: list[Delivery] = []
+        self.first = 0
+        self.dropped = dropped  # seq of the newest delivery of this topic that was dropped
+
+    def drop_oldest(self) -> bool:
+        """Drop one; True when none is left."""
+        self.dropped = self.deliveries[self.first].seq
+        self.deliveries[self.first] = _GONE  # or its payload would stay until the list is cut
+        self.first += 1
+        if self.first == len(self.deliveries):
+            return True
+        if self.first > 32 and self.first * 2 > len(self.deliveries):
+            del self.deliveries[: self.first]
+            self.first = 0
+        return False
+
+    def after(self, seq: int) -> Iterator[Delivery]:
+        """The held deliveries behind `seq`, oldest first."""
+        start = bisect_right(self.deliveries, seq, lo=self.first, key=_seq)
+        # By number, since an iterator (and so `islice`) would walk from the list's beginning.
+        return map(self.deliveries.__getitem__, range(start, len(self.deliveries)))
+
+
+class History:
+    """The recent deliveries of one log. Times are seconds of whatever clock the caller uses throughout."""
+
+    def __init__(self, max_octets: int, max_age_s: float) -> None:
+        self._max_octets = max_octets
+        self._max_age_s = max_age_s
+        self._topics: dict[str, _TopicLog] = {}
+        self._former_topics: OrderedDict[str, int] = OrderedDict()  # topic without a log -> its `dropped`, smallest first
+        self._forgotten = -1  # largest `dropped` that was put out of there
+        self._offsets: dict[int, Delivery] = {}
+        self._message_ids: dict[str, Delivery] = {}
+        self._log: deque[Delivery] = deque()
+        self._seq = 0
+        self.octets = 0
+        """What is held, with each delivery's own weight."""
+        self.head = self.floor = self.barrier = Delivery(0, "", b"", -1, START_TAG)
+
+    def begin(self, offset: int, tag: str) -> None:
+        """Say where the log stands before the first delivery: from this position everything can be had."""
+        self.head = self.floor = self.barrier = Delivery(0, "", b"", offset, tag)
+
+    def __len__(self) -> int:
+        return len(self._log)
+
+    def __contains__(self, topic: str) -> bool:
+        """Whether a delivery of this topic is held."""
+        return topic in self._topics
+
+    def has_message(self, message_id: str) -> bool:
+        """Whether a delivery with this `message_id` is held: a producer sent it again."""
+        return message_id in self._message_ids
+
+    def append(self, topic: str, payload: bytes, offset: int, tag: str | None, message_id: str | None, now: float) -> Delivery:
+        """Take in the newest delivery. Its offset must be larger than the head's."""
+        if self.head.seq == 0 and tag is None and offset > 0:
+            self.begin(offset - 1, "")  # the stream began before this: its very start can't be resumed from here
+        self._seq += 1
+        delivery = Delivery(self._seq, topic, payload, offset, tag, message_id, now)
+        if (log := self._topics.get(topic)) is None:
+            log = self._topics[topic] = _TopicLog(self._former_topics.pop(topic, self._forgotten))
+        log.deliveries.append(delivery)
+        self._log.append(delivery)
+        self._offsets[offset] = delivery
+        if message_id is not None:
+            self._message_ids[message_id] = delivery
+        self.head = delivery
+        self.octets += len(payload) + ENTRY_OCTETS
+        while self.octets > self._max_octets:
+            self._drop_oldest()
+        return delivery
+
+    def trim(self, now: float) -> None:
+        """Drop what is older than the age bound."""
+        horizon = now - self._max_age_s
+        while self._log and self._log[0].arrived < horizon:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self._log.popleft()
+        self.octets -= len(oldest.payload) + ENTRY_OCTETS
+        if self._topics[oldest.topic].drop_oldest():
+            del self._topics[oldest.topic]
+            self._former_topics[oldest.topic] = oldest.seq
+            if len(self._former_topics) > MAX_FORMER_TOPICS:
+                self._forgotten = self._former_topics.popitem(last=False)[1]
+        self._offsets.pop(oldest.offset, None)
+        if oldest.message_id is not None and self._message_ids.get(oldest.message_id) is oldest:
+            del self._message_ids[oldest.message_id]
+        self.floor = oldest
+
+    def mark(self, offset: int, tag: str) -> Delivery:
+        """Put a mark behind the head: no position before it can be resumed from any more. `tag` must be used only once."""
+        self._seq += 1
+        self.head = self.barrier = Delivery(self._seq, "", b"", offset, tag)
+        return self.head
+
+    def clear(self) -> None:
+        """Forget every delivery, because the log they are from is gone and its offsets mean something else now."""
+        while self._log:
+            self._drop_oldest()
+        self.floor = self.head
+
+    def find(self, position: str) -> Delivery | None:
+        """The delivery or mark that `position` names, if everything after it is held; else None, whatever the text is."""
+        found: Delivery | None = None
+        if position == self.barrier.position and self.barrier.tag:
+            found = self.barrier
+        elif match := parse_position(position):
+            offset = int(match[1])
+            found = self.floor if offset == self.floor.offset else self._offsets.get(offset)
+            if found is None or found.position != position:
+                return None
+        if found is None or found.seq < self.barrier.seq or found.seq < self.floor.seq:
+            return None
+        return found
+
+    def after(self, seq: int, topics: Mapping[str, int], upto: int, max_octets: int) -> list[Delivery]:
+        """The next deliveries for a reader that is behind: those it is due, oldest first.
+
+        A reader at `seq` is due, of each of its topics, what lies behind `seq` and behind the number given for the topic, but
+        nothing behind `upto`. The list ends where `max_octets` are reached (each with `READ_OCTETS`), and is not empty while
+        anything is due.
+        """
+        logs = self._topics
+        due = [log.after(max(seq, joined)) for topic, joined in topics.items() if (log := logs.get(topic)) and log.deliveries[-1].seq > seq]
+        found: list[Delivery] = []
+        octets = 0
+        for delivery in due[0] if len(due) == 1 else merge(*due, key=_seq):
+            if delivery.seq > upto:
+                break
+            octets += len(delivery.payload) + READ_OCTETS
+            if octets > max_octets and found:
+                break
+            found.append(delivery)
+        return found
+
+    def lost(self, seq: int, topics: Mapping[str, int]) -> list[str]:
+        """Those of a reader's topics of which something behind `seq` was dropped already.
+
+        Exact while no more than `MAX_FORMER_TOPICS` topics have been dropped altogether; beyond that a topic may be named that
+        lost nothing, never the other way round.
+        """
+        if seq >= self.floor.seq:
+            return []
+        lost = []
+        for topic, joined in topics.items():
+            log = self._topics.get(topic)
+            dropped = self._former_topics.get(topic, self._forgotten) if log is None else log.dropped
+            if dropped > max(seq, joined):
+                lost.append(topic)
+        return lost

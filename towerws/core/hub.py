@@ -1,0 +1,256 @@
+"""The hub: who is due what, and one write per connection and turn.
+
+A *turn* is what one read from the broker brought. Its deliveries are noted by `publish` and go out together at `flush`: each
+connection gets one write with everything it is due, in the log's order over all its topics, and connections that are due
+the same share the same bytes. What costs per delivery is two look-ups; what costs per connection is one write.
+
+A member is **live** (a turn goes straight out) or **behind** (nothing is queued for it: it keeps its place in the log and is
+fed from history, a piece each time its socket has drained, until it has caught up). Behind is one mechanism for three cases:
+a client that resumes, a socket that is full, and a broker link that was down.
+
+          | turn is due        | write refused        | resumes          | drained                    | nothing left to feed
+  live    | write              | behind, wait         | behind, feed     | (never asked for)          | -
+  behind  | skip               | wait                 | behind, feed     | feed; lost? notice, feed   | live
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from towerws.core.deliveries import Delivery
+from towerws.core.errors import CloseReason
+from towerws.core.frames import text_frame
+from towerws.core.history import History
+from towerws.core.requests import Request
+from towerws.core.wire import TOWER, V1, Change, Dialect, Gap
+
+PIECE_OCTETS = 64 * 1024
+"""How much of history is written to a reader at once: a common size of a socket's send buffer."""
+
+
+class Peer(Protocol):
+    """The way to a client, as the hub sees it."""
+
+    def send(self, data: bytes) -> bool:
+        """Take whole frames; False, and nothing taken, when more is waiting in its buffer than is allowed. Never raises."""
+
+    def await_drain(self) -> None:
+        """Call `Hub.feed` for this member once what was sent has left the buffer, in another turn of the reactor."""
+
+    def end(self, reason: CloseReason) -> None:
+        """Close the connection."""
+
+
+@dataclass(slots=True)
+class HubCounters:
+    """What happened since the start."""
+
+    turns: int = 0
+    deliveries_out: int = 0
+    """Deliveries written to connections: one for each connection that got it."""
+    fell_behind: int = 0
+    caught_up: int = 0
+    resumed: int = 0
+    not_recovered: int = 0
+    gaps: int = 0
+
+
+class Member:
+    """One connection in the hub. The hub alone changes it."""
+
+    __slots__ = ("behind", "cursor", "dialect", "peer", "send", "topics")
+
+    def __init__(self, peer: Peer, dialect: Dialect, cursor: Delivery) -> None:
+        self.peer = peer
+        self.send = peer.send
+        self.dialect = dialect
+        self.topics: dict[str, int] = {}
+        """Topic to the `seq` behind which its deliveries are due."""
+        self.behind = False
+        self.cursor = cursor
+        """Where a member that is behind stands; means nothing while it is live."""
+
+
+class Hub:
+    """All members, what each listens to, and the way of a turn to them."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._audiences: dict[Dialect, dict[str, dict[Member, None]]] = {TOWER: {}, V1: {}}
+        self._tower, self._v1 = self._audiences[TOWER], self._audiences[V1]
+        self._turn: list[Delivery] = []
+        self._flushed = history.head
+        self.members: dict[Member, None] = {}
+        self.counters = HubCounters()
+        self.turn_octets = 0
+        """Payload octets noted for the turn so far."""
+
+    @property
+    def topics(self) -> int:
+        """How many topics somebody listens to, counted for each dialect."""
+        return len(self._tower) + len(self._v1)
+
+    @property
+    def position(self) -> str:
+        """Where the log stands for everyone who is live."""
+        return self._flushed.position
+
+    def join(self, peer: Peer, dialect: Dialect) -> Member:
+        """Add a connection; it listens to nothing yet."""
+        member = Member(peer, dialect, self._flushed)
+        self.members[member] = None
+        return member
+
+    def leave(self, member: Member) -> None:
+        """Remove a connection. Costs what it listened to; a second call does nothing."""
+        self.members.pop(member, None)
+        self._unsubscribe(member, list(member.topics))
+
+    def _unsubscribe(self, member: Member, topics: Iterable[str]) -> None:
+        audience = self._audiences[member.dialect]
+        for topic in topics:
+            del member.topics[topic]
+            listeners = audience[topic]
+            del listeners[member]
+            if not listeners:
+                del audience[topic]
+
+    def subscribe(self, member: Member, request: Request) -> Change:
+        """Replace what a member listens to, and put it behind the position it resumes from, if that is still held.
+
+        What it listened to before and still does goes on without a gap. Nothing is written: once the answer is out,
+        `feed` must be called for a member that is behind.
+        """
+        wanted = dict.fromkeys(request.topics, self._flushed.seq)
+        left = [topic for topic in member.topics if topic not in wanted]
+        joined = [topic for topic in wanted if topic not in member.topics]
+        self._unsubscribe(member, left)
+        audience = self._audiences[member.dialect]
+        for topic in joined:
+            member.topics[topic] = wanted[topic]
+            audience.setdefault(topic, {})[member] = None
+        since = None if request.since is None else self._history.find(request.since)
+        if since is not None and since.seq > self._flushed.seq:
+            since = None  # history is still being refilled: what lies behind this position will not go out
+        if since is not None:
+            member.topics.update(dict.fromkeys(member.topics, since.seq))
+            member.cursor, member.behind = since, True
+            self.counters.resumed += 1
+        elif request.since is not None:
+            self.counters.not_recovered += 1
+        return Change(
+            current=tuple(sorted(member.topics)),
+            joined=tuple(sorted(joined)),
+            left=tuple(sorted(left)),
+            # Not where the log stands, for a member that is behind: it has not been told all that came before that.
+            position=member.cursor.position if member.behind else self.position,
+            recovered=since is not None,
+        )
+
+    def publish(self, delivery: Delivery) -> None:
+        """Note a delivery for this turn. One that nobody listens to costs these two look-ups, however many topics there are."""
+        if delivery.topic in self._tower or delivery.topic in self._v1:
+            self._turn.append(delivery)
+            self.turn_octets += len(delivery.payload)
+
+    def flush(self) -> None:
+        """End the turn: one write to each live member that is due anything, in the log's order."""
+        if self._turn:
+            for dialect, audience in self._audiences.items():
+                if audience:
+                    self._flush(dialect, audience)
+            self._turn.clear()
+            self.turn_octets = 0
+            self.counters.turns += 1
+        self._flushed = self._history.head
+
+    def _flush(self, dialect: Dialect, audience: dict[str, dict[Member, None]]) -> None:
+        frames: dict[str, list[tuple[int, bytes]]] = {}  # topic -> its frames of this turn, each with its place in the turn
+        for place, delivery in enumerate(self._turn):
+            if (found := frames.get(delivery.topic)) is not None:
+                found.append((place, text_frame(dialect.event(delivery))))
+            elif delivery.topic in audience:
+                frames[delivery.topic] = [(place, text_frame(dialect.event(delivery)))]
+        due: dict[Member, int] = {}  # member -> bit set of the topics it is due
+        lists = list(frames.values())
+        for number, topic in enumerate(frames):
+            bit = 1 << number
+            for member in audience[topic]:
+                due[member] = due.get(member, 0) | bit
+        joined: dict[int, tuple[bytes, int]] = {}  # members that are due the same topics share the bytes
+        written = 0
+        for member, bits in due.items():
+            if member.behind:
+                continue
+            if (shared := joined.get(bits)) is None:
+                shared = joined[bits] = _join(lists, bits)
+            if member.send(shared[0]):
+                written += shared[1]
+            else:
+                self._fall_behind(member)
+        self.counters.deliveries_out += written
+
+    def _fall_behind(self, member: Member) -> None:
+        member.cursor, member.behind = self._flushed, True
+        self.counters.fell_behind += 1
+        member.peer.await_drain()
+
+    def feed(self, member: Member) -> None:
+        """Give a member that is behind its next piece of history, or let it go live when there is none left."""
+        if not member.behind or member not in self.members:
+            return
+        if lost := self._history.lost(member.cursor.seq, member.topics):
+            floor = self._history.floor
+            notice = member.dialect.gap(Gap(tuple(sorted(lost)), member.cursor.position, floor.position, "history"))
+            if notice is not None and not member.send(text_frame(notice)):
+                member.peer.await_drain()
+                return
+            self.counters.gaps += 1
+            if notice is None:
+                member.peer.end(CloseReason.HISTORY)
+                return
+            member.cursor = floor
+        piece = self._history.after(member.cursor.seq, member.topics, self._flushed.seq, PIECE_OCTETS)
+        if not piece:
+            member.behind = False
+            self.counters.caught_up += 1
+            return
+        if member.send(b"".join([text_frame(member.dialect.event(delivery)) for delivery in piece])):
+            member.cursor = piece[-1]
+            self.counters.deliveries_out += len(piece)
+        member.peer.await_drain()
+
+    def gap(self, start: Delivery, end: Delivery, reason: str) -> None:
+        """Tell every member that listens to anything: deliveries between two places of the log can't be had.
+
+        One that had also fallen out of history is told of both at once, from where it stands.
+        """
+        for member in list(self.members):
+            if not member.topics:
+                continue
+            lost = member.behind and self._history.lost(member.cursor.seq, member.topics)
+            begin = member.cursor if lost else start
+            notice = member.dialect.gap(Gap(tuple(sorted(member.topics)), begin.position, end.position, reason))
+            if notice is None:
+                continue
+            self.counters.gaps += 1
+            if not member.send(text_frame(notice)):
+                member.peer.end(CloseReason.OVERLOAD)
+            elif lost:
+                member.cursor = self._history.floor
+
+
+def _join(lists: list[list[tuple[int, bytes]]], bits: int) -> tuple[bytes, int]:
+    """The frames of the topics in `bits`, in the turn's order, and how many they are."""
+    if bits & (bits - 1) == 0:
+        only = lists[bits.bit_length() - 1]
+        return b"".join([frame for _, frame in only]), len(only)
+    chosen: list[tuple[int, bytes]] = []
+    while bits:
+        low = bits & -bits
+        chosen += lists[low.bit_length() - 1]
+        bits ^= low
+    chosen.sort()  # the places are distinct, so frames are never compared
+    return b"".join([frame for _, frame in chosen]), len(chosen)

@@ -1,0 +1,92 @@
+"""The body of `POST /publish`: an envelope around a payload whose octets are kept as they came."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from json.decoder import JSONDecoder
+
+from towerws.core.topics import Topic, parse_routing_key
+
+_decode = JSONDecoder().raw_decode
+_space = re.compile(r"[ \t\r\n]*").match
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is to be published: a payload, as it was sent, on a topic."""
+
+    topic: Topic
+    payload: bytes
+
+
+def parse_publication(body: bytes) -> Publication:
+    """Read an envelope: `payload`, and either `topic` or `group` and `event`. `ValueError` says what is wrong with any other.
+
+    `NaN` and lone surrogates in a payload are let through, as they are from the broker.
+    """
+    try:
+        found = _members(body.decode())
+    except (ValueError, RecursionError) as error:
+        text = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f'the body is not {{"topic": "group.event", "payload": {{…}}}}: {text}') from None
+    if unknown := found.keys() - {"topic", "group", "event", "payload"}:
+        raise ValueError(f"unknown key {min(unknown)[:80]!r}: expected topic (or group and event), and payload")
+    if "payload" not in found:
+        raise ValueError("payload is missing")
+    values = {name: json.loads(text) for name, text in found.items() if name != "payload"}
+    if values.keys() == {"topic"}:
+        key = _string("topic", values["topic"])
+    elif values.keys() == {"group", "event"}:
+        event = values["event"]
+        if isinstance(event, bool) or not isinstance(event, (str, int)):
+            raise ValueError("give either topic, or group and event: event is neither a string nor an integer")
+        key = f"{_string('group', values['group'])}.{event}"
+    else:
+        raise ValueError("give either topic, or group and event")
+    return Publication(parse_routing_key(key), found["payload"].encode("utf-8", "surrogatepass"))
+
+
+def _string(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is not a string")
+    return value
+
+
+def _members(text: str) -> dict[str, str]:
+    """The members of the object that `text` is, each value as it was written."""
+    found: dict[str, str] = {}
+    at = _after(text, 0, "{")
+    if text[at : at + 1] == "}":
+        at += 1
+    else:
+        while True:
+            name, end = _decode(text, at)
+            if not isinstance(name, str):
+                raise ValueError(f"expected a key at character {at}")
+            start = _after(text, end, ":")
+            _, end = _decode(text, start)
+            if name in found:
+                raise ValueError(f"the key {name[:80]!r} stands there twice")
+            found[name] = text[start:end]
+            at = _skip(text, end)
+            if text[at : at + 1] == "}":
+                at += 1
+                break
+            at = _after(text, at, ",")
+    if _skip(text, at) != len(text):
+        raise ValueError(f"something follows the object at character {at}")
+    return found
+
+
+def _skip(text: str, at: int) -> int:
+    match = _space(text, at)
+    return at if match is None else match.end()
+
+
+def _after(text: str, at: int, expected: str) -> int:
+    at = _skip(text, at)
+    if text[at : at + 1] != expected:
+        raise ValueError(f"expected {expected} at character {at}")
+    return _skip(text, at + 1)

@@ -1,0 +1,122 @@
+"""The settings: typed, frozen, valid by the time they exist. `towerws/config/load.py` makes them from flags, environment and file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+
+class Secret:
+    """A password or token: never shown by `str`, `repr` or a traceback; `.reveal()` gives it to the one place that needs it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUrl:
+    """One `amqp://user:password@host:port/vhost`, taken apart. `str()` of it masks the password."""
+
+    host: str
+    port: int
+    username: str
+    password: Secret
+    vhost: str
+    tls: bool
+
+    def __str__(self) -> str:
+        scheme = "amqps" if self.tls else "amqp"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{quote(self.username, safe='')}:***@{host}:{self.port}/{quote(self.vhost, safe='')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """How to reach RabbitMQ and what to consume there. Octets and seconds throughout."""
+
+    urls: tuple[BrokerUrl, ...]
+    consume: str = "auto"  # "auto" | "stream" | "queue"
+    exchange: str = "towerws"
+    stream: str = "towerws.events"
+    passive: bool = False
+    prefetch: int = 1000
+    heartbeat_s: float = 10
+    silence_s: float = 20
+    attempt_s: float = 10
+    backoff_min_s: float = 0.5
+    backoff_max_s: float = 10
+    stream_max_age_s: int = 3600
+    stream_max_octets: int = 1024**3
+    stream_segment_octets: int = 16 * 1024**2
+    queue_max_octets: int = 64 * 1024**2
+    queue_ttl_s: int = 30
+    tls_ca: str = ""
+    refill_s: float = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySettings:
+    """The bounds of history. Whichever is reached first drops the oldest delivery."""
+
+    max_octets: int = 64 * 1024**2
+    max_age_s: float = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocketSettings:
+    """The limits of one connection (sources of the numbers: docs/operations.md). Octets and seconds throughout."""
+
+    head_octets: int = 16 * 1024
+    head_count: int = 100
+    handshake_s: float = 15
+    message_octets: int = 64 * 1024
+    fragments: int = 64
+    assembly_s: float = 10
+    topics: int = 1000
+    messages_per_s: float = 20
+    messages_burst: int = 40
+    controls_per_s: float = 20
+    controls_burst: int = 40
+    malformed: int = 10
+    backlog_octets: int = 256 * 1024
+    ping_s: float = 20
+    pong_s: float = 30
+    linger_s: float = 2
+    drain_s: float = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSettings:
+    """Which events a group has: `"id"` (a number), `"any"` (any word), or a list of words."""
+
+    events: str | tuple[str, ...] = "any"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that is in force. `broker` is None for the embedded source."""
+
+    broker: BrokerSettings | None
+    auth: tuple[str, ...]
+    listen: str = "tcp:8051:interface=127.0.0.1"
+    admin: str = "tcp:9051:interface=127.0.0.1"
+    insecure: bool = False
+    max_payload_octets: int = 4 * 1024**2
+    history: HistorySettings = field(default_factory=HistorySettings)
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
+    groups: dict[str, GroupSettings] = field(default_factory=dict)

@@ -1,0 +1,172 @@
+"""What the server writes, in both dialects: the payload of each text frame (docs/protocol.md is the full description).
+
+A delivery's payload passes through as bytes, never decoded and encoded again: AWX's producers send lone surrogates and even
+`NaN`, which no second encoder would bring out the same (awx-contract: "the bytes should pass through untouched").
+A dialect that has no word for something says None, and then nothing is sent.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+from towerws.core.deliveries import Delivery
+from towerws.core.errors import BadRequest, Close
+from towerws.core.identity import Identity
+from towerws.core.requests import Denied
+from towerws.core.topics import flat_name
+
+SUBPROTOCOL = "towerws.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a request made of a connection's topics (routing keys). `recovered` is False where nothing was to be replayed."""
+
+    current: tuple[str, ...]
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    position: str
+    recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Deliveries between two positions that can't be had, and the topics (routing keys) they may have been on."""
+
+    topics: tuple[str, ...]
+    start: str
+    end: str
+    reason: str
+
+
+class Dialect(Protocol):
+    """How one kind of client is spoken to. Every method gives the payload of one text frame, or None for silence."""
+
+    name: str
+    subprotocol: str | None
+
+    def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
+        """The first frame."""
+
+    def event(self, delivery: Delivery) -> bytes:
+        """A delivery."""
+
+    def denied(self, denied: Denied) -> bytes | None:
+        """One item of a request that was left out."""
+
+    def subscribed(self, change: Change, denied: list[Denied], request_id: object) -> bytes:
+        """The answer to a request, once the new set of topics is in force."""
+
+    def error(self, error: BadRequest) -> bytes:
+        """The answer to a request that changed nothing."""
+
+    def gap(self, gap: Gap) -> bytes | None:
+        """Deliveries that can't be had; the client should fetch the state again."""
+
+    def bye(self, close: Close, reconnect_after_ms: int) -> bytes | None:
+        """The last frame before the server closes."""
+
+
+class TowerDialect:
+    """AWX's own words, 1.0 to 24 (awx/main/consumers.py): the payload is the frame, and there is none for a gap."""
+
+    name = "tower"
+    subprotocol: str | None = None
+
+    def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
+        """`{"accept": true, "user": 7}`. The contract demands a number: an anonymous or named user is 0."""
+        user = identity.user_id if isinstance(identity.user_id, int) else 0
+        return _spaced({"accept": True, "user": user})
+
+    def event(self, delivery: Delivery) -> bytes:
+        """The payload itself."""
+        return delivery.payload
+
+    def denied(self, denied: Denied) -> bytes | None:
+        """AWX's text, whatever the reason was."""
+        return _spaced({"error": f"access denied to channel {denied.group} for resource id {denied.item}"})
+
+    def subscribed(self, change: Change, denied: list[Denied], request_id: object) -> bytes:
+        """The reply of AWX 10 and later, with flat names. awxkit's `unsubscribe()` waits for `groups_current`."""
+        return _spaced(
+            {
+                "groups_current": [flat_name(topic) for topic in change.current],
+                "groups_left": [flat_name(topic) for topic in change.left],
+                "groups_joined": [flat_name(topic) for topic in change.joined],
+            }
+        )
+
+    def error(self, error: BadRequest) -> bytes:
+        """`{"error": …}`; for a value that is not a list AWX's own text, for what AWX answered with silence, ours."""
+        return _spaced({"error": "access denied to channel" if error.code == "not_a_list" else str(error)})
+
+    def gap(self, gap: Gap) -> bytes | None:
+        """Nothing."""
+        return None
+
+    def bye(self, close: Close, reconnect_after_ms: int) -> bytes | None:
+        """Nothing."""
+        return None
+
+
+class V1Dialect:
+    """`towerws.v1`: one object a frame, its kind in `type`, and a position on all that moves a reader."""
+
+    name = "v1"
+    subprotocol: str | None = SUBPROTOCOL
+
+    def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
+        """Says where the log stands, and how often a ping will come."""
+        return _compact({"type": "welcome", "user": identity.user_id, "position": position, "ping_s": ping_s})
+
+    def event(self, delivery: Delivery) -> bytes:
+        """The payload between its position and a brace. Names need no escaping: topics.py keeps them plain."""
+        group, _, event = delivery.topic.partition(".")
+        head = f'{{"type":"event","position":"{delivery.position}","group":"{group}","event":"{event}","payload":'
+        return b"%b%b}" % (head.encode("ascii"), delivery.payload)
+
+    def denied(self, denied: Denied) -> bytes | None:
+        """Nothing: `subscribed` lists them."""
+        return None
+
+    def subscribed(self, change: Change, denied: list[Denied], request_id: object) -> bytes:
+        """The new set, what was left out, and whether the missed deliveries follow."""
+        return _compact(
+            {
+                "type": "subscribed",
+                "id": request_id,
+                "groups_current": [flat_name(topic) for topic in change.current],
+                "groups_joined": [flat_name(topic) for topic in change.joined],
+                "groups_left": [flat_name(topic) for topic in change.left],
+                "denied": [{"topic": f"{item.group}.{item.item}", "reason": item.reason} for item in denied],
+                "position": change.position,
+                "recovered": change.recovered,
+            }
+        )
+
+    def error(self, error: BadRequest) -> bytes:
+        """A code for programs, a text for people, and the request's own id."""
+        return _compact({"type": "error", "code": error.code, "message": str(error), "id": error.request_id})
+
+    def gap(self, gap: Gap) -> bytes | None:
+        """The notice, with routing keys as topics."""
+        return _compact({"type": "gap", "topics": gap.topics, "from": gap.start, "to": gap.end, "reason": gap.reason})
+
+    def bye(self, close: Close, reconnect_after_ms: int) -> bytes | None:
+        """Why, and when to come back: 0 means that it is no use."""
+        return _compact({"type": "bye", "reconnect_after_ms": reconnect_after_ms, "reason": close.reason})
+
+
+TOWER: Dialect = TowerDialect()
+V1: Dialect = V1Dialect()
+
+
+def _spaced(reply: dict[str, object]) -> bytes:
+    # AWX encodes with Python's default separators; a client that compares text finds what it knows.
+    return json.dumps(reply).encode("ascii")
+
+
+def _compact(reply: dict[str, object]) -> bytes:
+    return json.dumps(reply, separators=(",", ":")).encode("ascii")

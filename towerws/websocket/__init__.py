@@ -1,0 +1,1 @@
+"""The parts of a websocket connection that `towerws/protocol.py` puts together."""

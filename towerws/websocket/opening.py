@@ -1,0 +1,214 @@
+"""The opening handshake: what a connection is before it is open.
+
+Autobahn's own is not safe where requests come from strangers (each point reproduced in the tests), so:
+- the request's head is read, bounded and checked before Autobahn sees it, and nothing behind it is until the client is in;
+- a success that comes after the connection was lost opens nothing;
+- what refuses a client is a fixed text, never what it sent; Autobahn's own log lines, which repeat it, are dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.auth.base import Refused, Unavailable
+from towerws.core.errors import HandshakeError
+from towerws.core.handshake import END, Head, check_route, error_response, parse_head
+from towerws.core.identity import Identity
+from towerws.core.settings import WebSocketSettings
+from towerws.core.wire import SUBPROTOCOL
+from towerws.websocket.session import Desk
+
+_REFUSALS = {400: "not a websocket's opening handshake", 500: "internal error", 505: "HTTP/1.1 is needed"}
+
+
+class Silent:
+    """Stands in for Autobahn's logger: it formats several debug lines for each write, and repeats what clients sent."""
+
+    def _drop(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    trace = debug = info = warn = error = failure = _drop
+
+
+class Lobby(Protocol):
+    """What a connection needs of its factory while it opens."""
+
+    desk: Desk
+    settings: WebSocketSettings
+    connections: dict[Any, None]
+    refused: dict[int, int]
+
+
+class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
+    """A client at the door. The open connection derives from it and says what `opened`, `octets` and `left` do."""
+
+    log = Silent()
+    _log = Logger()
+
+    factory: Lobby
+    closeHandshakeTimeoutCall: Any  # Autobahn's
+
+    # the open connection's part
+
+    def opened(self) -> None:
+        """The client is in, and the 101 is written."""
+        raise NotImplementedError
+
+    def octets(self, data: bytes) -> None:
+        """Octets from a client that is in, or on its way out."""
+        raise NotImplementedError
+
+    def left(self) -> None:
+        """The connection is gone, or to be taken for gone. Called more than once."""
+        raise NotImplementedError
+
+    # Twisted calls these
+
+    def connectionMade(self) -> None:
+        """A client has connected; it is nobody yet."""
+        self._head: bytes | None = b""
+        self._early = b""
+        self._request: Head | None = None
+        self._asking: Deferred[Any] | None = None
+        self._timer: Any = None
+        self.identity: Identity | None = None
+        self.factory.connections[self] = None
+        super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Octets from the client: to its end the request's head, which is ours; then Autobahn's."""
+        if self._head is not None:
+            self._read_head(self._head + data)
+        elif self.state == self.STATE_CONNECTING:
+            self._keep_early(data)
+        elif self.state != self.STATE_CLOSED:  # Autobahn would keep what nobody reads any more
+            self.octets(data)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is gone, however it went."""
+        self.factory.connections.pop(self, None)
+        self.disarm()
+        asking, self._asking = self._asking, None
+        if self.closeHandshakeTimeoutCall is not None:
+            self.closeHandshakeTimeoutCall.cancel()  # Autobahn lets it run, and holds the connection until then
+            self.closeHandshakeTimeoutCall = None
+        super().connectionLost(reason)
+        if asking is not None:
+            asking.cancel()
+        self.left()
+
+    # the request
+
+    def _read_head(self, data: bytes) -> None:
+        settings = self.factory.settings
+        end = data.find(END)
+        if (len(data) if end < 0 else end) > settings.head_octets:
+            self._refuse(HandshakeError(431, f"the request's head is longer than {settings.head_octets} octets"))
+            return
+        if end < 0:
+            self._head = data
+            return
+        self._head = None
+        block = data[: end + len(END)]
+        try:
+            self._request = parse_head(block, settings.head_count)
+            check_route(self._request)
+        except HandshakeError as error:
+            self._refuse(error)
+            return
+        self._keep_early(data[end + len(END) :])
+        self._dataReceived(block)
+
+    def _keep_early(self, data: bytes) -> None:
+        self._early += data
+        if len(self._early) > self.factory.settings.head_octets:
+            self._early = b""
+            self.dropConnection(abort=True)
+
+    def _refuse(self, error: HandshakeError) -> None:
+        self._head, self._early = None, b""
+        if self.state != self.STATE_CONNECTING:
+            return
+        self.factory.refused[error.status] = self.factory.refused.get(error.status, 0) + 1
+        self.transport.write(error_response(error))
+        self.dropConnection(abort=False)
+
+    # Autobahn calls these
+
+    def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:
+        """Who is it? Fires with the subprotocol to speak; Autobahn then answers 101."""
+        assert self._request is not None
+        head, self._request = self._request, None
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
+
+        def accepted(identity: Identity) -> str | None:
+            self._asking = None
+            self.identity = identity
+            return subprotocol
+
+        def refused(failure: Failure) -> None:
+            self._asking = None
+            if failure.check(Refused):
+                raise ConnectionDeny(403, "the credential was refused")
+            if failure.check(Unavailable):
+                raise ConnectionDeny(503, "the credential can't be checked just now")
+            if self.state == self.STATE_CONNECTING:
+                self._log.failure("authentication failed unexpectedly", failure)
+            raise ConnectionDeny(500, _REFUSALS[500])
+
+        self._asking = maybeDeferred(self.factory.desk.auth.authenticate, head, self.address)
+        return self._asking.addCallbacks(accepted, refused)
+
+    def succeedHandshake(self, res: Any) -> None:
+        """Answer 101, unless the connection was lost while the credential was checked."""
+        if self.state != self.STATE_CONNECTING:
+            return
+        try:
+            super().succeedHandshake(res)
+        except Exception:  # noqa: BLE001 - Autobahn would leave a connection half open whose `onOpen` failed
+            self._log.failure("a connection could not be opened")
+            self.left()
+            self.dropConnection(abort=True)
+            return
+        early, self._early = self._early, b""
+        if early:
+            self.dataReceived(early)
+
+    def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
+        """Refuse with a fixed text: Autobahn's own would repeat the request line, tokens in it and all."""
+        text = reason if code in (403, 503) else _REFUSALS.get(code, _REFUSALS[400])
+        self._refuse(HandshakeError(code if code in (403, 500, 503, 505) else 400, text))
+
+    def onOpen(self) -> None:
+        """The 101 is written."""
+        self.opened()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """End the TCP connection; one that does not end by itself is aborted after the linger time."""
+        super().dropConnection(abort)
+        if not abort and self.transport is not None:
+            self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
+
+    # for both parts
+
+    @property
+    def address(self) -> str:
+        """Where the client is; a client on a UNIX socket has no address."""
+        return getattr(self.transport.getPeer(), "host", "unix")
+
+    def arm(self, delay_s: float, call: Any) -> None:
+        """Call this after a while; in place of what was armed before."""
+        self.disarm()
+        self._timer = self.factory.desk.reactor.callLater(delay_s, call)
+
+    def disarm(self) -> None:
+        """Call nothing."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()

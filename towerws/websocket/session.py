@@ -1,0 +1,239 @@
+"""A session: the conversation with one open connection, from its first frame to its last.
+
+Messages of one client are followed strictly in their order, one at a time: a slow question about access delays only what
+this client asks after it, and the newest request always wins in the end. More of them than the rate allows are delayed, not
+refused; what waits is bounded in octets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.auth.base import Method
+from towerws.core.errors import BadRequest, CloseReason
+from towerws.core.frames import text_frame
+from towerws.core.groups import GroupTable
+from towerws.core.hub import Hub, Member
+from towerws.core.identity import Identity
+from towerws.core.intake import Intake
+from towerws.core.limits import TokenBucket
+from towerws.core.requests import Denied, Request, parse_request
+from towerws.core.settings import WebSocketSettings
+from towerws.core.topics import parse_routing_key
+from towerws.core.wire import Dialect
+
+HOLD_S = 5.0
+"""How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
+
+INBOX_OCTETS = 64 * 1024
+
+MESSAGE_OCTETS = 128
+"""What a message that waits costs beside its payload: empty ones are not free."""
+
+
+class Connection(Protocol):
+    """What a session needs of its connection; also the hub's `Peer`."""
+
+    def send(self, data: bytes) -> bool:
+        """Take whole frames, or say that there is no room."""
+
+    def await_drain(self) -> None:
+        """Have this session's member fed once the buffer is empty."""
+
+    def end(self, reason: CloseReason) -> None:
+        """Close the connection."""
+
+
+class Desk:
+    """What all sessions share."""
+
+    def __init__(
+        self, hub: Hub, intake: Intake, auth: Method, groups: GroupTable, settings: WebSocketSettings, reactor: IReactorTime
+    ) -> None:
+        self.hub = hub
+        self.intake = intake
+        self.auth = auth
+        self.groups = groups
+        self.settings = settings
+        self.reactor = reactor
+        self.requests = 0
+        self.bad_requests = 0
+        self.denied = 0
+
+
+class Session:
+    """The state of one conversation. `message` and `close` are all that the connection calls after the start."""
+
+    __slots__ = (
+        "_bucket",
+        "_cancel",
+        "_closed",
+        "_connection",
+        "_desk",
+        "_dialect",
+        "_identity",
+        "_inbox",
+        "_inbox_octets",
+        "_malformed",
+        "member",
+    )
+
+    _log = Logger()
+
+    def __init__(self, desk: Desk, connection: Connection, identity: Identity, dialect: Dialect) -> None:
+        """Join the hub and send the first frame."""
+        self._desk = desk
+        self._connection = connection
+        self._identity = identity
+        self._dialect = dialect
+        self._bucket: TokenBucket | None = None
+        self._inbox: deque[tuple[str | BadRequest, int]] | None = None
+        self._inbox_octets = 0
+        self._malformed = 0
+        self._cancel: Callable[[], object] | None = None
+        self._closed = False
+        self.member: Member = desk.hub.join(connection, dialect)
+        self._reply(dialect.welcome(identity, desk.hub.position, desk.settings.ping_s))
+
+    def close(self) -> None:
+        """Let go of everything. A second call does nothing."""
+        self._closed = True
+        if self._inbox is not None:
+            self._inbox.clear()
+        self._desk.hub.leave(self.member)
+        cancel, self._cancel = self._cancel, None
+        if cancel is not None:
+            cancel()
+
+    def feed(self) -> None:
+        """The connection's buffer is empty: give a member that is behind its next piece."""
+        self._desk.hub.feed(self.member)
+
+    def message(self, payload: bytes, is_binary: bool) -> None:
+        """Take in one whole message."""
+        if self._closed:
+            return
+        try:
+            message: str | BadRequest = BadRequest("binary", "message is binary, not text") if is_binary else payload.decode()
+        except UnicodeDecodeError:
+            message = BadRequest("not_json", "message is not UTF-8")
+        if self._inbox is None:
+            self._inbox = deque()
+        octets = len(payload) + MESSAGE_OCTETS
+        self._inbox_octets += octets
+        if self._inbox and self._inbox_octets > INBOX_OCTETS:
+            self._connection.end(CloseReason.POLICY)
+            return
+        self._inbox.append((message, octets))
+        if self._cancel is None:
+            self._follow()
+
+    def _follow(self) -> None:
+        """Follow the messages that wait, until one has to wait for something itself."""
+        while self._inbox and self._cancel is None and not self._closed:
+            settings = self._desk.settings
+            now = self._desk.reactor.seconds()
+            if self._bucket is None:
+                self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst, now)
+            if delay := self._bucket.take(now):
+                self._cancel = self._desk.reactor.callLater(delay, self._resume).cancel
+                return
+            message, octets = self._inbox.popleft()
+            self._inbox_octets -= octets
+            self._answer(message)
+
+    def _resume(self) -> None:
+        self._cancel = None
+        self._follow()
+
+    def _answer(self, message: str | BadRequest) -> None:
+        self._desk.requests += 1
+        try:
+            if isinstance(message, BadRequest):
+                raise message
+            request = parse_request(message, self._desk.groups, self._desk.settings.topics)
+        except BadRequest as error:
+            self._desk.bad_requests += 1
+            self._malformed += 1
+            self._reply(self._dialect.error(error))
+            if self._malformed >= self._desk.settings.malformed:
+                self._connection.end(CloseReason.POLICY)
+            return
+        self._malformed = 0
+        if self._desk.intake.flowing:
+            self._authorize(request)
+        else:
+            self._hold(request)
+
+    def _hold(self, request: Request) -> None:
+        """Wait for history: nobody can say yet what a position is worth, or what came before this request."""
+
+        def go_on() -> None:
+            forget()
+            if timer.active():
+                timer.cancel()
+            self._cancel = None
+            self._authorize(request)
+            self._follow()
+
+        def drop() -> None:
+            forget()
+            timer.cancel()
+
+        forget = self._desk.intake.when_flowing(go_on)
+        timer = self._desk.reactor.callLater(HOLD_S, go_on)
+        self._cancel = drop
+
+    def _authorize(self, request: Request) -> None:
+        asked: Deferred[dict[str, str]] = maybeDeferred(self._desk.auth.refusals, self._identity, request.topics)
+        done = False
+
+        def decided(refusals: dict[str, str]) -> None:
+            self._apply(request, refusals)
+
+        def failed(failure: Failure) -> None:
+            if not self._closed:
+                self._log.failure("authorization failed unexpectedly; nothing was granted", failure)
+                self._apply(request, dict.fromkeys(request.topics, "unavailable"))
+
+        def go_on(_: None) -> None:
+            nonlocal done
+            if done:
+                self._cancel = None
+                self._follow()
+            done = True
+
+        asked.addCallback(decided).addErrback(failed).addCallback(go_on)
+        if not done:
+            done = True
+            self._cancel = asked.cancel
+
+    def _apply(self, request: Request, refusals: dict[str, str]) -> None:
+        if self._closed:
+            return
+        denied = list(request.denied)
+        if refusals:
+            for routing_key, reason in refusals.items():
+                topic = parse_routing_key(routing_key)
+                denied.append(Denied(topic.group, topic.event, reason))
+            kept = tuple(topic for topic in request.topics if topic not in refusals)
+            request = Request(kept, request.denied, request.since, request.request_id)
+        self._desk.denied += len(denied)
+        change = self._desk.hub.subscribe(self.member, request)
+        dialect = self._dialect
+        self._reply(*map(dialect.denied, denied), dialect.subscribed(change, denied, request.request_id))
+        if change.recovered:
+            self._desk.hub.feed(self.member)
+
+    def _reply(self, *payloads: bytes | None) -> None:
+        """Send frames in one write: a thousand denials are not a thousand system calls, and all of them are taken or none."""
+        if not self._connection.send(b"".join([text_frame(payload) for payload in payloads if payload is not None])):
+            # It asks and asks, and does not read the answers.
+            self._connection.end(CloseReason.OVERLOAD)
