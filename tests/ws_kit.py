@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import txaio
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -374,14 +374,14 @@ class SlowMethod:
     name = "slow"
 
     def __init__(self, *, slow_handshake: bool = False) -> None:
-        self.handshakes: list[tuple[Head, Deferred[Identity]]] = []
+        self.handshakes: list[tuple[Head, Deferred[Identity | None]]] = []
         self.questions: list[tuple[Sequence[str], Deferred[dict[str, str]]]] = []
         self.cancelled = 0
         self._slow_handshake = slow_handshake
 
-    def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Note the head; answer at once unless told otherwise."""
-        asked: Deferred[Identity] = Deferred(self._cancel)
+        asked: Deferred[Identity | None] = Deferred(self._cancel)
         self.handshakes.append((head, asked))
         if not self._slow_handshake:
             asked.callback(Identity(7))
@@ -392,6 +392,14 @@ class SlowMethod:
         asked: Deferred[dict[str, str]] = Deferred(self._cancel)
         self.questions.append((topics, asked))
         return asked
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """As it was."""
+        return succeed(identity)
+
+    def stop(self) -> Deferred[None]:
+        """Nothing to let go of."""
+        return succeed(None)
 
     def _cancel(self, asked: Deferred[Any]) -> None:
         self.cancelled += 1

@@ -195,11 +195,11 @@ def test_failing_authentication(make: Edges, error: Exception, status: int) -> N
     """A bad credential is a 403, one that can't be checked a 503, our own fault a 500 with its traceback in the log only."""
 
     class Failing(Open):
-        def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
+        def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
             return fail(error)
 
     class Raising(Open):
-        def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
+        def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
             raise error
 
     for method in (Failing(), Raising()):
@@ -223,8 +223,8 @@ def test_late_authentication_opens_nothing(make: Edges) -> None:
     assert edge.factory.opened == 0
 
     class Deaf(SlowMethod):
-        def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
-            asked: Deferred[Identity] = Deferred(lambda _: None)
+        def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+            asked: Deferred[Identity | None] = Deferred(lambda _: None)
             self.handshakes.append((head, asked))
             return asked
 

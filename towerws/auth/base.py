@@ -13,7 +13,7 @@ from towerws.core.identity import Identity
 
 
 class Refused(TowerwsError):
-    """The credential is not good: the handshake is answered with 403."""
+    """The credential is not good: the handshake is answered with 403, an open connection is closed."""
 
 
 class Unavailable(TowerwsError):
@@ -21,12 +21,24 @@ class Unavailable(TowerwsError):
 
 
 class Method(Protocol):
-    """One way to authenticate. Both calls may be cancelled, when the client is gone before they are done."""
+    """One way to authenticate. Every call may be cancelled, when the client is gone before it is done."""
 
     name: str
 
-    def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
-        """Fires with who sent this opening handshake; fails with `Refused` or `Unavailable`."""
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires with who sent this opening handshake, or None when it brought no credential of this method's kind.
+
+        Fails with `Refused` or `Unavailable`.
+        """
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Fires with those of the topics (routing keys) that this user may not listen to, each with a reason in a few words."""
+        """Fires with those of the topics (routing keys) that this user may not listen to, each with a reason in a few words.
+
+        The reason of a check that could not be made is `"unavailable"`: never allowed, but told apart from a refusal.
+        """
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """Fires with the identity as it stands now; fails with `Refused` when its credential has ended, or `Unavailable`."""
+
+    def stop(self) -> Deferred[None]:
+        """Let go of connections and timers. Fires when that is done."""

@@ -15,10 +15,18 @@ class Open:
 
     name = "open"
 
-    def authenticate(self, head: Head, address: str) -> Deferred[Identity]:
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
         return succeed(Identity())
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once with nothing."""
         return succeed({})
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """Fires at once: nothing ends here."""
+        return succeed(identity)
+
+    def stop(self) -> Deferred[None]:
+        """Fires at once."""
+        return succeed(None)

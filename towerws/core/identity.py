@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from towerws.core.settings import Secret
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An authenticated user. `user_id` is what the clients are told of themselves; None for an anonymous one."""
+    """An authenticated user, and what follows from how it was authenticated."""
 
     user_id: int | str | None = None
+    """What the clients are told of themselves; None for an anonymous user."""
+    method: str = "open"
+    """The name of the method that vouches for it, which is also asked what it may listen to."""
+    session: str | None = None
+    """Names the credential in logs and revocations: a hash, never the credential."""
+    cookie: bool = False
+    """Whether the browser sent the credential by itself: then the page's origin and `xrftoken` must vouch for the page."""
+    csrftoken: Secret | None = None
+    """AWX's `csrftoken` cookie at the opening handshake."""
+    expires_at: float | None = None
+    """When the credential ends, in seconds since 1970; None when it does not say."""
+    private: object = field(default=None, repr=False)
+    """The method's own: nobody else looks at it."""

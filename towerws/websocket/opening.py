@@ -147,8 +147,10 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         head, self._request = self._request, None
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
 
-        def accepted(identity: Identity) -> str | None:
+        def accepted(identity: Identity | None) -> str | None:
             self._asking = None
+            if identity is None:
+                raise ConnectionDeny(403, "no credential was brought")
             self.identity = identity
             return subprotocol
 
