@@ -1,0 +1,44 @@
+"""Several ways of authenticating as one: asked in turn at the door, and by name from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
+
+from towerws.auth.base import Method
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+
+
+class Chain:
+    """A `Method` made of others. What one of them says of a credential of its kind is final; only None goes on to the next."""
+
+    name = "chain"
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        self._methods = tuple(methods)
+        self._by_name = {method.name: method for method in methods}
+
+    @inlineCallbacks
+    def authenticate(self, head: Head, address: str) -> Generator[Deferred[Any], Any, Identity | None]:
+        """Fires with the first identity; with None when there is no credential of any kind. Fails as the methods do."""
+        for method in self._methods:
+            identity: Identity | None = yield maybeDeferred(method.authenticate, head, address)
+            if identity is not None:
+                return identity
+        return None
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """What the method that vouches for this user says."""
+        return self._by_name[identity.method].refusals(identity, topics)
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """What the method that vouches for this user says."""
+        return self._by_name[identity.method].revalidate(identity)
+
+    def stop(self) -> Deferred[None]:
+        """Fires when all have let go; one that fails at it does not keep the others."""
+        stopping = [maybeDeferred(method.stop) for method in self._methods]
+        return DeferredList(stopping, consumeErrors=True).addCallback(lambda _: None)
