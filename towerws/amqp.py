@@ -10,7 +10,7 @@
   backoff    | any loss                           | the delay drawn                 | connecting
   stopped    | stop(), from any state             | STOP_S                          | -
 
-"lost" aborts the transport and leads to backoff. Every attempt is one `_Attempt` object: an event of an attempt that is not
+"lost" aborts the transport and leads to backoff. Every attempt is one `Attempt` object: an event of an attempt that is not
 the present one is ignored, so nothing that comes late can do harm.
 
 The delay is drawn from 0 to a bound (full jitter). The bound is backoff_min_s until each host was tried, then doubles per
@@ -32,6 +32,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from towerws.broker.attempt import Attempt
 from towerws.broker.consumer import Feed
 from towerws.broker.endpoint import broker_endpoint
 from towerws.broker.link import Link, quiet_pika
@@ -49,70 +50,6 @@ STEADY_S: Final = 30.0
 SAY_AGAIN_S: Final = 60.0
 
 Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
-
-
-class _Attempt:
-    """One attempt at one host, from connecting to its end. Passes on what happens as long as it is the present one."""
-
-    def __init__(self, source: AmqpSource, url: BrokerUrl) -> None:
-        self.url = url
-        self.link: Link | None = None
-        self.subscription: Subscription | None = None
-        self.connecting: defer.Deferred[Any] | None = None
-        self.deadline: interfaces.IDelayedCall | None = None
-        self.live_since: float | None = None
-        self.consumed = False
-        self.mode = self.version = ""
-        self._source = source
-
-    def set_deadline(self, call: interfaces.IDelayedCall | None) -> None:
-        """Replace the deadline; None: there is none."""
-        if self.deadline is not None and self.deadline.active():
-            self.deadline.cancel()
-        self.deadline = call
-
-    def end(self) -> None:
-        """Let go of everything, now."""
-        self.set_deadline(None)
-        if self.link is not None:
-            self.link.abort()
-        if self.subscription is not None:
-            self.subscription.close()
-        if self.connecting is not None:
-            self.connecting.cancel()
-
-    # LinkEvents
-
-    def link_up(self) -> None:
-        self._source.advance(self, SourceState.HANDSHAKE)
-
-    def link_open(self, server_properties: Mapping[str, Any]) -> None:
-        self._source.handshaken(self, server_properties)
-
-    def link_read(self) -> None:
-        if self.subscription is not None:
-            self.subscription.end_read()
-
-    def link_lost(self, loss: Loss) -> None:
-        self._source.lost(self, loss)
-
-    def link_gone(self) -> None:
-        self._source.gone(self)
-
-    # SubscriptionEvents
-
-    def subscription_refilling(self) -> None:
-        self.set_deadline(None)
-        self._source.advance(self, SourceState.REFILLING)
-
-    def subscription_live(self) -> None:
-        self._source.live(self)
-
-    def subscription_restarted(self, loss: Loss) -> None:
-        self._source.restarted(self, loss)
-
-    def subscription_failed(self, loss: Loss) -> None:
-        self._source.lost(self, loss)
 
 
 class AmqpSource:
@@ -144,7 +81,7 @@ class AmqpSource:
         self._next_url = 0
         self._state = SourceState.IDLE
         self._reason: str | None = "not started"
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         self._retry: interfaces.IDelayedCall | None = None
         self._round = 0  # attempts since it last worked, in whole rounds over the hosts
         self._tried = 0
@@ -208,12 +145,12 @@ class AmqpSource:
 
     # what the present attempt tells
 
-    def advance(self, attempt: _Attempt, state: SourceState) -> None:
+    def advance(self, attempt: Attempt, state: SourceState) -> None:
         """The attempt got one step further."""
         if attempt is self._attempt and self._state is not SourceState.STOPPED:
             self._move(state, self._under_way(state, attempt))
 
-    def handshaken(self, attempt: _Attempt, server_properties: Mapping[str, Any]) -> None:
+    def handshaken(self, attempt: Attempt, server_properties: Mapping[str, Any]) -> None:
         """AMQP is open: look at the broker's version, then set up the topology."""
         if attempt is not self._attempt or attempt.link is None or self._state is SourceState.STOPPED:
             return
@@ -229,7 +166,7 @@ class AmqpSource:
         attempt.subscription = Subscription(attempt.link, mode, self._settings, self._feed, self._reactor, self._wall, attempt)
         attempt.subscription.begin()
 
-    def live(self, attempt: _Attempt) -> None:
+    def live(self, attempt: Attempt) -> None:
         """Deliveries come as they are published."""
         if attempt is not self._attempt or self._state is SourceState.STOPPED:
             return
@@ -240,7 +177,7 @@ class AmqpSource:
             "consuming {mode} from {broker}, RabbitMQ {version}", mode=attempt.mode, broker=str(attempt.url), version=attempt.version
         )
 
-    def restarted(self, attempt: _Attempt, loss: Loss) -> None:
+    def restarted(self, attempt: Attempt, loss: Loss) -> None:
         """The broker took the channel away; a new one is on its way on the same connection."""
         if attempt is not self._attempt:
             return
@@ -249,7 +186,7 @@ class AmqpSource:
         self._move(SourceState.TOPOLOGY, str(loss))
         attempt.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, attempt))
 
-    def lost(self, attempt: _Attempt, loss: Loss) -> None:
+    def lost(self, attempt: Attempt, loss: Loss) -> None:
         """The attempt is over: try again after a while."""
         if attempt is not self._attempt or self._state is SourceState.STOPPED:
             return
@@ -261,7 +198,7 @@ class AmqpSource:
         self._move(SourceState.BACKOFF, str(loss))
         self._retry = self._reactor.callLater(delay_s, self._connect)
 
-    def gone(self, attempt: _Attempt) -> None:
+    def gone(self, attempt: Attempt) -> None:
         """The transport is closed."""
         if attempt is self._attempt and self._state is SourceState.STOPPED:
             self._finish_stop()
@@ -272,7 +209,7 @@ class AmqpSource:
         self._retry = None
         url = self._urls[self._next_url]
         self._next_url = (self._next_url + 1) % len(self._urls)
-        attempt = self._attempt = _Attempt(self, url)
+        attempt = self._attempt = Attempt(self, url)
         self._counts["attempts"] += 1
         self._move(SourceState.CONNECTING, self._under_way(SourceState.CONNECTING, attempt))
         attempt.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, attempt))
@@ -286,7 +223,7 @@ class AmqpSource:
         attempt.connecting = endpoint.connect(factory)
         attempt.connecting.addCallbacks(self._connected, self._not_connected, callbackArgs=(attempt,), errbackArgs=(attempt,))
 
-    def _new_link(self, attempt: _Attempt) -> Link:
+    def _new_link(self, attempt: Attempt) -> Link:
         link = Link(attempt.url, self._settings, self._reactor, attempt)
         if attempt is self._attempt:
             attempt.link = link
@@ -294,17 +231,17 @@ class AmqpSource:
             link.abort()
         return link
 
-    def _connected(self, _: object, attempt: _Attempt) -> None:
+    def _connected(self, _: object, attempt: Attempt) -> None:
         attempt.connecting = None
 
-    def _not_connected(self, failure: Failure, attempt: _Attempt) -> None:
+    def _not_connected(self, failure: Failure, attempt: Attempt) -> None:
         attempt.connecting = None
         self.lost(attempt, from_transport(failure, "connecting", tls=attempt.url.tls))
 
-    def _late(self, attempt: _Attempt) -> None:
+    def _late(self, attempt: Attempt) -> None:
         self.lost(attempt, Loss(f"{self._state.value}: no answer from the broker within {self._settings.attempt_s:g} s"))
 
-    def _delay_s(self, attempt: _Attempt, loss: Loss) -> float:
+    def _delay_s(self, attempt: Attempt, loss: Loss) -> float:
         settings = self._settings
         steady = attempt.live_since is not None and self._reactor.seconds() - attempt.live_since >= STEADY_S
         if steady:
@@ -324,7 +261,7 @@ class AmqpSource:
             self._round += 1
         return self._rng.uniform(0, bound_s)
 
-    def _note(self, attempt: _Attempt, loss: Loss) -> None:
+    def _note(self, attempt: Attempt, loss: Loss) -> None:
         """Keep the reason; say it, but the same one at most once a minute."""
         self._last_loss = loss
         now = self._reactor.seconds()
@@ -334,7 +271,7 @@ class AmqpSource:
             self._said[text] = now
             self._log.warn("broker {broker}: {reason}", broker=str(attempt.url), reason=str(loss), code=loss.code)
 
-    def _under_way(self, state: SourceState, attempt: _Attempt) -> str:
+    def _under_way(self, state: SourceState, attempt: Attempt) -> str:
         return f"{state.value}: {attempt.url}" + (f"; before that: {self._last_loss}" if self._last_loss else "")
 
     def _move(self, state: SourceState, reason: str | None) -> None:

@@ -1,0 +1,109 @@
+"""One attempt at one host, from connecting to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from twisted.internet import defer, interfaces
+
+from towerws.broker.link import Link
+from towerws.broker.loss import Loss
+from towerws.broker.subscription import Subscription
+from towerws.core.settings import BrokerUrl
+from towerws.core.sources import SourceState
+
+
+class Owner(Protocol):
+    """Who made an attempt: told of all that happens to it, also when it is no longer the present one."""
+
+    def advance(self, attempt: Attempt, state: SourceState) -> None:
+        """It got one step further."""
+
+    def handshaken(self, attempt: Attempt, server_properties: Mapping[str, Any]) -> None:
+        """AMQP is open."""
+
+    def live(self, attempt: Attempt) -> None:
+        """Deliveries come as they are published."""
+
+    def restarted(self, attempt: Attempt, loss: Loss) -> None:
+        """The broker took the channel away; a new one is on its way on the same connection."""
+
+    def lost(self, attempt: Attempt, loss: Loss) -> None:
+        """It is over."""
+
+    def gone(self, attempt: Attempt) -> None:
+        """Its transport is closed."""
+
+
+class Attempt:
+    """One attempt at one host, from connecting to its end. Passes on what happens as long as it is the present one."""
+
+    def __init__(self, owner: Owner, url: BrokerUrl) -> None:
+        self.url = url
+        self.link: Link | None = None
+        self.subscription: Subscription | None = None
+        self.connecting: defer.Deferred[Any] | None = None
+        self.deadline: interfaces.IDelayedCall | None = None
+        self.live_since: float | None = None
+        self.consumed = False
+        self.mode = self.version = ""
+        self._owner = owner
+
+    def set_deadline(self, call: interfaces.IDelayedCall | None) -> None:
+        """Replace the deadline; None: there is none."""
+        if self.deadline is not None and self.deadline.active():
+            self.deadline.cancel()
+        self.deadline = call
+
+    def end(self) -> None:
+        """Let go of everything, now."""
+        self.set_deadline(None)
+        if self.link is not None:
+            self.link.abort()
+        if self.subscription is not None:
+            self.subscription.close()
+        if self.connecting is not None:
+            self.connecting.cancel()
+
+    # LinkEvents
+
+    def link_up(self) -> None:
+        """TCP, and TLS where it is asked for, stands."""
+        self._owner.advance(self, SourceState.HANDSHAKE)
+
+    def link_open(self, server_properties: Mapping[str, Any]) -> None:
+        """AMQP is open."""
+        self._owner.handshaken(self, server_properties)
+
+    def link_read(self) -> None:
+        """One read from the broker was handled."""
+        if self.subscription is not None:
+            self.subscription.end_read()
+
+    def link_lost(self, loss: Loss) -> None:
+        """The connection is lost."""
+        self._owner.lost(self, loss)
+
+    def link_gone(self) -> None:
+        """The transport is closed."""
+        self._owner.gone(self)
+
+    # SubscriptionEvents
+
+    def subscription_refilling(self) -> None:
+        """Deliveries come, old ones first."""
+        self.set_deadline(None)
+        self._owner.advance(self, SourceState.REFILLING)
+
+    def subscription_live(self) -> None:
+        """Deliveries come as they are published."""
+        self._owner.live(self)
+
+    def subscription_restarted(self, loss: Loss) -> None:
+        """The channel was lost; the next is on its way."""
+        self._owner.restarted(self, loss)
+
+    def subscription_failed(self, loss: Loss) -> None:
+        """It can't go on on this connection."""
+        self._owner.lost(self, loss)
