@@ -25,7 +25,10 @@ def split_document() -> tuple[str, str, str]:
 
 
 def _row(option: Option) -> str:
-    default = "none: must be given" if option.default is None else f"`{option.format(option.default)}`" if option.default != "" else "empty"
+    if option.default is None:
+        default = "none: must be given"
+    else:
+        default = "empty" if option.default in ("", ()) else f"`{option.format(option.default)}`"
     cells = (f"`{option.key}`", f"`--{option.flag}`", f"`{option.variable}`", _type(option), default, option.help)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 

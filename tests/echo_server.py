@@ -16,7 +16,7 @@ from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
-from towerws.core.settings import WebSocketSettings
+from towerws.core.settings import LimitSettings, WebSocketSettings
 from towerws.protocol import WebSocketConnection, WebSocketFactory
 from towerws.websocket.session import Desk
 
@@ -41,7 +41,9 @@ def main() -> None:
     hub = Hub(history)
     intake = Intake(history, hub, max_payload_octets=1, clock=time.monotonic, report=lambda bad: None, new_tag=lambda: "mark")
     settings = WebSocketSettings(controls_per_s=10**6, controls_burst=10**6)
-    factory = WebSocketFactory(Desk(hub, intake, Open(), GroupTable(), settings, reactor), settings, reactor)
+    factory = WebSocketFactory(
+        Desk(hub, intake, Open(), GroupTable(), settings, reactor), settings, reactor, limits=LimitSettings(connections=1000)
+    )
     factory.protocol = EchoConnection
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     print(port.getHost().port, flush=True)  # noqa: T201 - the test reads it

@@ -26,7 +26,7 @@ from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.identity import Identity
 from towerws.core.intake import Intake
-from towerws.core.settings import GroupSettings, WebSocketSettings
+from towerws.core.settings import AccessSettings, GroupSettings, LimitSettings, WebSocketSettings
 from towerws.embedded import EmbeddedSource
 from towerws.protocol import WebSocketConnection, WebSocketFactory
 from towerws.websocket.session import Desk
@@ -86,7 +86,8 @@ class MemoryTransport:
     `stalled` says that the client does not read: what is written stays in `waiting`, else it is in `received` at once.
     """
 
-    def __init__(self, clock: Clock, protocol: Any) -> None:
+    def __init__(self, clock: Clock, protocol: Any, peer: str = "192.0.2.1") -> None:
+        self.peer = peer
         self._clock = clock
         self._protocol = protocol
         self._producer: Any = None
@@ -141,7 +142,7 @@ class MemoryTransport:
 
     def getPeer(self) -> IPv4Address:
         """Where the client is."""
-        return IPv4Address("TCP", "192.0.2.1", 54321)
+        return IPv4Address("TCP", self.peer, 54321)
 
     def getHost(self) -> IPv4Address:
         """Where the server is."""
@@ -266,7 +267,9 @@ class Client:
 class Edge:
     """All that a connection needs, in memory."""
 
-    def __init__(self, clock: Clock, settings: WebSocketSettings, auth: Method, *, start: bool) -> None:
+    def __init__(
+        self, clock: Clock, settings: WebSocketSettings, auth: Method, *, start: bool, access: AccessSettings, limits: LimitSettings
+    ) -> None:
         self.clock = clock
         self.settings = settings
         self.history = History(1024**2, 120)
@@ -277,15 +280,15 @@ class Edge:
         )
         self.source = EmbeddedSource(self.intake)
         self.desk = Desk(self.hub, self.intake, auth, GroupTable({"chat": GroupSettings()}), settings, clock)
-        self.factory = WebSocketFactory(self.desk, settings, clock)
+        self.factory = WebSocketFactory(self.desk, settings, clock, access=access, limits=limits)
         self.clients: list[Client] = []
         if start:
             self.source.start()
 
-    def connect(self) -> Client:
+    def connect(self, peer: str = "192.0.2.1") -> Client:
         """A client with a TCP connection, and no more."""
         connection = self.factory.buildProtocol(None)
-        transport = MemoryTransport(self.clock, connection)
+        transport = MemoryTransport(self.clock, connection, peer)
         self.clients.append(Client(self.clock, connection, transport))
         connection.makeConnection(transport)
         return self.clients[-1]
@@ -313,6 +316,7 @@ class Edge:
     def check(self) -> None:
         """Check that nothing is left of the clients."""
         assert self.factory.connections == {}
+        assert self.factory.admission.present == 0
         assert self.hub.members == {}
         assert self.hub.topics == 0
         assert self.factory.countConnections == 0
@@ -330,9 +334,21 @@ class Edges:
         self.made: list[Edge] = []
         self._failures: list[str] = []
 
-    def __call__(self, auth: Method | None = None, *, start: bool = True, **settings: Any) -> Edge:
+    def __call__(
+        self,
+        auth: Method | None = None,
+        *,
+        start: bool = True,
+        access: AccessSettings | None = None,
+        limits: Mapping[str, int] | None = None,
+        **settings: Any,
+    ) -> Edge:
         """An edge with the usual limits, except for those given."""
-        self.made.append(Edge(self.clock, WebSocketSettings(**settings), auth or Open(), start=start))
+        bounds = LimitSettings(**{"connections": 1000, "per_address": 1000, "half_open": 1000, **(limits or {})})
+        edge = Edge(
+            self.clock, WebSocketSettings(**settings), auth or Open(), start=start, access=access or AccessSettings(), limits=bounds
+        )
+        self.made.append(edge)
         return self.made[-1]
 
     def note(self, event: LogEvent) -> None:

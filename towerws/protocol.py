@@ -15,10 +15,12 @@ from typing import Any
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.interfaces import IReactorTime
 
+from towerws.core.addresses import Proxies
+from towerws.core.admission import Admission
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.limits import TokenBucket
-from towerws.core.settings import WebSocketSettings
+from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1
 from towerws.websocket.opening import OpeningConnection, Silent
 from towerws.websocket.outlet import Outlet, open_outlet
@@ -228,8 +230,20 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
     log = Silent()
     noisy = False
 
-    def __init__(self, desk: Desk, settings: WebSocketSettings, reactor: IReactorTime) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        settings: WebSocketSettings,
+        reactor: IReactorTime,
+        *,
+        access: AccessSettings | None = None,
+        limits: LimitSettings,
+    ) -> None:
+        """`limits.connections` is the number itself here, never 0."""
         super().__init__(reactor=reactor)
+        access = access or AccessSettings()
+        self.proxies = Proxies(access.trusted_proxies)
+        self.admission = Admission(limits)
         self.desk = desk
         self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}
@@ -238,6 +252,8 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.closed = 0
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
+        self.refused_for: dict[str, int] = {}
+        """The same, by the reason's word."""
         self.server = None
         self.setProtocolOptions(
             versions=[13],

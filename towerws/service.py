@@ -6,10 +6,12 @@ connections at once, the present ones closed with 1012 over the drain window, th
 
 from __future__ import annotations
 
+import resource
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.application.service import Service
@@ -32,7 +34,7 @@ from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
-from towerws.core.settings import Settings
+from towerws.core.settings import LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
 from towerws.protocol import WebSocketFactory
@@ -43,6 +45,9 @@ CLOSES_PER_S = 1000
 
 STOP_GRACE_S = 3.0
 """What stopping may take beyond the drain window: the linger time of the last close, and the broker's answer."""
+
+RESERVED_DESCRIPTORS = 64
+"""What browsers do not get of the process's open files: the broker, the API, the admin port and the log need some too."""
 
 EXIT_BAD_CONFIG = 2
 
@@ -97,7 +102,9 @@ class TowerwsService(Service):
             self.source = AmqpSource(settings.broker, self.intake, reactor)
         desk = Desk(self.hub, self.intake, Chain(tuple(_methods(settings))), GroupTable(settings.groups), settings.websocket, reactor)
         self.desk = desk
-        self.websockets = WebSocketFactory(desk, settings.websocket, reactor)
+        self.websockets = WebSocketFactory(
+            desk, settings.websocket, reactor, access=settings.access, limits=_with_connections(settings.limits)
+        )
         self.admin = AdminSite(
             status=self.status,
             source_status=self.source_status,
@@ -233,7 +240,9 @@ class TowerwsService(Service):
                 "present": len(websockets.connections),
                 "opened": websockets.opened,
                 "closed": websockets.closed,
+                "accepted": websockets.admission.arrived,
                 "refused": {str(status): count for status, count in websockets.refused.items()},
+                "refused_for": dict(websockets.refused_for),
             },
             "requests": {"taken": desk.requests, "bad": desk.bad_requests, "denied_topics": desk.denied},
         }
@@ -243,6 +252,13 @@ def _methods(settings: Settings) -> Iterator[Method]:
     for name in settings.auth:
         assert name == "open", "config/rules.py knows the methods there are"
         yield Open()
+
+
+def _with_connections(limits: LimitSettings) -> LimitSettings:
+    if limits.connections:
+        return limits
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return replace(limits, connections=max(1, descriptors - RESERVED_DESCRIPTORS))
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:

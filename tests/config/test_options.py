@@ -6,13 +6,15 @@ import pytest
 
 from tests.configuration_table import split_document, table
 from towerws.config.options import BY_FLAG, BY_KEY, BY_VARIABLE, CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS, Kind, Option
-from towerws.core.settings import BrokerSettings, HistorySettings, Settings, WebSocketSettings
+from towerws.core.settings import AccessSettings, BrokerSettings, HistorySettings, LimitSettings, Settings, WebSocketSettings
 
 
 def test_every_field_has_an_option() -> None:
     """Every field of the settings can be set, but for those that follow from others and the tables of groups."""
     fields = {each.name for each in dataclasses.fields(BrokerSettings)} - {"urls", "refill_s"}
-    fields |= {each.name for each in dataclasses.fields(Settings)} - {"history", "websocket", "groups"}
+    fields |= {each.name for each in dataclasses.fields(Settings)} - {"access", "limits", "history", "websocket", "groups"}
+    fields |= {each.name for each in dataclasses.fields(AccessSettings)}
+    fields |= {f"limits.{each.name}" for each in dataclasses.fields(LimitSettings)}
     fields |= {f"history.{each.name}" for each in dataclasses.fields(HistorySettings)}
     fields |= {f"websocket.{each.name}" for each in dataclasses.fields(WebSocketSettings)}
     assert {option.key for option in OPTIONS} == fields | {"broker_password_file"}

@@ -28,10 +28,12 @@ from towerws.config.rules import broken_rules, suggestion
 from towerws.config.units import Value
 from towerws.core.errors import ConfigError
 from towerws.core.settings import (
+    AccessSettings,
     BrokerSettings,
     BrokerUrl,
     GroupSettings,
     HistorySettings,
+    LimitSettings,
     Secret,
     Settings,
     WebSocketSettings,
@@ -168,6 +170,8 @@ def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings]) -> S
     _check_tls_ca(by_key["tls_ca"])
     return Settings(
         **top,
+        access=AccessSettings(**part(AccessSettings)),
+        limits=LimitSettings(**part(LimitSettings, "limits.")),
         history=history,
         websocket=WebSocketSettings(**part(WebSocketSettings, "websocket.")),
         groups=groups,

@@ -21,13 +21,14 @@ from towerws.config.units import (
     read_bool,
     read_count,
     read_duration,
+    read_list,
     read_rate,
     read_size,
     read_text,
     read_whole_seconds,
     read_words,
 )
-from towerws.core.settings import BrokerSettings, HistorySettings, Settings, WebSocketSettings
+from towerws.core.settings import AccessSettings, BrokerSettings, HistorySettings, LimitSettings, Settings, WebSocketSettings
 
 ENVIRONMENT_PREFIX = "TOWERWS_"
 CONFIG_FLAG = "config"
@@ -46,6 +47,7 @@ class Kind(enum.Enum):
     BOOL = ("boolean", "", read_bool)
     TEXT = ("text", "", read_text)
     WORDS = ("list", "words", read_words)
+    LIST = ("list", "may be empty", read_list)
     URLS = ("list", "URLs", read_text)  # in fact split and parsed by load.py, which alone knows the password file
 
     def __init__(self, noun: str, unit: str, read: Callable[[object], Value]) -> None:
@@ -115,6 +117,8 @@ def _defaults(settings: type) -> dict[str, Any]:
 _DEFAULTS: dict[str, Any] = {
     **_defaults(BrokerSettings),
     **_defaults(Settings),
+    **_defaults(AccessSettings),
+    **{f"limits.{name}": value for name, value in _defaults(LimitSettings).items()},
     **{f"history.{name}": value for name, value in _defaults(HistorySettings).items()},
     **{f"websocket.{name}": value for name, value in _defaults(WebSocketSettings).items()},
     "broker": "embedded:",
@@ -193,6 +197,22 @@ OPTIONS: tuple[Option, ...] = (
     _option("queue_ttl_s", _WS, "consume = queue: how long a message may wait in the queue.", low=1, high=DAY_S),
     _option("tls_ca", _T, "A PEM file of the authorities trusted for amqps://; empty: the system's."),
     _option("max_payload_octets", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),
+    _option(
+        "trusted_proxies",
+        Kind.LIST,
+        "Addresses and networks (10.0.0.0/8) of the proxies whose X-Forwarded-For and X-Forwarded-Host are believed; unix: whoever "
+        "connects to a UNIX socket.",
+    ),
+    _option(
+        "limits.connections",
+        _C,
+        "Connections in all; 0: as many as the process may open files, less 64. Beyond each of these limits the answer is 503.",
+        low=0,
+        high=10_000_000,
+    ),
+    _option("limits.per_address", _C, "Connections from one address (an IPv6 /64 counts as one).", low=1, high=10_000_000),
+    _option("limits.per_user", _C, "Connections of one user.", low=1, high=10_000_000),
+    _option("limits.half_open", _C, "Connections from one address that are not authenticated yet.", low=1, high=10_000_000),
     _option("history.max_octets", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
     _option("history.max_age_s", _D, "How long messages are kept for that; a restart refills as much from the stream.", low=1, high=DAY_S),
     _option("websocket.head_octets", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from towerws.config.addresses import Address, parse_address
+from towerws.core.addresses import Proxies
 from towerws.core.settings import GroupSettings, Settings
 from towerws.core.topics import MAX_EVENT_OCTETS, MAX_GROUP_OCTETS, is_event, is_group
 
@@ -28,6 +29,7 @@ class Broken(NamedTuple):
 def broken_rules(settings: Settings) -> Iterator[Broken]:
     """Every rule that the settings break, the gravest first."""
     yield from _access(settings)
+    yield from _proxies(settings)
     yield from _broker(settings)
     if settings.history.max_octets < settings.max_payload_octets:
         yield Broken(("history.max_octets", "max_payload_octets"), "history.max_octets must be at least max_payload_octets")
@@ -98,6 +100,13 @@ def _access(settings: Settings) -> Iterator[Broken]:
             ("listen", "auth"),
             f"with auth open everybody who reaches {addresses['listen']} hears everything: use interface=127.0.0.1, or say insecure",
         )
+
+
+def _proxies(settings: Settings) -> Iterator[Broken]:
+    try:
+        Proxies(settings.access.trusted_proxies)
+    except ValueError as error:
+        yield Broken(("trusted_proxies",), f"{error}: an address, a network (10.0.0.0/8) or unix")
 
 
 def _broker(settings: Settings) -> Iterator[Broken]:

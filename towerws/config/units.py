@@ -113,5 +113,10 @@ def read_words(value: object) -> tuple[str, ...]:
     raise ValueError('must be a list of words (["a", "b"] in the file, a,b elsewhere)')
 
 
+def read_list(value: object) -> tuple[str, ...]:
+    """A list of words that may be empty: `[]`, or empty text."""
+    return () if value in ("", [], ()) else read_words(value)
+
+
 def _whole_as_int(number: float) -> int | float:
     return int(number) if number.is_integer() else number

@@ -48,11 +48,15 @@ class BadRequest(TowerwsError):
 
 
 class HandshakeError(TowerwsError):
-    """An opening handshake is refused with an HTTP status. The text is a fixed one: it never repeats what the client sent."""
+    """An opening handshake is refused with an HTTP status. The text is a fixed one: it never repeats what the client sent.
 
-    def __init__(self, status: int, text: str) -> None:
+    `reason` is one word of a fixed set (it labels a counter).
+    """
+
+    def __init__(self, status: int, text: str, reason: str = "request") -> None:
         super().__init__(text)
         self.status = status
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,23 @@ class WebSocketSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """The rules around every way of authenticating (docs/security.md). Seconds."""
+
+    trusted_proxies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """How many connections there may be, and of whom. `connections` 0: what the process's descriptors allow."""
+
+    connections: int = 0
+    per_address: int = 200
+    per_user: int = 50
+    half_open: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSettings:
     """Which events a group has: `"id"` (a number), `"any"` (any word), or a list of words."""
 
@@ -117,6 +134,8 @@ class Settings:
     admin: str = "tcp:9051:interface=127.0.0.1"
     insecure: bool = False
     max_payload_octets: int = 4 * 1024**2
+    access: AccessSettings = field(default_factory=AccessSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     history: HistorySettings = field(default_factory=HistorySettings)
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     groups: dict[str, GroupSettings] = field(default_factory=dict)

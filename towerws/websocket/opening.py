@@ -17,6 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable
+from towerws.core.addresses import UNIX, Proxies
+from towerws.core.admission import CROWDED, Admission, Guest
 from towerws.core.errors import HandshakeError
 from towerws.core.handshake import END, Head, check_route, error_response, parse_head
 from towerws.core.identity import Identity
@@ -42,7 +44,10 @@ class Lobby(Protocol):
     desk: Desk
     settings: WebSocketSettings
     connections: dict[Any, None]
+    proxies: Proxies
+    admission: Admission
     refused: dict[int, int]
+    refused_for: dict[str, int]
 
 
 class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
@@ -77,13 +82,31 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._request: Head | None = None
         self._asking: Deferred[Any] | None = None
         self._timer: Any = None
+        self._denial: HandshakeError | None = None
+        self._crowd: str | None = None
         self.identity: Identity | None = None
+        self.address = self._peer_address()
+        """Where the client is, as far as is known: in front of trusted proxies once the request's head is read."""
         self.factory.connections[self] = None
+        admission = self.factory.admission
+        self._guest: Guest = admission.arrive()
         super().connectionMade()
+        if admission.overflowing:
+            self._count_refusal(_crowded("connections"))
+            self.dropConnection(abort=True)
+        elif admission.full:
+            # Told once it has said something: what was not read when the socket closes would make the answer a reset.
+            self._crowd = "connections"
+            self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
+        elif not self.factory.proxies.trust(self.address):
+            self._crowd = admission.locate(self._guest, self.address)
 
     def dataReceived(self, data: bytes) -> None:
         """Octets from the client: to its end the request's head, which is ours; then Autobahn's."""
-        if self._head is not None:
+        if self._crowd is not None:
+            reason, self._crowd = self._crowd, None
+            self._refuse(_crowded(reason))
+        elif self._head is not None:
             self._read_head(self._head + data)
         elif self.state == self.STATE_CONNECTING:
             self._keep_early(data)
@@ -92,7 +115,9 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone, however it went."""
-        self.factory.connections.pop(self, None)
+        if self in self.factory.connections:
+            del self.factory.connections[self]
+            self.factory.admission.leave(self._guest)
         self.disarm()
         asking, self._asking = self._asking, None
         if self.closeHandshakeTimeoutCall is not None:
@@ -119,6 +144,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         try:
             self._request = parse_head(block, settings.head_count)
             check_route(self._request)
+            self._locate(self._request)
         except HandshakeError as error:
             self._refuse(error)
             return
@@ -135,9 +161,23 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._head, self._early = None, b""
         if self.state != self.STATE_CONNECTING:
             return
-        self.factory.refused[error.status] = self.factory.refused.get(error.status, 0) + 1
+        self._count_refusal(error)
         self.transport.write(error_response(error))
         self.dropConnection(abort=False)
+
+    def _count_refusal(self, error: HandshakeError) -> None:
+        factory = self.factory
+        factory.admission.dismiss(self._guest)
+        factory.refused[error.status] = factory.refused.get(error.status, 0) + 1
+        factory.refused_for[error.reason] = factory.refused_for.get(error.reason, 0) + 1
+
+    def _locate(self, head: Head) -> None:
+        """Find out for whom a trusted proxy speaks; `HandshakeError` when there are too many of those."""
+        proxies = self.factory.proxies
+        if proxies.trust(self.address):
+            self.address = proxies.client(self.address, head.headers.get("x-forwarded-for"))
+            if (reason := self.factory.admission.locate(self._guest, self.address)) is not None:
+                raise _crowded(reason)
 
     # Autobahn calls these
 
@@ -150,22 +190,32 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         def accepted(identity: Identity | None) -> str | None:
             self._asking = None
             if identity is None:
-                raise ConnectionDeny(403, "no credential was brought")
+                raise self._deny(HandshakeError(403, "no credential was brought", "no_credential"))
+            self._admit(identity)
             self.identity = identity
             return subprotocol
 
         def refused(failure: Failure) -> None:
             self._asking = None
             if failure.check(Refused):
-                raise ConnectionDeny(403, "the credential was refused")
+                raise self._deny(HandshakeError(403, "the credential was refused", "credential"))
             if failure.check(Unavailable):
-                raise ConnectionDeny(503, "the credential can't be checked just now")
+                raise self._deny(HandshakeError(503, "the credential can't be checked just now", "unavailable"))
             if self.state == self.STATE_CONNECTING:
                 self._log.failure("authentication failed unexpectedly", failure)
-            raise ConnectionDeny(500, _REFUSALS[500])
+            raise self._deny(HandshakeError(500, _REFUSALS[500], "error"))
 
         self._asking = maybeDeferred(self.factory.desk.auth.authenticate, head, self.address)
         return self._asking.addCallbacks(accepted, refused)
+
+    def _admit(self, identity: Identity) -> None:
+        user = None if identity.user_id is None else str(identity.user_id)
+        if (reason := self.factory.admission.admit(self._guest, user)) is not None:
+            raise self._deny(_crowded(reason))
+
+    def _deny(self, error: HandshakeError) -> ConnectionDeny:
+        self._denial = error
+        return ConnectionDeny(error.status, str(error))
 
     def succeedHandshake(self, res: Any) -> None:
         """Answer 101, unless the connection was lost while the credential was checked."""
@@ -184,8 +234,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
         """Refuse with a fixed text: Autobahn's own would repeat the request line, tokens in it and all."""
-        text = reason if code in (403, 503) else _REFUSALS.get(code, _REFUSALS[400])
-        self._refuse(HandshakeError(code if code in (403, 500, 503, 505) else 400, text))
+        known = code if code in _REFUSALS else 400
+        self._refuse(self._denial or HandshakeError(known, _REFUSALS[known]))
 
     def onOpen(self) -> None:
         """The 101 is written."""
@@ -199,10 +249,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     # for both parts
 
-    @property
-    def address(self) -> str:
-        """Where the client is; a client on a UNIX socket has no address."""
-        return getattr(self.transport.getPeer(), "host", "unix")
+    def _peer_address(self) -> str:
+        return getattr(self.transport.getPeer(), "host", UNIX)
 
     def arm(self, delay_s: float, call: Any) -> None:
         """Call this after a while; in place of what was armed before."""
@@ -214,3 +262,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
+
+
+def _crowded(reason: str) -> HandshakeError:
+    return HandshakeError(503, CROWDED[reason], reason)

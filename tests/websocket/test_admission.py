@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+
+from tests.ws_kit import Client, Edge, Edges, SlowMethod, edges, request
+from towerws.auth.open import Open
+from towerws.core.admission import SURPLUS
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import AccessSettings
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+class Named(Open):
+    """Everybody is who the query says; notes where they come from."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        self.addresses.append(address)
+        return succeed(Identity(int(head.query)))
+
+
+def crowd(edge: Edge, number: int, *, peer: str = "192.0.2.1", path: str = "/websocket/", added: list[str] | None = None) -> list[Client]:
+    """As many clients, one after the other."""
+    return [edge.connect(peer).send(request(path, added=added or [])) for _ in range(number)]
+
+
+def statuses(clients: list[Client]) -> list[int]:
+    """What they were answered."""
+    return [client.status for client in clients]
+
+
+def test_too_many_in_all(make: Edges) -> None:
+    """Beyond the limit the answer is 503 with Retry-After, those who are in notice nothing, and who leaves makes room."""
+    edge = make(limits={"connections": 3})
+    clients = crowd(edge, 4)
+    assert statuses(clients) == [101, 101, 101, 503]
+    assert b"Retry-After: " in clients[3].response
+    assert edge.factory.refused == {503: 1}
+    assert edge.factory.refused_for == {"connections": 1}
+    edge.advance(0.5)
+    assert clients[3].transport.lost
+    clients[0].hang_up()
+    assert statuses(crowd(edge, 2)) == [101, 503]
+
+
+def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
+    """It holds its descriptor for the linger time at most; many of them are cut off at once."""
+    edge = make(limits={"connections": 1})
+    silent = [edge.connect() for _ in range(1 + SURPLUS + 1)]
+    edge.advance(0)
+    assert [client.transport.lost for client in silent[-2:]] == [False, True]
+    edge.advance(edge.settings.linger_s + 0.5)
+    assert [client.transport.lost for client in silent] == [False] + [True] * (SURPLUS + 1)
+
+
+def test_too_many_from_an_address(make: Edges) -> None:
+    """The 201st of an address gets a 503 before the upgrade; others are not concerned."""
+    edge = make(limits={"per_address": 200})
+    assert statuses(crowd(edge, 201)) == [101] * 200 + [503]
+    assert edge.factory.refused_for == {"address": 1}
+    assert statuses(crowd(edge, 1, peer="192.0.2.2")) == [101]
+
+
+def test_too_many_of_a_user(make: Edges) -> None:
+    """The 51st of a user gets a 503 before the upgrade, from wherever it comes; others are not concerned."""
+    edge = make(Named())
+    clients = [*crowd(edge, 25, path="/websocket/?7"), *crowd(edge, 26, peer="192.0.2.2", path="/websocket/?7")]
+    assert statuses(clients) == [101] * 50 + [503]
+    assert edge.factory.refused_for == {"user": 1}
+    assert statuses(crowd(edge, 1, path="/websocket/?8")) == [101]
+
+
+def test_too_many_at_the_door(make: Edges) -> None:
+    """Handshakes that hang count more than connections that are open, and do not keep other addresses out."""
+    method = SlowMethod(slow_handshake=True)
+    edge = make(method, limits={"half_open": 2})
+    waiting = crowd(edge, 3)
+    assert statuses(waiting) == [0, 0, 503]
+    assert edge.factory.refused_for == {"half_open": 1}
+    assert statuses(crowd(edge, 1, peer="192.0.2.2")) == [0]
+    method.handshakes[0][1].callback(Identity(7))
+    assert statuses(crowd(edge, 2)) == [0, 503]
+
+
+def test_forged_address(make: Edges) -> None:
+    """A client that nobody vouches for is known by its own address, whatever it writes."""
+    method = Named()
+    edge = make(method, limits={"per_address": 2}, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
+    clients = [
+        client for number in range(3) for client in crowd(edge, 1, path="/websocket/?1", added=[f"X-Forwarded-For: 10.0.0.{number}"])
+    ]
+    assert statuses(clients) == [101, 101, 503]
+    assert method.addresses == ["192.0.2.1"] * 2
+
+
+def test_behind_a_proxy(make: Edges) -> None:
+    """Clients of a trusted proxy are counted and checked each by its own address, and never all as the proxy's."""
+    method = Named()
+    edge = make(method, limits={"per_address": 1, "half_open": 1}, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
+    clients = [
+        client
+        for address in ("203.0.113.1", "203.0.113.2", "203.0.113.1", "127.0.0.1, 203.0.113.2")
+        for client in crowd(edge, 1, peer="127.0.0.1", path="/websocket/?1", added=[f"X-Forwarded-For: {address}"])
+    ]
+    assert statuses(clients) == [101, 101, 503, 503]
+    assert method.addresses == ["203.0.113.1", "203.0.113.2"]
+    assert edge.factory.refused_for == {"address": 2} or edge.factory.refused_for == {"half_open": 2}
