@@ -117,4 +117,4 @@ def test_behind_a_proxy(make: Edges) -> None:
     ]
     assert statuses(clients) == [101, 101, 503, 503]
     assert method.addresses == ["203.0.113.1", "203.0.113.2"]
-    assert edge.factory.refused_for == {"address": 2} or edge.factory.refused_for == {"half_open": 2}
+    assert edge.factory.refused_for == {"address": 2}
