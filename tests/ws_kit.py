@@ -279,7 +279,8 @@ class Edge:
             self.history, self.hub, max_payload_octets=1024**2, clock=clock.seconds, report=self.bad.append, new_tag=lambda: "mark"
         )
         self.source = EmbeddedSource(self.intake)
-        self.desk = Desk(self.hub, self.intake, auth, GroupTable({"chat": GroupSettings()}), settings, clock)
+        groups = GroupTable({"chat": GroupSettings()})
+        self.desk = Desk(self.hub, self.intake, auth, groups, settings, clock, check_xrftoken=access.check_xrftoken)
         self.factory = WebSocketFactory(self.desk, settings, clock, access=access, limits=limits)
         self.clients: list[Client] = []
         if start:

@@ -20,6 +20,7 @@ from towerws.core.admission import Admission
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.limits import TokenBucket
+from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1
 from towerws.websocket.opening import OpeningConnection, Silent
@@ -241,8 +242,9 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
     ) -> None:
         """`limits.connections` is the number itself here, never 0."""
         super().__init__(reactor=reactor)
-        access = access or AccessSettings()
-        self.proxies = Proxies(access.trusted_proxies)
+        self.access = access or AccessSettings()
+        self.proxies = Proxies(self.access.trusted_proxies)
+        self.origins = Origins(self.access.origins)
         self.admission = Admission(limits)
         self.desk = desk
         self.settings = settings

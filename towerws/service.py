@@ -100,7 +100,15 @@ class TowerwsService(Service):
             publish = publish_checked
         else:
             self.source = AmqpSource(settings.broker, self.intake, reactor)
-        desk = Desk(self.hub, self.intake, Chain(tuple(_methods(settings))), GroupTable(settings.groups), settings.websocket, reactor)
+        desk = Desk(
+            self.hub,
+            self.intake,
+            Chain(tuple(_methods(settings))),
+            GroupTable(settings.groups),
+            settings.websocket,
+            reactor,
+            check_xrftoken=settings.access.check_xrftoken,
+        )
         self.desk = desk
         self.websockets = WebSocketFactory(
             desk, settings.websocket, reactor, access=settings.access, limits=_with_connections(settings.limits)

@@ -82,6 +82,19 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     assert settings.groups == {"orders": GroupSettings(events=("paid",))}
 
 
+def test_a_check_that_is_on_by_default_can_be_switched_off(tmp_path: Path) -> None:
+    """By a flag with a value, by a variable and by the file; lists may be empty."""
+    path = config_file(tmp_path, 'auth = "open"\ncheck_origin = false\norigins = []\ntrusted_proxies = ["10.0.0.0/8", "unix"]\n')
+    for flags, environ in (
+        ({"auth": "open", "check-origin": "false"}, {}),
+        (OPEN, {"TOWERWS_CHECK_ORIGIN": "false"}),
+        ({"config": path}, {}),
+    ):
+        access = load(flags, environ).access
+        assert (access.check_origin, access.check_xrftoken, access.origins) == (False, True, ())
+    assert access.trusted_proxies == ("10.0.0.0/8", "unix")
+
+
 def test_an_empty_variable_is_not_set() -> None:
     """`TOWERWS_BROKER=` in a unit's environment file changes nothing."""
     assert load(OPEN, {"TOWERWS_BROKER": "", "TOWERWS_CONFIG": "", "TOWERWS_ANYTHING": ""}) == load(OPEN, {})

@@ -6,7 +6,7 @@ import pytest
 
 from towerws.config.broker_url import parse_broker_url
 from towerws.config.rules import advice, broken_rules, read_group, suggestion
-from towerws.core.settings import BrokerSettings, GroupSettings, HistorySettings, Settings, WebSocketSettings
+from towerws.core.settings import AccessSettings, BrokerSettings, GroupSettings, HistorySettings, Settings, WebSocketSettings
 
 BROKER = BrokerSettings(urls=(parse_broker_url("amqp://h"),))
 GOOD = Settings(broker=BROKER, auth=("open",))
@@ -30,6 +30,9 @@ def test_the_defaults_keep_every_rule() -> None:
         (replace(GOOD, admin="tcp:9051:interface=10.0.0.1"), "admin", "10.0.0.1:9051 can be reached from other machines"),
         (replace(GOOD, admin="tcp:8051:interface=127.0.0.1"), "admin", "must not be the same"),
         (replace(GOOD, insecure=True, admin="tcp:8051"), "admin", "must not be the same"),
+        (replace(GOOD, access=AccessSettings(trusted_proxies=("10.0.0.1/8",))), "trusted_proxies", "10.0.0.1/8 has host bits set"),
+        (replace(GOOD, access=AccessSettings(trusted_proxies=("proxy",))), "trusted_proxies", "an address, a network (10.0.0.0/8) or unix"),
+        (replace(GOOD, access=AccessSettings(origins=("portal",))), "origins", "'portal' is not an origin"),
         (replace(GOOD, broker=replace(BROKER, exchange="")), "exchange", "1 to 255 octets"),
         (replace(GOOD, broker=replace(BROKER, stream="é" * 128)), "stream", "1 to 255 octets"),
         (replace(GOOD, broker=replace(BROKER, silence_s=19.9)), "silence_s", "at least twice heartbeat_s"),

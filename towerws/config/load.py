@@ -22,6 +22,7 @@ from towerws.config.options import (
     CONFIG_VARIABLE,
     ENVIRONMENT_PREFIX,
     OPTIONS,
+    Kind,
     Option,
 )
 from towerws.config.rules import broken_rules, suggestion
@@ -156,7 +157,7 @@ def _url_texts(raw: object) -> tuple[str, ...]:
 
 
 def _as_bool(option: Option, text: object) -> object:
-    return {"true": True, "false": False}.get(str(text), text) if option.switch else text
+    return {"true": True, "false": False}.get(str(text), text) if option.kind is Kind.BOOL else text
 
 
 def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings]) -> Settings:

@@ -86,15 +86,15 @@ class Option:
 
     @property
     def switch(self) -> bool:
-        """Whether the flag stands alone, without a value."""
-        return self.kind is Kind.BOOL
+        """Whether the flag stands alone, without a value; what is on by default is switched off with `false` behind its flag."""
+        return self.kind is Kind.BOOL and self.default is False
 
     def read(self, value: object) -> Value:
         """The typed value; `ValueError` states the rule that `value` breaks."""
         typed = self.kind.read(value)
         if self.choices and typed not in self.choices:
             raise ValueError(f"must be one of {', '.join(self.choices)}")
-        if isinstance(typed, (int, float)) and not self.switch:
+        if isinstance(typed, (int, float)) and self.kind is not Kind.BOOL:
             if self.low is not None and typed < self.low:
                 raise ValueError(f"must be at least {self.format(self.low)}")
             if self.high is not None and typed > self.high:
@@ -202,6 +202,21 @@ OPTIONS: tuple[Option, ...] = (
         Kind.LIST,
         "Addresses and networks (10.0.0.0/8) of the proxies whose X-Forwarded-For and X-Forwarded-Host are believed; unix: whoever "
         "connects to a UNIX socket.",
+    ),
+    _option(
+        "origins",
+        Kind.LIST,
+        "Origins (https://portal.example.com) whose pages may connect with a cookie, beside those of the host they connect to.",
+    ),
+    _option(
+        "check_origin",
+        _B,
+        "Refuse pages of other origins that come with a cookie. Without it any page that a user opens can listen in the user's name.",
+    ),
+    _option(
+        "check_xrftoken",
+        _B,
+        "Ask clients that come with a cookie for AWX's xrftoken in each request. AWX before 1.0.7 has none.",
     ),
     _option(
         "limits.connections",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from towerws.config.addresses import Address, parse_address
 from towerws.core.addresses import Proxies
+from towerws.core.origins import Origins
 from towerws.core.settings import GroupSettings, Settings
 from towerws.core.topics import MAX_EVENT_OCTETS, MAX_GROUP_OCTETS, is_event, is_group
 
@@ -43,6 +44,8 @@ def advice(settings: Settings) -> Iterator[str]:
         yield f"websocket.ping_s = {settings.websocket.ping_s}: nginx closes a websocket that was silent for {PROXY_IDLE_S} s"
     if settings.insecure:
         yield "insecure is set: whoever reaches the ports hears everything, and may publish"
+    if not settings.access.check_origin and settings.auth != ("open",):
+        yield "check_origin is off: any page that a user opens can listen in the user's name"
     if settings.broker is not None:
         tls = [url.tls for url in settings.broker.urls]
         if settings.broker.tls_ca and not any(tls):
@@ -107,6 +110,10 @@ def _proxies(settings: Settings) -> Iterator[Broken]:
         Proxies(settings.access.trusted_proxies)
     except ValueError as error:
         yield Broken(("trusted_proxies",), f"{error}: an address, a network (10.0.0.0/8) or unix")
+    try:
+        Origins(settings.access.origins)
+    except ValueError as error:
+        yield Broken(("origins",), str(error))
 
 
 def _broker(settings: Settings) -> Iterator[Broken]:

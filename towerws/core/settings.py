@@ -105,6 +105,9 @@ class AccessSettings:
     """The rules around every way of authenticating (docs/security.md). Seconds."""
 
     trusted_proxies: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    check_origin: bool = True
+    check_xrftoken: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,3 +142,45 @@ class Settings:
     history: HistorySettings = field(default_factory=HistorySettings)
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     groups: dict[str, GroupSettings] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerSettings:
+    """Where the API of AWX or Tower is, and for how long and how often it is asked. Seconds and numbers throughout."""
+
+    url: str
+    tls_ca: str = ""
+    cookies: tuple[str, ...] = ("sessionid", "awx_sessionid", "awxsessionid")
+    """What the session cookie may be called: to AWX 20.0.0, since 20.0.1, in 19.5.0."""
+    valid_s: float = 60
+    invalid_s: float = 10
+    allowed_s: float = 60
+    denied_s: float = 5
+    cache_entries: int = 20_000
+    calls: int = 20
+    calls_waiting: int = 200
+    deadline_s: float = 2.0
+    """AWX's AngularJS pages give up a handshake after 3 s; 2.5 s are left for all of it."""
+    retry_s: float = 4.0
+    breaker_failures: int = 5
+    breaker_probe_s: float = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JwtSettings:
+    """Which tokens count (`towerws.auth.jwt_method`). Exactly one of the two files and the URL says where keys come from."""
+
+    algorithms: tuple[str, ...]
+    secret_file: str = ""
+    public_key_file: str = ""
+    jwks_url: str = ""
+    jwks_ca_file: str = ""
+    jwks_max_age_s: float = 3600
+    jwks_stale_s: float = 3600
+    issuer: str = ""
+    audience: tuple[str, ...] = ()
+    cookie: str = ""
+    claim: str = "groups"
+    default_topics: tuple[str, ...] = ()
+    url_lifetime_s: float = 300
+    leeway_s: float = 10

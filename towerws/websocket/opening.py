@@ -22,7 +22,8 @@ from towerws.core.admission import CROWDED, Admission, Guest
 from towerws.core.errors import HandshakeError
 from towerws.core.handshake import END, Head, check_route, error_response, parse_head
 from towerws.core.identity import Identity
-from towerws.core.settings import WebSocketSettings
+from towerws.core.origins import Origins
+from towerws.core.settings import AccessSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.session import Desk
 
@@ -44,7 +45,9 @@ class Lobby(Protocol):
     desk: Desk
     settings: WebSocketSettings
     connections: dict[Any, None]
+    access: AccessSettings
     proxies: Proxies
+    origins: Origins
     admission: Admission
     refused: dict[int, int]
     refused_for: dict[str, int]
@@ -191,7 +194,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._asking = None
             if identity is None:
                 raise self._deny(HandshakeError(403, "no credential was brought", "no_credential"))
-            self._admit(identity)
+            self._admit(identity, head)
             self.identity = identity
             return subprotocol
 
@@ -208,10 +211,18 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._asking = maybeDeferred(self.factory.desk.auth.authenticate, head, self.address)
         return self._asking.addCallbacks(accepted, refused)
 
-    def _admit(self, identity: Identity) -> None:
+    def _admit(self, identity: Identity, head: Head) -> None:
+        factory = self.factory
+        if identity.cookie and factory.access.check_origin and not factory.origins.allow(head.headers.get("origin"), self._hosts(head)):
+            raise self._deny(HandshakeError(403, "a page of this origin may not use the cookie", "origin"))
         user = None if identity.user_id is None else str(identity.user_id)
-        if (reason := self.factory.admission.admit(self._guest, user)) is not None:
+        if (reason := factory.admission.admit(self._guest, user)) is not None:
             raise self._deny(_crowded(reason))
+
+    def _hosts(self, head: Head) -> list[str]:
+        """The hosts that the browser may have asked for. Of a chain of trusted proxies the first to be asked knows best."""
+        forwarded = head.headers.get("x-forwarded-host") if self.factory.proxies.trust(self._peer_address()) else None
+        return [head.headers["host"], *(forwarded.split(",") if forwarded else [])]
 
     def _deny(self, error: HandshakeError) -> ConnectionDeny:
         self._denial = error

@@ -7,6 +7,7 @@ refused; what waits is bounded in octets.
 
 from __future__ import annotations
 
+import hmac
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -34,6 +35,9 @@ HOLD_S = 5.0
 
 INBOX_OCTETS = 64 * 1024
 
+DISTRUST = 3
+"""How many requests with a wrong `xrftoken` end a connection. A page whose token was renewed meanwhile tries once."""
+
 MESSAGE_OCTETS = 128
 """What a message that waits costs beside its payload: empty ones are not free."""
 
@@ -55,7 +59,15 @@ class Desk:
     """What all sessions share."""
 
     def __init__(
-        self, hub: Hub, intake: Intake, auth: Method, groups: GroupTable, settings: WebSocketSettings, reactor: IReactorTime
+        self,
+        hub: Hub,
+        intake: Intake,
+        auth: Method,
+        groups: GroupTable,
+        settings: WebSocketSettings,
+        reactor: IReactorTime,
+        *,
+        check_xrftoken: bool = True,
     ) -> None:
         self.hub = hub
         self.intake = intake
@@ -63,6 +75,7 @@ class Desk:
         self.groups = groups
         self.settings = settings
         self.reactor = reactor
+        self.check_xrftoken = check_xrftoken
         self.requests = 0
         self.bad_requests = 0
         self.denied = 0
@@ -78,6 +91,7 @@ class Session:
         "_connection",
         "_desk",
         "_dialect",
+        "_distrust",
         "_identity",
         "_inbox",
         "_inbox_octets",
@@ -97,6 +111,7 @@ class Session:
         self._inbox: deque[tuple[str | BadRequest, int]] | None = None
         self._inbox_octets = 0
         self._malformed = 0
+        self._distrust = 0
         self._cancel: Callable[[], object] | None = None
         self._closed = False
         self.member: Member = desk.hub.join(connection, dialect)
@@ -167,10 +182,27 @@ class Session:
                 self._connection.end(CloseReason.POLICY)
             return
         self._malformed = 0
+        if not self._trusted(request):
+            self._desk.bad_requests += 1
+            self._distrust += 1
+            self._reply(self._dialect.error(BadRequest("xrftoken", "access denied to channel", request.request_id)))
+            if self._distrust >= DISTRUST:
+                self._connection.end(CloseReason.POLICY)
+            return
         if self._desk.intake.flowing:
             self._authorize(request)
         else:
             self._hold(request)
+
+    def _trusted(self, request: Request) -> bool:
+        """Whether the page knows what only the site's own pages can read, where the browser sends the cookie by itself."""
+        if not (self._identity.cookie and self._desk.check_xrftoken):
+            return True
+        expected = self._identity.csrftoken
+        if expected is None or not isinstance(request.xrftoken, str):
+            return False
+        known, told = expected.reveal().encode(), request.xrftoken.encode()
+        return known != b"" != told and hmac.compare_digest(known, told)
 
     def _hold(self, request: Request) -> None:
         """Wait for history: nobody can say yet what a position is worth, or what came before this request."""

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+
+from tests.ws_kit import Edges, edges, request
+from towerws.auth.open import Open
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import AccessSettings, Secret
+
+TOKEN = "9t8Fq0csrftoken"
+HERE = "https://tower.example.com"
+PROXY = AccessSettings(trusted_proxies=("192.0.2.1",))
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+class Browser(Open):
+    """Everybody is user 7, by a cookie unless told otherwise."""
+
+    def __init__(self, *, cookie: bool = True, csrftoken: str | None = TOKEN) -> None:
+        token = None if csrftoken is None else Secret(csrftoken)
+        self._identity = Identity(7, cookie=cookie, csrftoken=token, session="5e55")
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        return succeed(self._identity)
+
+
+@pytest.mark.parametrize(
+    ("origin", "access", "cookie", "status"),
+    [
+        (None, AccessSettings(), True, 101),
+        (HERE, AccessSettings(), True, 101),
+        ("http://tower.example.com", AccessSettings(), True, 101),
+        ("null", AccessSettings(), True, 403),
+        ("null", AccessSettings(), False, 101),
+        ("https://evil.example", AccessSettings(), True, 403),
+        ("https://evil.example", AccessSettings(), False, 101),
+        ("https://evil.example", AccessSettings(check_origin=False), True, 101),
+        ("https://evil.example", AccessSettings(origins=("https://evil.example",)), True, 101),
+        ("https://tower.example.com.evil.example", AccessSettings(origins=(HERE,)), True, 403),
+    ],
+)
+def test_origins(make: Edges, origin: str | None, access: AccessSettings, cookie: bool, status: int) -> None:
+    """With a cookie a foreign page gets a 403 that reveals nothing, before anything is said of the user; without one it is welcome."""
+    edge = make(Browser(cookie=cookie), access=access)
+    client = edge.connect().send(request(added=[] if origin is None else [f"Origin: {origin}"]))
+    assert client.status == status
+    if status == 403:
+        assert b"evil" not in client.response
+        assert b"7" not in client.response.partition(b"\r\n\r\n")[2]
+        assert edge.factory.refused_for == {"origin": 1}
+        assert edge.hub.members == {}
+
+
+@pytest.mark.parametrize(("access", "status"), [(PROXY, 101), (AccessSettings(), 403)])
+def test_the_host_that_a_proxy_was_asked_for(make: Edges, access: AccessSettings, status: int) -> None:
+    """A proxy that asks with another Host tells the browser's in X-Forwarded-Host: believed only of a trusted one."""
+    edge = make(Browser(), access=access)
+    client = edge.connect().send(request(added=["Origin: https://portal.example.com", "X-Forwarded-Host: portal.example.com"]))
+    assert client.status == status
+
+
+def test_two_origins(make: Edges) -> None:
+    """Which of two would be the browser's can't be known: neither is believed."""
+    assert make(Browser()).connect().send(request(added=[f"Origin: {HERE}", "Origin: https://evil.example"])).status == 400
+
+
+WRONG = [None, "", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "é", 7, True, [TOKEN], {"a": TOKEN}, "x" * 60000]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_token_changes_nothing(make: Edges, wrong: object) -> None:
+    """It is answered with AWX's own words; what was subscribed before stays; after the third the connection is closed with 1008."""
+    edge = make(Browser())
+    client = edge.open()
+    client.ask({"job_events": [1]}, xrftoken=TOKEN)
+    assert client.take()[0]["groups_current"] == ["job_events-1"]
+    for _ in range(3):
+        client.ask({"job_events": [2]}, xrftoken=wrong)
+    assert client.take() == [{"error": "access denied to channel"}] * 3
+    assert client.close_code() == 1008
+    assert edge.hub.topics == 0
+
+
+def test_the_right_token(make: Edges) -> None:
+    """It is asked for with every request, and one wrong try in between does no harm."""
+    edge = make(Browser())
+    client = edge.open()
+    for token, word in [
+        (TOKEN, "groups_current"),
+        ("wrong", "error"),
+        (TOKEN, "groups_current"),
+        (None, "error"),
+        (TOKEN, "groups_current"),
+    ]:
+        client.ask({"job_events": [1]}, xrftoken=token)
+        assert word in client.take()[0]
+    edge.publish("job_events.1", {"n": 1})
+    assert client.take() == [{"n": 1}]
+
+
+def test_a_wrong_token_in_v1(make: Edges) -> None:
+    """The error has a code and the request's id."""
+    client = make(Browser()).open(v1=True)
+    client.ask({"job_events": [1]}, xrftoken="wrong", id=5)
+    assert client.take() == [{"type": "error", "code": "xrftoken", "message": "access denied to channel", "id": 5}]
+
+
+@pytest.mark.parametrize("csrftoken", [None, ""])
+def test_without_a_csrftoken_nothing_matches(make: Edges, csrftoken: str | None) -> None:
+    """A browser without the cookie knows no token: neither an empty one nor none is right."""
+    client = make(Browser(csrftoken=csrftoken)).open()
+    client.ask({"job_events": [1]}).ask({"job_events": [1]}, xrftoken="")
+    assert client.take() == [{"error": "access denied to channel"}] * 2
+
+
+@pytest.mark.parametrize(("cookie", "access"), [(False, AccessSettings()), (True, AccessSettings(check_xrftoken=False))])
+def test_where_no_token_is_asked_for(make: Edges, cookie: bool, access: AccessSettings) -> None:
+    """A credential that no browser sends by itself needs none, and old AWX has none."""
+    client = make(Browser(cookie=cookie), access=access).open()
+    client.ask({"job_events": [1]}, xrftoken=None)
+    assert client.take()[0]["groups_current"] == ["job_events-1"]

@@ -1,0 +1,66 @@
+"""Which page speaks: browsers send cookies along whichever page opens a websocket, but they do say the page's origin.
+
+A page is ours when its origin has the host and port that it connects to. The scheme says nothing here: TLS ends at a proxy.
+An origin without a port has its scheme's; a `Host` without one has whichever the browser's scheme had.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+
+MAX_ORIGIN_OCTETS = 512
+
+_HOST = r"(?P<host>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
+_is_origin = re.compile(rf"(?P<scheme>https?|wss?)://{_HOST}", re.ASCII).fullmatch
+_is_authority = re.compile(_HOST, re.ASCII).fullmatch
+
+
+class Origin(NamedTuple):
+    """A page's origin, in lower case, its port written out."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+def read_origin(text: str) -> Origin | None:
+    """An origin as browsers write it (`https://tower.example.com`), or None: for `null`, `file://` and whatever else is none."""
+    found = _is_origin(text.lower()) if len(text) <= MAX_ORIGIN_OCTETS else None
+    if found is None:
+        return None
+    return Origin(found["scheme"], found["host"], int(found["port"] or DEFAULT_PORTS[found["scheme"]]))
+
+
+class Origins:
+    """The origins that are ours beside the host's own."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """`ValueError` for what is no origin."""
+        self._listed = set()
+        for text in texts:
+            if (origin := read_origin(text)) is None:
+                raise ValueError(f"{text!r:.80} is not an origin: scheme://host or scheme://host:port, without a path")
+            self._listed.add(origin)
+
+    def allow(self, text: str | None, hosts: Iterable[str]) -> bool:
+        """Whether a page of this origin may use the cookies of one of these hosts (values of `Host`).
+
+        No origin at all is allowed: only what is no browser, and so was made to send the cookie on purpose, leaves it out.
+        """
+        if text is None:
+            return True
+        origin = read_origin(text)
+        if origin is None:
+            return False
+        return origin in self._listed or any(_same_place(origin, host.strip(" \t").lower()) for host in hosts)
+
+
+def _same_place(origin: Origin, host: str) -> bool:
+    found = _is_authority(host)
+    if found is None or found["host"] != origin.host:
+        return False
+    return origin.port == (int(found["port"]) if found["port"] else DEFAULT_PORTS[origin.scheme])
