@@ -52,7 +52,7 @@ def test_config_can_be_used_as_a_file(tmp_path: Path) -> None:
         f'broker = "amqp://u@[::1]/a%2Fb"\nbroker_password_file = "{tmp_path}/password"\nauth = ["open"]\ninsecure = true\n'
         'listen = \'tcp6:8051:interface=\\:\\:1\'\nexchange = "quote\\" and \\\\"\n'
         'heartbeat_s = "5s"\nbackoff_min_s = "250ms"\n[history]\nmax_octets = 8388609\n'
-        '[groups.orders]\nevents = ["created", "paid"]\n[groups.stock]\nevents = "id"\n'
+        '[groups.orders]\nevents = ["created", "paid"]\n[groups.stock]\nevents = "id"\nobject_url = "/stock/{id}/"\n'
     )
     printed = run_config("--config", str(first))
     assert printed.exit_code == 0

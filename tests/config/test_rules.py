@@ -100,6 +100,12 @@ def test_suggestion(word: str, said: str) -> None:
         ({"events": "any"}, GroupSettings(events="any")),
         ({"events": "id"}, GroupSettings(events="id")),
         ({"events": ["created", "paid"]}, GroupSettings(events=("created", "paid"))),
+        ({"policy": "own"}, GroupSettings(policy="own")),
+        ({"policy": "never"}, GroupSettings(policy="never")),
+        (
+            {"events": "id", "object_url": "/api/v2/jobs/{id}/"},
+            GroupSettings(events="id", policy="object", object_url="/api/v2/jobs/{id}/"),
+        ),
     ],
 )
 def test_groups(table: dict[str, object], group: GroupSettings) -> None:
@@ -120,6 +126,15 @@ def test_groups(table: dict[str, object], group: GroupSettings) -> None:
         ("orders", {"events": ["*"]}, "events must be"),
         ("orders", {"events": [1]}, "events must be"),
         ("orders", {"events": 5}, "events must be"),
+        ("orders", {"policy": "everybody"}, "policy must be one of authenticated, own, object, never"),
+        ("orders", {"policy": []}, "policy must be one of"),
+        ("orders", {"policy": "object", "events": "id"}, "go together"),
+        ("orders", {"policy": "own", "events": "id", "object_url": "/{id}/"}, "go together"),
+        ("orders", {"object_url": "/api/v2/jobs/{id}/"}, 'needs events = "id"'),
+        ("orders", {"events": "id", "object_url": "/api/v2/jobs/"}, "with {id} in it"),
+        ("orders", {"events": "id", "object_url": "/{id}/{id}/"}, "once"),
+        ("orders", {"events": "id", "object_url": "http://evil.example/{id}/"}, "a path of the API"),
+        ("orders", {"events": "id", "object_url": 5}, "a path of the API"),
     ],
 )
 def test_bad_groups(name: str, table: object, rule: str) -> None:

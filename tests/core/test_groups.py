@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from towerws.core.groups import AWX_GROUPS, MAX_ID_DIGITS, WITHHELD, GroupTable, UnknownItem
+from towerws.core.identity import Identity
 from towerws.core.settings import GroupSettings
 
 AWX = GroupTable()
@@ -170,3 +171,22 @@ def test_an_error_never_repeats_the_item() -> None:
         with pytest.raises(UnknownItem) as caught:
             AWX.topic(group, item)
         assert "c4n4ry" not in str(caught.value)
+
+
+@pytest.mark.parametrize("events", ["any", "id", ("paid",)])
+def test_a_group_that_is_never_heard(events: str | tuple[str, ...]) -> None:
+    """Its events are refused one by one, as those of a group that does not exist."""
+    table = GroupTable({"orders": GroupSettings(events=events, policy="never")})
+    for item in ("paid", 1):
+        with pytest.raises(UnknownItem):
+            table.topic("orders", item)
+
+
+def test_whose_own() -> None:
+    """`control` is each user's own, and so is any group that the configuration says is; the rest is not this table's to refuse."""
+    table = GroupTable({"inbox": GroupSettings(policy="own"), "desk": GroupSettings(events="id", policy="own")})
+    topics = ["control.limit_reached_7", "control.limit_reached_17", "inbox.7", "inbox.x_7", "desk.7", "desk.70", "jobs.summary"]
+    others = {"control.limit_reached_17", "inbox.x_7", "desk.70"}
+    assert table.refusals(Identity(7, "tower"), topics) == dict.fromkeys(others, "another user's")
+    assert table.refusals(Identity("7", "jwt"), topics).keys() == others
+    assert table.refusals(Identity(), topics) == {}

@@ -135,6 +135,19 @@ def answer(method: SlowMethod, number: int, refused: Sequence[str] = ()) -> None
     method.questions[number][1].callback(dict.fromkeys(refused, "no"))
 
 
+def test_what_is_another_users_own(make: Edges) -> None:
+    """It is denied whatever the way of authenticating would say, which is not even asked; the rest of the request goes on."""
+    method = SlowMethod()
+    client = make(method).open(v1=True)
+    client.ask({"control": ["limit_reached_7", "limit_reached_8"]})
+    (asked,) = method.questions
+    assert list(asked[0]) == ["control.limit_reached_7"]
+    asked[1].callback({})
+    (answer,) = client.take()
+    assert answer["groups_current"] == ["control-limit_reached_7"]
+    assert answer["denied"] == [{"topic": "control.limit_reached_8", "reason": "another user's"}]
+
+
 def test_slow_authorization_keeps_order(make: Edges) -> None:
     """Requests are followed one at a time in their order, however slow the question about access is: the newest wins in the end."""
     method = SlowMethod()

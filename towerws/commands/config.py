@@ -69,6 +69,9 @@ def as_toml(loaded: Loaded) -> Iterator[str]:
     for group, settings in loaded.settings.groups.items():
         yield f"\n[groups.{group}]"
         yield f"events = {_toml_events(settings)}  # {_printable(loaded.file)}"
+        yield f"policy = {_toml_text(settings.policy)}"
+        if settings.object_url:
+            yield f"object_url = {_toml_text(settings.object_url)}"
 
 
 def summary(loaded: Loaded) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,12 @@ from towerws.core.topics import MAX_EVENT_OCTETS, MAX_GROUP_OCTETS, is_event, is
 
 AUTH_METHODS = ("open",)
 """The methods that exist, as `auth` names them."""
+
+POLICIES = ("authenticated", "own", "object", "never")
+"""Who may listen to a group of one's own."""
+
+_GROUP_KEYS = ("events", "policy", "object_url")
+_is_object_url = re.compile(r"/[!-z~]*\{id\}[!-z~]*", re.ASCII).fullmatch
 
 MAX_NAME_OCTETS = 255  # AMQP 0-9-1 section 4.2.5.3, short string
 
@@ -68,13 +75,26 @@ def read_group(name: str, table: object) -> GroupSettings:
     if not isinstance(table, Mapping):
         raise ValueError('must be a table with the key events: events = "any"')
     for key in table:
-        if key != "events":
-            raise ValueError(f"unknown key {key!r:.60}; a group has only events")
-    match table.get("events", "any"):
-        case "any" | "id" as events:
-            return GroupSettings(events=events)
+        if key not in _GROUP_KEYS:
+            raise ValueError(f"unknown key {key!r:.60}; a group has {', '.join(_GROUP_KEYS)}{suggestion(str(key), _GROUP_KEYS)}")
+    events = _read_events(table.get("events", "any"))
+    object_url = table.get("object_url", "")
+    policy = table.get("policy", "object" if object_url else "authenticated")
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}")
+    if (policy == "object") != bool(object_url):
+        raise ValueError('policy = "object" and object_url go together')
+    if object_url and (events != "id" or not isinstance(object_url, str) or not _is_object_url(object_url)):
+        raise ValueError('object_url is a path of the API with {id} in it, once ("/api/v2/jobs/{id}/"), and needs events = "id"')
+    return GroupSettings(events=events, policy=policy, object_url=object_url)
+
+
+def _read_events(events: object) -> str | tuple[str, ...]:
+    match events:
+        case "any" | "id":
+            return str(events)
         case [_, *_] as words if all(isinstance(word, str) and is_event(word) for word in words):
-            return GroupSettings(events=tuple(words))
+            return tuple(map(str, words))
     raise ValueError(
         f'events must be "any", "id" or a list of words of 1 to {MAX_EVENT_OCTETS} printable ASCII characters without space . * # " \\'
     )

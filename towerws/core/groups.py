@@ -7,9 +7,10 @@ An item is what a client wrote in a group's list. It is data: looked up or match
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from towerws.core.identity import Identity
 from towerws.core.settings import GroupSettings
 from towerws.core.topics import Topic, is_event
 
@@ -30,6 +31,7 @@ class Group:
     ids: bool = False
     id_prefix: str = ""
     anything: bool = False
+    policy: str = "authenticated"
 
     def event(self, item: object) -> str:
         """The event that a client's item names; `UnknownItem` when it names none.
@@ -63,7 +65,7 @@ AWX_GROUPS: Mapping[str, Group] = {
     "inventory_update_events": _IDS,
     "system_job_events": _IDS,
     "workflow_events": _IDS,
-    "control": Group(id_prefix="limit_reached_"),
+    "control": Group(id_prefix="limit_reached_", policy="own"),
 }
 
 WITHHELD = frozenset({"metrics", "control.limit_reached"})
@@ -77,17 +79,31 @@ class GroupTable:
         self._groups = dict(AWX_GROUPS)
         for name, settings in (added or {}).items():
             if settings.events == "id":
-                self._groups[name] = _IDS
+                self._groups[name] = Group(ids=True, policy=settings.policy)
             elif settings.events == "any":
-                self._groups[name] = Group(anything=True)
+                self._groups[name] = Group(anything=True, policy=settings.policy)
             else:
-                self._groups[name] = Group(words=frozenset(settings.events))
+                self._groups[name] = Group(words=frozenset(settings.events), policy=settings.policy)
 
     def topic(self, group: str, item: object) -> Topic:
         """The topic that `item` names in `group`; `UnknownItem` when there is no such group or event."""
         if (known := self._groups.get(group)) is None:
             raise UnknownItem("no such group")
+        if known.policy == "never":
+            raise UnknownItem("nobody may listen to this group")
         topic = Topic(group, known.event(item))
         if topic.routing_key in WITHHELD:
             raise UnknownItem("no such event in this group")
         return topic
+
+    def refusals(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
+        """Those topics that are another user's own, each with a reason. Nobody in particular (auth open) has no others."""
+        if identity.user_id is None:
+            return {}
+        refused = {}
+        for routing_key in routing_keys:
+            group, _, event = routing_key.partition(".")
+            known = self._groups[group]
+            if known.policy == "own" and event != f"{known.id_prefix}{identity.user_id}":
+                refused[routing_key] = "another user's"
+        return refused

@@ -122,9 +122,15 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSettings:
-    """Which events a group has: `"id"` (a number), `"any"` (any word), or a list of words."""
+    """Which events a group has: `"id"` (a number), `"any"` (any word), or a list of words; and who may listen to them.
+
+    `policy` is `"authenticated"` (whoever is in), `"own"` (the event is the user's id), `"object"` (whoever Tower shows the
+    object to, which is at `object_url`, with `{id}` for the event) or `"never"`.
+    """
 
     events: str | tuple[str, ...] = "any"
+    policy: str = "authenticated"
+    object_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

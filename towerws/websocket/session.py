@@ -224,11 +224,13 @@ class Session:
         self._cancel = drop
 
     def _authorize(self, request: Request) -> None:
-        asked: Deferred[dict[str, str]] = maybeDeferred(self._desk.auth.refusals, self._identity, request.topics)
+        others = self._desk.groups.refusals(self._identity, request.topics)
+        topics = [topic for topic in request.topics if topic not in others] if others else request.topics
+        asked: Deferred[dict[str, str]] = maybeDeferred(self._desk.auth.refusals, self._identity, topics)
         done = False
 
         def decided(refusals: dict[str, str]) -> None:
-            self._apply(request, refusals)
+            self._apply(request, {**others, **refusals} if others else refusals)
 
         def failed(failure: Failure) -> None:
             if not self._closed:
