@@ -1,8 +1,9 @@
-.PHONY: help run test lint
+.PHONY: help run test lint bench
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
 	@echo "make test   every test                              (script/test)"
+	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
 	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
 
 run:
@@ -13,3 +14,6 @@ test:
 
 lint:
 	@script/lint
+
+bench:
+	@script/bench $(if $(QUICK),--size 0.1) $(addprefix --scenario ,$(SCENARIO))

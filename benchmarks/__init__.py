@@ -1,0 +1,1 @@
+"""What towerws costs, measured on the real daemon: `make bench` (docs/performance.md says what each scenario does)."""

@@ -1,0 +1,149 @@
+"""The scenarios that measure deliveries: burst, steady, mixed, drain, unwatched, large, v1."""
+
+from __future__ import annotations
+
+from benchmarks.load import Spec
+from benchmarks.world import Run, World, clients
+
+SHARED = "jobs.status_changed"
+OCTETS = 300
+
+
+def burst_run(world: World, specs: list[Spec], messages: int, octets: int = OCTETS) -> Run:
+    """Messages on one topic, all waiting in the broker, to everyone."""
+    with world.towerws() as server, clients() as load:
+        load.open(server.port, specs)
+        world.run(server, load, numbered(1), specs, octets)  # the first delivery of a process pays for imports and caches
+        load.close()
+        load.open(server.port, specs)
+        return world.run(server, load, numbered(messages), specs, octets)
+
+
+def numbered(messages: int, first: int = 0) -> list[tuple[str, int]]:
+    """Messages on the shared topic."""
+    return [(SHARED, number) for number in range(first, first + messages)]
+
+
+def everyone(count: int, *, v1: bool = False) -> list[Spec]:
+    """Clients on the shared topic."""
+    return [Spec({"jobs": ["status_changed"]}, v1=v1)] * count
+
+
+def burst(world: World) -> None:
+    """1,000 clients on one topic, 1,000 messages of 300 octets as fast as the broker gives them."""
+    count, messages = world.scaled(1000, 20), world.scaled(1000, 20)
+    count = max(count, min(1000, count * 10))  # fewer messages before fewer clients: the cost per message is spread over them
+    specs = everyone(count)
+    run = burst_run(world, specs, messages)
+    with world.plain() as server, clients() as load:
+        load.open(server.port, specs)
+        plain = world.run(server, load, numbered(max(10, messages // 4)), specs, OCTETS)
+    with world.floor(count, OCTETS) as server, clients() as load:
+        load.open(server.port, [Spec(raw=True)] * count)
+        floor = world.run_floor(server, load, max(10, messages // 4), count, OCTETS)
+    world.row("burst", "CPU per delivery", run.us_per_delivery, "µs", "<= 0.35")
+    world.row("burst", "deliveries/s", run.per_s / 1e6, "M/s", ">= 2.5")
+    world.row("burst", "plain's CPU per delivery", plain.us_per_delivery, "µs")
+    world.row("burst", "times better than plain", plain.us_per_delivery / run.us_per_delivery, "x", ">= 12")
+    world.row("burst", "floor's CPU per delivery", floor.us_per_delivery, "µs")
+
+
+def steady(world: World) -> None:
+    """1,000 clients on one topic, 30 and 60 messages a second, each sent when it arrives."""
+    count = max(20, min(1000, world.scaled(10_000)))
+    for per_s in (30, 60):
+        messages = world.scaled(20 * per_s, 10)
+        name = f"steady {per_s}/s"
+        with world.towerws() as server, clients() as load:
+            load.open(server.port, everyone(count))
+            run = world.run(server, load, numbered(messages), everyone(count), OCTETS, per_s)
+        with world.floor(count, OCTETS) as server, clients() as load:
+            load.open(server.port, [Spec(raw=True)] * count)
+            floor = world.run_floor(server, load, messages, count, OCTETS, per_s)
+        with world.plain() as server, clients() as load:
+            load.open(server.port, everyone(count))
+            plain = world.run(server, load, numbered(messages), everyone(count), OCTETS, per_s)
+        world.row(name, "CPU per delivery", run.us_per_delivery, "µs")
+        world.row(name, "floor's CPU per delivery", floor.us_per_delivery, "µs")
+        world.row(name, "CPU, times floor's", run.us_per_delivery / floor.us_per_delivery, "x", "<= 1.6")
+        world.row(name, "plain's CPU, times ours", plain.us_per_delivery / run.us_per_delivery, "x")
+        world.row(name, "latency p50", run.delay_ms(50), "ms")
+        world.row(name, "latency p99", run.delay_ms(99), "ms")
+        world.row(name, "latency p99, times floor's", run.delay_ms(99) / floor.delay_ms(99), "x", "<= 1.5")
+
+
+def mixed(world: World) -> None:
+    """1,000 clients, each on one of 50 job topics and the shared one; 10,000 messages, one in ten shared; the backlog is drained."""
+    count = max(50, min(1000, world.scaled(10_000)))
+    specs = [Spec({"job_events": [number % 50], "jobs": ["status_changed"]}) for number in range(count)]
+    messages = [
+        (SHARED if number % 10 == 0 else f"job_events.{(number - number // 10) % 50}", number)
+        for number in range(world.scaled(10_000, 500))
+    ]
+    with world.towerws() as server, clients() as load:
+        load.open(server.port, specs)
+        run = world.run(server, load, messages, specs, OCTETS)
+    world.row("mixed", "deliveries/s", run.per_s / 1e6, "M/s", ">= 1.5")
+    world.row("mixed", "CPU per delivery", run.us_per_delivery, "µs")
+
+
+def drain(world: World) -> None:
+    """50,000 messages wait in the stream, 1,000 clients on 1,000 topics, each message wanted by one of them."""
+    count = max(50, min(1000, world.scaled(10_000)))
+    specs = [Spec({"job_events": [number]}) for number in range(count)]
+    messages = [(f"job_events.{number % count}", number) for number in range(world.scaled(50_000, 1000))]
+    with world.towerws() as server, clients() as load:
+        load.open(server.port, specs)
+        run = world.run(server, load, messages, specs, OCTETS)
+    world.row("drain", "messages/s", run.per_s, "/s", ">= 35000")
+    world.row("drain", "CPU per message", run.us_per_delivery, "µs")
+
+
+def unwatched(world: World) -> None:
+    """50,000 messages nobody subscribed to; with 10, and with 1,000,000 subscribed topics."""
+    messages = world.scaled(50_000, 1000)
+    wanted = [(f"job_events.{number % 100}", number) for number in range(messages)]
+    costs = []
+    for topics in (10, world.scaled(1_000_000, 1000)):
+        each = min(1000, topics)
+        first = 1_000_000
+        specs = [Spec({"job_events": list(range(at, at + each))}) for at in range(first, first + topics, each)]
+        specs.append(Spec({"jobs": ["status_changed"]}))
+        with world.towerws() as server, clients() as load:
+            load.open(server.port, specs)
+            run = world.run(server, load, [*wanted, (SHARED, messages)], specs, OCTETS)  # the last one is wanted: it says that all was read
+        costs.append(run.cpu_s * 1e6 / messages)
+        world.row("unwatched", f"CPU per message, {topics:,} topics", costs[-1], "µs", "<= 16")
+    world.row("unwatched", "many topics, times few", costs[1] / costs[0], "x", "<= 1.1")
+
+
+def v1(world: World) -> None:
+    """Burst in the dialect `towerws.v1`, beside Tower's."""
+    count, messages = max(20, min(1000, world.scaled(10_000))), world.scaled(1000, 20)
+    tower = burst_run(world, everyone(count), messages)
+    run = burst_run(world, everyone(count, v1=True), messages)
+    world.row("v1", "CPU per delivery", run.us_per_delivery, "µs")
+    world.row("v1", "CPU, times Tower's", run.us_per_delivery / tower.us_per_delivery, "x")
+    world.row("v1", "deliveries/s", run.per_s / 1e6, "M/s")
+
+
+def large(world: World) -> None:
+    """1,000 clients, payloads of 8 KB and 256 KB; one client in a hundred reads nothing until the others have everything."""
+    count = max(20, min(1000, world.scaled(10_000)))
+    for octets, full in ((8 * 1024, 400), (256 * 1024, 16)):
+        messages = world.scaled(full, 4)
+        specs = [Spec({"jobs": ["status_changed"]}, slow=number % 100 == 1) for number in range(count)]
+        name = f"large {octets // 1024} KB"
+        with world.towerws() as server, clients() as load:
+            load.open(server.port, specs)
+            before = server.rss_octets
+            run = world.run(server, load, numbered(messages), specs, octets)
+            load.begin_collect(slow=True)
+            load.end_collect()
+            grown = server.peak_octets - before
+        with world.floor(count, octets) as server, clients() as load:
+            load.open(server.port, [Spec(raw=True)] * count)
+            floor = world.run_floor(server, load, messages, count, octets)
+        world.row(name, "octets/s", run.per_s * octets / 1e6, "MB/s")
+        world.row(name, "octets/s, of floor's", run.per_s / floor.per_s, "x", ">= 0.8")
+        world.row(name, "memory above idle, at most", grown / 1e6, "MB")

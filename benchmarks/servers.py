@@ -1,0 +1,144 @@
+"""What is measured: towerws, started through its plugin, and the two references. Each is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[1]
+START_S = 30.0
+
+
+class Server:
+    """One process and its CPU. `command` and `env` start it; it listens on `port` by the time `start` returns."""
+
+    name = ""
+
+    def __init__(self, log: Path) -> None:
+        self.port = free_port()
+        self._log = log
+
+    def start(self, *command: str) -> None:
+        """Start it and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            )
+        give_up = time.monotonic() + START_S
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"{self.name} did not start:\n{self._log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def answers(self) -> bool:
+        """Whether it is ready."""
+        return "ready\n" in self._log.read_text()
+
+    @property
+    def cpu_ns(self) -> int:
+        """User and system time of all its threads: what the scheduler counted, to the nanosecond."""
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+
+    @property
+    def rss_octets(self) -> int:
+        """Resident memory."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    @property
+    def peak_octets(self) -> int:
+        """The most that resident memory ever was."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+    def freeze(self) -> None:
+        """Let it do nothing: what is published now waits for it."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.thaw()
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Towerws(Server):
+    """The real daemon. Options that matter are pinned; the rest are the defaults."""
+
+    name = "towerws"
+
+    def __init__(self, log: Path, broker: str, exchange: str, *flags: str, listen: str = "tcp") -> None:
+        super().__init__(log)
+        self.exchange = exchange
+        self._admin = free_port()
+        self.start(
+            *(str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "towerws"),
+            *("--broker", broker, "--exchange", exchange, "--stream", f"{exchange}.events", "--auth", "open"),
+            *("--listen", f"{listen}:{self.port}:interface=127.0.0.1:backlog=4096", "--admin", f"tcp:{self._admin}:interface=127.0.0.1"),
+            *("--websocket-ping-s", "3600"),  # what is counted are events
+            *flags,
+        )
+
+    def answers(self) -> bool:
+        """`/readyz` says so."""
+        try:
+            return bool(self.get("/readyz"))
+        except OSError:
+            return False
+
+    def get(self, path: str) -> Any:
+        """What the admin port answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}{path}", timeout=START_S) as answer:
+            return json.loads(answer.read())
+
+
+class Plain(Server):
+    """The straightforward server: `benchmarks/plain.py`."""
+
+    name = "plain"
+
+    def __init__(self, log: Path, broker: str, exchange: str) -> None:
+        super().__init__(log)
+        self.exchange = exchange
+        self.start("-m", "benchmarks.plain", broker, exchange, str(self.port))
+
+
+class Floor(Server):
+    """The bare loop: `benchmarks/floor.py`."""
+
+    name = "floor"
+
+    def __init__(self, log: Path, clients: int, octets: int) -> None:
+        super().__init__(log)
+        self.start("-m", "benchmarks.floor", str(self.port), str(clients), str(octets))
+
+    def run(self, messages: int, per_s: float) -> None:
+        """Send so many messages to each client, so many a second (0: at once). Returns at once."""
+        with socket.create_connection(("127.0.0.1", self.port)) as control:
+            control.sendall(f"{messages} {per_s}\n".encode())
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 below the ephemeral range's busy part that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

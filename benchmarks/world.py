@@ -1,0 +1,171 @@
+"""What a scenario works with: a broker of its own, servers, clients, sizes, and the rows that it fills."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pika
+from private_rabbitmq import PrivateRabbit
+
+from benchmarks.load import Load, Received, Spec
+from benchmarks.messages import payload
+from benchmarks.servers import Floor, Plain, Server, Towerws
+
+Message = tuple[str, int]
+"""A routing key and a number."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, and what it must reach: `<= 0.35`, `>= 12`, or nothing."""
+
+    scenario: str
+    what: str
+    value: float
+    unit: str
+    bar: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it reaches its bar; None where there is none."""
+        if not self.bar:
+            return None
+        sign, bound = self.bar.split()
+        return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one server: what it cost, and what came of it."""
+
+    cpu_s: float
+    wall_s: float
+    received: Received
+
+    @property
+    def us_per_delivery(self) -> float:
+        """CPU, in microseconds."""
+        return self.cpu_s * 1e6 / self.received.messages
+
+    @property
+    def per_s(self) -> float:
+        """Deliveries per second of wall clock."""
+        return self.received.messages / self.wall_s
+
+    def delay_ms(self, percent: float) -> float:
+        """A percentile of the delay."""
+        delays = self.received.delays_ns
+        return delays[min(len(delays) - 1, int(len(delays) * percent / 100))] / 1e6
+
+
+@dataclass
+class World:
+    """`size` scales what a scenario does: 1 is the full run, 0.1 a quick one, 0.01 shows only that it works."""
+
+    rabbit: PrivateRabbit
+    folder: Path
+    size: float
+    rows: list[Row] = field(default_factory=list)
+    _names: int = 0
+
+    def scaled(self, full: int, least: int = 1) -> int:
+        """That many, for this size."""
+        return max(least, round(full * self.size))
+
+    def row(self, scenario: str, what: str, value: float, unit: str, bar: str = "") -> None:
+        """Note a figure."""
+        self.rows.append(Row(scenario, what, value, unit, bar))
+
+    def towerws(self, *flags: str) -> Towerws:
+        """A daemon on a stream that holds nothing yet."""
+        return Towerws(self._log("towerws"), self.rabbit.url, f"bench.{self._names}", *flags)
+
+    def plain(self) -> Plain:
+        """The straightforward server."""
+        return Plain(self._log("plain"), self.rabbit.url, f"bench.{self._names}")
+
+    def floor(self, clients: int, octets: int) -> Floor:
+        """The bare loop."""
+        return Floor(self._log("floor"), clients, octets)
+
+    def _log(self, name: str) -> Path:
+        self._names += 1
+        return self.folder / f"{self._names}-{name}.log"
+
+    @contextmanager
+    def publisher(self) -> Iterator[Any]:
+        """A channel to publish with; by the end the broker has taken everything in."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.rabbit.url))
+        channel = connection.channel()
+        yield channel
+        channel.close()  # answered behind all that was published
+        connection.close()
+
+    def publish(self, exchange: str, messages: Iterable[Message], octets: int, per_s: float = 0) -> None:
+        """Publish, so many a second or (0) as fast as it goes."""
+        start = time.monotonic()
+        properties = pika.BasicProperties(content_type="application/json")
+        with self.publisher() as channel:
+            for count, (routing_key, number) in enumerate(messages):
+                if per_s and (wait := start + count / per_s - time.monotonic()) > 0:
+                    channel.connection.sleep(wait)
+                channel.basic_publish(exchange, routing_key, payload(number, octets, stamp=bool(per_s)), properties)
+
+    def run(self, server: Towerws | Plain, load: Load, messages: list[Message], specs: list[Spec], octets: int, per_s: float = 0) -> Run:
+        """Publish all; measure until every client has what it is due. Without `per_s` it all waits for the server first."""
+        load.expect(due(messages, specs), octets)
+        if not per_s:
+            server.freeze()
+            self.publish(server.exchange, messages, octets)
+        load.begin_collect(stamped=bool(per_s))
+        return self._measured(server, load, (lambda: self.publish(server.exchange, messages, octets, per_s)) if per_s else server.thaw)
+
+    def run_floor(self, floor: Floor, load: Load, messages: int, clients: int, octets: int, per_s: float = 0) -> Run:
+        """The same with the bare loop."""
+        load.expect([list(range(messages))] * clients, octets)
+        load.begin_collect(stamped=bool(per_s))
+        return self._measured(floor, load, lambda: floor.run(messages, per_s))
+
+    def _measured(self, server: Server, load: Load, go: Any) -> Run:
+        time.sleep(0.2)  # the clients are waiting for it by then
+        cpu, start = server.cpu_ns, time.monotonic_ns()
+        go()
+        received = load.end_collect()
+        time.sleep(0.2)  # what is left to do (acknowledging) belongs to it
+        return Run((server.cpu_ns - cpu) / 1e9, (received.ended_ns - start) / 1e9, received)
+
+
+def due(messages: list[Message], specs: list[Spec]) -> list[list[int]]:
+    """The numbers that each client must get, in order. Clients with the same topics share a list."""
+    known: dict[tuple[str, ...], list[int]] = {}
+    lists = []
+    for spec in specs:
+        topics = tuple(f"{group}.{event}" for group, events in spec.groups.items() for event in events)
+        if topics not in known:
+            mine = set(topics)
+            known[topics] = [number for routing_key, number in messages if routing_key in mine]
+        lists.append(known[topics])
+    return lists
+
+
+@contextmanager
+def world(size: float) -> Iterator[World]:
+    """Start the broker; end it, and leave nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="towerws-bench-") as folder, PrivateRabbit(Path(folder) / "rabbit") as rabbit:
+        yield World(rabbit, Path(folder), size)
+
+
+@contextmanager
+def clients() -> Iterator[Load]:
+    """The load generator's processes."""
+    load = Load()
+    try:
+        yield load
+    finally:
+        load.stop()
