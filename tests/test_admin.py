@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from tests.ws_kit import Edges, edges
 from towerws.admin import DISCARDED_BODIES, ENVELOPE_OCTETS, AdminSite
 from towerws.core.errors import BadDelivery
+from towerws.core.revocation import Revocation
 from towerws.core.sources import SourceState, SourceStatus
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 9051)
@@ -50,6 +51,7 @@ class Admin:
         self.edge = make()
         self.state = SourceStatus(SourceState.CONSUMING)
         self.figures: Callable[[], Mapping[str, object]] = lambda: {"version": "1"}
+        self.revocations: list[Revocation] = []
         self.site = self.make_site(self.publish)
         self.transport = StringTransport()
 
@@ -59,6 +61,7 @@ class Admin:
             status=self.status,
             source_status=lambda: self.state,
             publish=publish,
+            disconnect=self.disconnect,
             websocket_port=lambda: 18051,
             max_payload_octets=LIMIT,
         )
@@ -68,6 +71,11 @@ class Admin:
     def status(self) -> Mapping[str, object]:
         """What the test has put there."""
         return self.figures()
+
+    def disconnect(self, revocation: Revocation) -> int:
+        """Note it; there are always three."""
+        self.revocations.append(revocation)
+        return 3
 
     def publish(self, routing_key: str, payload: bytes) -> str:
         """As the service does."""
@@ -191,11 +199,29 @@ def test_publish_without_embedded_source(admin: Admin) -> None:
     assert "exchange" in reply.error
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/status", "/publish"])
+def test_disconnect(admin: Admin) -> None:
+    """A revocation is carried out, and the answer says how many connections it closed."""
+    reply = admin.ask("POST", "/disconnect", b'{"user": 7}')
+    assert (reply.status, reply.json) == (202, {"disconnected": 3})
+    assert admin.ask("POST", "/disconnect", b'{"session": "5e55"}').status == 202
+    assert admin.revocations == [Revocation(user=7), Revocation(session="5e55")]
+
+
+def test_bad_revocations(admin: Admin) -> None:
+    """What is no revocation closes nothing, and is answered with what one looks like."""
+    for body in (b"", b"{}", b'{"user": null}', b'{"user": 7, "canary": 1}'):
+        reply = admin.ask("POST", "/disconnect", body)
+        assert reply.status == 400
+        assert '"user"' in reply.error
+        assert "canary" not in reply.error
+    assert admin.revocations == []
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/status", "/publish", "/disconnect"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"])
 def test_methods(admin: Admin, path: str, method: str) -> None:
     """Each path takes its method; any other is a 405 that names it, in JSON."""
-    right = "POST" if path == "/publish" else "GET"
+    right = "POST" if path in ("/publish", "/disconnect") else "GET"
     reply = admin.ask(method, path)
     if method == right:
         assert reply.status in (200, 400)

@@ -34,6 +34,9 @@ from towerws.websocket.session import Desk
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # its answer there
+WALL = 1_800_000_000.0
+"""What the wall clock says when the test begins."""
+
 PAUSE_OCTETS = 65536  # twisted.internet.abstract.FileDescriptor.bufferSize
 
 
@@ -280,7 +283,17 @@ class Edge:
         )
         self.source = EmbeddedSource(self.intake)
         groups = GroupTable({"chat": GroupSettings()})
-        self.desk = Desk(self.hub, self.intake, auth, groups, settings, clock, check_xrftoken=access.check_xrftoken)
+        self.desk = Desk(
+            self.hub,
+            self.intake,
+            auth,
+            groups,
+            settings,
+            clock,
+            check_xrftoken=access.check_xrftoken,
+            revalidate_s=access.revalidate_s,
+            wall=lambda: WALL + clock.seconds(),
+        )
         self.factory = WebSocketFactory(self.desk, settings, clock, access=access, limits=limits)
         self.clients: list[Client] = []
         if start:

@@ -6,6 +6,8 @@
   GET  /status   figures, JSON
   POST /publish  {"topic": "job_events.42", "payload": {…}} or {"group": "job_events", "event": "42", "payload": {…}}: 202 with
                  the position; only with the embedded source
+  POST /disconnect  {"user": 7} or {"session": "<hash>"}: closes the connections of a user or a credential on this daemon; 202
+                 with how many they were
 Every answer but the page is one JSON object; an error is {"error": …}. HEAD works wherever GET does.
 """
 
@@ -27,6 +29,7 @@ from zope.interface import implementer
 
 from towerws.core.errors import BadDelivery
 from towerws.core.publication import parse_publication
+from towerws.core.revocation import Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
 
 ENVELOPE_OCTETS = 1024
@@ -140,7 +143,7 @@ class AdminSite(Site):
     """The admin port's resources.
 
     `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
-    position, or raises `BadDelivery`; None when the source takes no messages from here.
+    position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` gives how many it closed.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class AdminSite(Site):
         status: Callable[[], Mapping[str, object]],
         source_status: Callable[[], SourceStatus],
         publish: Callable[[str, bytes], str] | None,
+        disconnect: Callable[[Revocation], int],
         websocket_port: Callable[[], int],
         max_payload_octets: int,
     ) -> None:
@@ -158,12 +162,14 @@ class AdminSite(Site):
         self.max_body_octets = max_payload_octets + ENVELOPE_OCTETS
         self._source_status = source_status
         self._publish = publish
+        self._disconnect = disconnect
         self._websocket_port = websocket_port
         root.putChild(b"", _Page(b"GET", self._live))
         root.putChild(b"healthz", _Page(b"GET", lambda request: _json(200, {"healthy": True})))
         root.putChild(b"readyz", _Page(b"GET", self._ready))
         root.putChild(b"status", _Page(b"GET", lambda request: _json(200, status())))
         root.putChild(b"publish", _Page(b"POST", self._take))
+        root.putChild(b"disconnect", _Page(b"POST", self._revoke))
 
     def getResourceFor(self, request: Request) -> IResource:
         """The resource of a path; anything unknown is a 404 in JSON like every other error."""
@@ -201,9 +207,16 @@ class AdminSite(Site):
             raise Refusal(413 if bad.reason == "too_large" else 400, str(bad)) from None
         return _json(202, {"position": position})
 
+    def _revoke(self, request: Request) -> _Answer:
+        try:
+            revocation = parse_revocation(request.content.read() if request.content is not None else b"")
+        except ValueError as error:
+            raise Refusal(400, str(error)) from None
+        return _json(202, {"disconnected": self._disconnect(revocation)})
+
 
 def _nothing_here(request: Request) -> _Answer:
-    raise Refusal(404, "there is nothing here; try /healthz, /readyz, /status, /publish or the page at /")
+    raise Refusal(404, "there is nothing here; try /healthz, /readyz, /status, /publish, /disconnect or the page at /")
 
 
 def _own_host(request: Request) -> None:

@@ -108,6 +108,7 @@ class TowerwsService(Service):
             settings.websocket,
             reactor,
             check_xrftoken=settings.access.check_xrftoken,
+            revalidate_s=settings.access.revalidate_s,
         )
         self.desk = desk
         self.websockets = WebSocketFactory(
@@ -117,6 +118,7 @@ class TowerwsService(Service):
             status=self.status,
             source_status=self.source_status,
             publish=publish,
+            disconnect=lambda revocation: desk.guard.disconnect(user=revocation.user, session=revocation.session),
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_octets=settings.max_payload_octets,
         )
@@ -137,6 +139,7 @@ class TowerwsService(Service):
         self._started_at = self._reactor.seconds()
         self.source.start()
         self._trim.start(1.0, now=False)
+        self.desk.guard.start()
         self._log.info(
             "towerws {version}: websockets on {listen}, admin on {admin}, source {source}, auth {auth}",
             version=__version__,
@@ -151,6 +154,7 @@ class TowerwsService(Service):
         self._stopping = True
         if self._trim.running:
             self._trim.stop()
+        self.desk.guard.stop()
         done: Deferred[None] = Deferred()
 
         def finish(_: object = None) -> None:
@@ -239,15 +243,16 @@ class TowerwsService(Service):
             "intake": {"received": intake.received, "duplicates": intake.duplicates, "skipped": dict(intake.bad)},
             "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position},
             "hub": {
-                "members": len(hub.members),
+                "members": len(hub.members) - desk.guard.watchers,
                 "behind": sum(member.behind for member in hub.members),
-                "topics": hub.topics,
+                "topics": hub.topics - desk.guard.watchers,
                 **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
             },
             "connections": {
                 "present": len(websockets.connections),
                 "opened": websockets.opened,
                 "closed": websockets.closed,
+                "revoked": desk.guard.revoked,
                 "accepted": websockets.admission.arrived,
                 "refused": {str(status): count for status, count in websockets.refused.items()},
                 "refused_for": dict(websockets.refused_for),

@@ -219,6 +219,13 @@ OPTIONS: tuple[Option, ...] = (
         "Ask clients that come with a cookie for AWX's xrftoken in each request. AWX before 1.0.7 has none.",
     ),
     _option(
+        "revalidate_s",
+        _D,
+        "How often the credentials of open connections are checked anew; 0: never (AWX 1.0.5 to 2.1.2, whose sessions each check extends).",
+        low=0,
+        high=DAY_S,
+    ),
+    _option(
         "limits.connections",
         _C,
         "Connections in all; 0: as many as the process may open files, less 64. Beyond each of these limits the answer is 503.",

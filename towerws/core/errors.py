@@ -75,6 +75,7 @@ class CloseReason(enum.Enum):
     """
 
     POLICY = Close(1008, "policy", reconnect=False)
+    CREDENTIAL = Close(1008, "credential no longer valid", reconnect=False)
     TOO_BIG = Close(1009, "too big", reconnect=False)
     RESTART = Close(1012, "restart", reconnect=True)
     HISTORY = Close(1013, "fell out of history", reconnect=True)

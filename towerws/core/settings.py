@@ -108,6 +108,7 @@ class AccessSettings:
     origins: tuple[str, ...] = ()
     check_origin: bool = True
     check_xrftoken: bool = True
+    revalidate_s: float = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ refused; what waits is bounded in octets.
 from __future__ import annotations
 
 import hmac
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -17,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Method
+from towerws.auth.base import Method, Refused, Unavailable
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.groups import GroupTable
@@ -29,9 +30,13 @@ from towerws.core.requests import Denied, Request, parse_request
 from towerws.core.settings import WebSocketSettings
 from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect
+from towerws.websocket.guard import Guard
 
 HOLD_S = 5.0
 """How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
+
+STATIC_S = 300.0
+"""For how long a credential that can't be checked anew counts as before. After that nothing is added to what is subscribed."""
 
 INBOX_OCTETS = 64 * 1024
 
@@ -68,6 +73,8 @@ class Desk:
         reactor: IReactorTime,
         *,
         check_xrftoken: bool = True,
+        revalidate_s: float = 0,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.hub = hub
         self.intake = intake
@@ -76,6 +83,7 @@ class Desk:
         self.settings = settings
         self.reactor = reactor
         self.check_xrftoken = check_xrftoken
+        self.guard = Guard(hub, auth, reactor, revalidate_s=revalidate_s, wall=wall)
         self.requests = 0
         self.bad_requests = 0
         self.denied = 0
@@ -92,10 +100,12 @@ class Session:
         "_desk",
         "_dialect",
         "_distrust",
-        "_identity",
         "_inbox",
         "_inbox_octets",
         "_malformed",
+        "_rechecking",
+        "_valid_at",
+        "identity",
         "member",
     )
 
@@ -105,7 +115,7 @@ class Session:
         """Join the hub and send the first frame."""
         self._desk = desk
         self._connection = connection
-        self._identity = identity
+        self.identity = identity
         self._dialect = dialect
         self._bucket: TokenBucket | None = None
         self._inbox: deque[tuple[str | BadRequest, int]] | None = None
@@ -114,7 +124,10 @@ class Session:
         self._distrust = 0
         self._cancel: Callable[[], object] | None = None
         self._closed = False
+        self._rechecking: Deferred[None] | None = None
+        self._valid_at = desk.reactor.seconds()
         self.member: Member = desk.hub.join(connection, dialect)
+        desk.guard.enter(self)
         self._reply(dialect.welcome(identity, desk.hub.position, desk.settings.ping_s))
 
     def close(self) -> None:
@@ -123,6 +136,10 @@ class Session:
         if self._inbox is not None:
             self._inbox.clear()
         self._desk.hub.leave(self.member)
+        self._desk.guard.leave(self)
+        rechecking, self._rechecking = self._rechecking, None
+        if rechecking is not None:
+            rechecking.cancel()
         cancel, self._cancel = self._cancel, None
         if cancel is not None:
             cancel()
@@ -196,9 +213,9 @@ class Session:
 
     def _trusted(self, request: Request) -> bool:
         """Whether the page knows what only the site's own pages can read, where the browser sends the cookie by itself."""
-        if not (self._identity.cookie and self._desk.check_xrftoken):
+        if not (self.identity.cookie and self._desk.check_xrftoken):
             return True
-        expected = self._identity.csrftoken
+        expected = self.identity.csrftoken
         if expected is None or not isinstance(request.xrftoken, str):
             return False
         known, told = expected.reveal().encode(), request.xrftoken.encode()
@@ -224,9 +241,11 @@ class Session:
         self._cancel = drop
 
     def _authorize(self, request: Request) -> None:
-        others = self._desk.groups.refusals(self._identity, request.topics)
+        others = self._desk.groups.refusals(self.identity, request.topics)
+        if self._is_stale():
+            others |= {topic: "unavailable" for topic in request.topics if topic not in self.member.topics and topic not in others}
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
-        asked: Deferred[dict[str, str]] = maybeDeferred(self._desk.auth.refusals, self._identity, topics)
+        asked: Deferred[dict[str, str]] = maybeDeferred(self._desk.auth.refusals, self.identity, topics)
         done = False
 
         def decided(refusals: dict[str, str]) -> None:
@@ -249,14 +268,64 @@ class Session:
             done = True
             self._cancel = asked.cancel
 
+    # the guard calls these
+
+    def recheck(self) -> None:
+        """Ask anew whether the credential is good, and what it may listen to. What can't be asked just now stays as it is."""
+        if self._closed or self._rechecking is not None:
+            return
+        asked: Deferred[Identity] = maybeDeferred(self._desk.auth.revalidate, self.identity)
+        self._rechecking = rechecking = asked.addCallback(self._review).addErrback(self._rechecked_in_vain)
+
+        def done(_: None) -> None:
+            self._rechecking = None
+
+        rechecking.addCallback(done)
+
+    def revoke(self) -> None:
+        """The credential is no longer valid."""
+        self._connection.end(CloseReason.CREDENTIAL)
+
+    def _review(self, identity: Identity) -> Deferred[None]:
+        """The credential is good: go through what is subscribed."""
+        self.identity = identity
+        self._valid_at = self._desk.reactor.seconds()
+        return maybeDeferred(self._desk.auth.refusals, identity, tuple(self.member.topics)).addCallback(self._withdraw)
+
+    def _withdraw(self, refusals: dict[str, str]) -> None:
+        """Take away what may not be listened to any more. A client of Tower's dialect is told by errors alone: it did not ask."""
+        held = self.member.topics
+        refused = {topic: reason for topic, reason in refusals.items() if reason != "unavailable" and topic in held}
+        if self._closed or not refused:
+            return
+        denied = [_denied(topic, reason) for topic, reason in refused.items()]
+        self._desk.denied += len(denied)
+        change = self._desk.hub.subscribe(self.member, Request(tuple(topic for topic in held if topic not in refused)))
+        dialect = self._dialect
+        answer = dialect.subscribed(change, denied, None) if dialect.subprotocol is not None else None
+        self._reply(*map(dialect.denied, denied), answer)
+
+    def _rechecked_in_vain(self, failure: Failure) -> None:
+        if self._closed or failure.check(Unavailable):
+            return
+        if failure.check(Refused):
+            self._desk.guard.revoked += 1
+            self.revoke()
+        else:
+            self._log.failure("a credential could not be checked anew; the connection stays as it is", failure)
+
+    def _is_stale(self) -> bool:
+        every = self._desk.guard.revalidate_s
+        if not every or self.identity.session is None:
+            return False
+        return self._desk.reactor.seconds() - self._valid_at > every + STATIC_S
+
     def _apply(self, request: Request, refusals: dict[str, str]) -> None:
         if self._closed:
             return
         denied = list(request.denied)
         if refusals:
-            for routing_key, reason in refusals.items():
-                topic = parse_routing_key(routing_key)
-                denied.append(Denied(topic.group, topic.event, reason))
+            denied += [_denied(topic, reason) for topic, reason in refusals.items()]
             kept = tuple(topic for topic in request.topics if topic not in refusals)
             request = Request(kept, request.denied, request.since, request.request_id)
         self._desk.denied += len(denied)
@@ -271,3 +340,8 @@ class Session:
         if not self._connection.send(b"".join([text_frame(payload) for payload in payloads if payload is not None])):
             # It asks and asks, and does not read the answers.
             self._connection.end(CloseReason.OVERLOAD)
+
+
+def _denied(routing_key: str, reason: str) -> Denied:
+    topic = parse_routing_key(routing_key)
+    return Denied(topic.group, topic.event, reason)

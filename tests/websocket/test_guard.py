@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+
+from tests.ws_kit import WALL, Client, Edge, Edges, edges, request
+from towerws.auth.base import Refused, Unavailable
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import AccessSettings
+from towerws.websocket.guard import CREDENTIALS_PER_TICK
+from towerws.websocket.session import STATIC_S
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+class Tower:
+    """A method whose users and objects can be taken away. The query says which user, and which session."""
+
+    name = "tower"
+
+    def __init__(self) -> None:
+        self.expires_at: float | None = None
+        self.answer: Deferred[Identity] | Exception | None = None
+        self.hidden: dict[str, str] = {}
+        self.asked: list[str | None] = []
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        user, _, session = head.query.partition("-")
+        return succeed(Identity(int(user), "tower", session=session or None, expires_at=self.expires_at))
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once."""
+        return succeed({topic: self.hidden[topic] for topic in topics if topic in self.hidden})
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """Gives the answer that was set, or that all is well."""
+        self.asked.append(identity.session)
+        if isinstance(self.answer, Deferred):
+            return self.answer
+        return fail(self.answer) if self.answer is not None else succeed(dataclasses.replace(identity, private="new"))
+
+    def stop(self) -> Deferred[None]:
+        """Nothing to let go of."""
+        return succeed(None)
+
+
+def enter(edge: Edge, who: str, *, v1: bool = False) -> Client:
+    """A client that is in."""
+    client = edge.connect().send(request(f"/websocket/?{who}", v1=v1))
+    assert client.take()
+    return client
+
+
+def watch(edge: Edge, seconds: float) -> None:
+    """Let the guard do its rounds for a while; connections answer pings meanwhile."""
+    edge.desk.guard.start()
+    for _ in range(round(seconds)):
+        edge.clock.advance(1)
+    edge.desk.guard.stop()
+
+
+def test_disconnect_by_user_and_by_session(make: Edges) -> None:
+    """Exactly the connections meant are closed, with 1008, and the credential is asked about once more; others notice nothing."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    first, second = enter(edge, "7-a"), enter(edge, "7-b", v1=True)
+    other = enter(edge, "8-c").listen(1)
+    assert edge.desk.guard.disconnect(user=7) == 2
+    assert first.close_code() == 1008
+    assert second.take() == [{"type": "bye", "reconnect_after_ms": 0, "reason": "credential no longer valid"}]
+    assert second.close_code() == 1008
+    assert method.asked == ["a", "b"]
+    assert edge.desk.guard.disconnect(user="7") == edge.desk.guard.disconnect(session="a") == 0
+    edge.publish("job_events.1", {"n": 1})
+    assert other.take() == [{"n": 1}]
+    assert edge.desk.guard.disconnect(session="c") == 1
+    assert other.close_code() == 1008
+    assert edge.desk.guard.revoked == 3
+
+
+@pytest.mark.parametrize("answer", [Refused("gone"), Unavailable("down"), ValueError("a bug")])
+def test_disconnect_ends_it_whatever_the_method_says(make: Edges, answer: Exception) -> None:
+    """The last question is for what the method remembers; it decides nothing any more."""
+    method = Tower()
+    method.answer = answer
+    edge = make(method)
+    client = enter(edge, "7-a")
+    assert edge.desk.guard.disconnect(user=7) == 1
+    assert client.close_code() == 1008
+
+
+def test_expiry_follows_the_wall_clock(make: Edges) -> None:
+    """A connection ends within a second of its credential's end, also when the wall clock is put forward meanwhile."""
+    method = Tower()
+    method.expires_at = WALL + 30
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a")
+    method.expires_at = WALL + 3600
+    later = enter(edge, "8-b")
+    watch(edge, 29)
+    assert client.close_code() is None
+    watch(edge, 2)
+    assert client.close_code() == 1008
+    assert later.close_code() is None
+    edge.desk.guard._wall = lambda: WALL + 3601
+    watch(edge, 1)
+    assert later.close_code() == 1008
+
+
+def test_a_credential_that_was_revoked(make: Edges) -> None:
+    """Its connection is closed within the minute; what is published after that does not reach it."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a").listen(1)
+    method.answer = Refused("logged out")
+    watch(edge, 60)
+    assert client.close_code() == 1008
+    assert edge.desk.guard.revoked == 1
+    assert edge.hub.topics == 0
+
+
+def test_each_credential_about_once_a_minute(make: Edges) -> None:
+    """However many connections it has they are asked about together, about every minute, from within the first on."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    for _ in range(3):
+        enter(edge, "7-a")
+    watch(edge, 29)
+    assert method.asked == []
+    watch(edge, 31)
+    assert method.asked == ["a"] * 3
+    watch(edge, 600)
+    assert 30 <= len(method.asked) <= 36
+    for client in edge.clients:
+        client.hang_up()
+    method.asked.clear()
+    watch(edge, 120)
+    assert method.asked == []
+
+
+def test_not_all_at_once(make: Edges) -> None:
+    """When all are due at the same time they are asked about in portions."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    for number in range(CREDENTIALS_PER_TICK + 20):
+        enter(edge, f"{number}-{number}")
+    edge.clock.advance(60)
+    edge.desk.guard.tick()
+    assert len(method.asked) == CREDENTIALS_PER_TICK
+    edge.desk.guard.tick()
+    assert len(method.asked) == CREDENTIALS_PER_TICK + 20
+
+
+def test_a_role_that_was_taken_away(make: Edges) -> None:
+    """A topic that may not be heard any more is taken away; the rest goes on without a gap, and so does the connection."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    tower, v1 = enter(edge, "7-a").listen(1, 2), enter(edge, "7-a", v1=True).listen(1, 2)
+    method.hidden = {"job_events.2": "not visible to this user"}
+    watch(edge, 61)
+    assert tower.take() == [{"error": "access denied to channel job_events for resource id 2"}]
+    (answer,) = v1.take()
+    assert (answer["type"], answer["id"], answer["groups_current"]) == ("subscribed", None, ["job_events-1"])
+    assert answer["denied"] == [{"topic": "job_events.2", "reason": "not visible to this user"}]
+    edge.publish("job_events.2", {"n": 2})
+    edge.publish("job_events.1", {"n": 1})
+    assert tower.take() == [{"n": 1}]
+    assert [message["payload"] for message in v1.take()] == [{"n": 1}]
+
+
+def test_a_check_that_cannot_be_made(make: Edges) -> None:
+    """Everything stays as it is, for ever if need be; but after five minutes nothing is added, until a check succeeds."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a", v1=True).listen(1)
+    method.answer = Unavailable("down")
+    watch(edge, 120)
+    client.ask({"job_events": [1, 2]})
+    assert client.take()[0]["denied"] == []
+    watch(edge, STATIC_S)
+    client.ask({"job_events": [1, 2, 3]})
+    assert client.take()[0]["denied"] == [{"topic": "job_events.3", "reason": "unavailable"}]
+    edge.publish("job_events.2", {"n": 2})
+    assert client.take()[0]["payload"] == {"n": 2}
+    method.answer = None
+    watch(edge, 70)
+    client.ask({"job_events": [1, 2, 3]})
+    assert client.take()[0]["denied"] == []
+
+
+def test_an_object_that_cannot_be_asked_for(make: Edges) -> None:
+    """A topic whose check could not be made is not taken away."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a").listen(1)
+    method.hidden = {"job_events.1": "unavailable"}
+    watch(edge, 120)
+    edge.publish("job_events.1", {"n": 1})
+    assert client.take() == [{"n": 1}]
+
+
+def test_a_bug_in_a_check_closes_nobody(make: Edges) -> None:
+    """It is logged; the connection stays, and is asked about again."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a")
+    method.answer = ValueError("a bug")
+    watch(edge, 61)
+    assert client.close_code() is None
+    assert any("a bug" in failure for failure in make.failures())
+    method.answer = None
+    watch(edge, 70)
+    assert len(method.asked) == 2
+
+
+def test_hang_up_while_asking(make: Edges) -> None:
+    """The question is taken back, and its answer does nothing; nobody asks twice at the same time."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a").listen(1)
+    cancelled: list[object] = []
+    method.answer = Deferred(cancelled.append)
+    edge.desk.guard.recheck_user("7")
+    edge.desk.guard.recheck_user("7")
+    assert method.asked == ["a"]
+    client.hang_up()
+    assert len(cancelled) == 1
+
+
+def test_limit_reached(make: Edges) -> None:
+    """When AWX says that it ended sessions of a user, that user is asked about at once, and nobody else."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client, other = enter(edge, "7-a"), enter(edge, "8-b")
+    method.answer = Refused("session limit")
+    edge.publish("control.limit_reached_7", {"group_name": "control", "reason": "limit_reached"})
+    edge.clock.advance(0)
+    assert method.asked == ["a"]
+    assert client.close_code() == 1008
+    assert other.close_code() is None
+    assert edge.desk.guard.watchers == 1
+
+
+def test_never(make: Edges) -> None:
+    """With 0 nobody is asked about by itself, and no answer grows stale."""
+    method = Tower()
+    edge = make(method, access=AccessSettings(revalidate_s=0), ping_s=3600)
+    client = enter(edge, "7-a", v1=True)
+    watch(edge, STATIC_S + 300)
+    assert method.asked == []
+    client.ask({"job_events": [3]})
+    assert client.take()[0]["denied"] == []

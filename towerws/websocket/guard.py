@@ -1,0 +1,174 @@
+"""The guard: sees to it that an open connection ends with the credential that opened it.
+
+One timer for all: every second it closes what has expired, and asks anew about the credentials whose turn it is, each once,
+however many connections it has. A user whose `control.limit_reached_<id>` comes by (AWX has just ended sessions of that user's)
+is asked about at once: the guard listens to that topic itself, so that it costs other deliveries nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import Protocol
+
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+from towerws.auth.base import Method
+from towerws.core.errors import CloseReason
+from towerws.core.hub import Hub, Member
+from towerws.core.identity import Identity
+from towerws.core.registry import Registry
+from towerws.core.requests import Request
+from towerws.core.wire import TOWER
+
+TICK_S = 1.0
+
+CREDENTIALS_PER_TICK = 100
+"""How many credentials are asked about in one second at most; the rest follow in the next."""
+
+_NEVER = float("inf")
+
+
+class Guarded(Protocol):
+    """What the guard needs of a session."""
+
+    identity: Identity
+
+    def recheck(self) -> None:
+        """Ask anew whether its credential is good, and what it may listen to."""
+
+    def revoke(self) -> None:
+        """Close the connection: its credential is no longer valid."""
+
+
+class Guard:
+    """Watches over the sessions. `wall` is the time in seconds since 1970; `revalidate_s` 0 asks about nobody by itself."""
+
+    def __init__(self, hub: Hub, auth: Method, reactor: IReactorTime, *, revalidate_s: float, wall: Callable[[], float]) -> None:
+        self._hub = hub
+        self._auth = auth
+        self._reactor = reactor
+        self._wall = wall
+        self.revalidate_s = revalidate_s
+        self._registry: Registry[Guarded] = Registry()
+        self._watchers: dict[str, Member] = {}
+        self._expiring: dict[Guarded, float] = {}
+        self._soonest = _NEVER
+        self._due: list[tuple[float, int, str]] = []
+        self._scheduled: set[str] = set()
+        self._numbers = count()
+        self._ticking = LoopingCall(self.tick)
+        self._ticking.clock = reactor
+        self.revoked = 0
+        """Connections closed because their credential ended."""
+
+    def start(self) -> None:
+        """Begin to look after them."""
+        self._ticking.start(TICK_S, now=False)
+
+    def stop(self) -> None:
+        """Stop; a second call does nothing."""
+        if self._ticking.running:
+            self._ticking.stop()
+
+    @property
+    def watchers(self) -> int:
+        """How many members of the hub, and topics, are the guard's own."""
+        return len(self._watchers)
+
+    def enter(self, session: Guarded) -> None:
+        """A session has begun. One that no method vouches for (auth open) can't be revoked by its credential."""
+        identity = session.identity
+        self._registry.add(session, identity)
+        if identity.expires_at is not None:
+            self._expiring[session] = identity.expires_at
+            self._soonest = min(self._soonest, identity.expires_at)
+        if identity.session is not None:
+            self._watch(identity)
+            self._schedule(identity.session, random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
+
+    def leave(self, session: Guarded) -> None:
+        """A session has ended. A second call does nothing."""
+        self._expiring.pop(session, None)
+        user = self._registry.remove(session)
+        if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
+            self._hub.leave(watcher)
+
+    def disconnect(self, *, user: int | str | None = None, session: str | None = None) -> int:
+        """Close the connections of a user, or of a credential; how many they were.
+
+        Each credential is also asked about once more, so that no answer from before lets it in again.
+        """
+        found = self._registry.of_user(user) if user is not None else self._registry.of_session(session or "")
+        credentials = {each.identity.session: each.identity for each in found}
+        for each in found:
+            self._revoke(each)
+        for identity in credentials.values():
+            maybeDeferred(self._auth.revalidate, identity).addErrback(lambda _: None)
+        return len(found)
+
+    def recheck_user(self, user: str) -> None:
+        """Ask anew about all of a user's connections, now."""
+        for session in self._registry.of_user(user):
+            session.recheck()
+
+    def tick(self) -> None:
+        """What is to be done every second."""
+        if (wall := self._wall()) >= self._soonest:
+            for session, expires_at in list(self._expiring.items()):
+                if expires_at <= wall:
+                    self._revoke(session)
+            self._soonest = min(self._expiring.values(), default=_NEVER)
+        for name in self._take_due():
+            sessions = self._registry.of_session(name)
+            for session in sessions:
+                session.recheck()
+            if sessions:
+                self._schedule(name, random.uniform(0.9, 1.1))  # noqa: S311 - as above
+
+    def _take_due(self) -> Iterable[str]:
+        now = self._reactor.seconds()
+        taken: list[str] = []
+        while self._due and self._due[0][0] <= now and len(taken) < CREDENTIALS_PER_TICK:
+            taken.append(heapq.heappop(self._due)[2])
+        self._scheduled.difference_update(taken)
+        return taken
+
+    def _schedule(self, name: str, share: float) -> None:
+        if self.revalidate_s and name not in self._scheduled:
+            self._scheduled.add(name)
+            heapq.heappush(self._due, (self._reactor.seconds() + self.revalidate_s * share, next(self._numbers), name))
+
+    def _revoke(self, session: Guarded) -> None:
+        self.revoked += 1
+        self._expiring.pop(session, None)
+        session.revoke()
+
+    def _watch(self, identity: Identity) -> None:
+        user = str(identity.user_id)
+        if identity.user_id is not None and user not in self._watchers:
+            member = self._hub.join(_Watcher(lambda: self._reactor.callLater(0, self.recheck_user, user)), TOWER)
+            self._watchers[user] = member
+            self._hub.subscribe(member, Request((f"control.limit_reached_{user}",)))
+
+
+class _Watcher:
+    """A member of the hub that takes what it hears for a reason to look."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        self._look = look
+
+    def send(self, data: bytes) -> bool:
+        """Look."""
+        self._look()
+        return True
+
+    def await_drain(self) -> None:
+        """Never asked for: it takes everything."""
+
+    def end(self, reason: CloseReason) -> None:
+        """Never ends before its user's last session."""
