@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from twisted.internet import reactor as _reactor
+from twisted.internet import ssl
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.web._newclient import ResponseNeverReceived
+from twisted.web.client import Agent
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+from zope.interface import implementer
+
+from tests.auth.jwt_kit import CANARY, NOW, head, jwk, jwks, make_method, sign
+from tests.broker.test_endpoint import certificate, run, until
+from towerws.auth.base import Refused, Unavailable
+from towerws.auth.jwt_fetch import MAX_BODY_OCTETS, FetchError, check_url, fetch, make_agent
+from towerws.auth.jwt_jwks import RETRY_S
+from towerws.core.errors import ConfigError
+
+reactor: Any = _reactor
+
+
+class KeyServer(Resource):
+    """Answers `GET /keys` as it is told to, and counts."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = jwks()
+        self.code = 200
+        self.headers: dict[str, str] = {}
+        self.answer: Callable[[Any], object] | None = None
+        self.requests: list[Any] = []
+        self.connections: set[Any] = set()
+        self.port: Any = None
+        self.scheme = "http"
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"{self.scheme}://127.0.0.1:{self.port.getHost().port}/keys"
+
+    def render_GET(self, request: Any) -> Any:
+        """One request."""
+        self.requests.append(request)
+        request.setResponseCode(self.code)
+        for name, value in self.headers.items():
+            request.setHeader(name, value)
+        return self.body if self.answer is None else self.answer(request)
+
+
+@asynccontextmanager
+async def key_server(tls: tuple[Path, Path] | None = None) -> AsyncIterator[KeyServer]:
+    """A key server on loopback. At the end none of its connections is left."""
+    server = KeyServer()
+    site: Any = Site(server)
+    build = site.buildProtocol
+
+    def building(address: Any) -> Any:
+        channel = build(address)
+        server.connections.add(channel)
+        lost = channel.connectionLost
+
+        def forget(reason: Any) -> None:
+            server.connections.discard(channel)
+            lost(reason)
+
+        channel.connectionLost = forget
+        return channel
+
+    site.buildProtocol = building
+    if tls is None:
+        server.port = reactor.listenTCP(0, site, interface="127.0.0.1")
+    else:
+        context = ssl.DefaultOpenSSLContextFactory(str(tls[1]), str(tls[0]))
+        server.port, server.scheme = reactor.listenSSL(0, site, context, interface="127.0.0.1"), "https"
+    try:
+        yield server
+        await until(lambda: not server.connections)
+    finally:
+        await server.port.stopListening()
+
+
+async def get(server: KeyServer, *, ca_file: str = "", clock: Any = reactor) -> Any:
+    """One fetch from it."""
+    return await fetch(make_agent(reactor, ca_file), server.url, clock)
+
+
+@run
+async def test_what_is_asked_and_had() -> None:
+    """A plain GET that brings no credential along; the body and the max-age come back."""
+    async with key_server() as server:
+        server.body, server.headers = jwks(jwk("ES256")), {"Cache-Control": "public, Max-Age=77"}
+        fetched = await get(server)
+        assert (fetched.body, fetched.max_age_s) == (server.body, 77)
+        (request,) = server.requests
+        assert request.method == b"GET"
+        assert {name.lower() for name, _ in request.requestHeaders.getAllRawHeaders()} == {b"host", b"user-agent", b"accept", b"connection"}
+
+
+@pytest.mark.parametrize(
+    ("said", "max_age_s"),
+    [
+        ("", None), ("public", None), ("max-age=0", 0), ('max-age="5"', 5), ("s-maxage=9", None), ("max-age=x", None),
+        ("no-store, max-age=9", 0), ("no-cache", 0), ("max-age=-1", None), ("max-age=99999999999", None),
+        ("private,max-age=3", 3), ("x-max-age=5", None),
+    ],
+)  # fmt: skip
+@run
+async def test_max_age(said: str, max_age_s: int | None) -> None:
+    """`Cache-Control` is read as RFC 9111 section 5.2.2 writes it; what is not, says nothing."""
+    async with key_server() as server:
+        server.headers = {"Cache-Control": said} if said else {}
+        assert (await get(server)).max_age_s == max_age_s
+
+
+@pytest.mark.parametrize("code", [204, 301, 302, 307, 401, 404, 500, 503])
+@run
+async def test_other_answers_are_failures(code: int) -> None:
+    """Nothing but 200 counts; above all no redirect is followed."""
+    async with key_server() as server:
+        server.code, server.headers = code, {"Location": server.url}
+        with pytest.raises(FetchError, match=f"{code}, not 200"):
+            await get(server)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@run
+async def test_the_body_is_bounded(announced: bool) -> None:
+    """256 KiB are read; of a longer answer no more than that, and the connection ends."""
+    async with key_server() as server:
+        server.body = b" " * MAX_BODY_OCTETS
+        assert len((await get(server)).body) == MAX_BODY_OCTETS
+        if announced:
+            server.body = b" " * (MAX_BODY_OCTETS + 1)
+        else:
+
+            def endless(request: Any) -> object:
+                request.registerProducer(Endless(request), False)
+                return NOT_DONE_YET
+
+            server.answer = endless
+        with pytest.raises(FetchError, match="longer than 262144"):
+            await get(server)
+
+
+class Watched:
+    """An agent that tells when the head of an answer is there."""
+
+    answered = False
+
+    def request(self, *arguments: Any) -> Any:
+        """As an agent does."""
+        return make_agent(reactor, "").request(*arguments).addCallback(self._saw)
+
+    def _saw(self, response: Any) -> Any:
+        self.answered = True
+        return response
+
+
+class Endless:
+    """Writes whenever it may."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def resumeProducing(self) -> None:
+        """More."""
+        self._request.write(b" " * 65536)
+
+    def stopProducing(self) -> None:
+        """Enough."""
+
+
+@pytest.mark.parametrize("start", [b"", b"some of it"])
+@run
+async def test_the_deadline(start: bytes) -> None:
+    """An answer that does not come, or begins and does not end, is given up after 2 s, and the connection with it."""
+
+    def hang(request: Any) -> object:
+        if start:
+            request.write(start)
+        return NOT_DONE_YET
+
+    async with key_server() as server:
+        server.answer = hang
+        clock, watched = Clock(), Watched()
+        asked = fetch(cast("Agent", watched), server.url, clock)
+        await until(lambda: watched.answered if start else bool(server.requests))
+        clock.advance(1.9)
+        assert not asked.called
+        clock.advance(0.1)
+        with pytest.raises(FetchError, match="no answer within 2 s"):
+            await asked
+        assert clock.getDelayedCalls() == []
+
+
+@run
+async def test_an_answer_that_is_cut_short() -> None:
+    """A body that ends before its announced length is none."""
+
+    def cut(request: Any) -> object:
+        request.setHeader("Content-Length", "1000")
+        request.write(b"{")
+        request.transport.loseConnection()
+        return NOT_DONE_YET
+
+    async with key_server() as server:
+        server.answer = cut
+        with pytest.raises(FetchError, match="cut short"):
+            await get(server)
+
+
+@run
+async def test_cancelling() -> None:
+    """Who cancels ends the connection at once."""
+    async with key_server() as server:
+        server.answer = lambda request: NOT_DONE_YET
+        asked = fetch(make_agent(reactor, ""), server.url, reactor)
+        await until(lambda: bool(server.requests))
+        asked.cancel()
+        with pytest.raises(ResponseNeverReceived):
+            await asked
+
+
+@run
+async def test_tls_is_verified(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A certificate that nobody vouches for is refused, and so is one for another name; one of the configured authority is good."""
+    folder, other_folder = tmp_path_factory.mktemp("tls"), tmp_path_factory.mktemp("other")
+    pair, other = certificate(folder), certificate(other_folder, address="127.0.0.2")
+    async with key_server(pair) as server:
+        server.body = jwks(jwk("ES256"))
+        assert (await get(server, ca_file=str(pair[0]))).body == server.body
+        for ca_file in ("", str(other[0])):
+            with pytest.raises(Exception, match="certificate verify failed"):
+                await get(server, ca_file=ca_file)
+    async with key_server(other) as server:
+        with pytest.raises(Exception, match="VerificationError"):
+            await get(server, ca_file=str(other[0]))
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("", "https://host"), ("keys", "https://host"), ("https:///keys", "https://host"), ("https://[::1/keys", "https://host"),
+        ("https://a:99999/", "https://host"), ("https://a b/", "https://host"), ("https://\u00e9/", "https://host"),
+        ("https://a/\n", "https://host"),
+        ("http://issuer.example/keys", "must be https"), ("http://10.0.0.1/keys", "must be https"),
+        ("http://127.0.0.1.example/", "must be https"), ("http://localhost.example/", "must be https"),
+        ("ftp://127.0.0.1/", "must be https"), ("file://localhost/etc/passwd", "must be https"),
+        (f"https://user:{CANARY}@a/", "password"), (f"https://{CANARY}@a/", "password"), (f"http://a/?key={CANARY}", "must be https"),
+    ],
+)  # fmt: skip
+def test_urls_that_cannot_be_used(url: str, text: str) -> None:
+    """https, or http to this machine, without a password; and what may be secret in it is not repeated."""
+    with pytest.raises(ConfigError, match=rf"^jwt\.jwks_url.*{text}") as caught:
+        check_url(url)
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://issuer.example/keys?p=1", "https://[2001:db8::1]:8443/", "http://127.0.0.1:80/", "http://[::1]/", "http://localhost/x"]
+)
+def test_urls_that_can(url: str) -> None:
+    """https anywhere, and http on loopback."""
+    assert check_url(url).geturl() == url
+
+
+def test_authorities_that_cannot_be_used(tmp_path: Path) -> None:
+    """A file that is not there, holds no certificate, or a broken one, is an error of the configuration."""
+    broken = tmp_path / "broken.pem"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    empty = tmp_path / "empty.pem"
+    empty.write_text("")
+    for path in (tmp_path / "none.pem", empty, broken):
+        with pytest.raises(ConfigError, match=r"jwks_ca_file"):
+            make_agent(Clock(), str(path))
+
+
+class Time:
+    """The reactor, with a clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def seconds(self) -> float:
+        """The reactor's time, and what the test has added."""
+        return float(reactor.seconds()) + self.ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+
+@implementer(ILogObserver)
+class Log:
+    """Everything that is logged meanwhile, at every level."""
+
+    def __init__(self) -> None:
+        self.events: list[LogEvent] = []
+
+    def __call__(self, event: LogEvent) -> None:
+        """Kept."""
+        self.events.append(event)
+
+
+@run
+async def test_the_whole_way(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A real server's keys: fetched once, rotated, served stale while it is down or talks nonsense, and back. No secret is logged."""
+    clock, log = Time(), Log()
+    globalLogPublisher.addObserver(log)
+    try:
+        async with key_server() as server:
+            server.headers = {"Cache-Control": "max-age=100"}
+            server.body = jwks(jwk("ES256", kid="old"), {"kty": "unheard of"})
+            folder = tmp_path_factory.mktemp("method")
+            method = make_method(folder, clock, wall=NOW, algorithms=("ES256",), jwks_url=server.url, jwks_stale_s=1000)
+            old = sign(algorithm="ES256", header={"kid": "old", "jku": f"{server.url}/{CANARY}", "x5u": server.url})
+            new = sign(algorithm="ES256", number=1, header={"kid": "new"})
+
+            async def user(token: str) -> object:
+                identity = await method.authenticate(head(authorization=f"Bearer {token}"), "192.0.2.1")
+                assert identity is not None
+                return identity.user_id
+
+            assert [await user(old), await user(old)] == ["anna", "anna"]
+            assert [request.uri for request in server.requests] == [b"/keys"]
+
+            server.body = jwks(jwk("ES256", kid="old"), jwk("ES256", 1, kid="new"))
+            assert await user(new) == "anna"
+            forged = sign(algorithm="ES256", number=2, header={"kid": "new", "jwk": jwk("ES256", 2)})
+            with pytest.raises(Refused, match="signature"):
+                await user(forged)
+            assert len(server.requests) == 2
+
+            for body, code in ((b" " * (MAX_BODY_OCTETS + 1), 200), (b"<html>", 200), (b"", 302), (CANARY.encode(), 500)):
+                server.body, server.code = body, code
+                clock.ahead += 101 + RETRY_S
+                assert await user(old) == "anna"
+            assert method.counts["stale"] == method.counts["failed"] == 4
+            clock.ahead += 1001
+            with pytest.raises(Unavailable):
+                await user(old)
+
+            server.body, server.code = jwks(jwk("ES256", 1, kid="new")), 200
+            clock.ahead += RETRY_S
+            assert await user(new) == "anna"
+            with pytest.raises(Refused, match="signature"):
+                await user(old)
+
+            clock.ahead += 101
+            server.answer = lambda request: NOT_DONE_YET
+            waiting = method.identify(new)
+            await until(lambda: len(server.connections) > 0)
+            await method.stop()
+            assert (await waiting).user_id == "anna"  # the keys that are there still serve
+    finally:
+        globalLogPublisher.removeObserver(log)
+    logged = str(log.events)
+    for secret in (CANARY, old, new, forged, old.split(".")[1], "anna"):
+        assert secret not in logged

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
+from twisted.web._newclient import ResponseNeverReceived
+
+from tests.auth.jwt_kit import CANARY, jwk, jwks, result
+from towerws.auth.base import Refused, Unavailable
+from towerws.auth.jwt_fetch import Fetched, FetchError
+from towerws.auth.jwt_jwks import MAX_KEYS, MAX_TRIED, RETRY_S, UNKNOWN_KID_S, Jwks
+from towerws.auth.jwt_keys import Key
+
+MAX_AGE_S, STALE_S = 1000, 500
+
+
+class Issuer:
+    """Answers when a test says so, and counts."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.calls: list[Deferred[Fetched]] = []
+        url = urlsplit(f"https://issuer.example/keys?key={CANARY}")
+        self.keys = Jwks(self.get, url, ("ES256", "EdDSA"), self.clock, max_age_s=MAX_AGE_S, stale_s=STALE_S)
+
+    def get(self) -> Deferred[Fetched]:
+        """One call."""
+        self.calls.append(Deferred())
+        return self.calls[-1]
+
+    def answer(self, *members: object, max_age_s: int | None = None) -> None:
+        """The call under way gets these keys."""
+        self.calls[-1].callback(Fetched(jwks(*members), max_age_s))
+
+    def find(self, kid: str | None = "k1", algorithm: str = "ES256") -> Deferred[Sequence[Key]]:
+        """Ask for keys."""
+        return self.keys.find(algorithm, kid)
+
+    def kids(self, kid: str | None = "k1", algorithm: str = "ES256") -> list[str | None]:
+        """The names of the keys that are there at once."""
+        return [key.kid for key in result(self.find(kid, algorithm))]
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    """An issuer that has given nothing yet."""
+    return Issuer()
+
+
+@pytest.fixture
+def known(issuer: Issuer) -> Issuer:
+    """An issuer whose key k1 is known, for 100 s."""
+    asked = issuer.find()
+    issuer.answer(jwk("ES256", kid="k1"), max_age_s=100)
+    assert [key.kid for key in result(asked)] == ["k1"]
+    return issuer
+
+
+def test_one_call_for_all_who_ask(issuer: Issuer) -> None:
+    """Whoever asks while a call is under way shares its answer; one who leaves does not end it for the others."""
+    first, leaving, last = issuer.find(), issuer.find(), issuer.find("k2")
+    assert len(issuer.calls) == 1
+    leaving.cancel()
+    with pytest.raises(CancelledError):
+        result(leaving)
+    issuer.answer(jwk("ES256", kid="k1"), jwk("ES256", 1, kid="k2"), jwk("EdDSA", kid="k1"))
+    assert [key.kid for key in result(first)] == ["k1"]
+    assert [key.kid for key in result(last)] == ["k2"]
+    assert issuer.kids(algorithm="EdDSA") == ["k1"]
+    assert len(issuer.calls) == 1
+
+
+def test_one_who_leaves_when_it_is_its_turn(issuer: Issuer) -> None:
+    """A client that goes because another one was let in (its own user's limit, say) is no error."""
+    first, second, third = issuer.find(), issuer.find(), issuer.find()
+    first.addCallback(lambda _: second.cancel())
+    issuer.answer(jwk("ES256", kid="k1"))
+    with pytest.raises(CancelledError):
+        result(second)
+    assert [key.kid for key in result(third)] == ["k1"]
+
+
+@pytest.mark.parametrize(("said", "counts"), [(None, 300), (0, 60), (59, 60), (400, 400), (10**9, MAX_AGE_S)])
+def test_max_age_within_bounds(issuer: Issuer, said: int | None, counts: int) -> None:
+    """Keys are kept as long as the answer says, between a minute and the bound; five minutes when it does not say."""
+    asked = issuer.find()
+    issuer.answer(jwk("ES256", kid="k1"), max_age_s=said)
+    result(asked)
+    issuer.clock.advance(counts - 0.1)
+    assert issuer.kids() == ["k1"]
+    assert len(issuer.calls) == 1
+    issuer.clock.advance(0.1)
+    asked = issuer.find()
+    assert len(issuer.calls) == 2
+    issuer.answer(jwk("ES256", 1, kid="k2"))
+    assert result(asked) == []
+    assert issuer.keys.counts == {"fetched": 2, "failed": 0, "stale": 0, "limited": 0}
+
+
+def test_rotation(known: Issuer) -> None:
+    """A new `kid` asks once, and its key is there; the old key is gone with the set that no longer has it."""
+    asked = known.find("k2")
+    assert len(known.calls) == 2
+    known.answer(jwk("ES256", 1, kid="k2"))
+    assert [key.kid for key in result(asked)] == ["k2"]
+    assert known.kids("k1") == []
+    assert len(known.calls) == 2
+
+
+def test_unknown_kids_do_not_make_calls_without_end(known: Issuer) -> None:
+    """One call in 10 s for whatever `kid` strangers write; those who come meanwhile share it or have their answer at once."""
+    first, joining = known.find("../../etc/passwd"), known.find("https://evil.example/")
+    known.answer(jwk("ES256", kid="k1"))
+    assert result(first) == result(joining) == []
+    for number in range(100):
+        assert known.kids(f"k{number}") == (["k1"] if number == 1 else [])
+    assert len(known.calls) == 2
+    assert known.keys.counts["limited"] == 99
+    known.clock.advance(UNKNOWN_KID_S)
+    asked = known.find("k9")
+    known.answer(jwk("ES256", kid="k9"))
+    assert [key.kid for key in result(asked)] == ["k9"]
+
+
+def test_old_keys_serve_while_the_issuer_is_down(known: Issuer) -> None:
+    """Stale-if-error: up to the bound, counted, with one call in 5 s; then nobody can be told anything. Said once, and once at the end."""
+    with capturedLogs() as logged:
+        known.clock.advance(100)
+        asked = known.find()
+        known.calls[-1].errback(FetchError("no answer within 2 s"))
+        assert [key.kid for key in result(asked)] == ["k1"]
+        assert known.kids() == ["k1"]  # no call: it is too early
+        assert (len(known.calls), known.keys.counts["stale"]) == (2, 2)
+        known.clock.advance(RETRY_S)
+        asked = known.find()
+        known.calls[-1].errback(ConnectionRefusedError(CANARY))
+        assert [key.kid for key in result(asked)] == ["k1"]
+        known.clock.advance(STALE_S - RETRY_S - 0.1)
+        asked = known.find()
+        known.calls[-1].errback(FetchError("no answer within 2 s"))
+        assert [key.kid for key in result(asked)] == ["k1"]
+        known.clock.advance(0.1)
+        with pytest.raises(Unavailable):
+            known.kids()
+        known.clock.advance(RETRY_S)
+        asked = known.find()
+        known.answer(jwk("ES256", kid="k1"))
+        assert [key.kid for key in result(asked)] == ["k1"]
+    assert [formatEvent(event) for event in logged] == [
+        "the keys of tokens can't be fetched from https://issuer.example/keys: no answer within 2 s",
+        "the keys of tokens could be fetched again from https://issuer.example/keys",
+    ]
+    assert known.keys.counts["failed"] == 3
+
+
+def test_a_new_kid_while_the_issuer_is_down_is_not_a_bad_one(known: Issuer) -> None:
+    """The key may be a new one: unavailable, not refused. Known keys are not touched by that."""
+    asked = known.find("k2")
+    known.calls[-1].errback(FetchError("the answer was 500, not 200"))
+    with pytest.raises(Unavailable):
+        result(asked)
+    with pytest.raises(Unavailable):
+        known.kids("k3")
+    assert known.kids("k1") == ["k1"]
+    assert len(known.calls) == 2
+
+
+def test_no_keys_at_all(issuer: Issuer) -> None:
+    """Before the first answer everything is unavailable, at once for those who come right after a failure."""
+    with capturedLogs() as logged:
+        asked = issuer.find()
+        issuer.calls[-1].errback(ResponseNeverReceived([Failure(ConnectionResetError(CANARY))]))
+        with pytest.raises(Unavailable):
+            result(asked)
+        with pytest.raises(Unavailable):
+            issuer.kids()
+    assert len(issuer.calls) == 1
+    (line,) = map(formatEvent, logged)
+    assert line == "the keys of tokens can't be fetched from https://issuer.example/keys: ConnectionResetError"
+
+
+def test_a_call_that_fails_before_it_is_under_way(issuer: Issuer) -> None:
+    """An error at once is one like any other, and does not keep the next call from being made."""
+
+    def fail() -> Deferred[Fetched]:
+        issuer.calls.append(Deferred())
+        raise OSError(CANARY)
+
+    issuer.keys._get = fail
+    for calls in (1, 2):
+        with pytest.raises(Unavailable):
+            issuer.kids()
+        assert len(issuer.calls) == calls
+        issuer.clock.advance(RETRY_S)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{}", b"[]", b"null", b'{"keys": {}}', b'{"keys": null}', b'{"keys": [],"keys": []}', b"\xff", b'{"keys": [NaN]}',
+        b"[" * 100_000, jwks(*[{}] * (MAX_KEYS + 1)), CANARY.encode(),
+    ],
+)  # fmt: skip
+def test_what_is_no_key_set_changes_nothing(known: Issuer, body: bytes) -> None:
+    """An answer that is something else counts as a failure: the keys that are there stay."""
+    with capturedLogs() as logged:
+        asked = known.find("k2")
+        known.calls[-1].callback(Fetched(body, None))
+        with pytest.raises(Unavailable):
+            result(asked)
+    assert known.kids() == ["k1"]
+    assert CANARY not in str(logged)
+
+
+def test_an_empty_key_set_revokes_all(known: Issuer) -> None:
+    """The issuer says that there are no keys: then no token is good, and that is known, not unavailable."""
+    asked = known.find("k2")
+    known.answer()
+    assert result(asked) == []
+    assert known.kids() == []
+
+
+def test_tokens_without_a_kid(issuer: Issuer) -> None:
+    """All keys of the algorithm are tried, but not more than a few."""
+    asked = issuer.find(None)
+    issuer.answer(*[jwk("ES256", number) for number in range(MAX_TRIED)], jwk("EdDSA", kid="k1"))
+    assert len(result(asked)) == MAX_TRIED
+    asked = issuer.find("k1")
+    issuer.answer(*[jwk("ES256", number) for number in range(MAX_TRIED + 1)])
+    assert result(asked) == []
+    with pytest.raises(Refused, match="must have a kid"):
+        issuer.kids(None)
+
+
+def test_stop(known: Issuer) -> None:
+    """A call under way is ended, who waits is told so, no other call is made, and it may be said twice."""
+    asked: list[Any] = [known.find("k2"), known.find("k3")]
+    with capturedLogs() as logged:
+        assert result(known.keys.stop()) is None
+        assert result(known.keys.stop()) is None
+    for one in asked:
+        with pytest.raises(Unavailable):
+            result(one)
+    assert known.kids() == ["k1"]
+    known.clock.advance(100)
+    assert known.kids() == ["k1"]
+    assert len(known.calls) == 2
+    assert logged == []
+    assert known.clock.getDelayedCalls() == []

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.auth.jwt_kit import CANARY, SECRET, b64, identify, jwk, make_method, private_key, private_pem, public_pem, result, sign
+from towerws.auth.base import Refused
+from towerws.auth.jwt_keys import ALGORITHMS, MAX_FILE_OCTETS, check_algorithms, read_jwk, read_public_key, read_secret
+from towerws.auth.jwt_token import parse_token
+from towerws.core.errors import ConfigError
+
+PUBLIC = [name for name in ALGORITHMS if not name.startswith("HS")]
+
+
+def write(folder: Path, octets: bytes) -> str:
+    """A file with these octets."""
+    path = folder / "key"
+    path.write_bytes(octets)
+    return str(path)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_verifies(tmp_path: Path, algorithm: str) -> None:
+    """A token of each algorithm is accepted with its key, and with another key's signature refused."""
+    if algorithm.startswith("HS"):
+        method = make_method(tmp_path, algorithms=(algorithm,))
+    else:
+        method = make_method(tmp_path, algorithms=(algorithm,), public_key_file=write(tmp_path, public_pem(algorithm)))
+    assert identify(method, sign(algorithm=algorithm)).user_id == "anna"
+    for spoiled in (
+        sign(algorithm=algorithm, number=1),
+        sign(algorithm=algorithm).rpartition(".")[0] + ".",
+        sign(algorithm=algorithm)[:-8],
+    ):
+        with pytest.raises(Refused):
+            identify(method, spoiled)
+
+
+@pytest.mark.parametrize(
+    "algorithms",
+    [(), ("none",), ("NONE",), ("",), ("HS256", "none"), ("hs256",), ("ES256K",), ("ES521",), ("HS1",), ("HS256", "RS256"),
+        ("EdDSA", "HS512"),
+     ("ES256", "HS384", "RS256")],
+)  # fmt: skip
+def test_algorithms_that_cannot_be_configured(algorithms: tuple[str, ...]) -> None:
+    """`none` and unknown ones, and a shared secret's beside a public key's, are errors of the configuration."""
+    with pytest.raises(ConfigError, match=r"^jwt\.algorithms"):
+        check_algorithms(algorithms)
+
+
+def test_algorithms_of_one_kind_stand_together() -> None:
+    """Several of a shared secret, or several of public keys."""
+    check_algorithms(("HS256", "HS512"))
+    check_algorithms(PUBLIC)
+
+
+@pytest.mark.parametrize(("algorithms", "least"), [(("HS256",), 32), (("HS384",), 48), (("HS512",), 64), (("HS256", "HS512"), 64)])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_secret_is_as_long_as_the_hash(tmp_path: Path, algorithms: tuple[str, ...], least: int, end: bytes) -> None:
+    """RFC 7518 section 3.2; the line end that an editor or a shell puts there does not count and is not part of the secret."""
+    (key, *_) = result(read_secret(write(tmp_path, b"s" * least + end), algorithms).find(algorithms[0], "any"))
+    assert key.material == b"s" * least
+    assert "ssss" not in repr(key)
+    with pytest.raises(ConfigError, match=rf"^jwt\.secret_file = '.*': must hold at least {least} octets"):
+        read_secret(write(tmp_path, b"s" * (least - 1) + end), algorithms)
+
+
+def test_files_that_hold_no_secret(tmp_path: Path) -> None:
+    """A public key, something huge, nothing, or no file at all: each is said, without what stands in it."""
+    with pytest.raises(ConfigError, match="no secret"):
+        read_secret(write(tmp_path, public_pem("RS256")), ("HS256",))
+    with pytest.raises(ConfigError, match="at most 65536 octets"):
+        read_secret(write(tmp_path, CANARY.encode() * MAX_FILE_OCTETS), ("HS256",))
+    with pytest.raises(ConfigError, match="at least 32") as caught:
+        read_secret(write(tmp_path, CANARY.encode()), ("HS256",))
+    assert CANARY not in str(caught.value)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_secret(str(tmp_path / "none"), ("HS256",))
+    with pytest.raises(ConfigError, match="not a path"):
+        read_secret("\0", ("HS256",))
+
+
+def test_files_that_hold_no_public_key(tmp_path: Path) -> None:
+    """A private key, a key for something else, a short one, and noise are errors that say what is wanted."""
+    short = rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key()
+    small = short.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for octets, algorithms, text in (
+        (private_pem("RS256"), ("RS256",), "private key"),
+        (private_pem("EdDSA"), ("EdDSA",), "private key"),
+        (b"noise", ("RS256",), "in PEM"),
+        (SECRET, ("ES256",), "in PEM"),
+        (public_pem("RS256"), ("ES256",), "not a key for ES256"),
+        (public_pem("ES256"), ("RS256",), "not a key for RS256"),
+        (public_pem("ES256"), ("ES384",), "not a key for ES384"),
+        (public_pem("ES256"), ("EdDSA",), "not a key for EdDSA"),
+        (public_pem("RS256"), ("RS256", "ES256"), "not a key for ES256"),
+        (small, ("RS256",), "2048 to 8192 bits"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            read_public_key(write(tmp_path, octets), algorithms)
+
+
+def test_one_rsa_key_serves_several_algorithms(tmp_path: Path) -> None:
+    """RS and PS may share a key; each token is checked by the one algorithm that it names."""
+    method = make_method(tmp_path, algorithms=("RS256", "PS512"), public_key_file=write(tmp_path, public_pem("RS256")))
+    assert identify(method, sign(algorithm="RS256")).user_id == identify(method, sign(algorithm="PS512")).user_id == "anna"
+    for other in ("PS256", "RS512"):
+        with pytest.raises(Refused, match="algorithm"):
+            identify(method, sign(algorithm=other))
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+def test_a_public_key_is_no_secret(tmp_path: Path, algorithm: str) -> None:
+    """Algorithm confusion: a token signed with HMAC and the public key's octets as secret is refused, in all three forms of them."""
+    path = write(tmp_path, public_pem(algorithm))
+    method = make_method(tmp_path, algorithms=(algorithm,), public_key_file=path)
+    der = private_key(algorithm).public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for secret in (public_pem(algorithm), public_pem(algorithm).rstrip(), der):
+        for name in ("HS256", "HS512"):
+            with pytest.raises(Refused, match="algorithm"):
+                identify(method, sign(algorithm=name, key=secret))
+        forged = sign(algorithm="HS256", key=secret, header={"alg": algorithm})
+        with pytest.raises(Refused, match="signature"):
+            identify(method, forged)
+
+
+@pytest.mark.parametrize("algorithm", PUBLIC)
+def test_a_member_of_a_key_set(algorithm: str) -> None:
+    """A public key serves each configured algorithm of its type, or the one it names."""
+    (key,) = [key for key in read_jwk(jwk(algorithm, kid="k"), PUBLIC) if key.algorithm == algorithm]
+    assert key.kid == "k"
+    assert key.verifies(parse_token(sign(algorithm=algorithm)))
+    assert not key.verifies(parse_token(sign(algorithm=algorithm, number=1)))
+    assert [key.algorithm for key in read_jwk(jwk(algorithm, alg=algorithm), PUBLIC)] == [algorithm]
+    assert read_jwk(jwk(algorithm, alg=algorithm), [name for name in PUBLIC if name != algorithm]) == []
+
+
+@pytest.mark.parametrize("key_ops", [["verify"], ["sign", "verify"], None])
+def test_what_a_key_is_for(key_ops: list[str] | None) -> None:
+    """A key for signatures, or of which nothing is said."""
+    assert read_jwk(jwk("ES256", use="sig", key_ops=key_ops), ["ES256"])
+    assert read_jwk(jwk("ES256", key_ops=key_ops), ["ES256"])
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        None, 1, "key", [], {}, {"kty": "oct", "k": b64(SECRET)}, {"kty": ["RSA"]}, {"kty": "EC"}, {"kty": "RSA"}, {"kty": "OKP"},
+        jwk("ES256", use="enc"), jwk("ES256", use=1), jwk("ES256", key_ops=["encrypt"]), jwk("ES256", key_ops="verify"),
+        jwk("ES256", kid=1),
+        jwk("ES256", alg="HS256"), jwk("ES256", alg="none"), jwk("ES256", alg=["ES256"]), jwk("ES256", alg="ES384"), jwk("ES256", d="AAAA"),
+        jwk("ES256", x=None), jwk("ES256", x=1), jwk("ES256", x="!"), jwk("ES256", x=b64(b"1" * 32)), jwk("ES256", crv="P-384"),
+        jwk("ES256", crv="secp256k1"), jwk("ES256", crv=1), jwk("ES384"), jwk("EdDSA", x="AA"), jwk("EdDSA", x=1),
+        jwk("EdDSA", crv="X25519"),
+        jwk("RS256", n="AQAB"), jwk("RS256", n=1), jwk("RS256", e=1), jwk("RS256", e=""), jwk("RS256", n=""),
+        jwk("RS256", n=b64(b"\xff" * 2000)),
+    ],
+)  # fmt: skip
+def test_what_serves_no_algorithm_is_passed_over(member: object) -> None:
+    """Other types, other purposes, private keys and nonsense are no keys, and keep no other member from being one."""
+    assert read_jwk(member, ["RS256", "ES256", "EdDSA"]) == []

@@ -1,0 +1,168 @@
+"""Keys from a key set's URL: kept as long as they are good, fetched anew when a token names one that is not there.
+
+    no keys, or too old  -- fetched -->  fresh  -- max-age -->  old  -- stale_s -->  too old
+                                           ^------ fetched ------'
+
+Keys that are old are fetched anew before they are used; while that fails they serve on, and are counted. One call is under
+way at most, and after a failed one none for a few seconds. An unknown `kid` asks for one call, at most one in 10 s, since
+anybody can write a token with a `kid`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import SplitResult
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.auth.base import Refused, Unavailable
+from towerws.auth.jwt_fetch import Fetched, FetchError
+from towerws.auth.jwt_keys import Key, read_jwk
+from towerws.auth.jwt_token import read_object
+
+MAX_KEYS = 100
+MAX_TRIED = 8  # keys without a name: each one costs up to 100 microseconds
+DEFAULT_AGE_S = 300
+MIN_AGE_S = 60
+RETRY_S = 5
+UNKNOWN_KID_S = 10
+
+
+class Jwks:
+    """A `KeySource` that fetches. `get` makes one call; the clock is the reactor's (monotonic).
+
+    Answers' max-age counts between `MIN_AGE_S` and `max_age_s`. `stale_s` is for how long keys serve that can't be fetched anew.
+    `counts` has how often keys were fetched, could not be fetched, served though old, and how often an unknown `kid` had to wait.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        get: Callable[[], Deferred[Fetched]],
+        url: SplitResult,
+        algorithms: Sequence[str],
+        clock: Any,
+        *,
+        max_age_s: float,
+        stale_s: float,
+    ) -> None:
+        self._get = get
+        self._shown = f"{url.scheme}://{url.hostname}{url.path}"  # a query may hold what is nobody's business
+        self._algorithms = tuple(algorithms)
+        self._clock = clock
+        self._max_age_s = max_age_s
+        self._stale_s = stale_s
+        self._keys: tuple[Key, ...] = ()
+        self._fresh_until = self._usable_until = float("-inf")
+        self._next_try = self._next_unknown = float("-inf")
+        self._failing = False
+        self._stopped = False
+        self._flight: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
+        self.counts = {"fetched": 0, "failed": 0, "stale": 0, "limited": 0}
+
+    def find(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
+        """Fires with the keys that may have signed such a token; fails with `Unavailable` when that can't be known."""
+        return Deferred.fromCoroutine(self._find(algorithm, kid))
+
+    def stop(self) -> Deferred[None]:
+        """End a call under way; who waits for it is told `Unavailable`. Fires when that is done."""
+        self._stopped = True
+        if self._flight is not None:
+            self._flight.cancel()
+        return succeed(None)
+
+    async def _find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
+        asked = self._clock.seconds() >= self._fresh_until
+        if asked:
+            await self._refresh()
+        found = self._matching(algorithm, kid)
+        if not found and not asked:
+            if self._flight is None and self._clock.seconds() < self._next_unknown:
+                self.counts["limited"] += 1
+            else:
+                self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
+                await self._refresh()
+                found = self._matching(algorithm, kid)
+        if not found and self._failing:
+            raise Unavailable("the token's key is not known, and the keys can't be fetched just now")
+        return found
+
+    def _matching(self, algorithm: str, kid: str | None) -> Sequence[Key]:
+        now = self._clock.seconds()
+        if now >= self._usable_until:
+            raise Unavailable("the keys of tokens can't be fetched just now")
+        if now >= self._fresh_until:
+            self.counts["stale"] += 1
+        found = [key for key in self._keys if key.algorithm == algorithm and kid in (None, key.kid)]
+        if kid is None and len(found) > MAX_TRIED:
+            raise Refused(f"the token must have a kid: there are more than {MAX_TRIED} keys")
+        return found
+
+    def _refresh(self) -> Deferred[None]:
+        """Fires, with nothing in any case, when a call has been tried; at once when it is too early for the next one."""
+        if self._stopped or (self._flight is None and self._clock.seconds() < self._next_try):
+            return succeed(None)
+        waiter: Deferred[None] = Deferred(self._forget)
+        self._waiting.append(waiter)
+        if self._flight is None:
+            flight = Deferred.fromCoroutine(self._fly())
+            self._flight = None if flight.called else flight
+        return waiter
+
+    def _forget(self, waiter: Deferred[None]) -> None:
+        if waiter in self._waiting:  # else its turn is just coming
+            self._waiting.remove(waiter)
+
+    async def _fly(self) -> None:
+        try:
+            fetched = await self._get()
+            self._take(fetched)
+        except Exception:  # noqa: BLE001 - whatever it was, there are no new keys; who asks is told so
+            self._failed(Failure())
+        self._flight = None
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.called:  # as one that left because of another one's turn is
+                waiter.callback(None)
+
+    def _take(self, fetched: Fetched) -> None:
+        self._keys = _read_set(fetched.body, self._algorithms)
+        age_s = DEFAULT_AGE_S if fetched.max_age_s is None else fetched.max_age_s
+        now = self._clock.seconds()
+        self._fresh_until = now + min(max(age_s, MIN_AGE_S), self._max_age_s)
+        self._usable_until = self._fresh_until + self._stale_s
+        self.counts["fetched"] += 1
+        if self._failing:
+            self._failing = False
+            self._log.info("the keys of tokens could be fetched again from {url}", url=self._shown)
+
+    def _failed(self, failure: Failure) -> None:
+        self.counts["failed"] += 1
+        self._next_try = self._clock.seconds() + RETRY_S
+        if not self._failing and not self._stopped:
+            self._log.warn("the keys of tokens can't be fetched from {url}: {reason}", url=self._shown, reason=_reason(failure))
+        self._failing = True
+
+
+def _read_set(body: bytes, algorithms: Sequence[str]) -> tuple[Key, ...]:
+    members = None
+    with contextlib.suppress(Refused):
+        members = read_object(body).get("keys")
+    if not isinstance(members, list) or len(members) > MAX_KEYS:
+        raise FetchError(f"the answer is not a key set of up to {MAX_KEYS} keys")
+    return tuple(key for member in members for key in read_jwk(member, algorithms))
+
+
+def _reason(failure: Failure) -> str:
+    """What an operator can do something with, and nothing that the other side wrote."""
+    if failure.check(FetchError):
+        return str(failure.value)
+    inner = getattr(failure.value, "reasons", None)  # twisted.web wraps what ended the connection
+    value = inner[0].value if inner else failure.value
+    return type(value).__name__

@@ -1,0 +1,163 @@
+"""Authentication by JSON Web Token: who somebody is and what may be listened to stands in a token that an issuer signed.
+
+The library (PyJWT) checks signatures; what a token may look like, and what its claims must say, is decided here and in the
+modules beside this one, with a clock that tests can turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, execute, succeed
+
+from towerws.auth.base import Refused
+from towerws.auth.jwt_claims import check_claims
+from towerws.auth.jwt_credentials import Credential, find_credential
+from towerws.auth.jwt_fetch import check_url, fetch, make_agent
+from towerws.auth.jwt_grants import Grants, parse_grants
+from towerws.auth.jwt_jwks import Jwks
+from towerws.auth.jwt_keys import KeySource, check_algorithms, read_public_key, read_secret, use_secret
+from towerws.auth.jwt_token import Token, parse_token, read_object
+from towerws.core.errors import ConfigError
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import JwtSettings
+
+NOT_GRANTED = "not granted"
+
+_is_cookie_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{0,128}").fullmatch  # RFC 6265 section 4.1.1
+
+
+class JwtMethod:
+    """A `Method`. `wall` tells the time in seconds since 1970, which tokens are dated by.
+
+    `ConfigError` when the settings can't be used. Files are read here, once; the network is not touched before the first token.
+    """
+
+    name = "jwt"
+
+    def __init__(self, settings: JwtSettings, reactor: Any, *, wall: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._wall = wall
+        check_algorithms(settings.algorithms)
+        self._default = _check(settings)
+        self._keys, self._key_counts = _key_source(settings, reactor)
+        self._counts = {"accepted": 0, "refused": 0}
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many tokens were accepted and refused; with a key set's URL also what `Jwks` counts."""
+        return {**self._counts, **self._key_counts}
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires with who signed in; with None when the handshake brings nothing that is shaped like a token.
+
+        Fails with `Refused`, or with `Unavailable` when the key can't be had.
+        """
+        return Deferred.fromCoroutine(self._authenticate(head))
+
+    def identify(self, token: str, *, from_url: bool = False) -> Deferred[Identity]:
+        """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
+        return Deferred.fromCoroutine(self._identify(Credential(token, from_url=from_url)))
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once: the token has said it all."""
+        grants = identity.private if isinstance(identity.private, Grants) else Grants()
+        return succeed({topic: NOT_GRANTED for topic in topics if not grants.allow(topic)})
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """Fires at once; fails with `Refused` when the token has expired, by the wall clock."""
+        return execute(self._revalidate, identity)
+
+    def stop(self) -> Deferred[None]:
+        """End a fetch of keys under way."""
+        return self._keys.stop()
+
+    async def _authenticate(self, head: Head) -> Identity | None:
+        try:
+            credential = find_credential(head, self._settings.cookie)
+        except Refused:
+            self._counts["refused"] += 1
+            raise
+        return None if credential is None else await self._identify(credential)
+
+    async def _identify(self, credential: Credential) -> Identity:
+        try:
+            identity = await self._check(credential)
+        except Refused:
+            self._counts["refused"] += 1
+            raise
+        self._counts["accepted"] += 1
+        return identity
+
+    async def _check(self, credential: Credential) -> Identity:
+        token = parse_token(credential.token)
+        if token.algorithm not in self._settings.algorithms:
+            raise Refused("the token's algorithm is not one of those configured")
+        if not any(key.verifies(token) for key in await self._keys.find(token.algorithm, token.kid)):
+            raise Refused("the token's signature is not good")
+        claims = check_claims(read_object(token.payload), self._settings, self._default, self._wall(), from_url=credential.from_url)
+        return Identity(
+            user_id=claims.subject,
+            method=self.name,
+            session=_session(token, claims.token_id),
+            cookie=credential.from_cookie,
+            csrftoken=credential.csrftoken,
+            expires_at=claims.expires_at,
+            private=claims.grants,
+        )
+
+    def _revalidate(self, identity: Identity) -> Identity:
+        if identity.expires_at is None or identity.expires_at <= self._wall():
+            raise Refused("the token has expired")
+        return identity
+
+
+def _session(token: Token, token_id: str | None) -> str:
+    """A name for the token, from which it can't be had. Without a `jti`, of what is signed: a signature may have two forms."""
+    octets = b"token " + token.signed if token_id is None else b"jti " + token_id.encode("utf-8")
+    return hashlib.blake2b(octets, digest_size=16).hexdigest()
+
+
+def _check(settings: JwtSettings) -> Grants:
+    """Look at the settings that are nobody else's to look at. What a token without the claim grants."""
+    if not _is_cookie_name(settings.cookie):
+        raise ConfigError("jwt.cookie: must be a cookie's name, of letters, digits and !#$%&'*+-.^_`|~")
+    if not settings.claim:
+        raise ConfigError("jwt.claim: must name the claim that lists topics")
+    for name in ("leeway_s", "url_lifetime_s", "jwks_max_age_s", "jwks_stale_s"):
+        if not 0 <= (value := getattr(settings, name)) < float("inf"):
+            raise ConfigError(f"jwt.{name} = {value!r}: must be 0 or more seconds")
+    try:
+        return parse_grants(settings.default_topics)
+    except ValueError as error:
+        raise ConfigError(f"jwt.default_topics: holds {error}") from None
+
+
+def _key_source(settings: JwtSettings, reactor: Any) -> tuple[KeySource, Mapping[str, int]]:
+    named = [name for name in ("secret_file", "public_key_file", "jwks_url") if getattr(settings, name)]
+    if use_secret(settings.algorithms):
+        if named != ["secret_file"]:
+            raise ConfigError(f"jwt.secret_file: must be given, and no other key, for {', '.join(settings.algorithms)}")
+        return read_secret(settings.secret_file, settings.algorithms), {}
+    if named == ["public_key_file"]:
+        return read_public_key(settings.public_key_file, settings.algorithms), {}
+    if named == ["jwks_url"]:
+        url = check_url(settings.jwks_url)
+        agent = make_agent(reactor, settings.jwks_ca_file)
+        keys = Jwks(
+            lambda: fetch(agent, settings.jwks_url, reactor),
+            url,
+            settings.algorithms,
+            reactor,
+            max_age_s=settings.jwks_max_age_s,
+            stale_s=settings.jwks_stale_s,
+        )
+        return keys, keys.counts
+    raise ConfigError(
+        f"jwt.public_key_file or jwt.jwks_url: one of them must be given for {', '.join(settings.algorithms)}, and no secret_file"
+    )

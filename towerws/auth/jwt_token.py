@@ -1,0 +1,105 @@
+"""A JSON Web Token in RFC 7515's compact form, taken apart strictly.
+
+A token is bounded before it is decoded, and only its header is decoded before the signature is known to be good. What two
+readers could read differently is refused: base64url that is not canonical, a key that stands twice in one object, `NaN`.
+Nothing that is raised here repeats anything of the token.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from towerws.auth.base import Refused
+
+MAX_TOKEN_OCTETS = 8 * 1024
+MAX_KID_CHARACTERS = 256
+
+_is_shaped = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*").fullmatch
+_TYPES = {"JWT", "AT+JWT", "APPLICATION/JWT", "APPLICATION/AT+JWT"}
+"""RFC 7519 section 5.1 and RFC 9068 section 2.1; any other (`logout+jwt`) was made for another purpose (RFC 8725 section 3.11)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token whose signature has not been looked at."""
+
+    algorithm: str
+    kid: str | None
+    signed: bytes = field(repr=False)
+    payload: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+
+
+def is_shaped_like_token(text: str) -> bool:
+    """Whether this is three parts of base64url with dots between. The last may be empty, as in a token without a signature."""
+    return _is_shaped(text) is not None
+
+
+def parse_token(text: str) -> Token:
+    """Take a token apart and read its header. `Refused` for whatever is not plain.
+
+    `jku`, `jwk`, `x5c`, `x5u` and the like are not looked at: which key is good is not for the token to say.
+    """
+    if len(text) > MAX_TOKEN_OCTETS:
+        raise Refused(f"the token is longer than {MAX_TOKEN_OCTETS} octets")
+    if not is_shaped_like_token(text):
+        raise Refused("this is not a token: header.payload.signature")
+    signed, _, signature = text.rpartition(".")
+    first, _, payload = signed.partition(".")
+    header = read_object(_decode(first))
+    algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
+    if not isinstance(algorithm, str):
+        raise Refused("the token names no algorithm")
+    if "kid" in header and not (isinstance(kid, str) and len(kid) <= MAX_KID_CHARACTERS):
+        raise Refused(f"the token's kid is not text of up to {MAX_KID_CHARACTERS} characters")
+    if not (isinstance(kind, str) and kind.upper() in _TYPES):
+        raise Refused("the token is not meant to say who somebody is: its typ is another one")
+    for name in ("crit", "b64"):  # extensions that must be understood (RFC 7515 section 4.1.11, RFC 7797): none is here
+        if name in header:
+            raise Refused(f"the token's header has {name}")
+    return Token(algorithm, kid if isinstance(kid, str) else None, signed.encode("ascii"), _decode(payload), _decode(signature))
+
+
+def read_object(octets: bytes) -> dict[str, object]:
+    """One JSON object in UTF-8, without duplicate keys and without numbers that are none. `Refused` for anything else."""
+    try:
+        value = json.loads(octets.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError):
+        value = None
+    # Raised out here: the error above holds the text that it is about.
+    if not isinstance(value, dict):
+        raise Refused("a part of the token is not a plain JSON object")
+    return value
+
+
+def _decode(part: str) -> bytes:
+    octets = None
+    with contextlib.suppress(binascii.Error):  # a length of 4n + 1
+        octets = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    if octets is None or base64.urlsafe_b64encode(octets).rstrip(b"=") != part.encode("ascii"):
+        raise Refused("a part of the token is not canonical base64url")
+    return octets
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError("not a number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("not a number that can be held")
+    return number
