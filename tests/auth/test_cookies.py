@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from towerws.auth.cookies import parse_cookies
+
+
+@pytest.mark.parametrize(
+    ("header", "cookies"),
+    [
+        ("a=b; c=d", {"a": "b", "c": "d"}),
+        ('awx_sessionid="x";csrftoken=y', {"awx_sessionid": "x", "csrftoken": "y"}),
+        ('token="x";', {"token": "x"}),
+        ("a=b;", {"a": "b"}),
+        ("", {}),
+        (";;", {}),
+        ("word", {}),
+        ("a=", {"a": ""}),
+        ('a="', {"a": '"'}),
+        ('a=""', {"a": ""}),
+        ("a=b=c", {"a": "b=c"}),
+        (" a = b ;\tc\t=\td", {"a": "b", "c": "d"}),
+        ("a=1; a=2", {"a": "2"}),
+        ("token=%22x%22", {"token": "%22x%22"}),
+    ],
+)
+def test_cookies_as_clients_write_them(header: str, cookies: dict[str, str]) -> None:
+    """Browsers' and awxkit's ways of writing cookies are read as Django reads them, odd ones too."""
+    assert parse_cookies(header) == cookies

@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from tests.auth.tower_kit import URL, Bench, cookie, head, logged, me, now
+from towerws.auth.base import Refused, Unavailable
+from towerws.auth.tower import AWX_OBJECTS, TowerMethod
+from towerws.auth.tower_answers import Answer
+from towerws.core.errors import ConfigError
+from towerws.core.groups import AWX_GROUPS
+from towerws.core.identity import Identity
+from towerws.core.settings import Secret, TowerSettings
+
+HERE = "192.0.2.1"
+ME = "/api/v2/me/"
+YES, NO, UNKNOWN, ENDED, BROKEN = (Answer(status, b"") for status in (200, 403, 404, 401, 503))
+
+
+def enter(bench: Bench, session: str = "k", answer: Answer | None = None) -> Identity:
+    """A user who came in with a session cookie."""
+    bench.fetcher.answers = {ME: answer or me()}
+    identity = now(bench.method.authenticate(cookie(session), HERE))
+    assert identity is not None
+    bench.fetcher.answers = {}
+    bench.fetcher.paths()
+    return identity
+
+
+def refused(answer: Deferred[dict[str, str]]) -> dict[str, str]:
+    """Which topics were refused, and why."""
+    return now(answer)
+
+
+def test_who_it_is_and_what_follows_from_the_credential() -> None:
+    """The identity has the API's user id, a name for the credential, and the csrftoken of the handshake; a cookie needs a page to vouch."""
+    bench = Bench()
+    bench.fetcher.answers = {ME: me(42)}
+    identity = now(bench.method.authenticate(cookie("k"), HERE))
+    assert identity is not None
+    assert (identity.user_id, identity.method, identity.cookie) == (42, "tower", True)
+    assert identity.csrftoken == Secret("csrf")
+    assert identity.session == hashlib.sha256(b"k").hexdigest()[:32]
+    assert identity.expires_at is None
+    outright = now(bench.method.authenticate(head(authorization="Bearer t"), HERE))
+    assert outright is not None
+    assert (outright.user_id, outright.cookie, outright.csrftoken) == (42, False, None)
+
+
+def test_what_is_asked() -> None:
+    """The question is `GET …/api/v2/me/` with the credential, the quiet header, the client's program and address; nothing else."""
+    bench = Bench()
+    bench.method.authenticate(
+        head(cookie="sessionid=k; csrftoken=c; other=o", user_agent="ua", origin="http://o", x_forwarded_for="::1"), HERE
+    )
+    (path, headers, _) = bench.fetcher.asked[0]
+    assert path == ME
+    assert sorted(headers) == [
+        ("Accept", "application/json"),
+        ("Cookie", "sessionid=k"),
+        ("User-Agent", "ua"),
+        ("X-Forwarded-For", HERE),
+        ("X-WS-Session-Quiet", "true"),
+    ]
+
+
+def test_no_credential_is_nobodys_refusal() -> None:
+    """Without a credential of its kinds the method says None and asks nothing; the log says what was missing."""
+    bench = Bench()
+    with logged() as lines:
+        assert now(bench.method.authenticate(head(cookie="csrftoken=c"), HERE)) is None
+    assert lines.texts == [f"no session cookie or other credential came with a handshake from {HERE}"]
+    assert bench.fetcher.asked == []
+
+
+@pytest.mark.parametrize("answer", [ENDED, NO, Answer(200, b'{"count": 0, "results": []}')])
+def test_a_bad_credential_is_refused_and_remembered(answer: Answer) -> None:
+    """What the API rejects is refused, also in the ten seconds after, without asking again: old pages retry every second."""
+    bench = Bench()
+    bench.fetcher.answers = {ME: answer}
+    with logged() as lines:
+        for _ in range(10):
+            with pytest.raises(Refused):
+                now(bench.method.authenticate(cookie("k"), HERE))
+            bench.clock.advance(0.999)
+    assert bench.fetcher.paths() == [ME]
+    session = hashlib.sha256(b"k").hexdigest()[:32]
+    assert lines.texts == [f"the session cookie of a handshake from {HERE} was rejected by the API (session {session})"]
+    bench.clock.advance(0.01)
+    assert enter(bench).user_id == 7
+
+
+def test_a_good_credential_is_remembered() -> None:
+    """A valid credential is not asked about for sixty seconds, wherever it comes from."""
+    bench = Bench()
+    enter(bench)
+    bench.clock.advance(59.9)
+    identity = now(bench.method.authenticate(cookie("k"), "192.0.2.2"))
+    assert identity is not None
+    assert bench.fetcher.paths() == []
+    bench.clock.advance(0.1)
+    bench.method.authenticate(cookie("k"), HERE)
+    assert bench.fetcher.paths() == [ME]
+
+
+@pytest.mark.parametrize("answer", [BROKEN, Answer(302, b""), Answer(200, b"<html>"), Answer(404, b"")])
+def test_an_api_that_does_not_know_is_unavailable(answer: Answer) -> None:
+    """An answer that says neither yes nor no is `Unavailable`, never `Refused`, and is not remembered."""
+    bench = Bench()
+    bench.fetcher.answers = {ME: answer}
+    with pytest.raises(Unavailable):
+        now(bench.method.authenticate(cookie("k"), HERE))
+    assert enter(bench).user_id == 7
+
+
+def test_an_api_that_says_nothing() -> None:
+    """Within two seconds a handshake is `Unavailable`; what the API says later makes nobody valid (pitfall F3)."""
+    bench = Bench()
+    asked = bench.method.authenticate(cookie("k"), HERE)
+    bench.clock.advance(2)
+    with pytest.raises(Unavailable):
+        now(asked)
+    bench.fetcher.asked[0][2].callback(me())
+    bench.method.authenticate(cookie("k"), HERE)
+    assert bench.fetcher.paths() == [ME, ME]
+
+
+def test_one_question_for_a_storm_of_equal_handshakes() -> None:
+    """A hundred handshakes with one credential are one question; each has its own csrftoken, and one that leaves disturbs no other."""
+    bench = Bench()
+    asked = [bench.method.authenticate(head(cookie=f"sessionid=k; csrftoken=c{number}"), HERE) for number in range(100)]
+    asked[0].cancel()
+    with pytest.raises(CancelledError):
+        now(asked[0])
+    assert len(bench.fetcher.asked) == 1
+    bench.fetcher.asked[0][2].callback(me())
+    for number in range(1, 100):
+        identity = now(asked[number])
+        assert identity is not None
+        assert identity.csrftoken == Secret(f"c{number}")
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_bad_credentials_push_out_no_good_ones() -> None:
+    """However many bad credentials come, what is kept stays bounded, and the good ones stay known."""
+    bench = Bench(cache_entries=10)
+    enter(bench)
+    bench.fetcher.answers = {ME: ENDED}
+    for number in range(50):
+        with pytest.raises(Refused):
+            now(bench.method.authenticate(cookie(f"bad{number}"), HERE))
+    bench.fetcher.paths()
+    assert now(bench.method.authenticate(cookie("k"), HERE)) is not None
+    assert bench.fetcher.paths() == []
+
+
+def test_the_table_of_objects_is_awxs() -> None:
+    """Every group of AWX's whose events are an object's has its question, the three that AWX leaves open among them."""
+    assert sorted(AWX_OBJECTS) == sorted(name for name, group in AWX_GROUPS.items() if group.ids)
+
+
+@pytest.mark.parametrize(("group", "path"), AWX_OBJECTS.items())
+@pytest.mark.parametrize(("answer", "reason"), [(YES, None), (NO, "not visible to this user"), (UNKNOWN, "not visible to this user")])
+def test_an_object_is_asked_for(group: str, path: str, answer: Answer, reason: str | None) -> None:
+    """Each object group has its REST question, asked with the user's credential; unknown and not visible are the same."""
+    bench = Bench()
+    identity = enter(bench)
+    asked = bench.method.refusals(identity, [f"{group}.42"])
+    (asked_path, headers, fire) = bench.fetcher.asked[0]
+    assert asked_path == path.replace("{id}", "42")
+    assert {("Cookie", "sessionid=k"), ("X-WS-Session-Quiet", "true"), ("X-Forwarded-For", HERE)} <= set(headers)
+    fire.callback(answer)
+    assert refused(asked) == ({f"{group}.42": reason} if reason else {})
+
+
+@pytest.mark.parametrize("flag", ["is_superuser", "is_system_auditor"])
+def test_who_may_read_everything_is_not_asked_about(flag: str) -> None:
+    """Superusers and auditors see every object without a question, but not another user's control group."""
+    bench = Bench()
+    identity = enter(bench, answer=me(7, **{flag: True}))
+    topics = [*(f"{group}.42" for group in AWX_OBJECTS), "control.limit_reached_8", "job_events.*"]
+    assert sorted(refused(bench.method.refusals(identity, topics))) == ["control.limit_reached_8", "job_events.*"]
+    assert bench.fetcher.asked == []
+
+
+def test_groups_without_objects() -> None:
+    """The states of everything are for everybody who is in; of the control groups only the own one is."""
+    bench = Bench()
+    identity = enter(bench)
+    topics = ["jobs.status_changed", "schedules.changed", "inventories.status_changed", "control.limit_reached_7"]
+    assert refused(bench.method.refusals(identity, topics)) == {}
+    others = ["control.limit_reached_1", "control.limit_reached_77", "control.limit_reached", "control.limit_reached_07", "control.*"]
+    assert refused(bench.method.refusals(identity, others)) == dict.fromkeys(others, "another user's")
+    assert bench.fetcher.asked == []
+
+
+@pytest.mark.parametrize("event", ["*", "", "a", "-1", "4.2", "42/../1", "42?x", "1" * 19, "\u0664", "42\n", "{id}"])
+def test_only_numbers_go_into_an_address(event: str) -> None:
+    """What is no number of 1 to 18 digits never becomes a question."""
+    bench = Bench()
+    topic = f"job_events.{event}"
+    assert refused(bench.method.refusals(enter(bench), [topic])) == {topic: "not an object's number"}
+    assert bench.fetcher.asked == []
+
+
+def test_objects_of_ones_own() -> None:
+    """The groups checked per object, and their addresses, are what the method is given."""
+    bench = Bench()
+    settings = TowerSettings(url=f"{URL}/awx/")
+    bench.method = TowerMethod(settings, bench.clock, {"hosts": "/api/v2/hosts/{id}/"}, fetcher=bench.fetcher)
+    identity = enter(bench)
+    bench.fetcher.answers = {"/5/": YES}
+    assert refused(bench.method.refusals(identity, ["hosts.5", "job_events.1"])) == {}
+    assert bench.fetcher.paths() == ["/awx/api/v2/hosts/5/"]
+
+
+def test_answers_about_objects_are_kept() -> None:
+    """Allowed is good for sixty seconds, denied for five: a job may become visible right after its launch. Each per credential."""
+    bench = Bench()
+    identity, other = enter(bench), enter(bench, "other")
+    bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": UNKNOWN}
+    topics = ["job_events.1", "job_events.2"]
+    expected = {"job_events.2": "not visible to this user"}
+    for _ in range(3):
+        assert refused(bench.method.refusals(identity, topics)) == expected
+    assert bench.fetcher.paths() == ["/api/v2/jobs/1/", "/api/v2/jobs/2/"]
+    assert refused(bench.method.refusals(other, topics)) == expected
+    assert len(bench.fetcher.paths()) == 2
+    bench.clock.advance(5)
+    bench.fetcher.answers["jobs/2/"] = YES
+    assert refused(bench.method.refusals(identity, topics)) == {}
+    assert bench.fetcher.paths() == ["/api/v2/jobs/2/"]
+    bench.clock.advance(54.9)
+    assert refused(bench.method.refusals(identity, topics)) == {}
+    assert bench.fetcher.paths() == []
+    bench.clock.advance(0.1)
+    bench.fetcher.answers["jobs/1/"] = NO
+    assert refused(bench.method.refusals(identity, topics)) == {"job_events.1": "not visible to this user"}
+
+
+def test_one_object_at_a_time() -> None:
+    """One client's list is asked for one by one, so it leaves room for the others; equal questions of several connections are one."""
+    bench = Bench()
+    identity = enter(bench)
+    topics = [f"job_events.{number}" for number in range(50)]
+    first, second = bench.method.refusals(identity, topics), bench.method.refusals(identity, topics)
+    for number in range(50):
+        assert len(bench.fetcher.asked) == number + 1
+        bench.fetcher.asked[number][2].callback(NO if number % 2 else YES)
+    assert refused(first) == refused(second) == dict.fromkeys(topics[1::2], "not visible to this user")
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_a_check_that_fails_for_a_moment() -> None:
+    """A check that can't be made is tried again; what comes of it counts."""
+    bench = Bench()
+    asked = bench.method.refusals(enter(bench), ["job_events.1", "jobs.summary"])
+    bench.fetcher.asked[0][2].callback(BROKEN)
+    bench.clock.advance(0.4)
+    assert len(bench.fetcher.asked) == 1
+    bench.clock.advance(0.1)
+    bench.fetcher.asked[1][2].callback(YES)
+    assert refused(asked) == {}
+
+
+def test_a_check_that_cannot_be_made() -> None:
+    """After a few seconds of trying, what could not be asked for is refused as unavailable: never allowed, but told apart."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {f"jobs/{number}/": BROKEN for number in range(2, 100)} | {"jobs/1/": YES}
+    topics = [f"job_events.{number}" for number in range(1, 100)] + ["control.limit_reached_1", "jobs.summary"]
+    asked = bench.method.refusals(identity, topics)
+    for _ in range(8):
+        assert not asked.called
+        bench.clock.advance(0.5)
+    answer = refused(asked)
+    assert answer.pop("control.limit_reached_1") == "another user's"
+    assert answer == dict.fromkeys(topics[1:99], "unavailable")
+    assert len(bench.fetcher.paths()) == 6, "the breaker opened after five failures"
+    bench.clock.advance(3)
+    bench.fetcher.answers = {f"jobs/{number}/": YES for number in range(1, 100)}
+    assert refused(bench.method.refusals(identity, topics[:99])) == {}, "it was not remembered"
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_a_credential_that_ends_during_the_check() -> None:
+    """401 for an object refuses it and the rest, and the next handshake asks the API again."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": ENDED}
+    topics = [f"job_events.{number}" for number in range(1, 5)]
+    assert refused(bench.method.refusals(identity, topics)) == dict.fromkeys(topics[1:], "the credential has ended")
+    assert len(bench.fetcher.paths()) == 2
+    bench.method.authenticate(cookie("k"), HERE)
+    assert bench.fetcher.paths() == [ME]
+
+
+def test_a_check_that_is_cancelled() -> None:
+    """A client that leaves during a question or a pause leaves no timer, and another who waits for the same gets the answer."""
+    bench = Bench()
+    identity = enter(bench)
+    gone, stays = (bench.method.refusals(identity, ["job_events.1"]) for _ in range(2))
+    gone.cancel()
+    with pytest.raises(CancelledError):
+        now(gone)
+    bench.fetcher.asked[0][2].callback(BROKEN)
+    stays.cancel()
+    with pytest.raises(CancelledError):
+        now(stays)
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_revalidation_asks_anew() -> None:
+    """A connection's credential is asked about whatever is kept, quietly; the identity comes back as it stands now."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {ME: me(7, is_superuser=True)}
+    renewed = now(bench.method.revalidate(identity))
+    assert [path for path, _, _ in bench.fetcher.asked] == [ME]
+    assert ("X-WS-Session-Quiet", "true") in bench.fetcher.asked[0][1]
+    assert renewed == Identity(7, "tower", identity.session, cookie=True, csrftoken=Secret("csrf"), private=renewed.private)
+    assert refused(bench.method.refusals(renewed, ["job_events.1"])) == {}
+    bench.fetcher.answers = {ME: me(), "jobs/1/": NO}
+    demoted = now(bench.method.revalidate(renewed))
+    assert refused(bench.method.refusals(demoted, ["job_events.1"])) == {"job_events.1": "not visible to this user"}
+
+
+def test_revalidation_takes_no_older_permission() -> None:
+    """After a revalidation what was allowed before counts no more, for that connection: a role that changed shows at once (promise 34)."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": NO}
+    topics = ["job_events.1", "job_events.2"]
+    refused(bench.method.refusals(identity, topics))
+    earlier = bench.method.refusals(identity, ["job_events.3"])
+    bench.clock.advance(1)
+    bench.fetcher.answers = {ME: me(), "jobs/1/": NO, "jobs/2/": YES}
+    renewed = now(bench.method.revalidate(identity))
+    bench.fetcher.paths()
+    assert refused(bench.method.refusals(renewed, topics)) == {"job_events.1": "not visible to this user"}
+    assert len(bench.fetcher.paths()) == 2
+    assert not earlier.called
+    later = bench.method.refusals(renewed, ["job_events.3"])
+    assert bench.fetcher.paths() == ["/api/v2/jobs/3/"], "a question put before the revalidation was waited for"
+    for waiting in (earlier, later):
+        waiting.addErrback(lambda _: None).cancel()
+
+
+def test_revalidation_of_what_has_ended() -> None:
+    """A credential that the API rejects now is refused, for handshakes too; so is one that is somebody else's now."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {ME: ENDED}
+    with pytest.raises(Refused):
+        now(bench.method.revalidate(identity))
+    with pytest.raises(Refused):
+        now(bench.method.authenticate(cookie("k"), HERE))
+    assert bench.fetcher.paths() == [ME]
+    bench.fetcher.answers = {ME: me(8)}
+    with pytest.raises(Refused, match="another user"):
+        now(bench.method.revalidate(identity))
+
+
+def test_revalidation_while_the_api_is_away() -> None:
+    """It is `Unavailable`, and nothing that was kept is lost: open connections stay as they are."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {ME: BROKEN}
+    with pytest.raises(Unavailable):
+        now(bench.method.revalidate(identity))
+    assert now(bench.method.authenticate(cookie("k"), HERE)) is not None
+
+
+def test_revalidation_does_not_join_an_earlier_question() -> None:
+    """The answer to a handshake's question may be older than a revocation; those of several connections are one question."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.clock.advance(60)
+    bench.method.authenticate(cookie("k"), HERE)
+    asked = [bench.method.revalidate(identity) for _ in range(3)]
+    assert len(bench.fetcher.asked) == 2
+    bench.fetcher.asked[1][2].callback(ENDED)
+    for each in asked:
+        with pytest.raises(Refused):
+            now(each)
+
+
+def test_stop() -> None:
+    """When it stops, whatever waits is `Unavailable`, and neither timer nor connection is left."""
+    bench = Bench()
+    identity = enter(bench)
+    checked = bench.method.refusals(identity, ["job_events.1"])
+    bench.fetcher.asked[0][2].callback(BROKEN)  # it pauses now
+    waiting: list[Deferred[object]] = [bench.method.authenticate(cookie("other"), HERE), bench.method.revalidate(identity)]  # type: ignore[list-item]
+    assert now(bench.method.stop()) is None
+    assert bench.fetcher.stopped
+    for each in waiting:
+        with pytest.raises(Unavailable):
+            now(each)
+    assert refused(checked) == {"job_events.1": "unavailable"}
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_no_secret_is_shown() -> None:
+    """Neither an identity's `repr`, nor an error, nor any log line, nor the log's tracebacks hold anything of a credential."""
+    bench = Bench(invalid_s=0)
+    brought = [
+        head(cookie='sessionid="canary-1"; csrftoken=canary-2'),
+        head("session_key=canary-3"),
+        head("token=canary-4"),
+        head(authorization="Bearer canary-5"),
+        head(authorization="Basic dXNlcjpjYW5hcnktNg=="),
+        head(cookie="token=%22canary-7%22"),
+        head("x=canary-8", cookie="canary=canary-9", referer="canary-10", user_agent="canary-11"),
+    ]
+    shown = []
+    with logged() as lines:
+        for each in brought:
+            for answer in (me(), ENDED, BROKEN, Answer(200, b"canary-12"), Failure(Unavailable("away"))):
+                asked = bench.method.authenticate(each, HERE)
+                asked.addErrback(lambda failure: shown.append(failure.getTraceback(detail="verbose") and repr(failure.value)))
+                for _, _, fire in bench.fetcher.asked:
+                    fire.callback(answer)
+                bench.fetcher.paths()
+                bench.clock.advance(61)
+                asked.addCallback(lambda identity: shown.append(repr(identity)))
+    assert len(lines.texts) > 5
+    for canary in ("canary", "dXNlc"):
+        assert canary not in lines.everything()
+        assert canary not in "".join(filter(None, shown))
+    assert "X-WS" not in repr(enter(bench).private)
+
+
+@pytest.mark.parametrize("url", ["", "tower.example", "http://user:pass@h"])
+def test_an_address_that_is_none(url: str) -> None:
+    """It is said when the method is made, not when the first client comes."""
+    with pytest.raises(ConfigError, match=r"tower\.url"):
+        TowerMethod(TowerSettings(url=url), Bench().clock)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from OpenSSL import SSL
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import CancelledError, gatherResults
+from twisted.internet.error import DNSLookupError
+from twisted.python.failure import Failure
+
+from tests.auth.tower_kit import run
+from tests.broker.test_endpoint import certificate, until
+from tests.fake_tower import FakeTower, User
+from towerws.auth.base import Unavailable
+from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_http import HttpFetcher, _why, check_url
+from towerws.core.errors import ConfigError
+
+reactor: Any = _reactor
+
+BEARER = (("Authorization", "Bearer t"),)
+
+
+@asynccontextmanager
+async def api(files: tuple[Path, Path] | None = None, tls_ca: str = "") -> AsyncIterator[tuple[FakeTower, HttpFetcher]]:
+    """The API and somebody who asks it. At the end no connection is left."""
+    tower = FakeTower(tokens={"t": User(7)}).start(files)
+    fetcher = HttpFetcher(reactor, 3, tls_ca)
+    try:
+        yield tower, fetcher
+        await fetcher.stop()
+        await until(lambda: not tower.connections)
+    finally:
+        await tower.stop()
+
+
+@run
+async def test_an_answer_and_a_connection_kept() -> None:
+    """Status and body come back whatever they are, and all questions in a row take one connection."""
+    async with api() as (tower, fetcher):
+        first = await fetcher.get(f"{tower.url}/api/v2/me/", (*BEARER, ("X-A", "b")))
+        assert first.status == 200
+        assert b'"id": 7' in (first.body or b"")
+        assert (await fetcher.get(f"{tower.url}/api/v2/me/", ())).status == 401
+        assert (await fetcher.get(f"{tower.url}/api/v2/jobs/1/", BEARER)).status == 404
+        assert tower.connected == 1
+        sent = tower.seen[0].headers
+        assert sent.pop("host") == tower.url.removeprefix("http://")
+        assert sent == {"authorization": "Bearer t", "x-a": "b"}
+
+
+@run
+async def test_many_at_once_keep_few_connections() -> None:
+    """What was opened for a burst is closed again but for the bound."""
+    async with api() as (tower, fetcher):
+        answers = await gatherResults([fetcher.get(f"{tower.url}/api/v2/me/", BEARER) for _ in range(10)])
+        assert [answer.status for answer in answers] == [200] * 10
+        await until(lambda: len(tower.connections) == 3)
+
+
+@run
+async def test_a_connection_that_the_api_closed_meanwhile() -> None:
+    """A kept connection that is gone costs nobody an answer."""
+    async with api() as (tower, fetcher):
+        await fetcher.get(f"{tower.url}/", BEARER)
+        tower.drop()
+        await until(lambda: not tower.connections)
+        assert (await fetcher.get(f"{tower.url}/", BEARER)).status == 404
+
+
+@run
+async def test_redirects_are_not_followed() -> None:
+    """A redirect is an answer like any other: the credential goes nowhere else."""
+    async with api() as (tower, fetcher):
+        for status in ("301", "302", "307"):
+            tower.fault = status
+            assert (await fetcher.get(f"{tower.url}/a/", BEARER)).status == int(status)
+        assert tower.paths() == ["/a/"] * 3
+
+
+@run
+async def test_faults_of_the_api() -> None:
+    """Whatever is wrong with the API is `Unavailable`, in words for the operator; an endless body is given up."""
+    async with api() as (tower, fetcher):
+        for fault, words in (("garbage", "ParseError"), ("cut", "DataLoss")):
+            tower.fault = fault
+            with pytest.raises(Unavailable, match=words):
+                await fetcher.get(f"{tower.url}/", BEARER)
+        tower.fault = "huge"
+        assert await fetcher.get(f"{tower.url}/", BEARER) == Answer(200, None)
+        await until(lambda: not tower.connections)
+        await tower.stop()
+        with pytest.raises(Unavailable, match="connection refused"):
+            await fetcher.get(f"{tower.url}/", BEARER)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("fault", ["hang", "stall"])
+@run
+async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool) -> None:
+    """Who cancels before the answer, or in the middle of it, has its connection closed at once, over TLS too (pitfall F1)."""
+    files = certificate(tmp_path) if tls else None
+    async with api(files, str(files[0]) if files else "") as (tower, fetcher):
+        tower.fault = fault
+        asked = fetcher.get(f"{tower.url}/", BEARER)
+        await until(lambda: tower.seen != [])
+        start = time.monotonic()
+        asked.cancel()
+        with pytest.raises((Unavailable, CancelledError)):
+            await asked
+        await until(lambda: not tower.connections)
+        assert time.monotonic() - start < 1
+
+
+@run
+async def test_certificates_are_verified(tmp_path: Path) -> None:
+    """An unknown authority and a certificate for another host get no question, thus no credential; a known one does."""
+    files = certificate(tmp_path)
+    async with api(files) as (tower, fetcher):
+        with pytest.raises(Unavailable, match="TLS failed: certificate verify failed"):
+            await fetcher.get(f"{tower.url}/", BEARER)
+        assert tower.seen == []
+    async with api(files, str(files[0])) as (tower, fetcher):
+        assert (await fetcher.get(f"{tower.url}/", BEARER)).status == 404
+    other = certificate(tmp_path, address="127.0.0.2")
+    async with api(other, str(other[0])) as (tower, fetcher):
+        with pytest.raises(Unavailable, match="TLS failed"):
+            await fetcher.get(f"{tower.url}/", BEARER)
+        assert tower.seen == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DNSLookupError("canary"), "the host's name can't be resolved"),
+        (SSL.Error(), "TLS failed: no reason given"),
+        (SSL.SysCallError(-1, "Unexpected EOF"), "TLS failed: no reason given"),
+        (SSL.Error([("SSL routines", "", "wrong version number")]), "TLS failed: wrong version number"),
+        (ValueError("canary"), "ValueError"),
+    ],
+)
+def test_reasons_in_words(error: Exception, words: str) -> None:
+    """A failure is told in a few words, none of them from elsewhere."""
+    assert _why(Failure(error)) == words
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"])
+def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: bytes | None) -> None:
+    """It is said at the start, by name."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"tower\.tls_ca '.*ca\.pem'"):
+        HttpFetcher(reactor, 3, str(path))
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://127.0.0.1:8052", "http://127.0.0.1:8052"),
+        ("https://tower.example/", "https://tower.example"),
+        ("https://[::1]:8053/awx/", "https://[::1]:8053/awx"),
+    ],
+)
+def test_addresses_of_an_api(url: str, base: str) -> None:
+    """With a port and a path if need be, with or without a slash at the end."""
+    assert check_url(url) == base
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "tower", "ftp://h", "http://", "http:///a", "http://h:x", "http://h:0", "http://h:70000", "http://[::1"),
+        *("http://user:canary@h", "http://h/?a=b", "http://h/#a", "http://h/ b", "http://h/\n", "http://h\u00e4"),
+    ],
+)
+def test_what_is_no_address_of_an_api(url: str) -> None:
+    """It is refused with the rule; a password in it is not repeated."""
+    with pytest.raises(ConfigError, match=r"tower\.url is") as caught:
+        check_url(url)
+    assert "canary" not in str(caught.value)

@@ -1,0 +1,237 @@
+"""Authentication by AWX or Tower itself: whoever its REST API knows may listen, to what its REST API shows.
+
+A credential is good when `/api/v2/me/` says who it belongs to; an object's events are for whom the object is shown to.
+Superusers and auditors see everything, so nothing is asked for them. Answers are kept for the times in `TowerSettings`, so
+that a change in AWX takes effect that much later at the most; revalidation takes nothing from what was kept before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.auth.base import Refused, Unavailable
+from towerws.auth.cache import TtlCache
+from towerws.auth.cookies import parse_cookies
+from towerws.auth.folded_log import FoldedLog
+from towerws.auth.single_flight import SingleFlight
+from towerws.auth.tower_answers import Me, read_me, read_visible
+from towerws.auth.tower_calls import TowerCalls
+from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential
+from towerws.auth.tower_http import Fetcher, HttpFetcher, check_url
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import Secret, TowerSettings
+
+AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "job_events": "/api/v2/jobs/{id}/",
+        "workflow_events": "/api/v2/workflow_jobs/{id}/",
+        "ad_hoc_command_events": "/api/v2/ad_hoc_commands/{id}/",
+        "project_update_events": "/api/v2/project_updates/{id}/",
+        "inventory_update_events": "/api/v2/inventory_updates/{id}/",
+        "system_job_events": "/api/v2/system_jobs/{id}/",
+    }
+)
+"""The groups whose events belong to an object, and the API's path of the object. AWX itself checks the first three only."""
+
+RETRY_PAUSE_S: Final = 0.5
+
+_UNAVAILABLE: Final = "unavailable"
+_ENDED: Final = "the credential has ended"
+
+_is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Holder:
+    """What this method keeps of a user: shown to nobody."""
+
+    credential: Credential
+    caller: Caller
+    key: bytes
+    me: Me
+    since: float
+    """When the credential was last validated on purpose: what was allowed before counts no more."""
+
+
+class TowerMethod:
+    """A `towerws.auth.base.Method`. `objects` maps the groups checked per object to a path of the API with `{id}` in it.
+
+    Raises `ConfigError` when the URL or the CA file can't be used. Touches no network before the first question.
+    """
+
+    name = "tower"
+
+    _logger = Logger()
+
+    def __init__(
+        self, settings: TowerSettings, reactor: Any, objects: Mapping[str, str] = AWX_OBJECTS, fetcher: Fetcher | None = None
+    ) -> None:
+        self._settings = settings
+        self._base = check_url(settings.url)
+        self._clock = reactor
+        self._objects = dict(objects)
+        self._log = FoldedLog(self._logger, reactor)
+        self._calls = TowerCalls(settings, fetcher or HttpFetcher(reactor, settings.calls, settings.tls_ca), reactor, self._log)
+        # Apart, so that who brings bad credentials or asks for what it may not see can't push out what is good.
+        self._valid: TtlCache[Me] = TtlCache(settings.valid_s, settings.cache_entries)
+        self._invalid: TtlCache[bool] = TtlCache(settings.invalid_s, settings.cache_entries)
+        self._allowed: TtlCache[bool] = TtlCache(settings.allowed_s, settings.cache_entries)
+        self._denied: TtlCache[bool] = TtlCache(settings.denied_s, settings.cache_entries)
+        self._validations: SingleFlight[Me] = SingleFlight()
+        self._checks: SingleFlight[bool] = SingleFlight()
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Ask the API whose credential it is, unless that is known. Never tried again: the client's page does that."""
+        credential = find_credential(head, self._settings.cookies)
+        if credential is None:
+            self._log.info("no session cookie or other credential came with a handshake from {address}", address=address)
+            return succeed(None)
+        caller = find_caller(head, address)
+        key = cache_key(credential, caller)
+        csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "")
+
+        def identify(me: Me) -> Identity | None:
+            return Identity(
+                user_id=me.user_id,
+                method=self.name,
+                session=credential.session,
+                cookie=credential.by_browser,
+                csrftoken=Secret(csrftoken) if csrftoken else None,
+                private=_Holder(credential, caller, key, me, since=float("-inf")),
+            )
+
+        def refused(failure: Failure) -> Failure:
+            failure.trap(Refused)
+            self._log.info(
+                "the {kind} of a handshake from {address} was rejected by the API (session {session})",
+                kind=credential.kind,
+                address=address,
+                session=credential.session,
+            )
+            return failure
+
+        return self._identified(credential, caller, key).addCallbacks(identify, refused)
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Ask for one object after the other; what can't be asked is tried again for `retry_s`, then refused as unavailable."""
+        holder = _holder(identity)
+        now = self._clock.seconds()
+        refused: dict[str, str] = {}
+        to_ask: dict[str, str] = {}
+        for topic in topics:
+            group, _, event = topic.partition(".")
+            if group == "control" and event != f"limit_reached_{identity.user_id}":
+                refused[topic] = "another user's"
+            elif group not in self._objects:
+                continue
+            elif not _is_id(event):
+                refused[topic] = "not an object's number"
+            elif holder.me.reads_all or self._allowed.get((holder.key, topic), now, holder.since):
+                continue
+            elif self._denied.get((holder.key, topic), now, holder.since):
+                refused[topic] = "not visible to this user"
+            else:
+                to_ask[topic] = self._objects[group].replace("{id}", event)
+        if not to_ask:
+            return succeed(refused)
+        return Deferred.fromCoroutine(self._check(holder, to_ask, refused))
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """Ask the API anew, whatever is kept; and the next `refusals` of the identity that this fires with asks anew as well."""
+        holder = _holder(identity)
+        since = self._clock.seconds()
+
+        def renew(me: Me) -> Identity:
+            if me.user_id != identity.user_id:
+                raise Refused("the credential belongs to another user now")
+            return dataclasses.replace(identity, private=dataclasses.replace(holder, me=me, since=since))
+
+        # Apart from the questions of handshakes: the answer to one that was put earlier may be from before a revocation.
+        flight = (holder.key, "again")
+        return self._validations.ask(flight, lambda: self._validate(holder.credential, holder.caller, holder.key)).addCallback(renew)
+
+    def stop(self) -> Deferred[None]:
+        """Whatever is asked fails with `Unavailable` from now on."""
+        return self._calls.stop()
+
+    def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[Me]:
+        now = self._clock.seconds()
+        if me := self._valid.get(key, now):
+            return succeed(me)
+        if self._invalid.get(key, now):
+            return fail(Refused("the API rejected the credential a moment ago"))
+        return self._validations.ask(key, lambda: self._validate(credential, caller, key))
+
+    def _validate(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[Me]:
+        asked_at = self._clock.seconds()
+
+        def valid(me: Me) -> Me:
+            self._invalid.discard(key)
+            self._valid.put(key, me, asked_at)
+            return me
+
+        def invalid(failure: Failure) -> Failure:
+            failure.trap(Refused)
+            self._valid.discard(key)
+            self._invalid.put(key, answer=True, now=asked_at)
+            return failure
+
+        url = f"{self._base}/api/v2/me/"
+        return self._calls.get(url, caller.headers() + credential.headers, read_me).addCallbacks(valid, invalid)
+
+    async def _check(self, holder: _Holder, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
+        """One question at a time, so that one client's list leaves room for the others."""
+        until = self._clock.seconds() + self._settings.retry_s
+        verdict = ""
+        for topic, path in to_ask.items():
+            if not verdict:
+                try:
+                    if not await self._visible_by(until, holder, topic, path):
+                        refused[topic] = "not visible to this user"
+                    continue
+                except Refused:
+                    verdict = _ENDED
+                except Unavailable:
+                    verdict = _UNAVAILABLE
+            refused[topic] = verdict  # the rest would end no better, and every try takes its time
+        return refused
+
+    async def _visible_by(self, until: float, holder: _Holder, topic: str, path: str) -> bool:
+        while True:
+            try:
+                return await self._checks.ask((holder.key, topic, holder.since), lambda: self._ask_visible(holder, topic, path))
+            except Unavailable:
+                if self._clock.seconds() + RETRY_PAUSE_S > until:
+                    raise
+            await self._calls.pause(RETRY_PAUSE_S)
+
+    def _ask_visible(self, holder: _Holder, topic: str, path: str) -> Deferred[bool]:
+        asked_at = self._clock.seconds()
+
+        def answered(visible: bool) -> bool:
+            kept = self._allowed if visible else self._denied
+            kept.put((holder.key, topic), answer=True, now=asked_at)
+            return visible
+
+        def ended(failure: Failure) -> Failure:
+            failure.trap(Refused)
+            self._valid.discard(holder.key)
+            return failure
+
+        headers = holder.caller.headers() + holder.credential.headers
+        return self._calls.get(self._base + path, headers, read_visible).addCallbacks(answered, ended)
+
+
+def _holder(identity: Identity) -> _Holder:
+    assert isinstance(identity.private, _Holder), "an identity of another method"
+    return identity.private

@@ -1,0 +1,166 @@
+"""The credentials that AWX and Tower know, found in the head of an opening handshake, and how each is shown to the API.
+
+The first of these that is there is the one; what can't be a credential at all (other characters, too long) is not there:
+`session_key` in the URL (AWX asks for it before the cookie), `token` in the URL, the session cookie, `Authorization`, and
+the `token` cookie of AWX 1.0.0 to 1.0.4. What a client said outright so comes before what its browser sent by itself; but
+a session comes before `Authorization`, which may be meant for a proxy on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ipaddress
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, unquote
+
+from towerws.auth.cookies import parse_cookies
+from towerws.core.handshake import Head
+
+Headers = tuple[tuple[str, str], ...]
+
+MAX_QUERY_FIELDS: Final = 100
+MAX_USER_AGENT: Final = 1024
+"""Characters passed on. nginx takes 8 KiB for a header line, and would answer 400 to more."""
+
+_is_session_key = re.compile(r"[!#-+\--:<-\[\]-~]{1,2048}").fullmatch  # cookie-octets (RFC 6265 section 4.1.1)
+_is_token = re.compile(r"[A-Za-z0-9._~+/-]{1,4096}={0,2}").fullmatch  # b64token (RFC 6750 section 2.1)
+_has_control = re.compile(rb"[\x00-\x1f\x7f]").search
+
+_KEY: Final = secrets.token_bytes(32)
+"""Of this process: who reads a log or its memory can't try passwords against the hashes made with it."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credential:
+    """A credential as the API wants it. Its `repr` shows nothing of it."""
+
+    kind: str
+    """In a few words, for the log."""
+    headers: Headers
+    session: str
+    """A name for it: the first 32 hexadecimal digits of SHA-256 of the session key or token; of no meaning outside for a password."""
+    by_browser: bool = False
+    """Whether browsers send it by themselves, whichever page asks."""
+    bound: bool = False
+    """Whether it is good only from where, and with the program that, it was issued to."""
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as the API is told: the client's address and its `User-Agent`."""
+
+    address: str
+    user_agent: str
+
+    def headers(self) -> Headers:
+        """What goes along with the credential. The quiet header keeps the question from extending the session (AWX >= 3.0)."""
+        headers: Headers = (("Accept", "application/json"), ("X-WS-Session-Quiet", "true"))
+        if self.user_agent:
+            headers += (("User-Agent", self.user_agent),)
+        if _is_address(self.address):
+            headers += (("X-Forwarded-For", self.address),)
+        return headers
+
+
+def find_caller(head: Head, address: str) -> Caller:
+    """Who sent this head from this address (not an IP address where the client has none)."""
+    return Caller(address, head.headers.get("user-agent", "")[:MAX_USER_AGENT])
+
+
+def find_credential(head: Head, cookie_names: Sequence[str]) -> Credential | None:
+    """The credential that this head brings; None when it brings none of the kinds that AWX knows."""
+    query = _query(head)
+    cookies = parse_cookies(head.headers.get("cookie", ""))
+    return (
+        _session_key(query, cookie_names)
+        or _url_token(query)
+        or _session_cookie(cookies, cookie_names)
+        or _authorization(head.headers.get("authorization", ""))
+        or _token_cookie(cookies)
+    )
+
+
+def cache_key(credential: Credential, caller: Caller) -> bytes:
+    """What answers about this credential are kept under: says nothing of it to who does not have it."""
+    parts = (credential.headers, caller.address, caller.user_agent) if credential.bound else (credential.headers,)
+    return hashlib.blake2b(repr(parts).encode(), key=_KEY, digest_size=32).digest()
+
+
+def _session_key(query: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
+    if not _is_session_key(key := query.get("session_key", "")):
+        return None
+    # What the API calls its cookie is not known here; with one value under each name it finds it.
+    return Credential("session_key in the URL", (_cookie_header(dict.fromkeys(cookie_names, key)),), _digest(key))
+
+
+def _url_token(query: Mapping[str, str]) -> Credential | None:
+    if not _is_token(token := query.get("token", "")):
+        return None
+    return Credential("token in the URL", (("Authorization", f"Bearer {token}"),), _digest(token))
+
+
+def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
+    # All that are there: another application of the same host may have a cookie of the same name, and only AWX knows which is its.
+    sessions = {name: value for name in cookie_names if _is_session_key(value := cookies.get(name, ""))}
+    if not sessions:
+        return None
+    return Credential("session cookie", (_cookie_header(sessions),), _digest(next(iter(sessions.values()))), by_browser=True)
+
+
+def _authorization(value: str) -> Credential | None:
+    scheme, _, rest = value.partition(" ")
+    rest = rest.strip()
+    if scheme.lower() == "bearer" and _is_token(rest):
+        return Credential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
+    if scheme.lower() == "basic" and _is_token(rest) and _is_basic(rest):
+        session = hashlib.blake2b(rest.encode(), key=_KEY, digest_size=16).hexdigest()
+        return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), session)
+    return None
+
+
+def _token_cookie(cookies: Mapping[str, str]) -> Credential | None:
+    if not _is_token(token := unquote(cookies.get("token", "")).strip('"')):
+        return None
+    headers = (("Authorization", f"Token {token}"), ("Cookie", f"token=%22{token}%22"))
+    return Credential("token cookie", headers, _digest(token), by_browser=True, bound=True)
+
+
+def _query(head: Head) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(head.query, max_num_fields=MAX_QUERY_FIELDS))
+    except ValueError:
+        return {}
+
+
+def _is_basic(value: str) -> bool:
+    """Whether it is a name and a password. A NUL in either is an error 500 in Django: who sends one is not asked about."""
+    try:
+        decoded = base64.b64decode(value, validate=True)
+    except binascii.Error:
+        return False
+    return b":" in decoded and not _has_control(decoded)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _cookie_header(cookies: Mapping[str, str]) -> tuple[str, str]:
+    return "Cookie", "; ".join(f"{name}={value}" for name, value in cookies.items())
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()[:32]
