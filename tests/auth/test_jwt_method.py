@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -311,7 +311,7 @@ VALID = sign()
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000)
 @given(data=st.data())
 def test_no_mutation_of_a_good_token_gets_in(method: JwtMethod, data: st.DataObject) -> None:
     """Whatever is changed, added, left out, doubled or moved: it is refused, or not a token at all. It is never an error of ours."""
@@ -332,7 +332,7 @@ def test_no_mutation_of_a_good_token_gets_in(method: JwtMethod, data: st.DataObj
         assert identity is None or mutated.strip() == VALID
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500)
 @given(text=st.text() | st.text(ALPHABET + ".") | st.from_regex(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", fullmatch=True))
 @example("..")
 def test_no_other_text_gets_in(method: JwtMethod, text: str) -> None:
@@ -348,7 +348,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500)
 @given(
     name=st.sampled_from(["sub", "exp", "nbf", "iat", "aud", "jti", "groups"]),
     value=json_values,
