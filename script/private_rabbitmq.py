@@ -129,6 +129,15 @@ class PrivateRabbit:
             self._lock.close()
             self._lock = None
 
+    def restart(self) -> None:
+        """Stop in an orderly way and start: what was declared before survives a `kill` after this.
+
+        Mnesia and Ra write what is declared with a delay of seconds. A node killed before that comes back without its first
+        stream, or with a stream whose binding is gone: then it confirms messages that it routes nowhere (seen on 3.10.8).
+        """
+        self.stop()
+        self.start()
+
     def ctl(self, *args: str) -> str:
         """Run `rabbitmqctl` against this node and return what it printed. `RabbitError` with its output when it fails."""
         command = [str(self._bin / "rabbitmqctl"), "--longnames", "--node", self._name, "--quiet", *args]

@@ -222,11 +222,12 @@ async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callab
     node = fresh_rabbit()
     settings = settings_for(node)
     async with consuming(settings) as (source, sink):
+        node.restart()
+        await until(lambda: source.status().state is not SourceState.CONSUMING)
+        await until(lambda: source.status().ready)
         load = Load(node, settings)
         load.start()
-        # A node that is killed within 500 ms of its very first stream has lost it for good: Ra saves the names of its
-        # servers in that interval (RabbitMQ 3.10.8; "home node … is down or inaccessible" for ever).
-        for count in (500, 700):
+        for count in (100, 300):
             await until(lambda: load.confirmed > count)  # noqa: B023 - called at once
             node.kill()
             await until(lambda: source.status().state is SourceState.BACKOFF)
