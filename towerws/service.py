@@ -27,7 +27,9 @@ from towerws.admin import AdminSite
 from towerws.amqp import AmqpSource
 from towerws.auth.base import Method
 from towerws.auth.chain import Chain
+from towerws.auth.jwt_method import JwtMethod
 from towerws.auth.open import Open
+from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.clock import use_monotonic_clock
 from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.groups import GroupTable
@@ -103,7 +105,7 @@ class TowerwsService(Service):
         desk = Desk(
             self.hub,
             self.intake,
-            Chain(tuple(_methods(settings))),
+            Chain(tuple(_methods(settings, reactor))),
             GroupTable(settings.groups),
             settings.websocket,
             reactor,
@@ -261,10 +263,18 @@ class TowerwsService(Service):
         }
 
 
-def _methods(settings: Settings) -> Iterator[Method]:
+def _methods(settings: Settings, reactor: Any) -> Iterator[Method]:
+    """The ways of authenticating, in their order; `ConfigError` for one whose settings can't be used."""
     for name in settings.auth:
-        assert name == "open", "config/rules.py knows the methods there are"
-        yield Open()
+        if name == "tower" and settings.tower is not None:
+            own = {group: each.object_url for group, each in settings.groups.items() if each.object_url}
+            objects = {group: url for group, url in AWX_OBJECTS.items() if group not in settings.groups}
+            yield TowerMethod(settings.tower, reactor, {**objects, **own})
+        elif name == "jwt" and settings.jwt is not None:
+            yield JwtMethod(settings.jwt, reactor)
+        else:
+            assert name == "open", "config/rules.py knows the methods there are"
+            yield Open()
 
 
 def _with_connections(limits: LimitSettings) -> LimitSettings:

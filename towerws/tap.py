@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.python import usage
 
@@ -48,14 +48,20 @@ class Options(usage.Options):
             _give_up(str(error))
 
 
-def _give_up(text: str) -> None:
+def _give_up(text: str) -> NoReturn:
     print(f"towerws: {text}", file=sys.__stderr__, flush=True)
     raise SystemExit(EXIT_BAD_CONFIG)
 
 
 def makeService(options: Options, reactor: Any = None) -> TowerwsService:
-    """The daemon that the options describe. Touches no network, and nothing of the reactor's but its clock."""
+    """The daemon that the options describe. Touches no network, and nothing of the reactor's but its clock.
+
+    What can't be used after all (a key file, a certificate) ends the process like a bad option.
+    """
     if reactor is None:
         from twisted.internet import reactor  # noqa: PLC0415 - twistd chooses it before this
     quiet_pika()
-    return TowerwsService(options.settings, reactor)
+    try:
+        return TowerwsService(options.settings, reactor)
+    except ConfigError as error:
+        _give_up(str(error))

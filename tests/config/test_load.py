@@ -47,7 +47,7 @@ def test_defaults_with_a_broker() -> None:
 def test_authentication_must_be_chosen() -> None:
     """Without a choice there is no start, and the line says what to write."""
     said = refusal({})
-    assert 'auth = ["open"]' in said
+    assert 'auth = ["tower"] or ["jwt"]' in said
     assert "--auth open" in said
 
 
@@ -111,7 +111,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ({"history-max-octets": "1MB"}, {}, "--history-max-octets = '1MB': a size is"),
         ({"history-max-octets": "x" * 5000}, {}, f"--history-max-octets = '{'x' * 79}…: a size is"),
         ({"consume": "topic"}, {}, "--consume = 'topic': must be one of auto, stream, queue"),
-        ({"auth": "jwd"}, {}, "--auth = ['jwd']: unknown method 'jwd'; there is open"),
+        ({"auth": "jwd"}, {}, "--auth = ['jwd']: unknown method 'jwd'; there is tower, jwt, open; did you mean jwt"),
         ({"listen": "tcp:8051"}, {}, "--listen = 'tcp:8051': with auth open"),
         ({"admin": "tcp:99999"}, {}, "--admin = 'tcp:99999': the port must be"),
         ({}, {"TOWERWS_PREFETSH": "5"}, "'TOWERWS_PREFETSH': unknown environment variable; did you mean TOWERWS_PREFETCH?"),

@@ -6,14 +6,25 @@ import pytest
 
 from tests.configuration_table import split_document, table
 from towerws.config.options import BY_FLAG, BY_KEY, BY_VARIABLE, CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS, Kind, Option
-from towerws.core.settings import AccessSettings, BrokerSettings, HistorySettings, LimitSettings, Settings, WebSocketSettings
+from towerws.core.settings import (
+    AccessSettings,
+    BrokerSettings,
+    HistorySettings,
+    JwtSettings,
+    LimitSettings,
+    Settings,
+    TowerSettings,
+    WebSocketSettings,
+)
 
 
 def test_every_field_has_an_option() -> None:
     """Every field of the settings can be set, but for those that follow from others and the tables of groups."""
     fields = {each.name for each in dataclasses.fields(BrokerSettings)} - {"urls", "refill_s"}
-    fields |= {each.name for each in dataclasses.fields(Settings)} - {"access", "limits", "history", "websocket", "groups"}
+    fields |= {each.name for each in dataclasses.fields(Settings)} - {"access", "tower", "jwt", "limits", "history", "websocket", "groups"}
     fields |= {each.name for each in dataclasses.fields(AccessSettings)}
+    fields |= {f"tower.{each.name}" for each in dataclasses.fields(TowerSettings)}
+    fields |= {f"jwt.{each.name}" for each in dataclasses.fields(JwtSettings)}
     fields |= {f"limits.{each.name}" for each in dataclasses.fields(LimitSettings)}
     fields |= {f"history.{each.name}" for each in dataclasses.fields(HistorySettings)}
     fields |= {f"websocket.{each.name}" for each in dataclasses.fields(WebSocketSettings)}

@@ -6,7 +6,16 @@ import pytest
 
 from towerws.config.broker_url import parse_broker_url
 from towerws.config.rules import advice, broken_rules, read_group, suggestion
-from towerws.core.settings import AccessSettings, BrokerSettings, GroupSettings, HistorySettings, Settings, WebSocketSettings
+from towerws.core.settings import (
+    AccessSettings,
+    BrokerSettings,
+    GroupSettings,
+    HistorySettings,
+    JwtSettings,
+    Settings,
+    TowerSettings,
+    WebSocketSettings,
+)
 
 BROKER = BrokerSettings(urls=(parse_broker_url("amqp://h"),))
 GOOD = Settings(broker=BROKER, auth=("open",))
@@ -22,7 +31,11 @@ def test_the_defaults_keep_every_rule() -> None:
 @pytest.mark.parametrize(
     ("settings", "key", "rule"),
     [
-        (replace(GOOD, auth=("opne",)), "auth", "unknown method 'opne'; there is open; did you mean open"),
+        (replace(GOOD, auth=("opne",)), "auth", "unknown method 'opne'; there is tower, jwt, open; did you mean open"),
+        (replace(GOOD, auth=("tower",), tower=TowerSettings(url="")), "tower.url", "needs the address"),
+        (replace(GOOD, auth=("tower",), tower=TowerSettings(url="https://h", cookies=())), "tower.cookies", "needs the name"),
+        (replace(GOOD, auth=("jwt",), jwt=JwtSettings(algorithms=(), secret_file="/x")), "jwt.algorithms", "needs the algorithms"),
+        (replace(GOOD, auth=("jwt",), jwt=JwtSettings(algorithms=("HS256",))), "jwt.jwks_url", "needs a key"),
         (replace(GOOD, listen="tcp:8051"), "listen", "with auth open everybody who reaches 0.0.0.0:8051"),
         (replace(GOOD, listen=r"tcp6:8051:interface=\:\:"), "listen", "[::]:8051"),
         (replace(GOOD, listen="systemd:domain=INET:index=0"), "listen", "with auth open"),

@@ -34,9 +34,11 @@ from towerws.core.settings import (
     BrokerUrl,
     GroupSettings,
     HistorySettings,
+    JwtSettings,
     LimitSettings,
     Secret,
     Settings,
+    TowerSettings,
     WebSocketSettings,
 )
 
@@ -135,7 +137,7 @@ def _setting(
         raw, origin = keys[option.key], f"{shown_path(file)}: {option.key}"
     elif option.default is None:
         raise ConfigError(
-            f'{option.key} is not set: write {option.key} = ["open"] in the file or give --{option.flag} open '
+            f'{option.key} is not set: write {option.key} = ["tower"] or ["jwt"] in the file, or give --{option.flag} open '
             "to let everybody who can connect hear everything (on loopback only, unless insecure is set)"
         )
     else:
@@ -172,6 +174,8 @@ def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings]) -> S
     return Settings(
         **top,
         access=AccessSettings(**part(AccessSettings)),
+        tower=TowerSettings(**part(TowerSettings, "tower.")) if "tower" in top["auth"] else None,
+        jwt=JwtSettings(**part(JwtSettings, "jwt.")) if "jwt" in top["auth"] else None,
         limits=LimitSettings(**part(LimitSettings, "limits.")),
         history=history,
         websocket=WebSocketSettings(**part(WebSocketSettings, "websocket.")),

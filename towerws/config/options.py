@@ -28,7 +28,16 @@ from towerws.config.units import (
     read_whole_seconds,
     read_words,
 )
-from towerws.core.settings import AccessSettings, BrokerSettings, HistorySettings, LimitSettings, Settings, WebSocketSettings
+from towerws.core.settings import (
+    AccessSettings,
+    BrokerSettings,
+    HistorySettings,
+    JwtSettings,
+    LimitSettings,
+    Settings,
+    TowerSettings,
+    WebSocketSettings,
+)
 
 ENVIRONMENT_PREFIX = "TOWERWS_"
 CONFIG_FLAG = "config"
@@ -121,6 +130,10 @@ _DEFAULTS: dict[str, Any] = {
     **{f"limits.{name}": value for name, value in _defaults(LimitSettings).items()},
     **{f"history.{name}": value for name, value in _defaults(HistorySettings).items()},
     **{f"websocket.{name}": value for name, value in _defaults(WebSocketSettings).items()},
+    **{f"tower.{name}": value for name, value in _defaults(TowerSettings).items()},
+    **{f"jwt.{name}": value for name, value in _defaults(JwtSettings).items()},
+    "tower.url": "",
+    "jwt.algorithms": (),
     "broker": "embedded:",
     "broker_password_file": "",
     "auth": None,
@@ -132,7 +145,7 @@ def _option(key: str, kind: Kind, text: str, **more: Any) -> Option:
 
 
 DAY_S = 86400
-_S, _D, _WS, _C, _R, _B, _T = Kind.SIZE, Kind.DURATION, Kind.WHOLE_SECONDS, Kind.COUNT, Kind.RATE, Kind.BOOL, Kind.TEXT
+_S, _D, _WS, _C, _R, _B, _T, _L = Kind.SIZE, Kind.DURATION, Kind.WHOLE_SECONDS, Kind.COUNT, Kind.RATE, Kind.BOOL, Kind.TEXT, Kind.LIST
 
 OPTIONS: tuple[Option, ...] = (
     _option(
@@ -145,7 +158,8 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "auth",
         Kind.WORDS,
-        'Who may listen: methods tried in order. There is no default: say "open" to let everybody who can connect hear everything.',
+        "Who may listen: methods tried in order. tower: whoever AWX or Tower knows. jwt: whoever brings a signed token. open: everybody "
+        "who can connect hears everything. There is no default.",
         common=True,
     ),
     _option("listen", _T, "Where browsers connect, as a Twisted endpoint: tcp:8051 is every IPv4 address.", common=True),
@@ -199,13 +213,13 @@ OPTIONS: tuple[Option, ...] = (
     _option("max_payload_octets", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),
     _option(
         "trusted_proxies",
-        Kind.LIST,
+        _L,
         "Addresses and networks (10.0.0.0/8) of the proxies whose X-Forwarded-For and X-Forwarded-Host are believed; unix: whoever "
         "connects to a UNIX socket.",
     ),
     _option(
         "origins",
-        Kind.LIST,
+        _L,
         "Origins (https://portal.example.com) whose pages may connect with a cookie, beside those of the host they connect to.",
     ),
     _option(
@@ -225,6 +239,40 @@ OPTIONS: tuple[Option, ...] = (
         low=0,
         high=DAY_S,
     ),
+    _option(
+        "tower.url", _T, "auth tower: where the API is, https://tower.example.com, without /api/. Asked through nginx, not at uwsgi's port."
+    ),
+    _option("tower.tls_ca", _T, "A PEM file of the authorities trusted for the API; empty: the system's."),
+    _option("tower.cookies", _L, "What the session cookie may be called."),
+    _option("tower.valid_s", _D, "How long the API's word that a credential is good counts for handshakes.", low=0, high=3600),
+    _option("tower.invalid_s", _D, "How long its word that one is bad counts.", low=0, high=3600),
+    _option("tower.allowed_s", _D, "How long its word that a user sees an object counts.", low=0, high=3600),
+    _option("tower.denied_s", _D, "How long its word that a user does not see one counts.", low=0, high=3600),
+    _option("tower.cache_entries", _C, "How many answers are kept, of each of these four kinds.", low=1, high=10_000_000),
+    _option("tower.calls", _C, "Calls to the API at the same time.", low=1, high=1000),
+    _option("tower.calls_waiting", _C, "Calls that may wait for that; beyond it the answer is unavailable (503).", low=0, high=100_000),
+    _option("tower.deadline_s", _D, "How long a call may take. AWX's AngularJS pages give up a handshake after 3 s.", low=0.1, high=60),
+    _option("tower.retry_s", _D, "For how long the question about an object is put again when it can't be answered.", low=0, high=60),
+    _option("tower.breaker_failures", _C, "Failures in a row after which the API is left alone for a while.", low=1, high=1000),
+    _option("tower.breaker_probe_s", _D, "How long until it is tried again.", low=0.1, high=3600),
+    _option(
+        "jwt.algorithms", _L, "auth jwt: the algorithms that count, of one kind: HS256 (a shared secret) or RS256, ES256, EdDSA (a key)."
+    ),
+    _option("jwt.secret_file", _T, "A file with the shared secret."),
+    _option("jwt.public_key_file", _T, "A PEM file with the issuer's public key."),
+    _option("jwt.jwks_url", _T, "Where the issuer publishes its keys, in place of a file."),
+    _option("jwt.jwks_ca_file", _T, "A PEM file of the authorities trusted for that; empty: the system's."),
+    _option("jwt.jwks_max_age_s", _D, "How long those keys count before they are fetched anew.", low=0, high=30 * DAY_S),
+    _option("jwt.jwks_stale_s", _D, "How long they count after that while they can't be fetched.", low=0, high=30 * DAY_S),
+    _option("jwt.issuer", _T, "What iss must be; empty: anything."),
+    _option("jwt.audience", _L, "Of what aud must name one; empty: tokens without aud only."),
+    _option("jwt.cookie", _T, "The cookie that may bring the token; empty: none."),
+    _option("jwt.claim", _T, "The claim that lists what may be subscribed to: job_events.42, or job_events.* for all of a group."),
+    _option("jwt.default_topics", _L, "What a token without that claim grants."),
+    _option(
+        "jwt.url_lifetime_s", _D, "How long a token in the URL may be valid in all: it is written to logs on its way.", low=0, high=DAY_S
+    ),
+    _option("jwt.leeway_s", _D, "By how much the issuer's clock may differ.", low=0, high=300),
     _option(
         "limits.connections",
         _C,

@@ -13,7 +13,7 @@ from towerws.core.origins import Origins
 from towerws.core.settings import GroupSettings, Settings
 from towerws.core.topics import MAX_EVENT_OCTETS, MAX_GROUP_OCTETS, is_event, is_group
 
-AUTH_METHODS = ("open",)
+AUTH_METHODS = ("tower", "jwt", "open")
 """The methods that exist, as `auth` names them."""
 
 POLICIES = ("authenticated", "own", "object", "never")
@@ -36,6 +36,7 @@ class Broken(NamedTuple):
 
 def broken_rules(settings: Settings) -> Iterator[Broken]:
     """Every rule that the settings break, the gravest first."""
+    yield from _methods(settings)
     yield from _access(settings)
     yield from _proxies(settings)
     yield from _broker(settings)
@@ -100,10 +101,21 @@ def _read_events(events: object) -> str | tuple[str, ...]:
     )
 
 
-def _access(settings: Settings) -> Iterator[Broken]:
+def _methods(settings: Settings) -> Iterator[Broken]:
     for method in settings.auth:
         if method not in AUTH_METHODS:
             yield Broken(("auth",), f"unknown method {method!r:.60}; there is {', '.join(AUTH_METHODS)}{suggestion(method, AUTH_METHODS)}")
+    if settings.tower is not None and not settings.tower.url:
+        yield Broken(("tower.url", "auth"), "auth tower needs the address of AWX or Tower: https://tower.example.com")
+    if settings.tower is not None and not settings.tower.cookies:
+        yield Broken(("tower.cookies", "auth"), "auth tower needs the name of the session cookie")
+    if settings.jwt is not None and not settings.jwt.algorithms:
+        yield Broken(("jwt.algorithms", "auth"), "auth jwt needs the algorithms that count: HS256, RS256, ES256, EdDSA …")
+    if settings.jwt is not None and not (settings.jwt.secret_file or settings.jwt.public_key_file or settings.jwt.jwks_url):
+        yield Broken(("jwt.jwks_url", "auth"), "auth jwt needs a key: one of jwt.secret_file, jwt.public_key_file and jwt.jwks_url")
+
+
+def _access(settings: Settings) -> Iterator[Broken]:
     addresses: dict[str, Address] = {}
     for key, text in (("listen", settings.listen), ("admin", settings.admin)):
         try:

@@ -106,7 +106,7 @@ def read_text(value: object) -> str:
 def read_words(value: object) -> tuple[str, ...]:
     """A list of words: `["open"]`, or comma-separated text."""
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
-    if isinstance(words, list) and words and all(isinstance(word, str) and word and word.isprintable() for word in words):
+    if isinstance(words, (list, tuple)) and words and all(isinstance(word, str) and word and word.isprintable() for word in words):
         if len(set(words)) < len(words):
             raise ValueError("must not name anything twice")
         return tuple(words)

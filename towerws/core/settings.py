@@ -136,7 +136,7 @@ class GroupSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that is in force. `broker` is None for the embedded source."""
+    """Everything that is in force. `broker` is None for the embedded source, `tower` and `jwt` unless `auth` names them."""
 
     broker: BrokerSettings | None
     auth: tuple[str, ...]
@@ -145,6 +145,8 @@ class Settings:
     insecure: bool = False
     max_payload_octets: int = 4 * 1024**2
     access: AccessSettings = field(default_factory=AccessSettings)
+    tower: TowerSettings | None = None
+    jwt: JwtSettings | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)
     history: HistorySettings = field(default_factory=HistorySettings)
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)

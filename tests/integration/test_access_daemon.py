@@ -1,0 +1,193 @@
+"""The daemon with its real ways of authenticating: who gets in, what they hear, how they are put out, what the log says of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from tests.daemon import DEADLINE_S, Daemon
+
+SECRET = "0123456789abcdef0123456789abcdef"
+CANARY = "canary0session0id"
+TOKEN = "canary0csrftoken0value"
+
+
+class Api(BaseHTTPRequestHandler):
+    """What a Tower with one user, 7, one session and one job that the user sees, 42, would answer."""
+
+    sessions: set[str]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        self.asked.append(f"{self.path} for {self.headers['X-Forwarded-For']}")
+        known = any(f"sessionid={session}" in self.headers.get("Cookie", "") for session in self.sessions)
+        if not known:
+            self._answer(401, {"detail": "Authentication credentials were not provided."})
+        elif self.path == "/api/v2/me/":
+            user = {"id": 7, "type": "user", "username": "ada", "is_superuser": False, "is_system_auditor": False}
+            self._answer(200, {"count": 1, "next": None, "previous": None, "results": [user]})
+        else:
+            self._answer(200 if self.path == "/api/v2/jobs/42/" else 404, {})
+
+    def _answer(self, status: int, body: object) -> None:
+        octets = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(octets)))
+        self.end_headers()
+        self.wfile.write(octets)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        """No log."""
+
+
+@pytest.fixture
+def tower() -> Iterator[tuple[type[Api], str]]:
+    """A Tower, and where it is."""
+
+    class OwnApi(Api):
+        pass
+
+    OwnApi.sessions, OwnApi.asked = {CANARY}, []
+    with ThreadingHTTPServer(("127.0.0.1", 0), OwnApi) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield OwnApi, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(DEADLINE_S)
+
+
+@contextmanager
+def enter(daemon: Daemon, query: str = "", **headers: str) -> Iterator[ClientConnection]:
+    """A client that is in, its first frame read."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    with connect(daemon.url + query, additional_headers=sent, open_timeout=DEADLINE_S) as client:
+        assert json.loads(client.recv(DEADLINE_S))["accept"] is True
+        yield client
+
+
+def status(daemon: Daemon, query: str = "", **headers: str) -> int:
+    """How an opening handshake is refused."""
+    with pytest.raises(InvalidStatus) as refused, enter(daemon, query, **headers):
+        pass
+    return refused.value.response.status_code
+
+
+def ask(client: ClientConnection, message: object, answers: int = 1) -> list[Any]:
+    """Send a request, and read so many frames."""
+    client.send(json.dumps(message))
+    return [json.loads(client.recv(DEADLINE_S)) for _ in range(answers)]
+
+
+def close_code(client: ClientConnection) -> int:
+    """Read until the end."""
+    with pytest.raises(ConnectionClosed) as ended:
+        list(client)
+    assert ended.value.rcvd is not None
+    return ended.value.rcvd.code
+
+
+def test_tower_session(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
+    """From AWX's cookie to a revocation: each rule on the way holds, and no secret nor hostile octet gets into the log."""
+    api, url = tower
+    cookie = f"sessionid={CANARY}; csrftoken={TOKEN}"
+    flags = ("--tower-url", url, "--revalidate-s", "1", "--trusted-proxies", "127.0.0.1", "--tower-valid-s", "0")
+    with Daemon(tmp_path, "embedded:", *flags, auth="tower") as daemon:
+        origin = f"https://127.0.0.1:{daemon.port}"
+        assert status(daemon) == 403
+        assert status(daemon, "?token=canary_in_the_url") == 403
+        assert status(daemon, Cookie="sessionid=canary_that_is_unknown") == 403
+        assert status(daemon, Cookie=cookie, Origin="https://evil.example") == 403
+        with enter(daemon, Cookie=cookie, Origin=origin, X_Forwarded_For="forged, 203.0.113.5") as client:
+            assert api.asked[-1] == "/api/v2/me/ for 203.0.113.5"
+            assert ask(client, {"groups": {"jobs": ["summary"]}}) == [{"error": "access denied to channel"}]
+            wanted = {"job_events": [42, 43], "control": ["limit_reached_7", "limit_reached_8"]}
+            answers = ask(client, {"groups": wanted, "xrftoken": TOKEN}, 3)
+            assert sorted(answer["error"] for answer in answers[:2]) == [
+                "access denied to channel control for resource id limit_reached_8",
+                "access denied to channel job_events for resource id 43",
+            ]
+            assert answers[2]["groups_current"] == ["control-limit_reached_7", "job_events-42"]
+            daemon.publish("job_events.42", {"n": 1})
+            assert json.loads(client.recv(DEADLINE_S)) == {"n": 1}
+
+            with enter(daemon, Cookie=cookie) as other:
+                assert daemon.ask("POST", "/disconnect", b'{"user": 8}') == (202, {"disconnected": 0})
+                assert daemon.ask("POST", "/disconnect", b'{"user": 7}') == (202, {"disconnected": 2})
+                assert close_code(other) == close_code(client) == 1008
+
+        with enter(daemon, Cookie=cookie) as client:
+            api.sessions.clear()
+            logged_out = time.monotonic()
+            assert close_code(client) == 1008
+            assert time.monotonic() - logged_out < 10
+        assert status(daemon, Cookie=cookie) == 403
+        connections = daemon.get("/status")[1]["connections"]
+        assert connections["refused_for"] == {"no_credential": 1, "credential": 3, "origin": 1}
+        assert connections["revoked"] == 3
+        log = daemon.log.read_text()
+    assert "user 7 from 203.0.113.5" in log
+    assert "credential no longer valid" in log
+    assert "canary" not in log
+    assert "forged" not in log
+
+
+def test_tower_is_down(tmp_path: Path) -> None:
+    """Nobody is let in whose credential can't be checked, and nobody is told that it is bad: 503 asks to come again."""
+    with Daemon(tmp_path, "embedded:", "--tower-url", "http://127.0.0.1:9", auth="tower") as daemon:
+        assert status(daemon, Cookie=f"sessionid={CANARY}") == 503
+        assert daemon.get("/status")[1]["connections"]["refused_for"] == {"unavailable": 1}
+
+
+def test_jwt(tmp_path: Path) -> None:
+    """A token opens the connection, grants what it lists, and ends the connection when it ends."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--jwt-leeway-s", "0")
+
+    def bearer(lifetime_s: float, key: str = SECRET) -> str:
+        claims = {"sub": "ada", "exp": time.time() + lifetime_s, "iat": time.time(), "groups": ["job_events.*"]}
+        return f"Bearer {jwt.encode(claims, key, 'HS256')}"
+
+    with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon:
+        assert status(daemon) == 403
+        assert status(daemon, Authorization=bearer(60, "x" * 32)) == 403
+        assert status(daemon, Authorization=bearer(-60)) == 403
+        with enter(daemon, Authorization=bearer(3), Origin="https://portal.example.com") as client:
+            answers = ask(client, {"groups": {"job_events": [42], "jobs": ["summary"]}}, 2)
+            assert answers[0] == {"error": "access denied to channel jobs for resource id summary"}
+            assert answers[1]["groups_current"] == ["job_events-42"]
+            assert close_code(client) == 1008
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--auth", "tower"], "tower.url"),
+        (["--auth", "tower", "--tower-url", "ftp://tower"], "tower.url is http://host or https://host"),
+        (["--auth", "jwt"], "jwt.algorithms"),
+        (["--auth", "jwt", "--jwt-algorithms", "HS256"], "jwt.jwks_url"),
+        (["--auth", "jwt", "--jwt-algorithms", "HS256", "--jwt-secret-file", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_settings_that_cannot_be_used(tmp_path: Path, flags: list[str], said: str) -> None:
+    """The daemon does not start, and one line says why."""
+    daemon = Daemon(tmp_path, "embedded:", *flags)
+    with pytest.raises(AssertionError, match="the daemon ended with 2"):
+        daemon.start()
+    (line,) = daemon.log.read_text().splitlines()
+    assert line.startswith("towerws: ")
+    assert said in line
