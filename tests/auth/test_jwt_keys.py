@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import get_default_algorithms
 
-from tests.auth.jwt_kit import CANARY, SECRET, b64, identify, jwk, make_method, private_key, private_pem, public_pem, result, sign
+from tests.auth.jwt_kit import CANARY, SECRET, b64, claims, identify, jwk, make_method, private_key, private_pem, public_pem, result, sign
 from towerws.auth.base import Refused
 from towerws.auth.jwt_keys import ALGORITHMS, MAX_FILE_OCTETS, check_algorithms, read_jwk, read_public_key, read_secret
 from towerws.auth.jwt_token import parse_token
@@ -110,6 +111,28 @@ def test_one_rsa_key_serves_several_algorithms(tmp_path: Path) -> None:
     for other in ("PS256", "RS512"):
         with pytest.raises(Refused, match="algorithm"):
             identify(method, sign(algorithm=other))
+
+
+def test_a_key_is_for_one_algorithm(tmp_path: Path) -> None:
+    """A signature by one algorithm in a token that names another one of the same key is none, whoever asks."""
+    path = write(tmp_path, public_pem("RS256"))
+    keys = read_public_key(path, ("RS256", "PS512"))
+    (rs256,), (ps512,) = result(keys.find("RS256", None)), result(keys.find("PS512", "any"))
+    signed = f"{b64({'alg': 'PS512'})}.{b64(claims())}"
+    text = f"{signed}.{b64(get_default_algorithms()['RS256'].sign(signed.encode(), private_key('RS256')))}"
+    assert not rs256.verifies(parse_token(text))
+    assert not ps512.verifies(parse_token(text))
+    with pytest.raises(Refused, match="signature"):
+        identify(make_method(tmp_path, algorithms=("RS256", "PS512"), public_key_file=path), text)
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+def test_a_private_key_in_a_key_set_is_passed_over(algorithm: str) -> None:
+    """It is no secret any more: whoever has read the set can sign with it."""
+    both = get_default_algorithms()[algorithm].to_jwk(private_key(algorithm), as_dict=True)
+    assert "d" in both
+    both.pop("key_ops", None)
+    assert read_jwk(both, [algorithm]) == []
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
