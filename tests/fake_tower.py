@@ -50,7 +50,8 @@ class FakeTower:
     """The API. Its tables and `fault` may be changed at any time.
 
     `fault` is one of: "" (none), "slow" (`delay_s` before the answer), "hang" (no answer), "stall" (an answer that stops half-way),
-    "302", "500" or any other status, "malformed" (200 without JSON), "garbage" (not HTTP), "huge" (2 MiB), "cut" (closed half-way).
+    "302", "500" or any other status, "malformed" (200 without JSON), "garbage" (not HTTP), "huge" (2 MiB), "cut" (closed half-way),
+    "close" (closed without an answer).
     """
 
     sessions: dict[str, User] = field(default_factory=dict)
@@ -63,6 +64,8 @@ class FakeTower:
     delay_s: float = 0.2
     session_cookie: str = SESSION_COOKIE
     seen: list[Seen] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
     url: str = ""
     _port: Any = None
     _factory: Any = None
@@ -164,6 +167,9 @@ class _Api(Resource):
         }
         path = request.uri.decode()
         tower.seen.append(Seen(path, headers))
+        tower.at_once += 1
+        tower.most_at_once = max(tower.most_at_once, tower.at_once)
+        request.notifyFinish().addBoth(self._over)
         if tower.fault == "slow":
             reactor: Any = _reactor
             timer = reactor.callLater(tower.delay_s, self._write, request, path, headers)
@@ -172,10 +178,15 @@ class _Api(Resource):
             self._write(request, path, headers)
         return NOT_DONE_YET
 
+    def _over(self, _: object) -> None:
+        self._tower.at_once -= 1
+
     def _fail(self, request: Request) -> bool:
         fault = self._tower.fault
         connection: Any = request.transport
-        if fault in {"stall", "cut"}:
+        if fault == "close":
+            connection.loseConnection()
+        elif fault in {"stall", "cut"}:
             request.setHeader("Content-Length", "100")
             request.write(b'{"count": 1')
             if fault == "cut":

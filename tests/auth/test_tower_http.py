@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 from twisted.internet import reactor as _reactor
+from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.error import DNSLookupError
 from twisted.python.failure import Failure
@@ -37,6 +38,12 @@ async def api(files: tuple[Path, Path] | None = None, tls_ca: str = "") -> Async
         await until(lambda: not tower.connections)
     finally:
         await tower.stop()
+
+
+def clients(tower: FakeTower) -> int:
+    """How many sockets of ours are connected to it."""
+    port = int(tower.url.rpartition(":")[2])
+    return sum(isinstance(reader, tcp.Client) and reader.getPeer().port == port for reader in reactor.getReaders())
 
 
 @run
@@ -87,7 +94,7 @@ async def test_redirects_are_not_followed() -> None:
 async def test_faults_of_the_api() -> None:
     """Whatever is wrong with the API is `Unavailable`, in words for the operator; an endless body is given up."""
     async with api() as (tower, fetcher):
-        for fault, words in (("garbage", "ParseError"), ("cut", "DataLoss")):
+        for fault, words in (("garbage", "ParseError"), ("cut", "DataLoss"), ("close", "closed before the answer")):
             tower.fault = fault
             with pytest.raises(Unavailable, match=words):
                 await fetcher.get(f"{tower.url}/", BEARER)
@@ -109,10 +116,16 @@ async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool)
         tower.fault = fault
         asked = fetcher.get(f"{tower.url}/", BEARER)
         await until(lambda: tower.seen != [])
+        for connection in tower.connections:
+            connection.transport.pauseProducing()  # a peer that reads nothing any more answers no close of TLS's
+        assert clients(tower) == 1
         start = time.monotonic()
         asked.cancel()
         with pytest.raises((Unavailable, CancelledError)):
             await asked
+        await until(lambda: clients(tower) == 0)
+        for connection in tower.connections:
+            connection.transport.resumeProducing()
         await until(lambda: not tower.connections)
         assert time.monotonic() - start < 1
 

@@ -25,7 +25,7 @@ from towerws.auth.tower_answers import Answer
 from towerws.core.errors import ConfigError
 
 MAX_BODY_OCTETS: Final = 1024**2
-IDLE_S: Final = 30
+IDLE_S: Final = 30.0
 """How long a connection is kept for the next question; less than nginx's 65 to 75 s."""
 
 _PEM_END: Final = b"-----END CERTIFICATE-----"
@@ -48,9 +48,11 @@ class HttpFetcher:
     """
 
     def __init__(self, reactor: Any, connections: int, tls_ca: str = "") -> None:
-        self._pool = HTTPConnectionPool(reactor)
-        self._pool.maxPersistentPerHost = connections
-        self._pool.cachedConnectionTimeout = IDLE_S
+        pool: Any = HTTPConnectionPool(reactor)
+        pool.maxPersistentPerHost = connections
+        pool.cachedConnectionTimeout = IDLE_S
+        pool._factory = _quiet_factory  # noqa: SLF001
+        self._pool = pool
         self._agent: Any = Agent(reactor, BrowserLikePolicyForHTTPS(_authorities(tls_ca) if tls_ca else None), pool=self._pool)
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
@@ -65,6 +67,13 @@ class HttpFetcher:
         """Close what is kept."""
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
+
+
+def _quiet_factory(*args: Any) -> Any:
+    """Twisted's, without its two log lines for each connection."""
+    factory = HTTPConnectionPool._factory(*args)  # noqa: SLF001
+    factory.noisy = False
+    return factory
 
 
 class _Body(TwistedProtocol):
