@@ -254,7 +254,7 @@ class Link(protocol.Protocol):
         self._watchdog = self._reactor.callLater(self._silence_s, self._listen)
         transport = self.transport
         if interfaces.ITCPTransport.providedBy(transport):
-            transport.bufferSize = READ_OCTETS
+            transport.bufferSize = READ_OCTETS  # type: ignore[attr-defined] # abstract.FileDescriptor, beside the interface
             transport.setTcpNoDelay(True)  # the handshake writes twice before it reads: 40 ms each with a delayed ACK
         self._events.link_up()
         self._amqp.connection_made(transport)
