@@ -87,12 +87,13 @@ class _Body(TwistedProtocol):
         self._body: bytearray = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
+        if self.done.called:  # what was read together with the last that counted
+            return
         self._body += data
         if len(self._body) > MAX_BODY_OCTETS:
             self._body.clear()
             self._abort()
-            if not self.done.called:
-                self.done.callback(Answer(self._status, None))
+            self.done.callback(Answer(self._status, None))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.done.called:
