@@ -21,6 +21,7 @@ from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
+from towerws.core.printable import printable
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1
 from towerws.websocket.opening import OpeningConnection, Silent
@@ -79,9 +80,11 @@ class WebSocketConnection(OpeningConnection):
         self._session = Session(factory.desk, self, self.identity, dialect)
         factory.opened += 1
         self._log.info(
-            "connection opened: user {user} from {address}, {dialect}",
-            user=self.identity.user_id,
-            address=self.address,
+            "connection opened: user {user} from {address}, by {method}, session {session}, speaks {dialect}",
+            user=printable(self.identity.user_id),
+            address=printable(self.address),
+            method=self.identity.method,
+            session=self.identity.session,
             dialect=dialect.name,
         )
 
@@ -99,14 +102,17 @@ class WebSocketConnection(OpeningConnection):
             self.unregisterProducer()
         session, self._session = self._session, None
         if session is not None:
+            topics = len(session.member.topics)
             session.close()
             self.factory.closed += 1
             self._log.info(
-                "connection ended after {duration:.1f} s: user {user} from {address}, {reason}",
+                "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
                 duration=self.factory.desk.reactor.seconds() - self._opened_at,
-                user=self.identity.user_id if self.identity is not None else None,
-                address=self.address,
-                reason=self._reason,
+                user=printable(session.identity.user_id),
+                address=printable(self.address),
+                requests=session.requests,
+                topics=topics,
+                reason=printable(self._reason),
             )
 
     # Autobahn calls these

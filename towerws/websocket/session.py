@@ -107,6 +107,7 @@ class Session:
         "_valid_at",
         "identity",
         "member",
+        "requests",
     )
 
     _log = Logger()
@@ -122,6 +123,8 @@ class Session:
         self._inbox_octets = 0
         self._malformed = 0
         self._distrust = 0
+        self.requests = 0
+        """Requests taken from this client."""
         self._cancel: Callable[[], object] | None = None
         self._closed = False
         self._rechecking: Deferred[None] | None = None
@@ -187,6 +190,7 @@ class Session:
 
     def _answer(self, message: str | BadRequest) -> None:
         self._desk.requests += 1
+        self.requests += 1
         try:
             if isinstance(message, BadRequest):
                 raise message
