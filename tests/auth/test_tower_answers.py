@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower_answers import Answer, Me, read_me, read_visible
@@ -90,3 +93,21 @@ def test_whether_an_object_is_visible() -> None:
 def test_whose_fault_it_is() -> None:
     """Redirects and 5xx are the API's; 4xx may be the client's."""
     assert [status for status in (200, 204, 301, 302, 400, 401, 404, 429, 500, 503) if Answer(status, b"").is_fault] == [301, 302, 500, 503]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["count", "results", "id", "is_superuser"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=50) | JSON.map(lambda content: json.dumps(content).encode()), st.sampled_from([200, 200, 200, 401, 500]))
+def test_whatever_the_api_answers(body: bytes, status: int) -> None:
+    """An answer is a user, a refusal or unavailable: nothing else comes out of it."""
+    with contextlib.suppress(Refused, Unavailable):
+        user = read_me(Answer(status, body))
+        assert type(user.user_id) is int
+        assert status == 200

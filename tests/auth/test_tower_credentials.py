@@ -4,6 +4,8 @@ import base64
 import hashlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.auth.tower_kit import head
 from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential
@@ -189,3 +191,23 @@ def test_what_the_api_is_told_of_the_client(caller: Caller, sent: dict[str, str]
 def test_an_endless_user_agent_is_cut() -> None:
     """What nginx would answer 400 to is not passed on in full."""
     assert len(find_caller(head(user_agent="a" * 9000), "192.0.2.1").user_agent) == 1024
+
+
+ASCII = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=60)
+LIKELY = st.sampled_from(["sessionid=", "token=", "session_key=", "Bearer ", "Basic ", "%0d%0a", "%22", '"', ";", "&", "=", "YTpi", "k"])
+TEXT = st.lists(LIKELY | ASCII, max_size=6).map("".join)
+
+
+@given(query=TEXT, cookies=TEXT, authorization=TEXT, agent=TEXT)
+def test_whatever_a_head_holds(query: str, cookies: str, authorization: str, agent: str) -> None:
+    """No head raises; what is sent on is one line of printable ASCII per header, and one credential at most."""
+    brought = head(query, cookie=cookies, authorization=authorization, user_agent=agent)
+    credential = find_credential(brought, NAMES)
+    if credential is None:
+        return
+    assert {name for name, _ in credential.headers} <= {"Authorization", "Cookie"}
+    for _, value in credential.headers + find_caller(brought, "192.0.2.1").headers():
+        assert value.isascii()
+        assert value.isprintable()
+    assert len(credential.session) == 32
+    assert all(digit in "0123456789abcdef" for digit in credential.session)
