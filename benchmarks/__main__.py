@@ -11,12 +11,17 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import fanout
+from benchmarks import connections, fanout
 from benchmarks.world import Row, world
 from towerws import __version__
 
 SCENARIOS = {
-    each.__name__: each for each in (fanout.burst, fanout.steady, fanout.unwatched, fanout.drain, fanout.mixed, fanout.large, fanout.v1)
+    each.__name__: each
+    for each in (
+        *(fanout.burst, fanout.steady, fanout.unwatched, fanout.drain, fanout.mixed),
+        *(connections.memory, connections.storm, connections.resume),
+        *(fanout.large, fanout.v1),
+    )
 }
 
 EXIT_MISSED = 3  # 1 is Python's, for a scenario that did not do its work

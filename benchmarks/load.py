@@ -29,7 +29,7 @@ OPEN_S = 120.0
 
 # What a browser sends, so that the server has the work and the memory that it will have.
 HEAD = (
-    "GET /websocket/ HTTP/1.1\r\nHost: tower.example.com:8051\r\nConnection: Upgrade\r\nPragma: no-cache\r\nCache-Control: no-cache\r\n"
+    "GET /websocket/ HTTP/1.1\r\nHost: tower.example.com\r\nConnection: Upgrade\r\nPragma: no-cache\r\nCache-Control: no-cache\r\n"
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36\r\n"
     "Upgrade: websocket\r\nOrigin: https://tower.example.com\r\nSec-WebSocket-Version: 13\r\nAccept-Encoding: gzip, deflate, br\r\n"
     "Accept-Language: en-US,en;q=0.9\r\nCookie: csrftoken=aBcDeFgHiJkLmNoPqRsTuVwXyZ012345; sessionid=0123456789abcdef0123456789abcdef\r\n"

@@ -95,8 +95,15 @@ class Towerws(Server):
             *("--broker", broker, "--exchange", exchange, "--stream", f"{exchange}.events", "--auth", "open"),
             *("--listen", f"{listen}:{self.port}:interface=127.0.0.1:backlog=4096", "--admin", f"tcp:{self._admin}:interface=127.0.0.1"),
             *("--websocket-ping-s", "3600"),  # what is counted are events
+            # One machine plays all the clients.
+            *("--limits-per-address", "100000", "--limits-per-user", "100000", "--limits-half-open", "100000"),
             *flags,
         )
+
+    @property
+    def admin_url(self) -> str:
+        """Where the admin port is."""
+        return f"http://127.0.0.1:{self._admin}"
 
     def answers(self) -> bool:
         """`/readyz` says so."""
@@ -107,7 +114,7 @@ class Towerws(Server):
 
     def get(self, path: str) -> Any:
         """What the admin port answers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}{path}", timeout=START_S) as answer:
+        with urllib.request.urlopen(self.admin_url + path, timeout=START_S) as answer:
             return json.loads(answer.read())
 
 

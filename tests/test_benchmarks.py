@@ -34,4 +34,4 @@ def test_every_scenario_does_its_work_at_the_smallest_size(tmp_path: Path) -> No
     figures = json.loads(report.read_text())["figures"]
     assert all(figure["value"] >= 0 for figure in figures)
     scenarios = {figure["scenario"].split()[0] for figure in figures}
-    assert scenarios == {"burst", "steady", "unwatched", "drain", "mixed", "large", "v1"}
+    assert scenarios == {"burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1"}

@@ -1,0 +1,122 @@
+"""The scenarios that measure connections: memory, storm, resume."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from benchmarks.fanout import OCTETS, numbered
+from benchmarks.load import Load, Opened, Spec
+from benchmarks.world import Message, World, clients
+
+if TYPE_CHECKING:
+    from benchmarks.servers import Towerws
+
+WARM = 200
+
+
+def memory(world: World) -> None:
+    """10,000 subscribed idle connections, opened with a browser's headers."""
+    count = world.scaled(10_000, 100)
+    with world.towerws() as server, clients() as warm, clients() as load:
+        warm.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)  # what the first ones bring into memory is not theirs
+        before = server.rss_octets
+        load.open(server.port, [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)])
+        time.sleep(0.5)
+        grown = server.rss_octets - before
+    world.row("memory", f"RSS per connection, {count:,} of them", grown / count / 1000, "KB", "<= 9")
+
+
+def storm(world: World) -> None:
+    """10,000 clients connect and subscribe at once, while 100 others get 20 messages a second."""
+    count = world.scaled(10_000, 100)
+    specs = [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)]
+    healthy = [Spec({"schedules": ["changed"]})] * 100
+    with world.towerws() as server, clients() as load, clients() as others:
+        warm(server)
+        others.open(server.port, healthy)
+        stamped: list[Message] = [("schedules.changed", number) for number in range(world.scaled(200, 10))]
+        others.expect([[number for _, number in stamped]] * 100, OCTETS)
+        others.begin_collect(stamped=True)
+        publishing = Thread(target=world.publish, args=(server.exchange, stamped, OCTETS, 20))
+        publishing.start()
+        time.sleep(0.2)
+        health = Health(server)
+        opened, cpu_s = measured(server, load, specs)
+        slowest_ms = health.stop()
+        publishing.join()
+        delays = others.end_collect().delays_ns
+        refused = sum(server.get("/status")["connections"]["refused"].values())
+    # The healthy clients' messages are in it: 100 each, 20 a second.
+    world.row("storm", f"CPU per client, {count:,} of them", cpu_s * 1e6 / count, "µs", "<= 220")
+    world.row("storm", "refused", refused, "", "<= 0")
+    world.row("storm", "until the last was subscribed", max(opened.took_s), "s")
+    world.row("storm", "healthy clients' latency p99", delays[int(len(delays) * 0.99)] / 1e6, "ms", "<= 250")
+    world.row("storm", "/healthz, slowest answer", slowest_ms, "ms", "<= 100")
+
+
+def resume(world: World) -> None:
+    """10,000 clients of 3 topics reconnect after 30 s at 200 messages a second; each missed about 100 of them."""
+    count, messages = world.scaled(10_000, 100), max(180, world.scaled(6000))
+    topics = messages * 3 // 100 or 1
+    groups: list[dict[str, list[int | str]]] = [
+        {"job_events": sorted({(number + step * (topics // 3)) % topics for step in range(3)})} for number in range(count)
+    ]
+    with world.towerws() as server, clients() as load:
+        warm(server)
+        world.publish(server.exchange, numbered(1), OCTETS)
+        specs = [Spec(each, v1=True) for each in groups]
+        opened, storm_s = measured(server, load, specs)
+        load.close()
+        missed = [(f"job_events.{number % topics}", number) for number in range(messages)]
+        world.publish(server.exchange, missed, OCTETS, 0 if world.size < 1 else 200)
+        back = [Spec(each, v1=True, since=position) for each, position in zip(groups, opened.positions, strict=True)]
+        cpu = server.cpu_ns
+        load.open(server.port, back)
+        load.expect([[number for routing_key, number in missed if int(routing_key[11:]) in each["job_events"]] for each in groups], OCTETS)
+        load.begin_collect()
+        received = load.end_collect()
+        cpu_s = (server.cpu_ns - cpu) / 1e9
+    world.row("resume", "missed messages per client", received.messages / count, "")
+    world.row("resume", "CPU per client beyond connecting", (cpu_s - storm_s) * 1e6 / count, "µs", "<= 400")
+    world.row("resume", "CPU per client, connecting alone", storm_s * 1e6 / count, "µs")
+
+
+def measured(server: Towerws, load: Load, specs: list[Spec]) -> tuple[Opened, float]:
+    """Open these clients; the CPU that it cost, in seconds."""
+    cpu = server.cpu_ns
+    opened = load.open(server.port, specs)
+    return opened, (server.cpu_ns - cpu) / 1e9
+
+
+def warm(server: Towerws) -> None:
+    """Let the first connections pay for what is paid once."""
+    with clients() as load:
+        load.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)
+
+
+class Health:
+    """Asks `/healthz` again and again until `stop`, which gives the longest time an answer took, in milliseconds."""
+
+    def __init__(self, server: Towerws) -> None:
+        self._url = server.admin_url + "/healthz"
+        self._stopped = False
+        self._slowest_s = 0.0
+        self._thread = Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        while not self._stopped:
+            start = time.monotonic()
+            with urllib.request.urlopen(self._url, timeout=30) as answer:
+                answer.read()
+            self._slowest_s = max(self._slowest_s, time.monotonic() - start)
+            time.sleep(0.05)
+
+    def stop(self) -> float:
+        """Stop asking."""
+        self._stopped = True
+        self._thread.join()
+        return self._slowest_s * 1000
