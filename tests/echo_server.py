@@ -18,7 +18,7 @@ from towerws.core.hub import Hub
 from towerws.core.intake import Intake
 from towerws.core.settings import LimitSettings, WebSocketSettings
 from towerws.protocol import WebSocketConnection, WebSocketFactory
-from towerws.websocket.session import Desk
+from towerws.websocket.desk import Desk
 
 reactor: Any = default_reactor
 

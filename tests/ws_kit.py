@@ -29,7 +29,7 @@ from towerws.core.intake import Intake
 from towerws.core.settings import AccessSettings, GroupSettings, LimitSettings, WebSocketSettings
 from towerws.embedded import EmbeddedSource
 from towerws.protocol import WebSocketConnection, WebSocketFactory
-from towerws.websocket.session import Desk
+from towerws.websocket.desk import Desk
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3

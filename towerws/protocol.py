@@ -26,9 +26,10 @@ from towerws.core.origins import Origins
 from towerws.core.printable import printable
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1
+from towerws.websocket.desk import Desk
 from towerws.websocket.opening import OpeningConnection, Silent
 from towerws.websocket.outlet import Outlet, open_outlet
-from towerws.websocket.session import Desk, Session
+from towerws.websocket.session import Session
 
 RECONNECT_MS = (500, 5000)
 """Clients that are told to come back spread themselves over this time."""

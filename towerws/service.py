@@ -40,7 +40,7 @@ from towerws.core.settings import LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
 from towerws.protocol import WebSocketFactory
-from towerws.websocket.session import Desk
+from towerws.websocket.desk import Desk
 
 CLOSES_PER_S = 1000
 """How fast connections are closed while draining, if the drain window does not ask for more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass, field
 
 from towerws.core.settings import Secret
@@ -25,3 +26,12 @@ class Identity:
     """When the credential ends, in seconds since 1970; None when it does not say."""
     private: object = field(default=None, repr=False)
     """The method's own: nobody else looks at it."""
+
+    def vouched_for_by(self, xrftoken: object) -> bool:
+        """Whether the page knows what only the site's own pages can read, where the browser sends the cookie by itself."""
+        if not self.cookie:
+            return True
+        if self.csrftoken is None or not isinstance(xrftoken, str):
+            return False
+        known, told = self.csrftoken.reveal().encode(), xrftoken.encode()
+        return known != b"" != told and hmac.compare_digest(known, told)

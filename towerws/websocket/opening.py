@@ -25,7 +25,7 @@ from towerws.core.identity import Identity
 from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL
-from towerws.websocket.session import Desk
+from towerws.websocket.desk import Desk
 
 _REFUSALS = {400: "not a websocket's opening handshake", 500: "internal error", 505: "HTTP/1.1 is needed"}
 

@@ -7,30 +7,24 @@ refused; what waits is bounded in octets.
 
 from __future__ import annotations
 
-import hmac
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Method, Refused, Unavailable
+from towerws.auth.base import Refused, Unavailable
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
-from towerws.core.groups import GroupTable
-from towerws.core.hub import Hub, Member
+from towerws.core.hub import Member
 from towerws.core.identity import Identity
-from towerws.core.intake import Intake
 from towerws.core.limits import TokenBucket
 from towerws.core.requests import Denied, Request, parse_request
-from towerws.core.settings import WebSocketSettings
 from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect
-from towerws.websocket.guard import Guard
+from towerws.websocket.desk import Desk
 
 HOLD_S = 5.0
 """How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
@@ -58,35 +52,6 @@ class Connection(Protocol):
 
     def end(self, reason: CloseReason) -> None:
         """Close the connection."""
-
-
-class Desk:
-    """What all sessions share."""
-
-    def __init__(
-        self,
-        hub: Hub,
-        intake: Intake,
-        auth: Method,
-        groups: GroupTable,
-        settings: WebSocketSettings,
-        reactor: IReactorTime,
-        *,
-        check_xrftoken: bool = True,
-        revalidate_s: float = 0,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self.hub = hub
-        self.intake = intake
-        self.auth = auth
-        self.groups = groups
-        self.settings = settings
-        self.reactor = reactor
-        self.check_xrftoken = check_xrftoken
-        self.guard = Guard(hub, auth, reactor, revalidate_s=revalidate_s, wall=wall)
-        self.requests = 0
-        self.bad_requests = 0
-        self.denied = 0
 
 
 class Session:
@@ -203,7 +168,7 @@ class Session:
                 self._connection.end(CloseReason.POLICY)
             return
         self._malformed = 0
-        if not self._trusted(request):
+        if self._desk.check_xrftoken and not self.identity.vouched_for_by(request.xrftoken):
             self._desk.bad_requests += 1
             self._distrust += 1
             self._reply(self._dialect.error(BadRequest("xrftoken", "access denied to channel", request.request_id)))
@@ -214,16 +179,6 @@ class Session:
             self._authorize(request)
         else:
             self._hold(request)
-
-    def _trusted(self, request: Request) -> bool:
-        """Whether the page knows what only the site's own pages can read, where the browser sends the cookie by itself."""
-        if not (self.identity.cookie and self._desk.check_xrftoken):
-            return True
-        expected = self.identity.csrftoken
-        if expected is None or not isinstance(request.xrftoken, str):
-            return False
-        known, told = expected.reveal().encode(), request.xrftoken.encode()
-        return known != b"" != told and hmac.compare_digest(known, told)
 
     def _hold(self, request: Request) -> None:
         """Wait for history: nobody can say yet what a position is worth, or what came before this request."""
