@@ -28,12 +28,14 @@ def test_errors_carry_what_becomes_of_them() -> None:
     assert BadRequest("not_json", "text").request_id is None
     assert BadRequest("not_json", "text", {"a": 1}).request_id == {"a": 1}
     assert HandshakeError(503, "text").status == 503
+    assert (HandshakeError(400, "text").reason, HandshakeError(503, "text", "user").reason) == ("request", "user")
 
 
 def test_the_close_codes() -> None:
     """Clients rely on these: code, word and whether to come back (docs/protocol.md)."""
     assert {name: (close.value.code, close.value.reason, close.value.reconnect) for name, close in CloseReason.__members__.items()} == {
         "POLICY": (1008, "policy", False),
+        "CREDENTIAL": (1008, "credential no longer valid", False),
         "TOO_BIG": (1009, "too big", False),
         "RESTART": (1012, "restart", True),
         "HISTORY": (1013, "fell out of history", True),
