@@ -89,6 +89,12 @@ def test_advice() -> None:
     settings = replace(GOOD, broker=mixed, insecure=True, websocket=WebSocketSettings(ping_s=60))
     said = " ".join(advice(settings))
     assert all(word in said for word in ("nginx", "insecure", "unencrypted"))
+    tower = replace(GOOD, auth=("tower",), tower=TowerSettings(url="https://h"))
+    assert ["trusted_proxies is empty" in each for each in advice(tower)] == [True]
+    behind = replace(tower, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
+    assert list(advice(behind)) == []
+    careless = replace(behind, access=replace(behind.access, check_origin=False))
+    assert ["check_origin is off" in each for each in advice(careless)] == [True]
     assert ["tls_ca is set" in each for each in advice(replace(GOOD, broker=replace(BROKER, tls_ca="ca.pem")))] == [True]
     assert list(broken_rules(settings)) == []
 

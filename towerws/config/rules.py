@@ -52,6 +52,11 @@ def advice(settings: Settings) -> Iterator[str]:
         yield f"websocket.ping_s = {settings.websocket.ping_s}: nginx closes a websocket that was silent for {PROXY_IDLE_S} s"
     if settings.insecure:
         yield "insecure is set: whoever reaches the ports hears everything, and may publish"
+    if "open" not in settings.auth and not settings.access.trusted_proxies:
+        yield (
+            "trusted_proxies is empty: behind a proxy all clients have its address, and share the "
+            f"limits.per_address = {settings.limits.per_address} connections of one"
+        )
     if not settings.access.check_origin and settings.auth != ("open",):
         yield "check_origin is off: any page that a user opens can listen in the user's name"
     if settings.broker is not None:
