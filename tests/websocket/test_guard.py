@@ -260,3 +260,31 @@ def test_never(make: Edges) -> None:
     assert method.asked == []
     client.ask({"job_events": [3]})
     assert client.take()[0]["denied"] == []
+
+
+class Broken:
+    """A session that nothing can be done with."""
+
+    identity = Identity(9, "tower", session="x", expires_at=WALL + 1)
+
+    def recheck(self) -> None:
+        """Ours."""
+        raise RuntimeError("ours")
+
+    def revoke(self) -> None:
+        """Ours."""
+        raise RuntimeError("ours")
+
+
+def test_a_bug_does_not_end_the_rounds(make: Edges) -> None:
+    """One connection that can't be dealt with is logged; the others are still seen to, and it does not stay for ever."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    broken = Broken()
+    edge.desk.guard.enter(broken)
+    client = enter(edge, "7-a")
+    method.answer = Refused("logged out")
+    watch(edge, 61)
+    assert client.close_code() == 1008
+    assert len(make.failures()) == 2
+    edge.desk.guard.leave(broken)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import count
 from typing import Protocol
 
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
 from towerws.auth.base import Method
 from towerws.core.errors import CloseReason
@@ -47,6 +49,8 @@ class Guarded(Protocol):
 
 class Guard:
     """Watches over the sessions. `wall` is the time in seconds since 1970; `revalidate_s` 0 asks about nobody by itself."""
+
+    _log = Logger()
 
     def __init__(self, hub: Hub, auth: Method, reactor: IReactorTime, *, revalidate_s: float, wall: Callable[[], float]) -> None:
         self._hub = hub
@@ -121,14 +125,21 @@ class Guard:
         if (wall := self._wall()) >= self._soonest:
             for session, expires_at in list(self._expiring.items()):
                 if expires_at <= wall:
-                    self._revoke(session)
+                    self._see_to(partial(self._revoke, session))
             self._soonest = min(self._expiring.values(), default=_NEVER)
         for name in self._take_due():
             sessions = self._registry.of_session(name)
             for session in sessions:
-                session.recheck()
+                self._see_to(session.recheck)
             if sessions:
                 self._schedule(name, random.uniform(0.9, 1.1))  # noqa: S311 - as above
+
+    def _see_to(self, call: Callable[[], None]) -> None:
+        """What goes wrong with one connection must not keep the guard from the others, nor end its rounds."""
+        try:
+            call()
+        except Exception:  # noqa: BLE001 - whatever it is
+            self._log.failure("the guard could not deal with a connection")
 
     def _take_due(self) -> Iterable[str]:
         now = self._reactor.seconds()
