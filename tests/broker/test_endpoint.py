@@ -178,9 +178,12 @@ async def test_stop_over_tls_is_quick(tmp_path: Path) -> None:
         assert time.monotonic() - start < 2.5
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+DAMAGED = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", DAMAGED])
 def test_a_tls_ca_that_cannot_be_used_is_said(tmp_path: Path, content: bytes | None) -> None:
-    """A missing or empty file is an error that names it."""
+    """A missing, empty or damaged file is an error that names it."""
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from OpenSSL import crypto
 from twisted.internet import ssl
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -30,6 +31,9 @@ def _authorities(path: str) -> Any:
     parts = Path(path).read_bytes().split(_PEM_END)[:-1]
     if not parts:
         raise ValueError(f"tls_ca {path} holds no PEM certificate")
-    certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
+    try:
+        certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
+    except crypto.Error:
+        raise ValueError(f"tls_ca {path} holds a certificate that is damaged") from None
     trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
     return trust(certificates)
