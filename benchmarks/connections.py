@@ -70,6 +70,8 @@ def resume(world: World) -> None:
         specs = [Spec(each, v1=True) for each in groups]
         opened, storm_s = measured(server, load, specs)
         load.close()
+        while server.get("/status")["connections"]["present"]:
+            time.sleep(0.1)
         missed = [(f"job_events.{number % topics}", number) for number in range(messages)]
         world.publish(server.exchange, missed, OCTETS, 0 if world.size < 1 else 200)
         back = [Spec(each, v1=True, since=position) for each, position in zip(groups, opened.positions, strict=True)]

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.fakes import FakePeer
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
+from towerws.core.frames import text_frame
 from towerws.core.history import ENTRY_OCTETS, History
-from towerws.core.hub import PIECE_OCTETS, Hub, Member
+from towerws.core.hub import PIECE_OCTETS, REPLAYED_OCTETS, Hub, Member
 from towerws.core.requests import Request
 from towerws.core.wire import TOWER, V1, Dialect
 
@@ -732,3 +733,35 @@ class HubMachine(RuleBasedStateMachine):
 
 TestHubMachine = pytest.mark.timeout(300)(HubMachine.TestCase)
 HubMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=60)
+
+
+@pytest.mark.parametrize("dialect", [TOWER, V1])
+def test_readers_that_are_behind_share_their_frames(dialect: Dialect) -> None:
+    """What was framed for one that resumes is there for the next; each dialect has its own."""
+    log = Log()
+    log.send("a.1")
+    since = log.hub.position
+    (missed,) = log.send("a.1")
+    pieces = []
+    for _ in range(2):
+        member, peer = log.join(dialect)
+        assert log.hub.subscribe(member, Request(("a.1",), since=since)).recovered
+        log.hub.feed(member)
+        pieces.append(peer.writes[-1])
+        assert missed.payload in pieces[-1]
+    assert pieces[0] is pieces[1]
+    assert pieces[0] == text_frame(dialect.event(missed))
+
+
+def test_frames_kept_for_readers_that_are_behind_are_bounded() -> None:
+    """However much is replayed, no more is kept than the bound and what was framed last."""
+    log = Log()
+    log.send("b.1")
+    since = log.hub.position
+    log.send(*["a.1"] * 10, octets=REPLAYED_OCTETS // 3)
+    member, peer = log.join(V1)
+    log.hub.subscribe(member, Request(("a.1",), since=since))
+    log.hub.feed(member)
+    log.drain(member, peer)
+    assert len(peer.take()) == 10
+    assert sum(map(len, log.hub._replayed.values())) < 2 * REPLAYED_OCTETS
