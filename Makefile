@@ -3,7 +3,7 @@
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
 	@echo "make test   every test                              (script/test)"
-	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
+	@echo "make bench  what it costs: about six minutes; QUICK=1 under two, SCENARIO=burst only that one"
 	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
 
 run:
