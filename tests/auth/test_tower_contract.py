@@ -155,7 +155,7 @@ async def test_every_fault_is_unavailable_and_passes(fault: str) -> None:
         start = time.monotonic()
         with pytest.raises(Unavailable):
             await made.enter(cookie("ada"))
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 4
         made.tower.fault = ""
         if fault == "refuse":
             made.tower.start(port=port)
@@ -184,7 +184,7 @@ async def test_a_hanging_api_is_left_alone() -> None:
         entering: list[Deferred[Any]] = [made.method.authenticate(cookie(str(number)), HERE) for number in range(300)]
         outcomes = [result for _, result in await DeferredList(entering, consumeErrors=True)]
         assert all(isinstance(result, Failure) and result.check(Unavailable) for result in outcomes)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 4
         assert made.tower.most_at_once <= 40  # the aborted ones are over before the API has noticed
         made.tower.paths()
         made.tower.fault = ""
@@ -231,4 +231,4 @@ async def test_stop_in_the_middle() -> None:
         with pytest.raises(Unavailable):
             await asked
         await until(lambda: made.tower.at_once == 0)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 4

@@ -129,7 +129,7 @@ async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool)
         for connection in tower.connections:
             connection.transport.resumeProducing()
         await until(lambda: not tower.connections)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 4
 
 
 def test_a_body_after_its_end() -> None:

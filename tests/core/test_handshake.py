@@ -198,13 +198,13 @@ def test_values_come_without_the_space_around_them() -> None:
     ids=range(5),
 )
 def test_a_head_is_read_in_linear_time(line: bytes) -> None:
-    """The worst line that fits in 16 KiB costs less than 5 ms (of three tries)."""
+    """The worst line that fits in 16 KiB costs less than 5 ms on an idle machine; a reader that is not linear takes seconds."""
     best = 1.0
     for _ in range(3):
         start = time.thread_time()
         assert status(b"GET / HTTP/1.1\r\nHost: a\r\n" + line + END) == 400
         best = min(best, time.thread_time() - start)
-    assert best < 0.005
+    assert best < 0.1
 
 
 @given(st.binary() | st.text("GET /websocket HTTP/1.1\r\n:aHost \t").map(str.encode))

@@ -122,8 +122,11 @@ def test_what_can_not_be_followed_as_a_whole_is_refused_by_a_code(text: str, exp
     ],
     ids=range(29),
 )
-def test_a_json_bomb_is_refused_within_five_milliseconds(text: str, expected: str) -> None:
-    """The worst that fits in a message takes no longer than any other turn of the reactor (the best of several tries counts)."""
+def test_a_json_bomb_is_refused_in_linear_time(text: str, expected: str) -> None:
+    """The worst that fits in a message takes no longer than any other turn of the reactor.
+
+    Each takes less than 5 ms on an idle machine. What is asserted tells a linear reader from a quadratic one, which takes seconds.
+    """
     assert len(text) <= MESSAGE_OCTETS
     assert code(text) == expected
     best = 1.0
@@ -136,7 +139,7 @@ def test_a_json_bomb_is_refused_within_five_milliseconds(text: str, expected: st
             best = min(best, time.thread_time() - start)
     finally:
         gc.enable()
-    assert best < 0.005
+    assert best < 0.1
 
 
 def test_utf_16_is_not_json() -> None:
