@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import re
 import secrets
 import threading
 import time
@@ -167,7 +168,7 @@ async def test_stream_deliveries(rabbit: PrivateRabbit) -> None:
             ("deliver", "job_events.42", b'{"a":2}', 1, None),
         ]
         assert source.counters["mode"] == "stream"
-        assert str(source.counters["broker_version"]).startswith("3.")
+        assert re.fullmatch(r"[0-9]+\.[0-9.]+", str(source.counters["broker_version"]))
 
 
 @run
