@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,6 +33,6 @@ def test_every_scenario_does_its_work_at_the_smallest_size(tmp_path: Path) -> No
     )
     assert result.returncode in (0, 3), result.stdout + result.stderr
     figures = json.loads(report.read_text())["figures"]
-    assert all(figure["value"] >= 0 for figure in figures)
+    assert all(math.isfinite(figure["value"]) for figure in figures)  # one is a difference, which can be below zero at this size
     scenarios = {figure["scenario"].split()[0] for figure in figures}
     assert scenarios == {"burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1"}
