@@ -26,6 +26,7 @@ from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.identity import Identity
 from towerws.core.intake import Intake
+from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, GroupSettings, LimitSettings, WebSocketSettings
 from towerws.embedded import EmbeddedSource
 from towerws.protocol import WebSocketConnection, WebSocketFactory
@@ -426,6 +427,9 @@ class SlowMethod:
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """As it was."""
         return succeed(identity)
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Nothing is known of anybody."""
 
     def stop(self) -> Deferred[None]:
         """Nothing to let go of."""

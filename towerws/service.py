@@ -120,7 +120,7 @@ class TowerwsService(Service):
             status=self.status,
             source_status=self.source_status,
             publish=publish,
-            disconnect=lambda revocation: desk.guard.disconnect(user=revocation.user, session=revocation.session),
+            disconnect=desk.guard.disconnect,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_octets=settings.max_payload_octets,
         )

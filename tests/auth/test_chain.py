@@ -11,6 +11,7 @@ from towerws.auth.base import Refused, Unavailable
 from towerws.auth.chain import Chain
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
 
 HEAD = Head("GET", "/websocket/", "", {"host": "tower.example.com"})
 
@@ -43,6 +44,10 @@ class Fake:
         """As it was."""
         self.asked.append(("revalidate", identity.user_id))
         return succeed(identity)
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Note it."""
+        self.asked.append(("forget", revocation))
 
     def stop(self) -> Deferred[None]:
         """Note it."""
@@ -101,6 +106,13 @@ def test_the_method_that_vouches_is_asked_from_then_on() -> None:
     assert now(chain.refusals(Identity(7, "tower"), ["job_events.42"])) == {"job_events.42": "tower"}
     assert now(chain.revalidate(Identity(7, "tower"))) == Identity(7, "tower")
     assert jwt.asked == []
+
+
+def test_all_forget() -> None:
+    """Whose credential of which kind a revocation ends is not known before."""
+    methods = [Fake("jwt", None), Fake("tower", None)]
+    Chain(methods).forget(Revocation(user=7))
+    assert [method.asked for method in methods] == [[("forget", Revocation(user=7))]] * 2
 
 
 def test_all_are_stopped() -> None:

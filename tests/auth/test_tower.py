@@ -13,6 +13,7 @@ from towerws.auth.tower_answers import Answer
 from towerws.core.errors import ConfigError
 from towerws.core.groups import AWX_GROUPS
 from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
 from towerws.core.settings import Secret, TowerSettings
 
 HERE = "192.0.2.1"
@@ -439,3 +440,46 @@ def test_an_address_that_is_none(url: str) -> None:
     """It is said when the method is made, not when the first client comes."""
     with pytest.raises(ConfigError, match=r"tower\.url"):
         TowerMethod(TowerSettings(url=url), Bench().clock)
+
+
+@pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(session=hashlib.sha256(b"k").hexdigest()[:32]), None])
+def test_what_is_kept_of_who_was_revoked_counts_no_more(revocation: Revocation | None) -> None:
+    """Who comes back after a revocation is asked about anew, for the credential and for what it may see; another's answers are kept."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {"/api/v2/jobs/1/": YES}
+    assert refused(bench.method.refusals(identity, ["job_events.1"])) == {}
+    enter(bench, "other", me(8))
+    bench.clock.advance(1)
+    bench.method.forget(revocation)
+    bench.clock.advance(0.001)
+    bench.fetcher.answers = {ME: me(8)}
+    now(bench.method.authenticate(cookie("other"), HERE))
+    assert bench.fetcher.paths() == ([] if revocation else [ME])
+    bench.fetcher.answers = {ME: me(), "/api/v2/jobs/1/": NO}
+    again = now(bench.method.authenticate(cookie("k"), HERE))
+    assert again is not None
+    assert refused(bench.method.refusals(again, ["job_events.1"])) == {"job_events.1": "not visible to this user"}
+    assert bench.fetcher.paths() == [ME, "/api/v2/jobs/1/"]
+    now(bench.method.authenticate(cookie("k"), HERE))
+    assert bench.fetcher.paths() == []
+
+
+def test_an_answer_from_before_a_revocation_is_nobodys_after_it() -> None:
+    """A question under way when the revocation comes is not joined by who asks later, and what it brings is not kept for them."""
+    bench = Bench()
+    before = bench.method.authenticate(cookie("k"), HERE)
+    bench.method.forget(Revocation(user=7))
+    bench.clock.advance(0.5)
+    after = bench.method.authenticate(cookie("k"), HERE)
+    (_, _, first), (_, _, second) = bench.fetcher.asked
+    first.callback(me())
+    assert now(before) is not None
+    assert not after.called
+    second.callback(ENDED)
+    with pytest.raises(Refused):
+        now(after)
+    bench.clock.advance(11)  # invalid_s
+    bench.fetcher.paths()
+    bench.method.authenticate(cookie("k"), HERE)
+    assert bench.fetcher.paths() == [ME]

@@ -10,6 +10,7 @@ from tests.ws_kit import WALL, Client, Edge, Edges, edges, request
 from towerws.auth.base import Refused, Unavailable
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings
 from towerws.websocket.guard import CREDENTIALS_PER_TICK
 from towerws.websocket.session import STATIC_S
@@ -32,6 +33,7 @@ class Tower:
         self.answer: Deferred[Identity] | Exception | None = None
         self.hidden: dict[str, str] = {}
         self.asked: list[str | None] = []
+        self.forgotten: list[Revocation | None] = []
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
@@ -48,6 +50,10 @@ class Tower:
         if isinstance(self.answer, Deferred):
             return self.answer
         return fail(self.answer) if self.answer is not None else succeed(dataclasses.replace(identity, private="new"))
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Note it."""
+        self.forgotten.append(revocation)
 
     def stop(self) -> Deferred[None]:
         """Nothing to let go of."""
@@ -70,33 +76,73 @@ def watch(edge: Edge, seconds: float) -> None:
 
 
 def test_disconnect_by_user_and_by_session(make: Edges) -> None:
-    """Exactly the connections meant are closed, with 1008, and the credential is asked about once more; others notice nothing."""
+    """Exactly the connections meant are closed, with 1008; the method forgets what it knew of them, and others notice nothing."""
     method = Tower()
     edge = make(method, ping_s=3600)
+    disconnect = edge.desk.guard.disconnect
     first, second = enter(edge, "7-a"), enter(edge, "7-b", v1=True)
     other = enter(edge, "8-c").listen(1)
-    assert edge.desk.guard.disconnect(user=7) == 2
+    assert disconnect(Revocation(user=7)) == 2
     assert first.close_code() == 1008
     assert second.take() == [{"type": "bye", "reconnect_after_ms": 0, "reason": "credential no longer valid"}]
     assert second.close_code() == 1008
-    assert method.asked == ["a", "b"]
-    assert edge.desk.guard.disconnect(user="7") == edge.desk.guard.disconnect(session="a") == 0
+    assert disconnect(Revocation(user="7")) == disconnect(Revocation(session="a")) == 0
     edge.publish("job_events.1", {"n": 1})
     assert other.take() == [{"n": 1}]
-    assert edge.desk.guard.disconnect(session="c") == 1
+    assert disconnect(Revocation(session="c")) == 1
     assert other.close_code() == 1008
     assert edge.desk.guard.revoked == 3
+    assert method.forgotten == [Revocation(user=7), Revocation(user="7"), Revocation(session="a"), Revocation(session="c")]
 
 
-@pytest.mark.parametrize("answer", [Refused("gone"), Unavailable("down"), ValueError("a bug")])
-def test_disconnect_ends_it_whatever_the_method_says(make: Edges, answer: Exception) -> None:
-    """The last question is for what the method remembers; it decides nothing any more."""
+class Slow(Tower):
+    """A method that takes its time at the door."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Deferred[Identity | None]] = []
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires when the test says so."""
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+
+@pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(user="7"), Revocation(session="a")])
+@pytest.mark.parametrize("later", [0, 14.5])
+def test_a_handshake_that_was_under_way(make: Edges, revocation: Revocation, later: float) -> None:
+    """An authentication that began before the revocation opens nothing however late it succeeds; another's, and the next one, do."""
+    method = Slow()
+    edge = make(method, handshake_s=15)
+    client, other = (edge.connect().send(request()) for _ in range(2))
+    assert edge.desk.guard.disconnect(revocation) == 0
+    edge.clock.advance(later)
+    method.waiting[0].callback(Identity(7, "tower", session="a"))
+    method.waiting[1].callback(Identity(8, "tower", session="b"))
+    assert client.status == 403
+    assert b"the credential was refused" in client.response
+    assert edge.factory.refused_for == {"revoked": 1}
+    assert other.status == 101
+    edge.clock.advance(0.001)
+    again = edge.connect().send(request())
+    method.waiting[2].callback(Identity(7, "tower", session="a"))
+    assert again.status == 101
+
+
+def test_when_revocations_may_have_been_missed(make: Edges) -> None:
+    """All credentials are asked about with the next ticks, a bounded number in each, and what the method has kept counts no more."""
     method = Tower()
-    method.answer = answer
-    edge = make(method)
-    client = enter(edge, "7-a")
-    assert edge.desk.guard.disconnect(user=7) == 1
-    assert client.close_code() == 1008
+    edge = make(method, ping_s=3600)
+    for number in range(CREDENTIALS_PER_TICK + 20):
+        enter(edge, f"{number}-{number}")
+    edge.desk.guard.doubt()
+    assert method.forgotten == [None]
+    watch(edge, 1)
+    assert len(method.asked) == CREDENTIALS_PER_TICK
+    watch(edge, 1)
+    assert len(set(method.asked)) == CREDENTIALS_PER_TICK + 20
+    watch(edge, 20)
+    assert len(method.asked) == CREDENTIALS_PER_TICK + 20
 
 
 def test_expiry_follows_the_wall_clock(make: Edges) -> None:
@@ -287,4 +333,16 @@ def test_a_bug_does_not_end_the_rounds(make: Edges) -> None:
     watch(edge, 61)
     assert client.close_code() == 1008
     assert len(make.failures()) == 2
+    edge.desk.guard.leave(broken)
+
+
+def test_a_bug_does_not_spare_the_others(make: Edges) -> None:
+    """When one of a user's connections can't be closed the others are all the same, and it is logged."""
+    edge = make(Tower(), ping_s=3600)
+    broken = Broken()
+    edge.desk.guard.enter(broken)
+    client = enter(edge, "9-a")
+    assert edge.desk.guard.disconnect(Revocation(user=9)) == 2
+    assert client.close_code() == 1008
+    assert len(make.failures()) == 1
     edge.desk.guard.leave(broken)

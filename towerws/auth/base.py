@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from towerws.core.errors import TowerwsError
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
 
 
 class Refused(TowerwsError):
@@ -39,6 +40,9 @@ class Method(Protocol):
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Fires with the identity as it stands now; fails with `Refused` when its credential has ended, or `Unavailable`."""
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Nothing that was found out about these (None: about anybody) counts any more: who asks from now on is asked about anew."""
 
     def stop(self) -> Deferred[None]:
         """Let go of connections and timers. Fires when that is done."""

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, mayb
 from towerws.auth.base import Method
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
 
 
 class Chain:
@@ -37,6 +38,11 @@ class Chain:
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """What the method that vouches for this user says."""
         return self._by_name[identity.method].revalidate(identity)
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """All of them forget."""
+        for method in self._methods:
+            method.forget(revocation)
 
     def stop(self) -> Deferred[None]:
         """Fires when all have let go; one that fails at it does not keep the others."""

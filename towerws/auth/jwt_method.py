@@ -25,6 +25,7 @@ from towerws.auth.jwt_token import Token, parse_token, read_object
 from towerws.core.errors import ConfigError
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
 from towerws.core.settings import JwtSettings
 
 NOT_GRANTED = "not granted"
@@ -72,6 +73,9 @@ class JwtMethod:
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Fires at once; fails with `Refused` when the token has expired, by the wall clock."""
         return execute(self._revalidate, identity)
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Nothing is kept of a token: each is read anew, and says the same until it expires."""
 
     def stop(self) -> Deferred[None]:
         """End a fetch of keys under way."""

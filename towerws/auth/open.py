@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
 
 
 class Open:
@@ -26,6 +27,9 @@ class Open:
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Fires at once: nothing ends here."""
         return succeed(identity)
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Nothing is known of anybody."""
 
     def stop(self) -> Deferred[None]:
         """Fires at once."""

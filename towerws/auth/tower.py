@@ -2,12 +2,14 @@
 
 A credential is good when `/api/v2/me/` says who it belongs to; an object's events are for whom the object is shown to.
 Superusers and auditors see everything, so nothing is asked for them. Answers are kept for the times in `TowerSettings`, so
-that a change in AWX takes effect that much later at the most; revalidation takes nothing from what was kept before it.
+that a change in AWX takes effect that much later at the most; revalidation and a revocation take nothing from what was kept
+before them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_c
 from towerws.auth.tower_http import Fetcher, HttpFetcher, check_url
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
+from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.settings import Secret, TowerSettings
 
 AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
@@ -60,7 +63,7 @@ class _Holder:
     key: bytes
     me: Me
     since: float
-    """When the credential was last validated on purpose: what was allowed before counts no more."""
+    """When the credential was last validated on purpose, or revoked: what was allowed before counts no more."""
 
 
 class TowerMethod:
@@ -87,6 +90,7 @@ class TowerMethod:
         self._invalid: TtlCache[bool] = TtlCache(settings.invalid_s, settings.cache_entries)
         self._allowed: TtlCache[bool] = TtlCache(settings.allowed_s, settings.cache_entries)
         self._denied: TtlCache[bool] = TtlCache(settings.denied_s, settings.cache_entries)
+        self._revocations = RecentRevocations(max(settings.valid_s, settings.allowed_s))
         self._validations: SingleFlight[Me] = SingleFlight()
         self._checks: SingleFlight[bool] = SingleFlight()
 
@@ -107,7 +111,7 @@ class TowerMethod:
                 session=credential.session,
                 cookie=credential.by_browser,
                 csrftoken=Secret(csrftoken) if csrftoken else None,
-                private=_Holder(credential, caller, key, me, since=float("-inf")),
+                private=_Holder(credential, caller, key, me, since=self._revocations.latest(me.user_id, credential.session)),
             )
 
         def refused(failure: Failure) -> Failure:
@@ -157,8 +161,12 @@ class TowerMethod:
             return dataclasses.replace(identity, private=dataclasses.replace(holder, me=me, since=since))
 
         # Apart from the questions of handshakes: the answer to one that was put earlier may be from before a revocation.
-        flight = (holder.key, "again")
+        flight = (holder.key, "again", self._revocations.count)
         return self._validations.ask(flight, lambda: self._validate(holder.credential, holder.caller, holder.key)).addCallback(renew)
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """What is kept, and what the questions under way will bring, counts no more."""
+        self._revocations.note(revocation, self._clock.seconds())
 
     def stop(self) -> Deferred[None]:
         """Whatever is asked fails with `Unavailable` from now on."""
@@ -166,11 +174,17 @@ class TowerMethod:
 
     def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[Me]:
         now = self._clock.seconds()
-        if me := self._valid.get(key, now):
+        if (me := self._valid.get(key, now)) and self._valid.get(key, now, self._revoked(me, credential)):
             return succeed(me)
         if self._invalid.get(key, now):
             return fail(Refused("the API rejected the credential a moment ago"))
-        return self._validations.ask(key, lambda: self._validate(credential, caller, key))
+        # Not with those who asked before the latest revocation, of whomever: whose credential it is, is not known yet.
+        flight = (key, self._revocations.count)
+        return self._validations.ask(flight, lambda: self._validate(credential, caller, key))
+
+    def _revoked(self, me: Me, credential: Credential) -> float:
+        """The first moment after the latest revocation of these; minus infinity when there was none."""
+        return math.nextafter(self._revocations.latest(me.user_id, credential.session), math.inf)
 
     def _validate(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[Me]:
         asked_at = self._clock.seconds()

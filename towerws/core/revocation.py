@@ -1,11 +1,23 @@
-"""The body of `POST /disconnect`: whose connections are to be closed."""
+"""Revocations: whose connections are to be closed, and how long that has to be remembered.
+
+The body of `POST /disconnect` and a message on the control exchange are the same small object. What was found out about a
+credential before a revocation counts no more after it; `RecentRevocations` tells the two apart for as long as an answer from
+before can still be under way, or kept.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import inf
+from typing import Any, Final
 
-MAX_NAME_CHARACTERS = 512
+MAX_NAME_CHARACTERS: Final = 512
+
+MAX_REVOCATION_OCTETS: Final = 8 * 1024
+"""A name of that length takes 6 KiB where all of it is written as escapes."""
+
+_SHAPE: Final = '{"user": 7} or {"session": "…"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +27,34 @@ class Revocation:
     user: int | str | None = None
     session: str | None = None
 
+    @property
+    def body(self) -> bytes:
+        """What `parse_revocation` reads: one object, ASCII."""
+        named: dict[str, int | str | None] = {"session": self.session} if self.user is None else {"user": self.user}
+        return json.dumps(named).encode("ascii")
+
+    def __str__(self) -> str:
+        return f"session {self.session}" if self.user is None else f"user {self.user}"
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnection:
+    """What came of a revocation: the connections closed here, and whether the other daemons were told (None: there are none)."""
+
+    closed: int
+    told: bool | None = None
+    reason: str | None = None
+    """Why the others were not told."""
+
 
 def parse_revocation(body: bytes) -> Revocation:
     """Read `{"user": 7}` or `{"session": "…"}`. `ValueError` says what is wrong with anything else; it repeats nothing."""
+    if len(body) > MAX_REVOCATION_OCTETS:
+        raise ValueError(f"a revocation has at most {MAX_REVOCATION_OCTETS} octets")
     try:
-        found = json.loads(body.decode())
+        found = json.loads(body.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise ValueError('the body is not {"user": 7} or {"session": "…"}') from None
+        raise ValueError(f"it is not {_SHAPE}") from None
     match found:
         case {"user": int() | str() as user, **rest} if not rest and not isinstance(user, bool) and _is_name(str(user)):
             return Revocation(user=user)
@@ -30,6 +63,58 @@ def parse_revocation(body: bytes) -> Revocation:
     raise ValueError(
         f'give either "user", a number or text, or "session", text; of at most {MAX_NAME_CHARACTERS} characters, and nothing else'
     )
+
+
+class RecentRevocations:
+    """When users and credentials were revoked last, as monotonic seconds. A user is known by the text of its id.
+
+    A revocation is forgotten after `kept_s`. Of more than `names` the oldest is forgotten before: from then on nothing from before
+    it counts for anybody, so that a flood makes more questions, and lets nobody through.
+    """
+
+    def __init__(self, kept_s: float, names: int = 4096) -> None:
+        self._kept_s = kept_s
+        self._names = names
+        self._at: dict[tuple[str, str], float] = {}  # from the oldest to the newest
+        self._everybody = -inf
+        self.count = 0
+        """How many there were. What was begun at another count may be from before one of them."""
+
+    def note(self, revocation: Revocation | None, now: float) -> None:
+        """Remember one; None revokes everybody."""
+        self.count += 1
+        if revocation is None:
+            self._at.clear()
+            self._everybody = now
+            return
+        named = ("session", revocation.session or "") if revocation.user is None else ("user", str(revocation.user))
+        self._at.pop(named, None)
+        self._at[named] = now
+        while (oldest := next(iter(self._at.items()), None)) is not None:
+            if now - oldest[1] <= self._kept_s:
+                if len(self._at) <= self._names:
+                    return
+                self._everybody = oldest[1]
+            del self._at[oldest[0]]
+
+    def latest(self, user: int | str | None, session: str | None) -> float:
+        """When this user or this credential was revoked last; minus infinity if that was long ago, or never.
+
+        Who has neither (auth open) can't be named, and is never revoked.
+        """
+        if user is None and session is None:
+            return -inf
+        by_user = -inf if user is None else self._at.get(("user", str(user)), -inf)
+        by_session = -inf if session is None else self._at.get(("session", session), -inf)
+        return max(self._everybody, by_user, by_session)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one that says the same key twice may mean two users."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
 
 
 def _is_name(text: str) -> bool:

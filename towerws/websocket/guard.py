@@ -14,7 +14,6 @@ from functools import partial
 from itertools import count
 from typing import Protocol
 
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -25,12 +24,16 @@ from towerws.core.hub import Hub, Member
 from towerws.core.identity import Identity
 from towerws.core.registry import Registry
 from towerws.core.requests import Request
+from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.wire import TOWER
 
 TICK_S = 1.0
 
 CREDENTIALS_PER_TICK = 100
 """How many credentials are asked about in one second at most; the rest follow in the next."""
+
+REMEMBERED_S = 300.0
+"""For how long a revocation is remembered: no authentication is under way for longer (the most that `websocket.handshake_s` may be)."""
 
 _NEVER = float("inf")
 
@@ -65,6 +68,7 @@ class Guard:
         self._due: list[tuple[float, int, str]] = []
         self._scheduled: set[str] = set()
         self._numbers = count()
+        self._revocations = RecentRevocations(REMEMBERED_S)
         self._ticking = LoopingCall(self.tick)
         self._ticking.clock = reactor
         self.revoked = 0
@@ -102,18 +106,29 @@ class Guard:
         if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
             self._hub.leave(watcher)
 
-    def disconnect(self, *, user: int | str | None = None, session: str | None = None) -> int:
+    def disconnect(self, revocation: Revocation) -> int:
         """Close the connections of a user, or of a credential; how many they were.
 
-        Each credential is also asked about once more, so that no answer from before lets it in again.
+        No answer from before lets it in again: none that is kept, and none to a question that is under way.
         """
-        found = self._registry.of_user(user) if user is not None else self._registry.of_session(session or "")
-        credentials = {each.identity.session: each.identity for each in found}
+        self._revocations.note(revocation, self._reactor.seconds())
+        self._auth.forget(revocation)
+        registry, user = self._registry, revocation.user
+        found = registry.of_user(user) if user is not None else registry.of_session(revocation.session or "")
         for each in found:
-            self._revoke(each)
-        for identity in credentials.values():
-            maybeDeferred(self._auth.revalidate, identity).addErrback(lambda _: None)
+            self._see_to(partial(self._revoke, each))
         return len(found)
+
+    def was_revoked(self, identity: Identity, since: float) -> bool:
+        """Whether it was revoked since then: an authentication that began at `since` (monotonic seconds) must not succeed any more."""
+        return self._revocations.latest(identity.user_id, identity.session) >= since
+
+    def doubt(self) -> None:
+        """Revocations may have been missed: forget what is kept of anybody, and ask about all credentials anew, as fast as a tick may."""
+        self._auth.forget(None)
+        now = self._reactor.seconds()
+        self._due = [(min(at, now), number, name) for at, number, name in self._due]
+        heapq.heapify(self._due)
 
     def recheck_user(self, user: str) -> None:
         """Ask anew about all of a user's connections, now."""

@@ -189,11 +189,14 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         assert self._request is not None
         head, self._request = self._request, None
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
+        began = self.factory.desk.reactor.seconds()
 
         def accepted(identity: Identity | None) -> str | None:
             self._asking = None
             if identity is None:
                 raise self._deny(HandshakeError(403, "no credential was brought", "no_credential"))
+            if self.factory.desk.guard.was_revoked(identity, began):
+                raise self._deny(HandshakeError(403, "the credential was refused", "revoked"))
             self._admit(identity, head)
             self.identity = identity
             return subprotocol
