@@ -1,9 +1,10 @@
-.PHONY: help run test lint bench
+.PHONY: help run test lint bench plot
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
 	@echo "make test   every test                              (script/test)"
-	@echo "make bench  what it costs: about six minutes; QUICK=1 under two, SCENARIO=burst only that one"
+	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
+	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
 	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
 
 run:
@@ -17,3 +18,6 @@ lint:
 
 bench:
 	@script/bench $(if $(QUICK),--size 0.1) $(addprefix --scenario ,$(SCENARIO))
+
+plot:
+	@.venv/bin/python -m benchmarks.plot build/benchmarks.json docs/growth.svg

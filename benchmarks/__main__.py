@@ -8,10 +8,11 @@ import json
 import os
 import platform
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import connections, fanout
+from benchmarks import connections, fanout, growth
 from benchmarks.world import Row, world
 from towerws import __version__
 
@@ -20,7 +21,7 @@ SCENARIOS = {
     for each in (
         *(fanout.burst, fanout.steady, fanout.unwatched, fanout.drain, fanout.mixed),
         *(connections.memory, connections.storm, connections.resume),
-        *(fanout.large, fanout.v1),
+        *(fanout.large, fanout.v1, growth.growth),
     )
 }
 
@@ -41,7 +42,7 @@ def main() -> int:
             SCENARIOS[name](here)
             print("\n".join(map(line, here.rows[done:])), flush=True)
     if args.json:
-        figures = [{**row.__dict__, "met": row.met} for row in here.rows]
+        figures = [{**asdict(row), "met": row.met} for row in here.rows]
         at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         args.json.write_text(json.dumps({"at": at, "machine": machine(), "size": args.size, "figures": figures}, indent=1) + "\n")
     return EXIT_MISSED if any(row.met is False for row in here.rows) else 0

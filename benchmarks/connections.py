@@ -8,7 +8,8 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from benchmarks.fanout import OCTETS, numbered
-from benchmarks.load import Load, Opened, Spec
+from benchmarks.fleet import Opened, Spec
+from benchmarks.load import Load
 from benchmarks.world import Message, World, clients
 
 if TYPE_CHECKING:

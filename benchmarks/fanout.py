@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.load import Spec
+from benchmarks.fleet import Spec
 from benchmarks.world import Run, World, clients
 
 SHARED = "jobs.status_changed"

@@ -13,12 +13,30 @@ from typing import Any
 import pika
 from private_rabbitmq import PrivateRabbit
 
-from benchmarks.load import Load, Received, Spec
+from benchmarks.fleet import Received, Spec
+from benchmarks.load import Load
 from benchmarks.messages import payload
 from benchmarks.servers import Floor, Plain, Server, Towerws
 
 Message = tuple[str, int]
 """A routing key and a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where a figure stands in a plot: on which curve (`burst`), above what of the axis (10,000 `clients`).
+
+    `flat`: it must be within 25 % of the first of its curve that is.
+    """
+
+    curve: str
+    axis: str
+    at: int
+    flat: bool
+
+    def lies_on(self, curve: str, axis: str) -> bool:
+        """Whether it is one of this curve's."""
+        return (self.curve, self.axis) == (curve, axis)
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Row:
     value: float
     unit: str
     bar: str = ""
+    point: Point | None = None
 
     @property
     def met(self) -> bool | None:
@@ -78,9 +97,9 @@ class World:
         """That many, for this size."""
         return max(least, round(full * self.size))
 
-    def row(self, scenario: str, what: str, value: float, unit: str, bar: str = "") -> None:
+    def row(self, scenario: str, what: str, value: float, unit: str, bar: str = "", *, point: Point | None = None) -> None:
         """Note a figure."""
-        self.rows.append(Row(scenario, what, value, unit, bar))
+        self.rows.append(Row(scenario, what, value, unit, bar, point))
 
     def towerws(self, *flags: str) -> Towerws:
         """A daemon on a stream that holds nothing yet."""
@@ -133,11 +152,12 @@ class World:
         return self._measured(floor, load, lambda: floor.run(messages, per_s))
 
     def _measured(self, server: Server, load: Load, go: Any) -> Run:
-        time.sleep(0.2)  # the clients are waiting for it by then
+        pause_s = 0.2 if self.size >= 0.1 else 0.02
+        time.sleep(pause_s)  # the clients are waiting for it by then
         cpu, start = server.cpu_ns, time.monotonic_ns()
         go()
         received = load.end_collect()
-        time.sleep(0.2)  # what is left to do (acknowledging) belongs to it
+        time.sleep(pause_s)  # what is left to do (acknowledging) belongs to it
         return Run((server.cpu_ns - cpu) / 1e9, (received.ended_ns - start) / 1e9, received)
 
 

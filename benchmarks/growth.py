@@ -1,0 +1,60 @@
+"""The scenario that shows what growth costs: the same messages to more and more clients, and beside more and more topics."""
+
+from __future__ import annotations
+
+from benchmarks.fanout import OCTETS, everyone, numbered
+from benchmarks.fleet import Spec
+from benchmarks.world import Point, World, clients
+
+CLIENTS = (10, 100, 1000, 10_000)
+TOPICS = (1, 100, 10_000, 1_000_000)
+"""How many are subscribed in all, by 1,000 clients: the one that the messages are on, and others that stay silent."""
+
+MAX_HELD = 1001
+"""By one client: one more than a connection may hold by default."""
+
+FLAT_FROM = 100
+"""Below so many clients, what a message costs once weighs more than what its deliveries cost."""
+
+
+def growth(world: World) -> None:
+    """Burst and steady at 10 to 10,000 clients, then with 1 to 1,000,000 subscribed topics: CPU per delivery."""
+    for count in CLIENTS:
+        if count <= world.scaled(max(CLIENTS), FLAT_FROM):
+            _both(world, everyone(count), "clients", count)
+    holders = min(1000, world.scaled(10_000, FLAT_FROM))
+    for topics in TOPICS:
+        if topics <= world.scaled(max(TOPICS), 1000):
+            _both(world, _holders(holders, topics), "topics", topics)
+    for axis in ("clients", "topics"):
+        for curve in ("burst", "steady"):
+            flat = [(row.point, row.value) for row in world.rows if row.point and row.point.flat and row.point.lies_on(curve, axis)]
+            first, least = flat[0]
+            costs = [cost for _, cost in flat]
+            world.row(f"growth {curve}", f"dearest, times that at {_many(first.at, axis)}", max(costs) / least, "x", "<= 1.25")
+            world.row(f"growth {curve}", f"cheapest, times that at {_many(first.at, axis)}", min(costs) / least, "x", ">= 0.75")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun if count != 1 else noun.removesuffix('s')}"
+
+
+def _holders(count: int, topics: int) -> list[Spec]:
+    """Clients on the shared topic that hold so many topics between them."""
+    return [Spec({"jobs": ["status_changed"], "job_events": list(range(1 + number, topics, count))}) for number in range(count)]
+
+
+def _both(world: World, specs: list[Spec], axis: str, at: int) -> None:
+    """One point of both curves."""
+    count, messages = len(specs), world.scaled(1000, 20)
+    rounds = 3 if world.size >= 0.1 else 1
+    per_s = 30 if count <= 1000 else 5  # 10,000 clients at 30 a second would want more than one core
+    with world.towerws("--websocket-topics", str(MAX_HELD)) as server, clients() as load:
+        load.open(server.port, specs)
+        world.run(server, load, numbered(messages), specs, OCTETS)  # the first deliveries of a process pay for imports and caches
+        bursts = [world.run(server, load, numbered(messages), specs, OCTETS) for _ in range(rounds)]
+        steadies = [world.run(server, load, numbered(world.scaled(5 * per_s, 10)), specs, OCTETS, per_s) for _ in range(rounds)]
+    for curve, runs in (("burst", bursts), ("steady", steadies)):
+        cheapest = min(run.us_per_delivery for run in runs)  # what others do on the machine only adds
+        point = Point(curve, axis, at, flat=count >= FLAT_FROM)
+        world.row(f"growth {curve}", f"CPU per delivery, {_many(at, axis)}", cheapest, "µs", point=point)
