@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -47,6 +48,23 @@ def test_the_wheel_has_what_it_should_and_no_more(wheel: Path) -> None:
     assert [name for name in names if not name.startswith("towerws/")] == ["twisted/plugins/towerws_plugin.py"]
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "towerws").rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {name for name in names if name.startswith("towerws/")} == wanted
+
+
+def test_the_source_distribution_has_what_an_operator_needs(tmp_path: Path) -> None:
+    """Beside the package: the documents, the unit, nginx's configuration and the tests, each file of them."""
+    houses = ("deploy", "docs", "script", "systemd", "tests")
+    source = tmp_path / "source"
+    for name in (*houses, "towerws", "twisted"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile"):
+        shutil.copy(ROOT / name, source)
+    _run(sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('..')", cwd=source)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {path.relative_to(source).as_posix() for name in houses for path in (source / name).rglob("*") if path.is_file()}
+    assert wanted <= names
+    assert {"CHANGELOG.md", "LICENSE", "README.md", "towerws/static/live.html", "twisted/plugins/towerws_plugin.py"} <= names
 
 
 def test_twistd_offers_towerws(installed: Path) -> None:

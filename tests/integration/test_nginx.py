@@ -1,0 +1,372 @@
+"""towerws behind Debian's nginx with the configuration of `deploy/nginx`: what is promised directly holds there too."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tests.broker.test_endpoint import certificate
+from tests.daemon import DEADLINE_S, Daemon
+from tests.hostile_heads import COOKIE, FORGED, LISTED, PAGE_ORIGINS, Hostile, PageOrigin, hostile_heads
+from tests.nginx import Nginx, directive, shipped
+from tests.ws_kit import close, request, text
+from towerws.core.settings import LimitSettings, TowerSettings, WebSocketSettings
+
+SESSION = "s3ss10n"
+TOKENS = ("t0ken", CANARY := "canary0token0in0the0url")
+
+
+class Tower(ThreadingHTTPServer):
+    """A Tower API that knows one session, whose user is 7, and notes the headers of each question."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.asked: list[dict[str, str]] = []
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Tower
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        self.server.asked.append({name.lower(): value for name, value in self.headers.items()})
+        user = {"id": 7, "type": "user", "username": "ada", "is_superuser": False, "is_system_auditor": False}
+        known = f"sessionid={SESSION}" in self.headers.get("Cookie", "") or self.headers.get("Authorization") in [
+            f"Bearer {token}" for token in TOKENS
+        ]
+        body = json.dumps({"count": 1, "results": [user]} if known else {}).encode()
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        """No log."""
+
+
+@contextmanager
+def tower_api() -> Iterator[Tower]:
+    """The API, at `server_port`."""
+    with Tower() as api:
+        thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield api
+        finally:
+            api.shutdown()
+            thread.join(DEADLINE_S)
+
+
+_addresses = count(2)
+
+
+class Answer(NamedTuple):
+    """What an opening was answered (status 0: in HTTP 0.9, which has none), and what came of it behind the door."""
+
+    status: int
+    octets: bytes
+    asked: list[dict[str, str]]
+    opened: int
+
+
+class Way:
+    """A daemon that asks the Tower API, and a way to it: past nginx or through it."""
+
+    def __init__(self, daemon: Daemon, api: Tower, port: int, nginx: Nginx | None) -> None:
+        self.daemon = daemon
+        self.nginx = nginx
+        self._api = api
+        self._port = port
+        self.client = ""
+        """The address of the last client. Each has one of its own, so that no bound per address is met."""
+
+    def open(self, octets: bytes, address: str = "") -> Answer:
+        """Send an opening; a connection that is let in is closed again, and its end awaited."""
+        self._api.asked.clear()
+        before = self._opened()
+        number = next(_addresses)
+        self.client = address or f"127.0.{1 + number // 250}.{1 + number % 250}"
+        with socket.create_connection(("127.0.0.1", self._port), DEADLINE_S, (self.client, 0)) as client:
+            client.sendall(octets + close())
+            found = b""
+            try:
+                while piece := client.recv(65536):
+                    found += piece
+            except ConnectionResetError:
+                assert found, "reset before an answer"
+        head, end, rest = found.partition(b"\r\n\r\n")
+        if length := re.search(rb"Content-Length: (\d+)", head):  # nginx goes on to answer the close frame, as a request
+            found = head + end + rest[: int(length[1])]
+        return Answer(int(found[9:12]) if found.startswith(b"HTTP/") else 0, found, list(self._api.asked), self._opened() - before)
+
+    def _opened(self) -> int:
+        return int(self.daemon.get("/status")[1]["connections"]["opened"])
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory, nginx: Callable[..., Nginx]) -> Iterator[dict[str, Way]]:
+    """Both ways to one daemon; at the end nothing is left in it, and nobody has seen what was forged."""
+    with ExitStack() as leave:
+        api = leave.enter_context(tower_api())
+        flags = ["--tower-url", f"http://127.0.0.1:{api.server_port}", "--tower-valid-s", "0", "--origins", ",".join(LISTED)]
+        folder = tmp_path_factory.mktemp("daemon")
+        daemon = leave.enter_context(Daemon(folder, "embedded:", *flags, "--trusted-proxies", "127.0.0.1", auth="tower"))
+        proxy = nginx(f"127.0.0.1:{daemon.port}")
+        yield {"directly": Way(daemon, api, daemon.port, None), "through nginx": Way(daemon, api, proxy.port, proxy)}
+        figures = daemon.get("/status")[1]
+        assert (figures["connections"]["present"], figures["hub"]["members"], figures["hub"]["topics"]) == (0, 0, 0)
+        assert FORGED not in daemon.log.read_text()
+
+
+@pytest.fixture(params=["directly", "through nginx"])
+def way(request: pytest.FixtureRequest, ways: dict[str, Way]) -> Way:
+    """One after the other."""
+    return ways[request.param]
+
+
+def test_a_plain_opening(way: Way) -> None:
+    """Promise 30: what hostile openings differ from is let in, and the API is told of the client what is true."""
+    answer = way.open(request(added=[COOKIE]))
+    assert answer.status == 101
+    assert b'{"accept":true,"user":7}' in answer.octets.replace(b" ", b"")
+    assert [asked["x-forwarded-for"] for asked in answer.asked] == [way.client]
+    assert answer.opened == 1
+    assert f"user 7 from {way.client}, by tower" in way.daemon.log.read_text()
+
+
+@pytest.mark.parametrize("hostile", list(hostile_heads()), ids=lambda hostile: hostile.name)
+def test_header_smuggling(way: Way, hostile: Hostile) -> None:
+    """Promise 30: 400 before anything is asked; where nginx takes out what is hostile, nobody behind it sees anything of that."""
+    answer = way.open(hostile.octets)
+    if way.nginx is not None and hostile.harmless and answer.status == 101:
+        assert [asked["x-forwarded-for"] for asked in answer.asked] == [way.client]
+        assert FORGED not in str(answer.asked)
+        assert f"user 7 from {way.client}, by tower" in way.daemon.log.read_text()
+    else:
+        assert answer.status == 400 or (way.nginx is not None and answer.status == (413 if hostile.name == "body" else 0))
+        assert answer.asked == []
+        assert answer.opened == 0
+    assert FORGED.encode() not in answer.octets
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"X-Forwarded-For: {FORGED}"],
+        [f"X-Forwarded-For: {FORGED}", f"X-Forwarded-For: {FORGED}"],
+        [f"X-Forwarded-For: {FORGED}, 127.0.0.1"],
+        [f"X-Forwarded-For: 127.0.0.1, {FORGED}, 127.0.0.1"],
+        [f"x-forwarded-for: {FORGED}"],
+        [f"X_Forwarded_For: {FORGED}"],
+        [f"X-Real-IP: {FORGED}"],
+        [f"Forwarded: for={FORGED};host={FORGED}"],
+        [f"X-Forwarded-Host: {FORGED}"],
+        [f"True-Client-IP: {FORGED}", f"X-Client-IP: {FORGED}", f"X-Cluster-Client-IP: {FORGED}"],
+        [f"Connection: X-Forwarded-For, Upgrade, X-Forwarded-For: {FORGED}"],
+    ],
+    ids=range(11),
+)
+def test_a_forged_address_is_not_used(way: Way, lines: list[str]) -> None:
+    """Promise 33: whatever a client writes about where it comes from, its own address is what counts, is asked for and is logged."""
+    answer = way.open(request(added=[COOKIE, *lines]))
+    assert (answer.status, answer.opened) in ((101, 1), (400, 0))
+    assert answer.status == 101 or "Connection" in lines[0]
+    assert all(asked["x-forwarded-for"] == way.client for asked in answer.asked)
+    assert FORGED not in str(answer.asked)
+
+
+@pytest.mark.parametrize("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
+@pytest.mark.parametrize("cookie", [True, False], ids=["cookie", "bearer"])
+def test_origins(way: Way, page: PageOrigin, cookie: bool) -> None:
+    """Promise 31: with a cookie the host's own pages and those listed get in; any other gets a 403 that says nothing of the user."""
+    credential = COOKIE if cookie else "Authorization: Bearer t0ken"
+    origin = [] if page.origin is None else [f"Origin: {page.origin}"]
+    answer = way.open(request(without=["Host"], added=[f"Host: {page.host}", credential, *origin]))
+    # What is no host, and no URL, is refused before anybody compares them.
+    malformed = page.host in ("", "2001:db8::1") or len(page.host) > 255 or page.origin == "tower.example.com"
+    if page.allowed:
+        assert (answer.status, answer.opened) == (101, 1)
+    elif malformed:
+        assert (answer.status, answer.opened) in ((400, 0), (403, 0)) or not cookie
+    elif cookie:
+        assert (answer.status, answer.opened) == (403, 0)
+        assert answer.octets.endswith(b"\r\n\r\na page of this origin may not use the cookie\n")
+    else:
+        assert (answer.status, answer.opened) == (101, 1)
+
+
+def test_the_host_that_a_client_claims(way: Way) -> None:
+    """Promise 31: X-Forwarded-Host from a client, which towerws would believe of the proxy, lets no foreign page in."""
+    evil = ["Origin: https://evil.example", "X-Forwarded-Host: evil.example"]
+    assert way.open(request(added=[COOKIE, *evil])).status == 403
+    assert way.open(request(added=[COOKIE, *evil, "X-Forwarded-Host: tower.example.com"])).status == 403
+
+
+def test_tokens_stay_out_of_nginxs_logs(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
+    """Promise 39: a token in the URL is in no log of nginx's: not of who is let in, refused, too much or malformed, nor of an outage."""
+    with tower_api() as api, Daemon(tmp_path, "embedded:", "--tower-url", f"http://127.0.0.1:{api.server_port}", auth="tower") as daemon:
+        proxy = nginx(f"127.0.0.1:{daemon.port}")
+        way = Way(daemon, api, proxy.port, proxy)
+        path = f"/websocket/?token={CANARY}"
+        asks = [
+            (101, request(path)),
+            (403, request(f"{path}x")),
+            (403, request(f"/websocket/?session_key={CANARY}")),
+            (101, request(path, added=[f"Referer: https://tower.example.com/?token={CANARY}"])),
+            (426, request(path, without=["Upgrade"])),
+            (400, request(path, without=["Sec-WebSocket-Key"])),
+            (400, request(path, added=["User-Agent: \x0b"])),
+            (400, request(path, added=["Bad\x00: x"])),
+            (400, request(path, added=[f"X-Long: {'x' * 40_000}"])),
+            (413, request(path, added=["Content-Length: 100000"])),
+            (414, request(f"{path}{'x' * 40_000}")),
+            (405, request(path).replace(b"GET", b"HEAD")),
+            (502, request(f"/elsewhere/?token={CANARY}")),
+        ]
+        for status, octets in asks:
+            assert way.open(octets).status == status, octets[:80]
+        busy = [way.open(request(path, without=["Upgrade"]), "127.0.0.9").status for _ in range(250)]
+        assert set(busy) == {426, 503}, "beyond the burst nginx says 503"
+        daemon.kill()
+        with socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S) as client:
+            client.sendall(request(path))
+            assert client.recv(65536).startswith(b"HTTP/1.1 502 ")
+    logs = proxy.logs()
+    for status in (101, 403, 426, 400, 413, 405, 503, 502):
+        assert re.search(rf'"(GET|HEAD) /websocket/" {status} ', logs["towerws.log"])
+    for status in (400, 414):
+        assert f" {status} " in logs["access.log"]
+    leaks = {name: log for name, log in logs.items() if CANARY in log and name != "error.log"}
+    assert not leaks
+    # The server's own error log is AWX's: what goes to `location /` is written there as AWX has always had it.
+    assert all("/elsewhere/" in line for line in logs["error.log"].splitlines() if CANARY in line)
+
+
+def test_an_event_over_tls_and_a_unix_socket(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
+    """The shipped server speaks TLS, passes large frames, tells addresses over a socket file, and ends as towerws does."""
+    files = certificate(tmp_path)
+    listen = f"unix:{tmp_path}/websocket.sock:mode=600"
+    flags = ("--listen", listen, "--trusted-proxies", "unix", "--limits-per-address", "2")
+    with Daemon(tmp_path, "embedded:", *flags) as daemon:
+        proxy = nginx(f"unix:{tmp_path}/websocket.sock", certificate=files)
+        trust = ssl.create_default_context(cafile=str(files[0]))
+        url = proxy.url.replace("/websocket/", "/api/controller/v2/websocket")
+
+        def enter(address: str, subprotocols: Any = None) -> Any:
+            found = connect(
+                url,
+                ssl=trust,
+                source_address=(address, 0),
+                subprotocols=subprotocols,
+                max_size=None,
+                open_timeout=DEADLINE_S,
+                compression="deflate",
+            )
+            return leave.enter_context(found)
+
+        with ExitStack() as leave:
+            client, neighbour = enter("127.0.4.1"), enter("127.0.4.1", ["towerws.v1"])
+            for _ in range(2):
+                with pytest.raises(InvalidStatus) as refused:
+                    enter("127.0.4.1")
+                assert refused.value.response.status_code == 503
+                assert refused.value.response.headers["Retry-After"] == "2"
+                assert refused.value.response.body == b"there are too many connections from this address\n"
+            other = enter("127.0.4.2")
+            for each in (client, neighbour, other):
+                each.recv(DEADLINE_S)
+                each.send(json.dumps({"groups": {"job_events": [1]}}))
+                each.recv(DEADLINE_S)
+            large = "y" * 3_000_000
+            for payload in ({"n": 1}, {"n": 2, "x": large}, {"n": 3}):
+                daemon.publish("job_events.1", payload)
+                assert json.loads(client.recv(DEADLINE_S)) == payload
+                assert json.loads(neighbour.recv(DEADLINE_S))["payload"] == payload
+                assert json.loads(other.recv(DEADLINE_S)) == payload
+            daemon.stop()
+            for each in (client, neighbour, other):
+                with pytest.raises(ConnectionClosed):
+                    list(each)
+                assert each.close_code == 1012
+        log = daemon.log.read_text()
+    assert "from 127.0.4.1, by open" in log
+    assert "from 127.0.4.2, by open" in log
+
+
+@pytest.mark.parametrize(
+    ("path", "towerws"),
+    [
+        ("/websocket/", True),
+        ("/websocket", True),
+        ("/websocket/?token=x", True),
+        ("/api/websocket/", True),
+        ("/jobs/playbook/42/output/websocket/", True),
+        ("/%77ebsocket/", True),
+        ("/", False),
+        ("/api/v2/me/", False),
+        ("/websocket/relay/", False),
+        ("/websocket/broadcast/", False),
+        ("/xwebsocket/", False),
+        ("/?a=/websocket/", False),
+    ],
+)
+def test_what_goes_to_whom(ways: dict[str, Way], path: str, towerws: bool) -> None:
+    """Each path that is a websocket of pages is towerws's, with its own answer to a plain GET (426); the rest is left to AWX."""
+    answer = ways["through nginx"].open(request(path, without=["Upgrade", "Connection"]))
+    assert answer.status == (426 if towerws else 502)
+    if towerws:
+        assert b"a proxy on the way took the Upgrade and" in answer.octets
+        assert b"Upgrade: websocket\r\n" in answer.octets
+
+
+def test_the_shipped_figures_fit_the_daemons() -> None:
+    """nginx is never the first to give up: silence, opening, counts and sizes are bounded where towerws's own bounds come first."""
+    location, server = shipped("towerws_location.conf"), shipped("towerws_server.conf")
+
+    def seconds(text: str, name: str) -> float:
+        value = directive(text, name)
+        assert re.fullmatch(r"[0-9]+s", value), value
+        return float(value[:-1])
+
+    websocket = WebSocketSettings()
+    for name in ("proxy_read_timeout", "proxy_send_timeout", "send_timeout"):
+        assert seconds(location, name) > websocket.ping_s + websocket.pong_s
+    assert seconds(location, "proxy_connect_timeout") + TowerSettings(url="").deadline_s <= 3, "AWX's pages wait no longer"
+    assert seconds(server, "client_header_timeout") == websocket.handshake_s
+    assert directive(location, "limit_conn") == f"towerws_connections {LimitSettings().per_address}"
+    assert directive(location, "proxy_http_version") == "1.1"
+    assert directive(location, "proxy_buffering") == "off"
+
+
+def test_clients_of_one_address(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
+    """Beyond 200 connections of one address nginx says 503; who is in stays in, and others are not concerned."""
+    with Daemon(tmp_path, "embedded:", "--limits-per-address", "1000", "--trusted-proxies", "127.0.0.1") as daemon, ExitStack() as leave:
+        proxy = nginx(f"127.0.0.1:{daemon.port}")
+
+        def enter(address: str) -> tuple[socket.socket, bytes]:
+            client = leave.enter_context(socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S, (address, 0)))
+            client.sendall(request())
+            return client, client.recv(12)
+
+        clients = [enter("127.0.4.3") for _ in range(201)]
+        assert [status for _, status in clients] == [b"HTTP/1.1 101"] * 200 + [b"HTTP/1.1 503"]
+        assert enter("127.0.4.4")[1] == b"HTTP/1.1 101"
+        first = clients[0][0]
+        first.sendall(text({"groups": {"job_events": [1]}}))
+        while b"groups_current" not in first.recv(65536):
+            pass

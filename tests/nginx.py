@@ -1,0 +1,140 @@
+"""An nginx of the tests' own, with the configuration that is shipped in `deploy/nginx`: free port, own folder, nothing of the system's.
+
+What an operator would adapt is adapted here: where towerws listens, where logs go, addresses and certificate of the server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Self
+
+from private_rabbitmq import tied_to_us
+
+from tests.daemon import DEADLINE_S, free_port
+
+SHIPPED = Path(__file__).parents[1] / "deploy" / "nginx"
+
+NGINX_CONF = """\
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+worker_processes 1;
+{user}
+events {{ worker_connections 1024; }}
+http {{
+    client_body_temp_path {folder}/tmp-body;
+    proxy_temp_path {folder}/tmp-proxy;
+    fastcgi_temp_path {folder}/tmp-fastcgi;
+    uwsgi_temp_path {folder}/tmp-uwsgi;
+    scgi_temp_path {folder}/tmp-scgi;
+    {more}
+    include conf.d/*.conf;
+}}
+"""
+
+
+def nginx_binary() -> str | None:
+    """The program, None where it is not installed. Debian has it where only root's PATH looks. `PRIVATE_NGINX` names another."""
+    return os.environ.get("PRIVATE_NGINX") or shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def adapted(text: str, *changes: tuple[str, str]) -> str:
+    """A shipped file with what an operator changes. Each text must be there once: else this would test something else."""
+    for old, new in changes:
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the shipped file"
+        text = text.replace(old, new)
+    return text
+
+
+def directive(text: str, name: str) -> str:
+    """The value of the only directive of this name in a configuration, comments aside."""
+    (value,) = re.findall(rf"^\s*{name}\s+([^;]+);", text, re.MULTILINE)
+    return str(value)
+
+
+def shipped(name: str) -> str:
+    """A file of `deploy/nginx`."""
+    return (SHIPPED / name).read_text()
+
+
+class Nginx:
+    """In front of what listens at `upstream` (`127.0.0.1:8051` or `unix:/…`). With `certificate` its server speaks TLS.
+
+    `more` goes into `http`. Ends when the test's process does, whatever ends that.
+    """
+
+    def __init__(self, folder: Path, upstream: str, *, certificate: tuple[Path, Path] | None = None, more: str = "") -> None:
+        self.port = free_port()
+        self.tls = certificate is not None
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        for name in ("conf.d", "snippets"):
+            (folder / name).mkdir(parents=True)
+        user = "user root;" if os.geteuid() == 0 else ""  # its worker has to get into a folder of the test's
+        (folder / "nginx.conf").write_text(NGINX_CONF.format(folder=folder, user=user, more=more))
+        self._ship("towerws.conf", "conf.d", ("\n    server 127.0.0.1:8051;", f"\n    server {upstream};"))
+        logs = [(f"{name} /var/log/nginx/", f"{name} {folder}/") for name in ("access_log", "error_log")]
+        self._ship("towerws_location.conf", "snippets", *logs)
+        changes = [logs[0], ("http://127.0.0.1:8052", "http://127.0.0.1:9"), ("    listen [::]:443 ssl;\n", "")]
+        if certificate is None:
+            changes += [
+                (f"    {name} /etc/nginx/tls/tower.{end};\n", "")
+                for name, end in (("ssl_certificate    ", "crt"), ("ssl_certificate_key", "key"))
+            ]
+            changes.append(("listen 443 ssl;", f"listen 127.0.0.1:{self.port};"))
+        else:
+            changes += [(f"/etc/nginx/tls/tower.{end}", str(path)) for path, end in zip(certificate, ("crt", "key"), strict=True)]
+            changes.append(("listen 443 ssl;", f"listen 127.0.0.1:{self.port} ssl;"))
+        self._ship("towerws_server.conf", "conf.d", *changes)
+
+    def _ship(self, name: str, target: str, *changes: tuple[str, str]) -> None:
+        (self._folder / target / name).write_text(adapted(shipped(name), *changes))
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/websocket/"
+
+    def logs(self) -> dict[str, str]:
+        """All that it has written into its logs, by the files' names."""
+        return {path.name: path.read_text(errors="surrogateescape") for path in self._folder.glob("*.log")}
+
+    def __enter__(self) -> Self:
+        program = nginx_binary()
+        assert program is not None
+        with (self._folder / "output.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                tied_to_us(
+                    [program, "-p", str(self._folder), "-c", str(self._folder / "nginx.conf"), "-e", str(self._folder / "error.log")],
+                    "TERM",
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        give_up = time.monotonic() + DEADLINE_S
+        while True:
+            assert self._process.poll() is None, self.logs()
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S).close()
+            except OSError:
+                assert time.monotonic() < give_up, self.logs()
+                time.sleep(0.02)  # nothing announces the port: it is asked
+            else:
+                return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End it at once (SIGTERM: its workers let go of the connections), and check that it had nothing to complain about."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(DEADLINE_S)
+        for name, text in self.logs().items():
+            if name in ("error.log", "output.log", "towerws-error.log"):
+                assert not re.search(r"\[(warn|alert|emerg|crit)\]", text), text
