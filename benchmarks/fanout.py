@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from benchmarks.beside import Health
 from benchmarks.fleet import Spec
-from benchmarks.world import Run, World, clients
+from benchmarks.world import Run, World, clients, percentile
 
 SHARED = "jobs.status_changed"
 OCTETS = 300
@@ -19,6 +20,14 @@ def burst_run(world: World, specs: list[Spec], messages: int, octets: int = OCTE
         return world.run(server, load, numbered(messages), specs, octets)
 
 
+def _burst_asked(world: World, specs: list[Spec], messages: int) -> list[float]:
+    """The same while `/healthz` is asked: how long its answers took, in milliseconds, sorted."""
+    with world.towerws() as server, clients() as load, Health(server.admin_port) as health:
+        load.open(server.port, specs)
+        world.run(server, load, numbered(1), specs, OCTETS)
+        return world.run(server, load, numbered(messages), specs, OCTETS, health=health).health_ms
+
+
 def numbered(messages: int, first: int = 0) -> list[tuple[str, int]]:
     """Messages on the shared topic."""
     return [(SHARED, number) for number in range(first, first + messages)]
@@ -29,12 +38,19 @@ def everyone(count: int, *, v1: bool = False) -> list[Spec]:
     return [Spec({"jobs": ["status_changed"]}, v1=v1)] * count
 
 
+def health_rows(world: World, scenario: str, answers_ms: list[float]) -> None:
+    """What came of asking `/healthz` meanwhile."""
+    world.row(scenario, "/healthz p99", percentile(answers_ms, 99), "ms", "<= 100")
+    world.row(scenario, "/healthz, slowest answer", answers_ms[-1], "ms")
+
+
 def burst(world: World) -> None:
-    """1,000 clients on one topic, 1,000 messages of 300 octets as fast as the broker gives them."""
+    """1,000 clients on one topic, 1,000 messages of 300 octets as fast as the broker gives them; `/healthz` during ten times as many."""
     count, messages = world.scaled(1000, 20), world.scaled(1000, 20)
     count = max(count, min(1000, count * 10))  # fewer messages before fewer clients: the cost per message is spread over them
     specs = everyone(count)
     run = burst_run(world, specs, messages)
+    answers_ms = _burst_asked(world, specs, 10 * messages)
     with world.plain() as server, clients() as load:
         load.open(server.port, specs)
         plain = world.run(server, load, numbered(max(10, messages // 4)), specs, OCTETS)
@@ -46,6 +62,7 @@ def burst(world: World) -> None:
     world.row("burst", "plain's CPU per delivery", plain.us_per_delivery, "µs")
     world.row("burst", "times better than plain", plain.us_per_delivery / run.us_per_delivery, "x", ">= 12")
     world.row("burst", "floor's CPU per delivery", floor.us_per_delivery, "µs")
+    health_rows(world, "burst", answers_ms)
 
 
 def steady(world: World) -> None:

@@ -12,7 +12,9 @@ import json
 import os
 import select
 import socket
+import sys
 import time
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +63,22 @@ class Opened:
 
 @dataclass
 class Received:
-    """What came: messages in all, when the last octet did (monotonic ns), delays of the first message of each read, failures."""
+    """What came: messages in all, when the last octet did, failures; for the first message of each read, when it was published
+    and how long it took. Monotonic nanoseconds.
+    """
 
     messages: int
     ended_ns: int
-    delays_ns: list[int]
     disorder: int
+    sent_ns: array[int]
+    delays_ns: array[int]
+
+    def delays_ms(self, begin_ns: int = 0, end_ns: int = sys.maxsize) -> list[float]:
+        """How long messages took that were published within that time, sorted; `LoadError` when there are none."""
+        within = [delay / 1e6 for sent, delay in zip(self.sent_ns, self.delays_ns, strict=True) if begin_ns <= sent <= end_ns]
+        if not within:
+            raise LoadError("no message was published within the time that is measured")
+        return sorted(within)
 
 
 def masked(text: str) -> bytes:
@@ -201,7 +213,7 @@ class Fleet:
         for _, client in reading:
             self._epoll.modify(client.sock.fileno(), select.EPOLLIN)
         missing = sum(client.due * self._unit(client) - client.got for _, client in reading)
-        delays: list[int] = []
+        sent, delays = array("q"), array("q")
         buffer = bytearray(READ_OCTETS)
         view = memoryview(buffer)
         clock = time.monotonic_ns
@@ -221,8 +233,9 @@ class Fleet:
                 if not size:
                     raise LoadError("the server closed a connection")
                 if stamped:
-                    stamp = bytes(view[header + STAMP_AT : header + STAMP_AT + 20])
-                    delays.append(clock() - int(stamp))
+                    stamp = int(bytes(view[header + STAMP_AT : header + STAMP_AT + 20]))
+                    sent.append(stamp)
+                    delays.append(clock() - stamp)
                 if client.chunks is not None:
                     client.chunks.append(bytes(view[:size]))
                 if client.spec.v1:
@@ -232,22 +245,22 @@ class Fleet:
                 client.got += size
                 missing -= size
         ended = clock()
-        return self._received(reading, octets, ended, delays, expected)
+        disorder = self._disorder(reading, octets, expected)
+        return Received(sum(client.due for _, client in reading), ended, disorder, sent, delays)
 
     def _unit(self, client: _Client) -> int:
         """What is counted: messages, or the octets of one."""
         return 1 if client.spec.v1 else self._frame_octets
 
-    def _received(
-        self, reading: list[tuple[int, _Client]], octets: int, ended: int, delays: list[int], expected: dict[int, list[int]]
-    ) -> Received:
+    def _disorder(self, reading: list[tuple[int, _Client]], octets: int, expected: dict[int, list[int]]) -> int:
+        """How many of the sample got anything else than they were due; `LoadError` when a client of all got more or less of it."""
         disorder = 0
         for number, client in reading:
             if client.got != client.due * self._unit(client):
                 raise LoadError(f"client {number} got {client.got} octets or messages, which is not {client.due} messages")
             if client.chunks is not None:
                 disorder += numbers(unframe(b"".join(client.chunks)), octets) != expected[number]
-        return Received(sum(client.due for _, client in reading), ended, delays, disorder)
+        return disorder
 
     def close(self) -> None:
         """Disconnect all."""

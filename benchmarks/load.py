@@ -5,6 +5,7 @@ A child process does what its parent asks through a pipe, one call at a time.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -77,8 +78,9 @@ class Load:
         whole = Received(
             sum(part.messages for part in parts),
             max(part.ended_ns for part in parts),
-            sorted(delay for part in parts for delay in part.delays_ns),
             sum(part.disorder for part in parts),
+            sum((part.sent_ns for part in parts), array("q")),
+            sum((part.delays_ns for part in parts), array("q")),
         )
         if whole.disorder:
             raise LoadError(f"{whole.disorder} clients of the sample got other messages than they were due, or in another order")
@@ -113,7 +115,7 @@ def _serve(pipe: Connection) -> None:
     while True:
         try:
             method, args = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             pipe.send((True, getattr(fleet, method)(*args)))

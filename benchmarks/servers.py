@@ -89,11 +89,16 @@ class Towerws(Server):
     def __init__(self, log: Path, broker: str, exchange: str, *flags: str, listen: str = "tcp") -> None:
         super().__init__(log)
         self.exchange = exchange
-        self._admin = free_port()
+        self.admin_port = free_port()
         self.start(
             *(str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "towerws"),
             *("--broker", broker, "--exchange", exchange, "--stream", f"{exchange}.events", "--auth", "open"),
-            *("--listen", f"{listen}:{self.port}:interface=127.0.0.1:backlog=4096", "--admin", f"tcp:{self._admin}:interface=127.0.0.1"),
+            *(
+                "--listen",
+                f"{listen}:{self.port}:interface=127.0.0.1:backlog=4096",
+                "--admin",
+                f"tcp:{self.admin_port}:interface=127.0.0.1",
+            ),
             *("--websocket-ping-s", "3600"),  # what is counted are events
             # One machine plays all the clients.
             *("--limits-per-address", "100000", "--limits-per-user", "100000", "--limits-half-open", "100000"),
@@ -103,7 +108,7 @@ class Towerws(Server):
     @property
     def admin_url(self) -> str:
         """Where the admin port is."""
-        return f"http://127.0.0.1:{self._admin}"
+        return f"http://127.0.0.1:{self.admin_port}"
 
     def answers(self) -> bool:
         """`/readyz` says so."""

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pika
 from private_rabbitmq import PrivateRabbit
 
+from benchmarks.beside import Health, Message, publish
 from benchmarks.fleet import Received, Spec
 from benchmarks.load import Load
-from benchmarks.messages import payload
 from benchmarks.servers import Floor, Plain, Server, Towerws
-
-Message = tuple[str, int]
-"""A routing key and a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +56,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one server: what it cost, and what came of it."""
+    """One run of one server: what it cost, what came of it, and how long `/healthz` took, if it was asked, sorted."""
 
     cpu_s: float
     wall_s: float
     received: Received
+    health_ms: list[float]
 
     @property
     def us_per_delivery(self) -> float:
@@ -79,8 +75,12 @@ class Run:
 
     def delay_ms(self, percent: float) -> float:
         """A percentile of the delay."""
-        delays = self.received.delays_ns
-        return delays[min(len(delays) - 1, int(len(delays) * percent / 100))] / 1e6
+        return percentile(self.received.delays_ms(), percent)
+
+
+def percentile(figures: list[float], percent: float) -> float:
+    """The figure below which so many of them are; they are sorted."""
+    return figures[min(len(figures) - 1, int(len(figures) * percent / 100))]
 
 
 @dataclass
@@ -117,33 +117,33 @@ class World:
         self._names += 1
         return self.folder / f"{self._names}-{name}.log"
 
-    @contextmanager
-    def publisher(self) -> Iterator[Any]:
-        """A channel to publish with; by the end the broker has taken everything in."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.rabbit.url))
-        channel = connection.channel()
-        yield channel
-        channel.close()  # answered behind all that was published
-        connection.close()
-
     def publish(self, exchange: str, messages: Iterable[Message], octets: int, per_s: float = 0) -> None:
         """Publish, so many a second or (0) as fast as it goes."""
-        start = time.monotonic()
-        properties = pika.BasicProperties(content_type="application/json")
-        with self.publisher() as channel:
-            for count, (routing_key, number) in enumerate(messages):
-                if per_s and (wait := start + count / per_s - time.monotonic()) > 0:
-                    channel.connection.sleep(wait)
-                channel.basic_publish(exchange, routing_key, payload(number, octets, stamp=bool(per_s)), properties)
+        publish(self.rabbit.url, exchange, messages, octets, per_s)
 
-    def run(self, server: Towerws | Plain, load: Load, messages: list[Message], specs: list[Spec], octets: int, per_s: float = 0) -> Run:
-        """Publish all; measure until every client has what it is due. Without `per_s` it all waits for the server first."""
+    def run(
+        self,
+        server: Towerws | Plain,
+        load: Load,
+        messages: list[Message],
+        specs: list[Spec],
+        octets: int,
+        per_s: float = 0,
+        health: Health | None = None,
+    ) -> Run:
+        """Publish all; measure until every client has what it is due. Without `per_s` it all waits for the server first.
+
+        `health` is asked meanwhile, and answers are part of what it costs.
+        """
         load.expect(due(messages, specs), octets)
         if not per_s:
             server.freeze()
             self.publish(server.exchange, messages, octets)
         load.begin_collect(stamped=bool(per_s))
-        return self._measured(server, load, (lambda: self.publish(server.exchange, messages, octets, per_s)) if per_s else server.thaw)
+
+        if per_s:
+            return self._measured(server, load, lambda: self.publish(server.exchange, messages, octets, per_s), health)
+        return self._measured(server, load, server.thaw, health)
 
     def run_floor(self, floor: Floor, load: Load, messages: int, clients: int, octets: int, per_s: float = 0) -> Run:
         """The same with the bare loop."""
@@ -151,14 +151,17 @@ class World:
         load.begin_collect(stamped=bool(per_s))
         return self._measured(floor, load, lambda: floor.run(messages, per_s))
 
-    def _measured(self, server: Server, load: Load, go: Any) -> Run:
+    def _measured(self, server: Server, load: Load, go: Callable[[], None], health: Health | None = None) -> Run:
         pause_s = 0.2 if self.size >= 0.1 else 0.02
         time.sleep(pause_s)  # the clients are waiting for it by then
+        if health is not None:
+            health.begin()
         cpu, start = server.cpu_ns, time.monotonic_ns()
         go()
         received = load.end_collect()
+        answers_ms = [] if health is None else health.end()
         time.sleep(pause_s)  # what is left to do (acknowledging) belongs to it
-        return Run((server.cpu_ns - cpu) / 1e9, (received.ended_ns - start) / 1e9, received)
+        return Run((server.cpu_ns - cpu) / 1e9, (received.ended_ns - start) / 1e9, received, answers_ms)
 
 
 def due(messages: list[Message], specs: list[Spec]) -> list[list[int]]:
@@ -182,9 +185,9 @@ def world(size: float) -> Iterator[World]:
 
 
 @contextmanager
-def clients() -> Iterator[Load]:
+def clients(processes: int = 2) -> Iterator[Load]:
     """The load generator's processes."""
-    load = Load()
+    load = Load(processes)
     try:
         yield load
     finally:

@@ -1,0 +1,113 @@
+"""What goes on beside a measurement, each in a process of its own, so that it waits for the server and for nothing of ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from http.client import HTTPConnection
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+import pika
+
+from benchmarks.messages import payload
+
+Message = tuple[str, int]
+"""A routing key and a number."""
+
+ASK_EVERY_S = 0.02
+
+
+def publish(url: str, exchange: str, messages: Iterable[Message], octets: int, per_s: float = 0) -> None:
+    """Publish, so many a second or (0) as fast as it goes; by the end the broker has taken everything in."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    properties = pika.BasicProperties(content_type="application/json")
+    start = time.monotonic()
+    for count, (routing_key, number) in enumerate(messages):
+        if per_s and (wait := start + count / per_s - time.monotonic()) > 0:
+            connection.sleep(wait)
+        channel.basic_publish(exchange, routing_key, payload(number, octets, stamp=bool(per_s)), properties)
+    channel.close()  # answered behind all that was published
+    connection.close()
+
+
+class _Beside:
+    """A process: ready when this has been made, at work from `begin` on, and `_result` waits for what came of it."""
+
+    def __init__(self, work: Callable[..., object], *args: object) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_child, args=(theirs, work, args), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._pipe.recv()
+
+    def begin(self) -> None:
+        """Let it work from now on."""
+        self._pipe.send("begin")
+
+    def _result(self) -> Any:
+        return self._pipe.recv()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+class Publisher(_Beside):
+    """Publishes at a steady pace."""
+
+    def __init__(self, url: str, exchange: str, messages: list[Message], octets: int, per_s: float) -> None:
+        super().__init__(_publish, url, exchange, messages, octets, per_s)
+
+    def end(self) -> None:
+        """Wait until all is published."""
+        self._result()
+
+
+class Health(_Beside):
+    """Asks `/healthz` on a new connection every `ASK_EVERY_S`."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(_ask, port)
+
+    def end(self) -> list[float]:
+        """Stop; the milliseconds that each answer took, sorted.
+
+        They count from when it was due to be asked for: while one answer is awaited, the next ones wait too.
+        """
+        self._pipe.send("end")
+        return sorted(took_s * 1000 for took_s in self._result())
+
+
+def _child(pipe: Connection, work: Callable[..., object], args: tuple[object, ...]) -> None:
+    pipe.send("ready")
+    pipe.recv()
+    pipe.send(work(pipe, *args))
+
+
+def _publish(pipe: Connection, url: str, exchange: str, messages: list[Message], octets: int, per_s: float) -> None:
+    publish(url, exchange, messages, octets, per_s)
+
+
+def _ask(pipe: Connection, port: int) -> list[float]:
+    due = time.monotonic()
+    took: list[float] = []
+    while True:
+        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/healthz")
+        if connection.getresponse().status != 200:
+            raise RuntimeError("/healthz answered with an error")
+        connection.close()
+        now = time.monotonic()
+        while due <= now:
+            took.append(now - due)
+            due += ASK_EVERY_S
+        if pipe.poll(due - now):
+            return took
