@@ -21,15 +21,17 @@ from towerws.core.addresses import Proxies
 from towerws.core.admission import Admission
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
+from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
 from towerws.core.printable import printable
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
-from towerws.core.wire import SUBPROTOCOL, TOWER, V1
+from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Dialect
 from towerws.websocket.desk import Desk
 from towerws.websocket.opening import OpeningConnection, Silent
 from towerws.websocket.outlet import Outlet, open_outlet
 from towerws.websocket.session import Session
+from towerws.websocket.visitor import Visitor
 
 RECONNECT_MS = (500, 5000)
 """Clients that are told to come back spread themselves over this time."""
@@ -57,6 +59,8 @@ class WebSocketConnection(OpeningConnection):
 
     factory: WebSocketFactory
 
+    _visitor: Visitor | None = None
+
     def connectionMade(self) -> None:
         """A client has connected; it is nobody yet."""
         self._session: Session | None = None
@@ -76,20 +80,26 @@ class WebSocketConnection(OpeningConnection):
             self.__dict__.pop(name, None)
         factory = self.factory
         self.trafficStats, self.send_queue = factory.traffic, factory.nothing_queued
-        assert self.identity is not None
         dialect = V1 if self.websocket_protocol_in_use == SUBPROTOCOL else TOWER
         self._outlet = open_outlet(self.transport, factory.settings.backlog_octets, factory.soon)
         # The hub writes with this: one call, without a look at the state.
         self.send = self._outlet.send  # type: ignore[method-assign]
+        if self.identity is None:
+            self._visitor = Visitor(factory.desk, self, dialect)
+        else:
+            self._begin(self.identity, dialect)
+
+    def _begin(self, identity: Identity, dialect: Dialect) -> None:
+        factory = self.factory
         self._opened_at = factory.desk.reactor.seconds()
-        self._session = Session(factory.desk, self, self.identity, dialect)
+        self._session = Session(factory.desk, self, identity, dialect)
         factory.opened += 1
         self._log.info(
             "connection opened: user {user} from {address}, by {method}, session {session}, speaks {dialect}",
-            user=printable(self.identity.user_id),
+            user=printable(identity.user_id),
             address=printable(self.address),
-            method=self.identity.method,
-            session=self.identity.session,
+            method=identity.method,
+            session=identity.session,
             dialect=dialect.name,
         )
 
@@ -105,6 +115,9 @@ class WebSocketConnection(OpeningConnection):
             self._outlet = None
             self.send = lambda data: True  # type: ignore[method-assign]
             self.unregisterProducer()
+        if self._visitor is not None:
+            self._visitor.close()
+            self._visitor = None
         session, self._session = self._session, None
         if session is not None:
             topics = len(session.member.topics)
@@ -149,8 +162,9 @@ class WebSocketConnection(OpeningConnection):
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A whole message."""
-        if self._session is not None:
-            self._session.message(payload, isBinary)
+        talk = self._session or self._visitor
+        if talk is not None:
+            talk.message(payload, isBinary)
 
     def onPing(self, payload: bytes) -> None:
         """A ping, answered as long as they do not come in floods."""
@@ -201,12 +215,33 @@ class WebSocketConnection(OpeningConnection):
         if self.state != self.STATE_OPEN:
             return
         close = reason.value
-        if self._session is not None:
+        if (talk := self._session or self._visitor) is not None:
             delay_ms = random.randint(*RECONNECT_MS) if close.reconnect else 0  # noqa: S311 - spreads load, guards nothing
-            bye = self._session.member.dialect.bye(close, delay_ms)
+            bye = talk.dialect.bye(close, delay_ms)
             if bye is not None:
                 self.transport.write(text_frame(bye))
         self.sendCloseFrame(close.code, close.reason.encode("ascii"), isReply=False)
+
+    # the visitor calls these
+
+    def identified(self, identity: Identity, held: list[tuple[bytes, bool]]) -> None:
+        """Its token is good: a session begins, with the messages that came meanwhile."""
+        assert self._visitor is not None
+        dialect = self._visitor.dialect
+        if (reason := self.factory.admission.admit(self._guest, identity.user)) is not None:
+            self.turn_away(CloseReason.CROWDED, reason)
+            return
+        self._visitor, self.identity = None, identity
+        self._begin(identity, dialect)
+        for payload, is_binary in held:
+            self.onMessage(payload, is_binary)
+
+    def turn_away(self, reason: CloseReason, word: str) -> None:
+        """It does not get in. It takes nobody's place from now on."""
+        factory = self.factory
+        factory.admission.dismiss(self._guest)
+        factory.refused_for[word] = factory.refused_for.get(word, 0) + 1
+        self.end(reason)
 
     # within
 

@@ -255,6 +255,7 @@ class TowerwsService(Service):
                 "opened": websockets.opened,
                 "closed": websockets.closed,
                 "revoked": desk.guard.revoked,
+                "renewed": desk.renewed,
                 "accepted": websockets.admission.arrived,
                 "refused": {str(status): count for status, count in websockets.refused.items()},
                 "refused_for": dict(websockets.refused_for),

@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
+from towerws.auth.base import Refused, Unavailable, takes_tokens
 from towerws.auth.chain import Chain
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
@@ -120,3 +120,28 @@ def test_all_are_stopped() -> None:
     methods = [Fake("broken", None), Fake("tower", None)]
     assert now(Chain(methods).stop()) is None
     assert all(method.stopped for method in methods)
+
+
+class FakeTokens(Fake):
+    """A method whose credential may come in a message."""
+
+    def __init__(self, name: str, answer: Any, *, takes_tokens: bool = True) -> None:
+        super().__init__(name, answer)
+        self.takes_tokens = takes_tokens
+
+    def identify(self, token: str) -> Deferred[Identity]:
+        """Note the token."""
+        self.asked.append((token, ""))
+        return succeed(Identity(token, self.name))
+
+
+def test_tokens_go_to_the_method_that_takes_them() -> None:
+    """A token in a message is shown to no other method; a chain in which none takes any takes none."""
+    tower, no, jwt = Fake("tower", None), FakeTokens("no", None, takes_tokens=False), FakeTokens("jwt", None)
+    chain = Chain([tower, no, jwt])
+    assert takes_tokens(chain)
+    assert now(chain.identify("anna")) == Identity("anna", "jwt")
+    assert not tower.asked
+    assert not no.asked
+    assert not takes_tokens(Chain([tower, no]))
+    assert not takes_tokens(tower)

@@ -200,6 +200,15 @@ def test_comes_back_when_told(standin: StandIn, tails: list[Running]) -> None:
     assert tails[0].process.wait(DEADLINE_S) == 1
 
 
+def test_nobody_said_who_it_is(standin: StandIn, tails: list[Running]) -> None:
+    """A daemon that waited for a token in vain has refused us as much as one that answers 403."""
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    standin.say({"type": "bye", "reconnect_after_ms": 0, "reason": "no credential"})
+    assert tails[0].process.wait(DEADLINE_S) == 3
+    assert "--token" in tails[0].notice()
+
+
 @pytest.mark.parametrize(
     ("status", "code", "text"), [(403, 3, "--token"), (401, 3, "--token"), (503, 1, "try again"), (404, 1, "/websocket/")]
 )

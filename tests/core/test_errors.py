@@ -36,10 +36,13 @@ def test_the_close_codes() -> None:
     assert {name: (close.value.code, close.value.reason, close.value.reconnect) for name, close in CloseReason.__members__.items()} == {
         "POLICY": (1008, "policy", False),
         "CREDENTIAL": (1008, "credential no longer valid", False),
+        "NO_CREDENTIAL": (1008, "no credential", False),
         "TOO_BIG": (1009, "too big", False),
         "RESTART": (1012, "restart", True),
         "HISTORY": (1013, "fell out of history", True),
         "OVERLOAD": (1013, "overload", True),
+        "UNCHECKED": (1013, "credential can't be checked", True),
+        "CROWDED": (1013, "too many connections", True),
     }
 
 

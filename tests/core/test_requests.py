@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from towerws.core.errors import BadRequest
 from towerws.core.groups import GroupTable
-from towerws.core.requests import MAX_BRACKETS, MAX_DEPTH, MAX_ID_OCTETS, MAX_NUMBER_DIGITS, MAX_SHOWN, Denied, Request, parse_request
+from towerws.core.requests import (
+    MAX_BRACKETS,
+    MAX_DEPTH,
+    MAX_ID_OCTETS,
+    MAX_NUMBER_DIGITS,
+    MAX_SHOWN,
+    Denied,
+    Request,
+    TokenMessage,
+    parse_message,
+    parse_request,
+)
 from towerws.core.settings import GroupSettings
 
 GROUPS = GroupTable({"notes": GroupSettings(events="any")})
@@ -21,7 +32,9 @@ MESSAGE_OCTETS = 64 * 1024
 
 def parse(text: str, max_topics: int = 1000) -> Request:
     """Read a message as a connection would."""
-    return parse_request(text, GROUPS, max_topics)
+    request = parse_request(text, GROUPS, max_topics)
+    assert isinstance(request, Request)
+    return request
 
 
 def code(text: str, max_topics: int = 1000) -> str:
@@ -66,6 +79,10 @@ def code(text: str, max_topics: int = 1000) -> str:
         ('{"groups": {"job_events": {"42": 1}}}', "not_a_list"),
         ('{"groups": {"jobs": ["summary"], "metrics": "x"}}', "not_a_list"),
         ('{"groups": {}, "since": 12}', "bad_since"),
+        ('{"token": 12}', "bad_token"),
+        ('{"token": null, "groups": {}}', "bad_token"),
+        ('{"token": "a.b.c", "groups": {}}', "bad_token"),
+        ('{"token": "a", "token": "b"}', "duplicate_key"),
         ('{"groups": {}, "since": ["1-a"]}', "bad_since"),
         ('{"groups": {}, "since": false}', "bad_since"),
         ('{"groups": {}, "groups": {}}', "duplicate_key"),
@@ -298,3 +315,21 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     """No text raises anything but `BadRequest`."""
     with contextlib.suppress(BadRequest):
         parse(text)
+
+
+def test_a_token_is_read_and_not_shown() -> None:
+    """A message with a token is one of its own kind, whatever else stands in it; its `repr` gives nothing away."""
+    message = parse_request('{"token": "canary", "id": [1], "since": 7}', GROUPS, 1000)
+    assert isinstance(message, TokenMessage)
+    assert (message.token.reveal(), message.request_id) == ("canary", [1])
+    assert "canary" not in repr(message)
+
+
+@pytest.mark.parametrize(
+    ("payload", "is_binary", "said"), [(b"{}", True, "binary"), (b'{"a": "\xff"}', False, "not_json"), (b"[", False, "not_json")]
+)
+def test_octets_that_are_no_message(payload: bytes, is_binary: bool, said: str) -> None:
+    """What is not text in UTF-8 is refused by its code before it is read any further."""
+    with pytest.raises(BadRequest) as caught:
+        parse_message(payload, GROUPS, 1000, is_binary=is_binary)
+    assert caught.value.code == said

@@ -12,7 +12,7 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.groups import GroupTable
 from towerws.core.identity import Identity
-from towerws.core.requests import Denied, Request, parse_request
+from towerws.core.requests import Denied, Request, TokenMessage, parse_request
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Change, Dialect, Gap
 
 SAMPLES = {
@@ -39,6 +39,7 @@ FRAMES: dict[tuple[str, str], Callable[[], bytes | None]] = {
     ("tower", "event"): lambda: TOWER.event(Delivery(1, "jobs.status_changed", STATUS, 1042, "0d4ee47ad09c")),
     ("towerws.v1", "welcome"): lambda: V1.welcome(Identity(7), "1041-5b0c7e9f21aa", 20),
     ("towerws.v1", "subscribed"): lambda: V1.subscribed(CHANGE, [Denied("nonsense", "1", "no such group")], 1),
+    ("towerws.v1", "renewed"): lambda: V1.renewed(Identity("anna"), 2),
     ("towerws.v1", "event"): lambda: V1.event(Delivery(1, "job_events.42", OUTPUT, 1042, "0d4ee47ad09c")),
     ("towerws.v1", "gap"): lambda: V1.gap(Gap(("job_events.42",), "1041-5b0c7e9f21aa", "1899-7a1f03b2c4d5", "history")),
     ("towerws.v1", "error"): lambda: V1.error(BadRequest("not_json", "message is not JSON")),
@@ -58,17 +59,25 @@ def test_what_is_sent_is_the_golden_sample(key: tuple[str, str]) -> None:
 def test_every_golden_sample_is_checked() -> None:
     """None is shown that is not made, or read, here."""
     assert {key for key, sample in SAMPLES.items() if sample["direction"] == "from server"} == set(FRAMES)
-    assert {key for key, sample in SAMPLES.items() if sample["direction"] == "from client"} == {("any", "request")}
+    assert {key for key, sample in SAMPLES.items() if sample["direction"] == "from client"} == {("any", "request"), ("any", "token")}
 
 
-def test_the_golden_request_is_understood() -> None:
+def test_the_golden_messages_are_understood() -> None:
     """What the document tells clients to send is what is read."""
+    token = parse_request(SAMPLES["any", "token"]["frame"], GroupTable(), 1000)
+    assert isinstance(token, TokenMessage)
+    assert (token.token.reveal()[:12], token.request_id) == ("eyJhbGciOiJF", 2)
     assert parse_request(SAMPLES["any", "request"]["frame"], GroupTable(), 1000) == Request(
         topics=("jobs.status_changed", "jobs.summary", "job_events.42"), since="1041-5b0c7e9f21aa", request_id=1, xrftoken="…"
     )
 
 
 # -- Tower ---------------------------------------------------------------------------------------------------------------
+
+
+def test_towers_answer_to_a_token_is_its_first_frame() -> None:
+    """AWX has no such message; a client that knows the first frame knows this one."""
+    assert TOWER.renewed(Identity(7), 1) == TOWER.welcome(Identity(7), "1041-5b0c7e9f21aa", 20)
 
 
 @pytest.mark.parametrize(("user_id", "told"), [(7, 7), (0, 0), (None, 0), ("ada", 0)])
@@ -98,7 +107,9 @@ def test_tower_has_no_word_for_a_gap_or_a_farewell() -> None:
 )
 def test_towers_text_for_an_item_is_awxs(message: str, error: str) -> None:
     """One error frame for each item that is left out, in AWX's own words (awx-contract 1.2)."""
-    (denied,) = parse_request(message, GroupTable(), 1000).denied
+    request = parse_request(message, GroupTable(), 1000)
+    assert isinstance(request, Request)
+    (denied,) = request.denied
     reply = TOWER.denied(denied)
     assert reply is not None
     assert json.loads(reply) == {"error": error}

@@ -16,7 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.daemon import DEADLINE_S, Daemon
+from tests.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
 
 SECRET = "0123456789abcdef0123456789abcdef"
 CANARY = "canary0session0id"
@@ -163,7 +163,6 @@ def test_jwt(tmp_path: Path) -> None:
         return f"Bearer {jwt.encode(claims, key, 'HS256')}"
 
     with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon:
-        assert status(daemon) == 403
         assert status(daemon, Authorization=bearer(60, "x" * 32)) == 403
         assert status(daemon, Authorization=bearer(-60)) == 403
         with enter(daemon, Authorization=bearer(3), Origin="https://portal.example.com") as client:
@@ -171,6 +170,51 @@ def test_jwt(tmp_path: Path) -> None:
             assert answers[0] == {"error": "access denied to channel jobs for resource id summary"}
             assert answers[1]["groups_current"] == ["job_events-42"]
             assert close_code(client) == 1008
+
+
+def test_jwt_in_messages(tmp_path: Path) -> None:
+    """The whole life of tokens in messages: the first one lets in, the next one carries on, and without the third it is over."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--jwt-leeway-s", "0", "--websocket-token-s", "1.5")
+
+    def token(lifetime_s: float, user: str = "ada", group: str = "job_events") -> str:
+        claims = {"sub": user, "exp": time.time() + lifetime_s, "iat": time.time(), "groups": [f"{group}.*"], "canary": CANARY}
+        return jwt.encode(claims, SECRET, "HS256")
+
+    def tell(client: ClientConnection, message: object) -> Any:
+        client.send(json.dumps(message))
+        return json.loads(client.recv(DEADLINE_S))
+
+    with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon:
+        with connect(daemon.url) as nobody, connect(daemon.url) as rude, connect(daemon.url, subprotocols=[SUBPROTOCOL]) as client:
+            assert daemon.get("/status")[1]["hub"]["members"] == 0
+            assert tell(rude, {"groups": {"job_events": [42]}}) == {"error": "no credential was brought: a token must be sent first"}
+            assert close_code(rude) == 1008
+            assert tell(client, {"token": token(-1)})["code"] == "token"
+            assert tell(client, {"token": token(4)})["type"] == "welcome"
+            assert tell(client, {"groups": {"job_events": [42], "jobs": ["summary"]}})["groups_current"] == ["job_events-42"]
+            daemon.publish("job_events.42", {"n": 1})
+            assert json.loads(client.recv(DEADLINE_S))["payload"] == {"n": 1}
+            assert tell(client, {"token": token(60, user="eve")})["message"] == "the token is another user's"
+            renewed_at = time.time()
+            assert tell(client, {"token": token(6, group="jobs"), "id": 7})["groups_left"] == ["job_events-42"]
+            assert json.loads(client.recv(DEADLINE_S)) == {"type": "renewed", "id": 7, "user": "ada"}
+            assert tell(client, {"groups": {"jobs": ["summary"]}})["groups_current"] == ["jobs-summary"]
+            daemon.publish("job_events.42", {"n": 2})
+            daemon.publish("jobs.summary", {"n": 3})
+            assert json.loads(client.recv(DEADLINE_S))["payload"] == {"n": 3}
+            assert close_code(nobody) == 1008
+            bye = json.loads(client.recv(DEADLINE_S))
+            assert (bye["type"], bye["reason"], close_code(client)) == ("bye", "credential no longer valid", 1008)
+            assert time.time() - renewed_at > 5
+        connections = daemon.get("/status")[1]["connections"]
+        assert (connections["opened"], connections["closed"], connections["renewed"]) == (1, 1, 1)
+        assert connections["refused_for"] == {"no_token": 2}
+        log = daemon.log.read_text()
+    assert log.count("connection opened: user ada") == log.count("connection ended") == 1
+    assert token(1).split(".", maxsplit=1)[0] not in log
+    assert SECRET not in log
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from tests.ws_kit import BINARY, Client, Edges, SlowMethod, edges, frame, text
 from towerws.auth.open import Open
 from towerws.core.identity import Identity
-from towerws.websocket.session import HOLD_S
+from towerws.websocket.desk import HOLD_S
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from twisted.internet.defer import Deferred
 
@@ -46,3 +46,18 @@ class Method(Protocol):
 
     def stop(self) -> Deferred[None]:
         """Let go of connections and timers. Fires when that is done."""
+
+
+@runtime_checkable
+class TakesTokens(Protocol):
+    """What a `Method` offers beside, when its credential may also come in a message on the open connection."""
+
+    takes_tokens: bool
+
+    def identify(self, token: str) -> Deferred[Identity]:
+        """Fires with whose token this is; fails with `Refused` or `Unavailable`. May be cancelled."""
+
+
+def takes_tokens(method: Method) -> TypeGuard[TakesTokens]:
+    """Whether this method's credential may come in a message."""
+    return isinstance(method, TakesTokens) and method.takes_tokens

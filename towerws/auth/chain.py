@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
 
-from towerws.auth.base import Method
+from towerws.auth.base import Method, takes_tokens
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
@@ -21,6 +21,8 @@ class Chain:
     def __init__(self, methods: Sequence[Method]) -> None:
         self._methods = tuple(methods)
         self._by_name = {method.name: method for method in methods}
+        self._tokens = next(filter(takes_tokens, self._methods), None)
+        self.takes_tokens = self._tokens is not None
 
     @inlineCallbacks
     def authenticate(self, head: Head, address: str) -> Generator[Deferred[Any], Any, Identity | None]:
@@ -30,6 +32,11 @@ class Chain:
             if identity is not None:
                 return identity
         return None
+
+    def identify(self, token: str) -> Deferred[Identity]:
+        """What the first method says that takes tokens. `takes_tokens` tells whether there is one."""
+        assert self._tokens is not None
+        return self._tokens.identify(token)
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """What the method that vouches for this user says."""

@@ -40,6 +40,7 @@ class JwtMethod:
     """
 
     name = "jwt"
+    takes_tokens = True
 
     def __init__(self, settings: JwtSettings, reactor: Any, *, wall: Callable[[], float] = time.time) -> None:
         self._settings = settings
@@ -61,9 +62,9 @@ class JwtMethod:
         """
         return Deferred.fromCoroutine(self._authenticate(head))
 
-    def identify(self, token: str, *, from_url: bool = False) -> Deferred[Identity]:
+    def identify(self, token: str) -> Deferred[Identity]:
         """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
-        return Deferred.fromCoroutine(self._identify(Credential(token, from_url=from_url)))
+        return Deferred.fromCoroutine(self._identify(Credential(token)))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once: the token has said it all."""

@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from towerws import __version__
 from towerws.commands.tail_text import Printer, shown
 from towerws.commands.tail_topics import Following, as_groups
+from towerws.core.errors import CloseReason
 from towerws.core.wire import SUBPROTOCOL
 
 CLEAN, FAILED, REFUSED = 0, 1, 3
@@ -140,8 +141,7 @@ class Tail:
         url = self._options.url
         status = int(match[1]) if (match := _upgrade_status(reason)) else 0
         if status in {401, 403}:
-            advice = "is the token right?" if self._options.token else "give a token with --token"
-            self._end(REFUSED, f"towerws: {url} refuses us ({status}): {advice}")
+            self._refused(str(status))
         elif not self._ever_online:
             self._end(FAILED, f"towerws: can't listen at {url}: {shown(reason)}\n{_next_step(status)}")
         else:
@@ -153,6 +153,10 @@ class Tail:
                 delay_s = self._bound_s
                 self._bound_s = min(2 * self._bound_s, BACKOFF_MAX_S)
             self._reactor.callLater(random.uniform(0.5, 1) * delay_s, self.connect)  # noqa: S311 - only spreads the attempts
+
+    def _refused(self, why: str) -> None:
+        advice = "is the token right?" if self._options.token else "give a token with --token"
+        self._end(REFUSED, f"towerws: {self._options.url} refuses us ({why}): {advice}")
 
     def online(self, connection: _Connection) -> None:
         """The websocket is open."""
@@ -243,7 +247,9 @@ class Tail:
 
     def _bye(self, frame: dict[str, Any], text: str) -> None:
         after_ms = frame["reconnect_after_ms"]
-        if after_ms == 0:
+        if frame["reason"] == CloseReason.NO_CREDENTIAL.value.reason:
+            self._refused(CloseReason.NO_CREDENTIAL.value.reason)
+        elif after_ms == 0:
             self._end(FAILED, f"towerws: the daemon closes: {shown(str(frame['reason']))}; coming back is no use, it says")
         else:
             self._come_back_s = after_ms / 1000

@@ -288,6 +288,13 @@ OPTIONS: tuple[Option, ...] = (
     _option("websocket.head_octets", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),
     _option("websocket.head_count", _C, "Its number of headers.", low=10, high=1000),
     _option("websocket.handshake_s", _D, "How long the opening handshake may take, authentication included.", low=0.1, high=300),
+    _option(
+        "websocket.token_s",
+        _D,
+        "How long a client that came without a credential has for sending a good token (auth jwt).",
+        low=0.1,
+        high=300,
+    ),
     _option("websocket.message_octets", _S, "A client's message.", low=KIB, high=16 * MIB),
     _option("websocket.fragments", _C, "Frames that one client message may come in.", low=1, high=10_000),
     _option("websocket.assembly_s", _D, "How long a message may take from its first octet to its last.", low=0.1, high=300),

@@ -76,7 +76,10 @@ class CloseReason(enum.Enum):
 
     POLICY = Close(1008, "policy", reconnect=False)
     CREDENTIAL = Close(1008, "credential no longer valid", reconnect=False)
+    NO_CREDENTIAL = Close(1008, "no credential", reconnect=False)
     TOO_BIG = Close(1009, "too big", reconnect=False)
     RESTART = Close(1012, "restart", reconnect=True)
     HISTORY = Close(1013, "fell out of history", reconnect=True)
     OVERLOAD = Close(1013, "overload", reconnect=True)
+    UNCHECKED = Close(1013, "credential can't be checked", reconnect=True)
+    CROWDED = Close(1013, "too many connections", reconnect=True)

@@ -27,6 +27,11 @@ class Identity:
     private: object = field(default=None, repr=False)
     """The method's own: nobody else looks at it."""
 
+    @property
+    def user(self) -> str | None:
+        """The user as text, under which its connections are counted and found: `7` and `"7"` are one."""
+        return None if self.user_id is None else str(self.user_id)
+
     def vouched_for_by(self, xrftoken: object) -> bool:
         """Whether the page knows what only the site's own pages can read, where the browser sends the cookie by itself."""
         if not self.cookie:

@@ -22,7 +22,7 @@ class Registry(Generic[T]):
 
     def add(self, connection: T, identity: Identity) -> None:
         """Enter a connection."""
-        user = None if identity.user_id is None else str(identity.user_id)
+        user = identity.user
         self._names[connection] = (user, identity.session)
         if user is not None:
             self._users.setdefault(user, {})[connection] = None

@@ -1,7 +1,8 @@
-"""What a client may ask for: strict reading of its one kind of message (docs/protocol.md, awx-contract 1.3).
+"""What a client may ask for: strict reading of its two kinds of message (docs/protocol.md, awx-contract 1.3).
 
-`{"groups": {"<group>": [<event>, …], …}, "since": "<position>"?, "id": <any>?, "xrftoken": "…"?}`. Whatever can't be
-followed as a whole raises `BadRequest` and changes nothing; a single item that can't is a `Denied`, and the rest goes on.
+`{"groups": {"<group>": [<event>, …], …}, "since": "<position>"?, "id": <any>?, "xrftoken": "…"?}`, or `{"token": "…",
+"id": <any>?}`. Whatever can't be followed as a whole raises `BadRequest` and changes nothing; a single item that can't is a
+`Denied`, and the rest goes on.
 The text is looked at before it is parsed: JSON that nests deeply, or holds numbers of thousands of digits, costs the parser
 far more than its size (measured on CPython 3.11: 64 KiB of `[` is a RecursionError, of digits a quadratic conversion).
 """
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 from towerws.core.errors import BadRequest
 from towerws.core.groups import GroupTable, UnknownItem
+from towerws.core.settings import Secret
 
 MAX_DEPTH = 8
 MAX_BRACKETS = 4096
@@ -53,17 +55,45 @@ class Request:
     xrftoken: object = None
 
 
-def parse_request(text: str, groups: GroupTable, max_topics: int) -> Request:
-    """Read one text message. `BadRequest` for whatever can't be followed as a whole."""
+@dataclass(frozen=True, slots=True)
+class TokenMessage:
+    """A credential: the connection's first one, or one in place of that which it has."""
+
+    token: Secret
+    request_id: object = None
+
+
+def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_binary: bool) -> Request | TokenMessage:
+    """Read one websocket message. `BadRequest` for whatever can't be followed as a whole."""
+    if is_binary:
+        raise BadRequest("binary", "message is binary, not text")
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("not_json", "message is not UTF-8") from None
+    return parse_request(text, groups, max_topics)
+
+
+def parse_request(text: str, groups: GroupTable, max_topics: int) -> Request | TokenMessage:
+    """Read one message's text. `BadRequest` for whatever can't be followed as a whole."""
     message = _object(text)
     request_id = message.get("id")
     if len(json.dumps(request_id)) > MAX_ID_OCTETS:
         raise BadRequest("bad_id", f"id is longer than {MAX_ID_OCTETS} octets")
     try:
+        if "token" in message:
+            return _token(message, request_id)
         return _request(message, groups, max_topics, request_id)
     except BadRequest as error:
         error.request_id = request_id
         raise
+
+
+def _token(message: dict[str, object], request_id: object) -> TokenMessage:
+    # One kind at a time: what a request is allowed depends on the token before it, and that may take a while to be checked.
+    if not isinstance(token := message["token"], str) or "groups" in message:
+        raise BadRequest("bad_token", '"token" is not a string, or "groups" stands beside it')
+    return TokenMessage(Secret(token), request_id)
 
 
 def _request(message: dict[str, object], groups: GroupTable, max_topics: int, request_id: object) -> Request:

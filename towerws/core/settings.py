@@ -84,6 +84,7 @@ class WebSocketSettings:
     head_octets: int = 16 * 1024
     head_count: int = 100
     handshake_s: float = 15
+    token_s: float = 10
     message_octets: int = 64 * 1024
     fragments: int = 64
     assembly_s: float = 10

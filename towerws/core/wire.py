@@ -50,6 +50,9 @@ class Dialect(Protocol):
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """The first frame."""
 
+    def renewed(self, identity: Identity, request_id: object) -> bytes:
+        """The answer to a new token, once what it grants is in force."""
+
     def event(self, delivery: Delivery) -> bytes:
         """A delivery."""
 
@@ -79,6 +82,10 @@ class TowerDialect:
         """`{"accept": true, "user": 7}`. The contract demands a number: an anonymous or named user is 0."""
         user = identity.user_id if isinstance(identity.user_id, int) else 0
         return _spaced({"accept": True, "user": user})
+
+    def renewed(self, identity: Identity, request_id: object) -> bytes:
+        """The first frame again: AWX, which has no such message, has no answer to it either."""
+        return self.welcome(identity, "", 0)
 
     def event(self, delivery: Delivery) -> bytes:
         """The payload itself."""
@@ -120,6 +127,10 @@ class V1Dialect:
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """Says where the log stands, and how often a ping will come."""
         return _compact({"type": "welcome", "user": identity.user_id, "position": position, "ping_s": ping_s})
+
+    def renewed(self, identity: Identity, request_id: object) -> bytes:
+        """Says whose token it was, and repeats the message's own id."""
+        return _compact({"type": "renewed", "id": request_id, "user": identity.user_id})
 
     def event(self, delivery: Delivery) -> bytes:
         """The payload between its position and a brace. Names need no escaping: topics.py keeps them plain."""

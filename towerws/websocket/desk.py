@@ -14,6 +14,9 @@ from towerws.core.intake import Intake
 from towerws.core.settings import WebSocketSettings
 from towerws.websocket.guard import Guard
 
+HOLD_S = 5.0
+"""How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
+
 
 class Desk:
     """The parts that a session asks, the settings it keeps to, and the figures it counts.
@@ -45,3 +48,24 @@ class Desk:
         self.requests = 0
         self.bad_requests = 0
         self.denied = 0
+        self.renewed = 0
+        """Credentials replaced on an open connection."""
+
+    def when_flowing(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call this once history is refilled, after `HOLD_S` at the latest; what is given back cancels it.
+
+        Until then nobody can say what a position is worth, or what came before a request.
+        """
+
+        def go_on() -> None:
+            cancel()
+            call()
+
+        def cancel() -> None:
+            forget()
+            if timer.active():
+                timer.cancel()
+
+        forget = self.intake.when_flowing(go_on)
+        timer = self.reactor.callLater(HOLD_S, go_on)
+        return cancel

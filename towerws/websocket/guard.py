@@ -106,6 +106,11 @@ class Guard:
         if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
             self._hub.leave(watcher)
 
+    def renew(self, session: Guarded) -> None:
+        """A session has another identity now: its end, and the name that it can be revoked by, are those of the new credential."""
+        self.leave(session)
+        self.enter(session)
+
     def disconnect(self, revocation: Revocation) -> int:
         """Close the connections of a user, or of a credential; how many they were.
 

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
+from towerws.auth.base import Refused, Unavailable, takes_tokens
 from towerws.core.addresses import UNIX, Proxies
 from towerws.core.admission import CROWDED, Admission, Guest
 from towerws.core.errors import HandshakeError
@@ -193,6 +193,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
         def accepted(identity: Identity | None) -> str | None:
             self._asking = None
+            if identity is None and takes_tokens(self.factory.desk.auth):
+                return subprotocol  # nobody yet: its first message has to say who it is
             if identity is None:
                 raise self._deny(HandshakeError(403, "no credential was brought", "no_credential"))
             if self.factory.desk.guard.was_revoked(identity, began):
@@ -218,8 +220,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         factory = self.factory
         if identity.cookie and factory.access.check_origin and not factory.origins.allow(head.headers.get("origin"), self._hosts(head)):
             raise self._deny(HandshakeError(403, "a page of this origin may not use the cookie", "origin"))
-        user = None if identity.user_id is None else str(identity.user_id)
-        if (reason := factory.admission.admit(self._guest, user)) is not None:
+        if (reason := factory.admission.admit(self._guest, identity.user)) is not None:
             raise self._deny(_crowded(reason))
 
     def _hosts(self, head: Head) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -21,13 +22,11 @@ from towerws.core.frames import text_frame
 from towerws.core.hub import Member
 from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
-from towerws.core.requests import Denied, Request, parse_request
+from towerws.core.requests import Denied, Request, TokenMessage, parse_message
 from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect
 from towerws.websocket.desk import Desk
-
-HOLD_S = 5.0
-"""How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
+from towerws.websocket.tokens import UNCHECKED, renew
 
 STATIC_S = 300.0
 """For how long a credential that can't be checked anew counts as before. After that nothing is added to what is subscribed."""
@@ -35,7 +34,7 @@ STATIC_S = 300.0
 INBOX_OCTETS = 64 * 1024
 
 DISTRUST = 3
-"""How many requests with a wrong `xrftoken` end a connection. A page whose token was renewed meanwhile tries once."""
+"""How many wrong `xrftoken`s, or tokens that are not good, end a connection. A page whose `csrftoken` changed tries once."""
 
 MESSAGE_OCTETS = 128
 """What a message that waits costs beside its payload: empty ones are not free."""
@@ -63,13 +62,13 @@ class Session:
         "_closed",
         "_connection",
         "_desk",
-        "_dialect",
         "_distrust",
         "_inbox",
         "_inbox_octets",
         "_malformed",
         "_rechecking",
         "_valid_at",
+        "dialect",
         "identity",
         "member",
         "requests",
@@ -82,9 +81,9 @@ class Session:
         self._desk = desk
         self._connection = connection
         self.identity = identity
-        self._dialect = dialect
+        self.dialect = dialect
         self._bucket: TokenBucket | None = None
-        self._inbox: deque[tuple[str | BadRequest, int]] | None = None
+        self._inbox: deque[tuple[bytes, bool]] | None = None
         self._inbox_octets = 0
         self._malformed = 0
         self._distrust = 0
@@ -120,18 +119,13 @@ class Session:
         """Take in one whole message."""
         if self._closed:
             return
-        try:
-            message: str | BadRequest = BadRequest("binary", "message is binary, not text") if is_binary else payload.decode()
-        except UnicodeDecodeError:
-            message = BadRequest("not_json", "message is not UTF-8")
         if self._inbox is None:
             self._inbox = deque()
-        octets = len(payload) + MESSAGE_OCTETS
-        self._inbox_octets += octets
+        self._inbox_octets += len(payload) + MESSAGE_OCTETS
         if self._inbox and self._inbox_octets > INBOX_OCTETS:
             self._connection.end(CloseReason.POLICY)
             return
-        self._inbox.append((message, octets))
+        self._inbox.append((payload, is_binary))
         if self._cancel is None:
             self._follow()
 
@@ -145,59 +139,90 @@ class Session:
             if delay := self._bucket.take(now):
                 self._cancel = self._desk.reactor.callLater(delay, self._resume).cancel
                 return
-            message, octets = self._inbox.popleft()
-            self._inbox_octets -= octets
-            self._answer(message)
+            payload, is_binary = self._inbox.popleft()
+            self._inbox_octets -= len(payload) + MESSAGE_OCTETS
+            self._answer(payload, is_binary)
 
     def _resume(self) -> None:
         self._cancel = None
         self._follow()
 
-    def _answer(self, message: str | BadRequest) -> None:
-        self._desk.requests += 1
+    def _answer(self, payload: bytes, is_binary: bool) -> None:
+        desk = self._desk
+        desk.requests += 1
         self.requests += 1
         try:
-            if isinstance(message, BadRequest):
-                raise message
-            request = parse_request(message, self._desk.groups, self._desk.settings.topics)
+            message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
         except BadRequest as error:
-            self._desk.bad_requests += 1
             self._malformed += 1
-            self._reply(self._dialect.error(error))
-            if self._malformed >= self._desk.settings.malformed:
+            self._refuse(error)
+            if self._malformed >= desk.settings.malformed:
                 self._connection.end(CloseReason.POLICY)
             return
         self._malformed = 0
-        if self._desk.check_xrftoken and not self.identity.vouched_for_by(request.xrftoken):
-            self._desk.bad_requests += 1
-            self._distrust += 1
-            self._reply(self._dialect.error(BadRequest("xrftoken", "access denied to channel", request.request_id)))
-            if self._distrust >= DISTRUST:
-                self._connection.end(CloseReason.POLICY)
-            return
-        if self._desk.intake.flowing:
-            self._authorize(request)
+        if isinstance(message, TokenMessage):
+            self._renew(message)
+        elif desk.check_xrftoken and not self.identity.vouched_for_by(message.xrftoken):
+            self._refuse(BadRequest("xrftoken", "access denied to channel", message.request_id))
+            self._distrusted()
+        elif desk.intake.flowing:
+            self._authorize(message)
         else:
-            self._hold(request)
+            self._hold(message)
+
+    def _refuse(self, error: BadRequest) -> None:
+        self._desk.bad_requests += 1
+        self._reply(self.dialect.error(error))
+
+    def _distrusted(self) -> None:
+        self._distrust += 1
+        if self._distrust >= DISTRUST:
+            self._connection.end(CloseReason.POLICY)
 
     def _hold(self, request: Request) -> None:
-        """Wait for history: nobody can say yet what a position is worth, or what came before this request."""
+        """Wait for history."""
 
         def go_on() -> None:
-            forget()
-            if timer.active():
-                timer.cancel()
             self._cancel = None
             self._authorize(request)
             self._follow()
 
-        def drop() -> None:
-            forget()
-            timer.cancel()
+        self._cancel = self._desk.when_flowing(go_on)
 
-        forget = self._desk.intake.when_flowing(go_on)
-        timer = self._desk.reactor.callLater(HOLD_S, go_on)
-        self._cancel = drop
+    def _renew(self, message: TokenMessage) -> None:
+        """Another credential of the same user. One that is not taken changes nothing: the one before it is as good as it was.
+
+        Not asked for `xrftoken`: a page that knows a token needs no cookie to be believed.
+        """
+
+        def renewed(identity: Identity) -> Deferred[None]:
+            asked = maybeDeferred(self._desk.auth.refusals, identity, tuple(self.member.topics))
+            return asked.addCallback(partial(self._replace, identity, message))
+
+        def failed(failure: Failure) -> None:
+            if self._closed:
+                return
+            error = failure.value
+            if not isinstance(error, BadRequest):
+                self._log.failure("a token could not take the place of another", failure)
+                error = BadRequest("unavailable", UNCHECKED, message.request_id)
+            self._refuse(error)
+            if error.code == "token":
+                self._distrusted()
+
+        self._wait_for(renew(self._desk, self.identity, message).addCallback(renewed).addErrback(failed))
+
+    def _replace(self, identity: Identity, message: TokenMessage, refusals: dict[str, str]) -> None:
+        """The new credential is in force, with what it grants and when it ends, before the answer says so."""
+        if self._rechecking is not None:
+            self._rechecking.cancel()  # it is about the credential before this one
+        self.identity = identity
+        self._valid_at = self._desk.reactor.seconds()
+        self._distrust = 0
+        self._desk.renewed += 1
+        self._desk.guard.renew(self)
+        self._withdraw(refusals)
+        self._reply(self.dialect.renewed(identity, message.request_id))
 
     def _authorize(self, request: Request) -> None:
         others = self._desk.groups.refusals(self.identity, request.topics)
@@ -205,7 +230,6 @@ class Session:
             others |= {topic: "unavailable" for topic in request.topics if topic not in self.member.topics and topic not in others}
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
         asked: Deferred[dict[str, str]] = maybeDeferred(self._desk.auth.refusals, self.identity, topics)
-        done = False
 
         def decided(refusals: dict[str, str]) -> None:
             self._apply(request, {**others, **refusals} if others else refusals)
@@ -215,6 +239,12 @@ class Session:
                 self._log.failure("authorization failed unexpectedly; nothing was granted", failure)
                 self._apply(request, dict.fromkeys(request.topics, "unavailable"))
 
+        self._wait_for(asked.addCallback(decided).addErrback(failed))
+
+    def _wait_for(self, asked: Deferred[None]) -> None:
+        """Follow no other message before this has fired. It never fails."""
+        done = False
+
         def go_on(_: None) -> None:
             nonlocal done
             if done:
@@ -222,7 +252,7 @@ class Session:
                 self._follow()
             done = True
 
-        asked.addCallback(decided).addErrback(failed).addCallback(go_on)
+        asked.addCallback(go_on)
         if not done:
             done = True
             self._cancel = asked.cancel
@@ -260,12 +290,12 @@ class Session:
         denied = [_denied(topic, reason) for topic, reason in refused.items()]
         self._desk.denied += len(denied)
         change = self._desk.hub.subscribe(self.member, Request(tuple(topic for topic in held if topic not in refused)))
-        dialect = self._dialect
+        dialect = self.dialect
         answer = dialect.subscribed(change, denied, None) if dialect.subprotocol is not None else None
         self._reply(*map(dialect.denied, denied), answer)
 
     def _rechecked_in_vain(self, failure: Failure) -> None:
-        if self._closed or failure.check(Unavailable):
+        if self._closed or failure.check(Unavailable, CancelledError):
             return
         if failure.check(Refused):
             self._desk.guard.revoked += 1
@@ -289,7 +319,7 @@ class Session:
             request = Request(kept, request.denied, request.since, request.request_id)
         self._desk.denied += len(denied)
         change = self._desk.hub.subscribe(self.member, request)
-        dialect = self._dialect
+        dialect = self.dialect
         self._reply(*map(dialect.denied, denied), dialect.subscribed(change, denied, request.request_id))
         if change.recovered:
             self._desk.hub.feed(self.member)

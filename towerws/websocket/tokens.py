@@ -1,0 +1,54 @@
+"""Tokens that come in a message: who may bring one, and what a client is told of one that is not taken."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.auth.base import Refused, Unavailable, takes_tokens
+from towerws.core.errors import BadRequest
+from towerws.core.identity import Identity
+from towerws.core.requests import TokenMessage
+from towerws.websocket.desk import Desk
+
+UNCHECKED = "the token can't be checked just now"
+
+_log = Logger()
+
+
+def identify(desk: Desk, message: TokenMessage) -> Deferred[Identity]:
+    """Fires with whose token this is.
+
+    Fails with `BadRequest`, whose code is `token` when it is not good and `unavailable` when that can't be found out. May be cancelled.
+    """
+    auth, began = desk.auth, desk.reactor.seconds()
+    if not takes_tokens(auth):
+        return fail(BadRequest("token", "no tokens are taken here", message.request_id))
+
+    def not_revoked(identity: Identity) -> Identity:
+        if desk.guard.was_revoked(identity, began):
+            raise Refused("revoked while it was checked")
+        return identity
+
+    def failed(failure: Failure) -> Failure:
+        if failure.check(Refused):
+            return Failure(BadRequest("token", "the token was refused", message.request_id))
+        if failure.check(CancelledError):
+            return failure
+        if not failure.check(Unavailable):
+            _log.failure("a token could not be checked", failure)
+        return Failure(BadRequest("unavailable", UNCHECKED, message.request_id))
+
+    return maybeDeferred(auth.identify, message.token.reveal()).addCallback(not_revoked).addErrback(failed)
+
+
+def renew(desk: Desk, identity: Identity, message: TokenMessage) -> Deferred[Identity]:
+    """Fires with what takes the place of `identity`: the same user, by the same method. Fails as `identify` does."""
+
+    def same(renewed: Identity) -> Identity:
+        if (renewed.method, renewed.user_id) != (identity.method, identity.user_id):
+            raise BadRequest("token", "the token is another user's", message.request_id)
+        return renewed
+
+    return identify(desk, message).addCallback(same)

@@ -1,0 +1,129 @@
+"""A visitor: who came without a credential, and may send nothing but a token. It is told nothing, and the hub does not know it.
+
+state    | a token  | any other message | found good          | not good, third | can't be checked, third | `token_s` over
+waiting  | asking   | out, 1008         | -                   | -               | -                       | out, 1008
+asking   | held     | held              | a session takes over| waiting; 1008   | waiting; 1013           | out, 1013
+out      | -        | -                 | -                   | -               | -                       | -
+
+What is held is followed, in its order, once the token before it is decided: a client need not wait for the answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from towerws.core.errors import BadRequest, CloseReason
+from towerws.core.frames import text_frame
+from towerws.core.identity import Identity
+from towerws.core.requests import TokenMessage, parse_message
+from towerws.core.wire import Dialect
+from towerws.websocket.desk import Desk
+from towerws.websocket.session import DISTRUST, INBOX_OCTETS, MESSAGE_OCTETS
+from towerws.websocket.tokens import identify
+
+
+class Door(Protocol):
+    """What a visitor needs of its connection."""
+
+    def send(self, data: bytes) -> bool:
+        """Take whole frames."""
+
+    def identified(self, identity: Identity, held: list[tuple[bytes, bool]]) -> None:
+        """The visitor is known now. `held` are the messages that came meanwhile: payload, and whether it was binary."""
+
+    def turn_away(self, reason: CloseReason, word: str) -> None:
+        """Close the connection, and count that under this word."""
+
+
+class Visitor:
+    """The state of one. `message` and `close` are all that the connection calls."""
+
+    __slots__ = ("_asking", "_closed", "_desk", "_door", "_failed", "_held", "_held_octets", "_timer", "dialect")
+
+    def __init__(self, desk: Desk, door: Door, dialect: Dialect) -> None:
+        """Begin to wait."""
+        self._desk = desk
+        self._door = door
+        self.dialect = dialect
+        self._held: deque[tuple[bytes, bool]] = deque()
+        self._held_octets = 0
+        self._asking: Deferred[Identity] | None = None
+        self._failed = 0
+        self._closed = False
+        self._timer = desk.reactor.callLater(desk.settings.token_s, self._expire)
+
+    def message(self, payload: bytes, is_binary: bool) -> None:
+        """Take in one whole message."""
+        if self._closed:
+            return
+        self._held_octets += len(payload) + MESSAGE_OCTETS
+        if self._held and self._held_octets > INBOX_OCTETS:
+            self._door.turn_away(CloseReason.POLICY, "no_token")
+            return
+        self._held.append((payload, is_binary))
+        self._follow()
+
+    def close(self) -> None:
+        """Let go of everything: a token found good from here on opens nothing. A second call does nothing."""
+        self._closed = True
+        self._held.clear()
+        if self._timer.active():
+            self._timer.cancel()
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
+
+    def _follow(self) -> None:
+        if self._asking is not None or not self._held or self._closed:
+            return
+        payload, is_binary = self._held.popleft()
+        self._held_octets -= len(payload) + MESSAGE_OCTETS
+        desk = self._desk
+        desk.requests += 1
+        try:
+            message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
+            if not isinstance(message, TokenMessage):
+                raise BadRequest("no_token", "no credential was brought: a token must be sent first", message.request_id)
+        except BadRequest as error:
+            self._answer(error)
+            self._door.turn_away(CloseReason.NO_CREDENTIAL, "no_token")
+            return
+        self._asking = identify(desk, message)
+        self._asking.addCallbacks(self._found_good, self._not_taken)
+
+    def _found_good(self, identity: Identity) -> None:
+        if self._closed:
+            return
+        held = list(self._held)
+        self._asking = None
+        self.close()
+        self._door.identified(identity, held)
+
+    def _not_taken(self, failure: Failure) -> None:
+        self._asking = None
+        if self._closed:
+            return
+        error = failure.value
+        assert isinstance(error, BadRequest), "nothing else comes from identify"
+        self._answer(error)
+        self._failed += 1
+        if self._failed < DISTRUST:
+            self._follow()
+        elif error.code == "unavailable":
+            self._door.turn_away(CloseReason.UNCHECKED, "unavailable")
+        else:
+            self._door.turn_away(CloseReason.NO_CREDENTIAL, "credential")
+
+    def _answer(self, error: BadRequest) -> None:
+        self._desk.bad_requests += 1
+        self._door.send(text_frame(self.dialect.error(error)))
+
+    def _expire(self) -> None:
+        if self._asking is not None:
+            self._door.turn_away(CloseReason.UNCHECKED, "unavailable")
+        else:
+            self._door.turn_away(CloseReason.NO_CREDENTIAL, "no_token")
