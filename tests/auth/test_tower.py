@@ -48,7 +48,7 @@ def test_who_it_is_and_what_follows_from_the_credential() -> None:
     assert identity.expires_at is None
     outright = now(bench.method.authenticate(head(authorization="Bearer t"), HERE))
     assert outright is not None
-    assert (outright.user_id, outright.cookie, outright.csrftoken) == (42, False, None)
+    assert (outright.user_id, outright.ambient, outright.csrftoken) == (42, False, None)
 
 
 def test_what_is_asked() -> None:

@@ -26,6 +26,7 @@ from tests.ws_kit import close, request, text
 from towerws.core.settings import LimitSettings, TowerSettings, WebSocketSettings
 
 SESSION = "s3ss10n"
+PASSWORD = "Basic YWRhOnBhc3N3b3Jk"
 TOKENS = ("t0ken", CANARY := "canary0token0in0the0url")
 
 
@@ -47,7 +48,8 @@ class _Answers(BaseHTTPRequestHandler):
         self.server.asked.append({name.lower(): value for name, value in self.headers.items()})
         user = {"id": 7, "type": "user", "username": "ada", "is_superuser": False, "is_system_auditor": False}
         known = f"sessionid={SESSION}" in self.headers.get("Cookie", "") or self.headers.get("Authorization") in [
-            f"Bearer {token}" for token in TOKENS
+            *(f"Bearer {token}" for token in TOKENS),
+            PASSWORD,
         ]
         body = json.dumps({"count": 1, "results": [user]} if known else {}).encode()
         self.send_response(200 if known else 401)
@@ -191,10 +193,15 @@ def test_a_forged_address_is_not_used(way: Way, lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
-@pytest.mark.parametrize("cookie", [True, False], ids=["cookie", "bearer"])
-def test_origins(way: Way, page: PageOrigin, cookie: bool) -> None:
-    """Promise 31: with a cookie the host's own pages and those listed get in; any other gets a 403 that says nothing of the user."""
-    credential = COOKIE if cookie else "Authorization: Bearer t0ken"
+@pytest.mark.parametrize(
+    "credential", [COOKIE, f"Authorization: {PASSWORD}", "Authorization: Bearer t0ken"], ids=["cookie", "basic", "bearer"]
+)
+def test_origins(way: Way, page: PageOrigin, credential: str) -> None:
+    """Promise 31: the host's own pages and those listed get in; any other gets a 403 that says nothing of the user.
+
+    That is with a cookie, or a password: what browsers send by themselves. A token must have been brought by the page.
+    """
+    by_browser = "Bearer" not in credential
     origin = [] if page.origin is None else [f"Origin: {page.origin}"]
     answer = way.open(request(without=["Host"], added=[f"Host: {page.host}", credential, *origin]))
     # What is no host, and no URL, is refused before anybody compares them.
@@ -202,10 +209,10 @@ def test_origins(way: Way, page: PageOrigin, cookie: bool) -> None:
     if page.allowed:
         assert (answer.status, answer.opened) == (101, 1)
     elif malformed:
-        assert (answer.status, answer.opened) in ((400, 0), (403, 0)) or not cookie
-    elif cookie:
+        assert (answer.status, answer.opened) in ((400, 0), (403, 0)) or not by_browser
+    elif by_browser:
         assert (answer.status, answer.opened) == (403, 0)
-        assert answer.octets.endswith(b"\r\n\r\na page of this origin may not use the cookie\n")
+        assert answer.octets.endswith(b"\r\n\r\na page of this origin may not use what its browser knows\n")
     else:
         assert (answer.status, answer.opened) == (101, 1)
 

@@ -26,9 +26,9 @@ def make() -> Iterator[Edges]:
 class Browser(Open):
     """Everybody is user 7, by a cookie unless told otherwise."""
 
-    def __init__(self, *, cookie: bool = True, csrftoken: str | None = TOKEN) -> None:
+    def __init__(self, *, cookie: bool = True, prompted: bool = False, csrftoken: str | None = TOKEN) -> None:
         token = None if csrftoken is None else Secret(csrftoken)
-        self._identity = Identity(7, cookie=cookie, csrftoken=token, session="5e55")
+        self._identity = Identity(7, cookie=cookie, prompted=prompted, csrftoken=token, session="5e55")
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
@@ -51,7 +51,10 @@ class Browser(Open):
     ],
 )
 def test_origins(make: Edges, origin: str | None, access: AccessSettings, cookie: bool, status: int) -> None:
-    """With a cookie a foreign page gets a 403 that reveals nothing, before anything is said of the user; without one it is welcome."""
+    """With a cookie a foreign page gets a 403 that reveals nothing, before anything is said of the user; without one it is welcome.
+
+    A password that a browser was once told is sent by itself like a cookie, and judged like one.
+    """
     edge = make(Browser(cookie=cookie), access=access)
     client = edge.connect().send(request(added=[] if origin is None else [f"Origin: {origin}"]))
     assert client.status == status
@@ -60,6 +63,17 @@ def test_origins(make: Edges, origin: str | None, access: AccessSettings, cookie
         assert b"7" not in client.response.partition(b"\r\n\r\n")[2]
         assert edge.factory.refused_for == {"origin": 1}
         assert edge.hub.members == {}
+    if cookie:
+        password = make(Browser(cookie=False, prompted=True), access=access).connect()
+        password.send(request(added=[] if origin is None else [f"Origin: {origin}"]))
+        assert password.response == client.response
+
+
+def test_a_password_needs_no_xrftoken(make: Edges) -> None:
+    """awxkit has none to send; the page's origin has vouched for whoever is a page."""
+    client = make(Browser(cookie=False, prompted=True)).open()
+    client.ask({"job_events": [1]})
+    assert client.take()[0]["groups_current"] == ["job_events-1"]
 
 
 @pytest.mark.parametrize(("access", "status"), [(PROXY, 101), (AccessSettings(), 403)])

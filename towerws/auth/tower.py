@@ -110,6 +110,7 @@ class TowerMethod:
                 method=self.name,
                 session=credential.session,
                 cookie=credential.by_browser,
+                prompted=credential.prompted,
                 csrftoken=Secret(csrftoken) if csrftoken else None,
                 private=_Holder(credential, caller, key, me, since=self._revocations.latest(me.user_id, credential.session)),
             )

@@ -47,6 +47,8 @@ class Credential:
     """A name for it: the first 32 hexadecimal digits of SHA-256 of the session key or token; of no meaning outside for a password."""
     by_browser: bool = False
     """Whether browsers send it by themselves, whichever page asks."""
+    prompted: bool = False
+    """Whether browsers send it by themselves once their user was asked for it (RFC 7617 section 2.2), whichever page asks."""
     bound: bool = False
     """Whether it is good only from where, and with the program that, it was issued to."""
 
@@ -123,7 +125,7 @@ def _authorization(value: str) -> Credential | None:
         return Credential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
     if scheme.lower() == "basic" and _is_token(rest) and _is_basic(rest):
         session = hashlib.blake2b(rest.encode(), key=_KEY, digest_size=16).hexdigest()
-        return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), session)
+        return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), session, prompted=True)
     return None
 
 

@@ -220,12 +220,13 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "origins",
         _L,
-        "Origins (https://portal.example.com) whose pages may connect with a cookie, beside those of the host they connect to.",
+        "Origins (https://portal.example.com) whose pages may connect with a cookie or password, beside those of the host they connect to.",
     ),
     _option(
         "check_origin",
         _B,
-        "Refuse pages of other origins that come with a cookie. Without it any page that a user opens can listen in the user's name.",
+        "Refuse pages of other origins that come with a cookie or password, which browsers send by themselves. Without it "
+        "any page that a user opens can listen in the user's name.",
     ),
     _option(
         "check_xrftoken",

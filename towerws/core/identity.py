@@ -20,6 +20,8 @@ class Identity:
     """Names the credential in logs and revocations: a hash, never the credential."""
     cookie: bool = False
     """Whether the browser sent the credential by itself: then the page's origin and `xrftoken` must vouch for the page."""
+    prompted: bool = False
+    """Whether a browser may have asked its user for it, and sent it by itself since (RFC 7617): then the page's origin must vouch."""
     csrftoken: Secret | None = None
     """AWX's `csrftoken` cookie at the opening handshake."""
     expires_at: float | None = None
@@ -31,6 +33,11 @@ class Identity:
     def user(self) -> str | None:
         """The user as text, under which its connections are counted and found: `7` and `"7"` are one."""
         return None if self.user_id is None else str(self.user_id)
+
+    @property
+    def ambient(self) -> bool:
+        """Whether a page of any origin may have had a browser send this credential, without knowing it."""
+        return self.cookie or self.prompted
 
     def vouched_for_by(self, xrftoken: object) -> bool:
         """Whether the page knows what only the site's own pages can read, where the browser sends the cookie by itself."""

@@ -218,8 +218,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _admit(self, identity: Identity, head: Head) -> None:
         factory = self.factory
-        if identity.cookie and factory.access.check_origin and not factory.origins.allow(head.headers.get("origin"), self._hosts(head)):
-            raise self._deny(HandshakeError(403, "a page of this origin may not use the cookie", "origin"))
+        if identity.ambient and factory.access.check_origin and not factory.origins.allow(head.headers.get("origin"), self._hosts(head)):
+            raise self._deny(HandshakeError(403, "a page of this origin may not use what its browser knows", "origin"))
         if (reason := factory.admission.admit(self._guest, identity.user)) is not None:
             raise self._deny(_crowded(reason))
 
