@@ -4,12 +4,9 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from twisted.internet.defer import fail
 
 from tests.ws_kit import (
-    BINARY,
     CLOSE,
     CONTINUATION,
     PING,
@@ -352,37 +349,6 @@ def test_violations(make: Edges, octets: bytes, code: int) -> None:
     assert edge.hub.members == {}
     edge.advance(edge.settings.linger_s + 0.5)
     assert client.transport.lost
-
-
-CODES = {None, 1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, *range(3000, 5000)}
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=50),
-            st.builds(frame, st.integers(0, 15), st.binary(max_size=200), fin=st.booleans(), rsv=st.integers(0, 7), masked=st.booleans()),
-            st.builds(frame, st.sampled_from([TEXT, BINARY, CONTINUATION, CLOSE, PING]), octets=st.integers(0, 2**63 - 1)),
-            st.builds(text, st.one_of(st.text(max_size=50), st.just({"groups": {"job_events": [1]}}))),
-            st.just(request()),
-        ),
-        max_size=8,
-    ),
-    st.booleans(),
-    st.integers(1, 300),
-)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-def test_random_octets(pieces: list[bytes], opened: bool, chunk: int) -> None:
-    """Whatever octets come, before or after the handshake and however cut: no exception, no leak, only known close codes."""
-    with edges() as make:
-        edge = make()
-        client = edge.open() if opened else edge.connect()
-        octets = b"".join(pieces)
-        client.send(*(octets[at : at + chunk] for at in range(0, len(octets), chunk)))
-        if client.status == 101:
-            client.take()
-            assert client.close_code() in CODES
-        edge.advance(31, step=1)
 
 
 def test_every_open_and_close_is_counted(make: Edges) -> None:

@@ -95,8 +95,8 @@ class MemoryTransport:
         self._clock = clock
         self._protocol = protocol
         self._producer: Any = None
-        self.received = b""
-        self.waiting = b""
+        self.received = bytearray()
+        self.waiting = bytearray()
         self.stalled = False
         self.reading = True
         self.closing = False
@@ -157,7 +157,7 @@ class MemoryTransport:
     def drain(self) -> None:
         """The client reads what is there."""
         self.received += self.waiting
-        self.waiting = b""
+        self.waiting = bytearray()
         if self._producer is not None:
             self._producer.resumeProducing()
         if self.closing and not self.waiting:
@@ -212,8 +212,8 @@ class Client:
     @property
     def response(self) -> bytes:
         """The HTTP answer: for a refusal all that came, else up to the first frame."""
-        head, end, _ = self.transport.received.partition(b"\r\n\r\n")
-        return head + end if head.startswith(b"HTTP/1.1 101 ") else self.transport.received
+        received = self.transport.received
+        return bytes(received[: received.find(b"\r\n\r\n") + 4] if received.startswith(b"HTTP/1.1 101 ") else received)
 
     @property
     def status(self) -> int:
@@ -264,7 +264,7 @@ class Client:
                 at += size
             if len(data) < at + length:
                 return
-            self.frames.append((opcode, data[at : at + length]))
+            self.frames.append((opcode, bytes(data[at : at + length])))
             self._read = at + length
 
 

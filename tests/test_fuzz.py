@@ -1,0 +1,107 @@
+"""Promise 17. `FUZZ_INPUTS=1000000` for a million; `FUZZ_SEED` and `FUZZ_CONVERSATION` run again what has failed, alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from tests.fuzz import HEAP_OCTETS, HTTP_STATUSES, INPUT_S, Conversation, Generator, Ordeal, Step, fails, heap, ordeal, shrunk
+from tests.ws_kit import PING, frame, request
+
+INPUTS = int(os.environ.get("FUZZ_INPUTS") or 50_000)
+SEED = int(os.environ["FUZZ_SEED"])  # tests/conftest.py chooses one where none is given, and says it
+ONLY = os.environ.get("FUZZ_CONVERSATION")
+
+WARM = 4000
+"""Conversations until caches and counters have what they will have."""
+
+BATCH = 500
+
+
+def say(line: str) -> None:
+    """What pytest shows of a test that has failed, and with -s of any."""
+    sys.stdout.write(f"{line}\n")
+
+
+@pytest.mark.timeout(120 + INPUTS // 200)
+def test_generated_clients() -> None:
+    """Promise 17: whatever clients send, before or after the opening, however cut: no exception, no leak, nobody else notices.
+
+    Each input takes less than 50 ms of CPU time, closes have documented codes, and the heap stays within 5 MiB.
+    """
+    generator = Generator(SEED)
+    number = int(ONLY or 0)
+    start = None
+    with ordeal() as found:
+        while found.inputs < INPUTS:
+            conversation = generator.conversation(number)
+            try:
+                cost = found.cost(conversation)
+                # What comes by once is the garbage collector: three times in a row it is the input.
+                assert cost < INPUT_S or min(found.cost(conversation) for _ in range(3)) < INPUT_S, f"an input took {cost:.3f} s"
+            except Exception:
+                say(f"FUZZ_SEED={SEED} FUZZ_CONVERSATION={number}")
+                if fails(conversation):
+                    say(f"the smallest that fails as well: {shrunk(conversation, fails)}")
+                raise
+            if ONLY is not None:
+                return
+            number += 1
+            if number % BATCH == 0:
+                found.settle()
+            if number == WARM:
+                start = heap()
+        found.settle()
+        say(f"{found.inputs} inputs in {number} conversations; answers {found.statuses}, closes {found.codes}")
+        if start is not None:
+            blocks, resident = (now - then for now, then in zip(heap(), start, strict=True))
+            say(f"the heap grew by {blocks} blocks, the process by {resident} octets")
+            assert resident < HEAP_OCTETS
+            assert blocks < HEAP_OCTETS // 64
+    assert set(found.statuses) >= HTTP_STATUSES, "what is generated reaches all of it"
+    assert set(found.codes) >= {None, 1000, 1002, 1007, 1008, 1009}
+
+
+def test_a_conversation_is_its_number() -> None:
+    """A seed and a number are enough to have one again; others are others."""
+    assert Generator(1).conversation(5) == Generator(1).conversation(5)
+    assert len({Generator(seed).conversation(number) for seed in (1, 2) for number in range(20)}) > 30
+
+
+@pytest.mark.parametrize("fault", ["leak", "exception", "logged", "timer", "bystander"])
+def test_a_fault_is_found_and_made_small(fault: str) -> None:
+    """A fault of the kinds that are looked for is found, and what shows it is cut down to what it takes."""
+
+    def spoil(found: Ordeal) -> None:
+        hub, desk = found.edge.hub, found.edge.desk
+
+        def fail(*arguments: object) -> None:
+            raise ValueError("planted")
+
+        planted: dict[str, tuple[object, str, object]] = {
+            "leak": (hub, "leave", lambda member: None),
+            "exception": (found.edge.factory.protocol, "onPing", fail),
+            "logged": (desk.auth, "refusals", fail),
+            "timer": (hub, "subscribe", lambda *arguments: desk.reactor.callLater(1000, fail)),
+            "bystander": (hub, "flush", lambda: None),
+        }
+        setattr(*planted[fault])
+
+    whole = Conversation(
+        "in",
+        (
+            Step("send", (request(), b"")),
+            Step("publish"),
+            Step("send", (frame(1, b'{"groups": {"job_events": [1]}}') + frame(PING), frame(2, b"x"))),
+            Step("wait", seconds=3),
+            Step("send", (frame(1, b"xyz"),)),
+        ),
+    )
+    assert not fails(whole)
+    assert fails(whole, spoil)
+    small = shrunk(whole, lambda conversation: fails(conversation, spoil))
+    assert fails(small, spoil)
+    assert sum(len(read) for step in small.steps for read in step.reads) < sum(len(read) for step in whole.steps for read in step.reads)
+    assert len(small.steps) <= 3
