@@ -92,6 +92,21 @@ class FakeTransport:
             self.peer.broker.clock.callLater(0, self.peer.protocol.connectionLost, Failure(error.ConnectionAborted()))
 
 
+class Publication:
+    """A message that was published: the method, and its content as far as it has come."""
+
+    def __init__(self, channel: int, method: Any, number: int) -> None:
+        self.channel, self.method, self.number = channel, method, number
+        self.properties: Any = None
+        self.size = 0
+        self.body = b""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is there."""
+        return self.properties is not None and len(self.body) >= self.size
+
+
 class Peer:
     """One connection to the fake broker, from its side."""
 
@@ -103,6 +118,7 @@ class Peer:
         self.to_send = b""
         self.buffer = b""
         self.methods: list[tuple[int, Any]] = []
+        self.published: list[Publication] = []
         self.consumers: dict[int, str] = {}
         self.tags: dict[int, int] = {}
 
@@ -150,7 +166,29 @@ class Peer:
                 self.broker.answer(self, 0, value)
             elif isinstance(value, frame.Method):
                 self.methods.append((value.channel_number, value.method))
-                self.broker.answer(self, value.channel_number, value.method)
+                if isinstance(value.method, spec.Basic.Publish):
+                    self.published.append(Publication(value.channel_number, value.method, len(self.published) + 1))
+                else:
+                    self.broker.answer(self, value.channel_number, value.method)
+            elif isinstance(value, (frame.Header, frame.Body)):
+                self.receive_content(value)
+
+    def receive_content(self, value: Any) -> None:
+        """A piece of what is being published; `FakeBroker.confirm` answers the whole."""
+        publication = self.published[-1]
+        if isinstance(value, frame.Header):
+            publication.properties, publication.size = value.properties, value.body_size
+        else:
+            publication.body += value.fragment
+        if publication.whole:
+            self.broker.confirm(self, publication)
+
+    def give_back(self, publication: Publication) -> None:
+        """Queue a Basic.Return: no queue was bound for it."""
+        exchange, key = publication.method.exchange, publication.method.routing_key
+        self.send(publication.channel, spec.Basic.Return(312, "NO_ROUTE", exchange, key))
+        self.to_send += frame.Header(publication.channel, len(publication.body), publication.properties).marshal()
+        self.to_send += frame.Body(publication.channel, publication.body).marshal()
 
 
 @implementer(IStreamClientEndpoint)
@@ -166,6 +204,7 @@ class FakeBroker:
         self.peers: list[Peer] = []
         self.mute: type | None = None
         self.answers: dict[type, Callable[[Peer, int, Any], None]] = {}
+        self.confirm: Callable[[Peer, Publication], None] = ack
         self.refuse = False
         self.connecting: list[Deferred[IProtocol]] | None = None
         self.factory: IProtocolFactory | None = None
@@ -240,7 +279,8 @@ class FakeBroker:
 
     def hello(self, peer: Peer, _: int, __: Any) -> None:
         """Connection.Start."""
-        properties = {"product": "RabbitMQ", "version": self.version}
+        capabilities = {"publisher_confirms": True, "basic.nack": True, "consumer_cancel_notify": True}
+        properties = {"product": "RabbitMQ", "version": self.version, "capabilities": capabilities}
         peer.send(0, spec.Connection.Start(0, 9, properties, "PLAIN AMQPLAIN", "en_US"))
 
     def channel_close(self, peer: Peer, channel: int, _: Any) -> None:
@@ -269,6 +309,16 @@ class FakeBroker:
             peer.deliver(b"{}", self.last_chunk, channel=channel)
 
 
+def ack(peer: Peer, publication: Publication) -> None:
+    """A `FakeBroker.confirm`: every queue has it."""
+    peer.send(publication.channel, spec.Basic.Ack(publication.number))
+
+
+def nack(peer: Peer, publication: Publication) -> None:
+    """A `FakeBroker.confirm`: a queue has refused it."""
+    peer.send(publication.channel, spec.Basic.Nack(publication.number))
+
+
 def _tune(_broker: FakeBroker, peer: Peer, _channel: int, _method: Any) -> None:
     peer.send(0, spec.Connection.Tune(2047, 131072, 60))
 
@@ -288,5 +338,6 @@ _REPLIES: dict[type, Callable[[FakeBroker, Peer, int, Any], None]] = {
     spec.Queue.Declare: FakeBroker.queue_declare,
     spec.Queue.Bind: _ok(spec.Queue.BindOk),
     spec.Basic.Qos: _ok(spec.Basic.QosOk),
+    spec.Confirm.Select: _ok(spec.Confirm.SelectOk),
     spec.Basic.Consume: FakeBroker.consume,
 }

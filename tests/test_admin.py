@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
@@ -15,7 +16,7 @@ from twisted.python.failure import Failure
 from tests.ws_kit import Edges, edges
 from towerws.admin import DISCARDED_BODIES, ENVELOPE_OCTETS, AdminSite
 from towerws.core.errors import BadDelivery
-from towerws.core.revocation import Revocation
+from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 9051)
@@ -52,6 +53,7 @@ class Admin:
         self.state = SourceStatus(SourceState.CONSUMING)
         self.figures: Callable[[], Mapping[str, object]] = lambda: {"version": "1"}
         self.revocations: list[Revocation] = []
+        self.disconnected: Deferred[Disconnection] = succeed(Disconnection(3))
         self.site = self.make_site(self.publish)
         self.transport = StringTransport()
 
@@ -72,10 +74,10 @@ class Admin:
         """What the test has put there."""
         return self.figures()
 
-    def disconnect(self, revocation: Revocation) -> int:
-        """Note it; there are always three."""
+    def disconnect(self, revocation: Revocation) -> Deferred[Disconnection]:
+        """Note it; what comes of it the test says."""
         self.revocations.append(revocation)
-        return 3
+        return self.disconnected
 
     def publish(self, routing_key: str, payload: bytes) -> str:
         """As the service does."""
@@ -199,12 +201,60 @@ def test_publish_without_embedded_source(admin: Admin) -> None:
     assert "exchange" in reply.error
 
 
-def test_disconnect(admin: Admin) -> None:
-    """A revocation is carried out, and the answer says how many connections it closed."""
-    reply = admin.ask("POST", "/disconnect", b'{"user": 7}')
-    assert (reply.status, reply.json) == (202, {"disconnected": 3})
-    assert admin.ask("POST", "/disconnect", b'{"session": "5e55"}').status == 202
-    assert admin.revocations == [Revocation(user=7), Revocation(session="5e55")]
+@pytest.mark.parametrize(
+    ("done", "status", "answer"),
+    [
+        (Disconnection(3), 202, {"disconnected": 3}),
+        (Disconnection(0, told=True), 202, {"disconnected": 0, "others_told": True}),
+        (
+            Disconnection(2, told=False, reason="connecting: connection refused"),
+            503,
+            {
+                "disconnected": 2,
+                "others_told": False,
+                "error": "connections were ended on this daemon only; the others could not be told: connecting: connection refused",
+            },
+        ),
+    ],
+)
+def test_disconnect(admin: Admin, done: Disconnection, status: int, answer: object) -> None:
+    """The answer says how many connections were closed here, and whether the other daemons know; a script sees it by the status."""
+    for body, revocation in ((b'{"user": 7}', Revocation(user=7)), (b'{"session": "5e55"}', Revocation(session="5e55"))):
+        admin.disconnected = succeed(done)
+        reply = admin.ask("POST", "/disconnect", body)
+        assert (reply.status, reply.json) == (status, answer)
+        assert admin.revocations.pop() == revocation
+
+
+def test_disconnect_waits_for_the_broker(admin: Admin, make: Edges) -> None:
+    """The answer comes once it is known; whoever does not wait for it harms nothing, and an error of ours is a 500."""
+    request = b'POST /disconnect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n\r\n{"user": 7}'
+
+    def ask() -> tuple[Any, StringTransport]:
+        admin.disconnected = Deferred()
+        channel: Any = admin.site.buildProtocol(LOOPBACK)
+        transport = StringTransport(hostAddress=LOOPBACK)
+        channel.makeConnection(transport)
+        channel.dataReceived(request)
+        assert transport.value() == b""
+        return channel, transport
+
+    channel, transport = ask()
+    admin.disconnected.callback(Disconnection(1, told=True))
+    assert Reply(transport.value()).json == {"disconnected": 1, "others_told": True}
+    channel.connectionLost(Failure(ConnectionDone()))
+
+    channel, transport = ask()
+    admin.disconnected.errback(RuntimeError("canary"))
+    assert Reply(transport.value()).status == 500
+    assert b"canary" not in transport.value()
+    assert len(make.failures()) == 1
+    channel.connectionLost(Failure(ConnectionDone()))
+
+    channel, transport = ask()
+    channel.connectionLost(Failure(ConnectionDone()))
+    admin.disconnected.callback(Disconnection(1, told=True))
+    assert transport.value() == b""
 
 
 def test_bad_revocations(admin: Admin) -> None:

@@ -21,6 +21,7 @@ EDGES = {
     "admin": ["admin"],
     "amqp": ["amqp", "broker.*"],
     "auth": ["auth", "auth.*"],
+    "control": ["control"],
     "embedded": ["embedded"],
     "publisher": ["commands.publisher"],
     "tail": ["commands.tail*"],

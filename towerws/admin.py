@@ -6,8 +6,8 @@
   GET  /status   figures, JSON
   POST /publish  {"topic": "job_events.42", "payload": {…}} or {"group": "job_events", "event": "42", "payload": {…}}: 202 with
                  the position; only with the embedded source
-  POST /disconnect  {"user": 7} or {"session": "<hash>"}: closes the connections of a user or a credential on this daemon; 202
-                 with how many they were
+  POST /disconnect  {"user": 7} or {"session": "<hash>"}: closes the connections of a user or a credential, here and on the other
+                 daemons of the broker; 202 with how many they were here, or 503 with that when the others could not be told
 Every answer but the page is one JSON object; an error is {"error": …}. HEAD works wherever GET does.
 """
 
@@ -21,15 +21,17 @@ from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from towerws.core.errors import BadDelivery
 from towerws.core.publication import parse_publication
-from towerws.core.revocation import Revocation, parse_revocation
+from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
 
 ENVELOPE_OCTETS = 1024
@@ -100,13 +102,13 @@ class _Page(Resource):
     isLeaf = True
     _log = Logger()
 
-    def __init__(self, method: bytes, answer: Callable[[Request], _Answer]) -> None:
+    def __init__(self, method: bytes, answer: Callable[[Request], _Answer | Deferred[_Answer]]) -> None:
         super().__init__()
         self._method = method
         self._answer = answer
 
-    def render(self, request: Request) -> bytes:
-        """The answer to one request. An error of ours is logged, and a 500 that tells nothing."""
+    def render(self, request: Request) -> bytes | int:
+        """The answer to one request, now or later. An error of ours is logged, and a 500 that tells nothing."""
         try:
             if request.method != self._method and (request.method, self._method) != (b"HEAD", b"GET"):
                 request.setHeader(b"allow", self._method)
@@ -117,8 +119,25 @@ class _Page(Resource):
         except Refusal as refusal:
             answer = _json(refusal.status, {"error": str(refusal)})
         except Exception:  # noqa: BLE001 - Twisted's own answer would be a page of HTML
-            self._log.failure("a request to the admin port failed")
-            answer = _json(500, {"error": "internal error; the log says more"})
+            answer = self._failed(Failure())
+        if isinstance(answer, Deferred):
+            gone: list[Failure] = []
+            request.notifyFinish().addErrback(gone.append)
+            answer.addErrback(self._failed).addCallback(self._answer_late, request, gone)
+            return NOT_DONE_YET
+        return self._write(request, answer)
+
+    def _failed(self, failure: Failure) -> _Answer:
+        self._log.failure("a request to the admin port failed", failure)
+        return _json(500, {"error": "internal error; the log says more"})
+
+    def _answer_late(self, answer: _Answer, request: Request, gone: list[Failure]) -> None:
+        if not gone:
+            request.write(self._write(request, answer))
+            request.finish()
+
+    def _write(self, request: Request, answer: _Answer) -> bytes:
+        """The head goes into the request; what is given is its body."""
         request.setResponseCode(answer.status)
         for name, value in _HEADERS.items():
             request.setHeader(name, value)
@@ -143,7 +162,7 @@ class AdminSite(Site):
     """The admin port's resources.
 
     `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
-    position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` gives how many it closed.
+    position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` fires with what came of it.
     """
 
     def __init__(
@@ -152,7 +171,7 @@ class AdminSite(Site):
         status: Callable[[], Mapping[str, object]],
         source_status: Callable[[], SourceStatus],
         publish: Callable[[str, bytes], str] | None,
-        disconnect: Callable[[Revocation], int],
+        disconnect: Callable[[Revocation], Deferred[Disconnection]],
         websocket_port: Callable[[], int],
         max_payload_octets: int,
     ) -> None:
@@ -207,12 +226,21 @@ class AdminSite(Site):
             raise Refusal(413 if bad.reason == "too_large" else 400, str(bad)) from None
         return _json(202, {"position": position})
 
-    def _revoke(self, request: Request) -> _Answer:
+    def _revoke(self, request: Request) -> Deferred[_Answer]:
         try:
             revocation = parse_revocation(request.content.read() if request.content is not None else b"")
         except ValueError as error:
             raise Refusal(400, str(error)) from None
-        return _json(202, {"disconnected": self._disconnect(revocation)})
+        return self._disconnect(revocation).addCallback(_disconnected)
+
+
+def _disconnected(done: Disconnection) -> _Answer:
+    answer: dict[str, object] = {"disconnected": done.closed}
+    if done.told is not None:
+        answer["others_told"] = done.told
+    if done.told is not False:
+        return _json(202, answer)
+    return _json(503, {**answer, "error": f"connections were ended on this daemon only; the others could not be told: {done.reason}"})
 
 
 def _nothing_here(request: Request) -> _Answer:

@@ -34,6 +34,7 @@ from twisted.python.failure import Failure
 
 from towerws.broker.attempt import Attempt
 from towerws.broker.consumer import Feed
+from towerws.broker.control import ControlListener
 from towerws.broker.endpoint import broker_endpoint
 from towerws.broker.link import Link, quiet_pika
 from towerws.broker.loss import Cure, Loss, from_transport
@@ -53,7 +54,7 @@ Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
 
 class AmqpSource:
-    """Consumes the brokers of `settings.urls`, one at a time, into `sink`.
+    """Consumes the brokers of `settings.urls`, one at a time, into `sink`; `control` listens on the same connections.
 
     `reactor` gives time and (unless `endpoint` does) connections; `rng` draws the order of the hosts and the delays;
     `wall` is the time of day in UTC. `start` once; `stop` ends it for good.
@@ -67,6 +68,7 @@ class AmqpSource:
         sink: Sink,
         reactor: Any,
         *,
+        control: ControlListener | None = None,
         endpoint: Endpoint | None = None,
         rng: random.Random | None = None,
         wall: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
@@ -76,6 +78,7 @@ class AmqpSource:
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
         self._rng = rng or random.SystemRandom()
         self._wall = wall
+        self._control = control
         self._feed = Feed(sink, log=secrets.token_hex(4))
         self._urls = self._rng.sample(settings.urls, len(settings.urls))
         self._next_url = 0
@@ -116,6 +119,8 @@ class AmqpSource:
             return waiting
         self._stop_deadline = self._reactor.callLater(STOP_S, self._finish_stop)
         attempt.set_deadline(None)
+        if self._control is not None:
+            self._control.end()
         if attempt.subscription is not None:
             attempt.subscription.close()
         attempt.link.close()
@@ -124,6 +129,11 @@ class AmqpSource:
     def status(self) -> SourceStatus:
         """Where it stands, with the figures an operator asks for."""
         return SourceStatus(self._state, self._reason, dict(self.counters))
+
+    @property
+    def url(self) -> BrokerUrl | None:
+        """The broker that it consumes from just now."""
+        return self._attempt.url if self._attempt is not None and self.status().ready else None
 
     @property
     def counters(self) -> Mapping[str, object]:
@@ -165,6 +175,8 @@ class AmqpSource:
         attempt.mode = mode.value
         attempt.subscription = Subscription(attempt.link, mode, self._settings, self._feed, self._reactor, self._wall, attempt)
         attempt.subscription.begin()
+        if self._control is not None:
+            self._control.begin(attempt.link)
 
     def live(self, attempt: Attempt) -> None:
         """Deliveries come as they are published."""
@@ -193,6 +205,8 @@ class AmqpSource:
         self._attempt = None
         self._counts["losses"] += 1
         attempt.end()
+        if self._control is not None:
+            self._control.end()
         self._note(attempt, loss)
         delay_s = self._delay_s(attempt, loss)
         self._move(SourceState.BACKOFF, str(loss))

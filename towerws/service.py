@@ -30,7 +30,10 @@ from towerws.auth.chain import Chain
 from towerws.auth.jwt_method import JwtMethod
 from towerws.auth.open import Open
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
+from towerws.broker.announcer import Announcer
+from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
+from towerws.control import Control
 from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.groups import GroupTable
 from towerws.core.history import History
@@ -100,8 +103,6 @@ class TowerwsService(Service):
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
-        else:
-            self.source = AmqpSource(settings.broker, self.intake, reactor)
         desk = Desk(
             self.hub,
             self.intake,
@@ -113,6 +114,13 @@ class TowerwsService(Service):
             revalidate_s=settings.access.revalidate_s,
         )
         self.desk = desk
+        self._announcer = None if settings.broker is None else Announcer(settings.broker, reactor, prefer=lambda: amqp.url)
+        announce = None if self._announcer is None else self._announcer.announce
+        self.control = Control(desk.guard.disconnect, desk.guard.doubt, announce, reactor)
+        self._listener: ControlListener | None = None
+        if settings.broker is not None:
+            self._listener = ControlListener(settings.broker, self.control, reactor)
+            self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
         self.websockets = WebSocketFactory(
             desk, settings.websocket, reactor, access=settings.access, limits=_with_connections(settings.limits)
         )
@@ -120,7 +128,7 @@ class TowerwsService(Service):
             status=self.status,
             source_status=self.source_status,
             publish=publish,
-            disconnect=desk.guard.disconnect,
+            disconnect=self.control.revoke,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_octets=settings.max_payload_octets,
         )
@@ -174,7 +182,7 @@ class TowerwsService(Service):
         steps = DeferredList([_settled(port) for port in listening])
         steps.addCallback(lambda _: self._drain())
         steps.addCallback(lambda _: _settled(self.desk.auth.stop()))
-        steps.addCallback(lambda _: _settled(self.source.stop()))
+        steps.addCallback(lambda _: self._leave_broker())
         steps.addCallback(lambda _: _settled(admin.stopListening() if admin is not None else None))
         steps.addErrback(lambda failure: self._log.failure("stopping went wrong; going on", failure))
         steps.addCallback(finish)
@@ -221,6 +229,10 @@ class TowerwsService(Service):
         loop.start(0.05).addCallbacks(lambda _: done.callback(None), done.errback)
         return done
 
+    def _leave_broker(self) -> Deferred[Any]:
+        announcing = self._announcer.stop() if self._announcer is not None else None
+        return DeferredList([_settled(self.source.stop()), _settled(announcing)])
+
     def _trim_history(self) -> None:
         self.history.trim(self._reactor.seconds())
 
@@ -242,6 +254,7 @@ class TowerwsService(Service):
             "version": __version__,
             "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
             "source": {"state": source.state.value, "reason": source.reason, **source.details},
+            "control": None if self._listener is None else {**self._listener.status, **self.control.counts},
             "intake": {"received": intake.received, "duplicates": intake.duplicates, "skipped": dict(intake.bad)},
             "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position},
             "hub": {

@@ -48,6 +48,8 @@ def test_the_defaults_keep_every_rule() -> None:
         (replace(GOOD, access=AccessSettings(origins=("portal",))), "origins", "'portal' is not an origin"),
         (replace(GOOD, broker=replace(BROKER, exchange="")), "exchange", "1 to 255 octets"),
         (replace(GOOD, broker=replace(BROKER, stream="é" * 128)), "stream", "1 to 255 octets"),
+        (replace(GOOD, broker=replace(BROKER, exchange="x" * 250)), "control_exchange", "1 to 255 octets"),
+        (replace(GOOD, broker=replace(BROKER, control_exchange="towerws")), "control_exchange", "must be different"),
         (replace(GOOD, broker=replace(BROKER, silence_s=19.9)), "silence_s", "at least twice heartbeat_s"),
         (replace(GOOD, broker=replace(BROKER, backoff_max_s=0.4)), "backoff_max_s", "at least backoff_min_s"),
         (replace(GOOD, broker=replace(BROKER, stream_max_octets=1024)), "stream_max_octets", "at least stream_segment_octets"),

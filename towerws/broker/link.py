@@ -74,11 +74,15 @@ class LinkEvents(Protocol):
 
 
 def quiet_pika() -> None:
-    """Pin pika's own loggers at WARNING: below it they log message bodies and whole frames, at any setting of ours."""
+    """Pin pika's own loggers at WARNING: below it they log message bodies and whole frames, at any setting of ours.
+
+    What the broker says when it closes a channel is in our own line about that, once and not at every attempt.
+    """
     logging.getLogger("pika").setLevel(logging.WARNING)
+    logging.getLogger("pika.channel").setLevel(logging.ERROR)
 
 
-def _parameters(url: BrokerUrl, settings: BrokerSettings) -> pika.ConnectionParameters:
+def _parameters(url: BrokerUrl, settings: BrokerSettings, purpose: str) -> pika.ConnectionParameters:
     return pika.ConnectionParameters(
         host=url.host,
         port=url.port,
@@ -88,7 +92,7 @@ def _parameters(url: BrokerUrl, settings: BrokerSettings) -> pika.ConnectionPara
         client_properties={
             "product": "towerws",
             "version": __version__,
-            "connection_name": f"towerws@{platform.node()}:{os.getpid()}",
+            "connection_name": f"towerws@{platform.node()}:{os.getpid()}{purpose}",
             "information": "live events to websockets",
         },
     )
@@ -205,7 +209,10 @@ class Link(protocol.Protocol):
 
     _log = Logger()
 
-    def __init__(self, url: BrokerUrl, settings: BrokerSettings, reactor: interfaces.IReactorTime, events: LinkEvents) -> None:
+    def __init__(
+        self, url: BrokerUrl, settings: BrokerSettings, reactor: interfaces.IReactorTime, events: LinkEvents, purpose: str = ""
+    ) -> None:
+        """`purpose` is written behind the name that the broker shows of this connection."""
         self.url = url
         self.dead = False
         self._silence_s = settings.silence_s
@@ -214,7 +221,7 @@ class Link(protocol.Protocol):
         self._doing = "handshake"
         self._heard_at = 0.0
         self._watchdog: interfaces.IDelayedCall | None = None
-        self._amqp = _Connection(self, _parameters(url, settings), reactor)
+        self._amqp = _Connection(self, _parameters(url, settings, purpose), reactor)
 
     @property
     def server_properties(self) -> Mapping[str, Any]:

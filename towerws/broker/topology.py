@@ -1,4 +1,5 @@
-"""What towerws has on the broker: one topic exchange, and behind it a stream for all processes or a queue for this one.
+"""What towerws has on the broker: one topic exchange, and behind it a stream for all processes or a queue for this one; and
+the control exchange with a queue for each process.
 
 pika holds back each method until the one before it was answered, so a whole topology is written down at once; the first
 refusal closes the channel, and nothing after it is sent.
@@ -16,6 +17,15 @@ from towerws.core.settings import BrokerSettings
 
 STREAMS_SINCE = (3, 9)
 """The first RabbitMQ with streams. An older one ignores `x-queue-type` and makes a queue that the processes would share."""
+
+
+_CONTROL_ARGUMENTS: Mapping[str, Any] = {
+    "x-max-length": 10_000,
+    "x-max-length-bytes": 1024**2,
+    # A daemon that is stuck for long misses some. Who revokes is told so by a nack; an older revocation that made room for it
+    # (drop-head) would be lost without a word.
+    "x-overflow": "reject-publish",
+}
 
 
 class Mode(enum.Enum):
@@ -58,6 +68,13 @@ def declare(channel: Any, mode: Mode, settings: BrokerSettings) -> str:
         channel.queue_bind("", settings.exchange, "#", callback=_go_on)
     channel.basic_qos(prefetch_count=settings.prefetch, callback=_go_on)
     return settings.stream if mode is Mode.STREAM else ""
+
+
+def declare_control(channel: Any, settings: BrokerSettings) -> None:
+    """Declare the control exchange, or with `passive` only look for it, and this connection's queue behind it: to be consumed as ""."""
+    channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
+    channel.queue_declare("", exclusive=True, auto_delete=True, arguments=dict(_CONTROL_ARGUMENTS), callback=_go_on)
+    channel.queue_bind("", settings.control, "", callback=_go_on)
 
 
 def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:

@@ -186,6 +186,12 @@ OPTIONS: tuple[Option, ...] = (
         common=True,
     ),
     _option("exchange", _T, "The topic exchange that producers publish to. Durable; declared unless passive is set."),
+    _option(
+        "control_exchange",
+        _T,
+        "The fanout exchange over which daemons tell each other whose connections to end. Durable; declared unless passive is set. "
+        "Empty: the name of exchange with .control behind it, towerws.control.",
+    ),
     _option("stream", _T, "The stream bound to the exchange, from which every process reads (consume = stream)."),
     _option("passive", _B, "Declare nothing: exchange and stream must exist. For users without the configure permission."),
     _option("prefetch", _C, "Messages the broker may send ahead of our acknowledgements.", low=1, high=65535),

@@ -156,9 +156,14 @@ def _proxies(settings: Settings) -> Iterator[Broken]:
 def _broker(settings: Settings) -> Iterator[Broken]:
     if (broker := settings.broker) is None:
         return
-    for key, name in (("exchange", broker.exchange), ("stream", broker.stream)):
+    for key, name in (("exchange", broker.exchange), ("stream", broker.stream), ("control_exchange", broker.control)):
         if not 1 <= len(name.encode(errors="replace")) <= MAX_NAME_OCTETS:
             yield Broken((key,), f"must be 1 to {MAX_NAME_OCTETS} octets")
+    if broker.control == broker.exchange:
+        yield Broken(
+            ("control_exchange", "exchange"),
+            "control_exchange and exchange must be different: who may publish events could end connections",
+        )
     if broker.silence_s < 2 * broker.heartbeat_s:
         yield Broken(("silence_s", "heartbeat_s"), "silence_s must be at least twice heartbeat_s")
     if broker.backoff_max_s < broker.backoff_min_s:

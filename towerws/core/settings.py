@@ -52,6 +52,7 @@ class BrokerSettings:
     urls: tuple[BrokerUrl, ...]
     consume: str = "auto"  # "auto" | "stream" | "queue"
     exchange: str = "towerws"
+    control_exchange: str = ""
     stream: str = "towerws.events"
     passive: bool = False
     prefetch: int = 1000
@@ -67,6 +68,11 @@ class BrokerSettings:
     queue_ttl_s: int = 30
     tls_ca: str = ""
     refill_s: float = 120
+
+    @property
+    def control(self) -> str:
+        """The name of the control exchange."""
+        return self.control_exchange or f"{self.exchange}.control"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,16 @@ class SourceStatus:
         return self.state is SourceState.CONSUMING
 
 
+class ControlSink(Protocol):
+    """What hears the control exchange. All calls come from the reactor's thread."""
+
+    def listening(self) -> None:
+        """Messages will come from now on; some may have been missed before."""
+
+    def control(self, body: bytes, message_id: str | None) -> None:
+        """One message."""
+
+
 class Sink(Protocol):
     """What a source feeds. All calls come from the reactor's thread; none of them raises."""
 

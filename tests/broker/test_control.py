@@ -1,0 +1,282 @@
+"""The control exchange as the source's connections bring it, against a fake broker."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from typing import Any
+
+import pytest
+from pika import spec
+from twisted.internet.task import Clock
+
+from tests.auth.tower_kit import logged
+from tests.fake_amqp import FakeBroker, Peer, RecordingSink
+from towerws.amqp import AmqpSource
+from towerws.broker.control import PAUSE_MAX_S, SAY_AGAIN_S, ControlListener
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+from towerws.core.sources import SourceState
+
+URL = BrokerUrl("one", 5672, "towerws", Secret("canary"), "/", tls=False)
+
+
+class Heard:
+    """A `ControlSink` that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+        self.broken = False
+
+    def listening(self) -> None:
+        """Written down."""
+        self.calls.append("listening")
+
+    def control(self, body: bytes, message_id: str | None) -> None:
+        """Written down."""
+        if self.broken:
+            raise RuntimeError("a sink that breaks its promise")
+        self.calls.append((body, message_id))
+
+
+class House:
+    """A source with a listener, and a fake broker."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = Clock()
+        self.broker = FakeBroker(self.clock)
+        self.settings = BrokerSettings(urls=(URL,), **settings)
+        self.heard, self.sink = Heard(), RecordingSink()
+        self.listener = ControlListener(self.settings, self.heard, self.clock)
+        self.source = AmqpSource(
+            self.settings,
+            self.sink,
+            self.clock,
+            control=self.listener,
+            endpoint=lambda url: self.broker,
+            rng=random.Random(1),
+            wall=lambda: dt.datetime(2026, 5, 1, tzinfo=dt.UTC),
+        )
+
+    def advance(self, seconds: float, step: float = 0.05) -> None:
+        """Let time pass with bytes travelling meanwhile."""
+        for _ in range(round(seconds / step)):
+            self.clock.advance(step)
+            self.broker.settle()
+
+    def start(self) -> House:
+        """Started; events are consumed."""
+        self.source.start()
+        self.broker.settle()
+        self.advance(0.4)
+        assert self.events_flow
+        return self
+
+    @property
+    def events_flow(self) -> bool:
+        """Whether the source consumes."""
+        return self.source.status().state is SourceState.CONSUMING
+
+    def state(self) -> object:
+        """Where the listener stands."""
+        return self.listener.status["state"]
+
+    @property
+    def channel(self) -> int:
+        """The number of the newest channel on which a fanout exchange was declared."""
+        return [channel for channel, method in self.broker.peer.methods if is_control(method)][-1]
+
+    def set_ups(self) -> int:
+        """How often the control exchange was declared, on all connections."""
+        return sum(is_control(method) for peer in self.broker.peers for _, method in peer.methods)
+
+    def refuse(self, code: int, text: str) -> None:
+        """The broker closes the channel when the control exchange is declared."""
+        self.answer(self.broker.close_channel(code, text))
+
+    def answer(self, call: Any) -> None:
+        """What the broker does when the control exchange is declared."""
+
+        def declared(peer: Peer, channel: int, method: Any) -> None:
+            if is_control(method):
+                call(peer, channel, method)
+            else:
+                peer.send(channel, spec.Exchange.DeclareOk())
+
+        self.broker.answers[spec.Exchange.Declare] = declared
+
+    def allow(self) -> None:
+        """No longer."""
+        self.broker.answers.clear()
+
+
+def is_control(method: Any) -> bool:
+    """Whether this declares a fanout exchange."""
+    return isinstance(method, spec.Exchange.Declare) and method.type == "fanout"
+
+
+@pytest.mark.parametrize("consume", ["stream", "queue"])
+def test_topology(consume: str) -> None:
+    """In both modes: a durable fanout exchange, and a bounded queue of the connection's own, consumed on a channel of its own."""
+    house = House(consume=consume, exchange="x").start()
+    peer, channel = house.broker.peer, house.channel
+    exchange, queue, bind, consume_ = [method for number, method in peer.methods if number == channel][1:5]
+    assert (exchange.exchange, exchange.durable, exchange.passive) == ("x.control", True, False)
+    assert (queue.queue, queue.exclusive, queue.auto_delete, queue.durable) == ("", True, True, False)
+    assert queue.arguments == {"x-max-length": 10_000, "x-max-length-bytes": 1024**2, "x-overflow": "reject-publish"}
+    assert (bind.exchange, bind.routing_key) == ("x.control", "")
+    assert (consume_.queue, consume_.exclusive, consume_.no_ack) == ("", True, True)
+    assert [number for number in peer.consumers if number != channel]
+    assert house.listener.status == {"state": "listening", "reason": None, "losses": 0, "errors": 0}
+    assert house.heard.calls == ["listening"]
+
+
+def test_its_name_and_passive() -> None:
+    """The exchange can have a name of its own; with passive it is only looked for, and the queue is still made."""
+    house = House(control_exchange="own", passive=True).start()
+    (exchange,) = [method for _, method in house.broker.peer.methods if is_control(method)]
+    assert (exchange.exchange, exchange.passive) == ("own", True)
+    assert house.state() == "listening"
+
+
+def test_messages_are_handed_on_with_their_id() -> None:
+    """Whatever the routing key; the events' sink hears nothing of them, and nothing is acknowledged."""
+    house = House(consume="queue").start()
+    house.broker.peer.deliver(b'{"user":7}', channel=house.channel, key="", message_id="m1")
+    house.broker.peer.deliver(b"", channel=house.channel, key="anything.at.all")
+    house.advance(0.2)
+    assert house.heard.calls[1:] == [(b'{"user":7}', "m1"), (b"", None)]
+    assert house.sink.offsets == []
+    assert house.broker.peer.seen(spec.Basic.Ack) == []
+
+
+def test_a_sink_that_raises_ends_nothing() -> None:
+    """It is counted and logged once; the connection stays, and events go on."""
+    house = House(consume="queue").start()
+    house.heard.broken = True
+    with logged() as lines:
+        for _ in range(3):
+            house.broker.peer.deliver(b"{}", channel=house.channel)
+        house.broker.settle()
+    assert house.listener.status["errors"] == 3
+    assert len(lines.texts) == 1
+    assert house.events_flow
+    assert len(house.broker.peers) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "hint"),
+    [
+        (403, "ACCESS_REFUSED - access to exchange 'towerws.control' in vhost '/' refused for user 'towerws'", "docs/operations.md"),
+        (404, "NOT_FOUND - no exchange 'towerws.control' in vhost '/'", "passive = false"),
+        (406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'towerws.control' in vhost '/': x", "control_exchange"),
+    ],
+)
+def test_a_refusal_stops_no_event(code: int, text: str, hint: str) -> None:
+    """Events flow on the same connection; the status and one log line say why, with the next step; cured, it listens within a minute."""
+    house = House(heartbeat_s=5000, silence_s=10_000)
+    house.refuse(code, text)
+    with logged() as lines:
+        house.start()
+        house.advance(300, 0.5)
+        reason = str(house.listener.status["reason"])
+        assert reason.startswith(f"{code} ")
+        assert hint in reason
+        assert house.state() == "paused"
+        assert house.events_flow
+        assert len(house.broker.peers) == 1
+        told = [line for line in lines.texts if "towerws.control" in line]
+        assert len(told) == 1
+        assert reason in told[0]
+        assert 8 <= house.set_ups() <= 12
+        house.advance(SAY_AGAIN_S, 0.5)
+        assert len([line for line in lines.texts if "towerws.control" in line]) == 2
+        house.allow()
+        house.advance(PAUSE_MAX_S + 1, 0.5)
+    assert house.state() == "listening"
+    assert house.listener.status["reason"] is None
+    assert lines.texts[-1] == "listening to control exchange towerws.control again"
+    assert house.events_flow
+
+
+def test_a_broker_that_does_not_answer() -> None:
+    """The set-up has a deadline; events flow meanwhile."""
+    house = House(attempt_s=10)
+    house.answer(lambda *_: None)
+    house.start()
+    assert house.state() == "starting"
+    house.advance(10)
+    assert house.state() == "paused"
+    assert "no answer within 10 s" in str(house.listener.status["reason"])
+    assert house.events_flow
+    house.allow()
+    house.advance(1.1)
+    assert house.state() == "listening"
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_queue_that_is_taken_away_is_made_anew(how: str) -> None:
+    """After a second, on the same connection; what may have been missed is said, and events do not notice."""
+    house = House().start()
+    for losses in (1, 2, 3):
+        peer, channel = house.broker.peer, house.channel
+        method = spec.Basic.Cancel(peer.consumers[channel]) if how == "cancel" else spec.Channel.Close(404, "NOT_FOUND - no queue", 0, 0)
+        peer.send(channel, method)
+        house.broker.settle()
+        assert (house.state(), house.listener.status["losses"]) == ("paused", losses)
+        house.advance(1.1)
+        assert house.state() == "listening"
+    assert house.heard.calls == ["listening"] * 4
+    assert len(house.broker.peers) == 1
+    assert house.source.counters["channel_losses"] == 0
+
+
+def test_every_connection_listens() -> None:
+    """After a lost link it listens on the next one at once, and says that something may have been missed."""
+    house = House().start()
+    for connections in (2, 3):
+        house.broker.cut()
+        assert house.listener.status["state"] == "off"
+        assert house.listener.status["reason"] == "no connection to the broker"
+        house.advance(1.5)
+        assert house.events_flow
+        assert len(house.broker.peers) == connections
+        assert house.state() == "listening"
+    assert house.heard.calls == ["listening"] * 3
+    assert house.listener.status["losses"] == 0
+
+
+def test_what_ends_the_connection_is_tried_ever_less() -> None:
+    """If the set-up should be why the broker ends the connection, events get up to a minute between two attempts."""
+    house = House(consume="queue")
+    house.answer(house.broker.close_connection(530, "NOT_ALLOWED - number of channels has reached the limit"))
+    house.source.start()
+    house.advance(600, 0.1)
+    before = house.set_ups()
+    assert before <= 16
+    house.advance(120, 0.1)
+    assert house.set_ups() - before <= 3
+    assert "was lost while this was set up" in str(house.listener.status["reason"])
+    house.allow()
+    house.advance(PAUSE_MAX_S + 12, 0.1)
+    assert (house.state(), house.events_flow) == ("listening", True)
+
+
+@pytest.mark.parametrize("when", ["starting", "listening", "paused"])
+def test_stop(when: str) -> None:
+    """From every state nothing is left ticking, and nothing is heard any more."""
+    house = House(consume="queue")
+    if when == "starting":
+        house.answer(lambda *_: None)
+    elif when == "paused":
+        house.refuse(403, "ACCESS_REFUSED")
+    house.start()
+    assert house.state() == when
+    heard = list(house.heard.calls)
+    stopped = house.source.stop()
+    if when == "listening":
+        house.broker.peer.deliver(b"{}", channel=house.channel)
+    house.advance(3)
+    assert stopped.called
+    assert house.heard.calls == heard
+    assert house.clock.getDelayedCalls() == []
+    assert house.state() == "off"

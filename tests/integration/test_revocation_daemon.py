@@ -1,0 +1,386 @@
+"""Revocations between real daemons on a real RabbitMQ: whose connections end, where, and what is said when they can't be told."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+import jwt
+import pika
+import pytest
+from pika import exceptions as pika_exceptions
+from private_rabbitmq import PrivateRabbit
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from tests.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, publish_all
+
+SECRET = "0123456789abcdef0123456789abcdef"
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+pytestmark = pytest.mark.timeout(180)
+
+
+class Two:
+    """Two daemons that read one log, and users with tokens. Names on the broker are the test's own, unless `own_names` is off."""
+
+    def __init__(self, folder: Path, url: str, *flags: str, own_names: bool = True, listening: bool = True) -> None:
+        self.url = url
+        self._listening = listening
+        self.exchange = f"t{secrets.token_hex(4)}" if own_names else "towerws"
+        names = ("--exchange", self.exchange, "--stream", f"{self.exchange}.s") if own_names else ()
+        secret = folder / "secret"
+        secret.write_text(SECRET)
+        jwt_flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret))
+        self.daemons = [Daemon(folder, url, *names, *jwt_flags, *flags, auth="jwt") for _ in range(2)]
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for daemon in self.daemons:
+                stack.enter_context(daemon)
+                if self._listening:
+                    self.until_listening(daemon)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def enter(self, daemon: Daemon, user: str, *, v1: bool = False) -> ClientConnection:
+        """A client that is subscribed."""
+        token = jwt.encode({"sub": user, "exp": time.time() + 600, "groups": ["job_events.*"]}, SECRET, "HS256")
+        headers = {"Authorization": f"Bearer {token}"}
+        protocols = [SUBPROTOCOL] if v1 else None
+        client = self._stack.enter_context(connect(daemon.url, additional_headers=headers, subprotocols=protocols, open_timeout=DEADLINE_S))
+        client.recv(DEADLINE_S)
+        client.send(json.dumps({"groups": {"job_events": [1]}}))
+        client.recv(DEADLINE_S)
+        return client
+
+    def publish(self, payload: object) -> None:
+        """An event for everybody."""
+        publish_all(self.url, [("job_events.1", json.dumps(payload).encode())], self.exchange)
+
+    @staticmethod
+    def control(daemon: Daemon) -> dict[str, Any]:
+        """What its status says of the control exchange."""
+        return dict(daemon.get("/status")[1]["control"])
+
+    def until(self, daemon: Daemon, what: Callable[[dict[str, Any]], bool]) -> None:
+        """Wait until its status is so."""
+        give_up = time.monotonic() + 3 * DEADLINE_S
+        while not what(self.control(daemon)):
+            assert time.monotonic() < give_up, self.control(daemon)
+            time.sleep(0.02)  # between two questions of a poll; what is waited for is the answer
+
+    def until_listening(self, daemon: Daemon) -> None:
+        """Wait until it hears the others."""
+        self.until(daemon, lambda control: bool(control["state"] == "listening"))
+
+
+def ask(daemon: Daemon, revocation: object) -> tuple[int, Any]:
+    """`POST /disconnect`."""
+    return daemon.ask("POST", "/disconnect", json.dumps(revocation).encode())
+
+
+def end(client: ClientConnection) -> tuple[int, str]:
+    """Read until the server has closed; with which code and reason."""
+    with pytest.raises(ConnectionClosed) as ended:
+        list(client)
+    assert ended.value.rcvd is not None
+    return ended.value.rcvd.code, ended.value.rcvd.reason
+
+
+def hears(client: ClientConnection, payload: object) -> bool:
+    """Whether this is the next event that comes."""
+    return bool(json.loads(client.recv(DEADLINE_S)) == payload)
+
+
+ENDED = (1008, "credential no longer valid")
+
+
+def snippet(word: str) -> str:
+    """The example of docs/operations.md in which this word is."""
+    (found,) = [block for block in re.findall(r"^```\w+\n(.*?)^```$", OPERATIONS, re.MULTILINE | re.DOTALL) if word in block]
+    return str(found)
+
+
+def documented_revoke() -> Callable[..., None]:
+    """The function that docs/operations.md gives to producers."""
+    namespace: dict[str, Any] = {}
+    exec(snippet("def revoke"), namespace)
+    found: Callable[..., None] = namespace["revoke"]
+    return found
+
+
+@pytest.mark.parametrize("consume", ["stream", "queue"])
+def test_one_request_ends_a_users_connections_everywhere(tmp_path: Path, rabbit: PrivateRabbit, consume: str) -> None:
+    """All of that user's on both daemons close with 1008, by a POST to one of them; another user notices nothing."""
+    with Two(tmp_path, rabbit.url, "--consume", consume) as two:
+        here, there = two.daemons
+        ada = [two.enter(here, "ada"), two.enter(there, "ada"), two.enter(there, "ada", v1=True)]
+        bob = [two.enter(here, "bob"), two.enter(there, "bob")]
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 1, "others_told": True})
+        assert [end(client) for client in ada] == [ENDED] * 3
+        two.publish({"n": 1})
+        assert all(hears(client, {"n": 1}) for client in bob)
+        two.until(here, lambda control: bool(control["own"]))
+        assert [two.control(here)[name] for name in ("received", "own", "bad", "announced", "not_announced")] == [1, 1, 0, 1, 0]
+        assert [two.control(there)[name] for name in ("received", "own", "bad", "announced")] == [1, 0, 0, 0]
+        assert [daemon.get("/status")[1]["connections"]["revoked"] for daemon in two.daemons] == [1, 2]
+        again = two.enter(there, "ada")  # the token is as good as before: towerws ends connections, not tokens
+        assert ask(here, {"user": "nobody"}) == (202, {"disconnected": 0, "others_told": True})
+        two.publish({"n": 2})
+        assert all(hears(client, {"n": 2}) for client in (*bob, again))
+
+
+def test_one_message_of_any_producer(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """The example of the documentation ends a session's and a user's connections on both daemons; garbage before it is counted, no more."""
+    revoke = documented_revoke()
+    with Two(tmp_path, rabbit.url) as two:
+        here, there = two.daemons
+        control = f"{two.exchange}.control"
+        bob = [two.enter(here, "bob"), two.enter(there, "bob")]
+        ada = [two.enter(here, "ada"), two.enter(there, "ada")]
+        bodies = [
+            b"",
+            b"canary",
+            b'{"user": "ada", "canary": 1}',
+            b'{"user": ["ada"]}',
+            b"\xff\xfe",
+            b"[" * 5000,
+            b'{"user": "ada"}' + b" " * 9000,
+        ]
+        publish_all(rabbit.url, [("", body) for body in bodies] + [("job_events.1", b'{"n": 0}')], control)
+        for daemon in two.daemons:
+            two.until(daemon, lambda control: bool(control["bad"] == len(bodies) + 1))
+            log = daemon.log.read_text()
+            assert log.count("control message of ") == 1
+            assert "canary" not in log
+        two.publish({"n": 1})
+        assert all(hears(client, {"n": 1}) for client in (*ada, *bob))
+
+        revoke(rabbit.url, {"user": "ada"}, control)
+        assert [end(client) for client in ada] == [ENDED] * 2
+        eve, carol = two.enter(here, "eve"), two.enter(there, "carol")
+        shown = re.search(r"user eve from .* session (\w+),", here.log.read_text())
+        assert shown is not None
+        revoke(rabbit.url, {"session": shown[1]}, control)
+        assert end(eve) == ENDED
+        two.publish({"n": 2})
+        assert all(hears(client, {"n": 2}) for client in (*bob, carol))
+
+
+@pytest.mark.parametrize("consume", ["stream", "queue"])
+def test_after_a_restart_of_the_broker(tmp_path: Path, fresh_rabbit: Callable[[], PrivateRabbit], consume: str) -> None:
+    """While it is down the answer says that the others were not told, and ends what is here; killed and back, all is as before."""
+    node = fresh_rabbit()
+    with Two(tmp_path, node.url, "--consume", consume) as two:
+        here, there = two.daemons
+        if consume == "stream":
+            node.restart()  # else the node may come back without the stream: see `PrivateRabbit.restart`
+            for daemon in two.daemons:
+                daemon.wait_for("/readyz")
+                two.until_listening(daemon)
+        bob = [two.enter(here, "bob"), two.enter(there, "bob")]
+        ada = [two.enter(here, "ada"), two.enter(there, "ada")]
+        assert ask(here, {"user": "nobody"}) == (202, {"disconnected": 0, "others_told": True})  # the connection that publishes stands
+        node.kill()
+        status, answer = ask(here, {"user": "ada"})
+        assert (status, answer["disconnected"], answer["others_told"]) == (503, 1, False)
+        assert "connections were ended on this daemon only" in answer["error"]
+        assert "guest:guest" not in answer["error"]
+        assert end(ada[0]) == ENDED
+        node.start()
+        for daemon in two.daemons:
+            daemon.wait_for("/readyz")
+            two.until_listening(daemon)
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+        assert end(ada[1]) == ENDED
+        documented_revoke()(node.url, {"user": "carol"}, f"{two.exchange}.control")
+        two.until(there, lambda control: bool(control["received"] >= 2))
+        two.publish({"n": 1})
+        for client in bob:
+            while not hears(client, {"n": 1}):
+                pass
+
+
+@contextmanager
+def queue_that_refuses(url: str, exchange: str) -> Iterator[None]:
+    """A queue at the exchange that takes nothing: what a daemon's is when it was stuck for long."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
+    name = channel.queue_declare("", exclusive=True, arguments=arguments).method.queue
+    channel.queue_bind(name, exchange)
+    yield
+    connection.close()
+
+
+def test_a_queue_that_is_full(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """The broker says that not every queue took it, and so does the answer; those that took it follow it."""
+    with Two(tmp_path, rabbit.url) as two:
+        here, there = two.daemons
+        ada = two.enter(there, "ada")
+        with queue_that_refuses(rabbit.url, f"{two.exchange}.control"):
+            status, answer = ask(here, {"user": "ada"})
+            assert (status, answer["others_told"]) == (503, False)
+            assert "did not put it into every queue" in answer["error"]
+            with pytest.raises(pika_exceptions.NackError):
+                documented_revoke()(rabbit.url, {"user": "nobody"}, f"{two.exchange}.control")
+        assert end(ada) == ENDED
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+
+
+def documented_permissions(user: str) -> list[str]:
+    """The three patterns that docs/operations.md gives to this user of the broker."""
+    found = re.search(rf"^rabbitmqctl set_permissions -p / {user} '(.*)' '(.*)' '(.*)'$", OPERATIONS, re.MULTILINE)
+    assert found is not None
+    return list(found.groups())
+
+
+def refusal(url: str, exchange: str, key: str, body: bytes) -> int:
+    """The broker's code when this user publishes there."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        with pytest.raises(pika_exceptions.ChannelClosedByBroker) as closed:
+            channel.basic_publish(exchange, key, body)
+        return int(closed.value.reply_code)
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def vhost(rabbit: PrivateRabbit) -> Iterator[Callable[[str, list[str]], str]]:
+    """A virtual host of the test's own, and a maker of users in it: gives the URL of one with these permissions."""
+    name = f"v{secrets.token_hex(4)}"
+    rabbit.ctl("add_vhost", name)
+    users: list[str] = []
+
+    def add(user: str, permissions: list[str]) -> str:
+        if f"{name}-{user}" not in users:
+            users.append(f"{name}-{user}")
+            rabbit.ctl("add_user", users[-1], "secret")
+        rabbit.ctl("set_permissions", "-p", name, f"{name}-{user}", *permissions)
+        return f"amqp://{name}-{user}:secret@127.0.0.1:{rabbit.port}/{name}"
+
+    yield add
+    for user in users:
+        rabbit.ctl("delete_user", user)
+    rabbit.ctl("delete_vhost", name)
+
+
+@pytest.mark.parametrize("consume", ["stream", "queue"])
+def test_the_documented_permissions(tmp_path: Path, vhost: Callable[[str, list[str]], str], consume: str) -> None:
+    """They are enough for the daemon, for a producer and for who revokes; neither of the two can do what the other does."""
+    daemon_url, producer, revoker = (vhost(user, documented_permissions(user)) for user in ("towerws", "producer", "revoker"))
+    with Two(tmp_path, daemon_url, "--consume", consume, own_names=False) as two:
+        here, there = two.daemons
+        ada, bob = two.enter(there, "ada"), two.enter(there, "bob")
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+        assert end(ada) == ENDED
+        publish_all(producer, [("job_events.1", b'{"n": 1}')])
+        assert hears(bob, {"n": 1})
+        assert refusal(producer, "towerws.control", "", b'{"user": "bob"}') == 403
+        assert refusal(revoker, "towerws", "job_events.1", b'{"n": 2}') == 403
+        assert refusal(daemon_url, "towerws", "job_events.1", b'{"n": 2}') == 403
+        documented_revoke()(revoker, {"user": "bob"})
+        assert end(bob) == ENDED
+
+
+def test_without_permission_for_the_control_exchange(tmp_path: Path, vhost: Callable[[str, list[str]], str]) -> None:
+    """Events flow as ever, the status, the log and the answer say what is missing; once it is granted it is made use of."""
+    granted = documented_permissions("towerws")
+    without = [pattern.replace(r"towerws\.control|", "") for pattern in granted]
+    assert without != granted
+    with Two(tmp_path, vhost("towerws", without), own_names=False, listening=False) as two:
+        here, _ = two.daemons
+        two.until(here, lambda control: bool(control["state"] == "paused"))
+        assert "403 ACCESS_REFUSED - access to exchange 'towerws.control'" in two.control(here)["reason"]
+        assert here.get("/readyz")[0] == 200
+        ada = two.enter(here, "ada")
+        publish_all(vhost("producer", documented_permissions("producer")), [("job_events.1", b'{"n": 1}')])
+        assert hears(ada, {"n": 1})
+        status, answer = ask(here, {"user": "ada"})
+        assert (status, answer["disconnected"], answer["others_told"]) == (503, 1, False)
+        assert "404 NOT_FOUND" in answer["error"] or "403 ACCESS_REFUSED" in answer["error"]
+        assert end(ada) == ENDED
+        vhost("towerws", granted)
+        two.until_listening(here)
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+        log = here.log.read_text()
+        assert log.count("control exchange towerws.control: 403") == 1
+        assert "listening to control exchange towerws.control again" in log
+        assert here.get("/status")[1]["source"]["losses"] == 0
+
+
+class Api(BaseHTTPRequestHandler):
+    """A Tower with one user, 7, and the sessions that are in its table."""
+
+    sessions: set[str]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        self.asked.append(self.path)
+        known = any(f"sessionid={session}" in self.headers.get("Cookie", "") for session in self.sessions)
+        user = {"id": 7, "type": "user", "username": "ada", "is_superuser": False, "is_system_auditor": False}
+        body = json.dumps({"count": 1, "next": None, "previous": None, "results": [user]} if known else {"detail": "no"}).encode()
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        """No log."""
+
+
+def test_what_another_daemon_has_kept(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """A daemon without a connection of that user's forgets what it has kept of the session: who comes back there is not let in."""
+
+    class OwnApi(Api):
+        sessions, asked = {"k1", "k2"}, []
+
+    name = f"t{secrets.token_hex(4)}"
+    with ThreadingHTTPServer(("127.0.0.1", 0), OwnApi) as server, ExitStack() as stack:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        stack.callback(thread.join, DEADLINE_S)
+        stack.callback(server.shutdown)
+        flags = ("--exchange", name, "--stream", f"{name}.s", "--tower-url", f"http://127.0.0.1:{server.server_port}")
+        here, there = (stack.enter_context(Daemon(tmp_path, rabbit.url, *flags, auth="tower")) for _ in range(2))
+        for daemon in (here, there):
+            give_up = time.monotonic() + DEADLINE_S
+            while daemon.get("/status")[1]["control"]["state"] != "listening":
+                assert time.monotonic() < give_up
+                time.sleep(0.02)  # between two questions of a poll
+
+        def enter(session: str) -> int:
+            try:
+                with connect(there.url, additional_headers={"Cookie": f"sessionid={session}"}, open_timeout=DEADLINE_S):
+                    return 101
+            except InvalidStatus as refused:
+                return refused.response.status_code
+
+        assert (enter("k1"), enter("k2")) == (101, 101)
+        OwnApi.asked.clear()
+        assert (enter("k1"), enter("k2")) == (101, 101)
+        assert OwnApi.asked == []
+        OwnApi.sessions.discard("k1")
+        assert ask(here, {"user": 7}) == (202, {"disconnected": 0, "others_told": True})
+        give_up = time.monotonic() + DEADLINE_S
+        while not there.get("/status")[1]["control"]["received"]:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)  # between two questions of a poll
+        assert (enter("k1"), enter("k2")) == (403, 101)

@@ -1,0 +1,182 @@
+"""Listens to the control exchange: on every connection to the broker, on a channel of its own beside the one for events.
+
+  state     | begins with                             | deadline    | ends in
+  off       | no connection to the broker             | -           | starting
+  starting  | AMQP is open, or the pause is over      | attempt_s   | listening; paused; off
+  listening | consume-ok                              | -           | paused; off
+  paused    | the broker refused, or took it away     | the pause   | starting; off
+  off       | the connection is lost, from any state  | -           | starting
+
+What goes wrong here costs the channel and is told, and events go on: a user without permission for this exchange still gets
+its events, and who may listen is asked about every minute anyway. A set-up that did not end well, also one that the connection
+ended with, doubles the pause before the next, from 1 s to a minute: if it should be the broker's reason to end the connection
+(a limit on channels, say), events have a minute at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from pika import exceptions as pika_exceptions
+from twisted.internet import interfaces
+from twisted.logger import Logger
+
+from towerws.broker.consumer import by_the_link
+from towerws.broker.content import Content
+from towerws.broker.link import Link
+from towerws.broker.loss import Loss, from_broker
+from towerws.broker.topology import declare_control
+from towerws.core.settings import BrokerSettings
+from towerws.core.sources import ControlSink
+
+PAUSE_MIN_S: Final = 1.0
+PAUSE_MAX_S: Final = 60.0
+SAY_AGAIN_S: Final = 600.0
+
+_HINTS: Final = {
+    403: "grant the user configure and read on it and on queues named amq.gen-…: docs/operations.md",
+    404: "with passive set towerws creates nothing: declare it on the broker, a durable fanout, or set passive = false",
+    406: "choose another name for control_exchange, or delete the existing one",
+}
+
+
+class ControlListener:
+    """Feeds `sink` with what is published to the control exchange while there is a connection. `begin` and `end` take turns."""
+
+    _log = Logger()
+
+    def __init__(self, settings: BrokerSettings, sink: ControlSink, reactor: interfaces.IReactorTime) -> None:
+        self._settings = settings
+        self._sink = sink
+        self._reactor = reactor
+        self._state = "off"
+        self._reason: str | None = "no connection to the broker"
+        self._link: Link | None = None
+        self._channel: Any = None
+        self._timer: interfaces.IDelayedCall | None = None
+        self._pause_s = PAUSE_MIN_S
+        self._not_before = 0.0
+        self._losses = 0
+        self._errors = 0
+        self._said: tuple[str, float] | None = None
+
+    @property
+    def status(self) -> Mapping[str, object]:
+        """Where it stands, why it does not listen, and how often it could not."""
+        return {"state": self._state, "reason": self._reason, "losses": self._losses, "errors": self._errors}
+
+    def begin(self, link: Link) -> None:
+        """A connection is open: listen on it, at once or when the pause is over."""
+        self.end()
+        self._link = link
+        wait_s = self._not_before - self._reactor.seconds()
+        if wait_s > 0:
+            self._state = "paused"
+            self._arm(wait_s, self._start)
+        else:
+            self._start()
+
+    def end(self) -> None:
+        """The connection is gone, or going. A second call does nothing."""
+        if self._link is None:
+            return
+        if self._state == "starting":
+            self._pause()
+            self._reason = "the connection was lost while this was set up"
+        elif self._state == "listening":
+            self._reason = "no connection to the broker"
+        self._disarm()
+        self._link = self._channel = None
+        self._state = "off"
+
+    # pika calls these, each with the channel that it was asked for
+
+    def _opened(self, channel: Any) -> None:
+        if channel is not self._channel:
+            return
+        channel.add_on_cancel_callback(lambda _: self._lost(channel, Loss("the broker cancelled the consumer: its queue was deleted")))
+        declare_control(channel, self._settings)
+        # Without acknowledgements: what is sent ahead is dealt with in the same read, and the queue dies with the connection.
+        channel.basic_consume("", by_the_link, auto_ack=True, exclusive=True, callback=lambda _: self._listening(channel))
+
+    def _listening(self, channel: Any) -> None:
+        if channel is not self._channel:
+            return
+        self._disarm()
+        self._pause_s, self._not_before = PAUSE_MIN_S, 0.0
+        self._state, self._reason = "listening", None
+        if self._said is not None:
+            self._said = None
+            self._log.info("listening to control exchange {exchange} again", exchange=self._settings.control)
+        self._hand_on(self._sink.listening)
+
+    def _closed(self, channel: object, reason: Exception) -> None:
+        if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
+            loss = from_broker(reason.reply_code, reason.reply_text)
+            self._lost(channel, replace(loss, hint=_HINTS.get(reason.reply_code, loss.hint)))
+        else:
+            self._lost(channel, Loss(f"channel closed: {type(reason).__name__}"))
+
+    # the link calls this, once per message
+
+    def _deliver(self, _tag: int, _routing_key: str, content: Content, body: bytes) -> None:
+        if self._state == "listening":
+            self._hand_on(lambda: self._sink.control(body, content.message_id))
+
+    # our own
+
+    def _start(self) -> None:
+        self._timer = None
+        link = self._link
+        if link is None or link.dead:
+            return
+        self._state = "starting"
+        channel = self._channel = link.open_channel(self._opened, self._deliver)
+        channel.add_on_close_callback(self._closed)
+        self._arm(self._settings.attempt_s, lambda: self._lost(channel, Loss(f"no answer within {self._settings.attempt_s:g} s")))
+
+    def _lost(self, channel: Any, loss: Loss) -> None:
+        """Not, or no more: again after a pause, as long as the connection stands."""
+        link = self._link
+        if channel is not self._channel or link is None or link.dead:
+            return
+        self._channel = None
+        self._losses += 1
+        self._state, self._reason = "paused", str(loss)
+        now = self._reactor.seconds()
+        if self._said is None or self._said[0] != str(loss) or now - self._said[1] >= SAY_AGAIN_S:
+            self._said = (str(loss), now)
+            self._log.warn(
+                "control exchange {exchange}: {reason}; until that is cured nobody can end connections here but by POST /disconnect",
+                exchange=self._settings.control,
+                reason=str(loss),
+            )
+        if channel.is_open:
+            channel.close()
+        self._arm(self._pause(), self._start)
+
+    def _pause(self) -> float:
+        """Take a pause, and make the next one longer."""
+        pause_s = self._pause_s
+        self._pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        self._not_before = self._reactor.seconds() + pause_s
+        return pause_s
+
+    def _hand_on(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:  # noqa: BLE001 - ours to mend, but it must not end the connection
+            self._errors += 1
+            if self._errors == 1:
+                self._log.failure("a control message could not be followed; further failures are only counted")
+
+    def _arm(self, delay_s: float, call: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self._reactor.callLater(delay_s, call)
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()

@@ -1,0 +1,214 @@
+"""One connection that publishes to the control exchange, from connecting to its end. Every message is confirmed, or was not told.
+
+A message that no queue was bound for comes back (Basic.Return) before its confirm: nobody heard it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import pika
+from pika import exceptions as pika_exceptions
+from pika import spec
+from twisted.internet import defer, interfaces
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from towerws.broker.content import Content
+from towerws.broker.link import Link
+from towerws.broker.loss import Loss, from_broker, from_transport
+from towerws.core.settings import BrokerSettings, BrokerUrl
+
+IDLE_S: Final = 30.0
+CLOSE_S: Final = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Announcement:
+    """One message, and who waits for its confirm."""
+
+    body: bytes
+    message_id: str
+    told: defer.Deferred[None] = field(default_factory=defer.Deferred)
+    deadline: Any = None
+    returned: bool = False
+
+
+class LineOwner(Protocol):
+    """Who made a line."""
+
+    def line_ready(self, line: Line) -> None:
+        """It takes messages now."""
+
+    def line_answered(self, announcement: Announcement, error: str | None) -> None:
+        """The broker confirmed one, and put it into every queue there is; or what kept it from that."""
+
+    def line_idle(self, line: Line) -> None:
+        """Nothing was published for `IDLE_S`."""
+
+    def line_lost(self, line: Line, loss: Loss) -> None:
+        """It is over; told once, and not after `close` or `abort`."""
+
+
+class Line:
+    """See the module. `connect_s` bounds everything until it is ready."""
+
+    def __init__(self, owner: LineOwner, url: BrokerUrl, settings: BrokerSettings, reactor: Any, *, connect_s: float) -> None:
+        self.url = url
+        self.ready = False
+        self.worked = False
+        """Whether it has confirmed anything."""
+        self.heard_at: float = reactor.seconds()
+        """When the broker answered last, or it was made."""
+        self._owner = owner
+        self._settings = settings
+        self._reactor = reactor
+        self._connecting: defer.Deferred[Any] | None = None
+        self._link: Link | None = None
+        self._channel: Any = None
+        self._sent: dict[int, Announcement] = {}  # by delivery tag
+        self._tag = 0
+        self._over = False
+        self._closed: defer.Deferred[None] | None = None
+        self._timer: Any = reactor.callLater(connect_s, self._lost, Loss(f"connecting: no answer within {connect_s:g} s"))
+
+    def connect(self, endpoint: interfaces.IStreamClientEndpoint) -> None:
+        """Begin."""
+        factory = Factory.forProtocol(self._new_link)
+        factory.noisy = False
+        self._connecting = connecting = endpoint.connect(factory)
+        connecting.addCallbacks(self._connected, self._not_connected)
+
+    def publish(self, announcement: Announcement) -> None:
+        """Send it; the owner is told of the answer."""
+        self._tag += 1
+        self._sent[self._tag] = announcement
+        announcement.returned = False
+        self._rest()
+        properties = pika.BasicProperties(content_type="application/json", delivery_mode=1, message_id=announcement.message_id)
+        self._channel.basic_publish(self._settings.control, "", announcement.body, properties, mandatory=True)
+
+    def close(self) -> defer.Deferred[None]:
+        """End in order, after `CLOSE_S` by force. Fires when the transport is closed."""
+        if self._link is None or self._link.dead:
+            self.abort()
+            return defer.succeed(None)
+        self._over = True
+        closed: defer.Deferred[None] = defer.Deferred()
+        self._closed = closed
+        self._arm(CLOSE_S, self.abort)
+        self._link.close()
+        return closed
+
+    def abort(self) -> None:
+        """End now; the owner is told nothing any more."""
+        self._over = True
+        self._disarm()
+        if self._link is not None:
+            self._link.abort()
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.cancel()
+        self._is_closed()
+
+    # LinkEvents
+
+    def link_up(self) -> None:
+        """TCP, and TLS where it is asked for, stands."""
+
+    def link_open(self, server_properties: Mapping[str, Any]) -> None:
+        """AMQP is open: switch confirms on."""
+        if self._link is not None:
+            self._channel = self._link.open_channel(self._opened, self._returned)
+            self._channel.add_on_close_callback(self._channel_closed)
+
+    def link_read(self) -> None:
+        """One read from the broker was handled. Its heartbeats are no answer."""
+
+    def link_lost(self, loss: Loss) -> None:
+        """The connection is lost."""
+        self._lost(loss)
+
+    def link_gone(self) -> None:
+        """The transport is closed."""
+        self._disarm()
+        self._is_closed()
+
+    # pika calls these
+
+    def _opened(self, channel: Any) -> None:
+        channel.confirm_delivery(self._answered, callback=self._confirming)
+
+    def _confirming(self, _: object) -> None:
+        if not self._over:
+            self.ready, self.heard_at = True, self._reactor.seconds()
+            self._rest()
+            self._owner.line_ready(self)
+
+    def _answered(self, frame: Any) -> None:
+        """Basic.Ack or Basic.Nack, of one message or of all up to it."""
+        method = frame.method
+        self.worked, self.heard_at = True, self._reactor.seconds()
+        tags = [tag for tag in self._sent if tag <= method.delivery_tag] if method.multiple else [method.delivery_tag]
+        for tag in tags:
+            if (announcement := self._sent.pop(tag, None)) is None:
+                continue
+            if isinstance(method, spec.Basic.Nack):
+                error = "the broker did not put it into every queue: a daemon's is full, or its node is down"
+            elif announcement.returned:
+                error = f"no daemon listens to exchange {self._settings.control}"
+            else:
+                error = None
+            self._owner.line_answered(announcement, error)
+
+    def _channel_closed(self, _channel: object, reason: Exception) -> None:
+        if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
+            self._lost(from_broker(reason.reply_code, reason.reply_text))
+        else:
+            self._lost(Loss(f"channel closed: {type(reason).__name__}"))
+
+    def _returned(self, _tag: int, _routing_key: str, content: Content, _body: bytes) -> None:
+        """Content on a channel without consumers is a Basic.Return's: no queue was bound. Its confirm follows."""
+        for announcement in self._sent.values():
+            if announcement.message_id == content.message_id:
+                announcement.returned = True
+
+    # our own
+
+    def _new_link(self) -> Link:
+        link = self._link = Link(self.url, self._settings, self._reactor, self, " control")
+        if self._over:
+            link.abort()
+        return link
+
+    def _connected(self, _: object) -> None:
+        self._connecting = None
+
+    def _not_connected(self, failure: Failure) -> None:
+        self._connecting = None
+        self._lost(from_transport(failure, "connecting", tls=self.url.tls))
+
+    def _lost(self, loss: Loss) -> None:
+        if not self._over:
+            self.abort()
+            self._owner.line_lost(self, loss)
+
+    def _rest(self) -> None:
+        """Nothing more to say? Then this line ends after a while."""
+        self._arm(IDLE_S, lambda: self._owner.line_idle(self))
+
+    def _arm(self, delay_s: float, call: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self._reactor.callLater(delay_s, call)
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _is_closed(self) -> None:
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed.callback(None)
