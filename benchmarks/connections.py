@@ -6,8 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.beside import Health, Publisher
+from benchmarks.client import Spec
 from benchmarks.fanout import OCTETS, health_rows, numbered
-from benchmarks.fleet import Opened, Spec
+from benchmarks.fleet import Opened
 from benchmarks.load import Load
 from benchmarks.world import World, clients, percentile
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.beside import Health
-from benchmarks.fleet import Spec
+from benchmarks.client import Spec
 from benchmarks.world import Run, World, clients, percentile
 
 SHARED = "jobs.status_changed"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.client import Spec
 from benchmarks.fanout import OCTETS, everyone, numbered
-from benchmarks.fleet import Spec
 from benchmarks.world import Point, World, clients
 
 CLIENTS = (10, 100, 1000, 10_000)

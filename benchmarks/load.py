@@ -11,7 +11,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.fleet import Fleet, LoadError, Opened, Received, Spec
+from benchmarks.client import LoadError, Spec
+from benchmarks.fleet import Fleet, Opened, Received
 from benchmarks.messages import frame
 
 

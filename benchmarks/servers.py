@@ -86,16 +86,17 @@ class Towerws(Server):
 
     name = "towerws"
 
-    def __init__(self, log: Path, broker: str, exchange: str, *flags: str, listen: str = "tcp") -> None:
+    def __init__(self, log: Path, broker: str, exchange: str, *flags: str, pem: Path | None = None) -> None:
         super().__init__(log)
         self.exchange = exchange
         self.admin_port = free_port()
+        listen = f"tcp:{self.port}" if pem is None else f"ssl:{self.port}:privateKey={pem}:certKey={pem}"
         self.start(
             *(str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "towerws"),
             *("--broker", broker, "--exchange", exchange, "--stream", f"{exchange}.events", "--auth", "open"),
             *(
                 "--listen",
-                f"{listen}:{self.port}:interface=127.0.0.1:backlog=4096",
+                f"{listen}:interface=127.0.0.1:backlog=4096",
                 "--admin",
                 f"tcp:{self.admin_port}:interface=127.0.0.1",
             ),

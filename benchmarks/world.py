@@ -12,9 +12,11 @@ from pathlib import Path
 from private_rabbitmq import PrivateRabbit
 
 from benchmarks.beside import Health, Message, publish
-from benchmarks.fleet import Received, Spec
+from benchmarks.certificate import HOST, make_certificate
+from benchmarks.client import Spec
+from benchmarks.fleet import Received
 from benchmarks.load import Load
-from benchmarks.servers import Floor, Plain, Server, Towerws
+from benchmarks.servers import Floor, Plain, Server, Towerws, free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,16 @@ def percentile(figures: list[float], percent: float) -> float:
 
 @dataclass
 class World:
-    """`size` scales what a scenario does: 1 is the full run, 0.1 a quick one, 0.01 shows only that it works."""
+    """`size` scales what a scenario does: 1 is the full run, 0.1 a quick one, 0.01 shows only that it works.
+
+    `pem` is a key and a certificate for both ends; at `tls_url` the broker speaks TLS with it.
+    """
 
     rabbit: PrivateRabbit
     folder: Path
     size: float
+    pem: Path
+    tls_url: str
     rows: list[Row] = field(default_factory=list)
     _names: int = 0
 
@@ -101,9 +108,9 @@ class World:
         """Note a figure."""
         self.rows.append(Row(scenario, what, value, unit, bar, point))
 
-    def towerws(self, *flags: str) -> Towerws:
-        """A daemon on a stream that holds nothing yet."""
-        return Towerws(self._log("towerws"), self.rabbit.url, f"bench.{self._names}", *flags)
+    def towerws(self, *flags: str, pem: Path | None = None) -> Towerws:
+        """A daemon on a stream that holds nothing yet; with `pem` it listens with TLS."""
+        return Towerws(self._log("towerws"), self.rabbit.url, f"bench.{self._names}", *flags, pem=pem)
 
     def plain(self) -> Plain:
         """The straightforward server."""
@@ -180,8 +187,19 @@ def due(messages: list[Message], specs: list[Spec]) -> list[list[int]]:
 @contextmanager
 def world(size: float) -> Iterator[World]:
     """Start the broker; end it, and leave nothing behind."""
-    with tempfile.TemporaryDirectory(prefix="towerws-bench-") as folder, PrivateRabbit(Path(folder) / "rabbit") as rabbit:
-        yield World(rabbit, Path(folder), size)
+    with tempfile.TemporaryDirectory(prefix="towerws-bench-") as name:
+        folder = Path(name)
+        pem = folder / "tls.pem"
+        make_certificate(pem)
+        rabbit = PrivateRabbit(folder / "rabbit")
+        port = free_port()
+        settings = rabbit.data_dir / "conf.d" / "tls.conf"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(
+            f"listeners.ssl.1 = {HOST}:{port}\n" + "".join(f"ssl_options.{key} = {pem}\n" for key in ("cacertfile", "certfile", "keyfile"))
+        )
+        with rabbit:
+            yield World(rabbit, folder, size, pem, f"amqps://guest:guest@{HOST}:{port}/%2F")
 
 
 @contextmanager

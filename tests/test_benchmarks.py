@@ -12,7 +12,7 @@ import pytest
 from private_rabbitmq import rabbitmq_bin
 
 ROOT = Path(__file__).parents[1]
-SCENARIOS = {"burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1", "growth"}
+SCENARIOS = {"burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1", "growth", "tls"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
