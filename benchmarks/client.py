@@ -11,6 +11,9 @@ from typing import Any
 
 from benchmarks.messages import unframe
 
+HOST = "127.0.0.1"
+"""Where every server listens."""
+
 # What a browser sends, so that the server has the work and the memory that it will have.
 HEAD = (
     "GET /websocket/ HTTP/1.1\r\nHost: tower.example.com\r\nConnection: Upgrade\r\nPragma: no-cache\r\nCache-Control: no-cache\r\n"

@@ -10,7 +10,7 @@ from benchmarks.client import Spec
 from benchmarks.fanout import OCTETS, health_rows, numbered
 from benchmarks.fleet import Opened
 from benchmarks.load import Load
-from benchmarks.world import World, clients, percentile
+from benchmarks.world import World, percentile
 
 if TYPE_CHECKING:
     from benchmarks.servers import Towerws
@@ -23,7 +23,7 @@ LEAST_STORM_NS = 250_000_000
 def memory(world: World) -> None:
     """10,000 subscribed idle connections, opened with a browser's headers."""
     count = world.scaled(10_000, 100)
-    with world.towerws() as server, clients() as warm, clients() as load:
+    with world.towerws() as server, world.clients() as warm, world.clients() as load:
         warm.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)  # what the first ones bring into memory is not theirs
         before = server.rss_octets
         load.open(server.port, [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)])
@@ -38,8 +38,8 @@ def storm(world: World) -> None:
     specs = [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)]
     healthy = [Spec({"schedules": ["changed"]})] * 100
     stamped = [("schedules.changed", number) for number in range(world.scaled(200, 20))]
-    with world.towerws() as server, clients() as load, clients(1) as others, Health(server.admin_port) as health:
-        warm(server)
+    with world.towerws() as server, world.clients() as load, world.clients(1) as others, Health(server.admin_port) as health:
+        warm(world, server)
         others.open(server.port, healthy)
         others.expect([[number for _, number in stamped]] * len(healthy), OCTETS)
         others.begin_collect(stamped=True)
@@ -69,8 +69,8 @@ def resume(world: World) -> None:
     groups: list[dict[str, list[int | str]]] = [
         {"job_events": sorted({(number + step * (topics // 3)) % topics for step in range(3)})} for number in range(count)
     ]
-    with world.towerws() as server, clients() as load:
-        warm(server)
+    with world.towerws() as server, world.clients() as load:
+        warm(world, server)
         world.publish(server.exchange, numbered(1), OCTETS)
         specs = [Spec(each, v1=True) for each in groups]
         opened, storm_s = measured(server, load, specs)
@@ -98,7 +98,7 @@ def measured(server: Towerws, load: Load, specs: list[Spec]) -> tuple[Opened, fl
     return opened, (server.cpu_ns - cpu) / 1e9
 
 
-def warm(server: Towerws) -> None:
+def warm(world: World, server: Towerws) -> None:
     """Let the first connections pay for what is paid once."""
-    with clients() as load:
+    with world.clients() as load:
         load.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)

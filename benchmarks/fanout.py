@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.beside import Health
 from benchmarks.client import Spec
-from benchmarks.world import Run, World, clients, percentile
+from benchmarks.world import Run, World, percentile
 
 SHARED = "jobs.status_changed"
 OCTETS = 300
@@ -12,7 +12,7 @@ OCTETS = 300
 
 def burst_run(world: World, specs: list[Spec], messages: int, octets: int = OCTETS) -> Run:
     """Messages on one topic, all waiting in the broker, to everyone."""
-    with world.towerws() as server, clients() as load:
+    with world.towerws() as server, world.clients() as load:
         load.open(server.port, specs)
         world.run(server, load, numbered(1), specs, octets)  # the first delivery of a process pays for imports and caches
         load.close()
@@ -22,7 +22,7 @@ def burst_run(world: World, specs: list[Spec], messages: int, octets: int = OCTE
 
 def _burst_asked(world: World, specs: list[Spec], messages: int) -> list[float]:
     """The same while `/healthz` is asked: how long its answers took, in milliseconds, sorted."""
-    with world.towerws() as server, clients() as load, Health(server.admin_port) as health:
+    with world.towerws() as server, world.clients() as load, Health(server.admin_port) as health:
         load.open(server.port, specs)
         world.run(server, load, numbered(1), specs, OCTETS)
         return world.run(server, load, numbered(messages), specs, OCTETS, health=health).health_ms
@@ -51,10 +51,10 @@ def burst(world: World) -> None:
     specs = everyone(count)
     run = burst_run(world, specs, messages)
     answers_ms = _burst_asked(world, specs, 10 * messages)
-    with world.plain() as server, clients() as load:
+    with world.plain() as server, world.clients() as load:
         load.open(server.port, specs)
         plain = world.run(server, load, numbered(max(10, messages // 4)), specs, OCTETS)
-    with world.floor(count, OCTETS) as server, clients() as load:
+    with world.floor(count, OCTETS) as server, world.clients() as load:
         load.open(server.port, [Spec(raw=True)] * count)
         floor = world.run_floor(server, load, max(10, messages // 4), count, OCTETS)
     world.row("burst", "CPU per delivery", run.us_per_delivery, "µs", "<= 0.35")
@@ -68,18 +68,19 @@ def burst(world: World) -> None:
 def steady(world: World) -> None:
     """1,000 clients on one topic, 30 and 60 messages a second, each sent when it arrives."""
     count = max(20, min(1000, world.scaled(10_000)))
-    for per_s in (30, 60):
-        messages = world.scaled(20 * per_s, 10)
+    specs = everyone(count)
+    rates = {per_s: world.scaled(20 * per_s, 10) for per_s in (30, 60)}
+    with world.towerws() as server, world.clients() as load:
+        load.open(server.port, specs)
+        ours = [world.run(server, load, numbered(messages), specs, OCTETS, per_s) for per_s, messages in rates.items()]
+    with world.floor(count, OCTETS) as bare, world.clients() as load:
+        load.open(bare.port, [Spec(raw=True)] * count)
+        floors = [world.run_floor(bare, load, messages, count, OCTETS, per_s) for per_s, messages in rates.items()]
+    with world.plain() as straight, world.clients() as load:
+        load.open(straight.port, specs)
+        plains = [world.run(straight, load, numbered(messages), specs, OCTETS, per_s) for per_s, messages in rates.items()]
+    for per_s, run, floor, plain in zip(rates, ours, floors, plains, strict=True):
         name = f"steady {per_s}/s"
-        with world.towerws() as server, clients() as load:
-            load.open(server.port, everyone(count))
-            run = world.run(server, load, numbered(messages), everyone(count), OCTETS, per_s)
-        with world.floor(count, OCTETS) as server, clients() as load:
-            load.open(server.port, [Spec(raw=True)] * count)
-            floor = world.run_floor(server, load, messages, count, OCTETS, per_s)
-        with world.plain() as server, clients() as load:
-            load.open(server.port, everyone(count))
-            plain = world.run(server, load, numbered(messages), everyone(count), OCTETS, per_s)
         world.row(name, "CPU per delivery", run.us_per_delivery, "µs")
         world.row(name, "floor's CPU per delivery", floor.us_per_delivery, "µs")
         world.row(name, "CPU, times floor's", run.us_per_delivery / floor.us_per_delivery, "x", "<= 1.6")
@@ -97,7 +98,7 @@ def mixed(world: World) -> None:
         (SHARED if number % 10 == 0 else f"job_events.{(number - number // 10) % 50}", number)
         for number in range(world.scaled(10_000, 500))
     ]
-    with world.towerws() as server, clients() as load:
+    with world.towerws() as server, world.clients() as load:
         load.open(server.port, specs)
         run = world.run(server, load, messages, specs, OCTETS)
     world.row("mixed", "deliveries/s", run.per_s / 1e6, "M/s", ">= 1.5")
@@ -109,7 +110,7 @@ def drain(world: World) -> None:
     count = max(50, min(1000, world.scaled(10_000)))
     specs = [Spec({"job_events": [number]}) for number in range(count)]
     messages = [(f"job_events.{number % count}", number) for number in range(world.scaled(50_000, 1000))]
-    with world.towerws() as server, clients() as load:
+    with world.towerws() as server, world.clients() as load:
         load.open(server.port, specs)
         run = world.run(server, load, messages, specs, OCTETS)
     world.row("drain", "messages/s", run.per_s, "/s", ">= 35000")
@@ -126,7 +127,7 @@ def unwatched(world: World) -> None:
         first = 1_000_000
         specs = [Spec({"job_events": list(range(at, at + each))}) for at in range(first, first + topics, each)]
         specs.append(Spec({"jobs": ["status_changed"]}))
-        with world.towerws() as server, clients() as load:
+        with world.towerws() as server, world.clients() as load:
             load.open(server.port, specs)
             run = world.run(server, load, [*wanted, (SHARED, messages)], specs, OCTETS)  # the last one is wanted: it says that all was read
         costs.append(run.cpu_s * 1e6 / messages)
@@ -151,14 +152,14 @@ def large(world: World) -> None:
         messages = world.scaled(full, 4)
         specs = [Spec({"jobs": ["status_changed"]}, slow=number % 100 == 1) for number in range(count)]
         name = f"large {octets // 1024} KB"
-        with world.towerws() as server, clients() as load:
+        with world.towerws() as server, world.clients() as load:
             load.open(server.port, specs)
             before = server.rss_octets
             run = world.run(server, load, numbered(messages), specs, octets)
             load.begin_collect(slow=True)
             load.end_collect()
             grown = server.peak_octets - before
-        with world.floor(count, octets) as server, clients() as load:
+        with world.floor(count, octets) as server, world.clients() as load:
             load.open(server.port, [Spec(raw=True)] * count)
             floor = world.run_floor(server, load, messages, count, octets)
         world.row(name, "octets/s", run.per_s * octets / 1e6, "MB/s")

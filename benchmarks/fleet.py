@@ -18,8 +18,7 @@ import time
 from array import array
 from dataclasses import dataclass
 
-from benchmarks.certificate import HOST
-from benchmarks.client import Client, LoadError, Spec, trusting
+from benchmarks.client import HOST, Client, LoadError, Spec, trusting
 from benchmarks.messages import MARKER, STAMP_AT, numbers, unframe
 
 SOURCES = [f"127.0.0.{last}" for last in range(2, 10)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.client import Spec
 from benchmarks.fanout import OCTETS, everyone, numbered
-from benchmarks.world import Point, World, clients
+from benchmarks.world import Point, World
 
 CLIENTS = (10, 100, 1000, 10_000)
 TOPICS = (1, 100, 10_000, 1_000_000)
@@ -49,7 +49,7 @@ def _both(world: World, specs: list[Spec], axis: str, at: int) -> None:
     count, messages = len(specs), world.scaled(1000, 20)
     rounds = 3 if world.size >= 0.1 else 1
     per_s = 30 if count <= 1000 else 5  # 10,000 clients at 30 a second would want more than one core
-    with world.towerws("--websocket-topics", str(MAX_HELD)) as server, clients() as load:
+    with world.towerws("--websocket-topics", str(MAX_HELD)) as server, world.clients() as load:
         load.open(server.port, specs)
         world.run(server, load, numbered(messages), specs, OCTETS)  # the first deliveries of a process pay for imports and caches
         bursts = [world.run(server, load, numbered(messages), specs, OCTETS) for _ in range(rounds)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.fanout import OCTETS, SHARED, everyone, numbered
-from benchmarks.world import World, clients
+from benchmarks.world import World
 
 FIRST = 20
 """So many clients come before those that are measured: they pay for imports and caches."""
@@ -22,7 +22,7 @@ def _listener(world: World) -> None:
     costs = []
     for name, pem in (("tcp", None), ("ssl", world.pem)):
         specs = [replace(spec, pem=None if pem is None else str(pem)) for spec in everyone(count)]
-        with world.towerws(pem=pem) as server, clients(1) as first, clients() as load:
+        with world.towerws(pem=pem) as server, world.clients(1) as first, world.clients() as load:
             first.open(server.port, specs[:FIRST])
             first.close()
             cpu, octets = server.cpu_ns, server.rss_octets
@@ -43,7 +43,7 @@ def _broker(world: World) -> None:
     specs = everyone(1)
     costs = []
     for name, flags in (("amqp:", ()), ("amqps:", ("--broker", world.tls_url, "--tls-ca", str(world.pem)))):
-        with world.towerws(*flags) as server, clients(1) as load:
+        with world.towerws(*flags) as server, world.clients(1) as load:
             load.open(server.port, specs)
             world.run(server, load, numbered(1), specs, OCTETS)
             run = world.run(server, load, [*[("job_events.1", number) for number in range(messages)], (SHARED, messages)], specs, OCTETS)

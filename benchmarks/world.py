@@ -12,8 +12,8 @@ from pathlib import Path
 from private_rabbitmq import PrivateRabbit
 
 from benchmarks.beside import Health, Message, publish
-from benchmarks.certificate import HOST, make_certificate
-from benchmarks.client import Spec
+from benchmarks.certificate import make_certificate
+from benchmarks.client import HOST, Spec
 from benchmarks.fleet import Received
 from benchmarks.load import Load
 from benchmarks.servers import Floor, Plain, Server, Towerws, free_port
@@ -99,6 +99,7 @@ class World:
     tls_url: str
     rows: list[Row] = field(default_factory=list)
     _names: int = 0
+    _idle: dict[int, list[Load]] = field(default_factory=dict)
 
     def scaled(self, full: int, least: int = 1) -> int:
         """That many, for this size."""
@@ -119,6 +120,25 @@ class World:
     def floor(self, clients: int, octets: int) -> Floor:
         """The bare loop."""
         return Floor(self._log("floor"), clients, octets)
+
+    @contextmanager
+    def clients(self, processes: int = 2) -> Iterator[Load]:
+        """A load generator of so many processes, with no clients yet; by the end they have all left, and it is kept for the next."""
+        idle = self._idle.setdefault(processes, [])
+        load = idle.pop() if idle else Load(processes)
+        try:
+            yield load
+            load.close()
+        except BaseException:
+            load.stop()
+            raise
+        idle.append(load)
+
+    def stop(self) -> None:
+        """End the load generators."""
+        for loads in self._idle.values():
+            for load in loads:
+                load.stop()
 
     def _log(self, name: str) -> Path:
         self._names += 1
@@ -199,14 +219,8 @@ def world(size: float) -> Iterator[World]:
             f"listeners.ssl.1 = {HOST}:{port}\n" + "".join(f"ssl_options.{key} = {pem}\n" for key in ("cacertfile", "certfile", "keyfile"))
         )
         with rabbit:
-            yield World(rabbit, folder, size, pem, f"amqps://guest:guest@{HOST}:{port}/%2F")
-
-
-@contextmanager
-def clients(processes: int = 2) -> Iterator[Load]:
-    """The load generator's processes."""
-    load = Load(processes)
-    try:
-        yield load
-    finally:
-        load.stop()
+            here = World(rabbit, folder, size, pem, f"amqps://guest:guest@{HOST}:{port}/%2F")
+            try:
+                yield here
+            finally:
+                here.stop()
