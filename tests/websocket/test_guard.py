@@ -176,17 +176,17 @@ def test_a_credential_that_was_revoked(make: Edges) -> None:
 
 
 def test_each_credential_about_once_a_minute(make: Edges) -> None:
-    """However many connections it has they are asked about together, about every minute, from within the first on."""
+    """However many connections it has they are asked about together, about every 50 seconds at most."""
     method = Tower()
     edge = make(method, ping_s=3600)
     for _ in range(3):
         enter(edge, "7-a")
-    watch(edge, 29)
+    watch(edge, 24)
     assert method.asked == []
-    watch(edge, 31)
+    watch(edge, 27)
     assert method.asked == ["a"] * 3
     watch(edge, 600)
-    assert 30 <= len(method.asked) <= 36
+    assert 36 <= len(method.asked) <= 48
     for client in edge.clients:
         client.hang_up()
     method.asked.clear()
@@ -261,12 +261,13 @@ def test_a_bug_in_a_check_closes_nobody(make: Edges) -> None:
     edge = make(method, ping_s=3600)
     client = enter(edge, "7-a")
     method.answer = ValueError("a bug")
-    watch(edge, 61)
+    watch(edge, 51)
     assert client.close_code() is None
     assert any("a bug" in failure for failure in make.failures())
     method.answer = None
-    watch(edge, 70)
-    assert len(method.asked) == 2
+    asked = len(method.asked)
+    watch(edge, 51)
+    assert len(method.asked) > asked
 
 
 def test_hang_up_while_asking(make: Edges) -> None:

@@ -9,12 +9,11 @@ before them.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
@@ -63,7 +62,14 @@ class _Holder:
     key: bytes
     me: Me
     since: float
-    """When the credential was last validated on purpose, or revoked: what was allowed before counts no more."""
+    """When the credential was last validated: what was allowed before counts no more, so that all is asked anew in one round."""
+
+
+class _Known(NamedTuple):
+    """Whose a credential was found to be, and when that was asked."""
+
+    me: Me
+    at: float
 
 
 class TowerMethod:
@@ -86,12 +92,12 @@ class TowerMethod:
         self._log = FoldedLog(self._logger, reactor)
         self._calls = TowerCalls(settings, fetcher or HttpFetcher(reactor, settings.calls, settings.tls_ca), reactor, self._log)
         # Apart, so that who brings bad credentials or asks for what it may not see can't push out what is good.
-        self._valid: TtlCache[Me] = TtlCache(settings.valid_s, settings.cache_entries)
+        self._valid: TtlCache[_Known] = TtlCache(settings.valid_s, settings.cache_entries)
         self._invalid: TtlCache[bool] = TtlCache(settings.invalid_s, settings.cache_entries)
         self._allowed: TtlCache[bool] = TtlCache(settings.allowed_s, settings.cache_entries)
         self._denied: TtlCache[bool] = TtlCache(settings.denied_s, settings.cache_entries)
         self._revocations = RecentRevocations(max(settings.valid_s, settings.allowed_s))
-        self._validations: SingleFlight[Me] = SingleFlight()
+        self._validations: SingleFlight[_Known] = SingleFlight()
         self._checks: SingleFlight[bool] = SingleFlight()
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
@@ -104,15 +110,16 @@ class TowerMethod:
         key = cache_key(credential, caller)
         csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "")
 
-        def identify(me: Me) -> Identity | None:
+        def identify(known: _Known) -> Identity | None:
             return Identity(
-                user_id=me.user_id,
+                user_id=known.me.user_id,
                 method=self.name,
                 session=credential.session,
                 cookie=credential.by_browser,
                 prompted=credential.prompted,
                 csrftoken=Secret(csrftoken) if csrftoken else None,
-                private=_Holder(credential, caller, key, me, since=self._revocations.latest(me.user_id, credential.session)),
+                checked_at=known.at,
+                private=_Holder(credential, caller, key, known.me, since=known.at),
             )
 
         def refused(failure: Failure) -> Failure:
@@ -156,10 +163,10 @@ class TowerMethod:
         holder = _holder(identity)
         since = self._clock.seconds()
 
-        def renew(me: Me) -> Identity:
-            if me.user_id != identity.user_id:
+        def renew(known: _Known) -> Identity:
+            if known.me.user_id != identity.user_id:
                 raise Refused("the credential belongs to another user now")
-            return dataclasses.replace(identity, private=dataclasses.replace(holder, me=me, since=since))
+            return dataclasses.replace(identity, checked_at=known.at, private=dataclasses.replace(holder, me=known.me, since=since))
 
         # Apart from the questions of handshakes: the answer to one that was put earlier may be from before a revocation.
         flight = (holder.key, "again", self._revocations.count)
@@ -173,27 +180,23 @@ class TowerMethod:
         """Whatever is asked fails with `Unavailable` from now on."""
         return self._calls.stop()
 
-    def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[Me]:
+    def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
         now = self._clock.seconds()
-        if (me := self._valid.get(key, now)) and self._valid.get(key, now, self._revoked(me, credential)):
-            return succeed(me)
+        if (known := self._valid.get(key, now)) and known.at > self._revocations.latest(known.me.user_id, credential.session):
+            return succeed(known)
         if self._invalid.get(key, now):
             return fail(Refused("the API rejected the credential a moment ago"))
         # Not with those who asked before the latest revocation, of whomever: whose credential it is, is not known yet.
         flight = (key, self._revocations.count)
         return self._validations.ask(flight, lambda: self._validate(credential, caller, key))
 
-    def _revoked(self, me: Me, credential: Credential) -> float:
-        """The first moment after the latest revocation of these; minus infinity when there was none."""
-        return math.nextafter(self._revocations.latest(me.user_id, credential.session), math.inf)
-
-    def _validate(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[Me]:
+    def _validate(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
         asked_at = self._clock.seconds()
 
-        def valid(me: Me) -> Me:
+        def valid(me: Me) -> _Known:
             self._invalid.discard(key)
-            self._valid.put(key, me, asked_at)
-            return me
+            self._valid.put(key, known := _Known(me, asked_at), asked_at)
+            return known
 
         def invalid(failure: Failure) -> Failure:
             failure.trap(Refused)

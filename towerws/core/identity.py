@@ -26,6 +26,8 @@ class Identity:
     """AWX's `csrftoken` cookie at the opening handshake."""
     expires_at: float | None = None
     """When the credential ends, in seconds since 1970; None when it does not say."""
+    checked_at: float | None = None
+    """When what vouches for it was asked about (monotonic seconds); None for just now, or for what needs no asking."""
     private: object = field(default=None, repr=False)
     """The method's own: nobody else looks at it."""
 

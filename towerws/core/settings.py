@@ -115,7 +115,7 @@ class AccessSettings:
     origins: tuple[str, ...] = ()
     check_origin: bool = True
     check_xrftoken: bool = True
-    revalidate_s: float = 60
+    revalidate_s: float = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +168,9 @@ class TowerSettings:
     tls_ca: str = ""
     cookies: tuple[str, ...] = ("sessionid", "awx_sessionid", "awxsessionid")
     """What the session cookie may be called: to AWX 20.0.0, since 20.0.1, in 19.5.0."""
-    valid_s: float = 60
+    valid_s: float = 45
     invalid_s: float = 10
-    allowed_s: float = 60
+    allowed_s: float = 45
     denied_s: float = 5
     cache_entries: int = 20_000
     calls: int = 20

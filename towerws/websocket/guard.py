@@ -7,11 +7,9 @@ is asked about at once: the guard listens to that topic itself, so that it costs
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from itertools import count
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -19,6 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from towerws.auth.base import Method
+from towerws.core.agenda import Agenda
 from towerws.core.errors import CloseReason
 from towerws.core.hub import Hub, Member
 from towerws.core.identity import Identity
@@ -65,9 +64,7 @@ class Guard:
         self._watchers: dict[str, Member] = {}
         self._expiring: dict[Guarded, float] = {}
         self._soonest = _NEVER
-        self._due: list[tuple[float, int, str]] = []
-        self._scheduled: set[str] = set()
-        self._numbers = count()
+        self._rounds = Agenda()
         self._revocations = RecentRevocations(REMEMBERED_S)
         self._ticking = LoopingCall(self.tick)
         self._ticking.clock = reactor
@@ -97,7 +94,9 @@ class Guard:
             self._soonest = min(self._soonest, identity.expires_at)
         if identity.session is not None:
             self._watch(identity)
-            self._schedule(identity.session, random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
+            # What was known of it for a while may be as old: its age counts, so that nothing is believed for longer than a round.
+            since = self._reactor.seconds() if identity.checked_at is None else identity.checked_at
+            self._schedule(identity.session, since, random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
 
     def leave(self, session: Guarded) -> None:
         """A session has ended. A second call does nothing."""
@@ -131,9 +130,7 @@ class Guard:
     def doubt(self) -> None:
         """Revocations may have been missed: forget what is kept of anybody, and ask about all credentials anew, as fast as a tick may."""
         self._auth.forget(None)
-        now = self._reactor.seconds()
-        self._due = [(min(at, now), number, name) for at, number, name in self._due]
-        heapq.heapify(self._due)
+        self._rounds.hasten(self._reactor.seconds())
 
     def recheck_user(self, user: str) -> None:
         """Ask anew about all of a user's connections, now."""
@@ -147,12 +144,13 @@ class Guard:
                 if expires_at <= wall:
                     self._see_to(partial(self._revoke, session))
             self._soonest = min(self._expiring.values(), default=_NEVER)
-        for name in self._take_due():
+        now = self._reactor.seconds()
+        for name in self._rounds.take(now, CREDENTIALS_PER_TICK):
             sessions = self._registry.of_session(name)
             for session in sessions:
                 self._see_to(session.recheck)
             if sessions:
-                self._schedule(name, random.uniform(0.9, 1.1))  # noqa: S311 - as above
+                self._schedule(name, now, random.uniform(0.8, 1))  # noqa: S311 - as above
 
     def _see_to(self, call: Callable[[], None]) -> None:
         """What goes wrong with one connection must not keep the guard from the others, nor end its rounds."""
@@ -161,18 +159,9 @@ class Guard:
         except Exception:  # noqa: BLE001 - whatever it is
             self._log.failure("the guard could not deal with a connection")
 
-    def _take_due(self) -> Iterable[str]:
-        now = self._reactor.seconds()
-        taken: list[str] = []
-        while self._due and self._due[0][0] <= now and len(taken) < CREDENTIALS_PER_TICK:
-            taken.append(heapq.heappop(self._due)[2])
-        self._scheduled.difference_update(taken)
-        return taken
-
-    def _schedule(self, name: str, share: float) -> None:
-        if self.revalidate_s and name not in self._scheduled:
-            self._scheduled.add(name)
-            heapq.heappush(self._due, (self._reactor.seconds() + self.revalidate_s * share, next(self._numbers), name))
+    def _schedule(self, name: str, since: float, share: float) -> None:
+        if self.revalidate_s:
+            self._rounds.add(name, since + self.revalidate_s * share)
 
     def _revoke(self, session: Guarded) -> None:
         self.revoked += 1

@@ -1,0 +1,159 @@
+"""Promise 34, with the real method of Tower and the real guard: what was taken away is heard for a minute more at the most."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+
+from tests.ws_kit import Client, Edge, Edges, edges, request, text
+from towerws.auth.tower import TowerMethod
+from towerws.auth.tower_answers import Answer
+from towerws.core.settings import TowerSettings
+
+PROMISED_S = 60.0
+ANSWER_S = 1.9
+"""How long the API takes for each answer, which says how things stood when it was asked. Its deadline is 2 s."""
+
+
+class Api:
+    """A Tower with one session and one job, either of which can be taken away; in its place as `Fetcher`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.session = self.job = True
+        self.down = False
+        self.asked = 0
+
+    def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
+        """Answer in a while, as things stand now."""
+        self.asked += 1
+        user = {"id": 7, "is_superuser": False, "is_system_auditor": False}
+        body = json.dumps({"count": 1, "results": [user]}).encode()
+        hidden = url.endswith("/jobs/42/") and not self.job
+        if self.down:
+            answer = Answer(500, b"")
+        else:
+            answer = Answer(401, b"") if not self.session else Answer(404, b"") if hidden else Answer(200, body)
+        asked: Deferred[Answer] = Deferred(lambda _: call.cancel())
+        call = self._clock.callLater(ANSWER_S, asked.callback, answer)
+        return asked
+
+    def stop(self) -> Deferred[None]:
+        """Nothing to let go of."""
+        return succeed(None)
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+@pytest.fixture(params=["by chance", "as late as can be"])
+def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounds of the guard are spread by chance; the worst of chances is among what has to hold."""
+    if request.param == "as late as can be":
+        monkeypatch.setattr(random, "uniform", lambda low, high: high)
+
+
+def enter(edge: Edge) -> Client:
+    """A client that asks for the job right behind its handshake."""
+    wanted = {"groups": {"job_events": [42]}, "xrftoken": "c"}
+    return edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]) + text(wanted))
+
+
+def play(make: Edges, taken_at: float, arrivals: tuple[float, ...], what: str) -> tuple[Edge, Api, dict[float, float]]:
+    """Connect at these times, take something away at that time; gives when each client heard its last event."""
+    api = Api(make.clock)
+    edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
+    edge.desk.guard.start()
+    clients: dict[float, Client] = {}
+    heard: dict[float, float] = {}
+    for tick in range(round((taken_at + PROMISED_S + 70) * 4)):
+        now = tick / 4
+        if now == taken_at:
+            setattr(api, what, False)
+        if now in arrivals:
+            clients[now] = enter(edge)
+        edge.publish("job_events.42", {"at": now})
+        for arrived, client in clients.items():
+            messages: list[Any] = client.take() if client.status == 101 else []
+            if events := [message["at"] for message in messages if "at" in message]:
+                heard[arrived] = events[-1]
+        edge.clock.advance(0.25)
+    edge.desk.guard.stop()
+    return edge, api, heard
+
+
+ARRIVALS = (0.0, 10.0, 43.5, 44.75, 47.0, 60.0, 90.0)
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("what", ["session", "job"])
+@pytest.mark.parametrize("taken_at", [2.0, 4.0, 44.0, 45.0, 51.25, 93.5])
+def test_nothing_is_heard_a_minute_after_it_was_taken_away(make: Edges, taken_at: float, what: str) -> None:
+    """A session that ended, a job no longer visible: whoever connected when, by whatever answer was kept, hears its last event in time.
+
+    The API is as slow as it may be, and each answer is as old as it may be when it comes.
+    """
+    _, _, heard = play(make, taken_at, ARRIVALS, what)
+    assert any(arrived < taken_at for arrived in heard)
+    for arrived, last in heard.items():
+        assert last <= taken_at + PROMISED_S, f"who came at {arrived} heard the event of {last}"
+
+
+@pytest.mark.parametrize("what", ["session", "job"])
+def test_who_comes_back(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A page that is reloaded is let in by what is kept, which may be from before; its age counts, though nobody was there meanwhile."""
+    shares = iter((0.5, *[1.0] * 9))
+    monkeypatch.setattr(random, "uniform", lambda low, high: next(shares))
+    api = Api(make.clock)
+    edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
+    edge.desk.guard.start()
+    first = enter(edge)
+    edge.advance(4)
+    assert len(first.take()) == 2
+    first.hang_up()
+    setattr(api, what, False)
+    edge.advance(40)
+    asked = api.asked
+    second = enter(edge)
+    assert len(second.take()) == 2
+    assert api.asked == asked, "by what is kept"
+    edge.advance(4 + PROMISED_S - 44)
+    second.take()
+    edge.publish("job_events.42", {})
+    assert second.take() == []
+    edge.desk.guard.stop()
+
+
+@pytest.mark.usefixtures("late")
+def test_what_that_costs(make: Edges) -> None:
+    """A credential is asked about once a round, not once a connection: the round is what it was before, not half of it."""
+    _, api, heard = play(make, 600.0, tuple(float(second) for second in range(3, 30)), "session")
+    rounds = 600 / (0.8 * 50) + 1
+    assert len(heard) == 27
+    assert api.asked <= 2 * rounds + 2
+
+
+def test_an_api_that_is_down_when_it_is_asked(make: Edges) -> None:
+    """Nobody is put out by an answer that does not come; the next round brings it."""
+    api = Api(make.clock)
+    edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
+    edge.desk.guard.start()
+    client = enter(edge)
+    edge.advance(10)
+    api.down = True
+    edge.advance(100)
+    assert client.close_code() is None
+    api.down = api.session = False
+    edge.advance(PROMISED_S)
+    assert client.close_code() == 1008
+    edge.desk.guard.stop()
