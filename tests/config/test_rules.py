@@ -95,6 +95,9 @@ def test_advice() -> None:
     assert ["trusted_proxies is empty" in each for each in advice(tower)] == [True]
     behind = replace(tower, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
     assert list(advice(behind)) == []
+    both = replace(behind, auth=("tower", "jwt"), jwt=JwtSettings(algorithms=("HS256",), secret_file="secret"))
+    assert ["tower before jwt" in each for each in advice(both)] == [True]
+    assert list(advice(replace(both, auth=("jwt", "tower")))) == []
     careless = replace(behind, access=replace(behind.access, check_origin=False))
     assert ["check_origin is off" in each for each in advice(careless)] == [True]
     assert ["tls_ca is set" in each for each in advice(replace(GOOD, broker=replace(BROKER, tls_ca="ca.pem")))] == [True]

@@ -57,6 +57,8 @@ def advice(settings: Settings) -> Iterator[str]:
             "trusted_proxies is empty: behind a proxy all clients have its address, and share the "
             f"limits.per_address = {settings.limits.per_address} connections of one"
         )
+    if {"tower", "jwt"} <= set(settings.auth) and settings.auth.index("tower") < settings.auth.index("jwt"):
+        yield 'auth has tower before jwt: Tower is then sent every token, and refuses those that jwt would know; write ["jwt", "tower"]'
     if not settings.access.check_origin and settings.auth != ("open",):
         yield "check_origin is off: any page that a user opens can listen in the user's name"
     if settings.broker is not None:

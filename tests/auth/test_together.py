@@ -1,0 +1,91 @@
+"""`auth = ["jwt", "tower"]`: both methods as they are, on one way in; what is meant for the one is not shown to the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.auth.jwt_kit import CANARY, NOW, claims, make_method, sign
+from tests.auth.tower_kit import Bench, head, me, now
+from towerws.auth.base import Method, Refused, Unavailable
+from towerws.auth.chain import Chain
+from towerws.core.handshake import Head
+
+GOOD = sign()
+BAD = {
+    "expired": sign(claims(exp=NOW - 1)),
+    "forged": sign(key=CANARY.encode() * 8),
+    "another algorithm": sign(algorithm="HS512"),
+    "for somebody else": sign(claims(aud="portal")),
+    "a stranger's": sign(claims(sub=None)),
+    "no signature": sign().rpartition(".")[0] + ".",
+    "too long": sign(claims(padding="x" * 9000)),
+}
+WAYS = {
+    "header": lambda token: head(authorization=f"Bearer {token}", cookie="sessionid=k; csrftoken=c"),
+    "URL": lambda token: head(f"token={token}", authorization="Bearer oauth0token", cookie="sessionid=k; csrftoken=c"),
+    "cookie": lambda token: head(cookie=f"portal={token}; sessionid=k; csrftoken=c"),
+}
+
+
+class Both:
+    """The two methods in their order, and what Tower was asked."""
+
+    def __init__(self, folder: Path, *order: str, **jwt: Any) -> None:
+        bench = Bench()
+        self.fetcher = bench.fetcher
+        self.fetcher.answers = {"/me/": me(7)}
+        methods: dict[str, Method] = {"jwt": make_method(folder, bench.clock, cookie="portal", **jwt), "tower": bench.method}
+        self.chain = Chain([methods[name] for name in order])
+
+    def enter(self, brought: Head) -> Any:
+        """Who it is."""
+        return now(self.chain.authenticate(brought, "192.0.2.1"))
+
+    @property
+    def sent(self) -> str:
+        """All headers that Tower has seen."""
+        return repr([headers for _, headers, _ in self.fetcher.asked])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bad", BAD)
+def test_a_jwt_is_never_shown_to_tower(tmp_path: Path, way: str, bad: str) -> None:
+    """Whoever a JWT is refused by: the handshake is refused, and the API is not asked, whatever else came with it."""
+    both = Both(tmp_path, "jwt", "tower")
+    with pytest.raises(Refused):
+        both.enter(WAYS[way](BAD[bad]))
+    assert both.fetcher.asked == []
+
+
+def test_nor_while_keys_cannot_be_had(tmp_path: Path) -> None:
+    """A JWT that can't be checked just now is unavailable, not somebody else's."""
+    both = Both(tmp_path, "jwt", "tower", algorithms=("ES256",), jwks_url="https://127.0.0.1:9/keys")
+    now(both.chain._by_name["jwt"].stop())  # from here on no keys are fetched
+    with pytest.raises(Unavailable):
+        both.enter(head(authorization=f"Bearer {sign(algorithm='ES256')}"))
+    assert both.fetcher.asked == []
+
+
+def test_each_knows_its_own(tmp_path: Path) -> None:
+    """A good JWT is enough; what is no JWT is Tower's to judge, and it gets of a handshake's cookies only those of its own."""
+    both = Both(tmp_path, "jwt", "tower")
+    assert both.enter(WAYS["header"](GOOD)).method == "jwt"
+    assert now(both.chain.identify(GOOD)).method == "jwt"
+    with pytest.raises(Refused):
+        now(both.chain.identify("oauth0token"))
+    assert both.fetcher.asked == []
+    assert both.enter(head(authorization="Bearer oauth0token")).user_id == 7
+    assert "oauth0token" in both.sent
+    assert both.enter(head(cookie="portal=not-a-jwt; sessionid=k; csrftoken=c")).method == "tower"
+    assert "portal" not in both.sent
+    assert both.enter(head()) is None
+
+
+def test_the_other_order_shows_every_token_to_tower(tmp_path: Path) -> None:
+    """Which is why it is not the one that is recommended: Tower takes any bearer token for one of its own, and so no JWT gets in."""
+    both = Both(tmp_path, "tower", "jwt")
+    both.enter(head(authorization=f"Bearer {GOOD}"))
+    assert GOOD in both.sent
