@@ -26,12 +26,19 @@ reactor: Any = default_reactor
 class EchoConnection(WebSocketConnection):
     """Sends back what it gets. It has no session: that would speak first."""
 
-    def opened(self) -> None:
+    def opened(self, response: bytes) -> None:
         """Open, and wait."""
+        self.transport.write(response)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A whole message."""
         self.sendMessage(payload, isBinary)
+
+
+class EchoFactory(WebSocketFactory):
+    """Makes them."""
+
+    protocol = EchoConnection
 
 
 def main() -> None:
@@ -41,10 +48,9 @@ def main() -> None:
     hub = Hub(history)
     intake = Intake(history, hub, max_payload_octets=1, clock=time.monotonic, report=lambda bad: None, new_tag=lambda: "mark")
     settings = WebSocketSettings(controls_per_s=10**6, controls_burst=10**6)
-    factory = WebSocketFactory(
+    factory = EchoFactory(
         Desk(hub, intake, Open(), GroupTable(), settings, reactor), settings, reactor, limits=LimitSettings(connections=1000)
     )
-    factory.protocol = EchoConnection
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     print(port.getHost().port, flush=True)  # noqa: T201 - the test reads it
     reactor.run()

@@ -10,11 +10,9 @@ Autobahn does RFC 6455; what it leaves open is closed here (each reproduced in t
 from __future__ import annotations
 
 import random
-from collections import deque
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
-from autobahn.websocket.protocol import TrafficStats
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.addresses import Proxies
@@ -28,6 +26,8 @@ from towerws.core.printable import printable
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Dialect
 from towerws.websocket.desk import Desk
+from towerws.websocket.doorman import Doorman
+from towerws.websocket.lean import lean
 from towerws.websocket.opening import OpeningConnection, Silent
 from towerws.websocket.outlet import Outlet, open_outlet
 from towerws.websocket.session import Session
@@ -35,23 +35,6 @@ from towerws.websocket.visitor import Visitor
 
 RECONNECT_MS = (500, 5000)
 """Clients that are told to come back spread themselves over this time."""
-
-_KEPT_FOR_NOTHING = (
-    "http_request_data",
-    "http_response_data",
-    "http_headers",
-    "http_status_line",
-    "http_request_uri",
-    "http_request_path",
-    "http_request_params",
-    "http_request_host",
-    "websocket_extensions",
-    "websocket_protocols",
-    "websocket_origin",
-    "_wskey",
-    "_transport_details",
-)
-"""What Autobahn holds for the life of a connection and never reads again once it is open."""
 
 
 class WebSocketConnection(OpeningConnection):
@@ -74,25 +57,23 @@ class WebSocketConnection(OpeningConnection):
 
     # the opening handshake calls these
 
-    def opened(self) -> None:
-        """The client is in."""
-        for name in _KEPT_FOR_NOTHING:
-            self.__dict__.pop(name, None)
+    def opened(self, response: bytes) -> None:
+        """The client is in. The 101 and the first frame leave in one write."""
         factory = self.factory
-        self.trafficStats, self.send_queue = factory.traffic, factory.nothing_queued
         dialect = V1 if self.websocket_protocol_in_use == SUBPROTOCOL else TOWER
         self._outlet = open_outlet(self.transport, factory.settings.backlog_octets, factory.soon)
         # The hub writes with this: one call, without a look at the state.
         self.send = self._outlet.send  # type: ignore[method-assign]
         if self.identity is None:
+            self.send(response)
             self._visitor = Visitor(factory.desk, self, dialect)
         else:
-            self._begin(self.identity, dialect)
+            self._begin(self.identity, dialect, response)
 
-    def _begin(self, identity: Identity, dialect: Dialect) -> None:
+    def _begin(self, identity: Identity, dialect: Dialect, response: bytes = b"") -> None:
         factory = self.factory
         self._opened_at = factory.desk.reactor.seconds()
-        self._session = Session(factory.desk, self, identity, dialect)
+        self._session = Session(factory.desk, self, identity, dialect, response)
         factory.opened += 1
         self._log.info(
             "connection opened: user {user} from {address}, by {method}, session {session}, speaks {dialect}",
@@ -292,6 +273,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.proxies = Proxies(self.access.trusted_proxies)
         self.origins = Origins(self.access.origins)
         self.admission = Admission(limits)
+        self.doorman = Doorman(limits.accepts_per_s, reactor)
         self.desk = desk
         self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}
@@ -302,43 +284,26 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}
         """The same, by the reason's word."""
-        self.traffic = TrafficStats()
-        """Autobahn counts into this for all connections: one of its own weighs 0.6 KB."""
-        self.nothing_queued: deque[Any] = deque()
-        """Stays empty: only chopped sends are queued, and an empty deque of its own weighs 0.7 KB."""
-        self.server = None
         self.setProtocolOptions(
-            versions=[13],
-            webStatus=False,
             maxFramePayloadSize=settings.message_octets,
             maxMessagePayloadSize=settings.message_octets,
             failByDrop=False,
             openHandshakeTimeout=settings.handshake_s,
             closeHandshakeTimeout=settings.linger_s,
-            tcpNoDelay=True,
             autoPingInterval=settings.ping_s,
             autoPingTimeout=settings.pong_s,
             autoPingSize=16,
             autoPingRestartOnAnyTraffic=False,
-            allowedOrigins=["*"],
-            allowNullOrigin=True,
-            perMessageCompressionAccept=lambda offers: None,
         )
-        self.protocol = _with_options(self)
+        self.protocol = lean(self.protocol, self)
+
+    def buildProtocol(self, addr: object) -> WebSocketConnection:
+        """One for a client that was accepted."""
+        self.doorman.accepted()
+        connection = self.protocol()
+        connection.factory = self
+        return connection
 
     def soon(self, call: Any) -> None:
         """Run this in another turn of the reactor."""
         self.desk.reactor.callLater(0, call)
-
-
-def _with_options(factory: WebSocketFactory) -> type[WebSocketConnection]:
-    """The factory's class of connections, with its options as the class's.
-
-    Autobahn copies some thirty options to each connection and formats them for a log line, whether anybody logs it or not: a
-    third of the CPU of a connect and subscribe (836 -> 577 µs, make bench SCENARIO=storm), and 1 KB each.
-    """
-    base = factory.protocol
-    options = {name: getattr(factory, name) for name in base.CONFIG_ATTRS}
-    # A function would become a method.
-    options = {name: staticmethod(value) if callable(value) else value for name, value in options.items()}
-    return type(base.__name__, (base,), {**options, "CONFIG_ATTRS": ()})

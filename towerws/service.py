@@ -140,6 +140,7 @@ class TowerwsService(Service):
     def privilegedStartService(self) -> None:
         """Open both ports, before privileges are dropped."""
         self._listen("listen", self._settings.listen, self.websockets)
+        self.websockets.doorman.stand_at(self._ports["listen"], backlog="backlog=" not in self._settings.listen)
         self._listen("admin", self._settings.admin, self.admin)
 
     def startService(self) -> None:
@@ -162,6 +163,7 @@ class TowerwsService(Service):
     def stopService(self) -> Deferred[None]:
         """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""
         self._stopping = True
+        self.websockets.doorman.leave()
         if self._trim.running:
             self._trim.stop()
         self.desk.guard.stop()
@@ -270,6 +272,7 @@ class TowerwsService(Service):
                 "revoked": desk.guard.revoked,
                 "renewed": desk.renewed,
                 "accepted": websockets.admission.arrived,
+                "accept_pauses": websockets.doorman.pauses,
                 "refused": {str(status): count for status, count in websockets.refused.items()},
                 "refused_for": dict(websockets.refused_for),
             },

@@ -57,6 +57,22 @@ def wait_until(holds: Callable[[], bool], within_s: float = DEADLINE_S) -> float
     return time.monotonic() - started
 
 
+def test_a_storm_is_let_in_by_and_by(tmp_path: Path) -> None:
+    """More clients at once than are accepted a second: all get in, in the time that this takes, and none is refused."""
+    with Daemon(tmp_path, "embedded:", *FLAGS, "--limits-accepts-per-s=100", "--limits-half-open=1000") as daemon:
+        clients = [socket.create_connection(("127.0.0.1", daemon.port), DEADLINE_S) for _ in range(150)]
+        for client in clients:
+            client.sendall(request())
+        for client in clients:
+            assert client.recv(12) == b"HTTP/1.1 101"
+        connections = daemon.get("/status")[1]["connections"]
+        assert connections["opened"] == 150
+        assert connections["refused"] == {}
+        assert connections["accept_pauses"] >= 150 // 20 - 1
+        for client in clients:
+            client.close()
+
+
 class RawClient:
     """A client that sends and reads exactly what a test wants, with a small receive buffer."""
 

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, fail
 
 from tests.ws_kit import (
     ACCEPT,
+    KEY,
     PING,
     PONG,
     Edges,
@@ -79,7 +80,10 @@ def test_handshake_octet_by_octet_with_frames_behind_it(make: Edges) -> None:
         (request(without=["Host"]), 400, b"host"),
         (request(without=["Sec-WebSocket-Key"]), 400, b"websocket"),
         (request(without=["Sec-WebSocket-Version"]), 400, b"websocket"),
-        (request().replace(b"Version: 13", b"Version: 8"), 400, b"websocket"),
+        (request().replace(b"Version: 13", b"Version: 8"), 426, b"Sec-WebSocket-Version: 13"),
+        (request().replace(KEY.encode(), b"c2hvcnQ="), 400, b"key"),
+        (request().replace(b"tower.example.com", b"tower.example.com:x"), 400, b"host"),
+        (request(added=["Sec-WebSocket-Protocol: towerws.v1, towerws.v1"]), 400, b"twice"),
         (request(without=["Connection"]), 400, b"websocket"),
         (request(added=["Content-Length: 5"]), 400, b"body"),
         (request(added=[f"X-{number}: y" for number in range(200)]), 431, b"100"),

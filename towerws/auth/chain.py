@@ -24,9 +24,14 @@ class Chain:
         self._tokens = next(filter(takes_tokens, self._methods), None)
         self.takes_tokens = self._tokens is not None
 
-    @inlineCallbacks
-    def authenticate(self, head: Head, address: str) -> Generator[Deferred[Any], Any, Identity | None]:
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires with the first identity; with None when there is no credential of any kind. Fails as the methods do."""
+        if len(self._methods) == 1:
+            return self._methods[0].authenticate(head, address)
+        return self._first(head, address)
+
+    @inlineCallbacks
+    def _first(self, head: Head, address: str) -> Generator[Deferred[Any], Any, Identity | None]:
         for method in self._methods:
             identity: Identity | None = yield maybeDeferred(method.authenticate, head, address)
             if identity is not None:

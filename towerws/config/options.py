@@ -290,6 +290,13 @@ OPTIONS: tuple[Option, ...] = (
     _option("limits.per_address", _C, "Connections from one address (an IPv6 /64 counts as one).", low=1, high=10_000_000),
     _option("limits.per_user", _C, "Connections of one user.", low=1, high=10_000_000),
     _option("limits.half_open", _C, "Connections from one address that are not authenticated yet.", low=1, high=10_000_000),
+    _option(
+        "limits.accepts_per_s",
+        _R,
+        "Connections accepted a second; more of them wait, and are not refused. Keeps a storm of clients from holding up the others.",
+        low=1,
+        high=1_000_000,
+    ),
     _option("history.max_octets", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
     _option("history.max_age_s", _D, "How long messages are kept for that; a restart refills as much from the stream.", low=1, high=DAY_S),
     _option("websocket.head_octets", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),

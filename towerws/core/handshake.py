@@ -25,12 +25,15 @@ _ONCE = frozenset({"host", "origin", "upgrade", "sec-websocket-key", "sec-websoc
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request's method, path (unquoted), query (as sent) and headers (names in lower case; repeated ones joined by `, `)."""
+    """A request's method, path (unquoted), query (as sent) and headers (names in lower case; repeated ones joined by `, `)
+    and HTTP version.
+    """
 
     method: str
     path: str
     query: str
     headers: dict[str, str]
+    version: str = "1.1"
 
     @property
     def is_websocket(self) -> bool:
@@ -64,7 +67,7 @@ def parse_head(block: bytes, max_headers: int) -> Head:
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
         raise HandshakeError(400, "a request with a body is of no use here")
     path, _, query = first[2].partition("?")
-    return Head(first[1], unquote(path), query, headers)
+    return Head(first[1], unquote(path), query, headers, f"1.{first[3]}")
 
 
 def check_route(head: Head) -> None:

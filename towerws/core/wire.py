@@ -170,14 +170,17 @@ class V1Dialect:
         return _compact({"type": "bye", "reconnect_after_ms": reconnect_after_ms, "reason": close.reason})
 
 
+# AWX encodes with Python's default separators; a client that compares text finds what it knows.
+_encode_spaced = json.JSONEncoder(check_circular=False).encode
+_encode_compact = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+
 TOWER: Dialect = TowerDialect()
 V1: Dialect = V1Dialect()
 
 
 def _spaced(reply: dict[str, object]) -> bytes:
-    # AWX encodes with Python's default separators; a client that compares text finds what it knows.
-    return json.dumps(reply).encode("ascii")
+    return _encode_spaced(reply).encode("ascii")
 
 
 def _compact(reply: dict[str, object]) -> bytes:
-    return json.dumps(reply, separators=(",", ":")).encode("ascii")
+    return _encode_compact(reply).encode("ascii")

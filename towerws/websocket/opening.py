@@ -1,17 +1,20 @@
 """The opening handshake: what a connection is before it is open.
 
-Autobahn's own is not safe where requests come from strangers (each point reproduced in the tests), so:
-- the request's head is read, bounded and checked before Autobahn sees it, and nothing behind it is until the client is in;
+Autobahn's own is not safe where requests come from strangers (each point reproduced in the tests) and takes half of what a
+connect and subscribe costs (core/upgrade.py), so:
+- the request's head is read, bounded, checked and answered here; Autobahn sees nothing of it, and what comes behind it only
+  once the client is in;
 - a success that comes after the connection was lost opens nothing;
 - what refuses a client is a fixed text, never what it sent; Autobahn's own log lines, which repeat it, are dropped.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
-from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,10 +27,9 @@ from towerws.core.handshake import END, Head, check_route, error_response, parse
 from towerws.core.identity import Identity
 from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, WebSocketSettings
+from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.desk import Desk
-
-_REFUSALS = {400: "not a websocket's opening handshake", 500: "internal error", 505: "HTTP/1.1 is needed"}
 
 
 class Silent:
@@ -49,6 +51,8 @@ class Lobby(Protocol):
     proxies: Proxies
     origins: Origins
     admission: Admission
+    countConnections: int  # Autobahn's, which counts down
+    _batched_timer: Any
     refused: dict[int, int]
     refused_for: dict[str, int]
 
@@ -57,15 +61,19 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     """A client at the door. The open connection derives from it and says what `opened`, `octets` and `left` do."""
 
     log = Silent()
+    websocket_version = 13
     _log = Logger()
 
     factory: Lobby
-    closeHandshakeTimeoutCall: Any  # Autobahn's
+    # Autobahn's
+    closeHandshakeTimeoutCall: Any
+    current_frame: Any
+    data: bytes
 
     # the open connection's part
 
-    def opened(self) -> None:
-        """The client is in, and the 101 is written."""
+    def opened(self, response: bytes) -> None:
+        """The client is in; `response`, the 101, is to be written before anything else."""
         raise NotImplementedError
 
     def octets(self, data: bytes) -> None:
@@ -78,22 +86,30 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     # Twisted calls these
 
+    def __init__(self) -> None:
+        """Autobahn's own makes what nobody asks for (lean.py)."""
+
     def connectionMade(self) -> None:
         """A client has connected; it is nobody yet."""
         self._head: bytes | None = b""
         self._early = b""
-        self._request: Head | None = None
         self._asking: Deferred[Any] | None = None
         self._timer: Any = None
-        self._denial: HandshakeError | None = None
         self._crowd: str | None = None
         self.identity: Identity | None = None
         self.address = self._peer_address()
         """Where the client is, as far as is known: in front of trusted proxies once the request's head is read."""
-        self.factory.connections[self] = None
-        admission = self.factory.admission
+        factory = self.factory
+        factory.connections[self] = None
+        admission = factory.admission
         self._guest: Guest = admission.arrive()
-        super().connectionMade()
+        with suppress(AttributeError, OSError):  # a UNIX socket has no such thing
+            self.transport.setTcpNoDelay(True)
+        factory.countConnections += 1
+        # What of Autobahn's state is each connection's own; the rest is the class's (lean.py).
+        self.utf8validator = Utf8Validator()
+        timer = factory._batched_timer  # noqa: SLF001 - one timer for all connections that are due about then
+        self.openHandshakeTimeoutCall = timer.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
         if admission.overflowing:
             self._count_refusal(_crowded("connections"))
             self.dropConnection(abort=True)
@@ -145,14 +161,16 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._head = None
         block = data[: end + len(END)]
         try:
-            self._request = parse_head(block, settings.head_count)
-            check_route(self._request)
-            self._locate(self._request)
+            head = parse_head(block, settings.head_count)
+            check_route(head)
+            upgrade = read_upgrade(head)
+            self._locate(head)
         except HandshakeError as error:
             self._refuse(error)
             return
         self._keep_early(data[end + len(END) :])
-        self._dataReceived(block)
+        if self.state == self.STATE_CONNECTING:
+            self._authenticate(head, upgrade)
 
     def _keep_early(self, data: bytes) -> None:
         self._early += data
@@ -182,79 +200,80 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             if (reason := self.factory.admission.locate(self._guest, self.address)) is not None:
                 raise _crowded(reason)
 
-    # Autobahn calls these
+    # who is it?
 
-    def onConnect(self, request: ConnectionRequest) -> Deferred[str | None]:
-        """Who is it? Fires with the subprotocol to speak; Autobahn then answers 101."""
-        assert self._request is not None
-        head, self._request = self._request, None
-        subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
+    def _authenticate(self, head: Head, upgrade: Upgrade) -> None:
         began = self.factory.desk.reactor.seconds()
 
-        def accepted(identity: Identity | None) -> str | None:
+        def authenticated(identity: Identity | None) -> None:
             self._asking = None
-            if identity is None and takes_tokens(self.factory.desk.auth):
-                return subprotocol  # nobody yet: its first message has to say who it is
-            if identity is None:
-                raise self._deny(HandshakeError(403, "no credential was brought", "no_credential"))
-            if self.factory.desk.guard.was_revoked(identity, began):
-                raise self._deny(HandshakeError(403, "the credential was refused", "revoked"))
-            self._admit(identity, head)
-            self.identity = identity
-            return subprotocol
+            if self.state != self.STATE_CONNECTING:
+                return
+            try:
+                # With no credential, nobody yet: where tokens are taken the first message may bring one.
+                if identity is not None or not takes_tokens(self.factory.desk.auth):
+                    self.identity = self._admit(identity, head, began)
+            except HandshakeError as error:
+                self._refuse(error)
+            else:
+                self._open(upgrade)
 
-        def refused(failure: Failure) -> None:
+        def failed(failure: Failure) -> None:
             self._asking = None
             if failure.check(Refused):
-                raise self._deny(HandshakeError(403, "the credential was refused", "credential"))
-            if failure.check(Unavailable):
-                raise self._deny(HandshakeError(503, "the credential can't be checked just now", "unavailable"))
-            if self.state == self.STATE_CONNECTING:
+                self._refuse(HandshakeError(403, "the credential was refused", "credential"))
+            elif failure.check(Unavailable):
+                self._refuse(HandshakeError(503, "the credential can't be checked just now", "unavailable"))
+            elif self.state == self.STATE_CONNECTING:
                 self._log.failure("authentication failed unexpectedly", failure)
-            raise self._deny(HandshakeError(500, _REFUSALS[500], "error"))
+                self._refuse(HandshakeError(500, "internal error", "error"))
 
         self._asking = maybeDeferred(self.factory.desk.auth.authenticate, head, self.address)
-        return self._asking.addCallbacks(accepted, refused)
+        self._asking.addCallbacks(authenticated, failed).addErrback(self._broken)
 
-    def _admit(self, identity: Identity, head: Head) -> None:
+    def _admit(self, identity: Identity | None, head: Head, began: float) -> Identity:
+        """Let this user in, or say with a `HandshakeError` why not."""
         factory = self.factory
+        if identity is None:
+            raise HandshakeError(403, "no credential was brought", "no_credential")
+        if factory.desk.guard.was_revoked(identity, began):
+            raise HandshakeError(403, "the credential was refused", "revoked")
         if identity.ambient and factory.access.check_origin and not factory.origins.allow(head.headers.get("origin"), self._hosts(head)):
-            raise self._deny(HandshakeError(403, "a page of this origin may not use what its browser knows", "origin"))
+            raise HandshakeError(403, "a page of this origin may not use what its browser knows", "origin")
         if (reason := factory.admission.admit(self._guest, identity.user)) is not None:
-            raise self._deny(_crowded(reason))
+            raise _crowded(reason)
+        return identity
 
     def _hosts(self, head: Head) -> list[str]:
         """The hosts that the browser may have asked for. Of a chain of trusted proxies the first to be asked knows best."""
         forwarded = head.headers.get("x-forwarded-host") if self.factory.proxies.trust(self._peer_address()) else None
         return [head.headers["host"], *(forwarded.split(",") if forwarded else [])]
 
-    def _deny(self, error: HandshakeError) -> ConnectionDeny:
-        self._denial = error
-        return ConnectionDeny(error.status, str(error))
-
-    def succeedHandshake(self, res: Any) -> None:
-        """Answer 101, unless the connection was lost while the credential was checked."""
-        if self.state != self.STATE_CONNECTING:
-            return
-        try:
-            super().succeedHandshake(res)
-        except Exception:  # noqa: BLE001 - Autobahn would leave a connection half open whose `onOpen` failed
-            self._log.failure("a connection could not be opened")
-            self.left()
-            self.dropConnection(abort=True)
-            return
+    def _open(self, upgrade: Upgrade) -> None:
+        """Answer 101; from here on Autobahn reads what comes."""
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in upgrade.subprotocols else None
+        self.websocket_protocol_in_use = subprotocol
+        # What Autobahn's own `succeedHandshake` leaves behind.
+        self.state = self.STATE_OPEN
+        self.inside_message, self.current_frame = False, None
+        if self.openHandshakeTimeoutCall is not None:
+            self.openHandshakeTimeoutCall.cancel()
+            self.openHandshakeTimeoutCall = None
+        if self.autoPingInterval:
+            timer = self.factory._batched_timer  # noqa: SLF001 - as above
+            self.autoPingPendingCall = timer.call_later(self.autoPingInterval, self._sendAutoPing)
+        self.opened(switching_protocols(upgrade, subprotocol))
         early, self._early = self._early, b""
         if early:
             self.dataReceived(early)
 
-    def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
-        """Refuse with a fixed text: Autobahn's own would repeat the request line, tokens in it and all."""
-        known = code if code in _REFUSALS else 400
-        self._refuse(self._denial or HandshakeError(known, _REFUSALS[known]))
+    def _broken(self, failure: Failure) -> None:
+        """A fault of ours, after which the connection would be half open."""
+        self._log.failure("a connection could not be opened", failure)
+        self.left()
+        self.dropConnection(abort=True)
 
-    def onOpen(self) -> None:
-        """The 101 is written."""
-        self.opened()
+    # Autobahn calls this
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the TCP connection; one that does not end by itself is aborted after the linger time."""

@@ -76,8 +76,8 @@ class Session:
 
     _log = Logger()
 
-    def __init__(self, desk: Desk, connection: Connection, identity: Identity, dialect: Dialect) -> None:
-        """Join the hub and send the first frame."""
+    def __init__(self, desk: Desk, connection: Connection, identity: Identity, dialect: Dialect, response: bytes = b"") -> None:
+        """Join the hub and send the first frame, right behind the handshake's `response`."""
         self._desk = desk
         self._connection = connection
         self.identity = identity
@@ -95,7 +95,8 @@ class Session:
         self._valid_at = desk.reactor.seconds()
         self.member: Member = desk.hub.join(connection, dialect)
         desk.guard.enter(self)
-        self._reply(dialect.welcome(identity, desk.hub.position, desk.settings.ping_s))
+        welcome = dialect.welcome(identity, desk.hub.position, desk.settings.ping_s)
+        connection.send(response + text_frame(welcome))
 
     def close(self) -> None:
         """Let go of everything. A second call does nothing."""
