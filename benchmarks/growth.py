@@ -47,7 +47,7 @@ def _holders(count: int, topics: int) -> list[Spec]:
 def _both(world: World, specs: list[Spec], axis: str, at: int) -> None:
     """One point of both curves."""
     count, messages = len(specs), world.scaled(1000, 20)
-    rounds = 3 if world.size >= 0.1 else 1
+    rounds = 3 if world.size >= 1 else 1
     per_s = 30 if count <= 1000 else 5  # 10,000 clients at 30 a second would want more than one core
     with world.towerws("--websocket-topics", str(MAX_HELD)) as server, world.clients() as load:
         load.open(server.port, specs)
