@@ -28,6 +28,14 @@ OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 pytestmark = pytest.mark.timeout(180)
 
 
+def until(what: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    give_up = time.monotonic() + 3 * DEADLINE_S
+    while not what():
+        assert time.monotonic() < give_up, f"not within {3 * DEADLINE_S} s"
+        time.sleep(0.02)  # between two questions of a poll; what is waited for is the answer
+
+
 class Two:
     """Two daemons that read one log, and users with tokens. Names on the broker are the test's own, unless `own_names` is off."""
 
@@ -75,10 +83,7 @@ class Two:
 
     def until(self, daemon: Daemon, what: Callable[[dict[str, Any]], bool]) -> None:
         """Wait until its status is so."""
-        give_up = time.monotonic() + 3 * DEADLINE_S
-        while not what(self.control(daemon)):
-            assert time.monotonic() < give_up, self.control(daemon)
-            time.sleep(0.02)  # between two questions of a poll; what is waited for is the answer
+        until(lambda: what(self.control(daemon)))
 
     def until_listening(self, daemon: Daemon) -> None:
         """Wait until it hears the others."""
@@ -239,6 +244,26 @@ def test_a_queue_that_is_full(tmp_path: Path, rabbit: PrivateRabbit) -> None:
         assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
 
 
+def test_a_broker_in_alarm(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """It takes nothing from who publishes: the answer says so in time, what is here ends, and events are consumed as before."""
+    with Two(tmp_path, rabbit.url) as two:
+        here, there = two.daemons
+        ada, bob = two.enter(here, "ada"), two.enter(there, "bob")
+        rabbit.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            status, answer = ask(here, {"user": "ada"})
+            assert (status, answer["disconnected"], answer["others_told"]) == (503, 1, False)
+            assert "alarm" in answer["error"]
+            assert end(ada) == ENDED
+            assert [daemon.get("/readyz")[0] for daemon in two.daemons] == [200, 200]
+        finally:
+            rabbit.ctl("set_vm_memory_high_watermark", "0.4")
+        until(lambda: ask(here, {"user": "nobody"})[0] == 202)
+        two.publish({"n": 1})
+        assert hears(bob, {"n": 1})
+        assert [daemon.get("/status")[1]["source"]["losses"] for daemon in two.daemons] == [0, 0]
+
+
 def documented_permissions(user: str) -> list[str]:
     """The three patterns that docs/operations.md gives to this user of the broker."""
     found = re.search(rf"^rabbitmqctl set_permissions -p / {user} '(.*)' '(.*)' '(.*)'$", OPERATIONS, re.MULTILINE)
@@ -328,6 +353,7 @@ class Api(BaseHTTPRequestHandler):
 
     sessions: set[str]
     asked: list[str]
+    release: threading.Event
 
     def do_GET(self) -> None:
         """http.server calls this."""
@@ -335,6 +361,7 @@ class Api(BaseHTTPRequestHandler):
         known = any(f"sessionid={session}" in self.headers.get("Cookie", "") for session in self.sessions)
         user = {"id": 7, "type": "user", "username": "ada", "is_superuser": False, "is_system_auditor": False}
         body = json.dumps({"count": 1, "next": None, "previous": None, "results": [user]} if known else {"detail": "no"}).encode()
+        self.release.wait(DEADLINE_S)
         self.send_response(200 if known else 401)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -346,10 +373,10 @@ class Api(BaseHTTPRequestHandler):
 
 
 def test_what_another_daemon_has_kept(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """A daemon without a connection of that user's forgets what it has kept of the session: who comes back there is not let in."""
+    """A daemon without a connection of that user's forgets what it has kept, and refuses a handshake that is being checked just then."""
 
     class OwnApi(Api):
-        sessions, asked = {"k1", "k2"}, []
+        sessions, asked, release = {"k1", "k2", "k3"}, [], threading.Event()
 
     name = f"t{secrets.token_hex(4)}"
     with ThreadingHTTPServer(("127.0.0.1", 0), OwnApi) as server, ExitStack() as stack:
@@ -361,10 +388,7 @@ def test_what_another_daemon_has_kept(tmp_path: Path, rabbit: PrivateRabbit) -> 
         flags = ("--exchange", name, "--stream", f"{name}.s", "--tower-url", f"http://127.0.0.1:{server.server_port}")
         here, there = (stack.enter_context(Daemon(tmp_path, rabbit.url, *flags, auth="tower")) for _ in range(2))
         for daemon in (here, there):
-            give_up = time.monotonic() + DEADLINE_S
-            while daemon.get("/status")[1]["control"]["state"] != "listening":
-                assert time.monotonic() < give_up
-                time.sleep(0.02)  # between two questions of a poll
+            until(lambda: bool(daemon.get("/status")[1]["control"]["state"] == "listening"))  # noqa: B023 - called at once
 
         def enter(session: str) -> int:
             try:
@@ -373,14 +397,22 @@ def test_what_another_daemon_has_kept(tmp_path: Path, rabbit: PrivateRabbit) -> 
             except InvalidStatus as refused:
                 return refused.response.status_code
 
+        OwnApi.release.set()
         assert (enter("k1"), enter("k2")) == (101, 101)
         OwnApi.asked.clear()
         assert (enter("k1"), enter("k2")) == (101, 101)
         assert OwnApi.asked == []
         OwnApi.sessions.discard("k1")
+        OwnApi.release.clear()
+        OwnApi.asked.clear()
+        under_way: list[int] = []
+        handshake = threading.Thread(target=lambda: under_way.append(enter("k3")))
+        handshake.start()
+        until(lambda: bool(OwnApi.asked))
         assert ask(here, {"user": 7}) == (202, {"disconnected": 0, "others_told": True})
-        give_up = time.monotonic() + DEADLINE_S
-        while not there.get("/status")[1]["control"]["received"]:
-            assert time.monotonic() < give_up
-            time.sleep(0.02)  # between two questions of a poll
+        until(lambda: bool(there.get("/status")[1]["control"]["received"]))
+        OwnApi.release.set()
+        handshake.join(DEADLINE_S)
+        assert under_way == [403]
+        assert there.get("/status")[1]["connections"]["refused_for"] == {"revoked": 1}
         assert (enter("k1"), enter("k2")) == (403, 101)

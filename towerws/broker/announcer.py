@@ -27,7 +27,8 @@ from towerws.broker.loss import Cure, Loss
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
-TELL_S: Final = 3.0
+TELL_S: Final = 5.0
+"""A connection, with TLS, and a confirm take some 20 ms; the rest is for a machine that is busy, or another host."""
 ROUNDS: Final = 2
 WAITING: Final = 1000
 """How many may wait for their confirm: at 8 KiB each that is 8 MiB."""
