@@ -42,7 +42,7 @@ def test_a_revocation_from_here_is_followed_at_once_and_told_the_others() -> Non
         assert not asked.called
         told.callback(None)
     assert now(asked) == Disconnection(2, told=True)
-    assert lines.texts == ["2 connections of user a\\nb were asked to be ended; the other daemons were told"]
+    assert lines.texts == ["disconnect user a\\nb: 2 connections ended here; the other daemons were told"]
     assert house.control.counts == {"received": 0, "own": 0, "bad": 0, "announced": 1, "not_announced": 0}
 
 
@@ -54,7 +54,7 @@ def test_others_that_are_not_told(error: Exception) -> None:
         asked = house.control.revoke(Revocation(session="5e55"))
         house.announced[0][2].errback(error)
     assert now(asked) == Disconnection(2, told=False, reason=str(error))
-    assert lines.texts[-1] == f"2 connections of session 5e55 were asked to be ended; the other daemons were not told: {error}"
+    assert lines.texts[-1] == f"disconnect session 5e55: 2 connections ended here; the other daemons were not told: {error}"
     assert len(lines.texts) == (1 if isinstance(error, BrokerError) else 2)
     assert house.control.counts["not_announced"] == 1
 
@@ -86,7 +86,7 @@ def test_messages_of_any_producer() -> None:
         house.closes = 0
         house.control.control(b'{"user":8}', "theirs")
     assert house.done == [Revocation(session="5e55"), Revocation(user=8)]
-    assert lines.texts == ["2 connections of session 5e55 ended by a control message"]
+    assert lines.texts == ["disconnect session 5e55, by a control message: 2 connections ended here"]
 
 
 @pytest.mark.parametrize("body", [b"", b"canary", b"{}", b'{"user": 7, "canary": 1}', b"\xff", b"[" * 8000, b'{"user": 7}' + b" " * 9000])

@@ -56,14 +56,14 @@ class Control:
         """End the connections here, now, and have the other daemons end theirs. Fires when they are told, or can't be; never fails."""
         closed = self._disconnect(revocation)
         if self._announce is None:
-            self._log.info("{closed} connections of {whom} were asked to be ended", closed=closed, whom=printable(revocation))
+            self._log.info("disconnect {whom}: {closed} connections ended", closed=closed, whom=printable(revocation))
             return succeed(Disconnection(closed))
         self._announced += 1
 
         def told(_: None) -> Disconnection:
             self._counts["announced"] += 1
             self._log.info(
-                "{closed} connections of {whom} were asked to be ended; the other daemons were told",
+                "disconnect {whom}: {closed} connections ended here; the other daemons were told",
                 closed=closed,
                 whom=printable(revocation),
             )
@@ -75,7 +75,7 @@ class Control:
                 self._log.failure("a revocation could not be published", failure)
             reason = failure.getErrorMessage()
             self._log.warn(
-                "{closed} connections of {whom} were asked to be ended; the other daemons were not told: {reason}",
+                "disconnect {whom}: {closed} connections ended here; the other daemons were not told: {reason}",
                 closed=closed,
                 whom=printable(revocation),
                 reason=reason,
@@ -102,7 +102,9 @@ class Control:
             self._skip(len(body), str(error))
             return
         if closed := self._disconnect(revocation):
-            self._log.info("{closed} connections of {whom} ended by a control message", closed=closed, whom=printable(revocation))
+            self._log.info(
+                "disconnect {whom}, by a control message: {closed} connections ended here", closed=closed, whom=printable(revocation)
+            )
 
     def _skip(self, octets: int, rule: str) -> None:
         self._counts["bad"] += 1

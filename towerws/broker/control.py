@@ -52,7 +52,8 @@ class ControlListener:
         self._sink = sink
         self._reactor = reactor
         self._state = "off"
-        self._reason: str | None = "no connection to the broker"
+        self._last: str | None = None
+        """Why it did not listen when it could have."""
         self._link: Link | None = None
         self._channel: Any = None
         self._timer: interfaces.IDelayedCall | None = None
@@ -65,7 +66,9 @@ class ControlListener:
     @property
     def status(self) -> Mapping[str, object]:
         """Where it stands, why it does not listen, and how often it could not."""
-        return {"state": self._state, "reason": self._reason, "losses": self._losses, "errors": self._errors}
+        why = {"off": "no connection to the broker", "starting": "waiting for the broker's answer"}.get(self._state)
+        reason = "; before that: ".join(filter(None, (why, self._last))) or None
+        return {"state": self._state, "reason": reason, "losses": self._losses, "errors": self._errors}
 
     def begin(self, link: Link) -> None:
         """A connection is open: listen on it, at once or when the pause is over."""
@@ -84,9 +87,8 @@ class ControlListener:
             return
         if self._state == "starting":
             self._pause()
-            self._reason = "the connection was lost while this was set up"
-        elif self._state == "listening":
-            self._reason = "no connection to the broker"
+            self._losses += 1
+            self._last = "the connection was lost while this was set up"
         self._disarm()
         self._link = self._channel = None
         self._state = "off"
@@ -106,7 +108,7 @@ class ControlListener:
             return
         self._disarm()
         self._pause_s, self._not_before = PAUSE_MIN_S, 0.0
-        self._state, self._reason = "listening", None
+        self._state, self._last = "listening", None
         if self._said is not None:
             self._said = None
             self._log.info("listening to control exchange {exchange} again", exchange=self._settings.control)
@@ -144,7 +146,7 @@ class ControlListener:
             return
         self._channel = None
         self._losses += 1
-        self._state, self._reason = "paused", str(loss)
+        self._state, self._last = "paused", str(loss)
         now = self._reactor.seconds()
         if self._said is None or self._said[0] != str(loss) or now - self._said[1] >= SAY_AGAIN_S:
             self._said = (str(loss), now)
