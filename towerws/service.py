@@ -10,7 +10,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -25,11 +25,7 @@ from twisted.python.failure import Failure
 from towerws import __version__
 from towerws.admin import AdminSite
 from towerws.amqp import AmqpSource
-from towerws.auth.base import Method
 from towerws.auth.chain import Chain
-from towerws.auth.jwt_method import JwtMethod
-from towerws.auth.open import Open
-from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.broker.announcer import Announcer
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
@@ -42,6 +38,7 @@ from towerws.core.intake import Intake
 from towerws.core.settings import LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
+from towerws.methods import make_methods
 from towerws.protocol import WebSocketFactory
 from towerws.websocket.desk import Desk
 
@@ -103,10 +100,11 @@ class TowerwsService(Service):
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
+        self._auth = Chain(tuple(make_methods(settings, reactor)))
         desk = Desk(
             self.hub,
             self.intake,
-            Chain(tuple(_methods(settings, reactor))),
+            self._auth,
             GroupTable(settings.groups),
             settings.websocket,
             reactor,
@@ -276,22 +274,9 @@ class TowerwsService(Service):
                 "refused": {str(status): count for status, count in websockets.refused.items()},
                 "refused_for": dict(websockets.refused_for),
             },
+            "auth": self._auth.figures(),
             "requests": {"taken": desk.requests, "bad": desk.bad_requests, "denied_topics": desk.denied},
         }
-
-
-def _methods(settings: Settings, reactor: Any) -> Iterator[Method]:
-    """The ways of authenticating, in their order; `ConfigError` for one whose settings can't be used."""
-    for name in settings.auth:
-        if name == "tower" and settings.tower is not None:
-            own = {group: each.object_url for group, each in settings.groups.items() if each.object_url}
-            objects = {group: url for group, url in AWX_OBJECTS.items() if group not in settings.groups}
-            yield TowerMethod(settings.tower, reactor, {**objects, **own})
-        elif name == "jwt" and settings.jwt is not None:
-            yield JwtMethod(settings.jwt, reactor)
-        else:
-            assert name == "open", "config/rules.py knows the methods there are"
-            yield Open()
 
 
 def _with_connections(limits: LimitSettings) -> LimitSettings:

@@ -145,3 +145,26 @@ def test_tokens_go_to_the_method_that_takes_them() -> None:
     assert not no.asked
     assert not takes_tokens(Chain([tower, no]))
     assert not takes_tokens(tower)
+
+
+class FakeFigures(Fake):
+    """A method with a figure of its own."""
+
+    def figures(self) -> dict[str, object]:
+        """Three calls."""
+        return {"calls": 3}
+
+
+def test_figures() -> None:
+    """Each method's credentials are counted by what became of them; what is another method's kind is none of its own."""
+    nothing = {"accepted": 0, "refused": 0, "unavailable": 0}
+    chain = Chain([FakeTokens("jwt", None), FakeFigures("tower", Identity(7, "tower"))])
+    now(chain.authenticate(HEAD, "192.0.2.1"))
+    assert chain.figures() == {"jwt": nothing, "tower": {**nothing, "accepted": 1, "calls": 3}}
+    now(chain.identify("anna"))
+    assert chain.figures()["jwt"] == {**nothing, "accepted": 1}
+    for error, counted in ((Refused("expired"), {"refused": 1}), (Unavailable("down"), {"unavailable": 1}), (ValueError("a bug"), {})):
+        chain = Chain([Fake("jwt", error), Fake("tower", Identity(7, "tower"))])
+        with pytest.raises(type(error)):
+            now(chain.authenticate(HEAD, "192.0.2.1"))
+        assert chain.figures() == {"jwt": {**nothing, **counted}, "tower": nothing}

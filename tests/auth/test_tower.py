@@ -243,6 +243,23 @@ def test_answers_about_objects_are_kept() -> None:
     assert refused(bench.method.refusals(identity, topics)) == {"job_events.1": "not visible to this user"}
 
 
+def test_figures() -> None:
+    """How often what is kept was enough, by kind; a superuser, of whom nothing is asked, is no hit."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": UNKNOWN}
+    for _ in range(3):
+        refused(bench.method.refusals(identity, ["job_events.1", "job_events.2"]))
+    refused(bench.method.refusals(enter(bench, "root", me(1, is_superuser=True)), ["job_events.1"]))
+    enter(bench)
+    for _ in range(2):
+        with pytest.raises(Refused):
+            enter(bench, "bad", Answer(401, b""))
+    figures = bench.method.figures()
+    assert figures["cache_hits"] == {"valid": 1, "invalid": 1, "allowed": 2, "denied": 2}
+    assert figures["calls"] == {"made": 5, "failed": 0, "turned_away": 0, "in_flight": 0, "waiting": 0, "breaker": "closed"}
+
+
 def test_what_was_allowed_is_no_older_than_the_credential() -> None:
     """Who comes back gets the answers from since its credential was last asked about, so that one round renews them all."""
     bench = Bench()

@@ -222,6 +222,28 @@ def test_a_full_house_with_an_open_breaker() -> None:
     kit.check()
 
 
+def test_figures() -> None:
+    """What is under way, what waits, what was made, failed or turned away, and how the breaker stands: as it is just then."""
+    kit = Kit(calls=2, calls_waiting=1, breaker_failures=2)
+    for _ in range(4):
+        kit.ask().addErrback(lambda _: None)
+    assert kit.calls.figures() == {"made": 2, "failed": 0, "turned_away": 1, "in_flight": 2, "waiting": 1, "breaker": "closed"}
+    kit.end(Answer(404, b""), 0)
+    assert kit.calls.figures() == {"made": 3, "failed": 0, "turned_away": 1, "in_flight": 2, "waiting": 0, "breaker": "closed"}
+    for at in (1, 2):
+        kit.end(Failure(Unavailable("refused")), at)
+    with pytest.raises(Unavailable, match="again and again"):
+        now(kit.ask())
+    assert kit.calls.figures() == {"made": 3, "failed": 2, "turned_away": 2, "in_flight": 0, "waiting": 0, "breaker": "open"}
+    kit.clock.advance(5)
+    probe = kit.ask()
+    assert kit.calls.figures()["breaker"] == "open"
+    kit.end(GOOD, -1)
+    assert now(probe)
+    assert kit.calls.figures()["breaker"] == "closed"
+    kit.check()
+
+
 def test_a_pause() -> None:
     """A pause ends by itself, can be cancelled, and leaves no timer."""
     kit = Kit()

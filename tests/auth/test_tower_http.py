@@ -186,8 +186,9 @@ def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: bytes | None) ->
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"tower\.tls_ca '.*ca\.pem'"):
+    with pytest.raises(ConfigError, match=r"^tower\.tls_ca = '.*ca\.pem': [^\n]+$") as caught:
         HttpFetcher(reactor, 3, str(path))
+    assert str(caught.value).count(str(path)) == 1
 
 
 @pytest.mark.parametrize(

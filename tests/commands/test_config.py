@@ -109,6 +109,66 @@ def test_check_without_a_broker(tmp_path: Path) -> None:
     assert f"Configuration: {file};" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("flags", "content", "said"),
+    [
+        (
+            "--auth jwt --jwt-algorithms HS256 --jwt-secret-file FILE",
+            None,
+            "jwt.secret_file = 'FILE': can't be read: No such file or directory",
+        ),
+        (
+            "--auth jwt --jwt-algorithms HS256 --jwt-secret-file FILE",
+            b"short",
+            "jwt.secret_file = 'FILE': must hold at least 32 octets, for HS256",
+        ),
+        ("--auth jwt --jwt-algorithms none --jwt-secret-file FILE", b"s" * 32, "jwt.algorithms = 'none': must be one or more of"),
+        (
+            "--auth jwt --jwt-algorithms ES256 --jwt-public-key-file FILE",
+            b"key",
+            "jwt.public_key_file = 'FILE': must hold a public key in PEM",
+        ),
+        ("--auth jwt --jwt-algorithms ES256 --jwt-jwks-url http://h/?canary", None, "jwt.jwks_url = http://h…: must be https"),
+        (
+            "--auth jwt --jwt-algorithms ES256 --jwt-jwks-url https://h/keys --jwt-jwks-ca-file FILE",
+            b"",
+            "jwt.jwks_ca_file = 'FILE': must be a file with certificates in PEM",
+        ),
+        ("--auth tower --tower-url ftp://h", None, "tower.url is http://host or https://host"),
+        ("--auth tower --tower-url https://h --tower-tls-ca FILE", b"", "tower.tls_ca = 'FILE': must be a file with certificates in PEM"),
+        (
+            "--auth tower --tower-url https://h --tower-tls-ca FILE",
+            b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n",
+            "tower.tls_ca = 'FILE': holds a certificate that is damaged",
+        ),
+    ],
+)
+def test_check_finds_what_a_method_cannot_use(tmp_path: Path, flags: str, content: bytes | None, said: str) -> None:
+    """A file or address that would stop the start is told by `check`, in one line; `config` prints it all the same."""
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    arguments = [*FREE, *flags.replace("FILE", str(path)).split()]
+    result = run_check(*arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("towerws: " + said.replace("FILE", str(path)))
+    assert "canary" not in line
+    assert "The configuration is good" not in result.stdout
+    assert run_config(*arguments).exit_code == 0
+
+
+def test_check_asks_nobody(tmp_path: Path) -> None:
+    """Methods that can be made are good, whether or not their servers answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        result = run_check(*FREE, "--auth", "jwt,tower", "--tower-url", url, "--jwt-algorithms", "ES256", "--jwt-jwks-url", f"{url}/keys")
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_check_finds_a_taken_port(taken: int) -> None:
     """A port that somebody listens on is named with the setting that wants it."""
     result = run_check(*FREE, "--listen", f"tcp:{taken}:interface=127.0.0.1")

@@ -13,10 +13,12 @@ from typing import Any
 
 import jwt
 import pytest
+from click.testing import CliRunner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
+from towerws.commands.config import check_command
 
 SECRET = "0123456789abcdef0123456789abcdef"
 CANARY = "canary0session0id"
@@ -135,8 +137,11 @@ def test_tower_session(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
             assert close_code(client) == 1008
             assert time.monotonic() - logged_out < 10
         assert status(daemon, Cookie=cookie) == 403
-        connections = daemon.get("/status")[1]["connections"]
+        figures = daemon.get("/status")[1]
+        connections, asked = figures["connections"], figures["auth"]["tower"]
         assert connections["refused_for"] == {"no_credential": 1, "credential": 3, "origin": 1}
+        assert (asked["accepted"], asked["refused"], asked["unavailable"]) == (4, 3, 0)
+        assert asked["calls"] == {"made": len(api.asked), "failed": 0, "turned_away": 0, "in_flight": 0, "waiting": 0, "breaker": "closed"}
         assert connections["revoked"] == 3
         log = daemon.log.read_text()
     assert "user 7 from 203.0.113.5" in log
@@ -149,7 +154,9 @@ def test_tower_is_down(tmp_path: Path) -> None:
     """Nobody is let in whose credential can't be checked, and nobody is told that it is bad: 503 asks to come again."""
     with Daemon(tmp_path, "embedded:", "--tower-url", "http://127.0.0.1:9", auth="tower") as daemon:
         assert status(daemon, Cookie=f"sessionid={CANARY}") == 503
-        assert daemon.get("/status")[1]["connections"]["refused_for"] == {"unavailable": 1}
+        figures = daemon.get("/status")[1]
+        assert figures["connections"]["refused_for"] == {"unavailable": 1}
+        assert (figures["auth"]["tower"]["unavailable"], figures["auth"]["tower"]["calls"]["failed"]) == (1, 1)
 
 
 def test_jwt(tmp_path: Path) -> None:
@@ -228,10 +235,12 @@ def test_jwt_in_messages(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be_used(tmp_path: Path, flags: list[str], said: str) -> None:
-    """The daemon does not start, and one line says why."""
+    """The daemon does not start, and one line says why: the same that `towerws check` would have said."""
     daemon = Daemon(tmp_path, "embedded:", *flags)
     with pytest.raises(AssertionError, match="the daemon ended with 2"):
         daemon.start()
     (line,) = daemon.log.read_text().splitlines()
     assert line.startswith("towerws: ")
     assert said in line
+    checked = CliRunner().invoke(check_command, ["--auth", "open", *flags])
+    assert (checked.exit_code, checked.stderr) == (2, f"{line}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
 from twisted.internet.defer import Deferred
@@ -52,10 +52,19 @@ class Method(Protocol):
 class TakesTokens(Protocol):
     """What a `Method` offers beside, when its credential may also come in a message on the open connection."""
 
+    name: str
     takes_tokens: bool
 
     def identify(self, token: str) -> Deferred[Identity]:
         """Fires with whose token this is; fails with `Refused` or `Unavailable`. May be cancelled."""
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """What a `Method` offers beside, when it has figures of its own for `/status`."""
+
+    def figures(self) -> Mapping[str, object]:
+        """Counts since the start, and how things stand. Numbers and fixed words only: nothing that a client sent."""
 
 
 def takes_tokens(method: Method) -> TypeGuard[TakesTokens]:

@@ -15,6 +15,11 @@ class Breaker:
         self._failed = 0
         self._probe_at = 0.0
 
+    @property
+    def state(self) -> str:
+        """`closed`, or `open` until a probe has succeeded."""
+        return "closed" if self._failed < self._limit else "open"
+
     def is_open(self, now: float) -> bool:
         """Whether a call made now would fail at once."""
         return self._failed >= self._limit and now < self._probe_at

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
+from twisted.python.failure import Failure
 
-from towerws.auth.base import Method, takes_tokens
+from towerws.auth.base import Method, Refused, Reports, Unavailable, takes_tokens
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
+
+Answer = TypeVar("Answer", Identity, Identity | None)
 
 
 class Chain:
@@ -21,6 +24,7 @@ class Chain:
     def __init__(self, methods: Sequence[Method]) -> None:
         self._methods = tuple(methods)
         self._by_name = {method.name: method for method in methods}
+        self._counts = {method.name: {"accepted": 0, "refused": 0, "unavailable": 0} for method in methods}
         self._tokens = next(filter(takes_tokens, self._methods), None)
         self.takes_tokens = self._tokens is not None
 
@@ -33,7 +37,7 @@ class Chain:
     @inlineCallbacks
     def _first(self, head: Head, address: str) -> Generator[Deferred[Any], Any, Identity | None]:
         for method in self._methods:
-            identity: Identity | None = yield maybeDeferred(method.authenticate, head, address)
+            identity: Identity | None = yield self._counted(method.name, maybeDeferred(method.authenticate, head, address))
             if identity is not None:
                 return identity
         return None
@@ -41,7 +45,7 @@ class Chain:
     def identify(self, token: str) -> Deferred[Identity]:
         """What the first method says that takes tokens. `takes_tokens` tells whether there is one."""
         assert self._tokens is not None
-        return self._tokens.identify(token)
+        return self._counted(self._tokens.name, self._tokens.identify(token))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """What the method that vouches for this user says."""
@@ -55,6 +59,29 @@ class Chain:
         """All of them forget."""
         for method in self._methods:
             method.forget(revocation)
+
+    def figures(self) -> Mapping[str, Mapping[str, object]]:
+        """For each method how many credentials it accepted, refused and could not check, and what it has to say itself."""
+        return {
+            name: {**counts, **(method.figures() if isinstance(method := self._by_name[name], Reports) else {})}
+            for name, counts in self._counts.items()
+        }
+
+    def _counted(self, name: str, asked: Deferred[Answer]) -> Deferred[Answer]:
+        counts = self._counts[name]
+
+        def answered(identity: Answer) -> Answer:
+            counts["accepted"] += identity is not None
+            return identity
+
+        def failed(failure: Failure) -> Failure:
+            if failure.check(Refused):
+                counts["refused"] += 1
+            elif failure.check(Unavailable):
+                counts["unavailable"] += 1
+            return failure
+
+        return asked.addCallbacks(answered, failed)
 
     def stop(self) -> Deferred[None]:
         """Fires when all have let go; one that fails at it does not keep the others."""

@@ -48,12 +48,10 @@ class JwtMethod:
         check_algorithms(settings.algorithms)
         self._default = _check(settings)
         self._keys, self._key_counts = _key_source(settings, reactor)
-        self._counts = {"accepted": 0, "refused": 0}
 
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """How many tokens were accepted and refused; with a key set's URL also what `Jwks` counts."""
-        return {**self._counts, **self._key_counts}
+    def figures(self) -> Mapping[str, object]:
+        """With a key set's URL, what `Jwks` counts."""
+        return {"keys": dict(self._key_counts)} if self._key_counts else {}
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires with who signed in; with None when the handshake brings nothing that is shaped like a token.
@@ -83,23 +81,10 @@ class JwtMethod:
         return self._keys.stop()
 
     async def _authenticate(self, head: Head) -> Identity | None:
-        try:
-            credential = find_credential(head, self._settings.cookie)
-        except Refused:
-            self._counts["refused"] += 1
-            raise
+        credential = find_credential(head, self._settings.cookie)
         return None if credential is None else await self._identify(credential)
 
     async def _identify(self, credential: Credential) -> Identity:
-        try:
-            identity = await self._check(credential)
-        except Refused:
-            self._counts["refused"] += 1
-            raise
-        self._counts["accepted"] += 1
-        return identity
-
-    async def _check(self, credential: Credential) -> Identity:
         token = parse_token(credential.token)
         if token.algorithm not in self._settings.algorithms:
             raise Refused("the token's algorithm is not one of those configured")

@@ -99,6 +99,11 @@ class TowerMethod:
         self._revocations = RecentRevocations(max(settings.valid_s, settings.allowed_s))
         self._validations: SingleFlight[_Known] = SingleFlight()
         self._checks: SingleFlight[bool] = SingleFlight()
+        self._hits = {"valid": 0, "invalid": 0, "allowed": 0, "denied": 0}
+
+    def figures(self) -> Mapping[str, object]:
+        """How often an answer that is kept was enough, of each kind; and the calls to the API."""
+        return {"cache_hits": dict(self._hits), "calls": self._calls.figures()}
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Ask the API whose credential it is, unless that is known. Never tried again: the client's page does that."""
@@ -148,9 +153,12 @@ class TowerMethod:
                 continue
             elif not _is_id(event):
                 refused[topic] = "not an object's number"
-            elif holder.me.reads_all or self._allowed.get((holder.key, topic), now, holder.since):
+            elif holder.me.reads_all:
                 continue
+            elif self._allowed.get((holder.key, topic), now, holder.since):
+                self._hits["allowed"] += 1
             elif self._denied.get((holder.key, topic), now, holder.since):
+                self._hits["denied"] += 1
                 refused[topic] = "not visible to this user"
             else:
                 to_ask[topic] = self._objects[group].replace("{id}", event)
@@ -183,8 +191,10 @@ class TowerMethod:
     def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
         now = self._clock.seconds()
         if (known := self._valid.get(key, now)) and known.at > self._revocations.latest(known.me.user_id, credential.session):
+            self._hits["valid"] += 1
             return succeed(known)
         if self._invalid.get(key, now):
+            self._hits["invalid"] += 1
             return fail(Refused("the API rejected the credential a moment ago"))
         # Not with those who asked before the latest revocation, of whomever: whose credential it is, is not known yet.
         flight = (key, self._revocations.count)

@@ -9,7 +9,7 @@ over    | its Deferred has fired      | -
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail
@@ -53,6 +53,18 @@ class TowerCalls:
         self._waiting: deque[_Call[Any]] = deque()
         self._pauses: dict[Deferred[None], Any] = {}
         self._stopped = False
+        self._made = self._failures = self._turned_away = 0
+
+    def figures(self) -> Mapping[str, object]:
+        """Calls made, and those of them that failed (which the breaker counts); turned away unmade; under way; waiting."""
+        return {
+            "made": self._made,
+            "failed": self._failures,
+            "turned_away": self._turned_away,
+            "in_flight": len(self._asking),
+            "waiting": len(self._waiting),
+            "breaker": self._breaker.state,
+        }
 
     def get(self, url: str, headers: Headers, read: Callable[[Answer], T]) -> Deferred[T]:
         """Fires with what `read` makes of the answer, or fails with what it raises; `deadline_s` from now at the latest."""
@@ -60,6 +72,7 @@ class TowerCalls:
         if self._stopped:
             return fail(_stopping())
         if full and (len(self._waiting) >= self._settings.calls_waiting or self._breaker.is_open(self._clock.seconds())):
+            self._turned_away += 1
             self._log.warning("too many questions to the Tower API at once")
             return fail(Unavailable("too many questions to the API at once"))
         call = _Call(url, headers, read)
@@ -97,8 +110,10 @@ class TowerCalls:
 
     def _send(self, call: _Call[Any]) -> None:
         if not self._breaker.admit(self._clock.seconds()):
+            self._turned_away += 1
             self._end(call, Failure(Unavailable("the API failed again and again; it is asked anew every few seconds")))
             return
+        self._made += 1
         self._asking.add(call)
         call.flight = self._fetcher.get(call.url, call.headers)
         call.flight.addCallbacks(self._answered, self._failed, callbackArgs=(call,), errbackArgs=(call,))
@@ -146,6 +161,7 @@ class TowerCalls:
             call.done.callback(result)
 
     def _note_failure(self, why: str) -> None:
+        self._failures += 1
         self._log.warning("the Tower API can't be asked: {why}", why=why)
         if self._breaker.failed(self._clock.seconds()):
             self._log.warning(

@@ -161,9 +161,11 @@ def _authorities(path: str) -> Any:
     try:
         parts = Path(path).read_bytes().split(_PEM_END)[:-1]
         certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
-    except (OSError, crypto.Error) as error:
-        raise ConfigError(f"tower.tls_ca {path!r} can't be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tower.tls_ca = {path!r}: can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
+    except crypto.Error:
+        raise ConfigError(f"tower.tls_ca = {path!r}: holds a certificate that is damaged") from None
     if not certificates:
-        raise ConfigError(f"tower.tls_ca {path!r} holds no PEM certificate")
+        raise ConfigError(f"tower.tls_ca = {path!r}: must be a file with certificates in PEM")
     trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
     return trust(certificates)

@@ -1,4 +1,7 @@
-"""`towerws config` prints the configuration in force, `towerws check` says what it would do. Neither touches the network."""
+"""`towerws config` prints the configuration in force, `towerws check` says what it would do. Neither touches the network.
+
+`config` prints also what can't be used: it is what one looks at then. What it takes to be used is for `check` to say.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from twisted.internet.task import Clock
 
 from towerws.config.addresses import Address, parse_address
 from towerws.config.broker_url import url_for_file
@@ -19,7 +23,8 @@ from towerws.config.options import CONFIG_FLAG, CONFIG_HELP, OPTIONS, Kind, Opti
 from towerws.config.rules import advice
 from towerws.config.units import Value
 from towerws.core.errors import ConfigError
-from towerws.core.settings import GroupSettings
+from towerws.core.settings import GroupSettings, Settings
+from towerws.methods import make_methods
 
 EXIT_BAD_CONFIG = 2
 
@@ -43,15 +48,18 @@ def config_command(**values: object) -> None:
 @click.command("check")
 @config_options
 def check_command(**values: object) -> None:
-    """Say what the daemon would do with this configuration, and whether its ports are free. No broker is asked."""
+    """Say what the daemon would do with this configuration, and whether its files and ports can be used. No broker or API is asked."""
     loaded = _load(values)
     click.echo("\n".join(summary(loaded)))
-    taken = False
+    bad = False
+    if (reason := why_no_methods(loaded.settings)) is not None:
+        bad = True
+        _complain(reason)
     for key in ("listen", "admin"):
         if (reason := why_not_free(parse_address(str(loaded.by_key[key].value)))) is not None:
-            taken = True
+            bad = True
             _complain(f"{loaded.by_key[key].origin} = {loaded.by_key[key].value!r}: can't be listened on: {reason}")
-    if taken:
+    if bad:
         raise SystemExit(EXIT_BAD_CONFIG)
     click.echo("The configuration is good.")
 
@@ -92,6 +100,16 @@ def summary(loaded: Loaded) -> Iterator[str]:
     if settings.groups:
         yield f"Groups beside AWX's: {', '.join(settings.groups)}."
     yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded)))
+
+
+def why_no_methods(settings: Settings) -> str | None:
+    """Why the ways of authenticating can't be made, or None; tried by making them, as the daemon does when it starts."""
+    try:
+        for _ in make_methods(settings, Clock()):  # nothing is asked, so no reactor has to turn
+            pass
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def why_not_free(address: Address) -> str | None:
