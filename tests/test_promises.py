@@ -1,0 +1,451 @@
+"""What is promised whatever some client does (the numbers are those of the promise), each with fifty others that must notice nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from random import Random
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+
+from tests.auth.tower_kit import FakeFetcher, me
+from tests.bystanders import Bystanders
+from tests.hostile_heads import LISTED, PAGE_ORIGINS, PageOrigin
+from tests.ws_kit import CONTINUATION, PING, PONG, TEXT, Edge, Edges, SlowMethod, close, edges, frame, request, text
+from towerws.auth.open import Open
+from towerws.auth.tower import TowerMethod
+from towerws.auth.tower_answers import Answer
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import AccessSettings, Secret, TowerSettings
+
+MANY = {"connections": 20_000, "per_address": 20_000, "half_open": 20_000, "per_user": 20_000}
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+def test_slow_heads(make: Edges) -> None:
+    """Promise 19: 5,000 clients with an octet a second are cut off at 15 ± 1 s, and who comes meanwhile is let in at once."""
+    edge = make(limits=MANY)
+    others = Bystanders(edge)
+    slow = [edge.connect(f"203.0.113.{number % 250}") for number in range(5000)]
+    head = request()
+    for second in range(14):
+        for client in slow:
+            client.send(head[second : second + 1])
+        others.pump(1)
+        assert edge.connect().send(request()).status == 101
+    assert not any(client.transport.lost for client in slow)
+    others.pump(2)
+    assert all(client.transport.lost for client in slow)
+    for client in edge.clients[-14:]:
+        client.hang_up()
+    others.alone()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"GET /websocket/ HTTP/1.1\r\nX: " + b"a" * 16_384],
+        [b"GET /websocket/ HTTP/1.1\r\nX: "] + [b"a" * 64] * 256,
+        [request(added=[f"X-{number}: y" for number in range(10_000)])],
+        [request(added=[f"X: {number}" for number in range(101)])],
+        [b"GET /websocket/ HTTP/1.1\r\n" + b"\r\n".join(b"X:" for _ in range(6000))],
+    ],
+    ids=["endless", "endless in pieces", "10,000 headers", "101 headers", "6,000 headers without an end"],
+)
+def test_huge_heads(make: Edges, pieces: list[bytes]) -> None:
+    """Promise 19: a head without end, or with 10,000 headers, gets 431, and its connection is gone within the linger time."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.connect().send(*pieces)
+    assert client.status == 431
+    assert client.held == 0
+    others.pump(edge.settings.linger_s + 1)
+    assert client.transport.lost
+    others.alone()
+
+
+@pytest.mark.parametrize("talks", [False, True], ids=["silent", "talking"])
+def test_never_reads(make: Edges, talks: bool) -> None:
+    """Promises 20 and 22: who never reads at 1 MB/s costs no more than its bound, talking or not, and is aborted when no ping is answered.
+
+    It falls behind meanwhile instead of being dropped after 10 s: AWX's pages would not come back.
+    """
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.open().listen(1)
+    client.transport.stalled = True
+    most = 0
+
+    def load() -> None:
+        nonlocal most
+        for _ in range(10):
+            edge.publish("job_events.1", {"x": "y" * 25_000})
+        most = max(most, len(client.transport.waiting))
+        if talks:
+            client.send(frame(PONG))
+
+    others.pump(edge.settings.ping_s + edge.settings.pong_s + 1, load)
+    assert most < edge.settings.backlog_octets + 2 * 65_536
+    assert client.transport.aborted
+    assert client.transport.lost
+    others.alone()
+
+
+def test_closes_and_stalls(make: Edges) -> None:
+    """Promise 21: who closes and does not read gets nothing more, and its connection is gone within 3 s."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.open().listen(1)
+    client.transport.stalled = True
+    edge.publish("job_events.1", {"x": "y" * 200_000})
+    client.send(close())
+    waiting = len(client.transport.waiting)
+    others.pump(3, lambda: edge.publish("job_events.1", {"x": "y" * 100_000}))
+    assert len(client.transport.waiting) <= waiting
+    assert client.transport.lost
+    others.alone()
+
+
+def test_vanished(make: Edges) -> None:
+    """Promise 23: 1,000 clients that vanish without a word are gone after a ping and its time, and a second."""
+    edge = make(limits=MANY)
+    others = Bystanders(edge)
+    gone = [edge.open().listen(1) for _ in range(1000)]
+    for client in gone:
+        client.transport.stalled = True
+    others.pump(edge.settings.ping_s + edge.settings.pong_s - 1)
+    assert not any(client.transport.lost for client in gone)
+    others.pump(2)
+    assert all(client.transport.lost for client in gone)
+    others.alone()
+
+
+def test_ping_flood(make: Edges) -> None:
+    """Promise 24: of 100,000 pings whose pongs nobody reads the first second's worth is answered, then it is 1008 and deafness."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.open().listen(1)
+    client.transport.stalled = True
+    flood = frame(PING, b"x" * 125) * 1000
+    for _ in range(100):
+        client.send(flood)
+    assert not client.transport.reading
+    assert len(client.transport.waiting) < 65_536
+    client.transport.drain()
+    assert client.close_code() == 1008
+    others.pump(edge.settings.linger_s + 1)
+    others.alone()
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        (frame(TEXT, fin=False), frame(CONTINUATION, fin=False) * 1000),
+        (frame(TEXT, b"ab", fin=False), frame(CONTINUATION, b"ab", fin=False) * 1000),
+        (frame(TEXT, b"x" * 100)[:50], b""),
+        (frame(TEXT, b"ab", fin=False), b""),
+        (frame(TEXT, octets=60_000), b"x" * 100),
+    ],
+    ids=["empty", "two octets", "half a frame", "never finished", "trickling"],
+)
+def test_fragment_flood(make: Edges, first: bytes, rest: bytes) -> None:
+    """Promise 25: after 64 fragments or 10 s it is 1008, and no more than 128 KiB were ever held for it."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.open().send(first)
+
+    def go_on() -> None:
+        client.send(rest)
+        assert client.held < 128 * 1024
+
+    others.pump(10.5, go_on)
+    assert client.close_code() == 1008
+    others.pump(edge.settings.linger_s + 1, go_on)
+    assert client.transport.lost
+    others.alone()
+
+
+@pytest.mark.parametrize(
+    "offer", ["permessage-deflate", "permessage-deflate; server_max_window_bits=9", "permessage-bzip2, x-webkit-deflate-frame"]
+)
+def test_no_compression(make: Edges, offer: str) -> None:
+    """Promise 27: compression is not negotiated, whatever is offered, and a bomb sent anyway is 1002 unseen."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.connect().send(request(added=[f"Sec-WebSocket-Extensions: {offer}"]))
+    assert client.status == 101
+    assert b"Extensions" not in client.response
+    client.send(frame(TEXT, b"\xec\xc1\x01\x01" + b"\x00" * 60_000, rsv=4))
+    assert client.close_code() == 1002
+    others.pump(edge.settings.linger_s + 1)
+    others.alone()
+
+
+COOKIE = "Cookie: sessionid={}; csrftoken=c"
+
+
+def tower(make: Edges, **settings: float) -> tuple[Edge, FakeFetcher]:
+    """An edge that asks the Tower API, which a test plays."""
+    fetcher = FakeFetcher()
+    method = TowerMethod(TowerSettings(url="http://tower.example", **settings), make.clock, fetcher=fetcher)  # type: ignore[arg-type]
+    edge = make(method, access=AccessSettings(check_xrftoken=False), limits=MANY, ping_s=3600)
+    edge.desk.guard.start()
+    fetcher.answers["/api/v2/me/"] = me(7)
+    return edge, fetcher
+
+
+def test_an_api_that_is_down(make: Edges) -> None:
+    """Promise 28: with an API that is silent, new clients get a 503 in time, it has at most 50 calls to answer, and who is in hears all."""
+    edge, fetcher = tower(make, valid_s=0)
+    others = Bystanders(edge, head=request(added=[COOKIE.format("good")]))
+    fetcher.answers.clear()
+    fetcher.asked.clear()
+    new = [edge.connect().send(request(added=[COOKIE.format(f"s{number}")])) for number in range(200)]
+    assert len(fetcher.asked) <= 50
+    others.pump(3)
+    assert {client.status for client in new} == {503}
+    assert all(client.transport.lost for client in new)
+    asked = len(fetcher.asked)
+    late = [edge.connect().send(request(added=[COOKIE.format("later")])) for _ in range(20)]
+    assert {client.status for client in late} == {503}, "the breaker is open: nobody waits"
+    others.pump(1)
+    assert len(fetcher.asked) == asked
+    for _, _, answer in fetcher.asked:
+        answer.callback(me(7))  # too late
+    assert edge.factory.opened == len(others.clients)
+    others.pump(4, lambda: edge.connect().send(request(added=[COOKIE.format("probe")])))
+    assert asked < len(fetcher.asked) <= asked + 3, "it is probed once in 5 s"
+    others.pump(300)
+    fetcher.answers["/api/v2/me/"] = me(7)
+    others.pump(12)
+    assert edge.connect().send(request(added=[COOKIE.format("back")])).status == 101
+    edge.clients[-1].hang_up()
+    edge.desk.guard.stop()
+    others.alone()
+
+
+@pytest.mark.parametrize(
+    "more", [request("/b/websocket/", v1=True), text({"groups": {}}), b"x" * 1024**2], ids=["request", "frames", "1 MiB"]
+)
+def test_one_opening(make: Edges, more: bytes) -> None:
+    """Promise 29: what comes while the credential is checked is no second opening: one question, one 101, the first one's identity."""
+
+    class Gate(SlowMethod):
+        def refusals(self, identity: Identity, topics: object) -> Deferred[dict[str, str]]:
+            return succeed({})
+
+    method = Gate()
+    edge = make(method)
+    others = Bystanders(edge)
+    method.handshakes.clear()
+    method._slow_handshake = True
+    client = edge.connect().send(request("/a/websocket/"), *(more[at : at + 65_536] for at in range(0, len(more), 65_536)))
+    assert [head.path for head, _ in method.handshakes] == ["/a/websocket/"]
+    assert client.held <= 16 * 1024
+    asked = method.handshakes[0][1]
+    if not asked.called:
+        asked.callback(Identity(9))
+    assert client.transport.received.count(b"HTTP/1.1 101 ") == (0 if len(more) > 16 * 1024 else 1)
+    others.pump(edge.settings.linger_s + 1)
+    client.hang_up()
+    others.alone()
+
+
+class Browser(Open):
+    """Everybody is user 7, by a cookie or not."""
+
+    def __init__(self, *, cookie: bool) -> None:
+        self._identity = Identity(7, cookie=cookie, csrftoken=Secret("t") if cookie else None, session="5e55")
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        return succeed(self._identity)
+
+
+@pytest.mark.parametrize("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
+def test_origins(make: Edges, page: PageOrigin) -> None:
+    """Promise 31: each page's origin, under each policy: the table, everybody without a cookie, everybody where it is switched off."""
+    lines = [f"Host: {page.host}", *([] if page.origin is None else [f"Origin: {page.origin}"])]
+    malformed = page.host in ("", "2001:db8::1")  # no host: that may be 400 before all this
+    own = page.allowed and page.origin not in (None, *LISTED, f"{LISTED[0]}:443")
+    for cookie, access, allowed in (
+        (True, AccessSettings(origins=LISTED), page.allowed),
+        (True, AccessSettings(), own or page.origin is None),
+        (True, AccessSettings(check_origin=False), True),
+        (False, AccessSettings(), True),
+    ):
+        edge = make(Browser(cookie=cookie), access=access)
+        client = edge.connect().send(request(without=["Host"], added=lines))
+        assert client.status in ({101 if allowed else 403} | ({400} if malformed else set()))
+        if client.status == 403:
+            assert client.response.endswith(b"\r\n\r\na page of this origin may not use what its browser knows\n")
+        assert len(edge.hub.members) - edge.desk.guard.watchers == (client.status == 101)
+
+
+NAMES = ["job_events", "jobs", "control", "metrics", "workflow_events", "chat", "job_events-42", "broadcast-group_send", "JOB_EVENTS", ""]
+ITEMS: list[Callable[[Random], object]] = [
+    lambda random: random.randint(0, 10 ** random.randint(0, 19)),
+    lambda random: -random.randint(0, 10**6),
+    lambda random: str(random.randint(0, 10**22)),
+    lambda random: random.choice(
+        ["#", "*", "job_events.#", "a.b", ".", "", " 42", "42 ", "42.0", "4\u00b2", "\u0664\u0662", "x" * 300, "a\0b", "42\n"]
+    ),
+    lambda random: random.choice([True, False, None, 42.0, 1e308, [], [42], {}, {"a": 1}]),
+    lambda random: "".join(
+        chr(random.choice([random.randrange(32, 127), random.randrange(0xD800), random.randrange(0xE000, 0x110000)]))
+        for _ in range(random.randrange(1, 12))
+    ),
+    lambda random: random.choice(["status_changed", "summary", "changed", "limit_reached_7", "limit_reached_8", "limit_reached"]),
+]
+
+
+def test_names_are_inert(make: Edges) -> None:
+    """Promise 32: of 100,000 generated names and values only exact names of known groups are joined; the connection stays."""
+    random = Random("names")
+    edge = make(messages_burst=100_000, malformed=100_000)
+    others = Bystanders(edge)
+    client = edge.open()
+    asked = 0
+    while asked < 100_000:
+        groups: dict[str, object] = {}
+        for name in [*random.sample(NAMES, 3), f"x{random.random()}"]:
+            items = [random.choice(ITEMS)(random) for _ in range(25)]
+            groups[name] = items if random.random() < 0.98 else random.choice([True, 42, None, "job_events-42", {}])
+            asked += 25
+        client.ask(groups)
+        *errors, answer = client.take()
+        assert all(set(error) == {"error"} for error in errors)
+        if "error" in answer:
+            assert any(not isinstance(items, list) for items in groups.values()), answer
+            continue
+        held = {topic.partition(".")[::2] for topic in next(m for m in edge.hub.members if m.peer is client.connection).topics}
+        assert answer["groups_current"] == sorted(f"{group}-{event}" for group, event in held)
+        for group, event in held:
+            assert group in {"job_events", "jobs", "control", "workflow_events", "chat"}
+            assert event in {str(item) for item in groups[group] if isinstance(item, int | str)} or event.isdigit()  # type: ignore[attr-defined]
+            assert not set(event) & set("#*. \0\n")
+        if asked % 10_000 == 0:
+            others.check()
+    client.hang_up()
+    others.alone()
+
+
+def test_subscribe_flood(make: Edges) -> None:
+    """Promise 33: 10,000 subscriptions at once are 1008 once what waits is too much, and leave nothing; at the rate all are followed."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.open()
+    message = text({"groups": {"job_events": list(range(20))}})
+    client.send(*[message * 100] * 100)
+    client.take()
+    assert client.close_code() == 1008
+    assert edge.desk.requests < 100 + len(others.clients)
+    others.pump(edge.settings.linger_s + 1)
+    assert client.transport.lost
+    others.alone()
+    steady = edge.open()
+    for _ in range(30):
+        steady.send(message * 20)
+        others.pump(1)
+    assert len(steady.take()) == 600
+    assert steady.close_code() is None
+    steady.hang_up()
+    others.alone()
+
+
+def test_1001_topics(make: Edges) -> None:
+    """Promise 33: one topic more than a connection may hold is refused as a whole, and changes nothing."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.open().listen(*range(1000))
+    client.ask({"job_events": list(range(1001))})
+    (answer,) = client.take()
+    assert "error" in answer
+    assert edge.hub.topics == 1001
+    client.hang_up()
+    others.alone()
+
+
+def test_revocation(make: Edges) -> None:
+    """Promise 34: a session deleted, or a job no longer visible: nothing forbidden after 60 s, 1008, and nobody else misses anything."""
+    edge, fetcher = tower(make)
+    others = Bystanders(edge, head=request(added=[COOKIE.format("good")]))
+    fetcher.answers |= {"/api/v2/jobs/1/": me(), "/api/v2/jobs/2/": me()}
+    fetcher.answers["/api/v2/me/"] = me(8)
+    ended, limited = (edge.connect().send(request(added=[COOKIE.format(session)])) for session in ("ended", "limited"))
+    for client in (ended, limited):
+        client.ask({"job_events": [1, 2]})
+        assert client.take()[-1]["groups_current"] == ["job_events-1", "job_events-2"]
+    sessions = {"good": me(7), "limited": me(8)}
+
+    def answer() -> None:
+        for path, headers, asked in fetcher.asked:
+            session = dict(headers)["Cookie"].partition(";")[0].partition("=")[2]
+            if not asked.called and path == "/api/v2/me/":
+                asked.callback(sessions.get(session, Answer(401, b"{}")))
+            elif not asked.called:
+                asked.callback(Answer(403, b"{}") if path == "/api/v2/jobs/2/" and session == "limited" else me())
+        fetcher.asked.clear()
+
+    del fetcher.answers["/api/v2/me/"], fetcher.answers["/api/v2/jobs/2/"]
+    others.pump(60, answer)
+    assert ended.close_code() == 1008
+    edge.publish("job_events.2", {"n": 2})
+    edge.publish("job_events.1", {"n": 1})
+    assert limited.take() == [{"error": "access denied to channel job_events for resource id 2"}, {"n": 1}]
+    assert limited.close_code() is None
+    limited.hang_up()
+    others.pump(3, answer)
+    edge.desk.guard.stop()
+    others.alone()
+
+
+BOMBS = {
+    "brackets": "[" * 65_536,
+    "braces": '{"a":' * 13_000,
+    "deep groups": '{"groups":' + "[" * 60_000,
+    "5,000 digits": '{"groups":{"job_events":[' + "9" * 5000 + "]}}",
+    "duplicate keys": '{"groups":{},"groups":{"job_events":[1]}}',
+    "NaN": '{"groups":{"job_events":[NaN]}}',
+    "Infinity": '{"groups":{"job_events":[-Infinity]}}',
+    "10,000 keys": json.dumps({f"{number}": 0 for number in range(5000)} | {"groups": {f"{number}": [] for number in range(4000)}})[
+        :65_000
+    ],
+    "byte order mark": '\ufeff{"groups":{}}',
+    "escapes": '{"groups":{"' + "\\u0000" * 10_000 + '":[1]}}',
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_json_bombs(make: Edges, name: str) -> None:
+    """Promise 35: an error answers it, nothing is subscribed, no traceback gets anywhere, and the next request is followed."""
+    edge = make()
+    others = Bystanders(edge)
+    client = edge.open().send(text(BOMBS[name]))
+    answers = client.take()
+    assert "error" in answers[0]
+    assert edge.hub.topics == 1
+    assert make.failures() == []
+    client.listen(1)
+    client.hang_up()
+    others.alone()
+
+
+def test_utf_16(make: Edges) -> None:
+    """Promise 35: UTF-16 is no UTF-8: 1007 where it can't be, an error where it could."""
+    edge = make()
+    others = Bystanders(edge)
+    assert edge.open().send(frame(TEXT, '{"groups":{}}'.encode("utf-16"))).close_code() == 1007
+    client = edge.open().send(frame(TEXT, '{"groups":{}}'.encode("utf-16-le")))
+    assert "error" in client.take()[0]
+    for each in edge.clients[-2:]:
+        each.hang_up()
+    others.alone()
