@@ -168,3 +168,7 @@ def test_figures() -> None:
         with pytest.raises(type(error)):
             now(chain.authenticate(HEAD, "192.0.2.1"))
         assert chain.figures() == {"jwt": {**nothing, **counted}, "tower": nothing}
+        alone = Chain([Fake("jwt", error)])
+        with pytest.raises(type(error)):
+            now(alone.authenticate(HEAD, "192.0.2.1"))
+        assert alone.figures() == {"jwt": {**nothing, **counted}}

@@ -31,7 +31,8 @@ class Chain:
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires with the first identity; with None when there is no credential of any kind. Fails as the methods do."""
         if len(self._methods) == 1:
-            return self._methods[0].authenticate(head, address)
+            (method,) = self._methods
+            return self._counted(method.name, method.authenticate(head, address))
         return self._first(head, address)
 
     @inlineCallbacks
@@ -68,22 +69,24 @@ class Chain:
         }
 
     def _counted(self, name: str, asked: Deferred[Answer]) -> Deferred[Answer]:
-        counts = self._counts[name]
-
-        def answered(identity: Answer) -> Answer:
-            counts["accepted"] += identity is not None
-            return identity
-
-        def failed(failure: Failure) -> Failure:
-            if failure.check(Refused):
-                counts["refused"] += 1
-            elif failure.check(Unavailable):
-                counts["unavailable"] += 1
-            return failure
-
-        return asked.addCallbacks(answered, failed)
+        counts = (self._counts[name],)
+        return asked.addCallbacks(_accepted, _failed, callbackArgs=counts, errbackArgs=counts)
 
     def stop(self) -> Deferred[None]:
         """Fires when all have let go; one that fails at it does not keep the others."""
         stopping = [maybeDeferred(method.stop) for method in self._methods]
         return DeferredList(stopping, consumeErrors=True).addCallback(lambda _: None)
+
+
+def _accepted(identity: Answer, counts: dict[str, int]) -> Answer:
+    if identity is not None:
+        counts["accepted"] += 1
+    return identity
+
+
+def _failed(failure: Failure, counts: dict[str, int]) -> Failure:
+    if failure.check(Refused):
+        counts["refused"] += 1
+    elif failure.check(Unavailable):
+        counts["unavailable"] += 1
+    return failure
