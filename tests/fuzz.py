@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
 from tests.hostile_heads import hostile_heads
 from tests.ws_kit import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WALL, Client, Edge, Edges, close, edges, frame, request, text
@@ -265,6 +264,7 @@ class Ordeal:
         clock = make.clock
         self._whim = Whim(lambda: WALL + clock.seconds())
         self.edge: Edge = make(self._whim)
+        self.edge.factory.log_of_connections.line = self._note  # type: ignore[method-assign]
         self.edge.desk.guard.start()
         self.bystander = self.edge.open(v1=True)
         self.bystander.ask({"jobs": ["status_changed"]})
@@ -276,16 +276,15 @@ class Ordeal:
         self.slowest_s = 0.0
         self.statuses: dict[int, int] = {}
         self._ended = ""
-        """Why the last connection that was open ended, as the log has it."""
+        """Why the last connection that was open ended, as the log has it; which leaves out some, when there are so many."""
         self.codes: dict[int | None, int] = {}
         self._timers: int | None = None
         self.settle()
         self._timers = len(clock.getDelayedCalls())
 
-    def note(self, event: LogEvent) -> None:
-        """An observer of the log."""
-        if "duration" in event:
-            self._ended = event["reason"]
+    def _note(self, text: str, **fields: object) -> None:
+        if "reason" in fields:
+            self._ended = str(fields["reason"])
 
     def run(self, conversation: Conversation) -> None:
         """Have it. Raises whatever it brings about."""
@@ -386,13 +385,11 @@ def ordeal() -> Iterator[Ordeal]:
     """One, in memory; nothing is left of it at the end."""
     with edges() as make:
         made = Ordeal(make)
-        globalLogPublisher.addObserver(cast("ILogObserver", made.note))
         try:
             yield made
             made.settle()
         finally:
             made.edge.desk.guard.stop()
-            globalLogPublisher.removeObserver(cast("ILogObserver", made.note))
 
 
 CLIENT_CODES = {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, *range(3000, 5000)}

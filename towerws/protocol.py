@@ -25,6 +25,7 @@ from towerws.core.origins import Origins
 from towerws.core.printable import printable
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Dialect
+from towerws.websocket.connection_log import ConnectionLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.doorman import Doorman
 from towerws.websocket.lean import lean
@@ -75,7 +76,7 @@ class WebSocketConnection(OpeningConnection):
         self._opened_at = factory.desk.reactor.seconds()
         self._session = Session(factory.desk, self, identity, dialect, response)
         factory.opened += 1
-        self._log.info(
+        factory.log_of_connections.line(
             "connection opened: user {user} from {address}, by {method}, session {session}, speaks {dialect}",
             user=printable(identity.user_id),
             address=printable(self.address),
@@ -104,7 +105,7 @@ class WebSocketConnection(OpeningConnection):
             topics = len(session.member.topics)
             session.close()
             self.factory.closed += 1
-            self._log.info(
+            self.factory.log_of_connections.line(
                 "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
                 duration=self.factory.desk.reactor.seconds() - self._opened_at,
                 user=printable(session.identity.user_id),
@@ -280,6 +281,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         """Every TCP connection, open or still at its handshake."""
         self.opened = 0
         self.closed = 0
+        self.log_of_connections = ConnectionLog(reactor)
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import cast
 
@@ -43,6 +44,27 @@ class Hostile(Open):
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
         return succeed(Identity("ada\r\n\x1b[2J\u202e", "tower", session="5e55", cookie=True, csrftoken=Secret(CANARY)))
+
+
+def test_a_storm_of_connections(make: Edges, lines: list[str]) -> None:
+    """Promise 39: 10,000 connections that come and go in ten seconds write at most 100 lines a second; none goes uncounted."""
+    edge = make(limits={"connections": 20_000, "per_address": 20_000})
+    most = counted = 0
+    for _ in range(10):
+        before = len(lines)
+        for _ in range(20):
+            for client in [edge.connect().send(request()) for _ in range(50)]:
+                client.hang_up()
+            edge.clock.advance(0.05)
+        most = max(most, len(lines) - before)
+    assert 40 <= most <= 100
+    edge.advance(10)
+    edge.open().hang_up()
+    assert lines[-2].startswith("connection opened: ")
+    for line in lines:
+        counted += 1 + int((re.findall(r"\((\d+) more connections opened or ended without a line\)$", line) or ["0"])[0])
+    assert counted == 20_002
+    assert lines[-1].endswith(" lost")
 
 
 def test_one_line_at_each_end(make: Edges, lines: list[str]) -> None:
