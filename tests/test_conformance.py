@@ -32,7 +32,7 @@ def echo_url() -> Iterator[str]:
 
 
 def test_conformance(echo_url: str) -> None:
-    """No case of groups 1 to 7 and 10 fails, has a wrong close code or an unclean end, except for those explained above."""
+    """Promise 16: no case of groups 1 to 7 and 10 fails, has a wrong close code or an unclean end, except for those explained above."""
     client = [sys.executable, "-m", "tests.conformance_client", echo_url]
     results = json.loads(subprocess.run(client, cwd=ROOT, capture_output=True, check=True, timeout=100).stdout)
     assert len(results) > 240

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -449,3 +451,15 @@ def test_utf_16(make: Edges) -> None:
     for each in edge.clients[-2:]:
         each.hang_up()
     others.alone()
+
+
+def test_each_promise_has_its_tests() -> None:
+    """Whoever looks for a promise to clients finds its tests by `Promise <number>`."""
+    sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py")]
+    named = {
+        int(number)
+        for source in sources
+        for found in re.findall(r"\bPromises? (\d+(?:(?:,| and) \d+)*)", source)
+        for number in re.findall(r"\d+", found)
+    }
+    assert named >= {*range(16, 36), 39}

@@ -82,7 +82,7 @@ def test_one_line_at_each_end(make: Edges, lines: list[str]) -> None:
 
 
 def test_nothing_secret_and_nothing_hostile(make: Edges, lines: list[str]) -> None:
-    """No token, cookie, query, header or payload is logged, and no character of a name can do anything to who reads it."""
+    """Promise 39: no token, cookie, query, header or payload is logged, nor a character that does anything to who reads it."""
     edge = make(Hostile(), access=AccessSettings(trusted_proxies=("192.0.2.1",)))
     headers = [f"Cookie: sessionid={CANARY}", f"X-Forwarded-For: {CANARY}", f"User-Agent: {CANARY}", "Origin: http://tower.example.com"]
     client = edge.connect().send(request(f"/{CANARY}/websocket/?token={CANARY}", added=headers))

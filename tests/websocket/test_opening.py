@@ -121,7 +121,7 @@ def test_refusal_repeats_nothing(make: Edges) -> None:
 @pytest.mark.parametrize("octet", [*b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f\x80\x85\xa0\xff"])
 @pytest.mark.parametrize("position", ["value", "name", "path"])
 def test_no_header_smuggling(make: Edges, octet: int, position: str) -> None:
-    """No octet that somebody might take for the end of a line gets through, wherever it stands; authentication never sees the head."""
+    """Promise 30: no octet that somebody might take for the end of a line gets through; authentication never sees the head."""
     method = SlowMethod()
     edge = make(method)
     bad = chr(octet)

@@ -1,0 +1,175 @@
+"""The promises that take a real socket: hostile clients of a real daemon beside one that must notice nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.daemon import DEADLINE_S, Daemon
+from tests.integration.test_websocket_daemon import RawClient, closed_with, members, present, send_for_ever, wait_until
+from tests.ws_kit import CLOSE, PING, close, frame, request, text
+
+PING_S, PONG_S, LINGER_S = 1, 2, 2
+FLAGS = (
+    f"--websocket-ping-s={PING_S}",
+    f"--websocket-pong-s={PONG_S}",
+    f"--websocket-linger-s={LINGER_S}",
+    "--max-payload-octets=16MiB",
+    "--history-max-octets=32MiB",
+    "--websocket-handshake-s=3",
+)
+
+
+def descriptors(daemon: Daemon) -> int:
+    """How many files and sockets it has open."""
+    return sum(1 for _ in Path(f"/proc/{daemon.pid}/fd").iterdir())
+
+
+class Bystander:
+    """A client that is well: it gets what is published for it, and nothing else, whatever happens."""
+
+    def __init__(self, daemon: Daemon, client: ClientConnection) -> None:
+        self._daemon, self._client = daemon, client
+        self._published = 0
+        client.recv(DEADLINE_S)
+        client.send(json.dumps({"groups": {"jobs": ["status_changed"]}}))
+        client.recv(DEADLINE_S)
+
+    def check(self) -> None:
+        """The next event reaches it."""
+        self._published += 1
+        self._daemon.publish("jobs.status_changed", {"n": self._published})
+        assert json.loads(self._client.recv(DEADLINE_S)) == {"n": self._published}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon without a broker."""
+    with Daemon(tmp_path_factory.mktemp("daemon"), "embedded:", *FLAGS) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(started: Daemon) -> Iterator[Daemon]:
+    """The same, in which every test leaves nothing: no connection, no member, no topic, no descriptor, no memory for them."""
+    before = descriptors(started)
+    yield started
+    wait_until(lambda: present(started) == 0)
+    hub = started.get("/status")[1]["hub"]
+    assert (hub["members"], hub["topics"]) == (0, 0)
+    wait_until(lambda: descriptors(started) <= before)
+
+
+@pytest.fixture
+def bystander(daemon: Daemon) -> Iterator[Bystander]:
+    """Is there before, meanwhile and after."""
+    with connect(daemon.url) as client:
+        made = Bystander(daemon, client)
+        made.check()
+        yield made
+        made.check()
+
+
+@pytest.mark.parametrize("talks", [False, True], ids=["silent", "talking"])
+def test_never_reads(daemon: Daemon, bystander: Bystander, talks: bool) -> None:
+    """Promises 20 and 22: 30 MB for a client that never reads cost their one copy in history; it is gone when it answers no ping."""
+    with RawClient(daemon, groups={"job_events": [1]}) as client:
+        before = daemon.rss_kib()
+        filler = "y" * 1_000_000
+        for _ in range(30):
+            daemon.publish("job_events.1", {"x": filler})
+            if talks:
+                with suppress(OSError):
+                    client.socket.sendall(text("hello"))
+            bystander.check()
+        assert daemon.rss_kib() - before < (30 + 16) * 1024
+        wait_until(lambda: present(daemon) == 1, PING_S + PONG_S + LINGER_S + 5)
+
+
+def test_closes_and_stalls(daemon: Daemon, bystander: Bystander) -> None:
+    """Promise 21: who has a backlog, closes and does not read is out at once, and its descriptor free within 3 s."""
+    with RawClient(daemon, groups={"job_events": [1]}) as client:
+        for _ in range(8):
+            daemon.publish("job_events.1", {"x": "y" * 500_000})
+        client.socket.sendall(close())
+        wait_until(lambda: members(daemon) == 1, 1)
+        for _ in range(8):
+            daemon.publish("job_events.1", {"x": "y" * 500_000})
+            bystander.check()
+        wait_until(lambda: present(daemon) == 1, LINGER_S + 3)
+
+
+def test_ping_flood(daemon: Daemon, bystander: Bystander) -> None:
+    """Promise 24: pings without end, whose pongs nobody reads, are cut off, while another client's events come as before."""
+    with RawClient(daemon, groups={"job_events": [1]}) as client:
+
+        def flood() -> None:
+            with suppress(OSError):
+                send_for_ever(client, frame(PING, b"x" * 100) * 1000)
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        for _ in range(50):
+            bystander.check()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+def test_subscribe_flood(daemon: Daemon, bystander: Bystander) -> None:
+    """Promise 33: 10,000 subscriptions as fast as they go are answered at the rate, and end with 1008."""
+    with RawClient(daemon, groups={"job_events": [1]}) as client:
+
+        def flood() -> None:
+            with suppress(OSError):
+                for _ in range(100):
+                    client.socket.sendall(text({"groups": {"job_events": list(range(20))}}) * 100)
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        answers = 0
+        while True:
+            opcode, payload = client.frame()
+            if opcode == CLOSE:
+                break
+            answers += opcode == 1
+        assert payload[:2] == b"\x03\xf0"
+        assert answers < 100
+        bystander.check()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+def test_sizes(daemon: Daemon, bystander: Bystander) -> None:
+    """Promise 26: 64 KiB in are taken and an octet more is 1009; 8 MiB out arrive whole."""
+    with connect(daemon.url, max_size=None) as client:
+        client.recv(DEADLINE_S)
+        client.send(json.dumps({"groups": {"job_events": [1]}}).ljust(65_536))
+        assert "groups_current" in str(client.recv(DEADLINE_S))
+        payload = {"x": "y" * (8 * 1024**2 - 8)}
+        daemon.publish("job_events.1", payload)
+        assert json.loads(client.recv(DEADLINE_S)) == payload
+        bystander.check()
+        with suppress(ConnectionClosed):
+            client.send("x" * 65_537)
+        assert closed_with(client) == 1009
+
+
+def test_slow_heads(daemon: Daemon, bystander: Bystander) -> None:
+    """Promise 19: clients whose opening does not end are cut off in time, while others come in and hear."""
+    slow = [RawClient(daemon) for _ in range(40)]
+    for client in slow:
+        client.socket.sendall(request()[:20])
+    for _ in range(20):
+        with connect(daemon.url, open_timeout=DEADLINE_S) as late:
+            late.recv(DEADLINE_S)
+        bystander.check()
+    for client in slow:
+        assert client.read_to_end() == b""
+        client.socket.close()
