@@ -69,6 +69,12 @@ def enter(edge: Edge) -> Client:
     return edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]) + text(wanted))
 
 
+def rest(edge: Edge) -> None:
+    """The guard asks nothing more, and what it has asked is answered."""
+    edge.desk.guard.stop()
+    edge.advance(2 * ANSWER_S)
+
+
 def play(make: Edges, taken_at: float, arrivals: tuple[float, ...], what: str) -> tuple[Edge, Api, dict[float, float]]:
     """Connect at these times, take something away at that time; gives when each client heard its last event."""
     api = Api(make.clock)
@@ -88,7 +94,7 @@ def play(make: Edges, taken_at: float, arrivals: tuple[float, ...], what: str) -
             if events := [message["at"] for message in messages if "at" in message]:
                 heard[arrived] = events[-1]
         edge.clock.advance(0.25)
-    edge.desk.guard.stop()
+    rest(edge)
     return edge, api, heard
 
 
@@ -131,7 +137,7 @@ def test_who_comes_back(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str)
     second.take()
     edge.publish("job_events.42", {})
     assert second.take() == []
-    edge.desk.guard.stop()
+    rest(edge)
 
 
 @pytest.mark.usefixtures("late")
@@ -156,4 +162,4 @@ def test_an_api_that_is_down_when_it_is_asked(make: Edges) -> None:
     api.down = api.session = False
     edge.advance(PROMISED_S)
     assert client.close_code() == 1008
-    edge.desk.guard.stop()
+    rest(edge)
