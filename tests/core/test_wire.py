@@ -32,6 +32,7 @@ OUTPUT = b'{"counter": 16, "stdout": "ok: [web01]"}'
 
 FRAMES: dict[tuple[str, str], Callable[[], bytes | None]] = {
     ("tower", "welcome"): lambda: TOWER.welcome(Identity(7), "1041-5b0c7e9f21aa", 20),
+    ("tower", "unavailable"): lambda: TOWER.denied(Denied("job_events", "42", "unavailable")),
     ("tower", "denied"): lambda: TOWER.denied(Denied("job_events", "42", "no such event in this group")),
     ("tower", "subscribed"): lambda: TOWER.subscribed(CHANGE, [], 1),
     ("tower", "not-a-list"): lambda: TOWER.error(BadRequest("not_a_list", "the value of each group must be a list")),

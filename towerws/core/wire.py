@@ -19,6 +19,9 @@ from towerws.core.topics import flat_name
 
 SUBPROTOCOL = "towerws.v1"
 
+UNAVAILABLE = "unavailable"
+"""The reason of an item whose check could not be made."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -92,7 +95,9 @@ class TowerDialect:
         return delivery.payload
 
     def denied(self, denied: Denied) -> bytes | None:
-        """AWX's text, whatever the reason was."""
+        """AWX's text; but what could not be checked is not what was refused."""
+        if denied.reason == UNAVAILABLE:
+            return _spaced({"error": f"access to channel {denied.group} for resource id {denied.item} can't be checked just now"})
         return _spaced({"error": f"access denied to channel {denied.group} for resource id {denied.item}"})
 
     def subscribed(self, change: Change, denied: list[Denied], request_id: object) -> bytes:
