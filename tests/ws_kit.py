@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, cast
@@ -255,7 +256,9 @@ class Client:
         while len(data) >= self._read + 2:
             at = self._read
             opcode, length = data[at] & 0x0F, data[at + 1]
-            assert data[at] & 0xF0 == 0x80, "a server's frames are whole and plain"
+            deflated = bool(data[at] & 0x40)
+            assert data[at] & 0xB0 == 0x80, "a server's frames are whole"
+            assert not deflated or b"permessage-deflate" in self.response, "a server's frames are plain"
             assert length < 128, "a server's frames are not masked"
             at += 2
             if length > 125:
@@ -264,7 +267,8 @@ class Client:
                 at += size
             if len(data) < at + length:
                 return
-            self.frames.append((opcode, bytes(data[at : at + length])))
+            payload = bytes(data[at : at + length])
+            self.frames.append((opcode, zlib.decompressobj(-12).decompress(payload + b"\0\0\xff\xff") if deflated else payload))
             self._read = at + length
 
 

@@ -24,7 +24,7 @@ from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
 from towerws.core.printable import printable
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
-from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Dialect
+from towerws.core.wire import PLAIN, Dialect
 from towerws.websocket.connection_log import ConnectionLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.doorman import Doorman
@@ -61,7 +61,8 @@ class WebSocketConnection(OpeningConnection):
     def opened(self, response: bytes) -> None:
         """The client is in. The 101 and the first frame leave in one write."""
         factory = self.factory
-        dialect = V1 if self.websocket_protocol_in_use == SUBPROTOCOL else TOWER
+        spoken = PLAIN if self._perMessageCompress is None else factory.desk.deflated
+        dialect = spoken[self.websocket_protocol_in_use]
         self._outlet = open_outlet(self.transport, factory.settings.backlog_octets, factory.soon)
         # The hub writes with this: one call, without a look at the state.
         self.send = self._outlet.send  # type: ignore[method-assign]

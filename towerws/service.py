@@ -263,6 +263,7 @@ class TowerwsService(Service):
                 "topics": hub.topics - desk.guard.watchers,
                 **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
             },
+            "compression": {"frames": desk.deflater.frames, "octets": desk.deflater.octets, "saved": desk.deflater.saved},
             "connections": {
                 "present": len(websockets.connections),
                 "opened": websockets.opened,

@@ -325,6 +325,12 @@ OPTIONS: tuple[Option, ...] = (
         low=4 * KIB,
         high=GIB,
     ),
+    _option(
+        "websocket.compression",
+        _B,
+        "Compress events for clients that ask for it (permessage-deflate): once for all of them. Pays where the network is what is short.",
+    ),
+    _option("websocket.compression_octets", _S, "Events shorter than this are sent as they are.", low=64, high=MIB),
     _option("websocket.ping_s", _D, "The time between pings. Less than the idle timeout of every proxy (nginx: 60).", low=0.1, high=3600),
     _option("websocket.pong_s", _D, "How long the answer to a ping may take.", low=0.1, high=3600),
     _option("websocket.linger_s", _D, "How long a client has to answer a close before it is cut off.", low=0.1, high=60),

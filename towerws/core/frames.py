@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 _TEXT = 0x81  # FIN and opcode 1: a text message in one frame
+_DEFLATED = 0xC1  # and RSV1: its payload is compressed (RFC 7692 section 6)
 
 _header_16 = struct.Struct("!BBH").pack
 _header_64 = struct.Struct("!BBQ").pack
@@ -15,9 +16,18 @@ _header_64 = struct.Struct("!BBQ").pack
 
 def text_frame(payload: bytes) -> bytes:
     """One whole text message. `payload` must be UTF-8: clients fail the connection otherwise (RFC 6455 section 8.1)."""
+    return _frame(_TEXT, payload)
+
+
+def deflated_frame(payload: bytes) -> bytes:
+    """The same, for a `payload` that was compressed, and for clients with whom that was negotiated."""
+    return _frame(_DEFLATED, payload)
+
+
+def _frame(first: int, payload: bytes) -> bytes:
     octets = len(payload)
     if octets < 126:
-        return bytes((_TEXT, octets)) + payload
+        return bytes((first, octets)) + payload
     if octets < 65536:
-        return _header_16(_TEXT, 126, octets) + payload
-    return _header_64(_TEXT, 127, octets) + payload
+        return _header_16(first, 126, octets) + payload
+    return _header_64(first, 127, octets) + payload

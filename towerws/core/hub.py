@@ -2,7 +2,7 @@
 
 A *turn* is what one read from the broker brought. Its deliveries are noted by `publish` and go out together at `flush`: each
 connection gets one write with everything it is due, in the log's order over all its topics, and connections that are due
-the same share the same bytes. What costs per delivery is two look-ups; what costs per connection is one write.
+the same share the same bytes. What costs per delivery is a look-up; what costs per connection is one write.
 
 A member is **live** (a turn goes straight out) or **behind** (nothing is queued for it: it keeps its place in the log and is
 fed from history, a piece each time its socket has drained, until it has caught up). Behind is one mechanism for three cases:
@@ -24,7 +24,7 @@ from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.history import History
 from towerws.core.requests import Request
-from towerws.core.wire import TOWER, V1, Change, Dialect, Gap
+from towerws.core.wire import Change, Dialect, Gap
 
 PIECE_OCTETS = 64 * 1024
 """How much of history is written to a reader at once: a common size of a socket's send buffer."""
@@ -82,8 +82,8 @@ class Hub:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._audiences: dict[Dialect, dict[str, dict[Member, None]]] = {TOWER: {}, V1: {}}
-        self._tower, self._v1 = self._audiences[TOWER], self._audiences[V1]
+        self._audiences: dict[Dialect, dict[str, dict[Member, None]]] = {}
+        self._listened: dict[str, int] = {}  # topic -> in how many dialects somebody listens to it
         self._turn: list[Delivery] = []
         self._flushed = history.head
         self._replayed: dict[tuple[Dialect, int], bytes] = {}  # by dialect and seq
@@ -95,8 +95,8 @@ class Hub:
 
     @property
     def topics(self) -> int:
-        """How many topics somebody listens to, counted for each dialect."""
-        return len(self._tower) + len(self._v1)
+        """How many topics somebody listens to."""
+        return len(self._listened)
 
     @property
     def position(self) -> str:
@@ -106,6 +106,7 @@ class Hub:
     def join(self, peer: Peer, dialect: Dialect) -> Member:
         """Add a connection; it listens to nothing yet."""
         member = Member(peer, dialect, self._flushed)
+        self._audiences.setdefault(dialect, {})
         self.members[member] = None
         return member
 
@@ -122,6 +123,9 @@ class Hub:
             del listeners[member]
             if not listeners:
                 del audience[topic]
+                self._listened[topic] -= 1
+                if not self._listened[topic]:
+                    del self._listened[topic]
 
     def subscribe(self, member: Member, request: Request) -> Change:
         """Replace what a member listens to, and put it behind the position it resumes from, if that is still held.
@@ -136,7 +140,10 @@ class Hub:
         audience = self._audiences[member.dialect]
         for topic in joined:
             member.topics[topic] = wanted[topic]
-            audience.setdefault(topic, {})[member] = None
+            if (listeners := audience.get(topic)) is None:
+                listeners = audience[topic] = {}
+                self._listened[topic] = self._listened.get(topic, 0) + 1
+            listeners[member] = None
         since = None if request.since is None else self._history.find(request.since)
         if since is not None and since.seq > self._flushed.seq:
             since = None  # history is still being refilled: what lies behind this position will not go out
@@ -156,8 +163,8 @@ class Hub:
         )
 
     def publish(self, delivery: Delivery) -> None:
-        """Note a delivery for this turn. One that nobody listens to costs these two look-ups, however many topics there are."""
-        if delivery.topic in self._tower or delivery.topic in self._v1:
+        """Note a delivery for this turn. One that nobody listens to costs this look-up, however many topics there are."""
+        if delivery.topic in self._listened:
             self._turn.append(delivery)
             self.turn_octets += len(delivery.payload)
 
@@ -176,9 +183,9 @@ class Hub:
         frames: dict[str, list[tuple[int, bytes]]] = {}  # topic -> its frames of this turn, each with its place in the turn
         for place, delivery in enumerate(self._turn):
             if (found := frames.get(delivery.topic)) is not None:
-                found.append((place, text_frame(dialect.event(delivery))))
+                found.append((place, dialect.frame(delivery)))
             elif delivery.topic in audience:
-                frames[delivery.topic] = [(place, text_frame(dialect.event(delivery)))]
+                frames[delivery.topic] = [(place, dialect.frame(delivery))]
         due: dict[Member, int] = {}  # member -> bit set of the topics it is due
         lists = list(frames.values())
         for number, topic in enumerate(frames):
@@ -234,7 +241,7 @@ class Hub:
             if self._replayed_octets > REPLAYED_OCTETS:
                 self._replayed.clear()
                 self._replayed_octets = 0
-            frame = self._replayed[key] = text_frame(dialect.event(delivery))
+            frame = self._replayed[key] = dialect.frame(delivery)
             self._replayed_octets += len(frame)
         return frame
 

@@ -101,6 +101,8 @@ class WebSocketSettings:
     controls_burst: int = 40
     malformed: int = 10
     backlog_octets: int = 256 * 1024
+    compression: bool = False
+    compression_octets: int = 256
     ping_s: float = 20
     pong_s: float = 30
     linger_s: float = 2

@@ -22,10 +22,13 @@ _is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::[0-9]{1,5})?")
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """What a client offers: the nonce to be answered, and the subprotocols it speaks, the one it likes best first."""
+    """What a client offers: the nonce to be answered, and the subprotocols it speaks, the one it likes best first, and
+    its `Sec-WebSocket-Extensions`, as they stand there.
+    """
 
     key: str
     subprotocols: tuple[str, ...]
+    extensions: str = ""
 
 
 def read_upgrade(head: Head) -> Upgrade:
@@ -48,13 +51,15 @@ def read_upgrade(head: Head) -> Upgrade:
     subprotocols = tuple(filter(None, _tokens(headers.get("sec-websocket-protocol", ""))))
     if len(set(subprotocols)) < len(subprotocols):
         raise HandshakeError(400, "the sec-websocket-protocol header names a subprotocol twice")
-    return Upgrade(key, subprotocols)
+    return Upgrade(key, subprotocols, headers.get("sec-websocket-extensions", ""))
 
 
-def switching_protocols(upgrade: Upgrade, subprotocol: str | None) -> bytes:
-    """The answer that opens the websocket."""
+def switching_protocols(upgrade: Upgrade, subprotocol: str | None, extension: str | None = None) -> bytes:
+    """The answer that opens the websocket, with the subprotocol and the extension that were chosen."""
     accept = b64encode(sha1(upgrade.key.encode("ascii") + _MAGIC, usedforsecurity=False).digest())
     chosen = b"" if subprotocol is None else b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("ascii")
+    if extension is not None:
+        chosen += b"Sec-WebSocket-Extensions: %b\r\n" % extension.encode("ascii")
     return b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n%bSec-WebSocket-Accept: %b\r\n\r\n" % (
         chosen,
         accept,

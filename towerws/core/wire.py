@@ -1,4 +1,4 @@
-"""What the server writes, in both dialects: the payload of each text frame (docs/protocol.md is the full description).
+"""What the server writes, in both dialects: the payload of each text frame, of an event the frame (all is in docs/protocol.md).
 
 A delivery's payload passes through as bytes, never decoded and encoded again: AWX's producers send lone surrogates and even
 `NaN`, which no second encoder would bring out the same (awx-contract: "the bytes should pass through untouched").
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, Close
+from towerws.core.frames import text_frame
 from towerws.core.identity import Identity
 from towerws.core.requests import Denied
 from towerws.core.topics import flat_name
@@ -59,6 +60,9 @@ class Dialect(Protocol):
     def event(self, delivery: Delivery) -> bytes:
         """A delivery."""
 
+    def frame(self, delivery: Delivery) -> bytes:
+        """A delivery as a whole frame: the same bytes for everyone who is spoken to in this way."""
+
     def denied(self, denied: Denied) -> bytes | None:
         """One item of a request that was left out."""
 
@@ -93,6 +97,10 @@ class TowerDialect:
     def event(self, delivery: Delivery) -> bytes:
         """The payload itself."""
         return delivery.payload
+
+    def frame(self, delivery: Delivery) -> bytes:
+        """A delivery as a whole frame."""
+        return text_frame(delivery.payload)
 
     def denied(self, denied: Denied) -> bytes | None:
         """AWX's text; but what could not be checked is not what was refused."""
@@ -143,6 +151,10 @@ class V1Dialect:
         head = f'{{"type":"event","position":"{delivery.position}","group":"{group}","event":"{event}","payload":'
         return b"%b%b}" % (head.encode("ascii"), delivery.payload)
 
+    def frame(self, delivery: Delivery) -> bytes:
+        """A delivery as a whole frame."""
+        return text_frame(self.event(delivery))
+
     def denied(self, denied: Denied) -> bytes | None:
         """Nothing: `subscribed` lists them."""
         return None
@@ -181,6 +193,9 @@ _encode_compact = json.JSONEncoder(check_circular=False, separators=(",", ":")).
 
 TOWER: Dialect = TowerDialect()
 V1: Dialect = V1Dialect()
+
+PLAIN = {dialect.subprotocol: dialect for dialect in (TOWER, V1)}
+"""Both, by subprotocol."""
 
 
 def _spaced(reply: dict[str, object]) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.auth.base import Method
+from towerws.core.deflate import Deflater, deflated
 from towerws.core.groups import GroupTable
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
@@ -45,6 +46,9 @@ class Desk:
         self.reactor = reactor
         self.check_xrftoken = check_xrftoken
         self.guard = Guard(hub, auth, reactor, revalidate_s=revalidate_s, wall=wall)
+        self.deflater = Deflater(settings.compression_octets)
+        self.deflated = deflated(self.deflater)
+        """The dialects of clients with whom compression was negotiated, by subprotocol."""
         self.requests = 0
         self.bad_requests = 0
         self.denied = 0

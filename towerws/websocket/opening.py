@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from towerws.auth.base import Refused, Unavailable, takes_tokens
 from towerws.core.addresses import UNIX, Proxies
 from towerws.core.admission import CROWDED, Admission, Guest
+from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
 from towerws.core.handshake import END, Head, check_route, error_response, parse_head
 from towerws.core.identity import Identity
@@ -30,6 +31,7 @@ from towerws.core.settings import AccessSettings, WebSocketSettings
 from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.desk import Desk
+from towerws.websocket.inflater import Inflater
 
 
 class Silent:
@@ -68,6 +70,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     # Autobahn's
     closeHandshakeTimeoutCall: Any
     current_frame: Any
+    _perMessageCompress: Any
     data: bytes
 
     # the open connection's part
@@ -262,7 +265,10 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if self.autoPingInterval:
             timer = self.factory._batched_timer  # noqa: SLF001 - as above
             self.autoPingPendingCall = timer.call_later(self.autoPingInterval, self._sendAutoPing)
-        self.opened(switching_protocols(upgrade, subprotocol))
+        extension = negotiate(upgrade.extensions) if self.factory.settings.compression and upgrade.extensions else None
+        if extension is not None:
+            self._perMessageCompress = Inflater(self.factory.settings.message_octets)
+        self.opened(switching_protocols(upgrade, subprotocol, extension))
         early, self._early = self._early, b""
         if early:
             self.dataReceived(early)
