@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from hypothesis import settings
@@ -12,6 +13,11 @@ settings.register_profile("towerws", deadline=None)
 settings.load_profile("towerws")
 
 os.environ.setdefault("FUZZ_SEED", str(time.time_ns() % 2**32))
+
+# A suite that a script started in the background has SIGINT ignored, and every process it starts inherits that: none would
+# end on Ctrl-C. A handler of ours is back to the default in what is started.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
