@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -19,18 +20,34 @@ Message = tuple[str, int]
 ASK_EVERY_S = 0.02
 
 
-def publish(url: str, exchange: str, messages: Iterable[Message], octets: int, per_s: float = 0) -> None:
-    """Publish, so many a second or (0) as fast as it goes; by the end the broker has taken everything in."""
+@contextmanager
+def _channel(url: str) -> Iterator[Any]:
+    """A channel to publish with; by the end the broker has taken everything in."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
-    properties = pika.BasicProperties(content_type="application/json")
-    start = time.monotonic()
-    for count, (routing_key, number) in enumerate(messages):
-        if per_s and (wait := start + count / per_s - time.monotonic()) > 0:
-            connection.sleep(wait)
-        channel.basic_publish(exchange, routing_key, payload(number, octets, stamp=bool(per_s)), properties)
+    yield channel
     channel.close()  # answered behind all that was published
     connection.close()
+
+
+_PROPERTIES = pika.BasicProperties(content_type="application/json")
+
+
+def publish(url: str, exchange: str, messages: Iterable[Message], octets: int, per_s: float = 0) -> None:
+    """Publish, so many a second or (0) as fast as it goes."""
+    with _channel(url) as channel:
+        start = time.monotonic()
+        for count, (routing_key, number) in enumerate(messages):
+            if per_s and (wait := start + count / per_s - time.monotonic()) > 0:
+                channel.connection.sleep(wait)
+            channel.basic_publish(exchange, routing_key, payload(number, octets, stamp=bool(per_s)), _PROPERTIES)
+
+
+def publish_bodies(url: str, exchange: str, messages: Iterable[tuple[str, bytes]]) -> None:
+    """Publish what is given, as fast as it goes."""
+    with _channel(url) as channel:
+        for routing_key, body in messages:
+            channel.basic_publish(exchange, routing_key, body, _PROPERTIES)
 
 
 class _Beside:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from benchmarks.messages import unframe
+from benchmarks.messages import FrameCounter, frame_end, unframe
 
 HOST = "127.0.0.1"
 """Where every server listens."""
@@ -20,8 +20,11 @@ HEAD = (
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36\r\n"
     "Upgrade: websocket\r\nOrigin: https://tower.example.com\r\nSec-WebSocket-Version: 13\r\nAccept-Encoding: gzip, deflate, br\r\n"
     "Accept-Language: en-US,en;q=0.9\r\nCookie: csrftoken=aBcDeFgHiJkLmNoPqRsTuVwXyZ012345; sessionid=0123456789abcdef0123456789abcdef\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate; "
 )
+OFFER = "client_max_window_bits"
+DEFLATE = "client_no_context_takeover; server_no_context_takeover"
+"""What a browser says about compression, and what one says that must get it here."""
 
 
 class LoadError(Exception):
@@ -31,7 +34,8 @@ class LoadError(Exception):
 @dataclass
 class Spec:
     """One client: its topics (none: it only connects), its dialect, where it resumes; `raw` speaks no websocket,
-    `slow` reads nothing until it is told to, `pem` is the certificate it trusts: it speaks TLS.
+    `slow` reads nothing until it is told to, `pem` is the certificate it trusts: it speaks TLS. `uneven`: what it gets differs
+    in length, and is counted frame by frame; `deflate`: and is compressed.
     """
 
     groups: dict[str, list[int | str]] = field(default_factory=dict)
@@ -40,12 +44,14 @@ class Spec:
     slow: bool = False
     since: str | None = None
     pem: str | None = None
+    uneven: bool = False
+    deflate: bool = False
 
 
 class Client:
     """One socket and what came through it."""
 
-    __slots__ = ("answers", "asked", "buffer", "chunks", "due", "got", "sock", "spec", "tail", "took_s")
+    __slots__ = ("answers", "asked", "buffer", "chunks", "due", "frames", "got", "octets", "sock", "spec", "tail", "took_s")
 
     def __init__(self, sock: socket.socket, spec: Spec) -> None:
         self.sock = sock
@@ -54,15 +60,17 @@ class Client:
         self.asked = False
         self.answers = 0
         self.took_s = 0.0
-        self.due = self.got = 0
+        self.due = self.got = self.octets = 0
+        self.frames = FrameCounter()
         self.tail = b""
         self.chunks: list[bytes] | None = None
 
     def ask(self) -> None:
         """Ask for the websocket."""
         self.asked = True
+        offer = DEFLATE if self.spec.deflate else OFFER
         last = "Sec-WebSocket-Protocol: towerws.v1" if self.spec.v1 else "X-Requested: no"
-        self.sock.send(f"{HEAD}{last}\r\n\r\n".encode("ascii"))
+        self.sock.send(f"{HEAD}{offer}\r\n{last}\r\n\r\n".encode("ascii"))
 
     def read(self) -> bool:
         """Whether more of the answers came."""
@@ -91,31 +99,38 @@ class Client:
         """Read on; True once the client has all its answers. What came behind the last one counts as received."""
         if not self.read():
             return False
-        if self.answers == 0:
-            head, end, rest = self.buffer.partition(b"\r\n\r\n")
-            if not end:
-                return False
-            if not head.startswith(b"HTTP/1.1 101 "):
-                raise LoadError(f"refused: {head[:200]!r}")
-            self.answers, self.buffer = 1, rest
-            if self.spec.groups:
-                request: dict[str, Any] = {"groups": self.spec.groups}
-                if self.spec.since is not None:
-                    request["since"] = self.spec.since
-                self.sock.send(masked(json.dumps(request, separators=(",", ":"))))
+        if self.answers == 0 and not self._upgraded():
+            return False
         while self.answers < 2 + bool(self.spec.groups):
-            buffer = self.buffer
-            if len(buffer) < 2 or len(buffer) < (size := _frame_octets(buffer)):
+            whole = frame_end(self.buffer, 0)
+            if not whole or whole > len(self.buffer):
                 return False
-            answer = unframe(buffer[:size])[0]
+            answer = unframe(self.buffer[:whole], deflated=self.spec.deflate)[0]
             self.answers += 1
             if b'"error"' in answer:
                 raise LoadError(f"the server answered {answer[:200]!r}")
-            self.buffer = buffer[size:]
+            self.buffer = self.buffer[whole:]
             if self.answers == 2 + bool(self.spec.groups):
                 if self.spec.since is not None and b'"recovered":true' not in answer:
                     raise LoadError(f"nothing was recovered: {answer[-200:]!r}")
                 self.tail, self.buffer = self.buffer, answer
+        return True
+
+    def _upgraded(self) -> bool:
+        """True once the whole answer to the handshake is here; then the client has asked for its topics."""
+        head, end, rest = self.buffer.partition(b"\r\n\r\n")
+        if not end:
+            return False
+        if not head.startswith(b"HTTP/1.1 101 "):
+            raise LoadError(f"refused: {head[:200]!r}")
+        if self.spec.deflate is not (b"permessage-deflate" in head):
+            raise LoadError(f"compression was {'' if self.spec.deflate else 'not '}asked for: {head[:400]!r}")
+        self.answers, self.buffer = 1, rest
+        if self.spec.groups:
+            request: dict[str, Any] = {"groups": self.spec.groups}
+            if self.spec.since is not None:
+                request["since"] = self.spec.since
+            self.sock.send(masked(json.dumps(request, separators=(",", ":"))))
         return True
 
 
@@ -131,11 +146,3 @@ def masked(text: str) -> bytes:
     size = len(data)
     head = bytes((0x81, 0x80 | size)) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
     return head + bytes(4) + data
-
-
-def _frame_octets(data: bytes) -> int:
-    size = data[1]
-    if size < 126:
-        return 2 + size
-    width = 2 if size == 126 else 8
-    return 2 + width + int.from_bytes(data[2 : 2 + width], "big") if len(data) >= 2 + width else len(data) + 1

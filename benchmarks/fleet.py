@@ -2,7 +2,7 @@
 
 Octets are counted, not decoded: Tower's frames are of known length. A sample of the clients keeps what it gets, and that is
 compared with what was published after the clock has stopped. `towerws.v1` frames differ in length: there a marker in each
-message is counted.
+message is counted. Other uneven frames are counted one by one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from benchmarks.messages import MARKER, STAMP_AT, numbers, unframe
 SOURCES = [f"127.0.0.{last}" for last in range(2, 10)]
 """Eight addresses: one has only 28,000 ports."""
 
+Due = list[int] | list[bytes]
+"""What a client must get, in order: the numbers of messages, or (uneven) the messages."""
+
 READ_OCTETS = 1 << 20
 OPEN_S = 120.0
 
@@ -38,11 +41,12 @@ class Opened:
 
 @dataclass
 class Received:
-    """What came: messages in all, when the last octet did, failures; for the first message of each read, when it was published
+    """What came: messages and octets in all, when the last of them did, failures; for the first message of each read, when it was published
     and how long it took. Monotonic nanoseconds.
     """
 
     messages: int
+    octets: int
     ended_ns: int
     disorder: int
     sent_ns: array[int]
@@ -121,11 +125,14 @@ class Fleet:
             if client.spec.slow:
                 self._epoll.modify(client.sock.fileno(), 0)
             client.chunks = [client.tail] if number % sample == 0 else None
-            client.got = client.tail.count(MARKER) if client.spec.v1 else len(client.tail)
-            if not client.spec.v1:
-                client.tail = b""
+            client.octets = len(client.tail)
+            if client.spec.v1:
+                client.got = client.tail.count(MARKER)
+                continue
+            client.got = client.frames.count(client.tail) if client.spec.uneven else len(client.tail)
+            client.tail = b""
 
-    def collect(self, within_s: float, octets: int, expected: dict[int, list[int]], stamped: bool, slow: bool) -> Received:
+    def collect(self, within_s: float, octets: int, expected: dict[int, Due], stamped: bool, slow: bool) -> Received:
         """Read until every client has what it is due; `expected` has the numbers for each client of the sample.
 
         With `slow` the slow ones read, without it the others.
@@ -145,7 +152,7 @@ class Fleet:
         while missing > 0:
             ready = self._epoll.poll(0.2, 4096)
             if not ready and time.monotonic() > deadline:
-                raise LoadError(f"{missing} octets (towerws.v1: messages) did not come within {within_s:g} s")
+                raise LoadError(f"{missing} octets (towerws.v1 and uneven: messages) did not come within {within_s:g} s")
             for fd, _ in ready:
                 client = by_fd[fd]
                 try:
@@ -158,30 +165,35 @@ class Fleet:
                     stamp = int(bytes(view[header + STAMP_AT : header + STAMP_AT + 20]))
                     sent.append(stamp)
                     delays.append(clock() - stamp)
+                client.octets += size
                 if client.chunks is not None:
                     client.chunks.append(bytes(view[:size]))
                 if client.spec.v1:
                     data = client.tail + view[:size]
                     size = data.count(MARKER) - client.tail.count(MARKER)
                     client.tail = data[1 - len(MARKER) :]
+                elif client.spec.uneven:
+                    size = client.frames.count(bytes(view[:size]))
                 client.got += size
                 missing -= size
         ended = clock()
         disorder = self._disorder(reading, octets, expected)
-        return Received(sum(client.due for _, client in reading), ended, disorder, sent, delays)
+        octets = sum(client.octets for _, client in reading)
+        return Received(sum(client.due for _, client in reading), octets, ended, disorder, sent, delays)
 
     def _unit(self, client: Client) -> int:
         """What is counted: messages, or the octets of one."""
-        return 1 if client.spec.v1 else self._frame_octets
+        return 1 if client.spec.v1 or client.spec.uneven else self._frame_octets
 
-    def _disorder(self, reading: list[tuple[int, Client]], octets: int, expected: dict[int, list[int]]) -> int:
+    def _disorder(self, reading: list[tuple[int, Client]], octets: int, expected: dict[int, Due]) -> int:
         """How many of the sample got anything else than they were due; `LoadError` when a client of all got more or less of it."""
         disorder = 0
         for number, client in reading:
             if client.got != client.due * self._unit(client):
                 raise LoadError(f"client {number} got {client.got} octets or messages, which is not {client.due} messages")
             if client.chunks is not None:
-                disorder += numbers(unframe(b"".join(client.chunks)), octets) != expected[number]
+                payloads = unframe(b"".join(client.chunks), deflated=client.spec.deflate)
+                disorder += (payloads if client.spec.uneven else numbers(payloads, octets)) != expected[number]
         return disorder
 
     def close(self) -> None:

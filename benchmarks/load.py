@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.client import LoadError, Spec
-from benchmarks.fleet import Fleet, Opened, Received
+from benchmarks.fleet import Due, Fleet, Opened, Received
 from benchmarks.messages import frame
 
 
@@ -31,7 +31,7 @@ class Load:
             self._pipes.append(ours)
             self._processes.append(process)
         self._specs: list[Spec] = []
-        self._expected: list[list[int]] = []
+        self._expected: Sequence[Due] = []
         self._octets = 0
 
     def open(self, port: int, specs: Sequence[Spec]) -> Opened:
@@ -53,8 +53,8 @@ class Load:
                 positions[number :: len(self._pipes)] = part.positions
         return Opened([took for part in parts for took in part.took_s], positions)
 
-    def expect(self, expected: list[list[int]], octets: int, sample: int = 25) -> None:
-        """Say what each client is due: the numbers of messages of so many octets, in their order."""
+    def expect(self, expected: Sequence[Due], octets: int, sample: int = 25) -> None:
+        """Say what each client is due: the numbers of messages of so many octets, in their order, or the messages where they differ."""
         self._expected, self._octets = expected, octets
         step = len(self._pipes)
         size = len(frame(bytes(octets)))
@@ -78,6 +78,7 @@ class Load:
         parts: list[Received] = self._answers()
         whole = Received(
             sum(part.messages for part in parts),
+            sum(part.octets for part in parts),
             max(part.ended_ns for part in parts),
             sum(part.disorder for part in parts),
             sum((part.sent_ns for part in parts), array("q")),

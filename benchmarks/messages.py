@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 
 STAMP_AT = len('{"n":"00000000","t":"')
 """Where the time stands in a payload: 20 digits of nanoseconds of the monotonic clock, the same in every process."""
@@ -27,24 +28,66 @@ def frame(data: bytes) -> bytes:
     return b"\x81\x7f" + size.to_bytes(8, "big") + data
 
 
-def unframe(data: bytes) -> list[bytes]:
-    """The payloads of whole text frames; `ValueError` for anything else, half a frame at the end included."""
+def frame_end(data: bytes, at: int) -> int:
+    """Where the frame that begins there ends; 0 while its head is not whole."""
+    if len(data) < at + 2:
+        return 0
+    size = data[at + 1]
+    if size < 126:
+        return at + 2 + size
+    width = 2 if size == 126 else 8
+    head = at + 2 + width
+    return head + int.from_bytes(data[at + 2 : head], "big") if len(data) >= head else 0
+
+
+class FrameCounter:
+    """Counts a connection's frames, whatever the pieces in which they come."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._ahead = 0
+        self._within = False
+
+    def count(self, piece: bytes) -> int:
+        """How many frames this piece makes whole."""
+        data = self._head + piece
+        at, whole = self._ahead, 0
+        self._head = b""
+        while at <= len(data):
+            whole += self._within
+            end = frame_end(data, at)
+            self._within = bool(end)
+            if not end:
+                self._head, self._ahead = data[at:], 0
+                return whole
+            at = end
+        self._ahead = at - len(data)
+        return whole
+
+
+def unframe(data: bytes, *, deflated: bool = False) -> list[bytes]:
+    """The payloads of whole text frames; `ValueError` for anything else, half a frame at the end included.
+
+    `deflated`: they may be compressed, each for itself (RFC 7692 with no context taken over).
+    """
     payloads = []
     at = 0
     while at < len(data):
-        if data[at] != 0x81:
+        if data[at] not in ((0x81, 0xC1) if deflated else (0x81,)):
             raise ValueError(f"octet {at} begins no text frame: {data[at : at + 40]!r}")
-        size = data[at + 1]
-        at += 2
-        if size > 125:
-            width = 2 if size == 126 else 8
-            size = int.from_bytes(data[at : at + width], "big")
-            at += width
-        if at + size > len(data):
+        end = frame_end(data, at)
+        if not end or end > len(data):
             raise ValueError("the last frame is not whole")
-        payloads.append(data[at : at + size])
-        at += size
+        size = data[at + 1]
+        found = data[at + (2 if size < 126 else 4 if size == 126 else 10) : end]
+        payloads.append(found if data[at] == 0x81 else inflate(found))
+        at = end
     return payloads
+
+
+def inflate(data: bytes) -> bytes:
+    """What was compressed (RFC 7692 section 7.2.2)."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data + b"\x00\x00\xff\xff")
 
 
 def numbers(payloads: list[bytes], octets: int) -> list[int]:

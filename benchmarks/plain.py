@@ -1,6 +1,7 @@
 """The straightforward server: Autobahn and pika as their documentation uses them. `python -m benchmarks.plain BROKER EXCHANGE PORT`.
 
 It keeps who listens to what, and calls `sendMessage` for each of them. No history, no limits, no positions.
+It compresses for those who ask.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import pika
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
 from pika.adapters.twisted_connection import TwistedProtocolConnection
 from twisted.internet import defer, protocol, reactor
 
@@ -53,11 +55,19 @@ def consume(connection: Any, exchange: str) -> Any:
             client.sendMessage(body)
 
 
+def accept(offers: list[Any]) -> Any:
+    """Compress without taking over a context, where that is offered."""
+    for offer in offers:
+        if isinstance(offer, PerMessageDeflateOffer) and offer.request_no_context_takeover:
+            return PerMessageDeflateOfferAccept(offer, request_no_context_takeover=True)
+    return None
+
+
 def main(broker: str, exchange: str, port: str) -> None:
     """Serve until killed."""
     factory = WebSocketServerFactory()
     factory.protocol = Client
-    factory.setProtocolOptions(tcpNoDelay=True)
+    factory.setProtocolOptions(tcpNoDelay=True, perMessageCompressionAccept=accept)
     reactor.listenTCP(int(port), factory, backlog=4096, interface="127.0.0.1")
     parameters = pika.URLParameters(broker)
     creator = protocol.ClientCreator(reactor, TwistedProtocolConnection, parameters)

@@ -169,16 +169,17 @@ class World:
         load.begin_collect(stamped=bool(per_s))
 
         if per_s:
-            return self._measured(server, load, lambda: self.publish(server.exchange, messages, octets, per_s), health)
-        return self._measured(server, load, server.thaw, health)
+            return self.measured(server, load, lambda: self.publish(server.exchange, messages, octets, per_s), health)
+        return self.measured(server, load, server.thaw, health)
 
     def run_floor(self, floor: Floor, load: Load, messages: int, clients: int, octets: int, per_s: float = 0) -> Run:
         """The same with the bare loop."""
         load.expect([list(range(messages))] * clients, octets)
         load.begin_collect(stamped=bool(per_s))
-        return self._measured(floor, load, lambda: floor.run(messages, per_s))
+        return self.measured(floor, load, lambda: floor.run(messages, per_s))
 
-    def _measured(self, server: Server, load: Load, go: Callable[[], None], health: Health | None = None) -> Run:
+    def measured(self, server: Server, load: Load, go: Callable[[], None], health: Health | None = None) -> Run:
+        """Call `go`; measure until every client has what it is due."""
         pause_s = 0.2 if self.size >= 0.1 else 0.02
         time.sleep(pause_s)  # the clients are waiting for it by then
         if health is not None:
