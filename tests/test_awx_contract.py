@@ -337,6 +337,7 @@ async def test_pings_and_no_age() -> None:
     async with site() as made:
         made.edge.desk.guard.revalidate_s = 0
         client, silent = await made.enter(), await made.enter()
+        assert (made.edge.settings.ping_s, made.edge.settings.pong_s) == (20, 30)
         answered = 0
         for _ in range(25 * 180):
             made.edge.clock.pump([5] * 4)

@@ -265,6 +265,31 @@ def test_64_fragments_are_taken(make: Edges) -> None:
     assert client.take()[0]["groups_current"] == []
 
 
+def test_many_messages_in_fragments(make: Edges) -> None:
+    """Each frame of a read costs Autobahn a copy of the rest: a read full of empty fragments is 1008 before it takes 50 ms."""
+    message = frame(TEXT, b"{", fin=False) + frame(CONTINUATION, fin=False) * 62 + frame(CONTINUATION, b'"groups":{}}')
+    edge = make()
+    client = edge.open().send(message * 2)
+    assert len(client.take()) == 2
+    assert client.close_code() is None
+    client.send(message * 100)
+    assert client.close_code() == 1008
+    assert len(client.take()) <= 1
+    assert not client.transport.reading, "the rest is not looked at"
+    edge.advance(edge.settings.linger_s + 0.5)
+
+
+def test_a_message_in_64_fragments_each_second(make: Edges) -> None:
+    """Who sends so for ever is followed for ever."""
+    message = frame(TEXT, b"{", fin=False) + frame(CONTINUATION, fin=False) * 62 + frame(CONTINUATION, b'"groups":{}}')
+    edge = make(ping_s=3600)
+    client = edge.open()
+    for _ in range(60):
+        client.send(message)
+        edge.advance(1)
+    assert len(client.take()) == 60
+
+
 def test_message_never_finished(make: Edges) -> None:
     """A message has 10 s from its first octet to its last: one that trickles is 1008."""
     edge = make()

@@ -50,6 +50,7 @@ class WebSocketConnection(OpeningConnection):
         self._session: Session | None = None
         self._outlet: Outlet | None = None
         self._controls: TokenBucket | None = None
+        self._continuations: TokenBucket | None = None
         self._fragments = 0
         self._frames_after_close = 0
         self._opened_at = 0.0
@@ -139,7 +140,7 @@ class WebSocketConnection(OpeningConnection):
     def onMessageFrameBegin(self, length: int) -> None:
         """A frame of a message: also an empty one costs, and counts."""
         self._fragments += 1
-        if self._fragments > self.factory.settings.fragments:
+        if self._fragments > 1 and not self._fragment_allowed():
             self.end(CloseReason.POLICY)
         super().onMessageFrameBegin(length)
 
@@ -227,6 +228,14 @@ class WebSocketConnection(OpeningConnection):
         self.end(reason)
 
     # within
+
+    def _fragment_allowed(self) -> bool:
+        """So many in a message, and so many a second: Autobahn copies what is left of a read for each (40 KB of them: 50 ms)."""
+        allowed = self.factory.settings.fragments
+        now = self.factory.desk.reactor.seconds()
+        if self._continuations is None:
+            self._continuations = TokenBucket(allowed, 2 * allowed, now)
+        return self._fragments <= allowed and self._continuations.take(now) == 0
 
     def _control_allowed(self) -> bool:
         settings = self.factory.settings

@@ -67,7 +67,7 @@ def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
 
 
 def test_too_many_from_an_address(make: Edges) -> None:
-    """The 201st of an address gets a 503 before the upgrade; others are not concerned."""
+    """Promise 33: the 201st of an address gets a 503 before the upgrade; others are not concerned."""
     edge = make(limits={"per_address": 200})
     assert statuses(crowd(edge, 201)) == [101] * 200 + [503]
     assert edge.factory.refused_for == {"address": 1}
@@ -75,7 +75,7 @@ def test_too_many_from_an_address(make: Edges) -> None:
 
 
 def test_too_many_of_a_user(make: Edges) -> None:
-    """The 51st of a user gets a 503 before the upgrade, from wherever it comes; others are not concerned."""
+    """Promise 33: the 51st of a user gets a 503 before the upgrade, from wherever it comes; others are not concerned."""
     edge = make(Named())
     clients = [*crowd(edge, 25, path="/websocket/?7"), *crowd(edge, 26, peer="192.0.2.2", path="/websocket/?7")]
     assert statuses(clients) == [101] * 50 + [503]
@@ -96,7 +96,7 @@ def test_too_many_at_the_door(make: Edges) -> None:
 
 
 def test_forged_address(make: Edges) -> None:
-    """A client that nobody vouches for is known by its own address, whatever it writes."""
+    """Promise 33: a client that nobody vouches for is known by its own address, whatever it writes."""
     method = Named()
     edge = make(method, limits={"per_address": 2}, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
     clients = [

@@ -94,7 +94,7 @@ WRONG = [None, "", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "é", 7, Tru
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_token_changes_nothing(make: Edges, wrong: object) -> None:
-    """It is answered with AWX's own words; what was subscribed before stays; after the third the connection is closed with 1008."""
+    """Promise 31: it is answered with AWX's own words; what was subscribed before stays; the third closes the connection with 1008."""
     edge = make(Browser())
     client = edge.open()
     client.ask({"job_events": [1]}, xrftoken=TOKEN)
