@@ -462,4 +462,4 @@ def test_each_promise_has_its_tests() -> None:
         for found in re.findall(r"\bPromises? (\d+(?:(?:,| and) \d+)*)", source)
         for number in re.findall(r"\d+", found)
     }
-    assert named >= {*range(16, 36), 39}
+    assert named >= {16, 17, *range(19, 36), 39}, "18 is measured: make bench SCENARIO=storm"
