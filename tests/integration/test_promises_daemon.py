@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.daemon import DEADLINE_S, Daemon
+from tests.daemon import DEADLINE_S, Daemon, free_port
 from tests.integration.test_websocket_daemon import RawClient, closed_with, members, present, send_for_ever, wait_until
 from tests.ws_kit import CLOSE, PING, close, frame, request, text
 
@@ -173,3 +173,45 @@ def test_slow_heads(daemon: Daemon, bystander: Bystander) -> None:
     for client in slow:
         assert client.read_to_end() == b""
         client.socket.close()
+
+
+HOSTILE = "canary\x1b[2J\u0085\u202e\u2066 canary"
+
+
+@pytest.mark.parametrize("auth", ["open", "tower"])
+def test_nothing_of_clients_or_passwords_is_logged(tmp_path: Path, auth: str) -> None:
+    """Promise 39: neither the log nor a figure has a token, cookie, header, message, reason or password, nor a control character."""
+    broker = f"amqp://towerws:canary-password@127.0.0.1:{free_port()}/vhost"
+    flags = ["--tower-url", f"http://127.0.0.1:{free_port()}"] if auth == "tower" else []
+    octets = HOSTILE.encode()
+    daemon = Daemon(tmp_path, broker, *flags, auth=auth)
+    with ExitStack() as leave:
+        leave.push(daemon.__exit__)
+        daemon.start(ready=False)
+        headers = [
+            "Cookie: sessionid=canary; csrftoken=canary",
+            "Authorization: Bearer canary",
+            "User-Agent: canary",
+            "X-Forwarded-For: canary",
+        ]
+        for opening in (
+            request("/canary/websocket/?token=canary&session_key=canary", added=headers),
+            request("/canary?canary", added=headers),
+            request(added=[*headers, "Origin: http://canary"]),
+            request(added=headers).replace(b"User-Agent: canary", b"User-Agent: " + octets),
+            request(added=headers).replace(b"/websocket/", b"/" + octets + b"/websocket/"),
+            octets + b"\r\n\r\n",
+        ):
+            with RawClient(daemon) as client:
+                reason = frame(CLOSE, b"\x03\xe8" + octets)
+                messages = text({"groups": {HOSTILE: [HOSTILE]}, "xrftoken": "canary", "id": HOSTILE}) + text(HOSTILE)
+                client.socket.sendall(opening + messages + reason)
+                client.read_to_end()
+        wait_until(lambda: present(daemon) == 0)
+        wait_until(lambda: "connection refused" in daemon.log.read_text())
+        said = [str(daemon.get(path)) for path in ("/status", "/readyz", "/healthz")]
+        daemon.stop()
+        log = daemon.log.read_text()
+    for seen in (log, *said):
+        assert "canary" not in seen
+        assert all(line.replace("\t", "").isprintable() for line in seen.splitlines())
