@@ -42,7 +42,7 @@ http {{
 
 def nginx_binary() -> str | None:
     """The program, None where it is not installed. Debian has it where only root's PATH looks. `PRIVATE_NGINX` names another."""
-    return os.environ.get("PRIVATE_NGINX") or shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    return shutil.which(os.environ.get("PRIVATE_NGINX") or "nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def adapted(text: str, *changes: tuple[str, str]) -> str:
