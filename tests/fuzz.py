@@ -122,7 +122,10 @@ class Generator:
         """The conversation of this number."""
         random = Random(f"{self._seed}/{number}")
         mood = random.choices(["in", "cookie", "later", "nobody", "refused", "unavailable"], [60, 15, 15, 3, 4, 3])[0]
-        first = self._send(random, self._head(random)) if random.random() < 0.2 else Step("send", (random.choice(HEADS[:10]),))
+        if number < len(HEADS):
+            first = Step("send", (HEADS[number],))  # each once as it is
+        else:
+            first = self._send(random, self._head(random)) if random.random() < 0.2 else Step("send", (random.choice(HEADS[:10]),))
         steps = [first]
         for _ in range(random.choice([0, 1, 2, 3, 5, 8])):
             what = random.choices(["send", "wait", "stall", "read", "publish", "decide"], [70, 8, 3, 3, 8, 8])[0]

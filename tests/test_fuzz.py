@@ -62,6 +62,8 @@ def test_generated_clients() -> None:
             say(f"the heap grew by {blocks} blocks, the process by {resident} octets")
             assert resident < HEAP_OCTETS
             assert blocks < HEAP_OCTETS // 64
+    if INPUTS < 50_000:
+        return
     assert set(found.statuses) >= HTTP_STATUSES, "what is generated reaches all of it"
     assert set(found.codes) >= {None, 1000, 1002, 1007, 1008, 1009}
 
