@@ -48,9 +48,10 @@ class RecordingSink:
         self.calls.append(("deliver", routing_key, body, offset, message_id))
         self.head = offset
 
-    def end_turn(self) -> None:
+    def end_turn(self) -> int:
         """Counted."""
         self.turns += 1
+        return 0
 
     def gap(self, reason: str) -> None:
         """Written down."""

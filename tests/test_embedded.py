@@ -28,9 +28,10 @@ class NotingSink:
         """Noted."""
         self.calls.append(("deliver", routing_key, body, offset, message_id))
 
-    def end_turn(self) -> None:
+    def end_turn(self) -> int:
         """Noted."""
         self.calls.append(("end_turn",))
+        return 0
 
     def gap(self, reason: str) -> None:
         """Noted."""

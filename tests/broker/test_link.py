@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import pytest
 from pika import connection as pika_connection
 from pika import frame, spec
 from pika.adapters.twisted_connection import _TwistedConnectionAdapter
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from zope.interface import implementer
 
 from towerws.broker import link as amqp_link
 from towerws.broker.content import Content
@@ -22,12 +24,15 @@ from towerws.broker.link import Link, quiet_pika
 from towerws.broker.loss import Loss
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 
+KIB, MIB = 1024, 1024**2
+
 
 class Events:
     """Writes down what a link tells."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.on_read: Callable[[], object] = lambda: None
 
     def link_up(self) -> None:
         """Written down."""
@@ -40,6 +45,7 @@ class Events:
     def link_read(self) -> None:
         """Written down."""
         self.told.append("read")
+        self.on_read()
 
     def link_lost(self, loss: Loss) -> None:
         """Written down."""
@@ -50,15 +56,45 @@ class Events:
         self.told.append("gone")
 
 
-def opened(**settings: Any) -> tuple[Link, Events, StringTransport, Clock]:
+@implementer(ITCPTransport)
+class TcpTransport(StringTransport):  # type: ignore[misc]
+    """A transport that says that it is TCP, and so has a size of its reads."""
+
+    bufferSize = 65536
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing to do here."""
+
+
+def opened(**settings: Any) -> tuple[Link, Events, TcpTransport, Clock]:
     """A link with the handshake done."""
-    clock, events, transport = Clock(), Events(), StringTransport()
+    clock, events, transport = Clock(), Events(), TcpTransport()
     link = Link(BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events)
     link.makeConnection(transport)
     link.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
     link.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
     link.dataReceived(frame.Method(0, spec.Connection.OpenOk()).marshal())
     return link, events, transport, clock
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "then"),
+    [
+        (256 * KIB, 256 * KIB, 256 * KIB),
+        (256 * KIB, 24 * MIB, 256 * KIB),
+        (256 * KIB, 48 * MIB, 128 * KIB),
+        (64 * KIB, 48 * MIB, 32 * KIB),
+        (256 * KIB, 256 * 1000 * MIB, 16 * KIB),
+        (1 * KIB, 1, 256 * KIB),
+    ],
+)
+def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written: int, then: int) -> None:
+    """A read for which more than 24 MiB go to clients is followed by a smaller one; what costs little is read 256 KiB at a time."""
+    link, events, transport, _ = opened()
+    events.on_read = lambda: link.fit_reads(written)
+    link.dataReceived(b"\x08\0\0\0\0\0\0\xce" * (read // 8))
+    assert transport.bufferSize == then
+    link.abort()
 
 
 def test_pika_is_as_we_know_it() -> None:

@@ -651,7 +651,8 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def drain(self, number: int) -> None:
-        """A client reads what was written."""
+        """A client reads what was written. A turn that is open ends first: none spans two turns of the reactor."""
+        self.flush()
         if client := self.client(number):
             client.peer.full = False
             if client.peer.draining:
@@ -661,7 +662,8 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def feed(self, number: int) -> None:
-        """A client is fed though nobody asked for it."""
+        """A client is fed though nobody asked for it; as with `drain`, never within a turn."""
+        self.flush()
         if client := self.client(number):
             self.log.hub.feed(client.member)
             self.read(client)

@@ -84,6 +84,7 @@ class Consumer:
         self._tag = 0
         self._unacked = 0
         self._turn = 0
+        self._written = 0  # octets, to clients, since the read began
         # A prefetch below the batch would otherwise wait for the timer with nothing on the way.
         self._ack_at = max(1, min(ACK_DELIVERIES, settings.prefetch // 2))
         self._ack_timer: interfaces.IDelayedCall | None = None
@@ -95,6 +96,9 @@ class Consumer:
         """One read from the socket was handled: end the turn, acknowledge what is due."""
         if self._turn:
             self._end_turn()
+        if self._written:
+            self._link.fit_reads(self._written)
+            self._written = 0
         if self._unacked >= self._ack_at:
             self._ack()
         elif self._unacked and self._ack_timer is None:
@@ -188,7 +192,7 @@ class Consumer:
     def _end_turn(self) -> None:
         self._turn = 0
         try:
-            self._feed.sink.end_turn()
+            self._written += self._feed.sink.end_turn()
         except Exception:  # noqa: BLE001 - as in _deliver
             self._sink_failed()
 

@@ -54,6 +54,8 @@ class HubCounters:
     turns: int = 0
     deliveries_out: int = 0
     """Deliveries written to connections: one for each connection that got it."""
+    octets_out: int = 0
+    """The octets of their frames, those of turns; what is replayed from history is not among them."""
     fell_behind: int = 0
     caught_up: int = 0
     resumed: int = 0
@@ -193,17 +195,20 @@ class Hub:
             for member in audience[topic]:
                 due[member] = due.get(member, 0) | bit
         joined: dict[int, tuple[bytes, int]] = {}  # members that are due the same topics share the bytes
-        written = 0
+        written = octets = 0
         for member, bits in due.items():
             if member.behind:
                 continue
             if (shared := joined.get(bits)) is None:
                 shared = joined[bits] = _join(lists, bits)
-            if member.send(shared[0]):
-                written += shared[1]
+            data, count = shared
+            if member.send(data):
+                written += count
+                octets += len(data)
             else:
                 self._fall_behind(member)
         self.counters.deliveries_out += written
+        self.counters.octets_out += octets
 
     def _fall_behind(self, member: Member) -> None:
         member.cursor, member.behind = self._flushed, True

@@ -56,6 +56,7 @@ class Intake:
         self._attached = False
         self._expect: int | None = None
         self._now: float | None = None
+        self._octets_out = 0  # of the hub's counter, those that a turn has accounted for
         self._reported: dict[str, float] = {}
         self._waiting: list[Callable[[], None]] = []
         self.flowing = False
@@ -126,12 +127,14 @@ class Intake:
             if self._hub.turn_octets > TURN_OCTETS:
                 self._hub.flush()
 
-    def end_turn(self) -> None:
-        """Write the turn to the connections, and let go of what is too old."""
+    def end_turn(self) -> int:
+        """Write the turn to the connections, and let go of what is too old. Gives the octets written since the last call."""
         if self.flowing:
             self._hub.flush()
         self._now = None
         self._history.trim(self._clock())
+        before, self._octets_out = self._octets_out, self._hub.counters.octets_out
+        return self._octets_out - before
 
     def gap(self, reason: str) -> None:
         """Mark the log: nobody resumes from before this, and everyone is told once."""

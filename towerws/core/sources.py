@@ -74,8 +74,8 @@ class Sink(Protocol):
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """One message of the log. A bad one is counted and skipped."""
 
-    def end_turn(self) -> None:
-        """The deliveries since the last call are a turn: write to each connection what it is due."""
+    def end_turn(self) -> int:
+        """The deliveries since the last call are a turn: write to each connection what it is due. Gives the octets of that."""
 
     def gap(self, reason: str) -> None:
         """Deliveries may have been lost between the last one and the next; every client is told once."""
