@@ -541,3 +541,14 @@ def test_from_a_stream_to_a_queue_is_another_log() -> None:
     assert {message["type"] for message in messages[:-2]} == {"gap"}
     assert [message["position"] for message in messages[-2:]] == ["1-q", "2-q"]
     assert not feed.recovered(since)
+
+
+def test_a_turn_tells_what_it_wrote() -> None:
+    """The end of a turn gives the octets of frames that went to connections since the last end, for all of them together."""
+    feed = Feed().start()
+    peers = [feed.join(TOWER)[1] for _ in range(3)]
+    for number in (1, 2):
+        feed.intake.deliver("a.1", body(number), number, None)
+    written = feed.intake.end_turn()
+    assert written == sum(len(data) for peer in peers for data in peer.writes) == 3 * 2 * 10
+    assert feed.intake.end_turn() == 0
