@@ -44,6 +44,7 @@ class WebSocketConnection(OpeningConnection):
     factory: WebSocketFactory
 
     _visitor: Visitor | None = None
+    _limit = ""
 
     def connectionMade(self) -> None:
         """A client has connected; it is nobody yet."""
@@ -141,7 +142,7 @@ class WebSocketConnection(OpeningConnection):
         """A frame of a message: also an empty one costs, and counts."""
         self._fragments += 1
         if self._fragments > 1 and not self._fragment_allowed():
-            self.end(CloseReason.POLICY)
+            self.end(CloseReason.POLICY, "fragments")
         super().onMessageFrameBegin(length)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -159,6 +160,11 @@ class WebSocketConnection(OpeningConnection):
         """A pong; one that nobody asked for costs as much as a ping."""
         self._control_allowed()
 
+    def onAutoPingTimeout(self) -> None:
+        """A ping was not answered in time."""
+        self.factory.desk.limits["pong_s"] += 1
+        super().onAutoPingTimeout()
+
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
         """The client closes: from here on it gets nothing, however long its socket takes."""
         if self.state == self.STATE_OPEN:
@@ -169,7 +175,7 @@ class WebSocketConnection(OpeningConnection):
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         """Every close that starts here passes by: ours, and Autobahn's after a violation of the protocol."""
         if self.state == self.STATE_OPEN and not isReply:
-            self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}"
+            self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}{self._limit}"
             self.left()
             self.failedByMe = True  # Autobahn then keeps nothing of the messages that still come
         super().sendCloseFrame(code, reasonUtf8, isReply)
@@ -181,7 +187,7 @@ class WebSocketConnection(OpeningConnection):
         super().dropConnection(abort)
 
     def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
-        self.end(CloseReason.TOO_BIG)
+        self.end(CloseReason.TOO_BIG, "message_octets")
 
     # the hub and the session call these
 
@@ -194,10 +200,16 @@ class WebSocketConnection(OpeningConnection):
         if self._outlet is not None and self._session is not None:
             self._outlet.await_drain(self._session.feed)
 
-    def end(self, reason: CloseReason) -> None:
-        """Say why, and close. Autobahn's `sendClose` knows only 1000 and 3000 to 4999; its timer aborts a silent peer."""
+    def end(self, reason: CloseReason, limit: str = "") -> None:
+        """Say why, and close. Autobahn's `sendClose` knows only 1000 and 3000 to 4999; its timer aborts a silent peer.
+
+        `limit` names what was too much, for the log and a counter.
+        """
         if self.state != self.STATE_OPEN:
             return
+        if limit:
+            self._limit = f": {limit}"
+            self.factory.desk.limits[limit] += 1
         close = reason.value
         if (talk := self._session or self._visitor) is not None:
             delay_ms = random.randint(*RECONNECT_MS) if close.reconnect else 0  # noqa: S311 - spreads load, guards nothing
@@ -243,7 +255,7 @@ class WebSocketConnection(OpeningConnection):
         if self._controls is None:
             self._controls = TokenBucket(settings.controls_per_s, settings.controls_burst, now)
         if self._controls.take(now) > 0:
-            self.end(CloseReason.POLICY)
+            self.end(CloseReason.POLICY, "controls_per_s")
             return False
         return self.state == self.STATE_OPEN  # type: ignore[no-any-return]
 
@@ -259,7 +271,7 @@ class WebSocketConnection(OpeningConnection):
 
     def _assembly_expired(self) -> None:
         self._timer = None
-        self.end(CloseReason.POLICY)
+        self.end(CloseReason.POLICY, "assembly_s")
 
 
 class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]

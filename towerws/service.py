@@ -269,6 +269,7 @@ class TowerwsService(Service):
                 "opened": websockets.opened,
                 "closed": websockets.closed,
                 "revoked": desk.guard.revoked,
+                "limits": dict(desk.limits),
                 "renewed": desk.renewed,
                 "accepted": websockets.admission.arrived,
                 "accept_pauses": websockets.doorman.pauses,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
@@ -49,6 +50,8 @@ class Desk:
         self.deflater = Deflater(settings.compression_octets)
         self.deflated = deflated(self.deflater)
         """The dialects of clients with whom compression was negotiated, by subprotocol."""
+        self.limits: Counter[str] = Counter()
+        """How often each limit was met, by the option's name: by a connection that ended on it, or a message that had to wait."""
         self.requests = 0
         self.bad_requests = 0
         self.denied = 0

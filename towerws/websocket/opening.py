@@ -279,7 +279,13 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self.left()
         self.dropConnection(abort=True)
 
-    # Autobahn calls this
+    # Autobahn calls these
+
+    def onOpenHandshakeTimeout(self) -> None:
+        """The handshake was not done in time."""
+        if self.state == self.STATE_CONNECTING:
+            self.factory.desk.limits["handshake_s"] += 1
+        super().onOpenHandshakeTimeout()
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the TCP connection; one that does not end by itself is aborted after the linger time."""

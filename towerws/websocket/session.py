@@ -49,8 +49,8 @@ class Connection(Protocol):
     def await_drain(self) -> None:
         """Have this session's member fed once the buffer is empty."""
 
-    def end(self, reason: CloseReason) -> None:
-        """Close the connection."""
+    def end(self, reason: CloseReason, limit: str = "") -> None:
+        """Close the connection, and count that under this name, if it has one."""
 
 
 class Session:
@@ -124,7 +124,7 @@ class Session:
             self._inbox = deque()
         self._inbox_octets += len(payload) + MESSAGE_OCTETS
         if self._inbox and self._inbox_octets > INBOX_OCTETS:
-            self._connection.end(CloseReason.POLICY)
+            self._connection.end(CloseReason.POLICY, "inbox")
             return
         self._inbox.append((payload, is_binary))
         if self._cancel is None:
@@ -138,6 +138,7 @@ class Session:
             if self._bucket is None:
                 self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst, now)
             if delay := self._bucket.take(now):
+                self._desk.limits["messages_per_s"] += 1
                 self._cancel = self._desk.reactor.callLater(delay, self._resume).cancel
                 return
             payload, is_binary = self._inbox.popleft()
@@ -156,9 +157,11 @@ class Session:
             message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
         except BadRequest as error:
             self._malformed += 1
+            if error.code == "too_many_topics":
+                desk.limits["topics"] += 1
             self._refuse(error)
             if self._malformed >= desk.settings.malformed:
-                self._connection.end(CloseReason.POLICY)
+                self._connection.end(CloseReason.POLICY, "malformed")
             return
         self._malformed = 0
         if isinstance(message, TokenMessage):
@@ -178,7 +181,7 @@ class Session:
     def _distrusted(self) -> None:
         self._distrust += 1
         if self._distrust >= DISTRUST:
-            self._connection.end(CloseReason.POLICY)
+            self._connection.end(CloseReason.POLICY, "distrust")
 
     def _hold(self, request: Request) -> None:
         """Wait for history."""
@@ -329,7 +332,7 @@ class Session:
         """Send frames in one write: a thousand denials are not a thousand system calls, and all of them are taken or none."""
         if not self._connection.send(b"".join([text_frame(payload) for payload in payloads if payload is not None])):
             # It asks and asks, and does not read the answers.
-            self._connection.end(CloseReason.OVERLOAD)
+            self._connection.end(CloseReason.OVERLOAD, "backlog_octets")
 
 
 def _denied(routing_key: str, reason: str) -> Denied:
