@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import read_frames
-from towerws.core.frames import text_frame
+from tests.ws_kit import frame
+from towerws.core.frames import text_frame, whole_text
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,65 @@ def test_the_rfcs_own_example() -> None:
 def test_frames_put_together_are_read_one_by_one(payloads: list[bytes]) -> None:
     """Joined frames are the same messages, octet for octet."""
     assert read_frames(b"".join(map(text_frame, payloads))) == payloads
+
+
+MAX_OCTETS = 65536
+
+
+@given(st.text(max_size=200) | st.integers(120, 130).map("x".__mul__) | st.integers(65530, 65536).map("x".__mul__))
+def test_a_whole_text_message_is_read(message: str) -> None:
+    """One masked text frame in UTF-8, with 7 or 16 bits of length, gives its payload."""
+    payload = message.encode()
+    assert whole_text(frame(1, payload), MAX_OCTETS) == (payload if len(payload) < 65536 else None)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"",
+        b"\x81",
+        b"\x81\x80\0\0\0",
+        frame(1, b"x", fin=False),
+        frame(1, b"x", rsv=4),
+        frame(0, b"x"),
+        frame(2, b"x"),
+        frame(8, b"\x03\xe8"),
+        frame(9, b"x"),
+        frame(1, b"x", masked=False),
+        frame(1, b"x" * 200, masked=False),
+        frame(1, b"x" * 65536),
+        frame(1, b"\xff"),
+        frame(1, b"\xed\xa0\x80"),
+        frame(1, b"x")[:-1],
+        frame(1, b"x") + b"\x81",
+        frame(1, b"x") * 2,
+        frame(1, b"x", octets=2),
+        b"\x81\xfe\x00\x05" + bytes(4) + b"short",
+        b"\x81\xff" + (119).to_bytes(8) + bytes(4) + b"x" * 119,
+        b"\x81\xff" + bytes(131),
+    ],
+)
+def test_all_else_is_left_to_autobahn(octets: bytes) -> None:
+    """Fragments, other opcodes, extensions, frames without a mask, lengths in a longer form than needed, more or less than one frame."""
+    assert whole_text(octets, MAX_OCTETS) is None
+
+
+def test_a_message_over_the_bound_is_left_to_autobahn() -> None:
+    """It ends the connection with 1009."""
+    assert whole_text(frame(1, b"x" * 100), 100) == b"x" * 100
+    assert whole_text(frame(1, b"x" * 101), 100) is None
+
+
+@given(st.binary(max_size=150))
+def test_whatever_comes_is_read_right_or_not_at_all(octets: bytes) -> None:
+    """No octets raise, and what is read is what another reader of frames makes of them."""
+    payload = whole_text(octets, MAX_OCTETS)
+    if payload is not None:
+        mask = octets[2:6] if octets[1] < 0xFE else octets[4:8]
+        assert octets == frame_with(payload, mask)
+
+
+def frame_with(payload: bytes, mask: bytes) -> bytes:
+    """A text frame with this mask."""
+    head = bytes((0x81, 0x80 | len(payload))) if len(payload) < 126 else b"\x81\xfe" + len(payload).to_bytes(2)
+    return head + mask + bytes(octet ^ mask[place % 4] for place, octet in enumerate(payload))
