@@ -13,6 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+from private_rabbitmq import free_port
+
 ROOT = Path(__file__).parents[1]
 START_S = 30.0
 
@@ -148,10 +150,3 @@ class Floor(Server):
         """Send so many messages to each client, so many a second (0: at once). Returns at once."""
         with socket.create_connection(("127.0.0.1", self.port)) as control:
             control.sendall(f"{messages} {per_s}\n".encode())
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 below the ephemeral range's busy part that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

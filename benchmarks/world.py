@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from private_rabbitmq import PrivateRabbit
+from private_rabbitmq import PrivateRabbit, free_port
 
 from benchmarks.beside import Health, Message, publish
 from benchmarks.certificate import make_certificate
 from benchmarks.client import HOST, Spec
 from benchmarks.fleet import Received
 from benchmarks.load import Load
-from benchmarks.servers import Floor, Plain, Server, Towerws, free_port
+from benchmarks.servers import Floor, Plain, Server, Towerws
 
 
 @dataclass(frozen=True, slots=True)

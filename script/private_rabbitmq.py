@@ -32,6 +32,7 @@ from typing import IO, Self
 START_S = 60  # a node takes 3-8 s on two idle cores; CI's cores may be shared
 STOP_S = 20
 PORTS = range(15000, 32000)
+_given: set[int] = set()
 CTL_PORTS = 10  # each rabbitmqctl listens on one while it runs
 
 CONFIG = """\
@@ -224,12 +225,23 @@ class PrivateRabbit:
         return "\n".join([f"--- the end of {log}:", *tail])
 
 
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody has, and that was not given before; below those that outgoing connections take."""
+    while True:
+        port = random.choice(PORTS)  # noqa: S311 - not a secret
+        if port not in _given and _is_free(port):
+            _given.add(port)
+            return port
+
+
 def _free_ports() -> tuple[int, int, int, int]:
     """Three free ports and the first of `CTL_PORTS` free ones in a row."""
     wanted = 3 + CTL_PORTS
     while True:
         first = random.choice(PORTS)  # noqa: S311 - not a secret
-        if all(_is_free(port) for port in range(first, first + wanted)):
+        ports = range(first, first + wanted)
+        if _given.isdisjoint(ports) and all(map(_is_free, ports)):
+            _given.update(ports)
             return first, first + 1, first + 2, first + 3
 
 

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pika
+from private_rabbitmq import free_port
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
@@ -23,13 +23,6 @@ DEADLINE_S = 30.0
 """How long a test waits for anything. Far beyond what is expected: it is only ever reached when something is broken."""
 
 SUBPROTOCOL = Subprotocol("towerws.v1")
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Daemon:

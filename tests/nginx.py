@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-from private_rabbitmq import tied_to_us
+from private_rabbitmq import free_port, tied_to_us
 
-from tests.daemon import DEADLINE_S, free_port
+from tests.daemon import DEADLINE_S
 
 SHIPPED = Path(__file__).parents[1] / "deploy" / "nginx"
 

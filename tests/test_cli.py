@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from private_rabbitmq import free_port
 
 from tests.commands.test_publisher import Admin
 from tests.commands.test_tail import TOWERWS
-from tests.daemon import DEADLINE_S, free_port
+from tests.daemon import DEADLINE_S
 from towerws import __version__
 from towerws.cli import main
 

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from private_rabbitmq import free_port
 
-from tests.daemon import free_port
 from towerws.commands.publisher import BACKOFF_MAX_S, AdminPublisher, AmqpPublisher, Retry
 from towerws.config.broker_url import parse_broker_url
 from towerws.core.errors import BrokerError

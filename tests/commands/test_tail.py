@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from private_rabbitmq import free_port
 
-from tests.daemon import DEADLINE_S, free_port
+from tests.daemon import DEADLINE_S
 from tests.standin import StandIn
 
 TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")

@@ -80,3 +80,11 @@ def _wait_for_end(watch: int) -> None:
     """A pidfd is readable once its process has ended."""
     readable, _, _ = select.select([watch], [], [], 10)
     assert readable
+
+
+def test_no_port_is_given_twice() -> None:
+    """Two daemons of one test never get the same port, nor one that an outgoing connection may take meanwhile."""
+    given = [private_rabbitmq.free_port() for _ in range(300)]
+    assert len(set(given)) == 300
+    lowest_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(given) < lowest_outgoing

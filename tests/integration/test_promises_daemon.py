@@ -9,10 +9,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from private_rabbitmq import free_port
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.daemon import DEADLINE_S, Daemon, free_port
+from tests.daemon import DEADLINE_S, Daemon
 from tests.integration.test_websocket_daemon import RawClient, closed_with, members, present, send_for_ever, wait_until
 from tests.ws_kit import CLOSE, PING, close, frame, request, text
 

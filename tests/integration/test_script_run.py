@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from private_rabbitmq import PrivateRabbit
+from private_rabbitmq import PrivateRabbit, free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def _running(*flags: str | Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """The script once it says that events are flowing, and a pidfd of each part."""
-    command = [sys.executable, ROOT / "script" / "run.py", "--listen", str(_free_port()), "--admin", str(_free_port()), *flags]
+    command = [sys.executable, ROOT / "script" / "run.py", "--listen", str(free_port()), "--admin", str(free_port()), *flags]
     with ExitStack() as stack:
         script = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         stack.callback(script.kill)
@@ -94,12 +94,6 @@ def test_a_taken_port_is_told() -> None:
         port = str(taken.getsockname()[1])
         result = subprocess.run([sys.executable, ROOT / "script" / "run.py", "--admin", port], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (1, f"script/run: port {port} can't be used as the admin port: Address already in use\n")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _children(script: subprocess.Popen[str]) -> list[int]:

@@ -14,9 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from private_rabbitmq import free_port
 from websockets.sync.client import connect
 
-from tests.daemon import DEADLINE_S, Daemon, free_port
+from tests.daemon import DEADLINE_S, Daemon
 from tests.integration.test_websocket_daemon import LINGER_S, members, present, wait_until
 from tests.ws_kit import close, request, text
 
