@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from twisted.python import usage
 
 from towerws.amqp import quiet_pika
+from towerws.collector import collect_rarely
 from towerws.config.load import given, load, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
@@ -61,6 +62,7 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
     if reactor is None:
         from twisted.internet import reactor  # noqa: PLC0415 - twistd chooses it before this
     quiet_pika()
+    collect_rarely()
     try:
         return TowerwsService(options.settings, reactor)
     except ConfigError as error:

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ws_kit import edges
+from towerws.collector import FULL_AFTER, collect_rarely
+
+
+@pytest.fixture(autouse=True)
+def collector() -> Iterator[None]:
+    """The collector as it was."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.enable()
+
+
+def test_full_collections_are_rare() -> None:
+    """Only they are: young containers are looked at as often as before."""
+    young, middle, _ = gc.get_threshold()
+    collect_rarely()
+    assert gc.get_threshold() == (young, middle, FULL_AFTER)
+    assert gc.isenabled()
+
+
+def test_a_closed_connection_needs_no_collector() -> None:
+    """A connection that is gone is no cycle: its memory comes back at once, though nothing is collected."""
+    with edges() as make:
+        edge = make()
+        client = edge.open(v1=True).listen(1)
+        edge.publish("job_events.1", {"n": 1})
+        client.take()
+        gc.collect()
+        gc.disable()
+        gone = weakref.ref(client.connection)
+        client.hang_up()
+        edge.advance(1)
+        edge.clients.clear()
+        client.transport._protocol = None  # the kit's own way back
+        del client
+        assert gone() is None
