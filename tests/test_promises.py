@@ -285,11 +285,13 @@ def test_origins(make: Edges, page: PageOrigin) -> None:
         (False, AccessSettings(), True),
     ):
         edge = make(Browser(cookie=cookie), access=access)
+        bystander = edge.open()
         client = edge.connect().send(request(without=["Host"], added=lines))
         assert client.status in ({101 if allowed else 403} | ({400} if malformed else set()))
         if client.status == 403:
             assert client.response.endswith(b"\r\n\r\na page of this origin may not use what its browser knows\n")
-        assert len(edge.hub.members) - edge.desk.guard.watchers == (client.status == 101)
+        assert len(edge.hub.members) - edge.desk.guard.watchers - 1 == (client.status == 101)
+        assert bystander.close_code() is None
 
 
 NAMES = ["job_events", "jobs", "control", "metrics", "workflow_events", "chat", "job_events-42", "broadcast-group_send", "JOB_EVENTS", ""]
