@@ -164,6 +164,7 @@ class TestStreamStart:
         house.start()
         house.broker.peer.deliver(b"{}", 30)
         house.settle()
+        assert house.state() is not SourceState.CONSUMING
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=21)
 
     def test_passive_declares_nothing(self) -> None:

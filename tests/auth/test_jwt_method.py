@@ -155,7 +155,7 @@ def test_a_credential_does_not_show_itself() -> None:
 )
 def test_times_that_are_good(method: JwtMethod, good: dict[str, object]) -> None:
     """Seconds since 1970, whole or not; `nbf` and `iat` may be 10 s ahead, for clocks that differ."""
-    identify(method, sign(claims(**good)))
+    assert identify(method, sign(claims(**good))).method == "jwt"
 
 
 @pytest.mark.parametrize("name", ["exp", "nbf", "iat"])

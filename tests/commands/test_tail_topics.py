@@ -84,6 +84,7 @@ def test_any_payload(topic: str, payload: object) -> None:
     following = Following((), follow=True)
     following.saw("jobs.status_changed", status(7, "running"))
     following.saw(topic, payload)
+    assert set(FOLLOWING_NEEDS) <= set(following.topics)
 
 
 def test_request() -> None:
