@@ -25,6 +25,7 @@ from twisted.logger import Logger
 
 from towerws.broker.consumer import by_the_link
 from towerws.broker.content import Content
+from towerws.broker.deadline import Deadline
 from towerws.broker.link import Link
 from towerws.broker.loss import Loss, from_broker
 from towerws.broker.topology import declare_control
@@ -56,7 +57,7 @@ class ControlListener:
         """Why it did not listen when it could have."""
         self._link: Link | None = None
         self._channel: Any = None
-        self._timer: interfaces.IDelayedCall | None = None
+        self._deadline = Deadline(reactor)
         self._pause_s = PAUSE_MIN_S
         self._not_before = 0.0
         self._losses = 0
@@ -77,7 +78,7 @@ class ControlListener:
         wait_s = self._not_before - self._reactor.seconds()
         if wait_s > 0:
             self._state = "paused"
-            self._arm(wait_s, self._start)
+            self._deadline.set(wait_s, self._start)
         else:
             self._start()
 
@@ -89,7 +90,7 @@ class ControlListener:
             self._pause()
             self._losses += 1
             self._last = "the connection was lost while this was set up"
-        self._disarm()
+        self._deadline.clear()
         self._link = self._channel = None
         self._state = "off"
 
@@ -106,7 +107,7 @@ class ControlListener:
     def _listening(self, channel: Any) -> None:
         if channel is not self._channel:
             return
-        self._disarm()
+        self._deadline.clear()
         self._pause_s, self._not_before = PAUSE_MIN_S, 0.0
         self._state, self._last = "listening", None
         if self._said is not None:
@@ -130,14 +131,14 @@ class ControlListener:
     # our own
 
     def _start(self) -> None:
-        self._timer = None
+        self._deadline.clear()
         link = self._link
         if link is None or link.dead:
             return
         self._state = "starting"
         channel = self._channel = link.open_channel(self._opened, self._deliver)
         channel.add_on_close_callback(self._closed)
-        self._arm(self._settings.attempt_s, lambda: self._lost(channel, Loss(f"no answer within {self._settings.attempt_s:g} s")))
+        self._deadline.set(self._settings.attempt_s, lambda: self._lost(channel, Loss(f"no answer within {self._settings.attempt_s:g} s")))
 
     def _lost(self, channel: Any, loss: Loss) -> None:
         """Not, or no more: again after a pause, as long as the connection stands."""
@@ -157,7 +158,7 @@ class ControlListener:
             )
         if channel.is_open:
             channel.close()
-        self._arm(self._pause(), self._start)
+        self._deadline.set(self._pause(), self._start)
 
     def _pause(self) -> float:
         """Take a pause, and make the next one longer."""
@@ -173,12 +174,3 @@ class ControlListener:
             self._errors += 1
             if self._errors == 1:
                 self._log.failure("a control message could not be followed; further failures are only counted")
-
-    def _arm(self, delay_s: float, call: Callable[[], None]) -> None:
-        self._disarm()
-        self._timer = self._reactor.callLater(delay_s, call)
-
-    def _disarm(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()

@@ -5,7 +5,7 @@ A message that no queue was bound for comes back (Basic.Return) before its confi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -17,6 +17,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from towerws.broker.content import Content
+from towerws.broker.deadline import Deadline
 from towerws.broker.link import Link
 from towerws.broker.loss import Loss, from_broker, from_transport
 from towerws.core.settings import BrokerSettings, BrokerUrl
@@ -72,7 +73,8 @@ class Line:
         self._tag = 0
         self._over = False
         self._closed: defer.Deferred[None] | None = None
-        self._timer: Any = reactor.callLater(connect_s, self._lost, Loss(f"connecting: no answer within {connect_s:g} s"))
+        self._deadline = Deadline(reactor)
+        self._deadline.set(connect_s, lambda: self._lost(Loss(f"connecting: no answer within {connect_s:g} s")))
 
     def connect(self, endpoint: interfaces.IStreamClientEndpoint) -> None:
         """Begin."""
@@ -98,14 +100,14 @@ class Line:
         self._over = True
         closed: defer.Deferred[None] = defer.Deferred()
         self._closed = closed
-        self._arm(CLOSE_S, self.abort)
+        self._deadline.set(CLOSE_S, self.abort)
         self._link.close()
         return closed
 
     def abort(self) -> None:
         """End now; the owner is told nothing any more."""
         self._over = True
-        self._disarm()
+        self._deadline.clear()
         if self._link is not None:
             self._link.abort()
         connecting, self._connecting = self._connecting, None
@@ -133,7 +135,7 @@ class Line:
 
     def link_gone(self) -> None:
         """The transport is closed."""
-        self._disarm()
+        self._deadline.clear()
         self._is_closed()
 
     # pika calls these
@@ -197,16 +199,7 @@ class Line:
 
     def _rest(self) -> None:
         """Nothing more to say? Then this line ends after a while."""
-        self._arm(IDLE_S, lambda: self._owner.line_idle(self))
-
-    def _arm(self, delay_s: float, call: Callable[[], None]) -> None:
-        self._disarm()
-        self._timer = self._reactor.callLater(delay_s, call)
-
-    def _disarm(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
+        self._deadline.set(IDLE_S, lambda: self._owner.line_idle(self))
 
     def _is_closed(self) -> None:
         closed, self._closed = self._closed, None
