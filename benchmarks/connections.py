@@ -13,7 +13,9 @@ from benchmarks.load import Load
 from benchmarks.world import World, percentile
 
 if TYPE_CHECKING:
-    from benchmarks.servers import Towerws
+    from collections.abc import Callable
+
+    from benchmarks.servers import Server
 
 WARM = 200
 LEAST_STORM_NS = 250_000_000
@@ -54,8 +56,12 @@ def storm(world: World) -> None:
             publisher.end()
         delays_ms = others.end_collect().delays_ms(begin_ns, max(end_ns, begin_ns + LEAST_STORM_NS))
         refused = sum(server.get("/status")["connections"]["refused"].values())
+    floor_s, plain_s = (connecting(world, reference, specs) for reference in (world.greeter, world.plain))
     # The healthy clients' messages and the answers are in it: 100 deliveries each, 20 times a second, and 50 answers.
     world.row("storm", f"CPU per client, {count:,} of them", cpu_s * 1e6 / count, "µs", "<= 220")
+    world.row("storm", "floor's CPU per client", floor_s * 1e6 / count, "µs")
+    world.row("storm", "CPU, times floor's", cpu_s / floor_s, "x")
+    world.row("storm", "plain's CPU, times ours", plain_s / cpu_s, "x")
     world.row("storm", "refused", refused, "", "<= 0")
     world.row("storm", "until the last was subscribed", max(opened.took_s), "s")
     world.row("storm", "healthy clients' latency p99", percentile(delays_ms, 99), "ms", "<= 250")
@@ -91,14 +97,21 @@ def resume(world: World) -> None:
     world.row("resume", "CPU per client, connecting alone", storm_s * 1e6 / count, "µs")
 
 
-def measured(server: Towerws, load: Load, specs: list[Spec]) -> tuple[Opened, float]:
+def connecting(world: World, start: Callable[[], Server], specs: list[Spec]) -> float:
+    """What it costs this server to let the same clients in, in seconds of CPU."""
+    with start() as server, world.clients() as load:
+        warm(world, server)
+        return measured(server, load, specs)[1]
+
+
+def measured(server: Server, load: Load, specs: list[Spec]) -> tuple[Opened, float]:
     """Open these clients; the CPU that it cost, in seconds."""
     cpu = server.cpu_ns
     opened = load.open(server.port, specs)
     return opened, (server.cpu_ns - cpu) / 1e9
 
 
-def warm(world: World, server: Towerws) -> None:
+def warm(world: World, server: Server) -> None:
     """Let the first connections pay for what is paid once."""
     with world.clients() as load:
         load.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)

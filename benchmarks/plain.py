@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pika
@@ -22,21 +23,23 @@ LISTENERS: dict[str, set[Any]] = {}
 class Client(WebSocketServerProtocol):  # type: ignore[misc]
     """One browser."""
 
+    topics: Sequence[str] = ()
+
     def onOpen(self) -> None:
         """Greet it."""
         self.sendMessage(b'{"accept": true, "user": 0}')
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Subscribe it."""
-        topics = [f"{group}.{event}" for group, events in json.loads(payload)["groups"].items() for event in events]
-        for topic in topics:
+        self.topics = [f"{group}.{event}" for group, events in json.loads(payload)["groups"].items() for event in events]
+        for topic in self.topics:
             LISTENERS.setdefault(topic, set()).add(self)
-        self.sendMessage(json.dumps({"groups_current": topics}).encode())
+        self.sendMessage(json.dumps({"groups_current": self.topics}).encode())
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Forget it."""
-        for listeners in LISTENERS.values():
-            listeners.discard(self)
+        for topic in self.topics:
+            LISTENERS[topic].discard(self)
 
 
 @defer.inlineCallbacks

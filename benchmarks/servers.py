@@ -150,3 +150,13 @@ class Floor(Server):
         """Send so many messages to each client, so many a second (0: at once). Returns at once."""
         with socket.create_connection(("127.0.0.1", self.port)) as control:
             control.sendall(f"{messages} {per_s}\n".encode())
+
+
+class Greeter(Server):
+    """The floor of connecting: `benchmarks/greeter.py`."""
+
+    name = "greeter"
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(log)
+        self.start("-m", "benchmarks.greeter", str(self.port))

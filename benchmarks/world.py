@@ -16,7 +16,7 @@ from benchmarks.certificate import make_certificate
 from benchmarks.client import HOST, Spec
 from benchmarks.fleet import Received
 from benchmarks.load import Load
-from benchmarks.servers import Floor, Plain, Server, Towerws
+from benchmarks.servers import Floor, Greeter, Plain, Server, Towerws
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,10 @@ class World:
     def floor(self, clients: int, octets: int) -> Floor:
         """The bare loop."""
         return Floor(self._log("floor"), clients, octets)
+
+    def greeter(self) -> Greeter:
+        """The bare system calls of connecting."""
+        return Greeter(self._log("greeter"))
 
     @contextmanager
     def clients(self, processes: int = 2) -> Iterator[Load]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
-import txaio
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -384,9 +383,8 @@ class Edges:
 
 @contextmanager
 def edges() -> Iterator[Edges]:
-    """A maker of edges. Autobahn takes its timers from txaio's loop, which is this clock meanwhile."""
-    loop, clock = txaio.config.loop, Clock()
-    txaio.config.loop = clock
+    """A maker of edges."""
+    clock = Clock()
     maker = Edges(clock)
     observer = cast("ILogObserver", maker.note)
     globalLogPublisher.addObserver(observer)
@@ -399,7 +397,6 @@ def edges() -> Iterator[Edges]:
         failures = maker.failures()
         assert not failures, failures
     finally:
-        txaio.config.loop = loop
         globalLogPublisher.removeObserver(observer)
 
 

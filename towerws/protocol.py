@@ -13,6 +13,7 @@ import random
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
+from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.addresses import Proxies
@@ -32,6 +33,7 @@ from towerws.websocket.lean import lean
 from towerws.websocket.opening import OpeningConnection, Silent
 from towerws.websocket.outlet import Outlet, open_outlet
 from towerws.websocket.session import Session
+from towerws.websocket.timers import Timers
 from towerws.websocket.visitor import Visitor
 
 RECONNECT_MS = (500, 5000)
@@ -95,6 +97,8 @@ class WebSocketConnection(OpeningConnection):
             if message is not None:
                 self.onMessage(message, False)
                 return
+        if self.utf8validator is None:
+            self.utf8validator = Utf8Validator()
         self._dataReceived(data)
         self._watch_assembly()
 
@@ -302,6 +306,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.origins = Origins(self.access.origins)
         self.admission = Admission(limits)
         self.doorman = Doorman(limits.accepts_per_s, reactor)
+        self.timers = self._batched_timer = Timers(reactor)  # the second name is where Autobahn looks for its own
         self.desk = desk
         self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}

@@ -98,6 +98,7 @@ def test_each_limit_is_counted_by_its_name(make: Edges, limit: str, meet: Callab
     edge = make()
     bystander = edge.open()
     bystander.listen(1)
+    assert bystander.connection.autoPingPendingCall is not None
     bystander.connection.autoPingPendingCall.cancel()  # it would have to answer
     bystander.connection.autoPingPendingCall = None
     meet(edge)

@@ -78,7 +78,7 @@ def parse_request(text: str, groups: GroupTable, max_topics: int) -> Request | T
     """Read one message's text. `BadRequest` for whatever can't be followed as a whole."""
     message = _object(text)
     request_id = message.get("id")
-    if len(json.dumps(request_id)) > MAX_ID_OCTETS:
+    if request_id is not None and len(json.dumps(request_id)) > MAX_ID_OCTETS:
         raise BadRequest("bad_id", f"id is longer than {MAX_ID_OCTETS} octets")
     try:
         if "token" in message:

@@ -88,7 +88,7 @@ class TowerDialect:
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """`{"accept": true, "user": 7}`. The contract demands a number: an anonymous or named user is 0."""
         user = identity.user_id if isinstance(identity.user_id, int) else 0
-        return _spaced({"accept": True, "user": user})
+        return b'{"accept": true, "user": %d}' % user
 
     def renewed(self, identity: Identity, request_id: object) -> bytes:
         """The first frame again: AWX, which has no such message, has no answer to it either."""

@@ -26,7 +26,8 @@ class _Unheard:
 def lean(base: Any, factory: Any) -> Any:
     """A class of connections like `base`, with the options of `factory`, and the state in which Autobahn starts, in the class.
 
-    What stays each connection's own is the UTF-8 validator and the timer of the handshake: `connectionMade` makes them.
+    What stays each connection's own is the timer of the handshake, which `connectionMade` makes, and the UTF-8 validator: one
+    that is needed is made when it is.
     """
     options = {name: getattr(factory, name) for name in base.CONFIG_ATTRS}
     # A function would become a method.
@@ -37,6 +38,7 @@ def lean(base: Any, factory: Any) -> Any:
         "is_open": _Unheard(),
         "is_closed": _Unheard(),
         "_transport_details": None,
+        "utf8validator": None,
     }
     probe = type(base.__name__, (base,), {**options, "CONFIG_ATTRS": (), "openHandshakeTimeout": 0})()
     probe.factory = factory

@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
-from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,6 +31,7 @@ from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.desk import Desk
 from towerws.websocket.inflater import Inflater
+from towerws.websocket.timers import Timer, Timers
 
 
 class Silent:
@@ -54,7 +54,7 @@ class Lobby(Protocol):
     origins: Origins
     admission: Admission
     countConnections: int  # Autobahn's, which counts down
-    _batched_timer: Any
+    timers: Timers
     refused: dict[int, int]
     refused_for: dict[str, int]
 
@@ -68,7 +68,10 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     factory: Lobby
     # Autobahn's
-    closeHandshakeTimeoutCall: Any
+    closeHandshakeTimeoutCall: Timer | None
+    openHandshakeTimeoutCall: Timer | None
+    autoPingPendingCall: Timer | None
+    utf8validator: Any
     current_frame: Any
     _perMessageCompress: Any
     data: bytes
@@ -109,10 +112,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         with suppress(AttributeError, OSError):  # a UNIX socket has no such thing
             self.transport.setTcpNoDelay(True)
         factory.countConnections += 1
-        # What of Autobahn's state is each connection's own; the rest is the class's (lean.py).
-        self.utf8validator = Utf8Validator()
-        timer = factory._batched_timer  # noqa: SLF001 - one timer for all connections that are due about then
-        self.openHandshakeTimeoutCall = timer.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
+        self.openHandshakeTimeoutCall = factory.timers.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
         if admission.overflowing:
             self._count_refusal(_crowded("connections"))
             self.dropConnection(abort=True)
@@ -263,8 +263,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self.openHandshakeTimeoutCall.cancel()
             self.openHandshakeTimeoutCall = None
         if self.autoPingInterval:
-            timer = self.factory._batched_timer  # noqa: SLF001 - as above
-            self.autoPingPendingCall = timer.call_later(self.autoPingInterval, self._sendAutoPing)
+            self.autoPingPendingCall = self.factory.timers.call_later(self.autoPingInterval, self._sendAutoPing)
         extension = negotiate(upgrade.extensions) if self.factory.settings.compression and upgrade.extensions else None
         if extension is not None:
             self._perMessageCompress = Inflater(self.factory.settings.message_octets)
