@@ -20,6 +20,7 @@ from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.errors import CloseReason
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, TowerSettings
+from towerws.websocket.timers import GRAIN_S
 
 reactor: Any = _reactor
 
@@ -340,7 +341,7 @@ async def test_pings_and_no_age() -> None:
         assert (made.edge.settings.ping_s, made.edge.settings.pong_s) == (20, 30)
         answered = 0
         for _ in range(25 * 180):
-            made.edge.clock.pump([5] * 4)
+            made.edge.clock.pump([5, 5, 5, 5 + GRAIN_S])
             for ping in client.control(PING)[answered:]:
                 client.send(frame(PONG, ping))
                 answered += 1

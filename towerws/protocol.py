@@ -23,7 +23,6 @@ from towerws.core.frames import text_frame, whole_text
 from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
-from towerws.core.printable import printable
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import PLAIN, Dialect
 from towerws.websocket.connection_log import ConnectionLog
@@ -83,8 +82,8 @@ class WebSocketConnection(OpeningConnection):
         factory.opened += 1
         factory.log_of_connections.line(
             "connection opened: user {user} from {address}, by {method}, session {session}, speaks {dialect}",
-            user=printable(identity.user_id),
-            address=printable(self.address),
+            user=identity.user_id,
+            address=self.address,
             method=identity.method,
             session=identity.session,
             dialect=dialect.name,
@@ -120,11 +119,11 @@ class WebSocketConnection(OpeningConnection):
             self.factory.log_of_connections.line(
                 "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
                 duration=self.factory.desk.reactor.seconds() - self._opened_at,
-                user=printable(session.identity.user_id),
-                address=printable(self.address),
+                user=session.identity.user_id,
+                address=self.address,
                 requests=session.requests,
                 topics=topics,
-                reason=printable(self._reason),
+                reason=self._reason,
             )
 
     # Autobahn calls these

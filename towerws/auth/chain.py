@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Method, Refused, Reports, Unavailable, takes_tokens
+from towerws.auth.base import Method, Refused, Reports, Unavailable, at_once, takes_tokens
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
@@ -69,6 +69,9 @@ class Chain:
         }
 
     def _counted(self, name: str, asked: Deferred[Answer]) -> Deferred[Answer]:
+        if at_once(asked) is not None:
+            self._counts[name]["accepted"] += 1
+            return asked
         counts = (self._counts[name],)
         return asked.addCallbacks(_accepted, _failed, callbackArgs=counts, errbackArgs=counts)
 

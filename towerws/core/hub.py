@@ -88,6 +88,7 @@ class Hub:
         self._listened: dict[str, int] = {}  # topic -> in how many dialects somebody listens to it
         self._turn: list[Delivery] = []
         self._flushed = history.head
+        self._position: tuple[Delivery, str] | None = None
         self._replayed: dict[tuple[Dialect, int], bytes] = {}  # by dialect and seq
         self._replayed_octets = 0
         self.members: dict[Member, None] = {}
@@ -102,8 +103,10 @@ class Hub:
 
     @property
     def position(self) -> str:
-        """Where the log stands for everyone who is live."""
-        return self._flushed.position
+        """Where the log stands for everyone who is live. A storm of clients asks for the same one: a stream's is a hash of the delivery."""
+        if self._position is None or self._position[0] is not self._flushed:
+            self._position = self._flushed, self._flushed.position
+        return self._position[1]
 
     def join(self, peer: Peer, dialect: Dialect) -> Member:
         """Add a connection; it listens to nothing yet."""

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from towerws.core.errors import BadRequest
 from towerws.core.groups import GroupTable, UnknownItem
@@ -44,8 +44,7 @@ class Denied:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A whole new set of topics (routing keys, in the client's order), and what was left out of it."""
 
     topics: tuple[str, ...]

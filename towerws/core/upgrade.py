@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from dataclasses import dataclass
 from hashlib import sha1
+from typing import NamedTuple
 
 from towerws.core.errors import HandshakeError
 from towerws.core.handshake import Head
@@ -20,8 +20,7 @@ _is_key = re.compile(r"[A-Za-z0-9+/]{22}==").fullmatch
 _is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::[0-9]{1,5})?").fullmatch
 
 
-@dataclass(frozen=True, slots=True)
-class Upgrade:
+class Upgrade(NamedTuple):
     """What a client offers: the nonce to be answered, and the subprotocols it speaks, the one it likes best first, and
     its `Sec-WebSocket-Extensions`, as they stand there.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, Close
@@ -24,8 +24,7 @@ UNAVAILABLE = "unavailable"
 """The reason of an item whose check could not be made."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a request made of a connection's topics (routing keys). `recovered` is False where nothing was to be replayed."""
 
     current: tuple[str, ...]

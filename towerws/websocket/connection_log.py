@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from towerws.core.limits import TokenBucket
+from towerws.core.printable import printable
 
 LINES_PER_S = 40
 LINES_BURST = 50
@@ -27,11 +28,12 @@ class ConnectionLog:
         self._folded = 0
 
     def line(self, text: str, **fields: object) -> None:
-        """Write a line, or count it for the next one. What clients chose among the fields must be printable already."""
+        """Write a line, or count it for the next one. What of the fields is text is made printable: clients chose it."""
         if self._bucket.take(self._clock.seconds()) > 0:
             self._folded += 1
             return
         if self._folded:
             text += " ({folded} more connections opened or ended without a line)"
         folded, self._folded = self._folded, 0
-        self._log.info(text, folded=folded, **fields)
+        shown = {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+        self._log.info(text, folded=folded, **shown)

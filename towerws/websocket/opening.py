@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable, takes_tokens
+from towerws.auth.base import Refused, Unavailable, at_once, takes_tokens
 from towerws.core.addresses import UNIX, Proxies
 from towerws.core.admission import CROWDED, Admission, Guest
 from towerws.core.deflate import negotiate
@@ -207,19 +207,18 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _authenticate(self, head: Head, upgrade: Upgrade) -> None:
         began = self.factory.desk.reactor.seconds()
+        asked: Deferred[Identity | None] = maybeDeferred(self.factory.desk.auth.authenticate, head, self.address)
+        if (known := at_once(asked)) is not None:
+            try:
+                self._let_in(known, head, upgrade, began)
+            except Exception:  # noqa: BLE001 - whatever it is, the connection must not stay half open
+                self._broken(Failure())
+            return
 
         def authenticated(identity: Identity | None) -> None:
             self._asking = None
-            if self.state != self.STATE_CONNECTING:
-                return
-            try:
-                # With no credential, nobody yet: where tokens are taken the first message may bring one.
-                if identity is not None or not takes_tokens(self.factory.desk.auth):
-                    self.identity = self._admit(identity, head, began)
-            except HandshakeError as error:
-                self._refuse(error)
-            else:
-                self._open(upgrade)
+            if self.state == self.STATE_CONNECTING:
+                self._let_in(identity, head, upgrade, began)
 
         def failed(failure: Failure) -> None:
             self._asking = None
@@ -231,8 +230,18 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
                 self._log.failure("authentication failed unexpectedly", failure)
                 self._refuse(HandshakeError(500, "internal error", "error"))
 
-        self._asking = maybeDeferred(self.factory.desk.auth.authenticate, head, self.address)
-        self._asking.addCallbacks(authenticated, failed).addErrback(self._broken)
+        self._asking = asked
+        asked.addCallbacks(authenticated, failed).addErrback(self._broken)
+
+    def _let_in(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
+        try:
+            # With no credential, nobody yet: where tokens are taken the first message may bring one.
+            if identity is not None or not takes_tokens(self.factory.desk.auth):
+                self.identity = self._admit(identity, head, began)
+        except HandshakeError as error:
+            self._refuse(error)
+        else:
+            self._open(upgrade)
 
     def _admit(self, identity: Identity | None, head: Head, began: float) -> Identity:
         """Let this user in, or say with a `HandshakeError` why not."""

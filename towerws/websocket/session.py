@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
+from towerws.auth.base import Refused, Unavailable, at_once
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.hub import Member
@@ -234,6 +234,9 @@ class Session:
             others |= {topic: "unavailable" for topic in request.topics if topic not in self.member.topics and topic not in others}
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
         asked: Deferred[dict[str, str]] = maybeDeferred(self._desk.auth.refusals, self.identity, topics)
+        if (refusals := at_once(asked)) is not None:
+            self._apply(request, {**others, **refusals} if others else refusals)
+            return
 
         def decided(refusals: dict[str, str]) -> None:
             self._apply(request, {**others, **refusals} if others else refusals)
