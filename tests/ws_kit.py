@@ -141,9 +141,6 @@ class MemoryTransport:
             self.aborted = True
             self._clock.callLater(0, self.lose, ConnectionAborted())
 
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """Nothing to do here."""
-
     def getPeer(self) -> IPv4Address:
         """Where the client is."""
         return IPv4Address("TCP", self.peer, 54321)

@@ -86,6 +86,38 @@ def test_a_trickle_meets_nobody(port: ListeningPort, clock: Clock) -> None:
     assert clock.getDelayedCalls() == []
 
 
+def test_no_turn_grows_where_the_rate_does_not_bind(clock: Clock) -> None:
+    """However high the rate, a turn accepts a batch at most: Twisted alone would accept twenty more in each turn than before."""
+    doorman = Doorman(1_000_000, clock)
+    port = ListeningPort(doorman, waiting=5000)
+    doorman.stand_at(port, backlog=False)
+    with port.socket:
+        turns = 0
+        while port.waiting:
+            assert port.turn() <= BATCH
+            turns += 1
+            clock.advance(0.003)
+        assert turns == 5000 / BATCH
+        doorman.leave()
+    assert clock.getDelayedCalls() == []
+
+
+def test_what_is_accepted_sends_at_once(clock: Clock) -> None:
+    """No connection waits to fill a segment (TCP_NODELAY); a port that is no TCP port is served as well."""
+    for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, "")):
+        doorman = Doorman(1000, clock)
+        port = ListeningPort(doorman, socket=socket.socket(family))
+        with port.socket:
+            port.socket.bind(address)
+            port.socket.listen()
+            doorman.stand_at(port, backlog=False)
+            with socket.socket(family) as client:
+                client.connect(port.socket.getsockname())
+                with port.socket.accept()[0] as accepted:
+                    if family == socket.AF_INET:
+                        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_nothing_is_opened_again_after_the_end(port: ListeningPort, clock: Clock) -> None:
     """Neither a doorman that has left nor a port that was closed meanwhile accepts anything any more, and no timer is left."""
     port.waiting = 100

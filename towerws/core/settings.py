@@ -128,7 +128,7 @@ class LimitSettings:
     per_address: int = 200
     per_user: int = 50
     half_open: int = 50
-    accepts_per_s: float = 2000
+    accepts_per_s: float = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ and no more for a moment; the rest wait in the kernel's queue, which is made lon
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -41,20 +43,25 @@ class Doorman:
         self._period_s = BATCH / per_s
         self._port: Port | None = None
         self._resuming: Any = None
+        self._turning: Any = None
         self._began = 0.0
         self._accepted = 0
         self.pauses = 0
         """How often the door was closed for a moment since the start."""
 
     def stand_at(self, port: Any, *, backlog: bool) -> None:
-        """Begin. With `backlog` the kernel's queue of this port is made `BACKLOG` long."""
+        """Begin. With `backlog` the kernel's queue of this port is made `BACKLOG` long. No connection waits to fill a segment."""
         self._port = port
         port.numberAccepts = BATCH
+        with suppress(OSError):  # a UNIX socket has no such thing
+            port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has it too (tcp(7))
         if backlog:
             port.socket.listen(BACKLOG)  # a second call changes the length (Linux: inet_listen)
 
     def accepted(self) -> None:
         """One more was let in."""
+        if self._turning is None and self._port is not None:
+            self._turning = self._reactor.callLater(0, self._turned)
         now = self._reactor.seconds()
         if now - self._began >= self._period_s:
             self._began, self._accepted = now, 0
@@ -67,12 +74,17 @@ class Doorman:
     def leave(self) -> None:
         """End: the port is closed, or about to be."""
         self._port = None
-        if self._resuming is not None:
-            self._resuming.cancel()
-            self._resuming = None
+        for waiting in (self._resuming, self._turning):
+            if waiting is not None:
+                waiting.cancel()
+        self._resuming = self._turning = None
+
+    def _turned(self) -> None:
+        self._turning = None
+        if self._port is not None:
+            self._port.numberAccepts = BATCH  # Twisted has changed it: more after a full batch, fewer after less
 
     def _resume(self) -> None:
         self._resuming = None
         if self._port is not None and self._port.connected:
-            self._port.numberAccepts = BATCH
             self._port.startReading()

@@ -10,7 +10,6 @@ connect and subscribe costs (core/upgrade.py), so:
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
@@ -109,8 +108,6 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         factory.connections[self] = None
         admission = factory.admission
         self._guest: Guest = admission.arrive()
-        with suppress(AttributeError, OSError):  # a UNIX socket has no such thing
-            self.transport.setTcpNoDelay(True)
         factory.countConnections += 1
         self.openHandshakeTimeoutCall = factory.timers.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
         if admission.overflowing:
