@@ -37,7 +37,7 @@ def test_the_groups_known_without_configuration_are_awxs() -> None:
 )
 def test_a_number_is_an_id_as_integer_and_as_text(group: str, item: object, event: str) -> None:
     """Both name the same topic, of up to 18 digits."""
-    assert AWX.topic(group, item) == (group, event)
+    assert AWX.routing_key(group, item) == f"{group}.{event}"
 
 
 @pytest.mark.parametrize("group", IDS)
@@ -86,7 +86,7 @@ def test_a_number_is_an_id_as_integer_and_as_text(group: str, item: object, even
 def test_nothing_else_is_an_id(group: str, item: object) -> None:
     """Neither what Python takes for a number (true, fractions, other digits) nor any text but digits."""
     with pytest.raises(UnknownItem):
-        AWX.topic(group, item)
+        AWX.routing_key(group, item)
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,21 @@ def test_nothing_else_is_an_id(group: str, item: object) -> None:
 def test_a_group_of_words_has_these_words(group: str, words: list[str]) -> None:
     """Each word is an event; another, a number, a part of one or another case is not."""
     for word in words:
-        assert AWX.topic(group, word) == (group, word)
+        assert AWX.routing_key(group, word) == f"{group}.{word}"
         for other in (word.upper(), word[:-1], word + "\n", f" {word}", f"{word}.x"):
             with pytest.raises(UnknownItem):
-                AWX.topic(group, other)
+                AWX.routing_key(group, other)
     for item in (42, "42", "foo", "", None, "#", "*"):
         with pytest.raises(UnknownItem):
-            AWX.topic(group, item)
+            AWX.routing_key(group, item)
 
 
 def test_control_is_one_topic_per_user() -> None:
     """`limit_reached_<user id>`, which React's pages ask for with 1; the global one of old AWX is never to be had."""
-    assert AWX.topic("control", "limit_reached_1") == ("control", "limit_reached_1")
+    assert AWX.routing_key("control", "limit_reached_1") == "control.limit_reached_1"
     for item in ("limit_reached", "limit_reached_", "limit_reached_x", "limit_reached_1 ", "limit_reached_1.0", "limit_reached_-1", 1, "1"):
         with pytest.raises(UnknownItem):
-            AWX.topic("control", item)
+            AWX.routing_key("control", item)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_unknown_group_has_no_topics(group: str) -> None:
     """Whatever the item: a group is looked up as it is."""
     for item in (42, "42", "status_changed", "x"):
         with pytest.raises(UnknownItem, match=r"^no such group$"):
-            AWX.topic(group, item)
+            AWX.routing_key(group, item)
 
 
 @pytest.mark.parametrize(
@@ -150,18 +150,18 @@ def test_a_configuration_adds_groups(events: str | tuple[str, ...], item: object
     table = GroupTable({"mine": GroupSettings(events=events)})
     if event is None:
         with pytest.raises(UnknownItem):
-            table.topic("mine", item)
+            table.routing_key("mine", item)
     else:
-        assert table.topic("mine", item) == ("mine", event)
-    assert table.topic("job_events", 42).routing_key == "job_events.42"
+        assert table.routing_key("mine", item) == f"mine.{event}"
+    assert table.routing_key("job_events", 42) == "job_events.42"
 
 
 def test_what_is_withheld_can_not_be_configured_back() -> None:
     """A session's key was once sent on `control.limit_reached`: no configuration makes a topic of it."""
     table = GroupTable({"control": GroupSettings(events="any")})
-    assert table.topic("control", "limit_reached_1")
+    assert table.routing_key("control", "limit_reached_1")
     with pytest.raises(UnknownItem):
-        table.topic("control", "limit_reached")
+        table.routing_key("control", "limit_reached")
     assert {"metrics", "control.limit_reached"} == WITHHELD
 
 
@@ -169,7 +169,7 @@ def test_an_error_never_repeats_the_item() -> None:
     """Its text is fixed."""
     for group, item in [("jobs", "c4n4ry"), ("c4n4ry", 1), ("job_events", "c4n4ry"), ("control", "limit_reached_c4n4ry")]:
         with pytest.raises(UnknownItem) as caught:
-            AWX.topic(group, item)
+            AWX.routing_key(group, item)
         assert "c4n4ry" not in str(caught.value)
 
 
@@ -179,7 +179,7 @@ def test_a_group_that_is_never_heard(events: str | tuple[str, ...]) -> None:
     table = GroupTable({"orders": GroupSettings(events=events, policy="never")})
     for item in ("paid", 1):
         with pytest.raises(UnknownItem):
-            table.topic("orders", item)
+            table.routing_key("orders", item)
 
 
 def test_whose_own() -> None:

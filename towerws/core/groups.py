@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from towerws.core.identity import Identity
 from towerws.core.settings import GroupSettings
-from towerws.core.topics import Topic, is_event
+from towerws.core.topics import is_event
 
 MAX_ID_DIGITS = 18  # every such number fits a signed 64-bit integer, and a URL
 
@@ -85,16 +85,16 @@ class GroupTable:
             else:
                 self._groups[name] = Group(words=frozenset(settings.events), policy=settings.policy)
 
-    def topic(self, group: str, item: object) -> Topic:
-        """The topic that `item` names in `group`; `UnknownItem` when there is no such group or event."""
+    def routing_key(self, group: str, item: object) -> str:
+        """The topic that `item` names in `group`, by its routing key; `UnknownItem` when there is no such group or event."""
         if (known := self._groups.get(group)) is None:
             raise UnknownItem("no such group")
         if known.policy == "never":
             raise UnknownItem("nobody may listen to this group")
-        topic = Topic(group, known.event(item))
-        if topic.routing_key in WITHHELD:
+        routing_key = f"{group}.{known.event(item)}"
+        if routing_key in WITHHELD:
             raise UnknownItem("no such event in this group")
-        return topic
+        return routing_key
 
     def refusals(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
         """Those topics that are another user's own, each with a reason. Nobody in particular (auth open) has no others."""
