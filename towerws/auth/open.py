@@ -10,6 +10,8 @@ from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 
+NOBODY = Identity()
+
 
 class Open:
     """A `Method` that lets everyone in as nobody in particular."""
@@ -18,7 +20,7 @@ class Open:
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
-        return succeed(Identity())
+        return succeed(NOBODY)
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once with nothing."""

@@ -35,6 +35,8 @@ class Proxies:
         """Whether what this peer says of others is believed."""
         if address == UNIX:
             return self._unix
+        if not self._networks:
+            return False
         known = read_address(address)
         return known is not None and self._trust(known)
 
