@@ -34,6 +34,7 @@ class Daemon:
         self._folder = folder
         self._flags = ["--broker", broker, "--auth", auth, *flags]
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = False
 
     @property
     def url(self) -> str:
@@ -48,6 +49,7 @@ class Daemon:
 
     def start(self, *, ready: bool = True) -> Self:
         """Start it; with `ready`, wait until `/readyz` says so, else until it listens."""
+        self._stopping = False
         listen = ["--listen", f"tcp:{self.port}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -100,11 +102,17 @@ class Daemon:
         self._process.kill()
         self._process.wait(DEADLINE_S)
 
+    def begin_stop(self) -> None:
+        """SIGTERM, once: it goes on until its clients have answered its closes, or for as long as it waits for them."""
+        assert self._process is not None
+        if self._process.poll() is None and not self._stopping:
+            self._stopping = True
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self) -> int:
         """SIGTERM; the exit status."""
+        self.begin_stop()
         assert self._process is not None
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
         return self._process.wait(DEADLINE_S)
 
     def __enter__(self) -> Self:
