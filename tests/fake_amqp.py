@@ -27,7 +27,9 @@ class RecordingSink:
         self.calls: list[tuple[object, ...]] = []
         self.head: int | None = None
         self.turns = 0
-        self.broken = False
+        self.broken = self.broken_turns = False
+        self.holding = False
+        self.held: list[Callable[[int], None]] = []
 
     def resume_from(self) -> int | None:
         """The newest offset."""
@@ -48,10 +50,15 @@ class RecordingSink:
         self.calls.append(("deliver", routing_key, body, offset, message_id))
         self.head = offset
 
-    def end_turn(self) -> int:
-        """Counted."""
+    def end_turn(self, written: Callable[[int], None]) -> None:
+        """Counted; all is written at once, unless that is held up."""
         self.turns += 1
-        return 0
+        if self.broken_turns:
+            raise RuntimeError("a sink that breaks its promise")
+        if self.holding:
+            self.held.append(written)
+        else:
+            written(0)
 
     def gap(self, reason: str) -> None:
         """Written down."""
@@ -77,6 +84,15 @@ class FakeTransport:
         self.peer = peer
         self.aborted = False
         self.losing = False
+        self.paused = False
+
+    def pauseProducing(self) -> None:
+        """Nothing is read for now."""
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        self.paused = False
 
     def write(self, data: bytes) -> None:
         """Queue for the peer."""

@@ -355,13 +355,48 @@ class TestDeliveries:
         peer.protocol.dataReceived(b"".join([method, header, *bodies]))
         assert [len(call[2]) for call in house.sink.named("deliver")] == [100_000, 7, 300_000]  # type: ignore[arg-type]
 
-    def test_a_turn_ends_after_512(self) -> None:
+    def test_a_turn_ends_after_1024(self) -> None:
         """A read that brings very many small deliveries is cut into turns."""
         house = House().consuming()
-        for offset in range(1100):
+        for offset in range(2100):
             house.broker.peer.deliver(b"", offset)
         house.settle()
         assert house.sink.turns == 3
+
+    def test_nothing_is_read_while_a_turn_is_written(self) -> None:
+        """What one read brought is written before the next one is begun; deliveries are acknowledged all the same."""
+        house = House().consuming()
+        peer, house.sink.holding = house.broker.peer, True
+        for offset in range(200):
+            peer.deliver(b"{}", offset)
+        house.settle()
+        assert peer.transport.paused
+        assert [ack.delivery_tag for ack in peer.seen(spec.Basic.Ack)] == [200]
+        (written,) = house.sink.held
+        written(1000)
+        assert not peer.transport.paused
+
+    def test_a_turn_written_after_the_link_is_lost_does_nothing(self) -> None:
+        """Its end comes late, and touches neither the old transport nor the new one."""
+        house = House().consuming()
+        peer, house.sink.holding = house.broker.peer, True
+        peer.deliver(b"{}", 1)
+        house.settle()
+        house.source.stop()
+        house.advance(10)
+        assert peer.transport.aborted
+        house.sink.held[0](1000)
+        assert peer.transport.paused
+
+    def test_a_sink_that_raises_at_the_end_of_a_turn_holds_nothing_up(self, events: list[LogEvent]) -> None:
+        """Nobody would say that it is written: reading goes on."""
+        house = House().consuming()
+        house.sink.broken_turns = True
+        house.broker.peer.deliver(b"{}", 1)
+        house.settle()
+        assert not house.broker.peer.transport.paused
+        assert house.source.counters["sink_errors"] == 1
+        assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
 
     def test_acks_go_in_batches(self) -> None:
         """128 deliveries are acknowledged at once, fewer after 50 ms, and no timer runs when nothing is open."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from towerws.core.sources import SourceState
@@ -28,10 +30,10 @@ class NotingSink:
         """Noted."""
         self.calls.append(("deliver", routing_key, body, offset, message_id))
 
-    def end_turn(self) -> int:
+    def end_turn(self, written: Callable[[int], None]) -> None:
         """Noted."""
         self.calls.append(("end_turn",))
-        return 0
+        written(0)
 
     def gap(self, reason: str) -> None:
         """Noted."""

@@ -81,7 +81,7 @@ class TowerwsService(Service):
         self._ports: dict[str, IListeningPort] = {}
         self._stopping = False
         self.history = History(settings.history.max_octets, settings.history.max_age_s)
-        self.hub = Hub(self.history)
+        self.hub = Hub(self.history, lambda call: reactor.callLater(0, call))
         self.intake = Intake(
             self.history,
             self.hub,

@@ -81,20 +81,36 @@ def opened(**settings: Any) -> tuple[Link, Events, TcpTransport, Clock]:
     ("read", "written", "then"),
     [
         (256 * KIB, 256 * KIB, 256 * KIB),
-        (256 * KIB, 24 * MIB, 256 * KIB),
-        (256 * KIB, 48 * MIB, 128 * KIB),
-        (64 * KIB, 48 * MIB, 32 * KIB),
-        (256 * KIB, 256 * 1000 * MIB, 16 * KIB),
+        (256 * KIB, 512 * MIB, 256 * KIB),
+        (256 * KIB, 1024 * MIB, 128 * KIB),
+        (64 * KIB, 1024 * MIB, 32 * KIB),
+        (256 * KIB, 256 * 10_000 * MIB, 16 * KIB),
+        (256 * KIB, 0, 65536),
         (1 * KIB, 1, 256 * KIB),
     ],
 )
 def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written: int, then: int) -> None:
-    """A read for which more than 24 MiB go to clients is followed by a smaller one; what costs little is read 256 KiB at a time."""
+    """A read for which more than 512 MiB go to clients is followed by a smaller one; what costs little is read 256 KiB at a time."""
     link, events, transport, _ = opened()
-    events.on_read = lambda: link.fit_reads(written)
+    events.on_read = lambda: link.resume(written)
     link.dataReceived(b"\x08\0\0\0\0\0\0\xce" * (read // 8))
     assert transport.bufferSize == then
     link.abort()
+
+
+def test_a_paused_link_reads_nothing() -> None:
+    """Pausing twice is pausing once; resuming a link that is not paused, or dead, does nothing."""
+    link, _, transport, _ = opened()
+    link.pause()
+    link.pause()
+    assert transport.producerState == "paused"
+    link.resume(1)
+    link.resume(1)
+    assert transport.producerState == "producing"
+    link.pause()
+    link.abort()
+    link.resume(1)
+    assert transport.producerState == "paused"
 
 
 def test_pika_is_as_we_know_it() -> None:

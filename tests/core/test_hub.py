@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,8 +15,10 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.history import ENTRY_OCTETS, History
-from towerws.core.hub import PIECE_OCTETS, REPLAYED_OCTETS, Hub, Member
+from towerws.core.hub import PIECE_OCTETS, REPLAYED_OCTETS, Hub
+from towerws.core.members import Member
 from towerws.core.requests import Request
+from towerws.core.turn import WRITE_OCTETS
 from towerws.core.wire import TOWER, V1, Dialect
 
 NO_BOUND = 10**9
@@ -24,10 +27,12 @@ NO_BOUND = 10**9
 class Log:
     """A history and a hub, and the log that feeds them."""
 
-    def __init__(self, max_octets: int = NO_BOUND, tag: str | None = "q") -> None:
+    def __init__(self, max_octets: int = NO_BOUND, tag: str | None = "q", together: int = 0) -> None:
+        """With `together` so many members at most are written to in one turn of the reactor; `waiting` has what is to come."""
         self.history = History(max_octets, NO_BOUND)
         self.tag = tag
-        self.hub = Hub(self.history)
+        self.waiting: list[Callable[[], None]] = []
+        self.hub = Hub(self.history, self.waiting.append if together else None, part_octets=together * WRITE_OCTETS)
         if tag is not None:
             self.history.begin(0, tag)
         self.hub.flush()
@@ -513,15 +518,25 @@ class Client:
 class HubMachine(RuleBasedStateMachine):
     """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client is due."""
 
-    @initialize(max_octets=st.sampled_from([1300, 4000, 150_000]), tag=st.sampled_from([None, "q"]))
-    def begin(self, max_octets: int, tag: str | None) -> None:
-        """A fresh log, of a stream or of a queue."""
-        self.log = Log(max_octets, tag)
+    @initialize(
+        max_octets=st.sampled_from([1300, 4000, 150_000]),
+        tag=st.sampled_from([None, "q"]),
+        together=st.sampled_from([0, 1, 2]),
+        first=st.lists(st.tuples(st.sampled_from([TOWER, V1]), st.lists(st.sampled_from(TOPICS), min_size=1, unique=True)), max_size=6),
+    )
+    def begin(self, max_octets: int, tag: str | None, together: int, first: list[tuple[Dialect, list[str]]]) -> None:
+        """A fresh log, of a stream or of a queue; turns are written at once, or in parts."""
+        self.together = together
+        self.log = Log(max_octets, tag, together)
         self.all: list[Delivery] = [self.log.history.head]
         self.turn: list[Delivery] = []
         self.clients: list[Client] = []
         self.marks = 0
         self.barrier = 0
+        for dialect, topics in first:
+            self.join(dialect)
+            self.log.hub.subscribe(self.clients[-1].member, Request(tuple(topics)))
+            self.clients[-1].topics = set(topics)
 
     def client(self, number: int) -> Client | None:
         """One of the clients."""
@@ -590,9 +605,30 @@ class HubMachine(RuleBasedStateMachine):
             self.all.append(delivery)
             self.turn.append(delivery)
 
+    @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=4))
+    def send(self, topics: list[str]) -> None:
+        """A whole turn."""
+        self.publish(topics, 0)
+        self.flush()
+
+    @rule()
+    def part(self) -> None:
+        """The next part of a turn is written."""
+        for call in [self.log.waiting.pop() for _ in self.log.waiting[:1]]:
+            call()
+        self.read_all()
+
     @rule()
     def flush(self) -> None:
         """The turn ends: one write, of everything due, to each client that is live; none to any other."""
+        if self.together:
+            for client in self.clients:
+                client.due += [one for one in self.turn if one.topic in client.topics]
+            self.turn.clear()
+            self.log.hub.flush()
+            assert len(self.log.waiting) <= 1
+            self.read_all()
+            return
         shared: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
         before = []
         for client in self.clients:
@@ -616,7 +652,8 @@ class HubMachine(RuleBasedStateMachine):
     )
     def subscribe(self, number: int, topics: list[str], since: int | str | None) -> None:
         """A client asks for topics, perhaps from one of the latest positions on, known or not."""
-        self.flush()
+        if self.turn:
+            self.flush()
         client = self.client(number)
         if client is None:
             return
@@ -626,6 +663,8 @@ class HubMachine(RuleBasedStateMachine):
             named = next((one for one in self.all if one.position == text and one.seq >= self.barrier), None)
         recovered = named is not None and named.seq >= max(self.log.history.floor.seq, self.barrier)
         change = self.log.hub.subscribe(client.member, Request(tuple(topics), since=text))
+        if self.together:
+            self.read(client)  # what it was due of a turn that is only partly written
         assert client.peer.writes == []
         assert change.recovered == recovered
         assert (set(change.joined), set(change.left)) == (set(topics) - client.topics, client.topics - set(topics))
@@ -652,7 +691,8 @@ class HubMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 99))
     def drain(self, number: int) -> None:
         """A client reads what was written. A turn that is open ends first: none spans two turns of the reactor."""
-        self.flush()
+        if self.turn:
+            self.flush()
         if client := self.client(number):
             client.peer.full = False
             if client.peer.draining:
@@ -663,7 +703,8 @@ class HubMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 99))
     def feed(self, number: int) -> None:
         """A client is fed though nobody asked for it; as with `drain`, never within a turn."""
-        self.flush()
+        if self.turn:
+            self.flush()
         if client := self.client(number):
             self.log.hub.feed(client.member)
             self.read(client)
@@ -712,7 +753,7 @@ class HubMachine(RuleBasedStateMachine):
             return
         assert list(self.log.hub.members) == [client.member for client in self.clients]
         for client in self.clients:
-            assert client.peer.draining if client.member.behind else not client.due
+            assert client.peer.draining if client.member.behind else not client.due or self.log.waiting
             assert set(client.member.topics) == client.topics
         assert self.log.hub.topics == len({topic for client in self.clients for topic in client.topics})
 
@@ -721,6 +762,8 @@ class HubMachine(RuleBasedStateMachine):
         if not hasattr(self, "log"):
             return
         self.flush()
+        while self.log.waiting:
+            self.part()
         for client in list(self.clients):
             client.peer.full = False
             while client in self.clients and client.peer.draining:
@@ -734,7 +777,7 @@ class HubMachine(RuleBasedStateMachine):
 
 
 TestHubMachine = pytest.mark.timeout(300)(HubMachine.TestCase)
-HubMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=60)
+HubMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=60)
 
 
 @pytest.mark.parametrize("dialect", [TOWER, V1])

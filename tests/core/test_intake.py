@@ -10,13 +10,18 @@ from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
 from towerws.core.groups import WITHHELD
 from towerws.core.history import History
-from towerws.core.hub import Hub, Member
+from towerws.core.hub import Hub
 from towerws.core.intake import REPORT_EVERY_S, TURN_OCTETS, Intake
+from towerws.core.members import Member
 from towerws.core.requests import Request
 from towerws.core.wire import TOWER, V1, Dialect
 
 MAX_PAYLOAD_OCTETS = 2**20
 SAMPLES = json.loads((Path(__file__).parents[1] / "data" / "awx-events.json").read_text())
+
+
+def _written(octets: int) -> None:
+    """Nobody waits for it here."""
 
 
 class Feed:
@@ -52,7 +57,7 @@ class Feed:
         for message in messages:
             key, body, offset, *message_id = message
             self.intake.deliver(key, body, offset, message_id[0] if message_id else None)
-        self.intake.end_turn()
+        self.intake.end_turn(_written)
 
     def join(self, dialect: Dialect = V1, *topics: str) -> tuple[Member, FakePeer]:
         """A member that listens to these, or to `a.1`."""
@@ -261,7 +266,7 @@ def test_a_turn_goes_out_when_it_ends() -> None:
     for number in (1, 2, 3):
         feed.intake.deliver("a.1", body(number), number, None)
     assert peer.writes == []
-    feed.intake.end_turn()
+    feed.intake.end_turn(_written)
     assert len(peer.writes) == 1
     assert peer.take() == [body(1), body(2), body(3)]
 
@@ -549,6 +554,18 @@ def test_a_turn_tells_what_it_wrote() -> None:
     peers = [feed.join(TOWER)[1] for _ in range(3)]
     for number in (1, 2):
         feed.intake.deliver("a.1", body(number), number, None)
-    written = feed.intake.end_turn()
-    assert written == sum(len(data) for peer in peers for data in peer.writes) == 3 * 2 * 10
-    assert feed.intake.end_turn() == 0
+    written: list[int] = []
+    feed.intake.end_turn(written.append)
+    assert written == [sum(len(data) for peer in peers for data in peer.writes)] == [3 * 2 * 10]
+    feed.intake.end_turn(written.append)
+    assert written == [60, 0]
+
+
+def test_a_turn_before_the_log_flows_is_written_at_once() -> None:
+    """While history is being refilled nothing is written, and the source is told so at once: it must not wait for ever."""
+    feed = Feed()
+    feed.intake.attach("q", None)
+    feed.intake.deliver("a.1", body(1), 1, None)
+    written: list[int] = []
+    feed.intake.end_turn(written.append)
+    assert written == [0]

@@ -19,7 +19,8 @@ from towerws.broker.topology import Mode, declare
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import Sink
 
-TURN_DELIVERIES: Final = 512
+TURN_DELIVERIES: Final = 1024
+"""No read of 256 KiB holds more of 130 octets and more; beyond it a turn ends within the read."""
 ACK_DELIVERIES: Final = 128
 ACK_S: Final = 0.05
 
@@ -84,7 +85,7 @@ class Consumer:
         self._tag = 0
         self._unacked = 0
         self._turn = 0
-        self._written = 0  # octets, to clients, since the read began
+        self._writing = False  # to clients, what the turn before came to
         # A prefetch below the batch would otherwise wait for the timer with nothing on the way.
         self._ack_at = max(1, min(ACK_DELIVERIES, settings.prefetch // 2))
         self._ack_timer: interfaces.IDelayedCall | None = None
@@ -96,9 +97,8 @@ class Consumer:
         """One read from the socket was handled: end the turn, acknowledge what is due."""
         if self._turn:
             self._end_turn()
-        if self._written:
-            self._link.fit_reads(self._written)
-            self._written = 0
+        if self._writing:
+            self._link.pause()
         if self._unacked >= self._ack_at:
             self._ack()
         elif self._unacked and self._ack_timer is None:
@@ -191,10 +191,16 @@ class Consumer:
 
     def _end_turn(self) -> None:
         self._turn = 0
+        self._writing = True
         try:
-            self._written += self._feed.sink.end_turn()
+            self._feed.sink.end_turn(self._written)
         except Exception:  # noqa: BLE001 - as in _deliver
+            self._writing = False
             self._sink_failed()
+
+    def _written(self, octets: int) -> None:
+        self._writing = False
+        self._link.resume(octets)
 
     def _sink_failed(self) -> None:
         self._feed.sink_errors += 1

@@ -4,10 +4,6 @@ A *turn* is what one read from the broker brought. Its deliveries are noted by `
 connection gets one write with everything it is due, in the log's order over all its topics, and connections that are due
 the same share the same bytes. What costs per delivery is a look-up; what costs per connection is one write.
 
-A member is **live** (a turn goes straight out) or **behind** (nothing is queued for it: it keeps its place in the log and is
-fed from history, a piece each time its socket has drained, until it has caught up). Behind is one mechanism for three cases:
-a client that resumes, a socket that is full, and a broker link that was down.
-
           | turn is due        | write refused        | resumes          | drained                    | nothing left to feed
   live    | write              | behind, wait         | behind, feed     | (never asked for)          | -
   behind  | skip               | wait                 | behind, feed     | feed; lost? notice, feed   | live
@@ -15,15 +11,16 @@ a client that resumes, a socket that is full, and a broker link that was down.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
+from towerws.core.broadcast import PART_OCTETS, Broadcast
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.history import History
+from towerws.core.members import HubCounters, Member, Peer
 from towerws.core.requests import Request
+from towerws.core.turn import Turn
 from towerws.core.wire import Change, Dialect, Gap
 
 PIECE_OCTETS = 64 * 1024
@@ -34,55 +31,13 @@ REPLAYED_OCTETS = 4 * 1024 * 1024
 missed 100 deliveries from 520 to 197 µs of CPU (make bench SCENARIO=resume, its connecting subtracted)."""
 
 
-class Peer(Protocol):
-    """The way to a client, as the hub sees it."""
-
-    def send(self, data: bytes) -> bool:
-        """Take whole frames; False, and nothing taken, when more is waiting in its buffer than is allowed. Never raises."""
-
-    def await_drain(self) -> None:
-        """Call `Hub.feed` for this member once what was sent has left the buffer, in another turn of the reactor."""
-
-    def end(self, reason: CloseReason) -> None:
-        """Close the connection."""
-
-
-@dataclass(slots=True)
-class HubCounters:
-    """What happened since the start."""
-
-    turns: int = 0
-    deliveries_out: int = 0
-    """Deliveries written to connections: one for each connection that got it."""
-    octets_out: int = 0
-    """The octets of their frames, those of turns; what is replayed from history is not among them."""
-    fell_behind: int = 0
-    caught_up: int = 0
-    resumed: int = 0
-    not_recovered: int = 0
-    gaps: int = 0
-
-
-class Member:
-    """One connection in the hub. The hub alone changes it."""
-
-    __slots__ = ("behind", "cursor", "dialect", "peer", "send", "topics")
-
-    def __init__(self, peer: Peer, dialect: Dialect, cursor: Delivery) -> None:
-        self.peer = peer
-        self.send = peer.send
-        self.dialect = dialect
-        self.topics: dict[str, int] = {}
-        """Topic to the `seq` behind which its deliveries are due."""
-        self.behind = False
-        self.cursor = cursor
-        """Where a member that is behind stands; means nothing while it is live."""
-
-
 class Hub:
     """All members, what each listens to, and the way of a turn to them."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(
+        self, history: History, soon: Callable[[Callable[[], None]], object] | None = None, *, part_octets: int = PART_OCTETS
+    ) -> None:
+        """`soon` runs a callable in another turn of the reactor; without it a turn is written at once, however long that takes."""
         self._history = history
         self._audiences: dict[Dialect, dict[str, dict[Member, None]]] = {}
         self._listened: dict[str, int] = {}  # topic -> in how many dialects somebody listens to it
@@ -93,6 +48,7 @@ class Hub:
         self._replayed_octets = 0
         self.members: dict[Member, None] = {}
         self.counters = HubCounters()
+        self._broadcast = Broadcast(self.counters, soon, part_octets)
         self.turn_octets = 0
         """Payload octets noted for the turn so far."""
 
@@ -117,6 +73,7 @@ class Hub:
 
     def leave(self, member: Member) -> None:
         """Remove a connection. Costs what it listened to; a second call does nothing."""
+        self._broadcast.forgo(member)
         self.members.pop(member, None)
         self._unsubscribe(member, list(member.topics))
 
@@ -138,6 +95,7 @@ class Hub:
         What it listened to before and still does goes on without a gap. Nothing is written: once the answer is out,
         `feed` must be called for a member that is behind.
         """
+        self._broadcast.settle(member)
         wanted = dict.fromkeys(request.topics, self._flushed.seq)
         left = [topic for topic in member.topics if topic not in wanted]
         joined = [topic for topic in wanted if topic not in member.topics]
@@ -154,7 +112,7 @@ class Hub:
             since = None  # history is still being refilled: what lies behind this position will not go out
         if since is not None:
             member.topics.update(dict.fromkeys(member.topics, since.seq))
-            member.cursor, member.behind = since, True
+            member.fall_behind(since)
             self.counters.resumed += 1
         elif request.since is not None:
             self.counters.not_recovered += 1
@@ -173,50 +131,20 @@ class Hub:
             self._turn.append(delivery)
             self.turn_octets += len(delivery.payload)
 
-    def flush(self) -> None:
-        """End the turn: one write to each live member that is due anything, in the log's order."""
+    def flush(self, written: Callable[[], None] | None = None) -> None:
+        """End the turn: one write to each live member that is due anything, in the log's order.
+
+        `written` is called once all is written: now, or, where that would keep everybody else waiting, in a later turn of the
+        reactor. The next turn overtakes nothing: what is left of this one is written before it.
+        """
+        before, self._flushed = self._flushed, self._history.head
+        turns: list[Turn[Member]] = []
         if self._turn:
-            for dialect, audience in self._audiences.items():
-                if audience:
-                    self._flush(dialect, audience)
+            turns = [Turn(self._turn, dialect, audience) for dialect, audience in self._audiences.items() if audience]
             self._turn.clear()
             self.turn_octets = 0
             self.counters.turns += 1
-        self._flushed = self._history.head
-
-    def _flush(self, dialect: Dialect, audience: dict[str, dict[Member, None]]) -> None:
-        frames: dict[str, list[tuple[int, bytes]]] = {}  # topic -> its frames of this turn, each with its place in the turn
-        for place, delivery in enumerate(self._turn):
-            if (found := frames.get(delivery.topic)) is not None:
-                found.append((place, dialect.frame(delivery)))
-            elif delivery.topic in audience:
-                frames[delivery.topic] = [(place, dialect.frame(delivery))]
-        due: dict[Member, int] = {}  # member -> bit set of the topics it is due
-        lists = list(frames.values())
-        for number, topic in enumerate(frames):
-            bit = 1 << number
-            for member in audience[topic]:
-                due[member] = due.get(member, 0) | bit
-        joined: dict[int, tuple[bytes, int]] = {}  # members that are due the same topics share the bytes
-        written = octets = 0
-        for member, bits in due.items():
-            if member.behind:
-                continue
-            if (shared := joined.get(bits)) is None:
-                shared = joined[bits] = _join(lists, bits)
-            data, count = shared
-            if member.send(data):
-                written += count
-                octets += len(data)
-            else:
-                self._fall_behind(member)
-        self.counters.deliveries_out += written
-        self.counters.octets_out += octets
-
-    def _fall_behind(self, member: Member) -> None:
-        member.cursor, member.behind = self._flushed, True
-        self.counters.fell_behind += 1
-        member.peer.await_drain()
+        self._broadcast.begin(turns, before, written)
 
     def feed(self, member: Member) -> None:
         """Give a member that is behind its next piece of history, or let it go live when there is none left."""
@@ -235,6 +163,7 @@ class Hub:
             member.cursor = floor
         piece = self._history.after(member.cursor.seq, member.topics, self._flushed.seq, PIECE_OCTETS)
         if not piece:
+            self._broadcast.forgo(member)  # it has been fed what it was due of it
             member.behind = False
             self.counters.caught_up += 1
             return
@@ -258,6 +187,7 @@ class Hub:
 
         One that had also fallen out of history is told of both at once, from where it stands.
         """
+        self._broadcast.finish()
         for member in list(self.members):
             if not member.topics:
                 continue
@@ -271,17 +201,3 @@ class Hub:
                 member.peer.end(CloseReason.OVERLOAD)
             elif lost:
                 member.cursor = self._history.floor
-
-
-def _join(lists: list[list[tuple[int, bytes]]], bits: int) -> tuple[bytes, int]:
-    """The frames of the topics in `bits`, in the turn's order, and how many they are."""
-    if bits & (bits - 1) == 0:
-        only = lists[bits.bit_length() - 1]
-        return b"".join([frame for _, frame in only]), len(only)
-    chosen: list[tuple[int, bytes]] = []
-    while bits:
-        low = bits & -bits
-        chosen += lists[low.bit_length() - 1]
-        bits ^= low
-    chosen.sort()  # the places are distinct, so frames are never compared
-    return b"".join([frame for _, frame in chosen]), len(chosen)

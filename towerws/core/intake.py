@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from towerws.core.errors import BadDelivery
 from towerws.core.groups import WITHHELD
@@ -127,14 +128,14 @@ class Intake:
             if self._hub.turn_octets > TURN_OCTETS:
                 self._hub.flush()
 
-    def end_turn(self) -> int:
-        """Write the turn to the connections, and let go of what is too old. Gives the octets written since the last call."""
-        if self.flowing:
-            self._hub.flush()
+    def end_turn(self, written: Callable[[int], None]) -> None:
+        """Write the turn to the connections, and let go of what is too old. `written` is told the octets since the last turn."""
         self._now = None
         self._history.trim(self._clock())
-        before, self._octets_out = self._octets_out, self._hub.counters.octets_out
-        return self._octets_out - before
+        if self.flowing:
+            self._hub.flush(partial(self._turn_written, written))
+        else:
+            written(0)
 
     def gap(self, reason: str) -> None:
         """Mark the log: nobody resumes from before this, and everyone is told once."""
@@ -144,6 +145,10 @@ class Intake:
         self._hub.flush()
         if self.flowing:
             self._hub.gap(start, end, reason)
+
+    def _turn_written(self, written: Callable[[int], None]) -> None:
+        before, self._octets_out = self._octets_out, self._hub.counters.octets_out
+        written(self._octets_out - before)
 
     # how a delivery is judged
 

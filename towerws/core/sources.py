@@ -7,6 +7,7 @@ reactor turn. It tells the sink about the log in between: that it attached, that
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,8 +75,12 @@ class Sink(Protocol):
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """One message of the log. A bad one is counted and skipped."""
 
-    def end_turn(self) -> int:
-        """The deliveries since the last call are a turn: write to each connection what it is due. Gives the octets of that."""
+    def end_turn(self, written: Callable[[int], None]) -> None:
+        """The deliveries since the last call are a turn: write to each connection what it is due.
+
+        `written` is called with the octets that this came to, at once or in a later turn of the reactor. Until then the source
+        should read no more; what it does bring is written behind this, with everybody waiting.
+        """
 
     def gap(self, reason: str) -> None:
         """Deliveries may have been lost between the last one and the next; every client is told once."""

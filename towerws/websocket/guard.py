@@ -19,8 +19,9 @@ from twisted.logger import Logger
 from towerws.auth.base import Method
 from towerws.core.agenda import Agenda
 from towerws.core.errors import CloseReason
-from towerws.core.hub import Hub, Member
+from towerws.core.hub import Hub
 from towerws.core.identity import Identity
+from towerws.core.members import Member
 from towerws.core.registry import Registry
 from towerws.core.requests import Request
 from towerws.core.revocation import RecentRevocations, Revocation

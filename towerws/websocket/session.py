@@ -19,9 +19,9 @@ from twisted.python.failure import Failure
 from towerws.auth.base import Refused, Unavailable, at_once
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
-from towerws.core.hub import Member
 from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
+from towerws.core.members import Member
 from towerws.core.requests import Denied, Request, TokenMessage, parse_message
 from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect

@@ -1,0 +1,119 @@
+"""Writing a turn to its members, a part at a time.
+
+One message to ten thousand connections takes the kernel 50 ms and more, and a turn may hold hundreds. So that handshakes,
+pings and the admin port never wait for all of it, a part is written in one turn of the reactor and the rest in the next ones.
+What is left is nobody's queue: each member is due its share of the very turn, and gets it before anything else that concerns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from towerws.core.deliveries import Delivery
+from towerws.core.members import HubCounters, Member
+from towerws.core.turn import Turn
+
+PART_OCTETS = 24 * 1024 * 1024
+"""How much is written before others get a turn of the reactor, 5 to 15 ms. A write counts for `turn.WRITE_OCTETS` more than its own."""
+
+ALL = 1 << 60
+
+
+class Broadcast:
+    """`soon` runs a callable in another turn of the reactor; without it all is written at once, however long that takes."""
+
+    def __init__(self, counters: HubCounters, soon: Callable[[Callable[[], None]], object] | None, part_octets: int) -> None:
+        self._counters = counters
+        self._soon = soon
+        self._part_octets = part_octets
+        self._turns: list[Turn[Member]] = []  # one for each dialect; the first may be partly written
+        self._before: Delivery | None = None
+        self._written: Callable[[], None] | None = None
+        self._scheduled = False
+
+    def begin(self, turns: list[Turn[Member]], before: Delivery, written: Callable[[], None] | None) -> None:
+        """Write these, behind what is left of those before. `before` is where members stand that have got nothing of them.
+
+        `written` is called once all is written, before this returns where that is at once.
+        """
+        self.finish()
+        self._turns, self._before, self._written = turns, before, written
+        self._write_part()
+
+    def finish(self) -> None:
+        """Write now what is left."""
+        for turn in self._turns:
+            self._write(turn, ALL)
+        self._turns = []
+        self._tell_written()
+
+    def settle(self, member: Member) -> None:
+        """Write to a member what it is due of what is left, before anything changes for it."""
+        for turn in self._turns:
+            if (share := turn.take(member)) is None or member.behind:
+                continue
+            data, deliveries, _ = share
+            if member.send(data):
+                self._counters.deliveries_out += deliveries
+                self._counters.octets_out += len(data)
+            else:
+                self._fall_behind(member)
+
+    def forgo(self, member: Member) -> None:
+        """A member gets nothing of what is left."""
+        for turn in self._turns:
+            turn.take(member)
+
+    def _write_part(self) -> None:
+        allowed = ALL if self._soon is None else self._part_octets
+        while self._turns:
+            allowed = self._write(self._turns[0], allowed)
+            if allowed <= 0:
+                self._go_on_soon()
+                return
+            del self._turns[0]
+        self._tell_written()
+
+    def _go_on_soon(self) -> None:
+        if self._soon is not None and not self._scheduled:
+            self._scheduled = True
+            self._soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._scheduled = False
+        self._write_part()
+
+    def _write(self, turn: Turn[Member], allowed: int) -> int:
+        """Write to the next members; what is left of what was allowed, 0 or less where the turn may not be through."""
+        shares = turn.shares
+        written = octets = deliveries = cost = same = 0
+        data = b""
+        for member, bits in turn.rest:
+            if not bits or member.behind:
+                continue
+            if bits != same:  # neighbours are often due the same
+                data, deliveries, cost = shares.get(bits) or turn.share(bits)
+                same = bits
+            if member.send(data):
+                written += deliveries
+                octets += len(data)
+            else:
+                self._fall_behind(member)
+            allowed -= cost
+            if allowed <= 0:
+                turn.pass_by(member)
+                break
+        self._counters.deliveries_out += written
+        self._counters.octets_out += octets
+        return allowed
+
+    def _fall_behind(self, member: Member) -> None:
+        assert self._before is not None
+        member.fall_behind(self._before)
+        self._counters.fell_behind += 1
+        member.peer.await_drain()
+
+    def _tell_written(self) -> None:
+        written, self._written = self._written, None
+        if written is not None:
+            written()
