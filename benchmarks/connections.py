@@ -39,7 +39,9 @@ def storm(world: World) -> None:
     count = world.scaled(10_000, 100)
     specs = [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)]
     healthy = [Spec({"schedules": ["changed"]})] * 100
-    stamped = [("schedules.changed", number) for number in range(world.scaled(200, 20))]
+    stamped = [
+        ("schedules.changed", number) for number in range(world.scaled(200, 40))
+    ]  # 2 s at the least: longer than what comes before the storm
     with world.towerws() as server, world.clients() as load, world.clients(1) as others, Health(server.admin_port) as health:
         warm(world, server)
         others.open(server.port, healthy)
@@ -48,7 +50,7 @@ def storm(world: World) -> None:
         with Publisher(world.rabbit.url, server.exchange, stamped, OCTETS, per_s=20) as publisher:
             publisher.begin()
             health.begin()
-            idle_s = bystanders(server, 0.2 if world.size < 0.1 else 2)
+            idle_s = bystanders(server, 0.2 if world.size < 1 else 2)
             begin_ns = time.monotonic_ns()
             opened, cpu_s = measured(server, load, specs)
             end_ns = time.monotonic_ns()

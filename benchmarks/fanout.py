@@ -7,7 +7,16 @@ from benchmarks.client import Spec
 from benchmarks.world import Run, World, percentile
 
 SHARED = "jobs.status_changed"
+
+HISTORY_OCTETS = 16 * 1024 * 1024
+"""Some 24,000 messages; half of what unwatched publishes."""
 OCTETS = 300
+
+ROUNDS = 3
+"""Of what depends on who else uses the machine: what others do only adds, so the quietest counts."""
+
+ROUND_S = 8
+"""Of steady, at each rate."""
 
 
 def burst_run(world: World, specs: list[Spec], messages: int, octets: int = OCTETS) -> Run:
@@ -26,6 +35,11 @@ def _burst_asked(world: World, specs: list[Spec], messages: int) -> list[float]:
         load.open(server.port, specs)
         world.run(server, load, numbered(1), specs, OCTETS)
         return world.run(server, load, numbered(messages), specs, OCTETS, health=health).health_ms
+
+
+def rounds(world: World) -> int:
+    """How often each is run, in a full run."""
+    return ROUNDS if world.size >= 1 else 1
 
 
 def numbered(messages: int, first: int = 0) -> list[tuple[str, int]]:
@@ -66,28 +80,37 @@ def burst(world: World) -> None:
 
 
 def steady(world: World) -> None:
-    """1,000 clients on one topic, 30 and 60 messages a second, each sent when it arrives."""
+    """1,000 clients on one topic, 30 and 60 messages a second, each sent when it arrives.
+
+    In turns with floor, and of each the quietest round: what others do on the machine only adds.
+    """
     count = max(20, min(1000, world.scaled(10_000)))
     specs = everyone(count)
-    rates = {per_s: world.scaled(20 * per_s, 10) for per_s in (30, 60)}
-    with world.towerws() as server, world.clients() as load:
+    rates = {per_s: world.scaled(ROUND_S * per_s, 10) for per_s in (30, 60)}
+    ours: dict[int, list[Run]] = {per_s: [] for per_s in rates}
+    floors: dict[int, list[Run]] = {per_s: [] for per_s in rates}
+    with world.towerws() as server, world.floor(count, OCTETS) as bare, world.clients() as load, world.clients() as raw:
         load.open(server.port, specs)
-        ours = [world.run(server, load, numbered(messages), specs, OCTETS, per_s) for per_s, messages in rates.items()]
-    with world.floor(count, OCTETS) as bare, world.clients() as load:
-        load.open(bare.port, [Spec(raw=True)] * count)
-        floors = [world.run_floor(bare, load, messages, count, OCTETS, per_s) for per_s, messages in rates.items()]
+        raw.open(bare.port, [Spec(raw=True)] * count)
+        for _ in range(rounds(world)):
+            for per_s, messages in rates.items():
+                ours[per_s].append(world.run(server, load, numbered(messages), specs, OCTETS, per_s))
+                floors[per_s].append(world.run_floor(bare, raw, messages, count, OCTETS, per_s))
     with world.plain() as straight, world.clients() as load:
         load.open(straight.port, specs)
         plains = [world.run(straight, load, numbered(messages), specs, OCTETS, per_s) for per_s, messages in rates.items()]
-    for per_s, run, floor, plain in zip(rates, ours, floors, plains, strict=True):
+    for per_s, plain in zip(rates, plains, strict=True):
         name = f"steady {per_s}/s"
-        world.row(name, "CPU per delivery", run.us_per_delivery, "µs")
-        world.row(name, "floor's CPU per delivery", floor.us_per_delivery, "µs")
-        world.row(name, "CPU, times floor's", run.us_per_delivery / floor.us_per_delivery, "x", "<= 1.6")
-        world.row(name, "plain's CPU, times ours", plain.us_per_delivery / run.us_per_delivery, "x")
-        world.row(name, "latency p50", run.delay_ms(50), "ms")
-        world.row(name, "latency p99", run.delay_ms(99), "ms")
-        world.row(name, "latency p99, times floor's", run.delay_ms(99) / floor.delay_ms(99), "x", "<= 1.5")
+        cpu, floor_cpu = (min(run.us_per_delivery for run in runs[per_s]) for runs in (ours, floors))
+        p99, floor_p99 = (min(run.delay_ms(99) for run in runs[per_s]) for runs in (ours, floors))
+        world.row(name, "CPU per delivery", cpu, "µs")
+        world.row(name, "floor's CPU per delivery", floor_cpu, "µs")
+        world.row(name, "CPU, times floor's", cpu / floor_cpu, "x", "<= 1.6")
+        world.row(name, "plain's CPU, times ours", plain.us_per_delivery / cpu, "x")
+        world.row(name, "latency p50", min(run.delay_ms(50) for run in ours[per_s]), "ms")
+        world.row(name, "latency p99", p99, "ms")
+        world.row(name, "floor's latency p99", floor_p99, "ms")
+        world.row(name, "latency p99, times floor's", p99 / floor_p99, "x", "<= 1.5")
 
 
 def mixed(world: World) -> None:
@@ -118,7 +141,10 @@ def drain(world: World) -> None:
 
 
 def unwatched(world: World) -> None:
-    """50,000 messages nobody subscribed to; with 10, and with 1,000,000 subscribed topics."""
+    """50,000 messages nobody subscribed to; with 10, and with 1,000,000 subscribed topics. History is full before it begins.
+
+    For the memory that it fills the first time the kernel has to find pages, and that costs a large process more.
+    """
     messages = world.scaled(50_000, 1000)
     wanted = [(f"job_events.{number % 100}", number) for number in range(messages)]
     costs = []
@@ -127,9 +153,10 @@ def unwatched(world: World) -> None:
         first = 1_000_000
         specs = [Spec({"job_events": list(range(at, at + each))}) for at in range(first, first + topics, each)]
         specs.append(Spec({"jobs": ["status_changed"]}))
-        with world.towerws() as server, world.clients() as load:
+        with world.towerws("--history-max-octets", str(HISTORY_OCTETS)) as server, world.clients() as load:
             load.open(server.port, specs)
-            run = world.run(server, load, [*wanted, (SHARED, messages)], specs, OCTETS)  # the last one is wanted: it says that all was read
+            for _ in ("history is filled", "this counts"):
+                run = world.run(server, load, [*wanted, (SHARED, messages)], specs, OCTETS)  # the last one says that all was read
         costs.append(run.cpu_s * 1e6 / messages)
         world.row("unwatched", f"CPU per message, {topics:,} topics", costs[-1], "µs", "<= 16")
     world.row("unwatched", "many topics, times few", costs[1] / costs[0], "x", "<= 1.1")
@@ -146,7 +173,10 @@ def v1(world: World) -> None:
 
 
 def large(world: World) -> None:
-    """1,000 clients, payloads of 8 KB and 256 KB; one client in a hundred reads nothing until the others have everything."""
+    """1,000 clients, payloads of 8 KB and 256 KB; one client in a hundred reads nothing until the others have everything.
+
+    Of each server the fastest round.
+    """
     count = max(20, min(1000, world.scaled(10_000)))
     for octets, full in ((8 * 1024, 400), (256 * 1024, 16)):
         messages = world.scaled(full, 4)
@@ -155,13 +185,15 @@ def large(world: World) -> None:
         with world.towerws() as server, world.clients() as load:
             load.open(server.port, specs)
             before = server.rss_octets
-            run = world.run(server, load, numbered(messages), specs, octets)
-            load.begin_collect(slow=True)
-            load.end_collect()
+            per_s = 0.0
+            for _ in range(rounds(world)):
+                per_s = max(per_s, world.run(server, load, numbered(messages), specs, octets).per_s)
+                load.begin_collect(slow=True)
+                load.end_collect()
             grown = server.peak_octets - before
         with world.floor(count, octets) as server, world.clients() as load:
             load.open(server.port, [Spec(raw=True)] * count)
-            floor = world.run_floor(server, load, messages, count, octets)
-        world.row(name, "octets/s", run.per_s * octets / 1e6, "MB/s")
-        world.row(name, "octets/s, of floor's", run.per_s / floor.per_s, "x", ">= 0.8")
+            floor_per_s = max(world.run_floor(server, load, messages, count, octets).per_s for _ in range(rounds(world)))
+        world.row(name, "octets/s", per_s * octets / 1e6, "MB/s")
+        world.row(name, "octets/s, of floor's", per_s / floor_per_s, "x", ">= 0.8")
         world.row(name, "memory above idle, at most", grown / 1e6, "MB")
