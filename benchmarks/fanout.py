@@ -153,7 +153,7 @@ def unwatched(world: World) -> None:
         first = 1_000_000
         specs = [Spec({"job_events": list(range(at, at + each))}) for at in range(first, first + topics, each)]
         specs.append(Spec({"jobs": ["status_changed"]}))
-        with world.towerws("--history-max-octets", str(HISTORY_OCTETS)) as server, world.clients() as load:
+        with world.towerws("--history-max-octets", str(world.scaled(HISTORY_OCTETS, 512 * 1024))) as server, world.clients() as load:
             load.open(server.port, specs)
             for _ in ("history is filled", "this counts"):
                 run = world.run(server, load, [*wanted, (SHARED, messages)], specs, OCTETS)  # the last one says that all was read
