@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from benchmarks.beside import Health
 from benchmarks.client import Spec
 from benchmarks.world import Run, World, percentile
@@ -89,20 +91,27 @@ def steady(world: World) -> None:
     rates = {per_s: world.scaled(ROUND_S * per_s, 10) for per_s in (30, 60)}
     ours: dict[int, list[Run]] = {per_s: [] for per_s in rates}
     floors: dict[int, list[Run]] = {per_s: [] for per_s in rates}
-    with world.towerws() as server, world.floor(count, OCTETS) as bare, world.clients() as load, world.clients() as raw:
+    relays: dict[int, list[Run]] = {per_s: [] for per_s in rates}
+    bare = [Spec({"jobs": ["status_changed"]}, raw=True)] * count
+    with ExitStack() as stack:
+        server, floor = stack.enter_context(world.towerws()), stack.enter_context(world.floor(count, OCTETS))
+        relay = stack.enter_context(world.relay(count))
+        load, raw, behind = (stack.enter_context(world.clients()) for _ in range(3))
         load.open(server.port, specs)
-        raw.open(bare.port, [Spec(raw=True)] * count)
+        raw.open(floor.port, bare)
+        behind.open(relay.port, bare)
         for _ in range(rounds(world)):
             for per_s, messages in rates.items():
                 ours[per_s].append(world.run(server, load, numbered(messages), specs, OCTETS, per_s))
-                floors[per_s].append(world.run_floor(bare, raw, messages, count, OCTETS, per_s))
+                floors[per_s].append(world.run_floor(floor, raw, messages, count, OCTETS, per_s))
+                relays[per_s].append(world.run(relay, behind, numbered(messages), bare, OCTETS, per_s))
     with world.plain() as straight, world.clients() as load:
         load.open(straight.port, specs)
         plains = [world.run(straight, load, numbered(messages), specs, OCTETS, per_s) for per_s, messages in rates.items()]
     for per_s, plain in zip(rates, plains, strict=True):
         name = f"steady {per_s}/s"
         cpu, floor_cpu = (min(run.us_per_delivery for run in runs[per_s]) for runs in (ours, floors))
-        p99, floor_p99 = (min(run.delay_ms(99) for run in runs[per_s]) for runs in (ours, floors))
+        p99, floor_p99, relay_p99 = (min(run.delay_ms(99) for run in runs[per_s]) for runs in (ours, floors, relays))
         world.row(name, "CPU per delivery", cpu, "µs")
         world.row(name, "floor's CPU per delivery", floor_cpu, "µs")
         world.row(name, "CPU, times floor's", cpu / floor_cpu, "x", "<= 1.6")
@@ -111,6 +120,7 @@ def steady(world: World) -> None:
         world.row(name, "latency p99", p99, "ms")
         world.row(name, "floor's latency p99", floor_p99, "ms")
         world.row(name, "latency p99, times floor's", p99 / floor_p99, "x", "<= 1.5")
+        world.row(name, "... times floor's behind the broker", p99 / relay_p99, "x")
 
 
 def mixed(world: World) -> None:
@@ -153,7 +163,9 @@ def unwatched(world: World) -> None:
         first = 1_000_000
         specs = [Spec({"job_events": list(range(at, at + each))}) for at in range(first, first + topics, each)]
         specs.append(Spec({"jobs": ["status_changed"]}))
-        with world.towerws("--history-max-octets", str(world.scaled(HISTORY_OCTETS, 512 * 1024))) as server, world.clients() as load:
+        history_octets = world.scaled(HISTORY_OCTETS, 512 * 1024)
+        flags = ("--max-payload-octets", "65536", "--history-max-octets", str(history_octets))  # a payload must fit into history
+        with world.towerws(*flags) as server, world.clients() as load:
             load.open(server.port, specs)
             for _ in ("history is filled", "this counts"):
                 run = world.run(server, load, [*wanted, (SHARED, messages)], specs, OCTETS)  # the last one says that all was read

@@ -152,6 +152,17 @@ class Floor(Server):
             control.sendall(f"{messages} {per_s}\n".encode())
 
 
+class Relay(Server):
+    """Floor behind the broker: `benchmarks/relay.py`."""
+
+    name = "relay"
+
+    def __init__(self, log: Path, broker: str, exchange: str, clients: int) -> None:
+        super().__init__(log)
+        self.exchange = exchange
+        self.start("-m", "benchmarks.relay", broker, exchange, str(self.port), str(clients))
+
+
 class Greeter(Server):
     """The floor of connecting: `benchmarks/greeter.py`."""
 

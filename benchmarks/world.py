@@ -16,7 +16,7 @@ from benchmarks.certificate import make_certificate
 from benchmarks.client import HOST, Spec
 from benchmarks.fleet import Received
 from benchmarks.load import Load
-from benchmarks.servers import Floor, Greeter, Plain, Server, Towerws
+from benchmarks.servers import Floor, Greeter, Plain, Relay, Server, Towerws
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,10 @@ class World:
         """The bare loop."""
         return Floor(self._log("floor"), clients, octets)
 
+    def relay(self, clients: int) -> Relay:
+        """The bare loop behind the broker."""
+        return Relay(self._log("relay"), self.rabbit.url, f"bench.{self._names}", clients)
+
     def greeter(self) -> Greeter:
         """The bare system calls of connecting."""
         return Greeter(self._log("greeter"))
@@ -154,7 +158,7 @@ class World:
 
     def run(
         self,
-        server: Towerws | Plain,
+        server: Towerws | Plain | Relay,
         load: Load,
         messages: list[Message],
         specs: list[Spec],
