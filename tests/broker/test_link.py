@@ -113,6 +113,21 @@ def test_a_paused_link_reads_nothing() -> None:
     assert transport.producerState == "paused"
 
 
+def test_a_pause_has_a_deadline() -> None:
+    """One that ends in time counts as if something had been heard; one that does not ends the link, and says why."""
+    link, events, _, clock = opened(silence_s=20, heartbeat_s=60)
+    link.pause()
+    clock.advance(15)
+    link.resume(1)
+    clock.advance(15)
+    assert not any(isinstance(told, Loss) for told in events.told)
+    link.dataReceived(b"\x08\0\0\0\0\0\0\xce")
+    link.pause()
+    for _ in range(21):
+        clock.advance(1)
+    assert "nothing read for 20 s, since a turn was still being written" in str(events.told[-1])
+
+
 def test_pika_is_as_we_know_it() -> None:
     """The private names of pika that the link overrides, calls or reads exist and are used as in pika 1.4.4."""
     connection = pika_connection.Connection

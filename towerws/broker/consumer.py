@@ -20,7 +20,7 @@ from towerws.core.settings import BrokerSettings
 from towerws.core.sources import Sink
 
 TURN_DELIVERIES: Final = 1024
-"""No read of 256 KiB holds more of 130 octets and more; beyond it a turn ends within the read."""
+"""The prefetch allows 1,000 in a read, if the operator does not say otherwise; beyond this a turn ends within the read."""
 ACK_DELIVERIES: Final = 128
 ACK_S: Final = 0.05
 

@@ -244,7 +244,10 @@ class Link(protocol.Protocol):
         return channel
 
     def pause(self) -> None:
-        """Read nothing until `resume`: what the last read brought is still being written to clients."""
+        """Read nothing until `resume`: what the last read brought is still being written to clients.
+
+        If that takes `silence_s`, the link dies as if nothing had come: it is not held up for ever by what never ends.
+        """
         if not self.dead and not self._paused:
             self._paused = True
             cast("interfaces.IPushProducer", self.transport).pauseProducing()
@@ -258,6 +261,7 @@ class Link(protocol.Protocol):
             transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._octets * WRITTEN_OCTETS // written))
         if self._paused:
             self._paused = False
+            self._heard_at = self._reactor.seconds()  # nothing could be heard meanwhile
             cast("interfaces.IPushProducer", self.transport).resumeProducing()
 
     def close(self) -> None:
@@ -336,6 +340,10 @@ class Link(protocol.Protocol):
         silent_s = self._reactor.seconds() - self._heard_at
         if silent_s < self._silence_s - 0.001:  # less is rounding
             self._watchdog = self._reactor.callLater(self._silence_s - silent_s, self._listen)
+        elif self._paused:
+            self._die(
+                Loss(f"{self._doing}: nothing read for {self._silence_s:g} s, since a turn was still being written to clients", Cure.SOON)
+            )
         else:
             self._die(Loss(f"{self._doing}: nothing received for {self._silence_s:g} s", Cure.SOON))
 
