@@ -30,6 +30,8 @@ from towerws.core.settings import BrokerSettings, BrokerUrl
 TELL_S: Final = 5.0
 """A connection, with TLS, and a confirm take some 20 ms; the rest is for a machine that is busy, or another host."""
 ROUNDS: Final = 2
+NO_ROUTE: Final = 312
+"""The reply code of a returned message: no queue was bound."""
 WAITING: Final = 1000
 """How many may wait for their confirm: at 8 KiB each that is 8 MiB."""
 
@@ -105,7 +107,7 @@ class Announcer:
         if self._waiting and self._hosts:
             self._connect()
         else:
-            self._give_up(f"{line.url}: {loss}")
+            self._give_up(f"{line.url}: {loss}", loss.code)
 
     # our own
 
@@ -134,11 +136,11 @@ class Announcer:
             self._hosts = list(self._settings.urls)
             self._connect()
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, code: int | None = None) -> None:
         for announcement in list(self._waiting):
-            self._settle(announcement, reason)
+            self._settle(announcement, reason, code)
 
-    def _settle(self, announcement: Announcement, error: str | None) -> None:
+    def _settle(self, announcement: Announcement, error: str | None, code: int | None = None) -> None:
         if announcement not in self._waiting:
             return
         del self._waiting[announcement]
@@ -147,4 +149,4 @@ class Announcer:
         if error is None:
             announcement.told.callback(None)
         else:
-            announcement.told.errback(BrokerError(error))
+            announcement.told.errback(BrokerError(error, NO_ROUTE if announcement.returned else code))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from towerws.core.errors import BrokerError
@@ -75,6 +75,15 @@ def declare_control(channel: Any, settings: BrokerSettings) -> None:
     channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_declare("", exclusive=True, auto_delete=True, arguments=dict(_CONTROL_ARGUMENTS), callback=_go_on)
     channel.queue_bind("", settings.control, "", callback=_go_on)
+
+
+def bind_control(channel: Any, settings: BrokerSettings, bound: Callable[[], None]) -> None:
+    """Declare (or with `passive` look for) the control exchange again, and bind the queue that this channel declared last.
+
+    `bound` is called when the broker has done both. Repeating what is in force has no effect.
+    """
+    channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
+    channel.queue_bind("", settings.control, "", callback=lambda _: bound())
 
 
 def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:

@@ -20,7 +20,14 @@ class ConfigError(TowerwsError):
 
 
 class BrokerError(TowerwsError):
-    """The broker refused or can't be used. Its text is what an operator should read."""
+    """The broker refused or can't be used. Its text is what an operator should read.
+
+    `code` is the AMQP reply code that the broker gave, 312 for a message that it returned; None when it gave none.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class BadDelivery(TowerwsError):
