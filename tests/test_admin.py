@@ -215,6 +215,16 @@ def test_publish_without_embedded_source(admin: Admin) -> None:
                 "error": "connections were ended on this daemon only; the others could not be told: connecting: connection refused",
             },
         ),
+        (
+            Disconnection(2, told=False, reason="no answer within 5 s from web2:7", no_answer=(("b" * 16, "web2:7"),)),
+            503,
+            {
+                "disconnected": 2,
+                "others_told": False,
+                "no_answer": [{"id": "b" * 16, "name": "web2:7"}],
+                "error": "not every daemon has said that it ended the connections: no answer within 5 s from web2:7",
+            },
+        ),
     ],
 )
 def test_disconnect(admin: Admin, done: Disconnection, status: int, answer: object) -> None:

@@ -6,6 +6,8 @@ connections at once, the present ones closed with 1012 over the drain window, th
 
 from __future__ import annotations
 
+import os
+import platform
 import resource
 import secrets
 import sys
@@ -30,6 +32,7 @@ from towerws.broker.announcer import Announcer
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
 from towerws.control import Control
+from towerws.core.control_messages import DaemonName, Marker
 from towerws.core.deliveries import derive_key
 from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.groups import GroupTable
@@ -116,10 +119,11 @@ class TowerwsService(Service):
         self.desk = desk
         self._announcer = None if settings.broker is None else Announcer(settings.broker, reactor, prefer=lambda: amqp.url)
         announce = None if self._announcer is None else self._announcer.announce
-        self.control = Control(desk.guard.disconnect, desk.guard.doubt, announce, reactor)
+        self._id = secrets.token_hex(8)
+        self.control = Control(desk.guard.disconnect, desk.guard.doubt, announce, reactor, self._id, self._marker)
         self._listener: ControlListener | None = None
-        if settings.broker is not None:
-            self._listener = ControlListener(settings.broker, self.control, reactor)
+        if settings.broker is not None and announce is not None:
+            self._listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
             self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
         self.websockets = WebSocketFactory(
             desk, settings.websocket, reactor, access=settings.access, limits=_with_connections(settings.limits)
@@ -232,8 +236,17 @@ class TowerwsService(Service):
         return done
 
     def _leave_broker(self) -> Deferred[Any]:
-        announcing = self._announcer.stop() if self._announcer is not None else None
-        return DeferredList([_settled(self.source.stop()), _settled(announcing)])
+        """The others are told first: from then on none of them waits for this daemon to follow a revocation."""
+
+        def stop(_: object) -> Deferred[Any]:
+            stopping = _settled(self.source.stop())
+            return DeferredList([stopping, _settled(None if self._announcer is None else self._announcer.stop())])
+
+        return self.control.leave().addCallback(stop)
+
+    def _marker(self, text: str) -> bytes:
+        """The body of this daemon's control marker. The process id is that of now: twistd may fork after it has made the service."""
+        return Marker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
     def _trim_history(self) -> None:
         self.history.trim(self._reactor.seconds())
@@ -256,7 +269,7 @@ class TowerwsService(Service):
             "version": __version__,
             "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
             "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
-            "control": None if self._listener is None else {**self._listener.status, **self.control.counts},
+            "control": None if self._listener is None else {**self._listener.status, **self.control.counts, "others": self.control.others},
             "intake": {
                 "received": intake.received,
                 "markers": intake.markers,

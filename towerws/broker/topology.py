@@ -100,6 +100,15 @@ def declare_control(channel: Any, settings: BrokerSettings) -> None:
     channel.queue_bind("", settings.control, "", callback=_go_on)
 
 
+def bind_control(channel: Any, settings: BrokerSettings, bound: Callable[[], None]) -> None:
+    """Declare (or with `passive` look for) the control exchange again, and bind the queue that this channel declared last.
+
+    `bound` is called when the broker has done both. Repeating what is in force has no effect.
+    """
+    channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
+    channel.queue_bind("", settings.control, "", callback=lambda _: bound())
+
+
 def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
     return {
         "x-queue-type": "stream",

@@ -20,19 +20,25 @@ class ConfigError(TowerwsError):
 
 
 class BrokerError(TowerwsError):
-    """The broker refused or can't be used. Its text is what an operator should read."""
+    """The broker refused or can't be used. Its text is what an operator should read.
+
+    `code` is the AMQP reply code that the broker gave, 312 for a message that it returned; None when it gave none.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class NotRouted(BrokerError):
     """No queue took a message that was published: nothing is bound to the exchange."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text, 312)
+
 
 class PublishRefused(BrokerError):
-    """The broker does not let this user publish there (403), or has no such exchange (404). `code` is the broker's."""
-
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
+    """The broker does not let this user publish there (403), or has no such exchange (404)."""
 
 
 class PublishersBlocked(BrokerError):

@@ -196,7 +196,7 @@ class History:
         else:
             offset = int(match[1])
             found = self._offsets.get(offset, self.floor)
-            if found is None or found.position != position:
+            if found.position != position:
                 return None
         if found is None or found.seq < self.barrier.seq or found.seq < self.floor.seq:
             return None

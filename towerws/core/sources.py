@@ -51,7 +51,7 @@ class ControlSink(Protocol):
     """What hears the control exchange. All calls come from the reactor's thread."""
 
     def listening(self) -> None:
-        """Messages will come from now on; some may have been missed before."""
+        """Messages will come from now on; some may have been missed before. Called again when the binding was found missing."""
 
     def control(self, body: bytes, message_id: str | None) -> None:
         """One message."""
