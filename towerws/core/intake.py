@@ -1,7 +1,7 @@
 """Intake: what a source feeds. It judges each message, keeps it in history, and hands it to the hub.
 
-A message is looked at, not parsed: UTF-8, one object by its outer braces, a usable routing key, a bound in octets. What fails
-is counted by reason, the first of a burst is reported, and the next one arrives.
+A message is forwarded if its payload is one JSON object in UTF-8 (`payload.py`), its routing key usable and its size within the
+bound. What fails is counted by reason, the first of a burst is reported, and the next one arrives.
 
   state     | attach                  | deliver                         | caught_up          | gap
   filling   | filling                 | into history only               | flowing, tell all  | filling
@@ -10,7 +10,6 @@ is counted by reason, the first of a burst is reported, and the next one arrives
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ from towerws.core.errors import BadDelivery
 from towerws.core.groups import WITHHELD
 from towerws.core.history import History
 from towerws.core.hub import Hub
+from towerws.core.payload import check_payload, is_plain_object
 from towerws.core.topics import is_routing_key
 
 TURN_OCTETS = 256 * 1024
@@ -26,8 +26,6 @@ TURN_OCTETS = 256 * 1024
 
 REPORT_EVERY_S = 60
 """A burst of messages that are bad for the same reason is reported once in this time; the counter tells how many there were."""
-
-_is_braced = re.compile(rb"[ \t\r\n]*\{.*\}[ \t\r\n]*", re.DOTALL).fullmatch
 
 
 class Intake:
@@ -113,7 +111,7 @@ class Intake:
         history = self._history
         if (self._expect is not None or offset <= history.head.offset) and self._is_head_again(routing_key, body, offset):
             return
-        if routing_key not in history or len(body) > self._max_payload_octets or not _is_object(body):
+        if routing_key not in history or len(body) > self._max_payload_octets or not is_plain_object(body):
             try:
                 self.judge(routing_key, body)
             except BadDelivery as bad:
@@ -179,12 +177,7 @@ class Intake:
             raise BadDelivery(
                 "too_large", f"{len(body)} octets on {routing_key}: more than max_payload_octets = {self._max_payload_octets}"
             )
-        if not _is_braced(body):
-            raise BadDelivery("not_an_object", f"payload on {routing_key} is not a JSON object: {_shown(body)}")
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            raise BadDelivery("not_utf8", f"payload on {routing_key} is not UTF-8 at octet {error.start}: {_shown(body)}") from None
+        check_payload(routing_key, body)
 
     def _skip(self, bad: BadDelivery, now: float) -> None:
         self.bad[bad.reason] += 1
@@ -196,11 +189,6 @@ class Intake:
             self._report(bad)
 
 
-def _is_object(body: bytes) -> bool:
-    """The short check: plain ASCII from brace to brace, which is what AWX's producers send."""
-    return body.isascii() and body[:1] == b"{" and body[-1:] == b"}"
-
-
-def _shown(value: str | bytes) -> str:
-    """The start of something that came from outside, for a log line."""
-    return repr(value[:60]) + ("…" if len(value) > 60 else "")
+def _shown(routing_key: str) -> str:
+    """The start of a name that came from outside, for a log line."""
+    return repr(routing_key[:60]) + ("…" if len(routing_key) > 60 else "")
