@@ -28,7 +28,6 @@ def refusal(body: bytes) -> str | None:
     try:
         check_payload("a.1", body)
     except BadDelivery as bad:
-        assert str(bad).isprintable()
         return bad.reason
     return None
 
@@ -295,3 +294,4 @@ def test_a_refusal_repeats_nothing_of_the_payload() -> None:
         with pytest.raises(BadDelivery) as caught:
             check_payload("a.1", body)
         assert "canary" not in str(caught.value)
+        assert str(caught.value).isprintable()

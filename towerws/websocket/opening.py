@@ -30,7 +30,11 @@ from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.desk import Desk
 from towerws.websocket.inflater import Inflater
+from towerws.websocket.outlet import is_plain_tcp
 from towerws.websocket.timers import Timer, Timers
+
+DISCARDED_OCTETS = 1024 * 1024
+"""How much a client may send after the end of our stream. `linger_s` bounds it as well."""
 
 
 class Silent:
@@ -101,6 +105,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._asking: Deferred[Any] | None = None
         self._timer: Any = None
         self._crowd: str | None = None
+        self._discarded = 0
         self.identity: Identity | None = None
         self.address = self._peer_address()
         """Where the client is, as far as is known: in front of trusted proxies once the request's head is read."""
@@ -131,6 +136,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._keep_early(data)
         elif self.state != self.STATE_CLOSED:  # Autobahn would keep what nobody reads any more
             self.octets(data)
+        else:
+            self._discard(data)
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone, however it went."""
@@ -297,6 +304,25 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         super().dropConnection(abort)
         if not abort and self.transport is not None:
             self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
+
+    def _closeConnection(self, abort: bool = False) -> None:
+        """End the TCP connection so that the client can read what it was told, unless that is to be aborted.
+
+        A client that may still be sending gets the end of our stream only. If its bytes found a closed socket, the kernel's
+        reset could overtake the answer.
+        """
+        if abort:
+            self.transport.abortConnection()
+        elif self.wasClean or not is_plain_tcp(self.transport):
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+
+    def _discard(self, data: bytes) -> None:
+        """Read on after the end of our stream, to the end of the client's."""
+        self._discarded += len(data)
+        if self._discarded > DISCARDED_OCTETS:
+            self.transport.abortConnection()
 
     # for both parts
 
