@@ -25,7 +25,7 @@ from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import PLAIN, Dialect
-from towerws.websocket.connection_log import ConnectionLog
+from towerws.websocket.connection_log import ConnectionLog, RefusalLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.doorman import Doorman
 from towerws.websocket.lean import lean
@@ -348,6 +348,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.opened = 0
         self.closed = 0
         self.log_of_connections = ConnectionLog(reactor)
+        self.log_of_refusals = RefusalLog(reactor)
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}
