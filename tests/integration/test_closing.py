@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.daemon import DEADLINE_S, Daemon
+from tests.integration.test_websocket_daemon import present, wait_until
 from tests.integration.test_websocket_transports import tls, unix
+from tests.nginx import Nginx
 from tests.ws_kit import BINARY, CLOSE, PING, TEXT, close, frame, request, text
 
 Dial = Callable[[], socket.socket]
@@ -123,3 +126,95 @@ def test_a_refusal_is_read_whole(dial: Dial, octets: bytes) -> None:
     head, _, body = came.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 4")
     assert f"Content-Length: {len(body)}\r\n".encode() in head
+
+
+def answered(client: socket.socket, octets: bytes) -> int | None:
+    """Have the server close, and answer with its code; the code."""
+    client.sendall(octets)
+    came = b""
+    while b"\x88" not in came or len(came) < (at := came.index(b"\x88")) + 2 + came[at + 1]:
+        came += client.recv(65536)
+    code = code_of(came[at:])
+    assert code is not None
+    client.sendall(close(code))
+    assert rest(client) == b""
+    return code
+
+
+def reset(client: socket.socket) -> None:
+    """End the connection as a process does that is killed with bytes unread."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def sends(*pieces: bytes) -> Callable[[socket.socket], object]:
+    """Send these, and read to the end."""
+
+    def end(client: socket.socket) -> None:
+        for piece in pieces:
+            client.sendall(piece)
+        rest(client)
+
+    return end
+
+
+def answers(octets: bytes) -> Callable[[socket.socket], object]:
+    """Send this, and answer the server's close."""
+    return lambda client: answered(client, octets)
+
+
+CLIENT_ENDS: dict[str, Callable[[socket.socket], object]] = {
+    "closes with 1000": sends(close(1000)),
+    "closes with 1001": sends(close(1001)),
+    "closes with 4001": sends(close(4001)),
+    "closes without a code": sends(frame(CLOSE)),
+    "closes in two pieces": sends(close()[:3], close()[3:]),
+    "policy": answers(text("[]") * 10),
+    "pings": answers(frame(PING) * 60),
+    "too big": answers(text("x" * 70_000)),
+    "not UTF-8": answers(frame(TEXT, b"\xff")),
+    "unmasked": answers(frame(TEXT, b"x", masked=False)),
+    "a bad close": sends(close(999)),
+    "two violations": sends(frame(3), frame(3)),
+    "hangs up": socket.socket.close,
+    "is killed": reset,
+}
+
+
+def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
+    """Findings P5: 100 clients connect, subscribe, hear an event and end in all ways, and nginx writes no error for any of them."""
+    with Daemon(tmp_path, "embedded:", "--trusted-proxies", "127.0.0.1") as daemon, ExitStack() as leave:
+        proxy = nginx(f"127.0.0.1:{daemon.port}", errors="warn")
+
+        def enter(number: int) -> socket.socket:
+            client = leave.enter_context(socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S, (f"127.0.5.{number + 1}", 0)))
+            client.sendall(request() + text({"groups": {"job_events": [1]}}))
+            until(client, b"groups_current")
+            return client
+
+        def until(client: socket.socket, word: bytes) -> None:
+            came = b""
+            while word not in came or not came.endswith(b"}"):
+                came += client.recv(65536)
+
+        ends = list(CLIENT_ENDS.values())
+        clients = [enter(number) for number in range(100)]
+        daemon.publish("job_events.1", {"n": 1})
+        for client in clients:
+            until(client, b'"n": 1')
+        staying, leaving = clients[: len(ends)], clients[len(ends) :]
+        for number, client in enumerate(leaving):
+            ends[number % len(ends)](client)
+        for refused in (request(without=["Sec-WebSocket-Key"]), request(without=["Upgrade"]), request().replace(b"GET", b"HEAD")):
+            with socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S) as client:
+                client.sendall(refused)
+                assert client.recv(12)[:10] == b"HTTP/1.1 4"
+        wait_until(lambda: present(daemon) == len(staying))
+        daemon.begin_stop()
+        for client in staying:
+            assert answered(client, b"") == 1012
+        daemon.stop()
+    logs = proxy.logs()
+    assert logs["towerws.log"].count('" 101 ') == len(clients)
+    errors = logs["towerws-error.log"] + "".join(line for line in logs["error.log"].splitlines() if "[notice]" not in line)
+    assert errors == ""
