@@ -20,6 +20,8 @@ from towerws.core.errors import BadDelivery
 MAX_DEPTH = 512
 """Levels of objects and arrays. PHP's `json_decode` stops here. Both decoders need CPython's recursion limit, which is 1000."""
 
+_SHALLOW = 2 * MAX_DEPTH  # bytes, in which no more levels fit: each needs two
+
 _scan = msgspec.json.Decoder(msgspec.Raw).decode  # reads all but UTF-8, and builds nothing
 _scan_leniently = JSONDecoder(parse_int=len, parse_float=len, parse_constant=len).decode  # `len`: a number's value is not needed
 
@@ -39,7 +41,7 @@ def is_plain_object(body: bytes) -> bool:
             body.decode()
     except (ValueError, RecursionError):  # the errors of both decoders are ValueErrors
         return False
-    return body[0] == 0x7B and (len(body) < 2 * MAX_DEPTH or _depth(body) <= MAX_DEPTH)
+    return body[0] == 0x7B and (len(body) <= _SHALLOW or _depth(body) <= MAX_DEPTH)
 
 
 def check_payload(routing_key: str, body: bytes) -> None:
@@ -68,7 +70,7 @@ def check_payload(routing_key: str, body: bytes) -> None:
 
 def _depth(body: bytes) -> int:
     """The levels of nesting of a valid JSON text, or 0 where they are surely within the limit."""
-    if len(body.translate(None, _NO_BRACKETS)) <= 2 * MAX_DEPTH:  # each level needs two
+    if len(body.translate(None, _NO_BRACKETS)) <= _SHALLOW:
         return 0
     # Every other piece between unescaped quotes stands outside of strings. Outside there are no backslashes.
     outside = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]

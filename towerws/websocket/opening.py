@@ -72,6 +72,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     _log = Logger()
 
     factory: Lobby
+    _discarded = 0
+    _is_for_head = False
     # Autobahn's
     closeHandshakeTimeoutCall: Timer | None
     openHandshakeTimeoutCall: Timer | None
@@ -107,8 +109,6 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._asking: Deferred[Any] | None = None
         self._timer: Any = None
         self._crowd: str | None = None
-        self._discarded = 0
-        self._expects_body = True
         self.identity: Identity | None = None
         self.address = self._peer_address()
         """Where the client is, as far as is known: in front of trusted proxies once the request's head is read."""
@@ -132,7 +132,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """Octets from the client: to its end the request's head, which is ours; then Autobahn's."""
         if self._crowd is not None:
             reason, self._crowd = self._crowd, None
-            self._expects_body = not data.startswith(b"HEAD ")
+            self._is_for_head = data.startswith(b"HEAD ")
             self._refuse(_crowded(reason))
         elif self._head is not None:
             self._read_head(self._head + data)
@@ -164,7 +164,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         settings = self.factory.settings
         try:
             start, end = find_head(data)
-            self._expects_body = not data.startswith(b"HEAD ", start)
+            if data.startswith(b"HEAD ", start):
+                self._is_for_head = True
             if (len(data) if end < 0 else end) > settings.head_octets:
                 raise HandshakeError(431, f"the request's head is longer than {settings.head_octets} octets")
             if end < 0:
@@ -195,7 +196,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._count_refusal(error)
         self.factory.log_of_refusals.line(error, self.address)
         if error.reason != TLS:
-            self.transport.write(error_response(error, with_body=self._expects_body))
+            self.transport.write(error_response(error, with_body=not self._is_for_head))
         self.dropConnection(abort=False)
 
     def _count_refusal(self, error: HandshakeError) -> None:
