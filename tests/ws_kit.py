@@ -225,7 +225,7 @@ class Client:
         return taken
 
     def close_code(self) -> int | None:
-        """The code of the close frame that came, None while there is none. Nothing may follow it."""
+        """The code of the close frame that came, 1005 if it has none, None while there is no frame. Nothing may follow it."""
         self._parse()
         closes = [payload for opcode, payload in self.frames if opcode == CLOSE]
         assert len(closes) <= 1, "one close frame only"
@@ -233,7 +233,7 @@ class Client:
             return None
         assert self.frames[-1][0] == CLOSE, "nothing follows a close frame"
         assert len(closes[0]) <= 125
-        return int.from_bytes(closes[0][:2], "big")
+        return int.from_bytes(closes[0][:2], "big") if closes[0] else 1005
 
     def control(self, opcode: int) -> list[bytes]:
         """The payloads of the pings or pongs that came."""

@@ -134,11 +134,15 @@ BAD = [
     ("a.1", b"\xef\xbb\xbf{}", "not_an_object"),
     ("a.1", '{"a": 1}'.encode("utf-16"), "not_an_object"),
     ("a.1", b"\x80\x03}q\x00.", "not_an_object"),
+    ("a.1", b"{not json at all}", "not_an_object"),
+    ("a.1", b'{"a":1},"group":"job_events","event":"42","payload":{"stdout":"forged"}', "not_an_object"),
+    ("a.1", b'{"a": "\x01"}', "not_an_object"),
     ("a.1", b'{"a": "\xff"}', "not_utf8"),
     ("a.1", b'{"a": "\xc3"}', "not_utf8"),
     ("a.1", b'{"a": "\xc0\x80"}', "not_utf8"),
     ("a.1", b'{"a": "\xed\xa0\x80"}', "not_utf8"),
     ("a.1", b'{"a": "\xf5\x80\x80\x80"}', "not_utf8"),
+    ("a.1", b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "too_deep"),
     ("a.1", b"{" + b" " * (MAX_PAYLOAD_OCTETS - 1) + b"}", "too_large"),
 ]
 
@@ -206,19 +210,18 @@ def test_what_is_withheld_reaches_nobody() -> None:
         b'{"a": "\\ud800", "b": "\\udc00\\ud83d"}',
         b'{"a": NaN, "b": Infinity, "c": -Infinity}',
         b'{"a": "\\u0000"}',
-        b'{"a": "\x01\x7f"}',
+        b'{"a": "\x7f"}',
         b'{"a":1,   "a":2}',
         b'{"a": 1e999, "b": ' + b"9" * 5000 + b"}",
         '{"a": "\u20ac \u202e \U0001f680 \ufeff"}'.encode(),
-        b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}",
         b'{"a": "' + b"x" * (MAX_PAYLOAD_OCTETS - 9) + b'"}',
-        b"{not json at all}",
         *[json.dumps(sample["payload"]).encode() for sample in SAMPLES if sample["routing_key"] not in WITHHELD],
     ],
     ids=lambda payload: payload[:12].decode("latin-1"),
 )
 def test_a_payload_passes_untouched(payload: bytes) -> None:
-    """Octet for octet, in both dialects: it is looked at and never parsed."""
+    """Byte for byte, in both dialects: it is checked and never encoded again."""
     feed = Feed().start()
     _, tower = feed.join(TOWER)
     _, v1 = feed.join(V1)

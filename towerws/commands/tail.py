@@ -173,7 +173,7 @@ class Tail:
         try:
             frame = json.loads(text)
         except (ValueError, RecursionError):
-            # The daemon passes payloads on as they are; a producer's may be anything between two braces.
+            # The daemon passes payloads on as they are; json.loads refuses, for one, an integer of 5,000 digits.
             self._say("an event came that is not JSON; left out")
             return
         handler = _HANDLERS.get(frame.get("type"))

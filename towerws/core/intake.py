@@ -1,7 +1,7 @@
 """Intake: what a source feeds. It judges each message, keeps it in history, and hands it to the hub.
 
-A message is looked at, not parsed: UTF-8, one object by its outer braces, a usable routing key, a bound in bytes. What fails
-is counted by reason, the first of a burst is reported, and the next one arrives.
+A message is forwarded if its payload is one JSON object in UTF-8 (`payload.py`), its routing key usable and its size within the
+bound. What fails is counted by reason, the first of a burst is reported, and the next one arrives.
 
   state     | deliver                         | caught_up         | a client's position
   filling   | into history only               | flowing, tell all | waits, unless it can never be good
@@ -13,7 +13,6 @@ history holds, and it reaches beyond the position. Else the client waits, in `to
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,7 @@ from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.markers import MARKER_TOPIC, Marker
 from towerws.core.members import Member
+from towerws.core.payload import check_payload, is_plain_object
 from towerws.core.topics import is_routing_key
 from towerws.core.waiting import PENDING, Judged, PositionWaiters
 
@@ -33,8 +33,6 @@ TURN_OCTETS = 256 * 1024
 
 REPORT_EVERY_S = 60
 """A burst of messages that are bad for the same reason is reported once in this time; the counter tells how many there were."""
-
-_is_braced = re.compile(rb"[ \t\r\n]*\{.*\}[ \t\r\n]*", re.DOTALL).fullmatch
 
 
 class Intake:
@@ -173,7 +171,7 @@ class Intake:
         if (now := self._now) is None:
             now = self._now = self._clock()
         history = self._history
-        if routing_key not in history or len(body) > self._max_payload_octets or not _is_object(body):
+        if routing_key not in history or len(body) > self._max_payload_octets or not is_plain_object(body):
             try:
                 self.judge(routing_key, body)
             except BadDelivery as bad:
@@ -280,12 +278,7 @@ class Intake:
             raise BadDelivery(
                 "too_large", f"{len(body)} octets on {routing_key}: more than max_payload_octets = {self._max_payload_octets}"
             )
-        if not _is_braced(body):
-            raise BadDelivery("not_an_object", f"payload on {routing_key} is not a JSON object: {_shown(body)}")
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            raise BadDelivery("not_utf8", f"payload on {routing_key} is not UTF-8 at octet {error.start}: {_shown(body)}") from None
+        check_payload(routing_key, body)
 
     def _skip(self, bad: BadDelivery, now: float) -> None:
         self.bad[bad.reason] += 1
@@ -297,14 +290,9 @@ class Intake:
             self._report(bad)
 
 
-def _is_object(body: bytes) -> bool:
-    """The short check: plain ASCII from brace to brace, which is what AWX's producers send."""
-    return body.isascii() and body[:1] == b"{" and body[-1:] == b"}"
-
-
-def _shown(value: str | bytes) -> str:
-    """The start of something that came from outside, for a log line."""
-    return repr(value[:60]) + ("…" if len(value) > 60 else "")
+def _shown(routing_key: str) -> str:
+    """The start of a name that came from outside, for a log line."""
+    return repr(routing_key[:60]) + ("…" if len(routing_key) > 60 else "")
 
 
 def _nobody_asks() -> None:
