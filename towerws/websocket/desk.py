@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -64,15 +65,31 @@ class Desk:
         Until then nobody can say what a position is worth, or what came before a request.
         """
 
-        def go_on() -> None:
-            cancel()
+        return _Hold(self, call).cancel
+
+
+class _Hold:
+    """A request that waits for history. At its end it lets go of what refers back to it, and would be a cycle."""
+
+    __slots__ = ("_call", "_forget", "_timer")
+
+    def __init__(self, desk: Desk, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+        self._forget: Callable[[], None] | None = desk.intake.when_flowing(self._go_on)
+        self._timer: Any = desk.reactor.callLater(HOLD_S, self._go_on)
+
+    def _go_on(self) -> None:
+        call = self._call
+        self.cancel()
+        if call is not None:
             call()
 
-        def cancel() -> None:
+    def cancel(self) -> None:
+        """Wait no longer. A second call does nothing."""
+        forget, self._forget = self._forget, None
+        timer, self._timer = self._timer, None
+        self._call = None
+        if forget is not None:
             forget()
-            if timer.active():
-                timer.cancel()
-
-        forget = self.intake.when_flowing(go_on)
-        timer = self.reactor.callLater(HOLD_S, go_on)
-        return cancel
+        if timer is not None and timer.active():
+            timer.cancel()
