@@ -164,9 +164,11 @@ class MemoryTransport:
         """The connection is gone."""
         if not self.lost:
             self.lost = True
-            if self._producer is not None:
-                self._producer.stopProducing()
-            self._protocol.connectionLost(Failure(reason))
+            producer, self._producer = self._producer, None
+            if producer is not None:
+                producer.stopProducing()
+            protocol, self._protocol = self._protocol, None  # as Twisted's transports do: it would be a cycle
+            protocol.connectionLost(Failure(reason))
 
 
 class Client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -58,20 +59,38 @@ class Desk:
 
     def wait_for_position(self, position: str, call: Callable[[Delivery | None], None], late: Callable[[], None]) -> Callable[[], None]:
         """Call `call` once this position can be judged, or `late` after `resume_wait_s`. What is given back cancels both."""
+        return _PositionWait(self, position, call, late).cancel
 
-        def judged(found: Delivery | None) -> None:
-            timer.cancel()
+
+class _PositionWait:
+    """A request that waits for its position to be judged. At its end it lets go of what refers back to it, and would be a cycle."""
+
+    __slots__ = ("_call", "_forget", "_late", "_timer")
+
+    def __init__(self, desk: Desk, position: str, call: Callable[[Delivery | None], None], late: Callable[[], None]) -> None:
+        self._call: Callable[[Delivery | None], None] | None = call
+        self._late: Callable[[], None] | None = late
+        self._timer: Any = desk.reactor.callLater(desk.settings.resume_wait_s, self._over)
+        self._forget: Callable[[], None] | None = desk.intake.wait_for_position(position, self._judged)
+
+    def _judged(self, found: Delivery | None) -> None:
+        call = self._call
+        self.cancel()
+        if call is not None:
             call(found)
 
-        def over() -> None:
-            forget()
+    def _over(self) -> None:
+        late = self._late
+        self.cancel()
+        if late is not None:
             late()
 
-        def cancel() -> None:
+    def cancel(self) -> None:
+        """Wait no longer. A second call does nothing."""
+        forget, self._forget = self._forget, None
+        timer, self._timer = self._timer, None
+        self._call = self._late = None
+        if forget is not None:
             forget()
-            if timer.active():
-                timer.cancel()
-
-        timer = self.reactor.callLater(self.settings.resume_wait_s, over)
-        forget = self.intake.wait_for_position(position, judged)
-        return cancel
+        if timer is not None and timer.active():
+            timer.cancel()
