@@ -66,15 +66,17 @@ def tied_to_us(command: list[str], signal_name: str) -> list[str]:
 class PrivateRabbit:
     """One node. `start`, `stop` and `kill` may be called again and again: ports, name and data stay the same.
 
-    Start it from a thread that outlives it (the main thread): the kernel ends the node with that thread.
+    Start it from a thread that outlives it (the main thread): the kernel ends the node with that thread. `config` is added to
+    `rabbitmq.conf`.
     """
 
-    def __init__(self, data_dir: Path | str) -> None:
+    def __init__(self, data_dir: Path | str, *, config: str = "") -> None:
         folder = rabbitmq_bin()
         if folder is None:
             raise RabbitError("RabbitMQ is not installed: apt-get install rabbitmq-server")
         self._bin = folder
         self.data_dir = Path(data_dir).resolve()
+        self._config = config
         self.port, self._dist_port, self._epmd_port, self._ctl_port = _free_ports()
         self._node: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -139,6 +141,23 @@ class PrivateRabbit:
         self.stop()
         self.start()
 
+    def pause(self) -> None:
+        """Freeze the node (SIGSTOP): its connections stay open, and nothing is answered until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen node go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._node is not None and self._node.poll() is None:
+            os.killpg(self._node.pid, number)
+
+    @property
+    def stream_dir(self) -> Path:
+        """Where the node keeps its streams: a folder for each, with `.segment` and `.index` files."""
+        return self.data_dir / "mnesia" / self._name / "stream"
+
     def ctl(self, *args: str) -> str:
         """Run `rabbitmqctl` against this node and return what it printed. `RabbitError` with its output when it fails."""
         command = [str(self._bin / "rabbitmqctl"), "--longnames", "--node", self._name, "--quiet", *args]
@@ -162,7 +181,7 @@ class PrivateRabbit:
     def _prepare(self) -> None:
         for folder in ("home", "mnesia", "log", "conf.d"):
             (self.data_dir / folder).mkdir(parents=True, exist_ok=True)
-        (self.data_dir / "rabbitmq.conf").write_text(CONFIG)
+        (self.data_dir / "rabbitmq.conf").write_text(CONFIG + self._config)
         (self.data_dir / "advanced.config").write_text("[].\n")
         (self.data_dir / "enabled_plugins").write_text("[].\n")
         (self.data_dir / "rabbitmq-env.conf").write_text("")
