@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pika
-from private_rabbitmq import PrivateRabbit
+from private_rabbitmq import PrivateRabbit, free_port
 
 from tests.daemon import Daemon
 from tests.faults import brokers
@@ -79,7 +79,8 @@ class Case:
         self._daemons: list[Daemon] = []
         self._descriptors: dict[int, int] = {}
         self._publisher: Publisher | None = None
-        self._started = time.monotonic()
+        self.reports: dict[str, Report] = {}
+        """What was counted for each group of clients, once `finish` has judged them."""
 
     # parts
 
@@ -108,16 +109,31 @@ class Case:
         """A proxy in front of these ports on 127.0.0.1."""
         return self._leave.enter_context(FaultProxy(*(("127.0.0.1", port) for port in ports)))
 
-    def daemon(self, *ports: int, flags: tuple[str, ...] = (), ready: bool = True, broker: str = "", user: str = "guest:guest") -> Daemon:
-        """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs)."""
+    def daemon(
+        self,
+        *ports: int,
+        flags: tuple[str, ...] = (),
+        ready: bool = True,
+        broker: str = "",
+        user: str = "guest:guest",
+        tls_pem: str = "",
+    ) -> Daemon:
+        """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs).
+
+        With `tls_pem`, a file with key and certificate, clients speak TLS with it.
+        """
         urls = broker or ",".join(f"amqp://{user}@127.0.0.1:{port}/%2F" for port in ports)
         own = (f"--exchange={self.exchange}", f"--stream={self.stream}")
-        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags)
+        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem)
         self._leave.push(daemon)
         daemon.start(ready=ready)
         self._daemons.append(daemon)
         self._descriptors[daemon.port] = descriptors(daemon)
         return daemon
+
+    def new_port(self) -> int:
+        """A free port on 127.0.0.1."""
+        return free_port()
 
     def publisher(self, *ports: int, per_s: float = 200, size: int = 40, topics: list[str] | None = None) -> Publisher:
         """A publisher that goes to these ports on 127.0.0.1, in turn. The daemon must have declared the stream."""
@@ -225,17 +241,17 @@ class Case:
         if left:
             outcome.broken.append(f"{left} clients did not get the last event within {settle_s:g} s")
         self.say("judging")
-        reports = self.swarm.report(publisher.journal)
-        self._count(outcome, reports, holes)
+        self.reports = self.swarm.report(publisher.journal)
+        self._count(outcome, holes)
         returned = len(publisher.journal.returned)
         if returned:
             outcome.notes.append(f"{returned} messages were returned by the broker")
         self._look_for_leaks(outcome)
         return outcome
 
-    def _count(self, outcome: Outcome, reports: dict[str, Report], holes: int) -> None:
+    def _count(self, outcome: Outcome, holes: int) -> None:
         broken, tally = outcome.broken, outcome.tally
-        for report in reports.values():
+        for report in self.reports.values():
             tally.add(report.tally)
             outcome.worst_ms = max(outcome.worst_ms, report.worst_ms)
             broken += [f"violation: {text}" for text in report.violations]
