@@ -75,7 +75,7 @@ class Case:
         self.topics = list(TOPICS)
         self._shared = shared
         self._leave = leave
-        self._swarm: Swarm | None = None
+        self._swarms: dict[str, Swarm] = {}
         self._daemons: list[Daemon] = []
         self._descriptors: dict[int, int] = {}
         self._publisher: Publisher | None = None
@@ -153,9 +153,17 @@ class Case:
     @property
     def swarm(self) -> Swarm:
         """The clients' process."""
-        if self._swarm is None:
-            self._swarm = self._leave.enter_context(Swarm(self.random.randrange(2**31)))
-        return self._swarm
+        return self._swarm("swarm")
+
+    @property
+    def bystanders(self) -> Swarm:
+        """A process of its own for clients whose latency counts: the load on the other one must not be taken for the daemon's."""
+        return self._swarm("bystanders")
+
+    def _swarm(self, name: str) -> Swarm:
+        if name not in self._swarms:
+            self._swarms[name] = self._leave.enter_context(Swarm(self.random.randrange(2**31)))
+        return self._swarms[name]
 
     def specs(self, count: int, *daemons: Daemon, tower: int = 0, each: int = 0, ports: tuple[int, ...] = (), **more: Any) -> list[Spec]:
         """So many clients, the first `tower` of them Tower clients. Each connection goes to one of the daemons (or `ports`), by chance.
@@ -233,15 +241,16 @@ class Case:
         publisher = self._publisher
         assert publisher is not None
         # Tower clients have no position: the last round must find them connected.
-        if left := self.swarm.wait_live(within_s=settle_s):
+        swarms = self._swarms.values()
+        if left := sum(swarm.wait_live(within_s=settle_s) for swarm in swarms):
             outcome.broken.append(f"{left} clients are not connected and subscribed {settle_s:g} s after the fault")
         self.say("the last round")
         publisher.last_round()
-        left = self.swarm.wait_for(publisher.journal, within_s=settle_s)
-        if left:
+        if left := sum(swarm.wait_for(publisher.journal, within_s=settle_s) for swarm in swarms):
             outcome.broken.append(f"{left} clients did not get the last event within {settle_s:g} s")
         self.say("judging")
-        self.reports = self.swarm.report(publisher.journal)
+        for swarm in swarms:
+            self.reports.update(swarm.report(publisher.journal))
         self._count(outcome, holes)
         returned = len(publisher.journal.returned)
         if returned:
@@ -272,7 +281,8 @@ class Case:
 
     def _look_for_leaks(self, outcome: Outcome) -> None:
         """After all clients have left, a daemon holds no connection, no topic, and no more descriptors than before they came."""
-        self.swarm.leave()
+        for swarm in self._swarms.values():
+            swarm.leave()
         for daemon in self._daemons:
             with suppress(OSError):
                 self.wait_until(lambda daemon=daemon: is_empty(daemon), "the daemon has let go of its clients", 60)  # type: ignore[misc]
