@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -79,6 +80,7 @@ class Case:
         self._daemons: list[Daemon] = []
         self._descriptors: dict[int, int] = {}
         self._publisher: Publisher | None = None
+        self._publisher_port = 0
         self.reports: dict[str, Report] = {}
         """What was counted for each group of clients, once `finish` has judged them."""
 
@@ -137,6 +139,7 @@ class Case:
 
     def publisher(self, *ports: int, per_s: float = 200, size: int = 40, topics: list[str] | None = None) -> Publisher:
         """A publisher that goes to these ports on 127.0.0.1, in turn. The daemon must have declared the stream."""
+        self._publisher_port = ports[0]
         hosts = [("127.0.0.1", port) for port in ports]
         publisher = Publisher(
             hosts,
@@ -255,8 +258,29 @@ class Case:
         returned = len(publisher.journal.returned)
         if returned:
             outcome.notes.append(f"{returned} messages were returned by the broker")
+        if outcome.tally.lost:
+            outcome.notes.append(self._where_lost(outcome.tally.lost_numbers, publisher))
         self._look_for_leaks(outcome)
         return outcome
+
+    def _where_lost(self, lost: set[int], publisher: Publisher) -> str:
+        """Whether the stream still holds what clients did not get: then it was not the broker that lost it."""
+        held: set[int] = set()
+        last = publisher.journal.count - 1
+        try:
+            with self.amqp(self._publisher_port) as channel:
+                channel.basic_qos(prefetch_count=500)
+                for method, _, body in channel.consume(self.stream, arguments={"x-stream-offset": "first"}, inactivity_timeout=5):
+                    if method is None:
+                        break
+                    channel.basic_ack(method.delivery_tag)
+                    number = json.loads(body).get("n") if method.routing_key in self.topics else None
+                    held.add(-1 if number is None else int(number))
+                    if number == last:
+                        break
+        except (pika.exceptions.AMQPError, OSError) as error:
+            return f"the stream can't be read: {error!r}"
+        return f"of {len(lost)} numbers that clients lost the stream still holds {len(lost & held)}"
 
     def _count(self, outcome: Outcome, holes: int) -> None:
         broken, tally = outcome.broken, outcome.tally
