@@ -216,6 +216,23 @@ class PrivateRabbit:
         self.stop()
         self.start()
 
+    def pause(self) -> None:
+        """Freeze the node (SIGSTOP): its connections stay open, and nothing is answered until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen node go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._node is not None and self._node.poll() is None:
+            os.killpg(self._node.pid, number)
+
+    @property
+    def stream_dir(self) -> Path:
+        """Where the node keeps its streams: a folder for each, with `.segment` and `.index` files."""
+        return self.data_dir / "mnesia" / self.name / "stream"
+
     def ctl(self, *args: str) -> str:
         """Run `rabbitmqctl` against this node and return what it printed. `RabbitError` with its output when it fails."""
         return self.tool("rabbitmqctl", *args)
