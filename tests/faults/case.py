@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pika
+from private_cluster import PrivateCluster
 from private_rabbitmq import PrivateRabbit
 
 from tests.daemon import Daemon
@@ -38,12 +39,14 @@ SPARE_DESCRIPTORS: Final = 12
 
 
 class Brokers:
-    """The node that scenarios of one run share. A scenario that may have damaged it calls `spoil`."""
+    """The node and the clusters that scenarios of one run share. A scenario that may have damaged them calls `spoil`."""
 
     def __init__(self, version: int, folder: Path) -> None:
         self.version = version
         self._folder = folder
         self._node: PrivateRabbit | None = None
+        self._cluster: PrivateCluster | None = None
+        self._handling = ""
         self._count = 0
 
     def shared(self) -> PrivateRabbit:
@@ -54,11 +57,28 @@ class Brokers:
         self._node.start()
         return self._node
 
+    def shared_cluster(self, partition_handling: str) -> PrivateCluster:
+        """The running cluster, whole. There is one at a time: three nodes take memory."""
+        if self._cluster is not None and self._handling != partition_handling:
+            self._cluster.stop()
+            self._cluster = None
+        if self._cluster is None:
+            self._count += 1
+            folder = self._folder / f"cluster-{self._count}"
+            self._cluster = brokers.cluster(self.version, folder, partition_handling=partition_handling)
+            self._handling = partition_handling
+            self._cluster.start()
+        self._cluster.mend()
+        return self._cluster
+
     def spoil(self) -> None:
-        """End the node. The next scenario gets a new one."""
+        """End the node and the cluster. The next scenario gets new ones."""
         if self._node is not None:
             self._node.kill()
             self._node = None
+        if self._cluster is not None:
+            self._cluster.stop()
+            self._cluster = None
 
 
 class Case:
@@ -103,26 +123,47 @@ class Case:
         node.start()
         return node
 
+    def cluster(self, partition_handling: str = "pause_minority") -> PrivateCluster:
+        """The cluster that scenarios share, whole and running."""
+        return self._shared.shared_cluster(partition_handling)
+
     def proxy(self, *ports: int) -> FaultProxy:
         """A proxy in front of these ports on 127.0.0.1."""
         return self._leave.enter_context(FaultProxy(*(("127.0.0.1", port) for port in ports)))
 
-    def daemon(self, *ports: int, flags: tuple[str, ...] = (), ready: bool = True, broker: str = "", user: str = "guest:guest") -> Daemon:
-        """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs)."""
+    def daemon(
+        self,
+        *ports: int,
+        flags: tuple[str, ...] = (),
+        ready: bool = True,
+        broker: str = "",
+        user: str = "guest:guest",
+        environment: Mapping[str, str] | None = None,
+    ) -> Daemon:
+        """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs).
+
+        `environment` is added to its process's.
+        """
         urls = broker or ",".join(f"amqp://{user}@127.0.0.1:{port}/%2F" for port in ports)
         own = (f"--exchange={self.exchange}", f"--stream={self.stream}")
-        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags)
+        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags, environment=environment)
         self._leave.push(daemon)
         daemon.start(ready=ready)
         self._daemons.append(daemon)
         self._descriptors[daemon.port] = descriptors(daemon)
         return daemon
 
-    def publisher(self, *ports: int, per_s: float = 200, size: int = 40, topics: list[str] | None = None) -> Publisher:
-        """A publisher that goes to these ports on 127.0.0.1, in turn. The daemon must have declared the stream."""
-        hosts = [("127.0.0.1", port) for port in ports]
+    def publisher(
+        self,
+        *ports: int,
+        per_s: float = 200,
+        size: int = 40,
+        topics: list[str] | None = None,
+        hosts: list[tuple[str, int]] | None = None,
+    ) -> Publisher:
+        """A publisher that goes to these ports on 127.0.0.1 (or to `hosts`), in turn. The daemon must have declared the stream."""
         publisher = Publisher(
-            hosts,
+            hosts or [("127.0.0.1", port) for port in ports],
             topics or self.topics,
             exchange=self.exchange,
             stream=self.stream,
