@@ -40,14 +40,14 @@ def _provide(version: int) -> None:
     """Make this version the one that private nodes run."""
     if version in _refused:
         raise MissingError(_refused[version])
-    if version == 4 and (rabbitmq_bin() is None or _installed() != 4):
+    if version == 4 and (rabbitmq_bin() is None or installed_version() != 4):
         made = subprocess.run([MAKE_4], capture_output=True, text=True, timeout=MAKE_S, check=False, stdin=subprocess.DEVNULL)
         if made.returncode:
             _refuse(version, made.stderr.strip())
         os.environ["PRIVATE_RABBITMQ_BIN"] = made.stdout.strip()
     if rabbitmq_bin() is None:
         _refuse(version, "RabbitMQ is not installed: apt-get install rabbitmq-server (the service need not run)")
-    if version != _installed():
+    if version != installed_version():
         _refuse(version, f"RabbitMQ {version} is not on this machine, whose own is {rabbitmq_version()}")
 
 
@@ -56,5 +56,6 @@ def _refuse(version: int, why: str) -> None:
     raise MissingError(why)
 
 
-def _installed() -> int:
+def installed_version() -> int:
+    """The major version that private nodes run now."""
     return int(rabbitmq_version().partition(".")[0])

@@ -74,6 +74,8 @@ class Tally:
     gaps: int = 0
     gaps_of_nothing: int = 0
     """Gaps that cover no missing event."""
+    hidden: int = 0
+    """Events that did not come and that a gap (or `recovered: false`) covers, though the broker had not lost them."""
     recovered_false: int = 0
     closes_1013: int = 0
     most_told: int = 0
@@ -102,20 +104,27 @@ class Judge:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._due: dict[frozenset[int], list[int]] = {}
+        self._due: dict[tuple[frozenset[int], bool], list[int]] = {}
         self._again = sorted(journal.resent)
 
     def judge(self, story: Story, name: str = "client") -> Tally:
         """Count for one client."""
         return _Trial(self, story, name).run()
 
-    def due(self, topics: frozenset[int]) -> list[int]:
-        """The confirmed numbers on these topics, in order."""
-        found = self._due.get(topics)
+    def due(self, topics: frozenset[int], *, v1: bool) -> list[int]:
+        """The confirmed numbers on these topics, in order. Without those that a Tower client can't be told to be lost."""
+        found = self._due.get((topics, v1))
         if found is None:
-            confirmed, topic_of = self._journal.confirmed, self._journal.topic_of
-            found = self._due[topics] = [n for n in range(self._journal.count) if topic_of[n] in topics and n in confirmed]
+            journal = self._journal
+            wanted = journal.confirmed if v1 else journal.confirmed - journal.gone - journal.returned
+            topic_of = journal.topic_of
+            found = self._due[topics, v1] = [n for n in range(journal.count) if topic_of[n] in topics and n in wanted]
         return found
+
+    @property
+    def really_lost(self) -> set[int]:
+        """What the broker lost, or may have lost."""
+        return self._journal.gone | self._journal.returned
 
     def sent_ns(self, number: int) -> int:
         """When it was first published."""
@@ -133,10 +142,11 @@ class _Trial:
         self._judge = judge
         self._story = story
         self._name = name
-        self._due = judge.due(story.topics)
+        self._due = judge.due(story.topics, v1=story.v1)
         self._seen: set[int] = set()
         self._highest = -1
         self._missing: set[int] = set()
+        self._excused: set[int] = set()
         self._listening = False  # it has been answered, and (Tower) is still connected
         self._from: int | None = None  # index in `due` of the next event that must come; None: `_since_ns` decides
         self._since_ns = 0
@@ -163,6 +173,7 @@ class _Trial:
             tally.examples.append(f"{self._name} lost {len(lost)}: {_ranges(lost)}")
         if story.v1:
             tally.most_told = tally.least_told = tally.gaps + tally.recovered_false
+            tally.hidden = len(self._excused - self._seen - self._judge.really_lost)
         return tally
 
     def _is_perfect(self) -> bool:
@@ -242,6 +253,7 @@ class _Trial:
         begin = self._from
         if begin is None:
             begin = max(self._open, bisect_right(self._due, self._since_ns - 1, key=self._judge.sent_ns))
+            self._excused.update(self._due[self._open : min(begin, end)])
         for number in self._due[begin:end]:
             if number not in self._seen:
                 self._missing.add(number)

@@ -216,7 +216,8 @@ class FaultProxy:
         link = _Link(self, (reader, writer), (target_reader, target_writer), self._conduct)
         self._links.add(link)
         try:
-            await link.run()
+            with contextlib.suppress(asyncio.CancelledError):  # `stop` ends what is left
+                await link.run()
         finally:
             self._links.discard(link)
 

@@ -22,6 +22,8 @@ import threading
 import time
 from array import array
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -52,6 +54,8 @@ class Journal:
     confirmed: set[int] = field(default_factory=set)
     returned: set[int] = field(default_factory=set)
     resent: list[tuple[int, int]] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    """What the scenario took away on the broker, or may have: clients that can be told must be told of it."""
 
     @property
     def count(self) -> int:
@@ -128,6 +132,15 @@ class Publisher:
         with self._changed:
             goal = len(self.journal.confirmed) + more
         self._wait(lambda: len(self.journal.confirmed) >= goal, within_s)
+
+    @contextmanager
+    def gone(self) -> Iterator[None]:
+        """Whatever is published within may be lost on the broker."""
+        with self._changed:
+            first = self.journal.count
+        yield
+        with self._changed:
+            self.journal.gone.update(range(first, self.journal.count))
 
     def last_round(self, within_s: float = WAIT_S) -> None:
         """Stop the flow, publish one more message for each topic, and wait until all is confirmed."""
