@@ -18,20 +18,26 @@ PINGS = ("--websocket-ping-s=2", "--websocket-pong-s=3")
 def clients_stall(case: Case) -> Outcome:
     """Promise: a client that reads slowly falls behind, and catches up from history when it reads on.
 
-    Injected: 200 clients stop reading for 5 to 60 s, while 80 KB a second are published (and pings are far apart). Counted: events of
+    Injected: 40 clients stop reading for 5 to 60 s, while 400 KB a second are published (and pings are far apart). Counted: events of
     every client: none is lost, none comes twice. Bystanders' worst latency.
     """
     port = case.rabbit.port
     daemon = case.daemon(port, flags=("--websocket-ping-s=300", "--websocket-pong-s=300", "--websocket-backlog-octets=64KiB"))
-    publisher = case.publisher(port, per_s=40, size=2000)
-    case.swarm.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
-    case.swarm.open(case.specs(200, daemon, tower=50, group_name="slow", small_buffer=True))
+    publisher = case.publisher(port, per_s=100, size=4000)
+    case.swarm.open(case.specs(10, daemon, group_name="bystanders"))
+    case.swarm.open(case.specs(40, daemon, tower=10, group_name="slow", small_buffer=True))
     publisher.wait_for(40)
     case.swarm.misbehave("slow", "stall", 5, 60)
+    most = 0
     for seconds in range(10, 70, 10):
         case.sleep(10)
-        case.say(f"{seconds} s, {daemon.get('/status')[1]['hub']['behind']} clients behind")
-    return _with_bystanders(case, case.finish("200 readers stop for 5 to 60 s", settle_s=60))
+        behind = daemon.get("/status")[1]["hub"]["behind"]
+        most = max(most, behind)
+        case.say(f"{seconds} s, {behind} clients behind")
+    broken = [] if most else ["no client fell behind: the scenario shows nothing"]
+    return _with_bystanders(
+        case, case.finish("40 readers stop for 5 to 60 s", settle_s=90, broken=broken, notes=[f"{most} clients were behind"])
+    )
 
 
 @scenario("clients-{}", "never", "talk", "close")
@@ -89,7 +95,7 @@ def clients_handshakes(case: Case) -> Outcome:
     publisher = case.publisher(port, per_s=20)
     case.swarm.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
     publisher.wait_for(20)
-    live = case.swarm.open(case.specs(10_000, daemon, each=1, group_name="storm"), 120, at_once=10_000)
+    live = case.swarm.open(case.specs(10_000, daemon, each=1, group_name="storm"), 240, at_once=10_000)
     broken = [] if live == 10_000 else [f"only {live} of 10,000 clients got in"]
     publisher.wait_for(40)
     return _with_bystanders(case, case.finish("10,000 handshakes at once", broken=broken, settle_s=60))

@@ -24,7 +24,7 @@ def daemon_kill_5000(case: Case) -> Outcome:
     daemon = case.daemon(port)
     publisher = case.publisher(port, per_s=100)
     case.say("5,000 clients connect")
-    live = case.swarm.open(case.specs(5000, daemon, tower=500, each=1), 120)
+    live = case.swarm.open(case.specs(5000, daemon, tower=500, each=1), 240)
     assert live == 5000, f"only {live} of 5,000 clients got in"
     publisher.wait_for(100)
     for number in range(2):
@@ -32,7 +32,7 @@ def daemon_kill_5000(case: Case) -> Outcome:
         daemon.kill()
         case.sleep(case.random.uniform(0.5, 2.0))
         daemon.start(ready=False)
-        left = case.swarm.wait_live(within_s=90)
+        left = case.swarm.wait_live(within_s=180)
         assert not left, f"{left} clients did not come back"
         publisher.wait_for(100)
     return case.finish("kill -9 and restart x2, 5,000 clients", settle_s=90)
