@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -28,14 +29,17 @@ SUBPROTOCOL = Subprotocol("towerws.v1")
 class Daemon:
     """One `twistd -n towerws`. It can be killed and started again on the same ports.
 
-    With `tls_pem`, a file with key and certificate, clients speak TLS with it.
+    With `tls_pem`, a file with key and certificate, clients speak TLS with it. `environment` is added to the process's.
     """
 
-    def __init__(self, folder: Path, broker: str, *flags: str, auth: str = "open", tls_pem: str = "") -> None:
+    def __init__(
+        self, folder: Path, broker: str, *flags: str, auth: str = "open", tls_pem: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self.log = folder / f"daemon-{self.port}.log"
         self._folder = folder
         self._listen = f"ssl:{self.port}:privateKey={tls_pem}" if tls_pem else f"tcp:{self.port}"
+        self.environment = dict(environment or {})
         self._flags = ["--broker", broker, "--auth", auth, *flags]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -61,7 +65,7 @@ class Daemon:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **self.environment},
             )
         self.wait_for("/readyz" if ready else "/healthz")
         return self

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pika
+from private_cluster import PrivateCluster
 from private_rabbitmq import PrivateRabbit, free_port
 
 from tests.daemon import Daemon
@@ -40,12 +41,14 @@ SPARE_DESCRIPTORS: Final = 12
 
 
 class Brokers:
-    """The node that scenarios of one run share. A scenario that may have damaged it calls `spoil`."""
+    """The node and the clusters that scenarios of one run share. A scenario that may have damaged them calls `spoil`."""
 
     def __init__(self, version: int, folder: Path) -> None:
         self.version = version
         self._folder = folder
         self._node: PrivateRabbit | None = None
+        self._cluster: PrivateCluster | None = None
+        self._handling = ""
         self._count = 0
 
     def shared(self) -> PrivateRabbit:
@@ -56,11 +59,28 @@ class Brokers:
         self._node.start()
         return self._node
 
+    def shared_cluster(self, partition_handling: str) -> PrivateCluster:
+        """The running cluster, whole. There is one at a time: three nodes take memory."""
+        if self._cluster is not None and self._handling != partition_handling:
+            self._cluster.stop()
+            self._cluster = None
+        if self._cluster is None:
+            self._count += 1
+            folder = self._folder / f"cluster-{self._count}"
+            self._cluster = brokers.cluster(self.version, folder, partition_handling=partition_handling)
+            self._handling = partition_handling
+            self._cluster.start()
+        self._cluster.mend()
+        return self._cluster
+
     def spoil(self) -> None:
-        """End the node. The next scenario gets a new one."""
+        """End the node and the cluster. The next scenario gets new ones."""
         if self._node is not None:
             self._node.kill()
             self._node = None
+        if self._cluster is not None:
+            self._cluster.stop()
+            self._cluster = None
 
 
 class Case:
@@ -80,7 +100,7 @@ class Case:
         self._daemons: list[Daemon] = []
         self._descriptors: dict[int, int] = {}
         self._publisher: Publisher | None = None
-        self._publisher_port = 0
+        self._publisher_host = ("127.0.0.1", 0)
         self.reports: dict[str, Report] = {}
         """What was counted for each group of clients, once `finish` has judged them."""
 
@@ -107,6 +127,10 @@ class Case:
         node.start()
         return node
 
+    def cluster(self, partition_handling: str = "pause_minority") -> PrivateCluster:
+        """The cluster that scenarios share, whole and running."""
+        return self._shared.shared_cluster(partition_handling)
+
     def proxy(self, *ports: int) -> FaultProxy:
         """A proxy in front of these ports on 127.0.0.1."""
         return self._leave.enter_context(FaultProxy(*(("127.0.0.1", port) for port in ports)))
@@ -119,14 +143,15 @@ class Case:
         broker: str = "",
         user: str = "guest:guest",
         tls_pem: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> Daemon:
         """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs).
 
-        With `tls_pem`, a file with key and certificate, clients speak TLS with it.
+        With `tls_pem`, a file with key and certificate, clients speak TLS with it. `environment` is added to the process's.
         """
         urls = broker or ",".join(f"amqp://{user}@127.0.0.1:{port}/%2F" for port in ports)
         own = (f"--exchange={self.exchange}", f"--stream={self.stream}")
-        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem)
+        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem, environment=environment)
         self._leave.push(daemon)
         daemon.start(ready=ready)
         self._daemons.append(daemon)
@@ -137,12 +162,19 @@ class Case:
         """A free port on 127.0.0.1."""
         return free_port()
 
-    def publisher(self, *ports: int, per_s: float = 200, size: int = 40, topics: list[str] | None = None) -> Publisher:
-        """A publisher that goes to these ports on 127.0.0.1, in turn. The daemon must have declared the stream."""
-        self._publisher_port = ports[0]
-        hosts = [("127.0.0.1", port) for port in ports]
+    def publisher(
+        self,
+        *ports: int,
+        per_s: float = 200,
+        size: int = 40,
+        topics: list[str] | None = None,
+        hosts: list[tuple[str, int]] | None = None,
+    ) -> Publisher:
+        """A publisher that goes to these ports on 127.0.0.1 (or to `hosts`), in turn. The daemon must have declared the stream."""
+        targets = hosts or [("127.0.0.1", port) for port in ports]
+        self._publisher_host = targets[0]
         publisher = Publisher(
-            hosts,
+            targets,
             topics or self.topics,
             exchange=self.exchange,
             stream=self.stream,
@@ -202,10 +234,10 @@ class Case:
         return str(answer[1].get("reason"))
 
     @contextmanager
-    def amqp(self, port: int, user: str = "guest:guest") -> Iterator[Any]:
+    def amqp(self, port: int, user: str = "guest:guest", host: str = "127.0.0.1") -> Iterator[Any]:
         """A channel of pika's blocking connection."""
         name, _, password = user.partition(":")
-        connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port, "/", pika.PlainCredentials(name, password)))
+        connection = pika.BlockingConnection(pika.ConnectionParameters(host, port, "/", pika.PlainCredentials(name, password)))
         try:
             yield connection.channel()
         finally:
@@ -268,7 +300,7 @@ class Case:
         held: set[int] = set()
         last = publisher.journal.count - 1
         try:
-            with self.amqp(self._publisher_port) as channel:
+            with self.amqp(self._publisher_host[1], host=self._publisher_host[0]) as channel:
                 channel.basic_qos(prefetch_count=500)
                 for method, _, body in channel.consume(self.stream, arguments={"x-stream-offset": "first"}, inactivity_timeout=5):
                     if method is None:
