@@ -46,7 +46,7 @@ def main() -> None:
     use_monotonic_clock(reactor)
     history = History(1, 1)
     hub = Hub(history)
-    intake = Intake(history, hub, max_payload_octets=1, clock=time.monotonic, report=lambda bad: None, new_tag=lambda: "mark")
+    intake = Intake(history, hub, max_payload_octets=1, clock=time.monotonic, report=lambda bad: None, new_epoch=lambda: "mark")
     settings = WebSocketSettings(controls_per_s=10**6, controls_burst=10**6)
     factory = EchoFactory(
         Desk(hub, intake, Open(), GroupTable(), settings, reactor), settings, reactor, limits=LimitSettings(connections=1000)

@@ -280,7 +280,7 @@ class Edge:
         self.hub = Hub(self.history)
         self.bad: list[BadDelivery] = []
         self.intake = Intake(
-            self.history, self.hub, max_payload_octets=1024**2, clock=clock.seconds, report=self.bad.append, new_tag=lambda: "mark"
+            self.history, self.hub, max_payload_octets=1024**2, clock=clock.seconds, report=self.bad.append, new_epoch=lambda: "mark"
         )
         self.source = EmbeddedSource(self.intake)
         groups = GroupTable({"chat": GroupSettings()})

@@ -210,6 +210,8 @@ class AdminSite(Site):
         answer: dict[str, object] = {"ready": status.ready, "state": status.state.value}
         if status.reason is not None:
             answer["reason"] = status.reason
+        if status.unproven:
+            answer["unproven"] = status.unproven
         return _json(200 if status.ready else 503, answer)
 
     def _take(self, request: Request) -> _Answer:

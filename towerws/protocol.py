@@ -220,7 +220,7 @@ class WebSocketConnection(OpeningConnection):
             self.factory.desk.limits[limit] += 1
         close = reason.value
         if (talk := self._session or self._visitor) is not None:
-            delay_ms = random.randint(*RECONNECT_MS) if close.reconnect else 0  # noqa: S311 - spreads load, guards nothing
+            delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, guards nothing
             bye = talk.dialect.bye(close, delay_ms)
             if bye is not None:
                 self.transport.write(text_frame(bye))

@@ -30,12 +30,13 @@ from towerws.broker.announcer import Announcer
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
 from towerws.control import Control
+from towerws.core.deliveries import derive_key
 from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
-from towerws.core.settings import LimitSettings, Settings
+from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
 from towerws.methods import make_methods
@@ -88,7 +89,8 @@ class TowerwsService(Service):
             max_payload_octets=settings.max_payload_octets,
             clock=reactor.seconds,
             report=self._report,
-            new_tag=lambda: secrets.token_hex(4),
+            new_epoch=lambda: secrets.token_hex(4),
+            key=b"" if settings.broker is None else _position_key(settings.broker),
         )
         publish: Callable[[str, bytes], str] | None = None
         if settings.broker is None:
@@ -253,10 +255,16 @@ class TowerwsService(Service):
         return {
             "version": __version__,
             "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
-            "source": {"state": source.state.value, "reason": source.reason, **source.details},
+            "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
             "control": None if self._listener is None else {**self._listener.status, **self.control.counts},
-            "intake": {"received": intake.received, "duplicates": intake.duplicates, "skipped": dict(intake.bad)},
-            "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position},
+            "intake": {
+                "received": intake.received,
+                "markers": intake.markers,
+                "duplicates": intake.duplicates,
+                "skipped": dict(intake.bad),
+                "positions_waiting": intake.waiting,
+            },
+            "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position or None},
             "hub": {
                 "members": len(hub.members) - desk.guard.watchers,
                 "behind": sum(member.behind for member in hub.members),
@@ -279,6 +287,15 @@ class TowerwsService(Service):
             "auth": self._auth.figures(),
             "requests": {"taken": desk.requests, "bad": desk.bad_requests, "denied_topics": desk.denied},
         }
+
+
+def _position_key(settings: BrokerSettings) -> bytes:
+    """The key of positions: the same for all daemons that read this stream with these credentials, or with this key."""
+    salt = f"towerws position\0{settings.stream}".encode()
+    if settings.position_key is not None:
+        return derive_key(settings.position_key.reveal().encode(), salt)
+    first = min((url.vhost, url.username, url.password.reveal()) for url in settings.urls)
+    return derive_key("\0".join(first).encode(), salt)
 
 
 def _with_connections(limits: LimitSettings) -> LimitSettings:

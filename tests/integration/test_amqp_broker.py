@@ -214,7 +214,7 @@ async def test_restart_on_an_idle_stream_knows_its_head(rabbit: PrivateRabbit) -
         await deferToThread(publish, rabbit, settings.exchange, *numbered(3))
     await task.deferLater(reactor, 2.1)  # the one thing that only time brings: refill_s passes, in whole seconds
     async with consuming(replace(settings, refill_s=1)) as (_, sink):
-        assert sink.head == 2
+        assert sink.newest == 2
 
 
 @run

@@ -10,14 +10,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from towerws.auth.base import Method
 from towerws.core.deflate import Deflater, deflated
+from towerws.core.deliveries import Delivery
 from towerws.core.groups import GroupTable
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
 from towerws.core.settings import WebSocketSettings
 from towerws.websocket.guard import Guard
-
-HOLD_S = 5.0
-"""How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
 
 
 class Desk:
@@ -58,21 +56,22 @@ class Desk:
         self.renewed = 0
         """Credentials replaced on an open connection."""
 
-    def when_flowing(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call this once history is refilled, after `HOLD_S` at the latest; what is given back cancels it.
+    def wait_for_position(self, position: str, call: Callable[[Delivery | None], None], late: Callable[[], None]) -> Callable[[], None]:
+        """Call `call` once this position can be judged, or `late` after `resume_wait_s`. What is given back cancels both."""
 
-        Until then nobody can say what a position is worth, or what came before a request.
-        """
+        def judged(found: Delivery | None) -> None:
+            timer.cancel()
+            call(found)
 
-        def go_on() -> None:
-            cancel()
-            call()
+        def over() -> None:
+            forget()
+            late()
 
         def cancel() -> None:
             forget()
             if timer.active():
                 timer.cancel()
 
-        forget = self.intake.when_flowing(go_on)
-        timer = self.reactor.callLater(HOLD_S, go_on)
+        timer = self.reactor.callLater(self.settings.resume_wait_s, over)
+        forget = self.intake.wait_for_position(position, judged)
         return cancel

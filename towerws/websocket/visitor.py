@@ -87,7 +87,7 @@ class Visitor:
         try:
             message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
             if not isinstance(message, TokenMessage):
-                raise BadRequest("no_token", "no credential was brought: a token must be sent first", message.request_id)
+                raise BadRequest("no_token", "no credential was brought: a token must be sent first", getattr(message, "request_id", None))
         except BadRequest as error:
             self._answer(error)
             self._door.turn_away(CloseReason.NO_CREDENTIAL, "no_token")
