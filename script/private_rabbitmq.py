@@ -26,6 +26,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
@@ -43,6 +45,21 @@ log.console.level = info
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node runs. By default it is on loopback, where it shares the network with everybody."""
+
+    cluster_host: str = "127.0.0.1"
+    """The node is named after this address. Other nodes reach it there."""
+    client_host: str = "127.0.0.1"
+    """Clients connect to this address."""
+    enter: tuple[str, ...] = ()
+    """The command that starts another one in the node's network namespace. Empty on loopback."""
+
+
+LOOPBACK = Place()
+
+
 class RabbitError(Exception):
     """The node can't be started or asked. The text says why, with the end of its log."""
 
@@ -50,7 +67,26 @@ class RabbitError(Exception):
 def rabbitmq_bin() -> Path | None:
     """The directory of RabbitMQ's own scripts, None where RabbitMQ is not installed. `PRIVATE_RABBITMQ_BIN` names another."""
     folder = Path(os.environ.get("PRIVATE_RABBITMQ_BIN") or "/usr/lib/rabbitmq/bin")
-    return folder if (folder / "rabbitmq-server").exists() and shutil.which("epmd") else None
+    return folder if (folder / "rabbitmq-server").exists() and _epmd(folder) else None
+
+
+def rabbitmq_version() -> str:
+    """The version of the programs in `rabbitmq_bin`, like `3.10.8`. It is asked of the files: `rabbitmqctl` would start an epmd."""
+    folder = rabbitmq_bin()
+    if folder is None:
+        raise RabbitError("RabbitMQ is not installed: apt-get install rabbitmq-server")
+    # script/rabbitmq4 makes a folder of programs beside the /usr that they run with.
+    roots = [folder.parent / "lib", *folder.parent.glob("*/usr/lib/rabbitmq/lib")]
+    names = [found.name for root in roots for found in root.glob("rabbitmq_server-*")]
+    if not names:
+        raise RabbitError(f"no rabbitmq_server-VERSION was found for {folder}")
+    return names[0].partition("-")[2]
+
+
+def _epmd(folder: Path) -> str | None:
+    """Erlang's own, or that of the folder."""
+    own = folder / "epmd"
+    return str(own) if own.exists() else shutil.which("epmd")
 
 
 def tied_to_us(command: list[str], signal_name: str) -> list[str]:
@@ -69,13 +105,33 @@ class PrivateRabbit:
     Start it from a thread that outlives it (the main thread): the kernel ends the node with that thread.
     """
 
-    def __init__(self, data_dir: Path | str) -> None:
+    def __init__(
+        self,
+        data_dir: Path | str,
+        *,
+        place: Place = LOOPBACK,
+        config: str = "",
+        cookie: str = "",
+        epmd_port: int = 0,
+        erlang_args: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`config` is added to rabbitmq.conf, `environment` to the server's (not to rabbitmqctl's). Both count from the next start on.
+
+        Nodes of one cluster share a `cookie` and an `epmd_port`.
+        """
         folder = rabbitmq_bin()
         if folder is None:
             raise RabbitError("RabbitMQ is not installed: apt-get install rabbitmq-server")
         self._bin = folder
         self.data_dir = Path(data_dir).resolve()
+        self.place = place
+        self.config = config
+        self.environment = dict(environment or {})
+        self._cookie = cookie
+        self._erlang_args = erlang_args
         self.port, self._dist_port, self._epmd_port, self._ctl_port = _free_ports()
+        self._epmd_port = epmd_port or self._epmd_port
         self._node: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -83,7 +139,19 @@ class PrivateRabbit:
     @property
     def url(self) -> str:
         """Where clients connect: the default user is allowed from loopback, which is all the node listens on."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+        return f"amqp://guest:guest@{self.place.client_host}:{self.port}/%2F"
+
+    @property
+    def name(self) -> str:
+        """The node's name. The data belong to it, and the node is found through its own epmd only."""
+        return f"towerws@{self.place.cluster_host}"
+
+    @property
+    def pid(self) -> int:
+        """The process of the Erlang VM."""
+        if self._node is None:
+            raise RabbitError("the node is not running")
+        return self._node.pid
 
     @property
     def running(self) -> bool:
@@ -92,15 +160,24 @@ class PrivateRabbit:
 
     def start(self) -> None:
         """Start the node and return when its AMQP port answers. `RabbitError` after `START_S` or when it ends before."""
-        if self.running:
-            return
+        if not self.running:
+            self.launch()
+            self.wait_until_it_answers()
+
+    def launch(self) -> None:
+        """Start the processes and return at once. Nodes of a cluster wait for each other, so all are launched first."""
         self.stop()
         self._prepare()
-        self._epmd = self._spawn([shutil.which("epmd") or "epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)])
-        self._node = self._spawn([str(self._bin / "rabbitmq-server")])
+        host = self.place.cluster_host
+        self._epmd = self._spawn([_epmd(self._bin) or "epmd", "-address", host, "-port", str(self._epmd_port)], {})
+        self._node = self._spawn([str(self._bin / "rabbitmq-server")], self.environment)
+
+    def wait_until_it_answers(self) -> None:
+        """Return when the AMQP port answers. `RabbitError`, and no node, after `START_S` or when the node ends before."""
+        assert self._node is not None
         deadline = time.monotonic() + START_S
         try:
-            while not _speaks_amqp(self.port):
+            while not _speaks_amqp(self.place.client_host, self.port):
                 if self._node.poll() is not None:
                     raise RabbitError(f"RabbitMQ ended with exit status {self._node.returncode} while starting\n{self._log_tail()}")
                 if time.monotonic() > deadline:
@@ -139,12 +216,33 @@ class PrivateRabbit:
         self.stop()
         self.start()
 
+    def pause(self) -> None:
+        """Freeze the node (SIGSTOP): its connections stay open, and nothing is answered until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen node go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._node is not None and self._node.poll() is None:
+            os.killpg(self._node.pid, number)
+
+    @property
+    def stream_dir(self) -> Path:
+        """Where the node keeps its streams: a folder for each, with `.segment` and `.index` files."""
+        return self.data_dir / "mnesia" / self.name / "stream"
+
     def ctl(self, *args: str) -> str:
         """Run `rabbitmqctl` against this node and return what it printed. `RabbitError` with its output when it fails."""
-        command = [str(self._bin / "rabbitmqctl"), "--longnames", "--node", self._name, "--quiet", *args]
+        return self.tool("rabbitmqctl", *args)
+
+    def tool(self, program: str, *args: str) -> str:
+        """Run one of RabbitMQ's programs (`rabbitmq-streams`) against this node, as `ctl` does."""
+        command = [*self.place.enter, str(self._bin / program), "--longnames", "--node", self.name, "--quiet", *args]
         result = subprocess.run(command, env=self._env(), capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
         if result.returncode != 0:
-            raise RabbitError(f"rabbitmqctl {' '.join(args)}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
+            raise RabbitError(f"{program} {' '.join(args)}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
         return result.stdout
 
     def __enter__(self) -> Self:
@@ -154,15 +252,14 @@ class PrivateRabbit:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    @property
-    def _name(self) -> str:
-        """A constant: the data belong to the node's name, and a node is found through its own epmd only."""
-        return "towerws@127.0.0.1"
-
     def _prepare(self) -> None:
         for folder in ("home", "mnesia", "log", "conf.d"):
             (self.data_dir / folder).mkdir(parents=True, exist_ok=True)
-        (self.data_dir / "rabbitmq.conf").write_text(CONFIG)
+        (self.data_dir / "rabbitmq.conf").write_text(CONFIG + self.config)
+        cookie = self.data_dir / "home" / ".erlang.cookie"
+        if self._cookie and not cookie.exists():
+            cookie.touch(0o600)
+            cookie.write_text(self._cookie)
         (self.data_dir / "advanced.config").write_text("[].\n")
         (self.data_dir / "enabled_plugins").write_text("[].\n")
         (self.data_dir / "rabbitmq-env.conf").write_text("")
@@ -176,14 +273,14 @@ class PrivateRabbit:
 
     def _env(self) -> dict[str, str]:
         """The whole environment: nothing that the caller's may say about RabbitMQ or Erlang comes through."""
-        loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+        here = "-kernel inet_dist_use_interface {" + self.place.cluster_host.replace(".", ",") + "}"
         data = self.data_dir
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(data / "home"),  # the Erlang cookie is made there
             "LANG": "C.UTF-8",
             "ERL_CRASH_DUMP_SECONDS": "0",  # no dump: the log says what happened
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_ADDRESS": self.place.cluster_host,
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(data / "advanced.config"),
             # The shell steps aside for the Erlang VM, so that our child is the node itself and gets our signals.
@@ -193,25 +290,25 @@ class PrivateRabbit:
             "RABBITMQ_CONF_ENV_FILE": str(data / "rabbitmq-env.conf"),
             "RABBITMQ_CTL_DIST_PORT_MIN": str(self._ctl_port),
             "RABBITMQ_CTL_DIST_PORT_MAX": str(self._ctl_port + CTL_PORTS - 1),
-            "RABBITMQ_CTL_ERL_ARGS": loopback,
+            "RABBITMQ_CTL_ERL_ARGS": here,
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_LOG_BASE": str(data / "log"),
             "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
-            "RABBITMQ_NODENAME": self._name,
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_IP_ADDRESS": self.place.client_host,
             "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 2:2 +A 16 {loopback}",  # threads for two cores, not for the host's
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 2:2 +A 16 {here} {self._erlang_args}",  # threads for two cores, not for the host's
             "RABBITMQ_SERVER_START_ARGS": "-noinput",
             "RABBITMQ_USE_LONGNAME": "true",
         }
 
-    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with (self.data_dir / "log" / "node.log").open("ab") as log:
             return subprocess.Popen(
-                tied_to_us(command, "KILL"),
-                env=self._env(),
+                tied_to_us([*self.place.enter, *command], "KILL"),
+                env={**self._env(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -255,10 +352,10 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _speaks_amqp(port: int) -> bool:
+def _speaks_amqp(host: str, port: int) -> bool:
     """True when a client gets Connection.Start (a method frame: type 1, channel 0; AMQP 0-9-1 sections 2.2.4 and 4.2.3)."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+        with socket.create_connection((host, port), timeout=5) as sock:
             sock.sendall(b"AMQP\x00\x00\x09\x01")
             return sock.recv(3) == b"\x01\x00\x00"
     except OSError:

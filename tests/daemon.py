@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -26,12 +27,19 @@ SUBPROTOCOL = Subprotocol("towerws.v1")
 
 
 class Daemon:
-    """One `twistd -n towerws`. It can be killed and started again on the same ports."""
+    """One `twistd -n towerws`. It can be killed and started again on the same ports.
 
-    def __init__(self, folder: Path, broker: str, *flags: str, auth: str = "open") -> None:
+    With `tls_pem`, a file with key and certificate, clients speak TLS with it. `environment` is added to the process's.
+    """
+
+    def __init__(
+        self, folder: Path, broker: str, *flags: str, auth: str = "open", tls_pem: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self.log = folder / f"daemon-{self.port}.log"
         self._folder = folder
+        self._listen = f"ssl:{self.port}:privateKey={tls_pem}" if tls_pem else f"tcp:{self.port}"
+        self.environment = dict(environment or {})
         self._flags = ["--broker", broker, "--auth", auth, *flags]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -50,14 +58,14 @@ class Daemon:
     def start(self, *, ready: bool = True) -> Self:
         """Start it; with `ready`, wait until `/readyz` says so, else until it listens."""
         self._stopping = False
-        listen = ["--listen", f"tcp:{self.port}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
+        listen = ["--listen", f"{self._listen}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "towerws", *listen, *self._flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **self.environment},
             )
         self.wait_for("/readyz" if ready else "/healthz")
         return self

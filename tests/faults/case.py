@@ -1,0 +1,371 @@
+"""What one run of a scenario stands on: brokers, daemons, proxies, a publisher, a swarm; all of it ends with the run."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pika
+from private_cluster import PrivateCluster
+from private_rabbitmq import PrivateRabbit, free_port
+
+from tests.daemon import Daemon
+from tests.faults import brokers
+from tests.faults.client import Spec
+from tests.faults.proxy import FaultProxy
+from tests.faults.publisher import Publisher
+from tests.faults.scenario import Outcome
+from tests.faults.swarm import Report, Swarm
+
+TOPICS: Final = ["jobs.status_changed", *(f"job_events.{number}" for number in range(1, 8))]
+MANY: Final = (
+    "--limits-per-address=100000",
+    "--limits-per-user=100000",
+    "--limits-half-open=100000",
+    # A paused or killed broker is to be noticed within seconds, or the run takes an hour.
+    "--heartbeat-s=2",
+    "--silence-s=5",
+    "--attempt-s=5",
+    "--backoff-min-s=0.2",
+    "--backoff-max-s=1",
+)
+STREAM_LIMITS: Final = {"x-max-age": "3600s", "x-max-length-bytes": 1 << 30, "x-stream-max-segment-size-bytes": 16 << 20}
+SETTLE_S: Final = 45.0
+SPARE_DESCRIPTORS: Final = 12
+"""Connections to the broker come and go: so many descriptors more than before are no leak."""
+
+
+class Brokers:
+    """The node and the clusters that scenarios of one run share. A scenario that may have damaged them calls `spoil`."""
+
+    def __init__(self, version: int, folder: Path) -> None:
+        self.version = version
+        self._folder = folder
+        self._node: PrivateRabbit | None = None
+        self._cluster: PrivateCluster | None = None
+        self._handling = ""
+        self._count = 0
+
+    def shared(self) -> PrivateRabbit:
+        """The running node."""
+        if self._node is None:
+            self._count += 1
+            self._node = brokers.single_node(self.version, self._folder / f"shared-{self._count}")
+        self._node.start()
+        return self._node
+
+    def shared_cluster(self, partition_handling: str) -> PrivateCluster:
+        """The running cluster, whole. There is one at a time: three nodes take memory."""
+        if self._cluster is not None and self._handling != partition_handling:
+            self._cluster.stop()
+            self._cluster = None
+        if self._cluster is None:
+            self._count += 1
+            folder = self._folder / f"cluster-{self._count}"
+            self._cluster = brokers.cluster(self.version, folder, partition_handling=partition_handling)
+            self._handling = partition_handling
+            self._cluster.start()
+        self._cluster.mend()
+        return self._cluster
+
+    def spoil(self) -> None:
+        """End the node and the cluster. The next scenario gets new ones."""
+        if self._node is not None:
+            self._node.kill()
+            self._node = None
+        if self._cluster is not None:
+            self._cluster.stop()
+            self._cluster = None
+
+
+class Case:
+    """One run of one scenario. `say` shows what goes on; `random` follows from the seed."""
+
+    def __init__(self, name: str, seed: str, folder: Path, shared: Brokers, say: Callable[[str], None], leave: ExitStack) -> None:
+        self.name = name
+        self.random = random.Random(seed)
+        self.folder = folder
+        self.say = say
+        self.exchange = f"towerws-{name}"
+        self.stream = f"towerws-{name}.events"
+        self.topics = list(TOPICS)
+        self._shared = shared
+        self._leave = leave
+        self._swarms: dict[str, Swarm] = {}
+        self._daemons: list[Daemon] = []
+        self._descriptors: dict[int, int] = {}
+        self._publisher: Publisher | None = None
+        self._publisher_host = ("127.0.0.1", 0)
+        self.reports: dict[str, Report] = {}
+        """What was counted for each group of clients, once `finish` has judged them."""
+
+    # parts
+
+    @property
+    def version(self) -> int:
+        """The major version of RabbitMQ."""
+        return self._shared.version
+
+    @property
+    def rabbit(self) -> PrivateRabbit:
+        """The node that scenarios share, running."""
+        return self._shared.shared()
+
+    def spoil(self) -> None:
+        """The shared node is not to be used by another scenario."""
+        self._leave.callback(self._shared.spoil)
+
+    def fresh_rabbit(self, *, config: str = "") -> PrivateRabbit:
+        """A started node of this scenario's own."""
+        node = brokers.single_node(self.version, self._new_folder("rabbit"), config=config)
+        self._leave.callback(node.kill)
+        node.start()
+        return node
+
+    def cluster(self, partition_handling: str = "pause_minority") -> PrivateCluster:
+        """The cluster that scenarios share, whole and running."""
+        return self._shared.shared_cluster(partition_handling)
+
+    def proxy(self, *ports: int) -> FaultProxy:
+        """A proxy in front of these ports on 127.0.0.1."""
+        return self._leave.enter_context(FaultProxy(*(("127.0.0.1", port) for port in ports)))
+
+    def daemon(
+        self,
+        *ports: int,
+        flags: tuple[str, ...] = (),
+        ready: bool = True,
+        broker: str = "",
+        user: str = "guest:guest",
+        tls_pem: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Daemon:
+        """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs).
+
+        With `tls_pem`, a file with key and certificate, clients speak TLS with it. `environment` is added to the process's.
+        """
+        urls = broker or ",".join(f"amqp://{user}@127.0.0.1:{port}/%2F" for port in ports)
+        own = (f"--exchange={self.exchange}", f"--stream={self.stream}")
+        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem, environment=environment)
+        self._leave.push(daemon)
+        daemon.start(ready=ready)
+        self._daemons.append(daemon)
+        self._descriptors[daemon.port] = descriptors(daemon)
+        return daemon
+
+    def new_port(self) -> int:
+        """A free port on 127.0.0.1."""
+        return free_port()
+
+    def publisher(
+        self,
+        *ports: int,
+        per_s: float = 200,
+        size: int = 40,
+        topics: list[str] | None = None,
+        hosts: list[tuple[str, int]] | None = None,
+    ) -> Publisher:
+        """A publisher that goes to these ports on 127.0.0.1 (or to `hosts`), in turn. The daemon must have declared the stream."""
+        targets = hosts or [("127.0.0.1", port) for port in ports]
+        self._publisher_host = targets[0]
+        publisher = Publisher(
+            targets,
+            topics or self.topics,
+            exchange=self.exchange,
+            stream=self.stream,
+            per_s=per_s,
+            size=size,
+            seed=self.random.randrange(2**31),
+        )
+        self._publisher = self._leave.enter_context(publisher)
+        return publisher
+
+    @property
+    def swarm(self) -> Swarm:
+        """The clients' process."""
+        return self._swarm("swarm")
+
+    @property
+    def bystanders(self) -> Swarm:
+        """A process of its own for clients whose latency counts: the load on the other one must not be taken for the daemon's."""
+        return self._swarm("bystanders")
+
+    def _swarm(self, name: str) -> Swarm:
+        if name not in self._swarms:
+            self._swarms[name] = self._leave.enter_context(Swarm(self.random.randrange(2**31)))
+        return self._swarms[name]
+
+    def specs(self, count: int, *daemons: Daemon, tower: int = 0, each: int = 0, ports: tuple[int, ...] = (), **more: Any) -> list[Spec]:
+        """So many clients, the first `tower` of them Tower clients. Each connection goes to one of the daemons (or `ports`), by chance.
+
+        With `each` a client has so many of the topics, by chance; else all of them. `more` are fields of `Spec`.
+        """
+        urls = tuple(("127.0.0.1", port) for port in ports or [daemon.port for daemon in daemons])
+        specs = []
+        for number in range(count):
+            kinds = range(len(self.topics)) if not each else sorted(self.random.sample(range(len(self.topics)), each))
+            topics = tuple(self.topics[kind] for kind in kinds)
+            specs.append(Spec(**{"urls": urls, "topics": topics, "kinds": frozenset(kinds), "v1": number >= tower, **more}))
+        return specs
+
+    def declare(self, channel: Any, *, exchange_type: str = "topic", **limits: Any) -> None:
+        """Declare exchange, stream and binding as the daemon does by default, as a producer with rights would."""
+        channel.exchange_declare(self.exchange, exchange_type, durable=True)
+        arguments = {"x-queue-type": "stream", **(limits or STREAM_LIMITS)}
+        channel.queue_declare(self.stream, durable=True, arguments=arguments)
+        channel.queue_bind(self.stream, self.exchange, "#")
+
+    def wait_ready(self, daemon: Daemon, *, ready: bool = True, within_s: float = 30.0) -> str:
+        """Wait until `/readyz` says so; its reason."""
+        answer: tuple[int, Any] = (0, {})
+
+        def is_so() -> bool:
+            nonlocal answer
+            with suppress(OSError):
+                answer = daemon.get("/readyz")
+            return (answer[0] == 200) is ready
+
+        self.wait_until(is_so, f"/readyz is {200 if ready else 503}", within_s)
+        return str(answer[1].get("reason"))
+
+    @contextmanager
+    def amqp(self, port: int, user: str = "guest:guest", host: str = "127.0.0.1") -> Iterator[Any]:
+        """A channel of pika's blocking connection."""
+        name, _, password = user.partition(":")
+        connection = pika.BlockingConnection(pika.ConnectionParameters(host, port, "/", pika.PlainCredentials(name, password)))
+        try:
+            yield connection.channel()
+        finally:
+            with suppress(pika.exceptions.AMQPError):
+                connection.close()
+
+    def sleep(self, seconds: float) -> None:
+        """Let the load go on for this time. Injected outages last for a time, so that this is no wait for an event."""
+        time.sleep(seconds)
+
+    def wait_until(self, is_so: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
+        """Poll until it is so. `AssertionError` when the time is over."""
+        give_up = time.monotonic() + within_s
+        while not is_so():
+            if time.monotonic() > give_up:
+                raise AssertionError(f"waited {within_s:g} s in vain until {what}")
+            time.sleep(0.02)
+
+    # the end
+
+    def finish(
+        self,
+        injected: str,
+        *,
+        holes: int = 0,
+        broken: list[str] | None = None,
+        notes: list[str] | None = None,
+        settle_s: float = SETTLE_S,
+    ) -> Outcome:
+        """Publish a last round, let every client catch up, judge it, and look for leaks.
+
+        `holes` is how many real losses there were: each v1 client must have been told exactly one gap (or `recovered: false`) for each.
+        What Tower clients lose in these is not judged: they have no frame for it.
+        """
+        outcome = Outcome(injected, broken=broken or [], notes=notes or [])
+        publisher = self._publisher
+        assert publisher is not None
+        # Tower clients have no position: the last round must find them connected.
+        swarms = self._swarms.values()
+        if left := sum(swarm.wait_live(within_s=settle_s) for swarm in swarms):
+            outcome.broken.append(f"{left} clients are not connected and subscribed {settle_s:g} s after the fault")
+        self.say("the last round")
+        publisher.last_round()
+        if left := sum(swarm.wait_for(publisher.journal, within_s=settle_s) for swarm in swarms):
+            outcome.broken.append(f"{left} clients did not get the last event within {settle_s:g} s")
+        self.say("judging")
+        for swarm in swarms:
+            self.reports.update(swarm.report(publisher.journal))
+        self._count(outcome, holes)
+        returned = len(publisher.journal.returned)
+        if returned:
+            outcome.notes.append(f"{returned} messages were returned by the broker")
+        if outcome.tally.lost:
+            outcome.notes.append(self._where_lost(outcome.tally.lost_numbers, publisher))
+        self._look_for_leaks(outcome)
+        return outcome
+
+    def _where_lost(self, lost: set[int], publisher: Publisher) -> str:
+        """Whether the stream still holds what clients did not get: then it was not the broker that lost it."""
+        held: set[int] = set()
+        last = publisher.journal.count - 1
+        try:
+            with self.amqp(self._publisher_host[1], host=self._publisher_host[0]) as channel:
+                channel.basic_qos(prefetch_count=500)
+                for method, _, body in channel.consume(self.stream, arguments={"x-stream-offset": "first"}, inactivity_timeout=5):
+                    if method is None:
+                        break
+                    channel.basic_ack(method.delivery_tag)
+                    number = json.loads(body).get("n") if method.routing_key in self.topics else None
+                    held.add(-1 if number is None else int(number))
+                    if number == last:
+                        break
+        except (pika.exceptions.AMQPError, OSError) as error:
+            return f"the stream can't be read: {error!r}"
+        return f"of {len(lost)} numbers that clients lost the stream still holds {len(lost & held)}"
+
+    def _count(self, outcome: Outcome, holes: int) -> None:
+        broken, tally = outcome.broken, outcome.tally
+        for report in self.reports.values():
+            tally.add(report.tally)
+            outcome.worst_ms = max(outcome.worst_ms, report.worst_ms)
+            broken += [f"violation: {text}" for text in report.violations]
+        for count, what in ((tally.lost, "lost"), (tally.repeated, "repeated"), (tally.reordered, "reordered")):
+            if count:
+                broken.append(f"{count} events {what}")
+        if not holes:
+            for count, what in ((tally.gaps, "false gaps"), (tally.recovered_false, "false answers `recovered: false`")):
+                if count:
+                    broken.append(f"{count} {what}")
+        elif tally.least_told >= 0 and (tally.least_told, tally.most_told) != (holes, holes):
+            broken.append(
+                f"each client should be told {holes} times of a loss; told between {tally.least_told} and {tally.most_told} times"
+            )
+        if tally.hidden:
+            outcome.notes.append(f"{tally.hidden} events that the broker still had are covered by gaps")
+        outcome.notes += tally.examples[:5]
+
+    def _look_for_leaks(self, outcome: Outcome) -> None:
+        """After all clients have left, a daemon holds no connection, no topic, and no more descriptors than before they came."""
+        for swarm in self._swarms.values():
+            swarm.leave()
+        for daemon in self._daemons:
+            with suppress(OSError):
+                self.wait_until(lambda daemon=daemon: is_empty(daemon), "the daemon has let go of its clients", 60)  # type: ignore[misc]
+                before = self._descriptors[daemon.port]
+                # A restarted daemon has descriptors of its own.
+                if (now := descriptors(daemon)) > before + SPARE_DESCRIPTORS:
+                    outcome.broken.append(f"descriptors: {before} before, {now} after")
+                outcome.notes.append(f"rss {daemon.rss_kib() // 1024} MiB")
+
+    def _new_folder(self, what: str) -> Path:
+        folder = self.folder / f"{what}-{len(list(self.folder.iterdir())) + 1}"
+        folder.mkdir(parents=True)
+        return folder
+
+
+def descriptors(daemon: Daemon) -> int:
+    """How many files and sockets it has open."""
+    return sum(1 for _ in Path(f"/proc/{daemon.pid}/fd").iterdir())
+
+
+def is_empty(daemon: Daemon) -> bool:
+    """Whether it has no connection left."""
+    status, answer = daemon.get("/status")
+    return status == 200 and present(answer) == 0
+
+
+def present(status: dict[str, Any]) -> int:
+    """How many clients are connected, by `/status`."""
+    connections = status["connections"]
+    return int(connections["present"] if isinstance(connections, dict) else connections)

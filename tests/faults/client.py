@@ -1,0 +1,301 @@
+"""One websocket client of the swarm: lean, on asyncio, for thousands in one process. It keeps its position and its story."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import socket
+import time
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from tests.faults.judge import Gap, Lost, Story, Subscribed
+
+if TYPE_CHECKING:
+    from tests.faults.swarm import Loop
+
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+OPEN_S: Final = 30.0
+RETRY_S: Final = (0.05, 0.5)
+REFUSED_S: Final = (0.3, 1.0)
+SMALL_BUFFER: Final = 4096
+"""A client that stalls takes little into its socket's buffer, so that the daemon notices soon."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a client is like. `stall` is a kind of bad conduct: see `Client.misbehave`."""
+
+    urls: tuple[tuple[str, int], ...]
+    """Hosts and ports of daemons. Each connection goes to one of them, by chance."""
+    topics: tuple[str, ...]
+    kinds: frozenset[int]
+    """The indexes of these topics in the journal."""
+    v1: bool = True
+    small_buffer: bool = False
+    judged: bool = True
+    returns: bool = True
+    """Whether it connects again when its connection ends."""
+    pem: str = ""
+    """With a certificate's file: TLS."""
+    group_name: str = ""
+    """A name under which commands address some clients."""
+
+
+@dataclass
+class Counts:
+    """What one client met beside its story."""
+
+    refused: int = 0
+    connections: int = 0
+    unknown_frames: int = 0
+    worst_ns: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+class Client(asyncio.Protocol):
+    """One client over all its connections."""
+
+    def __init__(self, loop: Loop, spec: Spec, number: int) -> None:
+        self.spec = spec
+        self.number = number
+        self.story = Story(spec.kinds, spec.v1, array("q"))
+        self.counts = Counts()
+        self.position: str | None = None
+        self.state = "down"
+        """down, connecting, opening, asking, live, leaving"""
+        self._loop = loop
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._code = 1006
+        self._after_s: float | None = None
+        self._opening: asyncio.TimerHandle | None = None
+        self._gone = False
+        self._talk: asyncio.TimerHandle | None = None
+        self.last = -1
+        """The highest number received."""
+
+    # life
+
+    def connect(self, delay_s: float = 0.0) -> None:
+        """Connect after this time."""
+        if not self._gone:
+            self.state = "connecting"
+            self._loop.loop.call_later(delay_s, self._begin)
+
+    def leave(self) -> None:
+        """Disconnect, and stay away."""
+        self._gone = True
+        self._abort()
+
+    def drop(self) -> None:
+        """Lose the connection, as a client does whose network is gone for a moment; it comes back by itself."""
+        if self._transport is not None:
+            self.state = "leaving"  # at once: nobody is to count it as live until the loop has ended the connection
+        self._abort()
+
+    def misbehave(self, how: str, seconds: float = 0.0) -> None:
+        """Stop reading for a time (`stall`), or for good (`never`, `talk`: it goes on sending; `close`: it sends a close first)."""
+        if self._transport is None:
+            return
+        if how == "close":
+            self._send(CLOSE, b"\x03\xe8")
+        self._transport.pause_reading()
+        if how == "stall":
+            self._loop.loop.call_later(seconds, self._read_on, self._transport)
+        elif how == "talk":
+            self._talk_on(self._transport)
+
+    def _talk_on(self, transport: asyncio.Transport) -> None:
+        if self._transport is transport and not transport.is_closing():
+            self._send(PONG, b"")
+            self._talk = self._loop.loop.call_later(0.5, self._talk_on, transport)
+
+    def _read_on(self, transport: asyncio.Transport) -> None:
+        if self._transport is transport and not transport.is_closing():
+            transport.resume_reading()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _begin(self) -> None:
+        if not self._gone:
+            task = self._loop.loop.create_task(self._connect())
+            self._loop.tasks.add(task)
+            task.add_done_callback(self._loop.tasks.discard)
+
+    async def _connect(self) -> None:
+        host, port = self._loop.random.choice(self.spec.urls)
+        sock = socket.socket()
+        sock.setblocking(False)
+        try:
+            sock.setsockopt(socket.SOL_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: the port is chosen for each destination
+            if self.spec.small_buffer:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            if host == "127.0.0.1":
+                sock.bind((f"127.0.0.{2 + self.number % 8}", 0))
+            async with asyncio.timeout(OPEN_S):
+                await self._loop.loop.sock_connect(sock, (host, port))
+                if self.spec.pem:
+                    context = self._loop.context(self.spec.pem)
+                    await self._loop.loop.create_connection(lambda: self, sock=sock, ssl=context, server_hostname="127.0.0.1")
+                else:
+                    await self._loop.loop.create_connection(lambda: self, sock=sock)
+        except OSError:  # TimeoutError and ssl.SSLError are OSErrors
+            sock.close()
+            self.counts.refused += 1
+            self.connect(self._loop.random.uniform(*RETRY_S))
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the handshake."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.state, self._code, self._after_s = "opening", 1006, None
+        self._buffer.clear()
+        self.counts.connections += 1
+        key = base64.b64encode(os.urandom(16)).decode()
+        protocol = "Sec-WebSocket-Protocol: towerws.v1\r\n" if self.spec.v1 else ""
+        self._transport.write(
+            f"GET /websocket/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{protocol}\r\n".encode()
+        )
+        self._opening = self._loop.loop.call_later(OPEN_S, self._abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Frames."""
+        buffer = self._buffer
+        buffer += data
+        if self.state == "opening":
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            if not buffer.startswith(b"HTTP/1.1 101 "):
+                self.counts.refused += 1
+                self._after_s = self._loop.random.uniform(*REFUSED_S)
+                self._abort()
+                return
+            del buffer[: end + 4]
+            self.state = "asking"
+            if not self.spec.v1:
+                self._ask()
+        self._frames()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note it, and come back."""
+        self._transport = None
+        for timer in (self._opening, self._talk):
+            if timer is not None:
+                timer.cancel()
+        if self.state in {"asking", "live", "leaving"}:
+            self.story.note(Lost(self._code))
+        self.state = "down"
+        if self.spec.returns:
+            after = self._after_s
+            self.connect(self._loop.random.uniform(*RETRY_S) if after is None else after)
+
+    # frames
+
+    def _frames(self) -> None:
+        buffer, at = self._buffer, 0
+        size = len(buffer)
+        while size - at >= 2:
+            opcode, length, head = buffer[at] & 15, buffer[at + 1], 2
+            if length == 126:
+                head = 4
+                length = int.from_bytes(buffer[at + 2 : at + 4]) if size - at >= 4 else size
+            elif length == 127:
+                head = 10
+                length = int.from_bytes(buffer[at + 2 : at + 10]) if size - at >= 10 else size
+            if size - at < head + length:
+                break
+            payload = bytes(buffer[at + head : at + head + length])
+            at += head + length
+            if opcode == TEXT:
+                self._text(payload)
+            elif opcode == PING:
+                self._send(PONG, payload)
+            elif opcode == CLOSE:
+                self._code = int.from_bytes(payload[:2]) if len(payload) >= 2 else 1005
+                self.state = "leaving"
+                self._send(CLOSE, payload[:2])
+                if self._transport is not None:
+                    self._transport.close()
+                break
+        del buffer[:at]
+
+    def _text(self, payload: bytes) -> None:
+        try:
+            frame: dict[str, Any] = json.loads(payload)
+        except ValueError:
+            self.counts.violations.append(f"not JSON: {payload[:80]!r}")
+            return
+        if self.spec.v1:
+            self._v1(frame)
+        elif "n" in frame:
+            self._event(frame)
+        elif "groups_current" in frame:
+            self._subscribed(None)
+        elif "accept" not in frame:
+            self.counts.unknown_frames += 1
+
+    def _v1(self, frame: dict[str, Any]) -> None:
+        kind = frame.get("type")
+        if kind == "event":
+            self.position = frame["position"]
+            self._event(frame["payload"])
+        elif kind == "welcome":
+            self._ask()
+        elif kind == "subscribed":
+            # Before it was null, `recovered` was false where no position had been sent.
+            self._subscribed(frame.get("recovered") if self.asked_since is not None else None)
+            self.position = frame["position"]
+        elif kind == "gap":
+            self.story.note(Gap(time.monotonic_ns(), tuple(frame.get("topics", ()))))
+            self.position = frame["to"]
+        elif kind == "bye":
+            self._after_s = min(frame["reconnect_after_ms"], 30_000) / 1000
+        else:
+            self.counts.unknown_frames += 1
+
+    asked_since: str | None = None
+    """The position that the last request carried."""
+
+    def _ask(self) -> None:
+        groups: dict[str, list[str]] = {}
+        for topic in self.spec.topics:
+            group, _, event = topic.partition(".")
+            groups.setdefault(group, []).append(event)
+        request: dict[str, Any] = {"groups": groups}
+        self.asked_since = self.position if self.spec.v1 else None
+        if self.asked_since is not None:
+            request["since"] = self.asked_since
+        self._send(TEXT, json.dumps(request).encode())
+
+    def _subscribed(self, recovered: bool | None) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self.state == "asking":
+            self.state = "live"
+        self.story.note(Subscribed(time.monotonic_ns(), recovered))
+
+    def _event(self, payload: dict[str, Any]) -> None:
+        number: int = payload["n"]
+        if payload["k"] not in self.spec.kinds:
+            self.counts.violations.append(f"{number} on a topic that was not asked for")
+        self.story.track.append(number)
+        self.last = max(self.last, number)
+        delay = time.monotonic_ns() - payload["t"]
+        self.counts.worst_ns = max(self.counts.worst_ns, delay)
+
+    def _send(self, opcode: int, payload: bytes) -> None:
+        """One frame, masked with zeros, which leave the payload as it is."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
+        self._transport.write(bytes([0x80 | opcode]) + length + bytes(4) + payload)

@@ -1,0 +1,293 @@
+"""Judges what one client was told against what was published. No I/O.
+
+The rules (docs/protocol.md):
+- A client that has read `subscribed` gets every later event of its topics. An event that was published before that is a bonus.
+- From its first event on a client that resumes misses nothing, unless it was told: by a `gap`, or by `recovered: false`.
+- A Tower client has no positions: each of its connections begins anew.
+- Numbers come in the order in which they were published. Numbers that went out twice, after a lost confirm, may have changed places.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from tests.faults.publisher import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The answer to a request. `recovered` is None where no position was sent."""
+
+    at_ns: int
+    recovered: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A gap was told."""
+
+    at_ns: int
+    topics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection ended. `code` is the close code; 1006 where there was none."""
+
+    code: int
+
+
+Note = Subscribed | Gap | Lost
+
+
+@dataclass(slots=True)
+class Story:
+    """What one client was told, in order: numbers of events as they are, notes as `-1 - index in notes`."""
+
+    topics: frozenset[int]
+    v1: bool = True
+    track: Any = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    def event(self, number: int) -> None:
+        """An event came."""
+        self.track.append(number)
+
+    def note(self, note: Note) -> None:
+        """Something else came."""
+        self.track.append(-1 - len(self.notes))
+        self.notes.append(note)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted, for one client or for many. `+` adds up, but for the worst of the latencies and the most gaps of one client."""
+
+    clients: int = 0
+    events: int = 0
+    lost: int = 0
+    repeated: int = 0
+    reordered: int = 0
+    gaps: int = 0
+    gaps_of_nothing: int = 0
+    """Gaps that cover no missing event."""
+    hidden: int = 0
+    """Events that did not come and that a gap (or `recovered: false`) covers, though the broker had not lost them."""
+    recovered_false: int = 0
+    closes_1013: int = 0
+    most_told: int = 0
+    """The most gaps and `recovered: false` that one v1 client was told."""
+    least_told: int = -1
+    """The fewest; -1 where there is no v1 client."""
+    examples: list[str] = field(default_factory=list)
+    lost_numbers: set[int] = field(default_factory=set)
+
+    def add(self, other: Tally) -> None:
+        """Add another client's, or other clients'."""
+        for each in fields(self):
+            mine, others = getattr(self, each.name), getattr(other, each.name)
+            if each.name == "most_told":
+                value = max(mine, others)
+            elif each.name == "least_told":
+                value = others if mine < 0 else mine if others < 0 else min(mine, others)
+            elif each.name == "examples":
+                value = (mine + others)[:10]
+            elif each.name == "lost_numbers":
+                value = mine | others
+            else:
+                value = mine + others
+            setattr(self, each.name, value)
+
+
+class Judge:
+    """Judges any number of clients against one journal, up to its last number."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._due: dict[tuple[frozenset[int], bool], list[int]] = {}
+        self._again = sorted(journal.resent)
+
+    def judge(self, story: Story, name: str = "client") -> Tally:
+        """Count for one client."""
+        return _Trial(self, story, name).run()
+
+    def due(self, topics: frozenset[int], *, v1: bool) -> list[int]:
+        """The confirmed numbers on these topics, in order. Without those that a Tower client can't be told to be lost."""
+        found = self._due.get((topics, v1))
+        if found is None:
+            journal = self._journal
+            wanted = journal.confirmed if v1 else journal.confirmed - journal.gone - journal.returned
+            topic_of = journal.topic_of
+            found = self._due[topics, v1] = [n for n in range(journal.count) if topic_of[n] in topics and n in wanted]
+        return found
+
+    @property
+    def really_lost(self) -> set[int]:
+        """What the broker lost, or may have lost."""
+        return self._journal.gone | self._journal.returned
+
+    def sent_ns(self, number: int) -> int:
+        """When it was first published."""
+        return self._journal.sent_ns[number]
+
+    def may_swap(self, earlier: int, later: int) -> bool:
+        """Whether both went out once more together, so that their order in the log is open."""
+        return any(low <= earlier <= high and low <= later <= high for low, high in self._again)
+
+
+class _Trial:
+    """One client."""
+
+    def __init__(self, judge: Judge, story: Story, name: str) -> None:
+        self._judge = judge
+        self._story = story
+        self._name = name
+        self._due = judge.due(story.topics, v1=story.v1)
+        self._seen: set[int] = set()
+        self._highest = -1
+        self._missing: set[int] = set()
+        self._excused: set[int] = set()
+        self._listening = False  # it has been answered, and (Tower) is still connected
+        self._from: int | None = None  # index in `due` of the next event that must come; None: `_since_ns` decides
+        self._since_ns = 0
+        self._told = False  # a gap that no missing event has explained yet
+        self._tally = Tally(clients=1)
+
+    def run(self) -> Tally:
+        """Walk through the story."""
+        tally, story = self._tally, self._story
+        if self._is_perfect():
+            return tally
+        for item in story.track:
+            if item >= 0:
+                self._event(item)
+            else:
+                self._note(story.notes[-1 - item])
+        if self._listening:
+            self._miss(len(self._due))
+            if self._told:
+                self._explain(len(self._due))
+        lost = sorted(self._missing - self._seen)
+        tally.lost, tally.lost_numbers = len(lost), set(lost)
+        if lost:
+            tally.examples.append(f"{self._name} lost {len(lost)}: {_ranges(lost)}")
+        if story.v1:
+            tally.most_told = tally.least_told = tally.gaps + tally.recovered_false
+            tally.hidden = len(self._excused - self._seen - self._judge.really_lost)
+        return tally
+
+    def _is_perfect(self) -> bool:
+        """The short way for the usual story: one unbroken piece of what is due, to its end. Thousands of clients have the same."""
+        story, due = self._story, self._due
+        first = story.notes[0] if story.notes else None
+        later = story.notes[1:]
+        if not isinstance(first, Subscribed) or not (
+            all(isinstance(note, Lost) or (isinstance(note, Subscribed) and note.recovered is not False) for note in later)
+            if story.v1
+            else not later
+        ):
+            return False
+        events = [item for item in story.track if item >= 0]
+        if not events or events != due[-len(events) :]:
+            return False
+        if len(due) - len(events) > bisect_right(due, first.at_ns - 1, key=self._judge.sent_ns):
+            return False
+        self._tally.events = len(events)
+        self._tally.closes_1013 = sum(isinstance(note, Lost) and note.code == 1013 for note in later)
+        if story.v1:
+            self._tally.most_told = self._tally.least_told = 0
+        return True
+
+    def _note(self, note: Note) -> None:
+        if isinstance(note, Subscribed):
+            if not self._listening:
+                self._begin(note.at_ns)
+            elif note.recovered is False and self._story.v1:
+                self._tally.recovered_false += 1
+                self._tally.examples.append(f"{self._name}: recovered false after {self._highest}")
+                self._begin(note.at_ns)
+        elif isinstance(note, Gap):
+            self._tally.gaps += 1
+            self._tally.examples.append(f"{self._name}: gap after {self._highest}")
+            self._told = True
+            self._begin(note.at_ns)
+        else:
+            self._tally.closes_1013 += note.code == 1013
+            if not self._story.v1:
+                self._listening = False
+
+    def _begin(self, at_ns: int) -> None:
+        """Only what is published from now on must come, until the next event shows where the client stands."""
+        if self._from is not None:
+            self._open = self._from
+        elif not self._listening:
+            self._open = bisect_right(self._due, at_ns - 1, key=self._judge.sent_ns)
+        self._listening, self._from, self._since_ns = True, None, at_ns
+
+    _open = 0
+    """Index in `due` at which the hole begins that was told last."""
+
+    def _event(self, number: int) -> None:
+        tally = self._tally
+        tally.events += 1
+        if number in self._seen:
+            tally.repeated += 1
+            if len(tally.examples) < 10:
+                tally.examples.append(f"{self._name}: {number} again, after {self._highest}")
+            return
+        self._seen.add(number)
+        index = bisect_left(self._due, number)
+        if number < self._highest and self._from is not None:
+            if not self._judge.may_swap(number, self._highest):
+                tally.reordered += 1
+                tally.examples.append(f"{self._name}: {number} after {self._highest}")
+            return
+        if self._told:
+            self._explain(index)
+        self._miss(index)
+        self._from = index + 1 if index < len(self._due) and self._due[index] == number else index
+        self._highest = max(self._highest, number)
+
+    def _miss(self, end: int) -> None:
+        """Everything before index `end` should have come."""
+        begin = self._from
+        if begin is None:
+            begin = max(self._open, bisect_right(self._due, self._since_ns - 1, key=self._judge.sent_ns))
+            self._excused.update(self._due[self._open : min(begin, end)])
+        for number in self._due[begin:end]:
+            if number not in self._seen:
+                self._missing.add(number)
+
+    def _explain(self, end: int) -> None:
+        """Look whether a gap that was told covers anything."""
+        self._told = False
+        if all(number in self._seen for number in self._due[self._open : end]):
+            self._tally.gaps_of_nothing += 1
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`3-5, 9`, shortened."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    text = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts[:5])
+    return text + (", …" if len(parts) > 5 else "")
+
+
+def total(tallies: list[Tally]) -> Tally:
+    """The sum, with each reason's examples."""
+    result = Tally()
+    for tally in tallies:
+        result.add(tally)
+    return result
+
+
+def close_codes(stories: list[Story]) -> Counter[int]:
+    """How often connections ended with each code."""
+    return Counter(note.code for story in stories for note in story.notes if isinstance(note, Lost))

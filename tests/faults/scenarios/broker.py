@@ -1,0 +1,239 @@
+"""Faults of a single broker."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from private_rabbitmq import PrivateRabbit, RabbitError
+
+from tests.faults.case import Case
+from tests.faults.proxy import FaultProxy
+from tests.faults.scenario import Outcome, scenario
+
+CLIENTS = 100
+TOWER = 20
+
+
+@scenario("broker-calm")
+def broker_calm(case: Case) -> Outcome:
+    """Promise: a client takes its position to any daemon and gets exactly what it missed.
+
+    Injected: nothing but clients that change between two daemons. Counted: events of every client. The kit itself must find nothing.
+    """
+    port = case.rabbit.port
+    first, second = case.daemon(port), case.daemon(port)
+    publisher = case.publisher(port)
+    case.swarm.open(case.specs(CLIENTS, first, second, tower=TOWER))
+    case.swarm.wander(20)
+    publisher.wait_for(1000)
+    case.swarm.wander(0)
+    return case.finish("clients change daemons")
+
+
+@scenario("broker-kill")
+def broker_kill(case: Case) -> Outcome:
+    """Promise: RabbitMQ may go and come back; connections stay, nothing is lost, nothing is repeated.
+
+    Injected: `kill -9` of the broker 20 times under load, each time at a random moment. Counted: events of every client.
+    """
+    node = case.fresh_rabbit()
+    daemon = case.daemon(node.port)
+    node.restart()  # what was declared is on the disk from here on
+    daemon.wait_for("/readyz")
+    publisher = case.publisher(node.port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.wait_for(100)
+    for number in range(20):
+        case.say(f"kill {number + 1} of 20")
+        case.sleep(case.random.uniform(0.0, 1.0))
+        node.kill()
+        node.start()
+        publisher.wait_for(100)
+    return case.finish("kill -9 x20")
+
+
+@scenario("broker-stop-{}s", 1, 2, 5, 25, 40)
+def broker_stop(case: Case, seconds: int) -> Outcome:
+    """Promise: a broker that does not answer is not one that has lost its stream.
+
+    Injected: SIGSTOP of the broker for 1, 2, 5, 25 and 40 s under load. Counted: events of every client.
+    """
+    node = case.rabbit
+    daemon = case.daemon(node.port)
+    publisher = case.publisher(node.port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.wait_for(200)
+    _freeze(case, node, seconds)
+    publisher.wait_for(200)
+    return case.finish(f"SIGSTOP {seconds} s")
+
+
+@scenario("broker-stop-at-reconnect")
+def broker_stop_at_reconnect(case: Case) -> Outcome:
+    """Promise: silence just after a reconnect proves nothing (C1).
+
+    Injected: the link is cut; within 50 ms of the daemon's next connection the broker is stopped for 1.5 s; six times. Counted: events.
+    """
+    node = case.rabbit
+    proxy = case.proxy(node.port)
+    daemon = case.daemon(proxy.port)
+    publisher = case.publisher(node.port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    for number in range(6):
+        publisher.wait_for(100)
+        case.say(f"cut and stop {number + 1} of 6")
+        before = proxy.accepted
+        proxy.reset()
+        assert proxy.wait_for_accepted(before + 1), "the daemon did not connect again"
+        case.sleep(case.random.uniform(0.0, 0.05))
+        _freeze(case, node, 1.5)
+        case.wait_ready(daemon)
+    publisher.wait_for(100)
+    return case.finish("cut, SIGSTOP 1.5 s within 50 ms, x6")
+
+
+@scenario("broker-forced-close")
+def broker_forced_close(case: Case) -> Outcome:
+    """Promise: a connection that the operator closes is opened again, and nothing is lost.
+
+    Injected: `rabbitmqctl close_all_connections` six times under load. Counted: events of every client.
+    """
+    node = case.rabbit
+    daemon = case.daemon(node.port)
+    publisher = case.publisher(node.port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    for number in range(6):
+        case.say(f"close {number + 1} of 6")
+        node.ctl("close_all_connections", "a fault is injected")
+        publisher.wait_for(100)
+    return case.finish("close_all_connections x6")
+
+
+@scenario("alarm-{}", "memory", "disk")
+def alarm(case: Case, kind: str) -> Outcome:
+    """Promise: an alarm that blocks publishers harms nobody, even when the link is lost meanwhile.
+
+    Injected: a memory or a disk alarm for 6 s; in its middle the daemon's link is cut. Counted: events of every client.
+    """
+    node = case.rabbit
+    proxy = case.proxy(node.port)
+    daemon = case.daemon(proxy.port)
+    publisher = case.publisher(node.port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.wait_for(200)
+    on, off = {
+        "memory": (("set_vm_memory_high_watermark", "0.000001"), ("set_vm_memory_high_watermark", "0.4")),
+        "disk": (("set_disk_free_limit", "100000GB"), ("set_disk_free_limit", "1MB")),
+    }[kind]
+    node.ctl(*on)
+    try:
+        case.sleep(3)
+        proxy.reset()
+        case.swarm.drop(share=0.3)
+        case.sleep(3)
+    finally:
+        node.ctl(*off)
+    publisher.wait_for(200)
+    return case.finish(f"{kind} alarm 6 s, link cut in it")
+
+
+@scenario("permissions")
+def permissions(case: Case) -> Outcome:
+    """Promise: a permission that is taken and given back costs time, and no event.
+
+    Injected: the daemon's user loses every permission, its link is cut, 4 s later it gets them back; twice. Counted: events.
+    """
+    node = case.rabbit
+    proxy = case.proxy(node.port)
+    node.ctl("add_user", case.name, "secret")
+    node.ctl("set_permissions", case.name, ".*", ".*", ".*")
+    daemon = case.daemon(proxy.port, user=f"{case.name}:secret")
+    publisher = case.publisher(node.port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    for _ in range(2):
+        publisher.wait_for(200)
+        node.ctl("clear_permissions", case.name)
+        proxy.reset()
+        case.wait_ready(daemon, ready=False)
+        case.sleep(4)
+        node.ctl("set_permissions", case.name, ".*", ".*", ".*")
+        case.wait_ready(daemon, within_s=60)
+    return case.finish("permissions taken, link cut, given back, x2", settle_s=60)
+
+
+@scenario("password")
+def password(case: Case) -> Outcome:
+    """Promise: a password that is changed and changed back costs time, and no event.
+
+    Injected: the daemon's password is changed, its link is cut, 4 s later the password is what it was. Counted: events.
+    """
+    node = case.rabbit
+    proxy = case.proxy(node.port)
+    node.ctl("add_user", case.name, "secret")
+    node.ctl("set_permissions", case.name, ".*", ".*", ".*")
+    daemon = case.daemon(proxy.port, user=f"{case.name}:secret")
+    publisher = case.publisher(node.port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.wait_for(200)
+    node.ctl("change_password", case.name, "another")
+    proxy.reset()
+    case.wait_ready(daemon, ready=False)
+    case.sleep(4)
+    node.ctl("change_password", case.name, "secret")
+    case.wait_ready(daemon, within_s=60)
+    return case.finish("password changed, link cut, changed back", settle_s=60)
+
+
+@scenario("tail-lost")
+def tail_lost(case: Case) -> Outcome:
+    """Promise: a stream that lost its unsynced tail in a power cut is told from one that is whole: one gap, and nothing twice.
+
+    Injected: SIGKILL of the broker, then 700 to 3,000 bytes are cut off its newest segment file; new messages take the lost offsets.
+    Counted: each v1 client is told once. (All clients had these events already; a client that has not may find them nowhere.)
+    """
+    node = case.fresh_rabbit()
+    daemon = case.daemon(node.port)
+    node.restart()
+    daemon.wait_for("/readyz")
+    publisher = case.publisher(node.port, per_s=0)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.burst(500)
+    publisher.last_round()
+    case.swarm.wait_for(publisher.journal)
+    node.kill()
+    newest = newest_segment(node, case.stream)
+    cut = case.random.randrange(700, 3000)
+    with newest.open("r+b") as segment:
+        segment.truncate(newest.stat().st_size - cut)
+    node.start()
+    publisher.burst(200)
+    return case.finish(f"SIGKILL, {cut} bytes cut off the tail", holes=1)
+
+
+def newest_segment(node: PrivateRabbit, stream: str) -> Path:
+    """The file that the newest messages of this stream are in."""
+    folders = [folder for folder in node.stream_dir.iterdir() if stream.replace(".", "_") in folder.name]
+    assert len(folders) == 1, folders
+    return max(folders[0].glob("*.segment"))
+
+
+def _freeze(case: Case, node: PrivateRabbit, seconds: float) -> None:
+    case.say(f"the broker is stopped for {seconds:g} s")
+    node.pause()
+    try:
+        case.sleep(seconds)
+    finally:
+        node.resume()
+
+
+def drop_user(node: PrivateRabbit, name: str) -> None:
+    """Take a user away, if there is one."""
+    with suppress(RabbitError):
+        node.ctl("delete_user", name)
+
+
+def cut_off(proxy: FaultProxy) -> None:
+    """Reset what is open, and refuse what comes, until `heal`."""
+    proxy.refuse()
+    proxy.reset()

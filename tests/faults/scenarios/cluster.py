@@ -1,0 +1,264 @@
+"""Faults of a cluster of three. Daemons are named after the node that they try first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from private_cluster import PrivateCluster
+
+from tests.daemon import Daemon
+from tests.faults.case import Case
+from tests.faults.publisher import Publisher
+from tests.faults.scenario import Outcome, scenario
+
+CLIENTS: Final = 60
+TOWER: Final = 12
+WANDER_PER_S: Final = 10
+"""So many clients a second change their daemon."""
+
+PAST_NET_TICK_S: Final = 20
+"""A partition or a stop for this time is noticed by every node (Erlang's net tick is 8 s here)."""
+
+READY_S: Final = 15
+"""A daemon that hears nothing says so within this time."""
+
+
+def daemon_at(case: Case, cluster: PrivateCluster, *nodes: int, only: bool = False) -> Daemon:
+    """A daemon that tries these nodes in this order, and then (without `only`) the others."""
+    rest = () if only else tuple(at for at in range(3) if at not in nodes)
+    return case.daemon(broker=",".join(cluster.urls[at] for at in (*nodes, *rest)))
+
+
+def load(case: Case, cluster: PrivateCluster, nodes: Sequence[int] = (0, 1, 2), *, per_s: float = 200, size: int = 40) -> Publisher:
+    """A publisher that goes to these nodes, in turn."""
+    return case.publisher(hosts=[cluster.addresses[at] for at in nodes], per_s=per_s, size=size)
+
+
+def others(at: int) -> tuple[int, int]:
+    """The other two nodes."""
+    first, second = (node for node in range(3) if node != at)
+    return first, second
+
+
+def seconds_until_not_ready(daemon: Daemon, within_s: float) -> float | None:
+    """How long `/readyz` goes on to answer 200. None when it does so all the time."""
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < within_s:
+        with suppress(OSError):
+            if daemon.get("/readyz")[0] != 200:
+                return passed
+        time.sleep(0.1)  # between two questions of a poll
+    return None
+
+
+@scenario("cluster-leader-killed")
+def leader_killed(case: Case) -> Outcome:
+    """Promise: a node of the cluster may die; nothing is lost, nothing is repeated.
+
+    Injected: `kill -9` of the node that leads the stream, three times under load. One daemon reads at that node, the other elsewhere.
+    Clients change between the two. Counted: events of every client.
+    """
+    cluster = case.cluster()
+    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
+    publisher = load(case, cluster)
+    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
+    case.swarm.wander(WANDER_PER_S)
+    publisher.wait_for(200)
+    for number in range(3):
+        leader = cluster.leader(case.stream)
+        case.say(f"kill {number + 1} of 3: node {leader}")
+        cluster.nodes[leader].kill()
+        publisher.wait_for(600)
+        cluster.nodes[leader].start()
+        cluster.wait_for_copies(case.stream)
+    case.swarm.wander(0)
+    return case.finish("kill -9 of the leader x3")
+
+
+@scenario("cluster-far-behind")
+def far_behind(case: Case) -> Outcome:
+    """Promise: a daemon that moves to a node whose copy of the stream is far behind waits for it.
+
+    Injected: one node is down while 36 MB are published; it comes back and gets 1.5 MB/s of them. Then the daemon's node is killed, and
+    the daemon goes to the node that is behind. Another daemon reads at the leader. Clients change between the two. Counted: events of
+    every client.
+    """
+    cluster = case.cluster()
+    first = daemon_at(case, cluster, 0, 1)
+    leader = cluster.leader(case.stream)
+    near, behind = others(leader)
+    moving = daemon_at(case, cluster, near, behind, only=True)
+    publisher = load(case, cluster, (leader,), per_s=50)
+    case.swarm.open(case.specs(CLIENTS, first, moving, tower=TOWER))
+    publisher.wait_for(50)
+    case.say(f"node {leader} leads, node {behind} falls behind")
+    cluster.nodes[behind].kill()
+    publisher.size(30_000)
+    publisher.burst(1200)
+    publisher.size(40)
+    cluster.throttle(behind, 1_500_000)
+    cluster.nodes[behind].start()
+    offsets = cluster.offsets(case.stream)
+    case.say(f"offsets {offsets}; the daemon's node {near} is killed")
+    notes = [f"behind by {max(offsets.values()) - offsets.get(behind, 0)} entries when the daemon's node was killed"]
+    case.swarm.wander(WANDER_PER_S)
+    cluster.nodes[near].kill()
+    case.sleep(15)
+    cluster.throttle(behind, 0)
+    publisher.wait_for(100)
+    cluster.nodes[near].start()
+    cluster.wait_for_copies(case.stream)
+    case.swarm.wander(0)
+    return case.finish("daemon moves to a copy that is far behind", notes=notes)
+
+
+@scenario("cluster-rolling-restart")
+def rolling_restart(case: Case) -> Outcome:
+    """Promise: the nodes may be restarted one after another, as an upgrade does; nothing is lost, nothing is repeated.
+
+    Injected: an orderly restart of each node under load. Clients change between two daemons. Counted: events of every client.
+    """
+    cluster = case.cluster()
+    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
+    publisher = load(case, cluster)
+    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
+    case.swarm.wander(WANDER_PER_S)
+    publisher.wait_for(200)
+    for at, node in enumerate(cluster.nodes):
+        case.say(f"restart of node {at}")
+        node.restart()
+        cluster.wait_for_copies(case.stream)
+        publisher.wait_for(100)
+    case.swarm.wander(0)
+    return case.finish("rolling restart")
+
+
+@scenario("cluster-two-down-{}", "pause_minority")
+def two_down(case: Case, partition_handling: str) -> Outcome:
+    """Promise: while two of three nodes are down clients wait, and lose nothing.
+
+    Injected: `kill -9` of two nodes for 20 s under load, the leader among them. One daemon reads at the node that is left, the other must
+    look for it. Clients change between the two. Counted: events of every client.
+    """
+    cluster = case.cluster(partition_handling)
+    left = daemon_at(case, cluster, 0)
+    leader = cluster.leader(case.stream)
+    stays = others(leader)[0]
+    moving = daemon_at(case, cluster, leader, stays)
+    staying = daemon_at(case, cluster, stays)
+    publisher = load(case, cluster)
+    case.swarm.open(case.specs(CLIENTS, left, moving, staying, tower=TOWER))
+    publisher.wait_for(200)
+    case.swarm.wander(WANDER_PER_S)
+    down = others(stays)
+    case.say(f"nodes {down} are killed")
+    for at in down:
+        cluster.nodes[at].kill()
+    case.sleep(20)
+    case.say(f"nodes {down} come back")
+    cluster.start_nodes(down)
+    cluster.wait_for_copies(case.stream)
+    publisher.wait_for(200)
+    case.swarm.wander(0)
+    return case.finish("two of three down for 20 s", settle_s=60)
+
+
+@scenario("cluster-follower-{}", "stopped", "frozen")
+def follower(case: Case, how: str) -> Outcome:
+    """Promise: a node that does not lead the stream may stop; nothing is lost, nothing is repeated.
+
+    Injected: `stop_app` and `start_app`, or SIGSTOP and SIGCONT, of a follower for 20 s under load. One daemon reads there, the other
+    elsewhere. Clients change between the two. Counted: events of every client.
+    """
+    cluster = case.cluster()
+    elsewhere = daemon_at(case, cluster, 0)
+    leader = cluster.leader(case.stream)
+    at = others(leader)[0]
+    there = daemon_at(case, cluster, at)
+    publisher = load(case, cluster, (leader,))
+    case.swarm.open(case.specs(CLIENTS, elsewhere, there, tower=TOWER))
+    publisher.wait_for(200)
+    case.swarm.wander(WANDER_PER_S)
+    node = cluster.nodes[at]
+    if how == "stopped":
+        node.ctl("stop_app")
+        case.sleep(PAST_NET_TICK_S)
+        node.ctl("start_app")
+    else:
+        case.spoil()  # the node wakes up in a partition that it doesn't forget
+        node.pause()
+        case.sleep(PAST_NET_TICK_S)
+        node.resume()
+    cluster.wait_for_copies(case.stream)
+    publisher.wait_for(200)
+    case.swarm.wander(0)
+    return case.finish(f"a follower {how} for {PAST_NET_TICK_S} s")
+
+
+@scenario("cluster-partition-{}", "pause_minority")
+def partition(case: Case, partition_handling: str) -> Outcome:
+    """Promise: a partition of the cluster loses nothing, and a daemon that hears nothing says so within 15 s.
+
+    Injected: the node of one daemon is cut off from the others for 35 s under load; clients and daemons still reach it. The other daemon
+    reads at the leader. Clients change between the two. Counted: events of every client, and the time until `/readyz` answers 503.
+    """
+    cluster = case.cluster(partition_handling)
+    if partition_handling == "ignore":
+        case.spoil()  # the nodes don't forget the partition
+    near = daemon_at(case, cluster, 0)
+    leader = cluster.leader(case.stream)
+    cut = others(leader)[0]
+    at_leader = daemon_at(case, cluster, leader)
+    alone = daemon_at(case, cluster, cut)
+    publisher = load(case, cluster, (leader, others(cut)[1] if others(cut)[0] == leader else others(cut)[0]))
+    case.swarm.open(case.specs(CLIENTS, near, at_leader, alone, tower=TOWER))
+    publisher.wait_for(200)
+    case.swarm.wander(WANDER_PER_S)
+    case.say(f"node {cut} is cut off; node {leader} leads")
+    started = time.monotonic()
+    cluster.cut(cut)
+    noticed = seconds_until_not_ready(alone, READY_S + 5)
+    case.sleep(max(0.0, 35 - (time.monotonic() - started)))
+    case.say("the cable is back")
+    cluster.heal(cut)
+    publisher.wait_for(400)
+    case.sleep(5)
+    case.swarm.wander(0)
+    broken = (
+        [] if noticed is not None and noticed <= READY_S else [f"/readyz of the daemon there: {noticed} s until 503, promised {READY_S} s"]
+    )
+    notes = [f"/readyz answered 503 after {noticed:.1f} s" if noticed is not None else "/readyz answered 200 throughout"]
+    return case.finish("a follower cut off for 35 s", broken=broken, notes=notes, settle_s=60)
+
+
+@scenario("cluster-slow-copy")
+def slow_copy(case: Case) -> Outcome:
+    """Promise: clients may change daemons at any time; a position of a daemon that is ahead is good on one that is behind.
+
+    Injected: two daemons on different nodes; the line to one node is slow in turns (20 kB/s for 2 s), so that its copy falls behind by
+    seconds. Clients change daemons at random. Counted: events of every client.
+    """
+    cluster = case.cluster()
+    first = daemon_at(case, cluster, 0)
+    leader = cluster.leader(case.stream)
+    slow = others(leader)[0]
+    ahead, behind = daemon_at(case, cluster, leader), daemon_at(case, cluster, slow)
+    publisher = load(case, cluster, (leader,), per_s=300)
+    case.swarm.open(case.specs(80, first, ahead, behind, tower=TOWER))
+    case.swarm.wander(40)
+    for turn in range(6):
+        case.say(f"slow turn {turn + 1} of 6")
+        cluster.throttle(slow, 20_000)
+        case.sleep(2)
+        cluster.throttle(slow, 0)
+        publisher.wait_for(300)
+    case.swarm.wander(0)
+    return case.finish("a copy that is behind by seconds, x6")
+
+
+# Last: each kind of partition handling has a cluster of its own, and one partition spoils this one.
+scenario("cluster-two-down-{}", "ignore")(two_down)
+scenario("cluster-partition-{}", "ignore")(partition)

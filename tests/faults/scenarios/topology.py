@@ -1,0 +1,261 @@
+"""Faults of what is declared on the broker: stream, exchange, binding; and retention."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from tests.faults.case import Case
+from tests.faults.scenario import Outcome, scenario
+from tests.faults.scenarios.broker import CLIENTS, TOWER, cut_off
+
+NOTICED_S = 15.0
+"""Within this time `/readyz` says what is wrong with the topology."""
+
+
+@scenario("stream-deleted")
+def stream_deleted(case: Case) -> Outcome:
+    """Promise: a stream that is deleted is declared again, and the loss is told once.
+
+    Injected: the stream is deleted under load. Counted: each v1 client is told once; later events come.
+    """
+    port = case.rabbit.port
+    daemon = case.daemon(port)
+    publisher = case.publisher(port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.wait_for(200)
+    with case.amqp(port) as channel, publisher.gone():
+        channel.queue_delete(case.stream)
+        publisher.wait_for(200)
+        case.wait_ready(daemon)
+    publisher.wait_for(200)
+    return case.finish("stream deleted under load", holes=1)
+
+
+@scenario("stream-remade-{}", "empty", "shorter", "equal", "longer")
+def stream_remade(case: Case, how: str) -> Outcome:
+    """Promise: another stream of the same name is not taken for the old one, however long it is (C7).
+
+    Injected: while the daemon's link is down, 20 events are published, the stream is deleted and made again, and gets none, 10, just as
+    many or many more events. Counted: each v1 client is told once; it gets every event of the new stream.
+    """
+    port = case.rabbit.port
+    proxy = case.proxy(port)
+    daemon = case.daemon(proxy.port)
+    publisher = case.publisher(port, per_s=0)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.burst(300)
+    case.swarm.wait_for(publisher.journal)
+    cut_off(proxy)
+    with case.amqp(port) as channel:
+        with publisher.gone():
+            publisher.burst(20)
+        channel.queue_delete(case.stream)
+        case.declare(channel)
+    count = {"empty": 0, "shorter": 10, "equal": 320, "longer": 900}[how]
+    if count:
+        publisher.burst(count)
+    proxy.refuse(refused=False)
+    case.wait_ready(daemon)
+    publisher.burst(20)
+    return case.finish(f"stream re-made with {count} events", holes=1)
+
+
+@scenario("stream-remade-unheard")
+def stream_remade_unheard(case: Case) -> Outcome:
+    """Promise: the position of an empty stream is worth nothing in another one (C7).
+
+    Injected: clients hold the position of an empty stream; while they are away it gets three events, is deleted, made again, and gets two.
+    Counted: each v1 client is told once.
+    """
+    port = case.rabbit.port
+    proxy = case.proxy(port)
+    daemon = case.daemon(proxy.port)
+    publisher = case.publisher(port, per_s=0)
+    case.swarm.open(case.specs(50, daemon, tower=10))
+    cut_off(proxy)
+    with case.amqp(port) as channel:
+        with publisher.gone():
+            publisher.burst(3)
+        channel.queue_delete(case.stream)
+        case.declare(channel)
+    publisher.burst(2)
+    case.swarm.drop(share=0.5)
+    proxy.refuse(refused=False)
+    case.wait_ready(daemon)
+    return case.finish("empty stream re-made behind the daemon's back", holes=1)
+
+
+@scenario("binding-removed")
+def binding_removed(case: Case) -> Outcome:
+    """Promise: a missing binding is noticed, named, made again, and told (C5).
+
+    Injected: the binding is removed under load. Counted: each v1 client is told once; later events come; the hole ends within 15 s.
+    """
+    return _broken_topology(case, "binding removed", lambda channel: channel.queue_unbind(case.stream, case.exchange, "#"))
+
+
+@scenario("exchange-remade")
+def exchange_remade(case: Case) -> Outcome:
+    """Promise: an exchange that is deleted and declared again by a producer does not leave the daemon deaf (C5).
+
+    Injected: just that, under load. Counted: each v1 client is told once; later events come; the hole ends within 15 s.
+    """
+
+    def remake(channel: object) -> None:
+        channel.exchange_delete(case.exchange)  # type: ignore[attr-defined]
+        channel.exchange_declare(case.exchange, "topic", durable=True)  # type: ignore[attr-defined]
+
+    return _broken_topology(case, "exchange deleted and re-made", remake)
+
+
+def _broken_topology(case: Case, injected: str, inflict: object) -> Outcome:
+    port = case.rabbit.port
+    daemon = case.daemon(port)
+    publisher = case.publisher(port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.wait_for(200)
+    broken = []
+    with case.amqp(port) as channel:
+        inflict(channel)  # type: ignore[operator]
+        before = len(publisher.journal.returned)
+        case.wait_until(lambda: len(publisher.journal.returned) > before, "messages find no queue")
+        try:
+            case.wait_until(lambda: returns_ended(case, publisher.journal.returned), f"the hole ends within {NOTICED_S:g} s", NOTICED_S + 5)
+        except AssertionError as error:
+            broken.append(str(error))
+            channel.queue_bind(case.stream, case.exchange, "#")  # so that it can be seen whether the hole is told at least
+    publisher.wait_for(100)
+    return case.finish(injected, holes=1, broken=broken)
+
+
+def returns_ended(case: Case, returned: set[int]) -> bool:
+    """Whether no message was returned within a second."""
+    before = len(returned)
+    case.sleep(1)
+    return len(returned) == before
+
+
+@scenario("exchange-other-type")
+def exchange_other_type(case: Case) -> Outcome:
+    """Promise: an exchange of another type is named on `/readyz` within 15 s; once it is right again, events come and the hole is told.
+
+    Injected: the exchange is deleted and declared as `direct`; 20 s later it is deleted and declared as `topic`. Counted: as above.
+    """
+    port = case.rabbit.port
+    daemon = case.daemon(port)
+    publisher = case.publisher(port)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.wait_for(200)
+    broken = []
+    with case.amqp(port) as channel:
+        channel.exchange_delete(case.exchange)
+        channel.exchange_declare(case.exchange, "direct", durable=True)
+        try:
+            reason = case.wait_ready(daemon, ready=False, within_s=NOTICED_S)
+            if "direct" not in reason and "type" not in reason:
+                broken.append(f"/readyz does not name the type: {reason}")
+        except AssertionError as error:
+            broken.append(str(error))
+        channel.exchange_delete(case.exchange)
+        channel.exchange_declare(case.exchange, "topic", durable=True)
+        try:
+            case.wait_until(
+                lambda: returns_ended(case, publisher.journal.returned), f"the hole ends within {NOTICED_S:g} s", NOTICED_S + 15
+            )
+        except AssertionError as error:
+            broken.append(str(error))
+            channel.queue_bind(case.stream, case.exchange, "#")
+    case.wait_ready(daemon)
+    publisher.wait_for(100)
+    return case.finish("exchange re-made as direct, then as topic", holes=1, broken=broken)
+
+
+@scenario("control-unbound")
+def control_unbound(case: Case) -> Outcome:
+    """Promise: `POST /disconnect` says `others_told` only if it is so (C5).
+
+    Injected: the control exchange is deleted and declared again by somebody else. Counted: within 15 s both daemons hear each other again.
+    """
+    port = case.rabbit.port
+    first, second = case.daemon(port), case.daemon(port)
+    publisher = case.publisher(port)
+    case.swarm.open(case.specs(20, first, second))
+    publisher.wait_for(100)
+    with case.amqp(port) as channel:
+        channel.exchange_delete(f"{case.exchange}.control")
+        channel.exchange_declare(f"{case.exchange}.control", "fanout", durable=True)
+
+    def heard() -> int:
+        return sum(value for key, value in second.get("/status")[1]["control"].items() if isinstance(value, int) and key != "sent")
+
+    broken = []
+    before = heard()
+    status, answer = first.ask("POST", "/disconnect", b'{"user": "nobody"}')
+    if status == 200 and answer.get("others_told"):
+        try:
+            case.wait_until(lambda: heard() > before, "the other daemon hears of it", 5)
+        except AssertionError:
+            broken.append("others_told was true, and the other daemon heard nothing")
+
+    def told() -> bool:
+        status, answer = first.ask("POST", "/disconnect", b'{"user": "nobody"}')
+        return status == 200 and bool(answer.get("others_told")) and heard() > before
+
+    try:
+        case.wait_until(told, "the daemons hear each other again", NOTICED_S + 5)
+    except AssertionError as error:
+        broken.append(str(error))
+    return case.finish("control exchange deleted and re-made", broken=broken)
+
+
+KIB = 1024
+
+
+@scenario("retention-{}KiB", 64, 1024, 8192)
+def retention(case: Case, size_kib: int) -> Outcome:
+    """Promise: a daemon that retention overtakes tells the gap (C6).
+
+    Injected: SIGSTOP of the daemon, whose stream holds 64 KiB, 1 MiB or 8 MiB in four segments; four times as much is published; SIGCONT.
+    Counted: each v1 client is told once, and gets everything behind the gap.
+    """
+    segment = size_kib * KIB // 4
+    port = case.rabbit.port
+    flags = (
+        f"--stream-max-octets={size_kib}KiB",
+        f"--stream-segment-octets={segment}",
+        "--heartbeat-s=60",
+        "--silence-s=120",
+        "--prefetch=10",
+    )
+    daemon = case.daemon(port, flags=flags)
+    publisher = case.publisher(port, per_s=0, size=1000)
+    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    publisher.burst(20)
+    case.swarm.wait_for(publisher.journal)
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        with publisher.gone():
+            publisher.burst(size_kib * 4)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    publisher.burst(5)
+    return case.finish(f"daemon stopped, {size_kib * 4:,} events of 1 KB, stream {size_kib} KiB", holes=1)
+
+
+@scenario("retention-steps", short=True)
+def retention_steps(case: Case) -> Outcome:
+    """Promise: offsets that jump with nothing lost raise no gap.
+
+    Injected: segments of 16 KiB, so that each few messages an internal entry takes an offset; the link is cut five times. Counted: no gap.
+    """
+    port = case.rabbit.port
+    proxy = case.proxy(port)
+    daemon = case.daemon(proxy.port, flags=("--stream-max-octets=4MiB", "--stream-segment-octets=16KiB"))
+    publisher = case.publisher(port, size=600)
+    case.swarm.open(case.specs(50, daemon, tower=10))
+    for _ in range(5):
+        publisher.burst(100)
+        proxy.reset()
+        publisher.wait_for(50)
+    return case.finish("segments of 16 KiB, 5 cuts")

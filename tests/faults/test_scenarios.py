@@ -1,0 +1,58 @@
+"""The short selection of `make stress`, and the program around it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.faults.__main__ import Result, choose, load, main, markdown, plain_table
+from tests.faults.case import Brokers, Case
+from tests.faults.judge import Tally
+from tests.faults.scenario import Outcome
+
+SHORT = [name for name, scenario in load().items() if scenario.short]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_promises_hold(name: str, brokers: Brokers, tmp_path: Path) -> None:
+    """What each of these injects is in its docstring."""
+    said: list[str] = []
+    with ExitStack() as leave:
+        outcome = load()[name].run(Case(name, f"suite/{name}", tmp_path, brokers, said.append, leave))
+    assert not outcome.broken, [*outcome.broken, *outcome.notes]
+    assert outcome.tally.events > 0
+
+
+def test_every_scenario_says_what_it_shows() -> None:
+    """The docstring names promise, injection and what is counted."""
+    for scenario in load().values():
+        assert "Promise:" in scenario.text, scenario.name
+        assert "Injected:" in scenario.text, scenario.name
+        assert "Counted:" in scenario.text, scenario.name
+
+
+def test_list_and_globs(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--list` shows what `--only` chooses; a pattern that chooses nothing is an error."""
+    assert main(["--list", "--only", "broker-stop-?s,link-cuts"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "broker-stop-1s",
+        "broker-stop-2s",
+        "broker-stop-5s",
+        "link-cuts",
+    ]
+    with pytest.raises(SystemExit, match="no scenario matches 'nonsense'"):
+        choose(["nonsense"])
+
+
+def test_the_table() -> None:
+    """Each run is a line, in plain text and in Markdown; what broke stands below."""
+    good = Result("calm", "1/0/calm", Outcome("nothing", Tally(clients=3, events=1234)), 2.4)
+    bad = Result("storm", "1/0/storm", Outcome("a | b", Tally(lost=5), broken=["5 events lost"]), 10)
+    none = Result("cluster", "1/0/cluster", Outcome(), 0, "debootstrap is missing")
+    assert (good.verdict, bad.verdict, none.verdict) == ("ok", "BROKEN", "missing")
+    assert "1,234" in plain_table([good, bad, none]).splitlines()[1]
+    text = markdown([good, bad, none], 1, 3)
+    assert "| storm | a \\| b |" in text
+    assert "**storm** (seed `1/0/storm`)\n\n- 5 events lost" in text

@@ -1,0 +1,144 @@
+"""Do the swarm's clients tell what they are told? A server of the test's own sends them what a broken daemon would."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from websockets.sync.server import ServerConnection, serve
+
+from tests.faults.client import Spec
+from tests.faults.publisher import Journal
+from tests.faults.swarm import Report, Swarm
+
+Talk = Callable[[ServerConnection, dict[str, Any], int], None]
+"""What the server does once a client has asked: its socket, its request, and how many connections there were before."""
+
+
+@contextmanager
+def server(talk: Talk, *, v1: bool = True) -> Iterator[int]:
+    """The port of a server that greets, reads the request, and hands over to `talk`."""
+    count = iter(range(1000))
+
+    def handle(socket: ServerConnection) -> None:
+        socket.send(json.dumps({"type": "welcome", "user": None, "position": "p0", "ping_s": 20} if v1 else {"accept": True, "user": 0}))
+        talk(socket, json.loads(socket.recv(20)), next(count))
+
+    with serve(handle, "127.0.0.1", 0, subprotocols=["towerws.v1"] if v1 else None) as running:  # type: ignore[list-item]
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running.socket.getsockname()[1]
+        running.shutdown()
+        thread.join()
+
+
+def subscribed(socket: ServerConnection, recovered: bool | None = None, position: str = "p0") -> None:
+    """The answer to a request."""
+    socket.send(json.dumps({"type": "subscribed", "id": None, "groups_current": [], "position": position, "recovered": recovered}))
+
+
+def event(socket: ServerConnection, number: int, *, v1: bool = True) -> None:
+    """One event."""
+    payload = {"n": number, "k": 0, "t": time.monotonic_ns(), "x": ""}
+    frame = {"type": "event", "position": f"p{number}", "group": "jobs", "event": "status_changed", "payload": payload}
+    socket.send(json.dumps(frame if v1 else payload))
+
+
+def journal(count: int) -> Journal:
+    """Numbers that are published from now on: all are due to a client that is subscribed already."""
+    made = Journal(["jobs.status_changed"])
+    for number in range(count):
+        made.read_line(f"p {number} 0 {time.monotonic_ns() + 3600 * 10**9 + number}")
+        made.read_line(f"c {number}")
+    return made
+
+
+def told(talk: Talk, *, last: int, v1: bool = True, clients: int = 1) -> Report:
+    """What the swarm reports of clients that this server talks to, once they have the last number."""
+    with server(talk, v1=v1) as port, Swarm() as swarm:
+        spec = Spec((("127.0.0.1", port),), ("jobs.status_changed",), frozenset({0}), v1)
+        assert swarm.open([spec] * clients) == clients
+        made = journal(last + 1)
+        assert swarm.wait_for(made) == 0
+        return swarm.report(made)[""]
+
+
+def stay(socket: ServerConnection) -> None:
+    """Keep the connection open until the client goes."""
+    for _ in socket:
+        pass
+
+
+@pytest.mark.parametrize("v1", [True, False], ids=["v1", "tower"])
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        pytest.param([0, 1, 2, 3], (0, 0, 0), id="perfect"),
+        pytest.param([0, 1, 3], (1, 0, 0), id="lost"),
+        pytest.param([0, 1, 1, 2, 3], (0, 1, 0), id="repeated"),
+        pytest.param([0, 2, 1, 3], (0, 0, 1), id="reordered"),
+    ],
+)
+def test_a_planted_fault_is_noticed(numbers: list[int], expected: tuple[int, int, int], v1: bool) -> None:
+    """By each of several clients, in both dialects."""
+
+    def talk(socket: ServerConnection, request: dict[str, Any], count: int) -> None:
+        if v1:
+            subscribed(socket)
+        else:
+            socket.send(json.dumps({"groups_current": [], "groups_joined": [], "groups_left": []}))
+        for number in numbers:
+            event(socket, number, v1=v1)
+        stay(socket)
+
+    tally = told(talk, last=3, v1=v1, clients=3).tally
+    assert (tally.lost, tally.repeated, tally.reordered) == tuple(3 * each for each in expected)
+    assert tally.events == 3 * len(numbers)
+
+
+def test_it_resumes_from_where_it_stands_and_notes_the_answers() -> None:
+    """The position of the newest frame is brought back: of an event, of a gap's end, and again after a 1013."""
+    asked: list[str | None] = []
+
+    def talk(socket: ServerConnection, request: dict[str, Any], count: int) -> None:
+        asked.append(request.get("since"))
+        if count == 0:
+            subscribed(socket)
+            event(socket, 0)
+            socket.close(1012)
+        elif count == 1:
+            subscribed(socket, recovered=True, position="p0")
+            socket.send(json.dumps({"type": "gap", "topics": ["jobs.status_changed"], "from": "p0", "to": "g1", "reason": "broker"}))
+            socket.close(1012)
+        elif count == 2:
+            socket.send(json.dumps({"type": "bye", "reconnect_after_ms": 10, "reason": "can't be judged yet", "action": "reconnect"}))
+            socket.close(1013)
+        else:
+            subscribed(socket, recovered=False, position="p1")
+            event(socket, 2)
+            stay(socket)
+
+    report = told(talk, last=2)
+    assert asked == [None, "p0", "g1", "g1"]
+    assert (report.tally.gaps, report.tally.recovered_false, report.tally.closes_1013) == (1, 1, 1)
+    assert dict(report.codes) == {1012: 2, 1013: 1}
+    assert report.tally.most_told == 2
+
+
+def test_an_event_of_a_topic_that_was_not_asked_for_is_a_violation() -> None:
+    """As is a frame that is not JSON."""
+
+    def talk(socket: ServerConnection, request: dict[str, Any], count: int) -> None:
+        subscribed(socket)
+        socket.send(json.dumps({"type": "event", "position": "p", "group": "x", "event": "y", "payload": {"n": 0, "k": 7, "t": 0}}))
+        socket.send("{not json")
+        event(socket, 1)
+        stay(socket)
+
+    violations = told(talk, last=1).violations
+    assert violations == ["0 on a topic that was not asked for", "not JSON: b'{not json'"]
