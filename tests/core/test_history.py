@@ -7,9 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towerws.core.deliveries import Delivery
-from towerws.core.history import ENTRY_OCTETS, MAX_FORMER_TOPICS, READ_OCTETS, History
+from towerws.core.history import ENTRY_OCTETS, MAX_FORMER_TOPICS, MESSAGE_ID_OCTETS, READ_OCTETS, TOPIC_OCTETS, History
 
 NO_BOUND = 10**9
+
+
+def weight(held: list[Delivery]) -> int:
+    """What deliveries count: their texts, their own weight, and that of their topics."""
+    own = sum(len(each.payload) + len(each.topic) + ENTRY_OCTETS for each in held)
+    ids = sum(len(each.message_id) + MESSAGE_ID_OCTETS for each in held if each.message_id is not None)
+    return own + ids + TOPIC_OCTETS * len({each.topic for each in held})
+
+
+def bound(count: int, octets: int) -> int:
+    """The bound that so many deliveries of `a.1` just fill."""
+    return weight([Delivery(0, "a.1", bytes(octets), 0, "q")] * count)
 
 
 class Log:
@@ -24,7 +36,6 @@ class Log:
         self.all: list[Delivery] = []
         self.marks: list[Delivery] = [self.history.head]
         self.dropped = 0  # so many of `all` were dropped, the oldest
-        self.octets = 0
         self.now = 0.0
 
     @property
@@ -34,7 +45,6 @@ class Log:
 
     def drop(self) -> None:
         """Drop the oldest that is held."""
-        self.octets -= len(self.all[self.dropped].payload) + ENTRY_OCTETS
         self.dropped += 1
 
     def append(self, topic: str = "a.1", payload: bytes = b"{}", message_id: str | None = None) -> Delivery:
@@ -42,8 +52,7 @@ class Log:
         self.offset += 1
         delivery = self.history.append(topic, payload, self.offset, self.tag, message_id, self.now)
         self.all.append(delivery)
-        self.octets += len(payload) + ENTRY_OCTETS
-        while self.octets > self.max_octets:
+        while weight(self.held) > self.max_octets:
             self.drop()
         return delivery
 
@@ -117,7 +126,7 @@ def test_history_agrees_with_a_plain_list(
             log.clear()
         held = log.held
         assert len(history) == len(held)
-        assert history.octets == sum(len(one.payload) + ENTRY_OCTETS for one in held) <= max_octets
+        assert history.octets == weight(held) <= max_octets
         assert {topic for topic in TOPICS if topic in history} == {one.topic for one in held}
         assert {name for name in ("m1", "m2", "m3") if history.has_message(name)} == {one.message_id for one in held} - {None}
         assert history.floor.seq == log.floor()
@@ -143,7 +152,7 @@ def test_history_agrees_with_a_plain_list(
 
 def test_the_bound_in_octets_counts_each_delivery_with_its_own_weight() -> None:
     """So many octets are held and not one more; the oldest goes first."""
-    log = Log(max_octets=3 * (10 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(3, 10))
     deliveries = [log.append(payload=b"x" * 10) for _ in range(3)]
     assert len(log.history) == 3
     assert log.history.floor.seq == 0
@@ -177,7 +186,7 @@ def test_the_bound_in_age_drops_what_is_older_and_keeps_what_is_as_old() -> None
 
 def test_dropped_payloads_are_let_go_of_at_once() -> None:
     """What the bound in octets drops is really gone, however the indexes are tidied up."""
-    log = Log(max_octets=10_000 + 10 * ENTRY_OCTETS)
+    log = Log(max_octets=10_000 + bound(10, 0))
     for number in range(200):
         log.append(f"t.{number % 5}", b"x" * 1000)
         kept = sum(len(one.payload) for of_topic in log.history._topics.values() for one in of_topic.deliveries)
@@ -186,7 +195,7 @@ def test_dropped_payloads_are_let_go_of_at_once() -> None:
 
 def test_a_topics_log_is_compacted() -> None:
     """A topic's log does not grow with what went through it, only with what is held."""
-    log = Log(max_octets=50 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(50, 2))
     for _ in range(10_000):
         log.append()
     assert len(log.history) == 50
@@ -268,7 +277,7 @@ def test_a_piece_ends_where_its_octets_are_reached() -> None:
 
 def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
     """A reader learns of what it lost on a topic though the topic has deliveries again that are held."""
-    log = Log(max_octets=2 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(2, 2) + TOPIC_OCTETS)
     start = log.append("other.1")
     for topic in ("mine.1", "other.1", "other.1", "mine.1"):
         log.append(topic)
@@ -279,7 +288,7 @@ def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
 
 def test_a_quiet_topic_is_not_lost() -> None:
     """A topic that never had a delivery lost none, however much of others was dropped."""
-    log = Log(max_octets=2 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(2, 2))
     start = log.append("busy.1")
     for _ in range(10):
         log.append("busy.1")
@@ -395,7 +404,7 @@ def test_nobody_resumes_from_before_a_mark() -> None:
 
 def test_a_mark_is_lost_once_something_behind_it_was_dropped() -> None:
     """A mark is no better than any other position that history has left behind."""
-    log = Log(max_octets=2 + ENTRY_OCTETS)
+    log = Log(max_octets=bound(1, 2))
     mark = log.mark()
     log.append()
     assert log.history.find(mark.position) is mark

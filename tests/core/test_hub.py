@@ -14,7 +14,7 @@ from tests.fakes import FakePeer
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
-from towerws.core.history import ENTRY_OCTETS, History
+from towerws.core.history import ENTRY_OCTETS, TOPIC_OCTETS, History
 from towerws.core.hub import PIECE_OCTETS, REPLAYED_OCTETS, Hub
 from towerws.core.members import Member
 from towerws.core.requests import Request
@@ -399,7 +399,7 @@ def test_a_position_that_is_not_yet_live_here_is_not_recovered() -> None:
 
 def test_what_left_history_is_announced_in_v1() -> None:
     """One gap names the topics that lost something and the place from which all is there again, and this follows."""
-    log = Log(max_octets=3 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=3 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1", "b.1", "quiet.1")
     (seen,) = log.send("a.1")
     peer.take()
@@ -415,7 +415,7 @@ def test_what_left_history_is_announced_in_v1() -> None:
 
 def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
     """The Tower dialect has no word for a gap."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(TOWER, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
@@ -428,7 +428,7 @@ def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
 
 def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
     """Others' deliveries may have left history, and a topic that never had any is not a loss: the socket stays."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(TOWER, "a.1", "control.limit_reached_1")
     log.send("a.1")
     peer.full = True
@@ -441,7 +441,7 @@ def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
 
 def test_a_notice_that_finds_no_room_is_tried_again() -> None:
     """A gap is announced before anything that follows it, or not yet, and counted once."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
@@ -473,7 +473,7 @@ def test_a_broken_link_is_told_once_to_everyone_who_listens() -> None:
 
 def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
     """A member that had also fallen out of history gets one notice for both, from where it really stands."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
     peer.take()
