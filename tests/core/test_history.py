@@ -277,7 +277,7 @@ def test_a_piece_ends_where_its_octets_are_reached() -> None:
 
 def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
     """A reader learns of what it lost on a topic though the topic has deliveries again that are held."""
-    log = Log(max_octets=bound(2, 2) + TOPIC_OCTETS)
+    log = Log(max_octets=bound(2, 2) + TOPIC_OCTETS + len("other.1mine.1"))
     start = log.append("other.1")
     for topic in ("mine.1", "other.1", "other.1", "mine.1"):
         log.append(topic)

@@ -399,7 +399,7 @@ def test_a_position_that_is_not_yet_live_here_is_not_recovered() -> None:
 
 def test_what_left_history_is_announced_in_v1() -> None:
     """One gap names the topics that lost something and the place from which all is there again, and this follows."""
-    log = Log(max_octets=3 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
+    log = Log(max_octets=3 * (28 + ENTRY_OCTETS) + 2 * TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1", "b.1", "quiet.1")
     (seen,) = log.send("a.1")
     peer.take()

@@ -64,7 +64,6 @@ class Desk:
 
         Until then nobody can say what a position is worth, or what came before a request.
         """
-
         return _Hold(self, call).cancel
 
 
