@@ -7,10 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
-from towerws.core.history import ENTRY_OCTETS, MAX_FORMER_TOPICS, READ_OCTETS, History
+from towerws.core.history import ENTRY_OCTETS, MAX_FORMER_TOPICS, MESSAGE_ID_OCTETS, READ_OCTETS, TOPIC_OCTETS, History
 
 NO_BOUND = 10**9
 STREAM = Fingerprint(b"a key")
+
+
+def weight(held: list[Delivery]) -> int:
+    """What deliveries count: their texts, their own weight, and that of their topics."""
+    own = sum(len(each.payload) + len(each.topic) + ENTRY_OCTETS for each in held)
+    ids = sum(len(each.message_id) + MESSAGE_ID_OCTETS for each in held if each.message_id is not None)
+    return own + ids + TOPIC_OCTETS * len({each.topic for each in held})
+
+
+def bound(count: int, octets: int) -> int:
+    """The bound that so many deliveries of `a.1` just fill."""
+    return weight([Delivery(0, "a.1", bytes(octets), 0, "q")] * count)
 
 
 class Log:
@@ -25,7 +37,6 @@ class Log:
         self.all: list[Delivery] = []
         self.marks: list[Delivery] = [self.history.head]
         self.dropped = 0  # so many of `all` were dropped, the oldest
-        self.octets = 0
         self.now = 0.0
 
     @property
@@ -35,7 +46,6 @@ class Log:
 
     def drop(self) -> None:
         """Drop the oldest that is held."""
-        self.octets -= len(self.all[self.dropped].payload) + ENTRY_OCTETS
         self.dropped += 1
 
     def append(self, topic: str = "a.1", payload: bytes = b"{}", message_id: str | None = None) -> Delivery:
@@ -43,8 +53,7 @@ class Log:
         self.offset += 1
         delivery = self.history.append(topic, payload, self.offset, self.epoch, message_id, self.now)
         self.all.append(delivery)
-        self.octets += len(payload) + ENTRY_OCTETS
-        while self.octets > self.max_octets:
+        while self.max_octets < NO_BOUND and weight(self.held) > self.max_octets:
             self.drop()
         return delivery
 
@@ -118,7 +127,7 @@ def test_history_agrees_with_a_plain_list(
             log.clear()
         held = log.held
         assert len(history) == len(held)
-        assert history.octets == sum(len(one.payload) + ENTRY_OCTETS for one in held) <= max_octets
+        assert history.octets == weight(held) <= max_octets
         assert {topic for topic in TOPICS if topic in history} == {one.topic for one in held}
         ids = {(topic, name) for topic in TOPICS for name in ("m1", "m2", "m3") if history.has_message(topic, name)}
         assert ids == {(one.topic, one.message_id) for one in held if one.message_id is not None}
@@ -147,7 +156,7 @@ def test_history_agrees_with_a_plain_list(
 
 def test_the_bound_in_octets_counts_each_delivery_with_its_own_weight() -> None:
     """So many octets are held and not one more; the oldest goes first."""
-    log = Log(max_octets=3 * (10 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(3, 10))
     deliveries = [log.append(payload=b"x" * 10) for _ in range(3)]
     assert len(log.history) == 3
     assert log.history.floor.seq == 0
@@ -181,7 +190,7 @@ def test_the_bound_in_age_drops_what_is_older_and_keeps_what_is_as_old() -> None
 
 def test_dropped_payloads_are_let_go_of_at_once() -> None:
     """What the bound in octets drops is really gone, however the indexes are tidied up."""
-    log = Log(max_octets=10_000 + 10 * ENTRY_OCTETS)
+    log = Log(max_octets=10_000 + bound(10, 0))
     for number in range(200):
         log.append(f"t.{number % 5}", b"x" * 1000)
         kept = sum(len(one.payload) for of_topic in log.history._topics.values() for one in of_topic.deliveries)
@@ -190,7 +199,7 @@ def test_dropped_payloads_are_let_go_of_at_once() -> None:
 
 def test_a_topics_log_is_compacted() -> None:
     """A topic's log does not grow with what went through it, only with what is held."""
-    log = Log(max_octets=50 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(50, 2))
     for _ in range(10_000):
         log.append()
     assert len(log.history) == 50
@@ -272,7 +281,7 @@ def test_a_piece_ends_where_its_octets_are_reached() -> None:
 
 def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
     """A reader learns of what it lost on a topic though the topic has deliveries again that are held."""
-    log = Log(max_octets=2 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(2, 2) + TOPIC_OCTETS + len("other.1mine.1"))
     start = log.append("other.1")
     for topic in ("mine.1", "other.1", "other.1", "mine.1"):
         log.append(topic)
@@ -283,7 +292,7 @@ def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
 
 def test_a_quiet_topic_is_not_lost() -> None:
     """A topic that never had a delivery lost none, however much of others was dropped."""
-    log = Log(max_octets=2 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(2, 2))
     start = log.append("busy.1")
     for _ in range(10):
         log.append("busy.1")
@@ -393,7 +402,7 @@ def test_rewind_forgets_what_the_log_lost_and_nothing_else() -> None:
     history = log.history
     lost = log.all[30:]
     assert history.rewind(29) is log.all[29]
-    assert (len(history), history.octets) == (30, sum(len(one.payload) + ENTRY_OCTETS for one in log.all[:30]))
+    assert (len(history), history.octets) == (30, weight(log.all[:30]))
     assert all(history.find(one.position) is None and history.at(one.offset) is None for one in lost)
     assert not any(history.has_message(one.topic, one.message_id or "") for one in lost)
     history.mark(30, "0123.b", barrier=False)
@@ -475,7 +484,7 @@ def test_nobody_resumes_from_before_a_mark() -> None:
 
 def test_a_mark_is_lost_once_something_behind_it_was_dropped() -> None:
     """A mark is no better than any other position that history has left behind."""
-    log = Log(max_octets=2 + ENTRY_OCTETS)
+    log = Log(max_octets=bound(1, 2))
     mark = log.mark()
     log.append()
     assert log.history.find(mark.position) is mark

@@ -14,7 +14,7 @@ from tests.fakes import FakePeer
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
-from towerws.core.history import ENTRY_OCTETS, History
+from towerws.core.history import ENTRY_OCTETS, TOPIC_OCTETS, History
 from towerws.core.hub import PIECE_OCTETS, REPLAYED_OCTETS, Hub
 from towerws.core.members import Member
 from towerws.core.requests import Request
@@ -395,7 +395,7 @@ def test_a_position_while_behind_repeats_nothing_of_what_was_held() -> None:
 
 def test_what_left_history_is_announced_in_v1() -> None:
     """One gap names the topics that lost something and the place from which all is there again, and this follows."""
-    log = Log(max_octets=3 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=3 * (28 + ENTRY_OCTETS) + 2 * TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1", "b.1", "quiet.1")
     (seen,) = log.send("a.1")
     peer.take()
@@ -411,7 +411,7 @@ def test_what_left_history_is_announced_in_v1() -> None:
 
 def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
     """The Tower dialect has no word for a gap."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(TOWER, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
@@ -424,7 +424,7 @@ def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
 
 def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
     """Others' deliveries may have left history, and a topic that never had any is not a loss: the socket stays."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(TOWER, "a.1", "control.limit_reached_1")
     log.send("a.1")
     peer.full = True
@@ -437,7 +437,7 @@ def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
 
 def test_a_notice_that_finds_no_room_is_tried_again() -> None:
     """A gap is announced before anything that follows it, or not yet, and counted once."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
@@ -469,7 +469,7 @@ def test_a_broken_link_is_told_once_to_everyone_who_listens() -> None:
 
 def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
     """A member that had also fallen out of history is told of that first, from where it really stands, and of the link in its place."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
     peer.take()
@@ -634,9 +634,11 @@ class HubMachine(RuleBasedStateMachine):
                 assert set(message["topics"]) == {one.topic for one in dropped if isinstance(one, Delivery)} != set()
                 assert (message["to"] or "") == history.floor.position
             else:
-                while isinstance(client.due[0], Delivery):
-                    assert client.due.pop(0).seq <= history.floor.seq
-                client.due.pop(0)
+                end = next(one.seq for one in reversed(self.all) if one.position == message["to"])
+                covered = [one for one in client.due if one.seq <= end]
+                client.due = client.due[len(covered) :]
+                assert any(isinstance(one, Told) and one.seq == end for one in covered)
+                assert all(isinstance(one, Told) or one.seq <= history.floor.seq for one in covered)
                 assert set(message["topics"]) == client.topics
         if client.peer.ended:
             assert client.peer.ended == [CloseReason.HISTORY]
