@@ -51,7 +51,7 @@ class RecordingSink:
         """Written down."""
         self.calls.append(("begin", log))
 
-    def caught_up(self, marker: str | None = None, *, replay: bool = False) -> None:
+    def caught_up(self, *, replay: bool = False) -> None:
         """Written down, the first time."""
         if not self.flowing:
             self.flowing = True

@@ -279,7 +279,7 @@ class TestResume:
         house.stream.write(b"c")
         before = len(house.sink.calls)
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=0.6)
-        assert consume_starts(house.broker)[-1] == 1
+        assert consume_starts(house.broker)[-1] == 2
         assert [call[2] for call in house.sink.calls[before:]] == [b"c"]
         assert house.sink.is_proven
 
@@ -290,7 +290,7 @@ class TestResume:
         house.write(b"a")
         house.broker.cut()
         house.stream.write(b"b")
-        house.stream.silent.update({"1", "next"})
+        house.stream.silent.update({"2", "next"})
         house.advance(silent_s)
         assert house.state() is not SourceState.CONSUMING
         assert not house.sink.is_proven
@@ -501,7 +501,7 @@ class TestBinding:
         house.broker.mute = None
         house.until(lambda: house.source.status().ready, within_s=15)
         assert house.stream.bound
-        assert house.sink.named("hole_told") == [("hole_told", 1)]
+        assert house.sink.named("hole_told") == [("hole_told", 2)]
         assert len([event for event in events if "events don't reach us" in formatEvent(event)]) == 1
 
     def test_an_exchange_that_is_gone_is_declared_again(self) -> None:
@@ -786,7 +786,7 @@ class TestDeliveries:
             peer.deliver(b"{}", house.next + number)
         house.settle()
         assert peer.transport.paused
-        assert [ack.delivery_tag for ack in peer.seen(spec.Basic.Ack)] == [202]  # two markers came before
+        assert [ack.delivery_tag for ack in peer.seen(spec.Basic.Ack)] == [203]  # three markers came before
         (written,) = house.sink.writing
         written(1000)
         assert not peer.transport.paused
@@ -828,16 +828,16 @@ class TestDeliveries:
             peer.deliver(b"{}", house.next + number)
         house.settle()
         house.advance(1)
-        acks = [(ack.delivery_tag - 2, ack.multiple) for ack in peer.seen(spec.Basic.Ack)[before:]]  # two markers came before
+        acks = [(ack.delivery_tag - 3, ack.multiple) for ack in peer.seen(spec.Basic.Ack)[before:]]  # three markers came before
         assert acks == [(127, True), (255, True)]
 
     def test_a_small_prefetch_is_not_starved(self) -> None:
         """With a prefetch below the batch, acks go at half of it."""
         house = House(prefetch=10).consuming()
-        for number in range(3):
+        for number in range(2):
             house.broker.peer.deliver(b"{}", house.next + number)
         house.settle()
-        assert [ack.delivery_tag for ack in house.broker.peer.seen(spec.Basic.Ack)] == [5]  # two markers came before
+        assert [ack.delivery_tag for ack in house.broker.peer.seen(spec.Basic.Ack)] == [5]  # three markers came before
 
     def test_a_sink_that_raises_ends_nothing(self, events: list[LogEvent]) -> None:
         """An exception from the sink is logged once and counted; the connection stands and the next delivery arrives."""
@@ -920,7 +920,7 @@ class TestPoisonHeaders:
         house.advance(0.05)
         assert house.sink.offsets == [first, first + 2]
         assert (house.source.counters["poison_headers"], house.source.counters["losses"]) == (1, 0)
-        assert peer.seen(spec.Basic.Ack)[-1].delivery_tag == 5
+        assert peer.seen(spec.Basic.Ack)[-1].delivery_tag == 6
 
     def test_a_queue_needs_no_header(self) -> None:
         """In queue mode a damaged header is counted, and the message arrives."""

@@ -334,20 +334,31 @@ def test_nothing_goes_out_before_history_is_refilled() -> None:
     assert tower.take() == [body(8)]
 
 
-def test_a_client_that_came_after_the_proof_was_confirmed_missed_nothing() -> None:
-    """What is published after its subscription lies behind the marker: it is told of no gap, others are."""
+def test_clients_that_subscribe_during_the_refill_get_what_was_published_since() -> None:
+    """It lies behind the newest marker that was confirmed before: they miss nothing, in both dialects, and are told of no gap.
+
+    A client from before the first such marker can't know what it missed: v1 is told.
+    """
     feed = Feed()
     _, early = feed.join()
     feed.intake.proven(True)
-    feed.intake.marker_sent("a" * 8)
     feed.intake.marker_confirmed("a" * 8)
-    _, late = feed.join()
-    feed.turn(*stream(5))
-    feed.marker("a", 6)
-    feed.intake.caught_up("a" * 8)
-    feed.turn(*stream(7))
-    assert [message["type"] for message in early.take_json()] == ["gap", "event"]
-    assert [message["type"] for message in late.take_json()] == ["event"]
+    late = {dialect: feed.join(dialect) for dialect in (V1, TOWER)}
+    feed.turn(*stream(4))
+    feed.marker("a", 5)
+    feed.turn(*stream(6))
+    feed.intake.marker_confirmed("b" * 8)
+    _, last = feed.join()
+    feed.marker("b", 7)
+    feed.intake.caught_up()
+    feed.turn(*stream(8))
+    for member in list(feed.hub.members):
+        while member.behind:
+            feed.hub.feed(member)
+    assert [message.get("payload") for message in early.take_json()] == [None, {"n": 8}]
+    assert [message["payload"]["n"] for message in late[V1][1].take_json()] == [6, 8]
+    assert late[TOWER][1].take() == [body(6), body(8)]
+    assert [message["payload"]["n"] for message in last.take_json()] == [8]
 
 
 def test_all_that_was_read_may_be_new_to_those_who_wait() -> None:
@@ -679,6 +690,19 @@ def test_a_hole_that_is_read_during_the_refill_is_told_to_nobody_and_bars_the_wa
     end = feed.marker("b", 2, hole=1)
     feed.intake.caught_up()
     assert [feed.recovered(position) for position in (before, end)] == [False, True]
+
+
+def test_a_hole_that_was_told_before_its_end_was_known_is_told_once() -> None:
+    """The daemon that bound again told its clients before the next event. The marker that follows moves the bar, and tells nobody twice."""
+    feed = Feed().start(None)
+    _, peer = feed.join()
+    feed.marker("a", 1)
+    feed.intake.hole(*stream(2)[0], None, "broker")
+    feed.turn(*stream(2))
+    end = feed.marker("b", 3, hole=1)
+    gap, event = peer.take_json()
+    assert (gap["type"], event["payload"]) == ("gap", {"n": 2})
+    assert [feed.recovered(position) for position in (gap["to"], event["position"], end)] == [False, False, True]
 
 
 # -- a log of this process -----------------------------------------------------------------------------------------------

@@ -50,6 +50,9 @@ class Watched(Protocol):
     def marker_sent(self, text: str) -> None:
         """A marker is being published."""
 
+    def tell_before_next(self) -> None:
+        """Bound again: events were lost before the next message. Clients are to hear of it before that message."""
+
     def hole_closed(self) -> None:
         """The binding is proven again after it was missing."""
 
@@ -274,9 +277,12 @@ class BindingWatch:
             watched.rebind(self._rebound)
 
     def _rebound(self, loss: Loss | None) -> None:
-        if self._watched is None:
+        watched = self._watched
+        if watched is None:
             return
         if loss is None:
+            if self._hole is not None:
+                watched.tell_before_next()
             self._send()
         else:
             if self._unbound is not None and str(loss) not in self._unbound:

@@ -129,6 +129,9 @@ class QueueReader:
     def marker_sent(self, text: str) -> None:
         """No position of a queue waits for a marker."""
 
+    def tell_before_next(self) -> None:
+        """Told when the marker comes."""
+
     def hole_closed(self) -> None:
         """What was published meanwhile is lost for this queue."""
         self._feed.sink.gap("broker")

@@ -148,6 +148,8 @@ class StreamReader:
         self._sink.on_position_asked = self._prove_head
         self._watch.stop()
         self._drop()
+        if not self._sink.flowing:
+            self._send_early_marker()
         self._shared = self._upto = self._proof = None
         self._state = _State.CHECKING
         self._check = self._link.open_channel(self._checking, _nothing_comes)
@@ -485,7 +487,7 @@ class StreamReader:
                 self._open_scout(f"{CLOCK_MARGIN_S}s", lambda *_: self._clock_is_right())
                 self._again.set(CLOCK_PROBE_S, self._clock_is_not_proven)
             return
-        self._sink.caught_up(self._proof)
+        self._sink.caught_up()
         self._go_live()
 
     def _clock_is_right(self) -> None:
@@ -527,6 +529,20 @@ class StreamReader:
     def _send_marker(self) -> None:
         """A marker straight to the stream, published after the consumer was accepted."""
         self._markers.send_direct(self._settings.stream, self._marker_answered, self._sink_marker_sent)
+
+    def _send_early_marker(self) -> None:
+        """Clients that subscribe during the refill are due what lies behind the markers confirmed by then: the sooner, the better."""
+        text = ""
+
+        def sent(name: str) -> None:
+            nonlocal text
+            text = name
+
+        def answered(error: BrokerError | None) -> None:
+            if error is None and not self._closed:
+                self._sink.marker_confirmed(text)
+
+        self._markers.send_direct(self._settings.stream, answered, sent)
 
     def _sink_marker_sent(self, text: str) -> None:
         self._sending = text
@@ -599,8 +615,15 @@ class StreamReader:
         """The sink remembers who waits."""
         self._sink.marker_sent(text)
 
+    def tell_before_next(self) -> None:
+        """The next message is looked at, and the gap told before it. What a client then fetches is from after the hole."""
+        consumer = self._consumer
+        if self._state is _State.LIVE and consumer is not None and consumer.expected is not None:
+            self._feed.read, self._feed.hole = consumer.expected - 1, True
+            consumer.expected = None
+
     def hole_closed(self) -> None:
-        """The marker itself told of the hole, to every daemon."""
+        """The marker itself tells of the hole, to every daemon."""
 
     def deaf(self, reason: str) -> None:
         """Another connection, at another host where there is one, may hear more. This one is not worth keeping."""

@@ -190,9 +190,9 @@ class Hub:
             member.behind = False
             self.counters.caught_up += 1
 
-    def replay(self, since: Delivery) -> None:
-        """Feed all members from this place: nothing behind it has gone out to them."""
-        for member in list(self.members):
+    def replay(self, since: Delivery, members: Iterable[Member]) -> None:
+        """Feed these members from this place: nothing behind it has gone out to them."""
+        for member in members:
             if member.topics and not member.behind:
                 member.fall_behind(since)
                 self.feed(member)

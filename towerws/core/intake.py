@@ -67,9 +67,12 @@ class Intake:
         self._cut: tuple[Delivery, bool] | None = None
         """Where the log was cut off, and whether something before that is left, until the first delivery behind it comes."""
         self._hole_told = -1
-        """The offset of the newest marker whose hole was told."""
-        self._early: dict[str, list[Member]] = {}
-        """By marker: who had subscribed before the broker confirmed it."""
+        """Up to where holes that markers tell of have been told."""
+        self._told_early = False
+        self._early: dict[str, frozenset[Member]] = {}
+        """While history is refilled, by marker of ours: who had subscribed before the broker confirmed it."""
+        self._places: dict[str, Delivery] = {}
+        """And where it stands in history."""
         self._waiters = PositionWaiters(self.judge_position)
         self._proven = False
         self.flowing = False
@@ -149,21 +152,33 @@ class Intake:
     def marker_confirmed(self, text: str) -> None:
         """Who subscribes from now on misses nothing that comes behind it."""
         if not self.flowing:
-            self._early[text] = [member for member in self._hub.members if member.topics]
+            self._early[text] = frozenset(member for member in self._hub.members if member.topics)
 
-    def caught_up(self, marker: str | None = None, *, replay: bool = False) -> None:
+    def caught_up(self, *, replay: bool = False) -> None:
         """Let deliveries flow. A client that had subscribed before can't know what it missed, and is told so."""
         if self.flowing:
             return
         self._hub.flush()
         self.flowing = True
-        early = None if marker is None else self._early.get(marker)
-        self._early.clear()
         if replay:
-            self._hub.replay(self._history.floor)
+            self._hub.replay(self._history.floor, list(self._hub.members))
         else:
-            self._hub.gap(self._history.floor, self._history.head, "broker", early)
+            self._hub.gap(self._history.floor, self._history.head, "broker", self._replay_early())
+        self._early.clear()
+        self._places.clear()
         self._waiters.judge()
+
+    def _replay_early(self) -> list[Member]:
+        """Clients that subscribed during the refill get what lies behind the newest marker that the broker had confirmed before that.
+
+        Returns those for whom there is none.
+        """
+        left = [member for member in self._hub.members if member.topics]
+        for text, before in reversed(self._early.items()):
+            if (place := self._places.get(text)) is not None and left:
+                self._hub.replay(place, [member for member in left if member not in before])
+                left = [member for member in left if member in before]
+        return left
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """Judge, keep, hand on."""
@@ -191,8 +206,15 @@ class Intake:
         self.markers += 1
         kept = self._history.append(MARKER_TOPIC, body, offset, self._epoch, message_id, self._clock())
         self._waiters.marker_came(marker.text)
+        if not self.flowing and marker.text in self._early:
+            self._places[marker.text] = kept
         # Two daemons that found the same hole tell of it in two markers: the second one begins before the first one's place.
-        if marker.hole is None or marker.hole < self._hole_told:
+        if marker.hole is None:
+            return
+        if marker.hole < self._hole_told:
+            if self._told_early:  # before its end was known
+                self._told_early = False
+                self._history.barrier = kept
             return
         self._hole_told = offset
         self._hub.flush()
@@ -232,6 +254,7 @@ class Intake:
     def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
         """Mark the place just before this delivery."""
         self._hub.flush()
+        self._hole_told, self._told_early = offset, True
         start, shared = self._cut or (self._history.head, False)
         self._cut = None
         epoch = self._fingerprint(routing_key, message_id, body) + BEFORE

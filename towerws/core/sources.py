@@ -83,11 +83,12 @@ class Sink(Protocol):
         should read no more; what it does bring is written behind this, with everybody waiting.
         """
 
-    def caught_up(self, marker: str | None = None, *, replay: bool = False) -> None:
+    def caught_up(self, *, replay: bool = False) -> None:
         """History is as full as it can be made; from now on deliveries go out to the connections. Later calls change nothing.
 
-        `marker` is the text of the marker that proved it. A client that had subscribed before the broker confirmed that one may
-        have missed something, and is told so; without a marker every client is.
+        A client that subscribed before gets what lies behind the newest marker of ours that the broker had confirmed by then. Where
+        there is none it may have missed something, and is told so. `replay`: all that was read is new to the clients that are
+        there, and goes out to them.
         """
 
     def gap(self, reason: str) -> None:
