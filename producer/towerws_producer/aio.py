@@ -37,4 +37,4 @@ async def publish(
         raise producer.gave_up(event) from None
     if error is not None:
         raise error
-    return event.message_id
+    return str(event.message_id)

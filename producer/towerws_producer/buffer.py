@@ -15,6 +15,9 @@ from towerws_producer.errors import ProducerError
 EVENT_BYTES = 400
 """What an event occupies beside its payload (CPython 3.11: the object, its strings, its places in the containers)."""
 
+EVICT_PART = 32
+"""Which part of the bound is freed at once when it is met."""
+
 Resolve = Callable[[Optional[ProducerError]], None]
 """Told once what became of an event: None when it was confirmed."""
 
@@ -24,7 +27,7 @@ class Event:
 
     __slots__ = ("body", "message_id", "resolve", "sends", "sent_at", "seq", "size", "timestamp", "topic")
 
-    def __init__(self, topic: str, body: bytes, seq: int, message_id: str, timestamp: int, resolve: Optional[Resolve]) -> None:
+    def __init__(self, topic: str, body: bytes, seq: int, message_id: Optional[str], timestamp: int, resolve: Optional[Resolve]) -> None:
         self.topic = topic
         self.body = body
         self.seq = seq
@@ -70,8 +73,12 @@ class Buffer:
         """Take an event. Returns those that had to go for it; when everything else is in flight, that is the event itself."""
         self._waiting.append(event)
         self.bytes += event.size
+        if self.bytes <= self._max_bytes:
+            return []
+        # A piece at once: an outage costs each caller the same little, and not a removal for each event.
+        keep = self._max_bytes - self._max_bytes // EVICT_PART
         gone = []
-        while self.bytes > self._max_bytes and self._waiting:
+        while self.bytes > keep and self._waiting:
             victim = self._waiting.popleft()
             self.bytes -= victim.size
             gone.append(victim)

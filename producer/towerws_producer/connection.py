@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 import pika
@@ -81,6 +82,7 @@ class Connection:
         self._loop = IOLoop()
         self._connection: Any = None
         self._channel: Any = None
+        self._open = False
         self._ready = False
         self._pumping = False
         self._blocked_since: Optional[float] = None
@@ -105,9 +107,16 @@ class Connection:
             self._loop.call_later(TICK_S, self._tick)
             self._loop.start()
         except Exception as error:  # noqa: BLE001 - pika raises what a damaged stream or a wrong TLS file made of it
-            self._drop_socket()
-            return self._failure or self._judge(error, "connecting to" if not self._ready else "publishing to")
+            self._failure = self._failure or self._judge(error, "connecting to" if not self._ready else "publishing to")
+            self._end_after_error()
         return self._failure or Failure(Unreachable(f"{self._address}: the connection ended"))
+
+    def _end_after_error(self) -> None:
+        """pika's loop raised: let it end the connection, which takes another turn or two."""
+        if self._connection is not None:
+            with suppress(Exception):
+                self._give_up()
+                self._loop.start()
 
     def close_loop(self) -> None:
         """Release the loop's descriptors. Nothing may call `wake` after this."""
@@ -124,6 +133,7 @@ class Connection:
     # Opening
 
     def _opened(self, _: Any) -> None:
+        self._open = True
         self._connection.add_on_connection_blocked_callback(self._block)
         self._connection.add_on_connection_unblocked_callback(self._unblock)
         self._connection.channel(on_open_callback=self._channel_opened)
@@ -199,7 +209,7 @@ class Connection:
 
     def _confirm_some_returned(self, events: List[Event]) -> None:
         for event in events:
-            error = self._returned.pop(event.message_id, None)
+            error = self._returned.pop(str(event.message_id), None)
             if error is None:
                 self._events.confirmed([event])
             else:
@@ -256,18 +266,21 @@ class Connection:
         self._give_up()
 
     def _give_up(self) -> None:
+        """Drop the socket. pika reports the end through the loop; should it not, the loop ends anyway."""
+        self._loop.call_later(CLOSE_S, self._loop.stop)
         self._drop_socket()
-        self._loop.stop()
 
     def _drop_socket(self) -> None:
-        """pika has no public way to drop a connection without waiting for the other side; without this one the socket is closed late."""
-        transport = getattr(self._connection, "_transport", None)
-        abort = getattr(transport, "abort", None)
-        if abort is not None:
-            try:
-                abort()
-            except Exception:  # noqa: BLE001 - aborted already; what it raises then differs between pika's versions
-                return
+        """While it is opening, `close` drops the connection at once. Later only the transport does, and pika has no public way to it."""
+        connection = self._connection
+        transport = getattr(connection, "_transport", None)
+        try:
+            if not self._open and not (connection.is_closing or connection.is_closed):
+                connection.close()
+            elif transport is not None:
+                transport.abort()
+        except (pika_exceptions.AMQPError, AssertionError):
+            self._loop.stop()  # it is ending already
 
     def _not_opened(self, _: Any, error: Any) -> None:
         if self._failure is None:
@@ -389,7 +402,7 @@ def parameters(address: Address, settings: Settings) -> Any:
         ssl_options=options,
         heartbeat=settings.heartbeat_s,
         socket_timeout=settings.connect_s,
-        stack_timeout=settings.attempt_s,
+        stack_timeout=2 * settings.attempt_s,  # ours comes first, and says more
         connection_attempts=1,
         retry_delay=0,
         client_properties={"connection_name": "towerws-producer"},

@@ -10,15 +10,19 @@ import os
 import sys
 from contextlib import suppress
 from typing import Any, Set
-from weakref import WeakSet
 
-_producers: "WeakSet[Any]" = WeakSet()
+_producers: Set[Any] = set()
 _processes: Set[int] = set()
 
 
 def register(producer: Any) -> None:
-    """Flush this producer when the process ends. It is not kept alive for that."""
+    """Flush this producer when the process ends. It is kept until it is closed: what it holds must outlive its last reference."""
     _producers.add(producer)
+
+
+def unregister(producer: Any) -> None:
+    """The producer was closed."""
+    _producers.discard(producer)
 
 
 def register_process() -> None:

@@ -28,9 +28,7 @@ _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_defa
 
 def encode(payload: Payload, max_bytes: int) -> bytes:
     """Return the payload's bytes. `BadPayload` or `PayloadTooLarge` says what is wrong with any other."""
-    if isinstance(payload, Mapping):
-        return _bounded(_encoded(payload), max_bytes)
-    if isinstance(payload, str):
+    if isinstance(payload, str):  # first: what AWX sends, thousands of times a second
         try:
             data = _bounded(payload.encode("utf-8"), max_bytes)
         except UnicodeEncodeError as error:
@@ -41,9 +39,11 @@ def encode(payload: Payload, max_bytes: int) -> bytes:
             data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise BadPayload(f"the payload is not UTF-8 at byte {error.start}") from None
+    elif isinstance(payload, Mapping):
+        return _bounded(_encoded(payload), max_bytes)
     else:
         raise BadPayload(f"a payload is a mapping, or text or bytes that are a JSON object; this is a {type(payload).__name__}")
-    if not _is_braced(data):
+    if not (data.startswith(b"{") and data.endswith(b"}") and len(data) > 1) and not _is_braced(data):
         raise BadPayload("the payload is not a JSON object: it does not begin with { and end with }")
     return data
 

@@ -48,7 +48,6 @@ class Producer:
         self._settings = Settings(broker, **settings)
         self._log = FoldedLog()
         self._workers: Dict[int, Worker] = {}
-        exits.register(self)
 
     @property
     def max_payload_bytes(self) -> int:
@@ -91,7 +90,7 @@ class Producer:
             raise self.gave_up(event)
         if answers[0] is not None:
             raise answers[0]
-        return event.message_id
+        return str(event.message_id)
 
     def submit(
         self, topic: str, payload: Payload, resolve: Callable[[Optional[ProducerError]], None], message_id: Optional[str] = None
@@ -127,9 +126,10 @@ class Producer:
             if timeout > 0:
                 worker.flush(timeout)
             worker.close()
+        exits.unregister(self)
 
     def stats(self) -> Dict[str, Any]:
-        """This process's figures: emitted, sent, confirmed, resent, dropped (by reason), buffered, buffered_bytes, state, reason."""
+        """This process's figures: emitted, sent, confirmed, resent, connected (times), dropped (by reason), buffered, buffered_bytes, state, reason."""
         return self._worker().stats()
 
     def __enter__(self) -> "Producer":  # noqa: PYI034 - Python 3.6 has no Self
@@ -148,6 +148,7 @@ class Producer:
                 if other != pid:  # the parent's: only forgotten, so that nothing of its connection is touched
                     _parents.append(self._workers.pop(other))
                     forget_all_quiet()
+            exits.register(self)
             exits.register_process()
         return worker
 

@@ -55,7 +55,7 @@ class Worker(Events):
         self._suspects = 0
         self._may_declare = settings.declare
         self._flushing: List[Any] = []
-        self.counters: Dict[str, int] = {"emitted": 0, "sent": 0, "confirmed": 0, "resent": 0}
+        self.counters: Dict[str, int] = {"emitted": 0, "sent": 0, "confirmed": 0, "resent": 0, "connected": 0}
         self.dropped: Counter[str] = Counter()
 
     # Called from any thread
@@ -66,7 +66,7 @@ class Worker(Events):
             if self._closing:
                 raise ProducerClosed("the producer is closed")
             self._seq += 1
-            event = Event(topic, body, self._seq, message_id or f"{self._ids}-{self._seq:x}", int(time.time()), resolve)
+            event = Event(topic, body, self._seq, message_id, int(time.time()), resolve)
             self.counters["emitted"] += 1
             gone = self._buffer.add(event)
             if self._thread is None:
@@ -75,9 +75,15 @@ class Worker(Events):
                 self._awake = True
                 if self._connection is not None:
                     self._connection.wake()
-        for lost in gone:
-            self._lose(lost, BufferFull(f"the buffer of {self._settings.buffer_bytes} bytes is full"))
+        if gone:
+            self._evict(gone)
         return event
+
+    def message_id(self, event: Event) -> str:
+        """The event's id: given by its publisher, or made once it is needed."""
+        if event.message_id is None:
+            event.message_id = f"{self._ids}-{event.seq:x}"
+        return event.message_id
 
     def withdraw(self, event: Event) -> None:
         """Stop telling anybody about this event; it is still published."""
@@ -165,6 +171,8 @@ class Worker(Events):
             events = self._buffer.take(most, window, WINDOW_BYTES)
             # What waits now waits for a confirm or for the next turn, both of which take again. Otherwise the next event wakes us.
             self._awake = self._buffer.waiting > 0
+            for event in events:
+                self.message_id(event)
             self.counters["sent"] += len(events)
             self.counters["resent"] += sum(event.sends > 0 for event in events)
         return events
@@ -199,6 +207,7 @@ class Worker(Events):
         """Say so once after an outage."""
         with self._lock:
             was_down, self._down = self._down, None
+            self.counters["connected"] += 1
             self._state = "ready"
         if was_down is not None:
             dropped = sum(self.dropped.values())
@@ -303,6 +312,17 @@ class Worker(Events):
             resolve(error)
         else:
             self.dropped_one(event.topic, error)
+
+    def _evict(self, events: List[Event]) -> None:
+        error = BufferFull(f"the buffer of {self._settings.buffer_bytes} bytes is full")
+        nobody = [event for event in events if event.resolve is None]
+        with self._lock:
+            self.dropped[error.reason] += len(nobody)
+        if nobody:
+            self.dropped_one(nobody[0].topic, error)
+        for event in events:
+            if event.resolve is not None:
+                self._lose(event, error)
 
     def dropped_one(self, topic: str, error: ProducerError) -> None:
         """Log a dropped event, folded. Never its payload."""
