@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Self
 
 import pika
 
@@ -31,7 +31,7 @@ class Queue:
         """So many payloads, decoded."""
         return [json.loads(self.get()[2]) for _ in range(count)]
 
-    def __enter__(self) -> Queue:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -18,6 +18,9 @@ from uuid import uuid4
 
 import pytest
 from private_rabbitmq import PrivateRabbit
+
+from tests.daemon import DEADLINE_S, Daemon, V1Client
+from tests.integration.producer_queue import Queue
 from towerws_producer import (
     Blocked,
     BufferFull,
@@ -33,9 +36,6 @@ from towerws_producer import (
     Unroutable,
 )
 from towerws_producer import aio as producer_aio
-
-from tests.daemon import DEADLINE_S, Daemon, V1Client
-from tests.integration.producer_queue import Queue
 
 
 @pytest.fixture
@@ -366,5 +366,3 @@ def test_without_the_right_to_declare(rabbit: PrivateRabbit, exchange: str, make
         producer = make(at(rabbit.url, f"{user}:pw"))
         producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)
         assert json.loads(queue.get()[2]) == {"n": 1}
-
-

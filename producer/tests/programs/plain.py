@@ -4,8 +4,9 @@ import asyncio
 import platform
 import sys
 
-import towerws_producer
 from pace import report
+
+import towerws_producer
 from towerws_producer import aio, channels1
 
 

@@ -7,8 +7,9 @@ import socketserver
 import sys
 import threading
 
-import towerws_producer
 from pace import report
+
+import towerws_producer
 
 EACH = 50
 
