@@ -91,7 +91,7 @@ def emit(topic: str, payload: Payload) -> bool:
 
 def say_once(kind: str, text: str) -> None:
     """Log a line, at most once a minute for each kind."""
-    _log.warn(kind, text)
+    _log.fold(kind, text)
 
 
 def publish(topic: str, payload: Payload, timeout: float = PUBLISH_S, message_id: Optional[str] = None) -> str:

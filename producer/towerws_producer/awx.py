@@ -73,7 +73,7 @@ class Relay:
         except Exception as error:  # noqa: BLE001 - see this module's docstring
             # A ConfigError's text holds no password; any other error is named by its type alone.
             why = str(error) if isinstance(error, ConfigError) else type(error).__name__
-            self._log.warn("config", f"no event will be published: {why}")
+            self._log.fold("config", f"no event will be published: {why}")
 
     @property
     def producer(self) -> Optional[Producer]:
@@ -106,7 +106,7 @@ class Relay:
 
     def _refuse(self, reason: str, text: str) -> None:
         self.refused[reason] += 1
-        self._log.warn(reason, f"dropped an event: {text}")
+        self._log.fold(reason, f"dropped an event: {text}")
 
 
 def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:

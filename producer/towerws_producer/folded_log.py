@@ -17,7 +17,7 @@ class FoldedLog:
         self._clock = clock
         self._written: Dict[str, Tuple[float, int]] = {}
 
-    def warn(self, kind: str, text: str) -> None:
+    def fold(self, kind: str, text: str) -> None:
         """Write the text, or count it. It never raises: a broken log handler must not reach the caller of `emit`."""
         now = self._clock()
         last, left_out = self._written.get(kind, (now - EVERY_S, 0))

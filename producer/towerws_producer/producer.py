@@ -68,7 +68,7 @@ class Producer:
                 worker.dropped_one(str(topic), error)
                 return False
         except Exception as error:  # noqa: BLE001 - the promise: an event never costs its caller more than itself
-            self._log.warn("bug", f"dropped an event: {type(error).__name__}")
+            self._log.fold("bug", f"dropped an event: {type(error).__name__}")
             return False
         return True
 
@@ -129,7 +129,11 @@ class Producer:
         exits.unregister(self)
 
     def stats(self) -> Dict[str, Any]:
-        """This process's figures: emitted, sent, confirmed, resent, connected (times), dropped (by reason), buffered, buffered_bytes, state, reason."""
+        """This process's figures.
+
+        Counts of events: emitted, sent, confirmed, resent, dropped (by reason), buffered (and buffered_bytes). How often it
+        connected, its state (idle, connecting, ready, blocked, down), and the reason of the last two.
+        """
         return self._worker().stats()
 
     def __enter__(self) -> "Producer":  # noqa: PYI034 - Python 3.6 has no Self

@@ -219,7 +219,7 @@ class Worker(Events):
             self._state = "ready" if reason is None else "blocked"
             self._down = None if reason is None else Blocked(f"the broker takes no messages: {reason}")
         if reason is not None:
-            self._log.warn("blocked", f"{self._down}; events are kept, up to {self._settings.buffer_bytes} bytes")
+            self._log.fold("blocked", f"{self._down}; events are kept, up to {self._settings.buffer_bytes} bytes")
 
     # The thread
 
@@ -292,7 +292,7 @@ class Worker(Events):
             self._lose(culprit, error)
         for event in told:
             self._lose(event, error)
-        self._log.warn("down " + error.reason, f"{error}; events are kept, up to {self._settings.buffer_bytes} bytes")
+        self._log.fold("down " + error.reason, f"{error}; events are kept, up to {self._settings.buffer_bytes} bytes")
         self._flushed()
 
     def _wait(self, failure: Failure) -> None:
@@ -326,7 +326,7 @@ class Worker(Events):
 
     def dropped_one(self, topic: str, error: ProducerError) -> None:
         """Log a dropped event, folded. Never its payload."""
-        self._log.warn("dropped " + error.reason, f"dropped an event on {topic[:200]!r}: {error}")
+        self._log.fold("dropped " + error.reason, f"dropped an event on {topic[:200]!r}: {error}")
 
     def count_refusal(self, error: ProducerError) -> None:
         """Count an event that never reached the buffer."""

@@ -79,7 +79,7 @@ def test_celery_prefork(rabbit: PrivateRabbit, exchange: str, tmp_path: Path, pr
         CELERY_BROKER=rabbit.url, CELERY_QUEUE=f"celery-{uuid4().hex}", TOWERWS_BROKER=rabbit.url, TOWERWS_EXCHANGE=exchange
     )
     environ["PYTHONPATH"] += f"{os.pathsep}{PROGRAMS}"
-    command = [python, "-m", "celery", "--app", "celery_tasks", "worker", "--pool", "prefork", "--concurrency", "2"]
+    command = [str(python), "-m", "celery", "--app", "celery_tasks", "worker", "--pool", "prefork", "--concurrency", "2"]
     command += ["--max-tasks-per-child", "1", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO"]
     log = tmp_path / "celery.log"
     with Queue(rabbit.url, exchange) as queue, log.open("wb") as output:
