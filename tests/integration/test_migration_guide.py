@@ -160,7 +160,8 @@ def test_the_guide_step_by_step(
     (shown,) = blocks("text")
     with daemon:
         for command, printed in said.items():
-            if command not in (tail, emit):
+            # What has nothing of AWX's version in it is run once.
+            if command not in (tail, emit) and (environment is CHANNELS_1 or command.startswith("awx-manage")):
                 more = f" --exchange {exchange}" if command.startswith("towerws publish") else ""
                 assert site.run(command + more).rstrip("\n") == printed.rstrip("\n"), command
         listening = subprocess.Popen(site.command(f"exec {tail}"), env=site.environ, stdout=subprocess.PIPE, text=True)
