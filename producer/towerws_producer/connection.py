@@ -10,16 +10,20 @@ blocked    | -                   | -                     | -                 | e
 """
 
 import logging
+import socket
 import ssl
 import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from functools import partial
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 import pika
 from pika import exceptions as pika_exceptions
 from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.utils.nbio_interface import AbstractIOReference
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
 from towerws_producer.address import Address
 from towerws_producer.buffer import Event
@@ -71,6 +75,29 @@ class Events:
         raise NotImplementedError
 
 
+class _Resolved(AbstractIOReference):  # type: ignore[misc]  # pika has no annotations in all of its versions
+    """A look-up that is over."""
+
+    def cancel(self) -> bool:
+        """Too late."""
+        return False
+
+
+class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # as above
+    """pika's I/O, but names are looked up on our thread: pika starts one for that, which Python 3.12 forbids to an ending process."""
+
+    def getaddrinfo(
+        self, host: str, port: int, on_done: Any, family: int = 0, socktype: int = 0, proto: int = 0, flags: int = 0
+    ) -> AbstractIOReference:
+        """Look it up, and report in the loop's next turn."""
+        try:
+            found: Any = socket.getaddrinfo(host, port, family, socktype, proto, flags)
+        except Exception as error:  # noqa: BLE001 - whatever it is, pika is told
+            found = error
+        self.add_callback_threadsafe(partial(on_done, found))
+        return _Resolved()
+
+
 class Connection:
     """One connection. `run` makes the attempt and returns once it has ended."""
 
@@ -102,7 +129,7 @@ class Connection:
                 on_open_callback=self._opened,
                 on_open_error_callback=self._not_opened,
                 on_close_callback=self._closed,
-                custom_ioloop=self._loop,
+                custom_ioloop=_Services(self._loop),
             )
             self._loop.call_later(TICK_S, self._tick)
             self._loop.start()

@@ -224,8 +224,13 @@ class Worker(Events):
     # The thread
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="towerws-producer", daemon=True)
-        self._thread.start()
+        """Start the thread. An ending interpreter starts none any more: the event then stays buffered, and is counted at the exit."""
+        thread = threading.Thread(target=self._run, name="towerws-producer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return
+        self._thread = thread
 
     def _run(self) -> None:
         quiet_pika()
