@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import compression, connections, fanout, growth, tls
+from benchmarks import compression, connections, fanout, growth, producer, tls
 from benchmarks.world import Row, world
 from towerws import __version__
 
@@ -21,7 +21,7 @@ SCENARIOS = {
     for each in (
         *(fanout.burst, fanout.steady, fanout.unwatched, fanout.drain, fanout.mixed),
         *(connections.memory, connections.storm, connections.resume),
-        *(fanout.large, fanout.v1, growth.growth, tls.tls, compression.compression),
+        *(fanout.large, fanout.v1, growth.growth, tls.tls, compression.compression, producer.producer),
     )
 }
 

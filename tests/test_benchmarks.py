@@ -18,7 +18,10 @@ from private_rabbitmq import rabbitmq_bin
 from benchmarks.messages import FrameCounter, frame, unframe
 
 ROOT = Path(__file__).parents[1]
-SCENARIOS = {"burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1", "growth", "tls", "compression"}
+SCENARIOS = {
+    *("burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1", "growth", "tls", "compression"),
+    "producer",
+}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -30,7 +33,7 @@ def test_every_scenario_does_its_work_at_the_smallest_size(tmp_path: Path) -> No
             pytest.fail("RabbitMQ is not installed, and CI promises it", pytrace=False)
         pytest.skip("RabbitMQ is not installed")
     report = tmp_path / "report.json"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "script")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "script"), str(ROOT / "producer")])
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--size", "0.005", "--json", str(report)],
         cwd=ROOT,

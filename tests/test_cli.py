@@ -19,7 +19,9 @@ from towerws.cli import main
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["demo", "--help"], ["tail", "-h"], ["config", "--help"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["-h"], ["demo", "--help"], ["tail", "-h"], ["config", "--help"], ["check", "--help"], ["publish", "-h"]]
+)
 def test_help(arguments: list[str]) -> None:
     """Every command explains itself."""
     result = CliRunner().invoke(main, arguments)

@@ -52,7 +52,7 @@ def test_the_wheel_has_what_it_should_and_no_more(wheel: Path) -> None:
 
 def test_the_source_distribution_has_what_an_operator_needs(tmp_path: Path) -> None:
     """Beside the package: the documents, the unit, nginx's configuration and the tests, each file of them."""
-    houses = ("deploy", "docs", "script", "systemd", "tests")
+    houses = ("deploy", "docs", "producer", "script", "systemd", "tests")
     source = tmp_path / "source"
     for name in (*houses, "towerws", "twisted"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
@@ -85,6 +85,24 @@ def test_twistd_offers_towerws_where_it_can_write_nothing(installed: Path) -> No
 def test_the_command_is_installed(installed: Path) -> None:
     """The package brings the command `towerws`."""
     assert "Usage: towerws" in _run(installed / "towerws", "--help", cwd=installed)
+
+
+def test_the_producers_wheel(tmp_path: Path) -> None:
+    """`towerws-producer` is a distribution of its own: its package alone, for Python 3.6 and later, with pika and nothing else."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "producer", source, ignore=shutil.ignore_patterns("__pycache__"))
+    _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source, cwd=tmp_path)
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.startswith("towerws_producer-")
+    assert built.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(built) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (metadata,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        said = archive.read(metadata).decode().splitlines()
+    package = ROOT / "producer" / "towerws_producer"
+    assert names == {f"towerws_producer/{path.name}" for path in package.iterdir() if path.is_file()}
+    assert "Requires-Python: >=3.6" in said
+    assert [line for line in said if line.startswith("Requires-Dist")] == ["Requires-Dist: pika<2,>=1.1"]
 
 
 def _site_packages(venv: Path) -> Path:

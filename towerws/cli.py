@@ -18,6 +18,7 @@ import click
 from towerws import __version__
 from towerws.commands.config import check_command, config_command
 from towerws.commands.demo import events
+from towerws.commands.publish import publish_command
 from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
 from towerws.commands.tail import CLEAN, FAILED, Tail, TailOptions, check_url
 from towerws.commands.tail_topics import DEFAULT_TOPICS
@@ -168,5 +169,6 @@ def _run_tail(options: TailOptions) -> int:
     return codes[0]
 
 
+main.add_command(publish_command)
 main.add_command(config_command)
 main.add_command(check_command)

@@ -10,19 +10,26 @@ import pytest
 from private_rabbitmq import PrivateRabbit, rabbitmq_bin
 
 from tests.chromium import Chromium, chromium_binary
+from tests.integration.redis_server import PrivateRedis, redis_binary
 from tests.nginx import Nginx, nginx_binary
+from tests.producer_pythons import PYENV, Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 NO_BROKER = "RabbitMQ is not installed"
 NO_NGINX = "nginx is not installed"
 NO_CHROMIUM = "Chromium is not installed"
+NO_REDIS = "Redis is not installed"
+NO_PYTHON = "this Python is missing"
 
 PARTS = {
     NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
     NO_NGINX: ("NGINX", "apt-get install nginx"),
     NO_CHROMIUM: ("CHROMIUM", "apt-get install chromium"),
+    NO_REDIS: ("REDIS", "apt-get install redis-server"),
+    NO_PYTHON: ("OLD PYTHONS", "pyenv install 3.6 3.7 3.8 3.9 3.10 3.11 3.12 3.13"),
 }
 
 
@@ -69,6 +76,31 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     _require(NO_CHROMIUM, chromium_binary())
     with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
+    """The module's Redis."""
+    _require(NO_REDIS, redis_binary())
+    with PrivateRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def producer_python() -> Callable[[Environment], Path]:
+    """A maker of the interpreter of an environment, its wheels installed. A Python that is missing skips, or fails where pyenv is."""
+
+    def make(environment: Environment) -> Path:
+        interpreter = environment.interpreter
+        if interpreter is None:
+            reason = f"{NO_PYTHON}: {environment.python}"
+            if os.environ.get("CI") == "true" and PYENV.is_dir():
+                pytest.fail(f"{reason}, and this machine has pyenv (pyenv install {environment.python})", pytrace=False)
+            pytest.skip(reason)
+        environment.prepare()
+        return interpreter
+
+    return make
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,8 +7,10 @@ from uuid import UUID, uuid4
 
 import pika
 import pytest
+from click.testing import CliRunner
 from private_rabbitmq import PrivateRabbit
 
+from towerws.cli import main
 from towerws.commands.publisher import AmqpPublisher
 from towerws.config.broker_url import parse_broker_url
 from towerws.core.errors import BrokerError
@@ -77,3 +79,34 @@ def test_refused(rabbit: PrivateRabbit) -> None:
         with pytest.raises(BrokerError, match=text):
             publisher.publish("jobs.summary", b"{}")
         publisher.close()
+
+
+def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None:
+    """`towerws publish`: confirmed and routed is 0 with the id as given; no exchange is 3, no queue 4, nobody there 1, as they come."""
+    exchange = f"shell-{uuid4().hex}"
+
+    def publish(*more: str, broker: str = rabbit.url) -> tuple[int, str]:
+        arguments = ["publish", "jobs.summary", '{"n": 1}', "--broker", broker, "--exchange", exchange, *more]
+        result = CliRunner().invoke(main, arguments)
+        return result.exit_code, result.stderr
+
+    code, said = publish()
+    assert (code, "no exchange" in said) == (3, True)
+    at = rabbit.url.rpartition("@")[2]
+    code, said = publish(broker=f"amqp://guest:s3cret@{at}")
+    assert (code, "password is wrong" in said, "s3cret" in said) == (3, True, False)
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
+    channel = connection.channel()
+    channel.exchange_declare(exchange, "topic", durable=True)
+    code, said = publish()
+    assert (code, "no queue is bound" in said) == (4, True)
+    assert publish("--no-mandatory")[0] == 0
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, exchange, "#")
+    assert publish("--message-id", "mine") == (0, "1 event published on jobs.summary and confirmed\n")
+    method, properties, body = channel.basic_get(queue, auto_ack=True)
+    assert (method.routing_key, properties.message_id, body) == ("jobs.summary", "mine", b'{"n": 1}')
+    assert properties.timestamp
+    connection.close()
+    code, said = publish("--timeout", "1", broker="amqp://127.0.0.1:1")
+    assert (code, "not confirmed within 1 s" in said) == (1, True)

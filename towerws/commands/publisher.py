@@ -29,16 +29,26 @@ ATTEMPT_S = 10.0
 """How long connecting, or the answer to one publication, may take."""
 HEARTBEAT_S = 10  # RabbitMQ calls 5 to 20 s best
 
+MESSAGE_ID_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
+
 TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
 
 Tell = Callable[[str], None]
 """Takes a line about the link, for a person."""
 
 
+class GaveUp(BrokerError):
+    """There was no confirm in the time that a publication was given. It may have arrived all the same."""
+
+
+class NoQueue(BrokerError):
+    """The broker took the event, and no queue is bound to the exchange for its topic: nobody will see it."""
+
+
 class Publisher(Protocol):
     """Where events are published."""
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
         """Publish JSON on a topic (a routing key). Returns once the other end has taken it; `BrokerError` when it never will."""
 
     def idle(self, seconds: float) -> None:
@@ -49,19 +59,32 @@ class Publisher(Protocol):
 
 
 class Retry:
-    """When to try again after a lost link: jitter under a bound that doubles; what there is to say is said once a loss."""
+    """When to try again after a lost link: jitter under a bound that doubles; what there is to say is said once a loss.
 
-    def __init__(self, tell: Tell) -> None:
+    With `patience_s`, `lost` raises `GaveUp` when so many seconds have passed since the last publication began.
+    """
+
+    def __init__(self, tell: Tell, patience_s: float | None = None) -> None:
         self._tell = tell
+        self._patience_s = patience_s
+        self._began = 0.0
         self._bound_s = BACKOFF_MIN_S
         self._lost = False
 
+    def begin(self) -> None:
+        """A publication begins."""
+        if self._patience_s is not None:
+            self._began = time.monotonic()
+
     def lost(self, what: str) -> float:
         """An attempt failed: how long to wait before the next."""
+        pause_s = random.uniform(BACKOFF_MIN_S / 2, self._bound_s)  # noqa: S311 - only spreads the attempts
+        if self._patience_s is not None and time.monotonic() + pause_s > self._began + self._patience_s:
+            raise GaveUp(f"{what}; not confirmed within {self._patience_s:g} s")
         if not self._lost:
             self._lost = True
-            self._tell(f"{what}; trying again until it works")
-        pause_s = random.uniform(BACKOFF_MIN_S / 2, self._bound_s)  # noqa: S311 - only spreads the attempts
+            until = "it works" if self._patience_s is None else f"{self._patience_s:g} s have passed"
+            self._tell(f"{what}; trying again until {until}")
         self._bound_s = min(2 * self._bound_s, BACKOFF_MAX_S)
         return pause_s
 
@@ -74,23 +97,49 @@ class Retry:
 
 
 class AmqpPublisher:
-    """Publishes to a RabbitMQ topic exchange, each event confirmed. Several URLs are tried in turn."""
+    """Publishes to a RabbitMQ topic exchange, each event confirmed. Several URLs are tried in turn.
 
-    def __init__(self, urls: Sequence[BrokerUrl], exchange: str, tell: Tell) -> None:
+    With `mandatory`, an event that no queue takes is a `NoQueue`. With `declare`, the exchange is declared; otherwise it has to
+    be there. `patience_s` bounds each publication.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[BrokerUrl],
+        exchange: str,
+        tell: Tell,
+        *,
+        mandatory: bool = False,
+        declare: bool = True,
+        patience_s: float | None = None,
+        tls_ca: str = "",
+    ) -> None:
         # What pika logs about a failed attempt is pages of it, and said in a line here.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
         self._urls = list(urls)
         self._exchange = exchange
-        self._retry = Retry(tell)
+        self._retry = Retry(tell, patience_s)
+        self._mandatory = mandatory
+        self._declare = declare
+        self._tls_ca = tls_ca
+        self._attempt_s = ATTEMPT_S if patience_s is None else min(ATTEMPT_S, patience_s)
         self._connection: Any = None
         self._channel: Any = None
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
         """Publish with a confirm. When the link is lost before it came, the same message is sent again, known by its id."""
-        properties = pika.BasicProperties(content_type="application/json", delivery_mode=TRANSIENT, message_id=str(uuid4()))
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=TRANSIENT,
+            message_id=message_id or str(uuid4()),
+            timestamp=int(time.time()),
+        )
+        self._retry.begin()
         while True:
             try:
-                self._open_channel().basic_publish(self._exchange, topic, payload, properties)
+                self._open_channel().basic_publish(self._exchange, topic, payload, properties, mandatory=self._mandatory)
+            except pika_exceptions.UnroutableError:
+                raise NoQueue(f"no queue is bound to the exchange {self._exchange!r} for this topic") from None
             except (pika_exceptions.AMQPError, OSError) as error:
                 self._abandon()
                 if (refusal := _refusal(error)) is not None:
@@ -118,9 +167,10 @@ class AmqpPublisher:
 
     def _open_channel(self) -> Any:
         if self._channel is None:
-            self._connection = pika.BlockingConnection(_parameters(self._urls[0]))
+            self._connection = pika.BlockingConnection(_parameters(self._urls[0], self._attempt_s, self._tls_ca))
             channel = self._connection.channel()
-            channel.exchange_declare(self._exchange, "topic", durable=True)
+            if self._declare:
+                channel.exchange_declare(self._exchange, "topic", durable=True)
             channel.confirm_delivery()
             self._channel = channel
         return self._channel
@@ -134,8 +184,8 @@ class AmqpPublisher:
                 return  # it ended by itself meanwhile
 
 
-def _parameters(url: BrokerUrl) -> Any:
-    tls = pika.SSLOptions(ssl.create_default_context(), url.host) if url.tls else None
+def _parameters(url: BrokerUrl, attempt_s: float, tls_ca: str) -> Any:
+    tls = pika.SSLOptions(ssl.create_default_context(cafile=tls_ca or None), url.host) if url.tls else None
     return pika.ConnectionParameters(
         host=url.host,
         port=url.port,
@@ -143,9 +193,10 @@ def _parameters(url: BrokerUrl) -> Any:
         credentials=pika.PlainCredentials(url.username, url.password.reveal()),
         ssl_options=tls,
         heartbeat=HEARTBEAT_S,
-        socket_timeout=ATTEMPT_S,
-        stack_timeout=ATTEMPT_S,
-        blocked_connection_timeout=3 * ATTEMPT_S,
+        socket_timeout=attempt_s,
+        stack_timeout=attempt_s,
+        # A broker in a memory or disk alarm takes nothing.
+        blocked_connection_timeout=3 * ATTEMPT_S if attempt_s == ATTEMPT_S else attempt_s,
         connection_attempts=1,
         client_properties={"connection_name": "towerws publisher"},
     )
@@ -157,7 +208,7 @@ def _refusal(error: Exception) -> str | None:
         return "user name or password is wrong"
     if isinstance(error, pika_exceptions.ProbableAccessDeniedError):
         return "the virtual host does not exist, or the user has no access to it"
-    if isinstance(error, pika_exceptions.ChannelClosedByBroker) and error.reply_code in {403, 406}:
+    if isinstance(error, pika_exceptions.ChannelClosedByBroker) and error.reply_code in {403, 404, 406}:
         return str(error.reply_text)
     return None
 
@@ -176,18 +227,19 @@ def _reason(error: Exception) -> str:
 class AdminPublisher:
     """Publishes through `POST /publish` of a daemon's admin port, over one kept-alive connection."""
 
-    def __init__(self, url: str, tell: Tell) -> None:
+    def __init__(self, url: str, tell: Tell, *, patience_s: float | None = None) -> None:
         """`url` is `http://host:port`; `ValueError` says what is wrong with any other."""
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.username:
             raise ValueError("the admin port is given as http://host:port")
         self._url = url.rstrip("/")
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ATTEMPT_S)
-        self._retry = Retry(tell)
+        self._retry = Retry(tell, patience_s)
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
         """Post it. An answer that got lost makes it come twice: the embedded source knows no message ids."""
         body = b'{"topic":%b,"payload":%b}' % (json.dumps(topic).encode("ascii"), payload)
+        self._retry.begin()
         while True:
             kept_alive = self._connection.sock is not None
             try:

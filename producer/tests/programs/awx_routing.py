@@ -1,0 +1,3 @@
+"""AWX's ROUTING stays importable: channels imports it with the layer."""
+
+channel_routing = []  # type: ignore[var-annotated]

@@ -1,0 +1,30 @@
+"""A Celery application whose tasks publish. As a program, it asks for `sys.argv[1]` tasks."""
+
+import os
+import sys
+
+from celery import Celery
+
+import towerws_producer
+
+app = Celery("celery_tasks", broker=os.environ["CELERY_BROKER"])
+app.conf.update(
+    task_default_queue=os.environ["CELERY_QUEUE"],
+    broker_connection_retry_on_startup=True,
+    task_ignore_result=True,
+    worker_enable_remote_control=False,
+)
+
+EACH = 25
+
+
+@app.task
+def emit_all(task: int) -> None:
+    """Emit and end: with one task for each child, the child's exit has to send all of it."""
+    for number in range(EACH):
+        towerws_producer.emit("job_events.42", {"task": task, "n": number, "pid": os.getpid()})
+
+
+if __name__ == "__main__":
+    for number in range(int(sys.argv[1])):
+        emit_all.delay(number)

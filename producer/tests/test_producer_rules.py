@@ -1,0 +1,276 @@
+"""Topics, payloads, addresses, settings: what is taken, and what each fault is called."""
+
+import collections
+import decimal
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from towerws.config.broker_url import parse_broker_url
+from towerws.core.topics import is_routing_key
+from towerws_producer import BadPayload, BadTopic, ConfigError, PayloadTooLarge, Producer, ProducerError
+from towerws_producer.address import parse_address, parse_addresses
+from towerws_producer.awx import Relay, is_ours, wrapped_name
+from towerws_producer.folded_log import EVERY_S, FoldedLog
+from towerws_producer.payload import encode
+from towerws_producer.settings import Settings
+from towerws_producer.topics import check_topic, topic_of_flat_name
+
+TOPICS = [
+    "job_events.42", "a.b", "a" * 64 + "." + "b" * 128, "jobs.status_changed", "a.!~", "control.limit_reached_7", "a.b-c",
+    "", "a", ".", "a.", ".b", "a.b.c", "a.*", "#.b", "a.#", "a b.c", "a.b c", "a-b.c", 'a."', "a.\\", "a.é", "ä.b", "a.\n", "a.b\n",
+    "a" * 65 + ".b", "a." + "b" * 129, "a.\x7f", "a.\0", "a.\ud83d",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=ascii)
+def test_the_daemon_and_the_producer_agree_on_topics(topic: str) -> None:
+    """What the producer lets through the daemon takes, and nothing else."""
+    try:
+        agreed = check_topic(topic) == topic
+    except BadTopic:
+        agreed = False
+    assert agreed == is_routing_key(topic)
+
+
+@pytest.mark.parametrize(
+    ("name", "topic"),
+    [
+        ("job_events-42", "job_events.42"),
+        ("control-limit_reached_7", "control.limit_reached_7"),
+        ("a-b-c", "a.b-c"),
+        ("metrics", None),
+        ("a-", None),
+        ("-b", None),
+        ("a-b.c", None),
+    ],
+)
+def test_flat_names_are_split_at_the_first_dash(name: str, topic: Optional[str]) -> None:
+    """As AWX's own names are made."""
+    if topic is None:
+        with pytest.raises(BadTopic):
+            topic_of_flat_name(name)
+    else:
+        assert topic_of_flat_name(name) == topic
+
+
+class Shouting:
+    """A value whose methods raise what they like."""
+
+    def __iter__(self) -> Any:
+        """Never."""
+        raise KeyError("no")
+
+
+@pytest.mark.parametrize(
+    ("payload", "body"),
+    [
+        ({"a": 1, "b": ["é"]}, b'{"a":1,"b":["\\u00e9"]}'),
+        (collections.OrderedDict([("b", 1), ("a", 2)]), b'{"b":1,"a":2}'),
+        (collections.ChainMap({"a": 1}), b'{"a":1}'),
+        ('{"a": "é\\ud83d", "n": NaN}', '{"a": "é\\ud83d", "n": NaN}'.encode()),
+        (b' {"a" : 1}\r\n', b' {"a" : 1}\r\n'),
+        (bytearray(b"{}"), b"{}"),
+    ],
+)
+def test_payloads_that_are_taken(payload: Any, body: bytes) -> None:
+    """A mapping is encoded compactly; what is JSON already passes byte for byte."""
+    assert encode(payload, 100) == body
+
+
+LOOP: Dict[str, Any] = {}
+LOOP["me"] = LOOP
+DEEP: List[Any] = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"a": float("nan")}, {"a": float("inf")}, {"a": object()}, {"a": {1, 2}}, {"a": b"bytes"}, {("tuple",): 1},
+        {"a": decimal.Decimal(1)},
+        LOOP, {"a": DEEP}, "", "nonsense", "[1]", "{", "}", "{} x", b"\xff{}", b'{"a": "\xff"}', '{"a": "\ud83d"}', None, 7, [1],
+        Shouting(),
+    ],
+    ids=lambda payload: type(payload).__name__,
+)  # fmt: skip
+def test_payloads_that_are_refused(payload: Any) -> None:
+    """Each is a `BadPayload`, whatever the encoder made of it."""
+    with pytest.raises(BadPayload):
+        encode(payload, 10_000_000)
+
+
+def test_the_bound_is_on_the_encoded_bytes() -> None:
+    """At the bound it goes, beyond it does not."""
+    assert len(encode({"a": "é"}, 14)) == 14
+    for payload in ({"a": "é"}, '{"a": "xxxxxx"}', b'{"a": "xxxxxx"}'):
+        with pytest.raises(PayloadTooLarge):
+            encode(payload, 13)
+
+
+URLS = [
+    "amqp://host", "amqp://host/", "amqp://host/%2F", "amqp://host/v", "AMQPS://u:p@host", "amqp://u@host", "amqp://u:@host", "amqp://u:p@[::1]:7/v",
+    "amqp://u:p@ss:w/or#d@host:1/v", "amqp://u:%40%2F@host", "amqp://u:100%@host", "amqp://%75:p@h",
+    "", "amqp:", "http://host", "amqp://", "amqp://u:p@", "amqp://:p@host", "amqp://host:0", "amqp://host:x", "amqp://host:65536", "amqp://host/a/b",
+    "amqp://host?heartbeat=1", "amqp://host#x", "amqp://u:%ff@host", "amqp://a b", "amqp://u:s3cret@ho st",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_the_daemon_and_the_producer_agree_on_urls(url: str) -> None:
+    """The same URL is the same broker for both; what one refuses the other does. No text and no repr has the password."""
+    try:
+        theirs = parse_broker_url(url)
+    except ValueError:
+        with pytest.raises(ConfigError) as raised:
+            parse_address(url)
+        assert "s3cret" not in str(raised.value)
+        return
+    ours = parse_address(url)
+    assert (ours.host, ours.port, ours.username, ours.password, ours.vhost, ours.tls) == (
+        theirs.host, theirs.port, theirs.username, theirs.password.reveal(), theirs.vhost, theirs.tls,
+    )  # fmt: skip
+    if len(ours.password) > 5:  # "p" is in every URL
+        assert ours.password not in f"{ours} {ours!r}"
+
+
+def test_several_addresses() -> None:
+    """With commas, where another URL begins, or as a list."""
+    assert [address.host for address in parse_addresses("amqp://u:p,w@a , amqps://b")] == ["a", "b"]
+    assert [address.host for address in parse_addresses(["amqp://a", "amqp://b"])] == ["a", "b"]
+    nothings: List[Any] = ["", " ", []]
+    for nothing in nothings:
+        with pytest.raises(ConfigError, match="TOWERWS_BROKER"):
+            parse_addresses(nothing)
+
+
+def test_settings_come_from_arguments_or_the_environment() -> None:
+    """An argument wins; an empty variable is none."""
+    environ = {"TOWERWS_BROKER": "amqp://there", "TOWERWS_EXCHANGE": "", "TOWERWS_TLS_CA": "/ca.pem"}
+    settings = Settings(environ=environ)
+    assert (settings.addresses[0].host, settings.exchange, settings.tls_ca) == ("there", "towerws", "/ca.pem")
+    assert Settings("amqp://here", exchange="mine", environ=environ).addresses[0].host == "here"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"buffer_bytes": 10}, "buffer_bytes"),
+        ({"confirm_s": 0}, "confirm_s"),
+        ({"confirm_s": "soon"}, "confirm_s"),
+        ({"heartbeat_s": True}, "heartbeat_s"),
+        ({"exit_s": float("inf")}, "exit_s"),
+        ({"exchange": ""}, "exchange"),
+        ({"exchange": "x" * 128}, "exchange"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_settings_that_are_refused(settings: Dict[str, Any], text: str) -> None:
+    """Each is named."""
+    with pytest.raises(ConfigError, match=text):
+        Producer("amqp://h", **settings)
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+def test_a_burst_of_log_lines_is_folded(caplog: pytest.LogCaptureFixture) -> None:
+    """One line for each kind and minute; the next one counts what was left out."""
+    clock = Clock()
+    log = FoldedLog(clock)
+    for _ in range(100):
+        log.fold("a", "first kind")
+    log.fold("b", "second kind")
+    clock.now += EVERY_S
+    log.fold("a", "first kind")
+    assert caplog.messages == ["first kind", "second kind", "first kind (99 more of this kind since the last such line)"]
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [({}, False), ({"url": "nonsense://u:s3cret@h"}, False), ({"broker": "amqp://h", "exit_s": -1}, False), ({"url": "amqp://h"}, True)],
+)
+def test_a_layer_with_wrong_settings_costs_awx_nothing(
+    config: Dict[str, Any], kept: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so once, without the password, and counts what it drops."""
+    monkeypatch.delenv("TOWERWS_BROKER", raising=False)
+    relay = Relay({**config, "model": "awx.main.models.channels.ChannelGroup"})
+    assert (relay.producer is not None) == kept
+    if not kept:
+        relay.send("jobs-summary", {"text": "{}"})
+        assert relay.refused == {"config": 1}
+        assert len(caplog.messages) == 1
+        assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "reason"),
+    [
+        ("control-limit_reached", {"text": "{}"}, "withheld"),
+        ("metrics", {"text": "{}"}, "topic"),
+        (b"jobs-summary", {"text": "{}"}, "topic"),
+        (None, {"text": "{}"}, "topic"),
+        ("jobs-summary", {"bytes": b"{}"}, "payload"),
+        ("jobs-summary", None, "payload"),
+        ("jobs-summary", {"text": 7}, "payload"),
+    ],
+)
+def test_what_a_layer_refuses(name: Any, message: Any, reason: str) -> None:
+    """Each has its reason, and nothing raises."""
+    relay = Relay({"broker": "amqp://127.0.0.1:1"})
+    relay.send(name, message)
+    assert relay.refused == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"group": "jobs-summary", "message": "{}"}', "jobs-summary"),
+        ('{"message": "{}", "group": "metrics"}', "metrics"),
+        ('{"group": 7}', ""),
+        ("[1]", ""),
+        ("nonsense", ""),
+        (None, ""),
+        ("", ""),
+    ],
+)
+def test_the_name_in_a_broadcast_copy(text: Any, name: str) -> None:
+    """Found without decoding the whole where AWX wrote it; whatever it is, nothing raises."""
+    assert wrapped_name(text) == name
+
+
+def test_the_ten_groups() -> None:
+    """What browsers subscribe to, and nothing of the nodes' own."""
+    assert is_ours("job_events-42")
+    assert is_ours("control-limit_reached_7")
+    for name in ("metrics", "broadcast-group_send", "specific.abc!def", "jobs_of_mine-1", ""):
+        assert not is_ours(name)
+
+
+def test_emit_never_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """Bad topics and payloads of every kind, and a producer without a broker."""
+    producer = Producer("amqp://127.0.0.1:1")
+    topics: List[Any] = ["a", None, 7, b"a.b", "a.b"]
+    for topic in topics:
+        assert not producer.emit(topic, Shouting())  # type: ignore[arg-type]
+    assert producer.stats()["dropped"] == {"topic": 4, "payload": 1}
+    producer.close(timeout=0)
+    assert all("Shouting" not in message or "payload" in message for message in caplog.messages)
+
+
+def test_the_root_of_all_errors() -> None:
+    """One `except` for all of them, and a word of its own for each."""
+    import towerws_producer  # noqa: PLC0415
+
+    errors = [item for item in vars(towerws_producer).values() if isinstance(item, type) and issubclass(item, ProducerError)]
+    assert len(errors) == 14
+    assert len({error.reason for error in errors}) == len(errors)

@@ -1,0 +1,58 @@
+"""The channel layer for channels 2 to 4 without Redis, which AWX 10 to 18 can use: publishes to towerws, and receives nothing.
+
+    CHANNEL_LAYERS = {"default": {"BACKEND": "towerws_producer.channels.Layer", "CONFIG": {"broker": "amqp://…"}}}
+
+Where other code of the application receives from the layer, `towerws_producer.channels_redis.Layer` leaves that to Redis.
+"""
+
+import asyncio
+import uuid
+from typing import Any, Dict
+
+from channels.layers import BaseChannelLayer
+
+from towerws_producer.awx import BROADCAST, Relay
+
+
+class Layer(BaseChannelLayer):  # type: ignore[misc]  # channels has no annotations
+    """Publishes `group_send`. Nothing in it belongs to an event loop: AWX makes a new loop for each event."""
+
+    extensions = ["groups"]  # noqa: RUF012 - channels' own shape: it looks for a word in a list
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self._relay = Relay(config)
+
+    # channels calls these
+
+    async def group_send(self, group: str, message: Dict[str, Any]) -> None:
+        """Publish the message's text on the group's topic. It never raises and never waits for the broker.
+
+        The copy for AWX's other nodes is ignored: towerws reaches the browsers of all of them.
+        """
+        if group != BROADCAST:
+            self._relay.send(group, message)
+
+    async def send(self, channel: str, message: Dict[str, Any]) -> None:
+        """Nothing: there is no client in this process."""
+
+    async def receive(self, channel: str) -> Dict[str, Any]:
+        """Wait until cancelled: nothing ever arrives."""
+        answer: asyncio.Future[Dict[str, Any]] = asyncio.get_event_loop().create_future()
+        return await answer
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """A name that nobody else has."""
+        return f"{prefix}.{uuid.uuid4().hex}!{uuid.uuid4().hex[:12]}"
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Nothing: towerws knows its subscribers."""
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """Nothing: towerws knows its subscribers."""
+
+    async def flush(self) -> None:
+        """Nothing is held for receivers."""
+
+    async def close_pools(self) -> None:
+        """There are no pools."""

@@ -1,0 +1,166 @@
+"""`Producer`: what an application holds."""
+
+import os
+import threading
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+
+from towerws_producer import exits
+from towerws_producer.buffer import Event
+from towerws_producer.connection import forget_all_quiet
+from towerws_producer.errors import ConfigError, ProducerError
+from towerws_producer.folded_log import FoldedLog
+from towerws_producer.payload import Payload, encode
+from towerws_producer.settings import Settings
+from towerws_producer.topics import check_topic
+from towerws_producer.worker import Worker
+
+PUBLISH_S = 10.0
+FLUSH_S = 10.0
+EXIT_S = 10.0
+"""How long the events of an ending process may take altogether, while the broker goes on confirming."""
+
+
+class Producer:
+    """Publishes events to towerws. Safe to share between threads, and to use after a fork.
+
+    Arguments, all by name:
+      broker             amqp:// or amqps:// URL, several with commas or as a list; otherwise TOWERWS_BROKER
+      exchange           the topic exchange; otherwise TOWERWS_EXCHANGE, otherwise "towerws"
+      declare            declare the exchange when connecting (True); without the right to declare it publishes all the same
+      mandatory          have the broker say when no queue takes an event (True); such events are counted and logged
+      tls_ca             a file with certificates to trust instead of the system's; otherwise TOWERWS_TLS_CA
+      buffer_bytes       events kept while the broker is slow or away (16 MiB); beyond, the oldest are dropped and counted
+      max_payload_bytes  larger payloads are refused (4 MiB, the daemon's own default)
+      connect_s          a TCP connection may take so long (1)
+      attempt_s          a whole attempt, with TLS and AMQP, may take so long (5)
+      confirm_s          a confirm may take so long before the connection counts as lost (10)
+      blocked_s          a broker in a memory or disk alarm may keep us waiting so long before the next is tried (30)
+      exit_s             when the process ends, its events may wait so long for the next confirm (0.8)
+      heartbeat_s        AMQP heartbeats (10)
+
+    `ConfigError` names the argument that can't be used. Nothing is connected before the first event.
+    """
+
+    def __init__(self, broker: Union[str, Sequence[str], None] = None, **settings: Any) -> None:
+        unknown = set(settings) - _ARGUMENTS
+        if unknown:
+            raise ConfigError("unknown setting {!r}: expected one of {}".format(min(unknown)[:80], ", ".join(sorted(_ARGUMENTS))))
+        self._settings = Settings(broker, **settings)
+        self._log = FoldedLog()
+        self._workers: Dict[int, Worker] = {}
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Larger payloads are refused."""
+        return self._settings.max_payload_bytes
+
+    def emit(self, topic: str, payload: Payload) -> bool:
+        """Publish without waiting: buffer the event and return. It never raises and never waits for the broker.
+
+        False when the event was refused at once (a bad topic or payload); it is counted and logged then.
+        """
+        try:
+            worker = self._worker()
+            try:
+                worker.put(check_topic(topic), encode(payload, self._settings.max_payload_bytes))
+            except ProducerError as error:
+                worker.count_refusal(error)
+                worker.dropped_one(str(topic), error)
+                return False
+        except Exception as error:  # noqa: BLE001 - the promise: an event never costs its caller more than itself
+            self._log.fold("bug", f"dropped an event: {type(error).__name__}")
+            return False
+        return True
+
+    def publish(self, topic: str, payload: Payload, timeout: float = PUBLISH_S, message_id: Optional[str] = None) -> str:
+        """Publish and wait for the broker's confirm. Returns the message id.
+
+        Raises what says why it was not confirmed (towerws_producer.errors). After `NotConfirmed` (`timeout` seconds) the event
+        is still in the buffer and may still arrive: publish it again with the same `message_id`, and the daemon drops the second.
+        """
+        answers: List[Optional[ProducerError]] = []
+        done = threading.Event()
+
+        def resolve(error: Optional[ProducerError]) -> None:
+            answers.append(error)
+            done.set()
+
+        event = self.submit(topic, payload, resolve, message_id)
+        if not done.wait(timeout):
+            raise self.gave_up(event)
+        if answers[0] is not None:
+            raise answers[0]
+        return str(event.message_id)
+
+    def submit(
+        self, topic: str, payload: Payload, resolve: Callable[[Optional[ProducerError]], None], message_id: Optional[str] = None
+    ) -> Event:
+        """Buffer an event. `resolve` is called from another thread with None once it is confirmed, or with why it is not."""
+        if message_id is not None and not 1 <= len(message_id.encode("utf-8", "replace")) <= 255:
+            raise ConfigError("message_id: expected text of 1 to 255 bytes")
+        return self._worker().put(check_topic(topic), encode(payload, self._settings.max_payload_bytes), resolve, message_id)
+
+    def gave_up(self, event: Event) -> ProducerError:
+        """Nobody waits for this event any more. Returns the error that says why it isn't confirmed."""
+        worker = self._worker()
+        worker.withdraw(event)
+        return worker.why_not()
+
+    def flush(self, timeout: float = FLUSH_S) -> bool:
+        """Wait until the events so far are confirmed or dropped. False when that takes longer than `timeout` seconds."""
+        worker = self._workers.get(os.getpid())
+        return True if worker is None else worker.flush(timeout)
+
+    def flush_at_exit(self) -> None:
+        """Wait for what a working broker can still take: this process ends."""
+        worker = self._workers.get(os.getpid())
+        if worker is None:
+            return
+        if not worker.flush(EXIT_S, self._settings.exit_s):
+            worker.drop_rest()
+
+    def close(self, timeout: float = FLUSH_S) -> None:
+        """Flush, then end the thread and the connection. What was not confirmed within `timeout` seconds is dropped and counted."""
+        worker = self._workers.get(os.getpid())
+        if worker is not None:
+            if timeout > 0:
+                worker.flush(timeout)
+            worker.close()
+        exits.unregister(self)
+
+    def stats(self) -> Dict[str, Any]:
+        """This process's figures.
+
+        Counts of events: emitted, sent, confirmed, resent, dropped (by reason), buffered (and buffered_bytes). How often it
+        connected, its state (idle, connecting, ready, blocked, down), and the reason of the last two.
+        """
+        return self._worker().stats()
+
+    def __enter__(self) -> "Producer":  # noqa: PYI034 - Python 3.6 has no Self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _worker(self) -> Worker:
+        pid = os.getpid()
+        worker = self._workers.get(pid)
+        if worker is None:
+            # `setdefault` is atomic, and no lock can be one that another thread held while we were forked.
+            worker = self._workers.setdefault(pid, Worker(self._settings, FoldedLog() if self._workers else self._log))
+            for other in list(self._workers):
+                if other != pid:  # the parent's: only forgotten, so that nothing of its connection is touched
+                    _parents.append(self._workers.pop(other))
+                    forget_all_quiet()
+            exits.register(self)
+            exits.register_process()
+        return worker
+
+
+_ARGUMENTS = {
+    "exchange", "declare", "mandatory", "tls_ca", "buffer_bytes", "max_payload_bytes", "connect_s", "attempt_s", "confirm_s",
+    "blocked_s", "exit_s", "heartbeat_s",
+}  # fmt: skip
+
+_parents: List[Worker] = []
+"""Workers of the processes we were forked from. Kept, so that no destructor of theirs closes anything."""

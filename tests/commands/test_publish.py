@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.commands.test_publisher import Admin
+from tests.commands.test_tail import TOWERWS
+from tests.daemon import DEADLINE_S
+from towerws.cli import main
+from towerws.commands.publish import why_no_event
+
+LIMIT = 1000
+
+
+@pytest.fixture
+def admin() -> Iterator[Admin]:
+    """A daemon's admin port that takes everything."""
+    server = Admin()
+    yield server
+    server.stop()
+
+
+def publish(*arguments: str, stdin: bytes | None = None, **environ: str) -> Result:
+    """One call of the command."""
+    return CliRunner().invoke(main, ["publish", *arguments], input=stdin, env={"TOWERWS_BROKER": None, **environ})
+
+
+def test_one_event(admin: Admin) -> None:
+    """The payload's bytes go out as they were written, and one line says that it is confirmed."""
+    result = publish("jobs.summary", '{"n":  1.50}', "--admin", admin.url)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "1 event published on jobs.summary and confirmed\n")
+    assert [body for _, _, body in admin.bodies] == [b'{"topic":"jobs.summary","payload":{"n":  1.50}}']
+
+
+def test_a_file_and_a_group_with_an_event(admin: Admin, tmp_path: Path) -> None:
+    """`@FILE` is one payload; `--group` and `--event` are a topic; `--quiet` says nothing."""
+    path = tmp_path / "event.json"
+    path.write_bytes(b'{\n  "n": 2\n}\n')
+    result = publish(f"@{path}", "--group", "job_events", "--event", "42", "--admin", admin.url, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert admin.bodies[0][1] == {"topic": "job_events.42", "payload": {"n": 2}}
+
+
+def test_lines(admin: Admin) -> None:
+    """Each line of standard input is an event; a bad one is named and costs its neighbours nothing."""
+    lines = b'{"n": 1}\n\n{"n": 2}\r\nnonsense\n[3]\n{"n": "\xff"}\n{"n": 4}'
+    result = publish("job_events.42", "-", "--admin", admin.url, stdin=lines)
+    assert result.exit_code == 5
+    assert [body["payload"] for _, body, _ in admin.bodies] == [{"n": 1}, {"n": 2}, {"n": 4}]
+    said = result.stderr.splitlines()
+    assert [line.partition(": ")[2].split(":")[0] for line in said[:3]] == ["line 4", "line 5", "line 6"]
+    assert said[3:] == ["3 events published on job_events.42 and confirmed", "towerws: 3 of 7 lines were no events and were left out"]
+    assert "nonsense" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b'{"a": 1} {"b": 2}', "not JSON"),
+        (b"[1]", "JSON object"),
+        (b'"text"', "JSON object"),
+        (b"null", "JSON object"),
+        (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
+        (b'{"a": "%b"}' % (b"x" * LIMIT), "more than 1000"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
+        (b'{"a": "\\ud83d", "b": NaN}', None),
+        (b" \n{}\t", None),
+    ],
+)
+def test_why_no_event(payload: bytes, text: str | None) -> None:
+    """Each fault has its own words; what AWX sends (lone surrogates, NaN) is none."""
+    reason = why_no_event(payload, LIMIT)
+    assert reason == text if text is None else text in str(reason)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["jobs", "{}"], "has no '.'"),
+        (["jobs.*", "{}"], "'*'"),
+        (["jobs.summary"], "expected TOPIC and a payload"),
+        ([], "expected TOPIC and a payload"),
+        (["jobs.summary", "{}", "more"], "expected TOPIC and a payload"),
+        (["--group", "jobs", "{}"], "belong together"),
+        (["--group", "jobs", "--event", "summary", "jobs.summary", "{}"], "a payload alone"),
+        (["jobs.summary", "nonsense"], "not JSON"),
+        (["jobs.summary", "@/nowhere/at/all"], "can't be read"),
+        (["jobs.summary", "{}", "--admin", "https://h"], "--admin"),
+        (["jobs.summary", "{}", "--admin", "http://h:1", "--broker", "amqp://h"], "one of them"),
+        (["jobs.summary", "{}", "--broker", "redis://h"], "amqp://"),
+        (["jobs.summary", "{}", "--timeout", "0"], "--timeout"),
+        (["jobs.summary", "-", "--message-id", "a"], "--message-id"),
+        (["jobs.summary", "{}", "--message-id", "a" * 256], "--message-id"),
+        (["jobs.summary", "{}"], "where to?"),
+    ],
+)
+def test_usage_errors(arguments: list[str], text: str) -> None:
+    """What can't be followed is named, with exit code 2, before anything is sent."""
+    admin = [] if "--admin" in arguments or "--broker" in arguments or text == "where to?" else ["--admin", "http://127.0.0.1:1"]
+    result = publish(*arguments, *admin)
+    assert (result.exit_code, text in result.output) == (2, True), result.output
+
+
+def test_a_password_in_a_bad_url_is_not_repeated() -> None:
+    """As in every error about a broker's URL."""
+    result = publish("jobs.summary", "{}", TOWERWS_BROKER="amqp://user:s3cret#word@host:port")
+    assert result.exit_code == 2
+    assert "s3cret" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("topic", "text"),
+    [
+        ("orders.1", "has no [groups.orders]"),
+        ("secret.1", 'policy = "never"'),
+        ("control.limit_reached", "withholds it"),
+        ("known.1", ""),
+        ("jobs.summary", ""),
+    ],
+)
+def test_a_topic_that_nobody_can_subscribe_to(topic: str, text: str, admin: Admin, tmp_path: Path) -> None:
+    """The daemon's configuration says who can listen; where that is nobody, a warning says so, and the event goes out."""
+    config = tmp_path / "towerws.toml"
+    config.write_text('[groups.known]\nevents = "any"\n[groups.secret]\nevents = "any"\npolicy = "never"\n')
+    result = publish(topic, "{}", "--admin", admin.url, "--config", str(config))
+    assert (result.exit_code, len(admin.bodies)) == (0, 1)
+    assert ("warning" in result.stderr, text in result.stderr) == (bool(text), True)
+
+
+def test_refused_and_unreachable(admin: Admin) -> None:
+    """The daemon's refusal is exit code 3, nobody there is 1; each names the next step."""
+    admin.answers = [404]
+    refused = publish("jobs.summary", "{}", "--admin", admin.url)
+    assert (refused.exit_code, "no such thing" in refused.stderr) == (3, True)
+    gone = publish("jobs.summary", "{}", "--admin", "http://127.0.0.1:1", "--timeout", "0.3")
+    assert (gone.exit_code, "not confirmed within 0.3 s" in gone.stderr) == (1, True)
+    assert "Is the broker running" in gone.stderr
+
+
+def test_progress_on_a_terminal(admin: Admin) -> None:
+    """While lines come, a terminal shows how many are published; a pipe is spared that."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*TOWERWS, "publish", "job_events.42", "-", "--admin", admin.url],
+        stdin=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    os.close(theirs)
+    assert process.stdin is not None
+    process.stdin.write(b'{"n": 1}\n')
+    process.stdin.flush()
+    read = b""
+    while b"events published" not in read:
+        read += os.read(ours, 1024)
+    process.stdin.close()
+    assert process.wait(DEADLINE_S) == 0
+    os.close(ours)

@@ -1,0 +1,186 @@
+"""docs/migrate-awx.md as it is written: its files, its commands and what they print, with the addresses of the test put in.
+
+AWX is not here: `awx-manage` is a stand-in that makes AWX's calls on real channels (producer/tests/programs/awx_manage.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from private_rabbitmq import PrivateRabbit, free_port
+
+from tests.daemon import DEADLINE_S, Daemon
+from tests.integration.redis_server import PrivateRedis
+from tests.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, PRODUCER, Environment
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "migrate-awx.md").read_text()
+BIN = Path(sys.executable).parent
+
+RANGES = [
+    pytest.param("AWX 3.0 to 9.3", CHANNELS_1, id="AWX 3.0 to 9.3"),
+    pytest.param("AWX 10 to 18", CHANNELS_2, id="AWX 10 to 18"),
+    pytest.param("AWX 19 to 24", CHANNELS_3, id="AWX 19 to 24"),
+    pytest.param("AWX 19 to 24", CHANNELS_4, id="AWX 19 to 24 with current channels"),
+]
+
+
+class Tower(BaseHTTPRequestHandler):
+    """AWX's API, of which the daemon asks who a credential is."""
+
+    def do_GET(self) -> None:
+        """The user of the guide's token."""
+        good = self.headers.get("Authorization") == "Bearer a-token" and self.path == "/api/v2/me/"
+        user = {"id": 7, "username": "ada", "is_superuser": True, "is_system_auditor": False}
+        body = json.dumps({"count": 1, "results": [user]} if good else {"detail": "no"}).encode()
+        self.send_response(200 if good else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def tower() -> Iterator[str]:
+    """AWX's API on a port of its own; its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tower) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def blocks(language: str) -> list[str]:
+    """The guide's blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> dict[str, str]:
+    """Each command of the guide that says what it prints, and that."""
+    found = {}
+    for block in blocks("console"):
+        command, _, printed = block.removeprefix("$ ").partition("\n")
+        found[command] = printed
+    return found
+
+
+class Site:
+    """A host as the guide has it: the addresses and files of the test stand for those of the guide."""
+
+    def __init__(self, folder: Path, broker: str, tower: str, redis: str, python: Path, environment: Environment) -> None:
+        (self.settings,) = {block for block in blocks("toml") if 'auth = ["tower"]' in block}
+        self.port, self.admin_port = free_port(), free_port()
+        vhost = broker.rpartition("/")[0]
+        # The guide's virtual host is AWX's; the test's broker has the default one.
+        self._instead = {
+            "amqp://awx:password@127.0.0.1:5672/awx": vhost,
+            "tcp:8061:": f"tcp:{self.port}:",
+            "127.0.0.1:8061": f"127.0.0.1:{self.port}",
+            "tcp:9051:": f"tcp:{self.admin_port}:",
+            "127.0.0.1:9051": f"127.0.0.1:{self.admin_port}",
+            "http://127.0.0.1:8052": tower,
+            "/etc/towerws": str(folder / "etc"),
+        }
+        self.conf_d = folder / "conf.d"
+        self.conf_d.mkdir()
+        (folder / "etc").mkdir()
+        (folder / "etc" / "towerws.toml").write_text(self.put_in(self.settings))
+        (folder / "etc" / "token").write_text("a-token\n")
+        tools = folder / "bin"
+        tools.mkdir()
+        environ = environment.environ(AWX_CONF_D=str(self.conf_d), AWX_REDIS=redis)
+        words = [f"{name}={environ[name]}" for name in ("PYTHONPATH", "AWX_CONF_D", "AWX_REDIS")]
+        shim = tools / "awx-manage"
+        program = PRODUCER / "tests" / "programs" / "awx_manage.py"
+        shim.write_text(f'#!/bin/sh\nexec env {shlex.join([*words, str(python), str(program)])} "$@"\n')
+        shim.chmod(0o755)
+        self.environ = {**os.environ, "PATH": f"{tools}:{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(PRODUCER.parent)}
+        (variables,) = {block for block in blocks("sh") if "BROKER=" in block}
+        self._variables = self.put_in(variables)
+
+    def put_in(self, text: str) -> str:
+        """The guide's text with the test's addresses."""
+        for theirs, ours in self._instead.items():
+            text = text.replace(theirs, ours)
+        return text
+
+    def command(self, text: str) -> list[str]:
+        """A command of the guide, as a shell runs it."""
+        return ["/bin/sh", "-c", f"{self._variables}\n{self.put_in(text)}"]
+
+    def run(self, text: str) -> str:
+        """What it prints, on either stream; it has to succeed."""
+        done = subprocess.run(
+            self.command(text), env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=2 * DEADLINE_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+@pytest.mark.parametrize(("heading", "environment"), RANGES)
+def test_the_guide_step_by_step(
+    heading: str,
+    environment: Environment,
+    rabbit: PrivateRabbit,
+    redis: PrivateRedis,
+    tower: str,
+    tmp_path: Path,
+    producer_python: Callable[[Environment], Path],
+) -> None:
+    """Each command prints what the guide says, and AWX's event arrives in the terminal that listens."""
+    site = Site(tmp_path, rabbit.url, tower, redis.url, producer_python(environment), environment)
+    said = commands()
+    (check,) = [command for command in said if "towerws check" in command]
+    assert site.run(check) == said.pop(check)
+    daemon = Daemon(tmp_path, site.put_in("amqp://awx:password@127.0.0.1:5672/awx"), auth="tower")
+    daemon.port, daemon.admin_port = site.port, site.admin_port
+    exchange = f"guide-{uuid4().hex}"
+    daemon._flags = ["--config", str(tmp_path / "etc" / "towerws.toml"), "--exchange", exchange, "--stream", f"{exchange}.events"]
+    (snippet,) = [block for block in blocks("python") if block.startswith(f"# /etc/tower/conf.d/zz_towerws.py for {heading}\n")]
+    settings = f'{site.put_in(snippet)}\nCHANNEL_LAYERS["default"]["CONFIG"]["exchange"] = "{exchange}"\n'  # the test's own
+    (site.conf_d / "zz_towerws.py").write_text(settings)
+    (tail,) = [command for command in said if command.startswith("towerws tail")]
+    (emit,) = [command for command in said if "emit_channel_notification" in command]
+    (shown,) = blocks("text")
+    with daemon:
+        for command, printed in said.items():
+            # What has nothing of AWX's version in it is run once.
+            if command not in (tail, emit) and (environment is CHANNELS_1 or command.startswith("awx-manage")):
+                more = f" --exchange {exchange}" if command.startswith("towerws publish") else ""
+                assert site.run(command + more).rstrip("\n") == printed.rstrip("\n"), command
+        listening = subprocess.Popen(site.command(f"exec {tail}"), env=site.environ, stdout=subprocess.PIPE, text=True)
+        try:
+            wait_for_a_subscriber(daemon)
+            site.run(emit)
+            assert listening.stdout is not None
+            assert shown.strip() in listening.stdout.readline()
+        finally:
+            listening.terminate()
+            listening.communicate()
+
+
+def wait_for_a_subscriber(daemon: Daemon) -> None:
+    """Until somebody is subscribed to a topic."""
+    status: Any = {}
+    for _ in range(int(DEADLINE_S / 0.05)):
+        _, status = daemon.get("/status")
+        if status["hub"]["topics"]:
+            return
+        threading.Event().wait(0.05)  # between two questions of a poll
+    raise AssertionError(f"nobody subscribed: {status}")

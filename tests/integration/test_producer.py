@@ -1,0 +1,368 @@
+"""The producer against a real broker: what arrives, what each fault is called, and what a broker that is not well costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from private_rabbitmq import PrivateRabbit
+
+from tests.daemon import DEADLINE_S, Daemon, V1Client
+from tests.integration.producer_queue import Queue
+from towerws_producer import (
+    Blocked,
+    BufferFull,
+    CredentialsRefused,
+    NoSuchExchange,
+    NotConfirmed,
+    PayloadTooLarge,
+    Producer,
+    ProducerClosed,
+    ProducerError,
+    Refused,
+    Unreachable,
+    Unroutable,
+)
+from towerws_producer import aio as producer_aio
+
+
+@pytest.fixture
+def exchange() -> str:
+    """A name of the test's own."""
+    return f"producer-{uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def own_rabbit(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
+    """A node that the tests below freeze, block and kill; each leaves it running. Where there is no RabbitMQ, `rabbit` says so."""
+    with PrivateRabbit(tmp_path_factory.mktemp("own-rabbit")) as node:
+        yield node
+
+
+@pytest.fixture
+def make(exchange: str) -> Iterator[Callable[..., Producer]]:
+    """A maker of producers, closed at the end without waiting for what they hold."""
+    made: list[Producer] = []
+
+    def make(broker: str, **settings: Any) -> Producer:
+        producer = Producer(broker, **{"exchange": exchange, **settings})
+        made.append(producer)
+        return producer
+
+    yield make
+    for producer in made:
+        producer.close(timeout=0)
+
+
+def at(url: str, credentials: str = "guest:guest", vhost: str = "") -> str:
+    """Another URL of the same broker."""
+    return f"amqp://{credentials}@{url.rpartition('@')[2].partition('/')[0]}/{vhost}"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll for what nothing announces."""
+    give_up = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < give_up, "it did not come true"
+        time.sleep(0.01)  # between two questions of a poll
+
+
+def test_events_arrive_in_order_with_their_properties(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """Text byte for byte, a mapping as JSON, each transient, with an id and a time of its own."""
+    text = '{"a":  "\\ud83d", "n": NaN}'
+    with Queue(rabbit.url, exchange) as queue, make(rabbit.url) as producer:
+        assert producer.emit("job_events.42", text)
+        assert producer.emit("job_events.42", {"b": "ä"})
+        assert producer.publish("jobs.summary", b'{"c": 3}', message_id="mine") == "mine"
+        got = [queue.get() for _ in range(3)]
+        assert producer.stats()["confirmed"] == 3
+    assert [(method.routing_key, body) for method, _, body in got] == [
+        ("job_events.42", text.encode()),
+        ("job_events.42", b'{"b":"\\u00e4"}'),
+        ("jobs.summary", b'{"c": 3}'),
+    ]
+    assert {(p.content_type, p.delivery_mode) for _, p, _ in got} == {("application/json", 1)}
+    assert len({p.message_id for _, p, _ in got}) == 3
+    assert all(abs(p.timestamp - time.time()) < 600 for _, p, _ in got)
+
+
+FAULTS = [
+    pytest.param(lambda url: (at(url, "guest:s3cret-word"), {}), CredentialsRefused, "password is wrong", id="wrong password"),
+    pytest.param(lambda url: (at(url, vhost="nowhere"), {}), CredentialsRefused, "virtual host", id="unknown virtual host"),
+    pytest.param(lambda url: (url, {"exchange": "amq.direct"}), NoSuchExchange, "no durable topic exchange", id="exchange of another type"),
+    pytest.param(lambda url: (url, {"declare": False}), NoSuchExchange, "there is no exchange", id="no such exchange"),
+    pytest.param(lambda url: (url, {}), Unroutable, "no queue is bound", id="no queue takes it"),
+    pytest.param(lambda url: (url, {"max_payload_bytes": 10}), PayloadTooLarge, "more than max_payload_bytes = 10", id="too large"),
+    pytest.param(lambda url: ("amqp://127.0.0.1:1", {}), Unreachable, "refused", id="nothing listens"),
+    pytest.param(lambda url: (at(url).replace("amqp:", "amqps:"), {}), ProducerError, "TLS failed", id="TLS to a plain port"),
+]
+
+
+@pytest.mark.parametrize(("broken", "error", "text"), FAULTS)
+def test_each_fault_has_a_name_and_a_text(
+    rabbit: PrivateRabbit,
+    make: Callable[..., Producer],
+    broken: Callable[[str], tuple[str, dict[str, Any]]],
+    error: type[ProducerError],
+    text: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`publish` raises it; `emit` counts it and says it in one log line, without the password and without the payload."""
+    broker, settings = broken(rabbit.url)
+    producer = make(broker, **settings)
+    with pytest.raises(error, match=text) as raised:
+        producer.publish("job_events.42", {"secret": "payload-word"}, timeout=2)
+    for _ in range(20):
+        producer.emit("job_events.42", {"secret": "payload-word"})
+    producer.flush(1)
+    ours = [record.getMessage() for record in caplog.records if record.name == "towerws_producer" and record.levelno >= logging.WARNING]
+    assert 1 <= len(ours) <= 2
+    assert text in " ".join(ours)
+    assert not [record for record in caplog.records if record.name.startswith("pika")]
+    everything = f"{raised.value} {' '.join(ours)}"
+    assert "s3cret-word" not in everything
+    assert "payload-word" not in everything
+
+
+def test_a_connection_that_works_later_brings_what_was_emitted(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """Events emitted while there is no exchange are kept, and published once there is one."""
+    producer = make(rabbit.url, declare=False)
+    for number in range(100):
+        producer.emit("job_events.42", {"n": number})
+    with pytest.raises(NoSuchExchange):
+        producer.publish("job_events.42", {"n": "waiting"}, timeout=DEADLINE_S)
+    with Queue(rabbit.url, exchange) as queue:
+        assert [json.loads(queue.get()[2])["n"] for _ in range(100)] == list(range(100))
+
+
+def test_a_refused_topic_costs_its_neighbours_nothing(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """A user who may write to some topics only: the broker closes the channel for the others, and they alone are dropped."""
+    user = f"u{uuid4().hex[:8]}"
+    rabbit.ctl("add_user", user, "pw")
+    rabbit.ctl("set_permissions", user, "", ".*", ".*")
+    rabbit.ctl("set_topic_permissions", user, exchange, r"^jobs\..*", ".*")
+    with Queue(rabbit.url, exchange) as queue:
+        producer = make(at(rabbit.url, f"{user}:pw"))
+        for number in range(60):
+            producer.emit("secrets.1" if number in {7, 8, 40} else "jobs.summary", {"n": number})
+        with pytest.raises(Refused, match="may not write"):
+            producer.publish("secrets.1", {}, timeout=DEADLINE_S)
+        assert producer.flush(DEADLINE_S)
+        got: dict[str, int] = {}  # by message id: those in flight with a refused one come again, and the daemon drops the second
+        while 59 not in got.values():
+            _, properties, body = queue.get()
+            got.setdefault(properties.message_id, json.loads(body)["n"])
+    assert list(got.values()) == [number for number in range(60) if number not in {7, 8, 40}]
+    assert producer.stats()["dropped"] == {"refused": 4}
+
+
+def test_a_full_buffer_drops_the_oldest(make: Callable[..., Producer]) -> None:
+    """With no broker the newest events are kept, within the bound; who waits for a dropped one is told."""
+    producer = make("amqp://127.0.0.1:1", buffer_bytes=100_000)
+    answers: list[ProducerError | None] = []
+    producer.submit("a.b", {"first": True}, answers.append)
+    for number in range(5_000):
+        producer.emit("a.b", {"n": number})
+    stats = producer.stats()
+    assert stats["emitted"] == 5_001 == stats["buffered"] + stats["dropped"]["buffer_full"]
+    assert 0 < stats["buffered_bytes"] <= 100_000
+    assert [type(answer) for answer in answers] == [BufferFull]
+
+
+def test_a_closed_producer_says_so(rabbit: PrivateRabbit, make: Callable[..., Producer]) -> None:
+    """`publish` raises, `emit` counts; closing twice is one."""
+    producer = make(rabbit.url)
+    producer.emit("a.b", {})
+    producer.close()
+    producer.close()
+    assert not producer.emit("a.b", {})
+    with pytest.raises(ProducerClosed):
+        producer.publish("a.b", {})
+
+
+def test_asyncio_binds_nothing_to_a_loop(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """One producer for loops that come and go, a timeout that is an error of its own, and a loop that is closed before the confirm."""
+    with Queue(rabbit.url, exchange) as queue:
+        producer = make(rabbit.url)
+
+        async def many(first: int) -> list[str]:
+            return await asyncio.gather(*(producer_aio.publish("a.b", {"n": n}, producer=producer) for n in range(first, first + 50)))
+
+        ids = asyncio.run(many(0)) + asyncio.run(many(50))
+        assert len(set(ids)) == 100
+        assert {json.loads(queue.get()[2])["n"] for _ in range(100)} == set(range(100))
+    silent = make("amqp://127.0.0.1:1")
+    with pytest.raises(Unreachable):
+        asyncio.run(producer_aio.publish("a.b", {}, timeout=1.5, producer=silent))
+
+
+def test_threads_share_one_connection(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """Eight threads, one connection, nothing lost; each thread's events keep their order."""
+    with Queue(rabbit.url, exchange) as queue:
+        producer = make(rabbit.url)
+
+        def write(thread: int) -> None:
+            for number in range(200):
+                producer.emit("a.b", {"t": thread, "n": number})
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert producer.flush(DEADLINE_S)
+        got = [json.loads(queue.get()[2]) for _ in range(1600)]
+        connections = rabbit.ctl("list_connections", "client_properties").count('"towerws-producer"')
+    for number in range(8):
+        assert [event["n"] for event in got if event["t"] == number] == list(range(200))
+    assert connections >= 1
+    assert producer.stats()["confirmed"] == 1600
+
+
+def test_the_next_host_is_tried(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """Of several brokers, the first that answers."""
+    with Queue(rabbit.url, exchange):
+        producer = make(f"amqp://127.0.0.1:1,{rabbit.url.replace('%2F', '')}")
+        producer.publish("a.b", {}, timeout=DEADLINE_S)
+
+
+EMITS = 100_000
+BODY = json.dumps({"stdout": "x" * 300})
+
+
+def emit_all(producer: Producer) -> float:
+    """Emit 100,000 events, each with its number. Returns the seconds that it took."""
+    began = time.perf_counter()
+    for number in range(EMITS):
+        producer.emit("job_events.42", f'{{"n": {number}, {BODY[1:]}')
+    return time.perf_counter() - began
+
+
+def rabbit_pids(node: PrivateRabbit) -> list[int]:
+    """The node's Erlang VM."""
+    process = node._node
+    assert process is not None
+    return [process.pid]
+
+
+def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, make: Callable[..., Producer]) -> None:
+    """Killed and back while events are emitted: the daemon's client has everything that was confirmed, each once, in order."""
+    node = own_rabbit
+    exchange = f"killed-{uuid4().hex}"
+    with Daemon(tmp_path, node.url, "--exchange", exchange, "--stream", f"{exchange}.events") as daemon:
+        node.restart()  # so that what was declared survives the kill
+        daemon.wait_for("/readyz")
+        client = V1Client(daemon.url, {"job_events": [42]}).open()
+        producer = make(node.url, exchange=exchange)
+        ended = threading.Event()
+        emitted = [0]
+
+        def load() -> None:
+            while not ended.is_set():
+                emitted[0] += 1
+                producer.emit("job_events.42", {"n": emitted[0]})
+                time.sleep(0.0005)  # the load's pace
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        wait_until(lambda: producer.stats()["confirmed"] > 300)
+        node.kill()
+        wait_until(lambda: producer.stats()["state"] == "down")
+        node.start()
+        confirmed = producer.stats()["confirmed"]
+        wait_until(lambda: producer.stats()["confirmed"] > confirmed + 300)
+        ended.set()
+        thread.join()
+        assert producer.flush(DEADLINE_S)
+        stats = producer.stats()
+        producer.publish("job_events.42", {"n": "last"}, timeout=DEADLINE_S)
+        client.until({"n": "last"})
+        numbers = [payload["n"] for payload in client.payloads[:-1]]
+        client.close()
+    assert stats["confirmed"] == emitted[0]
+    assert stats["dropped"] == {}
+    # Transient messages that the dead node had confirmed may be gone from a queue, but not from a stream.
+    assert sorted(set(numbers)) == list(range(1, emitted[0] + 1))
+    assert len(numbers) == len(set(numbers))
+
+
+def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """SIGSTOP: the caller goes on, the connection counts as lost, and once the broker is back everything kept arrives."""
+    node = own_rabbit
+    with Queue(node.url, exchange):
+        producer = make(node.url, confirm_s=1, attempt_s=1, buffer_bytes=1024**2)
+        producer.publish("job_events.42", {}, timeout=DEADLINE_S)
+        for pid in rabbit_pids(node):
+            os.killpg(pid, signal.SIGSTOP)
+        try:
+            seconds = emit_all(producer)
+            wait_until(lambda: producer.stats()["state"] != "ready")
+            with pytest.raises(NotConfirmed):
+                producer.publish("job_events.42", {}, timeout=0.2)
+        finally:
+            for pid in rabbit_pids(node):
+                os.killpg(pid, signal.SIGCONT)
+        assert producer.flush(DEADLINE_S)
+        stats = producer.stats()
+    print(f"{seconds:.2f} s for {EMITS} emits")  # noqa: T201 - shown by -s
+    assert seconds < DEADLINE_S
+    assert stats["emitted"] == EMITS + 2 == stats["confirmed"] + sum(stats["dropped"].values())
+    assert stats["dropped"]["buffer_full"] > 0
+
+
+def test_a_blocked_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """A memory alarm: publishing waits, the caller does not, and `publish` says what it is. Afterwards what was kept arrives."""
+    node = own_rabbit
+    with Queue(node.url, exchange):
+        producer = make(node.url, buffer_bytes=1024**2, blocked_s=60, heartbeat_s=60)
+        producer.publish("job_events.42", {}, timeout=DEADLINE_S)
+        node.ctl("set_vm_memory_high_watermark", "0.00001")
+        producer.emit("job_events.42", {})  # the broker tells a connection only once it publishes
+        wait_until(lambda: producer.stats()["state"] == "blocked")
+        seconds = emit_all(producer)
+        with pytest.raises(Blocked, match="takes no messages"):
+            producer.publish("job_events.42", {}, timeout=0.2)
+        node.ctl("set_vm_memory_high_watermark", "0.4")
+        assert producer.flush(DEADLINE_S)
+        stats = producer.stats()
+    print(f"{seconds:.2f} s for {EMITS} emits")  # noqa: T201 - shown by -s
+    assert seconds < DEADLINE_S
+    assert stats["emitted"] == EMITS + 3 == stats["confirmed"] + sum(stats["dropped"].values())
+    assert stats["state"] == "ready"
+
+
+def test_a_black_hole(make: Callable[..., Producer]) -> None:
+    """Something accepts connections and never answers: 100,000 emits cost what they cost, and an exit waits for nothing."""
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as hole:
+        producer = make(f"amqp://127.0.0.1:{hole.getsockname()[1]}", attempt_s=0.5, buffer_bytes=1024**2)
+        seconds = emit_all(producer)
+        with pytest.raises(Unreachable, match="no answer"):
+            producer.publish("a.b", {}, timeout=3)
+        producer.flush_at_exit()
+        stats = producer.stats()
+    print(f"{seconds:.2f} s for {EMITS} emits")  # noqa: T201 - shown by -s
+    assert seconds < DEADLINE_S
+    assert stats["emitted"] == EMITS + 1 == sum(stats["dropped"].values())
+
+
+def test_without_the_right_to_declare(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """A user who may only write publishes all the same, where the daemon has declared the exchange."""
+    user = f"w{uuid4().hex[:8]}"
+    rabbit.ctl("add_user", user, "pw")
+    rabbit.ctl("set_permissions", user, "", ".*", "")
+    with Queue(rabbit.url, exchange) as queue:
+        producer = make(at(rabbit.url, f"{user}:pw"))
+        producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)
+        assert json.loads(queue.get()[2]) == {"n": 1}

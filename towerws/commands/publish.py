@@ -1,0 +1,231 @@
+"""`towerws publish`: one event, or one for each line of standard input, confirmed before the command ends.
+
+Where events go, in this order: `--admin`; `--broker`, TOWERWS_BROKER or the daemon's configuration file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import click
+
+from towerws.commands.publisher import MESSAGE_ID_BYTES, AdminPublisher, AmqpPublisher, GaveUp, NoQueue, Publisher
+from towerws.commands.terminal import StatusLine
+from towerws.config.load import Loaded, load_all
+from towerws.core.errors import BrokerError, ConfigError
+from towerws.core.groups import AWX_GROUPS, WITHHELD
+from towerws.core.topics import Topic, parse_routing_key
+
+FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
+"""Exit codes: no confirm in time; a command line that can't be followed; refused; taken by no queue; some lines were no events."""
+
+TIMEOUT_S = 10.0
+BAD_LINES_SHOWN = 10
+LINE_BYTES = 64 * 1024**2
+"""A longer line is no event: what a daemon takes at most is far below, and nothing may fill the memory here."""
+
+
+@click.command("publish")
+@click.argument("words", metavar="[TOPIC] JSON|-|@FILE", nargs=-1)
+@click.option("--group", metavar="GROUP", help="With --event, instead of TOPIC.")
+@click.option("--event", metavar="EVENT", help="With --group, instead of TOPIC.")
+@click.option("--broker", metavar="URL", help="RabbitMQ: amqp://user:password@host:port/vhost (several: with commas). Or TOWERWS_BROKER.")
+@click.option("--admin", metavar="URL", help="A daemon with the embedded source, by its admin port: http://127.0.0.1:9051.")
+@click.option("--exchange", metavar="NAME", help="The topic exchange.  [default: towerws]")
+@click.option("--config", metavar="FILE", help="The daemon's configuration file: its broker, its exchange, its groups.")
+@click.option("--message-id", metavar="ID", help="Published again with the same id, an event reaches clients once.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=TIMEOUT_S, show_default=True, help="Seconds for each event's confirm.")
+@click.option("--mandatory/--no-mandatory", default=True, show_default=True, help="Fail when no queue takes the event.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing about what went well.")
+def publish_command(
+    words: tuple[str, ...],
+    group: str | None,
+    event: str | None,
+    broker: str | None,
+    admin: str | None,
+    exchange: str | None,
+    config: str | None,
+    message_id: str | None,
+    timeout: float,
+    mandatory: bool,
+    quiet: bool,
+) -> NoReturn:
+    """Publish an event on TOPIC (job_events.42): a JSON object, @FILE with one, or - for one in each line of standard input.
+
+    Exit codes: 0 all were confirmed, 1 no confirm in time, 2 usage, 3 refused, 4 no queue took an event, 5 some lines were no events.
+    """
+    topic, source = _what(words, group, event)
+    if message_id is not None and not (source != "-" and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
+        raise click.BadParameter(f"an id is 1 to {MESSAGE_ID_BYTES} bytes, and names one event", param_hint="--message-id")
+    status = StatusLine(sys.stderr)
+    loaded = _configuration(config, broker, exchange)
+    if admin is not None and broker is not None:
+        raise click.UsageError("--broker and --admin are two ways to publish: give one of them")
+    for warning in _warnings(topic, loaded):
+        status.say(f"towerws: warning: {warning}")
+    max_payload = loaded.settings.max_payload_octets
+    run = _Run(topic, message_id, status, max_payload=max_payload, show_progress=source == "-")
+    publisher = _publisher(loaded, admin, status, mandatory=mandatory, timeout=timeout)
+    try:
+        run.publish_all(publisher, source)
+    except BrokerError as error:
+        status.say(f"towerws: {error}")
+        status.say(_next_step(error, published=run.published))
+        sys.exit(FAILED if isinstance(error, GaveUp) else NO_QUEUE if isinstance(error, NoQueue) else REFUSED)
+    except KeyboardInterrupt:
+        status.say(f"towerws: stopped; {_count(run.published)} confirmed before")
+        sys.exit(FAILED)
+    finally:
+        publisher.close()
+    status.clear()
+    if not quiet:
+        status.say(f"{_count(run.published)} published on {topic.routing_key} and confirmed")
+    if run.bad:
+        status.say(f"towerws: {run.bad} of {run.lines} lines were no events and were left out")
+    sys.exit(BAD_INPUT if run.bad else 0)
+
+
+class _Run:
+    """What one call of the command publishes, and how far it came."""
+
+    def __init__(self, topic: Topic, message_id: str | None, status: StatusLine, *, max_payload: int, show_progress: bool) -> None:
+        self._topic = topic
+        self._max_payload = max_payload
+        self._message_id = message_id
+        self._status = status
+        self._show_progress = show_progress
+        self.published = 0
+        self.lines = 0
+        self.bad = 0
+
+    def publish_all(self, publisher: Publisher, source: str) -> None:
+        """Everything that the source names."""
+        if source == "-":
+            for line in _lines(sys.stdin.buffer):
+                self._publish_line(publisher, line)
+            return
+        try:
+            payload = Path(source[1:]).read_bytes() if source.startswith("@") else source.encode("utf-8")
+        except (OSError, UnicodeEncodeError) as error:
+            raise click.BadParameter(f"can't be read: {getattr(error, 'strerror', None) or error}", param_hint=source[:80]) from None
+        if (reason := why_no_event(payload, self._max_payload)) is not None:
+            raise click.BadParameter(reason, param_hint="JSON")
+        publisher.publish(self._topic.routing_key, payload, self._message_id)
+        self.published += 1
+
+    def _publish_line(self, publisher: Publisher, line: bytes) -> None:
+        self.lines += 1
+        if not line.strip():
+            return
+        if (reason := why_no_event(line, self._max_payload)) is not None:
+            self.bad += 1
+            if self.bad <= BAD_LINES_SHOWN:
+                self._status.say(f"towerws: line {self.lines}: {reason}; left out")
+            return
+        publisher.publish(self._topic.routing_key, line.strip())
+        self.published += 1
+        if self._show_progress:
+            self._status.show(f"{self.published} events published")
+
+
+def why_no_event(payload: bytes, most: int) -> str | None:
+    """Why this is no payload, or None. A daemon takes at most `most` bytes. The text never repeats any of the payload."""
+    if len(payload) > LINE_BYTES:
+        return f"longer than {LINE_BYTES} bytes"
+    try:
+        found = json.loads(payload.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}"
+    except RecursionError:
+        return "nested too deeply"
+    except ValueError as error:
+        return f"not JSON: {error}"
+    if not isinstance(found, dict):
+        return 'a payload is a JSON object: {"key": "value"}'
+    return f"has {len(payload)} bytes, and the daemon skips what has more than {most}" if len(payload) > most else None
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines, each with at most one byte more than an event may have."""
+    while line := stream.readline(LINE_BYTES + 1):
+        yield line
+        while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # the rest of a line that is too long
+            line = stream.readline(LINE_BYTES + 1)
+            if not line:
+                return
+
+
+def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple[Topic, str]:
+    """The topic, and the payload as it was written."""
+    if (group is None) != (event is None):
+        raise click.UsageError("--group and --event belong together")
+    if group is None:
+        if len(words) != 2:
+            raise click.UsageError("expected TOPIC and a payload: JSON, @FILE, or - for a line each on standard input")
+        name, source = words
+    else:
+        if len(words) != 1:
+            raise click.UsageError("with --group and --event, expected a payload alone: JSON, @FILE, or -")
+        name, source = f"{group}.{event}", words[0]
+    try:
+        return parse_routing_key(name), source
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="TOPIC") from None
+
+
+def _configuration(config: str | None, broker: str | None, exchange: str | None) -> Loaded:
+    # What a daemon needs and a publisher doesn't is set to what is always valid.
+    flags = {"config": config, "broker": broker, "exchange": exchange, "auth": "open", "listen": "tcp:8051:interface=127.0.0.1"}
+    try:
+        return load_all({name: value for name, value in flags.items() if value is not None}, os.environ)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _publisher(loaded: Loaded, admin: str | None, status: StatusLine, *, mandatory: bool, timeout: float) -> Publisher:
+    broker = loaded.settings.broker
+    if admin is not None:
+        try:
+            return AdminPublisher(admin, status.say, patience_s=timeout)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--admin") from None
+    if broker is None:
+        raise click.UsageError("where to? Give --broker URL, --admin URL, --config FILE, or set TOWERWS_BROKER")
+    return AmqpPublisher(
+        broker.urls,
+        broker.exchange,
+        status.say,
+        mandatory=mandatory,
+        declare=False,
+        patience_s=timeout,
+        tls_ca=str(loaded.by_key["tls_ca"].value),
+    )
+
+
+def _warnings(topic: Topic, loaded: Loaded) -> Iterator[str]:
+    if topic.routing_key in WITHHELD:
+        yield f"{topic.routing_key} goes to no client: the daemon withholds it"
+        return
+    added = loaded.settings.groups.get(topic.group)
+    if added is not None and added.policy == "never":
+        yield f'nobody may subscribe to {topic.group}: [groups.{topic.group}] in {loaded.file} says policy = "never"'
+    elif added is None and topic.group not in AWX_GROUPS and loaded.file:
+        yield f"nobody can subscribe to {topic.group}: {loaded.file} has no [groups.{topic.group}]"
+
+
+def _next_step(error: BrokerError, *, published: int) -> str:
+    before = f" {_count(published)} confirmed before." if published else ""
+    if isinstance(error, NoQueue):
+        return f"Is the daemon running, and does it read from this exchange and virtual host? --no-mandatory publishes anyway.{before}"
+    if isinstance(error, GaveUp):
+        return f"Is the broker running and reachable? Published again with the same --message-id, an event reaches clients once.{before}"
+    return f"Check the URL, the exchange (the daemon declares it when it starts) and the user's permissions.{before}"
+
+
+def _count(number: int) -> str:
+    return f"{number} event{'' if number == 1 else 's'}"
