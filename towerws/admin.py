@@ -23,6 +23,7 @@ from urllib.parse import SplitResult, urlsplit
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource, Resource
@@ -42,6 +43,12 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+
+MAX_PROBES = 32
+"""Connections to the port for probes at once; they share the descriptors that browsers leave (service.py, RESERVED_DESCRIPTORS)."""
+
+PROBE_S = 10
+"""How long such a connection may be silent."""
 
 DISCARDED_BODIES = 8
 """How many times the limit is read and thrown away before a client that sends on is cut off.
@@ -97,13 +104,14 @@ class _Answer(NamedTuple):
 
 @implementer(IResource)
 class _Page(Resource):
-    """One path: its method, and what makes its answer."""
+    """One path: its method, and what makes its answer. `guarded`: the Host and Origin of a request must be our own."""
 
     isLeaf = True
     _log = Logger()
 
-    def __init__(self, method: bytes, answer: Callable[[Request], _Answer | Deferred[_Answer]]) -> None:
+    def __init__(self, method: bytes, answer: Callable[[Request], _Answer | Deferred[_Answer]], *, guarded: bool = True) -> None:
         super().__init__()
+        self._guarded = guarded
         self._method = method
         self._answer = answer
 
@@ -113,8 +121,9 @@ class _Page(Resource):
             if request.method != self._method and (request.method, self._method) != (b"HEAD", b"GET"):
                 request.setHeader(b"allow", self._method)
                 raise Refusal(405, f"this path takes {self._method.decode()} only")
-            _own_host(request)
-            _same_origin(request)
+            if self._guarded:
+                _own_host(request)
+                _same_origin(request)
             answer = self._answer(request)
         except Refusal as refusal:
             answer = _json(refusal.status, {"error": str(refusal)})
@@ -232,6 +241,57 @@ class AdminSite(Site):
         except ValueError as error:
             raise Refusal(400, str(error)) from None
         return self._disconnect(revocation).addCallback(_disconnected)
+
+
+class _Bounded(WrappingFactory):
+    """At most `MAX_PROBES` connections at once; one more is closed at once."""
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """One for a probe, or None."""
+        return super().buildProtocol(addr) if len(self.protocols) < MAX_PROBES else None
+
+
+def health_site(source_status: Callable[[], SourceStatus]) -> WrappingFactory:
+    """What the port for probes serves: `/healthz` and `/readyz`, without the reason, which may name machines.
+
+    It may be public: a probe sends any Host, and there is nothing here that a page could do.
+    """
+    site = _HealthSite(source_status)
+    return _Bounded(site)
+
+
+class _HealthSite(Site):
+    """`/healthz` and `/readyz` without reasons."""
+
+    noisy = False
+
+    def __init__(self, source_status: Callable[[], SourceStatus]) -> None:
+        super().__init__(Resource(), requestFactory=AdminRequest, timeout=PROBE_S)
+        self.displayTracebacks = False
+        self.max_body_octets = 0
+        self._source_status = source_status
+        self._pages = {
+            b"healthz": _Page(b"GET", lambda request: _json(200, {"healthy": True}), guarded=False),
+            b"readyz": _Page(b"GET", self._ready, guarded=False),
+        }
+
+    def getResourceFor(self, request: Request) -> IResource:
+        """The resource of a path."""
+        found = self._pages.get(request.path.strip(b"/"))
+        return found if found is not None else _Page(request.method, _no_probe, guarded=False)
+
+    def log(self, request: HTTPRequest) -> None:
+        """No access log, as on the admin port."""
+
+    def _ready(self, request: Request) -> _Answer:
+        ready = self._source_status().ready
+        return _json(200 if ready else 503, {"ready": ready})
+
+
+def _no_probe(request: Request) -> _Answer:
+    raise Refusal(404, "there is nothing here; try /healthz or /readyz")
 
 
 def _disconnected(done: Disconnection) -> _Answer:
