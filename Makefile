@@ -1,4 +1,4 @@
-.PHONY: help run test lint bench plot
+.PHONY: help run test lint bench plot lock sbom audit
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
@@ -6,6 +6,9 @@ help:
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
 	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
+	@echo "make lock   requirements/*.txt anew, with hashes    (script/supply lock)"
+	@echo "make sbom   build/towerws.cdx.json, in CycloneDX    (script/supply sbom)"
+	@echo "make audit  known vulnerabilities of what is locked (script/supply audit)"
 
 run:
 	@script/run
@@ -21,3 +24,6 @@ bench:
 
 plot:
 	@.venv/bin/python -m benchmarks.plot build/benchmarks.json docs/growth.svg
+
+lock sbom audit:
+	@script/supply $@

@@ -170,7 +170,7 @@ def _json(status: int, body: Mapping[str, object]) -> _Answer:
 class AdminSite(Site):
     """The admin port's resources.
 
-    `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
+    `why_nobody` says why no client can subscribe to a group's event, or None. `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
     position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` fires with what came of it.
     """
 
@@ -183,6 +183,7 @@ class AdminSite(Site):
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
         websocket_port: Callable[[], int],
         max_payload_octets: int,
+        why_nobody: Callable[[str, str], str | None] = lambda group, event: None,
     ) -> None:
         root = Resource()
         super().__init__(root, requestFactory=AdminRequest)
@@ -191,6 +192,7 @@ class AdminSite(Site):
         self._source_status = source_status
         self._publish = publish
         self._disconnect = disconnect
+        self._why_nobody = why_nobody
         self._websocket_port = websocket_port
         root.putChild(b"", _Page(b"GET", self._live))
         root.putChild(b"healthz", _Page(b"GET", lambda request: _json(200, {"healthy": True})))
@@ -223,7 +225,9 @@ class AdminSite(Site):
 
     def _take(self, request: Request) -> _Answer:
         if self._publish is None:
-            raise Refusal(404, "this daemon reads from a broker: publish to its exchange there (towerws publish, or any AMQP client)")
+            raise Refusal(
+                404, "this daemon reads from a broker: publish to its exchange there, with any AMQP client (the README shows one)"
+            )
         body = request.content.read() if request.content is not None else b""
         try:
             publication = parse_publication(body)
@@ -233,7 +237,10 @@ class AdminSite(Site):
             position = self._publish(publication.topic.routing_key, publication.payload)
         except BadDelivery as bad:
             raise Refusal(413 if bad.reason == "too_large" else 400, str(bad)) from None
-        return _json(202, {"position": position})
+        answer: dict[str, object] = {"position": position}
+        if (warning := self._why_nobody(publication.topic.group, publication.topic.event)) is not None:
+            answer["warning"] = warning
+        return _json(202, answer)
 
     def _revoke(self, request: Request) -> Deferred[_Answer]:
         try:

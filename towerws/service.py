@@ -122,11 +122,12 @@ class TowerwsService(Service):
             publish = publish_checked
         self._limits = _with_connections(settings.limits)
         self._auth = Chain(tuple(make_methods(settings, reactor)))
+        groups = GroupTable(settings.groups)
         desk = Desk(
             self.hub,
             self.intake,
             self._auth,
-            GroupTable(settings.groups),
+            groups,
             settings.websocket,
             reactor,
             check_xrftoken=settings.access.check_xrftoken,
@@ -148,6 +149,7 @@ class TowerwsService(Service):
             disconnect=self.control.revoke,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_octets=settings.max_payload_octets,
+            why_nobody=groups.why_nobody,
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
