@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +42,7 @@ class Chromium:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbers = count(1)
+        self._leave = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: ClientConnection | None = None
 
@@ -62,16 +64,14 @@ class Chromium:
             assert time.monotonic() < give_up, self._log()
             time.sleep(0.05)  # nothing announces the file: it is looked for
         port, path = where.read_text().split("\n")
-        self._connection = connect(
-            f"ws://127.0.0.1:{port}{path}", open_timeout=DEADLINE_S, max_size=None, compression=None, ping_interval=None
-        )
+        way = connect(f"ws://127.0.0.1:{port}{path}", open_timeout=DEADLINE_S, max_size=None, compression=None, ping_interval=None)
+        self._connection = self._leave.enter_context(way)
         return self
 
     def __exit__(self, *exc: object) -> None:
         assert self._process is not None
-        if self._connection is not None:
-            self.call("Browser.close")
-            self._connection.close()
+        self.call("Browser.close")
+        self._leave.close()
         try:
             self._process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:

@@ -39,7 +39,7 @@ ENVELOPE_OCTETS = 1024
 """What a publish request may hold around its payload."""
 
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self' ws: wss:; img-src data:; "
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self' ws: wss:; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -170,7 +170,8 @@ def _json(status: int, body: Mapping[str, object]) -> _Answer:
 class AdminSite(Site):
     """The admin port's resources.
 
-    `why_nobody` says why no client can subscribe to a group's event, or None. `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
+    `why_nobody` says why no client can subscribe to a group's event, or None.
+    `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
     position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` fires with what came of it.
     """
 
@@ -195,6 +196,8 @@ class AdminSite(Site):
         self._why_nobody = why_nobody
         self._websocket_port = websocket_port
         root.putChild(b"", _Page(b"GET", self._live))
+        root.putChild(b"live.css", _Page(b"GET", lambda request: _static("live.css", b"text/css; charset=utf-8")))
+        root.putChild(b"live.js", _Page(b"GET", lambda request: _static("live.js", b"text/javascript; charset=utf-8")))
         root.putChild(b"healthz", _Page(b"GET", lambda request: _json(200, {"healthy": True})))
         root.putChild(b"readyz", _Page(b"GET", self._ready))
         root.putChild(b"status", _Page(b"GET", lambda request: _json(200, status())))
@@ -248,6 +251,10 @@ class AdminSite(Site):
         except ValueError as error:
             raise Refusal(400, str(error)) from None
         return self._disconnect(revocation).addCallback(_disconnected)
+
+
+def _static(name: str, content_type: bytes) -> _Answer:
+    return _Answer(200, files("towerws").joinpath(f"static/{name}").read_bytes(), content_type)
 
 
 class _Bounded(WrappingFactory):
