@@ -38,6 +38,7 @@ def test_hostile_payloads(tmp_path: Path, chromium: Chromium, width: int) -> Non
         shown = page.run("document.body.textContent")
         assert "\u202e" not in shown
         assert "\u2066" not in shown
+        assert "native code" not in shown
         assert page.run("document.title") == "towerws live"
         assert page.run("document.querySelectorAll('img').length") == 0
         assert page.run("document.documentElement.scrollWidth") <= width

@@ -185,7 +185,7 @@
       job.row.dataset.status = job.status;
       job.row.setAttribute("aria-pressed", String(job === chosen));
       const seconds = Math.round(((job.ended || Date.now()) - job.began) / 1000);
-      setText(mark, MARK[job.status] || "·");
+      setText(mark, Object.hasOwn(MARK, job.status) ? MARK[job.status] : "·");
       setText(name, `${job.type.replaceAll("_", " ")} ${job.id}`);
       setText(status, job.status);
       setText(more, job.late ? "began before this page listened" : `${job.seen}${job.final ? ` of ${job.final}` : ""} event${job.seen === 1 && !job.final ? "" : "s"} · ${seconds} s`);
