@@ -1,4 +1,4 @@
-.PHONY: help run test lint bench plot stress
+.PHONY: help run test lint bench plot stress lock sbom audit
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
@@ -7,6 +7,9 @@ help:
 	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
 	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
+	@echo "make lock   requirements/*.txt anew, with hashes    (script/supply lock)"
+	@echo "make sbom   build/towerws.cdx.json, in CycloneDX    (script/supply sbom)"
+	@echo "make audit  known vulnerabilities of what is locked (script/supply audit)"
 
 run:
 	@script/run
@@ -25,3 +28,6 @@ plot:
 
 stress:
 	@script/stress $(if $(ONLY),--only '$(ONLY)') $(addprefix --seed ,$(SEED)) $(addprefix --repeat ,$(REPEAT)) $(addprefix --broker ,$(BROKER))
+
+lock sbom audit:
+	@script/supply $@

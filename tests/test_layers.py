@@ -25,12 +25,26 @@ EDGES = {
     "embedded": ["embedded"],
     "publisher": ["commands.publisher"],
     "tail": ["commands.tail*"],
+    "logs": ["logs"],
     "terminal": ["commands.terminal"],
     "websocket": ["protocol", "websocket.*"],
 }
 """Each one talks to one foreign thing. Imports itself and what is plain, and the seam that `auth.base` is."""
 
-WIRING = ["cli", "clock", "collector", "commands.config", "commands.publish", "config.file", "config.load", "methods", "service", "tap"]
+WIRING = [
+    "cli",
+    "clock",
+    "collector",
+    "commands.config",
+    "commands.publish",
+    "config.file",
+    "config.load",
+    "listening",
+    "methods",
+    "service",
+    "signals",
+    "tap",
+]
 """Makes the parts and joins them. Imports anything."""
 
 SEAMS = {"auth.base"}

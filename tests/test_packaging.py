@@ -52,11 +52,11 @@ def test_the_wheel_has_what_it_should_and_no_more(wheel: Path) -> None:
 
 def test_the_source_distribution_has_what_an_operator_needs(tmp_path: Path) -> None:
     """Beside the package: the documents, the unit, nginx's configuration and the tests, each file of them."""
-    houses = ("deploy", "docs", "producer", "script", "systemd", "tests")
+    houses = ("deploy", "docs", "producer", "requirements", "script", "systemd", "tests")
     source = tmp_path / "source"
     for name in (*houses, "towerws", "twisted"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
-    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile"):
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "SECURITY.md"):
         shutil.copy(ROOT / name, source)
     _run(sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('..')", cwd=source)
     (built,) = tmp_path.glob("*.tar.gz")

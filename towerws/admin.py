@@ -23,6 +23,7 @@ from urllib.parse import SplitResult, urlsplit
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import IResource, Resource
@@ -38,10 +39,16 @@ ENVELOPE_OCTETS = 1024
 """What a publish request may hold around its payload."""
 
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self' ws: wss:; img-src data:; "
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self' ws: wss:; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+
+MAX_PROBES = 32
+"""Connections to the port for probes at once; they share the descriptors that browsers leave (service.py, RESERVED_DESCRIPTORS)."""
+
+PROBE_S = 10
+"""How long such a connection may be silent."""
 
 DISCARDED_BODIES = 8
 """How many times the limit is read and thrown away before a client that sends on is cut off.
@@ -97,13 +104,14 @@ class _Answer(NamedTuple):
 
 @implementer(IResource)
 class _Page(Resource):
-    """One path: its method, and what makes its answer."""
+    """One path: its method, and what makes its answer. `guarded`: the Host and Origin of a request must be our own."""
 
     isLeaf = True
     _log = Logger()
 
-    def __init__(self, method: bytes, answer: Callable[[Request], _Answer | Deferred[_Answer]]) -> None:
+    def __init__(self, method: bytes, answer: Callable[[Request], _Answer | Deferred[_Answer]], *, guarded: bool = True) -> None:
         super().__init__()
+        self._guarded = guarded
         self._method = method
         self._answer = answer
 
@@ -113,8 +121,9 @@ class _Page(Resource):
             if request.method != self._method and (request.method, self._method) != (b"HEAD", b"GET"):
                 request.setHeader(b"allow", self._method)
                 raise Refusal(405, f"this path takes {self._method.decode()} only")
-            _own_host(request)
-            _same_origin(request)
+            if self._guarded:
+                _own_host(request)
+                _same_origin(request)
             answer = self._answer(request)
         except Refusal as refusal:
             answer = _json(refusal.status, {"error": str(refusal)})
@@ -161,6 +170,7 @@ def _json(status: int, body: Mapping[str, object]) -> _Answer:
 class AdminSite(Site):
     """The admin port's resources.
 
+    `why_nobody` says why no client can subscribe to a group's event, or None.
     `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
     position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` fires with what came of it.
     """
@@ -174,6 +184,7 @@ class AdminSite(Site):
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
         websocket_port: Callable[[], int],
         max_payload_octets: int,
+        why_nobody: Callable[[str, str], str | None] = lambda group, event: None,
     ) -> None:
         root = Resource()
         super().__init__(root, requestFactory=AdminRequest)
@@ -182,8 +193,11 @@ class AdminSite(Site):
         self._source_status = source_status
         self._publish = publish
         self._disconnect = disconnect
+        self._why_nobody = why_nobody
         self._websocket_port = websocket_port
         root.putChild(b"", _Page(b"GET", self._live))
+        root.putChild(b"live.css", _Page(b"GET", lambda request: _static("live.css", b"text/css; charset=utf-8")))
+        root.putChild(b"live.js", _Page(b"GET", lambda request: _static("live.js", b"text/javascript; charset=utf-8")))
         root.putChild(b"healthz", _Page(b"GET", lambda request: _json(200, {"healthy": True})))
         root.putChild(b"readyz", _Page(b"GET", self._ready))
         root.putChild(b"status", _Page(b"GET", lambda request: _json(200, status())))
@@ -216,7 +230,9 @@ class AdminSite(Site):
 
     def _take(self, request: Request) -> _Answer:
         if self._publish is None:
-            raise Refusal(404, "this daemon reads from a broker: publish to its exchange there (towerws publish, or any AMQP client)")
+            raise Refusal(
+                404, "this daemon reads from a broker: publish to its exchange there, with any AMQP client (the README shows one)"
+            )
         body = request.content.read() if request.content is not None else b""
         try:
             publication = parse_publication(body)
@@ -226,7 +242,10 @@ class AdminSite(Site):
             position = self._publish(publication.topic.routing_key, publication.payload)
         except BadDelivery as bad:
             raise Refusal(413 if bad.reason == "too_large" else 400, str(bad)) from None
-        return _json(202, {"position": position})
+        answer: dict[str, object] = {"position": position}
+        if (warning := self._why_nobody(publication.topic.group, publication.topic.event)) is not None:
+            answer["warning"] = warning
+        return _json(202, answer)
 
     def _revoke(self, request: Request) -> Deferred[_Answer]:
         try:
@@ -234,6 +253,61 @@ class AdminSite(Site):
         except ValueError as error:
             raise Refusal(400, str(error)) from None
         return self._disconnect(revocation).addCallback(_disconnected)
+
+
+def _static(name: str, content_type: bytes) -> _Answer:
+    return _Answer(200, files("towerws").joinpath(f"static/{name}").read_bytes(), content_type)
+
+
+class _Bounded(WrappingFactory):
+    """At most `MAX_PROBES` connections at once; one more is closed at once."""
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """One for a probe, or None."""
+        return super().buildProtocol(addr) if len(self.protocols) < MAX_PROBES else None
+
+
+def health_site(source_status: Callable[[], SourceStatus]) -> WrappingFactory:
+    """What the port for probes serves: `/healthz` and `/readyz`, without the reason, which may name machines.
+
+    It may be public: a probe sends any Host, and there is nothing here that a page could do.
+    """
+    site = _HealthSite(source_status)
+    return _Bounded(site)
+
+
+class _HealthSite(Site):
+    """`/healthz` and `/readyz` without reasons."""
+
+    noisy = False
+
+    def __init__(self, source_status: Callable[[], SourceStatus]) -> None:
+        super().__init__(Resource(), requestFactory=AdminRequest, timeout=PROBE_S)
+        self.displayTracebacks = False
+        self.max_body_octets = 0
+        self._source_status = source_status
+        self._pages = {
+            b"healthz": _Page(b"GET", lambda request: _json(200, {"healthy": True}), guarded=False),
+            b"readyz": _Page(b"GET", self._ready, guarded=False),
+        }
+
+    def getResourceFor(self, request: Request) -> IResource:
+        """The resource of a path."""
+        found = self._pages.get(request.path.strip(b"/"))
+        return found if found is not None else _Page(request.method, _no_probe, guarded=False)
+
+    def log(self, request: HTTPRequest) -> None:
+        """No access log, as on the admin port."""
+
+    def _ready(self, request: Request) -> _Answer:
+        ready = self._source_status().ready
+        return _json(200 if ready else 503, {"ready": ready})
+
+
+def _no_probe(request: Request) -> _Answer:
+    raise Refusal(404, "there is nothing here; try /healthz or /readyz")
 
 
 def _disconnected(done: Disconnection) -> _Answer:

@@ -10,7 +10,6 @@ import os
 import platform
 import resource
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,14 +17,12 @@ from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
-from twisted.python.failure import Failure
+from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite
+from towerws.admin import AdminSite, health_site
 from towerws.amqp import AmqpSource
 from towerws.auth.chain import Chain
 from towerws.broker.announcer import Announcer
@@ -42,6 +39,7 @@ from towerws.core.intake import Intake
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
+from towerws.listening import listen
 from towerws.methods import make_methods
 from towerws.protocol import WebSocketFactory
 from towerws.websocket.desk import Desk
@@ -55,7 +53,24 @@ STOP_GRACE_S = 3.0
 RESERVED_DESCRIPTORS = 64
 """What browsers do not get of the process's open files: the broker, the API, the admin port and the log need some too."""
 
-EXIT_BAD_CONFIG = 2
+
+FULL_S = 60.0
+"""How often a daemon that is full says so."""
+
+
+class Full:
+    """When to say that clients are refused for want of room: at once, then `FULL_S` later at the earliest."""
+
+    def __init__(self) -> None:
+        self._said_at: float | None = None
+        self._said = 0
+
+    def count(self, refused: int, now: float) -> int:
+        """How many of the `refused` since the start to report now; 0 for none."""
+        if refused == self._said or (self._said_at is not None and now - self._said_at < FULL_S):
+            return 0
+        more, self._said, self._said_at = refused - self._said, refused, now
+        return more
 
 
 class Source(Protocol):
@@ -84,6 +99,11 @@ class TowerwsService(Service):
         self._started_at = 0.0
         self._ports: dict[str, IListeningPort] = {}
         self._stopping = False
+        self._finish: Callable[[], None] | None = None
+        self.log_observer: ILogObserver | None = None
+        self.ending: Callable[[], bool] = lambda: False
+        """Whether a signal has asked for the end before the reactor runs."""
+        self._full_said = Full()
         self.history = History(settings.history.max_octets, settings.history.max_age_s)
         self.hub = Hub(self.history, lambda call: reactor.callLater(0, call))
         self.intake = Intake(
@@ -105,12 +125,14 @@ class TowerwsService(Service):
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
+        self._limits = _with_connections(settings.limits)
         self._auth = Chain(tuple(make_methods(settings, reactor)))
+        groups = GroupTable(settings.groups)
         desk = Desk(
             self.hub,
             self.intake,
             self._auth,
-            GroupTable(settings.groups),
+            groups,
             settings.websocket,
             reactor,
             check_xrftoken=settings.access.check_xrftoken,
@@ -125,9 +147,7 @@ class TowerwsService(Service):
         if settings.broker is not None and announce is not None:
             self._listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
             self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
-        self.websockets = WebSocketFactory(
-            desk, settings.websocket, reactor, access=settings.access, limits=_with_connections(settings.limits)
-        )
+        self.websockets = WebSocketFactory(desk, settings.websocket, reactor, access=settings.access, limits=self._limits)
         self.admin = AdminSite(
             status=self.status,
             source_status=self.source_status,
@@ -135,6 +155,7 @@ class TowerwsService(Service):
             disconnect=self.control.revoke,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_octets=settings.max_payload_octets,
+            why_nobody=groups.why_nobody,
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -142,10 +163,12 @@ class TowerwsService(Service):
     # IService
 
     def privilegedStartService(self) -> None:
-        """Open both ports, before privileges are dropped."""
+        """Open the ports, before privileges are dropped. Browsers come last: none waits while another address is not there yet."""
+        self._listen("admin", self._settings.admin, self.admin)
+        if self._settings.health:
+            self._listen("health", self._settings.health, health_site(self.source_status))
         self._listen("listen", self._settings.listen, self.websockets)
         self.websockets.doorman.stand_at(self._ports["listen"], backlog="backlog=" not in self._settings.listen)
-        self._listen("admin", self._settings.admin, self.admin)
 
     def startService(self) -> None:
         """Start the source."""
@@ -182,36 +205,35 @@ class TowerwsService(Service):
                 self._log.info("towerws stopped")
                 done.callback(None)
 
+        self._finish = finish
         deadline = self._reactor.callLater(self._settings.websocket.drain_s + STOP_GRACE_S, finish)
-        admin = self._ports.pop("admin", None)
+        probed = [self._ports.pop(key) for key in ("admin", "health") if key in self._ports]
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])
         steps.addCallback(lambda _: self._drain())
         steps.addCallback(lambda _: _settled(self.desk.auth.stop()))
         steps.addCallback(lambda _: self._leave_broker())
-        steps.addCallback(lambda _: _settled(admin.stopListening() if admin is not None else None))
+        steps.addCallback(lambda _: DeferredList([_settled(port.stopListening()) for port in probed]))
         steps.addErrback(lambda failure: self._log.failure("stopping went wrong; going on", failure))
         steps.addCallback(finish)
         super().stopService()
         return done
 
+    def stop_now(self) -> None:
+        """End a stop that is under way: what is still open is cut off."""
+        if self._finish is not None:
+            self._finish()
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Join twistd's application, and bring the log along: twistd takes its observer from the application."""
+        if self.log_observer is not None:
+            parent.setComponent(ILogObserver, self.log_observer)
+        super().setServiceParent(parent)
+
     # within
 
     def _listen(self, key: str, description: str, factory: Any) -> None:
-        def failed(failure: Failure) -> None:
-            error = getattr(failure.value, "socketError", failure.value)
-            line = f"towerws: {key} = {description!r}: can't listen there: {error}; choose another address with --{key}"
-            print(line, file=sys.__stderr__, flush=True)
-            raise SystemExit(EXIT_BAD_CONFIG)
-
-        def listening(port: IListeningPort) -> None:
-            self._ports[key] = port
-
-        failures: list[Failure] = []
-        endpoint = serverFromString(self._reactor, description)
-        endpoint.listen(factory).addCallbacks(listening, failures.append)
-        if failures:
-            failed(failures[0])
+        self._ports[key] = listen(self._reactor, key, description, factory, self.ending)
 
     def _drain(self) -> Deferred[None]:
         """Close every open connection, spread over the drain window; fires once all are gone, or after the window."""
@@ -249,7 +271,16 @@ class TowerwsService(Service):
         return Marker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
     def _trim_history(self) -> None:
-        self.history.trim(self._reactor.seconds())
+        now = self._reactor.seconds()
+        self.history.trim(now)
+        refused = self._full_said.count(self.websockets.refused_for.get("connections", 0), now)
+        if refused:
+            self._log.warn(
+                "full: {refused} more clients were refused, because there is room for {limit} connections; raise limits.connections, "
+                "and LimitNOFILE with it, or start another daemon",
+                refused=refused,
+                limit=self._limits.connections,
+            )
 
     def _report(self, bad: BadDelivery) -> None:
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))

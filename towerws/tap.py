@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
+from twisted.logger import ILogObserver
 from twisted.python import usage
 
 from towerws.amqp import quiet_pika
 from towerws.collector import collect_rarely
-from towerws.config.load import given, load, usage_flags, usage_parameters
+from towerws.config.load import OPTIONS, given, load, suggest_flag, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
-from towerws.service import EXIT_BAD_CONFIG, TowerwsService
+from towerws.listening import EXIT_BAD_CONFIG
+from towerws.logs import forward_library_logs, make_observer, open_output
+from towerws.service import TowerwsService
+from towerws.signals import Signals
+
+_unknown_flag = re.compile(r"option --(\S+) not recognized").fullmatch
+_short_flag = re.compile(r"option --(\S+) not a unique prefix").fullmatch
 
 
 class Options(usage.Options):
@@ -39,7 +49,7 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            _give_up(str(error))
+            _give_up(_with_suggestion(str(error)))
 
     def postOptions(self) -> None:
         """Make the settings, or end the process."""
@@ -47,6 +57,34 @@ class Options(usage.Options):
             self.settings = load(given(self), os.environ)
         except ConfigError as error:
             _give_up(str(error))
+        if self.parent is not None:
+            _forget_pid_file(self.parent, sys.argv)
+
+
+def _with_suggestion(text: str) -> str:
+    """getopt's words about a flag, with what may have been meant."""
+    if match := _unknown_flag(text):
+        return text + suggest_flag(match[1])
+    if match := _short_flag(text):
+        meant = [f"--{option.flag}" for option in OPTIONS if option.flag.startswith(match[1])]
+        return f"{text}: there is {', '.join(meant)}"
+    return text
+
+
+def _forget_pid_file(twistd: MutableMapping[str, Any], arguments: Sequence[str]) -> None:
+    """Unless `--pidfile` was given, have twistd write no pid file: its default is one in the current folder, which may be read-only.
+
+    One that was given and names our own pid was left by another container's life, in which we had the same; twistd takes it for proof
+    that a second daemon runs.
+    """
+    before = arguments[1 : arguments.index("towerws") if "towerws" in arguments else None]
+    if not any(word.startswith("--pi") for word in before):  # getopt takes a flag's beginning for the flag
+        twistd["pidfile"] = ""
+    elif twistd["pidfile"]:
+        file = Path(twistd["pidfile"])
+        with suppress(OSError, ValueError):
+            if int(file.read_text(encoding="ascii")) == os.getpid():
+                file.unlink()
 
 
 def _give_up(text: str) -> NoReturn:
@@ -59,11 +97,30 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
 
     What can't be used after all (a key file, a certificate) ends the process like a bad option.
     """
-    if reactor is None:
+    own_process = reactor is None
+    if own_process:
         from twisted.internet import reactor  # noqa: PLC0415 - twistd chooses it before this
     quiet_pika()
     collect_rarely()
     try:
-        return TowerwsService(options.settings, reactor)
+        service = TowerwsService(options.settings, reactor)
     except ConfigError as error:
         _give_up(str(error))
+    if own_process:
+        signals = Signals(reactor, service.stop_now)
+        signals.install()
+        service.ending = lambda: signals.ending
+        if options.parent is not None:
+            service.log_observer = _log_observer(options.settings, options.parent, reactor)
+    return service
+
+
+def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:
+    """What writes the log in twistd's place; None where it was told to do it in a way of its own (`--syslog`, `--logger`)."""
+    in_front = twistd["nodaemon"] or twistd["debug"]
+    logfile = twistd["logfile"] or ("-" if in_front else "twistd.log")
+    if twistd["syslog"] or twistd["logger"] or (logfile == "-" and not in_front):
+        return None
+    output, journal = open_output(logfile, reactor)
+    forward_library_logs()
+    return make_observer(settings.log_format, settings.log_level, output, journal=journal)

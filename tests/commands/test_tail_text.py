@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.commands.tail_text import Printer, output_lines, shown
+from towerws.commands.tail_text import Printer, json_line, output_lines, shown
 
 
 @given(st.text(st.characters(codec=None)))
@@ -64,3 +65,12 @@ def test_status_has_a_colour_on_a_terminal() -> None:
     """A failed job is red."""
     [line] = Printer(colour=True).lines("12:00:00", "jobs.status_changed", {"unified_job_id": 1, "status": "failed", "type": "job"})
     assert line.endswith("job 1 \x1b[31mfailed\x1b[0m")
+
+
+@pytest.mark.parametrize("character", ["\x07", "\x1b", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u2028", "\u202e", "\u2066"])
+def test_json_line(character: str) -> None:
+    """What a terminal obeys is escaped, and the JSON means the same; other characters are left alone."""
+    line = json_line(f'{{"a":\n "ü{character}"}}')
+    assert character not in line
+    assert "ü" in line
+    assert json.loads(line) == {"a": f"ü{character}"}

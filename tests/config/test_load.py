@@ -115,7 +115,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ({"listen": "tcp:8051"}, {}, "--listen = 'tcp:8051': with auth open"),
         ({"admin": "tcp:99999"}, {}, "--admin = 'tcp:99999': the port must be"),
         ({}, {"TOWERWS_PREFETSH": "5"}, "'TOWERWS_PREFETSH': unknown environment variable; did you mean TOWERWS_PREFETCH?"),
-        ({"prefetsh": "5"}, {}, "--prefetsh: unknown flag; did you mean prefetch?"),
+        ({"prefetsh": "5"}, {}, "--prefetsh: unknown flag; did you mean --prefetch?"),
         ({"config": "/nowhere/x.toml"}, {}, "--config = '/nowhere/x.toml': can't be read: No such file or directory"),
         ({"config": ""}, {}, "--config = '': can't be read"),
         ({}, {"TOWERWS_CONFIG": "/nowhere"}, "TOWERWS_CONFIG = '/nowhere': can't be read"),
@@ -264,3 +264,29 @@ def test_each_number_reaches_its_setting(option: Option) -> None:
 def test_kinds_are_all_in_use() -> None:
     """No kind of value is kept that no option has."""
     assert {option.kind for option in OPTIONS} == set(Kind)
+
+
+def test_a_kubernetes_service_of_our_name() -> None:
+    """A Service called `towerws` sets these for every pod of its namespace, the daemon's too."""
+    environ = {
+        "TOWERWS_SERVICE_HOST": "10.96.0.11",
+        "TOWERWS_SERVICE_PORT": "8051",
+        "TOWERWS_PORT": "tcp://10.96.0.11:8051",
+        "TOWERWS_PORT_8051_TCP": "tcp://10.96.0.11:8051",
+        "TOWERWS_PORT_8051_TCP_PROTO": "tcp",
+        "TOWERWS_PORT_8051_TCP_PORT": "8051",
+        "TOWERWS_PORT_8051_TCP_ADDR": "10.96.0.11",
+    }
+    assert load(OPEN, environ) == load(OPEN, {})
+    assert load(OPEN, {**environ, "TOWERWS_LISTEN": "tcp:8052:interface=127.0.0.1"}).listen == "tcp:8052:interface=127.0.0.1"
+
+
+def test_a_port_for_probes() -> None:
+    """It may be public without `insecure`, and is none of the other two; empty is none."""
+    assert load({**OPEN, "health": "tcp:8080"}, {}).health == "tcp:8080"
+    assert load(OPEN, {"TOWERWS_HEALTH": ""}).health == ""
+    for clash in ("tcp:8051", "tcp:9051:interface=127.0.0.1"):
+        assert "must not be the same address and port" in refusal({**OPEN, "health": clash})
+    assert "--health = 'tcp:x': the port must be a number" in refusal({**OPEN, "health": "tcp:x"})
+    assert "must be one of auto, text, json" in refusal({**OPEN, "log-format": "xml"})
+    assert "must be one of debug, info, warn, error, critical" in refusal({**OPEN, "log-level": "verbose"})

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from towerws.config.broker_url import parse_broker_url
-from towerws.config.rules import advice, broken_rules, read_group, suggestion
+from towerws.config.rules import advice, broken_rules, describes_a_service, read_group, suggestion
 from towerws.core.settings import (
     AccessSettings,
     BrokerSettings,
@@ -115,6 +115,61 @@ def test_advice() -> None:
 def test_suggestion(word: str, said: str) -> None:
     """A name that is nearly right, or lacks its table, brings up the right one."""
     assert suggestion(word, ["listen", "history.max_octets", "max_payload_octets"]) == said
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("TOWERWS_HISTROY", "TOWERWS_HISTORY_MAX_OCTETS or TOWERWS_HISTORY_MAX_AGE_S"),
+        ("TOWERWS_HISTORY", "TOWERWS_HISTORY_MAX_OCTETS or TOWERWS_HISTORY_MAX_AGE_S"),
+        ("TOWERWS_HISTORY_MAX_OCTET", "TOWERWS_HISTORY_MAX_OCTETS"),
+        ("TOWERWS_HISTROY_MAX_OCTETS", "TOWERWS_HISTORY_MAX_OCTETS"),
+        ("TOWERWS_LITSEN", "TOWERWS_LISTEN"),
+        ("TOWERWS_LISTENS", "TOWERWS_LISTEN"),
+        ("TOWERWS_BROKR", "TOWERWS_BROKER"),
+        ("TOWERWS_MAX_AGE_S", "TOWERWS_HISTORY_MAX_AGE_S"),
+        ("TOWERWS_REDIS", ""),
+        ("TOWERWS_DEBUG", ""),
+        ("TOWERWS_X", ""),
+    ],
+)
+def test_suggestion_behind_a_prefix(word: str, said: str) -> None:
+    """What every name begins with makes no name likely: `TOWERWS_HISTROY` is not nearly `TOWERWS_STREAM`."""
+    known = [f"TOWERWS_{name}" for name in ("BROKER", "LISTEN", "STREAM", "HISTORY_MAX_OCTETS", "HISTORY_MAX_AGE_S")]
+    assert suggestion(word, known, "TOWERWS_") == (f"; did you mean {said}?" if said else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "theirs"),
+    [
+        ("TOWERWS_SERVICE_HOST", "10.96.0.11", True),
+        ("TOWERWS_SERVICE_PORT", "8051", True),
+        ("TOWERWS_SERVICE_PORT_WEBSOCKET", "8051", True),
+        ("TOWERWS_PORT", "tcp://10.96.0.11:8051", True),
+        ("TOWERWS_PORT", "udp://10.96.0.11:8051", True),
+        ("TOWERWS_PORT", "tcp://[fd00::11]:8051", True),
+        ("TOWERWS_PORT_8051_TCP", "tcp://10.96.0.11:8051", True),
+        ("TOWERWS_PORT_8051_TCP_ADDR", "10.96.0.11", True),
+        ("TOWERWS_PORT_8051_TCP_PORT", "8051", True),
+        ("TOWERWS_PORT_8051_TCP_PROTO", "tcp", True),
+        ("TOWERWS_PORT_9_SCTP_PROTO", "sctp", True),
+        ("TOWERWS_ADMIN_SERVICE_HOST", "10.96.0.12", True),
+        ("TOWERWS_ADMIN_PORT", "tcp://10.96.0.12:9051", True),
+        ("TOWERWS_ADMIN_PORT_9051_TCP_ADDR", "10.96.0.12", True),
+        ("TOWERWS_NAME", "/web/towerws", True),
+        ("TOWERWS_ENV_PATH", "/usr/bin", True),
+        ("TOWERWS_PORT", "9000", False),
+        ("TOWERWS_PORT", "tcp:9000", False),
+        ("TOWERWS_NAME", "events", False),
+        ("TOWERWS_SERVICE", "x", False),
+        ("TOWERWS_HOST", "10.96.0.11", False),
+        ("TOWERWS_LISTNE", "tcp:8051", False),
+        ("TOWERWS_SERVICE_HOST\n", "x", False),
+    ],
+)
+def test_variables_of_others(name: str, value: str, theirs: bool) -> None:
+    """What Kubernetes and Docker set for a service of our name is passed over; what a person may have meant for us is not."""
+    assert describes_a_service(name, value) is theirs
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,26 @@ def test_whose_own() -> None:
     assert table.refusals(Identity(7, "tower"), topics) == dict.fromkeys(others, "another user's")
     assert table.refusals(Identity("7", "jwt"), topics).keys() == others
     assert table.refusals(Identity(), topics) == {}
+
+
+@pytest.mark.parametrize(
+    ("topic", "nobody"),
+    [
+        ("jobs.status_changed", False),
+        ("job_events.42", False),
+        ("orders.paid", False),
+        ("deploys.anything", False),
+        ("ordres.paid", True),
+        ("orders.lost", True),
+        ("job_events.forty", True),
+        ("secret.x", True),
+        ("metrics.x", True),
+        ("control.limit_reached", True),
+    ],
+)
+def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
+    """Whoever publishes to a group that is not configured learns of it, and what to do."""
+    table = GroupTable({"orders": GroupSettings(events=("paid",)), "deploys": GroupSettings(), "secret": GroupSettings(policy="never")})
+    said = table.why_nobody(*topic.split("."))
+    assert (said is not None) is nobody
+    assert said is None or said.startswith(f"no client can subscribe to {topic}: ")

@@ -55,7 +55,7 @@ def check_command(**values: object) -> None:
     if (reason := why_no_methods(loaded.settings)) is not None:
         bad = True
         _complain(reason)
-    for key in ("listen", "admin"):
+    for key in ("listen", "admin", *(["health"] if loaded.settings.health else [])):
         if (reason := why_not_free(parse_address(str(loaded.by_key[key].value)))) is not None:
             bad = True
             _complain(f"{loaded.by_key[key].origin} = {loaded.by_key[key].value!r}: can't be listened on: {reason}")
@@ -95,6 +95,8 @@ def summary(loaded: Loaded) -> Iterator[str]:
         yield from (f"  {url}" for url in settings.broker.urls)
     yield f"Browsers connect to {parse_address(settings.listen)}; who may listen: {', '.join(settings.auth)}."
     yield f"The admin port is {parse_address(settings.admin)}."
+    if settings.health:
+        yield f"Probes may ask {parse_address(settings.health)}: /healthz and /readyz only."
     history = {option.key: option.format(loaded.by_key[option.key].value) for option in OPTIONS if option.key.startswith("history.")}
     yield f"History holds {history['history.max_octets']} or {history['history.max_age_s']} s, whichever is less."
     if settings.groups:

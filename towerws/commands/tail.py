@@ -18,13 +18,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
 from towerws import __version__
-from towerws.commands.tail_text import Printer, shown
+from towerws.commands.tail_text import Printer, json_line, shown
 from towerws.commands.tail_topics import Following, as_groups
 from towerws.core.errors import CloseReason
 from towerws.core.wire import SUBPROTOCOL
@@ -33,6 +34,9 @@ CLEAN, FAILED, REFUSED = 0, 1, 3
 """Exit codes. 2 is click's, for a command line that can't be understood."""
 
 ATTEMPT_S = 10.0
+CLOSE_S = 1.0
+"""How long the end waits for the answer to a close frame."""
+
 PING_S = 20.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
@@ -89,6 +93,7 @@ class Tail:
         self._bound_s = BACKOFF_MIN_S
         self._come_back_s: float | None = None
         self._ended = False
+        self._closed: Deferred[None] | None = None
 
     def connect(self) -> None:
         """Make an attempt; every way it can end comes back as `lost`."""
@@ -115,11 +120,20 @@ class Tail:
             endpoint = wrapClientTLS(optionsForClientTLS(factory.host), endpoint)
         endpoint.connect(factory).addErrback(self._not_connected)
 
-    def stop(self) -> None:
-        """End the run from outside, with a close frame where there is a connection."""
+    def stop(self) -> Deferred[None] | None:
+        """End the run from outside, with a close frame where there is a connection; fires once that has ended, or after `CLOSE_S`."""
         self._ended = True
-        if self._connection is not None:
+        if self._connection is None:
+            return None
+        if self._closed is None:
+            self._closed = Deferred()
             self._connection.sendClose(1000)
+            self._reactor.callLater(CLOSE_S, self._let_end)
+        return self._closed
+
+    def _let_end(self) -> None:
+        if self._closed is not None and not self._closed.called:
+            self._closed.callback(None)
 
     def _end(self, code: int, text: str = "") -> None:
         if not self._ended:
@@ -137,6 +151,7 @@ class Tail:
         """There is no connection, or none any more."""
         self._connection = None
         if self._ended:
+            self._let_end()
             return
         url = self._options.url
         status = int(match[1]) if (match := _upgrade_status(reason)) else 0
@@ -222,11 +237,7 @@ class Tail:
         topic = f"{frame['group']}.{frame['event']}"
         payload = frame["payload"]
         self._position = frame["position"]
-        if self._options.raw:
-            # Between a payload's tokens a producer may have written newlines; inside strings JSON has none.
-            lines = [text.replace("\r", " ").replace("\n", " ")]
-        else:
-            lines = self._printer.lines(time.strftime("%H:%M:%S"), topic, payload)
+        lines = [json_line(text)] if self._options.raw else self._printer.lines(time.strftime("%H:%M:%S"), topic, payload)
         try:
             self._write("\n".join(lines) + "\n")
         except BrokenPipeError:

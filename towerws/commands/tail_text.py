@@ -33,6 +33,12 @@ def shown(text: str) -> str:
     return _unsafe.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def json_line(text: str) -> str:
+    """JSON text on one line, every character that a terminal might obey written as JSON's own escape: it means the same."""
+    # Between tokens a producer may have written newlines; inside strings JSON has none.
+    return _unsafe.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\r", " ").replace("\n", " "))
+
+
 def output_lines(stdout: str, *, colour: bool) -> list[str]:
     """A job's text, line by line, safe to print. With `colour` each line begins with the colours in force and ends without any."""
     lines: list[str] = []

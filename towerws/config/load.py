@@ -25,7 +25,7 @@ from towerws.config.options import (
     Kind,
     Option,
 )
-from towerws.config.rules import broken_rules, suggestion
+from towerws.config.rules import broken_rules, describes_a_service, suggestion
 from towerws.config.units import Value
 from towerws.core.errors import ConfigError
 from towerws.core.settings import (
@@ -42,7 +42,7 @@ from towerws.core.settings import (
     WebSocketSettings,
 )
 
-__all__ = ["OPTIONS", "Loaded", "Setting", "given", "load", "load_all", "usage_flags", "usage_parameters"]
+__all__ = ["OPTIONS", "Loaded", "Setting", "given", "load", "load_all", "suggest_flag", "usage_flags", "usage_parameters"]
 
 MAX_PASSWORD_FILE_OCTETS = 64 * 1024
 MAX_CA_FILE_OCTETS = 16 * 1024**2
@@ -82,12 +82,12 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
 def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loaded:
     """As `load`, with where each value came from."""
     variables = {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT_PREFIX) and value}
-    for name in variables:
-        if name != CONFIG_VARIABLE and name not in BY_VARIABLE:
-            raise ConfigError(f"{shown(name)}: unknown environment variable{suggestion(name, BY_VARIABLE)}")
+    for name, value in variables.items():
+        if name != CONFIG_VARIABLE and name not in BY_VARIABLE and not describes_a_service(name, value):
+            raise ConfigError(f"{shown(name)}: unknown environment variable{suggestion(name, BY_VARIABLE, ENVIRONMENT_PREFIX)}")
     for name in flags:
         if name != CONFIG_FLAG and name not in BY_FLAG:
-            raise ConfigError(f"--{name}: unknown flag{suggestion(name, BY_FLAG)}")
+            raise ConfigError(f"--{name}: unknown flag{suggest_flag(name)}")
     file, named_by = flags.get(CONFIG_FLAG), f"--{CONFIG_FLAG}"
     if file is None:
         file, named_by = variables.get(CONFIG_VARIABLE, ""), CONFIG_VARIABLE
@@ -98,9 +98,15 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loa
         key = next((key for key in broken.keys if not by_key[key].is_default), broken.keys[0])
         others = ", ".join(f"{other} is {shown(by_key[other].value)}" for other in broken.keys if other != key)
         raise ConfigError(f"{by_key[key].origin} = {shown(by_key[key].value)}: {broken.rule}{others and f' ({others})'}")
-    for key in ("listen", "admin"):
-        _try_certificates(by_key[key])
+    for key in ("listen", "admin", "health"):
+        if by_key[key].value:
+            _try_certificates(by_key[key])
     return Loaded(settings, by_key, file)
+
+
+def suggest_flag(name: str) -> str:
+    """`; did you mean --…?` for a flag (without its dashes) that doesn't exist, or nothing when none is near."""
+    return suggestion(f"--{name}", [f"--{flag}" for flag in (*BY_FLAG, CONFIG_FLAG)], "--")
 
 
 def usage_parameters() -> list[list[str | None]]:

@@ -40,6 +40,8 @@ from towerws.core.settings import (
 )
 
 ENVIRONMENT_PREFIX = "TOWERWS_"
+FORMATS = ("auto", "text", "json")
+LEVELS = ("debug", "info", "warn", "error", "critical")
 CONFIG_FLAG = "config"
 CONFIG_VARIABLE = "TOWERWS_CONFIG"
 CONFIG_HELP = "The TOML file to read. Flags and TOWERWS_* variables win over it; none is read unless named here or by TOWERWS_CONFIG."
@@ -166,6 +168,22 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "admin", _T, "Where /healthz, /readyz, /status and /publish are served, as a Twisted endpoint. Never make it public.", common=True
     ),
+    _option(
+        "health",
+        _T,
+        "Where only /healthz and /readyz are served, as a Twisted endpoint, for probes and load balancers on other machines. Tells no "
+        "more than whether it is ready; may be public. Empty: nowhere but on the admin port.",
+        common=True,
+    ),
+    _option(
+        "log_format",
+        _T,
+        "How log lines look. text: time, logger and level. json: one object a line. auto: text, or lines with priorities where standard "
+        "output is systemd's journal.",
+        choices=FORMATS,
+        common=True,
+    ),
+    _option("log_level", _T, "The least level that is logged.", choices=LEVELS, common=True),
     _option(
         "consume",
         _T,

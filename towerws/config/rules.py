@@ -20,6 +20,17 @@ POLICIES = ("authenticated", "own", "object", "never")
 """Who may listen to a group of one's own."""
 
 _GROUP_KEYS = ("events", "policy", "object_url")
+_WORD_ENDS = re.compile(r"[._-]")
+NEAR = 0.66
+"""How like a name must be to be suggested: difflib's ratio. Below it the suggestion is seldom what was meant."""
+
+_is_service = re.compile(
+    r"TOWERWS_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:ADDR|PORT|PROTO))?|ENV_.+)",
+    re.ASCII,
+).fullmatch
+_is_port = re.compile(r"TOWERWS_(?:[A-Z0-9_]+_)?PORT", re.ASCII).fullmatch
+_is_port_value = re.compile(r"(?:tcp|udp|sctp)://.+").fullmatch
+_is_link = re.compile(r"TOWERWS_(?:[A-Z0-9_]+_)?NAME", re.ASCII).fullmatch
 _is_object_url = re.compile(r"/[!-z~]*\{id\}[!-z~]*", re.ASCII).fullmatch
 
 MAX_NAME_OCTETS = 255  # AMQP 0-9-1 section 4.2.5.3, short string
@@ -69,11 +80,33 @@ def advice(settings: Settings) -> Iterator[str]:
             yield "some broker URLs are amqps:// and some are not: the password may travel unencrypted"
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` for a name that doesn't exist, or nothing when none is near."""
-    names = list(known)
-    near = [name for name in names if name.endswith(f".{word}")] or difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean …?` for a name that doesn't exist, or nothing when none is near.
+
+    `prefix` begins every name, so that it says nothing about likeness. The name of a section alone, or nearly, stands for all
+    that is in it.
+    """
+    names = [name.removeprefix(prefix) for name in known]
+    word = word.removeprefix(prefix)
+    tail = f".{_WORD_ENDS.sub('.', word)}"
+    near = [name for name in names if name.endswith(f".{word}")]
+    near = near or [name for name in names if _WORD_ENDS.sub(".", name).endswith(tail)][:3]
+    near = near or difflib.get_close_matches(word, names, n=1, cutoff=NEAR)
+    if not near:
+        sections = difflib.get_close_matches(word, {_WORD_ENDS.split(name)[0] for name in names}, n=1, cutoff=NEAR)
+        near = [name for name in names if sections and _WORD_ENDS.split(name)[0] == sections[0]][:3]
+    return f"; did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
+
+
+def describes_a_service(name: str, value: str) -> bool:
+    """Whether an environment variable is Kubernetes' or Docker's: both describe a service by variables with its name in front.
+
+    Kubernetes: `{SVCNAME}_SERVICE_HOST` and so on, for each Service of the namespace; Docker: `--link`. Those that somebody could
+    mean for towerws (`TOWERWS_PORT=9000`) count only with a value that those two write.
+    """
+    if _is_service(name):
+        return True
+    return bool((_is_port(name) and _is_port_value(value)) or (_is_link(name) and value.startswith("/")))
 
 
 def read_group(name: str, table: object) -> GroupSettings:
@@ -123,16 +156,19 @@ def _methods(settings: Settings) -> Iterator[Broken]:
 
 
 def _access(settings: Settings) -> Iterator[Broken]:
+    texts = {"listen": settings.listen, "admin": settings.admin, "health": settings.health}
     addresses: dict[str, Address] = {}
-    for key, text in (("listen", settings.listen), ("admin", settings.admin)):
+    for key, text in texts.items():
         try:
-            addresses[key] = parse_address(text)
+            if text or key != "health":
+                addresses[key] = parse_address(text)
         except ValueError as error:
             yield Broken((key,), str(error))
-    if len(addresses) < 2:
+    for one, other in (("listen", "admin"), ("listen", "health"), ("admin", "health")):
+        if one in addresses and other in addresses and addresses[one].clashes(addresses[other]):
+            yield Broken((other, one), f"{one} and {other} must not be the same address and port")
+    if "listen" not in addresses or "admin" not in addresses:
         return
-    if addresses["listen"].clashes(addresses["admin"]):
-        yield Broken(("admin", "listen"), "listen and admin must not be the same address and port")
     if settings.insecure:
         return
     if not addresses["admin"].local:

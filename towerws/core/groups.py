@@ -98,6 +98,15 @@ class GroupTable:
             raise UnknownItem("no such event in this group")
         return routing_key
 
+    def why_nobody(self, group: str, event: str) -> str | None:
+        """Why no client can subscribe to this, for the one who publishes it; None when one can."""
+        try:
+            self.routing_key(group, event)
+        except UnknownItem as problem:
+            known = ", ".join(self._groups)
+            return f"no client can subscribe to {group}.{event}: {problem}; the groups are {known}, and [groups.NAME] in the file adds one"
+        return None
+
     def refusals(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
         """Those topics that are another user's own, each with a reason. Nobody in particular (auth open) has no others."""
         if identity.user_id is None:

@@ -156,6 +156,9 @@ class Settings:
     auth: tuple[str, ...]
     listen: str = "tcp:8051:interface=127.0.0.1"
     admin: str = "tcp:9051:interface=127.0.0.1"
+    health: str = ""
+    log_format: str = "auto"
+    log_level: str = "info"
     insecure: bool = False
     max_payload_octets: int = 4 * 1024**2
     access: AccessSettings = field(default_factory=AccessSettings)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+LOCKS = ("run.txt", "tools.txt")
+
+
+def locked(name: str) -> dict[str, str]:
+    """The packages of a lock file with the rest of their entries."""
+    entries = re.split(r"^(?=[a-z])", (ROOT / "requirements" / name).read_text(), flags=re.MULTILINE)[1:]
+    return {canonicalize_name(entry.partition("==")[0]): entry.partition("==")[2] for entry in entries}
+
+
+def version(entry: str) -> str:
+    """The version of a locked package."""
+    return re.split(r"[\s;]", entry, maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_each_has_hashes(name: str) -> None:
+    """pip refuses a file that is not one of these."""
+    packages = locked(name)
+    assert packages
+    assert [package for package, entry in packages.items() if not re.search(r"--hash=sha256:[0-9a-f]{64}", entry)] == []
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_no_registry_is_named(name: str) -> None:
+    """Where packages come from is for the machine to say that installs them."""
+    text = (ROOT / "requirements" / name).read_text()
+    assert "://" not in text
+    assert "--index-url" not in text
+
+
+def test_every_dependency_is_locked_in_a_version_that_it_may_have() -> None:
+    """After a change in setup.cfg: `make lock`."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = [line for line in setup["options"]["install_requires"].splitlines() if line and not line.startswith("#")]
+    packages = locked("run.txt")
+    for requirement in map(Requirement, lines):
+        assert requirement.specifier.contains(version(packages[canonicalize_name(requirement.name)])), requirement

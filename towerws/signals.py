@@ -1,0 +1,88 @@
+"""What signals do to the daemon.
+
+signal           | first                                         | second                    | third
+SIGTERM, SIGINT  | stop in order, status 0                       | end at once, status 0     | end by the signal
+SIGHUP           | a log line                                    | a log line                | a log line
+
+Twisted's own handlers end the process by the signal after an orderly stop (status 143), ignore a second SIGTERM, and leave SIGHUP
+at its default, which kills. A signal that the parent told us to ignore (`nohup`, a shell's background job) stays ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from twisted.logger import Logger
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
+LAST_S = 1.0
+"""How long the process may take to end after the second signal. A thread that resolves a name can hold it up longer than that."""
+
+
+class Signals:
+    """Handlers for the whole process. `hurry` ends a stop that is under way."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, hurry: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._hurry = hurry
+        self._received = 0
+
+    @property
+    def ending(self) -> bool:
+        """Whether one has asked for the end. Before the reactor runs nobody else looks at it."""
+        return self._received > 0
+
+    def install(self) -> None:
+        """Take over now, and again once the reactor runs: it installs handlers of its own when it starts."""
+        self._install()
+        self._reactor.callWhenRunning(self._install)
+        # A signal that came between the two was Twisted's, and would be the process's status.
+        self._reactor.addSystemEventTrigger("after", "shutdown", setattr, self._reactor, "_exitSignal", None)
+
+    def _install(self) -> None:
+        for number in ENDING:
+            self._set(number, self._end)
+        self._set(signal.SIGHUP, self._reload)
+
+    def _set(self, number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+    # A handler may interrupt anything, the writing of a log line too: it only leaves work for the reactor.
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self._received += 1
+        if self._received == 1:
+            self._reactor.callFromThread(self._stop, name)
+        elif self._received == 2:
+            signal.signal(signal.SIGALRM, lambda _number, _frame: _end_by(number))
+            signal.setitimer(signal.ITIMER_REAL, LAST_S)
+            self._reactor.callFromThread(self._stop_now, name)
+        else:
+            _end_by(number)
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._log.warn, "SIGHUP: there is nothing to reload yet; restart towerws to change its configuration")
+
+    def _stop(self, name: str) -> None:
+        self._log.info("{name}: stopping; a second one ends at once", name=name)
+        if self._reactor.running:
+            self._reactor.stop()
+
+    def _stop_now(self, name: str) -> None:
+        self._log.warn("{name} again: ending at once", name=name)
+        self._hurry()
+
+
+def _end_by(number: int) -> None:
+    """End as the kernel would have ended us."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

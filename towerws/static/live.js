@@ -1,0 +1,387 @@
+"use strict";
+(() => {
+  // Everything kept is bounded: a page like this stays open for days.
+  const MAX_JOBS = 60, MAX_FOLLOWED = 40, MAX_LINES = 1500, MAX_EVENTS = 100, MAX_NOTICES = 20, MAX_RAW = 20000, MAX_TEXT = 300, RATE_S = 5, SPARK_S = 60;
+  const PORT = document.body.dataset.websocketPort;
+  const BASE = ["jobs.status_changed", "jobs.summary", "schedules.changed", "inventories.status_changed"];
+  const OUTPUT = { job: "job_events", project_update: "project_update_events", inventory_update: "inventory_update_events",
+    ad_hoc_command: "ad_hoc_command_events", workflow_job: "workflow_events", system_job: "system_job_events" };
+  const MARK = { new: "○", pending: "○", waiting: "◔", running: "▶", successful: "✔", failed: "✘", error: "✘", canceled: "■" };
+  const ENDED = new Set(["successful", "failed", "error", "canceled"]);
+  const HEAD = /^\{"type": ?"event", ?"position": ?"([^"]+)", ?"group": ?"([^"]+)", ?"event": ?"([^"]+)"/;
+
+  const $ = (id) => document.getElementById(id);
+  const make = (tag, className, text) => {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+  const clock = () => new Date().toLocaleTimeString([], { hour12: false });
+
+  // ---- what is known
+
+  const jobs = new Map();      // id -> job, in the order of their first sign
+  const byTopic = new Map();   // topic of the output -> job
+  const recent = [];           // the newest events
+  const perSecond = new Array(SPARK_S).fill(0);
+  let total = 0, chosen = null, paused = false, dirty = true, eventsDirty = true;
+
+  function jobFor(id, type) {
+    let job = jobs.get(id);
+    if (!job) {
+      job = { id, type, status: "", topic: null, chunks: [], lines: 0, trimmed: false, highest: 0, seen: 0, final: null, began: Date.now(), ended: null, late: false, row: null };
+      jobs.set(id, job);
+      if (jobs.size > MAX_JOBS) forget([...jobs.values()].find((old) => old.ended && old !== chosen) || [...jobs.values()].find((old) => old !== chosen));
+    }
+    return job;
+  }
+
+  function forget(job) {
+    jobs.delete(job.id);
+    if (job.topic) byTopic.delete(job.topic);
+    if (job.row) job.row.parentNode.remove();
+  }
+
+  function noteStatus(payload) {
+    const type = typeof payload.type === "string" ? visible(payload.type.slice(0, 40)) : "system_job";
+    const job = jobFor(payload.unified_job_id, type);
+    job.type = type;
+    const isNew = job.status === "";
+    job.status = visible(String(payload.status).slice(0, 40));
+    if (ENDED.has(job.status)) {
+      job.late = job.late || isNew;
+      job.ended = job.ended || Date.now();
+      if (type === "workflow_job") job.final = 0;
+      letGo(job);
+    } else if (!job.topic && Object.hasOwn(OUTPUT, type)) {
+      job.topic = `${OUTPUT[type]}.${job.id}`;
+      byTopic.set(job.topic, job);
+      while (byTopic.size > MAX_FOLLOWED) unfollow(byTopic.values().next().value);
+    }
+  }
+
+  // The summary says how many events a job made; it may overtake the last of them.
+  function letGo(job) {
+    if (job.topic && job.final !== null && (job.ended || job.highest >= job.final)) unfollow(job);
+  }
+
+  function unfollow(job) {
+    byTopic.delete(job.topic);
+  }
+
+  function noteOutput(job, payload) {
+    const counter = Number.isInteger(payload.counter) ? payload.counter : job.highest + 1;
+    const text = typeof payload.stdout === "string" ? payload.stdout
+      : payload.status ? `${String(payload.type || "job").replaceAll("_", " ")} ${payload.unified_job_id} ${payload.status}` : "";
+    let at = job.chunks.length;   // events may come out of order: nearly always at the end, so search from there
+    while (at > 0 && job.chunks[at - 1].counter >= counter) at--;
+    if (at < job.chunks.length && job.chunks[at].counter === counter) return;
+    const lines = text === "" ? 0 : text.split("\n").length;
+    job.chunks.splice(at, 0, { counter, text, lines, element: null });
+    job.highest = Math.max(job.highest, counter);
+    job.seen++;
+    job.lines += lines;
+    while (job.lines > MAX_LINES && job.chunks.length > 1) {
+      const old = job.chunks.shift();
+      job.lines -= old.lines;
+      job.trimmed = true;
+      if (old.element) old.element.remove();
+    }
+    letGo(job);
+  }
+
+  function note(topic, payload, raw) {
+    total++;
+    perSecond[SPARK_S - 1]++;
+    recent.unshift({ at: clock(), topic, text: visible(describe(topic, payload).slice(0, MAX_TEXT)), raw: raw.length > MAX_RAW ? `${raw.slice(0, MAX_RAW)} … (${raw.length} characters)` : raw });
+    if (recent.length > MAX_EVENTS) recent.pop();
+    dirty = eventsDirty = true;
+    if (payload === null || typeof payload !== "object") return;
+    const job = byTopic.get(topic);
+    if (topic === "jobs.status_changed" && Number.isSafeInteger(payload.unified_job_id)) noteStatus(payload);
+    else if (topic === "jobs.summary" && jobs.has(payload.unified_job_id)) {
+      const ending = jobs.get(payload.unified_job_id);
+      ending.final = Number.isInteger(payload.final_counter) ? payload.final_counter : 0;
+      letGo(ending);
+    } else if (job) noteOutput(job, payload);
+  }
+
+  function describe(topic, payload) {
+    if (payload === null || typeof payload !== "object") return "a payload that is not plain JSON";
+    if (typeof payload.stdout === "string") {
+      const line = payload.stdout.replace(/\x1b\[[0-9;]*m/g, "").split("\n").map((part) => part.trim()).find((part) => part) || "";
+      return `${payload.event || ""} ${visible(line).slice(0, 160)}`;
+    }
+    if (payload.status !== undefined) {
+      const what = payload.unified_job_id !== undefined ? `${String(payload.type || "system_job").replaceAll("_", " ")} ${payload.unified_job_id}`
+        : payload.inventory_id !== undefined ? `inventory ${payload.inventory_id}` : "";
+      return `${what} ${payload.status}`;
+    }
+    if (topic === "jobs.summary") return `job ${payload.unified_job_id} has made ${payload.final_counter} events`;
+    return JSON.stringify(payload).slice(0, 160);
+  }
+
+  // ---- text of jobs: colours become classes, other control characters become visible, nothing is ever parsed as HTML
+
+  const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g,
+    (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`);
+
+  function paint(into, text) {
+    let colour = "", bold = false, dim = false, italic = false, under = false;
+    text.replace(/\r?\n$/, "").replaceAll("\r\n", "\n").split(/\x1b\[([0-9;]{0,64})m/).forEach((part, index) => {
+      if (index % 2 === 0) {
+        if (part === "") return;
+        const className = [colour, bold && "bold", dim && "dim", italic && "italic", under && "under"].filter(Boolean).join(" ");
+        into.append(className ? make("span", className, visible(part)) : document.createTextNode(visible(part)));
+        return;
+      }
+      const codes = part.split(";").map(Number);
+      for (let at = 0; at < codes.length; at++) {
+        const code = codes[at];
+        if (code === 0) { colour = ""; bold = dim = italic = under = false; }
+        else if (code === 1) bold = true;
+        else if (code === 2) dim = true;
+        else if (code === 3) italic = true;
+        else if (code === 4) under = true;
+        else if (code === 22) bold = dim = false;
+        else if (code === 23) italic = false;
+        else if (code === 24) under = false;
+        else if (code >= 30 && code <= 37) colour = `c${code - 30}`;
+        else if (code >= 90 && code <= 97) colour = `c${code - 90}`;
+        else if (code === 39) colour = "";
+        else if (code === 38 || code === 48) {
+          if (code === 38 && codes[at + 1] === 5 && codes[at + 2] < 16) colour = `c${codes[at + 2] % 8}`;
+          at += codes[at + 1] === 5 ? 2 : 4;
+        }
+      }
+    });
+  }
+
+  // ---- showing it, at most once a frame
+
+  function choose(job) {
+    if (chosen) for (const chunk of chosen.chunks) chunk.element = null;
+    chosen = job;
+    $("output").replaceChildren();
+    dirty = true;
+  }
+
+  function showJobs() {
+    let running = 0;
+    for (const job of jobs.values()) {
+      if (!job.ended) running++;
+      if (!job.row) {
+        job.row = make("button");
+        job.row.type = "button";
+        job.row.append(make("span", "mark"), make("span", "name"), make("span", "status"), make("span", "more"));
+        job.row.firstChild.setAttribute("aria-hidden", "true");
+        job.row.addEventListener("click", () => { $("auto").checked = false; choose(job); });
+        const item = make("li");
+        item.append(job.row);
+        $("jobs").prepend(item);
+      }
+      const [mark, name, status, more] = job.row.children;
+      job.row.dataset.status = job.status;
+      job.row.setAttribute("aria-pressed", String(job === chosen));
+      const seconds = Math.round(((job.ended || Date.now()) - job.began) / 1000);
+      setText(mark, Object.hasOwn(MARK, job.status) ? MARK[job.status] : "·");
+      setText(name, `${job.type.replaceAll("_", " ")} ${job.id}`);
+      setText(status, job.status);
+      setText(more, job.late ? "began before this page listened" : `${job.seen}${job.final ? ` of ${job.final}` : ""} event${job.seen === 1 && !job.final ? "" : "s"} · ${seconds} s`);
+    }
+    setText($("jobs-note"), `${running} under way, ${jobs.size - running} ended`);
+    $("jobs-empty").hidden = jobs.size > 0;
+  }
+
+  const setText = (element, text) => { if (element.textContent !== text) element.textContent = text; };
+
+  function showOutput() {
+    const scroll = $("output-scroll");
+    const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 40;
+    setText($("output-title"), chosen ? `Output of ${chosen.type.replaceAll("_", " ")} ${chosen.id}` : "Output");
+    if (!chosen) {
+      setText($("output-note"), "choose a job");
+      return;
+    }
+    const first = chosen.chunks.length ? chosen.chunks[0].counter : 1;
+    setText($("output-note"), chosen.trimmed ? `the last ${MAX_LINES} lines` : first > 1 ? `from event ${first} on: earlier ones came before this page listened`
+      : chosen.chunks.length || !Object.hasOwn(OUTPUT, chosen.type) ? chosen.status : `${chosen.status}, no output yet`);
+    let next = null;
+    for (let at = chosen.chunks.length - 1; at >= 0; at--) {
+      const chunk = chosen.chunks[at];
+      if (chunk.element) {
+        next = chunk.element;
+        continue;
+      }
+      chunk.element = make("div");
+      paint(chunk.element, chunk.text);
+      $("output").insertBefore(chunk.element, next);
+      next = chunk.element;
+    }
+    if (atEnd) scroll.scrollTop = scroll.scrollHeight;
+  }
+
+  function showEvents() {
+    setText($("events-note"), paused ? "paused" : "");
+    $("pause").setAttribute("aria-pressed", String(paused));
+    setText($("pause"), paused ? "Go on" : "Pause");
+    if (paused) return;
+    const rows = $("events");
+    const known = new Set();
+    for (const event of recent) known.add(event.row);
+    for (const row of [...rows.children]) if (!known.has(row)) row.remove();
+    let before = rows.firstChild;
+    for (const event of recent) {
+      if (event.row) break;
+      event.row = make("tr");
+      const details = make("details"), cell = make("td");
+      details.append(make("summary", "", event.text), make("pre"));
+      details.addEventListener("toggle", () => {
+        if (!details.open) return;
+        details.lastChild.textContent = visible(event.raw);
+        paused = eventsDirty = dirty = true;   // what is being read must not move away
+      });
+      cell.append(details);
+      event.row.append(make("td", "", event.at), make("td", "", event.topic), cell);
+      rows.insertBefore(event.row, before);
+    }
+  }
+
+  function show() {
+    if (dirty) {
+      dirty = false;
+      showJobs();
+      showOutput();
+      setText($("total"), total.toLocaleString());
+      setText($("position"), position === null ? "–" : position.split("-")[0]);
+    }
+    requestAnimationFrame(show);
+  }
+
+  setInterval(() => { if (eventsDirty) { eventsDirty = false; showEvents(); } }, 250);
+
+  setInterval(() => {
+    const window5 = perSecond.slice(-RATE_S);
+    setText($("rate"), (window5.reduce((sum, count) => sum + count, 0) / RATE_S).toFixed(1));
+    const most = Math.max(5, ...perSecond);
+    $("spark").firstElementChild.setAttribute("points", perSecond.map((count, index) => `${index},${(25 - 23 * count / most).toFixed(1)}`).join(" "));
+    perSecond.shift();
+    perSecond.push(0);
+    if ($("auto").checked && (!chosen || (chosen.ended && Date.now() - chosen.ended > 2500))) {
+      const next = [...jobs.values()].reverse().find((job) => !job.ended && job.chunks.length) || null;
+      if (next) choose(next);
+    }
+    dirty = true;
+  }, 1000);
+
+  $("pause").addEventListener("click", () => { paused = !paused; eventsDirty = true; });
+
+  function notice(text) {
+    const list = $("notices");
+    list.prepend(make("li", "", `${clock()}  ${text}`));
+    while (list.children.length > MAX_NOTICES) list.lastChild.remove();
+  }
+
+  function state(name, text) {
+    $("state").dataset.state = name;
+    setText($("state"), text);
+  }
+
+  // ---- the connection: towerws.v1, resumed at the position of what came last
+
+  let socket = null, position = null, asked = null, awaiting = false, resuming = false, boundMs = 500, comeBackMs = null, timer = 0, wasLive = false;
+
+  function connect() {
+    clearTimeout(timer);
+    if (!/^[1-9][0-9]*$/.test(PORT)) {
+      state("off", "the daemon's websocket has no TCP port");
+      return;
+    }
+    state("wait", wasLive ? "reconnecting" : "connecting");
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const mine = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
+    asked = null;
+    awaiting = false;
+    mine.onmessage = (message) => { if (mine === socket) received(message.data); };
+    mine.onclose = (close) => { if (mine === socket) lost(close); };
+  }
+
+  function lost(close) {
+    socket = null;
+    if (comeBackMs === 0) {
+      state("off", `closed: ${close.reason || "not allowed"}`);
+      return;
+    }
+    const delayMs = (comeBackMs === null ? boundMs : comeBackMs) * (0.5 + Math.random() / 2);
+    if (comeBackMs === null) boundMs = Math.min(2 * boundMs, 15000);
+    comeBackMs = null;
+    if (wasLive) notice(`connection lost (${close.code}${close.reason ? ` ${close.reason}` : ""}); it will be resumed where it was`);
+    wasLive = false;
+    state("off", position === null ? "can't connect; trying again" : "disconnected; trying again");
+    timer = setTimeout(connect, delayMs);
+  }
+
+  function subscribe() {
+    const topics = [...BASE, ...byTopic.keys()];
+    const key = topics.join(" ");
+    if (awaiting || key === asked) return;
+    const groups = {};
+    for (const topic of topics) {
+      const at = topic.indexOf(".");
+      (groups[topic.slice(0, at)] ||= []).push(topic.slice(at + 1));
+    }
+    const request = { groups };
+    if (asked === null && resuming) request.since = position;
+    asked = key;
+    awaiting = true;
+    socket.send(JSON.stringify(request));
+  }
+
+  function received(text) {
+    let frame;
+    try {
+      frame = JSON.parse(text);
+    } catch {
+      // Payloads pass through the daemon untouched; AWX's may hold NaN, which JSON.parse does not know.
+      const head = HEAD.exec(text);
+      if (head) {
+        position = head[1];
+        note(`${head[2]}.${head[3]}`, null, text);
+      }
+      return;
+    }
+    if (frame.type === "event") {
+      position = frame.position;
+      note(`${frame.group}.${frame.event}`, frame.payload, text);
+      subscribe();
+    } else if (frame.type === "welcome") {
+      resuming = position !== null;
+      if (!resuming) position = frame.position;
+      subscribe();
+    } else if (frame.type === "subscribed") {
+      awaiting = false;
+      position = frame.position;
+      if (resuming) {
+        resuming = false;
+        notice(frame.recovered ? "connected again; nothing was missed" : "connected again; what was published meanwhile is no longer held");
+      }
+      for (const item of frame.denied) if (BASE.includes(item.topic)) notice(`${item.topic} denied: ${item.reason}`);
+      boundMs = 500;
+      wasLive = true;
+      state("live", "live");
+      subscribe();
+    } else if (frame.type === "gap") {
+      notice(`gap (${frame.reason}): events were lost on ${frame.topics.slice(0, 5).join(", ")}${frame.topics.length > 5 ? " …" : ""}`);
+    } else if (frame.type === "error") {
+      awaiting = false;
+      notice(`the daemon answers ${frame.code}: ${frame.message}`);
+    } else if (frame.type === "bye") {
+      comeBackMs = frame.reconnect_after_ms;
+    }
+  }
+
+  addEventListener("online", () => { if (!socket && comeBackMs !== 0) connect(); });
+  connect();
+  requestAnimationFrame(show);
+})();
