@@ -163,22 +163,26 @@ class Intake:
         if replay:
             self._hub.replay(self._history.floor, list(self._hub.members))
         else:
-            self._hub.gap(self._history.floor, self._history.head, "broker", self._replay_early())
+            self._replay_early()
         self._early.clear()
         self._places.clear()
         self._waiters.judge()
 
-    def _replay_early(self) -> list[Member]:
+    def _replay_early(self) -> None:
         """Clients that subscribed during the refill get what lies behind the newest marker that the broker had confirmed before that.
 
-        Returns those for whom there is none.
+        A client that subscribed before the first one gets what lies behind that. What was published in the moment before may be missing,
+        and it is told so.
         """
         left = [member for member in self._hub.members if member.topics]
-        for text, before in reversed(self._early.items()):
-            if (place := self._places.get(text)) is not None and left:
-                self._hub.replay(place, [member for member in left if member not in before])
-                left = [member for member in left if member in before]
-        return left
+        known = [(place, before) for text, before in reversed(self._early.items()) if (place := self._places.get(text)) is not None]
+        first = known[-1][0] if known else self._history.head
+        self._hub.gap(self._history.floor, first, "broker", [member for member in left if all(member in before for _, before in known)])
+        for place, before in known:
+            self._hub.replay(place, [member for member in left if member not in before])
+            left = [member for member in left if member in before]
+        if known:
+            self._hub.replay(first, left)
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """Judge, keep, hand on."""
