@@ -214,11 +214,8 @@ class Tail:
 
     def _subscribed(self, frame: dict[str, Any], text: str) -> None:
         self._awaiting_reply = False
-        self._position = frame["position"]
-        for item in frame["denied"]:
-            if item["topic"] not in self._denied:
-                self._denied.add(item["topic"])
-                self._say(f"{shown(str(item['topic']))} denied: {shown(str(item['reason']))}")
+        self._keep(frame["position"])
+        self._say_denied(frame)
         if self._resuming:
             self._resuming = False
             if frame["recovered"] is False:
@@ -232,6 +229,22 @@ class Tail:
         self._ever_online = True
         self._bound_s = BACKOFF_MIN_S
         self._subscribe()
+
+    def _revoked(self, frame: dict[str, Any], text: str) -> None:
+        self._keep(frame["position"])
+        self._say_denied(frame)
+        if not frame["groups_current"] and not self._options.follow:
+            self._end(REFUSED, "towerws: nothing is left to listen to")
+
+    def _say_denied(self, frame: dict[str, Any]) -> None:
+        for item in frame["denied"]:
+            if item["topic"] not in self._denied:
+                self._denied.add(item["topic"])
+                self._say(f"{shown(str(item['topic']))} denied: {shown(str(item['reason']))}")
+
+    def _keep(self, position: str | None) -> None:
+        """The place to resume from. null: there is none that is worth more than the one before."""
+        self._position = position or self._position
 
     def _event(self, frame: dict[str, Any], text: str) -> None:
         topic = f"{frame['group']}.{frame['event']}"
@@ -249,6 +262,7 @@ class Tail:
     def _gap(self, frame: dict[str, Any], text: str) -> None:
         topics = ", ".join(frame["topics"][:5]) + (" …" if len(frame["topics"]) > 5 else "")
         self._say(f"gap ({shown(str(frame['reason']))}): events were lost on {shown(topics)}")
+        self._keep(frame["to"])
 
     def _error(self, frame: dict[str, Any], text: str) -> None:
         self._awaiting_reply = False
@@ -269,7 +283,7 @@ class Tail:
 _HANDLERS: dict[object, Callable[[Tail, dict[str, Any], str], None]] = {
     "welcome": Tail._welcome,  # noqa: SLF001 - our own
     "subscribed": Tail._subscribed,  # noqa: SLF001
-    "revoked": Tail._subscribed,  # noqa: SLF001
+    "revoked": Tail._revoked,  # noqa: SLF001
     "event": Tail._event,  # noqa: SLF001
     "gap": Tail._gap,  # noqa: SLF001
     "error": Tail._error,  # noqa: SLF001

@@ -338,6 +338,9 @@
     socket.send(JSON.stringify(request));
   }
 
+  // null: there is no place to resume from that is worth more than the one before
+  const keep = (place) => { if (place !== null) position = place; };
+
   function received(text) {
     let frame;
     try {
@@ -357,11 +360,11 @@
       subscribe();
     } else if (frame.type === "welcome") {
       resuming = position !== null;
-      if (!resuming) position = frame.position;
+      if (!resuming) keep(frame.position);
       subscribe();
     } else if (frame.type === "subscribed") {
       awaiting = false;
-      position = frame.position;
+      keep(frame.position);
       if (resuming) {
         resuming = false;
         notice(frame.recovered ? "connected again; nothing was missed" : "connected again; what was published meanwhile is no longer held");
@@ -371,13 +374,17 @@
       wasLive = true;
       state("live", "live");
       subscribe();
+    } else if (frame.type === "revoked") {
+      keep(frame.position);
+      for (const item of frame.denied) if (BASE.includes(item.topic)) notice(`${item.topic} denied: ${item.reason}`);
     } else if (frame.type === "gap") {
+      keep(frame.to);
       notice(`gap (${frame.reason}): events were lost on ${frame.topics.slice(0, 5).join(", ")}${frame.topics.length > 5 ? " …" : ""}`);
     } else if (frame.type === "error") {
       awaiting = false;
       notice(`the daemon answers ${frame.code}: ${frame.message}`);
     } else if (frame.type === "bye") {
-      comeBackMs = frame.reconnect_after_ms;
+      comeBackMs = frame.action === "stop" ? 0 : frame.reconnect_after_ms;
     }
   }
 
