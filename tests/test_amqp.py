@@ -206,6 +206,18 @@ class TestStreamStart:
         assert house.sink.offsets == [0]
         assert any("clock" in formatEvent(event) for event in events)
 
+    def test_a_node_whose_clock_is_ahead_under_load(self) -> None:
+        """What is written next comes to the scout, and lies behind the marker: that proves the clock wrong, not right (C10)."""
+        house = House()
+        house.stream.write(b"0")
+        house.stream.clock_is_wrong = True
+        house.start()
+        house.write(b"1")
+        assert house.state() is SourceState.CONSUMING
+        assert consume_starts(house.broker) == ["130s", "10s", "first"]
+        assert [call for call in house.sink.calls if call[0] != "deliver"] == [("restart",), ("caught_up",)]
+        assert [call[2] for call in house.sink.named("deliver")][-2:] == [b"0", b"1"]
+
     @pytest.mark.parametrize("refusal", ["permission", "alarm"])
     def test_without_markers_the_first_new_message_takes_their_place(self, refusal: str) -> None:
         """Not ready until then, with the reason; then what the scout saw first is where the new begins."""

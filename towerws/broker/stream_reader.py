@@ -129,6 +129,7 @@ class StreamReader:
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._sent_before = 0
         """How many markers had been sent when the present consumer was accepted."""
+        self._proof_offset = -1
         self._proof: str | None = None
         """The text of our newest marker that was read and that proves that history is complete."""
         self._shared: int | None = None
@@ -332,7 +333,7 @@ class StreamReader:
             self._feed.anchor = offset, body
             self._asking = False
             if number > self._sent_before:
-                self._proof = marker.text
+                self._proof, self._proof_offset = marker.text, offset
         self._watch.came(marker, routing_key, offset)
         if self._state is _State.REFILLING:
             self._refilled()
@@ -484,15 +485,23 @@ class StreamReader:
             return
         if self._feed.by_interval:
             if self._scout is None:
-                self._open_scout(f"{CLOCK_MARGIN_S}s", lambda *_: self._clock_is_right())
+                proof = self._proof_offset
+                self._open_scout(f"{CLOCK_MARGIN_S}s", lambda offset, _key, _body: self._clock_shown(recent=offset <= proof))
                 self._again.set(CLOCK_PROBE_S, self._clock_is_not_proven)
             return
         self._sink.caught_up()
         self._go_live()
 
-    def _clock_is_right(self) -> None:
-        """The node counts what was just written among the last ten seconds: an interval means to it what it means to us."""
-        if self._state is _State.REFILLING and self._feed.by_interval:
+    def _clock_shown(self, *, recent: bool) -> None:
+        """The node's clock is right if it counts our marker, which was just written, among the last ten seconds.
+
+        To a node whose clock is ahead everything is older than that. Its scout gets what is written next, which lies behind the marker.
+        """
+        if self._state is not _State.REFILLING or not self._feed.by_interval:
+            return
+        if not recent:
+            self._clock_is_not_proven()
+        else:
             self._feed.by_interval = False
             self._again.clear()
             self._close_scout()
