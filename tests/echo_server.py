@@ -1,10 +1,12 @@
 """An echo server whose connections are the daemon's own, with only what they say replaced: for `test_conformance.py`.
 
-`python -m tests.echo_server` prints its port, and runs until it is killed.
+`python -m tests.echo_server` prints its port, and runs until it is killed. With `own` it answers with the frames that the
+daemon builds for its clients, else with Autobahn's. With `deflate` it takes and sends compressed messages.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -12,6 +14,8 @@ from twisted.internet import reactor as default_reactor
 
 from towerws.auth.open import Open
 from towerws.clock import use_monotonic_clock
+from towerws.core.deflate import Deflater
+from towerws.core.frames import text_frame
 from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
@@ -19,20 +23,34 @@ from towerws.core.intake import Intake
 from towerws.core.settings import LimitSettings, WebSocketSettings
 from towerws.protocol import WebSocketConnection, WebSocketFactory
 from towerws.websocket.desk import Desk
+from towerws.websocket.outlet import open_outlet
 
 reactor: Any = default_reactor
+
+LARGEST = 16 * 1024 * 1024
+"""The longest message of group 9. The daemon's own bounds have tests of their own."""
 
 
 class EchoConnection(WebSocketConnection):
     """Sends back what it gets. It has no session: that would speak first."""
 
+    own = False
+    """Whether text goes out in frames of ours. Binary messages are Autobahn's in any case: the daemon sends none."""
+    deflater: Deflater | None = None
+
     def opened(self, response: bytes) -> None:
         """Open, and wait."""
+        self.outlet = open_outlet(self.transport, LARGEST, self.factory.soon)
         self.transport.write(response)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A whole message."""
-        self.sendMessage(payload, isBinary)
+        if isBinary or not self.own:
+            self.sendMessage(payload, isBinary)
+        elif self._perMessageCompress is None or self.deflater is None:
+            self.outlet.send(text_frame(payload))
+        else:
+            self.outlet.send(self.deflater.frame(payload))
 
 
 class EchoFactory(WebSocketFactory):
@@ -41,13 +59,23 @@ class EchoFactory(WebSocketFactory):
     protocol = EchoConnection
 
 
-def main() -> None:
+def main(*how: str) -> None:
     """Listen, say where, and serve."""
+    EchoConnection.own = "own" in how
+    EchoConnection.deflater = Deflater(0)
     use_monotonic_clock(reactor)
     history = History(1, 1)
     hub = Hub(history)
-    intake = Intake(history, hub, max_payload_octets=1, clock=time.monotonic, report=lambda bad: None, new_tag=lambda: "mark")
-    settings = WebSocketSettings(controls_per_s=10**6, controls_burst=10**6)
+    intake = Intake(history, hub, max_payload_octets=1, clock=time.monotonic, report=lambda bad: None, new_epoch=lambda: "mark")
+    settings = WebSocketSettings(
+        controls_per_s=10**6,
+        controls_burst=10**6,
+        message_octets=LARGEST,
+        fragments=LARGEST,
+        assembly_s=600,
+        ping_s=3600,  # kosoku 0.1.0 gives up on a case when a ping comes
+        compression="deflate" in how,
+    )
     factory = EchoFactory(
         Desk(hub, intake, Open(), GroupTable(), settings, reactor), settings, reactor, limits=LimitSettings(connections=1000)
     )
@@ -57,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

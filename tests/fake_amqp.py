@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pika import frame, spec
 from twisted.internet import error
@@ -17,38 +18,57 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from towerws.core.markers import MARKER_TOPIC, Marker
 from towerws.core.sources import Sink
 
 
 class RecordingSink:
-    """A `Sink` that writes down every call; it holds the newest delivery as the real one does."""
+    """A `Sink` that writes down every call; it knows what it was handed as the real one does."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
-        self.head: int | None = None
+        self.held: dict[int, tuple[str, bytes]] = {}
         self.turns = 0
         self.broken = self.broken_turns = False
         self.holding = False
-        self.held: list[Callable[[int], None]] = []
+        self.writing: list[Callable[[int], None]] = []
+        self.flowing = False
+        self.waiting = 0
+        self.is_proven = False
+        self.on_position_asked: Callable[[], None] = lambda: None
 
-    def resume_from(self) -> int | None:
+    @property
+    def newest(self) -> int | None:
         """The newest offset."""
-        return self.head
+        return max(self.held, default=None)
 
-    def attach(self, log: str | None, expect: int | None) -> None:
-        """Written down."""
-        self.calls.append(("attach", log, expect))
+    @property
+    def oldest(self) -> int | None:
+        """The oldest offset."""
+        return min(self.held, default=None)
 
-    def caught_up(self) -> None:
+    def begin(self, log: str) -> None:
         """Written down."""
-        self.calls.append(("caught_up",))
+        self.calls.append(("begin", log))
+
+    def caught_up(self, *, replay: bool = False) -> None:
+        """Written down, the first time."""
+        if not self.flowing:
+            self.flowing = True
+            self.calls.append(("caught_up", "replay") if replay else ("caught_up",))
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        """Written down, and kept as head."""
+        """Written down, and kept."""
         if self.broken:
             raise RuntimeError("a sink that breaks its promise")
         self.calls.append(("deliver", routing_key, body, offset, message_id))
-        self.head = offset
+        self.held[offset] = routing_key, body
+
+    def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
+        """Kept; written down only where it tells of a hole."""
+        self.held[offset] = MARKER_TOPIC, body
+        if marker.hole is not None:
+            self.calls.append(("hole_told", marker.hole))
 
     def end_turn(self, written: Callable[[int], None]) -> None:
         """Counted; all is written at once, unless that is held up."""
@@ -56,13 +76,42 @@ class RecordingSink:
         if self.broken_turns:
             raise RuntimeError("a sink that breaks its promise")
         if self.holding:
-            self.held.append(written)
+            self.writing.append(written)
         else:
             written(0)
 
     def gap(self, reason: str) -> None:
         """Written down."""
         self.calls.append(("gap", reason))
+
+    def compare(self, routing_key: str, body: bytes, offset: int) -> bool | None:
+        """By what was handed on."""
+        held = self.held.get(offset)
+        return None if held is None else held[1] == body and held[0] in {routing_key, MARKER_TOPIC}
+
+    def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
+        """Written down."""
+        self.calls.append(("hole", offset))
+
+    def rewind(self, offset: int | None) -> None:
+        """Written down, and forgotten."""
+        self.calls.append(("rewind", offset))
+        self.held = {} if offset is None else {at: what for at, what in self.held.items() if at <= offset}
+
+    def restart(self) -> None:
+        """Written down, and forgotten."""
+        self.calls.append(("restart",))
+        self.held.clear()
+
+    def proven(self, proven: bool) -> None:
+        """Kept."""
+        self.is_proven = proven
+
+    def marker_sent(self, text: str) -> None:
+        """Nobody waits here."""
+
+    def marker_confirmed(self, text: str) -> None:
+        """Nobody waits here."""
 
     @property
     def offsets(self) -> list[int]:
@@ -208,11 +257,77 @@ class Peer:
         self.to_send += frame.Body(publication.channel, publication.body).marshal()
 
 
+class Entry(NamedTuple):
+    """A message of the stream."""
+
+    offset: int
+    key: str
+    body: bytes
+    message_id: str | None
+
+
+@dataclass
+class Reader:
+    """A consumer of the stream: `next` is the offset that it waits for, None for what is written from now on."""
+
+    peer: Peer
+    channel: int
+    next: int
+
+
+class FakeStream:
+    """The stream behind a broker, or behind several: entries with their offsets, and where each consumer begins.
+
+    As RabbitMQ does it (3.10 and 4.0, by experiment): a number inside is that message, one beyond the end waits for it, `first` is what
+    is left, `next` what comes. `unreadable` is an offset at which the broker ends the connection.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.next = 0
+        self.exists = True
+        self.bound = True
+        self.unreadable: int | None = None
+        self.clock_is_wrong = False
+        """An interval delivers nothing of what was written before."""
+        self.silent: set[str] = set()
+        """Starts, as text, that get nothing: the broker's answer is on its way."""
+
+    def write(self, body: bytes, key: str = "jobs.x", message_id: str | None = None) -> int:
+        """Append; the offset."""
+        self.entries.append(Entry(self.next, key, body, message_id))
+        self.next += 1
+        return self.next - 1
+
+    def skip(self, offsets: int = 1) -> None:
+        """Internal entries take offsets that no message has."""
+        self.next += offsets
+
+    def trim(self, first: int) -> None:
+        """Retention: nothing before this offset is left."""
+        self.entries = [entry for entry in self.entries if entry.offset >= first]
+
+    def cut(self, last: int) -> None:
+        """A power loss: nothing behind this offset is left, and the offsets are given again."""
+        self.entries = [entry for entry in self.entries if entry.offset <= last]
+        self.next = last + 1
+
+    def start(self, asked: object) -> int:
+        """Where a consumer that asks for this begins."""
+        if asked == "first":
+            return 0
+        if isinstance(asked, int):
+            return asked
+        if asked in (None, "next") or self.clock_is_wrong:
+            return self.next
+        return 0  # an interval: all of it is young enough
+
+
 @implementer(IStreamClientEndpoint)
 class FakeBroker:
     """Answers every method as RabbitMQ does, but for those that a test overrides in `answers` or leaves out in `mute`.
 
-    `stream_exists` and `last_chunk` say what the stream holds; `refuse` answers TCP with a refusal, `connecting` with silence.
+    `stream` is what it holds; `refuse` answers TCP with a refusal, `connecting` with silence.
     """
 
     def __init__(self, clock: Clock, version: str = "3.10.8") -> None:
@@ -221,12 +336,16 @@ class FakeBroker:
         self.peers: list[Peer] = []
         self.mute: type | None = None
         self.answers: dict[type, Callable[[Peer, int, Any], None]] = {}
-        self.confirm: Callable[[Peer, Publication], None] = ack
+        self.confirm: Callable[[Peer, Publication], None] = self.route
         self.refuse = False
         self.connecting: list[Deferred[IProtocol]] | None = None
         self.factory: IProtocolFactory | None = None
-        self.stream_exists = True
-        self.last_chunk: int | None = None
+        self.stream = FakeStream()
+        self.readers: list[Reader] = []
+        self.exchange_exists = True
+        self.may_publish = True
+        self.swallow = False
+        """Markers vanish on their way, without an answer."""
         self.attempts = 0
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
@@ -257,20 +376,77 @@ class FakeBroker:
         """The newest connection."""
         return self.peers[-1]
 
-    def settle(self) -> None:
-        """Let bytes travel until nothing moves any more; the clock stands still."""
+    @property
+    def markers(self) -> list[Publication]:
+        """All markers that were published, in order."""
+        return [publication for peer in self.peers for publication in peer.published]
+
+    def settle(self) -> bool:
+        """Let bytes travel until nothing moves any more; the clock stands still. Whether anything moved."""
+        moved = False
         moving = True
         while moving:
-            moving = False
+            moving = self.serve()
+            moved = moved or moving
             self.clock.advance(0)
             for peer in self.peers:
                 if peer.sent_to_us:
-                    moving = True
+                    moving = moved = True
                     peer.receive()
                 if peer.to_send and not peer.transport.aborted:
-                    moving = True
+                    moving = moved = True
                     data, peer.to_send = peer.to_send, b""
                     peer.protocol.dataReceived(data)
+        return moved
+
+    def serve(self) -> bool:
+        """Send the consumers of the stream what is there for them; whether anything was."""
+        served = False
+        for reader in list(self.readers):
+            if reader.peer.transport.aborted or reader.channel not in reader.peer.consumers:
+                self.readers.remove(reader)
+                continue
+            for entry in self.stream.entries:
+                if entry.offset < reader.next:
+                    continue
+                if self.stream.unreadable is not None and reader.next <= self.stream.unreadable <= entry.offset:
+                    reader.peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
+                    break
+                served = True
+                reader.next = entry.offset + 1
+                reader.peer.deliver(entry.body, entry.offset, channel=reader.channel, key=entry.key, message_id=entry.message_id)
+        return served
+
+    def write(self, *bodies: bytes, key: str = "jobs.x", message_id: str | None = None) -> None:
+        """A producer publishes these; all that is due travels."""
+        for body in bodies:
+            self.stream.write(body, key, message_id)
+        self.settle()
+
+    def delete_stream(self) -> None:
+        """The stream goes, its bindings with it; consumers are told."""
+        self.stream.exists = self.stream.bound = False
+        self.stream.entries, self.stream.next = [], 0
+        for reader in self.readers:
+            if not reader.peer.transport.aborted and (tag := reader.peer.consumers.pop(reader.channel, None)):
+                reader.peer.send(reader.channel, spec.Basic.Cancel(tag))
+        self.readers.clear()
+
+    def route(self, peer: Peer, publication: Publication) -> None:
+        """A `confirm`: into the stream, or back, or refused."""
+        if self.swallow:
+            return
+        method = publication.method
+        if not self.may_publish:
+            peer.send(publication.channel, spec.Channel.Close(403, "ACCESS_REFUSED - write access refused", 60, 40))
+        elif method.exchange and not self.exchange_exists:
+            peer.send(publication.channel, spec.Channel.Close(404, f"NOT_FOUND - no exchange '{method.exchange}' in vhost '/'", 60, 40))
+        else:
+            if self.stream.exists and (self.stream.bound or not method.exchange):
+                self.stream.write(publication.body, method.routing_key, publication.properties.message_id)
+            else:
+                peer.give_back(publication)
+            ack(peer, publication)
 
     def cut(self) -> None:
         """The newest connection is reset by the peer."""
@@ -307,23 +483,38 @@ class FakeBroker:
 
     def queue_declare(self, peer: Peer, channel: int, method: Any) -> None:
         """Queue.DeclareOk, or 404 for a passive one of what is not there."""
-        if method.passive and not self.stream_exists:
-            peer.send(channel, spec.Channel.Close(404, f"NOT_FOUND - no queue '{method.queue}' in vhost '/'", 50, 10))
-            return
-        self.stream_exists = True
+        if method.queue and not self.stream.exists:
+            if method.passive:
+                peer.send(channel, spec.Channel.Close(404, f"NOT_FOUND - no queue '{method.queue}' in vhost '/'", 50, 10))
+                return
+            self.stream.exists = True
         peer.send(channel, spec.Queue.DeclareOk(method.queue or "amq.gen-x", 0, 0))
 
+    def exchange_declare(self, peer: Peer, channel: int, method: Any) -> None:
+        """Exchange.DeclareOk, or 404 for a passive one of what is not there."""
+        if not self.exchange_exists and method.passive:
+            peer.send(channel, spec.Channel.Close(404, f"NOT_FOUND - no exchange '{method.exchange}' in vhost '/'", 40, 10))
+            return
+        self.exchange_exists = True
+        peer.send(channel, spec.Exchange.DeclareOk())
+
+    def queue_bind(self, peer: Peer, channel: int, method: Any) -> None:
+        """Queue.BindOk."""
+        self.stream.bound = True
+        peer.send(channel, spec.Queue.BindOk())
+
     def consume(self, peer: Peer, channel: int, method: Any) -> None:
-        """Basic.ConsumeOk; the probe of the last chunk is served at once."""
-        if not self.stream_exists:
+        """Basic.ConsumeOk, and what there is from there on."""
+        if method.queue and not self.stream.exists:
             peer.send(channel, spec.Channel.Close(404, f"NOT_FOUND - no queue '{method.queue}' in vhost '/'", 60, 20))
             return
         peer.consumers.pop(channel, None)
         peer.consumers[channel] = method.consumer_tag
         peer.tags[channel] = 0
         peer.send(channel, spec.Basic.ConsumeOk(method.consumer_tag))
-        if method.arguments.get("x-stream-offset") == "last" and self.last_chunk is not None:
-            peer.deliver(b"{}", self.last_chunk, channel=channel)
+        start = method.arguments.get("x-stream-offset")
+        if method.queue and str(start) not in self.stream.silent:
+            self.readers.append(Reader(peer, channel, self.stream.start(start)))
 
 
 def ack(peer: Peer, publication: Publication) -> None:
@@ -351,9 +542,9 @@ _REPLIES: dict[type, Callable[[FakeBroker, Peer, int, Any], None]] = {
     spec.Connection.Close: _ok(spec.Connection.CloseOk),
     spec.Channel.Open: _ok(spec.Channel.OpenOk),
     spec.Channel.Close: FakeBroker.channel_close,
-    spec.Exchange.Declare: _ok(spec.Exchange.DeclareOk),
+    spec.Exchange.Declare: FakeBroker.exchange_declare,
     spec.Queue.Declare: FakeBroker.queue_declare,
-    spec.Queue.Bind: _ok(spec.Queue.BindOk),
+    spec.Queue.Bind: FakeBroker.queue_bind,
     spec.Basic.Qos: _ok(spec.Basic.QosOk),
     spec.Confirm.Select: _ok(spec.Confirm.SelectOk),
     spec.Basic.Consume: FakeBroker.consume,

@@ -14,11 +14,15 @@ COOKIE = "Cookie: sessionid=s3ss10n; csrftoken=c5rf"
 
 
 class Hostile(NamedTuple):
-    """A head that is refused with 400. `harmless`: nginx takes what is hostile out of it, and may pass on the rest."""
+    """A head that is refused with 400. `harmless`: nginx takes what is hostile out of it, and may pass on the rest.
+
+    `opaque`: what is hostile stays in the value that it stands in, and the head is let in.
+    """
 
     name: str
     octets: bytes
     harmless: bool = False
+    opaque: bool = False
 
 
 SPLITTERS: dict[str, bytes] = {
@@ -29,6 +33,9 @@ SPLITTERS: dict[str, bytes] = {
     "line-separator": b"\xe2\x80\xa8",
 }
 """What one parser or another takes for the end of a line, or of a text."""
+
+OPAQUE_PLACES = {"user-agent", "cookie", "protocol", "forwarded"}
+"""Values in which bytes beyond ASCII mean nothing."""
 
 CUT_BY_NGINX = {"lf", "cr"}
 """nginx itself takes these for the end of a line, or of the head: what follows is a header, which it then overwrites or leaves out."""
@@ -54,7 +61,8 @@ def hostile_heads() -> Iterator[Hostile]:
             whole = request(added=[COOKIE])
             octets = whole.replace(plain, bad) if plain else whole.replace(b"\r\n\r\n", bad + b"\r\n\r\n")
             # A name that nginx does not like is a header that it leaves out.
-            yield Hostile(f"{place}-{name}", octets, harmless or place == "name")
+            opaque = place in OPAQUE_PLACES and splitter[0] >= 0x80
+            yield Hostile(f"{place}-{name}", octets, harmless or place == "name", opaque)
     for name, lines, harmless in (
         ("two-hosts", [f"Host: {FORGED}"], False),
         ("two-origins", ["Origin: https://tower.example.com", f"Origin: https://{FORGED}"], False),

@@ -67,10 +67,13 @@ def shipped(name: str) -> str:
 class Nginx:
     """In front of what listens at `upstream` (`127.0.0.1:8051` or `unix:/…`). With `certificate` its server speaks TLS.
 
-    `more` goes into `http`. Ends when the test's process does, whatever ends that.
+    `more` goes into `http`. `errors` is the lowest level of the location's error log. Ends when the test's process does, whatever
+    ends that.
     """
 
-    def __init__(self, folder: Path, upstream: str, *, certificate: tuple[Path, Path] | None = None, more: str = "") -> None:
+    def __init__(
+        self, folder: Path, upstream: str, *, certificate: tuple[Path, Path] | None = None, more: str = "", errors: str = "alert"
+    ) -> None:
         self.port = free_port()
         self.tls = certificate is not None
         self._folder = folder
@@ -81,7 +84,7 @@ class Nginx:
         (folder / "nginx.conf").write_text(NGINX_CONF.format(folder=folder, user=user, more=more))
         self._ship("towerws.conf", "conf.d", ("\n    server 127.0.0.1:8051;", f"\n    server {upstream};"))
         logs = [(f"{name} /var/log/nginx/", f"{name} {folder}/") for name in ("access_log", "error_log")]
-        self._ship("towerws_location.conf", "snippets", *logs)
+        self._ship("towerws_location.conf", "snippets", *logs, ("towerws-error.log alert;", f"towerws-error.log {errors};"))
         changes = [logs[0], ("http://127.0.0.1:8052", "http://127.0.0.1:9"), ("    listen [::]:443 ssl;\n", "")]
         if certificate is None:
             changes += [

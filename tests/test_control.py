@@ -5,20 +5,32 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import logged, now
-from towerws.control import REPORT_EVERY_S, Control
+from towerws.control import ANSWER_S, INTRODUCE_EVERY_S, LEAVE_S, REPORT_EVERY_S, WAITING, Control
+from towerws.core.control_messages import DaemonName, Done, Leaving, Marker, parse_control, revocation_id
+from towerws.core.daemons import MAX_DAEMONS, PRESENT_S
 from towerws.core.errors import BrokerError
 from towerws.core.revocation import Disconnection, Revocation
+
+ME, OTHER, THIRD = DaemonName("a" * 16, "here:1"), DaemonName("b" * 16, "there:2"), DaemonName("c" * 16, "far:3")
 
 
 class House:
     """A daemon's control, with what it does written down. There are always two connections to close."""
 
-    def __init__(self, *, alone: bool = False) -> None:
+    def __init__(self, *, alone: bool = False, me: DaemonName = ME) -> None:
         self.clock = Clock()
+        self.me = me
         self.done: list[object] = []
         self.announced: list[tuple[bytes, str, Deferred[None]]] = []
         self.closes = 2
-        self.control = Control(self.disconnect, lambda: self.done.append("doubt"), None if alone else self.announce, self.clock)
+        self.control = Control(
+            self.disconnect,
+            lambda: self.done.append("doubt"),
+            None if alone else self.announce,
+            self.clock,
+            me.id,
+            lambda text: Marker(me, text).body,
+        )
 
     def disconnect(self, revocation: Revocation) -> int:
         """Note it."""
@@ -30,6 +42,34 @@ class House:
         self.announced.append((body, message_id, Deferred()))
         return self.announced[-1][2]
 
+    def hears(self, *messages: Marker | Done | Leaving) -> None:
+        """Messages of other daemons come."""
+        for message in messages:
+            self.control.control(message.body, f"{message.daemon}.1")
+
+    def knows(self, *daemons: DaemonName) -> House:
+        """Markers of these have come; what it published because of that is put aside."""
+        self.hears(*(Marker(daemon, "x") for daemon in daemons))
+        self.clock.advance(INTRODUCE_EVERY_S)
+        self.announced.clear()
+        return self
+
+    def deliver(self, number: int = -1) -> str:
+        """The broker confirms a message, and it comes back as to all; its id."""
+        body, message_id, told = self.announced[number]
+        told.callback(None)
+        self.control.control(body, message_id)
+        return message_id
+
+    @property
+    def messages(self) -> list[object]:
+        """What was published, read as the others do."""
+        return [parse_control(body) for body, _, _ in self.announced]
+
+    def counted(self, **counts: int) -> bool:
+        """Whether these are the figures that are not 0."""
+        return {name: count for name, count in self.control.counts.items() if count} == counts
+
 
 def test_a_revocation_from_here_is_followed_at_once_and_told_the_others() -> None:
     """The connections here end before the broker is asked; the answer waits until the others know, and the log says both."""
@@ -37,26 +77,224 @@ def test_a_revocation_from_here_is_followed_at_once_and_told_the_others() -> Non
     with logged() as lines:
         asked = house.control.revoke(Revocation(user="a\nb"))
         assert house.done == [Revocation(user="a\nb")]
-        (body, _, told) = house.announced[0]
+        (body, _, _) = house.announced[0]
         assert body == b'{"user": "a\\nb"}'
         assert not asked.called
-        told.callback(None)
+        house.deliver()
     assert now(asked) == Disconnection(2, told=True)
     assert lines.texts == ["disconnect user a\\nb: 2 connections ended here; the other daemons were told"]
-    assert house.control.counts == {"received": 0, "own": 0, "bad": 0, "announced": 1, "not_announced": 0}
+    assert house.counted(received=1, own=1, announced=1)
+    assert house.clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("error", [BrokerError("connecting: refused"), ValueError("a bug")])
 def test_others_that_are_not_told(error: Exception) -> None:
     """It is said with the reason, in the answer and in the log; what ended here stays ended. Only a fault of ours has a traceback."""
-    house = House()
+    house = House().knows(OTHER)
     with logged() as lines:
         asked = house.control.revoke(Revocation(session="5e55"))
         house.announced[0][2].errback(error)
     assert now(asked) == Disconnection(2, told=False, reason=str(error))
     assert lines.texts[-1] == f"disconnect session 5e55: 2 connections ended here; the other daemons were not told: {error}"
     assert len(lines.texts) == (1 if isinstance(error, BrokerError) else 2)
-    assert house.control.counts["not_announced"] == 1
+    assert house.counted(not_announced=1)
+    assert house.clock.getDelayedCalls() == []
+
+
+EVIDENCE = ["confirm", "own", "other", "third"]
+
+
+@pytest.mark.parametrize("order", [EVIDENCE, EVIDENCE[::-1], ["own", "other", "confirm", "third"], ["third", "confirm", "other", "own"]])
+@pytest.mark.parametrize("missing", [None, *EVIDENCE])
+def test_the_evidence_that_all_were_told(order: list[str], missing: str | None) -> None:
+    """The confirm, the message itself and each daemon's answer, in any order. One missing: false in time, with whom it waited for."""
+    house = House().knows(OTHER, THIRD)
+    asked = house.control.revoke(Revocation(user=7))
+    body, message_id, told = house.announced[0]
+    steps = {
+        "confirm": lambda: told.callback(None),
+        "own": lambda: house.control.control(body, message_id),
+        "other": lambda: house.hears(Done(OTHER.id, message_id)),
+        "third": lambda: house.hears(Done(THIRD.id, message_id)),
+    }
+    for step in order:
+        assert not asked.called
+        if step != missing:
+            steps[step]()
+    if missing == "confirm":  # that is for the announcer to say, in the same time
+        house.clock.advance(ANSWER_S)
+        told.errback(BrokerError("no answer"))
+        assert now(asked) == Disconnection(2, told=False, reason="no answer")
+    elif missing is None:
+        assert now(asked) == Disconnection(2, told=True)
+    else:
+        house.clock.advance(ANSWER_S - 0.01)
+        assert not asked.called
+        house.clock.advance(0.01)
+        done = now(asked)
+        assert (done.told, done.closed) == (False, 2)
+        if missing == "own":
+            assert "doesn't hear the control exchange" in str(done.reason)
+        else:
+            silent = OTHER if missing == "other" else THIRD
+            assert done.no_answer == ((silent.id, silent.name),)
+            assert done.reason == f"no answer within 5 s from {silent.name}"
+    assert house.clock.getDelayedCalls() == []
+    assert house.control.counts["announced"] == (missing is None)
+    for step in order:
+        if step != "confirm":
+            steps[step]()  # again, or late: harmless
+
+
+def test_answers_that_count_for_nothing() -> None:
+    """To another message, from another daemon, or from one that nobody waits for."""
+    house = House().knows(OTHER)
+    asked = house.control.revoke(Revocation(user=7))
+    message_id = house.deliver()
+    house.hears(Done(OTHER.id, message_id + "1"), Done(THIRD.id, message_id), Done(ME.id, message_id), Leaving(THIRD.id))
+    assert not asked.called
+    house.hears(Done(OTHER.id, message_id))
+    assert now(asked).told
+
+
+def test_a_daemon_that_stops_is_not_waited_for() -> None:
+    """Neither by a revocation that is under way nor by the next."""
+    house = House().knows(OTHER)
+    first = house.control.revoke(Revocation(user=7))
+    house.deliver()
+    assert not first.called
+    house.hears(Leaving(OTHER.id))
+    assert now(first).told
+    second = house.control.revoke(Revocation(user=8))
+    house.deliver()
+    assert now(second).told
+
+
+def test_a_daemon_that_died_is_waited_for_a_while() -> None:
+    """Nobody knows whether its clients are gone. After some time without a marker it counts as gone."""
+    house = House().knows(OTHER)
+    asked = house.control.revoke(Revocation(user=7))
+    house.deliver()
+    house.clock.advance(ANSWER_S)
+    assert now(asked).no_answer == ((OTHER.id, OTHER.name),)
+    assert [other["name"] for other in house.control.others] == ["there:2"]
+    house.clock.advance(PRESENT_S)
+    assert house.control.others == []
+    asked = house.control.revoke(Revocation(user=7))
+    house.deliver()
+    assert now(asked).told
+
+
+def test_many_that_do_not_answer() -> None:
+    """The text names a few, the answer all."""
+    daemons = [DaemonName(f"{number:016x}", f"web\n{number}:1") for number in range(8)]
+    house = House().knows(*daemons)
+    asked = house.control.revoke(Revocation(user=7))
+    house.deliver()
+    house.clock.advance(ANSWER_S)
+    done = now(asked)
+    assert len(done.no_answer) == 8
+    assert str(done.reason).endswith("web\\n4:1 and 3 more")
+
+
+def test_more_daemons_than_can_be_known() -> None:
+    """Then nobody can say that all were told."""
+    house = House().knows(*(DaemonName(f"{number:016x}", "x") for number in range(MAX_DAEMONS + 1)))
+    asked = house.control.revoke(Revocation(user=7))
+    message_id = house.deliver()
+    house.hears(*(Done(f"{number:016x}", message_id) for number in range(MAX_DAEMONS)))
+    assert now(asked) == Disconnection(2, told=False, reason=f"there are more than {MAX_DAEMONS} other daemons")
+
+
+def test_those_that_wait_are_bounded() -> None:
+    """Beyond the bound the answer is no, at once; what is here ends all the same."""
+    house = House().knows(OTHER)
+    waiting = [house.control.revoke(Revocation(user=7)) for _ in range(WAITING)]
+    done = now(house.control.revoke(Revocation(user=8)))
+    assert (done.told, house.done[-1]) == (False, Revocation(user=8))
+    assert len(house.announced) == WAITING
+    for body, message_id, told in house.announced:
+        told.callback(None)
+        house.control.control(body, message_id)
+    house.clock.advance(ANSWER_S)
+    assert all(asked.called for asked in waiting)
+
+
+def test_a_daemon_answers_to_daemons() -> None:
+    """Once it has followed the revocation, through the same exchange; not to other producers, whatever id their message has."""
+    house = House(me=OTHER)
+    message_id = revocation_id(ME.id, 3)
+    house.control.control(b'{"user": 7}', message_id)
+    assert house.done == [Revocation(user=7)]
+    assert house.messages == [Done(OTHER.id, message_id)]
+    assert house.counted(received=1)
+    house.announced[0][2].callback(None)
+    assert house.counted(received=1, answers=1)
+    for other in (None, "m1", ME.id, OTHER.id):
+        house.control.control(b'{"user": 7}', other)
+    assert len(house.announced) == 1
+
+
+def test_an_answer_that_can_not_be_published() -> None:
+    """It is counted, and one line in a minute says so: the other daemon says false to who asked it."""
+    house = House(me=OTHER)
+    with logged() as lines:
+        for number in range(3):
+            house.control.control(b'{"user": 7}', revocation_id(ME.id, number))
+            house.announced[-1][2].errback(BrokerError("403 ACCESS_REFUSED"))
+    assert house.control.counts["not_answered"] == 3
+    assert [line for line in lines.texts if "403" in line] == [
+        "a revocation was followed, and the daemon that sent it could not be told: 403 ACCESS_REFUSED"
+    ]
+
+
+def test_a_new_daemon_is_greeted() -> None:
+    """It has to know the others before it can wait for them: they send it a marker now, and at most one in a second for all new ones."""
+    house = House()
+    house.hears(Marker(OTHER, "x"), Marker(THIRD, "x"), Marker(ME, "its own"))
+    house.clock.advance(0)
+    assert [type(message) for message in house.messages] == [Marker]
+    house.announced[0][2].callback(None)
+    house.hears(Marker(OTHER, "x"), Marker(THIRD, "x"))
+    house.clock.advance(INTRODUCE_EVERY_S / 2)
+    assert len(house.announced) == 1
+    house.hears(*(Marker(DaemonName(f"{number:016x}", "x"), "x") for number in range(20)))
+    house.clock.advance(0.1)
+    assert len(house.announced) == 1
+    house.clock.advance(INTRODUCE_EVERY_S)
+    assert len(house.announced) == 2
+    house.announced[1][2].errback(BrokerError("the next marker says it"))
+    house.clock.advance(5)
+    assert len(house.announced) == 2
+    assert house.clock.getDelayedCalls() == []
+    assert house.counted()
+
+
+def test_leaving() -> None:
+    """The others are told; whoever waits gets an answer; from then on it greets and answers nobody. It takes no longer than LEAVE_S."""
+    for answer in ("confirmed", "refused", "never"):
+        house = House().knows(OTHER)
+        asked = house.control.revoke(Revocation(user=7))
+        house.hears(Marker(THIRD, "x"))
+        left = house.control.leave()
+        assert now(asked) == Disconnection(2, told=False, reason="the daemon is stopping")
+        house.control.control(b'{"user": 8}', revocation_id(OTHER.id, 1))
+        assert house.done[-1] == Revocation(user=8)
+        assert house.messages[1:] == [Leaving(ME.id)]
+        assert not left.called
+        told = house.announced[-1][2]
+        if answer == "confirmed":
+            told.callback(None)
+        elif answer == "refused":
+            told.errback(BrokerError("connecting: connection refused"))
+        else:
+            house.clock.advance(LEAVE_S)
+        assert now(left) is None
+        assert house.clock.getDelayedCalls() == []
+        house.announced[0][2].errback(BrokerError("the daemon is stopping"))
+        if answer == "never":
+            told.errback(BrokerError("the daemon is stopping"))
+    assert now(House(alone=True).control.leave()) is None
 
 
 def test_alone_there_is_nobody_to_tell() -> None:
@@ -66,7 +304,7 @@ def test_alone_there_is_nobody_to_tell() -> None:
 
 def test_ones_own_message_is_not_followed_again() -> None:
     """It comes back like every other; whoever logged in anew since then stays. The same from another daemon is followed."""
-    house, other = House(), House()
+    house, other = House(), House(me=OTHER)
     house.control.revoke(Revocation(user=7))
     (body, message_id, _) = house.announced[0]
     house.control.control(body, message_id)

@@ -30,17 +30,26 @@ def make() -> Iterator[Edges]:
         yield maker
 
 
+INVALID_CODES = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999, 5000, 9999, 65535]
+"""What no endpoint may send: reserved, not registered, or outside of all ranges (RFC 6455 section 7.4)."""
+
 # closing
 
 
-def test_client_closes(make: Edges) -> None:
-    """A client's close is answered with its echo or 1000, and the connection ends."""
+@pytest.mark.parametrize(
+    "code", [None, 1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3001, 3999, 4000, 4001, 4999]
+)
+@pytest.mark.parametrize("reason", [b"", "grund f\u00fcr alles".encode()])
+def test_client_closes(make: Edges, code: int | None, reason: bytes) -> None:
+    """Findings P6: a client's close is answered with its own code, or with none, and the connection ends without a reset."""
     edge = make()
     client = edge.open().listen(1)
-    client.send(close())
-    assert client.close_code() == 1000
+    client.send(frame(CLOSE) if code is None else frame(CLOSE, struct.pack("!H", code) + reason))
+    assert client.control(CLOSE) == [b"" if code is None else struct.pack("!H", code)]
+    assert edge.hub.members == {}
     edge.advance(0)
     assert client.transport.lost
+    assert not client.transport.aborted
 
 
 def test_close_then_stall(make: Edges) -> None:
@@ -115,13 +124,14 @@ def test_server_closes(make: Edges, reason: CloseReason, v1: bool) -> None:
     if v1:
         (bye,) = messages
         assert (bye["type"], bye["reason"]) == ("bye", reason.value.reason)
-        assert (500 <= bye["reconnect_after_ms"] <= 5000) if reason.value.reconnect else bye["reconnect_after_ms"] == 0
+        assert bye["reconnect_after_ms"] is None if bye["action"] == "stop" else 500 <= bye["reconnect_after_ms"] <= 5000
     else:
         assert messages == []
     client.connection.end(reason)
     client.send(close(reason.value.code))
     edge.advance(0)
     assert client.transport.lost
+    assert not client.transport.aborted, "browsers report a reset as unclean (findings P5)"
 
 
 def test_close_without_answer(make: Edges) -> None:
@@ -360,7 +370,20 @@ def test_unsolicited_pongs(make: Edges) -> None:
         (frame(CONTINUATION, b"x"), 1002),
         (frame(TEXT, fin=False) + frame(TEXT), 1002),
         (frame(CLOSE, b"x"), 1002),
-        (close(999), 1002),
+        *[(close(code), 1002) for code in INVALID_CODES],
+        (frame(CLOSE, b"\x03\xe8", masked=False), 1002),
+        (frame(CLOSE, b"\x03\xe8", rsv=2), 1002),
+        (frame(CLOSE, b"\x03\xe8", fin=False), 1002),
+        (frame(CLOSE, b"\x03\xe8" + b"x" * 124), 1002),
+        (frame(TEXT, b"x", masked=False) + close(), 1002),
+        (frame(TEXT, b"x", masked=False) + close(999), 1002),
+        (frame(3) + frame(CLOSE, b"x") + close(), 1002),
+        (frame(3) + frame(3) + frame(3), 1002),
+        (frame(TEXT, b"\xff") + close(4001), 1007),
+        (frame(CLOSE, b"\x03\xe8\xed\xa0\x80"), 1007),
+        (frame(CLOSE, b"\x03\xe8\xe2\x82"), 1007),
+        (frame(CLOSE, b"\x03\xe7\xff"), 1002),
+        (frame(TEXT, b"x" * 70_000) + close(), 1009),
         (frame(TEXT, b"\xff"), 1007),
         (frame(TEXT, b"\xed\xa0\x80"), 1007),
         (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), 1007),
@@ -372,6 +395,10 @@ def test_violations(make: Edges, octets: bytes, code: int) -> None:
     client = edge.open().listen(1).send(octets)
     assert client.close_code() == code
     assert edge.hub.members == {}
+    if octets[0] & 0x0F == CLOSE:
+        assert client.transport.closing, "no other close frame will come"
+    edge.advance(0)
+    assert not client.transport.aborted, "the client may not have read the code yet"
     edge.advance(edge.settings.linger_s + 0.5)
     assert client.transport.lost
 

@@ -164,9 +164,11 @@ class MemoryTransport:
         """The connection is gone."""
         if not self.lost:
             self.lost = True
-            if self._producer is not None:
-                self._producer.stopProducing()
-            self._protocol.connectionLost(Failure(reason))
+            producer, self._producer = self._producer, None
+            if producer is not None:
+                producer.stopProducing()
+            protocol, self._protocol = self._protocol, None  # as Twisted's transports do: it would be a cycle
+            protocol.connectionLost(Failure(reason))
 
 
 class Client:
@@ -225,7 +227,7 @@ class Client:
         return taken
 
     def close_code(self) -> int | None:
-        """The code of the close frame that came, None while there is none. Nothing may follow it."""
+        """The code of the close frame that came, 1005 if it has none, None while there is no frame. Nothing may follow it."""
         self._parse()
         closes = [payload for opcode, payload in self.frames if opcode == CLOSE]
         assert len(closes) <= 1, "one close frame only"
@@ -233,7 +235,7 @@ class Client:
             return None
         assert self.frames[-1][0] == CLOSE, "nothing follows a close frame"
         assert len(closes[0]) <= 125
-        return int.from_bytes(closes[0][:2], "big")
+        return int.from_bytes(closes[0][:2], "big") if closes[0] else 1005
 
     def control(self, opcode: int) -> list[bytes]:
         """The payloads of the pings or pongs that came."""
@@ -280,7 +282,7 @@ class Edge:
         self.hub = Hub(self.history)
         self.bad: list[BadDelivery] = []
         self.intake = Intake(
-            self.history, self.hub, max_payload_octets=1024**2, clock=clock.seconds, report=self.bad.append, new_tag=lambda: "mark"
+            self.history, self.hub, max_payload_octets=1024**2, clock=clock.seconds, report=self.bad.append, new_epoch=lambda: "mark"
         )
         self.source = EmbeddedSource(self.intake)
         groups = GroupTable({"chat": GroupSettings()})

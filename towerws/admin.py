@@ -210,6 +210,8 @@ class AdminSite(Site):
         answer: dict[str, object] = {"ready": status.ready, "state": status.state.value}
         if status.reason is not None:
             answer["reason"] = status.reason
+        if status.unproven:
+            answer["unproven"] = status.unproven
         return _json(200 if status.ready else 503, answer)
 
     def _take(self, request: Request) -> _Answer:
@@ -240,6 +242,9 @@ def _disconnected(done: Disconnection) -> _Answer:
         answer["others_told"] = done.told
     if done.told is not False:
         return _json(202, answer)
+    if done.no_answer:
+        answer["no_answer"] = [{"id": daemon, "name": name} for daemon, name in done.no_answer]
+        return _json(503, {**answer, "error": f"not every daemon has said that it ended the connections: {done.reason}"})
     return _json(503, {**answer, "error": f"connections were ended on this daemon only; the others could not be told: {done.reason}"})
 
 

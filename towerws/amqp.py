@@ -4,11 +4,16 @@
   idle       | nothing yet                        | -                               | connecting (start)
   connecting | an attempt at the next host        | attempt_s                       | handshake; lost
   handshake  | TCP (TLS follows) stands           | the same attempt_s              | topology; lost
-  topology   | AMQP open; or the channel was lost | the same; or attempt_s anew     | refilling; lost
-  refilling  | consume-ok                         | attempt_s without progress      | consuming; topology; lost
-  consuming  | history is as full as it can be    | silence_s with nothing received | topology; lost
+  topology   | AMQP open; or the channel was lost | the same; or attempt_s again    | proving; refilling; lost
+  proving    | consume-ok; or offsets were left out | attempt_s without progress (1) | refilling; consuming; topology; lost
+  refilling  | consume-ok; or proven              | the same                        | consuming; topology; lost
+  consuming  | history is as full as it can be    | silence_s with nothing received; no marker for 30 s (2) | topology; proving; lost
   backoff    | any loss                           | the delay drawn                 | connecting
   stopped    | stop(), from any state             | STOP_S                          | -
+
+(1) six times that at a single host, (2) twice that: there is no other to try.
+
+What is proven, and how, is told in `broker.stream_reader` and `broker.binding_watch`.
 
 "lost" aborts the transport and leads to backoff. Every attempt is one `Attempt` object: an event of an attempt that is not
 the present one is ignored, so nothing that comes late can do harm.
@@ -21,7 +26,6 @@ retried at the slow end.
 
 from __future__ import annotations
 
-import datetime as dt
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -32,14 +36,18 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from towerws.broker.announcer import Announcer
 from towerws.broker.attempt import Attempt
+from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.consumer import Feed
 from towerws.broker.control import ControlListener
 from towerws.broker.endpoint import broker_endpoint
 from towerws.broker.link import Link, quiet_pika
 from towerws.broker.loss import Cure, Loss, from_transport
-from towerws.broker.subscription import Subscription
-from towerws.broker.topology import choose_mode
+from towerws.broker.markers import MarkerPublisher
+from towerws.broker.queue_reader import QueueReader
+from towerws.broker.stream_reader import StreamReader
+from towerws.broker.topology import Mode, choose_mode
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl
 from towerws.core.sources import Sink, SourceState, SourceStatus
@@ -49,6 +57,8 @@ __all__ = ["AmqpSource", "quiet_pika"]
 STOP_S: Final = 2.0
 STEADY_S: Final = 30.0
 SAY_AGAIN_S: Final = 60.0
+DEAF_S: Final = 30.0
+"""No marker for this long, and there is another host: try that. With a single host twice as long, since a living consumer is worth more."""
 
 Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
@@ -56,8 +66,8 @@ Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 class AmqpSource:
     """Consumes the brokers of `settings.urls`, one at a time, into `sink`; `control` listens on the same connections.
 
-    `reactor` gives time and (unless `endpoint` does) connections; `rng` draws the order of the hosts and the delays;
-    `wall` is the time of day in UTC. `start` once; `stop` ends it for good.
+    `reactor` gives time and (unless `endpoint` does) connections; `rng` draws the order of the hosts and the delays.
+    Markers go out over a connection of their own (`publisher`). `start` once; `stop` ends it for good.
     """
 
     _log = Logger()
@@ -69,16 +79,19 @@ class AmqpSource:
         reactor: Any,
         *,
         control: ControlListener | None = None,
+        publisher: Announcer | None = None,
         endpoint: Endpoint | None = None,
         rng: random.Random | None = None,
-        wall: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
         self._rng = rng or random.SystemRandom()
-        self._wall = wall
         self._control = control
+        self._publisher = publisher or Announcer(settings, reactor, prefer=self._present_url, endpoint=self._endpoint, purpose="markers")
+        self._markers = MarkerPublisher(self._publisher, settings.exchange, reactor)
+        deaf_s = DEAF_S if len(settings.urls) > 1 else 2 * DEAF_S
+        self._watch = BindingWatch(self._markers, reactor, exchange=settings.exchange, passive=settings.passive, deaf_s=deaf_s)
         self._feed = Feed(sink, log=secrets.token_hex(4))
         self._urls = self._rng.sample(settings.urls, len(settings.urls))
         self._next_url = 0
@@ -110,6 +123,7 @@ class AmqpSource:
                 self._finish_stop()
             return waiting
         self._move(SourceState.STOPPED, "stopped")
+        self._publisher.stop()
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -121,19 +135,24 @@ class AmqpSource:
         attempt.set_deadline(None)
         if self._control is not None:
             self._control.end()
-        if attempt.subscription is not None:
-            attempt.subscription.close()
+        if attempt.reader is not None:
+            attempt.reader.close()
         attempt.link.close()
         return waiting
 
     def status(self) -> SourceStatus:
         """Where it stands, with the figures an operator asks for."""
-        return SourceStatus(self._state, self._reason, dict(self.counters))
+        consuming = self._state is SourceState.CONSUMING
+        reason = self._watch.reason if consuming else self._reason
+        return SourceStatus(self._state, reason, dict(self.counters), self._watch.unproven if consuming else ())
 
     @property
     def url(self) -> BrokerUrl | None:
         """The broker that it consumes from just now."""
-        return self._attempt.url if self._attempt is not None and self.status().ready else None
+        return self._attempt.url if self._attempt is not None and self._state is SourceState.CONSUMING else None
+
+    def _present_url(self) -> BrokerUrl | None:
+        return None if self._attempt is None else self._attempt.url
 
     @property
     def counters(self) -> Mapping[str, object]:
@@ -146,6 +165,13 @@ class AmqpSource:
             "acks": feed.acks,
             "poison_headers": feed.poison_headers,
             "sink_errors": feed.sink_errors,
+            "offset": feed.read,
+            "markers": {
+                "sent": self._markers.count,
+                "proved": self._watch.proved,
+                "lag_s": None if self._watch.lag_s is None else round(self._watch.lag_s, 4),
+                "unbound": self._watch.unbound_count,
+            },
             "broker": str(attempt.url) if attempt else None,
             "mode": attempt.mode or None if attempt else None,
             "broker_version": attempt.version or None if attempt else None,
@@ -155,10 +181,10 @@ class AmqpSource:
 
     # what the present attempt tells
 
-    def advance(self, attempt: Attempt, state: SourceState) -> None:
+    def advance(self, attempt: Attempt, state: SourceState, reason: str | None = None) -> None:
         """The attempt got one step further."""
         if attempt is self._attempt and self._state is not SourceState.STOPPED:
-            self._move(state, self._under_way(state, attempt))
+            self._move(state, self._under_way(state, attempt) + (f": {reason}" if reason else ""))
 
     def handshaken(self, attempt: Attempt, server_properties: Mapping[str, Any]) -> None:
         """AMQP is open: look at the broker's version, then set up the topology."""
@@ -173,8 +199,11 @@ class AmqpSource:
             self.lost(attempt, Loss(str(error), Cure.OPERATOR))
             return
         attempt.mode = mode.value
-        attempt.subscription = Subscription(attempt.link, mode, self._settings, self._feed, self._reactor, self._wall, attempt)
-        attempt.subscription.begin()
+        if mode is Mode.STREAM:
+            attempt.reader = StreamReader(attempt.link, self._settings, self._feed, self._markers, self._watch, self._reactor, attempt)
+        else:
+            attempt.reader = QueueReader(attempt.link, self._settings, self._feed, self._watch, self._reactor, attempt)
+        attempt.reader.begin()
         if self._control is not None:
             self._control.begin(attempt.link)
 

@@ -23,7 +23,7 @@ class EmbeddedSource:
 
     def start(self) -> None:
         """Begin the log."""
-        self._sink.attach(self._log, None)
+        self._sink.begin(self._log)
         self._state = SourceState.CONSUMING
         self._sink.caught_up()
 

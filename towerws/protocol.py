@@ -19,13 +19,13 @@ from twisted.internet.interfaces import IReactorTime
 from towerws.core.addresses import Proxies
 from towerws.core.admission import Admission
 from towerws.core.errors import CloseReason
-from towerws.core.frames import text_frame, whole_text
+from towerws.core.frames import is_close_code, text_frame, whole_text
 from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import PLAIN, Dialect
-from towerws.websocket.connection_log import ConnectionLog
+from towerws.websocket.connection_log import ConnectionLog, RefusalLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.doorman import Doorman
 from towerws.websocket.lean import lean
@@ -99,6 +99,8 @@ class WebSocketConnection(OpeningConnection):
         if self.utf8validator is None:
             self.utf8validator = Utf8Validator()
         self._dataReceived(data)
+        if self.state == self.STATE_CLOSING and self.data:
+            self.consumeData()  # Autobahn stops at what it can't inflate, and the client's close may stand behind it
         self._watch_assembly()
 
     def left(self) -> None:
@@ -137,7 +139,13 @@ class WebSocketConnection(OpeningConnection):
             if kept or self._frames_after_close > settings.fragments:
                 self.data = b""
                 self.transport.pauseProducing()  # the answer is then not awaited: the close ends in an abort
+        elif self._perMessageCompress is not None and not self.inside_message:
+            compressed = self.current_frame.rsv != 0
+            limit = self._perMessageCompress.max_wire_octets if compressed else self.factory.settings.message_octets
+            self.maxFramePayloadSize = self.maxMessagePayloadSize = limit
         super().onFrameBegin()
+        if self.state != self.STATE_OPEN:
+            self._read_plainly()
 
     def onMessageBegin(self, isBinary: bool) -> None:
         """The first frame of a message; the one before it was finished in time."""
@@ -174,11 +182,25 @@ class WebSocketConnection(OpeningConnection):
         super().onAutoPingTimeout()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
-        """The client closes: from here on it gets nothing, however long its socket takes."""
+        """The client closes, or answers our close: from here on it gets nothing but the answer, however long its socket takes.
+
+        Autobahn's own aborts the connection when the client answers, which browsers report as unclean. It also takes a close
+        frame that is a violation for the answer to the close which that violation causes.
+        """
         if self.state == self.STATE_OPEN:
-            self._reason = f"closed by the client with {code}"
-            self.left()
-        return super().onCloseFrame(code, reasonRaw)  # type: ignore[no-any-return]
+            if not is_close_code(code):
+                self._protocol_violation(f"invalid close code {code}")
+            elif reasonRaw is not None and not _is_utf8(reasonRaw):
+                self._invalid_payload("invalid close reason (non-UTF8 payload)")
+            else:
+                self._reason = f"closed by the client with {code}"
+                self.left()
+                self.wasClean = True
+                self.sendCloseFrame(code, isReply=True)  # RFC 6455 section 5.5.1: the answer echoes the code
+        elif self.state == self.STATE_CLOSING:
+            self.wasClean = is_close_code(code)
+        self.dropConnection(abort=False)
+        return None
 
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         """Every close that starts here passes by: ours, and Autobahn's after a violation of the protocol."""
@@ -186,6 +208,7 @@ class WebSocketConnection(OpeningConnection):
             self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}{self._limit}"
             self.left()
             self.failedByMe = True  # Autobahn then keeps nothing of the messages that still come
+            self._read_plainly()
         super().sendCloseFrame(code, reasonUtf8, isReply)
 
     def dropConnection(self, abort: bool = False) -> None:
@@ -220,7 +243,7 @@ class WebSocketConnection(OpeningConnection):
             self.factory.desk.limits[limit] += 1
         close = reason.value
         if (talk := self._session or self._visitor) is not None:
-            delay_ms = random.randint(*RECONNECT_MS) if close.reconnect else 0  # noqa: S311 - spreads load, guards nothing
+            delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, guards nothing
             bye = talk.dialect.bye(close, delay_ms)
             if bye is not None:
                 self.transport.write(text_frame(bye))
@@ -248,6 +271,10 @@ class WebSocketConnection(OpeningConnection):
         self.end(reason)
 
     # within
+
+    def _read_plainly(self) -> None:
+        """Neither inflate nor validate what comes after a close: Autobahn stops reading at what it can't, and keeps the rest."""
+        self._isMessageCompressed = self.utf8validateIncomingCurrentMessage = False
 
     def _fragment_allowed(self) -> bool:
         """So many in a message, and so many a second: Autobahn copies what is left of a read for each (40 KB of them: 50 ms)."""
@@ -282,6 +309,14 @@ class WebSocketConnection(OpeningConnection):
         self.end(CloseReason.POLICY, "assembly_s")
 
 
+def _is_utf8(reason: bytes) -> bool:
+    try:
+        reason.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes the connections, with Autobahn's options set to what is safe (docs/architecture.md lists each with its reason)."""
 
@@ -313,6 +348,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.opened = 0
         self.closed = 0
         self.log_of_connections = ConnectionLog(reactor)
+        self.log_of_refusals = RefusalLog(reactor)
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}

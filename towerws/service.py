@@ -6,6 +6,8 @@ connections at once, the present ones closed with 1012 over the drain window, th
 
 from __future__ import annotations
 
+import os
+import platform
 import resource
 import secrets
 import sys
@@ -30,12 +32,14 @@ from towerws.broker.announcer import Announcer
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
 from towerws.control import Control
+from towerws.core.control_messages import DaemonName, Marker
+from towerws.core.deliveries import derive_key
 from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
-from towerws.core.settings import LimitSettings, Settings
+from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
 from towerws.methods import make_methods
@@ -88,7 +92,8 @@ class TowerwsService(Service):
             max_payload_octets=settings.max_payload_octets,
             clock=reactor.seconds,
             report=self._report,
-            new_tag=lambda: secrets.token_hex(4),
+            new_epoch=lambda: secrets.token_hex(4),
+            key=b"" if settings.broker is None else _position_key(settings.broker),
         )
         publish: Callable[[str, bytes], str] | None = None
         if settings.broker is None:
@@ -114,10 +119,11 @@ class TowerwsService(Service):
         self.desk = desk
         self._announcer = None if settings.broker is None else Announcer(settings.broker, reactor, prefer=lambda: amqp.url)
         announce = None if self._announcer is None else self._announcer.announce
-        self.control = Control(desk.guard.disconnect, desk.guard.doubt, announce, reactor)
+        self._id = secrets.token_hex(8)
+        self.control = Control(desk.guard.disconnect, desk.guard.doubt, announce, reactor, self._id, self._marker)
         self._listener: ControlListener | None = None
-        if settings.broker is not None:
-            self._listener = ControlListener(settings.broker, self.control, reactor)
+        if settings.broker is not None and announce is not None:
+            self._listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
             self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
         self.websockets = WebSocketFactory(
             desk, settings.websocket, reactor, access=settings.access, limits=_with_connections(settings.limits)
@@ -230,8 +236,17 @@ class TowerwsService(Service):
         return done
 
     def _leave_broker(self) -> Deferred[Any]:
-        announcing = self._announcer.stop() if self._announcer is not None else None
-        return DeferredList([_settled(self.source.stop()), _settled(announcing)])
+        """The others are told first: from then on none of them waits for this daemon to follow a revocation."""
+
+        def stop(_: object) -> Deferred[Any]:
+            stopping = _settled(self.source.stop())
+            return DeferredList([stopping, _settled(None if self._announcer is None else self._announcer.stop())])
+
+        return self.control.leave().addCallback(stop)
+
+    def _marker(self, text: str) -> bytes:
+        """The body of this daemon's control marker. The process id is that of now: twistd may fork after it has made the service."""
+        return Marker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
     def _trim_history(self) -> None:
         self.history.trim(self._reactor.seconds())
@@ -253,10 +268,16 @@ class TowerwsService(Service):
         return {
             "version": __version__,
             "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
-            "source": {"state": source.state.value, "reason": source.reason, **source.details},
-            "control": None if self._listener is None else {**self._listener.status, **self.control.counts},
-            "intake": {"received": intake.received, "duplicates": intake.duplicates, "skipped": dict(intake.bad)},
-            "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position},
+            "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
+            "control": None if self._listener is None else {**self._listener.status, **self.control.counts, "others": self.control.others},
+            "intake": {
+                "received": intake.received,
+                "markers": intake.markers,
+                "duplicates": intake.duplicates,
+                "skipped": dict(intake.bad),
+                "positions_waiting": intake.waiting,
+            },
+            "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position or None},
             "hub": {
                 "members": len(hub.members) - desk.guard.watchers,
                 "behind": sum(member.behind for member in hub.members),
@@ -279,6 +300,15 @@ class TowerwsService(Service):
             "auth": self._auth.figures(),
             "requests": {"taken": desk.requests, "bad": desk.bad_requests, "denied_topics": desk.denied},
         }
+
+
+def _position_key(settings: BrokerSettings) -> bytes:
+    """The key of positions: the same for all daemons that read this stream with these credentials, or with this key."""
+    salt = f"towerws position\0{settings.stream}".encode()
+    if settings.position_key is not None:
+        return derive_key(settings.position_key.reveal().encode(), salt)
+    first = min((url.vhost, url.username, url.password.reveal()) for url in settings.urls)
+    return derive_key("\0".join(first).encode(), salt)
 
 
 def _with_connections(limits: LimitSettings) -> LimitSettings:

@@ -283,6 +283,23 @@ def test_a_refusal_is_told_once(code: int, text: str) -> None:
     assert house.clock.getDelayedCalls() == []
 
 
+def test_the_brokers_code_comes_with_the_error() -> None:
+    """A returned message, a missing exchange and a missing permission can be told apart without reading the text."""
+    house = House()
+    codes = []
+    for confirm in (unroutable, closing(404), closing(403), nack):
+        house.broker.confirm = confirm
+        with pytest.raises(BrokerError) as raised:
+            now(house.tell())
+        codes.append(raised.value.code)
+    assert codes == [312, 404, 403, None]
+
+
+def closing(code: int) -> Callable[[Peer, Publication], None]:
+    """A `FakeBroker.confirm`: the channel is closed with this code."""
+    return lambda peer, publication: peer.send(publication.channel, spec.Channel.Close(code, "x", 60, 40))
+
+
 def test_a_broker_that_drops_every_connection() -> None:
     """As many attempts as there are rounds, not as fast as they fail until the deadline."""
     house = House()

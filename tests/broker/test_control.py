@@ -2,116 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import random
-from typing import Any
-
 import pytest
 from pika import spec
-from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import logged
-from tests.fake_amqp import FakeBroker, Peer, RecordingSink
-from towerws.amqp import AmqpSource
-from towerws.broker.control import PAUSE_MAX_S, SAY_AGAIN_S, ControlListener
-from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
-from towerws.core.sources import SourceState
-
-URL = BrokerUrl("one", 5672, "towerws", Secret("canary"), "/", tls=False)
-
-
-class Heard:
-    """A `ControlSink` that writes down what it hears."""
-
-    def __init__(self) -> None:
-        self.calls: list[object] = []
-        self.broken = False
-
-    def listening(self) -> None:
-        """Written down."""
-        self.calls.append("listening")
-
-    def control(self, body: bytes, message_id: str | None) -> None:
-        """Written down."""
-        if self.broken:
-            raise RuntimeError("a sink that breaks its promise")
-        self.calls.append((body, message_id))
-
-
-class House:
-    """A source with a listener, and a fake broker."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.clock = Clock()
-        self.broker = FakeBroker(self.clock)
-        self.settings = BrokerSettings(urls=(URL,), **settings)
-        self.heard, self.sink = Heard(), RecordingSink()
-        self.listener = ControlListener(self.settings, self.heard, self.clock)
-        self.source = AmqpSource(
-            self.settings,
-            self.sink,
-            self.clock,
-            control=self.listener,
-            endpoint=lambda url: self.broker,
-            rng=random.Random(1),
-            wall=lambda: dt.datetime(2026, 5, 1, tzinfo=dt.UTC),
-        )
-
-    def advance(self, seconds: float, step: float = 0.05) -> None:
-        """Let time pass with bytes travelling meanwhile."""
-        for _ in range(round(seconds / step)):
-            self.clock.advance(step)
-            self.broker.settle()
-
-    def start(self) -> House:
-        """Started; events are consumed."""
-        self.source.start()
-        self.broker.settle()
-        self.advance(0.4)
-        assert self.events_flow
-        return self
-
-    @property
-    def events_flow(self) -> bool:
-        """Whether the source consumes."""
-        return self.source.status().state is SourceState.CONSUMING
-
-    def state(self) -> object:
-        """Where the listener stands."""
-        return self.listener.status["state"]
-
-    @property
-    def channel(self) -> int:
-        """The number of the newest channel on which a fanout exchange was declared."""
-        return [channel for channel, method in self.broker.peer.methods if is_control(method)][-1]
-
-    def set_ups(self) -> int:
-        """How often the control exchange was declared, on all connections."""
-        return sum(is_control(method) for peer in self.broker.peers for _, method in peer.methods)
-
-    def refuse(self, code: int, text: str) -> None:
-        """The broker closes the channel when the control exchange is declared."""
-        self.answer(self.broker.close_channel(code, text))
-
-    def answer(self, call: Any) -> None:
-        """What the broker does when the control exchange is declared."""
-
-        def declared(peer: Peer, channel: int, method: Any) -> None:
-            if is_control(method):
-                call(peer, channel, method)
-            else:
-                peer.send(channel, spec.Exchange.DeclareOk())
-
-        self.broker.answers[spec.Exchange.Declare] = declared
-
-    def allow(self) -> None:
-        """No longer."""
-        self.broker.answers.clear()
-
-
-def is_control(method: Any) -> bool:
-    """Whether this declares a fanout exchange."""
-    return isinstance(method, spec.Exchange.Declare) and method.type == "fanout"
+from tests.broker.control_kit import House, is_control
+from towerws.broker.control import PAUSE_MAX_S, SAY_AGAIN_S
 
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
@@ -126,7 +22,14 @@ def test_topology(consume: str) -> None:
     assert (bind.exchange, bind.routing_key) == ("x.control", "")
     assert (consume_.queue, consume_.exclusive, consume_.no_ack) == ("", True, True)
     assert [number for number in peer.consumers if number != channel]
-    assert house.listener.status == {"state": "listening", "reason": None, "losses": 0, "errors": 0}
+    assert house.listener.status == {
+        "state": "listening",
+        "proven": True,
+        "reason": None,
+        "losses": 0,
+        "unbound": 0,
+        "errors": 0,
+    }
     assert house.heard.calls == ["listening"]
 
 
@@ -156,7 +59,7 @@ def test_a_sink_that_raises_ends_nothing() -> None:
     with logged() as lines:
         for _ in range(3):
             house.broker.peer.deliver(b"{}", channel=house.channel)
-        house.broker.settle()
+        house.settle()
     assert house.listener.status["errors"] == 3
     assert len(lines.texts) == 1
     assert house.events_flow
@@ -221,7 +124,7 @@ def test_a_queue_that_is_taken_away_is_made_anew(how: str) -> None:
         peer, channel = house.broker.peer, house.channel
         method = spec.Basic.Cancel(peer.consumers[channel]) if how == "cancel" else spec.Channel.Close(404, "NOT_FOUND - no queue", 0, 0)
         peer.send(channel, method)
-        house.broker.settle()
+        house.settle()
         assert (house.state(), house.listener.status["losses"]) == ("paused", losses)
         house.advance(1.1)
         assert house.state() == "listening"

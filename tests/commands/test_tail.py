@@ -191,13 +191,13 @@ def test_says_what_is_missing(tails: list[Running]) -> None:
 
 
 def test_comes_back_when_told(standin: StandIn, tails: list[Running]) -> None:
-    """`bye` says when to come back; 0 means never, and is an error."""
+    """`bye` says when to come back; null means never, and is an error."""
     tails.append(Running("--url", standin.url, "own.thing"))
     asked(standin)
     standin.say({"type": "bye", "reconnect_after_ms": 1, "reason": "restart"})
     standin.drop()
     assert "since" in asked(standin)
-    standin.say({"type": "bye", "reconnect_after_ms": 0, "reason": "policy"})
+    standin.say({"type": "bye", "reconnect_after_ms": None, "reason": "policy"})
     assert tails[0].process.wait(DEADLINE_S) == 1
 
 
@@ -205,7 +205,7 @@ def test_nobody_said_who_it_is(standin: StandIn, tails: list[Running]) -> None:
     """A daemon that waited for a token in vain has refused us as much as one that answers 403."""
     tails.append(Running("--url", standin.url, "own.thing"))
     asked(standin)
-    standin.say({"type": "bye", "reconnect_after_ms": 0, "reason": "no credential"})
+    standin.say({"type": "bye", "reconnect_after_ms": None, "reason": "no credential"})
     assert tails[0].process.wait(DEADLINE_S) == 3
     assert "--token" in tails[0].notice()
 

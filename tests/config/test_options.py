@@ -20,7 +20,7 @@ from towerws.core.settings import (
 
 def test_every_field_has_an_option() -> None:
     """Every field of the settings can be set, but for those that follow from others and the tables of groups."""
-    fields = {each.name for each in dataclasses.fields(BrokerSettings)} - {"urls", "refill_s"}
+    fields = {each.name for each in dataclasses.fields(BrokerSettings)} - {"urls", "refill_s", "position_key"}
     fields |= {each.name for each in dataclasses.fields(Settings)} - {"access", "tower", "jwt", "limits", "history", "websocket", "groups"}
     fields |= {each.name for each in dataclasses.fields(AccessSettings)}
     fields |= {f"tower.{each.name}" for each in dataclasses.fields(TowerSettings)}

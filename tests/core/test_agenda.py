@@ -59,3 +59,28 @@ def test_like_a_naive_one(steps: list[tuple[str, int] | int | None]) -> None:
             agenda.add(*step)
             naive[step[0]] = min(step[1], naive.get(step[0], step[1]))
     assert len(agenda) == len(naive)
+
+
+def test_nothing_is_kept_of_names_that_were_discarded() -> None:
+    """After 200,000 names that came and went the heap holds a few dozen entries, and only who stayed has a turn."""
+    agenda = Agenda()
+    agenda.add("stays", 50)
+    for number in range(200_000):
+        agenda.add(str(number), 40)
+        agenda.discard(str(number))
+        agenda.discard(str(number))
+    assert len(agenda) == 1
+    assert len(agenda._heap) < 100
+    assert agenda.take(100, 10) == ["stays"]
+
+
+def test_a_name_that_was_discarded_and_came_back() -> None:
+    """It has one turn, at its new time; also where that is the old one."""
+    agenda = Agenda()
+    for at in (10, 20, 10, 20):
+        agenda.add("a", at)
+        agenda.discard("a")
+    agenda.add("a", 20)
+    assert agenda.take(15, 10) == []
+    assert agenda.take(20, 10) == ["a"]
+    assert agenda.take(100, 10) == []

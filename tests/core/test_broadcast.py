@@ -129,7 +129,8 @@ def test_a_request_between_two_parts(since: str | None) -> None:
     parts.join("a.1")
     member, peer = parts.join("a.1", dialect=V1)
     parts.send("a.1", "b.1")
-    change = parts.hub.subscribe(member, Request(("b.1",), since=since))
+    found = None if since is None else parts.history.find(since)
+    change = parts.hub.subscribe(member, Request(("b.1",), since=since), found)
     assert [message["position"] for message in peer.take_json()] == ["1-q"]
     assert change.position == ("2-q" if since is None else since)
     parts.hub.feed(member)

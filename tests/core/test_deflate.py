@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from autobahn.websocket.compress_deflate import PerMessageDeflate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.core.deflate import WINDOW_BITS, Deflater, deflated, negotiate
+from towerws.core.deflate import WINDOW_BITS, Deflater, deflated, is_extension_list, negotiate
 from towerws.core.deliveries import Delivery
 from towerws.core.frames import text_frame
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1
@@ -53,11 +54,37 @@ def inflate(frame: bytes, window_bits: int = WINDOW_BITS) -> bytes:
         ("permessage-bzip2", None),
         ("", None),
         (";,;=,=", None),
+        (";;;", None),
+        ('foo; bar="a, permessage-deflate, b"', None),
+        ('foo; bar="a", permessage-deflate', PLAIN_ANSWER),
+        ('foo; bar="a; permessage-deflate"', None),
+        ('foo; bar="permessage-deflate', None),
+        ('permessage-deflate; client_max_window_bits="1\\5"', None),
+        ("permessage-deflate; server_max_window_bits=\u00b2", None),
+        (", ,permessage-deflate ,", PLAIN_ANSWER),
+        ("permessage-deflate;", None),
+        ("permessage-deflate permessage-deflate", None),
+        ("permessage-deflate\u00a0", None),
+        ("permessage-deflate,\tfoo;a=b", PLAIN_ANSWER),
     ],
 )
 def test_negotiation(offers: str, answer: str | None) -> None:
     """The first offer that can be met is taken, with the parameters it must be answered with; one with a parameter in doubt is declined."""
     assert negotiate(offers) == answer
+
+
+@pytest.mark.parametrize("header", ["", " ", ",", "foo", "foo, bar;a;b=c", 'foo;a="b" , bar', "x-webkit-deflate-frame"])
+def test_what_is_a_list_of_extensions(header: str) -> None:
+    """RFC 6455 section 9.1, with empty elements."""
+    assert is_extension_list(header)
+
+
+def test_a_list_is_read_in_linear_time() -> None:
+    """The worst lists that fit in a head cost next to nothing."""
+    for header in ("a;" * 8000, "a=" * 8000, 'a="' * 5000, "a;b=c" + " " * 16_000 + "x", "," * 16_000 + ";", "a" * 16_000 + " b"):
+        start = time.thread_time()
+        assert not is_extension_list(header)
+        assert time.thread_time() - start < 0.1
 
 
 @given(st.text(alphabet=st.sampled_from(' ;,="permessage-deflate_windobt019x')))

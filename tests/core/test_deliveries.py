@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
@@ -7,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.core.deliveries import Delivery, parse_position
+from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, derive_key, parse_position
+
+KEY = Fingerprint(b"a key")
 
 
 def stream(offset: int = 7, topic: str = "a.1", payload: bytes = b"{}", message_id: str | None = None) -> Delivery:
     """A delivery of a stream."""
-    return Delivery(1, topic, payload, offset, None, message_id)
+    return Delivery(1, topic, payload, offset, KEY, message_id)
 
 
 def test_the_position_in_a_log_of_our_own_names_the_log() -> None:
@@ -21,20 +24,41 @@ def test_the_position_in_a_log_of_our_own_names_the_log() -> None:
 
 
 def test_the_position_in_a_stream_is_fixed() -> None:
-    """Clients keep positions across restarts and versions: offset, and what `b2sum -l 48` says of topic, NUL, id, NUL, payload."""
-    assert stream().position == "7-25e47d7f3838"
+    """Clients keep positions across restarts and versions: offset, and 48 bits of keyed BLAKE2b of topic, NUL, id, NUL, payload."""
+    keyed = hashlib.blake2b(b"a.1\0\0{}", digest_size=6, key=b"a key").hexdigest()
+    assert stream().position == f"7-{keyed}"
 
 
 def test_the_position_in_a_stream_is_made_of_what_every_process_sees() -> None:
     """Neither where a process began to count nor when it got the delivery matters."""
-    assert Delivery(1, "a.1", b"{}", 7, None, "m", 1.0).position == Delivery(99, "a.1", b"{}", 7, None, "m", 5.0).position
+    assert Delivery(1, "a.1", b"{}", 7, KEY, "m", 1.0).position == Delivery(99, "a.1", b"{}", 7, KEY, "m", 5.0).position
+
+
+def test_without_the_key_a_position_says_nothing() -> None:
+    """Who may not hear an event can't try out what it might have said (C11)."""
+    guess = Delivery(1, "a.1", b"{}", 7, Fingerprint(b""))
+    assert guess.position != stream().position
+    assert Delivery(1, "a.1", b"{}", 7, Fingerprint(b"another key")).position != stream().position
+
+
+def test_the_key_is_the_same_in_every_process_and_another_for_every_secret() -> None:
+    """All daemons of a broker derive the same one; it fits BLAKE2b."""
+    key = derive_key(b"secret", b"salt")
+    assert key == derive_key(b"secret", b"salt")
+    assert len({key, derive_key(b"secre", b"salt"), derive_key(b"secret", b"sal")}) == 3
+    assert len(key) == 32
 
 
 def test_the_position_is_the_same_in_another_process() -> None:
     """It does not depend on Python's seed for hashes."""
-    code = "from towerws.core.deliveries import Delivery; print(Delivery(1, 'a.1', b'{}', 7, None).position)"
+    code = "from towerws.core.deliveries import *; print(Delivery(1, 'a.1', b'{}', 7, Fingerprint(b'a key')).position)"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": "3"})
     assert told.stdout.strip() == stream().position
+
+
+def test_a_place_that_can_not_be_resumed_from_has_no_position() -> None:
+    """No answer carries a position that is worth nothing."""
+    assert Delivery(0, "", b"", 7, "").position == ""
 
 
 @pytest.mark.parametrize(
@@ -58,9 +82,10 @@ def test_a_position_is_opaque_text_that_can_be_read_back(offset: int, payload: b
     """Plain ASCII of bounded length, that needs no escaping in JSON; its offset is found again."""
     position = stream(offset, payload=payload, message_id=message_id).position
     assert len(position) <= 32
-    match = parse_position(position)
-    assert match is not None
-    assert int(match[1]) == offset
+    for text in (position, position + BEFORE):
+        match = parse_position(text)
+        assert match is not None
+        assert int(match[1]) == offset
 
 
 @pytest.mark.parametrize(

@@ -32,17 +32,18 @@ def test_errors_carry_what_becomes_of_them() -> None:
 
 
 def test_the_close_codes() -> None:
-    """Clients rely on these: code, word and whether to come back (docs/protocol.md)."""
-    assert {name: (close.value.code, close.value.reason, close.value.reconnect) for name, close in CloseReason.__members__.items()} == {
-        "POLICY": (1008, "policy", False),
-        "CREDENTIAL": (1008, "credential no longer valid", False),
-        "NO_CREDENTIAL": (1008, "no credential", False),
-        "TOO_BIG": (1009, "too big", False),
-        "RESTART": (1012, "restart", True),
-        "HISTORY": (1013, "fell out of history", True),
-        "OVERLOAD": (1013, "overload", True),
-        "UNCHECKED": (1013, "credential can't be checked", True),
-        "CROWDED": (1013, "too many connections", True),
+    """Clients rely on these: code, word and what to do next (docs/protocol.md)."""
+    assert {name: (close.value.code, close.value.reason, close.value.action) for name, close in CloseReason.__members__.items()} == {
+        "POLICY": (1008, "policy", "stop"),
+        "CREDENTIAL": (1008, "credential no longer valid", "authenticate"),
+        "NO_CREDENTIAL": (1008, "no credential", "authenticate"),
+        "TOO_BIG": (1009, "too big", "stop"),
+        "RESTART": (1012, "restart", "reconnect"),
+        "HISTORY": (1013, "fell out of history", "reconnect"),
+        "OVERLOAD": (1013, "overload", "reconnect"),
+        "NOT_YET": (1013, "position can't be judged yet", "reconnect"),
+        "UNCHECKED": (1013, "credential can't be checked", "reconnect"),
+        "CROWDED": (1013, "too many connections", "reconnect"),
     }
 
 

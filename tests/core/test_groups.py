@@ -162,7 +162,16 @@ def test_what_is_withheld_can_not_be_configured_back() -> None:
     assert table.routing_key("control", "limit_reached_1")
     with pytest.raises(UnknownItem):
         table.routing_key("control", "limit_reached")
-    assert {"metrics", "control.limit_reached"} == WITHHELD
+    assert {"metrics", "control.limit_reached", "towerws.marker"} == WITHHELD
+
+
+def test_nobody_subscribes_to_markers() -> None:
+    """Not even where a group of that name is configured."""
+    for events in ("any", ("marker", "other")):
+        table = GroupTable({"towerws": GroupSettings(events=events)})
+        assert table.routing_key("towerws", "other") == "towerws.other"
+        with pytest.raises(UnknownItem):
+            table.routing_key("towerws", "marker")
 
 
 def test_an_error_never_repeats_the_item() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towerws.core.errors import HandshakeError
-from towerws.core.handshake import END, Head, check_route, error_response, parse_head
+from towerws.core.handshake import END, Head, check_route, error_response, find_head, parse_head
 
 MAX_HEADERS = 100
 
@@ -22,7 +22,8 @@ PLAIN = (
     b"\r\n"
 )
 
-FORBIDDEN = [bytes((octet,)) for octet in range(256) if octet in (*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, *range(0x80, 0x100))]
+FORBIDDEN = [bytes((octet,)) for octet in range(256) if octet in (*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F)]
+OPAQUE = [bytes((octet,)) for octet in range(0x80, 0x100)]
 
 
 def head(*lines: str, first: str = "GET /websocket/ HTTP/1.1", host: str = "Host: a") -> bytes:
@@ -56,9 +57,49 @@ def test_a_plain_head_is_read() -> None:
 
 @pytest.mark.parametrize("octet", FORBIDDEN, ids=lambda octet: octet.hex())
 def test_no_octet_that_could_split_a_line_passes_anywhere(octet: bytes) -> None:
-    """Whatever some parser takes for the end of a line, or is not ASCII, is refused in every place of the head."""
+    """A control character, which some parser may take for the end of a line, is refused in every place of the head."""
     for place in range(len(PLAIN) - len(END) + 1):
         assert status(PLAIN[:place] + octet + PLAIN[place:]) == 400
+
+
+@pytest.mark.parametrize("octet", OPAQUE, ids=lambda octet: octet.hex())
+def test_bytes_beyond_ascii_are_opaque_in_values_only(octet: bytes) -> None:
+    """Findings P2: they belong to the value that they stand in (RFC 9110 section 5.5), and are refused everywhere else."""
+    plain = parse_head(PLAIN, MAX_HEADERS)
+    line_start = 0
+    for line in PLAIN[: -len(END)].split(b"\r\n"):
+        for at in range(len(line) + 1):
+            block = PLAIN[: line_start + at] + octet + PLAIN[line_start + at :]
+            name, colon, _ = line[:at].partition(b":")
+            if line_start == 0 or not colon:
+                assert status(block) == 400
+                continue
+            found = parse_head(block, MAX_HEADERS)
+            changed = name.decode().lower()
+            assert found.headers.keys() == plain.headers.keys(), "it makes no header of its own"
+            assert found.headers[changed].encode("latin-1").count(octet) == 1
+            assert {**found.headers, changed: ""} == {**plain.headers, changed: ""}
+        line_start += len(line) + 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Cookie: city=M\u00fcnchen; sessionid=x".encode(),
+        "cf-ipcity: Montr\u00e9al".encode(),
+        "cf-ipcity: Montr\u00e9al".encode("latin-1"),
+        "X-SSL-Client-S-DN: CN=J\u00f6rg,O=B\u00e4ckerei".encode(),
+        "X-SSL-Client-S-DN: CN=\u5f20\u4f1f".encode(),
+        "X-Title: \U0001f680".encode(),
+        b"X-Bytes: \x85\xa0\xff",
+        b"X-Only: \xa0",
+    ],
+)
+def test_what_real_clients_and_proxies_send(line: bytes) -> None:
+    """Findings P2: a value is kept byte for byte, without the spaces and tabs around it and nothing else."""
+    name, _, value = line.partition(b": ")
+    found = parse_head(PLAIN[:-2] + line + END, MAX_HEADERS).headers
+    assert found[name.decode().lower()].encode("latin-1") == value
 
 
 @pytest.mark.parametrize("ending", [b"\r", b"\n", b"\n\r", b"\r\r\n", b"\n\n"])
@@ -110,7 +151,6 @@ def test_an_empty_line_ends_the_head() -> None:
     [
         ("Host", "a"),
         ("Origin", "https://a"),
-        ("Upgrade", "websocket"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ("Sec-WebSocket-Version", "13"),
         ("Authorization", "Bearer x"),
@@ -131,6 +171,104 @@ def test_other_headers_may_be_repeated() -> None:
     """Repeated ones are joined in their order, as RFC 9110 section 5.3 has it."""
     found = parse_head(head("X-Forwarded-For: 1", "x-other: 3", "x-forwarded-for: 2"), MAX_HEADERS).headers
     assert found["x-forwarded-for"] == "1, 2"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Upgrade: websocket", "Upgrade: websocket"],
+        ["Upgrade: h2c", "Upgrade: websocket"],
+        ["upgrade: WebSocket", "UPGRADE:"],
+        ["Upgrade: , websocket ,"],
+        ["Upgrade: h2c,\twebsocket"],
+    ],
+)
+def test_upgrade_is_a_list(lines: list[str]) -> None:
+    """Findings P3: `Upgrade` may come in several lines, and with empty elements (RFC 9110 sections 5.3 and 5.6.1)."""
+    assert parse_head(head(*lines), MAX_HEADERS).is_websocket
+
+
+@pytest.mark.parametrize("value", ["websocket\u00a0", "\u0085websocket", "websockets", "web socket", "websocket/13", ""])
+def test_what_is_no_websocket(value: str) -> None:
+    """Only the very word asks for a websocket. Bytes that Python takes for spaces are none here."""
+    assert not parse_head(head(f"Upgrade: {value}"), MAX_HEADERS).is_websocket
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "path", "query"),
+    [
+        ("http://tower.example.com/websocket/", "tower.example.com", "/websocket/", ""),
+        ("https://tower.example.com:8443/a/websocket?token=x", "tower.example.com:8443", "/a/websocket", "token=x"),
+        ("ws://[2001:db8::1]:80/websocket/", "[2001:db8::1]:80", "/websocket/", ""),
+        ("WSS://tower.example.com/websocket/", "tower.example.com", "/websocket/", ""),
+        ("http://tower.example.com:/websocket/", "tower.example.com", "/websocket/", ""),
+        ("http://tower.example.com", "tower.example.com", "/", ""),
+        ("http://tower.example.com?a=/websocket/", "tower.example.com", "/", "a=/websocket/"),
+        ("http://a/websocket/?next=http://b/", "a", "/websocket/", "next=http://b/"),
+    ],
+)
+def test_the_absolute_form(target: str, host: str, path: str, query: str) -> None:
+    """Findings P3: its host counts, not the one of the header, which must be there all the same (RFC 9112 section 3.2.2)."""
+    found = parse_head(head(first=f"GET {target} HTTP/1.1", host="Host: evil.example"), MAX_HEADERS)
+    assert (found.headers["host"], found.path, found.query) == (host, path, query)
+    assert status(head(first=f"GET {target} HTTP/1.1", host="")) == 400
+    assert status(head("Host: b", first=f"GET {target} HTTP/1.1")) == 400
+
+
+@pytest.mark.parametrize(("sent", "host"), [("a:", "a"), ("a:8051", "a:8051"), ("[::1]:", "[::1]"), ("a::", "a:")])
+def test_an_empty_port(sent: str, host: str) -> None:
+    """Findings P3: a host may come with a colon and no port behind it (RFC 3986 section 3.2.3)."""
+    assert parse_head(head(host=f"Host: {sent}"), MAX_HEADERS).headers["host"] == host
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"G", (0, -1)),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", (0, 23)),
+        (b"\r", (0, -1)),
+        (b"\r\n", (2, -1)),
+        (b"\r\nG", (2, -1)),
+        (b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", (2, 25)),
+    ],
+)
+def test_one_empty_line_is_passed_over(data: bytes, found: tuple[int, int]) -> None:
+    """Findings P3: in front of the request (RFC 9112 section 2.2)."""
+    assert find_head(data) == found
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x16", "tls"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "tls"),
+        (b"\x16\x03\x03\r\n\r\n", "tls"),
+        (b"\x80\x2e\x01\x03\x01", "request"),  # a ClientHello of SSL 2
+        (b"\r\n\x16\x03\x01", "request"),
+        (b"\r\n\r\n\x00\r\nQUIT\n", "request"),  # PROXY protocol, version 2
+        (b"\r\n\r", "request"),
+        (b"\r\n\r\n", "request"),
+        (b"\n", "request"),
+        (b"\rG", "request"),
+        (b" GET", "request"),
+        (b"get", "request"),
+        (b"\x00", "request"),
+        (b"\xff", "request"),
+        (b"{", "request"),
+    ],
+)
+def test_what_begins_no_request_is_known_at_once(data: bytes, reason: str) -> None:
+    """Findings P11: nobody waits for the end of a head that will never be one."""
+    with pytest.raises(HandshakeError) as caught:
+        find_head(data)
+    assert (caught.value.status, caught.value.reason) == (400, reason)
+
+
+@pytest.mark.parametrize("code", [400, 404, 405, 426, 431, 503])
+def test_head_gets_no_body(code: int) -> None:
+    """Findings P3: the answer to HEAD says how long the body would be, and has none (RFC 9110 section 9.3.2)."""
+    error = HandshakeError(code, "no")
+    assert error_response(error) == error_response(error, with_body=False) + b"no\n"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +304,14 @@ def test_the_number_of_headers_has_a_limit() -> None:
         "GET /websocket/ HTTP/0.9",
         "GET /websocket/ http/1.1",
         "GET websocket/ HTTP/1.1",
-        "GET http://a/websocket/ HTTP/1.1",
+        "GET http:///websocket/ HTTP/1.1",
+        "GET http:a/websocket/ HTTP/1.1",
+        "GET //a/websocket/ HTTP/1.0 HTTP/1.1",
+        "GET ftp://a/websocket/ HTTP/1.1",
+        "GET http://a b/websocket/ HTTP/1.1",
+        "GET a/websocket/ HTTP/1.1",
+        "CONNECT a:80 HTTP/1.1",
+        "GET http://" + "a" * 301 + "/websocket/ HTTP/1.1",
         "GET * HTTP/1.1",
         "GET /web\tsocket/ HTTP/1.1",
         "GET /web socket/ HTTP/1.1",

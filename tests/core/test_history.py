@@ -6,25 +6,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from towerws.core.deliveries import Delivery
-from towerws.core.history import ENTRY_OCTETS, MAX_FORMER_TOPICS, READ_OCTETS, History
+from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
+from towerws.core.history import ENTRY_OCTETS, MAX_FORMER_TOPICS, MESSAGE_ID_OCTETS, READ_OCTETS, TOPIC_OCTETS, History
 
 NO_BOUND = 10**9
+STREAM = Fingerprint(b"a key")
+
+
+def weight(held: list[Delivery]) -> int:
+    """What deliveries count: their texts, their own weight, and that of their topics."""
+    own = sum(len(each.payload) + len(each.topic) + ENTRY_OCTETS for each in held)
+    ids = sum(len(each.message_id) + MESSAGE_ID_OCTETS for each in held if each.message_id is not None)
+    return own + ids + TOPIC_OCTETS * len({each.topic for each in held})
+
+
+def bound(count: int, octets: int) -> int:
+    """The bound that so many deliveries of `a.1` just fill."""
+    return weight([Delivery(0, "a.1", bytes(octets), 0, "q")] * count)
 
 
 class Log:
     """A history, and what it ought to hold, as the plainest list there is."""
 
-    def __init__(self, max_octets: int = NO_BOUND, max_age_s: float = NO_BOUND, tag: str | None = "q") -> None:
+    def __init__(self, max_octets: int = NO_BOUND, max_age_s: float = NO_BOUND, epoch: str | Fingerprint = "q") -> None:
         self.history = History(max_octets, max_age_s)
         self.max_octets = max_octets
         self.max_age_s = max_age_s
-        self.tag = tag
+        self.epoch = epoch
         self.offset = -1
         self.all: list[Delivery] = []
         self.marks: list[Delivery] = [self.history.head]
         self.dropped = 0  # so many of `all` were dropped, the oldest
-        self.octets = 0
         self.now = 0.0
 
     @property
@@ -34,16 +46,14 @@ class Log:
 
     def drop(self) -> None:
         """Drop the oldest that is held."""
-        self.octets -= len(self.all[self.dropped].payload) + ENTRY_OCTETS
         self.dropped += 1
 
     def append(self, topic: str = "a.1", payload: bytes = b"{}", message_id: str | None = None) -> Delivery:
         """Append to both."""
         self.offset += 1
-        delivery = self.history.append(topic, payload, self.offset, self.tag, message_id, self.now)
+        delivery = self.history.append(topic, payload, self.offset, self.epoch, message_id, self.now)
         self.all.append(delivery)
-        self.octets += len(payload) + ENTRY_OCTETS
-        while self.octets > self.max_octets:
+        while self.max_octets < NO_BOUND and weight(self.held) > self.max_octets:
             self.drop()
         return delivery
 
@@ -55,13 +65,13 @@ class Log:
 
     def mark(self, offset: int | None = None) -> Delivery:
         """Mark both."""
-        mark = self.history.mark(self.offset if offset is None else offset, f"mark{len(self.marks)}")
+        mark = self.history.mark(max(0, self.offset) if offset is None else offset, f"mark{len(self.marks)}")
         self.marks.append(mark)
         return mark
 
     def clear(self) -> None:
         """Mark and clear both; offsets begin anew."""
-        self.mark(-1)
+        self.mark(0)
         self.offset = -1
         self.history.clear()
         while self.held:
@@ -96,18 +106,18 @@ _operations = st.lists(
 )
 
 
-@given(_operations, st.sampled_from([900, 3000, 40_000]), st.sampled_from([3.0, 30.0]), st.sampled_from([None, "q"]), st.data())
+@given(_operations, st.sampled_from([900, 3000, 40_000]), st.sampled_from([3.0, 30.0]), st.sampled_from([STREAM, "q"]), st.data())
 @settings(max_examples=200)
 def test_history_agrees_with_a_plain_list(
-    operations: list[tuple[Any, ...]], max_octets: int, max_age_s: float, tag: str | None, data: st.DataObject
+    operations: list[tuple[Any, ...]], max_octets: int, max_age_s: float, epoch: str | Fingerprint, data: st.DataObject
 ) -> None:
     """Whatever is appended, dropped by octets or age, marked and cleared: every index says what a plain list would."""
-    log = Log(max_octets, max_age_s, tag)
+    log = Log(max_octets, max_age_s, epoch)
     history = log.history
     for name, *arguments in operations:
         if name == "append":
             topic, octets, message_id = arguments
-            log.append(topic, b"x" * octets, None if message_id and history.has_message(message_id) else message_id)
+            log.append(topic, b"x" * octets, None if message_id and history.has_message(topic, message_id) else message_id)
         elif name == "wait":
             log.now += arguments[0]
             log.trim()
@@ -117,15 +127,18 @@ def test_history_agrees_with_a_plain_list(
             log.clear()
         held = log.held
         assert len(history) == len(held)
-        assert history.octets == sum(len(one.payload) + ENTRY_OCTETS for one in held) <= max_octets
+        assert history.octets == weight(held) <= max_octets
         assert {topic for topic in TOPICS if topic in history} == {one.topic for one in held}
-        assert {name for name in ("m1", "m2", "m3") if history.has_message(name)} == {one.message_id for one in held} - {None}
+        ids = {(topic, name) for topic in TOPICS for name in ("m1", "m2", "m3") if history.has_message(topic, name)}
+        assert ids == {(one.topic, one.message_id) for one in held if one.message_id is not None}
         assert history.floor.seq == log.floor()
 
     barrier = log.marks[-1].seq
     for delivery in log.all + log.marks:
         found = history.find(delivery.position)
-        if delivery.seq >= max(log.floor(), barrier):
+        if not delivery.position:
+            assert found is None
+        elif delivery.seq >= max(log.floor(), barrier):
             assert found is delivery
         elif found is not None:
             assert found.position == delivery.position, "the same message at the same place of another log"
@@ -143,7 +156,7 @@ def test_history_agrees_with_a_plain_list(
 
 def test_the_bound_in_octets_counts_each_delivery_with_its_own_weight() -> None:
     """So many octets are held and not one more; the oldest goes first."""
-    log = Log(max_octets=3 * (10 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(3, 10))
     deliveries = [log.append(payload=b"x" * 10) for _ in range(3)]
     assert len(log.history) == 3
     assert log.history.floor.seq == 0
@@ -177,7 +190,7 @@ def test_the_bound_in_age_drops_what_is_older_and_keeps_what_is_as_old() -> None
 
 def test_dropped_payloads_are_let_go_of_at_once() -> None:
     """What the bound in octets drops is really gone, however the indexes are tidied up."""
-    log = Log(max_octets=10_000 + 10 * ENTRY_OCTETS)
+    log = Log(max_octets=10_000 + bound(10, 0))
     for number in range(200):
         log.append(f"t.{number % 5}", b"x" * 1000)
         kept = sum(len(one.payload) for of_topic in log.history._topics.values() for one in of_topic.deliveries)
@@ -186,7 +199,7 @@ def test_dropped_payloads_are_let_go_of_at_once() -> None:
 
 def test_a_topics_log_is_compacted() -> None:
     """A topic's log does not grow with what went through it, only with what is held."""
-    log = Log(max_octets=50 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(50, 2))
     for _ in range(10_000):
         log.append()
     assert len(log.history) == 50
@@ -268,7 +281,7 @@ def test_a_piece_ends_where_its_octets_are_reached() -> None:
 
 def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
     """A reader learns of what it lost on a topic though the topic has deliveries again that are held."""
-    log = Log(max_octets=2 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(2, 2) + TOPIC_OCTETS + len("other.1mine.1"))
     start = log.append("other.1")
     for topic in ("mine.1", "other.1", "other.1", "mine.1"):
         log.append(topic)
@@ -279,7 +292,7 @@ def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
 
 def test_a_quiet_topic_is_not_lost() -> None:
     """A topic that never had a delivery lost none, however much of others was dropped."""
-    log = Log(max_octets=2 * (2 + ENTRY_OCTETS))
+    log = Log(max_octets=bound(2, 2))
     start = log.append("busy.1")
     for _ in range(10):
         log.append("busy.1")
@@ -348,27 +361,103 @@ def test_a_stream_that_began_earlier_has_no_beginning() -> None:
     """A daemon that joins a stream at offset 42 can't be asked for what follows a delivery it never saw."""
     history = History(NO_BOUND, NO_BOUND)
     before = history.head.position
-    history.append("a.1", b"{}", 42, None, None, 0.0)
+    history.append("a.1", b"{}", 42, STREAM, None, 0.0)
     assert history.find(before) is None
     assert history.find("41-") is None
     assert history.find("42-") is None
     assert history.find(history.head.position) is history.head
 
 
-def test_a_stream_from_its_start_can_be_resumed_from_there() -> None:
-    """A client that came before the very first delivery misses nothing."""
+def test_the_place_before_the_first_delivery_is_no_position() -> None:
+    """A constant text for every empty stream would name one that was deleted as well: an empty stream is named by its first marker."""
     history = History(NO_BOUND, NO_BOUND)
-    before = history.head
-    history.append("a.1", b"{}", 0, None, None, 0.0)
-    assert history.find(before.position) is before
+    assert history.head.position == ""
+    assert history.find("") is None
+    history.append("a.1", b"{}", 0, STREAM, None, 0.0)
+    assert history.find("") is None
+
+
+def test_the_place_before_a_delivery_can_be_resumed_from_on_every_daemon() -> None:
+    """It is how the end of a gap is named: the delivery itself is still to come, and what another log holds there is another position."""
+    here, there = History(NO_BOUND, NO_BOUND), History(NO_BOUND, NO_BOUND)
+    for number in range(3):
+        first = here.append("a.1", b"%d" % number, number, STREAM, None, 0.0)
+        there.append("a.1", b"%d" % (number + (number == 1)), number, STREAM, None, 0.0)
+    found = here.find(first.position + BEFORE)
+    assert found is not None
+    assert (found.seq, found.position) == (first.seq - 1, first.position + BEFORE)
+    assert here.after(found.seq, {"a.1": 0}, first.seq, NO_BOUND) == [first]
+    assert there.find(first.position + BEFORE) is not None
+    middle = here.at(1)
+    assert middle is not None
+    assert there.find(middle.position + BEFORE) is None
+    assert here.find("7-" + "0" * 12 + BEFORE) is None
+
+
+def test_rewind_forgets_what_the_log_lost_and_nothing_else() -> None:
+    """Every index is as if the newer deliveries had never come; what is appended then is found, and read by those who were behind."""
+    log = Log(epoch=STREAM)
+    for number in range(40):
+        log.append(f"t.{number % 3}", b"%d" % number, f"m{number}")
+    history = log.history
+    lost = log.all[30:]
+    assert history.rewind(29) is log.all[29]
+    assert (len(history), history.octets) == (30, weight(log.all[:30]))
+    assert all(history.find(one.position) is None and history.at(one.offset) is None for one in lost)
+    assert not any(history.has_message(one.topic, one.message_id or "") for one in lost)
+    history.mark(30, "0123.b", barrier=False)
+    new = history.append("t.1", b"new", 30, STREAM, None, 0.0)
+    assert history.find(log.all[20].position) is log.all[20]
+    assert history.after(log.all[26].seq, {"t.1": 0}, new.seq, NO_BOUND) == [log.all[28], new]
+    assert history.lost(log.all[0].seq, {"t.0": 0, "t.1": 0, "t.2": 0}) == []
+
+
+def test_rewind_to_before_all_leaves_nothing() -> None:
+    """Nothing is held, nothing is newest, and topics that are gone are not taken for lost."""
+    log = Log(epoch=STREAM)
+    for number in range(5):
+        log.append(f"t.{number}")
+    assert log.history.rewind(-1) is None
+    assert len(log.history) == log.history.octets == 0
+    assert log.history.newest is log.history.oldest is None
+    assert log.history.lost(0, {f"t.{number}": 0 for number in range(5)}) == []
+
+
+def test_what_was_dropped_is_remembered_through_a_rewind() -> None:
+    """A reader from before the floor still learns of the topics that lost something there."""
+    log = Log(max_octets=3 * (2 + ENTRY_OCTETS), epoch=STREAM)
+    start = log.append("other.1")
+    for _ in range(5):
+        log.append("mine.1")
+    log.history.rewind(4)
+    log.history.rewind(-1)
+    assert log.history.lost(start.seq, {"mine.1": 0, "never.1": 0}) == ["mine.1"]
+
+
+def test_the_newest_is_known_when_it_is_no_longer_held() -> None:
+    """After a long outage there is still something to compare the log with."""
+    log = Log(max_age_s=10, epoch=STREAM)
+    newest = log.append()
+    log.now = 100.0
+    log.trim()
+    assert len(log.history) == 0
+    assert log.history.newest is log.history.oldest is log.history.at(0) is newest
+
+
+def test_the_same_id_on_another_topic_is_another_message() -> None:
+    """Producers number their messages by topic, too."""
+    log = Log()
+    log.append("a.1", message_id="m")
+    assert log.history.has_message("a.1", "m")
+    assert not log.history.has_message("a.2", "m")
 
 
 def test_another_message_at_the_same_offset_is_another_position() -> None:
     """A position from a stream that was deleted and made anew does not match, though its offset is held."""
     old, new = History(NO_BOUND, NO_BOUND), History(NO_BOUND, NO_BOUND)
     for number in range(3):
-        old.append("a.1", b'{"old": %d}' % number, number, None, None, 0.0)
-        new.append("a.1", b'{"new": %d}' % number, number, None, None, 0.0)
+        old.append("a.1", b'{"old": %d}' % number, number, STREAM, None, 0.0)
+        new.append("a.1", b'{"new": %d}' % number, number, STREAM, None, 0.0)
     assert new.find(old.head.position) is None
     assert new.find(new.head.position) is new.head
 
@@ -377,8 +466,8 @@ def test_two_processes_agree_on_the_positions_of_a_stream() -> None:
     """A daemon that joined later gives the same delivery the same position."""
     early, late = History(NO_BOUND, NO_BOUND), History(NO_BOUND, NO_BOUND)
     for number in range(5):
-        seen = early.append("a.1", b"{}", number, None, "id", 0.0)
-    assert late.append("a.1", b"{}", 4, None, "id", 99.0).position == seen.position
+        seen = early.append("a.1", b"{}", number, STREAM, "id", 0.0)
+    assert late.append("a.1", b"{}", 4, STREAM, "id", 99.0).position == seen.position
 
 
 def test_nobody_resumes_from_before_a_mark() -> None:
@@ -395,7 +484,7 @@ def test_nobody_resumes_from_before_a_mark() -> None:
 
 def test_a_mark_is_lost_once_something_behind_it_was_dropped() -> None:
     """A mark is no better than any other position that history has left behind."""
-    log = Log(max_octets=2 + ENTRY_OCTETS)
+    log = Log(max_octets=bound(1, 2))
     mark = log.mark()
     log.append()
     assert log.history.find(mark.position) is mark
@@ -405,16 +494,16 @@ def test_a_mark_is_lost_once_something_behind_it_was_dropped() -> None:
 
 def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
     """After `clear` nothing of the old log can be had, under whatever name; the mark before it is where the new one begins."""
-    log = Log(tag=None)
+    log = Log(epoch=STREAM)
     old = [log.append(message_id=f"m{number}", payload=b"%d" % number) for number in range(3)]
     log.clear()
     history = log.history
     mark = history.head
     assert len(history) == history.octets == 0
-    assert not history.has_message("m0")
+    assert not history.has_message("a.1", "m0")
     assert "a.1" not in history
     assert all(history.find(one.position) is None for one in old)
-    new = history.append("a.1", b"{}", 0, None, "m0", 0.0)
+    new = history.append("a.1", b"{}", 0, STREAM, "m0", 0.0)
     assert history.find(mark.position) is mark
     assert history.after(old[0].seq, {"a.1": 0}, new.seq, NO_BOUND) == [new]
     assert history.lost(old[0].seq, {"a.1": 0}) == ["a.1"]

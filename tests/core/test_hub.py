@@ -11,32 +11,33 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.fakes import FakePeer
-from towerws.core.deliveries import Delivery
+from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
-from towerws.core.history import ENTRY_OCTETS, History
+from towerws.core.history import ENTRY_OCTETS, TOPIC_OCTETS, History
 from towerws.core.hub import PIECE_OCTETS, REPLAYED_OCTETS, Hub
 from towerws.core.members import Member
 from towerws.core.requests import Request
 from towerws.core.turn import WRITE_OCTETS
-from towerws.core.wire import TOWER, V1, Dialect
+from towerws.core.wire import TOWER, V1, Change, Dialect
 
 NO_BOUND = 10**9
+STREAM = Fingerprint(b"a key")
 
 
 class Log:
     """A history and a hub, and the log that feeds them."""
 
-    def __init__(self, max_octets: int = NO_BOUND, tag: str | None = "q", together: int = 0) -> None:
+    def __init__(self, max_octets: int = NO_BOUND, epoch: str | Fingerprint = "q", together: int = 0) -> None:
         """With `together` so many members at most are written to in one turn of the reactor; `waiting` has what is to come."""
         self.history = History(max_octets, NO_BOUND)
-        self.tag = tag
+        self.epoch = epoch
         self.waiting: list[Callable[[], None]] = []
         self.hub = Hub(self.history, self.waiting.append if together else None, part_octets=together * WRITE_OCTETS)
-        if tag is not None:
-            self.history.begin(0, tag)
+        if isinstance(epoch, str):
+            self.history.begin(0, epoch)
         self.hub.flush()
-        self.offset = 0 if tag else -1
+        self.offset = 0 if isinstance(epoch, str) else -1
         self.count = 0
 
     def publish(self, topic: str, octets: int = 0) -> Delivery:
@@ -44,7 +45,7 @@ class Log:
         self.offset += 1
         self.count += 1
         payload = b'{"n": %d, "pad": "%b"}' % (self.count, b"x" * octets)
-        delivery = self.history.append(topic, payload, self.offset, self.tag, None, 0.0)
+        delivery = self.history.append(topic, payload, self.offset, self.epoch, None, 0.0)
         self.hub.publish(delivery)
         return delivery
 
@@ -60,6 +61,11 @@ class Log:
         member = self.hub.join(peer, dialect)
         self.hub.subscribe(member, Request(topics))
         return member, peer
+
+    def resume(self, member: Member, request: Request) -> Change:
+        """What a session does with a request that brings a position."""
+        since = None if request.since is None else self.history.find(request.since)
+        return self.hub.subscribe(member, request, since)
 
     def drain(self, member: Member, peer: FakePeer) -> None:
         """Let what was written leave, again and again, until the hub waits for nothing more."""
@@ -317,7 +323,7 @@ def test_the_answer_to_a_member_that_is_behind_says_how_far_it_is() -> None:
     assert change.position == seen.position
     log.hub.leave(member)
     again, new = log.join(V1)
-    assert log.hub.subscribe(again, Request(("a.1",), since=change.position)).recovered
+    assert log.resume(again, Request(("a.1",), since=change.position)).recovered
     log.hub.feed(again)
     assert [message["payload"]["n"] for message in new.take_json()] == [2]
 
@@ -332,7 +338,7 @@ def test_a_resume_brings_what_was_missed_and_nothing_else() -> None:
     missed = log.send("a.1", "c.1", "b.1", "a.1")
     peer = FakePeer()
     member = log.hub.join(peer, V1)
-    change = log.hub.subscribe(member, Request(("a.1", "b.1"), since=seen.position))
+    change = log.resume(member, Request(("a.1", "b.1"), since=seen.position))
     assert change.recovered
     assert change.position == seen.position
     assert peer.writes == [], "the answer goes first"
@@ -347,7 +353,7 @@ def test_a_resume_from_the_newest_position_is_live_at_once() -> None:
     """Nothing was missed: nothing is replayed, and the next turn goes straight out."""
     log = Log()
     member, peer = log.join(V1)
-    change = log.hub.subscribe(member, Request(("a.1",), since=log.hub.position))
+    change = log.resume(member, Request(("a.1",), since=log.hub.position))
     log.hub.feed(member)
     assert change.recovered
     assert not member.behind
@@ -360,7 +366,7 @@ def test_an_unknown_position_replays_nothing() -> None:
     log = Log()
     log.send("a.1")
     member, peer = log.join(V1)
-    change = log.hub.subscribe(member, Request(("a.1",), since="1-other"))
+    change = log.resume(member, Request(("a.1",), since="1-other"))
     log.hub.feed(member)
     assert not change.recovered
     assert change.position == log.hub.position
@@ -368,30 +374,20 @@ def test_an_unknown_position_replays_nothing() -> None:
     assert (log.hub.counters.resumed, log.hub.counters.not_recovered) == (0, 1)
 
 
-def test_a_resume_with_a_position_while_behind_goes_by_the_position() -> None:
-    """Wherever it stood, what follows is what lies after the position that the client named itself."""
+def test_a_position_while_behind_repeats_nothing_of_what_was_held() -> None:
+    """Wherever the client says it stands: of the topics that it keeps it gets what it has not had, once."""
     log = Log()
     member, peer = log.join(V1, "a.1")
-    first, second, third = log.send("a.1", "a.1", "a.1")
+    first, *_ = log.send("a.1", "a.1", "b.1")
     peer.take()
     peer.full = True
-    fourth, fifth = log.send("a.1", "a.1")
+    fourth, fifth = log.send("a.1", "b.1")
     peer.full = False
-    for since, expected in [(first, [second, third, fourth, fifth]), (fourth, [fifth])]:
-        assert log.hub.subscribe(member, Request(("a.1",), since=since.position)).recovered
-        log.hub.feed(member)
-        log.drain(member, peer)
-        assert [message["position"] for message in peer.take_json()] == [one.position for one in expected]
-
-
-def test_a_position_that_is_not_yet_live_here_is_not_recovered() -> None:
-    """While history is being refilled nobody is told that all was recovered: what is still to come would be missing."""
-    log = Log(tag=None)
-    ahead = log.history.append("a.1", b"{}", 5, None, None, 0.0)
-    member, _ = log.join(V1)
-    change = log.hub.subscribe(member, Request(("a.1",), since=ahead.position))
-    assert not change.recovered
-    assert not member.behind
+    assert log.resume(member, Request(("a.1", "b.1"), since=first.position)).recovered
+    log.hub.feed(member)
+    log.drain(member, peer)
+    positions = [message["position"] for message in peer.take_json()]
+    assert positions == [log.history.at(3).position, fourth.position, fifth.position]  # type: ignore[union-attr]
 
 
 # -- what can't be had ---------------------------------------------------------------------------------------------------
@@ -399,7 +395,7 @@ def test_a_position_that_is_not_yet_live_here_is_not_recovered() -> None:
 
 def test_what_left_history_is_announced_in_v1() -> None:
     """One gap names the topics that lost something and the place from which all is there again, and this follows."""
-    log = Log(max_octets=3 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=3 * (28 + ENTRY_OCTETS) + 2 * TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1", "b.1", "quiet.1")
     (seen,) = log.send("a.1")
     peer.take()
@@ -415,7 +411,7 @@ def test_what_left_history_is_announced_in_v1() -> None:
 
 def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
     """The Tower dialect has no word for a gap."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(TOWER, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
@@ -428,7 +424,7 @@ def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
 
 def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
     """Others' deliveries may have left history, and a topic that never had any is not a loss: the socket stays."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(TOWER, "a.1", "control.limit_reached_1")
     log.send("a.1")
     peer.full = True
@@ -441,7 +437,7 @@ def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
 
 def test_a_notice_that_finds_no_room_is_tried_again() -> None:
     """A gap is announced before anything that follows it, or not yet, and counted once."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
@@ -472,8 +468,8 @@ def test_a_broken_link_is_told_once_to_everyone_who_listens() -> None:
 
 
 def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
-    """A member that had also fallen out of history gets one notice for both, from where it really stands."""
-    log = Log(max_octets=2 * (25 + ENTRY_OCTETS))
+    """A member that had also fallen out of history is told of that first, from where it really stands, and of the link in its place."""
+    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
     member, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
     peer.take()
@@ -484,23 +480,95 @@ def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
     log.hub.flush()
     log.hub.gap(sent[-1], end, "broker")
     log.drain(member, peer)
-    gap, *events = peer.take_json()
-    assert gap == {"type": "gap", "topics": ["a.1"], "from": seen.position, "to": end.position, "reason": "broker"}
+    gap, *events, link = peer.take_json()
+    assert gap == {"type": "gap", "topics": ["a.1"], "from": seen.position, "to": sent[1].position, "reason": "history"}
     assert [event["position"] for event in events] == [one.position for one in sent[2:]]
+    assert link == {"type": "gap", "topics": ["a.1"], "from": sent[-1].position, "to": end.position, "reason": "broker"}
 
 
-def test_a_notice_of_a_broken_link_that_finds_no_room_ends_the_connection() -> None:
-    """It must not be lost in silence: the client is closed with a code that tells it to come back, and then is told."""
+def test_a_notice_of_a_broken_link_that_finds_no_room_is_told_once_there_is_some() -> None:
+    """It must not be lost in silence, and a full buffer is no reason to close a connection: the client falls behind, and is told first."""
     log = Log()
-    _, peer = log.join(V1, "a.1")
+    member, peer = log.join(V1, "a.1")
+    (seen,) = log.send("a.1")
+    peer.take()
     peer.full = True
-    log.hub.gap(log.history.head, log.history.mark(0, "mark"), "broker")
-    assert peer.ended == [CloseReason.OVERLOAD]
+    end = log.history.mark(seen.offset, "mark")
+    log.hub.flush()
+    log.hub.gap(seen, end, "broker")
+    (after,) = log.send("a.1")
+    assert peer.ended == []
+    log.drain(member, peer)
+    gap, event = peer.take_json()
+    assert (gap["from"], gap["to"], event["position"]) == (seen.position, end.position, after.position)
+    assert not member.behind
+
+
+def test_a_member_that_is_behind_is_told_of_a_gap_in_its_place() -> None:
+    """A client may resume from the end of a gap: it must have been told all that comes before it."""
+    log = Log()
+    member, peer = log.join(V1, "a.1")
+    peer.full = True
+    before = log.send(*["a.1"] * 3)
+    start = log.history.head
+    end = log.history.mark(start.offset, "mark")
+    log.hub.flush()
+    log.hub.gap(start, end, "broker")
+    after = log.send("a.1")
+    log.drain(member, peer)
+    messages = peer.take_json()
+    assert [message["type"] for message in messages] == ["event", "event", "event", "gap", "event"]
+    assert [message["position"] for message in messages if "position" in message] == [one.position for one in [*before, *after]]
+
+
+def test_a_client_that_resumes_from_before_a_cut_is_told_of_it_in_its_place() -> None:
+    """The log lost its tail. What came before that is replayed, then the gap, then what replaced the tail."""
+    log = Log(epoch=STREAM)
+    kept = log.send("a.1", "a.1")
+    log.send("a.1", "a.1")
+    log.history.rewind(kept[-1].offset)
+    log.history.head = kept[-1]
+    end = log.history.mark(2, "0123.b", barrier=False)
+    log.hub.flush()
+    log.hub.gap(kept[-1], end, "broker", resumable=True)
+    log.offset = 1
+    new = log.send("a.1")
+    member, peer = log.join(V1)
+    assert log.resume(member, Request(("a.1",), since=kept[0].position)).recovered
+    log.hub.feed(member)
+    log.drain(member, peer)
+    messages = peer.take_json()
+    assert [message["type"] for message in messages] == ["event", "gap", "event"]
+    assert messages[0]["position"] == kept[1].position
+    assert (messages[1]["from"], messages[1]["to"]) == (kept[1].position, end.position)
+    assert messages[2]["position"] == new[0].position
+
+
+def test_topics_that_are_kept_are_not_repeated_by_since() -> None:
+    """`since` on a connection that has these events already (C12): only what is joined is caught up on."""
+    log = Log()
+    member, peer = log.join(V1, "a.1")
+    (first, *_) = log.send("a.1", "b.1", "a.1")
+    peer.take()
+    assert log.resume(member, Request(("a.1", "b.1"), since=first.position)).recovered
+    log.hub.feed(member)
+    log.drain(member, peer)
+    assert [f"{message['group']}.{message['event']}" for message in peer.take_json()] == ["b.1"]
+    log.send("a.1", "b.1")
+    assert len(peer.take()) == 2
 
 
 # -- a model of it all ---------------------------------------------------------------------------------------------------
 
 TOPICS = [f"t.{number}" for number in range(4)]
+
+
+@dataclass(eq=False)
+class Told:
+    """A gap that a client must be told of, in its place; `seq` is where it ends."""
+
+    seq: int
+    topic: str = ""
 
 
 @dataclass(eq=False)
@@ -511,8 +579,7 @@ class Client:
     peer: FakePeer
     member: Member
     topics: set[str] = field(default_factory=set)
-    due: list[Delivery] = field(default_factory=list)
-    gaps: int = 0  # announcements of a broken link still to come
+    due: list[Delivery | Told] = field(default_factory=list)
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -520,19 +587,20 @@ class HubMachine(RuleBasedStateMachine):
 
     @initialize(
         max_octets=st.sampled_from([1300, 4000, 150_000]),
-        tag=st.sampled_from([None, "q"]),
+        epoch=st.sampled_from([STREAM, "q"]),
         together=st.sampled_from([0, 1, 2]),
         first=st.lists(st.tuples(st.sampled_from([TOWER, V1]), st.lists(st.sampled_from(TOPICS), min_size=1, unique=True)), max_size=6),
     )
-    def begin(self, max_octets: int, tag: str | None, together: int, first: list[tuple[Dialect, list[str]]]) -> None:
+    def begin(self, max_octets: int, epoch: str | Fingerprint, together: int, first: list[tuple[Dialect, list[str]]]) -> None:
         """A fresh log, of a stream or of a queue; turns are written at once, or in parts."""
         self.together = together
-        self.log = Log(max_octets, tag, together)
+        self.log = Log(max_octets, epoch, together)
         self.all: list[Delivery] = [self.log.history.head]
         self.turn: list[Delivery] = []
         self.clients: list[Client] = []
         self.marks = 0
         self.barrier = 0
+        self.cuts: set[int] = set()
         for dialect, topics in first:
             self.join(dialect)
             self.log.hub.subscribe(self.clients[-1].member, Request(tuple(topics)))
@@ -547,33 +615,35 @@ class HubMachine(RuleBasedStateMachine):
         history = self.log.history
         for payload in client.peer.take():
             if client.dialect is TOWER:
-                assert client.due
-                assert payload == client.due.pop(0).payload
+                due = client.due.pop(0)
+                assert isinstance(due, Delivery)
+                assert payload == due.payload
                 continue
             message = json.loads(payload)
             if message["type"] == "event":
-                assert client.due
                 delivery = client.due.pop(0)
+                assert isinstance(delivery, Delivery)
                 assert message["position"] == delivery.position
                 assert message["payload"] == json.loads(delivery.payload)
                 assert f"{message['group']}.{message['event']}" == delivery.topic
                 continue
             assert message["type"] == "gap"
-            dropped = [one for one in client.due if one.seq <= history.floor.seq]
-            client.due = client.due[len(dropped) :]
             if message["reason"] == "history":
-                assert set(message["topics"]) == {one.topic for one in dropped} != set()
-                assert message["to"] == history.floor.position
+                dropped = [one for one in client.due if one.seq <= history.floor.seq]
+                client.due = client.due[len(dropped) :]
+                assert set(message["topics"]) == {one.topic for one in dropped if isinstance(one, Delivery)} != set()
+                assert (message["to"] or "") == history.floor.position
             else:
+                end = next(one.seq for one in reversed(self.all) if one.position == message["to"])
+                covered = [one for one in client.due if one.seq <= end]
+                client.due = client.due[len(covered) :]
+                assert any(isinstance(one, Told) and one.seq == end for one in covered)
+                assert all(isinstance(one, Told) or one.seq <= history.floor.seq for one in covered)
                 assert set(message["topics"]) == client.topics
-                client.gaps -= 1
         if client.peer.ended:
-            if client.peer.ended == [CloseReason.HISTORY]:
-                assert client.dialect is TOWER
-                assert any(one.seq <= history.floor.seq for one in client.due), "closed for nothing"
-            else:
-                assert client.peer.ended == [CloseReason.OVERLOAD]
-                assert client.gaps
+            assert client.peer.ended == [CloseReason.HISTORY]
+            assert client.dialect is TOWER
+            assert any(one.seq <= history.floor.seq for one in client.due), "closed for nothing"
             self.log.hub.leave(client.member)
             self.clients.remove(client)
 
@@ -661,25 +731,32 @@ class HubMachine(RuleBasedStateMachine):
         text = named.position if named else since if isinstance(since, str) else None
         if named is None and text is not None:
             named = next((one for one in self.all if one.position == text and one.seq >= self.barrier), None)
-        recovered = named is not None and named.seq >= max(self.log.history.floor.seq, self.barrier)
-        change = self.log.hub.subscribe(client.member, Request(tuple(topics), since=text))
+        recovered = named is not None and bool(text) and named.seq >= max(self.log.history.floor.seq, self.barrier)
+        member = client.member
+        stood = member.cursor.seq if member.behind else None
+        change = self.log.resume(member, Request(tuple(topics), since=text))
         if self.together:
             self.read(client)  # what it was due of a turn that is only partly written
         assert client.peer.writes == []
-        assert change.recovered == recovered
-        assert (set(change.joined), set(change.left)) == (set(topics) - client.topics, client.topics - set(topics))
+        assert change.recovered == (None if text is None else recovered)
+        joined = set(topics) - client.topics
+        assert (set(change.joined), set(change.left)) == (joined, client.topics - set(topics))
         assert list(change.current) == sorted(topics)
         client.topics = set(topics)
+        client.due = [one for one in client.due if one.topic in topics or (isinstance(one, Told) and topics)]
         if recovered and named is not None:
-            client.due = [one for one in self.all if one.topic in topics and one.seq > named.seq]
-            assert change.position == named.position
-            self.log.hub.feed(client.member)
-        else:
-            client.due = [one for one in client.due if one.topic in topics]
-            if not client.member.behind:
-                assert change.position == self.log.history.head.position
-            elif client.due and (held := self.log.history.find(change.position)):
-                assert held.seq < client.due[0].seq, "a resume from there would skip what it is still due"
+            client.due += [one for one in self.all if one.topic in joined and one.seq > named.seq]
+            if stood is None or named.seq < stood:
+                assert change.position == named.position
+                client.due = [one for one in client.due if isinstance(one, Delivery)]
+                if client.dialect is V1 and topics:
+                    client.due += [Told(one.seq) for one in self.all if one.seq in self.cuts and one.seq > named.seq]
+            client.due.sort(key=lambda one: one.seq)
+            self.log.hub.feed(member)
+        elif not member.behind:
+            assert change.position == self.log.history.head.position
+        elif client.due and (held := self.log.history.find(change.position)):
+            assert held.seq < client.due[0].seq, "a resume from there would skip what it is still due"
         self.read(client)
 
     @rule(number=st.integers(0, 99))
@@ -709,42 +786,67 @@ class HubMachine(RuleBasedStateMachine):
             self.log.hub.feed(client.member)
             self.read(client)
 
-    def tell(self, start: Delivery) -> None:
-        """Announce a gap to all, and check that each v1 client that listens got it, once."""
+    def tell(self, start: Delivery, *, resumable: bool = False) -> None:
+        """Announce a gap to all: each v1 client that listens is to get it, once, behind what it is still due of before."""
+        end = self.log.history.head
         for client in self.clients:
-            client.gaps = int(client.dialect is V1 and bool(client.topics))
-        self.log.hub.gap(start, self.log.history.head, "broker")
+            if client.dialect is V1 and client.topics:
+                client.due.append(Told(end.seq))
+        self.log.hub.gap(start, end, "broker", resumable=resumable)
         self.read_all()
-        assert not any(client.gaps for client in self.clients)
 
-    def mark(self, offset: int) -> None:
+    def mark(self, offset: int, *, barrier: bool = True) -> None:
         """Mark the log."""
         self.marks += 1
-        mark = self.log.history.mark(offset, f"mark{self.marks}")
+        mark = self.log.history.mark(offset, f"mark{self.marks}" + ("" if barrier else BEFORE), barrier=barrier)
         self.all.append(mark)
-        self.barrier = mark.seq
+        if barrier:
+            self.barrier = mark.seq
 
     @rule()
     def lose(self) -> None:
         """The link to the broker was down, and what came meanwhile can't be had."""
         self.flush()
         start = self.log.history.head
-        self.mark(start.offset)
+        self.mark(max(0, start.offset))
         self.log.hub.flush()
         self.tell(start)
 
     @rule()
     def recreate(self) -> None:
         """The stream was deleted and made anew (a log of our own never is: its name would be another)."""
-        if self.log.tag is not None:
+        if isinstance(self.log.epoch, str):
             return
         self.flush()
         start = self.log.history.head
-        self.mark(-1)
+        self.mark(0)
         self.log.history.clear()
         self.log.offset = -1
         self.tell(start)
         self.log.hub.flush()
+
+    @rule(number=st.integers(0, 5))
+    def cut(self, number: int) -> None:
+        """The log lost its newest deliveries: what is before them is still there, and can be resumed from."""
+        self.flush()
+        while self.log.waiting:
+            self.part()
+        held = list(self.log.history._log)
+        if isinstance(self.log.epoch, str) or len(held) <= number or held[-1 - number].seq < self.barrier:
+            return
+        kept = held[-1 - number]
+        lost = set(held[len(held) - number :])
+        self.log.history.rewind(kept.offset)
+        self.log.history.head = kept
+        self.all = [one for one in self.all if one not in lost]
+        for client in self.clients:
+            client.due = [one for one in client.due if one not in lost]
+        self.log.hub.flush()
+        self.log.offset = kept.offset
+        self.mark(kept.offset + 1, barrier=False)
+        self.cuts.add(self.all[-1].seq)
+        self.log.hub.flush()
+        self.tell(kept, resumable=True)
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
@@ -790,7 +892,7 @@ def test_readers_that_are_behind_share_their_frames(dialect: Dialect) -> None:
     pieces = []
     for _ in range(2):
         member, peer = log.join(dialect)
-        assert log.hub.subscribe(member, Request(("a.1",), since=since)).recovered
+        assert log.resume(member, Request(("a.1",), since=since)).recovered
         log.hub.feed(member)
         pieces.append(peer.writes[-1])
         assert missed.payload in pieces[-1]
@@ -805,7 +907,7 @@ def test_frames_kept_for_readers_that_are_behind_are_bounded() -> None:
     since = log.hub.position
     log.send(*["a.1"] * 10, octets=REPLAYED_OCTETS // 3)
     member, peer = log.join(V1)
-    log.hub.subscribe(member, Request(("a.1",), since=since))
+    log.resume(member, Request(("a.1",), since=since))
     log.hub.feed(member)
     log.drain(member, peer)
     assert len(peer.take()) == 10

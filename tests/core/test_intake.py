@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fakes import FakePeer
+from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
 from towerws.core.groups import WITHHELD
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.intake import REPORT_EVERY_S, TURN_OCTETS, Intake
+from towerws.core.markers import MARKER_TOPIC, Marker
 from towerws.core.members import Member
 from towerws.core.requests import Request
+from towerws.core.waiting import Pending
 from towerws.core.wire import TOWER, V1, Dialect
 
 MAX_PAYLOAD_OCTETS = 2**20
@@ -39,7 +43,7 @@ class Feed:
             max_payload_octets=MAX_PAYLOAD_OCTETS,
             clock=lambda: self.now,
             report=self.reports.append,
-            new_tag=self._new_tag,
+            new_epoch=self._new_tag,
         )
 
     def _new_tag(self) -> str:
@@ -47,10 +51,25 @@ class Feed:
         return f"mark{self.tags}"
 
     def start(self, log: str | None = "q") -> Feed:
-        """Attach and let deliveries flow."""
-        self.intake.attach(log, None)
+        """Attach, to a log of that name or to a stream, and let deliveries flow."""
+        if log is None:
+            self.intake.proven(True)
+        else:
+            self.intake.begin(log)
         self.intake.caught_up()
         return self
+
+    def marker(self, text: str, offset: int, *, hole: int | None = None) -> str:
+        """A marker comes, in a turn of its own; its position."""
+        marker = Marker(text * 8, "d" * 16, hole)
+        self.intake.marker(marker, marker.body, offset, marker.text)
+        self.intake.end_turn(_written)
+        return self.history.head.position
+
+    def judged(self, since: str) -> Any:
+        """What a position comes to: "found", "unknown" or "pending"."""
+        found = self.intake.judge_position(since)
+        return "pending" if isinstance(found, Pending) else "unknown" if found is None else "found"
 
     def turn(self, *messages: tuple[str, bytes, int] | tuple[str, bytes, int, str]) -> None:
         """Deliver these as a turn: routing key, body, offset and perhaps a message id."""
@@ -68,10 +87,7 @@ class Feed:
 
     def recovered(self, since: str) -> bool:
         """Whether a client that was there misses nothing."""
-        member, _ = self.join()
-        recovered = self.hub.subscribe(member, Request(("a.1",), since=since)).recovered
-        self.hub.leave(member)
-        return recovered
+        return bool(self.judged(since) == "found")
 
 
 def body(number: int) -> bytes:
@@ -118,11 +134,15 @@ BAD = [
     ("a.1", b"\xef\xbb\xbf{}", "not_an_object"),
     ("a.1", '{"a": 1}'.encode("utf-16"), "not_an_object"),
     ("a.1", b"\x80\x03}q\x00.", "not_an_object"),
+    ("a.1", b"{not json at all}", "not_an_object"),
+    ("a.1", b'{"a":1},"group":"job_events","event":"42","payload":{"stdout":"forged"}', "not_an_object"),
+    ("a.1", b'{"a": "\x01"}', "not_an_object"),
     ("a.1", b'{"a": "\xff"}', "not_utf8"),
     ("a.1", b'{"a": "\xc3"}', "not_utf8"),
     ("a.1", b'{"a": "\xc0\x80"}', "not_utf8"),
     ("a.1", b'{"a": "\xed\xa0\x80"}', "not_utf8"),
     ("a.1", b'{"a": "\xf5\x80\x80\x80"}', "not_utf8"),
+    ("a.1", b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "too_deep"),
     ("a.1", b"{" + b" " * (MAX_PAYLOAD_OCTETS - 1) + b"}", "too_large"),
 ]
 
@@ -178,7 +198,7 @@ def test_what_is_withheld_reaches_nobody() -> None:
     _, peer = feed.join(TOWER, *WITHHELD)
     feed.turn(*[(key, b"{}", number + 1) for number, key in enumerate(sorted(WITHHELD))])
     assert peer.writes == []
-    assert feed.intake.bad == {"withheld": 2}
+    assert feed.intake.bad == {"withheld": len(WITHHELD)}
     assert feed.reports == []
 
 
@@ -190,19 +210,18 @@ def test_what_is_withheld_reaches_nobody() -> None:
         b'{"a": "\\ud800", "b": "\\udc00\\ud83d"}',
         b'{"a": NaN, "b": Infinity, "c": -Infinity}',
         b'{"a": "\\u0000"}',
-        b'{"a": "\x01\x7f"}',
+        b'{"a": "\x7f"}',
         b'{"a":1,   "a":2}',
         b'{"a": 1e999, "b": ' + b"9" * 5000 + b"}",
         '{"a": "\u20ac \u202e \U0001f680 \ufeff"}'.encode(),
-        b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}",
         b'{"a": "' + b"x" * (MAX_PAYLOAD_OCTETS - 9) + b'"}',
-        b"{not json at all}",
         *[json.dumps(sample["payload"]).encode() for sample in SAMPLES if sample["routing_key"] not in WITHHELD],
     ],
     ids=lambda payload: payload[:12].decode("latin-1"),
 )
 def test_a_payload_passes_untouched(payload: bytes) -> None:
-    """Octet for octet, in both dialects: it is looked at and never parsed."""
+    """Byte for byte, in both dialects: it is checked and never encoded again."""
     feed = Feed().start()
     _, tower = feed.join(TOWER)
     _, v1 = feed.join(V1)
@@ -230,20 +249,17 @@ def test_a_message_sent_again_is_dropped() -> None:
     feed = Feed().start()
     _, peer = feed.join(TOWER)
     feed.turn(("a.1", body(1), 1, "m1"), ("a.1", body(1), 2, "m1"), ("a.1", body(1), 3, "m2"), ("a.1", body(1), 4))
-    feed.turn(("a.2", body(2), 5, "m1"))
     assert peer.take() == [body(1)] * 3
-    assert feed.intake.duplicates == 2
-
-
-def test_a_message_sent_again_is_dropped_after_a_new_link_too() -> None:
-    """What is held, not what came over the present link, decides."""
-    feed = Feed().start(None)
-    _, peer = feed.join(TOWER)
-    feed.turn(("a.1", body(0), 0, "m0"), ("a.1", body(1), 1))
-    feed.intake.attach(None, 1)
-    feed.turn(("a.1", body(1), 1), ("a.1", body(0), 2, "m0"))
-    assert peer.take() == [body(0), body(1)]
     assert feed.intake.duplicates == 1
+
+
+def test_the_same_id_on_two_topics_is_two_messages() -> None:
+    """Producers that number their messages per topic lose none (C8); the second of each topic is dropped."""
+    feed = Feed().start()
+    _, peer = feed.join(TOWER, "a.1", "a.2")
+    feed.turn(("a.1", body(1), 1, "m1"), ("a.2", body(2), 2, "m1"), ("a.1", body(1), 3, "m1"), ("a.2", body(2), 4, "m1"))
+    assert peer.take() == [body(1), body(2)]
+    assert feed.intake.duplicates == 2
 
 
 def test_a_message_id_is_forgotten_with_its_delivery() -> None:
@@ -298,12 +314,12 @@ def test_the_clock_is_asked_once_a_turn_and_old_deliveries_go() -> None:
 
 
 def test_nothing_goes_out_before_history_is_refilled() -> None:
-    """Deliveries only fill history; whoever was let in before is then told of one gap, and goes on live."""
+    """Deliveries only fill history; a client that was let in before is then told of one gap, and goes on live."""
     feed = Feed()
     _, v1 = feed.join(V1)
     _, idle = feed.join(V1, "b.1")
     _, tower = feed.join(TOWER)
-    feed.intake.attach(None, None)
+    feed.intake.proven(True)
     feed.turn(*stream(5, 6, 7))
     before = feed.intake.flowing
     assert v1.writes == tower.writes == []
@@ -318,34 +334,63 @@ def test_nothing_goes_out_before_history_is_refilled() -> None:
     assert tower.take() == [body(8)]
 
 
+def test_clients_that_subscribe_during_the_refill_get_what_was_published_since() -> None:
+    """It lies behind the newest marker that was confirmed before: they miss nothing, in both dialects, and are told of no gap.
+
+    A client from before the first such marker can't know what it missed: v1 is told.
+    """
+    feed = Feed()
+    _, early = feed.join()
+    feed.intake.proven(True)
+    feed.intake.marker_confirmed("a" * 8)
+    late = {dialect: feed.join(dialect) for dialect in (V1, TOWER)}
+    feed.turn(*stream(4))
+    feed.marker("a", 5)
+    feed.turn(*stream(6))
+    feed.intake.marker_confirmed("b" * 8)
+    _, last = feed.join()
+    feed.marker("b", 7)
+    feed.intake.caught_up()
+    feed.turn(*stream(8))
+    for member in list(feed.hub.members):
+        while member.behind:
+            feed.hub.feed(member)
+    assert [message.get("payload") for message in early.take_json()] == [None, {"n": 8}]
+    assert [message["payload"]["n"] for message in late[V1][1].take_json()] == [6, 8]
+    assert late[TOWER][1].take() == [body(6), body(8)]
+    assert [message["payload"]["n"] for message in last.take_json()] == [8]
+
+
+def test_all_that_was_read_may_be_new_to_those_who_wait() -> None:
+    """Where no marker can tell old from new, and clients have been there all the time, they get everything, and no gap (C2)."""
+    feed = Feed()
+    _, v1 = feed.join()
+    _, tower = feed.join(TOWER)
+    feed.intake.proven(True)
+    feed.turn(*stream(0, 1, 2))
+    feed.intake.caught_up(replay=True)
+    feed.turn(*stream(3))
+    for member, peer in zip(list(feed.hub.members), (v1, tower), strict=True):
+        while member.behind:
+            feed.hub.feed(member)
+        assert len(peer.take()) == 4
+
+
 def test_what_history_was_refilled_with_can_be_resumed() -> None:
     """A client of the daemon before this one goes on where it was."""
     before, after = Feed().start(None), Feed()
     before.turn(*stream(5, 6, 7))
     since = before.hub.position
-    after.intake.attach(None, None)
+    after.intake.proven(True)
     after.turn(*stream(4, 5, 6, 7, 8, 9))
     after.intake.caught_up()
-    member, peer = after.join()
-    assert after.hub.subscribe(member, Request(("a.1",), since=since)).recovered
+    peer = FakePeer()
+    member = after.hub.join(peer, V1)
+    found = after.intake.judge_position(since)
+    assert isinstance(found, Delivery)
+    assert after.hub.subscribe(member, Request(("a.1",), since=since), found).recovered
     after.hub.feed(member)
     assert [event["payload"]["n"] for event in peer.take_json()] == [8, 9]
-
-
-def test_those_who_wait_are_called_once() -> None:
-    """In their order, at the first `caught_up` and at no other; who took it back is not."""
-    feed = Feed()
-    called: list[str] = []
-    feed.intake.when_flowing(lambda: called.append("first"))
-    forget = feed.intake.when_flowing(lambda: called.append("forgotten"))
-    feed.intake.when_flowing(lambda: called.append("second"))
-    forget()
-    forget()
-    feed.intake.attach(None, None)
-    assert called == []
-    feed.intake.caught_up()
-    feed.intake.caught_up()
-    assert called == ["first", "second"]
 
 
 def test_caught_up_again_changes_nothing() -> None:
@@ -354,61 +399,163 @@ def test_caught_up_again_changes_nothing() -> None:
     _, peer = feed.join()
     feed.turn(*stream(0))
     peer.take()
-    feed.intake.attach(None, 0)
+    feed.intake.proven(False)
+    feed.intake.proven(True)
     feed.intake.caught_up()
     assert peer.writes == []
 
 
-# -- the link is lost ----------------------------------------------------------------------------------------------------
+def test_an_empty_stream_has_no_position_until_its_first_marker() -> None:
+    """The marker names this stream and no other (C7)."""
+    one, other = Feed().start(None), Feed().start(None)
+    assert one.hub.position == ""
+    position = one.marker("a", 0)
+    assert one.hub.position == position != ""
+    other.marker("b", 0)
+    assert (one.judged(position), other.judged(position)) == ("found", "unknown")
 
 
-def test_resume_from_is_the_newest_offset() -> None:
-    """None before the first; a bad message is not one; a mark is where the delivery before it was."""
+# -- whether a position can be judged ------------------------------------------------------------------------------------
+
+
+def test_a_position_waits_for_the_refill() -> None:
+    """Found or not: until history is complete there is no verdict (C3). Text that is no position has one at once."""
+    feed = Feed()
+    feed.intake.proven(True)
+    feed.turn(*stream(5, 6))
+    held, unknown = feed.history.head.position, "5-000000000000"
+    assert [feed.judged(position) for position in (held, unknown, "nonsense", "")] == ["pending", "pending", "unknown", "unknown"]
+    feed.intake.caught_up()
+    assert [feed.judged(position) for position in (held, unknown)] == ["found", "unknown"]
+
+
+def test_a_position_waits_while_the_log_is_not_proven() -> None:
+    """The link is down, or has just come back: what history holds is found, what it does not hold may be in the log that is there now."""
     feed = Feed().start(None)
-    assert feed.intake.resume_from() is None
-    feed.turn(*stream(0, 1), ("a.1", b"[]", 2))
-    assert feed.intake.resume_from() == 1
-    feed.intake.gap("broker")
-    assert feed.intake.resume_from() == 1
+    feed.turn(*stream(5, 6))
+    held = feed.history.head.position
+    feed.intake.proven(False)
+    assert [feed.judged(position) for position in (held, "5-000000000000", "9-000000000000")] == ["found", "pending", "pending"]
+    feed.intake.proven(True)
+    assert [feed.judged(position) for position in (held, "5-000000000000", "9-000000000000")] == ["found", "unknown", "pending"]
 
 
-def test_the_same_head_again_is_skipped_in_silence() -> None:
-    """The link was down and nothing is missing: no gap, nothing twice, positions stay good."""
+def test_in_a_log_of_this_process_every_position_is_judged_at_once() -> None:
+    """What it does not hold nobody will ever bring."""
+    feed = Feed().start("q")
+    feed.turn(("a.1", body(1), 1))
+    assert [feed.judged(position) for position in ("1-q", "0-q", "2-q", "1-other")] == ["found", "found", "unknown", "unknown"]
+
+
+class Wait:
+    """A client that waits, and the verdicts that it was told: offsets, or None."""
+
+    def __init__(self, feed: Feed, position: str) -> None:
+        self.verdicts: list[int | None] = []
+        self.forget = feed.intake.wait_for_position(position, lambda found: self.verdicts.append(None if found is None else found.offset))
+
+
+def test_a_client_that_is_ahead_is_answered_when_the_log_gets_there() -> None:
+    """It comes from a daemon with a faster link (C4)."""
+    ahead, feed = Feed().start(None), Feed().start(None)
+    asked: list[int] = []
+    feed.intake.on_position_asked = lambda: asked.append(1)
+    ahead.turn(*stream(3, 4, 5))
+    feed.turn(*stream(3))
+    wait = Wait(feed, ahead.hub.position)
+    feed.turn(*stream(4))
+    assert (wait.verdicts, feed.intake.waiting, asked) == ([], 1, [1])
+    feed.turn(*stream(5))
+    assert (wait.verdicts, feed.intake.waiting) == ([5], 0)
+
+
+def test_a_marker_that_was_sent_before_the_question_answers_nothing() -> None:
+    """It may have been written before the delivery that the position names."""
     feed = Feed().start(None)
-    _, peer = feed.join()
-    feed.turn(*stream(3, 4))
-    since = feed.hub.position
-    for _ in range(3):
-        feed.intake.attach(None, feed.intake.resume_from())
-        feed.turn(*stream(4))
-    feed.intake.attach(None, 4)
-    feed.turn(*stream(4, 5))
-    assert [event["payload"]["n"] for event in peer.take_json()] == [3, 4, 5]
-    assert feed.recovered(since)
-    assert feed.hub.counters.gaps == 0
+    feed.turn(*stream(3))
+    feed.intake.marker_sent("a" * 8)
+    wait = Wait(feed, "9-000000000000")
+    feed.intake.marker_sent("b" * 8)
+    feed.marker("a", 4)
+    assert wait.verdicts == []
+    feed.marker("b", 5)
+    assert wait.verdicts == [None]
 
 
-def test_a_bad_message_behind_the_head_is_bad_again() -> None:
-    """It is counted a second time and nothing else: what follows arrives."""
+def test_another_daemons_marker_answers_nothing() -> None:
+    """It was not published after the question."""
     feed = Feed().start(None)
-    _, peer = feed.join(TOWER)
-    bad = ("a.1", b"[]", 5)
-    feed.turn(*stream(4), bad)
-    feed.intake.attach(None, 4)
-    feed.turn(*stream(4), bad, *stream(6))
-    assert peer.take() == [body(4), body(6)]
-    assert feed.intake.bad == {"not_an_object": 2}
+    feed.turn(*stream(3))
+    wait = Wait(feed, "9-000000000000")
+    feed.intake.marker_sent("b" * 8)
+    feed.marker("c", 4)
+    assert wait.verdicts == []
 
 
-def test_a_later_offset_is_one_gap() -> None:
-    """The stream was trimmed meanwhile: everyone is told once, nobody resumes from before it, what was kept still is read."""
+def test_a_marker_proves_nothing_about_a_log_that_is_not_proven() -> None:
+    """It came over the link, but whether history is of this log is still to be seen; the verdict follows then."""
     feed = Feed().start(None)
+    feed.turn(*stream(3))
+    feed.intake.proven(False)
+    wait = Wait(feed, "9-000000000000")
+    feed.intake.marker_sent("a" * 8)
+    feed.marker("a", 4)
+    assert wait.verdicts == []
+    feed.intake.proven(True)
+    assert wait.verdicts == [None]
+
+
+def test_a_client_that_has_gone_is_told_nothing() -> None:
+    """Its request is taken back, once or twice."""
+    feed = Feed().start(None)
+    wait, other = Wait(feed, "9-000000000000"), Wait(feed, "9-000000000001")
+    wait.forget()
+    wait.forget()
+    feed.intake.marker_sent("a" * 8)
+    feed.marker("a", 4)
+    assert (wait.verdicts, other.verdicts, feed.intake.waiting) == ([], [None], 0)
+
+
+def test_many_who_wait_are_answered_each_by_its_own_position() -> None:
+    """In one turn, whatever the order they came in."""
+    ahead, feed = Feed().start(None), Feed().start(None)
+    feed.turn(*stream(0))
+    positions = {}
+    for offset in range(1, 50):
+        ahead.turn(*stream(offset))
+        positions[offset] = ahead.hub.position
+    waits = {offset: Wait(feed, positions[offset]) for offset in sorted(positions, key=lambda offset: offset * 37 % 50)}
+    feed.turn(*stream(*range(1, 25)))
+    assert {offset: wait.verdicts for offset, wait in waits.items()} == {offset: [offset] if offset < 25 else [] for offset in positions}
+
+
+# -- another log, a shorter one, and what is lost ------------------------------------------------------------------------
+
+
+def test_what_was_read_is_compared() -> None:
+    """Topic and payload count; what is not held can't be compared."""
+    feed = Feed().start(None)
+    feed.turn(*stream(3, 4), ("a.1", b"[]", 5))
+    feed.marker("a", 6)
+    compare = feed.intake.compare
+    assert compare("a.1", body(4), 4)
+    assert compare("a.2", body(4), 4) is False
+    assert compare("a.1", body(3), 4) is False
+    assert compare("a.1", b"[]", 5) is None
+    assert compare("a.1", body(4), 9) is None
+    assert compare("any.key", Marker("a" * 8, "d" * 16).body, 6), "a marker is known by its text, whichever way it came"
+    assert (feed.intake.oldest, feed.intake.newest) == (3, 6)
+
+
+def test_a_hole_is_one_gap() -> None:
+    """The stream was trimmed meanwhile: everyone is told once, nobody resumes from before it, its end can be resumed from (C9)."""
+    feed, other = Feed().start(None), Feed().start(None)
     _, peer = feed.join()
     _, tower = feed.join(TOWER)
     feed.turn(*stream(3, 4))
     since = feed.hub.position
     peer.take()
-    feed.intake.attach(None, 4)
+    feed.intake.hole(*stream(9)[0], None, "broker")
     feed.turn(*stream(9, 10))
     gap, *events = peer.take_json()
     assert (gap["type"], gap["topics"], gap["reason"], gap["from"]) == ("gap", ["a.1"], "broker", since)
@@ -417,47 +564,50 @@ def test_a_later_offset_is_one_gap() -> None:
     assert not feed.recovered(since)
     assert feed.recovered(gap["to"])
     assert feed.recovered(events[0]["position"])
-    assert len(feed.history) == 4
+    other.turn(*stream(8, 9, 10))
+    assert other.recovered(gap["to"]), "on another daemon, that read it all, too"
 
 
-@pytest.mark.parametrize(
-    ("expect", "again"),
-    [
-        pytest.param(4, [("a.1", b'{"other": 4}', 4)], id="other content where the head was"),
-        pytest.param(4, [("a.2", body(4), 4), ("a.1", b'{"other": 5}', 5)], id="other topic where the head was"),
-        pytest.param(4, [("a.1", b'{"other": 0}', 0)], id="an earlier offset"),
-        pytest.param(4, [("a.1", body(3), 3)], id="an earlier offset that was held"),
-        pytest.param(None, [("a.1", b'{"other": 4}', 4)], id="unasked, where the head was"),
-        pytest.param(None, [("a.1", b'{"other": 0}', 0)], id="unasked, earlier"),
-    ],
-)
-def test_another_log_under_the_same_name_is_noticed(expect: int | None, again: list[tuple[str, bytes, int]]) -> None:
-    """The stream was deleted and made anew: history is forgotten, one gap is told, old positions are unknown, new ones good."""
+def test_another_log_is_one_gap_and_old_positions_are_unknown() -> None:
+    """The stream was deleted and declared again: history is forgotten, the end of the gap and all that follows are good."""
     feed = Feed().start(None)
-    _, peer = feed.join(V1, "a.1", "a.2")
-    _, tower = feed.join(TOWER, "a.1", "a.2")
+    _, peer = feed.join(V1, "a.1")
+    _, tower = feed.join(TOWER, "a.1")
     feed.turn(*[(*message, f"m{message[2]}") for message in stream(2, 3, 4)])
     old = [event["position"] for event in peer.take_json()]
     tower.take()
-    feed.intake.attach(None, expect)
-    feed.turn(*again)
+    feed.intake.rewind(None)
+    assert feed.hub.position == "", "nothing that could be resumed from"
+    feed.intake.hole("a.1", b'{"other": 0}', 0, None, "broker")
+    feed.turn(("a.1", b'{"other": 0}', 0), ("a.1", b'{"other": 1}', 1))
     gap, *events = peer.take_json()
-    assert (gap["type"], gap["topics"], gap["from"]) == ("gap", ["a.1", "a.2"], old[-1])
-    assert len(events) == len(again)
-    assert tower.take() == [payload for _, payload, _ in again]
+    assert (gap["type"], gap["topics"], gap["from"]) == ("gap", ["a.1"], old[-1])
+    assert [event["payload"] for event in events] == [{"other": 0}, {"other": 1}]
+    assert tower.take() == [b'{"other": 0}', b'{"other": 1}']
     assert tower.ended == []
-    assert len(feed.history) == len(again)
-    assert not feed.history.has_message("m4")
-    fresh = {event["position"] for event in events}
-    assert all(not feed.recovered(position) for position in old if position not in fresh)
+    assert not feed.history.has_message("a.1", "m4")
+    assert not any(feed.recovered(position) for position in old)
+    assert all(feed.recovered(position) for position in (gap["to"], *(event["position"] for event in events)))
+
+
+def test_a_cut_off_tail_keeps_what_is_shared() -> None:
+    """The gap begins at the last delivery that both logs have, and a client that stood there resumes without losing what came since."""
+    feed = Feed().start(None)
+    _, peer = feed.join()
+    feed.turn(*stream(2, 3, 4, 5))
+    positions = [event["position"] for event in peer.take_json()]
+    feed.intake.rewind(3)
+    assert feed.hub.position == positions[1]
+    feed.intake.hole("a.1", b'{"other": 4}', 4, None, "broker")
+    feed.turn(("a.1", b'{"other": 4}', 4))
+    gap, event = peer.take_json()
+    assert (gap["from"], event["payload"]) == (positions[1], {"other": 4})
+    assert [feed.recovered(position) for position in positions] == [True, True, False, False]
     assert feed.recovered(gap["to"])
-    assert all(feed.recovered(position) for position in fresh)
-    feed.intake.attach(None, feed.intake.resume_from())
-    feed.turn(again[-1], ("a.1", b'{"next": 1}', again[-1][2] + 1))
-    assert [event["type"] for event in peer.take_json()] == ["event"]
+    assert feed.recovered(event["position"])
 
 
-def test_a_member_that_is_behind_while_the_log_is_made_anew_is_told_or_closed() -> None:
+def test_a_member_that_is_behind_while_the_log_is_made_again_is_told_or_closed() -> None:
     """What it had still to get is gone: v1 hears of one gap, from where it stands; Tower's are closed, as far as they lost anything."""
     feed = Feed().start(None)
     v1_member, v1 = feed.join()
@@ -468,7 +618,8 @@ def test_a_member_that_is_behind_while_the_log_is_made_anew_is_told_or_closed() 
     v1.full = tower.full = True
     feed.turn(*stream(1))
     v1.full = tower.full = False
-    feed.intake.attach(None, 1)
+    feed.intake.rewind(None)
+    feed.intake.hole("a.1", b'{"other": 0}', 0, None, "broker")
     feed.turn(("a.1", b'{"other": 0}', 0))
     for member in (v1_member, tower_member):
         feed.hub.feed(member)
@@ -476,6 +627,85 @@ def test_a_member_that_is_behind_while_the_log_is_made_anew_is_told_or_closed() 
     assert (gap["type"], gap["from"], event["payload"]) == ("gap", seen, {"other": 0})
     assert tower.take() == []
     assert [reason.name for reason in tower.ended] == ["HISTORY"]
+
+
+def test_a_refill_that_starts_over_forgets_in_silence() -> None:
+    """Nothing had gone out: nobody is told, and what comes again is not twice there."""
+    feed = Feed()
+    feed.intake.proven(True)
+    feed.turn(*stream(5, 6))
+    feed.intake.restart()
+    feed.turn(*stream(2, 3, 4, 5, 6))
+    feed.intake.caught_up()
+    assert len(feed.history) == 5
+    assert feed.recovered(feed.history.oldest.position)  # type: ignore[union-attr]
+    assert feed.intake.newest == 6
+
+
+# -- markers -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_marker_goes_to_nobody_and_its_position_is_good() -> None:
+    """It is the log's newest place, and survives no other log."""
+    feed = Feed().start(None)
+    _, peer = feed.join(TOWER, MARKER_TOPIC, "a.1")
+    position = feed.marker("a", 7)
+    assert peer.writes == []
+    assert feed.recovered(position)
+    assert feed.intake.markers == 1
+
+
+def test_a_message_on_the_markers_topic_that_is_none_is_skipped() -> None:
+    """Whatever else comes there is withheld."""
+    feed = Feed().start(None)
+    _, peer = feed.join(TOWER, MARKER_TOPIC)
+    feed.turn((MARKER_TOPIC, b'{"marker": "mine"}', 1))
+    assert peer.writes == []
+    assert feed.intake.bad == {"withheld": 1}
+
+
+def test_a_marker_that_tells_of_a_hole_is_one_gap_on_every_daemon() -> None:
+    """Two daemons found it and tell of it: the second marker says nothing new, and a later hole does (C5)."""
+    feed = Feed().start(None)
+    _, peer = feed.join()
+    feed.turn(*stream(0))
+    start = feed.marker("a", 1)
+    end = feed.marker("b", 2, hole=1)
+    feed.marker("c", 3, hole=1)
+    feed.turn(*stream(4))
+    later = feed.marker("e", 6, hole=4)
+    first, gap, event, again = peer.take_json()
+    assert (first["type"], gap["type"], gap["from"], gap["to"]) == ("event", "gap", start, end)
+    assert (event["payload"], again["type"], again["from"], again["to"]) == ({"n": 4}, "gap", event["position"], later)
+    assert [feed.recovered(position) for position in (start, end, event["position"], later)] == [False, False, False, True]
+
+
+def test_a_hole_that_is_read_during_the_refill_is_told_to_nobody_and_bars_the_way() -> None:
+    """A client from before it can't be told that all was recovered."""
+    feed = Feed()
+    feed.intake.proven(True)
+    feed.turn(*stream(0))
+    before = feed.history.head.position
+    feed.marker("a", 1)
+    end = feed.marker("b", 2, hole=1)
+    feed.intake.caught_up()
+    assert [feed.recovered(position) for position in (before, end)] == [False, True]
+
+
+def test_a_hole_that_was_told_before_its_end_was_known_is_told_once() -> None:
+    """The daemon that bound again told its clients before the next event. The marker that follows moves the bar, and tells nobody twice."""
+    feed = Feed().start(None)
+    _, peer = feed.join()
+    feed.marker("a", 1)
+    feed.intake.hole(*stream(2)[0], None, "broker")
+    feed.turn(*stream(2))
+    end = feed.marker("b", 3, hole=1)
+    gap, event = peer.take_json()
+    assert (gap["type"], event["payload"]) == ("gap", {"n": 2})
+    assert [feed.recovered(position) for position in (gap["to"], event["position"], end)] == [False, False, True]
+
+
+# -- a log of this process -----------------------------------------------------------------------------------------------
 
 
 def test_a_gap_marks_the_log() -> None:
@@ -492,7 +722,6 @@ def test_a_gap_marks_the_log() -> None:
     assert feed.hub.position == gap["to"]
     assert not feed.recovered(since)
     assert feed.recovered(gap["to"])
-    feed.intake.attach("q", None)
     feed.turn(("a.1", body(2), 2))
     assert [event["payload"]["n"] for event in peer.take_json()] == [2]
     assert tower.take() == [body(1), body(2)]
@@ -506,21 +735,6 @@ def test_a_gap_ends_the_turn_before_it() -> None:
     feed.intake.deliver("a.1", body(1), 1, None)
     feed.intake.gap("broker")
     assert [message["type"] for message in peer.take_json()] == ["event", "gap"]
-
-
-def test_a_link_lost_while_history_is_refilled_is_told_once() -> None:
-    """Whatever happens before deliveries flow, those who were let in hear of one gap, when they do."""
-    feed = Feed()
-    _, peer = feed.join()
-    feed.intake.attach(None, None)
-    feed.turn(*stream(5, 6))
-    feed.intake.gap("broker")
-    feed.intake.attach(None, 6)
-    feed.turn(*stream(1, 2))
-    feed.intake.caught_up()
-    assert [message["type"] for message in peer.take_json()] == ["gap"]
-    feed.turn(*stream(3))
-    assert [message["payload"]["n"] for message in peer.take_json()] == [3]
 
 
 def test_a_log_of_our_own_can_be_resumed_from_its_beginning() -> None:
@@ -539,7 +753,7 @@ def test_from_a_stream_to_a_queue_is_another_log() -> None:
     feed.turn(*stream(5))
     since = feed.hub.position
     peer.take()
-    feed.intake.attach("q", None)
+    feed.intake.begin("q")
     feed.intake.gap("broker")
     feed.turn(("a.1", body(1), 1), ("a.1", body(2), 2))
     messages = peer.take_json()
@@ -564,7 +778,7 @@ def test_a_turn_tells_what_it_wrote() -> None:
 def test_a_turn_before_the_log_flows_is_written_at_once() -> None:
     """While history is being refilled nothing is written, and the source is told so at once: it must not wait for ever."""
     feed = Feed()
-    feed.intake.attach("q", None)
+    feed.intake.begin("q")
     feed.intake.deliver("a.1", body(1), 1, None)
     written: list[int] = []
     feed.intake.end_turn(written.append)

@@ -28,8 +28,8 @@ def test_nothing_is_left_of_who_is_gone() -> None:
             connection = chance.choice(list(present))
             user = present.pop(connection).user_id
             last = user is not None and all(each.user_id != user for each in present.values())
-            assert registry.remove(connection) == (str(user) if last else None)
-            assert registry.remove(connection) is None
+            assert registry.remove(connection)[0] == (str(user) if last else None)
+            assert registry.remove(connection) == (None, None)
         else:
             identity = Identity(chance.choice([None, 7, 8]), session=chance.choice([None, "5e55"]))
             registry.add(number, identity)

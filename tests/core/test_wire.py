@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.core.deliveries import Delivery
+from towerws.core.deliveries import Delivery, Fingerprint
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.groups import GroupTable
 from towerws.core.identity import Identity
-from towerws.core.requests import Denied, Request, TokenMessage, parse_request
+from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_request
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Change, Dialect, Gap
 
 SAMPLES = {
@@ -43,6 +43,10 @@ FRAMES: dict[tuple[str, str], Callable[[], bytes | None]] = {
     ("towerws.v1", "renewed"): lambda: V1.renewed(Identity("anna"), 2),
     ("towerws.v1", "event"): lambda: V1.event(Delivery(1, "job_events.42", OUTPUT, 1042, "0d4ee47ad09c")),
     ("towerws.v1", "gap"): lambda: V1.gap(Gap(("job_events.42",), "1041-5b0c7e9f21aa", "1899-7a1f03b2c4d5", "history")),
+    ("towerws.v1", "pong"): lambda: V1.pong("are you there?", "1042-0d4ee47ad09c"),
+    ("towerws.v1", "revoked"): lambda: V1.revoked(
+        Change(("jobs.status_changed",), (), ("job_events.42",), "1042-0d4ee47ad09c", None), [Denied("job_events", "42", "not allowed")]
+    )[0],
     ("towerws.v1", "error"): lambda: V1.error(BadRequest("not_json", "message is not JSON")),
     ("towerws.v1", "bye"): lambda: V1.bye(CloseReason.RESTART.value, 1500),
 }
@@ -60,7 +64,11 @@ def test_what_is_sent_is_the_golden_sample(key: tuple[str, str]) -> None:
 def test_every_golden_sample_is_checked() -> None:
     """None is shown that is not made, or read, here."""
     assert {key for key, sample in SAMPLES.items() if sample["direction"] == "from server"} == set(FRAMES)
-    assert {key for key, sample in SAMPLES.items() if sample["direction"] == "from client"} == {("any", "request"), ("any", "token")}
+    assert {key for key, sample in SAMPLES.items() if sample["direction"] == "from client"} == {
+        ("any", "request"),
+        ("any", "token"),
+        ("towerws.v1", "ping"),
+    }
 
 
 def test_the_golden_messages_are_understood() -> None:
@@ -68,6 +76,7 @@ def test_the_golden_messages_are_understood() -> None:
     token = parse_request(SAMPLES["any", "token"]["frame"], GroupTable(), 1000)
     assert isinstance(token, TokenMessage)
     assert (token.token.reveal()[:12], token.request_id) == ("eyJhbGciOiJF", 2)
+    assert parse_request(SAMPLES["towerws.v1", "ping"]["frame"], GroupTable(), 1000) == PingMessage("are you there?")
     assert parse_request(SAMPLES["any", "request"]["frame"], GroupTable(), 1000) == Request(
         topics=("jobs.status_changed", "jobs.summary", "job_events.42"), since="1041-5b0c7e9f21aa", request_id=1, xrftoken="…"
     )
@@ -169,7 +178,7 @@ def test_v1_repeats_the_requests_id(request_id: object) -> None:
 def test_v1s_event_is_json_whatever_its_names(group: str, event: str, payload: dict[str, object], ascii_only: bool) -> None:
     """Names are put between quotes as they are, and the payload's octets stand in the frame untouched."""
     octets = json.dumps(payload, ensure_ascii=ascii_only).encode("utf-8", "replace")
-    delivery = Delivery(1, f"{group}.{event}", octets, 5, None, None)
+    delivery = Delivery(1, f"{group}.{event}", octets, 5, Fingerprint(b""), None)
     frame = V1.event(delivery)
     message = json.loads(frame)
     assert (message["type"], message["group"], message["event"]) == ("event", group, event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -95,10 +96,11 @@ class Case:
         self.topics = list(TOPICS)
         self._shared = shared
         self._leave = leave
-        self._swarm: Swarm | None = None
+        self._swarms: dict[str, Swarm] = {}
         self._daemons: list[Daemon] = []
         self._descriptors: dict[int, int] = {}
         self._publisher: Publisher | None = None
+        self._publisher_host = ("127.0.0.1", 0)
         self.reports: dict[str, Report] = {}
         """What was counted for each group of clients, once `finish` has judged them."""
 
@@ -169,8 +171,10 @@ class Case:
         hosts: list[tuple[str, int]] | None = None,
     ) -> Publisher:
         """A publisher that goes to these ports on 127.0.0.1 (or to `hosts`), in turn. The daemon must have declared the stream."""
+        targets = hosts or [("127.0.0.1", port) for port in ports]
+        self._publisher_host = targets[0]
         publisher = Publisher(
-            hosts or [("127.0.0.1", port) for port in ports],
+            targets,
             topics or self.topics,
             exchange=self.exchange,
             stream=self.stream,
@@ -184,9 +188,17 @@ class Case:
     @property
     def swarm(self) -> Swarm:
         """The clients' process."""
-        if self._swarm is None:
-            self._swarm = self._leave.enter_context(Swarm(self.random.randrange(2**31)))
-        return self._swarm
+        return self._swarm("swarm")
+
+    @property
+    def bystanders(self) -> Swarm:
+        """A process of its own for clients whose latency counts: the load on the other one must not be taken for the daemon's."""
+        return self._swarm("bystanders")
+
+    def _swarm(self, name: str) -> Swarm:
+        if name not in self._swarms:
+            self._swarms[name] = self._leave.enter_context(Swarm(self.random.randrange(2**31)))
+        return self._swarms[name]
 
     def specs(self, count: int, *daemons: Daemon, tower: int = 0, each: int = 0, ports: tuple[int, ...] = (), **more: Any) -> list[Spec]:
         """So many clients, the first `tower` of them Tower clients. Each connection goes to one of the daemons (or `ports`), by chance.
@@ -222,10 +234,10 @@ class Case:
         return str(answer[1].get("reason"))
 
     @contextmanager
-    def amqp(self, port: int, user: str = "guest:guest") -> Iterator[Any]:
+    def amqp(self, port: int, user: str = "guest:guest", host: str = "127.0.0.1") -> Iterator[Any]:
         """A channel of pika's blocking connection."""
         name, _, password = user.partition(":")
-        connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port, "/", pika.PlainCredentials(name, password)))
+        connection = pika.BlockingConnection(pika.ConnectionParameters(host, port, "/", pika.PlainCredentials(name, password)))
         try:
             yield connection.channel()
         finally:
@@ -264,21 +276,43 @@ class Case:
         publisher = self._publisher
         assert publisher is not None
         # Tower clients have no position: the last round must find them connected.
-        if left := self.swarm.wait_live(within_s=settle_s):
+        swarms = self._swarms.values()
+        if left := sum(swarm.wait_live(within_s=settle_s) for swarm in swarms):
             outcome.broken.append(f"{left} clients are not connected and subscribed {settle_s:g} s after the fault")
         self.say("the last round")
         publisher.last_round()
-        left = self.swarm.wait_for(publisher.journal, within_s=settle_s)
-        if left:
+        if left := sum(swarm.wait_for(publisher.journal, within_s=settle_s) for swarm in swarms):
             outcome.broken.append(f"{left} clients did not get the last event within {settle_s:g} s")
         self.say("judging")
-        self.reports = self.swarm.report(publisher.journal)
+        for swarm in swarms:
+            self.reports.update(swarm.report(publisher.journal))
         self._count(outcome, holes)
         returned = len(publisher.journal.returned)
         if returned:
             outcome.notes.append(f"{returned} messages were returned by the broker")
+        if outcome.tally.lost:
+            outcome.notes.append(self._where_lost(outcome.tally.lost_numbers, publisher))
         self._look_for_leaks(outcome)
         return outcome
+
+    def _where_lost(self, lost: set[int], publisher: Publisher) -> str:
+        """Whether the stream still holds what clients did not get: then it was not the broker that lost it."""
+        held: set[int] = set()
+        last = publisher.journal.count - 1
+        try:
+            with self.amqp(self._publisher_host[1], host=self._publisher_host[0]) as channel:
+                channel.basic_qos(prefetch_count=500)
+                for method, _, body in channel.consume(self.stream, arguments={"x-stream-offset": "first"}, inactivity_timeout=5):
+                    if method is None:
+                        break
+                    channel.basic_ack(method.delivery_tag)
+                    number = json.loads(body).get("n") if method.routing_key in self.topics else None
+                    held.add(-1 if number is None else int(number))
+                    if number == last:
+                        break
+        except (pika.exceptions.AMQPError, OSError) as error:
+            return f"the stream can't be read: {error!r}"
+        return f"of {len(lost)} numbers that clients lost the stream still holds {len(lost & held)}"
 
     def _count(self, outcome: Outcome, holes: int) -> None:
         broken, tally = outcome.broken, outcome.tally
@@ -303,7 +337,8 @@ class Case:
 
     def _look_for_leaks(self, outcome: Outcome) -> None:
         """After all clients have left, a daemon holds no connection, no topic, and no more descriptors than before they came."""
-        self.swarm.leave()
+        for swarm in self._swarms.values():
+            swarm.leave()
         for daemon in self._daemons:
             with suppress(OSError):
                 self.wait_until(lambda daemon=daemon: is_empty(daemon), "the daemon has let go of its clients", 60)  # type: ignore[misc]

@@ -93,6 +93,8 @@ class Client(asyncio.Protocol):
 
     def drop(self) -> None:
         """Lose the connection, as a client does whose network is gone for a moment; it comes back by itself."""
+        if self._transport is not None:
+            self.state = "leaving"  # at once: nobody is to count it as live until the loop has ended the connection
         self._abort()
 
     def misbehave(self, how: str, seconds: float = 0.0) -> None:

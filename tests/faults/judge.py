@@ -83,6 +83,7 @@ class Tally:
     least_told: int = -1
     """The fewest; -1 where there is no v1 client."""
     examples: list[str] = field(default_factory=list)
+    lost_numbers: set[int] = field(default_factory=set)
 
     def add(self, other: Tally) -> None:
         """Add another client's, or other clients'."""
@@ -94,6 +95,8 @@ class Tally:
                 value = others if mine < 0 else mine if others < 0 else min(mine, others)
             elif each.name == "examples":
                 value = (mine + others)[:10]
+            elif each.name == "lost_numbers":
+                value = mine | others
             else:
                 value = mine + others
             setattr(self, each.name, value)
@@ -168,7 +171,7 @@ class _Trial:
             if self._told:
                 self._explain(len(self._due))
         lost = sorted(self._missing - self._seen)
-        tally.lost = len(lost)
+        tally.lost, tally.lost_numbers = len(lost), set(lost)
         if lost:
             tally.examples.append(f"{self._name} lost {len(lost)}: {_ranges(lost)}")
         if story.v1:

@@ -1,4 +1,4 @@
-"""The real parts for the tests in this folder: a private RabbitMQ node, started once, and private nginx processes."""
+"""The real parts for the tests in this folder: a private RabbitMQ node and a browser, started once, and private nginx processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from private_rabbitmq import PrivateRabbit, rabbitmq_bin
 
+from tests.chromium import Chromium, chromium_binary
 from tests.nginx import Nginx, nginx_binary
 
 if TYPE_CHECKING:
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
 
 NO_BROKER = "RabbitMQ is not installed"
 NO_NGINX = "nginx is not installed"
+NO_CHROMIUM = "Chromium is not installed"
 
-PARTS = {NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"), NO_NGINX: ("NGINX", "apt-get install nginx")}
+PARTS = {
+    NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
+    NO_NGINX: ("NGINX", "apt-get install nginx"),
+    NO_CHROMIUM: ("CHROMIUM", "apt-get install chromium"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +63,16 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
         yield make
 
 
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """The session's browser. Each test opens a page of its own, which has no cookies of others."""
+    _require(NO_CHROMIUM, chromium_binary())
+    with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly how many tests had no broker or proxy: a green run without them promises little."""
+    """Say loudly how many tests had no broker, proxy or browser: a green run without them promises little."""
     reports = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     for reason, (part, command) in PARTS.items():
         if skipped := sum(reason in report for report in reports):

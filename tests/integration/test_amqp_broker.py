@@ -24,7 +24,6 @@ from twisted.internet.threads import deferToThread
 
 from tests.fake_amqp import RecordingSink
 from towerws.amqp import AmqpSource
-from towerws.broker.topology import Mode
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
 
@@ -203,7 +202,7 @@ async def test_restart_refills(rabbit: PrivateRabbit) -> None:
         await deferToThread(publish, rabbit, settings.exchange, b'{"live":1}')
         await until(lambda: len(sink.offsets) == 201)
         assert sink.offsets == list(range(201))
-        assert [call[0] for call in sink.calls if call[0] != "deliver"] == ["attach", "caught_up"]
+        assert [call[0] for call in sink.calls if call[0] != "deliver"] == ["caught_up"]
 
 
 @run
@@ -214,7 +213,7 @@ async def test_restart_on_an_idle_stream_knows_its_head(rabbit: PrivateRabbit) -
         await deferToThread(publish, rabbit, settings.exchange, *numbered(3))
     await task.deferLater(reactor, 2.1)  # the one thing that only time brings: refill_s passes, in whole seconds
     async with consuming(replace(settings, refill_s=1)) as (_, sink):
-        assert sink.head == 2
+        assert sink.newest == 2
 
 
 @run
@@ -238,11 +237,8 @@ async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callab
         await until(lambda: b'{"n":%d}' % (confirmed - 1) in once_each(sink))
         assert once_each(sink)[:confirmed] == numbered(confirmed)
         assert sink.named("gap") == []
-        expected = [call[2] for call in sink.named("attach")]
-        assert expected[:2] == [None, None]
-        assert None not in expected[-2:]
-        new = [offset for at, offset in enumerate(sink.offsets) if at == 0 or offset > max(sink.offsets[:at])]
-        assert new == list(range(new[-1] + 1))
+        assert sink.named("hole") == sink.named("rewind") == []
+        assert sink.offsets == sorted(set(sink.offsets))
 
 
 @run
@@ -302,7 +298,7 @@ async def test_a_deleted_queue_heals_on_its_connection(rabbit: PrivateRabbit) ->
 
 @run
 async def test_a_stream_made_anew_is_found_out(rabbit: PrivateRabbit) -> None:
-    """The stream is deleted: it is declared again and read from its first delivery, with the check for the sink."""
+    """The stream is deleted: it is declared again and read from its first delivery, and the sink is told of the gap."""
     settings = settings_for(rabbit)
     async with consuming(settings) as (source, sink):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
@@ -311,33 +307,30 @@ async def test_a_stream_made_anew_is_found_out(rabbit: PrivateRabbit) -> None:
         await until(lambda: source.counters["channel_losses"] == 1 and source.status().ready)
         await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
         await until(lambda: len(sink.offsets) == 11)
-        assert sink.calls[-1] == ("deliver", "jobs.x", b'{"new":1}', 0, None)
-        assert ("attach", None, 9) in sink.calls
+        assert [call[0] for call in sink.calls[-3:]] == ["rewind", "hole", "deliver"]
+        assert sink.calls[-1][2] == b'{"new":1}'
         assert source.counters["connects"] == 1
 
 
 @run
-async def test_a_stream_made_anew_by_another_does_not_stay_mute(rabbit: PrivateRabbit) -> None:
-    """The new stream is shorter than the old: its deliveries come nevertheless, and the sink can see the difference."""
+async def test_a_stream_made_again_by_another_does_not_stay_mute(rabbit: PrivateRabbit) -> None:
+    """The link is down while the stream is deleted and made again, shorter: what comes there is read, behind one gap."""
     settings = settings_for(rabbit)
-    first = RecordingSink()
-    async with consuming(settings, first):
+    sink = RecordingSink()
+    async with consuming(settings, sink) as (source, _), consuming(settings):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
-        await until(lambda: len(first.offsets) == 10)
-    await delete_queue(rabbit, settings.stream)
-    async with consuming(settings):
+        await until(lambda: len(sink.offsets) == 10)
+        attempt = source._attempt
+        assert attempt is not None
+        endpoint, source._endpoint = source._endpoint, lambda url: (_ for _ in ()).throw(OSError("the link is down"))
+        assert attempt.link is not None
+        attempt.link.transport.abortConnection()  # type: ignore[union-attr]
+        await delete_queue(rabbit, settings.stream)
+        await until(lambda: settings.stream in rabbit.ctl("list_queues", "name", "--no-table-headers"))
         await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
-        late = RecordingSink()
-        late.head = 9
-        source = AmqpSource(settings, late, reactor)
-        source._feed.attached = Mode.STREAM  # as in a process that lost its link to the stream
-        source.start()
-        try:
-            await until(lambda: late.offsets == [0])
-            assert await until(lambda: source.status().ready) < 2
-            assert late.calls[0] == ("attach", None, 9)
-        finally:
-            await source.stop()
+        source._endpoint = endpoint
+        await until(lambda: source.status().ready and sink.calls[-1][0] == "deliver" and sink.calls[-1][2] == b'{"new":1}')
+        assert [call[0] for call in sink.calls if call[0] in {"rewind", "hole"}] == ["rewind", "hole"]
 
 
 @run

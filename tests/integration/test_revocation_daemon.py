@@ -86,8 +86,13 @@ class Two:
         until(lambda: what(self.control(daemon)))
 
     def until_listening(self, daemon: Daemon) -> None:
-        """Wait until it hears the others."""
-        self.until(daemon, lambda control: bool(control["state"] == "listening"))
+        """Wait until it hears the others, and its binding is proven."""
+        self.until(daemon, lambda control: bool(control["state"] == "listening" and control["proven"]))
+
+    def until_all_known(self) -> None:
+        """Wait until each daemon has heard the other's marker."""
+        for daemon in self.daemons:
+            self.until(daemon, lambda control: len(control["others"]) == len(self.daemons) - 1)
 
 
 def ask(daemon: Daemon, revocation: object) -> tuple[int, Any]:
@@ -347,6 +352,190 @@ def test_without_permission_for_the_control_exchange(tmp_path: Path, vhost: Call
         assert log.count("control exchange towerws.control: 403") == 1
         assert "listening to control exchange towerws.control again" in log
         assert here.get("/status")[1]["source"]["losses"] == 0
+
+
+@contextmanager
+def channel_of(url: str) -> Iterator[Any]:
+    """A channel of an operator's."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()
+
+
+def control_queues(rabbit: PrivateRabbit, exchange: str) -> set[str]:
+    """The queues that are bound to it."""
+    bindings = rabbit.ctl("-q", "list_bindings", "source_name", "destination_name", "--no-table-headers").splitlines()
+    return {words[1] for words in map(str.split, bindings) if len(words) == 2 and words[0] == exchange}
+
+
+def unbind(rabbit: PrivateRabbit, exchange: str, *queues: str) -> None:
+    """Remove their bindings, from inside: the broker lets no other connection do that with an exclusive queue."""
+    resource = 'rabbit_misc:r(<<"/">>, {}, <<"{}">>)'
+    remove = 'rabbit_binding:remove({{binding, {}, <<"{}">>, {}, []}}, <<"test">>)'
+    for queue in queues:  # bound with an empty key, for which AMQP takes the queue's name
+        rabbit.ctl("eval", remove.format(resource.format("exchange", exchange), queue, resource.format("queue", queue)) + ".")
+    assert not control_queues(rabbit, exchange) & set(queues)
+
+
+def damage_exchange(two: Two, rabbit: PrivateRabbit, kind: str | None) -> None:
+    """Delete the control exchange; with a kind, declare it again as that."""
+    with channel_of(rabbit.url) as channel:
+        channel.exchange_delete(f"{two.exchange}.control")
+        if kind is not None:
+            channel.exchange_declare(f"{two.exchange}.control", kind, durable=True)
+
+
+@pytest.mark.parametrize("damage", ["exchange deleted", "exchange deleted and made again", "bindings removed", "queues deleted"])
+def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbit, damage: str) -> None:
+    """What is missing is made again within an interval of the markers, all credentials are doubted, and revocations are followed."""
+    with Two(tmp_path, rabbit.url) as two:
+        here, there = two.daemons
+        two.until_all_known()
+        exchange = f"{two.exchange}.control"
+        before = two.control(there)
+        ada, bob = two.enter(there, "ada"), two.enter(there, "bob")
+        queues = control_queues(rabbit, exchange)
+        assert len(queues) == 2
+        if damage.startswith("exchange"):
+            damage_exchange(two, rabbit, "fanout" if damage.endswith("again") else None)
+        elif damage == "bindings removed":
+            unbind(rabbit, exchange, *queues)
+        else:
+            for queue in queues:
+                rabbit.ctl("-q", "delete_queue", queue)
+        for daemon in two.daemons:
+            two.until(daemon, lambda control: bool(control["unbound"] + control["losses"]))
+            two.until_listening(daemon)
+        assert len(control_queues(rabbit, exchange)) == 2
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+        assert end(ada) == ENDED
+        two.publish({"n": 1})
+        assert hears(bob, {"n": 1})
+        log = there.log.read_text()
+        if damage == "queues deleted":
+            assert two.control(there)["losses"] == before["losses"] + 1
+        else:
+            assert log.count("was not bound to it any more") == two.control(there)["unbound"] == 1
+        assert there.get("/status")[1]["source"]["losses"] == 0
+
+
+def test_a_daemon_that_is_not_bound_is_named(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """Its binding is removed: until its next marker it is deaf, and the answer says so with its name. Then all is as before."""
+    with Two(tmp_path, rabbit.url) as two:
+        here, there = two.daemons
+        two.until_all_known()
+        exchange = f"{two.exchange}.control"
+        ada = two.enter(there, "ada")
+        assert ask(here, {"user": "nobody"}) == (202, {"disconnected": 0, "others_told": True})
+        (other,) = two.control(here)["others"]
+        assert other["name"].endswith(f":{there.pid}")
+        mine = queue_of(rabbit, exchange, there.pid)
+        unbind(rabbit, exchange, mine)
+        status, answer = ask(here, {"user": "ada"})
+        if two.control(there)["unbound"] == 0 or status == 503:  # else its marker was due in that very moment
+            assert (status, answer["others_told"]) == (503, False)
+            assert answer["no_answer"] == [{"id": other["id"], "name": other["name"]}]
+            assert f"no answer within 5 s from {other['name']}" in answer["error"]
+        two.until(there, lambda control: bool(control["unbound"] == 1 and control["proven"]))
+        assert "and a later one did" in there.log.read_text()
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+        assert end(ada) == ENDED
+        assert two.control(here)["unbound"] == 0
+
+
+def queue_of(rabbit: PrivateRabbit, exchange: str, pid: int) -> str:
+    """The queue behind it that is consumed by the process with this id."""
+    connections = rabbit.ctl("-q", "list_connections", "pid", "client_properties", "--no-table-headers").splitlines()
+    owners = {line.split("\t")[0] for line in connections if f':{pid}"' in line}
+    queues = rabbit.ctl("-q", "list_queues", "name", "owner_pid", "--no-table-headers").splitlines()
+    (found,) = [
+        name for name, owner in (line.split("\t")[:2] for line in queues) if owner in owners and name in control_queues(rabbit, exchange)
+    ]
+    return str(found)
+
+
+def test_an_exchange_of_another_type(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """The status and the log name what is there and what was asked for; events flow; made right again, revocations are followed."""
+    with Two(tmp_path, rabbit.url) as two:
+        here, there = two.daemons
+        two.until_all_known()
+        ada = two.enter(there, "ada")
+        damage_exchange(two, rabbit, "topic")
+        for daemon in two.daemons:
+            two.until(daemon, lambda control: bool(control["state"] == "paused"))
+            reason = two.control(daemon)["reason"]
+            assert reason.startswith("406 ")
+            assert "received 'fanout' but current is 'topic'" in reason
+            assert daemon.get("/readyz")[0] == 200
+        status, answer = ask(here, {"user": "ada"})
+        assert (status, answer["others_told"]) == (503, False)
+        two.publish({"n": 1})
+        assert hears(ada, {"n": 1})
+        damage_exchange(two, rabbit, "fanout")
+        for daemon in two.daemons:
+            two.until_listening(daemon)
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+        assert end(ada) == ENDED
+
+
+def test_passive_and_no_exchange(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """A daemon that may not declare says that the exchange is missing. When an operator has made it, the daemon binds by itself."""
+    with Two(tmp_path, rabbit.url) as two:
+        names = ("--exchange", two.exchange, "--stream", f"{two.exchange}.s", "--passive")
+        with Daemon(tmp_path, rabbit.url, *names) as third:
+            two.until_listening(third)
+            for daemon in two.daemons:
+                assert daemon.stop() == -15
+            damage_exchange(two, rabbit, None)
+            two.until(third, lambda control: bool(control["state"] == "paused"))
+            assert two.control(third)["reason"].startswith("404 ")
+            assert "with passive set towerws creates nothing" in two.control(third)["reason"]
+            with channel_of(rabbit.url) as channel:
+                channel.exchange_declare(f"{two.exchange}.control", "fanout", durable=True)
+            two.until_listening(third)
+            assert ask(third, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+
+
+def test_daemons_that_stop_and_daemons_that_die(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """One that stops in order is not waited for. One that was killed is, and named, for as long as its last marker counts."""
+    with Two(tmp_path, rabbit.url) as two:
+        here, there = two.daemons
+        two.until_all_known()
+        there.stop()
+        two.until(here, lambda control: control["others"] == [])
+        assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+        there.start()
+        two.until_listening(there)
+        two.until_all_known()
+        (other,) = two.control(here)["others"]
+        there.kill()
+        status, answer = ask(here, {"user": "ada"})
+        assert (status, answer["others_told"]) == (503, False)
+        assert answer["no_answer"] == [{"id": other["id"], "name": other["name"]}]
+        until(lambda: ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True}))
+
+
+def test_a_daemon_that_may_not_write(tmp_path: Path, vhost: Callable[[str, list[str]], str]) -> None:
+    """It follows revocations, says that its binding is not proven, and that the others could not be told by it. Granted, it is proven."""
+    granted = documented_permissions("towerws")
+    configure, write, read = granted
+    readonly = [configure, write.replace(r"towerws\.control|", ""), read]
+    assert readonly != granted
+    revoker = vhost("revoker", documented_permissions("revoker"))
+    with Two(tmp_path, vhost("towerws", readonly), own_names=False, listening=False) as two:
+        here, _ = two.daemons
+        two.until(here, lambda control: bool(control["state"] == "listening" and "403" in str(control["reason"])))
+        assert "binding not proven" in two.control(here)["reason"]
+        ada, bob = two.enter(here, "ada"), two.enter(here, "bob")
+        status, answer = ask(here, {"user": "ada"})
+        assert (status, answer["disconnected"], answer["others_told"]) == (503, 1, False)
+        assert "403" in answer["error"]
+        assert end(ada) == ENDED
+        documented_revoke()(revoker, {"user": "bob"})
+        assert end(bob) == ENDED
+        assert here.log.read_text().count("binding not proven") == 1
 
 
 class Api(BaseHTTPRequestHandler):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import gzip
+import struct
 import zlib
+from base64 import b64encode
 from collections.abc import Iterator
 
 import pytest
 
-from tests.ws_kit import TEXT, Client, Edge, Edges, edges, frame, request
+from tests.ws_kit import TEXT, Client, Edge, Edges, close, edges, frame, request
 
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
 ANSWER = b"\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n"
@@ -29,6 +32,12 @@ def open_deflated(edge: Edge, *, v1: bool = False) -> Client:
 def deflate(message: bytes) -> bytes:
     """A message as a client compresses it."""
     compressor = zlib.compressobj(wbits=-15)
+    return (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
+
+
+def zlib_fixed(message: bytes) -> bytes:
+    """A message compressed with fixed codes only."""
+    compressor = zlib.compressobj(wbits=-15, strategy=zlib.Z_FIXED)
     return (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
 
 
@@ -98,7 +107,7 @@ def test_requests_may_be_compressed(make: Edges) -> None:
     assert client.take()[0]["groups_joined"] == []
     client.send(frame(TEXT, b'{"groups": {}}'))
     assert client.take()[0]["groups_current"] == []
-    assert client.connection._perMessageCompress._decompressor is None
+    assert client.connection._perMessageCompress._reader is None
 
 
 def test_a_bomb_is_not_inflated(make: Edges) -> None:
@@ -118,4 +127,162 @@ def test_what_can_not_be_inflated(make: Edges) -> None:
     edge = make(compression=True)
     client = open_deflated(edge)
     client.send(frame(TEXT, b"\xff" * 20, rsv=4))
-    assert client.close_code() in (1002, 1007)
+    assert client.close_code() == 1007
+
+
+LIMIT = 64 * 1024
+HELLO = b'{"groups": {"job_events": [42]}}'
+NOISE = zlib.compress(b"".join(b"%d" % (number * number) for number in range(100_000)), 9)
+
+
+def stored(message: bytes, block: int) -> bytes:
+    """A message in stored blocks of this size: as long as a sender can sensibly make it."""
+    pieces = [message[at : at + block] for at in range(0, len(message), block)]
+    return b"".join(b"\0" + struct.pack("<HH", len(piece), 0xFFFF ^ len(piece)) + piece for piece in pieces) + b"\0"
+
+
+def final(message: bytes) -> bytes:
+    """A message whose stream says that it ends (RFC 7692 section 7.2.3.4), with nothing behind it."""
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(message) + compressor.flush()
+
+
+CORRUPT = {
+    "no stream": b"\xff" * 20,
+    "the last byte is missing": deflate(HELLO)[:-1],
+    "two bytes are missing": deflate(HELLO)[:-2],
+    "half is missing": deflate(HELLO)[: len(HELLO) // 2],
+    "the last byte of a stored block is missing": stored(HELLO, 100)[:-2],
+    "the header of the tail is missing": stored(HELLO, 100)[:-1],
+    "the end of dynamic codes is missing": deflate(HELLO * 500)[:-1],
+    "only a header": b"\x05",
+    "garbage": deflate(HELLO) + b"\x99",
+    "the tail is there twice": deflate(HELLO) + b"\0\0\xff\xff",
+    "zeros": deflate(HELLO) + b"\0" * 100,
+    "a last block and garbage": final(HELLO) + b"\x01",
+    "a last block and more zeros": final(HELLO) + b"\0\0",
+    "a last block and another stream": final(HELLO) + deflate(HELLO),
+    "a zlib stream": zlib.compress(HELLO),
+    "a gzip stream": gzip.compress(HELLO),
+    "a distance too far back": b"\x03\x02\0",
+}
+
+WHOLE = {
+    "as zlib makes it": deflate(HELLO),
+    "stored": stored(HELLO, 7),
+    "several flushes": deflate(HELLO[:9]) + b"\0\0\xff\xff" + deflate(HELLO[9:]),
+    "a last block": final(HELLO),
+    "a last block, padded": final(HELLO) + b"\0",
+    "fixed codes": zlib_fixed(HELLO),
+}
+
+
+def cut(message: bytes, pieces: int) -> list[bytes]:
+    """A compressed message in so many frames."""
+    size = -(-len(message) // pieces)
+    parts = [message[at : at + size] for at in range(0, len(message), size)]
+    last = len(parts) - 1
+    return [frame(0 if at else TEXT, part, rsv=0 if at else 4, fin=at == last) for at, part in enumerate(parts)]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+@pytest.mark.parametrize("message", CORRUPT.values(), ids=CORRUPT)
+def test_nothing_truncated_is_taken_for_whole(make: Edges, message: bytes, pieces: int) -> None:
+    """Findings P8: a stream without its end, or with something behind it, is 1007, and nothing of it is followed."""
+    edge = make(compression=True)
+    client = open_deflated(edge).send(*cut(message, pieces))
+    assert client.take() == []
+    assert client.close_code() == 1007
+    assert edge.desk.requests == 0
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+@pytest.mark.parametrize("message", WHOLE.values(), ids=WHOLE)
+def test_every_way_to_end_a_stream(make: Edges, message: bytes, pieces: int) -> None:
+    """Whatever way a sender ends its stream, the message is followed."""
+    client = open_deflated(make(compression=True)).send(*cut(message, pieces))
+    assert client.take()[0]["groups_current"] == ["job_events-42"]
+
+
+def test_empty_messages(make: Edges) -> None:
+    """An empty message is one zero byte (RFC 7692 section 7.2.3.6), or none at all. It is answered like any that is not JSON."""
+    client = open_deflated(make(compression=True)).send(frame(TEXT, b"\0", rsv=4), frame(TEXT, b"", rsv=4))
+    assert len(client.take()) == 2
+    assert client.close_code() is None
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+@pytest.mark.parametrize("more", [-1, 0, 1, 2, 128, 255, 256, 257, 1000, LIMIT])
+@pytest.mark.parametrize("kind", ["spaces", "noise", "stored", "plain"])
+def test_the_limit_is_exact(make: Edges, kind: str, more: int, pieces: int) -> None:
+    """Findings P8: 64 KiB once inflated is taken, whether or not it compresses, and one byte more is 1009."""
+    edge = make(compression=True, fragments=1000)
+    message = (b" " * (LIMIT + more)) if kind == "spaces" else b'"' + (b64encode(NOISE) * 2)[: LIMIT + more - 2] + b'"'
+    assert len(message) == LIMIT + more
+    if kind == "plain":
+        size = -(-len(message) // pieces)
+        parts = [message[at : at + size] for at in range(0, len(message), size)]
+        frames = [frame(0 if at else TEXT, part, fin=at == len(parts) - 1) for at, part in enumerate(parts)]
+    else:
+        compressed = stored(message, 16_383) if kind == "stored" else deflate(message)
+        frames = cut(compressed, pieces)
+    client = open_deflated(edge).send(*frames)
+    if more <= 0:
+        assert "error" in client.take()[0]
+        assert client.close_code() is None
+    else:
+        assert client.take() == []
+        assert client.close_code() == 1009
+
+
+VIOLATIONS = {
+    "corrupt": (frame(TEXT, b"\xff" * 20, rsv=4), 1007),
+    "truncated": (frame(TEXT, deflate(HELLO)[:-1], rsv=4), 1007),
+    "bomb": (frame(TEXT, deflate(b" " * 50_000_000), rsv=4), 1009),
+    "bomb in a fragment": (frame(TEXT, deflate(b" " * 50_000_000), rsv=4, fin=False), 1009),
+    "corrupt fragment": (frame(TEXT, b"\xff" * 20, rsv=4, fin=False), 1007),
+    "not UTF-8": (frame(TEXT, deflate(b"\xff"), rsv=4), 1007),
+    "too long": (frame(TEXT, rsv=4, octets=2**40), 1009),
+    "part of a corrupt frame": (frame(TEXT, b"\xff" * 20, rsv=4, octets=30_000), 1007),
+}
+
+
+@pytest.mark.parametrize(("octets", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"\0" * 60_000,
+        frame(TEXT, b"\xff" * 60_000, rsv=4),
+        frame(TEXT, deflate(b" " * 50_000_000), rsv=4),
+        frame(TEXT, b"x" * 60_000),
+        frame(TEXT, deflate(HELLO), rsv=4, fin=False),
+        frame(0, b"\xff" * 60_000),
+    ],
+    ids=range(6),
+)
+def test_what_follows_a_violation_is_not_kept(make: Edges, octets: bytes, code: int, flood: bytes) -> None:
+    """Findings P7: after its close a connection holds next to nothing, whatever comes for how long."""
+    edge = make(compression=True)
+    client = open_deflated(edge).send(octets)
+    assert client.close_code() == code
+    for _ in range(100):
+        client.send(flood)
+    assert client.held < 2 * LIMIT
+    edge.advance(edge.settings.linger_s + 0.5)
+    assert client.transport.lost
+
+
+@pytest.mark.parametrize(
+    ("octets", "code"), [row for name, row in VIOLATIONS.items() if name not in ("too long", "part of a corrupt frame")]
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_the_answer_to_a_close_is_read(make: Edges, octets: bytes, code: int, together: bool) -> None:
+    """Findings P7: a client that answers the close of its violation is not reset, also if more came before the answer."""
+    edge = make(compression=True)
+    end = b"" if octets[0] & 0x80 else frame(0, b"x")
+    answer = end + frame(TEXT, deflate(HELLO), rsv=4) + frame(TEXT, b"\xff", rsv=4) + close(code)
+    client = open_deflated(edge).send(*([octets + answer] if together else [octets, answer]))
+    assert client.close_code() == code
+    edge.advance(0)
+    assert client.transport.lost
+    assert not client.transport.aborted

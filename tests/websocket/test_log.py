@@ -91,8 +91,49 @@ def test_nothing_secret_and_nothing_hostile(make: Edges, lines: list[str]) -> No
     edge.publish("job_events.1", {CANARY: CANARY})
     edge.connect().send(request(f"/{CANARY}?{CANARY}"))
     client.hang_up()
-    assert len(lines) == 2
+    edge.connect().send(request().replace(b"GET", CANARY.upper().encode()))
+    assert len(lines) == 5
     for line in lines:
-        assert CANARY not in line
+        assert CANARY not in line.lower()
         assert line.isprintable()
-        assert r"user ada\r\n\x1b[2J\u202e from 192.0.2.1" in line
+    assert sum(r"user ada\r\n\x1b[2J\u202e from 192.0.2.1" in line for line in lines) == 2
+
+
+def test_a_refusal_that_locks_users_out_is_logged(make: Edges, lines: list[str]) -> None:
+    """Findings P2 and P11: once a minute for each reason, with the number of those in between, the reason and an address."""
+    edge = make()
+    refusals = {
+        "a header line is not name: value": request(added=["no colon"]),
+        "more than one cookie header": request(added=["Cookie: a=b", "Cookie: c=d"]),
+        "no host header": request(without=["Host"]),
+        "the request's head holds control characters": request(added=["X: \x0b"]),
+        "the request's head is longer than 16384 octets": request(added=["X: " + "a" * 20_000]),
+        "more than 100 headers": request(added=[f"X-{number}: y" for number in range(200)]),
+        "the sec-websocket-extensions header is not a list of extensions": request(added=["Sec-WebSocket-Extensions: ;"]),
+        "a client speaks TLS where none is expected: it uses wss:// or https:// on a plain port": b"\x16\x03\x01\x02",
+    }
+    for _ in range(3):
+        for octets in refusals.values():
+            edge.connect("192.0.2.7").send(octets)
+        edge.advance(1)
+    assert len(lines) == len(refusals)
+    for line, problem in zip(lines, refusals, strict=True):
+        assert re.fullmatch(rf"handshake refused with 4\d\d: {re.escape(problem)}; from 192\.0\.2\.7", line)
+    lines.clear()
+    edge.advance(60, step=5)
+    edge.connect("192.0.2.8").send(request(without=["Host"]))
+    assert lines == ["handshake refused with 400: no host header; from 192.0.2.8 (2 more like it since the last line)"]
+
+
+def test_a_proxy_that_names_nobody_is_logged(make: Edges, lines: list[str]) -> None:
+    """Findings P4: clients that count as one address are no surprise to the operator."""
+    edge = make(access=AccessSettings(trusted_proxies=("192.0.2.1",)))
+    for added in (["X-Forwarded-For: unknown"], ["Forwarded: for=_x"], ["X-Forwarded-For: 203.0.113.5:x"], ["Forwarded: proto=http"]):
+        edge.connect().send(request(added=added))
+    warnings = [line for line in lines if "names no client address" in line]
+    assert warnings == ["the proxy 192.0.2.1 names no client address that can be read: its clients count as one address"]
+    lines.clear()
+    edge.advance(61, step=1)
+    for added in ([], ["X-Forwarded-For:"], ["X-Forwarded-For: 203.0.113.5:80"], ['Forwarded: for="[2001:db8::1]"'], ["Forwarded:"]):
+        edge.connect().send(request(added=added))
+    assert not any("names no client address" in line for line in lines)

@@ -88,7 +88,13 @@ def test_handshake_octet_by_octet_with_frames_behind_it(make: Edges) -> None:
         (request(added=["Content-Length: 5"]), 400, b"body"),
         (request(added=[f"X-{number}: y" for number in range(200)]), 431, b"100"),
         (b"\r\n\r\n", 400, b"request line"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, b"ASCII"),
+        (b"\x80\x2e\x01\x03\x01", 400, b"request line"),
+        (b"\r\n" + request(without=["Host"]), 400, b"host"),
+        (request(added=["Sec-WebSocket-Extensions: ;;;"]), 400, b"extensions"),
+        (request(added=['Sec-WebSocket-Extensions: foo; bar="a, permessage-deflate, b"']), 400, b"extensions"),
+        (request("http://user@tower.example.com/websocket/"), 400, b"request line"),
+        (request("http://tower.example.com:x/websocket/"), 400, b"host"),
+        (request("http://tower.example.com"), 404, b"/websocket/"),
     ],
 )
 def test_refusals_by_http_status(make: Edges, octets: bytes, status: int, word: bytes) -> None:
@@ -118,8 +124,82 @@ def test_refusal_repeats_nothing(make: Edges) -> None:
         assert b"canary" not in client.transport.received, client.transport.received
 
 
-@pytest.mark.parametrize("octet", [*b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f\x80\x85\xa0\xff"])
-@pytest.mark.parametrize("position", ["value", "name", "path"])
+@pytest.mark.parametrize(
+    "octets",
+    [
+        request("http://tower.example.com/websocket/"),
+        request("wss://TOWER.example.com:443/api/websocket?token=x"),
+        b"\r\n" + request(),
+        request(added=["Upgrade: websocket"]),
+        request(without=["Host"], added=["Host: tower.example.com:"]),
+        request(added=["Cookie: city=M\u00fcnchen"]),
+        request().replace(b"tower.example.com", b"tower.example.com\r\ncf-ipcity: Montr\xc3\xa9al"),
+        request(added=["X-SSL-Client-S-DN: CN=\u00e9\u0085\u00a0"]),
+        request(added=["Sec-WebSocket-Protocol: \u00e9"]),
+        request(added=["Sec-WebSocket-Extensions: foo", "Sec-WebSocket-Extensions: bar; baz, permessage-deflate"]),
+        request(added=["Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: superchat"]),
+        request(without=["Connection"], added=["Connection: keep-alive", "Connection: Upgrade"]),
+    ],
+    ids=range(12),
+)
+def test_heads_that_a_strict_server_takes(make: Edges, octets: bytes) -> None:
+    """Findings P2 and P3: RFC 9110 and 9112 as they are, in one piece and byte by byte."""
+    edge = make()
+    assert edge.connect().send(octets).status == 101
+    assert edge.connect().send(*(octets[at : at + 1] for at in range(len(octets)))).status == 101
+
+
+@pytest.mark.parametrize("path", ["/websocket/", "/", "/favicon.ico"])
+@pytest.mark.parametrize("lead", [b"", b"\r\n"])
+def test_head_gets_a_head_only(make: Edges, path: str, lead: bytes) -> None:
+    """Findings P3: the answer to HEAD is no longer than its head."""
+    edge = make(limits={"per_address": 2})
+    client = edge.connect().send(lead + request(path).replace(b"GET", b"HEAD"))
+    assert client.status in (404, 405)
+    assert client.response.endswith(b"\r\n\r\n")
+    edge.open()
+    edge.open()
+    crowded = edge.connect().send(request().replace(b"GET", b"HEAD"))
+    assert crowded.status == 503
+    assert crowded.response.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("first", [1, 2, 5, 200])
+@pytest.mark.parametrize("version", [0, 1, 3])
+def test_a_tls_hello_is_turned_away_at_once(make: Edges, version: int, first: int) -> None:
+    """Findings P11: without an answer, which it could not read; however its first bytes are cut."""
+    edge = make()
+    hello = b"\x16\x03%c\x02\x00\x01\x00\x01\xfc\x03\x03" % version + bytes(range(256)) * 2
+    client = edge.connect().send(hello[:first], hello[first:])
+    assert client.transport.closing
+    assert client.transport.received == b""
+    assert edge.factory.refused_for == {"tls": 1}
+    edge.advance(0)
+    assert client.transport.lost
+
+
+@pytest.mark.parametrize("octet", [*range(0x80, 0x100)])
+def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, octet: int) -> None:
+    """Promise 30: what one parser or another takes for the end of a line ends none here. It stays in the value that it stands in."""
+    method = SlowMethod()
+    client = make(method).connect().send(request(added=[f"User-Agent: x{chr(octet)}X-Forwarded-For: 203.0.113.9{chr(octet)}y: z"]))
+    assert client.status == 101
+    ((head, _),) = method.handshakes
+    assert head.headers["user-agent"].encode("latin-1") == b"x%cX-Forwarded-For: 203.0.113.9%cy: z" % (octet, octet)
+    assert head.headers.keys().isdisjoint({"x-forwarded-for", "y"})
+
+
+@pytest.mark.parametrize(
+    ("octet", "position"),
+    [
+        *[(octet, "value") for octet in b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f"],
+        *[
+            (octet, position)
+            for octet in b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f\x80\x85\xa0\xff"
+            for position in ("name", "path", "host")
+        ],
+    ],
+)
 def test_no_header_smuggling(make: Edges, octet: int, position: str) -> None:
     """Promise 30: no octet that somebody might take for the end of a line gets through; authentication never sees the head."""
     method = SlowMethod()
@@ -129,6 +209,7 @@ def test_no_header_smuggling(make: Edges, octet: int, position: str) -> None:
         "value": request(added=[f"User-Agent: x{bad}X-Forwarded-For: 203.0.113.9"]),
         "name": request(added=[f"X{bad}Forwarded-For: 203.0.113.9"]),
         "path": request(f"/websocket/?a={bad}b"),
+        "host": request(without=["Host"], added=[f"Host: tower.example.com{bad}X-Forwarded-For: 203.0.113.9"]),
     }[position]
     client = edge.connect().send(octets)
     assert client.status == 400

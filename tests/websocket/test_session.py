@@ -8,7 +8,9 @@ from twisted.internet.defer import Deferred
 from tests.ws_kit import BINARY, Client, Edges, SlowMethod, edges, frame, text
 from towerws.auth.open import Open
 from towerws.core.identity import Identity
-from towerws.websocket.desk import HOLD_S
+from towerws.core.settings import WebSocketSettings
+
+RESUME_WAIT_S = WebSocketSettings().resume_wait_s
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_v1_request_and_resume(make: Edges) -> None:
     edge = make()
     client = edge.open(v1=True).ask({"job_events": [1, 2]}, id="a")
     (answer,) = client.take()
-    assert (answer["type"], answer["id"], answer["recovered"], answer["denied"]) == ("subscribed", "a", False, [])
+    assert (answer["type"], answer["id"], answer["recovered"], answer["denied"]) == ("subscribed", "a", None, [])
     edge.publish("job_events.1", {"n": 0})
     (event,) = client.take()
     assert event == {"type": "event", "position": event["position"], "group": "job_events", "event": "1", "payload": {"n": 0}}
@@ -144,7 +146,7 @@ def test_what_is_another_users_own(make: Edges) -> None:
     assert list(asked[0]) == ["control.limit_reached_7"]
     asked[1].callback({})
     (answer,) = client.take()
-    assert answer["groups_current"] == ["control-limit_reached_7"]
+    assert answer["groups_current"] == ["control.limit_reached_7"]
     assert answer["denied"] == [{"topic": "control.limit_reached_8", "reason": "another user's"}]
 
 
@@ -297,35 +299,68 @@ def test_answer_is_one_write(make: Edges) -> None:
 # before history is there
 
 
-def test_requests_wait_for_history(make: Edges) -> None:
-    """While history is refilled requests are held, in order, and followed as soon as it is there; the connection opens at once."""
+def test_requests_without_a_position_are_answered_at_once(make: Edges) -> None:
+    """Whatever is known of the log: the answer carries no position where there is none worth anything, and events come when they come."""
     edge = make(start=False)
     client = edge.open(v1=True).ask({"job_events": [1]}, id=1).ask({"job_events": [2]}, id=2)
-    edge.advance(HOLD_S - 1)
-    assert client.take() == []
+    replies = client.take()
+    assert [(reply["id"], reply["position"], reply["recovered"]) for reply in replies] == [(1, None, None), (2, None, None)]
     edge.source.start()
-    replies = [message for message in client.take() if message["type"] == "subscribed"]
-    assert [reply["id"] for reply in replies] == [1, 2]
+    client.take()
     edge.publish("job_events.2", {})
     assert client.take()[0]["type"] == "event"
 
 
-def test_requests_do_not_wait_for_ever(make: Edges) -> None:
-    """After HOLD_S a request is followed without history: whoever waits for an answer gets one, and nothing counts as recovered."""
+def test_a_position_waits_until_it_can_be_judged(make: Edges) -> None:
+    """While history is refilled a request with a position is held, with all that follows it, and then followed in order."""
     edge = make(start=False)
-    client = edge.open(v1=True).ask({"job_events": [1]}, since="1-abc")
-    edge.advance(HOLD_S + 0.5)
-    (reply,) = client.take()
-    assert reply["recovered"] is False
+    client = edge.open(v1=True).ask({"job_events": [1]}, id=1, since="5-0123456789ab").ask({"job_events": [2]}, id=2)
+    edge.advance(RESUME_WAIT_S - 1)
+    assert client.take() == []
     edge.source.start()
-    edge.publish("job_events.1", {})
-    assert [message["type"] for message in client.take()][-1] == "event"
+    replies = [message for message in client.take() if message["type"] == "subscribed"]
+    assert [(reply["id"], reply["recovered"]) for reply in replies] == [(1, False), (2, None)]
+    edge.publish("job_events.2", {})
+    assert client.take()[0]["type"] == "event"
+
+
+def test_a_position_does_not_wait_for_ever(make: Edges) -> None:
+    """After `resume_wait_s` the client is told to come back, and nothing false: its position may be as good as ever."""
+    edge = make(start=False)
+    client = edge.open(v1=True).ask({"job_events": [1]}, since="5-0123456789ab")
+    edge.advance(RESUME_WAIT_S + 0.5)
+    (bye,) = client.take()
+    assert (bye["type"], bye["action"], bye["reason"]) == ("bye", "reconnect", "position can't be judged yet")
+    assert 500 <= bye["reconnect_after_ms"] <= 10_000
+    assert client.close_code() == 1013
+    assert edge.intake.waiting == 0
+
+
+def test_towers_dialect_knows_no_position(make: Edges) -> None:
+    """What looks like one is any other key to it: ignored, never waited for."""
+    edge = make(start=False)
+    client = edge.open().ask({"job_events": [1]}, since="5-0123456789ab")
+    assert client.take() == [{"groups_current": ["job_events-1"], "groups_left": [], "groups_joined": ["job_events-1"]}]
+
+
+def test_a_ping_of_the_clients_own_is_answered(make: Edges) -> None:
+    """Pages see no ping frames: they send their own, and get it back with the place where they stand. AWX's dialect has no such message."""
+    edge = make()
+    client = edge.open(v1=True)
+    position = edge.publish("job_events.1", {})
+    client.send(text({"ping": [1, "x"]}))
+    assert client.take() == [{"type": "pong", "ping": [1, "x"], "position": position}]
+    client.send(text({"ping": "x" * 300}))
+    assert client.take()[0]["code"] == "bad_ping"
+    tower = edge.open()
+    tower.send(text({"ping": 1}))
+    assert tower.take() == [{"error": 'message has no "groups"'}]
 
 
 def test_hang_up_while_held(make: Edges) -> None:
     """A client that leaves while its request is held leaves nothing behind."""
     edge = make(start=False)
-    edge.open().ask({"job_events": [1]}).hang_up()
+    edge.open(v1=True).ask({"job_events": [1]}, since="5-0123456789ab").hang_up()
     edge.source.start()
     assert edge.hub.topics == 0
 

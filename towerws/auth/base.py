@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from towerws.core.errors import TowerwsError
@@ -81,6 +81,29 @@ def at_once(asked: Deferred[Answer]) -> Answer | None:
         if not isinstance(answer, (Failure, Deferred)):
             return answer  # type: ignore[no-any-return]
     return None
+
+
+def drop_frames(error: BaseException | None) -> None:
+    """Let an error that was dealt with let go of the stack frames that it passed.
+
+    Twisted's hold the `Failure` that holds the error: a cycle, which stays until a full collection (towerws/collector.py).
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
+def without_frames(failure: Failure) -> Failure:
+    """An errback: an answer of ours (`Refused`, `Unavailable`) goes on without its frames. A fault keeps them for the log."""
+    if isinstance(failure.value, TowerwsError | CancelledError):
+        failure.tb = None
+        drop_frames(failure.value)
+    return failure
+
+
+def run(question: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
+    """Fires with what a coroutine returns, or fails with what it raises, without frames where that is an answer of ours."""
+    return Deferred.fromCoroutine(question).addErrback(without_frames)
 
 
 def takes_tokens(method: Method) -> TypeGuard[TakesTokens]:

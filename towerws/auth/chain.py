@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Method, Refused, Reports, Unavailable, at_once, takes_tokens
+from towerws.auth.base import Method, Refused, Reports, Unavailable, at_once, takes_tokens, without_frames
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
@@ -33,7 +33,7 @@ class Chain:
         if len(self._methods) == 1:
             (method,) = self._methods
             return self._counted(method.name, method.authenticate(head, address))
-        return self._first(head, address)
+        return self._first(head, address).addErrback(without_frames)
 
     @inlineCallbacks
     def _first(self, head: Head, address: str) -> Generator[Deferred[Any], Any, Identity | None]:

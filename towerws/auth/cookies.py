@@ -12,9 +12,9 @@ def parse_cookies(header: str) -> dict[str, str]:
     cookies = {}
     for part in header.split(";"):
         name, equals, value = part.partition("=")
-        value = value.strip()
+        value = value.strip(" \t")
         if len(value) > 1 and value[0] == value[-1] == '"':
             value = value[1:-1]
         if equals:
-            cookies[name.strip()] = value
+            cookies[name.strip(" \t")] = value
     return cookies

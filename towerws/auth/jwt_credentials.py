@@ -32,8 +32,8 @@ def find_credential(head: Head, cookie: str) -> Credential | None:
     may have been set by another site of the same domain.
     """
     scheme, _, value = head.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and is_shaped_like_token(value.strip()):
-        return Credential(value.strip())
+    if scheme.lower() == "bearer" and is_shaped_like_token(value.strip(" \t")):
+        return Credential(value.strip(" \t"))
     # As many as there are: the head's size is bounded.
     in_query = [value for name, value in parse_qsl(head.query, keep_blank_values=True) if name == "token"]
     if (token := _only(in_query)) is not None:
@@ -54,4 +54,4 @@ def _only(values: list[str]) -> str | None:
 
 def _cookies(header: str) -> list[tuple[str, str]]:
     pairs = (part.partition("=") for part in header.split(";"))
-    return [(name.strip(), value.strip().strip('"')) for name, _, value in pairs]
+    return [(name.strip(" \t"), value.strip(" \t").strip('"')) for name, _, value in pairs]

@@ -18,6 +18,7 @@ from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
+from towerws.auth.base import run
 from towerws.core.errors import ConfigError, TowerwsError
 
 DEADLINE_S = 2  # the web UI of AWX waits 3 s for an answer to its handshake
@@ -74,7 +75,7 @@ def make_agent(reactor: Any, ca_file: str) -> Agent:
 
 def fetch(agent: Agent, url: str, clock: Any) -> Deferred[Fetched]:
     """GET the URL. Fails with `FetchError`, within the deadline, or with what Twisted says about the connection."""
-    asked: Deferred[Fetched] = Deferred.fromCoroutine(_fetch(agent, url))
+    asked = run(_fetch(agent, url))
     return asked.addTimeout(DEADLINE_S, clock, _late)
 
 

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
+from towerws.auth.base import Refused, Unavailable, drop_frames, run
 from towerws.auth.jwt_fetch import Fetched, FetchError
 from towerws.auth.jwt_keys import Key, read_jwk
 from towerws.auth.jwt_token import read_object
@@ -68,7 +68,7 @@ class Jwks:
 
     def find(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
         """Fires with the keys that may have signed such a token; fails with `Unavailable` when that can't be known."""
-        return Deferred.fromCoroutine(self._find(algorithm, kid))
+        return run(self._find(algorithm, kid))
 
     def stop(self) -> Deferred[None]:
         """End a call under way; who waits for it is told `Unavailable`. Fires when that is done."""
@@ -123,8 +123,9 @@ class Jwks:
         try:
             fetched = await self._get()
             self._take(fetched)
-        except Exception:  # noqa: BLE001 - whatever it was, there are no new keys; who asks is told so
-            self._failed(Failure())
+        except Exception as error:  # noqa: BLE001 - whatever it was, there are no new keys; who asks is told so
+            self._failed(Failure(error))
+            drop_frames(error)
         self._flight = None
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:

@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, execute, succeed
 
-from towerws.auth.base import Refused
+from towerws.auth.base import Refused, run
 from towerws.auth.jwt_claims import check_claims
 from towerws.auth.jwt_credentials import Credential, find_credential
 from towerws.auth.jwt_fetch import check_url, fetch, make_agent
@@ -58,11 +58,11 @@ class JwtMethod:
 
         Fails with `Refused`, or with `Unavailable` when the key can't be had.
         """
-        return Deferred.fromCoroutine(self._authenticate(head))
+        return run(self._authenticate(head))
 
     def identify(self, token: str) -> Deferred[Identity]:
         """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
-        return Deferred.fromCoroutine(self._identify(Credential(token)))
+        return run(self._identify(Credential(token)))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once: the token has said it all."""

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
+from towerws.auth.base import Refused, Unavailable, drop_frames, run
 from towerws.auth.cache import TtlCache
 from towerws.auth.cookies import parse_cookies
 from towerws.auth.folded_log import FoldedLog
@@ -128,13 +128,13 @@ class TowerMethod:
             )
 
         def refused(failure: Failure) -> Failure:
-            failure.trap(Refused)
-            self._log.info(
-                "the {kind} of a handshake from {address} was rejected by the API (session {session})",
-                kind=credential.kind,
-                address=address,
-                session=credential.session,
-            )
+            if failure.check(Refused):
+                self._log.info(
+                    "the {kind} of a handshake from {address} was rejected by the API (session {session})",
+                    kind=credential.kind,
+                    address=address,
+                    session=credential.session,
+                )
             return failure
 
         return self._identified(credential, caller, key).addCallbacks(identify, refused)
@@ -164,7 +164,7 @@ class TowerMethod:
                 to_ask[topic] = self._objects[group].replace("{id}", event)
         if not to_ask:
             return succeed(refused)
-        return Deferred.fromCoroutine(self._check(holder, to_ask, refused))
+        return run(self._check(holder, to_ask, refused))
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Ask the API anew, whatever is kept; and the next `refusals` of the identity that this fires with asks anew as well."""
@@ -209,9 +209,10 @@ class TowerMethod:
             return known
 
         def invalid(failure: Failure) -> Failure:
-            failure.trap(Refused)
-            self._valid.discard(key)
-            self._invalid.put(key, answer=True, now=asked_at)
+            # `trap` would raise it again, and leave frames that refer to themselves.
+            if failure.check(Refused):
+                self._valid.discard(key)
+                self._invalid.put(key, answer=True, now=asked_at)
             return failure
 
         url = f"{self._base}/api/v2/me/"
@@ -227,9 +228,11 @@ class TowerMethod:
                     if not await self._visible_by(until, holder, topic, path):
                         refused[topic] = "not visible to this user"
                     continue
-                except Refused:
+                except Refused as error:
+                    drop_frames(error)
                     verdict = _ENDED
-                except Unavailable:
+                except Unavailable as error:
+                    drop_frames(error)
                     verdict = _UNAVAILABLE
             refused[topic] = verdict  # the rest would end no better, and every try takes its time
         return refused
@@ -238,7 +241,8 @@ class TowerMethod:
         while True:
             try:
                 return await self._checks.ask((holder.key, topic, holder.since), lambda: self._ask_visible(holder, topic, path))
-            except Unavailable:
+            except Unavailable as error:
+                drop_frames(error)
                 if self._clock.seconds() + RETRY_PAUSE_S > until:
                     raise
             await self._calls.pause(RETRY_PAUSE_S)
@@ -252,8 +256,8 @@ class TowerMethod:
             return visible
 
         def ended(failure: Failure) -> Failure:
-            failure.trap(Refused)
-            self._valid.discard(holder.key)
+            if failure.check(Refused):
+                self._valid.discard(holder.key)
             return failure
 
         headers = holder.caller.headers() + holder.credential.headers

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
+from towerws.auth.base import Refused, Unavailable, drop_frames
 from towerws.auth.breaker import Breaker
 from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_answers import Answer
@@ -123,8 +123,9 @@ class TowerCalls:
         result: Any
         try:
             result = call.read(answer)
-        except (Refused, Unavailable):
-            result = Failure()
+        except (Refused, Unavailable) as error:
+            drop_frames(error)  # this frame is one of them, and holds the result
+            result = Failure(error)
         # A status of 400 to 499 may be the client's doing: nobody must be able to open the breaker for the others.
         if answer.is_fault or (answer.status < 400 and isinstance(result, Failure) and result.check(Unavailable)):
             self._note_failure(result.getErrorMessage())
@@ -144,12 +145,14 @@ class TowerCalls:
 
     def _expire(self, call: _Call[Any]) -> None:
         # It is under way: all that were before it were asked earlier, so their time was over earlier.
+        call.timer = None  # a call that was made still refers to its arguments: a cycle
         call.late = True
         call.flight.cancel()
 
     def _end(self, call: _Call[Any], result: Any) -> None:
-        if call.timer.active():
-            call.timer.cancel()
+        timer, call.timer = call.timer, None
+        if timer is not None:
+            timer.cancel()
         self._asking.discard(call)
         if call in self._waiting:
             self._waiting.remove(call)

@@ -74,8 +74,12 @@ class Caller:
 
 
 def find_caller(head: Head, address: str) -> Caller:
-    """Who sent this head from this address (not an IP address where the client has none)."""
-    return Caller(address, head.headers.get("user-agent", "")[:MAX_USER_AGENT])
+    """Who sent this head from this address (not an IP address where the client has none).
+
+    Of the `User-Agent` only ASCII is passed on: a reader behind us may take other bytes for the end of a line.
+    """
+    user_agent = head.headers.get("user-agent", "")[:MAX_USER_AGENT]
+    return Caller(address, user_agent.encode("ascii", "replace").decode("ascii"))
 
 
 def find_credential(head: Head, cookie_names: Sequence[str]) -> Credential | None:
@@ -120,7 +124,7 @@ def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> 
 
 def _authorization(value: str) -> Credential | None:
     scheme, _, rest = value.partition(" ")
-    rest = rest.strip()
+    rest = rest.strip(" \t")
     if scheme.lower() == "bearer" and _is_token(rest):
         return Credential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
     if scheme.lower() == "basic" and _is_token(rest) and _is_basic(rest):

@@ -1,4 +1,4 @@
-"""Publishes to the control exchange, each message confirmed by the broker within `TELL_S`.
+"""Publishes, to the control exchange or elsewhere, each message confirmed by the broker within `TELL_S`.
 
 On a connection of its own, never on the one that consumes: a broker in a memory or disk alarm stops reading from a connection
 that publishes, its acknowledgements of events included. It is made when there is something to say and closed when there was
@@ -24,7 +24,7 @@ from twisted.internet import defer, interfaces
 from towerws.broker.endpoint import broker_endpoint
 from towerws.broker.line import Announcement, Line
 from towerws.broker.loss import Cure, Loss
-from towerws.core.errors import BrokerError
+from towerws.core.errors import BrokerError, PublishersBlocked, PublishRefused
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
 TELL_S: Final = 5.0
@@ -37,11 +37,21 @@ Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
 
 class Announcer:
-    """`announce` says something to all daemons. `prefer` gives the broker that is known to work just now, if any."""
+    """`announce` says something to all daemons, `publish` anything anywhere.
+
+    `prefer` gives the broker that is known to work just now, if any. `purpose` is what the broker shows of the connection.
+    """
 
     def __init__(
-        self, settings: BrokerSettings, reactor: Any, *, prefer: Callable[[], BrokerUrl | None], endpoint: Endpoint | None = None
+        self,
+        settings: BrokerSettings,
+        reactor: Any,
+        *,
+        prefer: Callable[[], BrokerUrl | None],
+        endpoint: Endpoint | None = None,
+        purpose: str = "control",
     ) -> None:
+        self._purpose = purpose
         self._settings = settings
         self._reactor = reactor
         self._prefer = prefer
@@ -51,13 +61,26 @@ class Announcer:
         self._hosts: list[BrokerUrl] = []  # still to be tried
         self._stopped = False
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker said that it takes no messages, and has not said otherwise since."""
+        return self._line is not None and self._line.blocked
+
     def announce(self, body: bytes, message_id: str) -> defer.Deferred[None]:
         """Fires once the broker has confirmed that every daemon's queue has it; fails with `BrokerError` within `TELL_S`."""
+        return self.publish(self._settings.control, "", body, message_id)
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, message_id: str) -> defer.Deferred[None]:
+        """Fires once the broker has confirmed the message, and some queue has it. Fails within `TELL_S`.
+
+        Fails with `NotRouted` where no queue took it, `PublishRefused` where the user may not publish there or there is no such
+        exchange, `PublishersBlocked` during an alarm, and `BrokerError` where no broker answered.
+        """
         if self._stopped:
             return defer.fail(BrokerError("the daemon is stopping"))
         if len(self._waiting) >= WAITING:
             return defer.fail(BrokerError(f"{WAITING} messages wait for the broker already"))
-        announcement = Announcement(body, message_id)
+        announcement = Announcement(exchange, routing_key, body, message_id)
         announcement.deadline = self._reactor.callLater(TELL_S, self._late, announcement)
         self._waiting[announcement] = None
         if self._line is None:
@@ -71,7 +94,7 @@ class Announcer:
     def stop(self) -> defer.Deferred[None]:
         """Whoever waits is told so; the connection is closed in order, or by force. Fires within `CLOSE_S`."""
         self._stopped = True
-        self._give_up("the daemon is stopping")
+        self._give_up(BrokerError("the daemon is stopping"))
         line, self._line = self._line, None
         return defer.succeed(None) if line is None else line.close()
 
@@ -83,7 +106,7 @@ class Announcer:
             for announcement in list(self._waiting):
                 line.publish(announcement)
 
-    def line_answered(self, announcement: Announcement, error: str | None) -> None:
+    def line_answered(self, announcement: Announcement, error: BrokerError | None) -> None:
         """The broker has confirmed it, or not taken it."""
         self._settle(announcement, error)
 
@@ -105,13 +128,14 @@ class Announcer:
         if self._waiting and self._hosts:
             self._connect()
         else:
-            self._give_up(f"{line.url}: {loss}")
+            reason = f"{line.url}: {loss}"
+            self._give_up(BrokerError(reason) if loss.code not in {403, 404} else PublishRefused(reason, loss.code))
 
     # our own
 
     def _connect(self) -> None:
         share_s = TELL_S / min(len(self._settings.urls), 3)
-        line = self._line = Line(self, self._hosts.pop(0), self._settings, self._reactor, connect_s=share_s)
+        line = self._line = Line(self, self._hosts.pop(0), self._settings, self._reactor, connect_s=share_s, purpose=self._purpose)
         try:
             line.connect(self._endpoint(line.url))
         except (OSError, ValueError) as error:
@@ -120,9 +144,12 @@ class Announcer:
     def _late(self, announcement: Announcement) -> None:
         """The deadline is over. A line that has not answered for so long is of no use to the others either."""
         line = self._line
+        if line is not None and line.blocked:
+            self._settle(announcement, PublishersBlocked("the broker is in a memory or disk alarm: it takes no messages"))
+            return
         published = line is not None and line.ready
         doing, hint = ("publishing", " (is it in a memory or disk alarm?)") if published else ("connecting", "")
-        self._settle(announcement, f"{doing}: no answer from the broker within {TELL_S:g} s{hint}")
+        self._settle(announcement, BrokerError(f"{doing}: no answer from the broker within {TELL_S:g} s{hint}"))
         if line is None:
             return
         wanted = line.ready or bool(self._waiting)
@@ -134,11 +161,11 @@ class Announcer:
             self._hosts = list(self._settings.urls)
             self._connect()
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, error: BrokerError) -> None:
         for announcement in list(self._waiting):
-            self._settle(announcement, reason)
+            self._settle(announcement, error)
 
-    def _settle(self, announcement: Announcement, error: str | None) -> None:
+    def _settle(self, announcement: Announcement, error: BrokerError | None) -> None:
         if announcement not in self._waiting:
             return
         del self._waiting[announcement]
@@ -147,4 +174,4 @@ class Announcer:
         if error is None:
             announcement.told.callback(None)
         else:
-            announcement.told.errback(BrokerError(error))
+            announcement.told.errback(error)

@@ -9,7 +9,8 @@ from twisted.internet import defer, interfaces
 
 from towerws.broker.link import Link
 from towerws.broker.loss import Loss
-from towerws.broker.subscription import Subscription
+from towerws.broker.queue_reader import QueueReader
+from towerws.broker.stream_reader import StreamReader
 from towerws.core.settings import BrokerUrl
 from towerws.core.sources import SourceState
 
@@ -17,8 +18,8 @@ from towerws.core.sources import SourceState
 class Owner(Protocol):
     """Who made an attempt: told of all that happens to it, also when it is no longer the present one."""
 
-    def advance(self, attempt: Attempt, state: SourceState) -> None:
-        """It got one step further."""
+    def advance(self, attempt: Attempt, state: SourceState, reason: str | None = None) -> None:
+        """It got one step further; `reason` says in a line what it waits for."""
 
     def handshaken(self, attempt: Attempt, server_properties: Mapping[str, Any]) -> None:
         """AMQP is open."""
@@ -42,7 +43,7 @@ class Attempt:
     def __init__(self, owner: Owner, url: BrokerUrl) -> None:
         self.url = url
         self.link: Link | None = None
-        self.subscription: Subscription | None = None
+        self.reader: StreamReader | QueueReader | None = None
         self.connecting: defer.Deferred[Any] | None = None
         self.deadline: interfaces.IDelayedCall | None = None
         self.live_since: float | None = None
@@ -61,8 +62,8 @@ class Attempt:
         self.set_deadline(None)
         if self.link is not None:
             self.link.abort()
-        if self.subscription is not None:
-            self.subscription.close()
+        if self.reader is not None:
+            self.reader.close()
         if self.connecting is not None:
             self.connecting.cancel()
 
@@ -78,32 +79,35 @@ class Attempt:
 
     def link_read(self) -> None:
         """One read from the broker was handled."""
-        if self.subscription is not None:
-            self.subscription.end_read()
+        if self.reader is not None:
+            self.reader.end_read()
 
     def link_lost(self, loss: Loss) -> None:
         """The connection is lost."""
+        if self.reader is not None:
+            self.reader.connection_lost(loss)
         self._owner.lost(self, loss)
 
     def link_gone(self) -> None:
         """The transport is closed."""
         self._owner.gone(self)
 
-    # SubscriptionEvents
+    # ReaderEvents
 
-    def subscription_refilling(self) -> None:
-        """Deliveries come, old ones first."""
+    def reader_state(self, state: SourceState, reason: str) -> None:
+        """It consumes, and something is still to be proven or to be read."""
         self.set_deadline(None)
-        self._owner.advance(self, SourceState.REFILLING)
+        self._owner.advance(self, state, reason)
 
-    def subscription_live(self) -> None:
+    def reader_live(self) -> None:
         """Deliveries come as they are published."""
+        self.set_deadline(None)
         self._owner.live(self)
 
-    def subscription_restarted(self, loss: Loss) -> None:
+    def reader_restarted(self, loss: Loss) -> None:
         """The channel was lost; the next is on its way."""
         self._owner.restarted(self, loss)
 
-    def subscription_failed(self, loss: Loss) -> None:
+    def reader_failed(self, loss: Loss) -> None:
         """It can't go on on this connection."""
         self._owner.lost(self, loss)

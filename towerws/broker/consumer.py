@@ -1,10 +1,11 @@
-"""One channel: declares, consumes, hands each delivery to the sink, acknowledges.
+"""One channel: consumes, hands each delivery to the sink, acknowledges.
 
 `Feed` is what outlives channels and connections: the sink, the counters, and where a queue's offsets stand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -15,7 +16,8 @@ from twisted.logger import Logger
 from towerws.broker.content import Content
 from towerws.broker.link import Link
 from towerws.broker.loss import Cure, Loss, from_broker
-from towerws.broker.topology import Mode, declare
+from towerws.broker.topology import Mode
+from towerws.core.markers import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import Sink
 
@@ -27,13 +29,31 @@ ACK_S: Final = 0.05
 
 @dataclass(slots=True)
 class Feed:
-    """What is fed, and how far. `log` names this process's offsets in queue mode; `attached` is the mode the sink knows of."""
+    """What is fed, and how far: it outlives channels and connections. `log` names this process's offsets in queue mode."""
 
     sink: Sink
     log: str
     attached: Mode | None = None
+    """What was consumed last; None before the first time."""
     interrupted: bool = False
     queue_offset: int = 0
+    read: int | None = None
+    """The offset of the newest message that was read from the stream, good or bad; None while there is none."""
+    anchor: tuple[int, bytes] | None = None
+    """The newest marker of our own that was read: its offset, and its body, which no other log holds."""
+    hole: bool = False
+    """Something before the next delivery was lost, and clients have not been told yet."""
+    by_interval: bool = False
+    """The refill began at an interval of the broker's clock, and nothing has shown yet that this reached far enough."""
+    unprovable: str | None = None
+    """Why no marker can be published; None when one can, or nothing is known."""
+    unreadable: bool = False
+    """The broker ended the connection (541) at `stuck_at`."""
+    stuck_at: int | None = None
+    evidence: int | None = None
+    """The stream serves its end at that broker all the same: the offset of the marker that showed it."""
+    skip: int = 0
+    """How many offsets are passed over, because there is an entry that AMQP 0-9-1 can't read; 0: none."""
     deliveries: int = 0
     octets: int = 0
     poison_headers: int = 0
@@ -51,6 +71,12 @@ class ConsumerEvents(Protocol):
     def consumer_ok(self) -> None:
         """The broker accepted the consumer: deliveries may come next."""
 
+    def consumer_saw(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        """A message of the stream that is not the expected one. The owner takes it (`Consumer.take`), skips it, or closes the consumer."""
+
+    def consumer_marker(self, marker: Marker, routing_key: str, body: bytes, offset: int) -> None:
+        """A marker was handed to the sink."""
+
     def consumer_lost(self, loss: Loss) -> None:
         """The broker took the consumer or its channel away; the connection stands."""
 
@@ -58,7 +84,8 @@ class ConsumerEvents(Protocol):
 class Consumer:
     """One consumer on a channel of its own.
 
-    `start` is the stream's `x-stream-offset` (ignored for a queue). `offset` is the newest delivery's, None before any.
+    `topology` declares what there is to declare on the open channel, and gives the name of what to consume. `start` is the stream's
+    `x-stream-offset` (ignored for a queue).
     """
 
     _log = Logger()
@@ -67,17 +94,19 @@ class Consumer:
         self,
         link: Link,
         mode: Mode,
+        topology: Callable[[Any], str],
         start: object,
         settings: BrokerSettings,
         feed: Feed,
         reactor: interfaces.IReactorTime,
         events: ConsumerEvents,
     ) -> None:
-        self.offset: int | None = None
+        self.expected: int | None = None
+        """The offset that the next message has, if nothing is out of step. None: the owner looks at each."""
         self._link = link
         self._mode = mode
+        self._topology = topology
         self._start = start
-        self._settings = settings
         self._feed = feed
         self._reactor = reactor
         self._events = events
@@ -86,12 +115,29 @@ class Consumer:
         self._unacked = 0
         self._turn = 0
         self._writing = False  # to clients, what the turn before came to
+        # What goes straight to a queue has its name as routing key.
+        self._marker_keys = frozenset({MARKER_TOPIC, settings.stream})
+        self._passive = settings.passive
         # A prefetch below the batch would otherwise wait for the timer with nothing on the way.
         self._ack_at = max(1, min(ACK_DELIVERIES, settings.prefetch // 2))
         self._ack_timer: interfaces.IDelayedCall | None = None
         self._channel = link.open_channel(self._opened, self._on_stream if mode is Mode.STREAM else self._on_queue)
         self._channel.add_on_close_callback(self._channel_closed)
         self._channel.add_on_cancel_callback(self._cancelled)
+
+    def markers_to(self, queue: str) -> None:
+        """Markers that go straight to our queue have its name as routing key."""
+        self._marker_keys = frozenset({MARKER_TOPIC, queue})
+
+    def take(self, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        """Hand on a message that `consumer_saw` told of, and expect the one behind it."""
+        self.expected = offset + 1
+        self._deliver(tag, routing_key, body, offset, message_id)
+
+    def skip(self, tag: int) -> None:
+        """Acknowledge a message that `consumer_saw` told of, and no more."""
+        self._tag = tag
+        self._unacked += 1
 
     def end_read(self) -> None:
         """One read from the socket was handled: end the turn, acknowledge what is due."""
@@ -113,6 +159,8 @@ class Consumer:
         if self._unacked:
             self._ack()
         self._closed = True
+        if self.expected is not None:
+            self._feed.read = self.expected - 1
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
@@ -125,7 +173,7 @@ class Consumer:
     def _opened(self, channel: Any) -> None:
         if self._closed:
             return
-        source = declare(channel, self._mode, self._settings)
+        source = self._topology(channel)
         if self._mode is Mode.STREAM:
             arguments = {"x-stream-offset": self._start}
             channel.basic_consume(source, by_the_link, arguments=arguments, callback=self._consume_ok)
@@ -139,7 +187,7 @@ class Consumer:
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
             loss = from_broker(reason.reply_code, reason.reply_text)
-            if loss.code == 404 and not self._settings.passive:
+            if loss.code == 404 and not self._passive:
                 loss = replace(loss, cure=Cure.SOON, hint="")  # declared, and gone a moment later: declare it again
             self._lose(loss)
         else:
@@ -152,18 +200,21 @@ class Consumer:
 
     def _on_stream(self, tag: int, routing_key: str, content: Content, body: bytes) -> None:
         offset = content.offset
-        if offset is not None:
-            self.offset = offset
+        if offset is not None and offset == self.expected:
+            self.expected = offset + 1
             self._deliver(tag, routing_key, body, offset, content.message_id)
+        elif self._closed:
+            pass
+        elif offset is not None:
+            self._events.consumer_saw(self, tag, routing_key, body, offset, content.message_id)
         else:
-            self._tag = tag
-            self._unacked += 1
+            self.skip(tag)
             self._feed.poison_headers += 1
 
     def _on_queue(self, tag: int, routing_key: str, content: Content, body: bytes) -> None:
         feed = self._feed
         feed.poison_headers += content.damaged
-        feed.queue_offset = self.offset = offset = feed.queue_offset + 1
+        feed.queue_offset = offset = feed.queue_offset + 1
         self._deliver(tag, routing_key, body, offset, content.message_id)
 
     def _deliver(self, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
@@ -175,7 +226,11 @@ class Consumer:
         feed.deliveries += 1
         feed.octets += len(body)
         try:
-            feed.sink.deliver(routing_key, body, offset, message_id)
+            if routing_key in self._marker_keys and (marker := parse_marker(body)) is not None:
+                feed.sink.marker(marker, body, offset, message_id)
+                self._events.consumer_marker(marker, routing_key, body, offset)
+            else:
+                feed.sink.deliver(routing_key, body, offset, message_id)
         except Exception:  # noqa: BLE001 - ours to mend, but it must not end the connection
             self._sink_failed()
         self._turn += 1

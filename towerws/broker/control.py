@@ -7,6 +7,8 @@
   paused    | the broker refused, or took it away     | the pause   | starting; off
   off       | the connection is lost, from any state  | -           | starting
 
+While it listens, a `ControlWatch` proves by markers that the queue is still bound, and has it bound again when it is not.
+
 What goes wrong here costs the channel and is told, and events go on: a user without permission for this exchange still gets
 its events, and who may listen is asked about every minute anyway. A set-up that did not end well, also one that the connection
 ended with, doubles the pause before the next, from 1 s to a minute: if it should be the broker's reason to end the connection
@@ -25,10 +27,11 @@ from twisted.logger import Logger
 
 from towerws.broker.consumer import by_the_link
 from towerws.broker.content import Content
+from towerws.broker.control_watch import SILENT_S, Announce, ControlWatch
 from towerws.broker.deadline import Deadline
 from towerws.broker.link import Link
 from towerws.broker.loss import Loss, from_broker
-from towerws.broker.topology import declare_control
+from towerws.broker.topology import bind_control, declare_control
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import ControlSink
 
@@ -44,11 +47,22 @@ _HINTS: Final = {
 
 
 class ControlListener:
-    """Feeds `sink` with what is published to the control exchange while there is a connection. `begin` and `end` take turns."""
+    """Feeds `sink` with what is published to the control exchange while there is a connection. `begin` and `end` take turns.
+
+    `marker` gives the body of this daemon's marker with a text, and `announce` publishes it.
+    """
 
     _log = Logger()
 
-    def __init__(self, settings: BrokerSettings, sink: ControlSink, reactor: interfaces.IReactorTime) -> None:
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        sink: ControlSink,
+        reactor: interfaces.IReactorTime,
+        *,
+        marker: Callable[[str], bytes],
+        announce: Announce,
+    ) -> None:
         self._settings = settings
         self._sink = sink
         self._reactor = reactor
@@ -63,13 +77,21 @@ class ControlListener:
         self._losses = 0
         self._errors = 0
         self._said: tuple[str, float] | None = None
+        self._watch = ControlWatch(settings.control, marker, announce, self, reactor)
 
     @property
     def status(self) -> Mapping[str, object]:
-        """Where it stands, why it does not listen, and how often it could not."""
-        why = {"off": "no connection to the broker", "starting": "waiting for the broker's answer"}.get(self._state)
-        reason = "; before that: ".join(filter(None, (why, self._last))) or None
-        return {"state": self._state, "reason": reason, "losses": self._losses, "errors": self._errors}
+        """Where it stands, whether its binding is proven, why it does not listen or is not proven, and how often it could not."""
+        why = {"off": "no connection to the broker", "starting": "waiting for the broker's answer", "listening": self._watch.reason}
+        reason = "; before that: ".join(filter(None, (why.get(self._state), self._last))) or None
+        return {
+            "state": self._state,
+            "proven": self._watch.reason is None,
+            "reason": reason,
+            "losses": self._losses,
+            "unbound": self._watch.unbound,
+            "errors": self._errors,
+        }
 
     def begin(self, link: Link) -> None:
         """A connection is open: listen on it, at once or when the pause is over."""
@@ -91,6 +113,7 @@ class ControlListener:
             self._losses += 1
             self._last = "the connection was lost while this was set up"
         self._deadline.clear()
+        self._watch.end()
         self._link = self._channel = None
         self._state = "off"
 
@@ -114,6 +137,12 @@ class ControlListener:
             self._said = None
             self._log.info("listening to control exchange {exchange} again", exchange=self._settings.control)
         self._hand_on(self._sink.listening)
+        self._watch.begin()
+
+    def _bound(self, channel: Any) -> None:
+        if channel is self._channel and self._state == "listening":
+            self._deadline.clear()
+            self._watch.bound()
 
     def _closed(self, channel: object, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
@@ -125,8 +154,32 @@ class ControlListener:
     # the link calls this, once per message
 
     def _deliver(self, _tag: int, _routing_key: str, content: Content, body: bytes) -> None:
-        if self._state == "listening":
+        if self._state == "listening" and not self._watch.came(content.message_id):
             self._hand_on(lambda: self._sink.control(body, content.message_id))
+
+    # WatchOwner
+
+    def bind_again(self) -> None:
+        """Declare and bind once more on the channel that consumes; no answer ends it."""
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return
+        bind_control(channel, self._settings, lambda: self._bound(channel))
+        self._deadline.set(self._settings.attempt_s, lambda: self._lost(channel, Loss(f"no answer within {self._settings.attempt_s:g} s")))
+
+    def was_unbound(self, how: str) -> None:
+        """Say so; what was missed is made up for as after any other loss."""
+        self._log.warn(
+            "control exchange {exchange}: this daemon's queue was not bound to it any more ({how}); it was bound again, and all"
+            " credentials are checked again, since revocations may have been missed",
+            exchange=self._settings.control,
+            how=how,
+        )
+        self._hand_on(self._sink.listening)
+
+    def channel_silent(self) -> None:
+        """Begin with another channel and queue."""
+        self._lost(self._channel, Loss(f"the broker confirms markers, and nothing has come for {SILENT_S:g} s"))
 
     # our own
 
@@ -146,6 +199,7 @@ class ControlListener:
         if channel is not self._channel or link is None or link.dead:
             return
         self._channel = None
+        self._watch.end()
         self._losses += 1
         self._state, self._last = "paused", str(loss)
         now = self._reactor.seconds()

@@ -1,6 +1,7 @@
-"""One connection that publishes to the control exchange, from connecting to its end. Every message is confirmed, or was not told.
+"""One connection that publishes, from connecting to its end. Every message is confirmed, or was not told.
 
-A message that no queue was bound for comes back (Basic.Return) before its confirm: nobody heard it.
+A message that no queue was bound for comes back (Basic.Return) before its confirm: nobody heard it. During an alarm the broker
+says so (Connection.Blocked) when something is published, and confirms it when the alarm has ended.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from towerws.broker.content import Content
 from towerws.broker.deadline import Deadline
 from towerws.broker.link import Link
 from towerws.broker.loss import Loss, from_broker, from_transport
+from towerws.core.errors import BrokerError, NotRouted
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
 IDLE_S: Final = 30.0
@@ -28,8 +30,10 @@ CLOSE_S: Final = 1.0
 
 @dataclass(slots=True, eq=False)
 class Announcement:
-    """One message, and who waits for its confirm."""
+    """One message, where it goes, and who waits for its confirm."""
 
+    exchange: str
+    routing_key: str
     body: bytes
     message_id: str
     told: defer.Deferred[None] = field(default_factory=defer.Deferred)
@@ -43,7 +47,7 @@ class LineOwner(Protocol):
     def line_ready(self, line: Line) -> None:
         """It takes messages now."""
 
-    def line_answered(self, announcement: Announcement, error: str | None) -> None:
+    def line_answered(self, announcement: Announcement, error: BrokerError | None) -> None:
         """The broker confirmed one, and put it into every queue there is; or what kept it from that."""
 
     def line_idle(self, line: Line) -> None:
@@ -54,16 +58,21 @@ class LineOwner(Protocol):
 
 
 class Line:
-    """See the module. `connect_s` bounds everything until it is ready."""
+    """See the module. `connect_s` bounds everything until it is ready; `purpose` is shown by the broker."""
 
-    def __init__(self, owner: LineOwner, url: BrokerUrl, settings: BrokerSettings, reactor: Any, *, connect_s: float) -> None:
+    def __init__(
+        self, owner: LineOwner, url: BrokerUrl, settings: BrokerSettings, reactor: Any, *, connect_s: float, purpose: str = "control"
+    ) -> None:
         self.url = url
+        self.blocked = False
+        """Whether the broker is in an alarm, as far as it said so on this connection."""
         self.ready = False
         self.worked = False
         """Whether it has confirmed anything."""
         self.heard_at: float = reactor.seconds()
         """When the broker answered last, or it was made."""
         self._owner = owner
+        self._purpose = purpose
         self._settings = settings
         self._reactor = reactor
         self._connecting: defer.Deferred[Any] | None = None
@@ -90,7 +99,7 @@ class Line:
         announcement.returned = False
         self._rest()
         properties = pika.BasicProperties(content_type="application/json", delivery_mode=1, message_id=announcement.message_id)
-        self._channel.basic_publish(self._settings.control, "", announcement.body, properties, mandatory=True)
+        self._channel.basic_publish(announcement.exchange, announcement.routing_key, announcement.body, properties, mandatory=True)
 
     def close(self) -> defer.Deferred[None]:
         """End in order, after `CLOSE_S` by force. Fires when the transport is closed."""
@@ -123,6 +132,7 @@ class Line:
     def link_open(self, server_properties: Mapping[str, Any]) -> None:
         """AMQP is open: switch confirms on."""
         if self._link is not None:
+            self._link.watch_alarms(self._alarm)
             self._channel = self._link.open_channel(self._opened, self._returned)
             self._channel.add_on_close_callback(self._channel_closed)
 
@@ -157,12 +167,11 @@ class Line:
         for tag in tags:
             if (announcement := self._sent.pop(tag, None)) is None:
                 continue
+            error: BrokerError | None = None
             if isinstance(method, spec.Basic.Nack):
-                error = "the broker did not put it into every queue: a daemon's is full, or its node is down"
+                error = BrokerError("the broker did not put it into every queue: a daemon's is full, or its node is down")
             elif announcement.returned:
-                error = f"no daemon listens to exchange {self._settings.control}"
-            else:
-                error = None
+                error = NotRouted(f"no daemon listens to exchange {announcement.exchange}")
             self._owner.line_answered(announcement, error)
 
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
@@ -179,8 +188,12 @@ class Line:
 
     # our own
 
+    def _alarm(self, blocked: bool) -> None:
+        self.blocked = blocked
+        self.heard_at = self._reactor.seconds()
+
     def _new_link(self) -> Link:
-        link = self._link = Link(self.url, self._settings, self._reactor, self, " control")
+        link = self._link = Link(self.url, self._settings, self._reactor, self, f" {self._purpose}")
         if self._over:
             link.abort()
         return link

@@ -243,6 +243,11 @@ class Link(protocol.Protocol):
         self._amqp.deliveries[channel.channel_number] = _Delivery(on_delivery)
         return channel
 
+    def watch_alarms(self, blocked: Callable[[bool], None]) -> None:
+        """Call this with True when the broker stops taking messages (Connection.Blocked), and with False when it takes them again."""
+        self._amqp.add_on_connection_blocked_callback(lambda *_: blocked(True))
+        self._amqp.add_on_connection_unblocked_callback(lambda *_: blocked(False))
+
     def pause(self) -> None:
         """Read nothing until `resume`: what the last read brought is still being written to clients.
 

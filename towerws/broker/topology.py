@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from towerws.core.errors import BrokerError
@@ -51,23 +51,46 @@ def choose_mode(consume: str, server_properties: Mapping[str, Any]) -> Mode:
     return Mode.QUEUE
 
 
-def declare(channel: Any, mode: Mode, settings: BrokerSettings) -> str:
-    """Declare, or with `passive` only look for, everything of this mode on an open pika channel; returns what to consume.
+def declare_stream(channel: Any, settings: BrokerSettings, *, bind: bool, callback: Callable[[], None] | None = None) -> str:
+    """Declare exchange and stream on an open pika channel, or with `passive` only look for them; the stream's name.
 
-    In queue mode that is "", which to the broker means the queue this channel declared last: the name is the broker's.
+    `bind` binds the stream as well. A binding that is there already is not looked at otherwise: AMQP has no way to ask, and to bind
+    again would hide that it was missing. `callback` is called when the broker agreed to all of it.
     """
     passive = settings.passive
     channel.exchange_declare(settings.exchange, "topic", passive=passive, durable=True, callback=_go_on)
-    if mode is Mode.STREAM:
-        channel.queue_declare(settings.stream, passive=passive, durable=True, arguments=_stream_arguments(settings), callback=_go_on)
-        if not passive:
-            channel.queue_bind(settings.stream, settings.exchange, "#", callback=_go_on)
-    else:
-        # Exclusive and not durable: RabbitMQ 4.3 ends the connection for a transient queue that is not exclusive.
-        channel.queue_declare("", exclusive=True, auto_delete=True, arguments=_queue_arguments(settings), callback=_go_on)
-        channel.queue_bind("", settings.exchange, "#", callback=_go_on)
+    last = _go_on if callback is None else (lambda _: callback())
+    bind = bind and not passive
+    arguments = _stream_arguments(settings)
+    channel.queue_declare(settings.stream, passive=passive, durable=True, arguments=arguments, callback=_go_on if bind else last)
+    if bind:
+        channel.queue_bind(settings.stream, settings.exchange, "#", callback=last)
+    return settings.stream
+
+
+def declare_queue(channel: Any, settings: BrokerSettings, named: Callable[[str], None]) -> str:
+    """Declare the exchange, or with `passive` only look for it, and this process's queue behind it; "", which is the queue declared last.
+
+    `named` is told the name that the broker gave the queue.
+    """
+    channel.exchange_declare(settings.exchange, "topic", passive=settings.passive, durable=True, callback=_go_on)
+    # Exclusive and not durable: RabbitMQ 4.3 ends the connection for a transient queue that is not exclusive.
+    channel.queue_declare(
+        "", exclusive=True, auto_delete=True, arguments=_queue_arguments(settings), callback=lambda frame: named(str(frame.method.queue))
+    )
+    channel.queue_bind("", settings.exchange, "#", callback=_go_on)
+    return ""
+
+
+def set_prefetch(channel: Any, settings: BrokerSettings) -> None:
+    """Bound what the broker sends ahead of our acknowledgements. A stream refuses a consumer without it (406)."""
     channel.basic_qos(prefetch_count=settings.prefetch, callback=_go_on)
-    return settings.stream if mode is Mode.STREAM else ""
+
+
+def rebind_queue(channel: Any, settings: BrokerSettings, queue: str, callback: Callable[[], None]) -> None:
+    """Declare the exchange and bind this process's queue to it, once more."""
+    channel.exchange_declare(settings.exchange, "topic", passive=settings.passive, durable=True, callback=_go_on)
+    channel.queue_bind(queue, settings.exchange, "#", callback=lambda _: callback())
 
 
 def declare_control(channel: Any, settings: BrokerSettings) -> None:
@@ -75,6 +98,15 @@ def declare_control(channel: Any, settings: BrokerSettings) -> None:
     channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_declare("", exclusive=True, auto_delete=True, arguments=dict(_CONTROL_ARGUMENTS), callback=_go_on)
     channel.queue_bind("", settings.control, "", callback=_go_on)
+
+
+def bind_control(channel: Any, settings: BrokerSettings, bound: Callable[[], None]) -> None:
+    """Declare (or with `passive` look for) the control exchange again, and bind the queue that this channel declared last.
+
+    `bound` is called when the broker has done both. Repeating what is in force has no effect.
+    """
+    channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
+    channel.queue_bind("", settings.control, "", callback=lambda _: bound())
 
 
 def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 state      | connected            | lost                          | bye                     | refused (401, 403)
 new        | welcome -> subscribe | end: nobody there             | (as online)             | end
-online     | -                    | wait, connect with `since`    | wait as told; 0 = end   | -
+online     | -                    | wait, connect with `since`    | wait as told; null = end | -
 lost       | welcome -> subscribe | wait longer, connect again    | (as online)             | end
 """
 
@@ -173,7 +173,7 @@ class Tail:
         try:
             frame = json.loads(text)
         except (ValueError, RecursionError):
-            # The daemon passes payloads on as they are; a producer's may be anything between two braces.
+            # The daemon passes payloads on as they are; json.loads refuses, for one, an integer of 5,000 digits.
             self._say("an event came that is not JSON; left out")
             return
         handler = _HANDLERS.get(frame.get("type"))
@@ -206,7 +206,7 @@ class Tail:
                 self._say(f"{shown(str(item['topic']))} denied: {shown(str(item['reason']))}")
         if self._resuming:
             self._resuming = False
-            if not frame["recovered"]:
+            if frame["recovered"] is False:
                 self._say("some events were missed: they are no longer held (recovered: false)")
         if self._lost:
             self._lost = False
@@ -249,7 +249,7 @@ class Tail:
         after_ms = frame["reconnect_after_ms"]
         if frame["reason"] == CloseReason.NO_CREDENTIAL.value.reason:
             self._refused(CloseReason.NO_CREDENTIAL.value.reason)
-        elif after_ms == 0:
+        elif after_ms is None:
             self._end(FAILED, f"towerws: the daemon closes: {shown(str(frame['reason']))}; coming back is no use, it says")
         else:
             self._come_back_s = after_ms / 1000
@@ -258,6 +258,7 @@ class Tail:
 _HANDLERS: dict[object, Callable[[Tail, dict[str, Any], str], None]] = {
     "welcome": Tail._welcome,  # noqa: SLF001 - our own
     "subscribed": Tail._subscribed,  # noqa: SLF001
+    "revoked": Tail._subscribed,  # noqa: SLF001
     "event": Tail._event,  # noqa: SLF001
     "gap": Tail._gap,  # noqa: SLF001
     "error": Tail._error,  # noqa: SLF001

@@ -169,7 +169,9 @@ def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings]) -> S
     urls = _urls(by_key)
     history = HistorySettings(**part(HistorySettings, "history."))
     top = part(Settings)
-    top["broker"] = BrokerSettings(**part(BrokerSettings), urls=urls, refill_s=history.max_age_s) if urls else None
+    key_file = by_key["position_key_file"]
+    key = _secret_line(key_file, "key") if key_file.value else None
+    top["broker"] = BrokerSettings(**part(BrokerSettings), urls=urls, refill_s=history.max_age_s, position_key=key) if urls else None
     _check_tls_ca(by_key["tls_ca"])
     return Settings(
         **top,
@@ -188,7 +190,7 @@ def _urls(by_key: Mapping[str, Setting]) -> tuple[BrokerUrl, ...]:
     texts = broker.value if isinstance(broker.value, tuple) else ()
     if texts == (EMBEDDED,):
         return ()
-    password = _password(file) if file.value else None
+    password = _secret_line(file, "password") if file.value else None
     urls = []
     for text in texts:
         if text == EMBEDDED:
@@ -200,12 +202,12 @@ def _urls(by_key: Mapping[str, Setting]) -> tuple[BrokerUrl, ...]:
     return tuple(urls)
 
 
-def _password(setting: Setting) -> Secret:
+def _secret_line(setting: Setting, what: str) -> Secret:
     text = read_text(setting.origin, str(setting.value), MAX_PASSWORD_FILE_OCTETS)
-    password = text.removesuffix("\n").removesuffix("\r")
-    if not password or "\n" in password:
-        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: must hold the password on a single line")
-    return Secret(password)
+    secret = text.removesuffix("\n").removesuffix("\r")
+    if not secret or "\n" in secret:
+        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: must hold the {what} on a single line")
+    return Secret(secret)
 
 
 def _check_tls_ca(setting: Setting) -> None:

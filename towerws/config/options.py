@@ -215,6 +215,11 @@ OPTIONS: tuple[Option, ...] = (
         "queue_max_octets", _S, "consume = queue: what may wait in the queue; beyond it the oldest is dropped.", low=KIB, high=1024 * GIB
     ),
     _option("queue_ttl_s", _WS, "consume = queue: how long a message may wait in the queue.", low=1, high=DAY_S),
+    _option(
+        "position_key_file",
+        _T,
+        "A file that holds the key of clients' positions, the same for all daemons of a broker. Empty: made from the credentials.",
+    ),
     _option("tls_ca", _T, "A PEM file of the authorities trusted for amqps://; empty: the system's."),
     _option("max_payload_octets", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),
     _option(
@@ -306,6 +311,13 @@ OPTIONS: tuple[Option, ...] = (
         "websocket.token_s",
         _D,
         "How long a client that came without a credential has for sending a good token (auth jwt).",
+        low=0.1,
+        high=300,
+    ),
+    _option(
+        "websocket.resume_wait_s",
+        _D,
+        "How long a client may wait until its position can be judged. Then it is told to come back, and the position stays good.",
         low=0.1,
         high=300,
     ),

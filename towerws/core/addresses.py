@@ -1,11 +1,13 @@
 """Whose address counts: the TCP peer's, or what proxies that are trusted say of it.
 
-`X-Forwarded-For` grows to the right: each proxy appends the address of who spoke to it, behind whatever that one sent. So
-it is read from the right, only as long as the speaker is trusted; what an untrusted one put in front of it is never looked at.
+`X-Forwarded-For` and `Forwarded` (RFC 7239) grow to the right: each proxy appends the address of who spoke to it, behind
+whatever that one sent. So they are read from the right, only as long as the speaker is trusted; what an untrusted one put in
+front of it is never looked at. Where both are there, `X-Forwarded-For` counts: proxies that write it pass `Forwarded` on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -40,16 +42,16 @@ class Proxies:
         known = read_address(address)
         return known is not None and self._trust(known)
 
-    def client(self, peer: str, forwarded_for: str | None) -> str:
-        """The address of the client: the first from the right that is not a trusted proxy's.
+    def client(self, peer: str, nodes: Sequence[str]) -> str:
+        """The address of the client: the first of the nodes (see `forwarded_nodes`) that is not a trusted proxy's.
 
-        Where the header is missing, or holds what is no address, it is that of the last speaker that could be read.
+        Where there are none, or one is no address, it is that of the last speaker that could be read.
         """
-        if forwarded_for is None or not self.trust(peer):
+        if not nodes or not self.trust(peer):
             return peer
         client = peer
-        for text in reversed(forwarded_for.split(",")):
-            address = read_address(text.strip(" \t"))
+        for text in nodes:
+            address = read_node(text)
             if address is None:
                 break
             client = str(address)
@@ -59,6 +61,49 @@ class Proxies:
 
     def _trust(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def forwarded_nodes(x_forwarded_for: str | None, forwarded: str | None) -> list[str]:
+    """Whom the proxies say they speak for, the newest first, as they wrote it. An unreadable element of `Forwarded` is ''."""
+    if x_forwarded_for is not None:
+        return [node for text in reversed(x_forwarded_for.split(",")) if (node := text.strip(" \t"))]
+    nodes: list[str] = []
+    # From the right, so that a quote which a client leaves open can't swallow what the proxy appended.
+    text, at = (forwarded or "")[::-1], 0
+    while at < len(text):
+        end = _element(text, at).end()  # type: ignore[union-attr]  # it matches anywhere
+        nodes.append(_node_of(text[at:end][::-1].strip(" \t")))
+        if text[end : end + 1] != ",":  # the end, or a quote or backslash out of place
+            return nodes if end == len(text) else [*nodes, ""]
+        at = end + 1
+    return nodes
+
+
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_element = re.compile(r'(?:[^",\\]++|"[^"\\]*+")*+').match
+_pair = re.compile(rf'[ \t]*+({_WORD})=("[^"\\]*+"|[^\s",;\\]++)[ \t]*+(?:;|$)').match
+
+
+def _node_of(element: str) -> str:
+    """The value of `for` in one element of `Forwarded`; '' if there is none, or two, or the element is malformed."""
+    nodes, at = [], 0
+    while at < len(element):
+        pair = _pair(element, at)
+        if pair is None:
+            return ""
+        if pair[1].lower() == "for":
+            nodes.append(pair[2].strip('"'))
+        at = pair.end()
+    return nodes[0] if len(nodes) == 1 else ""
+
+
+def read_node(text: str) -> Address | None:
+    """An address as proxies write it: alone, with a port (`192.0.2.1:5000`), or in brackets (`[2001:db8::1]:443`)."""
+    found = _is_with_port(text)
+    return read_address(text if found is None else found[1] or found[2])
+
+
+_is_with_port = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5})").fullmatch
 
 
 def read_address(text: str) -> Address | None:

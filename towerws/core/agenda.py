@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import heapq
 
+SLACK = 64
+"""How many entries of names that were discarded may stay beyond twice the names. A rebuild then costs what was discarded since."""
+
 
 class Agenda:
     """Names with a time. Looking for what is due costs what is found."""
@@ -20,6 +23,13 @@ class Agenda:
         if at < self._times.get(name, float("inf")):
             self._times[name] = at
             heapq.heappush(self._heap, (at, name))
+
+    def discard(self, name: str) -> None:
+        """Forget a name. A second call does nothing."""
+        self._times.pop(name, None)
+        if len(self._heap) > 2 * len(self._times) + SLACK:
+            self._heap = [(time, kept) for kept, time in self._times.items()]
+            heapq.heapify(self._heap)
 
     def hasten(self, at: float) -> None:
         """Whatever is later than this is to be done by then."""

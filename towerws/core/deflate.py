@@ -6,6 +6,7 @@ which every client takes that takes any, and which costs a fifth of the usual 32
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -21,11 +22,24 @@ _TAIL = b"\x00\x00\xff\xff"  # what a sync flush ends with, and RFC 7692 section
 _NAME = "permessage-deflate"
 _FLAGS = ("server_no_context_takeover", "client_no_context_takeover")
 
+# RFC 6455 section 9.1. A quoted value is a token, too, so no `,` or `;` can stand between quotes. Possessive: linear.
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_PARAMETER = rf"[ \t]*+;[ \t]*+{_WORD}(?:[ \t]*+=[ \t]*+(?:{_WORD}|\"{_WORD}\"))?+"
+_ITEM = rf"[ \t]*+(?:{_WORD}(?:{_PARAMETER})*+[ \t]*+)?+"  # or nothing between two commas (RFC 9110 section 5.6.1)
+_is_list = re.compile(rf"{_ITEM}(?:,{_ITEM})*+").fullmatch
+
+
+def is_extension_list(header: str) -> bool:
+    """Whether this is a `Sec-WebSocket-Extensions` header, of any extensions."""
+    return _is_list(header) is not None
+
 
 def negotiate(offers: str) -> str | None:
     """The answer to a `Sec-WebSocket-Extensions` header: the first offer that can be met, or None (RFC 7692 section 7.1)."""
+    if not is_extension_list(offers):
+        return None
     for offer in offers.split(","):
-        name, *parameters = (part.strip() for part in offer.split(";"))
+        name, *parameters = (part.strip(" \t") for part in offer.split(";"))
         if name.lower() == _NAME and (answer := _answer(parameters)) is not None:
             return answer
     return None
@@ -35,7 +49,7 @@ def _answer(parameters: list[str]) -> str | None:
     answer = "; ".join((_NAME, *_FLAGS))
     seen: set[str] = set()
     for parameter in parameters:
-        name, has_value, value = (part.strip() for part in parameter.partition("="))
+        name, has_value, value = (part.strip(" \t") for part in parameter.partition("="))
         bits = value.strip('"')
         if name in seen:
             return None

@@ -1,43 +1,71 @@
 """A delivery: one message of the log, and where it stands there.
 
-Positions are opaque text for clients. `<offset>-<tag>`: the offset says where, the tag says in which log.
-- A log that exists in this process only (a queue, the embedded source) has a random name: that is the tag.
-- A stream has no name that AMQP 0-9-1 would tell, and may be deleted and made anew under the same one. There the tag is a
-  fingerprint of the delivery itself. Every process computes the same without having to agree on anything, and an offset
-  with another message behind it, from another stream, does not match.
+Positions are opaque text for clients: `<offset>-<epoch>`. The offset says where, the epoch says in which log.
+- A log that exists in this process only (a queue, the embedded source) has a random name. That name is the epoch.
+- A stream has no name that AMQP 0-9-1 would tell, and may be deleted and declared again. There the epoch is a keyed
+  fingerprint of the delivery itself. Every daemon of a broker computes the same one, and another message at the same offset
+  has another one. Without the key a position says nothing about the content of the delivery.
+- `<offset>-<epoch>.b` is the place just before that delivery: the end of a gap.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, scrypt
 
-_FINGERPRINT_OCTETS = 6
+BEFORE = ".b"
+"""Ends the position of the place just before a delivery."""
+
+_FINGERPRINT_BYTES = 6
 
 parse_position = re.compile(r"([0-9]{1,19})-([0-9a-z.]{1,32})", re.ASCII).fullmatch
 
 
+def derive_key(secret: bytes, salt: bytes) -> bytes:
+    """The key of a `Fingerprint` from a secret that may be a password.
+
+    scrypt makes each guess expensive (some 50 ms and 16 MiB): a reader knows events and their positions, and could otherwise try passwords
+    at the speed of a hash. Called once per process.
+    """
+    return scrypt(secret, salt=salt, n=2**14, r=8, p=1, dklen=32)
+
+
+class Fingerprint:
+    """Computes the epoch of a stream's deliveries. `key` has at most 64 bytes (RFC 7693 section 2.9)."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __call__(self, topic: str, message_id: str | None, payload: bytes) -> str:
+        """Twelve hexadecimal digits: 48 bits of keyed BLAKE2b."""
+        text = f"{topic}\0{message_id or ''}\0".encode()
+        return blake2b(text + payload, digest_size=_FINGERPRINT_BYTES, key=self._key).hexdigest()
+
+
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message of the log, or a mark between two of them (then `topic` is empty and `tag` is given)."""
+    """One message of the log, or a mark between two of them (then `topic` is empty and `epoch` is text)."""
 
     seq: int
     """Counts deliveries and marks in this process, from 0; the order in which everything goes out."""
     topic: str
     payload: bytes
     offset: int
-    tag: str | None
-    """Names the log; None for a stream, whose positions carry a fingerprint instead."""
+    epoch: str | Fingerprint
+    """Names the log. A stream's deliveries share the `Fingerprint` that computes it. Empty: a place that no client can resume from."""
     message_id: str | None = None
     arrived: float = 0.0
     """Seconds of the clock that history uses."""
 
     @property
     def position(self) -> str:
-        """What a client quotes to resume after this delivery. Computed on demand: only `towerws.v1` clients see it."""
-        tag = self.tag
-        if tag is None:
-            text = f"{self.topic}\0{self.message_id or ''}\0".encode()
-            tag = blake2b(text + self.payload, digest_size=_FINGERPRINT_OCTETS).hexdigest()
-        return f"{self.offset}-{tag}"
+        """What a client quotes to resume after this delivery, or "" where it can't. Computed on demand."""
+        epoch = self.epoch
+        if not isinstance(epoch, str):
+            epoch = epoch(self.topic, self.message_id, self.payload)
+        elif not epoch:
+            return ""
+        return f"{self.offset}-{epoch}"

@@ -20,7 +20,29 @@ class ConfigError(TowerwsError):
 
 
 class BrokerError(TowerwsError):
-    """The broker refused or can't be used. Its text is what an operator should read."""
+    """The broker refused or can't be used. Its text is what an operator should read.
+
+    `code` is the AMQP reply code that the broker gave, 312 for a message that it returned; None when it gave none.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class NotRouted(BrokerError):
+    """No queue took a message that was published: nothing is bound to the exchange."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, 312)
+
+
+class PublishRefused(BrokerError):
+    """The broker does not let this user publish there (403), or has no such exchange (404)."""
+
+
+class PublishersBlocked(BrokerError):
+    """The broker is in a memory or disk alarm: it takes no message from anybody."""
 
 
 class BadDelivery(TowerwsError):
@@ -61,11 +83,14 @@ class HandshakeError(TowerwsError):
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """One way in which the server ends a connection: the code on the wire, the word for it, and whether to come back."""
+    """One way in which the server ends a connection: the code on the wire, the word for it, and what the client should do next.
+
+    `action` is "reconnect", "authenticate" (reconnect with another credential) or "stop" (the same would happen again).
+    """
 
     code: int
     reason: str
-    reconnect: bool
+    action: str
 
 
 class CloseReason(enum.Enum):
@@ -74,12 +99,13 @@ class CloseReason(enum.Enum):
     Never 1000: AWX's React pages take that as final (awx/ui/src/screens/Job/JobOutput/connectJobSocket.js).
     """
 
-    POLICY = Close(1008, "policy", reconnect=False)
-    CREDENTIAL = Close(1008, "credential no longer valid", reconnect=False)
-    NO_CREDENTIAL = Close(1008, "no credential", reconnect=False)
-    TOO_BIG = Close(1009, "too big", reconnect=False)
-    RESTART = Close(1012, "restart", reconnect=True)
-    HISTORY = Close(1013, "fell out of history", reconnect=True)
-    OVERLOAD = Close(1013, "overload", reconnect=True)
-    UNCHECKED = Close(1013, "credential can't be checked", reconnect=True)
-    CROWDED = Close(1013, "too many connections", reconnect=True)
+    POLICY = Close(1008, "policy", "stop")
+    CREDENTIAL = Close(1008, "credential no longer valid", "authenticate")
+    NO_CREDENTIAL = Close(1008, "no credential", "authenticate")
+    TOO_BIG = Close(1009, "too big", "stop")
+    RESTART = Close(1012, "restart", "reconnect")
+    HISTORY = Close(1013, "fell out of history", "reconnect")
+    OVERLOAD = Close(1013, "overload", "reconnect")
+    NOT_YET = Close(1013, "position can't be judged yet", "reconnect")
+    UNCHECKED = Close(1013, "credential can't be checked", "reconnect")
+    CROWDED = Close(1013, "too many connections", "reconnect")

@@ -11,6 +11,9 @@ _TEXT = 0x81  # FIN and opcode 1: a text message in one frame
 _MASKED = 0x80
 _DEFLATED = 0xC1  # and RSV1: its payload is compressed (RFC 7692 section 6)
 
+_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
+"""IANA's registry without 1004, 1005, 1006 and 1015, which no endpoint may send."""
+
 _header_16 = struct.Struct("!BBH").pack
 _header_64 = struct.Struct("!BBQ").pack
 
@@ -23,6 +26,11 @@ def text_frame(payload: bytes) -> bytes:
 def deflated_frame(payload: bytes) -> bytes:
     """The same, for a `payload` that was compressed, and for clients with whom that was negotiated."""
     return _frame(_DEFLATED, payload)
+
+
+def is_close_code(code: int | None) -> bool:
+    """Whether a client may say this in a close frame (RFC 6455 section 7.4, and the codes that IANA has registered since)."""
+    return code is None or 3000 <= code <= 4999 or code in _CLOSE_CODES
 
 
 def whole_text(data: bytes, max_octets: int) -> bytes | None:

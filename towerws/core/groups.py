@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from towerws.core.identity import Identity
+from towerws.core.markers import MARKER_TOPIC
 from towerws.core.settings import GroupSettings
 from towerws.core.topics import is_event
 
@@ -68,8 +69,9 @@ AWX_GROUPS: Mapping[str, Group] = {
     "control": Group(id_prefix="limit_reached_", policy="own"),
 }
 
-WITHHELD = frozenset({"metrics", "control.limit_reached"})
-"""Routing keys whose messages go nowhere: one is for AWX's nodes only, the other (AWX 1.0 to 1.0.6) holds session keys."""
+WITHHELD = frozenset({"metrics", "control.limit_reached", MARKER_TOPIC})
+"""Routing keys whose messages go nowhere: one is for AWX's nodes only, the second (AWX 1.0 to 1.0.6) holds session keys, the third is
+for the daemons themselves."""
 
 
 class GroupTable:

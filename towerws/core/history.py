@@ -4,9 +4,9 @@ The oldest delivery of all is always also the oldest of its topic, so dropping i
 the order of `seq`; what a reader missed is found by bisection in each of its topics and merged, so a resume costs what was
 missed, not the length of history.
 
-`floor` is the newest delivery that was dropped: everything after it is held. `barrier` is the newest mark after which
-positions are worth something again: deliveries before it are still fed to readers that are behind, but nobody may resume
-from there, since something between them and the mark can't be had.
+`floor` is the newest delivery that was dropped: everything after it is held. `barrier` is the newest mark behind a hole in the
+log: deliveries before it are still fed to readers that are behind, but nobody may resume from there, since something between
+them and the mark can't be had.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ from collections.abc import Iterator, Mapping
 from heapq import merge
 from operator import attrgetter
 
-from towerws.core.deliveries import Delivery, parse_position
+from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, parse_position
 
-ENTRY_OCTETS = 400
-"""What a delivery weighs beside its payload: the object, its numbers, its place in three indexes (measured on CPython 3.11)."""
+ENTRY_OCTETS = 320
+"""What a delivery weighs beyond its texts: the objects, its numbers, its places in the indexes (CPython 3.11, tracemalloc)."""
+
+TOPIC_OCTETS = 170
+"""What a topic weighs while a delivery of it is held: its log, and its place among the topics."""
+
+MESSAGE_ID_OCTETS = 136
+"""What a `message_id` weighs beyond its characters: the text's head, its pair with the topic, and their place in the index."""
 
 READ_OCTETS = 128
 """What a delivery weighs beside its payload when it is read: its frame, and in `towerws.v1` its position and names."""
@@ -28,11 +34,13 @@ READ_OCTETS = 128
 MAX_FORMER_TOPICS = 10_000
 """For so many topics that are no longer held it is remembered how far they had come (about 2 MiB)."""
 
-START_TAG = "start"
-"""Tags the position before the very first delivery of a stream, when there is nothing yet whose fingerprint could be taken."""
-
 _seq = attrgetter("seq")
 _GONE = Delivery(-1, "", b"", -1, "")
+
+
+def _weight(delivery: Delivery) -> int:
+    message_id = delivery.message_id
+    return len(delivery.payload) + len(delivery.topic) + ENTRY_OCTETS + (0 if message_id is None else len(message_id) + MESSAGE_ID_OCTETS)
 
 
 class _TopicLog:
@@ -74,16 +82,18 @@ class History:
         self._former_topics: OrderedDict[str, int] = OrderedDict()  # topic without a log -> its `dropped`, smallest first
         self._forgotten = -1  # largest `dropped` that was put out of there
         self._offsets: dict[int, Delivery] = {}
-        self._message_ids: dict[str, Delivery] = {}
+        self._message_ids: dict[tuple[str, str], Delivery] = {}
         self._log: deque[Delivery] = deque()
         self._seq = 0
         self.octets = 0
         """What is held, with each delivery's own weight."""
-        self.head = self.floor = self.barrier = Delivery(0, "", b"", -1, START_TAG)
+        self.head = self.floor = self.barrier = Delivery(0, "", b"", -1, "")
+        self.newest: Delivery | None = None
+        """The delivery that was appended last, also when it is no longer held."""
 
-    def begin(self, offset: int, tag: str) -> None:
+    def begin(self, offset: int, epoch: str) -> None:
         """Say where the log stands before the first delivery: from this position everything can be had."""
-        self.head = self.floor = self.barrier = Delivery(0, "", b"", offset, tag)
+        self.head = self.floor = self.barrier = Delivery(0, "", b"", offset, epoch)
 
     def __len__(self) -> int:
         return len(self._log)
@@ -92,25 +102,34 @@ class History:
         """Whether a delivery of this topic is held."""
         return topic in self._topics
 
-    def has_message(self, message_id: str) -> bool:
-        """Whether a delivery with this `message_id` is held: a producer sent it again."""
-        return message_id in self._message_ids
+    def has_message(self, topic: str, message_id: str) -> bool:
+        """Whether a delivery of this topic with this `message_id` is held: a producer sent it again."""
+        return (topic, message_id) in self._message_ids
 
-    def append(self, topic: str, payload: bytes, offset: int, tag: str | None, message_id: str | None, now: float) -> Delivery:
-        """Take in the newest delivery. Its offset must be larger than the head's."""
-        if self.head.seq == 0 and tag is None and offset > 0:
-            self.begin(offset - 1, "")  # the stream began before this: its very start can't be resumed from here
+    def at(self, offset: int) -> Delivery | None:
+        """The delivery with this offset, if it is held or was appended last."""
+        newest = self.newest
+        return newest if newest is not None and newest.offset == offset else self._offsets.get(offset)
+
+    @property
+    def oldest(self) -> Delivery | None:
+        """The oldest delivery that can still be compared with: the oldest that is held, else the last that was appended."""
+        return self._log[0] if self._log else self.newest
+
+    def append(self, topic: str, payload: bytes, offset: int, epoch: str | Fingerprint, message_id: str | None, now: float) -> Delivery:
+        """Take in the newest delivery. Its offset must be larger than that of each delivery that is held."""
         self._seq += 1
-        delivery = Delivery(self._seq, topic, payload, offset, tag, message_id, now)
+        delivery = Delivery(self._seq, topic, payload, offset, epoch, message_id, now)
         if (log := self._topics.get(topic)) is None:
             log = self._topics[topic] = _TopicLog(self._former_topics.pop(topic, self._forgotten))
+            self.octets += TOPIC_OCTETS
         log.deliveries.append(delivery)
         self._log.append(delivery)
         self._offsets[offset] = delivery
         if message_id is not None:
-            self._message_ids[message_id] = delivery
-        self.head = delivery
-        self.octets += len(payload) + ENTRY_OCTETS
+            self._message_ids[topic, message_id] = delivery
+        self.head = self.newest = delivery
+        self.octets += _weight(delivery)
         while self.octets > self._max_octets:
             self._drop_oldest()
         return delivery
@@ -123,42 +142,86 @@ class History:
 
     def _drop_oldest(self) -> None:
         oldest = self._log.popleft()
-        self.octets -= len(oldest.payload) + ENTRY_OCTETS
+        self.octets -= _weight(oldest)
         if self._topics[oldest.topic].drop_oldest():
             del self._topics[oldest.topic]
+            self.octets -= TOPIC_OCTETS
             self._former_topics[oldest.topic] = oldest.seq
             if len(self._former_topics) > MAX_FORMER_TOPICS:
-                self._forgotten = self._former_topics.popitem(last=False)[1]
-        self._offsets.pop(oldest.offset, None)
-        if oldest.message_id is not None and self._message_ids.get(oldest.message_id) is oldest:
-            del self._message_ids[oldest.message_id]
+                # The largest, not the last: `_drop_newest` brings in topics out of their order.
+                self._forgotten = max(self._forgotten, self._former_topics.popitem(last=False)[1])
+        self._forget(oldest)
         self.floor = oldest
 
-    def mark(self, offset: int, tag: str) -> Delivery:
-        """Put a mark behind the head: no position before it can be resumed from any more. `tag` must be used only once."""
+    def _drop_newest(self) -> None:
+        newest = self._log.pop()
+        self.octets -= _weight(newest)
+        log = self._topics[newest.topic]
+        log.deliveries.pop()
+        if log.first == len(log.deliveries):
+            del self._topics[newest.topic]
+            self.octets -= TOPIC_OCTETS
+            if log.dropped > self._forgotten:
+                self._former_topics[newest.topic] = log.dropped
+        self._forget(newest)
+
+    def _forget(self, delivery: Delivery) -> None:
+        if self._offsets.get(delivery.offset) is delivery:
+            del self._offsets[delivery.offset]
+        if delivery.message_id is not None:
+            key = delivery.topic, delivery.message_id
+            if self._message_ids.get(key) is delivery:
+                del self._message_ids[key]
+
+    def mark(self, offset: int, epoch: str, *, barrier: bool = True) -> Delivery:
+        """Put a mark behind the head. With `barrier` no position before it can be resumed from any more.
+
+        `epoch` must be used only once for this offset.
+        """
         self._seq += 1
-        self.head = self.barrier = Delivery(self._seq, "", b"", offset, tag)
+        self.head = Delivery(self._seq, "", b"", offset, epoch)
+        if barrier:
+            self.barrier = self.head
         return self.head
+
+    def rewind(self, offset: int) -> Delivery | None:
+        """Forget the deliveries behind this offset: the log lost them, and goes on with others. The newest one left, if any is held."""
+        while self._log and self._log[-1].offset > offset:
+            self._drop_newest()
+        self.newest = self._log[-1] if self._log else None
+        return self.newest
 
     def clear(self) -> None:
         """Forget every delivery, because the log they are from is gone and its offsets mean something else now."""
         while self._log:
             self._drop_oldest()
+        self.newest = None
         self.floor = self.head
 
     def find(self, position: str) -> Delivery | None:
         """The delivery or mark that `position` names, if everything after it is held; else None, whatever the text is."""
-        found: Delivery | None = None
-        if position == self.barrier.position and self.barrier.tag:
+        if not (match := parse_position(position)):
+            return None
+        found: Delivery | None
+        if position == self.barrier.position:
             found = self.barrier
-        elif match := parse_position(position):
+        elif position.endswith(BEFORE):
+            found = self._before(int(match[1]), position)
+        else:
             offset = int(match[1])
-            found = self.floor if offset == self.floor.offset else self._offsets.get(offset)
-            if found is None or found.position != position:
+            found = self._offsets.get(offset, self.floor)
+            if found.position != position:
                 return None
         if found is None or found.seq < self.barrier.seq or found.seq < self.floor.seq:
             return None
         return found
+
+    def _before(self, offset: int, position: str) -> Delivery | None:
+        """The place just before the delivery that `position` names, which is the end of a gap that another daemon told of."""
+        delivery = self._offsets.get(offset)
+        if delivery is None or delivery.position + BEFORE != position:
+            return None
+        return Delivery(delivery.seq - 1, "", b"", offset, position.partition("-")[2])
 
     def after(self, seq: int, topics: Mapping[str, int], upto: int, max_octets: int) -> list[Delivery]:
         """The next deliveries for a reader that is behind: those it is due, oldest first.

@@ -18,7 +18,7 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.history import History
-from towerws.core.members import HubCounters, Member, Peer
+from towerws.core.members import Hole, HubCounters, Member, Peer
 from towerws.core.requests import Request
 from towerws.core.turn import Turn
 from towerws.core.wire import Change, Dialect, Gap
@@ -46,6 +46,8 @@ class Hub:
         self._position: tuple[Delivery, str] | None = None
         self._replayed: dict[tuple[Dialect, int], bytes] = {}  # by dialect and seq
         self._replayed_octets = 0
+        self._holes: list[Hole] = []
+        """Those that a client that resumes from before them is told of when it gets there."""
         self.members: dict[Member, None] = {}
         self.counters = HubCounters()
         self._broadcast = Broadcast(self.counters, soon, part_octets)
@@ -58,8 +60,16 @@ class Hub:
         return len(self._listened)
 
     @property
+    def flushed_seq(self) -> int:
+        """How far the log has gone out to everyone who is live."""
+        return self._flushed.seq
+
+    @property
     def position(self) -> str:
-        """Where the log stands for everyone who is live. A storm of clients asks for the same one: a stream's is a hash of the delivery."""
+        """Where the log stands for everyone who is live; "" where nothing could be resumed from that.
+
+        A storm of clients asks for the same one, and a stream's is a hash of the delivery: it is kept.
+        """
         if self._position is None or self._position[0] is not self._flushed:
             self._position = self._flushed, self._flushed.position
         return self._position[1]
@@ -89,40 +99,47 @@ class Hub:
                 if not self._listened[topic]:
                     del self._listened[topic]
 
-    def subscribe(self, member: Member, request: Request) -> Change:
-        """Replace what a member listens to, and put it behind the position it resumes from, if that is still held.
+    def subscribe(self, member: Member, request: Request, since: Delivery | None = None) -> Change:
+        """Replace what a member listens to, and put it behind `since`, the place that it resumes from.
 
-        What it listened to before and still does goes on without a gap. Nothing is written: once the answer is out,
-        `feed` must be called for a member that is behind.
+        What it listened to before and still does goes on without a gap and without a repetition: `since` counts for the topics
+        that it joins. `since` must not be newer than what has gone out (`flushed_seq`). Nothing is written: once the answer
+        is out, `feed` must be called for a member that is behind.
         """
         self._broadcast.settle(member)
-        wanted = dict.fromkeys(request.topics, self._flushed.seq)
+        wanted = dict.fromkeys(request.topics)
         left = [topic for topic in member.topics if topic not in wanted]
         joined = [topic for topic in wanted if topic not in member.topics]
         self._unsubscribe(member, left)
+        if since is not None:
+            # Of the topics that it keeps it has had all up to where it stands.
+            stands = member.cursor.seq if member.behind else self._flushed.seq
+            for topic, seq in member.topics.items():
+                member.topics[topic] = max(seq, stands)
+            if not member.behind or since.seq < member.cursor.seq:
+                member.fall_behind(since)
+                self._holes = [hole for hole in self._holes if hole.end.seq > self._history.floor.seq]
+                member.holes = [hole for hole in self._holes if hole.end.seq > since.seq]
+            self.counters.resumed += 1
+        elif request.since is not None:
+            self.counters.not_recovered += 1
         audience = self._audiences[member.dialect]
+        start = self._flushed.seq if since is None else since.seq
         for topic in joined:
-            member.topics[topic] = wanted[topic]
+            member.topics[topic] = start
             if (listeners := audience.get(topic)) is None:
                 listeners = audience[topic] = {}
                 self._listened[topic] = self._listened.get(topic, 0) + 1
             listeners[member] = None
-        since = None if request.since is None else self._history.find(request.since)
-        if since is not None and since.seq > self._flushed.seq:
-            since = None  # history is still being refilled: what lies behind this position will not go out
-        if since is not None:
-            member.topics.update(dict.fromkeys(member.topics, since.seq))
-            member.fall_behind(since)
-            self.counters.resumed += 1
-        elif request.since is not None:
-            self.counters.not_recovered += 1
+        if not member.topics:
+            member.holes = ()
         return Change(
             current=tuple(sorted(member.topics)),
             joined=tuple(sorted(joined)),
             left=tuple(sorted(left)),
             # Not where the log stands, for a member that is behind: it has not been told all that came before that.
             position=member.cursor.position if member.behind else self.position,
-            recovered=since is not None,
+            recovered=None if request.since is None else since is not None,
         )
 
     def publish(self, delivery: Delivery) -> None:
@@ -150,27 +167,68 @@ class Hub:
         """Give a member that is behind its next piece of history, or let it go live when there is none left."""
         if not member.behind or member not in self.members:
             return
-        if lost := self._history.lost(member.cursor.seq, member.topics):
-            floor = self._history.floor
-            notice = member.dialect.gap(Gap(tuple(sorted(lost)), member.cursor.position, floor.position, "history"))
-            if notice is not None and not member.send(text_frame(notice)):
+        if (lost := self._history.lost(member.cursor.seq, member.topics)) and not self._tell_lost(member, lost):
+            return
+        holes = member.holes
+        piece = self._history.after(member.cursor.seq, member.topics, holes[0].start.seq if holes else self._flushed.seq, PIECE_OCTETS)
+        if piece:
+            if member.send(b"".join([self._replay(member.dialect, delivery) for delivery in piece])):
+                member.cursor = piece[-1]
+                self.counters.deliveries_out += len(piece)
+            member.peer.await_drain()
+        elif holes:
+            hole = holes[0]
+            if self._tell_hole(member, hole):
+                member.holes = holes[1:]
+                if hole.end.seq > member.cursor.seq:
+                    member.cursor = hole.end
+                self.feed(member)
+            else:
                 member.peer.await_drain()
-                return
-            self.counters.gaps += 1
-            if notice is None:
-                member.peer.end(CloseReason.HISTORY)
-                return
-            member.cursor = floor
-        piece = self._history.after(member.cursor.seq, member.topics, self._flushed.seq, PIECE_OCTETS)
-        if not piece:
+        else:
             self._broadcast.forgo(member)  # it has been fed what it was due of it
             member.behind = False
             self.counters.caught_up += 1
-            return
-        if member.send(b"".join([self._replay(member.dialect, delivery) for delivery in piece])):
-            member.cursor = piece[-1]
-            self.counters.deliveries_out += len(piece)
-        member.peer.await_drain()
+
+    def replay(self, since: Delivery, members: Iterable[Member]) -> None:
+        """Feed these members from this place: nothing behind it has gone out to them."""
+        for member in members:
+            if member.topics and not member.behind:
+                member.fall_behind(since)
+                self.feed(member)
+
+    def _tell_lost(self, member: Member, lost: list[str]) -> bool:
+        """Tell a member that is behind what has fallen out of history. False: it must drain first, or it was closed instead.
+
+        A hole that begins where history does is told with it: for the client both are one.
+        """
+        end, reason = self._history.floor, "history"
+        holes = [hole for hole in member.holes if hole.end.seq > end.seq]
+        if holes and holes[0].start.seq <= end.seq:
+            lost, end, reason = list(member.topics), holes[0].end, holes[0].reason
+            del holes[0]
+        notice = member.dialect.gap(Gap(tuple(sorted(lost)), member.cursor.position, end.position, reason))
+        if notice is not None and not member.send(text_frame(notice)):
+            member.peer.await_drain()
+            return False
+        self.counters.gaps += 1
+        if notice is None:
+            member.peer.end(CloseReason.HISTORY)
+            return False
+        member.cursor, member.holes = end, holes or ()
+        return True
+
+    def _tell_hole(self, member: Member, hole: Hole) -> bool:
+        """Tell a member of a hole in the log, where its dialect has a word for it. False: its buffer is full."""
+        if not member.topics:
+            return True
+        notice = member.dialect.gap(Gap(tuple(sorted(member.topics)), hole.start.position, hole.end.position, hole.reason))
+        if notice is None:
+            return True
+        if not member.send(text_frame(notice)):
+            return False
+        self.counters.gaps += 1
+        return True
 
     def _replay(self, dialect: Dialect, delivery: Delivery) -> bytes:
         key = (dialect, delivery.seq)
@@ -182,22 +240,23 @@ class Hub:
             self._replayed_octets += len(frame)
         return frame
 
-    def gap(self, start: Delivery, end: Delivery, reason: str) -> None:
+    def gap(self, start: Delivery, end: Delivery, reason: str, members: Iterable[Member] | None = None, *, resumable: bool = False) -> None:
         """Tell every member that listens to anything: deliveries between two places of the log can't be had.
 
-        One that had also fallen out of history is told of both at once, from where it stands.
+        A member that is behind is told when it has been fed what came before. `members`: tell these alone. `resumable`: a client
+        that resumes from before it later is told in its place, too.
         """
         self._broadcast.finish()
-        for member in list(self.members):
-            if not member.topics:
+        hole = Hole(start, end, reason)
+        if resumable:
+            self._holes.append(hole)
+        for member in list(self.members if members is None else members):
+            if not member.topics or member not in self.members:
                 continue
-            lost = member.behind and self._history.lost(member.cursor.seq, member.topics)
-            begin = member.cursor if lost else start
-            notice = member.dialect.gap(Gap(tuple(sorted(member.topics)), begin.position, end.position, reason))
-            if notice is None:
-                continue
-            self.counters.gaps += 1
-            if not member.send(text_frame(notice)):
-                member.peer.end(CloseReason.OVERLOAD)
-            elif lost:
-                member.cursor = self._history.floor
+            if member.behind:
+                member.holes = [*member.holes, hole]
+            elif not self._tell_hole(member, hole):
+                member.fall_behind(self._flushed)  # it has had all that came before
+                member.holes = [hole]
+                self.counters.fell_behind += 1
+                member.peer.await_drain()

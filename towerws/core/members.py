@@ -7,8 +7,9 @@ a client that resumes, a socket that is full, and a broker link that was down.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
@@ -44,10 +45,18 @@ class HubCounters:
     gaps: int = 0
 
 
+class Hole(NamedTuple):
+    """Deliveries between two places of the log that can't be had, and why."""
+
+    start: Delivery
+    end: Delivery
+    reason: str
+
+
 class Member:
     """One connection in the hub. The hub alone changes it."""
 
-    __slots__ = ("behind", "cursor", "dialect", "peer", "send", "topics")
+    __slots__ = ("behind", "cursor", "dialect", "holes", "peer", "send", "topics")
 
     def __init__(self, peer: Peer, dialect: Dialect, cursor: Delivery) -> None:
         self.peer = peer
@@ -58,6 +67,8 @@ class Member:
         self.behind = False
         self.cursor = cursor
         """Where a member that is behind stands; means nothing while it is live."""
+        self.holes: Sequence[Hole] = ()
+        """Those that a member that is behind has still to be told of. Empty and shared, but for the few that have any."""
 
     def fall_behind(self, cursor: Delivery) -> None:
         """From here on it is fed from history."""

@@ -29,14 +29,14 @@ class Registry(Generic[T]):
         if identity.session is not None:
             self._sessions.setdefault(identity.session, {})[connection] = None
 
-    def remove(self, connection: T) -> str | None:
-        """Forget a connection; gives its user when it was the last of that user's. A second call does nothing."""
+    def remove(self, connection: T) -> tuple[str | None, str | None]:
+        """Forget a connection; gives the user and the credential of which it was the last one. A second call does nothing."""
         if (names := self._names.pop(connection, None)) is None:
-            return None
+            return None, None
         user, session = names
-        if session is not None:
-            _drop(self._sessions, session, connection)
-        return user if user is not None and _drop(self._users, user, connection) else None
+        last_of_user = user is not None and _drop(self._users, user, connection)
+        last_of_session = session is not None and _drop(self._sessions, session, connection)
+        return user if last_of_user else None, session if last_of_session else None
 
     def of_user(self, user: int | str) -> list[T]:
         """The connections of a user."""

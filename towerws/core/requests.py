@@ -1,7 +1,7 @@
-"""What a client may ask for: strict reading of its two kinds of message (docs/protocol.md, awx-contract 1.3).
+"""What a client may ask for: strict reading of its three kinds of message (docs/protocol.md, awx-contract 1.3).
 
-`{"groups": {"<group>": [<event>, …], …}, "since": "<position>"?, "id": <any>?, "xrftoken": "…"?}`, or `{"token": "…",
-"id": <any>?}`. Whatever can't be followed as a whole raises `BadRequest` and changes nothing; a single item that can't is a
+`{"groups": {"<group>": [<event>, …], …}, "since": "<position>"?, "id": <any>?, "xrftoken": "…"?}`, `{"token": "…", "id": <any>?}` or
+`{"ping": <any>}`. Whatever can't be followed as a whole raises `BadRequest` and changes nothing; a single item that can't is a
 `Denied`, and the rest goes on.
 The text is looked at before it is parsed: JSON that nests deeply, or holds numbers of thousands of digits, costs the parser
 far more than its size (measured on CPython 3.11: 64 KiB of `[` is a RecursionError, of digits a quadratic conversion).
@@ -62,7 +62,17 @@ class TokenMessage:
     request_id: object = None
 
 
-def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_binary: bool) -> Request | TokenMessage:
+@dataclass(frozen=True, slots=True)
+class PingMessage:
+    """A client wants to know whether the connection lives. Browsers show pages no ping frames."""
+
+    ping: object
+
+
+Message = Request | TokenMessage | PingMessage
+
+
+def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_binary: bool) -> Message:
     """Read one websocket message. `BadRequest` for whatever can't be followed as a whole."""
     if is_binary:
         raise BadRequest("binary", "message is binary, not text")
@@ -73,7 +83,7 @@ def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_bin
     return parse_request(text, groups, max_topics)
 
 
-def parse_request(text: str, groups: GroupTable, max_topics: int) -> Request | TokenMessage:
+def parse_request(text: str, groups: GroupTable, max_topics: int) -> Message:
     """Read one message's text. `BadRequest` for whatever can't be followed as a whole."""
     message = _object(text)
     request_id = message.get("id")
@@ -82,6 +92,8 @@ def parse_request(text: str, groups: GroupTable, max_topics: int) -> Request | T
     try:
         if "token" in message:
             return _token(message, request_id)
+        if "ping" in message and "groups" not in message:
+            return _ping(message)
         return _request(message, groups, max_topics, request_id)
     except BadRequest as error:
         error.request_id = request_id
@@ -93,6 +105,13 @@ def _token(message: dict[str, object], request_id: object) -> TokenMessage:
     if not isinstance(token := message["token"], str) or "groups" in message:
         raise BadRequest("bad_token", '"token" is not a string, or "groups" stands beside it')
     return TokenMessage(Secret(token), request_id)
+
+
+def _ping(message: dict[str, object]) -> PingMessage:
+    ping = message["ping"]
+    if len(json.dumps(ping)) > MAX_ID_OCTETS:
+        raise BadRequest("bad_ping", f'"ping" is longer than {MAX_ID_OCTETS} bytes')
+    return PingMessage(ping)
 
 
 def _request(message: dict[str, object], groups: GroupTable, max_topics: int, request_id: object) -> Request:

@@ -39,12 +39,14 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class Disconnection:
-    """What came of a revocation: the connections closed here, and whether the other daemons were told (None: there are none)."""
+    """What came of a revocation: the connections closed here, and whether all other daemons followed it (None: there are none)."""
 
     closed: int
     told: bool | None = None
     reason: str | None = None
-    """Why the others were not told."""
+    """Why `told` is false."""
+    no_answer: tuple[tuple[str, str], ...] = ()
+    """The id and the name of each daemon that did not answer."""
 
 
 def parse_revocation(body: bytes) -> Revocation:

@@ -68,6 +68,9 @@ class BrokerSettings:
     queue_ttl_s: int = 30
     tls_ca: str = ""
     refill_s: float = 120
+    position_key_file: str = ""
+    position_key: Secret | None = None
+    """What is in that file; None: the key is derived from the credentials in `urls`."""
 
     @property
     def control(self) -> str:
@@ -91,6 +94,7 @@ class WebSocketSettings:
     head_count: int = 100
     handshake_s: float = 15
     token_s: float = 10
+    resume_wait_s: float = 10
     message_octets: int = 64 * 1024
     fragments: int = 64
     assembly_s: float = 10

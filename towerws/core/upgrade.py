@@ -11,13 +11,14 @@ from base64 import b64encode
 from hashlib import sha1
 from typing import NamedTuple
 
+from towerws.core.deflate import is_extension_list
 from towerws.core.errors import HandshakeError
 from towerws.core.handshake import Head
 
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
 _is_key = re.compile(r"[A-Za-z0-9+/]{22}==").fullmatch
-_is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::[0-9]{1,5})?").fullmatch
+_is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\x00-\x20\x7f-\xff]+)(?::[0-9]{1,5})?").fullmatch
 
 
 class Upgrade(NamedTuple):
@@ -47,10 +48,13 @@ def read_upgrade(head: Head) -> Upgrade:
     key = headers.get("sec-websocket-key", "")
     if not _is_key(key):
         raise HandshakeError(400, "not a websocket's opening handshake: the sec-websocket-key header is not 16 octets in base64")
+    extensions = headers.get("sec-websocket-extensions", "")
+    if not is_extension_list(extensions):  # RFC 6455 section 9.1: the handshake fails
+        raise HandshakeError(400, "the sec-websocket-extensions header is not a list of extensions")
     subprotocols = tuple(filter(None, _tokens(headers.get("sec-websocket-protocol", ""))))
     if len(set(subprotocols)) < len(subprotocols):
         raise HandshakeError(400, "the sec-websocket-protocol header names a subprotocol twice")
-    return Upgrade(key, subprotocols, headers.get("sec-websocket-extensions", ""))
+    return Upgrade(key, subprotocols, extensions)
 
 
 def switching_protocols(upgrade: Upgrade, subprotocol: str | None, extension: str | None = None) -> bytes:
@@ -66,4 +70,4 @@ def switching_protocols(upgrade: Upgrade, subprotocol: str | None, extension: st
 
 
 def _tokens(value: str) -> list[str]:
-    return [token.strip() for token in value.split(",")]
+    return [token.strip(" \t") for token in value.split(",")]

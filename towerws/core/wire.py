@@ -25,13 +25,16 @@ UNAVAILABLE = "unavailable"
 
 
 class Change(NamedTuple):
-    """What a request made of a connection's topics (routing keys). `recovered` is False where nothing was to be replayed."""
+    """What a request made of a connection's topics (routing keys).
+
+    `position` is "" where there is none to resume from. `recovered` is None for a request without a position.
+    """
 
     current: tuple[str, ...]
     joined: tuple[str, ...]
     left: tuple[str, ...]
     position: str
-    recovered: bool
+    recovered: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,12 @@ class Dialect(Protocol):
     def frame(self, delivery: Delivery) -> bytes:
         """A delivery as a whole frame: the same bytes for everyone who is spoken to in this way."""
 
+    def pong(self, ping: object, position: str) -> bytes:
+        """The answer to a client's own ping."""
+
+    def revoked(self, change: Change, denied: list[Denied]) -> list[bytes]:
+        """Topics that were taken away from a client that did not ask."""
+
     def denied(self, denied: Denied) -> bytes | None:
         """One item of a request that was left out."""
 
@@ -74,7 +83,7 @@ class Dialect(Protocol):
     def gap(self, gap: Gap) -> bytes | None:
         """Deliveries that can't be had; the client should fetch the state again."""
 
-    def bye(self, close: Close, reconnect_after_ms: int) -> bytes | None:
+    def bye(self, close: Close, reconnect_after_ms: int | None) -> bytes | None:
         """The last frame before the server closes."""
 
 
@@ -92,6 +101,14 @@ class TowerDialect:
     def renewed(self, identity: Identity, request_id: object) -> bytes:
         """The first frame again: AWX, which has no such message, has no answer to it either."""
         return self.welcome(identity, "", 0)
+
+    def pong(self, ping: object, position: str) -> bytes:
+        """AWX has no such message and no answer to it: an error, as for any object without groups."""
+        return self.error(BadRequest("no_groups", 'message has no "groups"'))
+
+    def revoked(self, change: Change, denied: list[Denied]) -> list[bytes]:
+        """The error frame of each. AWX's reply would be taken for the answer to a request."""
+        return [frame for frame in map(self.denied, denied) if frame is not None]
 
     def event(self, delivery: Delivery) -> bytes:
         """The payload itself."""
@@ -120,7 +137,7 @@ class TowerDialect:
         """Nothing."""
         return None
 
-    def bye(self, close: Close, reconnect_after_ms: int) -> bytes | None:
+    def bye(self, close: Close, reconnect_after_ms: int | None) -> bytes | None:
         """Nothing."""
         return None
 
@@ -133,11 +150,29 @@ class V1Dialect:
 
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """Says where the log stands, and how often a ping will come."""
-        return _compact({"type": "welcome", "user": identity.user_id, "position": position, "ping_s": ping_s})
+        return _compact({"type": "welcome", "user": identity.user_id, "position": position or None, "ping_s": ping_s})
 
     def renewed(self, identity: Identity, request_id: object) -> bytes:
         """Says whose token it was, and repeats the message's own id."""
         return _compact({"type": "renewed", "id": request_id, "user": identity.user_id})
+
+    def pong(self, ping: object, position: str) -> bytes:
+        """Repeats what the client sent, and says where the log stands for it."""
+        return _compact({"type": "pong", "ping": ping, "position": position or None})
+
+    def revoked(self, change: Change, denied: list[Denied]) -> list[bytes]:
+        """One frame with all of them, and what is left."""
+        return [
+            _compact(
+                {
+                    "type": "revoked",
+                    "groups_current": change.current,
+                    "groups_left": change.left,
+                    "denied": [_denial(item) for item in denied],
+                    "position": change.position or None,
+                }
+            )
+        ]
 
     def event(self, delivery: Delivery) -> bytes:
         """The payload between its position and a brace. Names need no escaping: topics.py keeps them plain."""
@@ -159,11 +194,11 @@ class V1Dialect:
             {
                 "type": "subscribed",
                 "id": request_id,
-                "groups_current": [flat_name(topic) for topic in change.current],
-                "groups_joined": [flat_name(topic) for topic in change.joined],
-                "groups_left": [flat_name(topic) for topic in change.left],
-                "denied": [{"topic": f"{item.group}.{item.item}", "reason": item.reason} for item in denied],
-                "position": change.position,
+                "groups_current": change.current,
+                "groups_joined": change.joined,
+                "groups_left": change.left,
+                "denied": [_denial(item) for item in denied],
+                "position": change.position or None,
                 "recovered": change.recovered,
             }
         )
@@ -174,11 +209,11 @@ class V1Dialect:
 
     def gap(self, gap: Gap) -> bytes | None:
         """The notice, with routing keys as topics."""
-        return _compact({"type": "gap", "topics": gap.topics, "from": gap.start, "to": gap.end, "reason": gap.reason})
+        return _compact({"type": "gap", "topics": gap.topics, "from": gap.start or None, "to": gap.end or None, "reason": gap.reason})
 
-    def bye(self, close: Close, reconnect_after_ms: int) -> bytes | None:
-        """Why, and when to come back: 0 means that it is no use."""
-        return _compact({"type": "bye", "reconnect_after_ms": reconnect_after_ms, "reason": close.reason})
+    def bye(self, close: Close, reconnect_after_ms: int | None) -> bytes | None:
+        """What to do next, when, and why."""
+        return _compact({"type": "bye", "action": close.action, "reconnect_after_ms": reconnect_after_ms, "reason": close.reason})
 
 
 # AWX encodes with Python's default separators; a client that compares text finds what it knows.
@@ -195,6 +230,10 @@ PLAIN = {dialect.subprotocol: dialect for dialect in (TOWER, V1)}
 def _names(topics: tuple[str, ...]) -> str:
     """A list of flat names as JSON. None of them needs escaping (topics.py), so a storm's answers need no encoder."""
     return '["' + '", "'.join(map(flat_name, topics)) + '"]' if topics else "[]"
+
+
+def _denial(item: Denied) -> dict[str, str]:
+    return {"topic": f"{item.group}.{item.item}", "reason": item.reason}
 
 
 def _spaced(reply: dict[str, object]) -> bytes:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.auth.base import Method
 from towerws.core.deflate import Deflater, deflated
+from towerws.core.deliveries import Delivery
 from towerws.core.groups import GroupTable
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
 from towerws.core.settings import WebSocketSettings
 from towerws.websocket.guard import Guard
-
-HOLD_S = 5.0
-"""How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
 
 
 class Desk:
@@ -58,21 +57,40 @@ class Desk:
         self.renewed = 0
         """Credentials replaced on an open connection."""
 
-    def when_flowing(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call this once history is refilled, after `HOLD_S` at the latest; what is given back cancels it.
+    def wait_for_position(self, position: str, call: Callable[[Delivery | None], None], late: Callable[[], None]) -> Callable[[], None]:
+        """Call `call` once this position can be judged, or `late` after `resume_wait_s`. What is given back cancels both."""
+        return _PositionWait(self, position, call, late).cancel
 
-        Until then nobody can say what a position is worth, or what came before a request.
-        """
 
-        def go_on() -> None:
-            cancel()
-            call()
+class _PositionWait:
+    """A request that waits for its position to be judged. At its end it lets go of what refers back to it, and would be a cycle."""
 
-        def cancel() -> None:
+    __slots__ = ("_call", "_forget", "_late", "_timer")
+
+    def __init__(self, desk: Desk, position: str, call: Callable[[Delivery | None], None], late: Callable[[], None]) -> None:
+        self._call: Callable[[Delivery | None], None] | None = call
+        self._late: Callable[[], None] | None = late
+        self._timer: Any = desk.reactor.callLater(desk.settings.resume_wait_s, self._over)
+        self._forget: Callable[[], None] | None = desk.intake.wait_for_position(position, self._judged)
+
+    def _judged(self, found: Delivery | None) -> None:
+        call = self._call
+        self.cancel()
+        if call is not None:
+            call(found)
+
+    def _over(self) -> None:
+        late = self._late
+        self.cancel()
+        if late is not None:
+            late()
+
+    def cancel(self) -> None:
+        """Wait no longer. A second call does nothing."""
+        forget, self._forget = self._forget, None
+        timer, self._timer = self._timer, None
+        self._call = self._late = None
+        if forget is not None:
             forget()
-            if timer.active():
-                timer.cancel()
-
-        forget = self.intake.when_flowing(go_on)
-        timer = self.reactor.callLater(HOLD_S, go_on)
-        return cancel
+        if timer is not None and timer.active():
+            timer.cancel()

@@ -63,8 +63,8 @@ class Guard:
         self.revalidate_s = revalidate_s
         self._registry: Registry[Guarded] = Registry()
         self._watchers: dict[str, Member] = {}
-        self._expiring: dict[Guarded, float] = {}
-        self._soonest = _NEVER
+        self._expiring: dict[Guarded, tuple[float, float]] = {}  # its end by the wall clock, and by the monotonic one
+        self._soonest = self._soonest_deadline = _NEVER
         self._rounds = Agenda()
         self._revocations = RecentRevocations(REMEMBERED_S)
         self._ticking = LoopingCall(self.tick)
@@ -91,8 +91,11 @@ class Guard:
         identity = session.identity
         self._registry.add(session, identity)
         if identity.expires_at is not None:
-            self._expiring[session] = identity.expires_at
+            # The wall clock may be put back meanwhile: what was left of the credential's time now is all that it gets.
+            deadline = self._reactor.seconds() + max(0.0, identity.expires_at - self._wall())
+            self._expiring[session] = identity.expires_at, deadline
             self._soonest = min(self._soonest, identity.expires_at)
+            self._soonest_deadline = min(self._soonest_deadline, deadline)
         if identity.session is not None:
             self._watch(identity)
             # What was known of it for a while may be as old: its age counts, so that nothing is believed for longer than a round.
@@ -102,7 +105,9 @@ class Guard:
     def leave(self, session: Guarded) -> None:
         """A session has ended. A second call does nothing."""
         self._expiring.pop(session, None)
-        user = self._registry.remove(session)
+        user, credential = self._registry.remove(session)
+        if credential is not None:
+            self._rounds.discard(credential)
         if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
             self._hub.leave(watcher)
 
@@ -140,12 +145,13 @@ class Guard:
 
     def tick(self) -> None:
         """What is to be done every second."""
-        if (wall := self._wall()) >= self._soonest:
-            for session, expires_at in list(self._expiring.items()):
-                if expires_at <= wall:
+        wall, now = self._wall(), self._reactor.seconds()
+        if wall >= self._soonest or now >= self._soonest_deadline:
+            for session, (expires_at, deadline) in list(self._expiring.items()):
+                if expires_at <= wall or deadline <= now:
                     self._see_to(partial(self._revoke, session))
-            self._soonest = min(self._expiring.values(), default=_NEVER)
-        now = self._reactor.seconds()
+            self._soonest = min((expires_at for expires_at, _ in self._expiring.values()), default=_NEVER)
+            self._soonest_deadline = min((deadline for _, deadline in self._expiring.values()), default=_NEVER)
         for name in self._rounds.take(now, CREDENTIALS_PER_TICK):
             sessions = self._registry.of_session(name)
             for session in sessions:

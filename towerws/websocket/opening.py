@@ -18,19 +18,24 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, at_once, takes_tokens
-from towerws.core.addresses import UNIX, Proxies
+from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
 from towerws.core.admission import CROWDED, Admission, Guest
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
-from towerws.core.handshake import END, Head, check_route, error_response, parse_head
+from towerws.core.handshake import END, TLS, Head, check_route, error_response, find_head, parse_head
 from towerws.core.identity import Identity
 from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, WebSocketSettings
 from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
+from towerws.websocket.connection_log import RefusalLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.inflater import Inflater
+from towerws.websocket.outlet import is_plain_tcp
 from towerws.websocket.timers import Timer, Timers
+
+DISCARDED_OCTETS = 1024 * 1024
+"""How much a client may send after the end of our stream. `linger_s` bounds it as well."""
 
 
 class Silent:
@@ -56,6 +61,7 @@ class Lobby(Protocol):
     timers: Timers
     refused: dict[int, int]
     refused_for: dict[str, int]
+    log_of_refusals: RefusalLog
 
 
 class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
@@ -66,6 +72,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     _log = Logger()
 
     factory: Lobby
+    _discarded = 0
+    _is_for_head = False
     # Autobahn's
     closeHandshakeTimeoutCall: Timer | None
     openHandshakeTimeoutCall: Timer | None
@@ -124,6 +132,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """Octets from the client: to its end the request's head, which is ours; then Autobahn's."""
         if self._crowd is not None:
             reason, self._crowd = self._crowd, None
+            self._is_for_head = data.startswith(b"HEAD ")
             self._refuse(_crowded(reason))
         elif self._head is not None:
             self._read_head(self._head + data)
@@ -131,6 +140,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._keep_early(data)
         elif self.state != self.STATE_CLOSED:  # Autobahn would keep what nobody reads any more
             self.octets(data)
+        else:
+            self._discard(data)
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone, however it went."""
@@ -151,17 +162,17 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _read_head(self, data: bytes) -> None:
         settings = self.factory.settings
-        end = data.find(END)
-        if (len(data) if end < 0 else end) > settings.head_octets:
-            self._refuse(HandshakeError(431, f"the request's head is longer than {settings.head_octets} octets"))
-            return
-        if end < 0:
-            self._head = data
-            return
-        self._head = None
-        block = data[: end + len(END)]
         try:
-            head = parse_head(block, settings.head_count)
+            start, end = find_head(data)
+            if data.startswith(b"HEAD ", start):
+                self._is_for_head = True
+            if (len(data) if end < 0 else end) > settings.head_octets:
+                raise HandshakeError(431, f"the request's head is longer than {settings.head_octets} octets")
+            if end < 0:
+                self._head = data
+                return
+            self._head = None
+            head = parse_head(data[start : end + len(END)], settings.head_count)
             check_route(head)
             upgrade = read_upgrade(head)
             self._locate(head)
@@ -183,7 +194,9 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state != self.STATE_CONNECTING:
             return
         self._count_refusal(error)
-        self.transport.write(error_response(error))
+        self.factory.log_of_refusals.line(error, self.address)
+        if error.reason != TLS:
+            self.transport.write(error_response(error, with_body=not self._is_for_head))
         self.dropConnection(abort=False)
 
     def _count_refusal(self, error: HandshakeError) -> None:
@@ -196,7 +209,10 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """Find out for whom a trusted proxy speaks; `HandshakeError` when there are too many of those."""
         proxies = self.factory.proxies
         if proxies.trust(self.address):
-            self.address = proxies.client(self.address, head.headers.get("x-forwarded-for"))
+            nodes = forwarded_nodes(head.headers.get("x-forwarded-for"), head.headers.get("forwarded"))
+            if nodes and read_node(nodes[0]) is None:
+                self.factory.log_of_refusals.unread_address(self.address)
+            self.address = proxies.client(self.address, nodes)
             if (reason := self.factory.admission.locate(self._guest, self.address)) is not None:
                 raise _crowded(reason)
 
@@ -297,6 +313,25 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         super().dropConnection(abort)
         if not abort and self.transport is not None:
             self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
+
+    def _closeConnection(self, abort: bool = False) -> None:
+        """End the TCP connection so that the client can read what it was told, unless that is to be aborted.
+
+        A client that may still be sending gets the end of our stream only. If its bytes found a closed socket, the kernel's
+        reset could overtake the answer.
+        """
+        if abort:
+            self.transport.abortConnection()
+        elif self.wasClean or not is_plain_tcp(self.transport):
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+
+    def _discard(self, data: bytes) -> None:
+        """Read on after the end of our stream, to the end of the client's."""
+        self._discarded += len(data)
+        if self._discarded > DISCARDED_OCTETS:
+            self.transport.abortConnection()
 
     # for both parts
 

@@ -33,9 +33,14 @@ class Outlet(Protocol):
 
 def open_outlet(transport: Any, bound: int, soon: Callable[[Callable[[], None]], object]) -> Outlet:
     """The fitting outlet. `bound` is in octets; `soon` runs a callable in another turn of the reactor."""
-    if isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False):
+    if is_plain_tcp(transport):
         return SocketOutlet(transport, bound, soon)
     return TransportOutlet(transport, bound, soon)
+
+
+def is_plain_tcp(transport: Any) -> bool:
+    """Whether bytes go to the socket as they are. A UNIX socket counts as well."""
+    return isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False)
 
 
 @implementer(IPullProducer)

@@ -17,13 +17,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, at_once
+from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
 from towerws.core.members import Member
-from towerws.core.requests import Denied, Request, TokenMessage, parse_message
+from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message
 from towerws.core.topics import parse_routing_key
+from towerws.core.waiting import Pending
 from towerws.core.wire import Dialect
 from towerws.websocket.desk import Desk
 from towerws.websocket.tokens import UNCHECKED, renew
@@ -164,15 +166,16 @@ class Session:
                 self._connection.end(CloseReason.POLICY, "malformed")
             return
         self._malformed = 0
-        if isinstance(message, TokenMessage):
+        if isinstance(message, PingMessage):
+            member = self.member
+            self._reply(self.dialect.pong(message.ping, member.cursor.position if member.behind else desk.hub.position))
+        elif isinstance(message, TokenMessage):
             self._renew(message)
         elif desk.check_xrftoken and not self.identity.vouched_for_by(message.xrftoken):
             self._refuse(BadRequest("xrftoken", "access denied to channel", message.request_id))
             self._distrusted()
-        elif desk.intake.flowing:
-            self._authorize(message)
         else:
-            self._hold(message)
+            self._authorize(message)
 
     def _refuse(self, error: BadRequest) -> None:
         self._desk.bad_requests += 1
@@ -182,16 +185,6 @@ class Session:
         self._distrust += 1
         if self._distrust >= DISTRUST:
             self._connection.end(CloseReason.POLICY, "distrust")
-
-    def _hold(self, request: Request) -> None:
-        """Wait for history."""
-
-        def go_on() -> None:
-            self._cancel = None
-            self._authorize(request)
-            self._follow()
-
-        self._cancel = self._desk.when_flowing(go_on)
 
     def _renew(self, message: TokenMessage) -> None:
         """Another credential of the same user. One that is not taken changes nothing: the one before it is as good as it was.
@@ -254,7 +247,7 @@ class Session:
 
         def go_on(_: None) -> None:
             nonlocal done
-            if done:
+            if done and self._cancel == asked.cancel:  # what was asked may have led to the next wait
                 self._cancel = None
                 self._follow()
             done = True
@@ -297,9 +290,7 @@ class Session:
         denied = [_denied(topic, reason) for topic, reason in refused.items()]
         self._desk.denied += len(denied)
         change = self._desk.hub.subscribe(self.member, Request(tuple(topic for topic in held if topic not in refused)))
-        dialect = self.dialect
-        answer = dialect.subscribed(change, denied, None) if dialect.subprotocol is not None else None
-        self._reply(*map(dialect.denied, denied), answer)
+        self._reply(*self.dialect.revoked(change, denied))
 
     def _rechecked_in_vain(self, failure: Failure) -> None:
         if self._closed or failure.check(Unavailable, CancelledError):
@@ -317,15 +308,41 @@ class Session:
         return self._desk.reactor.seconds() - self._valid_at > every + STATIC_S
 
     def _apply(self, request: Request, refusals: dict[str, str]) -> None:
+        """What may be listened to is known. Put it in force, once the position that the client brought can be judged."""
+        if self._closed:
+            return
+        if refusals:
+            denied = [*request.denied, *(_denied(topic, reason) for topic, reason in refusals.items())]
+            kept = tuple(topic for topic in request.topics if topic not in refusals)
+            request = Request(kept, tuple(denied), request.since, request.request_id)
+        if request.since is None or self.dialect.subprotocol is None:
+            self._subscribe(request._replace(since=None), None)
+        elif isinstance(found := self._desk.intake.judge_position(request.since), Pending):
+            self._await_position(request, request.since)
+        else:
+            self._subscribe(request, found)
+
+    def _await_position(self, request: Request, since: str) -> None:
+        """Wait until the position can be judged. When the wait gets too long the client is told to come back: its position stays good."""
+
+        def judged(found: Delivery | None) -> None:
+            self._cancel = None
+            self._subscribe(request, found)
+            self._follow()
+
+        def late() -> None:
+            self._cancel = None
+            self._connection.end(CloseReason.NOT_YET, "resume_wait_s")
+
+        self._cancel = self._desk.wait_for_position(since, judged, late)
+
+    def _subscribe(self, request: Request, since: Delivery | None) -> None:
+        """The new set of topics is in force before the answer says so."""
         if self._closed:
             return
         denied = list(request.denied)
-        if refusals:
-            denied += [_denied(topic, reason) for topic, reason in refusals.items()]
-            kept = tuple(topic for topic in request.topics if topic not in refusals)
-            request = Request(kept, request.denied, request.since, request.request_id)
         self._desk.denied += len(denied)
-        change = self._desk.hub.subscribe(self.member, request)
+        change = self._desk.hub.subscribe(self.member, request, since)
         dialect = self.dialect
         self._reply(*map(dialect.denied, denied), dialect.subscribed(change, denied, request.request_id))
         if change.recovered:

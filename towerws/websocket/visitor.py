@@ -11,7 +11,7 @@ What is held is followed, in its order, once the token before it is decided: a c
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -54,7 +54,8 @@ class Visitor:
         self._asking: Deferred[Identity] | None = None
         self._failed = 0
         self._closed = False
-        self._timer = desk.reactor.callLater(desk.settings.token_s, self._expire)
+        # None once it went off: a call that was made still refers to this, which would be a cycle.
+        self._timer: Any = desk.reactor.callLater(desk.settings.token_s, self._expire)
 
     def message(self, payload: bytes, is_binary: bool) -> None:
         """Take in one whole message."""
@@ -71,8 +72,9 @@ class Visitor:
         """Let go of everything: a token found good from here on opens nothing. A second call does nothing."""
         self._closed = True
         self._held.clear()
-        if self._timer.active():
-            self._timer.cancel()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         asking, self._asking = self._asking, None
         if asking is not None:
             asking.cancel()
@@ -87,7 +89,7 @@ class Visitor:
         try:
             message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
             if not isinstance(message, TokenMessage):
-                raise BadRequest("no_token", "no credential was brought: a token must be sent first", message.request_id)
+                raise BadRequest("no_token", "no credential was brought: a token must be sent first", getattr(message, "request_id", None))
         except BadRequest as error:
             self._answer(error)
             self._door.turn_away(CloseReason.NO_CREDENTIAL, "no_token")
@@ -123,6 +125,7 @@ class Visitor:
         self._door.send(text_frame(self.dialect.error(error)))
 
     def _expire(self) -> None:
+        self._timer = None
         if self._asking is not None:
             self._door.turn_away(CloseReason.UNCHECKED, "unavailable")
         else:

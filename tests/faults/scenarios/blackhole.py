@@ -30,16 +30,22 @@ def blackhole_broker(case: Case, how: str) -> Outcome:
     else:
         node = case.rabbit
         target, scheme = node.port, "amqp"
-    proxy = case.proxy(target)
-    urls = ",".join(f"{scheme}://guest:guest@127.0.0.1:{port}/%2F" for port in (proxy.port, target))
+    proxies = case.proxy(target), case.proxy(target)
+    urls = ",".join(f"{scheme}://guest:guest@127.0.0.1:{proxy.port}/%2F" for proxy in proxies)
     daemon = case.daemon(broker=urls, flags=flags)
-    publisher = case.publisher(node.port, per_s=0 if way == "idle" else 100)
+    publisher = case.publisher(node.port, per_s=0 if way == "idle" else 150)
     case.swarm.open(case.specs(50, daemon, tower=10))
     publisher.burst(50)
-    case.swarm.wait_for(publisher.journal)
+    if way == "idle":
+        case.swarm.wait_for(publisher.journal)
+    # The address over which events come, whichever the daemon chose.
+    proxy = max(proxies, key=lambda each: each.bytes_forwarded[DOWN])
+    assert proxy.open_connections, "the daemon is not connected through the proxy"
     proxy.black_hole(*directions)
     if way == "idle":
         publisher.publish(10)
+    else:
+        case.sleep(12)  # long enough that unacknowledged messages and missing heartbeats count
     publisher.wait_for(10)
     left = case.swarm.wait_for(publisher.journal, within_s=NOTICED_S)
     broken = [f"{left} clients heard nothing for {NOTICED_S:g} s"] if left else []
@@ -71,7 +77,7 @@ def blackhole_clients(case: Case, how: str) -> Outcome:
     daemon = case.daemon(port, flags=tuple(flags), tls_pem=pem)
     proxy = case.proxy(daemon.port)
     publisher = case.publisher(port, per_s=0 if way == "idle" else 20, size=40 if way == "idle" else 40_000)
-    case.swarm.open(case.specs(50, daemon, group_name="bystanders", pem=pem))
+    case.bystanders.open(case.specs(50, daemon, group_name="bystanders", pem=pem))
     case.swarm.open(case.specs(50, ports=(proxy.port,), group_name="gone", pem=pem))
     publisher.burst(5)
     case.swarm.wait_for(publisher.journal)

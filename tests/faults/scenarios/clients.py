@@ -24,7 +24,7 @@ def clients_stall(case: Case) -> Outcome:
     port = case.rabbit.port
     daemon = case.daemon(port, flags=("--websocket-ping-s=300", "--websocket-pong-s=300", "--websocket-backlog-octets=64KiB"))
     publisher = case.publisher(port, per_s=100, size=4000)
-    case.swarm.open(case.specs(10, daemon, group_name="bystanders"))
+    case.bystanders.open(case.specs(10, daemon, group_name="bystanders"))
     case.swarm.open(case.specs(40, daemon, tower=10, group_name="slow", small_buffer=True))
     publisher.wait_for(40)
     case.swarm.misbehave("slow", "stall", 5, 60)
@@ -49,7 +49,7 @@ def clients_gone_bad(case: Case, how: str) -> Outcome:
     port = case.rabbit.port
     daemon = case.daemon(port, flags=PINGS)
     publisher = case.publisher(port, per_s=100, size=2000)
-    case.swarm.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
+    case.bystanders.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
     case.swarm.open(case.specs(100, daemon, group_name="bad", small_buffer=True, judged=False, returns=False))
     publisher.wait_for(100)
     case.swarm.misbehave("bad", how)
@@ -67,7 +67,7 @@ def clients_stalled_1000(case: Case) -> Outcome:
     port = case.rabbit.port
     daemon = case.daemon(port, flags=("--websocket-ping-s=10", "--websocket-pong-s=10"))
     publisher = case.publisher(port, per_s=30, size=4000)
-    case.swarm.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
+    case.bystanders.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
     case.swarm.open(case.specs(1000, daemon, group_name="bad", small_buffer=True, judged=False, returns=False))
     before = daemon.rss_kib()
     case.swarm.misbehave("bad", "never")
@@ -93,7 +93,7 @@ def clients_handshakes(case: Case) -> Outcome:
     port = case.rabbit.port
     daemon = case.daemon(port)
     publisher = case.publisher(port, per_s=20)
-    case.swarm.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
+    case.bystanders.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
     publisher.wait_for(20)
     live = case.swarm.open(case.specs(10_000, daemon, each=1, group_name="storm"), 240, at_once=10_000)
     broken = [] if live == 10_000 else [f"only {live} of 10,000 clients got in"]
@@ -111,7 +111,7 @@ def clients_descriptors(case: Case) -> Outcome:
     port = case.rabbit.port
     daemon = case.daemon(port)
     publisher = case.publisher(port, per_s=50)
-    case.swarm.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
+    case.bystanders.open(case.specs(BYSTANDERS, daemon, group_name="bystanders"))
     publisher.wait_for(50)
     before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (descriptors(daemon) + 60, before[1]))

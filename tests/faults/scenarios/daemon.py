@@ -22,11 +22,11 @@ def daemon_kill_5000(case: Case) -> Outcome:
     """
     port = case.rabbit.port
     daemon = case.daemon(port)
-    publisher = case.publisher(port, per_s=100)
+    publisher = case.publisher(port, per_s=15)
     case.say("5,000 clients connect")
     live = case.swarm.open(case.specs(5000, daemon, tower=500, each=1), 240)
     assert live == 5000, f"only {live} of 5,000 clients got in"
-    publisher.wait_for(100)
+    publisher.wait_for(30)
     for number in range(2):
         case.say(f"kill {number + 1} of 2")
         daemon.kill()
@@ -34,7 +34,7 @@ def daemon_kill_5000(case: Case) -> Outcome:
         daemon.start(ready=False)
         left = case.swarm.wait_live(within_s=180)
         assert not left, f"{left} clients did not come back"
-        publisher.wait_for(100)
+        publisher.wait_for(30)
     return case.finish("kill -9 and restart x2, 5,000 clients", settle_s=90)
 
 

@@ -1,0 +1,149 @@
+"""What the tests of the control exchange share: a source with a listener, against a fake broker."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from pika import spec
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+
+from tests.fake_amqp import FakeBroker, Peer, RecordingSink
+from towerws.amqp import AmqpSource
+from towerws.broker.announcer import Announcer
+from towerws.broker.control import ControlListener
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+from towerws.core.sources import SourceState
+
+URL = BrokerUrl("one", 5672, "towerws", Secret("canary"), "/", tls=False)
+
+
+class Heard:
+    """A `ControlSink` that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+        self.broken = False
+
+    def listening(self) -> None:
+        """Written down."""
+        self.calls.append("listening")
+
+    def control(self, body: bytes, message_id: str | None) -> None:
+        """Written down."""
+        if self.broken:
+            raise RuntimeError("a sink that breaks its promise")
+        self.calls.append((body, message_id))
+
+
+class House:
+    """A source with a listener, and a fake broker. Markers come back at once, until a test sets `echo` to false and answers itself."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = Clock()
+        self.broker = FakeBroker(self.clock)
+        self.side = FakeBroker(self.clock)  # where markers go
+        self.side.stream = self.broker.stream
+        self.settings = BrokerSettings(urls=(URL,), **settings)
+        self.heard, self.sink = Heard(), RecordingSink()
+        self.echo = True
+        self.announced: list[tuple[str, Deferred[None]]] = []
+        self.listener = ControlListener(self.settings, self.heard, self.clock, marker=str.encode, announce=self.announce)
+        self.source = AmqpSource(
+            self.settings,
+            self.sink,
+            self.clock,
+            control=self.listener,
+            endpoint=lambda url: self.broker,
+            publisher=Announcer(self.settings, self.clock, prefer=lambda: None, endpoint=lambda _: self.side),
+            rng=random.Random(1),
+        )
+
+    def settle(self) -> None:
+        """Let bytes travel on both ways."""
+        moving = True
+        while moving:
+            moving = self.broker.settle()
+            moving = self.side.settle() or moving
+
+    def announce(self, body: bytes, message_id: str) -> Deferred[None]:
+        """Publish a marker: its message id, and the broker's answer."""
+        assert body == message_id.encode()
+        answer: Deferred[None] = succeed(None) if self.echo else Deferred()
+        self.announced.append((message_id, answer))
+        if self.echo:
+            self.come(message_id)
+        return answer
+
+    def come(self, message_id: str, body: bytes = b"{}") -> None:
+        """A message comes through the control exchange."""
+        self.broker.peer.deliver(body, channel=self.channel, key="", message_id=message_id)
+        if not self.echo:
+            self.settle()
+
+    def confirm(self, number: int = -1) -> None:
+        """The broker has put the marker into every queue there is."""
+        self.announced[number][1].callback(None)
+        self.settle()
+
+    def fail(self, error: Exception) -> None:
+        """The newest marker could not be published."""
+        self.announced[-1][1].errback(error)
+        self.settle()
+
+    def advance(self, seconds: float, step: float = 0.05) -> None:
+        """Let time pass with bytes travelling meanwhile."""
+        for _ in range(round(seconds / step)):
+            self.clock.advance(step)
+            self.settle()
+
+    def start(self) -> House:
+        """Started; events are consumed."""
+        self.source.start()
+        self.settle()
+        self.advance(0.4)
+        assert self.events_flow
+        return self
+
+    @property
+    def events_flow(self) -> bool:
+        """Whether the source consumes."""
+        return self.source.status().state is SourceState.CONSUMING
+
+    def state(self) -> object:
+        """Where the listener stands."""
+        return self.listener.status["state"]
+
+    @property
+    def channel(self) -> int:
+        """The number of the newest channel on which a fanout exchange was declared."""
+        return [channel for channel, method in self.broker.peer.methods if is_control(method)][-1]
+
+    def set_ups(self) -> int:
+        """How often the control exchange was declared, on all connections."""
+        return sum(is_control(method) for peer in self.broker.peers for _, method in peer.methods)
+
+    def refuse(self, code: int, text: str) -> None:
+        """The broker closes the channel when the control exchange is declared."""
+        self.answer(self.broker.close_channel(code, text))
+
+    def answer(self, call: Any) -> None:
+        """What the broker does when the control exchange is declared."""
+
+        def declared(peer: Peer, channel: int, method: Any) -> None:
+            if is_control(method):
+                call(peer, channel, method)
+            else:
+                peer.send(channel, spec.Exchange.DeclareOk())
+
+        self.broker.answers[spec.Exchange.Declare] = declared
+
+    def allow(self) -> None:
+        """No longer."""
+        self.broker.answers.clear()
+
+
+def is_control(method: Any) -> bool:
+    """Whether this declares a fanout exchange."""
+    return isinstance(method, spec.Exchange.Declare) and method.type == "fanout"

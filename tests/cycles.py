@@ -1,0 +1,45 @@
+"""Cyclic garbage: what a path leaves behind that only the collector would free.
+
+Full collections are rare (towerws/collector.py), so a path that repeats must leave none: its memory would stay for hours.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+TIMES = 10_000
+"""How often a path runs."""
+
+WARM_UP = 20
+"""How often it runs before anything counts: what is made once (a cache, a class, a compiled pattern) is no leak."""
+
+
+@contextmanager
+def garbage_kept() -> Iterator[Counter[str]]:
+    """With the collector off; at the end the counter has what only a collection would free, by type."""
+    found: Counter[str] = Counter()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield found
+        gc.collect()
+        found.update(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+        gc.collect()
+
+
+def garbage_of(path: Callable[[], object], times: int = TIMES) -> Counter[str]:
+    """What `path` leaves when it runs so often: types of objects, with how many there are."""
+    for _ in range(WARM_UP):
+        path()
+    with garbage_kept() as found:
+        for _ in range(times):
+            path()
+    return found

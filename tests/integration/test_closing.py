@@ -1,0 +1,220 @@
+"""How connections end, on real sockets: the client reads the close code, and a close that was answered ends without a reset."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import DEADLINE_S, Daemon
+from tests.integration.test_websocket_daemon import present, wait_until
+from tests.integration.test_websocket_transports import tls, unix
+from tests.nginx import Nginx
+from tests.ws_kit import BINARY, CLOSE, PING, TEXT, close, frame, request, text
+
+Dial = Callable[[], socket.socket]
+
+LINGER_S = 2
+
+
+def tcp(folder: Path) -> tuple[str, Dial]:
+    """The plain port, which the daemon of these tests has in any case."""
+    return "", lambda: pytest.fail("not dialled by itself")
+
+
+@pytest.fixture(scope="module", params=[tcp, tls, unix], ids=lambda transport: str(transport.__name__))
+def dial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dial]:
+    """The way to a daemon on one kind of transport."""
+    folder = tmp_path_factory.mktemp("daemon")
+    endpoint, way = request.param(folder)
+    listen = ["--listen", endpoint] if endpoint else []
+    with Daemon(folder, "embedded:", *listen, f"--websocket-linger-s={LINGER_S}") as daemon:
+        yield way if endpoint else lambda: socket.create_connection(("127.0.0.1", daemon.port))
+
+
+def open_socket(dial: Dial) -> socket.socket:
+    """A websocket that is open, its first frame read."""
+    client = dial()
+    client.settimeout(DEADLINE_S)
+    client.sendall(request())
+    came = b""
+    while not came.endswith(b"}"):
+        came += client.recv(65536)
+    return client
+
+
+def rest(client: socket.socket) -> bytes:
+    """All that comes until the server ends its stream. A reset is an error."""
+    came = b""
+    while piece := client.recv(65536):
+        came += piece
+    return came
+
+
+def code_of(came: bytes) -> int | None:
+    """The code in the close frame that is all that came."""
+    assert came[:1] == b"\x88", came
+    assert len(came) == 2 + came[1], came
+    return None if came[1] == 0 else int(struct.unpack("!H", came[2:4])[0])
+
+
+VIOLATIONS = {
+    "999": (close(999), 1002),
+    "1005": (close(1005), 1002),
+    "1016": (close(1016), 1002),
+    "one byte": (frame(CLOSE, b"x"), 1002),
+    "a bad reason": (frame(CLOSE, b"\x03\xe8\xff"), 1007),
+    "unmasked": (frame(CLOSE, b"\x03\xe8", masked=False), 1002),
+    "behind another violation": (frame(TEXT, b"x", masked=False) + close(), 1002),
+    "behind text that is not UTF-8": (frame(TEXT, b"\xff") + close(), 1007),
+    "two behind another": (frame(3) + frame(CLOSE, b"x") + close(999), 1002),
+    "behind a message that is too long": (text("x" * 70_000) + close(), 1009),
+    "with much behind it": (close(999) + frame(BINARY, b"x" * 500_000), 1002),
+    "with requests behind it": (frame(3) + text({"groups": {}}) * 50 + close(), 1002),
+    "violations only": (frame(3) * 10_000, 1002),
+    "pings": (frame(PING, b"x" * 126) + frame(PING) * 20 + close(), 1002),
+}
+
+
+@pytest.mark.parametrize(("octets", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
+def test_a_violation_is_told(dial: Dial, octets: bytes, code: int) -> None:
+    """Findings P5: whatever else stands in the same write, the client reads the code, and then the end of the stream."""
+    with open_socket(dial) as client:
+        client.sendall(octets)
+        assert code_of(rest(client)) == code
+
+
+@pytest.mark.parametrize("code", [None, 1000, 1001, 1014, 3001, 4001, 4999])
+def test_a_clients_close_is_echoed(dial: Dial, code: int | None) -> None:
+    """Findings P6: with its own code, or without one."""
+    with open_socket(dial) as client:
+        client.sendall(frame(CLOSE) if code is None else close(code))
+        assert code_of(rest(client)) == code
+
+
+def test_a_close_of_ours_that_is_answered(dial: Dial) -> None:
+    """Findings P5: the server's own close ends without a reset once it is answered, also when requests were under way."""
+    for more in (b"", text({"groups": {"job_events": [1]}})):
+        with open_socket(dial) as client:
+            client.sendall(frame(PING) * 60)
+            came = b""
+            while b"\x88" not in came:
+                came += client.recv(65536)
+            client.sendall(more + close(1008))
+            assert rest(client) == b""
+            assert came.endswith(b"policy")
+
+
+REFUSED = {
+    "a body": request(added=["Content-Length: 500000"]) + b"x" * 500_000,
+    "another path": request("/elsewhere") + b"x" * 500_000,
+    "no request": b"x" * 500_000,
+}
+
+
+@pytest.mark.parametrize("octets", REFUSED.values(), ids=REFUSED)
+def test_a_refusal_is_read_whole(dial: Dial, octets: bytes) -> None:
+    """A client that sends on while it is refused still reads the answer."""
+    with dial() as client:
+        client.settimeout(DEADLINE_S)
+        client.sendall(octets)
+        came = rest(client)
+    head, _, body = came.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 4")
+    assert f"Content-Length: {len(body)}\r\n".encode() in head
+
+
+def answered(client: socket.socket, octets: bytes) -> int | None:
+    """Have the server close, and answer with its code; the code."""
+    client.sendall(octets)
+    came = b""
+    while b"\x88" not in came or len(came) < (at := came.index(b"\x88")) + 2 + came[at + 1]:
+        came += client.recv(65536)
+    code = code_of(came[at:])
+    assert code is not None
+    client.sendall(close(code))
+    assert rest(client) == b""
+    return code
+
+
+def reset(client: socket.socket) -> None:
+    """End the connection as a process does that is killed with bytes unread."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def sends(*pieces: bytes) -> Callable[[socket.socket], object]:
+    """Send these, and read to the end."""
+
+    def end(client: socket.socket) -> None:
+        for piece in pieces:
+            client.sendall(piece)
+        rest(client)
+
+    return end
+
+
+def answers(octets: bytes) -> Callable[[socket.socket], object]:
+    """Send this, and answer the server's close."""
+    return lambda client: answered(client, octets)
+
+
+CLIENT_ENDS: dict[str, Callable[[socket.socket], object]] = {
+    "closes with 1000": sends(close(1000)),
+    "closes with 1001": sends(close(1001)),
+    "closes with 4001": sends(close(4001)),
+    "closes without a code": sends(frame(CLOSE)),
+    "closes in two pieces": sends(close()[:3], close()[3:]),
+    "policy": answers(text("[]") * 10),
+    "pings": answers(frame(PING) * 60),
+    "too big": answers(text("x" * 70_000)),
+    "not UTF-8": answers(frame(TEXT, b"\xff")),
+    "unmasked": answers(frame(TEXT, b"x", masked=False)),
+    "a bad close": sends(close(999)),
+    "two violations": sends(frame(3), frame(3)),
+    "hangs up": socket.socket.close,
+    "is killed": reset,
+}
+
+
+def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
+    """Findings P5: 100 clients connect, subscribe, hear an event and end in all ways, and nginx writes no error for any of them."""
+    with Daemon(tmp_path, "embedded:", "--trusted-proxies", "127.0.0.1") as daemon, ExitStack() as leave:
+        proxy = nginx(f"127.0.0.1:{daemon.port}", errors="warn")
+
+        def enter(number: int) -> socket.socket:
+            client = leave.enter_context(socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S, (f"127.0.5.{number + 1}", 0)))
+            client.sendall(request() + text({"groups": {"job_events": [1]}}))
+            until(client, b"groups_current")
+            return client
+
+        def until(client: socket.socket, word: bytes) -> None:
+            came = b""
+            while word not in came or not came.endswith(b"}"):
+                came += client.recv(65536)
+
+        ends = list(CLIENT_ENDS.values())
+        clients = [enter(number) for number in range(100)]
+        daemon.publish("job_events.1", {"n": 1})
+        for client in clients:
+            until(client, b'"n": 1')
+        staying, leaving = clients[: len(ends)], clients[len(ends) :]
+        for number, client in enumerate(leaving):
+            ends[number % len(ends)](client)
+        for refused in (request(without=["Sec-WebSocket-Key"]), request(without=["Upgrade"]), request().replace(b"GET", b"HEAD")):
+            with socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S) as client:
+                client.sendall(refused)
+                assert client.recv(12)[:10] == b"HTTP/1.1 4"
+        wait_until(lambda: present(daemon) == len(staying))
+        daemon.begin_stop()
+        for client in staying:
+            assert answered(client, b"") == 1012
+        daemon.stop()
+    logs = proxy.logs()
+    assert logs["towerws.log"].count('" 101 ') == len(clients)
+    errors = logs["towerws-error.log"] + "".join(line for line in logs["error.log"].splitlines() if "[notice]" not in line)
+    assert errors == ""

@@ -1,0 +1,228 @@
+"""Watches over the binding of this daemon's control queue, by markers that must come back through the control exchange.
+
+A broker says nothing when an exchange is deleted, made again with another type, or a binding is removed. So a marker is
+published every `MARKER_S`. What was read decides; silence never does:
+
+  what happened to a marker                                 | what follows
+  it came back                                              | the binding is proven
+  returned (312), or no exchange (404)                      | unbound: bind again, doubt all credentials, send another marker
+  confirmed, and not back within `COME_S`                   | not proven: bind again, which has no effect on a binding that is in
+                                                            | force, and send another marker
+  confirmed and not back, though a later one came           | it was unbound in between: doubt all credentials
+  refused (403)                                             | not proven: bind again every `MARKER_S`, a marker every `REFUSED_S`
+  anything else (an alarm, no connection, a full queue)     | not proven, no conclusion
+  nothing came at all for `SILENT_S`, though confirmed      | not proven: a new channel, with a queue of its own
+
+A marker that is sent after the confirm of an earlier one can't overtake it: a confirm means that every bound queue has it, and a
+queue keeps its order. Other daemons' messages prove the binding too, but not that nothing was missed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Final, Protocol
+
+from twisted.internet import defer, interfaces
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.broker.deadline import Deadline
+from towerws.core.errors import BrokerError
+
+MARKER_S: Final = 10.0
+COME_S: Final = 1.0
+"""A marker takes 3 ms on an idle machine, and may be read before its confirm. Binding again for nothing costs the broker 10 ms."""
+REFUSED_S: Final = 60.0
+"""Each refused marker costs the publishing connection."""
+PROVEN_S: Final = 30.0
+SILENT_S: Final = 60.0
+SAY_AGAIN_S: Final = 600.0
+
+NO_ROUTE: Final = 312
+NOT_FOUND: Final = 404
+ACCESS_REFUSED: Final = 403
+
+Announce = Callable[[bytes, str], defer.Deferred[None]]
+"""As `Announcer.announce`. Its `BrokerError` has the broker's code."""
+
+
+class WatchOwner(Protocol):
+    """The listener, whose channel is watched."""
+
+    def bind_again(self) -> None:
+        """Declare and bind once more; `ControlWatch.bound` tells that the broker did. A refusal ends the channel."""
+
+    def was_unbound(self, how: str) -> None:
+        """Messages were missed, for as long as one interval of the markers and maybe longer."""
+
+    def channel_silent(self) -> None:
+        """Nothing comes on this channel although the broker confirms markers: begin with another."""
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """A marker on its way. `again`: it was sent because another one did not come."""
+
+    text: str
+    again: bool
+    confirmed: bool = False
+
+
+class ControlWatch:
+    """See the module. `begin` and `end` take turns; `came` is told of every message. `marker` gives the body of one with a text."""
+
+    _log = Logger()
+
+    def __init__(
+        self, exchange: str, marker: Callable[[str], bytes], announce: Announce, owner: WatchOwner, reactor: interfaces.IReactorTime
+    ) -> None:
+        self.unbound = 0
+        """How often the binding was found missing."""
+        self._exchange = exchange
+        self._marker = marker
+        self._announce = announce
+        self._owner = owner
+        self._reactor = reactor
+        self._timer = Deadline(reactor)
+        self._watching = False
+        self._sent: _Sent | None = None
+        self._missing: _Sent | None = None
+        """The oldest marker that was confirmed and has not come."""
+        self._doubted = False
+        """Whether messages are known to be missed since the last marker that came, and the owner was told."""
+        self._after_bind: Callable[[], None] | None = None
+        self._refused_at = -inf
+        self._proven_at = self._heard_at = -inf
+        self._reason = "no marker has come back yet"
+        self._warned: tuple[str, float] | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the binding is not proven; None when it is."""
+        if self._watching and self._reactor.seconds() - self._proven_at <= PROVEN_S:
+            return None
+        return f"binding not proven: {self._reason}"
+
+    def begin(self) -> None:
+        """The channel consumes: send the first marker."""
+        self.end()
+        self._watching = True
+        self._proven_at = -inf
+        self._heard_at = self._reactor.seconds()
+        self._reason = "no marker has come back yet"
+        self._send()
+
+    def end(self) -> None:
+        """The channel is gone. A second call does nothing."""
+        self._watching = False
+        self._timer.clear()
+        self._sent = self._missing = self._after_bind = None
+        self._doubted = False
+
+    def came(self, message_id: str | None) -> bool:
+        """A message came through the exchange, whoever sent it. True when it is a marker of this watch."""
+        self._proven_at = self._heard_at = self._reactor.seconds()
+        sent, missing = self._sent, self._missing
+        if missing is not None and message_id == missing.text:
+            self._missing = None
+            return True
+        if sent is None or message_id != sent.text:
+            return False
+        self._sent = self._missing = None
+        self._timer.set(MARKER_S, self._next)
+        if missing is not None and not self._doubted:
+            self._found_unbound("a marker that the broker confirmed did not come, and a later one did")
+        self._doubted = False
+        if self._warned is not None:
+            self._warned = None
+            self._log.info("control exchange {exchange}: the binding is proven again", exchange=self._exchange)
+        return True
+
+    def bound(self) -> None:
+        """The broker has declared and bound again."""
+        then, self._after_bind = self._after_bind, None
+        if self._watching and then is not None:
+            then()
+
+    # within
+
+    def _send(self, *, again: bool = False) -> None:
+        sent = self._sent = _Sent(secrets.token_hex(8), again)
+        self._timer.set(MARKER_S, self._next)
+        announced = self._announce(self._marker(sent.text), sent.text)
+        announced.addCallbacks(self._confirmed, self._failed, callbackArgs=(sent,), errbackArgs=(sent,))
+
+    def _next(self) -> None:
+        """It is time for a marker, or in its place for binding again."""
+        now = self._reactor.seconds()
+        if now - self._refused_at < REFUSED_S:
+            self._timer.set(MARKER_S, self._next)
+            self._bind(lambda: None)
+        elif self._missing is not None and now - self._heard_at >= SILENT_S:
+            self._owner.channel_silent()
+        else:
+            self._send()
+
+    def _confirmed(self, _: None, sent: _Sent) -> None:
+        if sent is self._sent:
+            sent.confirmed = True
+            self._refused_at = -inf
+            self._timer.set(COME_S, lambda: self._absent(sent))
+
+    def _absent(self, sent: _Sent) -> None:
+        """Confirmed, and not here. That may be a slow connection."""
+        self._timer.set(MARKER_S - COME_S, self._next)
+        if self._missing is None:
+            self._missing = sent
+        self._reason = "the broker confirmed a marker that has not come back"
+        if sent.again:
+            self._warn(self._reason)
+        else:
+            self._bind(lambda: self._send(again=True))
+
+    def _failed(self, failure: Failure, sent: _Sent) -> None:
+        if failure.check(BrokerError) is None:
+            self._log.failure("a control marker could not be published", failure)
+        if sent is not self._sent:
+            return
+        self._sent = None
+        code = getattr(failure.value, "code", None)
+        self._reason = failure.getErrorMessage()
+        if code in (NO_ROUTE, NOT_FOUND):
+            if sent.again:
+                self._warn(f"bound again, and still: {self._reason}")
+            else:
+                self._bind(self._bound_again)
+            return
+        self._warn(self._reason)
+        if code == ACCESS_REFUSED:
+            self._refused_at = self._reactor.seconds()
+            self._bind(lambda: None)
+
+    def _bound_again(self) -> None:
+        if not self._doubted:
+            self._found_unbound(self._reason)
+        self._send(again=True)
+
+    def _found_unbound(self, how: str) -> None:
+        self.unbound += 1
+        self._doubted = True
+        self._owner.was_unbound(how)
+
+    def _bind(self, then: Callable[[], None]) -> None:
+        self._after_bind = then
+        self._owner.bind_again()
+
+    def _warn(self, reason: str) -> None:
+        """Say once why the binding is not proven, and again after a while."""
+        now = self._reactor.seconds()
+        if self._warned is None or self._warned[0] != reason or now - self._warned[1] >= SAY_AGAIN_S:
+            self._warned = (reason, now)
+            self._log.warn(
+                "control exchange {exchange}: binding not proven: {reason}; revocations may not be heard",
+                exchange=self._exchange,
+                reason=reason,
+            )

@@ -1,0 +1,111 @@
+"""The messages on the control exchange: revocations, and three that the daemons send each other.
+
+  object                                               | who sends it                     | what it says
+  {"user": 7}, {"session": "…"}                        | anybody who may publish there    | close these connections
+  {"daemon": "<id>", "marker": "<text>", "name": "…"}  | each daemon, every few seconds   | it exists, and follows revocations
+  {"daemon": "<id>", "done": "<message id>"}           | a daemon, about a daemon's       | that revocation was followed
+  {"daemon": "<id>", "leaving": true}                  | a daemon that stops              | don't wait for it
+
+Other keys in an object with "daemon" are ignored, so that a later version can add some.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from towerws.core.revocation import MAX_REVOCATION_OCTETS, Revocation, parse_revocation
+
+MAX_TEXT_CHARACTERS: Final = 64
+MAX_DAEMON_NAME_CHARACTERS: Final = 255
+"""A host name has at most 253 (RFC 1035); a longer name is cut."""
+
+_ID: Final = re.compile(r"[0-9a-f]{16}")
+_REVOCATION_ID: Final = re.compile(r"[0-9a-f]{16}-[0-9]{1,10}")
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonName:
+    """A daemon: an id of its own for each process, 16 hexadecimal digits, and a name for people, `host:pid`."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A daemon exists, and follows revocations."""
+
+    daemon: DaemonName
+    text: str
+
+    @property
+    def body(self) -> bytes:
+        """What `parse_control` reads."""
+        return _body({"daemon": self.daemon.id, "marker": self.text, "name": self.daemon.name[:MAX_DAEMON_NAME_CHARACTERS]})
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A daemon has closed what the revocation with this message id names."""
+
+    daemon: str
+    message_id: str
+
+    @property
+    def body(self) -> bytes:
+        """What `parse_control` reads."""
+        return _body({"daemon": self.daemon, "done": self.message_id})
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A daemon stops, and has no connections any more."""
+
+    daemon: str
+
+    @property
+    def body(self) -> bytes:
+        """What `parse_control` reads."""
+        return _body({"daemon": self.daemon, "leaving": True})
+
+
+def parse_control(body: bytes) -> Revocation | Marker | Done | Leaving:
+    """Read a control message. `ValueError` says what is wrong; it repeats nothing of the message."""
+    if len(body) > MAX_REVOCATION_OCTETS:
+        raise ValueError(f"a control message has at most {MAX_REVOCATION_OCTETS} octets")
+    try:
+        found = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        found = None
+    match found:
+        case {"daemon": str() as daemon} if _ID.fullmatch(daemon):
+            return _from_daemon(daemon, found)
+    return parse_revocation(body)
+
+
+def revocation_id(daemon: str, number: int) -> str:
+    """The `message_id` of a daemon's revocation of that number."""
+    return f"{daemon}-{number}"
+
+
+def wants_answer(message_id: str | None) -> bool:
+    """Whether a revocation with this id came from a daemon, which waits for `Done`."""
+    return message_id is not None and _REVOCATION_ID.fullmatch(message_id) is not None
+
+
+def _from_daemon(daemon: str, found: dict[str, Any]) -> Marker | Done | Leaving:
+    match found:
+        case {"marker": str() as text, "name": str() as name} if len(text) <= MAX_TEXT_CHARACTERS:
+            return Marker(DaemonName(daemon, name[:MAX_DAEMON_NAME_CHARACTERS]), text)
+        case {"done": str() as message_id} if len(message_id) <= MAX_TEXT_CHARACTERS:
+            return Done(daemon, message_id)
+        case {"leaving": True}:
+            return Leaving(daemon)
+    raise ValueError('an object with "daemon" has "marker" and "name", "done" or "leaving"')
+
+
+def _body(message: dict[str, object]) -> bytes:
+    return json.dumps(message).encode("ascii")
