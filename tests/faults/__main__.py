@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME[,NAME]", help="only these; * and ? are wildcards")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="repeat the choices of an earlier run")
     parser.add_argument("--repeat", type=int, default=1, help="run each scenario so many times, each with another seed")
+    parser.add_argument("--keep", metavar="DIR", help="an empty folder for what daemons and brokers write: it stays, logs included")
     parser.add_argument("--broker", type=int, choices=VERSIONS, default=3, help="the major version of RabbitMQ")
     args = parser.parse_args(arguments)
     screen = Screen()
@@ -166,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     screen.line(f"{len(chosen)} scenarios, seed {args.seed}, RabbitMQ {args.broker}")
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="towerws-faults-") as folder:
+    with ExitStack() as leave:
+        folder = args.keep or leave.enter_context(tempfile.TemporaryDirectory(prefix="towerws-faults-"))
         brokers = Brokers(args.broker, Path(folder))
         try:
             for repeat in range(args.repeat):
