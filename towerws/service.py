@@ -120,7 +120,12 @@ class TowerwsService(Service):
             self._listener = ControlListener(settings.broker, self.control, reactor)
             self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
         self.websockets = WebSocketFactory(
-            desk, settings.websocket, reactor, access=settings.access, limits=_with_connections(settings.limits)
+            desk,
+            settings.websocket,
+            reactor,
+            access=settings.access,
+            limits=_with_connections(settings.limits),
+            page_ports=self._page_ports,
         )
         self.admin = AdminSite(
             status=self.status,
@@ -238,6 +243,12 @@ class TowerwsService(Service):
 
     def _report(self, bad: BadDelivery) -> None:
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
+
+    def _page_ports(self) -> tuple[int, ...]:
+        """Where pages of the daemon's own come from: the admin port, which has none while it is a UNIX socket or not open."""
+        admin = self._ports.get("admin")
+        port = None if admin is None else getattr(admin.getHost(), "port", None)
+        return () if port is None else (port,)
 
     def source_status(self) -> SourceStatus:
         """How the source stands; a daemon that is stopping is not ready."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, execute, succeed
 
-from towerws.auth.base import Refused
+from towerws.auth.base import Refused, Unavailable
 from towerws.auth.jwt_claims import check_claims
 from towerws.auth.jwt_credentials import Credential, find_credential
 from towerws.auth.jwt_fetch import check_url, fetch, make_agent
@@ -62,7 +62,7 @@ class JwtMethod:
 
     def identify(self, token: str) -> Deferred[Identity]:
         """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
-        return Deferred.fromCoroutine(self._identify(Credential(token)))
+        return Deferred.fromCoroutine(self._identify(Credential(token, "token in a message")))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once: the token has said it all."""
@@ -85,6 +85,13 @@ class JwtMethod:
         return None if credential is None else await self._identify(credential)
 
     async def _identify(self, credential: Credential) -> Identity:
+        try:
+            return await self._read(credential)
+        except (Refused, Unavailable) as error:
+            problem = error.about(credential.kind)
+        raise problem  # out here: without the other as its context
+
+    async def _read(self, credential: Credential) -> Identity:
         token = parse_token(credential.token)
         if token.algorithm not in self._settings.algorithms:
             raise Refused("the token's algorithm is not one of those configured")

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable
+from towerws.auth.base import NotAdmitted, Refused, Unavailable
 from towerws.auth.cache import TtlCache
 from towerws.auth.cookies import parse_cookies
 from towerws.auth.folded_log import FoldedLog
@@ -109,7 +109,6 @@ class TowerMethod:
         """Ask the API whose credential it is, unless that is known. Never tried again: the client's page does that."""
         credential = find_credential(head, self._settings.cookies)
         if credential is None:
-            self._log.info("no session cookie or other credential came with a handshake from {address}", address=address)
             return succeed(None)
         caller = find_caller(head, address)
         key = cache_key(credential, caller)
@@ -120,24 +119,19 @@ class TowerMethod:
                 user_id=known.me.user_id,
                 method=self.name,
                 session=credential.session,
+                also=credential.also,
                 cookie=credential.by_browser,
-                prompted=credential.prompted,
                 csrftoken=Secret(csrftoken) if csrftoken else None,
                 checked_at=known.at,
                 private=_Holder(credential, caller, key, known.me, since=known.at),
             )
 
-        def refused(failure: Failure) -> Failure:
-            failure.trap(Refused)
-            self._log.info(
-                "the {kind} of a handshake from {address} was rejected by the API (session {session})",
-                kind=credential.kind,
-                address=address,
-                session=credential.session,
-            )
+        def not_admitted(failure: Failure) -> Failure:
+            if isinstance(failure.value, NotAdmitted):
+                return Failure(failure.value.about(credential.kind, credential.session))
             return failure
 
-        return self._identified(credential, caller, key).addCallbacks(identify, refused)
+        return self._identified(credential, caller, key).addCallbacks(identify, not_admitted)
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Ask for one object after the other; what can't be asked is tried again for `retry_s`, then refused as unavailable."""
@@ -190,7 +184,7 @@ class TowerMethod:
 
     def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
         now = self._clock.seconds()
-        if (known := self._valid.get(key, now)) and known.at > self._revocations.latest(known.me.user_id, credential.session):
+        if (known := self._valid.get(key, now)) and known.at > self._revocations.latest(known.me.user_id, *credential.sessions):
             self._hits["valid"] += 1
             return succeed(known)
         if self._invalid.get(key, now):

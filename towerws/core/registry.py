@@ -13,7 +13,7 @@ class Registry(Generic[T]):
     """Connections with the names that they can be revoked by. A user is known by the text of its id: `7` and `"7"` are one."""
 
     def __init__(self) -> None:
-        self._names: dict[T, tuple[str | None, str | None]] = {}
+        self._names: dict[T, tuple[str | None, tuple[str, ...]]] = {}
         self._users: dict[str, dict[T, None]] = {}
         self._sessions: dict[str, dict[T, None]] = {}
 
@@ -23,18 +23,18 @@ class Registry(Generic[T]):
     def add(self, connection: T, identity: Identity) -> None:
         """Enter a connection."""
         user = identity.user
-        self._names[connection] = (user, identity.session)
+        self._names[connection] = (user, sessions := identity.sessions)
         if user is not None:
             self._users.setdefault(user, {})[connection] = None
-        if identity.session is not None:
-            self._sessions.setdefault(identity.session, {})[connection] = None
+        for session in sessions:
+            self._sessions.setdefault(session, {})[connection] = None
 
     def remove(self, connection: T) -> str | None:
         """Forget a connection; gives its user when it was the last of that user's. A second call does nothing."""
         if (names := self._names.pop(connection, None)) is None:
             return None
-        user, session = names
-        if session is not None:
+        user, sessions = names
+        for session in sessions:
             _drop(self._sessions, session, connection)
         return user if user is not None and _drop(self._users, user, connection) else None
 

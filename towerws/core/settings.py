@@ -125,9 +125,9 @@ class LimitSettings:
     """How many connections there may be, and of whom. `connections` 0: what the process's descriptors allow."""
 
     connections: int = 0
-    per_address: int = 200
-    per_user: int = 50
-    half_open: int = 50
+    per_address: int = 1000
+    per_user: int = 1000
+    half_open: int = 1000
     accepts_per_s: float = 4000
 
 

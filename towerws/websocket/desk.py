@@ -15,6 +15,7 @@ from towerws.core.hub import Hub
 from towerws.core.intake import Intake
 from towerws.core.settings import WebSocketSettings
 from towerws.websocket.guard import Guard
+from towerws.websocket.refusal_log import RefusalLog
 
 HOLD_S = 5.0
 """How long a request waits for history to be refilled. Half of what awxkit waits for its answer (awxkit/ws.py)."""
@@ -47,6 +48,7 @@ class Desk:
         self.reactor = reactor
         self.check_xrftoken = check_xrftoken
         self.guard = Guard(hub, auth, reactor, revalidate_s=revalidate_s, wall=wall)
+        self.refusals = RefusalLog(reactor)
         self.deflater = Deflater(settings.compression_octets)
         self.deflated = deflated(self.deflater)
         """The dialects of clients with whom compression was negotiated, by subprotocol."""

@@ -126,7 +126,7 @@ class Guard:
 
     def was_revoked(self, identity: Identity, since: float) -> bool:
         """Whether it was revoked since then: an authentication that began at `since` (monotonic seconds) must not succeed any more."""
-        return self._revocations.latest(identity.user_id, identity.session) >= since
+        return self._revocations.latest(identity.user_id, *identity.sessions) >= since
 
     def doubt(self) -> None:
         """Revocations may have been missed: forget what is kept of anybody, and ask about all credentials anew, as fast as a tick may."""

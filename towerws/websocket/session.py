@@ -34,7 +34,11 @@ STATIC_S = 300.0
 INBOX_OCTETS = 64 * 1024
 
 DISTRUST = 3
-"""How many wrong `xrftoken`s, or tokens that are not good, end a connection. A page whose `csrftoken` changed tries once."""
+"""How many tokens that are not good end a connection, or wrong `xrftoken`s one of towerws.v1. A page whose `csrftoken` changed tries once.
+"""
+
+GUESS_S = 1.0
+"""In Tower's dialect each wrong `xrftoken` beyond those is answered after this time, and what comes behind it waits."""
 
 MESSAGE_OCTETS = 128
 """What a message that waits costs beside its payload: empty ones are not free."""
@@ -42,6 +46,8 @@ MESSAGE_OCTETS = 128
 
 class Connection(Protocol):
     """What a session needs of its connection; also the hub's `Peer`."""
+
+    address: str
 
     def send(self, data: bytes) -> bool:
         """Take whole frames, or say that there is no room."""
@@ -167,8 +173,7 @@ class Session:
         if isinstance(message, TokenMessage):
             self._renew(message)
         elif desk.check_xrftoken and not self.identity.vouched_for_by(message.xrftoken):
-            self._refuse(BadRequest("xrftoken", "access denied to channel", message.request_id))
-            self._distrusted()
+            self._mistrust(BadRequest("xrftoken", "access denied to channel", message.request_id))
         elif desk.intake.flowing:
             self._authorize(message)
         else:
@@ -177,6 +182,29 @@ class Session:
     def _refuse(self, error: BadRequest) -> None:
         self._desk.bad_requests += 1
         self._reply(self.dialect.error(error))
+
+    def _mistrust(self, error: BadRequest) -> None:
+        """Answer a wrong `xrftoken`. AWX never closes for one, and its React pages do not come back: guessing is slowed down instead."""
+        identity = self.identity
+        self._desk.refusals.line(
+            self._connection.address, error.code, credential=identity.method, session=identity.session, detail="wrong xrftoken"
+        )
+        if self.dialect.subprotocol is not None:
+            self._refuse(error)
+            self._distrusted()
+            return
+        self._distrust += 1
+        if self._distrust <= DISTRUST:
+            self._refuse(error)
+            return
+
+        def answer() -> None:
+            self._cancel = None
+            self._refuse(error)
+            self._follow()
+
+        self._desk.limits["distrust"] += 1
+        self._cancel = self._desk.reactor.callLater(GUESS_S, answer).cancel
 
     def _distrusted(self) -> None:
         self._distrust += 1
@@ -214,7 +242,7 @@ class Session:
             if error.code == "token":
                 self._distrusted()
 
-        self._wait_for(renew(self._desk, self.identity, message).addCallback(renewed).addErrback(failed))
+        self._wait_for(renew(self._desk, self.identity, message, self._connection.address).addCallback(renewed).addErrback(failed))
 
     def _replace(self, identity: Identity, message: TokenMessage, refusals: dict[str, str]) -> None:
         """The new credential is in force, with what it grants and when it ends, before the answer says so."""
