@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
+from tests.auth.jwt_kit import NOW, claims, make_method, sign
 from tests.auth.tower_kit import Lines, logged
 from tests.ws_kit import Edge, Edges, edges, request, text
 from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable
+from towerws.auth.chain import Chain
 from towerws.auth.open import Open
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
@@ -185,3 +188,35 @@ def test_the_address_is_the_clients(make: Edges, lines: Lines, access: AccessSet
     edge = make(Says(USER), access=access)
     edge.connect().send(request(added=["X-Forwarded-For: 203.0.113.9", "Origin: http://evil.example"]))
     assert lines.texts[0].startswith("refused address=203.0.113.9 ")
+
+
+JWT = [
+    ("exp", {"exp": NOW - 1}, "the token has expired"),
+    ("no exp", {"exp": None}, "the token has no exp"),
+    ("nbf", {"nbf": NOW + 100}, "the token is not valid yet: its nbf is to come"),
+    ("iat", {"iat": NOW + 100}, "the token is not valid yet: its iat is to come"),
+    ("aud", {"aud": "other"}, "the token is meant for somebody else: its aud is another one"),
+    ("sub", {"sub": ""}, "the token's sub is not 1 to 255 printable characters"),
+    ("groups", {"groups": "jobs.*"}, "the token's list of topics is not one: neither {'group': ['event']} nor ['group.event']"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "detail"), JWT)
+@pytest.mark.parametrize("way", ["bearer token", "token in the URL", "token cookie", "token in a message"])
+def test_each_refused_jwt_says_why(
+    make: Edges, lines: Lines, tmp_path: Path, name: str, changes: dict[str, object], detail: str, way: str
+) -> None:
+    """By whichever way it came; and nothing of the token stands in the line."""
+    edge = make(Chain([make_method(tmp_path, cookie="jwt")]))
+    token = sign(claims(**{"sub": "canary", **changes}))
+    sent = {
+        "bearer token": request(added=[f"Authorization: Bearer {token}"]),
+        "token in the URL": request(f"/websocket/?token={token}"),
+        "token cookie": request(added=[f"Cookie: jwt={token}"]),
+        "token in a message": request(v1=True) + text({"token": token}),
+    }
+    edge.connect("203.0.113.7").send(sent[way])
+    status = "-" if way == "token in a message" else "403"
+    assert lines.texts == [
+        f'refused address=203.0.113.7 credential="{way}" session=- reason=credential status={status} detail="{detail}" folded=0'
+    ]

@@ -47,11 +47,13 @@ class JwtMethod:
         self._wall = wall
         check_algorithms(settings.algorithms)
         self._default = _check(settings)
+        self._ignored_grants = 0
         self._keys, self._key_counts = _key_source(settings, reactor)
 
     def figures(self) -> Mapping[str, object]:
-        """With a key set's URL, what `Jwks` counts."""
-        return {"keys": dict(self._key_counts)} if self._key_counts else {}
+        """Entries of tokens' lists that are no topics; with a key set's URL, what `Jwks` counts."""
+        counts: dict[str, object] = {"ignored_grants": self._ignored_grants}
+        return {**counts, "keys": dict(self._key_counts)} if self._key_counts else counts
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires with who signed in; with None when the handshake brings nothing that is shaped like a token.
@@ -98,6 +100,7 @@ class JwtMethod:
         if not any(key.verifies(token) for key in await self._keys.find(token.algorithm, token.kid)):
             raise Refused("the token's signature is not good")
         claims = check_claims(read_object(token.payload), self._settings, self._default, self._wall(), from_url=credential.from_url)
+        self._ignored_grants += claims.ignored
         return Identity(
             user_id=claims.subject,
             method=self.name,
