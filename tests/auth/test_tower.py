@@ -256,7 +256,9 @@ def test_figures() -> None:
             enter(bench, "bad", Answer(401, b""))
     figures = bench.method.figures()
     assert figures["cache_hits"] == {"valid": 1, "invalid": 1, "allowed": 2, "denied": 2}
-    assert figures["calls"] == {"made": 5, "failed": 0, "turned_away": 0, "in_flight": 0, "waiting": 0, "breaker": "closed"}
+    none = {"made": 0, "failed": 0, "turned_away": 0, "in_flight": 0, "waiting": 0, "breaker": "closed"}
+    assert figures["calls"] == {**none, "made": 5, "object_breaker": "closed", "passwords": none}
+    assert figures["throttled"] == {"delayed": 0, "refused": 0}
 
 
 def test_what_was_allowed_is_no_older_than_the_credential() -> None:
@@ -279,16 +281,18 @@ def test_what_was_allowed_is_no_older_than_the_credential() -> None:
     assert ask() == ["/api/v2/jobs/1/"]
 
 
-def test_one_object_at_a_time() -> None:
-    """One client's list is asked for one by one, so it leaves room for the others; equal questions of several connections are one."""
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 50, 1000])
+def test_four_objects_at_a_time(count: int) -> None:
+    """One client's list is asked for four at a time, so it leaves room for the others; equal questions of several connections are one."""
     bench = Bench()
     identity = enter(bench)
-    topics = [f"job_events.{number}" for number in range(50)]
+    topics = [f"job_events.{number}" for number in range(count)]
     first, second = bench.method.refusals(identity, topics), bench.method.refusals(identity, topics)
-    for number in range(50):
-        assert len(bench.fetcher.asked) == number + 1
+    for number in range(count):
+        assert len(bench.fetcher.asked) == min(count, number + 4)
         bench.fetcher.asked[number][2].callback(NO if number % 2 else YES)
     assert refused(first) == refused(second) == dict.fromkeys(topics[1::2], "not visible to this user")
+    assert list(refused(bench.method.refusals(identity, topics))) == topics[1::2], "in the order in which they were asked for"
     assert bench.clock.getDelayedCalls() == []
 
 

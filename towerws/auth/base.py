@@ -99,6 +99,19 @@ class Reports(Protocol):
         """Counts since the start, and how things stand. Numbers and fixed words only: nothing that a client sent."""
 
 
+@runtime_checkable
+class AsksAboutTopics(Protocol):
+    """What a `Method` offers too, when it has to ask somebody about some topics: so the others need not wait."""
+
+    def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
+        """Those of the topics about which `refusals` would have to ask now. Asks nothing."""
+
+
+def undecided(method: Method, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
+    """The topics about which `refusals` can't answer at once; all of them, where the method does not say."""
+    return method.undecided(identity, topics) if isinstance(method, AsksAboutTopics) else frozenset(topics)
+
+
 def at_once(asked: Deferred[Answer]) -> Answer | None:
     """The answer, where it was given at once; None where it is awaited, or the question failed.
 

@@ -132,7 +132,7 @@ def _authorization(value: str) -> Credential | None:
     if scheme.lower() == "bearer" and _is_token(rest):
         return Credential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
     if scheme.lower() == "basic" and _is_token(rest) and _is_basic(rest):
-        user = base64.b64decode(rest).partition(b":")[0]
+        user = base64.b64decode(rest).partition(b":")[0].lower()
         return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), _keyed(rest.encode()), account=_keyed(user))
     return None
 

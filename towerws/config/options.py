@@ -257,8 +257,24 @@ OPTIONS: tuple[Option, ...] = (
     _option("tower.denied_s", _D, "How long its word that a user does not see one counts.", low=0, high=3600),
     _option("tower.cache_entries", _C, "How many answers are kept, of each of these four kinds.", low=1, high=10_000_000),
     _option("tower.calls", _C, "Calls to the API at the same time.", low=1, high=1000),
-    _option("tower.calls_waiting", _C, "Calls that may wait for that; beyond it the answer is unavailable (503).", low=0, high=100_000),
-    _option("tower.deadline_s", _D, "How long a call may take. AWX's AngularJS pages give up a handshake after 3 s.", low=0.1, high=60),
+    _option(
+        "tower.calls_waiting",
+        _C,
+        "Calls that may wait for that, handshakes and others apart; beyond it the answer is unavailable (503).",
+        low=0,
+        high=100_000,
+    ),
+    _option(
+        "tower.deadline_s",
+        _D,
+        "How long a call may take once it is sent. AWX's AngularJS pages give up a handshake after 3 s.",
+        low=0.1,
+        high=60,
+    ),
+    _option(
+        "tower.password_calls", _C, "Calls with a password (Authorization: Basic) at the same time, beside the others.", low=1, high=1000
+    ),
+    _option("tower.password_deadline_s", _D, "How long such a call may take: the API hashes the password first.", low=0.1, high=60),
     _option("tower.retry_s", _D, "For how long the question about an object is put again when it can't be answered.", low=0, high=60),
     _option("tower.breaker_failures", _C, "Failures in a row after which the API is left alone for a while.", low=1, high=1000),
     _option("tower.breaker_probe_s", _D, "How long until it is tried again.", low=0.1, high=3600),

@@ -180,6 +180,9 @@ class TowerSettings:
     calls_waiting: int = 200
     deadline_s: float = 2.0
     """AWX's AngularJS pages give up a handshake after 3 s; 2.5 s are left for all of it."""
+    password_calls: int = 4
+    password_deadline_s: float = 5.0
+    """Django's password hash takes 0.1 to 0.5 s of a core, several times that on a busy one. No browser waits: programs do."""
     retry_s: float = 4.0
     breaker_failures: int = 5
     breaker_probe_s: float = 5
