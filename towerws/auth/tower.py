@@ -230,8 +230,8 @@ class TowerMethod:
         validate = partial(self._validate, credential, caller, key, Kind.SIGN_IN)
         try:
             delay_s, note = self._sign_ins.begin(credential, key, caller.address, self._clock.seconds())
-        except Throttled:
-            return fail(Failure())
+        except Throttled as error:
+            return fail(error)
 
         def ended(result: _Known | Failure) -> _Known | Failure:
             note(isinstance(result, Failure) and result.check(Refused) is not None, self._clock.seconds())
@@ -250,10 +250,10 @@ class TowerMethod:
             return known
 
         def invalid(failure: Failure) -> Failure:
-            failure.trap(Refused)
-            self._valid.discard(key)
-            self._invalid.put(key, answer=True, now=asked_at)
-            self._sign_ins.note(key, asked_at, good=False)
+            if failure.check(Refused):
+                self._valid.discard(key)
+                self._invalid.put(key, answer=True, now=asked_at)
+                self._sign_ins.note(key, asked_at, good=False)
             return failure
 
         wait_s = patience(credential) - waited_s if kind is Kind.SIGN_IN else WAIT_S
@@ -309,8 +309,8 @@ class TowerMethod:
             return visible
 
         def ended(failure: Failure) -> Failure:
-            failure.trap(Refused)
-            self._valid.discard(holder.key)
+            if failure.check(Refused):
+                self._valid.discard(holder.key)
             return failure
 
         question = self._question(path, holder.credential, holder.caller, Kind.OBJECT, WAIT_S)

@@ -1,8 +1,8 @@
 """A session: the conversation with one open connection, from its first frame to its last.
 
-Messages of one client are followed strictly in their order, one at a time: a slow question about access delays only what
-this client asks after it, and the newest request always wins in the end. More of them than the rate allows are delayed, not
-refused; what waits is bounded in octets.
+Messages of one client are followed strictly in their order, one at a time. A request replaces the one before it, also where that
+one still waits for a slow question about access: it is then answered with what is known (pending.py). More messages than the rate
+allows are delayed, not refused; what waits is bounded in octets.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from towerws.core.requests import Denied, Request, TokenMessage, parse_message
 from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect
 from towerws.websocket.desk import Desk
+from towerws.websocket.pending import PendingRequest
 from towerws.websocket.tokens import UNCHECKED, renew
 
 STATIC_S = 300.0
@@ -72,6 +73,7 @@ class Session:
         "_inbox",
         "_inbox_octets",
         "_malformed",
+        "_pending",
         "_rechecking",
         "_valid_at",
         "dialect",
@@ -96,6 +98,7 @@ class Session:
         self.requests = 0
         """Requests taken from this client."""
         self._cancel: Callable[[], object] | None = None
+        self._pending: PendingRequest | None = None
         self._closed = False
         self._rechecking: Deferred[None] | None = None
         self._valid_at = desk.reactor.seconds()
@@ -135,6 +138,8 @@ class Session:
         self._inbox.append((payload, is_binary))
         if self._cancel is None:
             self._follow()
+        elif self._pending is not None and self._replaces_all(payload, is_binary):
+            self._pending.supersede()
 
     def _follow(self) -> None:
         """Follow the messages that wait, until one has to wait for something itself."""
@@ -265,16 +270,27 @@ class Session:
         if (refusals := at_once(asked)) is not None:
             self._apply(request, {**others, **refusals} if others else refusals)
             return
+        decided = False
 
-        def decided(refusals: dict[str, str]) -> None:
-            self._apply(request, {**others, **refusals} if others else refusals)
+        def done(pending: PendingRequest, refusals: dict[str, str]) -> None:
+            nonlocal decided
+            decided = True
+            self._cancel = self._pending = None
+            self._apply(request, {**others, **refusals}, pending.before)
+            self._follow()
 
-        def failed(failure: Failure) -> None:
-            if not self._closed:
-                self._log.failure("authorization failed unexpectedly; nothing was granted", failure)
-                self._apply(request, dict.fromkeys(request.topics, "unavailable"))
+        pending = PendingRequest(self._desk, self.member, self.identity, request, others, asked, done)
+        if not decided:
+            self._pending, self._cancel = pending, pending.cancel
 
-        self._wait_for(asked.addCallback(decided).addErrback(failed))
+    def _replaces_all(self, payload: bytes, is_binary: bool) -> bool:
+        """Whether a message is a request that will be followed: one before it is then answered with what is known."""
+        desk = self._desk
+        try:
+            message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
+        except BadRequest:
+            return False
+        return isinstance(message, Request) and (not desk.check_xrftoken or self.identity.vouched_for_by(message.xrftoken))
 
     def _wait_for(self, asked: Deferred[None]) -> None:
         """Follow no other message before this has fired. It never fails."""
@@ -344,7 +360,8 @@ class Session:
             return False
         return self._desk.reactor.seconds() - self._valid_at > every + STATIC_S
 
-    def _apply(self, request: Request, refusals: dict[str, str]) -> None:
+    def _apply(self, request: Request, refusals: dict[str, str], before: tuple[str, ...] | None = None) -> None:
+        """Put the request in force, and answer it. `before` is what was subscribed when it came, if that is not what is now."""
         if self._closed:
             return
         denied = list(request.denied)
@@ -354,6 +371,10 @@ class Session:
             request = Request(kept, request.denied, request.since, request.request_id)
         self._desk.denied += len(denied)
         change = self._desk.hub.subscribe(self.member, request)
+        if before is not None:
+            current = set(change.current)
+            joined = sorted(current.difference(before))
+            change = change._replace(joined=tuple(joined), left=tuple(sorted(set(before) - current)))
         dialect = self.dialect
         self._reply(*map(dialect.denied, denied), dialect.subscribed(change, denied, request.request_id))
         if change.recovered:
