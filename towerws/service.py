@@ -41,6 +41,7 @@ from towerws.embedded import EmbeddedSource
 from towerws.methods import make_methods
 from towerws.protocol import WebSocketFactory
 from towerws.websocket.desk import Desk
+from towerws.websocket.replay import ReplayBounds
 
 CLOSES_PER_S = 1000
 """How fast connections are closed while draining, if the drain window does not ask for more."""
@@ -110,6 +111,7 @@ class TowerwsService(Service):
             reactor,
             check_xrftoken=settings.access.check_xrftoken,
             revalidate_s=settings.access.revalidate_s,
+            replays=ReplayBounds(settings.limits.replay_bytes_per_s, settings.history.max_octets),
         )
         self.desk = desk
         self._announcer = None if settings.broker is None else Announcer(settings.broker, reactor, prefer=lambda: amqp.url)
@@ -281,6 +283,7 @@ class TowerwsService(Service):
                 "closed": websockets.closed,
                 "revoked": desk.guard.revoked,
                 "limits": dict(desk.limits),
+                "replays_delayed": desk.replays.delays,
                 "renewed": desk.renewed,
                 "accepted": websockets.admission.arrived,
                 "accept_pauses": websockets.doorman.pauses,

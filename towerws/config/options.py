@@ -313,6 +313,13 @@ OPTIONS: tuple[Option, ...] = (
         low=1,
         high=1_000_000,
     ),
+    _option(
+        "limits.replay_bytes_per_s",
+        _S,
+        "What one user may have replayed from history, each second in the long run; beyond it a replay goes on more slowly.",
+        low=64 * KIB,
+        high=16 * GIB,
+    ),
     _option("history.max_octets", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
     _option("history.max_age_s", _D, "How long messages are kept for that; a restart refills as much from the stream.", low=1, high=DAY_S),
     _option("websocket.head_octets", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),

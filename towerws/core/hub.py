@@ -146,31 +146,39 @@ class Hub:
             self.counters.turns += 1
         self._broadcast.begin(turns, before, written)
 
-    def feed(self, member: Member) -> None:
-        """Give a member that is behind its next piece of history, or let it go live when there is none left."""
+    @property
+    def seq(self) -> int:
+        """The place of the newest delivery that went out."""
+        return self._flushed.seq
+
+    def feed(self, member: Member) -> int:
+        """Give a member that is behind its next piece of history, or let it go live when there is none left. The bytes of the piece."""
         if not member.behind or member not in self.members:
-            return
+            return 0
         if lost := self._history.lost(member.cursor.seq, member.topics):
             floor = self._history.floor
             notice = member.dialect.gap(Gap(tuple(sorted(lost)), member.cursor.position, floor.position, "history"))
             if notice is not None and not member.send(text_frame(notice)):
                 member.peer.await_drain()
-                return
+                return 0
             self.counters.gaps += 1
             if notice is None:
                 member.peer.end(CloseReason.HISTORY)
-                return
+                return 0
             member.cursor = floor
         piece = self._history.after(member.cursor.seq, member.topics, self._flushed.seq, PIECE_OCTETS)
         if not piece:
             self._broadcast.forgo(member)  # it has been fed what it was due of it
             member.behind = False
             self.counters.caught_up += 1
-            return
-        if member.send(b"".join([self._replay(member.dialect, delivery) for delivery in piece])):
+            return 0
+        data = b"".join([self._replay(member.dialect, delivery) for delivery in piece])
+        sent = member.send(data)
+        if sent:
             member.cursor = piece[-1]
             self.counters.deliveries_out += len(piece)
         member.peer.await_drain()
+        return len(data) if sent else 0
 
     def _replay(self, dialect: Dialect, delivery: Delivery) -> bytes:
         key = (dialect, delivery.seq)

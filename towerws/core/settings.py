@@ -129,6 +129,7 @@ class LimitSettings:
     per_user: int = 1000
     half_open: int = 1000
     accepts_per_s: float = 4000
+    replay_bytes_per_s: int = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

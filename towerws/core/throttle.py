@@ -23,9 +23,9 @@ class Throttle:
         """How many seconds a try of this name has to wait."""
         return max(0.0, (self._level(name, now) + 1 - self._burst) / self._rate)
 
-    def count(self, name: str, now: float) -> None:
-        """Count a try that failed, or may."""
-        self._set(name, self._level(name, now) + 1, now)
+    def count(self, name: str, now: float, amount: float = 1) -> None:
+        """Count a try that failed, or may; or so many at once."""
+        self._set(name, self._level(name, now) + amount, now)
         if len(self._levels) > self._names:
             del self._levels[next(iter(self._levels))]
 

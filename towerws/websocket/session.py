@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, at_once
+from towerws.core.addresses import household
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.identity import Identity
@@ -27,6 +28,7 @@ from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect
 from towerws.websocket.desk import Desk
 from towerws.websocket.pending import PendingRequest
+from towerws.websocket.replay import Replay
 from towerws.websocket.tokens import UNCHECKED, renew
 
 STATIC_S = 300.0
@@ -75,6 +77,7 @@ class Session:
         "_malformed",
         "_pending",
         "_rechecking",
+        "_replay",
         "_valid_at",
         "dialect",
         "identity",
@@ -99,6 +102,7 @@ class Session:
         """Requests taken from this client."""
         self._cancel: Callable[[], object] | None = None
         self._pending: PendingRequest | None = None
+        self._replay: Replay | None = None
         self._closed = False
         self._rechecking: Deferred[None] | None = None
         self._valid_at = desk.reactor.seconds()
@@ -112,6 +116,8 @@ class Session:
         self._closed = True
         if self._inbox is not None:
             self._inbox.clear()
+        if self._replay is not None:
+            self._replay.close()
         self._desk.hub.leave(self.member)
         self._desk.guard.leave(self)
         rechecking, self._rechecking = self._rechecking, None
@@ -123,7 +129,10 @@ class Session:
 
     def feed(self) -> None:
         """The connection's buffer is empty: give a member that is behind its next piece."""
-        self._desk.hub.feed(self.member)
+        if self._replay is None:
+            self._desk.hub.feed(self.member)
+        else:
+            self._replay.feed()
 
     def message(self, payload: bytes, is_binary: bool) -> None:
         """Take in one whole message."""
@@ -378,7 +387,10 @@ class Session:
         dialect = self.dialect
         self._reply(*map(dialect.denied, denied), dialect.subscribed(change, denied, request.request_id))
         if change.recovered:
-            self._desk.hub.feed(self.member)
+            if self._replay is None:
+                account = self.identity.account or household(self._connection.address)
+                self._replay = Replay(self._desk.replays, self._desk.hub, self.member, self._desk.reactor, account)
+            self._replay.begin()
 
     def _reply(self, *payloads: bytes | None) -> None:
         """Send frames in one write: a thousand denials are not a thousand system calls, and all of them are taken or none."""
