@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 
 NO_BROKER = "RabbitMQ is not installed"
 NO_NGINX = "nginx is not installed"
+NO_FAIL2BAN = "fail2ban is not installed"
 
-PARTS = {NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"), NO_NGINX: ("NGINX", "apt-get install nginx")}
+PARTS = {
+    NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
+    NO_NGINX: ("NGINX", "apt-get install nginx"),
+    NO_FAIL2BAN: ("FAIL2BAN", "apt-get install fail2ban"),
+}
 
 
 @pytest.fixture(scope="session")
 def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
     """The session's node. Tests share it: each uses exchange and queue names of its own, and leaves it running."""
-    _require(NO_BROKER, rabbitmq_bin())
+    require(NO_BROKER, rabbitmq_bin())
     with PrivateRabbit(tmp_path_factory.mktemp("rabbit")) as node:
         yield node
 
@@ -31,7 +36,7 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
 @pytest.fixture
 def fresh_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], PrivateRabbit]]:
     """A maker of started nodes of the test's own, for those that kill and restart them; they end with the test."""
-    _require(NO_BROKER, rabbitmq_bin())
+    require(NO_BROKER, rabbitmq_bin())
     nodes: list[PrivateRabbit] = []
 
     def make() -> PrivateRabbit:
@@ -48,7 +53,7 @@ def fresh_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 @pytest.fixture(scope="module")
 def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Nginx]]:
     """A maker of running nginx processes with the shipped configuration, by where towerws listens; they end with the module."""
-    _require(NO_NGINX, nginx_binary())
+    require(NO_NGINX, nginx_binary())
     with ExitStack() as leave:
 
         def make(upstream: str, **more: Any) -> Nginx:
@@ -67,7 +72,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line("(its service need not run: the tests start processes of their own)")
 
 
-def _require(reason: str, found: object) -> None:
+def require(reason: str, found: object) -> None:
+    """Skip the test when nothing was found, or fail it where everything is promised."""
     if found is None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}, and CI promises it", pytrace=False)

@@ -32,11 +32,12 @@ LINES_BURST: Final = 50
 FOR_THE_OPERATOR: Final = frozenset({"origin", "host", "connections", "address", "half_open", "user", "unavailable", "throttled", "error"})
 """Reasons that are warnings: users may be locked out by a setting, or by what the daemon depends on."""
 
+_log = Logger("websocket")
+"""Not the class's own, which would take its name: the filter in deploy/fail2ban knows this one."""
+
 
 class RefusalLog:
     """All connections of a daemon write with this one."""
-
-    _log = Logger("websocket")
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -68,7 +69,7 @@ class RefusalLog:
         if self._unwritten:
             text += " ({unwritten} more refusals of other kinds have no line)"
         unwritten, self._unwritten = self._unwritten, 0
-        self._log.emit(
+        _log.emit(
             LogLevel.warn if reason in FOR_THE_OPERATOR else LogLevel.info,
             text,
             address=address,
