@@ -30,7 +30,7 @@ EDGES = {
 }
 """Each one talks to one foreign thing. Imports itself and what is plain, and the seam that `auth.base` is."""
 
-WIRING = ["cli", "clock", "collector", "commands.config", "config.file", "config.load", "methods", "service", "tap"]
+WIRING = ["cli", "clock", "collector", "commands.config", "config.exposure", "config.file", "config.load", "methods", "service", "tap"]
 """Makes the parts and joins them. Imports anything."""
 
 SEAMS = {"auth.base"}

@@ -10,7 +10,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -81,6 +81,8 @@ class TowerwsService(Service):
         self._started_at = 0.0
         self._ports: dict[str, IListeningPort] = {}
         self._stopping = False
+        self.warnings: Sequence[str] = ()
+        """What the log should say when the daemon starts, a sentence each."""
         self.history = History(settings.history.max_octets, settings.history.max_age_s)
         self.hub = Hub(self.history, lambda call: reactor.callLater(0, call))
         self.intake = Intake(
@@ -164,6 +166,8 @@ class TowerwsService(Service):
             source="embedded:" if self._settings.broker is None else ",".join(map(str, self._settings.broker.urls)),
             auth=",".join(self._settings.auth),
         )
+        for sentence in self.warnings:
+            self._log.warn("{sentence}", sentence=sentence)
 
     def stopService(self) -> Deferred[None]:
         """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""

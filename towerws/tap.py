@@ -11,7 +11,8 @@ from twisted.python import usage
 
 from towerws.amqp import quiet_pika
 from towerws.collector import collect_rarely
-from towerws.config.load import given, load, usage_flags, usage_parameters
+from towerws.config.exposure import exposure
+from towerws.config.load import Loaded, given, load_all, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
 from towerws.service import EXIT_BAD_CONFIG, TowerwsService
@@ -33,6 +34,7 @@ class Options(usage.Options):
     optParameters = usage_parameters()
 
     settings: Settings
+    loaded: Loaded
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read the flags, then everything else."""
@@ -44,9 +46,10 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Make the settings, or end the process."""
         try:
-            self.settings = load(given(self), os.environ)
+            self.loaded = load_all(given(self), os.environ)
         except ConfigError as error:
             _give_up(str(error))
+        self.settings = self.loaded.settings
 
 
 def _give_up(text: str) -> NoReturn:
@@ -64,6 +67,8 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
     quiet_pika()
     collect_rarely()
     try:
-        return TowerwsService(options.settings, reactor)
+        service = TowerwsService(options.settings, reactor)
     except ConfigError as error:
         _give_up(str(error))
+    service.warnings = tuple(exposure(options.loaded))
+    return service
