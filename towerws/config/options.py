@@ -231,8 +231,8 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "check_origin",
         _B,
-        "Refuse pages of other origins that come with a cookie or password, which browsers send by themselves. Without it "
-        "any page that a user opens can listen in the user's name.",
+        "Refuse pages of other origins than the host's own, the admin port's and those listed. Without it any page that a user opens "
+        "can listen in the user's name, and on the user's machine.",
     ),
     _option(
         "check_xrftoken",
