@@ -125,7 +125,7 @@ class TowerMethod:
             return succeed(None)
         caller = find_caller(head, address)
         key = cache_key(credential, caller)
-        csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "")
+        csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "") if credential.by_browser else ""
 
         def identify(known: _Known) -> Identity | None:
             return Identity(
@@ -144,6 +144,8 @@ class TowerMethod:
                 return Failure(failure.value.about(credential.kind, credential.session))
             return failure
 
+        if (kept := self._kept(credential, key)) is not None:  # nearly always, and callbacks on a Deferred cost more than the answer
+            return succeed(identify(kept))
         return self._identified(credential, caller, key).addCallbacks(identify, not_admitted)
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
@@ -213,12 +215,16 @@ class TowerMethod:
         """Whatever is asked fails with `Unavailable` from now on."""
         return self._calls.stop()
 
+    def _kept(self, credential: Credential, key: bytes) -> _Known | None:
+        """Whose it was found to be a while ago, unless it was revoked since."""
+        known = self._valid.get(key, self._clock.seconds())
+        if known is None or known.at <= self._revocations.latest(known.me.user_id, *credential.sessions):
+            return None
+        self._hits["valid"] += 1
+        return known
+
     def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
-        now = self._clock.seconds()
-        if (known := self._valid.get(key, now)) and known.at > self._revocations.latest(known.me.user_id, *credential.sessions):
-            self._hits["valid"] += 1
-            return succeed(known)
-        if self._invalid.get(key, now):
+        if self._invalid.get(key, self._clock.seconds()):
             self._hits["invalid"] += 1
             return fail(Refused("the API rejected the credential a moment ago"))
         # Not with those who asked before the latest revocation, of whomever: whose credential it is, is not known yet.

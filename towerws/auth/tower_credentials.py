@@ -145,6 +145,8 @@ def _token_cookie(cookies: Mapping[str, str]) -> Credential | None:
 
 
 def _query(head: Head) -> dict[str, str]:
+    if not head.query:
+        return {}
     try:
         return dict(parse_qsl(head.query, max_num_fields=MAX_QUERY_FIELDS))
     except ValueError:
