@@ -270,7 +270,9 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         origin = head.headers.get("origin")
         if origin is None or not factory.access.check_origin:
             return
-        if not factory.origins.allow(origin, self._hosts(head), factory.page_ports()):
+        hosts = self._hosts(head)
+        # The ports of the daemon's own pages, which are a question to the kernel, are looked at last.
+        if not factory.origins.allow(origin, hosts) and not factory.origins.allow(origin, hosts, factory.page_ports()):
             raise HandshakeError(403, "a page of this origin may not connect here", "origin")
 
     def _check_name(self, head: Head) -> None:
