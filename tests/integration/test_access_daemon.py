@@ -202,14 +202,14 @@ def test_jwt_in_messages(tmp_path: Path) -> None:
             assert close_code(rude) == 1008
             assert tell(client, {"token": token(-1)})["code"] == "token"
             assert tell(client, {"token": token(4)})["type"] == "welcome"
-            assert tell(client, {"groups": {"job_events": [42], "jobs": ["summary"]}})["groups_current"] == ["job_events-42"]
+            assert tell(client, {"groups": {"job_events": [42], "jobs": ["summary"]}})["groups_current"] == ["job_events.42"]
             daemon.publish("job_events.42", {"n": 1})
             assert json.loads(client.recv(DEADLINE_S))["payload"] == {"n": 1}
             assert tell(client, {"token": token(60, user="eve")})["message"] == "the token is another user's"
             renewed_at = time.time()
-            assert tell(client, {"token": token(6, group="jobs"), "id": 7})["groups_left"] == ["job_events-42"]
+            assert tell(client, {"token": token(6, group="jobs"), "id": 7})["groups_left"] == ["job_events.42"]
             assert json.loads(client.recv(DEADLINE_S)) == {"type": "renewed", "id": 7, "user": "ada"}
-            assert tell(client, {"groups": {"jobs": ["summary"]}})["groups_current"] == ["jobs-summary"]
+            assert tell(client, {"groups": {"jobs": ["summary"]}})["groups_current"] == ["jobs.summary"]
             daemon.publish("job_events.42", {"n": 2})
             daemon.publish("jobs.summary", {"n": 3})
             assert json.loads(client.recv(DEADLINE_S))["payload"] == {"n": 3}

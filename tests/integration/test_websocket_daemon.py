@@ -160,7 +160,7 @@ def both(daemon: Daemon, first: ClientConnection, second: Any) -> None:
     assert json.loads(second.recv()) == {"accept": True, "user": 0}
     first.send(json.dumps({"groups": {"job_events": [1]}, "id": 1}))
     second.send(json.dumps({"groups": {"job_events": [1], "jobs": ["status_changed"]}}))
-    assert json.loads(first.recv(DEADLINE_S))["groups_current"] == ["job_events-1"]
+    assert json.loads(first.recv(DEADLINE_S))["groups_current"] == ["job_events.1"]
     assert json.loads(second.recv())["groups_current"] == ["job_events-1", "jobs-status_changed"]
     for number in range(50):
         daemon.publish("job_events.1" if number % 2 else "jobs.status_changed", {"n": number})
