@@ -49,5 +49,14 @@ def test_every_session_cookie_that_came(named: str) -> None:
     registry: Registry[str] = Registry()
     registry.add("a", Identity(7, session="5e55", also=("5e56", "5e57")))
     assert registry.of_session(named) == ["a"]
-    registry.remove("a")
+    assert registry.remove("a") == ("7", ("5e55", "5e56", "5e57"))
     assert registry.of_session(named) == []
+
+
+def test_a_session_cookie_that_another_connection_brought_too() -> None:
+    """It is still somebody's when the first of them leaves: its checks go on until the last one has left."""
+    registry: Registry[str] = Registry()
+    registry.add("a", Identity(7, session="5e55", also=("5e56",)))
+    registry.add("b", Identity(7, session="5e56"))
+    assert registry.remove("a") == (None, ("5e55",))
+    assert registry.remove("b") == ("7", ("5e56",))
