@@ -14,11 +14,12 @@ from benchmarks.messages import FrameCounter, frame_end, unframe
 HOST = "127.0.0.1"
 """Where every server listens."""
 
-# What a browser sends, so that the server has the work and the memory that it will have.
+# What a browser sends, so that the server has the work and the memory that it will have. By another name than localhost the daemon would
+# refuse it on loopback, where it has no credential.
 HEAD = (
-    "GET /websocket/ HTTP/1.1\r\nHost: tower.example.com\r\nConnection: Upgrade\r\nPragma: no-cache\r\nCache-Control: no-cache\r\n"
+    "GET /websocket/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nPragma: no-cache\r\nCache-Control: no-cache\r\n"
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36\r\n"
-    "Upgrade: websocket\r\nOrigin: https://tower.example.com\r\nSec-WebSocket-Version: 13\r\nAccept-Encoding: gzip, deflate, br\r\n"
+    "Upgrade: websocket\r\nOrigin: https://localhost\r\nSec-WebSocket-Version: 13\r\nAccept-Encoding: gzip, deflate, br\r\n"
     "Accept-Language: en-US,en;q=0.9\r\nCookie: csrftoken=aBcDeFgHiJkLmNoPqRsTuVwXyZ012345; sessionid=0123456789abcdef0123456789abcdef\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate; "
 )

@@ -27,7 +27,7 @@ pid {folder}/nginx.pid;
 error_log {folder}/error.log;
 worker_processes 1;
 {user}
-events {{ worker_connections 1024; }}
+events {{ worker_connections 4096; }}
 http {{
     client_body_temp_path {folder}/tmp-body;
     proxy_temp_path {folder}/tmp-proxy;

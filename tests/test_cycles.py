@@ -284,3 +284,24 @@ def test_a_client_that_leaves_while_it_is_asked_about() -> None:
             edge.clock.advance(100)
 
         check(path, FEWER)
+
+
+@pytest.mark.parametrize("end", ["leaves", "asks for less", "waits"])
+def test_requests_whose_objects_are_asked_about(end: str) -> None:
+    """The API says whose the credential is, and nothing of the object: the request ends by itself, by a newer one, or with the client."""
+    with edges() as make:
+        edge, fetcher = api(make, {"/me/": me()})
+
+        def path() -> None:
+            client = edge.connect().send(request(v1=True, added=["Authorization: Bearer x"]))
+            client.ask({"job_events": [1], "jobs": ["summary"]})
+            if end == "asks for less":
+                client.ask({})
+                edge.advance(4, step=0.5)
+            elif end == "waits":
+                edge.advance(10, step=0.5)
+            leave(edge, client)
+            edge.clock.advance(100)
+            fetcher.asked.clear()
+
+        check(path, FEWER // 2)

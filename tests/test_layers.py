@@ -37,6 +37,7 @@ WIRING = [
     "collector",
     "commands.config",
     "commands.publish",
+    "config.exposure",
     "config.file",
     "config.load",
     "listening",

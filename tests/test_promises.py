@@ -274,7 +274,7 @@ class Browser(Open):
 
 @pytest.mark.parametrize("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
 def test_origins(make: Edges, page: PageOrigin) -> None:
-    """Promise 31: each page's origin, under each policy: the table, everybody without a cookie, everybody where it is switched off."""
+    """Promise 31: each page's origin, under each policy: the table, with a cookie and without, and everybody where it is switched off."""
     lines = [f"Host: {page.host}", *([] if page.origin is None else [f"Origin: {page.origin}"])]
     malformed = page.host in ("", "2001:db8::1")  # no host: that may be 400 before all this
     own = page.allowed and page.origin not in (None, *LISTED, f"{LISTED[0]}:443")
@@ -282,14 +282,14 @@ def test_origins(make: Edges, page: PageOrigin) -> None:
         (True, AccessSettings(origins=LISTED), page.allowed),
         (True, AccessSettings(), own or page.origin is None),
         (True, AccessSettings(check_origin=False), True),
-        (False, AccessSettings(), True),
+        (False, AccessSettings(origins=LISTED), page.allowed),
     ):
         edge = make(Browser(cookie=cookie), access=access)
         bystander = edge.open()
         client = edge.connect().send(request(without=["Host"], added=lines))
         assert client.status in ({101 if allowed else 403} | ({400} if malformed else set()))
         if client.status == 403:
-            assert client.response.endswith(b"\r\n\r\na page of this origin may not use what its browser knows\n")
+            assert client.response.endswith(b"\r\n\r\na page of this origin may not connect here\n")
         assert len(edge.hub.members) - edge.desk.guard.watchers - 1 == (client.status == 101)
         assert bystander.close_code() is None
 

@@ -69,10 +69,15 @@ def close(code: int = 1000) -> bytes:
     return frame(CLOSE, struct.pack("!H", code))
 
 
-def request(path: str = "/websocket/", *, v1: bool = False, without: Sequence[str] = (), added: Sequence[str] = ()) -> bytes:
-    """An opening handshake, without the headers of the names given, and with the lines given."""
+def request(
+    path: str = "/websocket/", *, host: str = "tower.example.com", v1: bool = False, without: Sequence[str] = (), added: Sequence[str] = ()
+) -> bytes:
+    """An opening handshake, without the headers of the names given, and with the lines given.
+
+    A daemon on loopback that asks for no credential wants `localhost` as `host`.
+    """
     headers = {
-        "Host": "tower.example.com",
+        "Host": host,
         "Upgrade": "websocket",
         "Connection": "Upgrade",
         "Sec-WebSocket-Key": KEY,

@@ -31,6 +31,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from towerws.core.errors import BadDelivery
+from towerws.core.origins import is_local
 from towerws.core.publication import parse_publication
 from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
@@ -334,9 +335,7 @@ def _own_host(request: Request) -> None:
     listening = request.getHost()
     if not isinstance(listening, (IPv4Address, IPv6Address)) or not ip_address(listening.host).is_loopback:
         return
-    asked = _split(b"//" + (request.getHeader(b"host") or b"localhost"))
-    name = asked.hostname if asked is not None else None
-    if name is None or (name != "localhost" and not _is_address(name)):
+    if not is_local((request.getHeader(b"host") or b"localhost").decode("latin-1")):
         raise Refusal(403, "on this machine's own address the admin port answers for localhost and addresses only")
 
 
@@ -356,11 +355,3 @@ def _split(url: bytes) -> SplitResult | None:
         return urlsplit(url.decode("ascii"))
     except ValueError:
         return None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

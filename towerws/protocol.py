@@ -10,6 +10,7 @@ Autobahn does RFC 6455; what it leaves open is closed here (each reproduced in t
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Container
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
@@ -17,7 +18,7 @@ from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.addresses import Proxies
-from towerws.core.admission import Admission
+from towerws.core.admission import OPTIONS, Admission
 from towerws.core.errors import CloseReason
 from towerws.core.frames import is_close_code, text_frame, whole_text
 from towerws.core.identity import Identity
@@ -25,7 +26,7 @@ from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import PLAIN, Dialect
-from towerws.websocket.connection_log import ConnectionLog, RefusalLog
+from towerws.websocket.connection_log import ConnectionLog, ProxyLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.doorman import Doorman
 from towerws.websocket.lean import lean
@@ -255,7 +256,7 @@ class WebSocketConnection(OpeningConnection):
         """Its token is good: a session begins, with the messages that came meanwhile."""
         assert self._visitor is not None
         dialect = self._visitor.dialect
-        if (reason := self.factory.admission.admit(self._guest, identity.user)) is not None:
+        if (reason := self.factory.admission.admit(self._guest, identity.account)) is not None:
             self.turn_away(CloseReason.CROWDED, reason)
             return
         self._visitor, self.identity = None, identity
@@ -268,6 +269,7 @@ class WebSocketConnection(OpeningConnection):
         factory = self.factory
         factory.admission.dismiss(self._guest)
         factory.refused_for[word] = factory.refused_for.get(word, 0) + 1
+        factory.desk.refusals.line(self.address, word, status=reason.value.code, detail=OPTIONS.get(word, reason.value.reason))
         self.end(reason)
 
     # within
@@ -332,12 +334,14 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         *,
         access: AccessSettings | None = None,
         limits: LimitSettings,
+        page_ports: Callable[[], Container[int]] = tuple,
     ) -> None:
-        """`limits.connections` is the number itself here, never 0."""
+        """`limits.connections` is the number itself here, never 0. `page_ports` gives the ports of the daemon's own pages."""
         super().__init__(reactor=reactor)
         self.access = access or AccessSettings()
         self.proxies = Proxies(self.access.trusted_proxies)
         self.origins = Origins(self.access.origins)
+        self.page_ports = page_ports
         self.admission = Admission(limits)
         self.doorman = Doorman(limits.accepts_per_s, reactor)
         self.timers = self._batched_timer = Timers(reactor)  # the second name is where Autobahn looks for its own
@@ -348,7 +352,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.opened = 0
         self.closed = 0
         self.log_of_connections = ConnectionLog(reactor)
-        self.log_of_refusals = RefusalLog(reactor)
+        self.log_of_proxies = ProxyLog(reactor)
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}

@@ -11,7 +11,7 @@ import platform
 import resource
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ from towerws.listening import listen
 from towerws.methods import make_methods
 from towerws.protocol import WebSocketFactory
 from towerws.websocket.desk import Desk
+from towerws.websocket.replay import ReplayBounds
 
 CLOSES_PER_S = 1000
 """How fast connections are closed while draining, if the drain window does not ask for more."""
@@ -104,6 +105,8 @@ class TowerwsService(Service):
         self.ending: Callable[[], bool] = lambda: False
         """Whether a signal has asked for the end before the reactor runs."""
         self._full_said = Full()
+        self.warnings: Sequence[str] = ()
+        """What the log should say when the daemon starts, a sentence each."""
         self.history = History(settings.history.max_octets, settings.history.max_age_s)
         self.hub = Hub(self.history, lambda call: reactor.callLater(0, call))
         self.intake = Intake(
@@ -137,6 +140,7 @@ class TowerwsService(Service):
             reactor,
             check_xrftoken=settings.access.check_xrftoken,
             revalidate_s=settings.access.revalidate_s,
+            replays=ReplayBounds(settings.limits.replay_bytes_per_s, settings.history.max_octets),
         )
         self.desk = desk
         self._announcer = None if settings.broker is None else Announcer(settings.broker, reactor, prefer=lambda: amqp.url)
@@ -147,7 +151,9 @@ class TowerwsService(Service):
         if settings.broker is not None and announce is not None:
             self._listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
             self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
-        self.websockets = WebSocketFactory(desk, settings.websocket, reactor, access=settings.access, limits=self._limits)
+        self.websockets = WebSocketFactory(
+            desk, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
+        )
         self.admin = AdminSite(
             status=self.status,
             source_status=self.source_status,
@@ -186,6 +192,8 @@ class TowerwsService(Service):
             source="embedded:" if self._settings.broker is None else ",".join(map(str, self._settings.broker.urls)),
             auth=",".join(self._settings.auth),
         )
+        for sentence in self.warnings:
+            self._log.warn("{sentence}", sentence=sentence)
 
     def stopService(self) -> Deferred[None]:
         """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""
@@ -285,6 +293,12 @@ class TowerwsService(Service):
     def _report(self, bad: BadDelivery) -> None:
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
 
+    def _page_ports(self) -> tuple[int, ...]:
+        """Where pages of the daemon's own come from: the admin port, which has none while it is a UNIX socket or not open."""
+        admin = self._ports.get("admin")
+        port = None if admin is None else getattr(admin.getHost(), "port", None)
+        return () if port is None else (port,)
+
     def source_status(self) -> SourceStatus:
         """How the source stands; a daemon that is stopping is not ready."""
         status = self.source.status()
@@ -322,6 +336,7 @@ class TowerwsService(Service):
                 "closed": websockets.closed,
                 "revoked": desk.guard.revoked,
                 "limits": dict(desk.limits),
+                "replays_delayed": desk.replays.delays,
                 "renewed": desk.renewed,
                 "accepted": websockets.admission.arrived,
                 "accept_pauses": websockets.doorman.pauses,

@@ -15,7 +15,8 @@ from twisted.python import usage
 
 from towerws.amqp import quiet_pika
 from towerws.collector import collect_rarely
-from towerws.config.load import OPTIONS, given, load, suggest_flag, usage_flags, usage_parameters
+from towerws.config.exposure import exposure
+from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
 from towerws.listening import EXIT_BAD_CONFIG
@@ -43,6 +44,7 @@ class Options(usage.Options):
     optParameters = usage_parameters()
 
     settings: Settings
+    loaded: Loaded
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read the flags, then everything else."""
@@ -54,9 +56,10 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Make the settings, or end the process."""
         try:
-            self.settings = load(given(self), os.environ)
+            self.loaded = load_all(given(self), os.environ)
         except ConfigError as error:
             _give_up(str(error))
+        self.settings = self.loaded.settings
         if self.parent is not None:
             _forget_pid_file(self.parent, sys.argv)
 
@@ -106,6 +109,7 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
         service = TowerwsService(options.settings, reactor)
     except ConfigError as error:
         _give_up(str(error))
+    service.warnings = tuple(exposure(options.loaded))
     if own_process:
         signals = Signals(reactor, service.stop_now)
         signals.install()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from towerws.auth.jwt_grants import MAX_GRANTS, Grants, parse_grants
+from towerws.auth.jwt_grants import MAX_GRANTS, Grants, parse_grants, read_claim
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,39 @@ def test_the_number_of_grants_is_bounded() -> None:
         parse_grants([*names, "jobs.a"])
     with pytest.raises(ValueError, match="more than 10000"):
         parse_grants({"job_events": list(range(MAX_GRANTS + 1))})
+
+
+@pytest.mark.parametrize(
+    ("written", "topics", "groups", "others"),
+    [
+        (["/keycloak/group", "jobs.a"], {"jobs.a"}, set(), 1),
+        (["offline_access", "uma_authorization", "default-roles-awx"], set(), set(), 3),
+        (["jobs.a", "jobs.*", "*", "#", "*.*", "jobs.#", "jobs.*.a"], {"jobs.a"}, {"jobs"}, 5),
+        (["cn=ops,dc=example,dc=com", "jobs.a"], {"jobs.a"}, set(), 1),
+        (["00000000-0000-0000-0000-000000000000", "jobs.a"], {"jobs.a"}, set(), 1),
+        (["jobs.a", None, 1, True, 1.5, {}, ["jobs.b"]], {"jobs.a"}, set(), 6),
+        (["jobs.a", "", " jobs.b", "jobs.c\n", "J\u00f6bs.d"], {"jobs.a"}, set(), 4),
+        ({"jobs": ["a"], "/keycloak/group": ["x"]}, {"jobs.a"}, set(), 1),
+        ({"jobs": ["a", None, True, 1.5, ["b"]], "chat": "x", "other": {"a": 1}, "more": None}, {"jobs.a"}, set(), 7),
+        ({"*": ["*"], "jobs": ["*", "#"]}, set(), {"jobs"}, 2),
+        ([], set(), set(), 0),
+    ],
+)
+def test_a_claim_may_hold_what_is_not_ours(written: object, topics: set[str], groups: set[str], others: int) -> None:
+    """Entries that are no topics grant nothing and are counted; the others are granted as ever, and no more than those."""
+    assert read_claim(written) == (Grants(frozenset(topics), frozenset(groups)), others)
+
+
+@pytest.mark.parametrize("written", [None, 1, True, "jobs.*", 1.5])
+def test_a_claim_that_is_no_list(written: object) -> None:
+    """Then it is another claim than the one that was meant."""
+    with pytest.raises(ValueError, match="neither"):
+        read_claim(written)
+
+
+@pytest.mark.parametrize("name", ["jobs.a", "/keycloak/group", None])
+def test_the_entries_of_a_claim_are_bounded(name: object) -> None:
+    """Whatever they are."""
+    assert read_claim([name] * MAX_GRANTS)
+    with pytest.raises(ValueError, match="more than 10000"):
+        read_claim([name] * (MAX_GRANTS + 1))

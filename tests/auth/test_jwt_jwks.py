@@ -109,17 +109,43 @@ def test_rotation(known: Issuer) -> None:
     assert len(known.calls) == 2
     known.answer(jwk("ES256", 1, kid="k2"))
     assert [key.kid for key in result(asked)] == ["k2"]
-    assert known.kids("k1") == []
+    with pytest.raises(Unavailable):
+        known.kids("k1")
     assert len(known.calls) == 2
+    known.clock.advance(UNKNOWN_KID_S)
+    asked = known.find("k1")
+    known.answer(jwk("ES256", 1, kid="k2"))
+    assert result(asked) == []
+
+
+@pytest.mark.parametrize("before", [["stranger"], ["stranger", "k0"], ["../../etc/passwd"] * 3, ["", "k3"]])
+@pytest.mark.parametrize("later", [0, 0.1, 5, UNKNOWN_KID_S - 0.1])
+def test_a_rotation_right_behind_an_unknown_kid(known: Issuer, before: list[str], later: float) -> None:
+    """A good token of the new key is told to come back, never that it is bad; ten seconds after the last call it is let in."""
+    asked = [known.find(kid) for kid in before]
+    known.answer(jwk("ES256", kid="k1"))
+    assert [result(each) for each in asked] == [[]] * len(before)
+    known.clock.advance(later)
+    with pytest.raises(Unavailable, match="a moment ago"):
+        known.kids("k2")
+    assert known.kids("k1") == ["k1"]
+    known.clock.advance(UNKNOWN_KID_S - later)
+    good = known.find("k2")
+    known.answer(jwk("ES256", 1, kid="k2"))
+    assert [key.kid for key in result(good)] == ["k2"]
 
 
 def test_unknown_kids_do_not_make_calls_without_end(known: Issuer) -> None:
-    """One call in 10 s for whatever `kid` strangers write; those who come meanwhile share it or have their answer at once."""
+    """One call in 10 s for whatever `kid` strangers write; those who come meanwhile share it, or come back."""
     first, joining = known.find("../../etc/passwd"), known.find("https://evil.example/")
     known.answer(jwk("ES256", kid="k1"))
     assert result(first) == result(joining) == []
     for number in range(100):
-        assert known.kids(f"k{number}") == (["k1"] if number == 1 else [])
+        if number == 1:
+            assert known.kids("k1") == ["k1"]
+        else:
+            with pytest.raises(Unavailable):
+                known.kids(f"k{number}")
     assert len(known.calls) == 2
     assert known.keys.counts["limited"] == 99
     known.clock.advance(UNKNOWN_KID_S)
@@ -223,7 +249,10 @@ def test_an_empty_key_set_revokes_all(known: Issuer) -> None:
     asked = known.find("k2")
     known.answer()
     assert result(asked) == []
-    assert known.kids() == []
+    known.clock.advance(UNKNOWN_KID_S)
+    asked = known.find("k1")
+    known.answer()
+    assert result(asked) == []
 
 
 def test_tokens_without_a_kid(issuer: Issuer) -> None:

@@ -12,7 +12,7 @@ from tests.auth.tower_kit import URL, FakeFetcher, logged, now
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_answers import Answer, read_visible
-from towerws.auth.tower_calls import TowerCalls
+from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.core.settings import TowerSettings
 
 GOOD = Answer(200, b"")
@@ -27,18 +27,20 @@ class Kit:
         self.fetcher = FakeFetcher()
         self.calls = TowerCalls(TowerSettings(url=URL, **settings), self.fetcher, self.clock, FoldedLog(Logger("test"), self.clock))
 
-    def ask(self, path: str = "/") -> Deferred[bool]:
+    def ask(
+        self, path: str = "/", address: str = "192.0.2.1", *, kind: Kind = Kind.SIGN_IN, wait_s: float = 0.5, password: bool = False
+    ) -> Deferred[bool]:
         """One question."""
-        return self.calls.get(URL + path, (), read_visible)
+        return self.calls.get(Question(URL + path, (), kind, address, wait_s, password), read_visible)
 
     def end(self, answer: Answer | Failure, at: int = 0) -> None:
         """Answer the question that was put as the `at`-th of those not taken."""
         self.fetcher.asked[at][2].callback(answer)
 
-    def fail(self, times: int) -> None:
+    def fail(self, times: int, **question: Any) -> None:
         """So many questions that fail, one after the other."""
         for _ in range(times):
-            asked = self.ask()
+            asked = self.ask(**question)
             self.end(Failure(Unavailable("refused")), -1)
             with pytest.raises(Unavailable):
                 now(asked)
@@ -85,7 +87,9 @@ def test_so_many_at_once_and_so_many_waiting() -> None:
         assert len(kit.fetcher.asked) == 20
         with pytest.raises(Unavailable, match="too many"):
             now(kit.ask())
-    assert lines.texts == ["too many questions to the Tower API at once"]
+    assert lines.texts == [
+        "a question to the Tower API was not put: too many questions wait already (tower.calls_waiting); 20 are under way"
+    ]
     kit.end(GOOD, 3)
     assert now(asked[3])
     assert [path for path, _, _ in kit.fetcher.asked[20:]] == ["/20"]
@@ -96,22 +100,134 @@ def test_so_many_at_once_and_so_many_waiting() -> None:
     kit.check()
 
 
-def test_who_waits_has_the_same_deadline() -> None:
-    """The time in the queue counts: each fails two seconds after it was asked. That those were late is no failure of the API."""
+@pytest.mark.parametrize("waited", [0, 0.1, 0.3, 0.49])
+def test_the_deadline_begins_when_a_call_is_sent(waited: float) -> None:
+    """However long it waited, each call has its whole two seconds."""
     kit = Kit(calls=1)
-    first, second, third = kit.ask("/1"), kit.ask("/2"), kit.ask("/3")
-    kit.clock.advance(1)
+    first, second = kit.ask("/1"), kit.ask("/2")
+    kit.clock.advance(waited)
     kit.end(GOOD)
     assert now(first)
-    kit.clock.advance(1)
-    for asked in (second, third):
-        with pytest.raises(Unavailable):
+    kit.clock.advance(1.99)
+    assert not second.called
+    kit.end(GOOD, 1)
+    assert now(second)
+    kit.check()
+
+
+@pytest.mark.parametrize("wait_s", [0.1, 0.5, 1.9])
+def test_nothing_is_sent_too_late(wait_s: float) -> None:
+    """A question that can't be sent in time is not sent at all; that is no failure of the API's, and the log says what was short."""
+    kit = Kit(calls=1, breaker_failures=1)
+    first, second = kit.ask("/1"), kit.ask("/2", wait_s=wait_s)
+    with logged() as lines:
+        kit.clock.advance(wait_s)
+    with pytest.raises(Unavailable, match="could not be asked"):
+        now(second)
+    assert lines.texts == ["a question to the Tower API was not put: all calls were taken for too long (tower.calls); 1 are under way"]
+    if not first.called:
+        kit.end(GOOD)
+    assert [path for path, _, _ in kit.fetcher.asked] == ["/1"]
+    first.addErrback(lambda _: None)
+    kit.check()
+
+
+@pytest.mark.parametrize("crowd", [1, 19, 20, 21, 100, 200, 500])
+def test_one_address_keeps_nobody_waiting(crowd: int) -> None:
+    """Whoever asks from elsewhere is next, however many questions one address has under way and waiting."""
+    kit = Kit()
+    loud = [kit.ask(f"/loud/{number}") for number in range(crowd)]
+    quiet = [kit.ask(f"/quiet/{number}", f"203.0.113.{number}") for number in range(10)]
+    under_way = min(crowd, 20)
+    for number in range(min(crowd, 10)):
+        kit.end(GOOD, number)
+    asked = [path for path, _, _ in kit.fetcher.asked]
+    assert asked[under_way : under_way + 10] == [f"/quiet/{number}" for number in range(10)]
+    for at in range(under_way, under_way + 10):
+        kit.end(GOOD, at)
+    assert all(now(each) for each in quiet)
+    for each in loud:
+        each.addErrback(lambda _: None)
+    kit.calls.stop()
+    kit.check()
+
+
+def test_a_full_queue_drops_the_newest_of_the_loudest() -> None:
+    """One address can't fill the queue either: what it has too much of makes room for the others."""
+    kit = Kit(calls=1, calls_waiting=10)
+    loud = [kit.ask(f"/loud/{number}") for number in range(11)]
+    assert not any(each.called for each in loud)
+    quiet = kit.ask("/quiet", "203.0.113.7")
+    assert [each.called for each in loud] == [False] * 10 + [True]
+    with pytest.raises(Unavailable, match="wait already"):
+        now(loud[-1])
+    assert not quiet.called
+    for each in loud:
+        each.addErrback(lambda _: None)
+    quiet.addErrback(lambda _: None)
+    kit.calls.stop()
+    kit.check()
+
+
+@pytest.mark.parametrize("kind", [Kind.AGAIN, Kind.OBJECT])
+def test_handshakes_go_first_and_starve_nobody(kind: Kind) -> None:
+    """Of four calls one is for what no handshake waits for, while both wait."""
+    kit = Kit(calls=1)
+    kit.ask("/first").addErrback(lambda _: None)
+    for number in range(40):
+        kit.ask(f"/other/{number}", kind=kind, wait_s=10).addErrback(lambda _: None)
+        kit.ask(f"/in/{number}", wait_s=10).addErrback(lambda _: None)
+    for at in range(40):
+        kit.end(GOOD, at)
+    asked = [path.split("/")[1] for path in kit.fetcher.paths()]
+    assert asked.count("other") == 10
+    kit.calls.stop()
+    kit.check()
+
+
+@pytest.mark.parametrize("slow_s", [0, 3, 10])
+def test_passwords_have_calls_and_a_breaker_of_their_own(slow_s: float) -> None:
+    """Eight wrong passwords, each of which takes the API three seconds or more, keep nobody else waiting, nor from being asked about."""
+    kit = Kit()
+    passwords = [kit.ask(f"/password/{number}", password=True, wait_s=4) for number in range(100)]
+    assert len(kit.fetcher.asked) == 4
+    for step in range(int(slow_s * 10)):
+        kit.clock.advance(0.1)
+        asked = kit.ask(f"/{step}")
+        kit.end(GOOD, -1)
+        assert now(asked)
+    for each in passwords:
+        each.addErrback(lambda _: None)
+    assert kit.calls.figures()["breaker"] == "closed"
+    kit.calls.stop()
+    kit.check()
+
+
+FAILING: list[tuple[str, dict[str, Any], dict[str, Any], bool]] = [
+    ("passwords and sessions", {"password": True}, {}, True),
+    ("passwords and objects", {"password": True}, {"kind": Kind.OBJECT}, True),
+    ("sessions and passwords", {}, {"password": True}, True),
+    ("objects and sessions", {"kind": Kind.OBJECT}, {}, True),
+    ("objects and sessions again", {"kind": Kind.OBJECT}, {"kind": Kind.AGAIN}, True),
+    ("objects of passwords and objects", {"kind": Kind.OBJECT, "password": True}, {"kind": Kind.OBJECT}, True),
+    ("sessions and objects", {}, {"kind": Kind.OBJECT}, True),
+    ("sessions and sessions again", {}, {"kind": Kind.AGAIN}, False),
+    ("sessions again and sessions", {"kind": Kind.AGAIN}, {}, False),
+]
+
+
+@pytest.mark.parametrize(("failing", "other", "apart"), [row[1:] for row in FAILING], ids=[row[0] for row in FAILING])
+def test_whose_breaker_it_is(failing: dict[str, Any], other: dict[str, Any], apart: bool) -> None:
+    """What fails again and again is left alone; the other kinds of questions are put all the same."""
+    kit = Kit()
+    kit.fail(5, **failing)
+    asked = kit.ask(**other)
+    if apart:
+        kit.end(GOOD)
+        assert now(asked)
+    else:
+        with pytest.raises(Unavailable, match="again and again"):
             now(asked)
-    kit.fetcher.paths()
-    kit.fail(4)
-    asked = kit.ask()
-    kit.end(GOOD)
-    assert now(asked)
     kit.check()
 
 
@@ -149,7 +265,7 @@ def test_five_failures_open_the_breaker_and_one_probe_in_five_seconds_closes_it(
     kit.check()
 
 
-@pytest.mark.parametrize("status", [302, 500, 502, 503, 204])
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
 def test_what_counts_as_a_failure(status: int) -> None:
     """An answer that is none counts like a refused connection."""
     kit = Kit()
@@ -163,9 +279,12 @@ def test_what_counts_as_a_failure(status: int) -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 414, 429, 431])
+@pytest.mark.parametrize("status", [204, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 414, 429, 431])
 def test_no_client_opens_the_breaker(status: int) -> None:
-    """What a client may bring about with a credential or header of its own never keeps the others from being asked about."""
+    """What a client may bring about with a credential or header of its own never keeps the others from being asked about.
+
+    A gateway in front of the API may redirect whoever it does not know, or show a page of its own.
+    """
     kit = Kit()
     for _ in range(20):
         kit.ask().addErrback(lambda _: None)
@@ -176,19 +295,28 @@ def test_no_client_opens_the_breaker(status: int) -> None:
     kit.check()
 
 
-def test_a_hanging_api_opens_the_breaker_for_those_who_wait() -> None:
-    """When the questions under way are late, those that wait fail with them, or at their own deadline: none takes two."""
+def test_a_hanging_api() -> None:
+    """Those that wait are told so after their wait, those under way after their deadline, and then nobody waits: the breaker is open."""
     kit = Kit(calls=5, calls_waiting=300)
-    asked = [kit.ask() for _ in range(5)]
-    kit.clock.advance(0.1)
-    asked += [kit.ask() for _ in range(300)]
-    kit.clock.advance(1.9)
-    assert sum(each.called for each in asked) >= 300
-    kit.clock.advance(0.1)
+    asked = [kit.ask() for _ in range(305)]
+    kit.clock.advance(0.5)
+    assert sum(each.called for each in asked) == 300
+    kit.clock.advance(1.5)
+    for each in [*asked, kit.ask()]:
+        with pytest.raises(Unavailable):
+            now(each)
+    assert len(kit.fetcher.asked) == 5
+    kit.check()
+
+
+def test_a_breaker_that_opens_before_a_long_queue() -> None:
+    """All that wait fail at once, however many they are."""
+    kit = Kit(calls=1, calls_waiting=5000, breaker_failures=1)
+    asked = [kit.ask(address=f"198.18.0.{number % 250}") for number in range(5001)]
+    kit.end(Failure(Unavailable("refused")))
     for each in asked:
         with pytest.raises(Unavailable):
             now(each)
-    assert len(kit.fetcher.asked) <= 10
     kit.check()
 
 
@@ -206,20 +334,11 @@ def test_nobody_queues_before_an_open_breaker() -> None:
     kit.check()
 
 
-def test_a_full_house_with_an_open_breaker() -> None:
-    """With every place taken by calls of before, a question does not wait for one when the breaker is open."""
-    kit = Kit(calls=2, breaker_failures=1)
-    asked = [kit.ask() for _ in range(3)]
-    kit.end(Failure(Unavailable("refused")), 0)  # opens it; the third fails at once
-    with pytest.raises(Unavailable, match="refused"):
-        now(asked[0])
-    with pytest.raises(Unavailable, match="again and again"):
-        now(asked[2])
-    kit.clock.advance(1.9)
-    kit.clock.advance(0.1)
-    with pytest.raises(Unavailable):
-        now(asked[1])
-    kit.check()
+def plain(kit: Kit) -> dict[str, object]:
+    """The figures of what needs no password."""
+    figures = dict(kit.calls.figures())
+    assert (figures.pop("object_breaker"), figures.pop("passwords")) == ("closed", Kit().calls.figures()["passwords"])
+    return figures
 
 
 def test_figures() -> None:
@@ -227,14 +346,14 @@ def test_figures() -> None:
     kit = Kit(calls=2, calls_waiting=1, breaker_failures=2)
     for _ in range(4):
         kit.ask().addErrback(lambda _: None)
-    assert kit.calls.figures() == {"made": 2, "failed": 0, "turned_away": 1, "in_flight": 2, "waiting": 1, "breaker": "closed"}
+    assert plain(kit) == {"made": 2, "failed": 0, "turned_away": 1, "in_flight": 2, "waiting": 1, "breaker": "closed"}
     kit.end(Answer(404, b""), 0)
-    assert kit.calls.figures() == {"made": 3, "failed": 0, "turned_away": 1, "in_flight": 2, "waiting": 0, "breaker": "closed"}
+    assert plain(kit) == {"made": 3, "failed": 0, "turned_away": 1, "in_flight": 2, "waiting": 0, "breaker": "closed"}
     for at in (1, 2):
         kit.end(Failure(Unavailable("refused")), at)
     with pytest.raises(Unavailable, match="again and again"):
         now(kit.ask())
-    assert kit.calls.figures() == {"made": 3, "failed": 2, "turned_away": 2, "in_flight": 0, "waiting": 0, "breaker": "open"}
+    assert plain(kit) == {"made": 3, "failed": 2, "turned_away": 2, "in_flight": 0, "waiting": 0, "breaker": "open"}
     kit.clock.advance(5)
     probe = kit.ask()
     assert kit.calls.figures()["breaker"] == "open"
@@ -278,7 +397,7 @@ def test_our_own_faults_are_not_hidden() -> None:
     def broken(_: Answer) -> bool:
         raise ZeroDivisionError
 
-    asked = kit.calls.get(URL, (), broken)
+    asked = kit.calls.get(Question(URL, (), Kind.SIGN_IN, "192.0.2.1", 1), broken)
     kit.fetcher.asked[0][2].callback(GOOD)
     with pytest.raises(ZeroDivisionError):
         now(asked)

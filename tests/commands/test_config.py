@@ -202,3 +202,34 @@ def test_help_begins_with_the_common_flags(command: Command) -> None:
     assert max(places[option.key] for option in OPTIONS if option.common) < min(
         places[option.key] for option in OPTIONS if not option.common
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://issuer.example/keys?key=canary", "https://issuer.example/keys?***"),
+        ("https://issuer.example/keys?canary", "https://issuer.example/keys?***"),
+        ("https://issuer.example/keys?", "https://issuer.example/keys?***"),
+        ("https://issuer.example/?a=canary&b=canary", "https://issuer.example/?***"),
+        ("https://issuer.example/keys", "https://issuer.example/keys"),
+    ],
+)
+def test_a_key_sets_query_is_not_shown(url: str, shown: str) -> None:
+    """It may hold a key of the issuer's, however it was given."""
+    flags = ("--auth", "jwt", "--jwt-algorithms", "ES256")
+    for result in (
+        run_config(*flags, "--jwt-jwks-url", url),
+        run_config(*flags, TOWERWS_JWT_JWKS_URL=url),
+        run_check(*flags, "--jwt-jwks-url", url),
+    ):
+        assert "canary" not in result.output
+    assert f'jwks_url = "{shown}"' in run_config(*flags, "--jwt-jwks-url", url).stdout
+
+
+def test_check_says_what_lies_open(tmp_path: Path) -> None:
+    """A secret that every user of the machine can read is among the advice."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 64)
+    secret.chmod(0o644)
+    result = run_check(*FREE[2:], "--auth", "jwt", "--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret))
+    assert "Advice: jwt.secret_file = " in result.stdout

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.core.publication import Publication, parse_publication
+from towerws.core.publication import MAX_VALUES, Publication, parse_publication
 from towerws.core.topics import Topic
 
 
@@ -70,7 +70,7 @@ def test_the_payload_is_kept_octet_for_octet(payload: str) -> None:
         (b'\xef\xbb\xbf{"topic": "a.1", "payload": {}}', "expected { at character 0"),
         (b'{"topic": "a.1", "payload": "\xff"}', "the body is not"),
         (b'{"topic": "a.1", "payload": "\xed\xa0\x80"}', "the body is not"),
-        (b'{"topic": "a.1", "payload": ' + b"[" * 100_000, "it nests too deeply"),
+        (b'{"topic": "a.1", "payload": ' + b"[" * 90_000, "it nests too deeply"),
         (b'{"topic": "a.1", "payload": ' + b"9" * 100_000 + b"}", "the body is not"),
         (b"{}", "payload is missing"),
         (b'{"topic": "a.1"}', "payload is missing"),
@@ -129,3 +129,46 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
     """Nothing but `ValueError` is raised, and a payload that is read stood in the body."""
     with contextlib.suppress(ValueError):
         assert parse_publication(body).payload in body
+
+
+MANY = 2 * MAX_VALUES
+TOO_MANY = {
+    "keys of the envelope": b"{" + b",".join(b'"%d":1' % number for number in range(MANY)) + b"}",
+    "keys of the payload": b'{"topic":"a.1","payload":{' + b",".join(b'"%d":1' % number for number in range(MANY)) + b"}}",
+    "numbers": b'{"topic":"a.1","payload":{"a":[' + b",".join([b"1"] * MANY) + b"]}}",
+    "strings": b'{"topic":"a.1","payload":{"a":[' + b",".join([b'""'] * MANY) + b"]}}",
+    "strings that end in a backslash": b'{"topic":"a.1","payload":{"a":[' + b",".join([rb'"\\"'] * MANY) + b"]}}",
+    "lists": b'{"topic":"a.1","payload":{"a":[' + b",".join([b"[]"] * MANY) + b"]}}",
+    "objects": b'{"topic":"a.1","payload":{"a":[' + b",".join([b"{}"] * MANY) + b"]}}",
+    "brackets": b'{"topic":"a.1","payload":{"a":' + b"[" * MANY,
+    "a topic that is a list": b'{"topic":[' + b",".join([b"{}"] * MANY) + b'],"payload":{}}',
+    "the same key": b"{" + b",".join([b'"topic":1'] * MANY) + b"}",
+}
+
+
+@pytest.mark.parametrize("body", TOO_MANY.values(), ids=TOO_MANY)
+def test_too_many_values_are_not_decoded(body: bytes) -> None:
+    """4 MiB of keys took a second of the reactor's: what a body may hold is bounded before it is looked at."""
+    with pytest.raises(ValueError, match="more than 100000 values"):
+        parse_publication(body)
+
+
+def test_an_unknown_key_ends_it() -> None:
+    """Nothing behind it is decoded, not even its value."""
+    with pytest.raises(ValueError, match="unknown key 'x'"):
+        parse_publication(b'{"x": this is not JSON')
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        '{"stdout": "' + "1," * MANY + '"}',
+        '{"stdout": "' + '{\\"a\\": [1, 2]}, ' * MANY + '"}',
+        '{"stdout": "' + "\\\\" * MANY + '", "b": "' + "," * MANY + '"}',
+        '{"a": [' + ", ".join(["1"] * (MAX_VALUES - 10)) + "]}",
+    ],
+    ids=["commas", "JSON in text", "backslashes", "nearly too many"],
+)
+def test_text_may_hold_what_it_will(payload: str) -> None:
+    """A job's output is one value, however many commas and brackets are in it."""
+    assert parse_publication(f'{{"topic":"a.1","payload":{payload}}}'.encode()).payload == payload.encode()

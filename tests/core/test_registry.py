@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from towerws.core.identity import Identity
 from towerws.core.registry import Registry
 
@@ -29,7 +31,7 @@ def test_nothing_is_left_of_who_is_gone() -> None:
             user = present.pop(connection).user_id
             last = user is not None and all(each.user_id != user for each in present.values())
             assert registry.remove(connection)[0] == (str(user) if last else None)
-            assert registry.remove(connection) == (None, None)
+            assert registry.remove(connection) == (None, ())
         else:
             identity = Identity(chance.choice([None, 7, 8]), session=chance.choice([None, "5e55"]))
             registry.add(number, identity)
@@ -39,3 +41,22 @@ def test_nothing_is_left_of_who_is_gone() -> None:
         registry.remove(connection)
     assert len(registry) == 0
     assert registry._users == registry._sessions == {}
+
+
+@pytest.mark.parametrize("named", ["5e55", "5e56", "5e57"])
+def test_every_session_cookie_that_came(named: str) -> None:
+    """Only AWX knows which of several cookies is its own: the connection is found by each, and gone from each when it leaves."""
+    registry: Registry[str] = Registry()
+    registry.add("a", Identity(7, session="5e55", also=("5e56", "5e57")))
+    assert registry.of_session(named) == ["a"]
+    assert registry.remove("a") == ("7", ("5e55", "5e56", "5e57"))
+    assert registry.of_session(named) == []
+
+
+def test_a_session_cookie_that_another_connection_brought_too() -> None:
+    """It is still somebody's when the first of them leaves: its checks go on until the last one has left."""
+    registry: Registry[str] = Registry()
+    registry.add("a", Identity(7, session="5e55", also=("5e56",)))
+    registry.add("b", Identity(7, session="5e56"))
+    assert registry.remove("a") == (None, ("5e55",))
+    assert registry.remove("b") == ("7", ("5e56",))

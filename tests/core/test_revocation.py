@@ -66,10 +66,10 @@ def test_the_latest_revocation_of_each() -> None:
     recent.note(Revocation(user=7), 10)
     recent.note(Revocation(session="b"), 11)
     recent.note(Revocation(session="7"), 12)
-    assert recent.latest(7, "a") == recent.latest("7", None) == 10
+    assert recent.latest(7, "a") == recent.latest("7") == 10
     assert recent.latest(7, "b") == recent.latest(8, "b") == recent.latest(None, "b") == 11
     assert recent.latest(8, "a") == -inf
-    assert recent.latest(None, None) == -inf
+    assert recent.latest(None) == -inf
     recent.note(Revocation(user="7"), 13)
     assert recent.latest(7, "a") == 13
     assert recent.count == 4
@@ -81,8 +81,8 @@ def test_revoking_everybody() -> None:
     recent.note(Revocation(user=7), 10)
     recent.note(None, 20)
     recent.note(Revocation(user=8), 30)
-    assert [recent.latest(user, None) for user in (7, 8, 9)] == [20, 30, 20]
-    assert recent.latest(None, None) == -inf
+    assert [recent.latest(user) for user in (7, 8, 9)] == [20, 30, 20]
+    assert recent.latest(None) == -inf
 
 
 def test_old_ones_are_forgotten() -> None:
@@ -91,7 +91,7 @@ def test_old_ones_are_forgotten() -> None:
     for number in range(1000):
         recent.note(Revocation(user=number), 301.0 * number)
         assert len(recent._at) == 1
-    assert recent.latest(0, None) == -inf
+    assert recent.latest(0) == -inf
 
 
 def test_a_flood_lets_nobody_through() -> None:
@@ -100,7 +100,17 @@ def test_a_flood_lets_nobody_through() -> None:
     for number in range(10):
         recent.note(Revocation(user=number), number)
         assert len(recent._at) <= 3
-    assert recent.latest(0, None) == recent.latest(99, "x") == 6
-    assert recent.latest(9, None) == 9
+    assert recent.latest(0) == recent.latest(99, "x") == 6
+    assert recent.latest(9) == 9
     recent.note(Revocation(user=7), 10)
-    assert recent.latest(7, None) == 10
+    assert recent.latest(7) == 10
+
+
+def test_any_of_several_credentials() -> None:
+    """The latest revocation of any of a connection's names counts."""
+    recent = RecentRevocations(300)
+    recent.note(Revocation(session="b"), 11)
+    recent.note(Revocation(session="c"), 12)
+    assert recent.latest(7, "a", "b") == 11
+    assert recent.latest(7, "a", "b", "c") == recent.latest(None, "c", "b") == 12
+    assert recent.latest(7, "a") == -inf

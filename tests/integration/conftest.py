@@ -23,12 +23,14 @@ NO_NGINX = "nginx is not installed"
 NO_CHROMIUM = "Chromium is not installed"
 NO_REDIS = "Redis is not installed"
 NO_PYTHON = "this Python is missing"
+NO_FAIL2BAN = "fail2ban is not installed"
 
 PARTS = {
     NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
     NO_NGINX: ("NGINX", "apt-get install nginx"),
     NO_CHROMIUM: ("CHROMIUM", "apt-get install chromium"),
     NO_REDIS: ("REDIS", "apt-get install redis-server"),
+    NO_FAIL2BAN: ("FAIL2BAN", "apt-get install fail2ban"),
     NO_PYTHON: ("OLD PYTHONS", "pyenv install 3.6 3.7 3.8 3.9 3.10 3.11 3.12 3.13"),
 }
 
@@ -36,7 +38,7 @@ PARTS = {
 @pytest.fixture(scope="session")
 def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
     """The session's node. Tests share it: each uses exchange and queue names of its own, and leaves it running."""
-    _require(NO_BROKER, rabbitmq_bin())
+    require(NO_BROKER, rabbitmq_bin())
     with PrivateRabbit(tmp_path_factory.mktemp("rabbit")) as node:
         yield node
 
@@ -44,7 +46,7 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
 @pytest.fixture
 def fresh_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], PrivateRabbit]]:
     """A maker of started nodes of the test's own, for those that kill and restart them; they end with the test."""
-    _require(NO_BROKER, rabbitmq_bin())
+    require(NO_BROKER, rabbitmq_bin())
     nodes: list[PrivateRabbit] = []
 
     def make() -> PrivateRabbit:
@@ -61,7 +63,7 @@ def fresh_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 @pytest.fixture(scope="module")
 def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Nginx]]:
     """A maker of running nginx processes with the shipped configuration, by where towerws listens; they end with the module."""
-    _require(NO_NGINX, nginx_binary())
+    require(NO_NGINX, nginx_binary())
     with ExitStack() as leave:
 
         def make(upstream: str, **more: Any) -> Nginx:
@@ -73,7 +75,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     """The session's browser. Each test opens a page of its own, which has no cookies of others."""
-    _require(NO_CHROMIUM, chromium_binary())
+    require(NO_CHROMIUM, chromium_binary())
     with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
 
@@ -81,7 +83,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
     """The module's Redis."""
-    _require(NO_REDIS, redis_binary())
+    require(NO_REDIS, redis_binary())
     with PrivateRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
@@ -113,7 +115,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line("(its service need not run: the tests start processes of their own)")
 
 
-def _require(reason: str, found: object) -> None:
+def require(reason: str, found: object) -> None:
+    """Skip the test when nothing was found, or fail it where everything is promised."""
     if found is None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}, and CI promises it", pytrace=False)

@@ -40,7 +40,7 @@ def open_socket(dial: Dial) -> socket.socket:
     """A websocket that is open, its first frame read."""
     client = dial()
     client.settimeout(DEADLINE_S)
-    client.sendall(request())
+    client.sendall(request(host="localhost"))
     came = b""
     while not came.endswith(b"}"):
         came += client.recv(65536)
@@ -110,8 +110,8 @@ def test_a_close_of_ours_that_is_answered(dial: Dial) -> None:
 
 
 REFUSED = {
-    "a body": request(added=["Content-Length: 500000"]) + b"x" * 500_000,
-    "another path": request("/elsewhere") + b"x" * 500_000,
+    "a body": request(host="localhost", added=["Content-Length: 500000"]) + b"x" * 500_000,
+    "another path": request("/elsewhere", host="localhost") + b"x" * 500_000,
     "no request": b"x" * 500_000,
 }
 
@@ -188,7 +188,7 @@ def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[...
 
         def enter(number: int) -> socket.socket:
             client = leave.enter_context(socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S, (f"127.0.5.{number + 1}", 0)))
-            client.sendall(request() + text({"groups": {"job_events": [1]}}))
+            client.sendall(request(host="localhost") + text({"groups": {"job_events": [1]}}))
             until(client, b"groups_current")
             return client
 

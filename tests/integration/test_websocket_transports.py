@@ -77,7 +77,7 @@ def test_slow_clients(tmp_path: Path, transport: Callable[[Path], tuple[str, Dia
             bystander.recv()
             for raw in (slow, stalling):
                 raw.settimeout(DEADLINE_S)
-                raw.sendall(request() + text({"groups": {"job_events": [1]}}))
+                raw.sendall(request(host="localhost") + text({"groups": {"job_events": [1]}}))
             wait_until(lambda: daemon.get("/status")[1]["requests"]["taken"] == 3)
             for number in range(100):
                 daemon.publish("job_events.1", {"n": number, "x": "y" * 100_000})

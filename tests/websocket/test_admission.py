@@ -10,7 +10,8 @@ from towerws.auth.open import Open
 from towerws.core.admission import SURPLUS
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
-from towerws.core.settings import AccessSettings
+from towerws.core.revocation import Revocation
+from towerws.core.settings import AccessSettings, LimitSettings
 
 
 @pytest.fixture
@@ -76,11 +77,36 @@ def test_too_many_from_an_address(make: Edges) -> None:
 
 def test_too_many_of_a_user(make: Edges) -> None:
     """Promise 33: the 51st of a user gets a 503 before the upgrade, from wherever it comes; others are not concerned."""
-    edge = make(Named())
+    edge = make(Named(), limits={"per_user": 50})
     clients = [*crowd(edge, 25, path="/websocket/?7"), *crowd(edge, 26, peer="192.0.2.2", path="/websocket/?7")]
     assert statuses(clients) == [101] * 50 + [503]
     assert edge.factory.refused_for == {"user": 1}
     assert statuses(crowd(edge, 1, path="/websocket/?8")) == [101]
+
+
+def test_the_defaults_are_for_an_office() -> None:
+    """A shared account behind one address: 250 people with four pages each (contract 5.3: two to four sockets in a tab)."""
+    assert (LimitSettings().per_user, LimitSettings().per_address, LimitSettings().half_open) == (1000, 1000, 1000)
+
+
+class Method(Open):
+    """Who the query says, by the method that it says."""
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        method, user = head.query.split("-")
+        return succeed(Identity(int(user) if method == "tower" else user, method, session="5e55"))
+
+
+@pytest.mark.parametrize(("other", "status"), [("jwt-7", 101), ("tower-8", 101), ("saml-7", 101), ("tower-7", 503)])
+def test_users_of_two_methods_are_two(make: Edges, other: str, status: int) -> None:
+    """The same id of two methods is two users: one can't take the other's places."""
+    edge = make(Method(), limits={"per_user": 2})
+    assert statuses(crowd(edge, 2, path="/websocket/?tower-7")) == [101, 101]
+    assert statuses(crowd(edge, 1, path=f"/websocket/?{other}")) == [status]
+    assert edge.desk.guard.disconnect(Revocation(user=7)) == 2 + (status == 101 and other.endswith("-7")), (
+        "ended by the id, whoever gave it"
+    )
 
 
 def test_too_many_at_the_door(make: Edges) -> None:

@@ -92,7 +92,7 @@ def test_nothing_secret_and_nothing_hostile(make: Edges, lines: list[str]) -> No
     edge.connect().send(request(f"/{CANARY}?{CANARY}"))
     client.hang_up()
     edge.connect().send(request().replace(b"GET", CANARY.upper().encode()))
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         assert CANARY not in line.lower()
         assert line.isprintable()
@@ -100,7 +100,7 @@ def test_nothing_secret_and_nothing_hostile(make: Edges, lines: list[str]) -> No
 
 
 def test_a_refusal_that_locks_users_out_is_logged(make: Edges, lines: list[str]) -> None:
-    """Findings P2 and P11: once a minute for each reason, with the number of those in between, the reason and an address."""
+    """Findings P2 and P11: one line for each problem of an address, and the number of those in between in the next."""
     edge = make()
     refusals = {
         "a header line is not name: value": request(added=["no colon"]),
@@ -118,11 +118,14 @@ def test_a_refusal_that_locks_users_out_is_logged(make: Edges, lines: list[str])
         edge.advance(1)
     assert len(lines) == len(refusals)
     for line, problem in zip(lines, refusals, strict=True):
-        assert re.fullmatch(rf"handshake refused with 4\d\d: {re.escape(problem)}; from 192\.0\.2\.7", line)
+        reason = "tls" if "TLS" in problem else "request"
+        who = r'address=192\.0\.2\.7 credential="none" session=-'
+        assert re.fullmatch(rf'refused {who} reason={reason} status=4\d\d detail="{re.escape(problem)}" folded=0', line)
     lines.clear()
     edge.advance(60, step=5)
-    edge.connect("192.0.2.8").send(request(without=["Host"]))
-    assert lines == ["handshake refused with 400: no host header; from 192.0.2.8 (2 more like it since the last line)"]
+    edge.connect("192.0.2.7").send(request(without=["Host"]))
+    assert len(lines) == 1
+    assert lines[0].endswith('reason=request status=400 detail="no host header" folded=2')
 
 
 def test_a_proxy_that_names_nobody_is_logged(make: Edges, lines: list[str]) -> None:

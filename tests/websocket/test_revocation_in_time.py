@@ -163,3 +163,41 @@ def test_an_api_that_is_down_when_it_is_asked(make: Edges) -> None:
     edge.advance(PROMISED_S)
     assert client.close_code() == 1008
     rest(edge)
+
+
+class ManyJobs(Api):
+    """A Tower with a thousand jobs, each of which takes it a moment."""
+
+    def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
+        """Answer in a moment, as things stand now."""
+        self.asked += 1
+        body = json.dumps({"count": 1, "results": [{"id": 7, "is_superuser": False, "is_system_auditor": False}]}).encode()
+        asked: Deferred[Answer] = Deferred(lambda _: call.cancel())
+        hidden = url.endswith("/jobs/999/") and not self.job
+        call = self._clock.callLater(0.03, asked.callback, Answer(404, b"") if hidden else Answer(200, body))
+        return asked
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("taken_at", [20, 55])
+def test_a_job_among_a_thousand_on_forty_connections(make: Edges, taken_at: int) -> None:
+    """One user listens to a thousand jobs on each of forty connections: one that is taken away is heard for a minute at the most."""
+    api = ManyJobs(make.clock)
+    edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
+    edge.desk.guard.start()
+    wanted = text({"groups": {"job_events": list(range(1000))}, "xrftoken": "c"})
+    clients = [edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]) + wanted) for _ in range(40)]
+    edge.advance(10, step=0.03)
+    asked = api.asked
+    assert asked == 1001, "one question for each"
+    for client in clients:
+        client.take()
+    last = 0.0
+    for second in range(10, taken_at + 75):
+        api.job = second < taken_at
+        edge.publish("job_events.999", {"at": second})
+        if ["at" for client in clients for message in client.take() if "at" in message]:
+            last = second
+        edge.advance(1, step=0.03125)
+    assert taken_at <= last <= taken_at + PROMISED_S
+    rest(edge)

@@ -349,8 +349,7 @@ def test_a_new_token_that_ends_sooner(make: Edges, jwt: Chain) -> None:
     other.send(text({"token": lasting(200, jti="a")})).take()
     watch(edge, 6)
     assert (client.close_code(), other.close_code()) == (1008, None)
-    session = next(iter(edge.desk.guard._registry._names.values()))[1]
-    assert session is not None
+    (session,) = next(iter(edge.desk.guard._registry._names.values()))[1]
     assert edge.desk.guard.disconnect(Revocation(session=session)) == 1
     assert other.close_code() == 1008
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -16,12 +16,41 @@ from towerws.core.revocation import Revocation
 Answer = TypeVar("Answer")
 
 
-class Refused(TowerwsError):
+class NotAdmitted(TowerwsError):
+    """Nobody is let in by this credential, or not now. The text is a fixed one, for the log: it repeats nothing of the credential.
+
+    `credential` is the kind of credential in a few words, `session` the hash that names it; both are empty where that isn't known.
+    """
+
+    reason = ""
+    """One word of a fixed set: it labels a counter, and stands in the log."""
+
+    def __init__(self, text: str, credential: str = "", session: str = "") -> None:
+        super().__init__(text)
+        self.credential = credential
+        self.session = session
+
+    def about(self, credential: str, session: str = "") -> Self:
+        """The same, with the credential that it is about."""
+        return type(self)(str(self), credential, session)
+
+
+class Refused(NotAdmitted):
     """The credential is not good: the handshake is answered with 403, an open connection is closed."""
 
+    reason = "credential"
 
-class Unavailable(TowerwsError):
+
+class Unavailable(NotAdmitted):
     """Whether the credential is good can't be found out just now: the handshake is answered with 503, never with 403."""
+
+    reason = "unavailable"
+
+
+class Throttled(Unavailable):
+    """Too many sign-ins failed from this address or for this user: this one isn't tried now."""
+
+    reason = "throttled"
 
 
 class Method(Protocol):
@@ -68,6 +97,19 @@ class Reports(Protocol):
 
     def figures(self) -> Mapping[str, object]:
         """Counts since the start, and how things stand. Numbers and fixed words only: nothing that a client sent."""
+
+
+@runtime_checkable
+class AsksAboutTopics(Protocol):
+    """What a `Method` offers too, when it has to ask somebody about some topics: so the others need not wait."""
+
+    def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
+        """Those of the topics about which `refusals` would have to ask now. Asks nothing."""
+
+
+def undecided(method: Method, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
+    """The topics about which `refusals` can't answer at once; all of them, where the method does not say."""
+    return method.undecided(identity, topics) if isinstance(method, AsksAboutTopics) else frozenset(topics)
 
 
 def at_once(asked: Deferred[Answer]) -> Answer | None:

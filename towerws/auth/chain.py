@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Method, Refused, Reports, Unavailable, at_once, takes_tokens, without_frames
+from towerws.auth.base import Method, Refused, Reports, Unavailable, at_once, takes_tokens, undecided, without_frames
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
@@ -51,6 +51,10 @@ class Chain:
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """What the method that vouches for this user says."""
         return self._by_name[identity.method].refusals(identity, topics)
+
+    def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
+        """What the method that vouches for this user says."""
+        return undecided(self._by_name[identity.method], identity, topics)
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """What the method that vouches for this user says."""

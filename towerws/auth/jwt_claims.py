@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from towerws.auth.base import Refused
-from towerws.auth.jwt_grants import Grants, parse_grants
+from towerws.auth.jwt_grants import Grants, read_claim
 from towerws.core.settings import JwtSettings
 
 MAX_NAME_CHARACTERS = 255  # of sub and jti: OpenID Connect Core section 2
@@ -25,6 +25,8 @@ class Claims:
     token_id: str | None
     expires_at: float
     grants: Grants
+    ignored: int
+    """How many entries of the claim that lists topics are none."""
 
 
 def check_claims(claims: dict[str, object], settings: JwtSettings, default: Grants, now: float, *, from_url: bool) -> Claims:
@@ -37,7 +39,7 @@ def check_claims(claims: dict[str, object], settings: JwtSettings, default: Gran
     subject = _name(claims, "sub")
     if subject is None:
         raise Refused("the token has no sub")
-    return Claims(subject, _name(claims, "jti"), expires_at, _grants(claims, settings.claim, default))
+    return Claims(subject, _name(claims, "jti"), expires_at, *_grants(claims, settings.claim, default))
 
 
 def _check_parties(claims: dict[str, object], settings: JwtSettings) -> None:
@@ -85,11 +87,11 @@ def _name(claims: dict[str, object], name: str) -> str | None:
     return value
 
 
-def _grants(claims: dict[str, object], claim: str, default: Grants) -> Grants:
+def _grants(claims: dict[str, object], claim: str, default: Grants) -> tuple[Grants, int]:
     if claim not in claims:
-        return default
+        return default, 0
     try:
-        return parse_grants(claims[claim])
+        return read_claim(claims[claim])
     except ValueError as error:
         reason = str(error)
-    raise Refused(f"the token's list of topics holds {reason}")
+    raise Refused(f"the token's list of topics is not one: {reason}")

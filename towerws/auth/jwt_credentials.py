@@ -20,6 +20,8 @@ class Credential:
     """A token as it was sent, and by which way."""
 
     token: str = field(repr=False)
+    kind: str
+    """In a few words, for the log."""
     from_url: bool = False
     from_cookie: bool = False
     csrftoken: Secret | None = None
@@ -33,22 +35,22 @@ def find_credential(head: Head, cookie: str) -> Credential | None:
     """
     scheme, _, value = head.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and is_shaped_like_token(value.strip(" \t")):
-        return Credential(value.strip(" \t"))
+        return Credential(value.strip(" \t"), "bearer token")
     # As many as there are: the head's size is bounded.
     in_query = [value for name, value in parse_qsl(head.query, keep_blank_values=True) if name == "token"]
     if (token := _only(in_query)) is not None:
-        return Credential(token, from_url=True)
+        return Credential(token, "token in the URL", from_url=True)
     cookies = _cookies(head.headers.get("cookie", ""))
     if cookie and (token := _only([value for name, value in cookies if name == cookie])) is not None:
         csrftoken = dict(cookies).get("csrftoken")
-        return Credential(token, from_cookie=True, csrftoken=Secret(csrftoken) if csrftoken else None)
+        return Credential(token, "token cookie", from_cookie=True, csrftoken=Secret(csrftoken) if csrftoken else None)
     return None
 
 
 def _only(values: list[str]) -> str | None:
     tokens = {value for value in values if is_shaped_like_token(value)}
     if len(tokens) > 1:
-        raise Refused("more than one token was sent")
+        raise Refused("more than one token was sent", "token")
     return next(iter(tokens), None)
 
 

@@ -7,7 +7,7 @@ groups: a token can't grant what did not exist when somebody decided about it, b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from towerws.core.topics import is_group, is_routing_key
@@ -28,34 +28,57 @@ class Grants:
 
 
 def parse_grants(value: object) -> Grants:
-    """The grants that a claim or a setting lists. `ValueError`, with a fixed text, when it is not written as said above."""
+    """The grants that a setting lists. `ValueError`, with a fixed text, when it is not written as said above."""
+    names: Iterable[object]
     if isinstance(value, dict):
         names = _flatten(value)
     elif isinstance(value, list | tuple):
         names = value
     else:
         raise ValueError('neither {"group": ["event"]} nor ["group.event"]')
-    topics, groups = set(), set()
+    grants, others = _collect(names)
+    if others:
+        raise ValueError(others[0])
+    return grants
+
+
+def read_claim(value: object) -> tuple[Grants, int]:
+    """The grants in a token's claim, and how many of its entries are no topics: those grant nothing.
+
+    Identity providers write groups of their own into the same claim (`/keycloak/group`). `ValueError` when the whole is neither a
+    table nor a list, or too long.
+    """
+    if not isinstance(value, dict | list):
+        raise ValueError('neither {"group": ["event"]} nor ["group.event"]')
+    grants, others = _collect(_flatten(value) if isinstance(value, dict) else value)
+    return grants, len(others)
+
+
+def _collect(names: Iterable[object]) -> tuple[Grants, list[str]]:
+    """What is granted by the entries that are topics, and what is wrong with each of the others."""
+    topics, groups, others = set(), set(), []
     for count, name in enumerate(names):
         if count >= MAX_GRANTS:
             raise ValueError(f"more than {MAX_GRANTS} topics")
         if not isinstance(name, str):
-            raise ValueError("a topic that is not text")
+            others.append("a topic that is not text, or a group whose events are not a list of text and whole numbers")
+            continue
         group, _, event = name.partition(".")
         if event == "*" and is_group(group):
             groups.add(group)
         elif is_routing_key(name):
             topics.add(name)
         else:
-            raise ValueError("a name that is no topic: expected group.event or group.*")
-    return Grants(frozenset(topics), frozenset(groups))
+            others.append("a name that is no topic: expected group.event or group.*")
+    return Grants(frozenset(topics), frozenset(groups)), others
 
 
-def _flatten(table: dict[object, object]) -> Iterable[str]:
+def _flatten(table: dict[object, object]) -> Iterator[str | None]:
+    """The names of a table; None for what can be none."""
     for group, events in table.items():
         if not isinstance(events, list):
-            raise ValueError("a group whose events are not a list")
+            yield None
+            continue
         for event in events:
-            if isinstance(event, bool) or not isinstance(event, str | int):
-                raise ValueError("an event that is neither text nor a whole number")
-            yield f"{group}.{event}"
+            plain = isinstance(event, str | int) and not isinstance(event, bool)
+            yield f"{group}.{event}" if plain else None

@@ -5,7 +5,7 @@
 
 Keys that are old are fetched anew before they are used; while that fails they serve on, and are counted. One call is under
 way at most, and after a failed one none for a few seconds. An unknown `kid` asks for one call, at most one in 10 s, since
-anybody can write a token with a `kid`.
+anybody can write a token with a `kid`. Until the next one nobody knows whether that key is a new one: unavailable, not bad.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class Jwks:
         if not found and not asked:
             if self._flight is None and self._clock.seconds() < self._next_unknown:
                 self.counts["limited"] += 1
-            else:
-                self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
-                await self._refresh()
-                found = self._matching(algorithm, kid)
+                raise Unavailable("the token's key is not known, and the keys were fetched a moment ago")
+            self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
+            await self._refresh()
+            found = self._matching(algorithm, kid)
         if not found and self._failing:
             raise Unavailable("the token's key is not known, and the keys can't be fetched just now")
         return found

@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, execute, succeed
 
-from towerws.auth.base import Refused, run
+from towerws.auth.base import Refused, Unavailable, drop_frames, run
 from towerws.auth.jwt_claims import check_claims
 from towerws.auth.jwt_credentials import Credential, find_credential
 from towerws.auth.jwt_fetch import check_url, fetch, make_agent
@@ -47,11 +47,13 @@ class JwtMethod:
         self._wall = wall
         check_algorithms(settings.algorithms)
         self._default = _check(settings)
+        self._ignored_grants = 0
         self._keys, self._key_counts = _key_source(settings, reactor)
 
     def figures(self) -> Mapping[str, object]:
-        """With a key set's URL, what `Jwks` counts."""
-        return {"keys": dict(self._key_counts)} if self._key_counts else {}
+        """Entries of tokens' lists that are no topics; with a key set's URL, what `Jwks` counts."""
+        counts: dict[str, object] = {"ignored_grants": self._ignored_grants}
+        return {**counts, "keys": dict(self._key_counts)} if self._key_counts else counts
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires with who signed in; with None when the handshake brings nothing that is shaped like a token.
@@ -62,7 +64,7 @@ class JwtMethod:
 
     def identify(self, token: str) -> Deferred[Identity]:
         """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
-        return run(self._identify(Credential(token)))
+        return run(self._identify(Credential(token, "token in a message")))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once: the token has said it all."""
@@ -85,12 +87,21 @@ class JwtMethod:
         return None if credential is None else await self._identify(credential)
 
     async def _identify(self, credential: Credential) -> Identity:
+        try:
+            return await self._read(credential)
+        except (Refused, Unavailable) as error:
+            problem = error.about(credential.kind)
+            drop_frames(error)
+        raise problem  # out here: without the other as its context
+
+    async def _read(self, credential: Credential) -> Identity:
         token = parse_token(credential.token)
         if token.algorithm not in self._settings.algorithms:
             raise Refused("the token's algorithm is not one of those configured")
         if not any(key.verifies(token) for key in await self._keys.find(token.algorithm, token.kid)):
             raise Refused("the token's signature is not good")
         claims = check_claims(read_object(token.payload), self._settings, self._default, self._wall(), from_url=credential.from_url)
+        self._ignored_grants += claims.ignored
         return Identity(
             user_id=claims.subject,
             method=self.name,

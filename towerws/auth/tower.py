@@ -12,20 +12,22 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable, drop_frames, run
+from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop_frames, run
 from towerws.auth.cache import TtlCache
 from towerws.auth.cookies import parse_cookies
 from towerws.auth.folded_log import FoldedLog
+from towerws.auth.sign_ins import SignIns, patience
 from towerws.auth.single_flight import SingleFlight
 from towerws.auth.tower_answers import Me, read_me, read_visible
-from towerws.auth.tower_calls import TowerCalls
+from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential
 from towerws.auth.tower_http import Fetcher, HttpFetcher, check_url
 from towerws.core.handshake import Head
@@ -47,8 +49,15 @@ AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
 
 RETRY_PAUSE_S: Final = 0.5
 
+AT_ONCE: Final = 4
+"""Objects asked about at the same time for one request: 200 of them at 50 ms take 2.5 s, and leave calls for others."""
+
+WAIT_S: Final = 2.0
+"""How long questions may wait that no handshake depends on."""
+
 _UNAVAILABLE: Final = "unavailable"
 _ENDED: Final = "the credential has ended"
+_NOT_VISIBLE: Final = "not visible to this user"
 
 _is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
 
@@ -62,7 +71,10 @@ class _Holder:
     key: bytes
     me: Me
     since: float
-    """When the credential was last validated: what was allowed before counts no more, so that all is asked anew in one round."""
+    """When the credential was last validated: what was allowed before counts no more, so that all is asked anew in one round.
+
+    All connections of a credential that are checked in one round have the same, and so share the answers.
+    """
 
 
 class _Known(NamedTuple):
@@ -99,86 +111,101 @@ class TowerMethod:
         self._revocations = RecentRevocations(max(settings.valid_s, settings.allowed_s))
         self._validations: SingleFlight[_Known] = SingleFlight()
         self._checks: SingleFlight[bool] = SingleFlight()
+        self._sign_ins = SignIns(settings.cache_entries)
         self._hits = {"valid": 0, "invalid": 0, "allowed": 0, "denied": 0}
 
     def figures(self) -> Mapping[str, object]:
-        """How often an answer that is kept was enough, of each kind; and the calls to the API."""
-        return {"cache_hits": dict(self._hits), "calls": self._calls.figures()}
+        """How often an answer that is kept was enough, of each kind; sign-ins slowed down; and the calls to the API."""
+        return {"cache_hits": dict(self._hits), "throttled": dict(self._sign_ins.counts), "calls": self._calls.figures()}
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Ask the API whose credential it is, unless that is known. Never tried again: the client's page does that."""
         credential = find_credential(head, self._settings.cookies)
         if credential is None:
-            self._log.info("no session cookie or other credential came with a handshake from {address}", address=address)
             return succeed(None)
         caller = find_caller(head, address)
         key = cache_key(credential, caller)
-        csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "")
+        csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "") if credential.by_browser else ""
 
         def identify(known: _Known) -> Identity | None:
             return Identity(
                 user_id=known.me.user_id,
                 method=self.name,
                 session=credential.session,
+                also=credential.also,
                 cookie=credential.by_browser,
-                prompted=credential.prompted,
                 csrftoken=Secret(csrftoken) if csrftoken else None,
                 checked_at=known.at,
                 private=_Holder(credential, caller, key, known.me, since=known.at),
             )
 
-        def refused(failure: Failure) -> Failure:
-            if failure.check(Refused):
-                self._log.info(
-                    "the {kind} of a handshake from {address} was rejected by the API (session {session})",
-                    kind=credential.kind,
-                    address=address,
-                    session=credential.session,
-                )
+        def not_admitted(failure: Failure) -> Failure:
+            if isinstance(failure.value, NotAdmitted):
+                return Failure(failure.value.about(credential.kind, credential.session))
             return failure
 
-        return self._identified(credential, caller, key).addCallbacks(identify, refused)
+        if (kept := self._kept(credential, key)) is not None:  # nearly always, and callbacks on a Deferred cost more than the answer
+            return succeed(identify(kept))
+        return self._identified(credential, caller, key).addCallbacks(identify, not_admitted)
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Ask for one object after the other; what can't be asked is tried again for `retry_s`, then refused as unavailable."""
+        """Ask about a few objects at a time; what can't be asked is tried again for `retry_s`, then refused as unavailable."""
         holder = _holder(identity)
-        now = self._clock.seconds()
         refused: dict[str, str] = {}
         to_ask: dict[str, str] = {}
         for topic in topics:
-            group, _, event = topic.partition(".")
-            if group == "control" and event != f"limit_reached_{identity.user_id}":
-                refused[topic] = "another user's"
-            elif group not in self._objects:
-                continue
-            elif not _is_id(event):
-                refused[topic] = "not an object's number"
-            elif holder.me.reads_all:
-                continue
-            elif self._allowed.get((holder.key, topic), now, holder.since):
-                self._hits["allowed"] += 1
-            elif self._denied.get((holder.key, topic), now, holder.since):
-                self._hits["denied"] += 1
-                refused[topic] = "not visible to this user"
-            else:
-                to_ask[topic] = self._objects[group].replace("{id}", event)
+            match self._known(holder, identity, topic):
+                case None:
+                    group, _, event = topic.partition(".")
+                    to_ask[topic] = self._objects[group].replace("{id}", event)
+                case "":
+                    continue
+                case reason:
+                    refused[topic] = reason
         if not to_ask:
             return succeed(refused)
         return run(self._check(holder, to_ask, refused))
 
+    def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
+        """The objects about which nothing is kept."""
+        holder, hits = _holder(identity), dict(self._hits)
+        found = frozenset(topic for topic in topics if self._known(holder, identity, topic) is None)
+        self._hits = hits  # nobody's question was answered
+        return found
+
+    def _known(self, holder: _Holder, identity: Identity, topic: str) -> str | None:
+        """Why this user may not listen to a topic, "" where that is allowed, None where it has to be asked."""
+        group, _, event = topic.partition(".")
+        if group == "control" and event != f"limit_reached_{identity.user_id}":
+            return "another user's"
+        if group not in self._objects:
+            return ""
+        if not _is_id(event):
+            return "not an object's number"
+        if holder.me.reads_all:
+            return ""
+        now = self._clock.seconds()
+        if self._allowed.get((holder.key, topic), now, holder.since):
+            self._hits["allowed"] += 1
+            return ""
+        if self._denied.get((holder.key, topic), now, holder.since):
+            self._hits["denied"] += 1
+            return _NOT_VISIBLE
+        return None
+
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Ask the API anew, whatever is kept; and the next `refusals` of the identity that this fires with asks anew as well."""
         holder = _holder(identity)
-        since = self._clock.seconds()
 
         def renew(known: _Known) -> Identity:
             if known.me.user_id != identity.user_id:
                 raise Refused("the credential belongs to another user now")
-            return dataclasses.replace(identity, checked_at=known.at, private=dataclasses.replace(holder, me=known.me, since=since))
+            return dataclasses.replace(identity, checked_at=known.at, private=dataclasses.replace(holder, me=known.me, since=known.at))
 
         # Apart from the questions of handshakes: the answer to one that was put earlier may be from before a revocation.
         flight = (holder.key, "again", self._revocations.count)
-        return self._validations.ask(flight, lambda: self._validate(holder.credential, holder.caller, holder.key)).addCallback(renew)
+        validate = partial(self._validate, holder.credential, holder.caller, holder.key, Kind.AGAIN)
+        return self._validations.ask(flight, validate).addCallback(renew)
 
     def forget(self, revocation: Revocation | None) -> None:
         """What is kept, and what the questions under way will bring, counts no more."""
@@ -188,24 +215,44 @@ class TowerMethod:
         """Whatever is asked fails with `Unavailable` from now on."""
         return self._calls.stop()
 
+    def _kept(self, credential: Credential, key: bytes) -> _Known | None:
+        """Whose it was found to be a while ago, unless it was revoked since."""
+        known = self._valid.get(key, self._clock.seconds())
+        if known is None or known.at <= self._revocations.latest(known.me.user_id, *credential.sessions):
+            return None
+        self._hits["valid"] += 1
+        return known
+
     def _identified(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
-        now = self._clock.seconds()
-        if (known := self._valid.get(key, now)) and known.at > self._revocations.latest(known.me.user_id, credential.session):
-            self._hits["valid"] += 1
-            return succeed(known)
-        if self._invalid.get(key, now):
+        if self._invalid.get(key, self._clock.seconds()):
             self._hits["invalid"] += 1
             return fail(Refused("the API rejected the credential a moment ago"))
         # Not with those who asked before the latest revocation, of whomever: whose credential it is, is not known yet.
         flight = (key, self._revocations.count)
-        return self._validations.ask(flight, lambda: self._validate(credential, caller, key))
+        return self._validations.ask(flight, partial(self._sign_in, credential, caller, key))
 
-    def _validate(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
+    def _sign_in(self, credential: Credential, caller: Caller, key: bytes) -> Deferred[_Known]:
+        """Ask whose a credential is that a handshake brought. One that was never seen may be a guess, and may have to wait."""
+        validate = partial(self._validate, credential, caller, key, Kind.SIGN_IN)
+        try:
+            delay_s, note = self._sign_ins.begin(credential, key, caller.address, self._clock.seconds())
+        except Throttled as error:
+            return fail(error)
+
+        def ended(result: _Known | Failure) -> _Known | Failure:
+            note(isinstance(result, Failure) and result.check(Refused) is not None, self._clock.seconds())
+            return result
+
+        waited: Deferred[None] = self._calls.pause(delay_s) if delay_s else succeed(None)
+        return waited.addCallback(lambda _: validate(delay_s)).addBoth(ended)
+
+    def _validate(self, credential: Credential, caller: Caller, key: bytes, kind: Kind, waited_s: float = 0) -> Deferred[_Known]:
         asked_at = self._clock.seconds()
 
         def valid(me: Me) -> _Known:
             self._invalid.discard(key)
             self._valid.put(key, known := _Known(me, asked_at), asked_at)
+            self._sign_ins.note(key, asked_at, good=True)
             return known
 
         def invalid(failure: Failure) -> Failure:
@@ -213,29 +260,49 @@ class TowerMethod:
             if failure.check(Refused):
                 self._valid.discard(key)
                 self._invalid.put(key, answer=True, now=asked_at)
+                self._sign_ins.note(key, asked_at, good=False)
             return failure
 
-        url = f"{self._base}/api/v2/me/"
-        return self._calls.get(url, caller.headers() + credential.headers, read_me).addCallbacks(valid, invalid)
+        wait_s = patience(credential) - waited_s if kind is Kind.SIGN_IN else WAIT_S
+        question = self._question("/api/v2/me/", credential, caller, kind, wait_s)
+        return self._calls.get(question, read_me).addCallbacks(valid, invalid)
+
+    def _question(self, path: str, credential: Credential, caller: Caller, kind: Kind, wait_s: float) -> Question:
+        headers = caller.headers() + credential.headers
+        return Question(self._base + path, headers, kind, caller.address, wait_s, password=bool(credential.account))
 
     async def _check(self, holder: _Holder, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
-        """One question at a time, so that one client's list leaves room for the others."""
+        """A few questions at a time, so that one client's list leaves room for the others."""
         until = self._clock.seconds() + self._settings.retry_s
+        left = iter(to_ask.items())
+        answers: dict[str, str] = {}
         verdict = ""
-        for topic, path in to_ask.items():
-            if not verdict:
-                try:
-                    if not await self._visible_by(until, holder, topic, path):
-                        refused[topic] = "not visible to this user"
-                    continue
-                except Refused as error:
-                    drop_frames(error)
-                    verdict = _ENDED
-                except Unavailable as error:
-                    drop_frames(error)
-                    verdict = _UNAVAILABLE
-            refused[topic] = verdict  # the rest would end no better, and every try takes its time
-        return refused
+
+        async def ask() -> None:
+            nonlocal verdict
+            for topic, path in left:  # shared: each takes the next
+                if not verdict:
+                    try:
+                        if not await self._visible_by(until, holder, topic, path):
+                            answers[topic] = _NOT_VISIBLE
+                        continue
+                    except Refused as error:
+                        drop_frames(error)
+                        verdict = _ENDED
+                    except Unavailable as error:
+                        drop_frames(error)
+                        verdict = _UNAVAILABLE
+                answers[topic] = verdict  # the rest would end no better, and every try takes its time
+
+        fault: Failure | None = None
+        try:
+            await gatherResults([run(ask()) for _ in range(min(AT_ONCE, len(to_ask)))], consumeErrors=True)
+        except FirstError as error:  # cancelled, or a fault of ours
+            drop_frames(error)
+            fault = error.subFailure
+        if fault is not None:
+            fault.raiseException()  # out here: without the other as its context, which would be a cycle
+        return refused | {topic: answers[topic] for topic in to_ask if topic in answers}
 
     async def _visible_by(self, until: float, holder: _Holder, topic: str, path: str) -> bool:
         while True:
@@ -260,8 +327,8 @@ class TowerMethod:
                 self._valid.discard(holder.key)
             return failure
 
-        headers = holder.caller.headers() + holder.credential.headers
-        return self._calls.get(self._base + path, headers, read_visible).addCallbacks(answered, ended)
+        question = self._question(path, holder.credential, holder.caller, Kind.OBJECT, WAIT_S)
+        return self._calls.get(question, read_visible).addCallbacks(answered, ended)
 
 
 def _holder(identity: Identity) -> _Holder:

@@ -17,8 +17,10 @@ class Answer:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the API itself is at fault, or away: AWX redirects to a waiting page while it migrates its database."""
-        return 300 <= self.status < 400 or self.status >= 500
+        """Whether the API itself is at fault. Not so a redirect: AWX sends one while it migrates its database, but a gateway in front
+        of it does so for whoever it does not know.
+        """
+        return self.status >= 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,12 +45,19 @@ class Credential:
     headers: Headers
     session: str
     """A name for it: the first 32 hexadecimal digits of SHA-256 of the session key or token; of no meaning outside for a password."""
+    also: tuple[str, ...] = ()
+    """The names of the other session cookies that came, each of which may be the one that AWX looks at."""
     by_browser: bool = False
     """Whether browsers send it by themselves, whichever page asks."""
-    prompted: bool = False
-    """Whether browsers send it by themselves once their user was asked for it (RFC 7617 section 2.2), whichever page asks."""
+    account: str = ""
+    """Of a password: a name for the user that it is tried for."""
     bound: bool = False
     """Whether it is good only from where, and with the program that, it was issued to."""
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """All names that it can be revoked by."""
+        return (self.session, *self.also)
 
     def __repr__(self) -> str:
         return f"<{self.kind}>"
@@ -119,7 +126,8 @@ def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> 
     sessions = {name: value for name in cookie_names if _is_session_key(value := cookies.get(name, ""))}
     if not sessions:
         return None
-    return Credential("session cookie", (_cookie_header(sessions),), _digest(next(iter(sessions.values()))), by_browser=True)
+    first, *others = dict.fromkeys(map(_digest, sessions.values()))
+    return Credential("session cookie", (_cookie_header(sessions),), first, tuple(others), by_browser=True)
 
 
 def _authorization(value: str) -> Credential | None:
@@ -128,8 +136,8 @@ def _authorization(value: str) -> Credential | None:
     if scheme.lower() == "bearer" and _is_token(rest):
         return Credential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
     if scheme.lower() == "basic" and _is_token(rest) and _is_basic(rest):
-        session = hashlib.blake2b(rest.encode(), key=_KEY, digest_size=16).hexdigest()
-        return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), session, prompted=True)
+        user = base64.b64decode(rest).partition(b":")[0].lower()
+        return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), _keyed(rest.encode()), account=_keyed(user))
     return None
 
 
@@ -141,6 +149,8 @@ def _token_cookie(cookies: Mapping[str, str]) -> Credential | None:
 
 
 def _query(head: Head) -> dict[str, str]:
+    if not head.query:
+        return {}
     try:
         return dict(parse_qsl(head.query, max_num_fields=MAX_QUERY_FIELDS))
     except ValueError:
@@ -166,6 +176,10 @@ def _is_address(text: str) -> bool:
 
 def _cookie_header(cookies: Mapping[str, str]) -> tuple[str, str]:
     return "Cookie", "; ".join(f"{name}={value}" for name, value in cookies.items())
+
+
+def _keyed(value: bytes) -> str:
+    return hashlib.blake2b(value, key=_KEY, digest_size=16).hexdigest()
 
 
 def _digest(value: str) -> str:

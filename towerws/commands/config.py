@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 
 from towerws.config.addresses import Address, parse_address
 from towerws.config.broker_url import url_for_file
+from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, given, load_all
 from towerws.config.options import CONFIG_FLAG, CONFIG_HELP, OPTIONS, Kind, Option
 from towerws.config.rules import advice
@@ -101,7 +102,7 @@ def summary(loaded: Loaded) -> Iterator[str]:
     yield f"History holds {history['history.max_octets']} or {history['history.max_age_s']} s, whichever is less."
     if settings.groups:
         yield f"Groups beside AWX's: {', '.join(settings.groups)}."
-    yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded)))
+    yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded), *exposure(loaded)))
 
 
 def why_no_methods(settings: Settings) -> str | None:
@@ -169,6 +170,9 @@ def _urls(loaded: Loaded) -> list[str]:
 def _toml_value(option: Option, value: Value, loaded: Loaded) -> str:
     if option.kind is Kind.URLS:
         return _toml_list(_urls(loaded))
+    if option.key == "jwt.jwks_url":
+        url, mark, _ = str(value).partition("?")  # what follows may be a key of the issuer's
+        return _toml_text(f"{url}?***" if mark else url)
     if isinstance(value, tuple):
         return _toml_list(value)
     if isinstance(value, str) or option.kind is Kind.SIZE:

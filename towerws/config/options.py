@@ -254,8 +254,8 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "check_origin",
         _B,
-        "Refuse pages of other origins that come with a cookie or password, which browsers send by themselves. Without it "
-        "any page that a user opens can listen in the user's name.",
+        "Refuse pages of other origins than the host's own, the admin port's and those listed. Without it any page that a user opens "
+        "can listen in the user's name, and on the user's machine.",
     ),
     _option(
         "check_xrftoken",
@@ -280,8 +280,24 @@ OPTIONS: tuple[Option, ...] = (
     _option("tower.denied_s", _D, "How long its word that a user does not see one counts.", low=0, high=3600),
     _option("tower.cache_entries", _C, "How many answers are kept, of each of these four kinds.", low=1, high=10_000_000),
     _option("tower.calls", _C, "Calls to the API at the same time.", low=1, high=1000),
-    _option("tower.calls_waiting", _C, "Calls that may wait for that; beyond it the answer is unavailable (503).", low=0, high=100_000),
-    _option("tower.deadline_s", _D, "How long a call may take. AWX's AngularJS pages give up a handshake after 3 s.", low=0.1, high=60),
+    _option(
+        "tower.calls_waiting",
+        _C,
+        "Calls that may wait for that, handshakes and others apart; beyond it the answer is unavailable (503).",
+        low=0,
+        high=100_000,
+    ),
+    _option(
+        "tower.deadline_s",
+        _D,
+        "How long a call may take once it is sent. AWX's AngularJS pages give up a handshake after 3 s.",
+        low=0.1,
+        high=60,
+    ),
+    _option(
+        "tower.password_calls", _C, "Calls with a password (Authorization: Basic) at the same time, beside the others.", low=1, high=1000
+    ),
+    _option("tower.password_deadline_s", _D, "How long such a call may take: the API hashes the password first.", low=0.1, high=60),
     _option("tower.retry_s", _D, "For how long the question about an object is put again when it can't be answered.", low=0, high=60),
     _option("tower.breaker_failures", _C, "Failures in a row after which the API is left alone for a while.", low=1, high=1000),
     _option("tower.breaker_probe_s", _D, "How long until it is tried again.", low=0.1, high=3600),
@@ -319,6 +335,13 @@ OPTIONS: tuple[Option, ...] = (
         "Connections accepted a second; more of them wait, and are not refused. Keeps a storm of clients from holding up the others.",
         low=1,
         high=1_000_000,
+    ),
+    _option(
+        "limits.replay_bytes_per_s",
+        _S,
+        "What one user may have replayed from history, each second in the long run; beyond it a replay goes on more slowly.",
+        low=64 * KIB,
+        high=16 * GIB,
     ),
     _option("history.max_octets", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
     _option("history.max_age_s", _D, "How long messages are kept for that; a restart refills as much from the stream.", low=1, high=DAY_S),

@@ -70,7 +70,7 @@ def advice(settings: Settings) -> Iterator[str]:
         )
     if {"tower", "jwt"} <= set(settings.auth) and settings.auth.index("tower") < settings.auth.index("jwt"):
         yield 'auth has tower before jwt: Tower is then sent every token, and refuses those that jwt would know; write ["jwt", "tower"]'
-    if not settings.access.check_origin and settings.auth != ("open",):
+    if not settings.access.check_origin:
         yield "check_origin is off: any page that a user opens can listen in the user's name"
     if settings.broker is not None:
         tls = [url.tls for url in settings.broker.urls]

@@ -22,6 +22,14 @@ CROWDED = {
 }
 """The reasons for which a guest is turned away, each with the text that it is told."""
 
+OPTIONS = {
+    "connections": "limits.connections",
+    "address": "limits.per_address",
+    "half_open": "limits.half_open",
+    "user": "limits.per_user",
+}
+"""The options that set these limits."""
+
 
 class Guest:
     """One connection's place in the counts."""

@@ -163,32 +163,35 @@ class Hub:
             self.counters.turns += 1
         self._broadcast.begin(turns, before, written)
 
-    def feed(self, member: Member) -> None:
-        """Give a member that is behind its next piece of history, or let it go live when there is none left."""
+    def feed(self, member: Member) -> int:
+        """Give a member that is behind its next piece of history, or let it go live when there is none left. The bytes of the piece."""
         if not member.behind or member not in self.members:
-            return
+            return 0
         if (lost := self._history.lost(member.cursor.seq, member.topics)) and not self._tell_lost(member, lost):
-            return
+            return 0
         holes = member.holes
         piece = self._history.after(member.cursor.seq, member.topics, holes[0].start.seq if holes else self._flushed.seq, PIECE_OCTETS)
         if piece:
-            if member.send(b"".join([self._replay(member.dialect, delivery) for delivery in piece])):
+            data = b"".join([self._replay(member.dialect, delivery) for delivery in piece])
+            sent = member.send(data)
+            if sent:
                 member.cursor = piece[-1]
                 self.counters.deliveries_out += len(piece)
             member.peer.await_drain()
-        elif holes:
+            return len(data) if sent else 0
+        if holes:
             hole = holes[0]
             if self._tell_hole(member, hole):
                 member.holes = holes[1:]
                 if hole.end.seq > member.cursor.seq:
                     member.cursor = hole.end
-                self.feed(member)
-            else:
-                member.peer.await_drain()
+                return self.feed(member)
+            member.peer.await_drain()
         else:
             self._broadcast.forgo(member)  # it has been fed what it was due of it
             member.behind = False
             self.counters.caught_up += 1
+        return 0
 
     def replay(self, since: Delivery, members: Iterable[Member]) -> None:
         """Feed these members from this place: nothing behind it has gone out to them."""

@@ -18,10 +18,10 @@ class Identity:
     """The name of the method that vouches for it, which is also asked what it may listen to."""
     session: str | None = None
     """Names the credential in logs and revocations: a hash, never the credential."""
+    also: tuple[str, ...] = ()
+    """More names that it can be revoked by: an AWX page may bring several session cookies, and only AWX knows which one counts."""
     cookie: bool = False
-    """Whether the browser sent the credential by itself: then the page's origin and `xrftoken` must vouch for the page."""
-    prompted: bool = False
-    """Whether a browser may have asked its user for it, and sent it by itself since (RFC 7617): then the page's origin must vouch."""
+    """Whether the browser sent the credential by itself: then `xrftoken` must vouch for the page."""
     csrftoken: Secret | None = None
     """AWX's `csrftoken` cookie at the opening handshake."""
     expires_at: float | None = None
@@ -33,13 +33,18 @@ class Identity:
 
     @property
     def user(self) -> str | None:
-        """The user as text, under which its connections are counted and found: `7` and `"7"` are one."""
+        """The user as text, by which its connections are found: `7` and `"7"` are one, whatever method vouches for it."""
         return None if self.user_id is None else str(self.user_id)
 
     @property
-    def ambient(self) -> bool:
-        """Whether a page of any origin may have had a browser send this credential, without knowing it."""
-        return self.cookie or self.prompted
+    def account(self) -> str | None:
+        """The user as text, under which its connections are limited. The same id of two methods is two users."""
+        return None if self.user_id is None else f"{self.method}:{self.user_id}"
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """All names that the credential can be revoked by."""
+        return self.also if self.session is None else (self.session, *self.also)
 
     def vouched_for_by(self, xrftoken: object) -> bool:
         """Whether the page knows what only the site's own pages can read, where the browser sends the cookie by itself."""

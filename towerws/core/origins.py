@@ -1,14 +1,18 @@
-"""Which page speaks: browsers send cookies along whichever page opens a websocket, but they do say the page's origin.
+"""Which page speaks: a browser opens a websocket for any page, but it says the page's origin.
 
-A page is ours when its origin has the host and port that it connects to. The scheme says nothing here: TLS ends at a proxy.
-An origin without a port has its scheme's; a `Host` without one has whichever the browser's scheme had.
+A page is ours when its origin has the host and port that it connects to, or that host and the port of the daemon's own pages.
+The scheme says nothing here: TLS ends at a proxy. An origin without a port has its scheme's; a `Host` without one has
+whichever the browser's scheme had.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
+
+from towerws.core.addresses import read_address
 
 DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
@@ -29,7 +33,12 @@ class Origin(NamedTuple):
 
 def read_origin(text: str) -> Origin | None:
     """An origin as browsers write it (`https://tower.example.com`), or None: for `null`, `file://` and whatever else is none."""
-    found = _is_origin(text.lower()) if len(text) <= MAX_ORIGIN_OCTETS else None
+    return _read_origin(text) if len(text) <= MAX_ORIGIN_OCTETS else None
+
+
+@lru_cache(1024)  # the pages of a site all have the same: 4 of 60 µs of a handshake in memory
+def _read_origin(text: str) -> Origin | None:
+    found = _is_origin(text.lower())
     if found is None:
         return None
     return Origin(found["scheme"], found["host"], int(found["port"] or DEFAULT_PORTS[found["scheme"]]))
@@ -46,21 +55,36 @@ class Origins:
                 raise ValueError(f"{text!r:.80} is not an origin: scheme://host or scheme://host:port, without a path")
             self._listed.add(origin)
 
-    def allow(self, text: str | None, hosts: Iterable[str]) -> bool:
-        """Whether a page of this origin may use the cookies of one of these hosts (values of `Host`).
+    def allow(self, text: str | None, hosts: Iterable[str], own_ports: Container[int] = ()) -> bool:
+        """Whether a page of this origin may connect to one of these hosts (values of `Host`).
 
-        No origin at all is allowed: only what is no browser, and so was made to send the cookie on purpose, leaves it out.
+        `own_ports` are the ports at which the daemon serves pages of its own. No origin at all is allowed: only what is no
+        browser leaves it out.
         """
         if text is None:
             return True
         origin = read_origin(text)
         if origin is None:
             return False
-        return origin in self._listed or any(_same_place(origin, host.strip(" \t").lower()) for host in hosts)
+        return origin in self._listed or any(_same_place(origin, host.strip(" \t").lower(), own_ports) for host in hosts)
+
+    def lists(self, host: str) -> bool:
+        """Whether an origin with this host and port (a value of `Host`) is listed."""
+        host = host.strip(" \t").lower()
+        return any(_same_place(origin, host, ()) for origin in self._listed)
 
 
-def _same_place(origin: Origin, host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a value of `Host` names this machine as only the machine itself can: `localhost`, or an address.
+
+    Anyone can make another name point to 127.0.0.1, and a page of that name is then no foreign one to a browser (DNS rebinding).
+    """
+    found = _is_authority(host.strip(" \t").lower())
+    return found is not None and (found["host"] == "localhost" or read_address(found["host"].strip("[]")) is not None)
+
+
+def _same_place(origin: Origin, host: str, own_ports: Container[int]) -> bool:
     found = _is_authority(host)
     if found is None or found["host"] != origin.host:
         return False
-    return origin.port == (int(found["port"]) if found["port"] else DEFAULT_PORTS[origin.scheme])
+    return origin.port in own_ports or origin.port == (int(found["port"]) if found["port"] else DEFAULT_PORTS[origin.scheme])

@@ -13,7 +13,7 @@ class Registry(Generic[T]):
     """Connections with the names that they can be revoked by. A user is known by the text of its id: `7` and `"7"` are one."""
 
     def __init__(self) -> None:
-        self._names: dict[T, tuple[str | None, str | None]] = {}
+        self._names: dict[T, tuple[str | None, tuple[str, ...]]] = {}
         self._users: dict[str, dict[T, None]] = {}
         self._sessions: dict[str, dict[T, None]] = {}
 
@@ -23,20 +23,20 @@ class Registry(Generic[T]):
     def add(self, connection: T, identity: Identity) -> None:
         """Enter a connection."""
         user = identity.user
-        self._names[connection] = (user, identity.session)
+        self._names[connection] = (user, sessions := identity.sessions)
         if user is not None:
             self._users.setdefault(user, {})[connection] = None
-        if identity.session is not None:
-            self._sessions.setdefault(identity.session, {})[connection] = None
+        for session in sessions:
+            self._sessions.setdefault(session, {})[connection] = None
 
-    def remove(self, connection: T) -> tuple[str | None, str | None]:
-        """Forget a connection; gives the user and the credential of which it was the last one. A second call does nothing."""
+    def remove(self, connection: T) -> tuple[str | None, tuple[str, ...]]:
+        """Forget a connection; gives the user and the credentials of which it was the last one. A second call does nothing."""
         if (names := self._names.pop(connection, None)) is None:
-            return None, None
-        user, session = names
+            return None, ()
+        user, sessions = names
         last_of_user = user is not None and _drop(self._users, user, connection)
-        last_of_session = session is not None and _drop(self._sessions, session, connection)
-        return user if last_of_user else None, session if last_of_session else None
+        ended = tuple([session for session in sessions if _drop(self._sessions, session, connection)])
+        return user if last_of_user else None, ended
 
     def of_user(self, user: int | str) -> list[T]:
         """The connections of a user."""

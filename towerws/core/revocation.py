@@ -99,16 +99,15 @@ class RecentRevocations:
                 self._everybody = oldest[1]
             del self._at[oldest[0]]
 
-    def latest(self, user: int | str | None, session: str | None) -> float:
-        """When this user or this credential was revoked last; minus infinity if that was long ago, or never.
+    def latest(self, user: int | str | None, *sessions: str) -> float:
+        """When this user or one of these credentials was revoked last; minus infinity if that was long ago, or never.
 
-        Who has neither (auth open) can't be named, and is never revoked.
+        A client that has neither (auth open) can't be named, and is never revoked.
         """
-        if user is None and session is None:
+        if user is None and not sessions:
             return -inf
         by_user = -inf if user is None else self._at.get(("user", str(user)), -inf)
-        by_session = -inf if session is None else self._at.get(("session", session), -inf)
-        return max(self._everybody, by_user, by_session)
+        return max(self._everybody, by_user, *[self._at.get(("session", session), -inf) for session in sessions])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -129,10 +129,11 @@ class LimitSettings:
     """How many connections there may be, and of whom. `connections` 0: what the process's descriptors allow."""
 
     connections: int = 0
-    per_address: int = 200
-    per_user: int = 50
-    half_open: int = 50
+    per_address: int = 1000
+    per_user: int = 1000
+    half_open: int = 1000
     accepts_per_s: float = 4000
+    replay_bytes_per_s: int = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +188,9 @@ class TowerSettings:
     calls_waiting: int = 200
     deadline_s: float = 2.0
     """AWX's AngularJS pages give up a handshake after 3 s; 2.5 s are left for all of it."""
+    password_calls: int = 4
+    password_deadline_s: float = 5.0
+    """Django's password hash takes 0.1 to 0.5 s of a core, several times that on a busy one. No browser waits: programs do."""
     retry_s: float = 4.0
     breaker_failures: int = 5
     breaker_probe_s: float = 5

@@ -23,6 +23,9 @@ SUBPROTOCOL = "towerws.v1"
 UNAVAILABLE = "unavailable"
 """The reason of an item whose check could not be made."""
 
+SUPERSEDED = "superseded"
+"""The reason of an item that was still being checked when a newer request came."""
+
 
 class Change(NamedTuple):
     """What a request made of a connection's topics (routing keys).
@@ -119,7 +122,9 @@ class TowerDialect:
         return text_frame(delivery.payload)
 
     def denied(self, denied: Denied) -> bytes | None:
-        """AWX's text; but what could not be checked is not what was refused."""
+        """AWX's text; but what could not be checked is not what was refused, and what a newer request replaced needs no word."""
+        if denied.reason == SUPERSEDED:
+            return None
         if denied.reason == UNAVAILABLE:
             return _spaced({"error": f"access to channel {denied.group} for resource id {denied.item} can't be checked just now"})
         return _spaced({"error": f"access denied to channel {denied.group} for resource id {denied.item}"})

@@ -15,8 +15,10 @@ from towerws.core.deliveries import Delivery
 from towerws.core.groups import GroupTable
 from towerws.core.hub import Hub
 from towerws.core.intake import Intake
-from towerws.core.settings import WebSocketSettings
+from towerws.core.settings import HistorySettings, LimitSettings, WebSocketSettings
 from towerws.websocket.guard import Guard
+from towerws.websocket.refusal_log import RefusalLog
+from towerws.websocket.replay import ReplayBounds
 
 
 class Desk:
@@ -37,6 +39,7 @@ class Desk:
         check_xrftoken: bool = True,
         revalidate_s: float = 0,
         wall: Callable[[], float] = time.time,
+        replays: ReplayBounds | None = None,
     ) -> None:
         self.hub = hub
         self.intake = intake
@@ -46,6 +49,8 @@ class Desk:
         self.reactor = reactor
         self.check_xrftoken = check_xrftoken
         self.guard = Guard(hub, auth, reactor, revalidate_s=revalidate_s, wall=wall)
+        self.replays = replays or ReplayBounds(LimitSettings().replay_bytes_per_s, HistorySettings().max_octets)
+        self.refusals = RefusalLog(reactor)
         self.deflater = Deflater(settings.compression_octets)
         self.deflated = deflated(self.deflater)
         """The dialects of clients with whom compression was negotiated, by subprotocol."""

@@ -105,8 +105,8 @@ class Guard:
     def leave(self, session: Guarded) -> None:
         """A session has ended. A second call does nothing."""
         self._expiring.pop(session, None)
-        user, credential = self._registry.remove(session)
-        if credential is not None:
+        user, credentials = self._registry.remove(session)
+        for credential in credentials:
             self._rounds.discard(credential)
         if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
             self._hub.leave(watcher)
@@ -131,7 +131,7 @@ class Guard:
 
     def was_revoked(self, identity: Identity, since: float) -> bool:
         """Whether it was revoked since then: an authentication that began at `since` (monotonic seconds) must not succeed any more."""
-        return self._revocations.latest(identity.user_id, identity.session) >= since
+        return self._revocations.latest(identity.user_id, *identity.sessions) >= since
 
     def doubt(self) -> None:
         """Revocations may have been missed: forget what is kept of anybody, and ask about all credentials anew, as fast as a tick may."""

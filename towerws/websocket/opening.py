@@ -10,6 +10,7 @@ connect and subscribe costs (core/upgrade.py), so:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
@@ -17,18 +18,18 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable, at_once, takes_tokens
-from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
-from towerws.core.admission import CROWDED, Admission, Guest
+from towerws.auth.base import NotAdmitted, Refused, at_once, takes_tokens
+from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_address, read_node
+from towerws.core.admission import CROWDED, OPTIONS, Admission, Guest
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
 from towerws.core.handshake import END, TLS, Head, check_route, error_response, find_head, parse_head
 from towerws.core.identity import Identity
-from towerws.core.origins import Origins
+from towerws.core.origins import Origins, is_local
 from towerws.core.settings import AccessSettings, WebSocketSettings
 from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
-from towerws.websocket.connection_log import RefusalLog
+from towerws.websocket.connection_log import ProxyLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.inflater import Inflater
 from towerws.websocket.outlet import is_plain_tcp
@@ -56,12 +57,13 @@ class Lobby(Protocol):
     access: AccessSettings
     proxies: Proxies
     origins: Origins
+    page_ports: Callable[[], Container[int]]
     admission: Admission
     countConnections: int  # Autobahn's, which counts down
     timers: Timers
     refused: dict[int, int]
     refused_for: dict[str, int]
-    log_of_refusals: RefusalLog
+    log_of_proxies: ProxyLog
 
 
 class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
@@ -176,6 +178,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             check_route(head)
             upgrade = read_upgrade(head)
             self._locate(head)
+            self._check_page(head)
         except HandshakeError as error:
             self._refuse(error)
             return
@@ -189,18 +192,25 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._early = b""
             self.dropConnection(abort=True)
 
-    def _refuse(self, error: HandshakeError) -> None:
+    def _refuse(self, error: HandshakeError, who: Identity | NotAdmitted | None = None) -> None:
         self._head, self._early = None, b""
         if self.state != self.STATE_CONNECTING:
             return
-        self._count_refusal(error)
-        self.factory.log_of_refusals.line(error, self.address)
+        self._count_refusal(error, who)
         if error.reason != TLS:
             self.transport.write(error_response(error, with_body=not self._is_for_head))
         self.dropConnection(abort=False)
 
-    def _count_refusal(self, error: HandshakeError) -> None:
+    def _count_refusal(self, error: HandshakeError, who: Identity | NotAdmitted | None = None) -> None:
         factory = self.factory
+        factory.desk.refusals.line(
+            self.address,
+            error.reason,
+            status=error.status,
+            credential=who.credential if isinstance(who, NotAdmitted) else "" if who is None else who.method,
+            session="" if who is None else who.session,
+            detail=_detail(error, who),
+        )
         factory.admission.dismiss(self._guest)
         factory.refused[error.status] = factory.refused.get(error.status, 0) + 1
         factory.refused_for[error.reason] = factory.refused_for.get(error.reason, 0) + 1
@@ -211,7 +221,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if proxies.trust(self.address):
             nodes = forwarded_nodes(head.headers.get("x-forwarded-for"), head.headers.get("forwarded"))
             if nodes and read_node(nodes[0]) is None:
-                self.factory.log_of_refusals.unread_address(self.address)
+                self.factory.log_of_proxies.unread_address(self.address)
             self.address = proxies.client(self.address, nodes)
             if (reason := self.factory.admission.locate(self._guest, self.address)) is not None:
                 raise _crowded(reason)
@@ -235,10 +245,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
         def failed(failure: Failure) -> None:
             self._asking = None
-            if failure.check(Refused):
-                self._refuse(HandshakeError(403, "the credential was refused", "credential"))
-            elif failure.check(Unavailable):
-                self._refuse(HandshakeError(503, "the credential can't be checked just now", "unavailable"))
+            if isinstance(failure.value, NotAdmitted):
+                self._refuse(_not_admitted(failure.value), failure.value)
             elif self.state == self.STATE_CONNECTING:
                 self._log.failure("authentication failed unexpectedly", failure)
                 self._refuse(HandshakeError(500, "internal error", "error"))
@@ -252,7 +260,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             if identity is not None or not takes_tokens(self.factory.desk.auth):
                 self.identity = self._admit(identity, head, began)
         except HandshakeError as error:
-            self._refuse(error)
+            self._refuse(error, identity)
         else:
             self._open(upgrade)
 
@@ -263,11 +271,37 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             raise HandshakeError(403, "no credential was brought", "no_credential")
         if factory.desk.guard.was_revoked(identity, began):
             raise HandshakeError(403, "the credential was refused", "revoked")
-        if identity.ambient and factory.access.check_origin and not factory.origins.allow(head.headers.get("origin"), self._hosts(head)):
-            raise HandshakeError(403, "a page of this origin may not use what its browser knows", "origin")
-        if (reason := factory.admission.admit(self._guest, identity.user)) is not None:
+        if identity.session is None:
+            self._check_name(head)
+        if (reason := factory.admission.admit(self._guest, identity.account)) is not None:
             raise _crowded(reason)
         return identity
+
+    # which page is it?
+
+    def _check_page(self, head: Head) -> None:
+        """`HandshakeError` for a page of another origin. A client that names no origin is no browser."""
+        factory = self.factory
+        origin = head.headers.get("origin")
+        if origin is None or not factory.access.check_origin:
+            return
+        hosts = self._hosts(head)
+        # The ports of the daemon's own pages, which are a question to the kernel, are looked at last.
+        if not factory.origins.allow(origin, hosts) and not factory.origins.allow(origin, hosts, factory.page_ports()):
+            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
+
+    def _check_name(self, head: Head) -> None:
+        """`HandshakeError` for another name of this machine's own address, as on the admin port (DNS rebinding).
+
+        A browser that was led here by such a name has no credential for it, so this protects what needs none. A trusted proxy
+        passes on the name that its clients know it by.
+        """
+        host = head.headers["host"]
+        if is_local(host) or self.factory.origins.lists(host) or self.factory.proxies.trust(self._peer_address()):
+            return
+        listening = read_address(getattr(self.transport.getHost(), "host", ""))
+        if listening is not None and listening.is_loopback:
+            raise HandshakeError(403, "on this machine's own address the websocket answers for localhost and addresses only", "host")
 
     def _hosts(self, head: Head) -> list[str]:
         """The hosts that the browser may have asked for. Of a chain of trusted proxies the first to be asked knows best."""
@@ -348,6 +382,20 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
+
+
+def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
+    """What the log says beside the reason: of a credential more than its client is told, of a limit its option."""
+    if isinstance(who, NotAdmitted):
+        return str(who)
+    option = OPTIONS.get(error.reason)
+    return str(error) if option is None else f"{error} ({option})"
+
+
+def _not_admitted(problem: NotAdmitted) -> HandshakeError:
+    if isinstance(problem, Refused):
+        return HandshakeError(403, "the credential was refused", problem.reason)
+    return HandshakeError(503, "the credential can't be checked just now", problem.reason)
 
 
 def _crowded(reason: str) -> HandshakeError:

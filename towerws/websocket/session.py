@@ -1,8 +1,8 @@
 """A session: the conversation with one open connection, from its first frame to its last.
 
-Messages of one client are followed strictly in their order, one at a time: a slow question about access delays only what
-this client asks after it, and the newest request always wins in the end. More of them than the rate allows are delayed, not
-refused; what waits is bounded in octets.
+Messages of one client are followed strictly in their order, one at a time. A request replaces the one before it, also where that
+one still waits for a slow question about access: it is then answered with what is known (pending.py). More messages than the rate
+allows are delayed, not refused; what waits is bounded in octets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, at_once
+from towerws.core.addresses import household
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
@@ -28,6 +29,8 @@ from towerws.core.topics import parse_routing_key
 from towerws.core.waiting import Pending
 from towerws.core.wire import Dialect
 from towerws.websocket.desk import Desk
+from towerws.websocket.pending import PendingRequest
+from towerws.websocket.replay import Replay
 from towerws.websocket.tokens import UNCHECKED, renew
 
 STATIC_S = 300.0
@@ -36,7 +39,11 @@ STATIC_S = 300.0
 INBOX_OCTETS = 64 * 1024
 
 DISTRUST = 3
-"""How many wrong `xrftoken`s, or tokens that are not good, end a connection. A page whose `csrftoken` changed tries once."""
+"""How many tokens that are not good end a connection, or wrong `xrftoken`s one of towerws.v1. A page whose `csrftoken` changed tries once.
+"""
+
+GUESS_S = 1.0
+"""In Tower's dialect each wrong `xrftoken` beyond those is answered after this time, and what comes behind it waits."""
 
 MESSAGE_OCTETS = 128
 """What a message that waits costs beside its payload: empty ones are not free."""
@@ -44,6 +51,8 @@ MESSAGE_OCTETS = 128
 
 class Connection(Protocol):
     """What a session needs of its connection; also the hub's `Peer`."""
+
+    address: str
 
     def send(self, data: bytes) -> bool:
         """Take whole frames, or say that there is no room."""
@@ -68,7 +77,9 @@ class Session:
         "_inbox",
         "_inbox_octets",
         "_malformed",
+        "_pending",
         "_rechecking",
+        "_replay",
         "_valid_at",
         "dialect",
         "identity",
@@ -92,6 +103,8 @@ class Session:
         self.requests = 0
         """Requests taken from this client."""
         self._cancel: Callable[[], object] | None = None
+        self._pending: PendingRequest | None = None
+        self._replay: Replay | None = None
         self._closed = False
         self._rechecking: Deferred[None] | None = None
         self._valid_at = desk.reactor.seconds()
@@ -105,18 +118,23 @@ class Session:
         self._closed = True
         if self._inbox is not None:
             self._inbox.clear()
+        if self._replay is not None:
+            self._replay.close()
         self._desk.hub.leave(self.member)
         self._desk.guard.leave(self)
         rechecking, self._rechecking = self._rechecking, None
         if rechecking is not None:
             rechecking.cancel()
-        cancel, self._cancel = self._cancel, None
+        cancel, self._cancel, self._pending = self._cancel, None, None
         if cancel is not None:
             cancel()
 
     def feed(self) -> None:
         """The connection's buffer is empty: give a member that is behind its next piece."""
-        self._desk.hub.feed(self.member)
+        if self._replay is None:
+            self._desk.hub.feed(self.member)
+        else:
+            self._replay.feed()
 
     def message(self, payload: bytes, is_binary: bool) -> None:
         """Take in one whole message."""
@@ -131,6 +149,8 @@ class Session:
         self._inbox.append((payload, is_binary))
         if self._cancel is None:
             self._follow()
+        elif self._pending is not None and self._replaces_all(payload, is_binary):
+            self._pending.supersede()
 
     def _follow(self) -> None:
         """Follow the messages that wait, until one has to wait for something itself."""
@@ -172,14 +192,36 @@ class Session:
         elif isinstance(message, TokenMessage):
             self._renew(message)
         elif desk.check_xrftoken and not self.identity.vouched_for_by(message.xrftoken):
-            self._refuse(BadRequest("xrftoken", "access denied to channel", message.request_id))
-            self._distrusted()
+            self._mistrust(BadRequest("xrftoken", "access denied to channel", message.request_id))
         else:
             self._authorize(message)
 
     def _refuse(self, error: BadRequest) -> None:
         self._desk.bad_requests += 1
         self._reply(self.dialect.error(error))
+
+    def _mistrust(self, error: BadRequest) -> None:
+        """Answer a wrong `xrftoken`. AWX never closes for one, and its React pages do not come back: guessing is slowed down instead."""
+        identity = self.identity
+        self._desk.refusals.line(
+            self._connection.address, error.code, credential=identity.method, session=identity.session, detail="wrong xrftoken"
+        )
+        if self.dialect.subprotocol is not None:
+            self._refuse(error)
+            self._distrusted()
+            return
+        self._distrust += 1
+        if self._distrust <= DISTRUST:
+            self._refuse(error)
+            return
+
+        def answer() -> None:
+            self._cancel = None
+            self._refuse(error)
+            self._follow()
+
+        self._desk.limits["distrust"] += 1
+        self._cancel = self._desk.reactor.callLater(GUESS_S, answer).cancel
 
     def _distrusted(self) -> None:
         self._distrust += 1
@@ -207,7 +249,7 @@ class Session:
             if error.code == "token":
                 self._distrusted()
 
-        self._wait_for(renew(self._desk, self.identity, message).addCallback(renewed).addErrback(failed))
+        self._wait_for(renew(self._desk, self.identity, message, self._connection.address).addCallback(renewed).addErrback(failed))
 
     def _replace(self, identity: Identity, message: TokenMessage, refusals: dict[str, str]) -> None:
         """The new credential is in force, with what it grants and when it ends, before the answer says so."""
@@ -222,6 +264,8 @@ class Session:
         self._reply(self.dialect.renewed(identity, message.request_id))
 
     def _authorize(self, request: Request) -> None:
+        if request.since is not None and self.dialect.subprotocol is None:
+            request = request._replace(since=None)  # Tower's dialect knows no positions
         others = self._desk.groups.refusals(self.identity, request.topics)
         if self._is_stale():
             others |= {topic: "unavailable" for topic in request.topics if topic not in self.member.topics and topic not in others}
@@ -230,16 +274,27 @@ class Session:
         if (refusals := at_once(asked)) is not None:
             self._apply(request, {**others, **refusals} if others else refusals)
             return
+        decided = False
 
-        def decided(refusals: dict[str, str]) -> None:
-            self._apply(request, {**others, **refusals} if others else refusals)
+        def done(pending: PendingRequest, refusals: dict[str, str]) -> None:
+            nonlocal decided
+            decided = True
+            self._cancel = self._pending = None
+            self._apply(request, {**others, **refusals}, pending.before)
+            self._follow()
 
-        def failed(failure: Failure) -> None:
-            if not self._closed:
-                self._log.failure("authorization failed unexpectedly; nothing was granted", failure)
-                self._apply(request, dict.fromkeys(request.topics, "unavailable"))
+        pending = PendingRequest(self._desk, self.member, self.identity, request, others, asked, done)
+        if not decided:
+            self._pending, self._cancel = pending, pending.cancel
 
-        self._wait_for(asked.addCallback(decided).addErrback(failed))
+    def _replaces_all(self, payload: bytes, is_binary: bool) -> bool:
+        """Whether a message is a request that will be followed: one before it is then answered with what is known."""
+        desk = self._desk
+        try:
+            message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
+        except BadRequest:
+            return False
+        return isinstance(message, Request) and (not desk.check_xrftoken or self.identity.vouched_for_by(message.xrftoken))
 
     def _wait_for(self, asked: Deferred[None]) -> None:
         """Follow no other message before this has fired. It never fails."""
@@ -307,27 +362,30 @@ class Session:
             return False
         return self._desk.reactor.seconds() - self._valid_at > every + STATIC_S
 
-    def _apply(self, request: Request, refusals: dict[str, str]) -> None:
-        """What may be listened to is known. Put it in force, once the position that the client brought can be judged."""
+    def _apply(self, request: Request, refusals: dict[str, str], before: tuple[str, ...] | None = None) -> None:
+        """What may be listened to is known. Put it in force, once the position that the client brought can be judged.
+
+        `before` is what was subscribed when the request came, if that is not what is now.
+        """
         if self._closed:
             return
         if refusals:
             denied = [*request.denied, *(_denied(topic, reason) for topic, reason in refusals.items())]
             kept = tuple(topic for topic in request.topics if topic not in refusals)
             request = Request(kept, tuple(denied), request.since, request.request_id)
-        if request.since is None or self.dialect.subprotocol is None:
-            self._subscribe(request._replace(since=None), None)
+        if request.since is None:
+            self._subscribe(request, None, before)
         elif isinstance(found := self._desk.intake.judge_position(request.since), Pending):
-            self._await_position(request, request.since)
+            self._await_position(request, request.since, before)
         else:
-            self._subscribe(request, found)
+            self._subscribe(request, found, before)
 
-    def _await_position(self, request: Request, since: str) -> None:
+    def _await_position(self, request: Request, since: str, before: tuple[str, ...] | None) -> None:
         """Wait until the position can be judged. When the wait gets too long the client is told to come back: its position stays good."""
 
         def judged(found: Delivery | None) -> None:
             self._cancel = None
-            self._subscribe(request, found)
+            self._subscribe(request, found, before)
             self._follow()
 
         def late() -> None:
@@ -336,17 +394,24 @@ class Session:
 
         self._cancel = self._desk.wait_for_position(since, judged, late)
 
-    def _subscribe(self, request: Request, since: Delivery | None) -> None:
+    def _subscribe(self, request: Request, since: Delivery | None, before: tuple[str, ...] | None) -> None:
         """The new set of topics is in force before the answer says so."""
         if self._closed:
             return
         denied = list(request.denied)
         self._desk.denied += len(denied)
         change = self._desk.hub.subscribe(self.member, request, since)
+        if before is not None:
+            current = set(change.current)
+            joined = sorted(current.difference(before))
+            change = change._replace(joined=tuple(joined), left=tuple(sorted(set(before) - current)))
         dialect = self.dialect
         self._reply(*map(dialect.denied, denied), dialect.subscribed(change, denied, request.request_id))
         if change.recovered:
-            self._desk.hub.feed(self.member)
+            if self._replay is None:
+                account = self.identity.account or household(self._connection.address)
+                self._replay = Replay(self._desk.replays, self._desk.hub, self.member, self._desk.reactor, account)
+            self._replay.begin()
 
     def _reply(self, *payloads: bytes | None) -> None:
         """Send frames in one write: a thousand denials are not a thousand system calls, and all of them are taken or none."""

@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable, takes_tokens
+from towerws.auth.base import NotAdmitted, Refused, Unavailable, takes_tokens
 from towerws.core.errors import BadRequest
 from towerws.core.identity import Identity
 from towerws.core.requests import TokenMessage
@@ -17,8 +17,8 @@ UNCHECKED = "the token can't be checked just now"
 _log = Logger()
 
 
-def identify(desk: Desk, message: TokenMessage) -> Deferred[Identity]:
-    """Fires with whose token this is.
+def identify(desk: Desk, message: TokenMessage, address: str) -> Deferred[Identity]:
+    """Fires with whose token this is. `address` is the client's.
 
     Fails with `BadRequest`, whose code is `token` when it is not good and `unavailable` when that can't be found out. May be cancelled.
     """
@@ -32,6 +32,8 @@ def identify(desk: Desk, message: TokenMessage) -> Deferred[Identity]:
         return identity
 
     def failed(failure: Failure) -> Failure:
+        if isinstance(problem := failure.value, NotAdmitted):
+            desk.refusals.line(address, problem.reason, credential="token in a message", session=problem.session, detail=str(problem))
         if failure.check(Refused):
             return Failure(BadRequest("token", "the token was refused", message.request_id))
         if failure.check(CancelledError):
@@ -43,7 +45,7 @@ def identify(desk: Desk, message: TokenMessage) -> Deferred[Identity]:
     return maybeDeferred(auth.identify, message.token.reveal()).addCallback(not_revoked).addErrback(failed)
 
 
-def renew(desk: Desk, identity: Identity, message: TokenMessage) -> Deferred[Identity]:
+def renew(desk: Desk, identity: Identity, message: TokenMessage, address: str) -> Deferred[Identity]:
     """Fires with what takes the place of `identity`: the same user, by the same method. Fails as `identify` does."""
 
     def same(renewed: Identity) -> Identity:
@@ -51,4 +53,4 @@ def renew(desk: Desk, identity: Identity, message: TokenMessage) -> Deferred[Ide
             raise BadRequest("token", "the token is another user's", message.request_id)
         return renewed
 
-    return identify(desk, message).addCallback(same)
+    return identify(desk, message, address).addCallback(same)

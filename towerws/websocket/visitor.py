@@ -29,6 +29,8 @@ from towerws.websocket.tokens import identify
 class Door(Protocol):
     """What a visitor needs of its connection."""
 
+    address: str
+
     def send(self, data: bytes) -> bool:
         """Take whole frames."""
 
@@ -94,7 +96,7 @@ class Visitor:
             self._answer(error)
             self._door.turn_away(CloseReason.NO_CREDENTIAL, "no_token")
             return
-        self._asking = identify(desk, message)
+        self._asking = identify(desk, message, self._door.address)
         self._asking.addCallbacks(self._found_good, self._not_taken)
 
     def _found_good(self, identity: Identity) -> None:

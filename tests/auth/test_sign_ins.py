@@ -1,0 +1,201 @@
+"""Guessing is slow, from one address and for one user; and nobody who brings what is good notices."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from tests.auth.tower_kit import Bench, cookie, head, me, now
+from towerws.auth.base import NotAdmitted, Refused, Throttled
+from towerws.auth.sign_ins import ACCOUNT_BURST, ACCOUNT_RATE, ADDRESS_BURST, ADDRESS_RATE, GUESS_BURST, GUESS_RATE
+from towerws.auth.tower_answers import Answer
+from towerws.core.handshake import Head
+
+BAD = Answer(401, b"")
+HERE, THERE = "192.0.2.1", "203.0.113.7"
+
+
+def password(user: str, word: str) -> Head:
+    """A program with a password."""
+    return head(authorization="Basic " + base64.b64encode(f"{user}:{word}".encode()).decode())
+
+
+def storm(bench: Bench, brought: Any, seconds: int, address: Any = lambda number: HERE, at_once: int = 50) -> int:
+    """Fifty handshakes at a time, with credentials that are all bad; how many of them the API was asked about."""
+    bench.fetcher.answers = {"/me/": BAD}
+    under_way: list[Deferred[Any]] = []
+    number = asked = 0
+    for _ in range(seconds * 20):
+        under_way = [each for each in under_way if not each.called]
+        while len(under_way) < at_once:
+            signing_in = bench.method.authenticate(brought(number), address(number))
+            signing_in.addErrback(lambda failure: failure.trap(NotAdmitted))
+            number += 1
+            under_way.append(signing_in)
+            if signing_in.called and number % at_once == 0:
+                break
+        asked += len(bench.fetcher.paths())
+        bench.clock.advance(0.05)
+    for _ in range(20):
+        bench.clock.advance(0.5)
+    bench.fetcher.paths()
+    return asked
+
+
+ACCOUNT, GUESS, ADDRESS = ACCOUNT_BURST + 10 * ACCOUNT_RATE, GUESS_BURST + 10 * GUESS_RATE, ADDRESS_BURST + 10 * ADDRESS_RATE
+
+
+def here(number: int) -> str:
+    """One address for all."""
+    return HERE
+
+
+GUESSES = [
+    ("one user", lambda number: password("admin", str(number)), here, ACCOUNT),
+    ("one user, written otherwise", lambda number: password(("admin", "Admin", "ADMIN")[number % 3], str(number)), here, ACCOUNT),
+    ("one user from everywhere", lambda number: password("admin", str(number)), lambda number: f"198.18.{number % 250}.1", ACCOUNT),
+    ("many users", lambda number: password(f"user{number}", "123456"), here, GUESS),
+    ("many users from a /64", lambda number: password(f"user{number}", "123456"), lambda number: f"2001:db8::{number:x}", GUESS),
+    ("session cookies", lambda number: cookie(f"guess{number}"), here, ADDRESS),
+    ("bearer tokens", lambda number: head(authorization=f"Bearer guess{number}"), here, ADDRESS),
+    ("tokens in the URL", lambda number: head(f"token=guess{number}"), here, ADDRESS),
+]
+
+
+@pytest.mark.parametrize(("brought", "address", "bound"), [row[1:] for row in GUESSES], ids=[row[0] for row in GUESSES])
+def test_guesses_are_bounded(brought: Any, address: Any, bound: float) -> None:
+    """Fifty handshakes at once for ten seconds put no more than so many questions; all the others are told to come back.
+
+    Fifty more may be under way before any of them has failed.
+    """
+    bench = Bench()
+    asked = storm(bench, brought, 10, address)
+    assert ACCOUNT_BURST <= asked <= bound + 50
+    throttled: Any = bench.method.figures()["throttled"]
+    assert throttled["refused"] > 100
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_many_guesses_at_once() -> None:
+    """The bound holds also for many at once: none of them knows yet that the others are wrong."""
+    bench, count = Bench(), 60
+    for number in range(count):
+        bench.method.authenticate(password("admin", str(number)), HERE).addErrback(lambda failure: failure.trap(NotAdmitted))
+    bench.clock.advance(4)
+    assert len(bench.fetcher.asked) <= 4, "calls for passwords"
+    assert bench.method.figures()["throttled"] == {"delayed": 0, "refused": count - ACCOUNT_BURST}
+    bench.method.stop()
+
+
+@pytest.mark.parametrize("way", ["the same address", "another address"])
+def test_who_was_in_before_is_not_slowed_down(way: str) -> None:
+    """Also when the answer about it is no longer kept, and whatever others of its address try."""
+    bench = Bench()
+    bench.fetcher.answers = {"/me/": me()}
+    for known in (cookie("good"), password("ada", "right")):
+        now(bench.method.authenticate(known, HERE))
+    bench.clock.advance(60)
+    storm(bench, lambda number: password("ada" if number % 2 else "bob", str(number)), 5)
+    storm(bench, lambda number: cookie(f"bad{number}"), 5)
+    bench.fetcher.answers = {"/me/": me()}
+    for known in (cookie("good"), password("ada", "right")):
+        assert now(bench.method.authenticate(known, HERE if way == "the same address" else THERE)) is not None
+
+
+def test_a_new_session_from_elsewhere_is_not_slowed_down() -> None:
+    """An address is slowed down, and nobody else."""
+    bench = Bench()
+    storm(bench, lambda number: cookie(f"bad{number}"), 5)
+    bench.fetcher.answers = {"/me/": me()}
+    assert now(bench.method.authenticate(cookie("good"), THERE)) is not None
+
+
+def test_old_pages_are_no_guesses() -> None:
+    """Two hundred pages whose sessions have ended come back each second, some longer than is remembered: a new session gets in at once."""
+    bench = Bench()
+    bench.fetcher.answers = {"/me/": BAD}
+    for number in range(90):
+        bench.method.authenticate(cookie(f"old{number}"), HERE).addErrback(lambda failure: failure.trap(Refused))
+    for _ in range(60):
+        bench.clock.advance(1)
+        for number in range(90):
+            bench.method.authenticate(cookie(f"old{number}"), HERE).addErrback(lambda failure: failure.trap(Refused))
+    bench.fetcher.answers = {"/me/": me()}
+    assert now(bench.method.authenticate(cookie("new"), HERE)) is not None
+    assert bench.method.figures()["throttled"] == {"delayed": 0, "refused": 0}
+
+
+def test_an_office_that_comes_back_at_once() -> None:
+    """After a restart the daemon knows nobody: a thousand good sessions from one address are asked about, and none is slowed down."""
+    bench = Bench(calls_waiting=1000)
+    bench.fetcher.answers = {"/me/": me()}
+    for number in range(1000):
+        assert now(bench.method.authenticate(cookie(f"good{number}"), HERE)) is not None
+    assert bench.method.figures()["throttled"] == {"delayed": 0, "refused": 0}
+
+
+def test_what_could_not_be_checked_is_no_failed_sign_in() -> None:
+    """While the API is away nobody gets nearer to the bound."""
+    bench = Bench()
+    bench.fetcher.answers = {"/me/": Answer(503, b"")}
+    for number in range(500):
+        for brought in (cookie(str(number)), password("ada", str(number))):
+            bench.method.authenticate(brought, HERE).addErrback(lambda failure: failure.trap(NotAdmitted))
+        bench.clock.advance(0.01)
+    assert bench.method.figures()["throttled"] == {"delayed": 0, "refused": 0}
+
+
+def fail_so_often(bench: Bench, times: int) -> None:
+    """So many sessions from here that are bad."""
+    bench.fetcher.answers = {"/me/": BAD}
+    for number in range(times):
+        with pytest.raises(Refused):
+            now(bench.method.authenticate(cookie(f"bad{number}"), HERE))
+    bench.fetcher.answers = {}
+    bench.fetcher.paths()
+
+
+def test_a_delayed_sign_in_is_in_time() -> None:
+    """It waits for its turn, then has its whole deadline: a page is told within 2.5 s, whatever comes of it."""
+    bench = Bench()
+    fail_so_often(bench, ADDRESS_BURST)
+    delayed = bench.method.authenticate(cookie("new"), HERE)
+    bench.clock.advance(0.09)
+    assert bench.fetcher.asked == []
+    bench.clock.advance(0.02)
+    assert len(bench.fetcher.asked) == 1
+    bench.clock.advance(1.98)
+    assert not delayed.called
+    bench.clock.advance(0.02)
+    with pytest.raises(NotAdmitted, match="did not answer"):
+        now(delayed)
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_what_a_throttled_client_is_told() -> None:
+    """It is unavailable, with a word of its own and the kind of credential: for the log, and fail2ban."""
+    bench = Bench()
+    storm(bench, lambda number: password("admin", str(number)), 1)
+    told = bench.method.authenticate(password("admin", "more"), HERE)
+    for number in range(100):
+        bench.method.authenticate(password("admin", f"more{number}"), HERE).addErrback(lambda failure: failure.trap(NotAdmitted))
+    throttled = bench.method.authenticate(password("admin", "yet more"), HERE)
+    with pytest.raises(Throttled) as caught:
+        now(throttled)
+    assert (caught.value.reason, caught.value.credential) == ("throttled", "basic authorization")
+    told.addErrback(lambda failure: failure.trap(NotAdmitted))
+    bench.method.stop()
+
+
+def test_stop_while_a_sign_in_is_delayed() -> None:
+    """It fails, and no timer is left."""
+    bench = Bench()
+    fail_so_often(bench, ADDRESS_BURST)
+    delayed = bench.method.authenticate(cookie("new"), HERE)
+    bench.method.stop()
+    with pytest.raises(NotAdmitted, match="stopping"):
+        now(delayed)
+    assert bench.clock.getDelayedCalls() == []

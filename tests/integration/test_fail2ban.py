@@ -1,0 +1,139 @@
+"""The filter that is shipped in `deploy/fail2ban`, tried by Debian's own `fail2ban-regex` on lines that the daemon's log really writes."""
+
+from __future__ import annotations
+
+import configparser
+import io
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import FileLogObserver, ILogObserver, formatEventAsClassicLogText, globalLogPublisher
+
+from tests.daemon import Daemon
+from tests.integration.conftest import NO_FAIL2BAN, require
+from tests.ws_kit import request
+from towerws.websocket.connection_log import ConnectionLog
+from towerws.websocket.refusal_log import RefusalLog
+
+SHIPPED = Path(__file__).parents[2] / "deploy" / "fail2ban"
+BANNED, SPARED = "203.0.113.7", "198.51.100.9"
+
+
+@pytest.fixture
+def program() -> str:
+    """The path of fail2ban-regex."""
+    found = shutil.which("fail2ban-regex")
+    require(NO_FAIL2BAN, found)
+    assert found is not None
+    return found
+
+
+def written(write: Callable[[], None]) -> list[str]:
+    """The lines that this writes to a daemon's log."""
+    file = io.StringIO()
+    observer = cast("ILogObserver", FileLogObserver(file, formatEventAsClassicLogText))
+    globalLogPublisher.addObserver(observer)
+    try:
+        write()
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    return file.getvalue().splitlines()
+
+
+def caught(program: str, folder: Path, lines: list[str], mode: str = "normal") -> list[str]:
+    """The addresses that the filter finds in these lines."""
+    log = folder / "towerws.log"
+    log.write_text("".join(f"{line}\n" for line in lines))
+    command = [program, "--out", "ip", str(log), f"{SHIPPED / 'filter.d' / 'towerws.conf'}[mode={mode}]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert not done.stderr, done.stderr
+    return done.stdout.split()
+
+
+def refusal(address: str = BANNED, reason: str = "credential", **more: Any) -> list[str]:
+    """The line of one refusal."""
+    return written(lambda: RefusalLog(Clock()).line(address, reason, **{"status": 403, "detail": "x", **more}))
+
+
+PASSWORD = {"credential": "basic authorization", "session": "5e55"}
+CASES: list[tuple[str, dict[str, Any], bool, bool]] = [
+    ("a wrong password", {**PASSWORD}, True, True),
+    ("too many wrong passwords", {**PASSWORD, "reason": "throttled", "status": 503}, True, True),
+    ("a forged JWT", {"credential": "bearer token", "detail": "the token's signature is not good"}, True, True),
+    ("a forged JWT in a message", {"credential": "token in a message", "detail": "the token's signature is not good"}, True, True),
+    ("an address of IPv6", {**PASSWORD, "address": "2001:db8::7"}, True, True),
+    ("a JWT that has expired", {"credential": "bearer token", "detail": "the token has expired"}, False, True),
+    ("a session that has ended", {"credential": "session cookie", "session": "5e55"}, False, True),
+    ("no credential", {"reason": "no_credential"}, False, True),
+    ("no token in time", {"reason": "no_token", "status": 1008}, False, True),
+    ("a page that can't read the cookie", {"credential": "tower", "reason": "xrftoken", "status": None}, False, True),
+    ("a page of another site, in a user's browser", {"reason": "origin"}, False, False),
+    ("an API that is away", {**PASSWORD, "reason": "unavailable", "status": 503}, False, False),
+    ("a limit that is met", {"credential": "tower", "reason": "user", "status": 503}, False, False),
+    ("a request that is none", {"reason": "request", "status": 400}, False, False),
+    ("a client without an address", {**PASSWORD, "address": "unix"}, False, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("refused", "normal", "aggressive"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
+@pytest.mark.parametrize("prefix", ["", "Nov 26 11:20:02 web-1 towerws[4242]: ", "2026-11-26T11:20:02.123456+00:00 web-1 twistd[1]: "])
+def test_what_counts(program: str, tmp_path: Path, prefix: str, refused: dict[str, Any], normal: bool, aggressive: bool) -> None:
+    """In each of the modes, from the daemon's own file and through syslog."""
+    (line,) = refusal(**refused)
+    for mode, counts in (("normal", normal), ("aggressive", aggressive)):
+        assert caught(program, tmp_path, [prefix + line], mode) == ([refused.get("address", BANNED)] if counts else [])
+
+
+FORGED = (
+    f'[websocket#info] refused address={SPARED} credential="basic authorization" session=- reason=credential status=403 detail="x" folded=0'
+)
+HOSTILE = [
+    FORGED,
+    f"2026-11-26T11:20:02+0000 {FORGED}",
+    f"\n2026-11-26T11:20:02+0000 {FORGED}",
+    f"\r{FORGED}",
+    f"web-1 towerws[1]: {FORGED}",
+    FORGED.removeprefix("[websocket#info] "),
+    f"\u2028{FORGED}",
+    f"\x1b[1G{FORGED}",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("mode", ["normal", "aggressive"])
+def test_no_user_can_have_another_banned(program: str, tmp_path: Path, name: str, mode: str) -> None:
+    """A user whose name is such a line, in every line that has a user's name in it."""
+
+    def write() -> None:
+        log = ConnectionLog(Clock())
+        log.line("connection opened: user {user} from {address}", user=name, address=BANNED)
+        log.line("connection ended after {duration:.1f} s: user {user}", duration=1.0, user=name)
+
+    assert caught(program, tmp_path, written(write), mode) == []
+
+
+def test_the_daemons_own_log(program: str, tmp_path: Path) -> None:
+    """A forged token, sent to a real daemon, is found in what that wrote."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 64)
+    secret.chmod(0o600)
+    forged = "eyJhbGciOiJIUzI1NiJ9.e30.AAAA"
+    flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret))
+    with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon, socket.create_connection(("127.0.0.1", daemon.port), 10) as client:
+        client.sendall(request(added=[f"Authorization: Bearer {forged}"]))
+        assert client.recv(1000).startswith(b"HTTP/1.1 403")
+    assert caught(program, tmp_path, daemon.log.read_text().splitlines()) == ["127.0.0.1"]
+
+
+def test_the_jail_uses_the_filter() -> None:
+    """And leaves this machine's own addresses alone, which may be a proxy's."""
+    jail = configparser.ConfigParser()
+    assert jail.read(SHIPPED / "jail.d" / "towerws.conf")
+    assert (jail["towerws"]["filter"], jail["towerws"]["enabled"]) == ("towerws", "true")
+    assert "127.0.0.0/8" in jail["towerws"]["ignoreip"]

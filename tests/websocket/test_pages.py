@@ -1,0 +1,137 @@
+"""Pages of other sites, and names of other people's for this machine: who may connect though the daemon asks for no credential."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, succeed
+
+from tests.ws_kit import Edge, Edges, SlowMethod, edges, request
+from towerws.auth.base import Method
+from towerws.auth.open import Open
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import AccessSettings
+
+LOOPBACK = IPv4Address("TCP", "127.0.0.1", 8051)
+ADMIN_PORT = 9051
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+class Named(Open):
+    """Everybody has brought a credential."""
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        return succeed(Identity(7, "tower", session="5e55"))
+
+
+class Visited(Open):
+    """Nobody has brought a credential, which may come in a message."""
+
+    takes_tokens = True
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        return succeed(None)
+
+    def identify(self, token: str) -> Deferred[Identity]:
+        """Never asked."""
+        raise NotImplementedError
+
+
+def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOOPBACK, peer: str = "127.0.0.1") -> int:
+    """What a browser is answered that is on the page `origin`, and was told to connect to `host`."""
+    client = edge.connect(peer)
+    transport: Any = client.transport
+    transport.getHost = lambda: listening
+    client.send(request(without=["Host"], added=[f"Host: {host}", *([] if origin is None else [f"Origin: {origin}"])]))
+    return client.status
+
+
+@pytest.mark.parametrize("method", [Open, Visited, Named, SlowMethod])
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (None, True),
+        ("http://127.0.0.1:8051", True),
+        ("http://127.0.0.1:9051", True),
+        ("http://evil.example", False),
+        ("http://evil.example:8051", False),
+        ("http://evil.example:9051", False),
+        ("http://127.0.0.1:3000", False),
+        ("http://127.0.0.1", False),
+        ("http://localhost:9051", False),
+        ("http://127.0.0.1.evil.example:9051", False),
+        ("null", False),
+        ("file://", False),
+        ("", False),
+    ],
+)
+def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
+    """A page must come from where it connects to, or from the daemon's own admin port there, whatever the way of authenticating."""
+    edge = make(method())
+    edge.factory.page_ports = lambda: (ADMIN_PORT,)
+    assert status(edge, "127.0.0.1:8051", origin) == (101 if allowed else 403)
+    if not allowed:
+        assert edge.factory.refused_for == {"origin": 1}
+        if isinstance(edge.desk.auth, SlowMethod):
+            assert edge.desk.auth.handshakes == [], "nothing is asked for a foreign page"
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("localhost:8051", True),
+        ("LOCALHOST", True),
+        ("127.0.0.1:8051", True),
+        ("[::1]:8051", True),
+        ("192.0.2.1", True),
+        ("portal.example.com", True),
+        ("evil.example:8051", False),
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.", False),
+    ],
+)
+@pytest.mark.parametrize("listening", [LOOPBACK, IPv4Address("TCP", "127.8.0.1", 8051), IPv6Address("TCP", "::1", 8051)])
+def test_by_which_name(make: Edges, host: str, allowed: bool, listening: object) -> None:
+    """On loopback a name that someone made point here gets nothing without a credential, though its page has the same origin."""
+    edge = make(access=AccessSettings(origins=("https://portal.example.com",)))
+    for origin in (None, f"http://{host}"):
+        assert status(edge, host, origin, listening=listening) == (101 if allowed else 403)
+    if not allowed:
+        assert edge.factory.refused_for == {"host": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "access", "listening"),
+    [
+        (Named, AccessSettings(), LOOPBACK),
+        (Visited, AccessSettings(), LOOPBACK),
+        (Open, AccessSettings(trusted_proxies=("127.0.0.1",)), LOOPBACK),
+        (Open, AccessSettings(), IPv4Address("TCP", "192.0.2.2", 8051)),
+        (Open, AccessSettings(), UNIXAddress("/run/towerws.sock")),
+    ],
+)
+def test_where_any_name_will_do(make: Edges, method: type[Method], access: AccessSettings, listening: object) -> None:
+    """Whoever asks for a credential is not fooled by a name, and neither is an address of the network's, or behind a proxy.
+
+    AWX's own nginx passes on the browser's `Host`, and may be told nothing of towerws (contract 4.1).
+    """
+    assert status(make(method(), access=access), "tower.example.com", "https://tower.example.com", listening=listening) == 101
+
+
+def test_where_origins_are_not_checked(make: Edges) -> None:
+    """The option that switches it off does so for all."""
+    assert status(make(access=AccessSettings(check_origin=False)), "127.0.0.1", "http://evil.example") == 101

@@ -1,0 +1,165 @@
+"""What one user may have replayed: enough for pages that come back, and no more than a bounded rate for one that asks again and again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+
+from tests.ws_kit import Client, Edge, Edges, edges, request
+from towerws.auth.open import Open
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.websocket.replay import CONNECTION_SHARE, HISTORIES_AT_ONCE, ReplayBounds
+
+RATE, HISTORY = 64_000, 100_000
+"""Bytes: small ones, of the same proportions as the defaults."""
+
+EVENTS = 90
+PAYLOAD = json.dumps({"x": "x" * 900}).encode()
+WHOLE = EVENTS * 1000
+"""About what a replay of all of them weighs."""
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+class Named(Open):
+    """Everybody is who the query says, or nobody in particular."""
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        return succeed(Identity(int(head.query), "tower", session="5e55") if head.query else Identity())
+
+
+def bounded(make: Edges) -> Edge:
+    """An edge whose history is full."""
+    edge = make(Named(), ping_s=3600, messages_per_s=1000, messages_burst=1000)
+    edge.desk.replays = ReplayBounds(RATE, HISTORY)
+    return edge
+
+
+def fill(edge: Edge) -> str:
+    """Ninety events of a kilobyte; the position before them."""
+    client = edge.open(v1=True).ask({"job_events": [1]})
+    before = str(client.take()[0]["position"])
+    client.hang_up()
+    for _ in range(EVENTS):
+        edge.publish("job_events.1", PAYLOAD)
+    return before
+
+
+def enter(edge: Edge, user: str = "", peer: str = "192.0.2.1") -> Client:
+    """A client of `towerws.v1`."""
+    client = edge.connect(peer).send(request(f"/websocket/?{user}", v1=True))
+    assert client.take()
+    return client
+
+
+def events(client: Client) -> int:
+    """How many events it got since the last call."""
+    return sum(message["type"] == "event" for message in client.take())
+
+
+def ask_again(edge: Edge, client: Client, since: str, seconds: int) -> int:
+    """Ask for all of it ten times a second; how many events came."""
+    heard = 0
+    for _ in range(seconds * 10):
+        client.ask({}).ask({"job_events": [1]}, since=since)  # of a topic that it keeps nothing is repeated
+        edge.advance(0.1, step=0.05)
+        heard += events(client)
+    return heard
+
+
+@pytest.mark.parametrize("user", ["", "7"])
+def test_one_connection_that_asks_again_and_again(make: Edges, user: str) -> None:
+    """It gets history once at full speed, and from then on a small share of what its user gets."""
+    edge = bounded(make)
+    since = fill(edge)
+    heard = ask_again(edge, enter(edge, user), since, 20)
+    assert EVENTS <= heard <= EVENTS + (HISTORY + 65536 + 20 * RATE * CONNECTION_SHARE) / 1000
+    assert edge.desk.replays.delays
+
+
+@pytest.mark.parametrize("user", ["", "7"])
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_one_user_that_comes_again_and_again(make: Edges, user: str, at_once: int) -> None:
+    """With a new connection each time: all of them together get a few histories at once, and so much a second."""
+    edge = bounded(make)
+    since = fill(edge)
+    heard = 0
+    for _ in range(100):
+        clients = [enter(edge, user).ask({"job_events": [1]}, since=since) for _ in range(at_once)]
+        edge.advance(0.1, step=0.05)
+        for client in clients:
+            heard += events(client)
+            client.hang_up()
+    assert heard <= (HISTORIES_AT_ONCE * HISTORY + 10 * RATE + at_once * 65536) / 900
+    assert heard >= HISTORIES_AT_ONCE * HISTORY / 1100
+
+
+@pytest.mark.parametrize(("first", "second"), [(("7", "192.0.2.1"), ("8", "192.0.2.1")), (("", "192.0.2.1"), ("", "192.0.2.2"))])
+def test_another_user_is_not_slowed_down(make: Edges, first: tuple[str, str], second: tuple[str, str]) -> None:
+    """A user is known by its id, and who has none by the address."""
+    edge = bounded(make)
+    since = fill(edge)
+    for _ in range(10):
+        enter(edge, *first).ask({"job_events": [1]}, since=since)
+        edge.advance(0.05, step=0.05)
+    other = enter(edge, *second).ask({"job_events": [1]}, since=since)
+    edge.advance(0.1, step=0.05)
+    assert events(other) == EVENTS
+
+
+def test_nothing_is_lost_or_reordered_while_it_waits(make: Edges) -> None:
+    """A replay that has to wait goes on where it stood, with what was published meanwhile behind it, each event once."""
+    edge = bounded(make)
+    edge.desk.replays = ReplayBounds(RATE, 20_000)
+    client = enter(edge, "7").ask({"job_events": [1]})
+    since = client.take()[0]["position"]
+    client.ask({})
+    for number in range(150):
+        edge.publish("job_events.1", {"n": number, "x": "x" * 900})
+    edge.advance(1)
+    client.take()
+    _, *first = client.ask({"job_events": [1]}, since=since).take()
+    heard = [message["payload"]["n"] for message in first]
+    for number in range(150, 300):
+        edge.publish("job_events.1", {"n": number, "x": "x" * 400})
+        edge.advance(1)
+        heard += [message["payload"]["n"] for message in client.take() if message["type"] == "event"]
+    edge.advance(60)
+    heard += [message["payload"]["n"] for message in client.take() if message["type"] == "event"]
+    assert heard == list(range(300))
+    assert edge.desk.replays.delays
+
+
+def test_a_slow_reader_is_not_counted(make: Edges) -> None:
+    """What it is fed because its socket was full is what it was due anyhow, and is fed as fast as it reads."""
+    edge = bounded(make)
+    client = enter(edge, "7").ask({"job_events": [1]})
+    client.take()
+    client.transport.stalled = True
+    for _ in range(900):
+        edge.publish("job_events.1", PAYLOAD)
+    client.transport.stalled = False
+    client.transport.drain()
+    edge.advance(5)
+    assert events(client) == 900
+    assert edge.desk.replays.delays == 0
+
+
+def test_hang_up_while_a_replay_waits(make: Edges) -> None:
+    """No timer is left (the fixture looks)."""
+    edge = bounded(make)
+    since = fill(edge)
+    client = enter(edge, "7")
+    ask_again(edge, client, since, 1)
+    assert edge.desk.replays.delays
+    client.hang_up()

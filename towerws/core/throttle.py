@@ -1,0 +1,44 @@
+"""Slowing down what fails again and again: a bucket for each name that leaks at a steady rate. No clock of its own."""
+
+from __future__ import annotations
+
+
+class Throttle:
+    """Each name may fail `burst` times at once, and `rate` times a second in the long run. Times are monotonic seconds.
+
+    A try may be counted before it is made, and given back if it did not fail. Of more than `names` the one that was counted least
+    recently is forgotten.
+    """
+
+    def __init__(self, rate: float, burst: int, names: int = 10_000) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._names = names
+        self._levels: dict[str, tuple[float, float]] = {}  # name -> tries that count, when; from the oldest to the newest
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def delay(self, name: str, now: float) -> float:
+        """How many seconds a try of this name has to wait."""
+        return max(0.0, (self._level(name, now) + 1 - self._burst) / self._rate)
+
+    def count(self, name: str, now: float, amount: float = 1) -> None:
+        """Count a try that failed, or may; or so many at once."""
+        self._set(name, self._level(name, now) + amount, now)
+        if len(self._levels) > self._names:
+            del self._levels[next(iter(self._levels))]
+
+    def give_back(self, name: str, now: float) -> None:
+        """A try that was counted did not fail, or was not made."""
+        if name in self._levels:
+            self._set(name, self._level(name, now) - 1, now)
+
+    def _level(self, name: str, now: float) -> float:
+        level, at = self._levels.get(name, (0.0, now))
+        return max(0.0, level - (now - at) * self._rate)
+
+    def _set(self, name: str, level: float, now: float) -> None:
+        self._levels.pop(name, None)
+        if level > 0:
+            self._levels[name] = (level, now)
