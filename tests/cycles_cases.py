@@ -1,0 +1,307 @@
+"""Paths that repeat leave nothing behind that only a full collection would free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from tests.auth.jwt_kit import SECRET, claims, sign
+from tests.auth.tower_kit import URL, FakeFetcher, me
+from tests.cycles import TIMES, garbage_of
+from tests.websocket.test_guard import Tower
+from tests.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
+from towerws.auth.chain import Chain
+from towerws.auth.jwt_method import JwtMethod
+from towerws.auth.tower import TowerMethod
+from towerws.auth.tower_answers import Answer
+from towerws.core.errors import CloseReason
+from towerws.core.revocation import Revocation
+from towerws.core.settings import JwtSettings, TowerSettings
+
+NEVER_S = 10**8
+"""No ping comes between."""
+
+FEWER = 1_000
+"""Paths of a millisecond and more, which would take the suite ten seconds each."""
+
+Path_ = Callable[[], object]
+Make = Callable[[Edges], Path_]
+
+
+def leave(edge: Edge, client: Client) -> None:
+    """The client is gone, and so are its timers."""
+    client.hang_up()
+    edge.clients.clear()
+    edge.clock.advance(21)
+
+
+def pings(make: Edges) -> Path_:
+    """A ping and its pong."""
+    edge = make()
+    client = edge.open()
+    head = len(client.response)
+
+    def path() -> None:
+        edge.clock.pump([10, 10, 0.5])
+        for payload in client.control(PING):
+            client.send(frame(PONG, payload))
+        client.frames.clear()
+        del client.transport.received[head:]
+        client._read = head
+
+    return path
+
+
+def subscriptions(make: Edges) -> Path_:
+    """Another subscription, and its answer."""
+    edge = make(ping_s=NEVER_S)
+    client = edge.open(v1=True)
+    topics = iter(range(1, 10**9))
+
+    def path() -> None:
+        edge.clock.advance(1)
+        client.ask({"job_events": [next(topics)]})
+        assert client.take()
+
+    return path
+
+
+def batches(make: Edges) -> Path_:
+    """A message to four clients."""
+    edge = make(ping_s=NEVER_S)
+    clients = [edge.open(v1=bool(number % 2)).listen(1) for number in range(4)]
+
+    def path() -> None:
+        edge.publish("job_events.1", {"n": 1})
+        for client in clients:
+            assert client.take()
+
+    return path
+
+
+def resumes(make: Edges) -> Path_:
+    """A resume from a position, answered from history."""
+    edge = make(ping_s=NEVER_S)
+    client = edge.open(v1=True)
+
+    def path() -> None:
+        position = edge.publish("job_events.1", {"n": 1})
+        edge.publish("job_events.1", {"n": 2})
+        edge.clock.advance(1)
+        client.ask({"job_events": [1]}, since=position)
+        edge.clock.advance(1)
+        client.ask({})
+        assert client.take()[0]["recovered"]
+
+    return path
+
+
+def connections(make: Edges) -> Path_:
+    """A client that comes, subscribes and hangs up."""
+    edge = make()
+    return lambda: leave(edge, edge.open(v1=True).listen(1))
+
+
+def refused(make: Edges) -> Path_:
+    """A wrong path."""
+    edge = make()
+    return lambda: leave(edge, edge.connect().send(request("/nope")))
+
+
+def handshakes_that_time_out(make: Edges) -> Path_:
+    """Half a request, and nothing more."""
+    edge = make()
+
+    def path() -> None:
+        client = edge.connect().send(b"GET")
+        edge.clock.advance(16)
+        leave(edge, client)
+
+    return path
+
+
+def closes_by_the_client(make: Edges) -> Path_:
+    """A close frame from the client."""
+    edge = make()
+    return lambda: leave(edge, edge.open().send(close()))
+
+
+def closes_without_an_answer(make: Edges) -> Path_:
+    """A close frame to a client that does not answer."""
+    edge = make()
+
+    def path() -> None:
+        client = edge.open()
+        client.connection.end(CloseReason.RESTART)
+        edge.clock.advance(3)
+        leave(edge, client)
+
+    return path
+
+
+def requests_that_wait(make: Edges) -> Path_:
+    """A request that waits for history until its deadline."""
+    edge = make(start=False)
+
+    def path() -> None:
+        client = edge.open(v1=True)
+        client.ask({"job_events": [1]})
+        edge.clock.advance(6)
+        leave(edge, client)
+
+    return path
+
+
+def revocations(make: Edges) -> Path_:
+    """A user who is disconnected."""
+    method = Tower()
+    edge = make(method)
+
+    def path() -> None:
+        client = edge.connect().send(request("/websocket/?7-a"))
+        assert edge.desk.guard.disconnect(Revocation(user=7)) == 1
+        method.forgotten.clear()
+        leave(edge, client)
+
+    return path
+
+
+def tokens(make: Edges, folder: Path) -> Edge:
+    """An edge whose clients bring tokens."""
+    secret = folder / "secret"
+    secret.write_bytes(SECRET)
+    settings = JwtSettings(algorithms=("HS256",), secret_file=str(secret))
+    return make(Chain([JwtMethod(settings, make.clock, wall=lambda: WALL)]), ping_s=NEVER_S)
+
+
+def api(make: Edges, answers: dict[str, Answer]) -> tuple[Edge, FakeFetcher]:
+    """An edge that asks an API which answers so; one that it does not name gets no answer."""
+    fetcher = FakeFetcher()
+    fetcher.answers = answers
+    return make(Chain([TowerMethod(TowerSettings(url=URL), make.clock, fetcher=fetcher)])), fetcher
+
+
+def check(path: Path_, times: int) -> None:
+    """A few objects may be left by what ran before; what grows with the count is at least one for each run."""
+    found = garbage_of(path, times)
+    assert sum(found.values()) < times // 10, found.most_common(10)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", [pings, subscriptions, batches, resumes, connections, refused])
+def test_what_repeats_most(path: Make) -> None:
+    """Ten thousand of each."""
+    with edges() as make:
+        check(path(make), TIMES)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [handshakes_that_time_out, closes_by_the_client, closes_without_an_answer, requests_that_wait, revocations],
+)
+def test_what_ends(path: Make) -> None:
+    """Connections and waits that end in each way."""
+    with edges() as make:
+        check(path(make), FEWER)
+
+
+def test_renewals(tmp_path: Path) -> None:
+    """A token that is refused, and one that takes the place of another."""
+    with edges() as make:
+        edge = tokens(make, tmp_path)
+        good, bad = sign(claims()), sign(claims(exp=5))
+        client = edge.connect().send(request(v1=True, added=[f"Authorization: Bearer {good}"]))
+        client.take()
+
+        def path() -> None:
+            edge.clock.advance(1)
+            client.send(text({"token": bad}), text({"token": good}))
+            assert [message["type"] == "error" for message in client.take()] == [True, False]
+
+        check(path, FEWER)
+
+
+def test_visitors_that_send_no_token(tmp_path: Path) -> None:
+    """A client without a credential whose time is over."""
+    with edges() as make:
+        edge = tokens(make, tmp_path)
+
+        def path() -> None:
+            client = edge.connect().send(request())
+            edge.clock.advance(12)
+            leave(edge, client)
+
+        check(path, FEWER)
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [
+        ({"/me/": me(), "/jobs/1/": Answer(200, b"{}")}, 101),
+        ({"/me/": me(), "/jobs/1/": Answer(401, b"")}, 101),
+        ({"/me/": me(), "/jobs/1/": Answer(500, b"")}, 101),
+        ({"/me/": Answer(401, b"{}")}, 403),
+        ({"/me/": Answer(500, b"{}")}, 503),
+        ({"/me/": Answer(200, b"nonsense")}, 503),
+        ({}, 503),
+    ],
+    ids=["good", "object-401", "object-500", "me-401", "me-500", "me-nonsense", "late"],
+)
+def test_calls_to_the_api(answers: dict[str, Answer], status: int) -> None:
+    """Whatever it answers, and when it does not."""
+    with edges() as make:
+        edge, fetcher = api(make, answers)
+
+        def path() -> None:
+            client = edge.connect().send(request(v1=True, added=["Authorization: Bearer x"]))
+            if not answers:
+                edge.clock.advance(12)
+            assert client.status == status
+            if status == 101:
+                client.ask({"job_events": [1]})
+                edge.advance(8, step=0.5)
+            leave(edge, client)
+            edge.clock.advance(100)
+            fetcher.asked.clear()
+
+        check(path, FEWER // 2)
+
+
+def test_a_client_that_leaves_while_it_is_asked_about() -> None:
+    """The question is cancelled, and its answer comes all the same."""
+    with edges() as make:
+        edge, fetcher = api(make, {})
+
+        def path() -> None:
+            client = edge.connect().send(request(added=["Authorization: Bearer x"]))
+            asked: Deferred[Answer] = fetcher.asked.pop()[2]
+            client.hang_up()
+            asked.callback(me())
+            leave(edge, client)
+            edge.clock.advance(100)
+
+        check(path, FEWER)
+
+
+@pytest.mark.parametrize("end", ["leaves", "asks for less", "waits"])
+def test_requests_whose_objects_are_asked_about(end: str) -> None:
+    """The API says whose the credential is, and nothing of the object: the request ends by itself, by a newer one, or with the client."""
+    with edges() as make:
+        edge, fetcher = api(make, {"/me/": me()})
+
+        def path() -> None:
+            client = edge.connect().send(request(v1=True, added=["Authorization: Bearer x"]))
+            client.ask({"job_events": [1], "jobs": ["summary"]})
+            if end == "asks for less":
+                client.ask({})
+                edge.advance(4, step=0.5)
+            elif end == "waits":
+                edge.advance(10, step=0.5)
+            leave(edge, client)
+            edge.clock.advance(100)
+            fetcher.asked.clear()
+
+        check(path, FEWER // 2)
