@@ -38,7 +38,7 @@ class Daemon:
         self.port, self.admin_port = free_port(), free_port()
         self.log = folder / f"daemon-{self.port}.log"
         self._folder = folder
-        self._listen = f"ssl:{self.port}:privateKey={tls_pem}" if tls_pem else f"tcp:{self.port}"
+        self._tls_pem = tls_pem
         self.environment = dict(environment or {})
         self._flags = ["--broker", broker, "--auth", auth, *flags]
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,7 +58,8 @@ class Daemon:
     def start(self, *, ready: bool = True) -> Self:
         """Start it; with `ready`, wait until `/readyz` says so, else until it listens."""
         self._stopping = False
-        listen = ["--listen", f"{self._listen}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
+        endpoint = f"ssl:{self.port}:privateKey={self._tls_pem}" if self._tls_pem else f"tcp:{self.port}"
+        listen = ["--listen", f"{endpoint}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "towerws", *listen, *self._flags],

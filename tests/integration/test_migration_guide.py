@@ -133,9 +133,6 @@ class Site:
         return done.stdout
 
 
-@pytest.mark.xfail(
-    reason="since start and access were merged the daemon of this test refuses the guide's connections; to be mended", strict=False
-)
 @pytest.mark.parametrize(("heading", "environment"), RANGES)
 def test_the_guide_step_by_step(
     heading: str,
