@@ -25,7 +25,7 @@ class House:
         self.closes = 2
         self.control = Control(
             self.disconnect,
-            lambda: self.done.append("doubt"),
+            lambda: self.done.append("recheck_all"),
             None if alone else self.announce,
             self.clock,
             me.id,
@@ -349,4 +349,4 @@ def test_what_may_have_been_missed() -> None:
     """Whenever messages begin to come, some may have been missed before."""
     house = House()
     house.control.listening()
-    assert house.done == ["doubt"]
+    assert house.done == ["recheck_all"]

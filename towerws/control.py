@@ -70,7 +70,7 @@ class _Request:
 class Control:
     """A `ControlSink`, and what the admin port asks. `disconnect` closes the connections here, and gives how many they were.
 
-    `doubt` is called when revocations may have been missed. `announce` is None where there are no other daemons. `daemon` is
+    `recheck_all` is called when revocations may have been missed. `announce` is None where there are no other daemons. `daemon` is
     the id of this one, and `marker` gives the body of its marker with a text.
     """
 
@@ -79,14 +79,14 @@ class Control:
     def __init__(
         self,
         disconnect: Callable[[Revocation], int],
-        doubt: Callable[[], None],
+        recheck_all: Callable[[], None],
         announce: Announce | None,
         clock: IReactorTime,
         daemon: str,
         marker: Callable[[str], bytes],
     ) -> None:
         self._disconnect = disconnect
-        self._doubt = doubt
+        self._recheck_all = recheck_all
         self._announce = announce
         self._clock = clock
         self._me = daemon
@@ -163,7 +163,7 @@ class Control:
     def listening(self) -> None:
         """Messages will come; what was published before is lost to this daemon."""
         self._others.was_deaf(self._clock.seconds())
-        self._doubt()
+        self._recheck_all()
 
     def control(self, body: bytes, message_id: str | None) -> None:
         """Follow a revocation, unless it is one of ours. Take note of what the other daemons say."""

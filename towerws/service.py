@@ -147,7 +147,7 @@ class TowerwsService(Service):
         announce = None if self._control_publisher is None else self._control_publisher.announce
         self._id = secrets.token_hex(8)
         self.control = Control(
-            context.credential_monitor.disconnect, context.credential_monitor.doubt, announce, reactor, self._id, self._marker
+            context.credential_monitor.disconnect, context.credential_monitor.recheck_all, announce, reactor, self._id, self._marker
         )
         self._listener: ControlListener | None = None
         if settings.broker is not None and announce is not None:
@@ -200,7 +200,7 @@ class TowerwsService(Service):
     def stopService(self) -> Deferred[None]:
         """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""
         self._stopping = True
-        self.websockets.accept_throttle.leave()
+        self.websockets.accept_throttle.detach()
         if self._trim.running:
             self._trim.stop()
         self.context.credential_monitor.stop()
