@@ -110,7 +110,7 @@ class RefusalLog:
     ) -> None:
         """Write a line, or count the refusal for the next line of its kind."""
         now = self._clock.seconds()
-        # A malformed request is told apart by its detail, too: whoever it locks out needs to know what was wrong.
+        # A malformed request is told apart by its detail, too: the client that it locks out needs to know what was wrong.
         kind = (address_key(address), credential, reason, detail if reason == "request" else "")
         folded = 0
         if (written := self._written.get(kind)) is not None:

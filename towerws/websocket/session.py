@@ -360,7 +360,7 @@ class Session:
             self._context.credential_monitor.revoked += 1
             self.revoke()
         else:
-            self._log.failure("a credential could not be checked anew; the connection stays as it is", failure)
+            self._log.failure("a credential could not be re-checked; the connection stays as it is", failure)
 
     def _is_stale(self) -> bool:
         every = self._context.credential_monitor.revalidate_s

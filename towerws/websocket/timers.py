@@ -1,7 +1,7 @@
 """Timers for many connections at once: pings, pongs and handshakes.
 
-They replace txaio's batched timer, which Autobahn uses. That timer is early by up to a second, makes up to a thousand calls in one
-iteration of the reactor, calls cancelled timers beyond the first thousand, and scans all timers of a second to cancel one.
+They replace txaio's batched timer, which Autobahn uses. That timer fires up to a second early. It makes up to a thousand calls in
+one iteration of the reactor, and beyond those it calls cancelled timers, too. To cancel one it scans all timers of a second.
 A timer of this module is never early, and at most `GRAIN_S` late. One iteration makes at most `MAX_CALLS` calls. Cancelling has a
 constant cost: to make and cancel a timer takes 2 µs instead of 7, and each connection does it once.
 """
