@@ -218,6 +218,56 @@ class TestStreamStart:
         assert [call for call in house.sink.calls if call[0] != "deliver"] == [("restart",), ("caught_up",)]
         assert [call[2] for call in house.sink.named("deliver")][-2:] == [b"0", b"1"]
 
+    def test_a_node_that_answers_late_has_no_wrong_clock(self) -> None:
+        """However long the node takes to show the last ten seconds: silence is no proof that its clock is ahead (C3, C10)."""
+        house = House()
+        house.stream.write(b"0")
+        house.stream.silent.add("10s")
+        house.start()
+        house.advance(20)
+        assert house.state() is SourceState.REFILLING
+        assert house.sink.named("restart") == []
+        house.stream.silent.clear()
+        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=60)
+        assert house.sink.named("restart") == []
+        assert "first" not in consume_starts(house.broker)
+
+    def test_a_marker_that_is_too_old_says_nothing_about_the_clock(self) -> None:
+        """A slow link: ten seconds have passed between the marker and the question. Another marker is younger (C10)."""
+        house = House()
+        house.stream.write(b"0")
+        asked: list[tuple[Peer, int, spec.Basic.Consume]] = []
+
+        def late(peer: Peer, channel: int, method: spec.Basic.Consume) -> None:
+            if method.arguments.get("x-stream-offset") == "10s" and not asked:
+                asked.append((peer, channel, method))
+            else:
+                house.broker.consume(peer, channel, method)
+
+        house.broker.answers[spec.Basic.Consume] = late
+        house.start()
+        house.advance(11)
+        house.stream.clock_is_wrong = True  # so old is all that was written by then
+        house.broker.consume(*asked[0])
+        house.stream.clock_is_wrong = False
+        house.advance(1)
+        assert house.state() is SourceState.CONSUMING
+        assert consume_starts(house.broker) == ["130s", "10s", "10s"]
+        assert house.sink.named("restart") == []
+
+    def test_an_alarm_that_ends_during_the_refill(self) -> None:
+        """The marker that could not be published at first is published then, and history is complete."""
+        house = House(silence_s=1000)
+        house.stream.write(b"old")
+        house.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on memory"))
+        house.start()
+        house.advance(6)
+        assert house.state() is SourceState.REFILLING
+        house.side.confirm = house.side.route
+        house.side.peer.send(0, spec.Connection.Unblocked())
+        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=10)
+        assert house.sink.named("caught_up") == [("caught_up",)]
+
     @pytest.mark.parametrize("refusal", ["permission", "alarm"])
     def test_without_markers_the_first_new_message_takes_their_place(self, refusal: str) -> None:
         """Not ready until then, with the reason; then what the scout saw first is where the new begins."""

@@ -76,7 +76,7 @@ def link_slow_start(case: Case, how: str) -> Outcome:
         case.say(f"restart {number + 1} of 3")
         daemon.kill()
         if how == "cut":
-            proxy.slice(DOWN, 20_000, 0.05)
+            proxy.slice(DOWN, 60_000, 0.05)
         else:
             proxy.delay_after(DOWN, CONSUME_OK, float(how[:-1]))
         daemon.start(ready=False)
