@@ -49,6 +49,10 @@ from towerws.websocket.replay import ReplayBounds
 CLOSES_PER_S = 1000
 """Lowest rate at which connections are closed while draining. The drain window may need a higher one."""
 
+JOINABLE_S = 2.0
+"""How long a daemon that starts accepts no client while the broker has confirmed no marker of its own. Without one nobody can say what was
+published before a client subscribed, and what after. It takes 50 ms; a broker that is away keeps nobody waiting for longer than this."""
+
 STOP_GRACE_S = 3.0
 """How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
 
@@ -186,6 +190,9 @@ class TowerwsService(Service):
         super().startService()
         assert self._reactor.seconds is time.monotonic, "the reactor's clock was changed back"
         self._started_at = self._reactor.seconds()
+        accept_throttle = self.websockets.accept_throttle
+        self.ingest.on_joinable = accept_throttle.release
+        accept_throttle.hold(JOINABLE_S)
         self.source.start()
         self._trim.start(1.0, now=False)
         self.context.credential_monitor.start()
@@ -312,9 +319,12 @@ class TowerwsService(Service):
     def source_status(self) -> SourceStatus:
         """Return the source's state. While the daemon stops, it is not ready."""
         status = self.source.status()
-        if not self._stopping:
-            return status
-        return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+        if self._stopping:
+            return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+        if self.websockets.accept_throttle.holding:
+            reason = f"no client is accepted before the broker has confirmed a marker, for at most {JOINABLE_S:g} s"
+            return replace(status, reason=f"{status.reason}; {reason}" if status.reason else reason)
+        return status
 
 
 def _position_key(settings: BrokerSettings) -> bytes:

@@ -78,6 +78,8 @@ class Ingest:
         self.history_complete = False
         """Whether history has been refilled, so that positions can be judged and deliveries go out."""
         self.on_position_asked: Callable[[], None] = _nobody_asks
+        self.on_joinable: Callable[[], None] = _nobody_asks
+        """Set by the service. Called when a client that subscribes from now on misses nothing; perhaps more than once."""
         self.received = 0
         self.duplicates = 0
         self.markers = 0
@@ -153,6 +155,7 @@ class Ingest:
         """Who subscribes from now on misses nothing that comes behind it."""
         if not self.history_complete:
             self._early[text] = frozenset(subscriber for subscriber in self._hub.subscribers if subscriber.topics)
+            self.on_joinable()
 
     def caught_up(self, *, replay: bool = False) -> None:
         """Let deliveries flow. A client that had subscribed before can't know what it missed, and is told so."""
@@ -167,6 +170,7 @@ class Ingest:
         self._early.clear()
         self._places.clear()
         self._waiters.judge()
+        self.on_joinable()
 
     def _replay_early(self) -> None:
         """Clients that subscribed during the refill get what lies behind the newest marker that the broker had confirmed before that.
