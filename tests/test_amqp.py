@@ -489,6 +489,27 @@ class TestResume:
         assert [call[0] for call in calls] == ["deliver", "hole", "deliver", "deliver"]
         assert house.source.status().ready
 
+    @pytest.mark.parametrize(("young", "held"), [({"32s": 1}, [1]), ({}, [])], ids=["some seconds ago", "just now"])
+    def test_history_is_refilled_from_behind_an_entry_that_cannot_be_read(
+        self, young: dict[str, int], held: list[int], events: list[LogEvent]
+    ) -> None:
+        """A daemon that starts goes half as far back each time, until the broker serves it; at worst it begins with its own marker."""
+        house = House()
+        house.stream.skip()
+        house.stream.unreadable = 0
+        house.stream.write(b"1")
+        house.stream.young = young
+        house.start()
+        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=120)
+        assert house.sink.offsets == held
+        tried = [start for start in consume_starts(house.broker) if str(start).endswith("s")]
+        assert tried[:3] == ["130s", "130s", "65s"]
+        house.write(b"new")
+        assert house.sink.named("deliver")[-1][2] == b"new"
+        assert house.sink.named("hole") == []
+        assert house.source.status().ready
+        assert any("can't be read" in formatEvent(event) for event in events)
+
 
 class TestJumps:
     """Offsets that are left out on a living channel (C6)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +23,10 @@ class MissingError(Exception):
     """Something that a scenario needs is not on this machine. The text names it, and how to get it."""
 
 
-def single_node(version: int, folder: Path, *, config: str = "") -> PrivateRabbit:
+def single_node(version: int, folder: Path, *, config: str = "", plugins: Sequence[str] = ()) -> PrivateRabbit:
     """A node of this major version that is not started yet. `MissingError` when there is none."""
     _provide(version)
-    return PrivateRabbit(folder, config=config)
+    return PrivateRabbit(folder, config=config, plugins=plugins)
 
 
 def cluster(version: int, folder: Path, *, partition_handling: str) -> PrivateCluster:

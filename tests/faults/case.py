@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -120,9 +120,9 @@ class Case:
         """The shared node is not to be used by another scenario."""
         self._leave.callback(self._shared.spoil)
 
-    def fresh_rabbit(self, *, config: str = "") -> PrivateRabbit:
+    def fresh_rabbit(self, *, config: str = "", plugins: Sequence[str] = ()) -> PrivateRabbit:
         """A started node of this scenario's own."""
-        node = brokers.single_node(self.version, self._new_folder("rabbit"), config=config)
+        node = brokers.single_node(self.version, self._new_folder("rabbit"), config=config, plugins=plugins)
         self._leave.callback(node.kill)
         node.start()
         return node
@@ -254,7 +254,7 @@ class Case:
         while not is_so():
             if time.monotonic() > give_up:
                 raise AssertionError(f"waited {within_s:g} s in vain until {what}")
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two questions of a poll: what is asked has no event to wait for
 
     # the end
 

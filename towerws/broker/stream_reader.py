@@ -236,7 +236,7 @@ class StreamReader:
             self._attach("first", bind=missing)
         elif feed.read is None:
             # Without markers nothing shows what is new. Attached before, and nothing came: all that there is by now is new to the clients.
-            feed.by_interval = not missing and (feed.attached is None or feed.unprovable is None)
+            feed.by_interval = not missing and not feed.skip and (feed.attached is None or feed.unprovable is None)
             if feed.unreadable and feed.evidence is None:
                 self._look_for_evidence()
             else:
@@ -253,12 +253,17 @@ class StreamReader:
         if feed.read is not None:
             start = feed.read + 1 + feed.skip if feed.skip else self._anchor(feed.read)
         elif feed.skip:
-            start = feed.evidence
+            start = f"{seconds}s" if (seconds := self._interval_s) else feed.evidence
         elif feed.by_interval:
-            start = f"{math.ceil(self._settings.refill_s) + CLOCK_MARGIN_S}s"
+            start = f"{self._interval_s}s"
         else:
             start = "first"
         self._attach(start, bind=bind)
+
+    @property
+    def _interval_s(self) -> int:
+        """How far back the refill begins: half as far for each time that an entry was met there that can't be read. 0: nothing is left."""
+        return (math.ceil(self._settings.refill_s) + CLOCK_MARGIN_S) >> self._feed.skip
 
     def _anchor(self, read: int) -> int:
         anchor, newest = self._feed.anchor, self._sink.newest
@@ -688,6 +693,14 @@ class StreamReader:
 
     def _pass_over(self) -> None:
         feed = self._feed
+        if feed.read is None:
+            self._log.warn(
+                "stream {stream}: an entry of the last {seconds} s can't be read over AMQP 0-9-1; history begins behind it",
+                stream=self._settings.stream,
+                seconds=self._interval_s,
+            )
+            feed.skip += 1
+            return
         feed.skip = feed.skip + 1 if feed.skip < NEAR_SKIPS else feed.skip * 2
         self._log.warn(
             "stream {stream}: an entry behind offset {read} can't be read over AMQP 0-9-1; going on {skip} offsets behind it",
