@@ -36,6 +36,10 @@ MANY: Final = (
 )
 STREAM_LIMITS: Final = {"x-max-age": "3600s", "x-max-length-bytes": 1 << 30, "x-stream-max-segment-size-bytes": 16 << 20}
 SETTLE_S: Final = 45.0
+CLIENTS: Final = 100
+TOWER: Final = 20
+"""How many clients there are, where a scenario does not need others, and how many of them speak the Tower dialect."""
+
 SPARE_DESCRIPTORS: Final = 12
 """Connections to the broker come and go: so many descriptors more than before are no leak."""
 
@@ -212,6 +216,27 @@ class Case:
             topics = tuple(self.topics[kind] for kind in kinds)
             specs.append(Spec(**{"urls": urls, "topics": topics, "kinds": frozenset(kinds), "v1": number >= tower, **more}))
         return specs
+
+    def direct(
+        self,
+        *,
+        port: int = 0,
+        clients: int = CLIENTS,
+        tower: int = TOWER,
+        flags: tuple[str, ...] = (),
+        user: str = "guest:guest",
+        **flow: Any,
+    ) -> tuple[Daemon, Publisher]:
+        """The usual parts: a daemon on the shared node (or on `port`), a publisher there (`flow` are its arguments), and live clients."""
+        daemon = self.daemon(port or self.rabbit.port, flags=flags, user=user)
+        publisher = self.publisher(self.rabbit.port, **flow)
+        self.swarm.open(self.specs(clients, daemon, tower=tower))
+        return daemon, publisher
+
+    def proxied(self, **more: Any) -> tuple[FaultProxy, Daemon, Publisher]:
+        """The same with a proxy between daemon and node. `more` are arguments of `direct`."""
+        proxy = self.proxy(self.rabbit.port)
+        return proxy, *self.direct(port=proxy.port, **more)
 
     def declare(self, channel: Any, *, exchange_type: str = "topic", **limits: Any) -> None:
         """Declare exchange, stream and binding as the daemon does by default, as a producer with rights would."""

@@ -36,6 +36,17 @@ def load(case: Case, cluster: PrivateCluster, nodes: Sequence[int] = (0, 1, 2), 
     return case.publisher(hosts=[cluster.addresses[at] for at in nodes], per_s=per_s, size=size)
 
 
+def at_two_nodes(case: Case) -> tuple[PrivateCluster, Publisher]:
+    """One daemon at node 0, another at node 1; clients change between them all the time."""
+    cluster = case.cluster()
+    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
+    publisher = load(case, cluster)
+    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
+    case.swarm.wander(WANDER_PER_S)
+    publisher.wait_for(200)
+    return cluster, publisher
+
+
 def others(at: int) -> tuple[int, int]:
     """The other two nodes."""
     first, second = (node for node in range(3) if node != at)
@@ -67,12 +78,7 @@ def leader_killed(case: Case) -> Outcome:
     Injected: `kill -9` of the node that leads the stream, three times under load. One daemon reads at that node, the other elsewhere.
     Clients change between the two. Counted: events of every client.
     """
-    cluster = case.cluster()
-    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
-    publisher = load(case, cluster)
-    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
-    case.swarm.wander(WANDER_PER_S)
-    publisher.wait_for(200)
+    cluster, publisher = at_two_nodes(case)
     for number in range(3):
         leader = cluster.leader(case.stream)
         case.say(f"kill {number + 1} of 3: node {leader}")
@@ -127,12 +133,7 @@ def rolling_restart(case: Case) -> Outcome:
 
     Injected: an orderly restart of each node under load. Clients change between two daemons. Counted: events of every client.
     """
-    cluster = case.cluster()
-    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
-    publisher = load(case, cluster)
-    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
-    case.swarm.wander(WANDER_PER_S)
-    publisher.wait_for(200)
+    cluster, publisher = at_two_nodes(case)
     for at, node in enumerate(cluster.nodes):
         case.say(f"restart of node {at}")
         node.restart()

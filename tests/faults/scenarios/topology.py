@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-from tests.faults.case import Case
+from tests.faults.case import CLIENTS, TOWER, Case
 from tests.faults.scenario import Outcome, scenario
-from tests.faults.scenarios.broker import CLIENTS, TOWER, cut_off
+from tests.faults.scenarios.broker import cut_off
 from tests.faults.stream_protocol import PLUGINS, StreamProducer, listener
 
 NOTICED_S = 15.0
@@ -20,12 +20,9 @@ def stream_deleted(case: Case) -> Outcome:
 
     Injected: the stream is deleted under load. Counted: each v1 client is told once; later events come.
     """
-    port = case.rabbit.port
-    daemon = case.daemon(port)
-    publisher = case.publisher(port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    daemon, publisher = case.direct()
     publisher.wait_for(200)
-    with case.amqp(port) as channel, publisher.gone():
+    with case.amqp(case.rabbit.port) as channel, publisher.gone():
         channel.queue_delete(case.stream)
         publisher.wait_for(200)
         case.wait_ready(daemon)
@@ -40,15 +37,11 @@ def stream_remade(case: Case, how: str) -> Outcome:
     Injected: while the daemon's link is down, 20 events are published, the stream is deleted and made again, and gets none, 10, just as
     many or many more events. Counted: each v1 client is told once; it gets every event of the new stream.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(port, per_s=0)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied(per_s=0)
     publisher.burst(300)
     case.swarm.wait_for(publisher.journal)
     cut_off(proxy)
-    with case.amqp(port) as channel:
+    with case.amqp(case.rabbit.port) as channel:
         with publisher.gone():
             publisher.burst(20)
         channel.queue_delete(case.stream)
@@ -69,13 +62,9 @@ def stream_remade_unheard(case: Case) -> Outcome:
     Injected: clients hold the position of an empty stream; while they are away it gets three events, is deleted, made again, and gets two.
     Counted: each v1 client is told once.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(port, per_s=0)
-    case.swarm.open(case.specs(50, daemon, tower=10))
+    proxy, daemon, publisher = case.proxied(per_s=0, clients=50, tower=10)
     cut_off(proxy)
-    with case.amqp(port) as channel:
+    with case.amqp(case.rabbit.port) as channel:
         with publisher.gone():
             publisher.burst(3)
         channel.queue_delete(case.stream)
@@ -148,13 +137,10 @@ def exchange_remade(case: Case) -> Outcome:
 
 
 def _broken_topology(case: Case, injected: str, inflict: object) -> Outcome:
-    port = case.rabbit.port
-    daemon = case.daemon(port)
-    publisher = case.publisher(port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    _, publisher = case.direct()
     publisher.wait_for(200)
     broken = []
-    with case.amqp(port) as channel:
+    with case.amqp(case.rabbit.port) as channel:
         inflict(channel)  # type: ignore[operator]
         before = len(publisher.journal.returned)
         case.wait_until(lambda: len(publisher.journal.returned) > before, "messages find no queue")
@@ -180,13 +166,10 @@ def exchange_other_type(case: Case) -> Outcome:
 
     Injected: the exchange is deleted and declared as `direct`; 20 s later it is deleted and declared as `topic`. Counted: as above.
     """
-    port = case.rabbit.port
-    daemon = case.daemon(port)
-    publisher = case.publisher(port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    daemon, publisher = case.direct()
     publisher.wait_for(200)
     broken = []
-    with case.amqp(port) as channel:
+    with case.amqp(case.rabbit.port) as channel:
         channel.exchange_delete(case.exchange)
         channel.exchange_declare(case.exchange, "direct", durable=True)
         try:
@@ -220,7 +203,7 @@ def control_unbound(case: Case) -> Outcome:
     publisher = case.publisher(port)
     case.swarm.open(case.specs(20, first, second))
     publisher.wait_for(100)
-    with case.amqp(port) as channel:
+    with case.amqp(case.rabbit.port) as channel:
         channel.exchange_delete(f"{case.exchange}.control")
         channel.exchange_declare(f"{case.exchange}.control", "fanout", durable=True)
 
@@ -258,7 +241,6 @@ def retention(case: Case, size_kib: int) -> Outcome:
     Counted: each v1 client is told once, and gets everything behind the gap.
     """
     segment = size_kib * KIB // 4
-    port = case.rabbit.port
     flags = (
         f"--stream-max-bytes={size_kib}KiB",
         f"--stream-segment-bytes={segment}",
@@ -266,9 +248,7 @@ def retention(case: Case, size_kib: int) -> Outcome:
         "--silence-s=120",
         "--prefetch=10",
     )
-    daemon = case.daemon(port, flags=flags)
-    publisher = case.publisher(port, per_s=0, size=1000)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    daemon, publisher = case.direct(flags=flags, per_s=0, size=1000)
     publisher.burst(20)
     case.swarm.wait_for(publisher.journal)
     os.kill(daemon.pid, signal.SIGSTOP)
@@ -287,11 +267,8 @@ def retention_steps(case: Case) -> Outcome:
 
     Injected: segments of 16 KiB, so that each few messages an internal entry takes an offset; the link is cut five times. Counted: no gap.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port, flags=("--stream-max-bytes=4MiB", "--stream-segment-bytes=16KiB"))
-    publisher = case.publisher(port, size=600)
-    case.swarm.open(case.specs(50, daemon, tower=10))
+    flags = ("--stream-max-bytes=4MiB", "--stream-segment-bytes=16KiB")
+    proxy, _, publisher = case.proxied(flags=flags, size=600, clients=50, tower=10)
     for _ in range(5):
         publisher.burst(100)
         proxy.reset()
