@@ -213,7 +213,7 @@ def control_unbound(case: Case) -> Outcome:
     broken = []
     before = heard()
     status, answer = first.ask("POST", "/disconnect", b'{"user": "nobody"}')
-    if status == 200 and answer.get("others_told"):
+    if status == 202 and answer.get("others_told"):
         try:
             case.wait_until(lambda: heard() > before, "the other daemon hears of it", 5)
         except AssertionError:
@@ -221,7 +221,7 @@ def control_unbound(case: Case) -> Outcome:
 
     def told() -> bool:
         status, answer = first.ask("POST", "/disconnect", b'{"user": "nobody"}')
-        return status == 200 and bool(answer.get("others_told")) and heard() > before
+        return status == 202 and bool(answer.get("others_told")) and heard() > before
 
     try:
         case.wait_until(told, "the daemons hear each other again", NOTICED_S + 5)
