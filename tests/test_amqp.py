@@ -1208,9 +1208,9 @@ class TestFailures:
             house.advance(5, step=0.5)
         house.broker.cut()
         house.broker.mute = frame.ProtocolHeader
-        house.until(lambda: house.state() is SourceState.HANDSHAKE, within_s=0.55)
-        house.until(lambda: house.state() is SourceState.BACKOFF, within_s=10.1)
-        house.until(lambda: house.state() is SourceState.HANDSHAKE, within_s=0.55)
+        assert house.until(lambda: house.state() is SourceState.HANDSHAKE, within_s=10) <= 0.55
+        assert house.until(lambda: house.state() is SourceState.BACKOFF, within_s=20) <= 10.1
+        assert house.until(lambda: house.state() is SourceState.HANDSHAKE, within_s=20) <= 0.55
 
 
 class TestChannelFailures:
