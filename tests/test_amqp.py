@@ -655,6 +655,22 @@ class TestBinding:
         house.until(lambda: house.source.status().ready, within_s=30)
         assert house.sink.calls == [("caught_up",)]
 
+    @pytest.mark.parametrize("hosts", [("one",), ("one", "two")], ids=["one host", "two hosts"])
+    def test_a_new_connection_is_no_proof_that_anything_is_heard(self, hosts: tuple[str, ...]) -> None:
+        """A deaf daemon tries again, and stays 503 however often it connects, until a marker comes back (C13)."""
+        clock = Clock()
+        house = House({host: FakeBroker(clock) for host in hosts}, silence_s=1000).consuming()
+        house.side.swallow = True
+        house.advance(15.5)
+        before = sum(broker.attempts for broker in house.brokers.values())
+        for _ in range(400):
+            assert not house.source.status().ready
+            house.advance(0.5, step=0.5)
+        # Each is kept for a while all the same: a living consumer is worth more than a new one.
+        assert 2 <= sum(broker.attempts for broker in house.brokers.values()) - before <= 8
+        house.side.swallow = False
+        house.until(lambda: house.source.status().ready, within_s=30)
+
     def test_another_daemons_marker_proves_the_binding_as_well(self) -> None:
         """Two daemons send no more markers than one."""
         house = House(silence_s=1000).consuming()
