@@ -4,7 +4,7 @@ help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
 	@echo "make test   every test                              (script/test)"
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
-	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= BROKER=3|4"
+	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= LANES=2 BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
 	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
 	@echo "make lock   requirements/*.txt anew, with hashes    (script/supply lock)"
@@ -27,7 +27,7 @@ plot:
 	@.venv/bin/python -m benchmarks.plot build/benchmarks.json docs/growth.svg
 
 stress:
-	@script/stress $(if $(ONLY),--only '$(ONLY)') $(addprefix --seed ,$(SEED)) $(addprefix --repeat ,$(REPEAT)) $(addprefix --broker ,$(BROKER))
+	@script/stress $(if $(ONLY),--only '$(ONLY)') $(addprefix --seed ,$(SEED)) $(addprefix --repeat ,$(REPEAT)) $(addprefix --lanes ,$(LANES)) $(addprefix --broker ,$(BROKER))
 
 lock sbom audit:
 	@script/supply $@

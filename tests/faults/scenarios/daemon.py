@@ -13,7 +13,7 @@ from tests.faults.scenario import Outcome, scenario
 MIB_KIB = 1024
 
 
-@scenario("daemon-kill-5000")
+@scenario("daemon-kill-5000", alone=True)
 def daemon_kill_5000(case: Case) -> Outcome:
     """Promise: a daemon may be killed: the next one refills its history from the stream before it answers, and all resume exactly.
 
