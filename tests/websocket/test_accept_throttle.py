@@ -158,7 +158,7 @@ def test_a_port_that_ends_while_nobody_is_accepted(port: ListeningPort, clock: C
     """It is not opened again."""
     port.accept_throttle.hold(2.0)
     if end == "leave":
-        port.accept_throttle.leave()
+        port.accept_throttle.detach()
     else:
         port.connected = False
     port.accept_throttle.release()
