@@ -1,6 +1,6 @@
 """One connection to a broker: pika's Twisted adapter, cut down to what holds when the network does not.
 
-This module alone uses private names of pika; `tests/broker/test_link.py` fails loudly when pika changes them. What differs
+This module alone uses private names of pika; `tests/insides/test_pika.py` lists them, and fails when pika changes one. What differs
 from pika's own adapter, and why:
 
 - Every end of the connection goes through `Link._die`: it aborts the transport (pika's `loseConnection` waits for a flush or
