@@ -133,15 +133,17 @@ class WebSocketConnection(OpeningConnection):
 
     def onFrameBegin(self) -> None:
         """A frame's head is there. After our close only its answer matters; what hides it is not looked at for long."""
+        frame = self.current_frame
+        assert frame is not None
         if self.state == self.STATE_CLOSING:
             settings = self.factory.settings
             self._frames_after_close += 1
-            kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_octets
+            kept = frame.opcode > 7 and frame.length > settings.message_octets
             if kept or self._frames_after_close > settings.fragments:
                 self.data = b""
                 self.transport.pauseProducing()  # the answer is then not awaited: the close ends in an abort
         elif self._perMessageCompress is not None and not self.inside_message:
-            compressed = self.current_frame.rsv != 0
+            compressed = frame.rsv != 0
             limit = self._perMessageCompress.max_wire_octets if compressed else self.factory.settings.message_octets
             self.maxFramePayloadSize = self.maxMessagePayloadSize = limit
         super().onFrameBegin()
@@ -294,7 +296,7 @@ class WebSocketConnection(OpeningConnection):
         if self._controls.take(now) > 0:
             self.end(CloseReason.POLICY, "controls_per_s")
             return False
-        return self.state == self.STATE_OPEN  # type: ignore[no-any-return]
+        return self.state == self.STATE_OPEN
 
     def _watch_assembly(self) -> None:
         """A message that was begun has to be finished in time; most are whole when they arrive, and arm nothing."""
@@ -319,7 +321,7 @@ def _is_utf8(reason: bytes) -> bool:
     return True
 
 
-class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
+class WebSocketFactory(WebSocketServerFactory):
     """Makes the connections, with Autobahn's options set to what is safe (docs/architecture.md lists each with its reason)."""
 
     protocol = WebSocketConnection
@@ -370,7 +372,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         )
         self.protocol = lean(self.protocol, self)
 
-    def buildProtocol(self, addr: object) -> WebSocketConnection:
+    def buildProtocol(self, addr: object) -> WebSocketConnection:  # type: ignore[override] # its `factory` is ours, Twisted's any
         """One for a client that was accepted."""
         self.doorman.accepted()
         connection = self.protocol()

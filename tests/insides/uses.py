@@ -143,11 +143,12 @@ def names_of(cls: type) -> frozenset[str]:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):  # compiled
         return frozenset(names)
-    return frozenset(names | {node.attr for node in ast.walk(ast.parse(source)) if _is_set_on_self(node)})
+    return frozenset(names | _set_on_self(ast.parse(source)))
 
 
-def _is_set_on_self(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value)
+def _set_on_self(module: ast.Module) -> set[str]:
+    attributes = (node for node in ast.walk(module) if isinstance(node, ast.Attribute))
+    return {node.attr for node in attributes if isinstance(node.ctx, ast.Store) and _is_self(node.value)}
 
 
 def _is_self(node: ast.AST) -> bool:
@@ -184,10 +185,7 @@ def _own_names(module: ast.Module) -> set[str]:
             names |= {name for statement in node.body for name in _defined_by(statement)}
         elif isinstance(node, ast.FunctionDef):
             names.add(node.name)
-        elif _is_set_on_self(node):
-            assert isinstance(node, ast.Attribute)
-            names.add(node.attr)
-    return names
+    return names | _set_on_self(module)
 
 
 def _imported(name: str) -> ModuleType | None:

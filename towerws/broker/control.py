@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
@@ -70,7 +71,7 @@ class ControlListener:
         self._last: str | None = None
         """Why it did not listen when it could have."""
         self._link: Link | None = None
-        self._channel: Any = None
+        self._channel: Channel | None = None
         self._deadline = Deadline(reactor)
         self._pause_s = PAUSE_MIN_S
         self._not_before = 0.0
@@ -119,7 +120,7 @@ class ControlListener:
 
     # pika calls these, each with the channel that it was asked for
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
         channel.add_on_cancel_callback(lambda _: self._lost(channel, Loss("the broker cancelled the consumer: its queue was deleted")))
@@ -127,7 +128,7 @@ class ControlListener:
         # Without acknowledgements: what is sent ahead is dealt with in the same read, and the queue dies with the connection.
         channel.basic_consume("", by_the_link, auto_ack=True, exclusive=True, callback=lambda _: self._listening(channel))
 
-    def _listening(self, channel: Any) -> None:
+    def _listening(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
         self._deadline.clear()
@@ -139,12 +140,12 @@ class ControlListener:
         self._hand_on(self._sink.listening)
         self._watch.begin()
 
-    def _bound(self, channel: Any) -> None:
+    def _bound(self, channel: Channel) -> None:
         if channel is self._channel and self._state == "listening":
             self._deadline.clear()
             self._watch.bound()
 
-    def _closed(self, channel: object, reason: Exception) -> None:
+    def _closed(self, channel: Channel, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
             loss = from_broker(reason.reply_code, reason.reply_text)
             self._lost(channel, replace(loss, hint=_HINTS.get(reason.reply_code, loss.hint)))
@@ -193,10 +194,10 @@ class ControlListener:
         channel.add_on_close_callback(self._closed)
         self._deadline.set(self._settings.attempt_s, lambda: self._lost(channel, Loss(f"no answer within {self._settings.attempt_s:g} s")))
 
-    def _lost(self, channel: Any, loss: Loss) -> None:
+    def _lost(self, channel: Channel | None, loss: Loss) -> None:
         """Not, or no more: again after a pause, as long as the connection stands."""
         link = self._link
-        if channel is not self._channel or link is None or link.dead:
+        if channel is None or channel is not self._channel or link is None or link.dead:
             return
         self._channel = None
         self._watch.end()

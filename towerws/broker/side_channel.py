@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 
 from towerws.broker.link import Link
 from towerws.broker.loss import Loss, from_broker
 
 
-def on_side_channel(link: Link, methods: Callable[[Any, Callable[[], None]], object], done: Callable[[Loss | None], None]) -> None:
+def on_side_channel(link: Link, methods: Callable[[Channel, Callable[[], None]], object], done: Callable[[Loss | None], None]) -> None:
     """Open a channel, call `methods(channel, agreed)`, close the channel.
 
     `methods` has `agreed` called when the broker answered the last one. `done` is told None then, or why the broker refused;
@@ -34,7 +34,7 @@ def on_side_channel(link: Link, methods: Callable[[Any, Callable[[], None]], obj
         else:
             finish(Loss(f"channel closed: {type(reason).__name__}"))
 
-    def opened(channel: Any) -> None:
+    def opened(channel: Channel) -> None:
         methods(channel, lambda: finish(None))
 
     channel = link.open_channel(opened, _nothing_comes)

@@ -19,7 +19,7 @@ _LAST_BLOCK = b"\x01\x00\x00\xff\xff"  # an empty stored block, the last one: it
 _BEHIND_LAST = (b"", b"\x00")  # what a sender may put behind a last block of its own (RFC 7692 section 7.2.3.4)
 
 
-class Inflater(PerMessageDeflate):  # type: ignore[misc]
+class Inflater(PerMessageDeflate):
     """One connection's reader. It holds nothing between messages: a window is 32 KiB, and clients speak rarely.
 
     A message of more than `max_octets` bytes once it is inflated raises `PayloadExceededError`, and no more of it is inflated.

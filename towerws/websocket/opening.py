@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -33,7 +34,7 @@ from towerws.websocket.connection_log import ProxyLog
 from towerws.websocket.desk import Desk
 from towerws.websocket.inflater import Inflater
 from towerws.websocket.outlet import is_plain_tcp
-from towerws.websocket.timers import Timer, Timers
+from towerws.websocket.timers import Timers
 
 DISCARDED_OCTETS = 1024 * 1024
 """How much a client may send after the end of our stream. `linger_s` bounds it as well."""
@@ -66,7 +67,7 @@ class Lobby(Protocol):
     log_of_proxies: ProxyLog
 
 
-class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
+class OpeningConnection(WebSocketServerProtocol):
     """A client at the door. The open connection derives from it and says what `opened`, `octets` and `left` do."""
 
     log = Silent()
@@ -76,14 +77,6 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     factory: Lobby
     _discarded = 0
     _is_for_head = False
-    # Autobahn's
-    closeHandshakeTimeoutCall: Timer | None
-    openHandshakeTimeoutCall: Timer | None
-    autoPingPendingCall: Timer | None
-    utf8validator: Any
-    current_frame: Any
-    _perMessageCompress: Any
-    data: bytes
 
     # the open connection's part
 
@@ -145,7 +138,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         else:
             self._discard(data)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone, however it went."""
         if self in self.factory.connections:
             del self.factory.connections[self]
