@@ -75,6 +75,7 @@ class OpeningConnection(WebSocketServerProtocol):
     _log = Logger()
 
     factory: Lobby
+    _perMessageCompress: Inflater | None
     _discarded = 0
     _is_for_head = False
 

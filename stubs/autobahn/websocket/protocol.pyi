@@ -2,6 +2,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from autobahn.websocket.compress_deflate import PerMessageDeflate
+from autobahn.websocket.utf8validator import Utf8Validator
+
 class _Timer(Protocol):
     def cancel(self) -> object: ...
 
@@ -30,7 +33,7 @@ class WebSocketProtocol:
     current_frame: FrameHeader | None
     send_queue: deque[Any]
     trafficStats: TrafficStats
-    utf8validator: Any
+    utf8validator: Utf8Validator | None
     utf8validateIncomingCurrentMessage: bool
     failedByMe: bool
     wasClean: bool
@@ -43,7 +46,7 @@ class WebSocketProtocol:
     maxMessagePayloadSize: int
     websocket_protocol_in_use: str | None
     websocket_version: int
-    _perMessageCompress: Any
+    _perMessageCompress: PerMessageDeflate | None
     _isMessageCompressed: bool
 
     def __init__(self) -> None: ...
