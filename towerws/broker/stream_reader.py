@@ -28,6 +28,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
@@ -206,7 +207,7 @@ class StreamReader:
 
     # checking: does the stream exist?
 
-    def _checking(self, channel: Any) -> None:
+    def _checking(self, channel: Channel) -> None:
         if channel is self._check:
             channel.queue_declare(self._settings.stream, passive=True, callback=lambda _: self._checked(missing=False))
 
@@ -282,7 +283,7 @@ class StreamReader:
         self._sent_before = self._markers.count
         bind = bind or self._feed.unprovable is not None
 
-        def topology(channel: Any) -> str:
+        def topology(channel: Channel) -> str:
             stream = declare_stream(channel, self._settings, bind=bind)
             set_prefetch(channel, self._settings)
             return stream

@@ -102,9 +102,7 @@ class Tail:
         self._asked, self._awaiting_reply = None, False
         headers = {"Authorization": f"Bearer {self._options.token}"} if self._options.token else {}
         agent = f"towerws-tail/{__version__}"
-        factory = WebSocketClientFactory(
-            self._options.url, protocols=[SUBPROTOCOL], useragent=agent, headers=headers, reactor=self._reactor
-        )
+        factory = _Factory(self._options.url, protocols=[SUBPROTOCOL], useragent=agent, headers=headers, reactor=self._reactor)
         factory.protocol = _Connection
         factory.noisy = False
         factory.tail = self
@@ -291,8 +289,16 @@ _HANDLERS: dict[object, Callable[[Tail, dict[str, Any], str], None]] = {
 }
 
 
-class _Connection(WebSocketClientProtocol):  # type: ignore[misc]
+class _Factory(WebSocketClientFactory):
+    """Makes the connections of one `Tail`."""
+
+    tail: Tail
+
+
+class _Connection(WebSocketClientProtocol):
     """One connection; everything goes to the `Tail`."""
+
+    factory: _Factory
 
     # Autobahn calls these
 

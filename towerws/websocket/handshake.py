@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,7 +32,7 @@ from towerws.websocket.context import ConnectionContext
 from towerws.websocket.logs import ProxyLog
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import is_plain_tcp
-from towerws.websocket.timers import Timer, Timers
+from towerws.websocket.timers import Timers
 
 DISCARDED_BYTES = 1024 * 1024
 """How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
@@ -53,7 +54,7 @@ class ConnectionFactory(Protocol):
     log_of_proxies: ProxyLog
 
 
-class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
+class OpeningConnection(WebSocketServerProtocol):
     """A connection during its handshake. The subclass implements `opened`, `data_after_opening` and `left` for the open connection."""
 
     log = NullLogger()
@@ -63,14 +64,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     factory: ConnectionFactory
     _discarded = 0
     _is_for_head = False
-    # Autobahn's attributes
-    closeHandshakeTimeoutCall: Timer | None
-    openHandshakeTimeoutCall: Timer | None
-    autoPingPendingCall: Timer | None
-    utf8validator: Any
-    current_frame: Any
-    _perMessageCompress: Any
-    data: bytes
+    _perMessageCompress: Inflater | None
 
     # the subclass implements these
 
@@ -132,7 +126,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         else:
             self._discard(data)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is lost, for any reason: release everything that it holds."""
         if self in self.factory.connections:
             del self.factory.connections[self]
