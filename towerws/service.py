@@ -11,7 +11,7 @@ import platform
 import resource
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, health_site
+from towerws.admin import AdminSite, PageContent, health_site
 from towerws.amqp import AmqpSource
+from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain
 from towerws.broker.announcer import Announcer
 from towerws.broker.control import ControlListener
@@ -54,6 +55,11 @@ STOP_GRACE_S = 3.0
 RESERVED_DESCRIPTORS = 64
 """What browsers do not get of the process's open files: the broker, the API, the admin port and the log need some too."""
 
+PAGE_DELIVERIES = 2000
+"""Among so many of the newest deliveries the live page's topics are looked for (0.2 ms)."""
+
+PAGE_TOPICS = 100
+"""How many of those it is told."""
 
 FULL_S = 60.0
 """How often a daemon that is full says so."""
@@ -162,6 +168,13 @@ class TowerwsService(Service):
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_octets=settings.max_payload_octets,
             why_nobody=groups.why_nobody,
+            page=PageContent(
+                groups=groups.configured,
+                auth=settings.auth,
+                takes_tokens=takes_tokens(self._auth),
+                topics=lambda: self._page_topics(groups.configured),
+                position=lambda: self.history.head.position or None,
+            ),
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -298,6 +311,10 @@ class TowerwsService(Service):
         admin = self._ports.get("admin")
         port = None if admin is None else getattr(admin.getHost(), "port", None)
         return () if port is None else (port,)
+
+    def _page_topics(self, groups: Container[str]) -> list[str]:
+        recent = self.history.recent_topics(PAGE_DELIVERIES)
+        return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
 
     def source_status(self) -> SourceStatus:
         """How the source stands; a daemon that is stopping is not ready."""

@@ -79,6 +79,7 @@ class GroupTable:
 
     def __init__(self, added: Mapping[str, GroupSettings] | None = None) -> None:
         self._groups = dict(AWX_GROUPS)
+        self._added = frozenset(added or {})
         for name, settings in (added or {}).items():
             if settings.events == "id":
                 self._groups[name] = Group(ids=True, policy=settings.policy)
@@ -97,6 +98,19 @@ class GroupTable:
         if routing_key in WITHHELD:
             raise UnknownItem("no such event in this group")
         return routing_key
+
+    @property
+    def configured(self) -> dict[str, dict[str, object]]:
+        """The groups of the configuration that a client can subscribe to, for the live page.
+
+        `events` is `"id"`, `"any"` or a list of words; `own` is true where the event must be the user's id.
+        """
+        found: dict[str, dict[str, object]] = {}
+        for name, group in self._groups.items():
+            if name in self._added and group.policy != "never":
+                events = "id" if group.ids else "any" if group.anything else sorted(group.words)
+                found[name] = {"events": events, "own": group.policy == "own"}
+        return found
 
     def why_nobody(self, group: str, event: str) -> str | None:
         """Why no client can subscribe to this, for the one who publishes it; None when one can."""
