@@ -119,7 +119,7 @@ def _start(parts: Parts, args: argparse.Namespace) -> None:
     parts.spawn("the daemon", [str(BIN / daemon[0]), *daemon[1:]])
     _wait_until_ready(parts, admin)
     source = ["--broker", broker] if broker else ["--admin", f"http://127.0.0.1:{admin}"]
-    parts.spawn("the demo producer", [str(BIN / "towerws"), "demo", *source])
+    parts.spawn("the demo producer", [str(BIN / "towerws"), "demo", "--quiet", *source])
     tail = f"{(BIN / 'towerws').relative_to(ROOT)} tail --url ws://127.0.0.1:{listen}/websocket/ --follow"
     _say(f"events are flowing; see them in a browser:  http://127.0.0.1:{admin}/")
     _say(f"or in another terminal:  {tail}")

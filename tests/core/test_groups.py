@@ -156,6 +156,22 @@ def test_a_configuration_adds_groups(events: str | tuple[str, ...], item: object
     assert table.routing_key("job_events", 42) == "job_events.42"
 
 
+def test_groups_for_the_live_page() -> None:
+    """Those of the configuration that somebody may listen to, and what can be asked for in each."""
+    added = {
+        "orders": GroupSettings(events=("paid", "created")),
+        "sensors": GroupSettings(events="id"),
+        "inbox": GroupSettings(events="any", policy="own"),
+        "hidden": GroupSettings(events="any", policy="never"),
+    }
+    assert AWX.configured == {}
+    assert GroupTable(added).configured == {
+        "orders": {"events": ["created", "paid"], "own": False},
+        "sensors": {"events": "id", "own": False},
+        "inbox": {"events": "any", "own": True},
+    }
+
+
 def test_what_is_withheld_can_not_be_configured_back() -> None:
     """A session's key was once sent on `control.limit_reached`: no configuration makes a topic of it."""
     table = GroupTable({"control": GroupSettings(events="any")})

@@ -58,7 +58,9 @@ class Screen:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         # The policy that a page is served with is broken silently otherwise.
-        watch = "window.broken = []; addEventListener('securitypolicyviolation', e => broken.push(`${e.violatedDirective} ${e.blockedURI}`))"
+        watch = (
+            "window.broken = []; addEventListener('securitypolicyviolation', e => broken.push(`${e.violatedDirective} ${e.blockedURI}`))"
+        )
         self._call("Page.enable")
         self._call("Page.addScriptToEvaluateOnNewDocument", source=watch)
         self.page.go(self.url)
@@ -257,7 +259,9 @@ def test_wrong_token(chromium: Chromium, with_jwt: Daemon, bad: str) -> None:
     screen.until_live()
 
 
-@pytest.mark.parametrize(("typed", "text"), [("", "Enter a token first"), ("two words", "This is no token"), ("gr\u00fcn", "This is no token")])
+@pytest.mark.parametrize(
+    ("typed", "text"), [("", "Enter a token first"), ("two words", "This is no token"), ("gr\u00fcn", "This is no token")]
+)
 def test_no_token_at_all(chromium: Chromium, with_jwt: Daemon, typed: str, text: str) -> None:
     """What can't be a token is not sent."""
     screen = Screen(chromium, with_jwt)
@@ -284,7 +288,9 @@ def test_token_that_ends(chromium: Chromium, with_jwt: Daemon) -> None:
 
 def test_token_that_can_not_be_checked(chromium: Chromium, served: Callable[..., Daemon]) -> None:
     """That is no refusal, and said so."""
-    daemon = served("--jwt-algorithms", "ES256", "--jwt-jwks-url", "http://127.0.0.1:9/keys", "--jwt-issuer", "https://i.example", auth="jwt")
+    daemon = served(
+        "--jwt-algorithms", "ES256", "--jwt-jwks-url", "http://127.0.0.1:9/keys", "--jwt-issuer", "https://i.example", auth="jwt"
+    )
     screen = Screen(chromium, daemon)
     screen.sign_in("eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbm5hIiwgImV4cCI6IDQxMDI0NDQ4MDAsICJpc3MiOiAiaHR0cHM6Ly9pLmV4YW1wbGUifQ.c2lnbmF0dXJl")
     screen.until_shown("sign-in-text", "can't check the token just now")

@@ -30,7 +30,7 @@ LINE_BYTES = 64 * 1024**2
 """A longer line is no event: what a daemon takes at most is far below, and nothing may fill the memory here."""
 
 
-@click.command("publish")
+@click.command("publish", short_help="Publish an event, or one for each line of input.")
 @click.argument("words", metavar="[TOPIC] JSON|-|@FILE", nargs=-1)
 @click.option("--group", metavar="GROUP", help="With --event, instead of TOPIC.")
 @click.option("--event", metavar="EVENT", help="With --group, instead of TOPIC.")

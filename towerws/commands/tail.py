@@ -48,7 +48,7 @@ _upgrade_status = re.compile(r"upgrade failed \[([0-9]{3})\]").search
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailOptions:
-    """What to show. `token` goes into the `Authorization` header."""
+    """What to show. `token` goes into the `Authorization` header. `columns` tells a terminal's width."""
 
     url: str
     topics: tuple[str, ...]
@@ -56,6 +56,7 @@ class TailOptions:
     raw: bool
     colour: bool
     token: str | None = None
+    columns: Callable[[], int] | None = None
 
 
 class Tail:
@@ -80,7 +81,7 @@ class Tail:
         self._say = say
         self._finish = finish
         self._following = Following(options.topics, follow=options.follow)
-        self._printer = Printer(colour=options.colour)
+        self._printer = Printer(colour=options.colour, columns=options.columns)
         self._connection: _Connection | None = None
         self._position: str | None = None
         self._asked: tuple[str, ...] | None = None
