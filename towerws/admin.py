@@ -264,7 +264,9 @@ class AdminSite(Site):
     def _take(self, request: Request) -> _Answer:
         if self._publish is None:
             raise Refusal(
-                404, "this daemon reads from a broker: publish to its exchange there, with any AMQP client (the README shows one)"
+                404,
+                "this daemon reads from a broker: publish to its exchange there, with `towerws publish --broker URL` "
+                "or any AMQP client (docs/publish.md)",
             )
         body = request.content.read() if request.content is not None else b""
         try:

@@ -230,6 +230,10 @@ def test_whose_own() -> None:
         ("secret.x", True),
         ("metrics.x", True),
         ("control.limit_reached", True),
+        ("control.limit_reached_7", False),
+        ("job_events.0", False),
+        ("job_events.042", True),
+        ("Jobs.summary", True),
     ],
 )
 def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
@@ -238,3 +242,21 @@ def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
     said = table.why_nobody(*topic.split("."))
     assert (said is not None) is nobody
     assert said is None or said.startswith(f"no client can subscribe to {topic}: ")
+
+
+@pytest.mark.parametrize(
+    ("topic", "advice"),
+    [
+        ("ordres.paid", "the groups are jobs, schedules,"),
+        ("orders.lost", "its events are paid"),
+        ("jobs.changed", "its events are status_changed, summary"),
+        ("job_events.forty", "its events are numbers of 1 to 18 digits"),
+        ("control.x", "its events are limit_reached_<number>"),
+        ("job_events.042", "whoever asks for it gets job_events.42; publish on that"),
+        ("secret.x", 'its policy is "never" in [groups.secret]'),
+    ],
+)
+def test_the_advice_for_a_topic_that_nobody_can_subscribe_to(topic: str, advice: str) -> None:
+    """Findings O9: it names what is possible in this group, or the groups there are."""
+    table = GroupTable({"orders": GroupSettings(events=("paid",)), "secret": GroupSettings(policy="never")})
+    assert advice in (table.why_nobody(*topic.split(".")) or "")
