@@ -45,8 +45,8 @@ class Visited(Open):
         return succeed(None)
 
     def identify(self, token: str) -> Deferred[Identity]:
-        """Never asked."""
-        raise NotImplementedError
+        """No test here sends a token."""
+        raise AssertionError("a token was looked at")
 
 
 def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOOPBACK, peer: str = "127.0.0.1") -> int:
