@@ -25,7 +25,7 @@ class House:
         self.closes = 2
         self.control = Control(
             self.disconnect,
-            lambda: self.done.append("doubt"),
+            lambda: self.done.append("recheck_all"),
             None if alone else self.announce,
             self.clock,
             me.id,
@@ -337,7 +337,7 @@ def test_garbage_is_counted_and_harmless(body: bytes) -> None:
         house.clock.advance(REPORT_EVERY_S)
         house.control.control(body, None)
     assert len(lines.texts) == 2
-    assert lines.texts[0].startswith(f"control message of {len(body)} octets skipped: ")
+    assert lines.texts[0].startswith(f"control message of {len(body)} bytes skipped: ")
     assert "canary" not in lines.everything()
     assert house.done == []
     assert house.control.counts["bad"] == 51
@@ -349,4 +349,4 @@ def test_what_may_have_been_missed() -> None:
     """Whenever messages begin to come, some may have been missed before."""
     house = House()
     house.control.listening()
-    assert house.done == ["doubt"]
+    assert house.done == ["recheck_all"]
