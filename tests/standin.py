@@ -107,7 +107,8 @@ class StandIn:
             self._send(client, json.dumps({"type": "welcome", "user": "standin", "position": self._position(), "ping_s": 20}))
         try:
             for message in client:
-                self._subscribe(client, json.loads(message))
+                if "ping" not in (request := json.loads(message)):
+                    self._subscribe(client, request)
         except ConnectionClosed:
             pass
         finally:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.chromium import Chromium, Page
 from tests.daemon import Daemon
+from tests.integration.tower_api import CANARY, OAUTH, Api
 
 HOSTILE = [
     {"unified_job_id": "9" * 70_000, "status": "running", "type": "job"},
@@ -296,13 +297,36 @@ def test_token_that_can_not_be_checked(chromium: Chromium, served: Callable[...,
     screen.until_shown("sign-in-text", "can't check the token just now")
 
 
-def test_not_let_in(chromium: Chromium, served: Callable[..., Daemon]) -> None:
-    """With AWX's sessions alone there is nothing to enter: the page says that it is not let in, and what to do."""
-    daemon = served("--tower-url", "http://127.0.0.1:9", auth="tower")
+def test_awx_token(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:
+    """With AWX's users the page takes an OAuth token of AWX's."""
+    daemon = served("--tower-url", tower[1], auth="tower")
     screen = Screen(chromium, daemon)
+    screen.sign_in("wrong")
+    screen.until_shown("sign-in-text", "The daemon refused this token")
+    screen.sign_in(OAUTH)
+    screen.until_live()
+    assert screen.text("user") == "as 7"
+    daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+    screen.until_shown("jobs", "job 42")
+    daemon.publish("job_events.42", {"counter": 1, "stdout": "PLAY [x]"})
+    screen.until_shown("output", "PLAY [x]")
+
+
+def test_awx_session(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:
+    """AWX's session lets the page in where it has the same host name; one that has ended does not, and the page says what to do."""
+    daemon = served("--tower-url", tower[1], auth="tower")
+    screen = Screen(chromium, daemon)
+    screen.until_shown("state", "a token is needed")
+    screen.page.run(f"document.cookie = 'sessionid={CANARY}'; document.cookie = 'csrftoken=abc'")
+    screen.page.go(screen.url)
+    screen.until_live()
+    assert not screen.is_visible("sign-in")
+    assert not screen.is_visible("forget")
+    assert screen.text("user") == "as 7"
+    screen.page.run("document.cookie = 'sessionid=ended'")
+    screen.page.go(screen.url)
     screen.until_shown("notices", "sign in to AWX in this browser")
     screen.until_shown("state", "not let in")
-    assert not screen.is_visible("sign-in")
 
 
 def test_resumes(chromium: Chromium, served: Callable[..., Daemon]) -> None:

@@ -44,7 +44,7 @@ class Visited(Open):
         """Fires at once."""
         return succeed(None)
 
-    def identify(self, token: str) -> Deferred[Identity]:
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
         """No test here sends a token."""
         raise AssertionError("a token was looked at")
 

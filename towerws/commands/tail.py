@@ -179,6 +179,9 @@ class Tail:
         self._connection = connection
         if connection.websocket_protocol_in_use != SUBPROTOCOL:
             self._end(FAILED, f"towerws: {self._options.url} does not speak {SUBPROTOCOL}: is it a towerws daemon?")
+        elif self._options.token is None:
+            # A daemon that waits for a token would say so in 10 s only; any other message it refuses at once.
+            connection.sendMessage(b'{"ping": null}')
 
     # What the daemon says
 
@@ -267,6 +270,9 @@ class Tail:
 
     def _error(self, frame: dict[str, Any], text: str) -> None:
         self._awaiting_reply = False
+        if frame["code"] == "no_token":
+            self._refused(CloseReason.NO_CREDENTIAL.value.reason)
+            return
         self._say(f"the daemon answers {shown(str(frame['code']))}: {shown(str(frame['message']))}")
         if not self._ever_online:
             self._end(FAILED)
