@@ -78,6 +78,30 @@ def test_every_line_of_a_terminal_is_its_own() -> None:
     assert b"\r" not in read.replace(b"\r\n", b""), read
 
 
+def test_the_lines_that_it_prints_work() -> None:
+    """Both commands do what is said of them: the event that one publishes comes out of the other."""
+    command = [sys.executable, str(ROOT / "script" / "run.py"), "--listen", str(free_port()), "--admin", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as script:
+        assert script.stdout is not None
+        said = {}
+        for line in script.stdout:
+            what, _, how = line.partition(":  ")
+            said[what] = how.strip()
+            if "Ctrl-C ends everything" in line:
+                break
+        listen, publish = said["==> or in another terminal"], said["==> an event of your own"]
+        try:
+            with subprocess.Popen(["/bin/sh", "-euc", f"exec {listen}"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as tail:
+                assert tail.stdout is not None
+                tail.stdout.readline()  # of the demo: it listens
+                subprocess.run(["/bin/sh", "-euc", publish], cwd=ROOT, check=True, timeout=DEADLINE_S, capture_output=True)
+                assert any(line.endswith("system job 42 running\n") for line in tail.stdout)
+                tail.terminate()
+        finally:
+            script.terminate()
+            script.communicate()
+
+
 def test_with_a_private_rabbitmq(rabbit: PrivateRabbit, tmp_path: Path) -> None:
     """`--rabbitmq` brings a node of its own, and it ends with the rest."""
     with _running("--rabbitmq", "--data", tmp_path) as (script, parts):

@@ -53,7 +53,7 @@
     const job = jobFor(payload.unified_job_id, type);
     job.type = type;
     const isNew = job.status === "";
-    job.status = visible(String(payload.status).slice(0, 40));
+    job.status = visible(payload.status.slice(0, 40));
     if (ENDED.has(job.status)) {
       job.late = job.late || isNew;
       job.ended = job.ended || Date.now();
@@ -104,7 +104,7 @@
     dirty = eventsDirty = true;
     if (payload === null || typeof payload !== "object" || !isAwx(topic)) return;
     const job = byTopic.get(topic);
-    if (topic === "jobs.status_changed" && Number.isSafeInteger(payload.unified_job_id)) noteStatus(payload);
+    if (topic === "jobs.status_changed" && Number.isSafeInteger(payload.unified_job_id) && typeof payload.status === "string") noteStatus(payload);
     else if (topic === "jobs.summary" && jobs.has(payload.unified_job_id)) {
       const ending = jobs.get(payload.unified_job_id);
       ending.final = Number.isInteger(payload.final_counter) ? payload.final_counter : 0;
