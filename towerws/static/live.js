@@ -311,6 +311,7 @@
 
   let recentTopics = [];       // of groups whose events can't be listed: those that the daemon saw lately
   let headBefore = null;       // where the log stood when they were last looked for
+  let addFrom = null;          // where the log stood when we heard of what the next request adds
   let user = null;
   const refused = new Set();   // topics that this user may not listen to; not asked for again
 
@@ -348,7 +349,8 @@
     const since = headBefore;
     headBefore = found.position;
     recentTopics = found.topics.filter((topic) => GROUPS.has(groupOf(topic)) && !GROUPS.get(groupOf(topic)).own);
-    if (identified) subscribe(since);
+    addFrom ??= since;
+    if (identified) subscribe();
   }
   setInterval(look, LOOK_MS);
 
@@ -462,15 +464,17 @@
     noticeOnce(`The daemon is up, but does not let this page in: its log has the reason.${session}`);
   }
 
-  function subscribe(since = null) {
+  function subscribe() {
     const topics = wanted();
     const key = [...topics].sort().join(" ");
+    if (key === asked) addFrom = null;
     if (awaiting || key === asked || !identified) return;
     const groups = {};
     for (const topic of topics) (groups[groupOf(topic)] ||= []).push(topic.slice(topic.indexOf(".") + 1));
     const request = { groups };
     if (asked === null && resuming) request.since = position;
-    else if (since !== null && asked !== null) request.since = since;   // what came before we knew of the topic
+    else if (addFrom !== null && asked !== null) request.since = addFrom;   // what comes before the request is followed
+    addFrom = null;
     // Where a cookie of AWX's signs us in, this proves that the page may read its cookies.
     const vouched = /(?:^|; )csrftoken=([^;]*)/.exec(document.cookie);
     if (vouched) request.xrftoken = vouched[1];
@@ -508,6 +512,7 @@
     if (frame.type === "event") {
       position = frame.position;
       note(`${frame.group}.${frame.event}`, frame.payload, text);
+      addFrom ??= position;
       subscribe();
     } else if (frame.type === "welcome") {
       identified = true;
