@@ -11,7 +11,7 @@ import platform
 import resource
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, health_site
+from towerws.admin import AdminSite, PageContent, health_site
 from towerws.amqp import AmqpSource
+from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
@@ -58,6 +59,12 @@ STOP_GRACE_S = 3.0
 
 RESERVED_DESCRIPTORS = 64
 """File descriptors reserved for the broker, the API, the admin port and the log."""
+
+PAGE_DELIVERIES = 2000
+"""How many of the newest deliveries are searched for the live page's topics: 0.08 ms."""
+
+PAGE_TOPICS = 100
+"""How many topics the live page gets at most."""
 
 FULL_S = 60.0
 """Shortest time between two log lines that say that the daemon is full."""
@@ -168,6 +175,13 @@ class TowerwsService(Service):
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_bytes=settings.max_payload_bytes,
             why_nobody=groups.why_nobody,
+            page=PageContent(
+                groups=groups.configured,
+                auth=settings.auth,
+                takes_tokens=takes_tokens(self.auth),
+                topics=lambda: self._page_topics(groups.configured),
+                position=lambda: self.history.head.position or None,
+            ),
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -315,6 +329,10 @@ class TowerwsService(Service):
     def uptime_s(self) -> float:
         """Seconds since the start."""
         return float(self._reactor.seconds() - self._started_at)
+
+    def _page_topics(self, groups: Container[str]) -> list[str]:
+        recent = self.history.recent_topics(PAGE_DELIVERIES)
+        return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
 
     def source_status(self) -> SourceStatus:
         """Return the source's state. While the daemon stops, it is not ready."""

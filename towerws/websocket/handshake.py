@@ -17,7 +17,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import NotAdmitted, Refused, at_once, takes_tokens
+from towerws.auth.base import NotAdmitted, Refused, at_once, waits_for_token
 from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
@@ -238,7 +238,8 @@ class OpeningConnection(WebSocketServerProtocol):
     def _authenticated(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
         try:
             # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
-            if identity is not None or not takes_tokens(self.factory.context.auth):
+            awx_client = SUBPROTOCOL not in upgrade.subprotocols
+            if identity is not None or not waits_for_token(self.factory.context.auth, awx_client=awx_client):
                 self.identity = self._admit(identity, head, began)
         except HandshakeError as error:
             self._refuse(error, identity)
