@@ -31,6 +31,7 @@ def _found(tmp_path: Path, name: str, source: str) -> list[tuple[int, str]]:
         (LONG, ["sentence"]),
         (f"{FITTING} {FITTING}", []),
         ("See `a b c`, that is e.g. " + FITTING, ["sentence"]),  # an abbreviation ends no sentence
+        (f"It is the state's. {FITTING}", []),  # no initial
         (f"One [link]({'x' * 700}) and a few words.", []),  # what nobody sees does not count
         ("It is checked anew.", ["word"]),
         ("It is checked `anew`.", []),
