@@ -158,7 +158,7 @@ def _visible(text: str) -> str:
 
 
 _END = re.compile(r"(?<=[.!?])[\"')\]\u201d\u2019*_]*\s+|(?<=[.!?][\"')\]\u201d\u2019])\s+")
-_ABBREVIATION = re.compile(r"(?:\b(?i:e\.g|i\.e|etc|vs|cf|approx|no|sec|fig|ca)|(?<![\w'])[A-Z])\.$")
+_ABBREVIATION = re.compile(r"(?:\b(?i:e\.g|i\.e|etc|vs|cf|approx|sec|fig|ca)|(?<![\w'])[A-Z])\.$")
 
 
 def _sentences(text: str) -> Iterator[tuple[int, str]]:
