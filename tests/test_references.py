@@ -113,14 +113,15 @@ def test_each_promise_names_scenarios_that_exist() -> None:
             assert name in scenarios, f"docs/promises.md: there is no scenario {name}"
 
 
-@pytest.mark.parametrize("document", sorted(path.name for path in DOCS.glob("*.md")))
+@pytest.mark.parametrize("document", ["README.md", "SECURITY.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
 def test_links_between_documents(document: str) -> None:
     """A link to a file finds it; a link to a heading finds that, too."""
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", (DOCS / document).read_text()):
+    source = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", source.read_text()):
         file, _, heading = target.partition("#")
-        path = (DOCS / file).resolve() if file else DOCS / document
-        assert path.exists(), f"docs/{document}: {target}"
+        path = (source.parent / file).resolve() if file else source
+        assert path.exists(), f"{document}: {target}"
         if heading and path.suffix == ".md":
             titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-            assert heading in slugs, f"docs/{document}: {target}"
+            assert heading in slugs, f"{document}: {target}"
