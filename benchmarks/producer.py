@@ -14,7 +14,7 @@ from benchmarks.messages import payload
 from benchmarks.world import World
 from towerws_producer import Producer
 
-OCTETS = 300
+BYTES = 300
 TOPIC = "job_events.42"
 EXCHANGE = "bench.producer"
 DEADLINE_S = 120.0
@@ -23,7 +23,7 @@ DEADLINE_S = 120.0
 def producer(world: World) -> None:
     """20,000 events to a healthy broker by `emit`, and by plain pika with a confirm each; 100,000 to one that answers nothing."""
     count = world.scaled(20_000, 200)
-    bodies = [payload(number, OCTETS) for number in range(count)]
+    bodies = [payload(number, BYTES) for number in range(count)]
     connection = pika.BlockingConnection(pika.URLParameters(world.rabbit.url))
     channel = connection.channel()
     channel.exchange_declare(EXCHANGE, "topic", durable=True)

@@ -12,7 +12,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from tests.fake_amqp import FakeBroker, Peer, Publication, RecordingSink, ack
 from towerws.amqp import AmqpSource
-from towerws.broker.announcer import Announcer
+from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.core.markers import Marker
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
@@ -58,7 +58,7 @@ class House:
             self.sink,
             self.clock,
             endpoint=lambda broker_url: self.brokers[broker_url.host],
-            publisher=Announcer(self.settings, self.clock, prefer=lambda: None, endpoint=lambda _: self.side),
+            publisher=ConfirmedPublisher(self.settings, self.clock, prefer=lambda: None, endpoint=lambda _: self.side),
             rng=random.Random(1),
         )
 
@@ -745,7 +745,7 @@ class TestDeliveries:
         """Routing key, body, offset and message id arrive; one turn per read."""
         house = House().consuming()
         peer = house.broker.peer
-        first, turns, before = house.next, house.sink.turns, dict(house.source.counters)
+        first, batches, before = house.next, house.sink.batches, dict(house.source.counters)
         peer.deliver(b'{"a":1}', first, key="job_events.42", message_id="m-1")
         peer.deliver(b"", first + 1, key="jobs.x")
         house.settle()
@@ -753,9 +753,9 @@ class TestDeliveries:
             ("deliver", "job_events.42", b'{"a":1}', first, "m-1"),
             ("deliver", "jobs.x", b"", first + 1, None),
         ]
-        assert house.sink.turns == turns + 1
+        assert house.sink.batches == batches + 1
         counters = house.source.counters
-        assert [counters[name] - before[name] for name in ("deliveries", "octets")] == [2, 7]  # type: ignore[operator]
+        assert [counters[name] - before[name] for name in ("deliveries", "bytes")] == [2, 7]  # type: ignore[operator]
 
     def test_an_offset_has_64_bits(self) -> None:
         """A stream that is very old."""
@@ -784,11 +784,11 @@ class TestDeliveries:
     def test_a_turn_ends_after_1024(self) -> None:
         """A read that brings very many small deliveries is cut into turns."""
         house = House().consuming()
-        turns = house.sink.turns
+        batches = house.sink.batches
         for number in range(2100):
             house.broker.peer.deliver(b"", house.next + number)
         house.settle()
-        assert house.sink.turns == turns + 3
+        assert house.sink.batches == batches + 3
 
     def test_nothing_is_read_while_a_turn_is_written(self) -> None:
         """What one read brought is written before the next one is begun; deliveries are acknowledged all the same."""
@@ -818,7 +818,7 @@ class TestDeliveries:
     def test_a_sink_that_raises_at_the_end_of_a_turn_holds_nothing_up(self, events: list[LogEvent]) -> None:
         """Nobody would say that it is written: reading goes on."""
         house = House().consuming()
-        house.sink.broken_turns = True
+        house.sink.broken_batches = True
         house.broker.peer.deliver(b"{}", house.next)
         house.settle()
         assert not house.broker.peer.transport.paused
@@ -864,7 +864,7 @@ class TestDeliveries:
         assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
 
     def test_a_routing_key_that_is_not_utf8_stays_distinct(self) -> None:
-        """Octets that are no UTF-8 come escaped, so that the sink can refuse them by name."""
+        """Bytes that are no UTF-8 come escaped, so that the sink can refuse them by name."""
         house = House().consuming()
         house.broker.peer.deliver_raw(stream_properties(b"", house.next), b"{}", key=b"jobs.\xff")
         house.settle()
@@ -917,7 +917,7 @@ class TestPoisonHeaders:
         peer.deliver(b"{}", first + 2)
         house.settle()
         assert house.sink.offsets == [first, first + 1, first + 2]
-        assert house.source.counters["losses"] == 0
+        assert house.source.counters["failures"] == 0
 
     @pytest.mark.parametrize("name", DAMAGED)
     def test_a_damaged_header_costs_its_own_message(self, name: str) -> None:
@@ -931,7 +931,7 @@ class TestPoisonHeaders:
         house.settle()
         house.advance(0.05)
         assert house.sink.offsets == [first, first + 2]
-        assert (house.source.counters["poison_headers"], house.source.counters["losses"]) == (1, 0)
+        assert (house.source.counters["poison_headers"], house.source.counters["failures"]) == (1, 0)
         assert peer.seen(spec.Basic.Ack)[-1].delivery_tag == 6
 
     def test_a_queue_needs_no_header(self) -> None:
@@ -1007,7 +1007,7 @@ class TestSilence:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=21)
 
     def test_nothing_received_aborts(self) -> None:
-        """A black hole is noticed after silence_s although unsent octets are queued; the close is an abort."""
+        """A black hole is noticed after silence_s although unsent bytes are queued; the close is an abort."""
         house = House().consuming()
         peer = house.broker.peer
         house.write(b"{}")
@@ -1029,7 +1029,7 @@ class TestSilence:
         assert house.broker.attempts == 1
 
 
-class TestLosses:
+class TestFailures:
     """Pitfalls F11 and F13."""
 
     @pytest.mark.parametrize(
@@ -1116,7 +1116,7 @@ class TestLosses:
         assert (first.attempts, other.attempts) == (1, 1)
 
     def test_what_is_not_amqp_is_said(self) -> None:
-        """A web server on that port is recognised by its first octets, not by the deadline."""
+        """A web server on that port is recognised by its first bytes, not by the deadline."""
         house = House()
         house.broker.mute = frame.ProtocolHeader
         house.start()
@@ -1142,7 +1142,7 @@ class TestLosses:
         house.until(lambda: house.state() is SourceState.HANDSHAKE, within_s=0.55)
 
 
-class TestChannelLosses:
+class TestChannelFailures:
     """What the broker takes away while the connection stands."""
 
     def cancel(self, house: House) -> None:
@@ -1217,7 +1217,7 @@ class TestLate:
         old.protocol.connectionLost()
         assert house.sink.calls == before
         assert house.state() is SourceState.CONSUMING
-        assert house.source.counters["losses"] == 1
+        assert house.source.counters["failures"] == 1
 
 
 class TestStop:

@@ -337,7 +337,7 @@ def test_garbage_is_counted_and_harmless(body: bytes) -> None:
         house.clock.advance(REPORT_EVERY_S)
         house.control.control(body, None)
     assert len(lines.texts) == 2
-    assert lines.texts[0].startswith(f"control message of {len(body)} octets skipped: ")
+    assert lines.texts[0].startswith(f"control message of {len(body)} bytes skipped: ")
     assert "canary" not in lines.everything()
     assert house.done == []
     assert house.control.counts["bad"] == 51

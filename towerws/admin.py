@@ -36,7 +36,7 @@ from towerws.core.publication import parse_publication
 from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
 
-ENVELOPE_OCTETS = 1024
+ENVELOPE_BYTES = 1024
 """What a publish request may hold around its payload."""
 
 PAGE_POLICY = (
@@ -76,12 +76,12 @@ class AdminRequest(Request):
         """Take in a piece of the body; refuse one that is too long as soon as it is, and keep nothing more of it."""
         self._received += len(data)
         channel: Any = self.channel
-        limit: int = channel.site.max_body_octets  # `self.site` is there only once the body is whole
+        limit: int = channel.site.max_body_bytes  # `self.site` is there only once the body is whole
         if self._received <= limit:
             super().handleContentChunk(data)
         elif not self._refused:
             self._refused = True
-            error = json.dumps({"error": f"the body is longer than {limit} octets"}).encode("ascii")
+            error = json.dumps({"error": f"the body is longer than {limit} bytes"}).encode("ascii")
             head = f"HTTP/1.1 413 Payload Too Large\r\nContent-Type: application/json\r\nContent-Length: {len(error)}\r\n"
             channel.transport.write(head.encode("ascii") + b"Connection: close\r\n\r\n" + error)
         elif self._received > DISCARDED_BODIES * limit:
@@ -184,13 +184,13 @@ class AdminSite(Site):
         publish: Callable[[str, bytes], str] | None,
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
         websocket_port: Callable[[], int],
-        max_payload_octets: int,
+        max_payload_bytes: int,
         why_nobody: Callable[[str, str], str | None] = lambda group, event: None,
     ) -> None:
         root = Resource()
         super().__init__(root, requestFactory=AdminRequest)
         self.displayTracebacks = False
-        self.max_body_octets = max_payload_octets + ENVELOPE_OCTETS
+        self.max_body_bytes = max_payload_bytes + ENVELOPE_BYTES
         self._source_status = source_status
         self._publish = publish
         self._disconnect = disconnect
@@ -287,7 +287,7 @@ class _HealthSite(Site):
     def __init__(self, source_status: Callable[[], SourceStatus]) -> None:
         super().__init__(Resource(), requestFactory=AdminRequest, timeout=PROBE_S)
         self.displayTracebacks = False
-        self.max_body_octets = 0
+        self.max_body_bytes = 0
         self._source_status = source_status
         self._pages = {
             b"healthz": _Page(b"GET", lambda request: _json(200, {"healthy": True}), guarded=False),

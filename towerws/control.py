@@ -59,7 +59,7 @@ class _Request:
     closed: int
     awaited: dict[str, str]
     """The names of the daemons that have not answered, by id."""
-    crowded: bool
+    too_many: bool
     confirmed: bool = False
     came_back: bool = False
     late: bool = False
@@ -122,7 +122,7 @@ class Control:
             return succeed(Disconnection(closed))
         now = self._clock.seconds()
         awaited = {other.id: other.name for other in self._others.present(now)}
-        request = _Request(whom, closed, awaited, self._others.crowded(now))
+        request = _Request(whom, closed, awaited, self._others.too_many(now))
         self._announced += 1
         message_id = revocation_id(self._me, self._announced)
         if len(self._requests) >= WAITING:
@@ -237,8 +237,8 @@ class Control:
         if not request.confirmed:
             return
         if request.came_back and not request.awaited:
-            crowded = f"there are more than {MAX_DAEMONS} other daemons" if request.crowded else None
-            self._settle(message_id, request, crowded)
+            too_many = f"there are more than {MAX_DAEMONS} other daemons" if request.too_many else None
+            self._settle(message_id, request, too_many)
         elif request.late and not request.came_back:
             self._settle(message_id, request, "this daemon doesn't hear the control exchange: see control in /status")
         elif request.late:
@@ -286,10 +286,10 @@ class Control:
         self._said += 1
         return self._announce(body, f"{self._me}.{self._said}")
 
-    def _skip(self, octets: int, rule: str) -> None:
+    def _skip(self, size: int, rule: str) -> None:
         self._counts["bad"] += 1
         if self._report("bad"):
-            self._log.warn("control message of {octets} octets skipped: {rule}", octets=octets, rule=rule)
+            self._log.warn("control message of {size} bytes skipped: {rule}", size=size, rule=rule)
 
     def _report(self, what: str) -> bool:
         """Whether it is time for a line about this again."""

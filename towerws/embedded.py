@@ -41,9 +41,9 @@ class EmbeddedSource:
         """Put a delivery into the log and out to the connections; its position. The caller has checked both."""
         self._offset += 1
         self._sink.deliver(routing_key, payload, self._offset, None)
-        self._sink.end_turn(_written)
+        self._sink.end_batch(_written)
         return f"{self._offset}-{self._log}"
 
 
-def _written(octets: int) -> None:
+def _written(size: int) -> None:
     """Who publishes is answered at once: the next delivery waits for what is left of this one's turn."""

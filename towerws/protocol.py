@@ -18,23 +18,23 @@ from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.addresses import Proxies
-from towerws.core.admission import OPTIONS, Admission
+from towerws.core.connection_limits import OPTIONS, ConnectionLimits
 from towerws.core.errors import CloseReason
 from towerws.core.frames import is_close_code, text_frame, whole_text
 from towerws.core.identity import Identity
-from towerws.core.limits import TokenBucket
 from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
+from towerws.core.token_bucket import TokenBucket
 from towerws.core.wire import PLAIN, Dialect
+from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.connection_log import ConnectionLog, ProxyLog
-from towerws.websocket.desk import Desk
-from towerws.websocket.doorman import Doorman
-from towerws.websocket.lean import lean
-from towerws.websocket.opening import OpeningConnection, Silent
-from towerws.websocket.outlet import Outlet, open_outlet
+from towerws.websocket.context import ConnectionContext
+from towerws.websocket.opening import NullLogger, OpeningConnection
+from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
+from towerws.websocket.shared_state import with_shared_state
 from towerws.websocket.timers import Timers
-from towerws.websocket.visitor import Visitor
+from towerws.websocket.unauthenticated import UnauthenticatedSession
 
 RECONNECT_MS = (500, 5000)
 """Clients that are told to come back spread themselves over this time."""
@@ -45,13 +45,13 @@ class WebSocketConnection(OpeningConnection):
 
     factory: WebSocketFactory
 
-    _visitor: Visitor | None = None
+    _unauthenticated: UnauthenticatedSession | None = None
     _limit = ""
 
     def connectionMade(self) -> None:
         """A client has connected; it is nobody yet."""
         self._session: Session | None = None
-        self._outlet: Outlet | None = None
+        self._send_buffer: SendBuffer | None = None
         self._controls: TokenBucket | None = None
         self._continuations: TokenBucket | None = None
         self._fragments = 0
@@ -65,21 +65,21 @@ class WebSocketConnection(OpeningConnection):
     def opened(self, response: bytes) -> None:
         """The client is in. The 101 and the first frame leave in one write."""
         factory = self.factory
-        spoken = PLAIN if self._perMessageCompress is None else factory.desk.deflated
+        spoken = PLAIN if self._perMessageCompress is None else factory.context.deflated
         dialect = spoken[self.websocket_protocol_in_use]
-        self._outlet = open_outlet(self.transport, factory.settings.backlog_octets, factory.soon)
+        self._send_buffer = open_send_buffer(self.transport, factory.settings.backlog_bytes, factory.soon)
         # The hub writes with this: one call, without a look at the state.
-        self.send = self._outlet.send  # type: ignore[method-assign]
+        self.send = self._send_buffer.send  # type: ignore[method-assign]
         if self.identity is None:
             self.send(response)
-            self._visitor = Visitor(factory.desk, self, dialect)
+            self._unauthenticated = UnauthenticatedSession(factory.context, self, dialect)
         else:
             self._begin(self.identity, dialect, response)
 
     def _begin(self, identity: Identity, dialect: Dialect, response: bytes = b"") -> None:
         factory = self.factory
-        self._opened_at = factory.desk.reactor.seconds()
-        self._session = Session(factory.desk, self, identity, dialect, response)
+        self._opened_at = factory.context.reactor.seconds()
+        self._session = Session(factory.context, self, identity, dialect, response)
         factory.opened += 1
         factory.log_of_connections.line(
             "connection opened: user {user} from {address}, by {method}, session {session}, speaks {dialect}",
@@ -90,10 +90,10 @@ class WebSocketConnection(OpeningConnection):
             dialect=dialect.name,
         )
 
-    def octets(self, data: bytes) -> None:
+    def data_after_opening(self, data: bytes) -> None:
         """Frames. One whole text message, which is what clients send nearly always, takes the short way."""
         if self.state == self.STATE_OPEN and self.current_frame is None and not self.inside_message and not self.data:
-            message = whole_text(data, self.factory.settings.message_octets)
+            message = whole_text(data, self.factory.settings.message_bytes)
             if message is not None:
                 self.onMessage(message, False)
                 return
@@ -106,22 +106,22 @@ class WebSocketConnection(OpeningConnection):
 
     def left(self) -> None:
         """Out of the hub, and nothing more is sent but what Autobahn has to say. A second call does nothing."""
-        if self._outlet is not None:
-            self._outlet.close()
-            self._outlet = None
+        if self._send_buffer is not None:
+            self._send_buffer.close()
+            self._send_buffer = None
             self.send = lambda data: True  # type: ignore[method-assign]
             self.unregisterProducer()
-        if self._visitor is not None:
-            self._visitor.close()
-            self._visitor = None
+        if self._unauthenticated is not None:
+            self._unauthenticated.close()
+            self._unauthenticated = None
         session, self._session = self._session, None
         if session is not None:
-            topics = len(session.member.topics)
+            topics = len(session.subscriber.topics)
             session.close()
             self.factory.closed += 1
             self.factory.log_of_connections.line(
                 "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
-                duration=self.factory.desk.reactor.seconds() - self._opened_at,
+                duration=self.factory.context.reactor.seconds() - self._opened_at,
                 user=session.identity.user_id,
                 address=self.address,
                 requests=session.requests,
@@ -136,13 +136,13 @@ class WebSocketConnection(OpeningConnection):
         if self.state == self.STATE_CLOSING:
             settings = self.factory.settings
             self._frames_after_close += 1
-            kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_octets
+            kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_bytes
             if kept or self._frames_after_close > settings.fragments:
                 self.data = b""
                 self.transport.pauseProducing()  # the answer is then not awaited: the close ends in an abort
         elif self._perMessageCompress is not None and not self.inside_message:
             compressed = self.current_frame.rsv != 0
-            limit = self._perMessageCompress.max_wire_octets if compressed else self.factory.settings.message_octets
+            limit = self._perMessageCompress.max_wire_bytes if compressed else self.factory.settings.message_bytes
             self.maxFramePayloadSize = self.maxMessagePayloadSize = limit
         super().onFrameBegin()
         if self.state != self.STATE_OPEN:
@@ -164,7 +164,7 @@ class WebSocketConnection(OpeningConnection):
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A whole message."""
-        talk = self._session or self._visitor
+        talk = self._session or self._unauthenticated
         if talk is not None:
             talk.message(payload, isBinary)
 
@@ -179,7 +179,7 @@ class WebSocketConnection(OpeningConnection):
 
     def onAutoPingTimeout(self) -> None:
         """A ping was not answered in time."""
-        self.factory.desk.limits["pong_s"] += 1
+        self.factory.context.limits["pong_s"] += 1
         super().onAutoPingTimeout()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
@@ -219,7 +219,7 @@ class WebSocketConnection(OpeningConnection):
         super().dropConnection(abort)
 
     def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
-        self.end(CloseReason.TOO_BIG, "message_octets")
+        self.end(CloseReason.TOO_BIG, "message_bytes")
 
     # the hub and the session call these
 
@@ -229,8 +229,8 @@ class WebSocketConnection(OpeningConnection):
 
     def await_drain(self) -> None:
         """Feed the session's member once the buffer is empty."""
-        if self._outlet is not None and self._session is not None:
-            self._outlet.await_drain(self._session.feed)
+        if self._send_buffer is not None and self._session is not None:
+            self._send_buffer.await_drain(self._session.feed)
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
         """Say why, and close. Autobahn's `sendClose` knows only 1000 and 3000 to 4999; its timer aborts a silent peer.
@@ -241,9 +241,9 @@ class WebSocketConnection(OpeningConnection):
             return
         if limit:
             self._limit = f": {limit}"
-            self.factory.desk.limits[limit] += 1
+            self.factory.context.limits[limit] += 1
         close = reason.value
-        if (talk := self._session or self._visitor) is not None:
+        if (talk := self._session or self._unauthenticated) is not None:
             delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, guards nothing
             bye = talk.dialect.bye(close, delay_ms)
             if bye is not None:
@@ -254,22 +254,22 @@ class WebSocketConnection(OpeningConnection):
 
     def identified(self, identity: Identity, held: list[tuple[bytes, bool]]) -> None:
         """Its token is good: a session begins, with the messages that came meanwhile."""
-        assert self._visitor is not None
-        dialect = self._visitor.dialect
-        if (reason := self.factory.admission.admit(self._guest, identity.account)) is not None:
-            self.turn_away(CloseReason.CROWDED, reason)
+        assert self._unauthenticated is not None
+        dialect = self._unauthenticated.dialect
+        if (reason := self.factory.connection_limits.admit(self._slot, identity.account)) is not None:
+            self.reject(CloseReason.TOO_MANY_CONNECTIONS, reason)
             return
-        self._visitor, self.identity = None, identity
+        self._unauthenticated, self.identity = None, identity
         self._begin(identity, dialect)
         for payload, is_binary in held:
             self.onMessage(payload, is_binary)
 
-    def turn_away(self, reason: CloseReason, word: str) -> None:
+    def reject(self, reason: CloseReason, word: str) -> None:
         """It does not get in. It takes nobody's place from now on."""
         factory = self.factory
-        factory.admission.dismiss(self._guest)
+        factory.connection_limits.dismiss(self._slot)
         factory.refused_for[word] = factory.refused_for.get(word, 0) + 1
-        factory.desk.refusals.line(self.address, word, status=reason.value.code, detail=OPTIONS.get(word, reason.value.reason))
+        factory.context.refusals.line(self.address, word, status=reason.value.code, detail=OPTIONS.get(word, reason.value.reason))
         self.end(reason)
 
     # within
@@ -281,14 +281,14 @@ class WebSocketConnection(OpeningConnection):
     def _fragment_allowed(self) -> bool:
         """So many in a message, and so many a second: Autobahn copies what is left of a read for each (40 KB of them: 50 ms)."""
         allowed = self.factory.settings.fragments
-        now = self.factory.desk.reactor.seconds()
+        now = self.factory.context.reactor.seconds()
         if self._continuations is None:
             self._continuations = TokenBucket(allowed, 2 * allowed, now)
         return self._fragments <= allowed and self._continuations.take(now) == 0
 
     def _control_allowed(self) -> bool:
         settings = self.factory.settings
-        now = self.factory.desk.reactor.seconds()
+        now = self.factory.context.reactor.seconds()
         if self._controls is None:
             self._controls = TokenBucket(settings.controls_per_s, settings.controls_burst, now)
         if self._controls.take(now) > 0:
@@ -323,12 +323,12 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
     """Makes the connections, with Autobahn's options set to what is safe (docs/architecture.md lists each with its reason)."""
 
     protocol = WebSocketConnection
-    log = Silent()
+    log = NullLogger()
     noisy = False
 
     def __init__(
         self,
-        desk: Desk,
+        context: ConnectionContext,
         settings: WebSocketSettings,
         reactor: IReactorTime,
         *,
@@ -342,10 +342,10 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.proxies = Proxies(self.access.trusted_proxies)
         self.origins = Origins(self.access.origins)
         self.page_ports = page_ports
-        self.admission = Admission(limits)
-        self.doorman = Doorman(limits.accepts_per_s, reactor)
+        self.connection_limits = ConnectionLimits(limits)
+        self.accept_throttle = AcceptThrottle(limits.accepts_per_s, reactor)
         self.timers = self._batched_timer = Timers(reactor)  # the second name is where Autobahn looks for its own
-        self.desk = desk
+        self.context = context
         self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}
         """Every TCP connection, open or still at its handshake."""
@@ -358,8 +358,8 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.refused_for: dict[str, int] = {}
         """The same, by the reason's word."""
         self.setProtocolOptions(
-            maxFramePayloadSize=settings.message_octets,
-            maxMessagePayloadSize=settings.message_octets,
+            maxFramePayloadSize=settings.message_bytes,
+            maxMessagePayloadSize=settings.message_bytes,
             failByDrop=False,
             openHandshakeTimeout=settings.handshake_s,
             closeHandshakeTimeout=settings.linger_s,
@@ -368,15 +368,15 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
             autoPingSize=16,
             autoPingRestartOnAnyTraffic=False,
         )
-        self.protocol = lean(self.protocol, self)
+        self.protocol = with_shared_state(self.protocol, self)
 
     def buildProtocol(self, addr: object) -> WebSocketConnection:
         """One for a client that was accepted."""
-        self.doorman.accepted()
+        self.accept_throttle.accepted()
         connection = self.protocol()
         connection.factory = self
         return connection
 
     def soon(self, call: Any) -> None:
         """Run this in another turn of the reactor."""
-        self.desk.reactor.callLater(0, call)
+        self.context.reactor.callLater(0, call)

@@ -25,7 +25,7 @@ from towerws import __version__
 from towerws.admin import AdminSite, health_site
 from towerws.amqp import AmqpSource
 from towerws.auth.chain import Chain
-from towerws.broker.announcer import Announcer
+from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
 from towerws.control import Control
@@ -35,14 +35,14 @@ from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
-from towerws.core.intake import Intake
+from towerws.core.ingest import Ingest
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
 from towerws.methods import make_methods
 from towerws.protocol import WebSocketFactory
-from towerws.websocket.desk import Desk
+from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import ReplayBounds
 
 CLOSES_PER_S = 1000
@@ -107,12 +107,12 @@ class TowerwsService(Service):
         self._full_said = Full()
         self.warnings: Sequence[str] = ()
         """What the log should say when the daemon starts, a sentence each."""
-        self.history = History(settings.history.max_octets, settings.history.max_age_s)
+        self.history = History(settings.history.max_bytes, settings.history.max_age_s)
         self.hub = Hub(self.history, lambda call: reactor.callLater(0, call))
-        self.intake = Intake(
+        self.ingest = Ingest(
             self.history,
             self.hub,
-            max_payload_octets=settings.max_payload_octets,
+            max_payload_bytes=settings.max_payload_bytes,
             clock=reactor.seconds,
             report=self._report,
             new_epoch=lambda: secrets.token_hex(4),
@@ -120,39 +120,41 @@ class TowerwsService(Service):
         )
         publish: Callable[[str, bytes], str] | None = None
         if settings.broker is None:
-            embedded = EmbeddedSource(self.intake)
+            embedded = EmbeddedSource(self.ingest)
             self.source: Source = embedded
 
             def publish_checked(routing_key: str, payload: bytes) -> str:
-                self.intake.judge(routing_key, payload)
+                self.ingest.judge(routing_key, payload)
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
         self._limits = _with_connections(settings.limits)
         self._auth = Chain(tuple(make_methods(settings, reactor)))
         groups = GroupTable(settings.groups)
-        desk = Desk(
+        context = ConnectionContext(
             self.hub,
-            self.intake,
+            self.ingest,
             self._auth,
             groups,
             settings.websocket,
             reactor,
             check_xrftoken=settings.access.check_xrftoken,
             revalidate_s=settings.access.revalidate_s,
-            replays=ReplayBounds(settings.limits.replay_bytes_per_s, settings.history.max_octets),
+            replays=ReplayBounds(settings.limits.replay_bytes_per_s, settings.history.max_bytes),
         )
-        self.desk = desk
-        self._announcer = None if settings.broker is None else Announcer(settings.broker, reactor, prefer=lambda: amqp.url)
-        announce = None if self._announcer is None else self._announcer.announce
+        self.context = context
+        self._control_publisher = None if settings.broker is None else ConfirmedPublisher(settings.broker, reactor, prefer=lambda: amqp.url)
+        announce = None if self._control_publisher is None else self._control_publisher.announce
         self._id = secrets.token_hex(8)
-        self.control = Control(desk.guard.disconnect, desk.guard.doubt, announce, reactor, self._id, self._marker)
+        self.control = Control(
+            context.credential_monitor.disconnect, context.credential_monitor.doubt, announce, reactor, self._id, self._marker
+        )
         self._listener: ControlListener | None = None
         if settings.broker is not None and announce is not None:
             self._listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
-            self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
+            self.source = amqp = AmqpSource(settings.broker, self.ingest, reactor, control=self._listener)
         self.websockets = WebSocketFactory(
-            desk, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
+            context, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
         )
         self.admin = AdminSite(
             status=self.status,
@@ -160,7 +162,7 @@ class TowerwsService(Service):
             publish=publish,
             disconnect=self.control.revoke,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
-            max_payload_octets=settings.max_payload_octets,
+            max_payload_bytes=settings.max_payload_bytes,
             why_nobody=groups.why_nobody,
         )
         self._trim = LoopingCall(self._trim_history)
@@ -174,7 +176,7 @@ class TowerwsService(Service):
         if self._settings.health:
             self._listen("health", self._settings.health, health_site(self.source_status))
         self._listen("listen", self._settings.listen, self.websockets)
-        self.websockets.doorman.stand_at(self._ports["listen"], backlog="backlog=" not in self._settings.listen)
+        self.websockets.accept_throttle.attach(self._ports["listen"], backlog="backlog=" not in self._settings.listen)
 
     def startService(self) -> None:
         """Start the source."""
@@ -183,7 +185,7 @@ class TowerwsService(Service):
         self._started_at = self._reactor.seconds()
         self.source.start()
         self._trim.start(1.0, now=False)
-        self.desk.guard.start()
+        self.context.credential_monitor.start()
         self._log.info(
             "towerws {version}: websockets on {listen}, admin on {admin}, source {source}, auth {auth}",
             version=__version__,
@@ -198,10 +200,10 @@ class TowerwsService(Service):
     def stopService(self) -> Deferred[None]:
         """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""
         self._stopping = True
-        self.websockets.doorman.leave()
+        self.websockets.accept_throttle.leave()
         if self._trim.running:
             self._trim.stop()
-        self.desk.guard.stop()
+        self.context.credential_monitor.stop()
         done: Deferred[None] = Deferred()
 
         def finish(_: object = None) -> None:
@@ -219,7 +221,7 @@ class TowerwsService(Service):
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])
         steps.addCallback(lambda _: self._drain())
-        steps.addCallback(lambda _: _settled(self.desk.auth.stop()))
+        steps.addCallback(lambda _: _settled(self.context.auth.stop()))
         steps.addCallback(lambda _: self._leave_broker())
         steps.addCallback(lambda _: DeferredList([_settled(port.stopListening()) for port in probed]))
         steps.addErrback(lambda failure: self._log.failure("stopping went wrong; going on", failure))
@@ -270,7 +272,7 @@ class TowerwsService(Service):
 
         def stop(_: object) -> Deferred[Any]:
             stopping = _settled(self.source.stop())
-            return DeferredList([stopping, _settled(None if self._announcer is None else self._announcer.stop())])
+            return DeferredList([stopping, _settled(None if self._control_publisher is None else self._control_publisher.stop())])
 
         return self.control.leave().addCallback(stop)
 
@@ -309,42 +311,42 @@ class TowerwsService(Service):
     def status(self) -> Mapping[str, object]:
         """What `/status` shows."""
         source = self.source_status()
-        history, hub, intake, websockets, desk = self.history, self.hub, self.intake, self.websockets, self.desk
+        history, hub, ingest, websockets, context = self.history, self.hub, self.ingest, self.websockets, self.context
         return {
             "version": __version__,
             "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
             "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
             "control": None if self._listener is None else {**self._listener.status, **self.control.counts, "others": self.control.others},
             "intake": {
-                "received": intake.received,
-                "markers": intake.markers,
-                "duplicates": intake.duplicates,
-                "skipped": dict(intake.bad),
-                "positions_waiting": intake.waiting,
+                "received": ingest.received,
+                "markers": ingest.markers,
+                "duplicates": ingest.duplicates,
+                "skipped": dict(ingest.bad),
+                "positions_waiting": ingest.waiting,
             },
-            "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position or None},
+            "history": {"deliveries": len(history), "bytes": history.weight_bytes, "position": history.head.position or None},
             "hub": {
-                "members": len(hub.members) - desk.guard.watchers,
-                "behind": sum(member.behind for member in hub.members),
-                "topics": hub.topics - desk.guard.watchers,
+                "subscribers": len(hub.subscribers) - context.credential_monitor.watchers,
+                "behind": sum(subscriber.behind for subscriber in hub.subscribers),
+                "topics": hub.topics - context.credential_monitor.watchers,
                 **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
             },
-            "compression": {"frames": desk.deflater.frames, "octets": desk.deflater.octets, "saved": desk.deflater.saved},
+            "compression": {"frames": context.deflater.frames, "bytes": context.deflater.input_bytes, "saved": context.deflater.saved},
             "connections": {
                 "present": len(websockets.connections),
                 "opened": websockets.opened,
                 "closed": websockets.closed,
-                "revoked": desk.guard.revoked,
-                "limits": dict(desk.limits),
-                "replays_delayed": desk.replays.delays,
-                "renewed": desk.renewed,
-                "accepted": websockets.admission.arrived,
-                "accept_pauses": websockets.doorman.pauses,
+                "revoked": context.credential_monitor.revoked,
+                "limits": dict(context.limits),
+                "replays_delayed": context.replays.delays,
+                "renewed": context.renewed,
+                "accepted": websockets.connection_limits.arrived,
+                "accept_pauses": websockets.accept_throttle.pauses,
                 "refused": {str(status): count for status, count in websockets.refused.items()},
                 "refused_for": dict(websockets.refused_for),
             },
             "auth": self._auth.figures(),
-            "requests": {"taken": desk.requests, "bad": desk.bad_requests, "denied_topics": desk.denied},
+            "requests": {"taken": context.requests, "bad": context.bad_requests, "denied_topics": context.denied},
         }
 
 

@@ -287,7 +287,7 @@ class Worker(Events):
                 if len(recalled) == 1:
                     culprit = recalled[0]
                 self._suspects = len(recalled)
-            elif not failure.cured_by_time:
+            elif not failure.retryable:
                 told = self._buffer.with_resolve()
                 self._buffer.remove_waiting(told)
         if culprit is not None:

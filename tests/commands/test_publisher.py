@@ -68,7 +68,7 @@ def admin() -> Iterator[Admin]:
 
 
 def test_payload_passes_untouched(admin: Admin) -> None:
-    """The payload's octets stand in the envelope as they are, on one connection for all."""
+    """The payload's bytes stand in the envelope as they are, on one connection for all."""
     said: list[str] = []
     publisher = AdminPublisher(admin.url, said.append)
     publisher.publish("job_events.42", b'{"a":  "\\ud800"}')

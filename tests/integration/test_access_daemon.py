@@ -44,12 +44,12 @@ class Api(BaseHTTPRequestHandler):
             self._answer(200 if self.path == "/api/v2/jobs/42/" else 404, {})
 
     def _answer(self, status: int, body: object) -> None:
-        octets = json.dumps(body).encode()
+        raw = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(octets)))
+        self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
-        self.wfile.write(octets)
+        self.wfile.write(raw)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
         """No log."""
@@ -103,7 +103,7 @@ def close_code(client: ClientConnection) -> int:
 
 
 def test_tower_session(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
-    """From AWX's cookie to a revocation: each rule on the way holds, and no secret nor hostile octet gets into the log."""
+    """From AWX's cookie to a revocation: each rule on the way holds, and no secret nor hostile byte gets into the log."""
     api, url = tower
     cookie = f"sessionid={CANARY}; csrftoken={TOKEN}"
     flags = ("--tower-url", url, "--revalidate-s", "1", "--trusted-proxies", "127.0.0.1", "--tower-valid-s", "0")
@@ -197,7 +197,7 @@ def test_jwt_in_messages(tmp_path: Path) -> None:
 
     with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon:
         with connect(daemon.url) as nobody, connect(daemon.url) as rude, connect(daemon.url, subprotocols=[SUBPROTOCOL]) as client:
-            assert daemon.get("/status")[1]["hub"]["members"] == 0
+            assert daemon.get("/status")[1]["hub"]["subscribers"] == 0
             assert tell(rude, {"groups": {"job_events": [42]}}) == {"error": "no credential was brought: a token must be sent first"}
             assert close_code(rude) == 1008
             assert tell(client, {"token": token(-1)})["code"] == "token"

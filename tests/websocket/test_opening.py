@@ -53,19 +53,19 @@ def test_subprotocol_chooses_dialect(make: Edges) -> None:
     assert other.take() == [{"accept": True, "user": 0}]
 
 
-def test_handshake_octet_by_octet_with_frames_behind_it(make: Edges) -> None:
-    """However the octets are cut, the handshake and what is sent right behind it are understood."""
+def test_handshake_byte_by_byte_with_frames_behind_it(make: Edges) -> None:
+    """However the bytes are cut, the handshake and what is sent right behind it are understood."""
     edge = make()
-    octets = request() + text({"groups": {"job_events": [1]}})
-    client = edge.connect().send(*(octets[at : at + 1] for at in range(len(octets))))
+    raw = request() + text({"groups": {"job_events": [1]}})
+    client = edge.connect().send(*(raw[at : at + 1] for at in range(len(raw))))
     assert client.take()[1]["groups_current"] == ["job_events-1"]
-    together = edge.connect().send(octets + frame(PING, b"x"))
+    together = edge.connect().send(raw + frame(PING, b"x"))
     assert together.take()[1]["groups_current"] == ["job_events-1"]
     assert together.control(PONG) == [b"x"]
 
 
 @pytest.mark.parametrize(
-    ("octets", "status", "word"),
+    ("raw", "status", "word"),
     [
         (request("/"), 404, b"/websocket/"),
         (request("/websocket/x"), 404, b"/websocket/"),
@@ -97,10 +97,10 @@ def test_handshake_octet_by_octet_with_frames_behind_it(make: Edges) -> None:
         (request("http://tower.example.com"), 404, b"/websocket/"),
     ],
 )
-def test_refusals_by_http_status(make: Edges, octets: bytes, status: int, word: bytes) -> None:
+def test_refusals_by_http_status(make: Edges, raw: bytes, status: int, word: bytes) -> None:
     """Whatever is not an opening handshake gets the fitting status, a text that helps, and the end of the connection."""
     edge = make()
-    client = edge.connect().send(octets)
+    client = edge.connect().send(raw)
     assert client.status == status
     assert word in client.response
     assert b"Connection: close\r\n" in client.response
@@ -113,19 +113,19 @@ def test_refusals_by_http_status(make: Edges, octets: bytes, status: int, word: 
 def test_refusal_repeats_nothing(make: Edges) -> None:
     """A refusal never repeats what was sent: no token from the URL, no header, nor does the log."""
     edge = make()
-    for octets in (
+    for raw in (
         request("/websocket/?token=canary", without=["Sec-WebSocket-Key"]),
         request("/canary"),
         request("/websocket/", added=["Origin: canary"]),
         request("/websocket/", added=["Sec-WebSocket-Extensions: permessage-deflate; canary=1"]),
         request("/websocket/", added=["canary"]),
     ):
-        client = edge.connect().send(octets)
+        client = edge.connect().send(raw)
         assert b"canary" not in client.transport.received, client.transport.received
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "raw",
     [
         request("http://tower.example.com/websocket/"),
         request("wss://TOWER.example.com:443/api/websocket?token=x"),
@@ -142,11 +142,11 @@ def test_refusal_repeats_nothing(make: Edges) -> None:
     ],
     ids=range(12),
 )
-def test_heads_that_a_strict_server_takes(make: Edges, octets: bytes) -> None:
+def test_heads_that_a_strict_server_takes(make: Edges, raw: bytes) -> None:
     """Findings P2 and P3: RFC 9110 and 9112 as they are, in one piece and byte by byte."""
     edge = make()
-    assert edge.connect().send(octets).status == 101
-    assert edge.connect().send(*(octets[at : at + 1] for at in range(len(octets)))).status == 101
+    assert edge.connect().send(raw).status == 101
+    assert edge.connect().send(*(raw[at : at + 1] for at in range(len(raw)))).status == 101
 
 
 @pytest.mark.parametrize("path", ["/websocket/", "/", "/favicon.ico"])
@@ -159,9 +159,9 @@ def test_head_gets_a_head_only(make: Edges, path: str, lead: bytes) -> None:
     assert client.response.endswith(b"\r\n\r\n")
     edge.open()
     edge.open()
-    crowded = edge.connect().send(request().replace(b"GET", b"HEAD"))
-    assert crowded.status == 503
-    assert crowded.response.endswith(b"\r\n\r\n")
+    too_many = edge.connect().send(request().replace(b"GET", b"HEAD"))
+    assert too_many.status == 503
+    assert too_many.response.endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize("first", [1, 2, 5, 200])
@@ -178,40 +178,40 @@ def test_a_tls_hello_is_turned_away_at_once(make: Edges, version: int, first: in
     assert client.transport.lost
 
 
-@pytest.mark.parametrize("octet", [*range(0x80, 0x100)])
-def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, octet: int) -> None:
+@pytest.mark.parametrize("byte", [*range(0x80, 0x100)])
+def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, byte: int) -> None:
     """Promise 30: what one parser or another takes for the end of a line ends none here. It stays in the value that it stands in."""
     method = SlowMethod()
-    client = make(method).connect().send(request(added=[f"User-Agent: x{chr(octet)}X-Forwarded-For: 203.0.113.9{chr(octet)}y: z"]))
+    client = make(method).connect().send(request(added=[f"User-Agent: x{chr(byte)}X-Forwarded-For: 203.0.113.9{chr(byte)}y: z"]))
     assert client.status == 101
     ((head, _),) = method.handshakes
-    assert head.headers["user-agent"].encode("latin-1") == b"x%cX-Forwarded-For: 203.0.113.9%cy: z" % (octet, octet)
+    assert head.headers["user-agent"].encode("latin-1") == b"x%cX-Forwarded-For: 203.0.113.9%cy: z" % (byte, byte)
     assert head.headers.keys().isdisjoint({"x-forwarded-for", "y"})
 
 
 @pytest.mark.parametrize(
-    ("octet", "position"),
+    ("byte", "position"),
     [
-        *[(octet, "value") for octet in b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f"],
+        *[(byte, "value") for byte in b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f"],
         *[
-            (octet, position)
-            for octet in b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f\x80\x85\xa0\xff"
+            (byte, position)
+            for byte in b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f\x80\x85\xa0\xff"
             for position in ("name", "path", "host")
         ],
     ],
 )
-def test_no_header_smuggling(make: Edges, octet: int, position: str) -> None:
-    """Promise 30: no octet that somebody might take for the end of a line gets through; authentication never sees the head."""
+def test_no_header_smuggling(make: Edges, byte: int, position: str) -> None:
+    """Promise 30: no byte that somebody might take for the end of a line gets through; authentication never sees the head."""
     method = SlowMethod()
     edge = make(method)
-    bad = chr(octet)
-    octets = {
+    bad = chr(byte)
+    raw = {
         "value": request(added=[f"User-Agent: x{bad}X-Forwarded-For: 203.0.113.9"]),
         "name": request(added=[f"X{bad}Forwarded-For: 203.0.113.9"]),
         "path": request(f"/websocket/?a={bad}b"),
         "host": request(without=["Host"], added=[f"Host: tower.example.com{bad}X-Forwarded-For: 203.0.113.9"]),
     }[position]
-    client = edge.connect().send(octets)
+    client = edge.connect().send(raw)
     assert client.status == 400
     assert method.handshakes == []
 
@@ -254,10 +254,10 @@ def test_endless_head(make: Edges) -> None:
 
 
 def test_head_of_the_largest_size(make: Edges) -> None:
-    """A head of 16 KiB is fine, one octet more is 431."""
+    """A head of 16 KiB is fine, one byte more is 431."""
     edge = make()
     for more, status in ((0, 101), (1, 431)):
-        fill = edge.settings.head_octets - len(request(added=["X: "])) + 4 + more
+        fill = edge.settings.head_bytes - len(request(added=["X: "])) + 4 + more
         assert edge.connect().send(request(added=["X: " + "a" * fill])).status == status
 
 
@@ -331,7 +331,7 @@ def test_hang_up_while_authenticating(make: Edges) -> None:
     client = edge.connect().send(request())
     client.hang_up()
     assert method.cancelled == 1
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
 
 
 def test_one_handshake_per_connection(make: Edges) -> None:
@@ -348,17 +348,17 @@ def test_one_handshake_per_connection(make: Edges) -> None:
     assert edge.factory.opened == 1
 
 
-def test_early_octets_are_bounded(make: Edges) -> None:
+def test_early_bytes_are_bounded(make: Edges) -> None:
     """While the credential is checked at most 16 KiB are kept; a client that sends a MiB is cut, and asking cancelled."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method)
     client = edge.connect().send(request(), *[b"x" * 65536] * 16)
-    assert client.held <= edge.settings.head_octets
+    assert client.held <= edge.settings.head_bytes
     edge.advance(0)
     assert client.transport.lost
     assert method.cancelled == 1
     at_once = edge.connect().send(request() + b"x" * 1024**2)
-    assert at_once.held <= edge.settings.head_octets
+    assert at_once.held <= edge.settings.head_bytes
     edge.advance(0)
     assert at_once.transport.lost
     assert len(method.handshakes) <= 2
@@ -383,7 +383,7 @@ def test_unix_socket(make: Edges) -> None:
     assert client.take() == [{"accept": True, "user": 0}]
     client.listen(1)
     client.hang_up()
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
 
 
 def test_failure_of_our_own_ends_the_connection(make: Edges) -> None:

@@ -84,8 +84,8 @@ def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None,
     assert status(edge, "127.0.0.1:8051", origin) == (101 if allowed else 403)
     if not allowed:
         assert edge.factory.refused_for == {"origin": 1}
-        if isinstance(edge.desk.auth, SlowMethod):
-            assert edge.desk.auth.handshakes == [], "nothing is asked for a foreign page"
+        if isinstance(edge.context.auth, SlowMethod):
+            assert edge.context.auth.handshakes == [], "nothing is asked for a foreign page"
 
 
 @pytest.mark.parametrize(

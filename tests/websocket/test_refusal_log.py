@@ -102,9 +102,9 @@ def test_a_limit_that_is_met_is_a_warning_with_its_option(make: Edges, lines: Li
 def revoked(edge: Edge) -> None:
     """A handshake that was under way when its user was revoked."""
     waiting: Deferred[Identity | None] = Deferred()
-    edge.desk.auth.authenticate = lambda head, address: waiting  # type: ignore[method-assign]
+    edge.context.auth.authenticate = lambda head, address: waiting  # type: ignore[method-assign]
     edge.connect("203.0.113.7").send(request())
-    edge.desk.guard.disconnect(Revocation(user=7))
+    edge.context.credential_monitor.disconnect(Revocation(user=7))
     edge.clock.advance(0)
     waiting.callback(Identity(7, "tower", session="5e55"))
 

@@ -120,8 +120,8 @@ class JwtMethod:
 
 def _session(token: Token, token_id: str | None) -> str:
     """A name for the token, from which it can't be had. Without a `jti`, of what is signed: a signature may have two forms."""
-    octets = b"token " + token.signed if token_id is None else b"jti " + token_id.encode("utf-8")
-    return hashlib.blake2b(octets, digest_size=16).hexdigest()
+    raw = b"token " + token.signed if token_id is None else b"jti " + token_id.encode("utf-8")
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def _check(settings: JwtSettings) -> Grants:

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from twisted.logger import Logger
 
 from towerws.broker.deadline import Deadline
-from towerws.broker.loss import Loss
+from towerws.broker.failures import ConnectionFailure
 from towerws.broker.markers import MarkerPublisher
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
 from towerws.core.markers import MARKER_TOPIC, Marker
@@ -44,7 +44,7 @@ class Watched(Protocol):
     marker_key: str
     """The routing key by which a marker goes straight to it."""
 
-    def rebind(self, done: Callable[[Loss | None], None]) -> None:
+    def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare and bind once more; `done` is told why it could not be done, or None."""
 
     def marker_sent(self, text: str) -> None:
@@ -276,20 +276,20 @@ class BindingWatch:
             self._schedule(INTERVAL_S)
             watched.rebind(self._rebound)
 
-    def _rebound(self, loss: Loss | None) -> None:
+    def _rebound(self, failure: ConnectionFailure | None) -> None:
         watched = self._watched
         if watched is None:
             return
-        if loss is None:
+        if failure is None:
             if self._hole is not None:
                 watched.tell_before_next()
             self._send()
         else:
-            if self._unbound is not None and str(loss) not in self._unbound:
-                self._unbound = f"can't bind again: {loss}"
+            if self._unbound is not None and str(failure) not in self._unbound:
+                self._unbound = f"can't bind again: {failure}"
                 self._log.warn("{reason}", reason=self._unbound)
             self._schedule(RETRY_S)
 
-    def _rebound_blindly(self, loss: Loss | None) -> None:
-        if loss is not None:
-            self._problem = str(loss)
+    def _rebound_blindly(self, failure: ConnectionFailure | None) -> None:
+        if failure is not None:
+            self._problem = str(failure)

@@ -46,7 +46,7 @@ NOT_FOUND: Final = 404
 ACCESS_REFUSED: Final = 403
 
 Announce = Callable[[bytes, str], defer.Deferred[None]]
-"""As `Announcer.announce`. Its `BrokerError` has the broker's code."""
+"""As `ConfirmedPublisher.announce`. Its `BrokerError` has the broker's code."""
 
 
 class WatchOwner(Protocol):

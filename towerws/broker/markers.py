@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from twisted.python.failure import Failure
 
-from towerws.broker.announcer import Announcer
+from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.core.errors import BrokerError, PublishRefused
 from towerws.core.markers import MARKER_TOPIC, Marker
 
@@ -32,7 +32,7 @@ Done = Callable[[BrokerError | None], None]
 class MarkerPublisher:
     """`publisher` has a connection of its own: an alarm stops a connection that publishes, its acknowledgements included."""
 
-    def __init__(self, publisher: Announcer, exchange: str, reactor: Any) -> None:
+    def __init__(self, publisher: ConfirmedPublisher, exchange: str, reactor: Any) -> None:
         self._publisher = publisher
         self._exchange = exchange
         self._reactor = reactor

@@ -32,10 +32,10 @@ from twisted.internet import interfaces
 from twisted.logger import Logger
 
 from towerws.broker.binding_watch import BindingWatch
+from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer, Feed
 from towerws.broker.deadline import Deadline
-from towerws.broker.link import Link
-from towerws.broker.loss import Cure, Loss
+from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.markers import MarkerPublisher
 from towerws.broker.scout import Scout
 from towerws.broker.side_channel import on_side_channel
@@ -76,10 +76,10 @@ class ReaderEvents(Protocol):
     def reader_live(self) -> None:
         """Deliveries come as they are published."""
 
-    def reader_restarted(self, loss: Loss) -> None:
+    def reader_restarted(self, failure: ConnectionFailure) -> None:
         """The channel was lost, a new one is being set up on the same connection."""
 
-    def reader_failed(self, loss: Loss) -> None:
+    def reader_failed(self, failure: ConnectionFailure) -> None:
         """This connection is of no more use."""
 
 
@@ -100,7 +100,7 @@ class StreamReader:
 
     def __init__(
         self,
-        link: Link,
+        connection: BrokerConnection,
         settings: BrokerSettings,
         feed: Feed,
         markers: MarkerPublisher,
@@ -109,7 +109,7 @@ class StreamReader:
         events: ReaderEvents,
     ) -> None:
         self.marker_key = settings.stream
-        self._link = link
+        self._connection = connection
         self._settings = settings
         self._feed = feed
         self._sink = feed.sink
@@ -149,11 +149,11 @@ class StreamReader:
         self._sink.on_position_asked = self._prove_head
         self._watch.stop()
         self._drop()
-        if not self._sink.flowing:
+        if not self._sink.history_complete:
             self._send_early_marker()
         self._shared = self._upto = self._proof = None
         self._state = _State.CHECKING
-        self._check = self._link.open_channel(self._checking, _nothing_comes)
+        self._check = self._connection.open_channel(self._checking, _nothing_comes)
         self._check.add_on_close_callback(self._check_closed)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
@@ -177,14 +177,14 @@ class StreamReader:
             self._watch.stop()
             self._drop()
 
-    def connection_lost(self, loss: Loss) -> None:
+    def connection_lost(self, failure: ConnectionFailure) -> None:
         """The connection is gone, perhaps for an entry that AMQP 0-9-1 can't read.
 
         Then the broker ends it (541) each time at the same place. 541 has other causes too, all of which pass: only one that comes again,
         with nothing read in between and after the end of the stream was read at this broker, is taken for such an entry.
         """
         feed, consumer = self._feed, self._consumer
-        if loss.code != 541 or consumer is None or self._state is _State.ATTACHING:
+        if failure.code != 541 or consumer is None or self._state is _State.ATTACHING:
             return
         read = feed.read if consumer.expected is None else consumer.expected - 1
         if feed.unreadable and feed.stuck_at == read:
@@ -256,7 +256,7 @@ class StreamReader:
         return read if newest is None else newest
 
     def _unanswered(self) -> None:
-        self._fail(Loss(f"{self._state.value}: no answer from the stream within {self._settings.attempt_s:g} s"))
+        self._fail(ConnectionFailure(f"{self._state.value}: no answer from the stream within {self._settings.attempt_s:g} s"))
 
     # attaching
 
@@ -271,7 +271,7 @@ class StreamReader:
             set_prefetch(channel, self._settings)
             return stream
 
-        self._consumer = Consumer(self._link, Mode.STREAM, topology, start, self._settings, self._feed, self._reactor, self)
+        self._consumer = Consumer(self._connection, Mode.STREAM, topology, start, self._settings, self._feed, self._reactor, self)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def consumer_ok(self) -> None:
@@ -306,7 +306,7 @@ class StreamReader:
         if self._consumer is not None and feed.read is not None and not feed.hole:
             self._consumer.expected = feed.read + 1
         self._sink.proven(True)
-        if self._sink.flowing:
+        if self._sink.history_complete:
             self._go_live()
         else:
             self._state = _State.REFILLING
@@ -338,16 +338,16 @@ class StreamReader:
         if self._state is _State.REFILLING:
             self._refilled()
 
-    def consumer_lost(self, loss: Loss) -> None:
+    def consumer_lost(self, failure: ConnectionFailure) -> None:
         """Again on a new channel; or give the connection up when that happens too often or was refused."""
         self._consumer = None
         now = self._reactor.seconds()
         worn_out = len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTARTS_S
         if not self._was_live or worn_out:
-            self._fail(replace(loss, cure=Cure.SOON) if worn_out else loss)
+            self._fail(replace(failure, retry=RetryPolicy.FAST) if worn_out else failure)
             return
         self._restarts.append(now)
-        self._events.reader_restarted(loss)
+        self._events.reader_restarted(failure)
         self.begin()
 
     # proving: is it the same log?
@@ -513,7 +513,7 @@ class StreamReader:
             return
         self._log.warn(
             "the clock of {broker} seems to be ahead of the stream's leader: history is refilled from the stream's beginning",
-            broker=str(self._link.url),
+            broker=str(self._connection.url),
         )
         self._drop()
         self._sink.restart()
@@ -616,9 +616,9 @@ class StreamReader:
 
     # Watched
 
-    def rebind(self, done: Callable[[Loss | None], None]) -> None:
+    def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare and bind once more, on a channel of its own."""
-        on_side_channel(self._link, lambda channel, agreed: declare_stream(channel, self._settings, bind=True, callback=agreed), done)
+        on_side_channel(self._connection, lambda channel, agreed: declare_stream(channel, self._settings, bind=True, callback=agreed), done)
 
     def marker_sent(self, text: str) -> None:
         """The sink remembers who waits."""
@@ -636,7 +636,7 @@ class StreamReader:
 
     def deaf(self, reason: str) -> None:
         """Another connection, at another host where there is one, may hear more. This one is not worth keeping."""
-        self._fail(Loss(reason, Cure.SOON))
+        self._fail(ConnectionFailure(reason, RetryPolicy.FAST))
 
     # our own
 
@@ -669,12 +669,12 @@ class StreamReader:
 
     def _open_scout(self, start: object, saw: Callable[[int, str, bytes], None], ready: Callable[[], None] = lambda: None) -> None:
         self._close_scout()
-        self._scout = Scout(self._link, self._settings.stream, start, ready=ready, saw=saw, lost=self._scout_lost)
+        self._scout = Scout(self._connection, self._settings.stream, start, ready=ready, saw=saw, lost=self._scout_lost)
 
-    def _scout_lost(self, loss: Loss) -> None:
+    def _scout_lost(self, failure: ConnectionFailure) -> None:
         self._scout = None
         if self._state is not _State.LIVE:
-            self._fail(loss)
+            self._fail(failure)
 
     def _close_scout(self) -> None:
         scout, self._scout = self._scout, None
@@ -686,7 +686,7 @@ class StreamReader:
         consumer = self._consumer
         at = None if consumer is None else consumer.expected
         if self._feed.unprovable is None and at == self._progress and self._state is not _State.ATTACHING and self._progress_asked:
-            self._fail(Loss(f"{self._state.value}: nothing was proven within {self._patience_s:g} s", Cure.SOON))
+            self._fail(ConnectionFailure(f"{self._state.value}: nothing was proven within {self._patience_s:g} s", RetryPolicy.FAST))
             return
         self._progress, self._progress_asked = at, True
         self._deadline.set(self._patience_s, self._watch_progress)
@@ -706,15 +706,15 @@ class StreamReader:
         self._progress = None
         self._close_scout()
         check, self._check = self._check, None
-        if check is not None and check.is_open and not self._link.dead:
+        if check is not None and check.is_open and not self._connection.dead:
             check.close()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.close()
 
-    def _fail(self, loss: Loss) -> None:
+    def _fail(self, failure: ConnectionFailure) -> None:
         self.close()
-        self._events.reader_failed(loss)
+        self._events.reader_failed(failure)
 
 
 def _nothing_comes(*_: object) -> None:

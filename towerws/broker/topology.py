@@ -113,15 +113,15 @@ def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
     return {
         "x-queue-type": "stream",
         "x-max-age": f"{settings.stream_max_age_s}s",
-        "x-max-length-bytes": settings.stream_max_octets,
+        "x-max-length-bytes": settings.stream_max_bytes,
         # Retention drops whole segments: with RabbitMQ's 500 MB the two bounds above would do nothing.
-        "x-stream-max-segment-size-bytes": settings.stream_segment_octets,
+        "x-stream-max-segment-size-bytes": settings.stream_segment_bytes,
     }
 
 
 def _queue_arguments(settings: BrokerSettings) -> dict[str, Any]:
     return {
-        "x-max-length-bytes": settings.queue_max_octets,
+        "x-max-length-bytes": settings.queue_max_bytes,
         "x-overflow": "drop-head",
         "x-message-ttl": settings.queue_ttl_s * 1000,
     }

@@ -99,7 +99,7 @@ def summary(loaded: Loaded) -> Iterator[str]:
     if settings.health:
         yield f"Probes may ask {parse_address(settings.health)}: /healthz and /readyz only."
     history = {option.key: option.format(loaded.by_key[option.key].value) for option in OPTIONS if option.key.startswith("history.")}
-    yield f"History holds {history['history.max_octets']} or {history['history.max_age_s']} s, whichever is less."
+    yield f"History holds {history['history.max_bytes']} or {history['history.max_age_s']} s, whichever is less."
     if settings.groups:
         yield f"Groups beside AWX's: {', '.join(settings.groups)}."
     yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded), *exposure(loaded)))

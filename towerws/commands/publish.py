@@ -68,7 +68,7 @@ def publish_command(
         raise click.UsageError("--broker and --admin are two ways to publish: give one of them")
     for warning in _warnings(topic, loaded):
         status.say(f"towerws: warning: {warning}")
-    max_payload = loaded.settings.max_payload_octets
+    max_payload = loaded.settings.max_payload_bytes
     run = _Run(topic, message_id, status, max_payload=max_payload, show_progress=source == "-")
     publisher = _publisher(loaded, admin, status, mandatory=mandatory, timeout=timeout)
     try:

@@ -40,7 +40,7 @@ CLOSE_S = 1.0
 PING_S = 20.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
-MAX_FRAME_OCTETS = 64 * 1024**2  # far above what a daemon takes from a broker (4 MiB unless configured)
+MAX_FRAME_BYTES = 64 * 1024**2  # far above what a daemon takes from a broker (4 MiB unless configured)
 
 _wrapped = re.compile(r'connection was closed uncleanly \("(.*)"\)', re.DOTALL).fullmatch  # Autobahn's words around the reason
 _upgrade_status = re.compile(r"upgrade failed \[([0-9]{3})\]").search
@@ -112,8 +112,8 @@ class Tail:
             openHandshakeTimeout=ATTEMPT_S,
             autoPingInterval=PING_S,
             autoPingTimeout=PING_S,
-            maxFramePayloadSize=MAX_FRAME_OCTETS,
-            maxMessagePayloadSize=MAX_FRAME_OCTETS,
+            maxFramePayloadSize=MAX_FRAME_BYTES,
+            maxMessagePayloadSize=MAX_FRAME_BYTES,
         )
         endpoint: IStreamClientEndpoint = HostnameEndpoint(self._reactor, factory.host, factory.port, timeout=ATTEMPT_S)
         if factory.isSecure:

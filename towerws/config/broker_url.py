@@ -20,7 +20,7 @@ PORTS = {"amqp": 5672, "amqps": 5671}
 MASK = "***"
 DEFAULT_CREDENTIAL = "guest"  # what a URL without credentials means (RabbitMQ URI specification)
 
-MAX_SHORT_OCTETS = 127  # RabbitMQ's own limit for names; AMQP's short string allows 255
+MAX_SHORT_BYTES = 127  # RabbitMQ's own limit for names; AMQP's short string allows 255
 
 _split_scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,15})://(.*)", re.DOTALL).fullmatch
 _split_host = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9_.-]{1,253}))(?::(.*))?", re.DOTALL).fullmatch
@@ -147,8 +147,8 @@ def _credentials(text: str) -> tuple[str, Secret | None]:
 
 def _decoded(what: str, text: str) -> str:
     name = _unquoted(what, text)
-    if len(name.encode()) > MAX_SHORT_OCTETS or not name.isprintable():
-        raise ValueError(f"the {what} must be printable and at most {MAX_SHORT_OCTETS} octets")
+    if len(name.encode()) > MAX_SHORT_BYTES or not name.isprintable():
+        raise ValueError(f"the {what} must be printable and at most {MAX_SHORT_BYTES} bytes")
     return name
 
 

@@ -12,7 +12,7 @@ from towerws.config.rules import read_group, suggestion
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings
 
-MAX_FILE_OCTETS = 1024**2
+MAX_FILE_BYTES = 1024**2
 SHOWN_CHARACTERS = 80
 
 _GROUPS = "groups"
@@ -20,8 +20,8 @@ _SECTIONS = sorted({option.key.partition(".")[0] for option in OPTIONS if "." in
 
 
 def read_file(path: str, named_by: str) -> tuple[dict[str, object], dict[str, GroupSettings]]:
-    """The file's keys, flat (`history.max_octets`) and as TOML gave them, and its groups. `named_by` said which file."""
-    text = read_text(named_by, path, MAX_FILE_OCTETS)
+    """The file's keys, flat (`history.max_bytes`) and as TOML gave them, and its groups. `named_by` said which file."""
+    text = read_text(named_by, path, MAX_FILE_BYTES)
     try:
         document = tomllib.loads(text)
     except RecursionError:
@@ -43,16 +43,16 @@ def read_file(path: str, named_by: str) -> tuple[dict[str, object], dict[str, Gr
 
 
 def read_text(named_by: str, path: str, limit: int) -> str:
-    """The text of a UTF-8 file of at most `limit` octets. `named_by` is the setting whose value `path` is."""
+    """The text of a UTF-8 file of at most `limit` bytes. `named_by` is the setting whose value `path` is."""
     place = f"{named_by} = {shown(path)}"
     try:
         with Path(path).open("rb") as file:
-            octets = file.read(limit + 1)
-        if len(octets) > limit:
-            raise ConfigError(f"{place}: must be at most {limit} octets")
-        return octets.decode("utf-8-sig")
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise ConfigError(f"{place}: must be at most {limit} bytes")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{place}: must be UTF-8, which ends at octet {error.start}") from None
+        raise ConfigError(f"{place}: must be UTF-8, which ends at byte {error.start}") from None
     except OSError as error:
         raise ConfigError(f"{place}: can't be read: {error.strerror}") from None
     except ValueError:  # a NUL in the path

@@ -44,8 +44,8 @@ from towerws.core.settings import (
 
 __all__ = ["OPTIONS", "Loaded", "Setting", "given", "load", "load_all", "suggest_flag", "usage_flags", "usage_parameters"]
 
-MAX_PASSWORD_FILE_OCTETS = 64 * 1024
-MAX_CA_FILE_OCTETS = 16 * 1024**2
+MAX_PASSWORD_FILE_BYTES = 64 * 1024
+MAX_CA_FILE_BYTES = 16 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def _urls(by_key: Mapping[str, Setting]) -> tuple[BrokerUrl, ...]:
 
 
 def _secret_line(setting: Setting, what: str) -> Secret:
-    text = read_text(setting.origin, str(setting.value), MAX_PASSWORD_FILE_OCTETS)
+    text = read_text(setting.origin, str(setting.value), MAX_PASSWORD_FILE_BYTES)
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret or "\n" in secret:
         raise ConfigError(f"{setting.origin} = {shown(setting.value)}: must hold the {what} on a single line")
@@ -219,7 +219,7 @@ def _secret_line(setting: Setting, what: str) -> Secret:
 def _check_tls_ca(setting: Setting) -> None:
     if not setting.value:
         return
-    text = read_text(setting.origin, str(setting.value), MAX_CA_FILE_OCTETS)
+    text = read_text(setting.origin, str(setting.value), MAX_CA_FILE_BYTES)
     if "-----BEGIN CERTIFICATE-----" not in text:
         raise ConfigError(f"{setting.origin} = {shown(setting.value)}: must hold certificates in PEM form")
 

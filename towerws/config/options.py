@@ -1,7 +1,7 @@
 """The table of options: the one place from which flags, environment variables, the file's keys, their help and the docs come.
 
-A key `history.max_octets` is `max_octets` in the file's table `[history]`, the flag `--history-max-octets` and the environment
-variable `TOWERWS_HISTORY_MAX_OCTETS`. Defaults are those of the settings' own classes.
+A key `history.max_bytes` is `max_bytes` in the file's table `[history]`, the flag `--history-max-bytes` and the environment
+variable `TOWERWS_HISTORY_MAX_BYTES`. Defaults are those of the settings' own classes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CONFIG_HELP = "The TOML file to read. Flags and TOWERWS_* variables win over it;
 class Kind(enum.Enum):
     """The kinds of value: how each is read, and what the docs call it."""
 
-    SIZE = ("size", "octets", read_size)
+    SIZE = ("size", "bytes", read_size)
     DURATION = ("duration", "seconds", read_duration)
     WHOLE_SECONDS = ("duration", "whole seconds", read_whole_seconds)
     COUNT = ("integer", "", read_count)
@@ -221,16 +221,16 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "stream_max_age_s", _WS, "How long the broker keeps the stream's messages. At least history.max_age_s.", low=1, high=366 * DAY_S
     ),
-    _option("stream_max_octets", _S, "How large the broker lets the stream grow. At least one segment.", low=KIB, high=1024 * GIB),
+    _option("stream_max_bytes", _S, "How large the broker lets the stream grow. At least one segment.", low=KIB, high=1024 * GIB),
     _option(
-        "stream_segment_octets",
+        "stream_segment_bytes",
         _S,
         "The size of the stream's segment files; the broker drops messages by whole segments.",
         low=KIB,
         high=3 * 10**9,  # RabbitMQ refuses larger ones (osiris, x-stream-max-segment-size-bytes)
     ),
     _option(
-        "queue_max_octets", _S, "consume = queue: what may wait in the queue; beyond it the oldest is dropped.", low=KIB, high=1024 * GIB
+        "queue_max_bytes", _S, "consume = queue: what may wait in the queue; beyond it the oldest is dropped.", low=KIB, high=1024 * GIB
     ),
     _option("queue_ttl_s", _WS, "consume = queue: how long a message may wait in the queue.", low=1, high=DAY_S),
     _option(
@@ -239,7 +239,7 @@ OPTIONS: tuple[Option, ...] = (
         "A file that holds the key of clients' positions, the same for all daemons of a broker. Empty: made from the credentials.",
     ),
     _option("tls_ca", _T, "A PEM file of the authorities trusted for amqps://; empty: the system's."),
-    _option("max_payload_octets", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),
+    _option("max_payload_bytes", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),
     _option(
         "trusted_proxies",
         _L,
@@ -343,9 +343,9 @@ OPTIONS: tuple[Option, ...] = (
         low=64 * KIB,
         high=16 * GIB,
     ),
-    _option("history.max_octets", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
+    _option("history.max_bytes", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
     _option("history.max_age_s", _D, "How long messages are kept for that; a restart refills as much from the stream.", low=1, high=DAY_S),
-    _option("websocket.head_octets", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),
+    _option("websocket.head_bytes", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),
     _option("websocket.head_count", _C, "Its number of headers.", low=10, high=1000),
     _option("websocket.handshake_s", _D, "How long the opening handshake may take, authentication included.", low=0.1, high=300),
     _option(
@@ -362,7 +362,7 @@ OPTIONS: tuple[Option, ...] = (
         low=0.1,
         high=300,
     ),
-    _option("websocket.message_octets", _S, "A client's message.", low=KIB, high=16 * MIB),
+    _option("websocket.message_bytes", _S, "A client's message.", low=KIB, high=16 * MIB),
     _option(
         "websocket.fragments",
         _C,
@@ -370,7 +370,7 @@ OPTIONS: tuple[Option, ...] = (
         low=1,
         high=10_000,
     ),
-    _option("websocket.assembly_s", _D, "How long a message may take from its first octet to its last.", low=0.1, high=300),
+    _option("websocket.assembly_s", _D, "How long a message may take from its first byte to its last.", low=0.1, high=300),
     _option("websocket.topics", _C, "Topics that one connection may hold.", low=1, high=1_000_000),
     _option("websocket.messages_per_s", _R, "Messages a client may send, on average.", low=0.1, high=100_000),
     _option("websocket.messages_burst", _C, "Messages a client may send at once.", low=1, high=100_000),
@@ -378,9 +378,9 @@ OPTIONS: tuple[Option, ...] = (
     _option("websocket.controls_burst", _C, "Pings and pongs a client may send at once.", low=1, high=100_000),
     _option("websocket.malformed", _C, "Messages that can't be understood before the client is closed with 1008.", low=1, high=100_000),
     _option(
-        "websocket.backlog_octets",
+        "websocket.backlog_bytes",
         _S,
-        "What may wait for a slow client; beyond it the client is fed from history. At most history.max_octets.",
+        "What may wait for a slow client; beyond it the client is fed from history. At most history.max_bytes.",
         low=4 * KIB,
         high=GIB,
     ),
@@ -389,7 +389,7 @@ OPTIONS: tuple[Option, ...] = (
         _B,
         "Compress events for clients that ask for it (permessage-deflate): once for all of them. Pays where the network is what is short.",
     ),
-    _option("websocket.compression_octets", _S, "Events shorter than this are sent as they are.", low=64, high=MIB),
+    _option("websocket.compression_bytes", _S, "Events shorter than this are sent as they are.", low=64, high=MIB),
     _option("websocket.ping_s", _D, "The time between pings. Less than the idle timeout of every proxy (nginx: 60).", low=0.1, high=3600),
     _option("websocket.pong_s", _D, "How long the answer to a ping may take.", low=0.1, high=3600),
     _option("websocket.linger_s", _D, "How long a client has to answer a close before it is cut off.", low=0.1, high=60),

@@ -11,7 +11,7 @@ from towerws.config.addresses import Address, parse_address
 from towerws.core.addresses import Proxies
 from towerws.core.origins import Origins
 from towerws.core.settings import GroupSettings, Settings
-from towerws.core.topics import MAX_EVENT_OCTETS, MAX_GROUP_OCTETS, is_event, is_group
+from towerws.core.topics import MAX_EVENT_BYTES, MAX_GROUP_BYTES, is_event, is_group
 
 AUTH_METHODS = ("tower", "jwt", "open")
 """The methods that exist, as `auth` names them."""
@@ -33,7 +33,7 @@ _is_port_value = re.compile(r"(?:tcp|udp|sctp)://.+").fullmatch
 _is_link = re.compile(r"TOWERWS_(?:[A-Z0-9_]+_)?NAME", re.ASCII).fullmatch
 _is_object_url = re.compile(r"/[!-z~]*\{id\}[!-z~]*", re.ASCII).fullmatch
 
-MAX_NAME_OCTETS = 255  # AMQP 0-9-1 section 4.2.5.3, short string
+MAX_NAME_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
 
 PROXY_IDLE_S = 60  # nginx's default proxy_read_timeout, the shortest of the common proxies
 
@@ -51,10 +51,10 @@ def broken_rules(settings: Settings) -> Iterator[Broken]:
     yield from _access(settings)
     yield from _proxies(settings)
     yield from _broker(settings)
-    if settings.history.max_octets < settings.max_payload_octets:
-        yield Broken(("history.max_octets", "max_payload_octets"), "history.max_octets must be at least max_payload_octets")
-    if settings.history.max_octets < settings.websocket.backlog_octets:
-        yield Broken(("websocket.backlog_octets", "history.max_octets"), "websocket.backlog_octets must be at most history.max_octets")
+    if settings.history.max_bytes < settings.max_payload_bytes:
+        yield Broken(("history.max_bytes", "max_payload_bytes"), "history.max_bytes must be at least max_payload_bytes")
+    if settings.history.max_bytes < settings.websocket.backlog_bytes:
+        yield Broken(("websocket.backlog_bytes", "history.max_bytes"), "websocket.backlog_bytes must be at most history.max_bytes")
 
 
 def advice(settings: Settings) -> Iterator[str]:
@@ -112,7 +112,7 @@ def describes_a_service(name: str, value: str) -> bool:
 def read_group(name: str, table: object) -> GroupSettings:
     """One `[groups.NAME]` of the file; `ValueError` states the rule that it breaks."""
     if not is_group(name):
-        raise ValueError(f"a group's name is 1 to {MAX_GROUP_OCTETS} letters, digits and _")
+        raise ValueError(f"a group's name is 1 to {MAX_GROUP_BYTES} letters, digits and _")
     if not isinstance(table, Mapping):
         raise ValueError('must be a table with the key events: events = "any"')
     for key in table:
@@ -137,7 +137,7 @@ def _read_events(events: object) -> str | tuple[str, ...]:
         case [_, *_] as words if all(isinstance(word, str) and is_event(word) for word in words):
             return tuple(map(str, words))
     raise ValueError(
-        f'events must be "any", "id" or a list of words of 1 to {MAX_EVENT_OCTETS} printable ASCII characters without space . * # " \\'
+        f'events must be "any", "id" or a list of words of 1 to {MAX_EVENT_BYTES} printable ASCII characters without space . * # " \\'
     )
 
 
@@ -195,8 +195,8 @@ def _broker(settings: Settings) -> Iterator[Broken]:
     if (broker := settings.broker) is None:
         return
     for key, name in (("exchange", broker.exchange), ("stream", broker.stream), ("control_exchange", broker.control)):
-        if not 1 <= len(name.encode(errors="replace")) <= MAX_NAME_OCTETS:
-            yield Broken((key,), f"must be 1 to {MAX_NAME_OCTETS} octets")
+        if not 1 <= len(name.encode(errors="replace")) <= MAX_NAME_BYTES:
+            yield Broken((key,), f"must be 1 to {MAX_NAME_BYTES} bytes")
     if broker.control == broker.exchange:
         yield Broken(
             ("control_exchange", "exchange"),
@@ -206,9 +206,9 @@ def _broker(settings: Settings) -> Iterator[Broken]:
         yield Broken(("silence_s", "heartbeat_s"), "silence_s must be at least twice heartbeat_s")
     if broker.backoff_max_s < broker.backoff_min_s:
         yield Broken(("backoff_max_s", "backoff_min_s"), "backoff_max_s must be at least backoff_min_s")
-    if broker.stream_max_octets < broker.stream_segment_octets:
-        yield Broken(("stream_max_octets", "stream_segment_octets"), "stream_max_octets must be at least stream_segment_octets")
+    if broker.stream_max_bytes < broker.stream_segment_bytes:
+        yield Broken(("stream_max_bytes", "stream_segment_bytes"), "stream_max_bytes must be at least stream_segment_bytes")
     if broker.stream_max_age_s < settings.history.max_age_s:
         yield Broken(("stream_max_age_s", "history.max_age_s"), "stream_max_age_s must be at least history.max_age_s")
-    if broker.queue_max_octets < settings.max_payload_octets:
-        yield Broken(("queue_max_octets", "max_payload_octets"), "queue_max_octets must be at least max_payload_octets")
+    if broker.queue_max_bytes < settings.max_payload_bytes:
+        yield Broken(("queue_max_bytes", "max_payload_bytes"), "queue_max_bytes must be at least max_payload_bytes")

@@ -27,20 +27,20 @@ Value = str | int | float | bool | tuple[str, ...]
 
 
 def read_size(value: object) -> int:
-    """Octets from `64MiB`, `256KiB`, `1048576` or an integer."""
+    """Bytes from `64MiB`, `256KiB`, `1048576` or an integer."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and (match := _is_size(value)):
         return int(match[1]) * _SIZE_UNITS[match[2]]
-    raise ValueError("a size is a whole number of octets, or one followed by KiB, MiB or GiB (64MiB)")
+    raise ValueError("a size is a whole number of bytes, or one followed by KiB, MiB or GiB (64MiB)")
 
 
-def format_size(octets: int) -> str:
+def format_size(size: int) -> str:
     """The shortest text that `read_size` reads as exactly this: `64MiB`, `1000`."""
     for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        if octets and octets % factor == 0:
-            return f"{octets // factor}{unit}"
-    return str(octets)
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
 
 
 def read_duration(value: object) -> int | float:

@@ -22,13 +22,13 @@ _BEHIND_LAST = (b"", b"\x00")  # what a sender may put behind a last block of it
 class Inflater(PerMessageDeflate):  # type: ignore[misc]
     """One connection's reader. It holds nothing between messages: a window is 32 KiB, and clients speak rarely.
 
-    A message of more than `max_octets` bytes once it is inflated raises `PayloadExceededError`, and no more of it is inflated.
+    A message of more than `max_bytes` bytes once it is inflated raises `PayloadExceededError`, and no more of it is inflated.
     """
 
-    def __init__(self, max_octets: int) -> None:
-        super().__init__(True, True, True, LARGEST_WINDOW, LARGEST_WINDOW, None, max_octets)
-        self.max_wire_octets = max_octets + (max_octets + 7 >> 3) + (max_octets + 63 >> 6) + 11
-        """How long a message of `max_octets` bytes may be while it is compressed (zlib's `deflateBound`)."""
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(True, True, True, LARGEST_WINDOW, LARGEST_WINDOW, None, max_bytes)
+        self.max_wire_bytes = max_bytes + (max_bytes + 7 >> 3) + (max_bytes + 63 >> 6) + 11
+        """How long a message of `max_bytes` bytes may be while it is compressed (zlib's `deflateBound`)."""
         self._reader: Any = None
         self._left = 0
         self._empty = True

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from towerws.auth.base import NotAdmitted, Refused, at_once, takes_tokens
 from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_address, read_node
-from towerws.core.admission import CROWDED, OPTIONS, Admission, Guest
+from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
 from towerws.core.handshake import END, TLS, Head, check_route, error_response, find_head, parse_head
@@ -30,16 +30,16 @@ from towerws.core.settings import AccessSettings, WebSocketSettings
 from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.connection_log import ProxyLog
-from towerws.websocket.desk import Desk
+from towerws.websocket.context import ConnectionContext
 from towerws.websocket.inflater import Inflater
-from towerws.websocket.outlet import is_plain_tcp
+from towerws.websocket.send_buffer import is_plain_tcp
 from towerws.websocket.timers import Timer, Timers
 
-DISCARDED_OCTETS = 1024 * 1024
+DISCARDED_BYTES = 1024 * 1024
 """How much a client may send after the end of our stream. `linger_s` bounds it as well."""
 
 
-class Silent:
+class NullLogger:
     """Stands in for Autobahn's logger: it formats several debug lines for each write, and repeats what clients sent."""
 
     def _drop(self, *args: Any, **kwargs: Any) -> None:
@@ -48,17 +48,17 @@ class Silent:
     trace = debug = info = warn = error = failure = _drop
 
 
-class Lobby(Protocol):
+class ConnectionFactory(Protocol):
     """What a connection needs of its factory while it opens."""
 
-    desk: Desk
+    context: ConnectionContext
     settings: WebSocketSettings
     connections: dict[Any, None]
     access: AccessSettings
     proxies: Proxies
     origins: Origins
     page_ports: Callable[[], Container[int]]
-    admission: Admission
+    connection_limits: ConnectionLimits
     countConnections: int  # Autobahn's, which counts down
     timers: Timers
     refused: dict[int, int]
@@ -67,13 +67,13 @@ class Lobby(Protocol):
 
 
 class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
-    """A client at the door. The open connection derives from it and says what `opened`, `octets` and `left` do."""
+    """A client at the door. The open connection derives from it and says what `opened`, `bytes` and `left` do."""
 
-    log = Silent()
+    log = NullLogger()
     websocket_version = 13
     _log = Logger()
 
-    factory: Lobby
+    factory: ConnectionFactory
     _discarded = 0
     _is_for_head = False
     # Autobahn's
@@ -91,8 +91,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """The client is in; `response`, the 101, is to be written before anything else."""
         raise NotImplementedError
 
-    def octets(self, data: bytes) -> None:
-        """Octets from a client that is in, or on its way out."""
+    def data_after_opening(self, data: bytes) -> None:
+        """Bytes from a client that is in, or on its way out."""
         raise NotImplementedError
 
     def left(self) -> None:
@@ -110,38 +110,38 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._early = b""
         self._asking: Deferred[Any] | None = None
         self._timer: Any = None
-        self._crowd: str | None = None
+        self._limit_met: str | None = None
         self.identity: Identity | None = None
         self.address = self._peer_address()
         """Where the client is, as far as is known: in front of trusted proxies once the request's head is read."""
         factory = self.factory
         factory.connections[self] = None
-        admission = factory.admission
-        self._guest: Guest = admission.arrive()
+        connection_limits = factory.connection_limits
+        self._slot: ConnectionSlot = connection_limits.arrive()
         factory.countConnections += 1
         self.openHandshakeTimeoutCall = factory.timers.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
-        if admission.overflowing:
-            self._count_refusal(_crowded("connections"))
+        if connection_limits.overflowing:
+            self._count_refusal(_limit_error("connections"))
             self.dropConnection(abort=True)
-        elif admission.full:
+        elif connection_limits.full:
             # Told once it has said something: what was not read when the socket closes would make the answer a reset.
-            self._crowd = "connections"
+            self._limit_met = "connections"
             self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
         elif not self.factory.proxies.trust(self.address):
-            self._crowd = admission.locate(self._guest, self.address)
+            self._limit_met = connection_limits.locate(self._slot, self.address)
 
     def dataReceived(self, data: bytes) -> None:
-        """Octets from the client: to its end the request's head, which is ours; then Autobahn's."""
-        if self._crowd is not None:
-            reason, self._crowd = self._crowd, None
+        """Bytes from the client: to its end the request's head, which is ours; then Autobahn's."""
+        if self._limit_met is not None:
+            reason, self._limit_met = self._limit_met, None
             self._is_for_head = data.startswith(b"HEAD ")
-            self._refuse(_crowded(reason))
+            self._refuse(_limit_error(reason))
         elif self._head is not None:
             self._read_head(self._head + data)
         elif self.state == self.STATE_CONNECTING:
             self._keep_early(data)
         elif self.state != self.STATE_CLOSED:  # Autobahn would keep what nobody reads any more
-            self.octets(data)
+            self.data_after_opening(data)
         else:
             self._discard(data)
 
@@ -149,7 +149,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """The connection is gone, however it went."""
         if self in self.factory.connections:
             del self.factory.connections[self]
-            self.factory.admission.leave(self._guest)
+            self.factory.connection_limits.leave(self._slot)
         self.disarm()
         asking, self._asking = self._asking, None
         if self.closeHandshakeTimeoutCall is not None:
@@ -168,8 +168,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             start, end = find_head(data)
             if data.startswith(b"HEAD ", start):
                 self._is_for_head = True
-            if (len(data) if end < 0 else end) > settings.head_octets:
-                raise HandshakeError(431, f"the request's head is longer than {settings.head_octets} octets")
+            if (len(data) if end < 0 else end) > settings.head_bytes:
+                raise HandshakeError(431, f"the request's head is longer than {settings.head_bytes} bytes")
             if end < 0:
                 self._head = data
                 return
@@ -188,7 +188,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _keep_early(self, data: bytes) -> None:
         self._early += data
-        if len(self._early) > self.factory.settings.head_octets:
+        if len(self._early) > self.factory.settings.head_bytes:
             self._early = b""
             self.dropConnection(abort=True)
 
@@ -203,7 +203,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _count_refusal(self, error: HandshakeError, who: Identity | NotAdmitted | None = None) -> None:
         factory = self.factory
-        factory.desk.refusals.line(
+        factory.context.refusals.line(
             self.address,
             error.reason,
             status=error.status,
@@ -211,7 +211,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             session="" if who is None else who.session,
             detail=_detail(error, who),
         )
-        factory.admission.dismiss(self._guest)
+        factory.connection_limits.dismiss(self._slot)
         factory.refused[error.status] = factory.refused.get(error.status, 0) + 1
         factory.refused_for[error.reason] = factory.refused_for.get(error.reason, 0) + 1
 
@@ -223,14 +223,14 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             if nodes and read_node(nodes[0]) is None:
                 self.factory.log_of_proxies.unread_address(self.address)
             self.address = proxies.client(self.address, nodes)
-            if (reason := self.factory.admission.locate(self._guest, self.address)) is not None:
-                raise _crowded(reason)
+            if (reason := self.factory.connection_limits.locate(self._slot, self.address)) is not None:
+                raise _limit_error(reason)
 
     # who is it?
 
     def _authenticate(self, head: Head, upgrade: Upgrade) -> None:
-        began = self.factory.desk.reactor.seconds()
-        asked: Deferred[Identity | None] = maybeDeferred(self.factory.desk.auth.authenticate, head, self.address)
+        began = self.factory.context.reactor.seconds()
+        asked: Deferred[Identity | None] = maybeDeferred(self.factory.context.auth.authenticate, head, self.address)
         if (known := at_once(asked)) is not None:
             try:
                 self._let_in(known, head, upgrade, began)
@@ -257,7 +257,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _let_in(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
         try:
             # With no credential, nobody yet: where tokens are taken the first message may bring one.
-            if identity is not None or not takes_tokens(self.factory.desk.auth):
+            if identity is not None or not takes_tokens(self.factory.context.auth):
                 self.identity = self._admit(identity, head, began)
         except HandshakeError as error:
             self._refuse(error, identity)
@@ -269,12 +269,12 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         factory = self.factory
         if identity is None:
             raise HandshakeError(403, "no credential was brought", "no_credential")
-        if factory.desk.guard.was_revoked(identity, began):
+        if factory.context.credential_monitor.was_revoked(identity, began):
             raise HandshakeError(403, "the credential was refused", "revoked")
         if identity.session is None:
             self._check_name(head)
-        if (reason := factory.admission.admit(self._guest, identity.account)) is not None:
-            raise _crowded(reason)
+        if (reason := factory.connection_limits.admit(self._slot, identity.account)) is not None:
+            raise _limit_error(reason)
         return identity
 
     # which page is it?
@@ -322,7 +322,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self.autoPingPendingCall = self.factory.timers.call_later(self.autoPingInterval, self._sendAutoPing)
         extension = negotiate(upgrade.extensions) if self.factory.settings.compression and upgrade.extensions else None
         if extension is not None:
-            self._perMessageCompress = Inflater(self.factory.settings.message_octets)
+            self._perMessageCompress = Inflater(self.factory.settings.message_bytes)
         self.opened(switching_protocols(upgrade, subprotocol, extension))
         early, self._early = self._early, b""
         if early:
@@ -339,7 +339,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def onOpenHandshakeTimeout(self) -> None:
         """The handshake was not done in time."""
         if self.state == self.STATE_CONNECTING:
-            self.factory.desk.limits["handshake_s"] += 1
+            self.factory.context.limits["handshake_s"] += 1
         super().onOpenHandshakeTimeout()
 
     def dropConnection(self, abort: bool = False) -> None:
@@ -364,7 +364,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _discard(self, data: bytes) -> None:
         """Read on after the end of our stream, to the end of the client's."""
         self._discarded += len(data)
-        if self._discarded > DISCARDED_OCTETS:
+        if self._discarded > DISCARDED_BYTES:
             self.transport.abortConnection()
 
     # for both parts
@@ -375,7 +375,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def arm(self, delay_s: float, call: Any) -> None:
         """Call this after a while; in place of what was armed before."""
         self.disarm()
-        self._timer = self.factory.desk.reactor.callLater(delay_s, call)
+        self._timer = self.factory.context.reactor.callLater(delay_s, call)
 
     def disarm(self) -> None:
         """Call nothing."""
@@ -398,5 +398,5 @@ def _not_admitted(problem: NotAdmitted) -> HandshakeError:
     return HandshakeError(503, "the credential can't be checked just now", problem.reason)
 
 
-def _crowded(reason: str) -> HandshakeError:
-    return HandshakeError(503, CROWDED[reason], reason)
+def _limit_error(reason: str) -> HandshakeError:
+    return HandshakeError(503, LIMIT_TEXTS[reason], reason)

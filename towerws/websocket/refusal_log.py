@@ -17,8 +17,8 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 
-from towerws.core.addresses import household
-from towerws.core.limits import TokenBucket
+from towerws.core.addresses import address_key
+from towerws.core.token_bucket import TokenBucket
 
 FOLD_S: Final = 10.0
 
@@ -51,7 +51,7 @@ class RefusalLog:
         """Write a line, or count the refusal for the next one of its kind."""
         now = self._clock.seconds()
         # A request that is not understood is told apart by its problem too: whoever is locked out by it needs to know which it is.
-        kind = (household(address), credential, reason, detail if reason == "request" else "")
+        kind = (address_key(address), credential, reason, detail if reason == "request" else "")
         folded = 0
         if (said := self._said.get(kind)) is not None:
             if now - said[0] < FOLD_S:

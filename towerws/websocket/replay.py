@@ -13,7 +13,7 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.hub import Hub
-from towerws.core.members import Member
+from towerws.core.subscribers import Subscriber
 from towerws.core.throttle import Throttle
 
 HISTORIES_AT_ONCE: Final = 4
@@ -36,12 +36,12 @@ class ReplayBounds:
 class Replay:
     """The replays of one connection. `account` says whose they are."""
 
-    __slots__ = ("_account", "_bounds", "_hub", "_member", "_own", "_reactor", "_timer", "_until")
+    __slots__ = ("_account", "_bounds", "_hub", "_own", "_reactor", "_subscriber", "_timer", "_until")
 
-    def __init__(self, bounds: ReplayBounds, hub: Hub, member: Member, reactor: IReactorTime, account: str) -> None:
+    def __init__(self, bounds: ReplayBounds, hub: Hub, subscriber: Subscriber, reactor: IReactorTime, account: str) -> None:
         self._bounds = bounds
         self._hub = hub
-        self._member = member
+        self._subscriber = subscriber
         self._reactor = reactor
         self._account = account
         self._own = Throttle(bounds.connection_rate, bounds.history_bytes, names=1)
@@ -57,9 +57,9 @@ class Replay:
         """Give the member its next piece, now or when it is due."""
         if self._timer is not None:
             return
-        member = self._member
-        if not member.behind or member.cursor.seq >= self._until:
-            self._hub.feed(member)
+        subscriber = self._subscriber
+        if not subscriber.behind or subscriber.cursor.seq >= self._until:
+            self._hub.feed(subscriber)
             return
         now = self._reactor.seconds()
         delay_s = max(self._own.delay("", now), self._bounds.accounts.delay(self._account, now))
@@ -67,7 +67,7 @@ class Replay:
             self._bounds.delays += 1
             self._timer = self._reactor.callLater(delay_s, self._go_on)
             return
-        sent = self._hub.feed(member)
+        sent = self._hub.feed(subscriber)
         if sent:
             self._own.count("", now, sent)
             self._bounds.accounts.count(self._account, now, sent)

@@ -22,7 +22,7 @@ def clients_stall(case: Case) -> Outcome:
     every client: none is lost, none comes twice. Bystanders' worst latency.
     """
     port = case.rabbit.port
-    daemon = case.daemon(port, flags=("--websocket-ping-s=300", "--websocket-pong-s=300", "--websocket-backlog-octets=64KiB"))
+    daemon = case.daemon(port, flags=("--websocket-ping-s=300", "--websocket-pong-s=300", "--websocket-backlog-bytes=64KiB"))
     publisher = case.publisher(port, per_s=100, size=4000)
     case.bystanders.open(case.specs(10, daemon, group_name="bystanders"))
     case.swarm.open(case.specs(40, daemon, tower=10, group_name="slow", small_buffer=True))

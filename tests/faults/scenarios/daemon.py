@@ -141,7 +141,7 @@ def daemon_lag(case: Case) -> Outcome:
     """
     port = case.rabbit.port
     proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port, flags=("--history-max-octets=8MiB",))
+    daemon = case.daemon(proxy.port, flags=("--history-max-bytes=8MiB",))
     publisher = case.publisher(port, per_s=200, size=1000)
     case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
     publisher.wait_for(200)

@@ -222,8 +222,8 @@ def retention(case: Case, size_kib: int) -> Outcome:
     segment = size_kib * KIB // 4
     port = case.rabbit.port
     flags = (
-        f"--stream-max-octets={size_kib}KiB",
-        f"--stream-segment-octets={segment}",
+        f"--stream-max-bytes={size_kib}KiB",
+        f"--stream-segment-bytes={segment}",
         "--heartbeat-s=60",
         "--silence-s=120",
         "--prefetch=10",
@@ -251,7 +251,7 @@ def retention_steps(case: Case) -> Outcome:
     """
     port = case.rabbit.port
     proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port, flags=("--stream-max-octets=4MiB", "--stream-segment-octets=16KiB"))
+    daemon = case.daemon(proxy.port, flags=("--stream-max-bytes=4MiB", "--stream-segment-bytes=16KiB"))
     publisher = case.publisher(port, size=600)
     case.swarm.open(case.specs(50, daemon, tower=10))
     for _ in range(5):

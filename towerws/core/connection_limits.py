@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from towerws.core.addresses import household
+from towerws.core.addresses import address_key
 from towerws.core.settings import LimitSettings
 
 SURPLUS = 32
 """How many beyond all may wait to be told so; from there on they are cut off without a word, to keep descriptors free."""
 
-CROWDED = {
+LIMIT_TEXTS = {
     "connections": "there are too many connections",
     "address": "there are too many connections from this address",
     "half_open": "too many connections from this address are at their opening handshake",
@@ -31,7 +31,7 @@ OPTIONS = {
 """The options that set these limits."""
 
 
-class Guest:
+class ConnectionSlot:
     """One connection's place in the counts."""
 
     __slots__ = ("address", "opening", "user")
@@ -42,7 +42,7 @@ class Guest:
         self.opening = False
 
 
-class Admission:
+class ConnectionLimits:
     """The counts. Every guest that arrives must leave once."""
 
     def __init__(self, limits: LimitSettings) -> None:
@@ -65,54 +65,54 @@ class Admission:
         """Whether there is not even room to say so."""
         return self.present > self._limits.connections + SURPLUS
 
-    def arrive(self) -> Guest:
+    def arrive(self) -> ConnectionSlot:
         """A guest is at the door."""
         self.arrived += 1
         self.present += 1
-        return Guest()
+        return ConnectionSlot()
 
-    def locate(self, guest: Guest, address: str) -> str | None:
+    def locate(self, slot: ConnectionSlot, address: str) -> str | None:
         """Count it where it comes from, in place of where it was counted before; gives why it can't stay, or None."""
-        self._move(guest, household(address))
-        if self._half_open[guest.address or ""] > self._limits.half_open:
+        self._move(slot, address_key(address))
+        if self._half_open[slot.address or ""] > self._limits.half_open:
             return "half_open"
-        return "address" if self._addresses[guest.address or ""] > self._limits.per_address else None
+        return "address" if self._addresses[slot.address or ""] > self._limits.per_address else None
 
-    def admit(self, guest: Guest, user: str | None) -> str | None:
+    def admit(self, slot: ConnectionSlot, user: str | None) -> str | None:
         """It is authenticated, as nobody in particular if `user` is None; gives why it can't stay, or None."""
-        self._close_door(guest)
+        self._end_handshake(slot)
         if user is None:
             return None
-        guest.user = user
+        slot.user = user
         self._users[user] += 1
         return "user" if self._users[user] > self._limits.per_user else None
 
-    def dismiss(self, guest: Guest) -> None:
+    def dismiss(self, slot: ConnectionSlot) -> None:
         """It is being turned away: it takes nobody's place any more but that of one descriptor."""
-        self._move(guest, None)
-        if guest.user is not None:
-            _less(self._users, guest.user)
-            guest.user = None
+        self._move(slot, None)
+        if slot.user is not None:
+            _less(self._users, slot.user)
+            slot.user = None
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, slot: ConnectionSlot) -> None:
         """It is gone."""
-        self.dismiss(guest)
+        self.dismiss(slot)
         self.present -= 1
 
-    def _move(self, guest: Guest, address: str | None) -> None:
-        self._close_door(guest)
-        if guest.address is not None:
-            _less(self._addresses, guest.address)
-        guest.address = address
+    def _move(self, slot: ConnectionSlot, address: str | None) -> None:
+        self._end_handshake(slot)
+        if slot.address is not None:
+            _less(self._addresses, slot.address)
+        slot.address = address
         if address is not None:
             self._addresses[address] += 1
             self._half_open[address] += 1
-            guest.opening = True
+            slot.opening = True
 
-    def _close_door(self, guest: Guest) -> None:
-        if guest.opening and guest.address is not None:
-            guest.opening = False
-            _less(self._half_open, guest.address)
+    def _end_handshake(self, slot: ConnectionSlot) -> None:
+        if slot.opening and slot.address is not None:
+            slot.opening = False
+            _less(self._half_open, slot.address)
 
 
 def _less(counter: Counter[str], key: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.core.limits import TokenBucket
+from towerws.core.token_bucket import TokenBucket
 
 
 def test_a_burst_is_allowed_at_once_and_not_one_more() -> None:

@@ -23,19 +23,19 @@ from towerws.core.groups import WITHHELD
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.markers import MARKER_TOPIC, Marker
-from towerws.core.members import Member
 from towerws.core.payload import check_payload, is_plain_object
+from towerws.core.subscribers import Subscriber
 from towerws.core.topics import is_routing_key
 from towerws.core.waiting import PENDING, Judged, PositionWaiters
 
-TURN_OCTETS = 256 * 1024
+BATCH_BYTES = 256 * 1024
 """A turn ends early beyond this, so that what one write leaves in a socket's buffer stays within the connection's bound."""
 
 REPORT_EVERY_S = 60
 """A burst of messages that are bad for the same reason is reported once in this time; the counter tells how many there were."""
 
 
-class Intake:
+class Ingest:
     """The `Sink` of the daemon's source (see `towerws.core.sources.Sink` for what each call promises).
 
     `clock` gives monotonic seconds; `report` is called with the text of a bad delivery, at most once a minute per reason;
@@ -47,7 +47,7 @@ class Intake:
         history: History,
         hub: Hub,
         *,
-        max_payload_octets: int,
+        max_payload_bytes: int,
         clock: Callable[[], float],
         report: Callable[[BadDelivery], None],
         new_epoch: Callable[[], str],
@@ -55,27 +55,27 @@ class Intake:
     ) -> None:
         self._history = history
         self._hub = hub
-        self._max_payload_octets = max_payload_octets
+        self._max_payload_bytes = max_payload_bytes
         self._clock = clock
         self._report = report
         self._new_epoch = new_epoch
         self._fingerprint = Fingerprint(key)
         self._epoch: str | Fingerprint = self._fingerprint
         self._now: float | None = None
-        self._octets_out = 0  # of the hub's counter, those that a turn has accounted for
+        self._bytes_out = 0  # of the hub's counter, those that a turn has accounted for
         self._reported: dict[str, float] = {}
         self._cut: tuple[Delivery, bool] | None = None
         """Where the log was cut off, and whether something before that is left, until the first delivery behind it comes."""
         self._hole_told = -1
         """Up to where holes that markers tell of have been told."""
         self._told_early = False
-        self._early: dict[str, frozenset[Member]] = {}
+        self._early: dict[str, frozenset[Subscriber]] = {}
         """While history is refilled, by marker of ours: who had subscribed before the broker confirmed it."""
         self._places: dict[str, Delivery] = {}
         """And where it stands in history."""
         self._waiters = PositionWaiters(self.judge_position)
         self._proven = False
-        self.flowing = False
+        self.history_complete = False
         """Whether history has been refilled, so that positions can be judged and deliveries go out."""
         self.on_position_asked: Callable[[], None] = _nobody_asks
         self.received = 0
@@ -93,12 +93,12 @@ class Intake:
         """
         found = self._history.find(position)
         if found is not None:
-            return found if self.flowing and found.seq <= self._hub.flushed_seq else PENDING
+            return found if self.history_complete and found.seq <= self._hub.flushed_seq else PENDING
         if not (match := parse_position(position)):
             return None
         if isinstance(self._epoch, str):  # a log of this process: what it does not hold, nobody will ever bring
-            return None if self.flowing else PENDING
-        if not self._proven or not self.flowing:
+            return None if self.history_complete else PENDING
+        if not self._proven or not self.history_complete:
             return PENDING
         newest = self._history.newest
         if final or (newest is not None and int(match[1]) <= newest.offset):
@@ -151,17 +151,17 @@ class Intake:
 
     def marker_confirmed(self, text: str) -> None:
         """Who subscribes from now on misses nothing that comes behind it."""
-        if not self.flowing:
-            self._early[text] = frozenset(member for member in self._hub.members if member.topics)
+        if not self.history_complete:
+            self._early[text] = frozenset(subscriber for subscriber in self._hub.subscribers if subscriber.topics)
 
     def caught_up(self, *, replay: bool = False) -> None:
         """Let deliveries flow. A client that had subscribed before can't know what it missed, and is told so."""
-        if self.flowing:
+        if self.history_complete:
             return
         self._hub.flush()
-        self.flowing = True
+        self.history_complete = True
         if replay:
-            self._hub.replay(self._history.floor, list(self._hub.members))
+            self._hub.replay(self._history.floor, list(self._hub.subscribers))
         else:
             self._replay_early()
         self._early.clear()
@@ -174,13 +174,15 @@ class Intake:
         A client that subscribed before the first one gets what lies behind that. What was published in the moment before may be missing,
         and it is told so.
         """
-        left = [member for member in self._hub.members if member.topics]
+        left = [subscriber for subscriber in self._hub.subscribers if subscriber.topics]
         known = [(place, before) for text, before in reversed(self._early.items()) if (place := self._places.get(text)) is not None]
         first = known[-1][0] if known else self._history.head
-        self._hub.gap(self._history.floor, first, "broker", [member for member in left if all(member in before for _, before in known)])
+        self._hub.gap(
+            self._history.floor, first, "broker", [subscriber for subscriber in left if all(subscriber in before for _, before in known)]
+        )
         for place, before in known:
-            self._hub.replay(place, [member for member in left if member not in before])
-            left = [member for member in left if member in before]
+            self._hub.replay(place, [subscriber for subscriber in left if subscriber not in before])
+            left = [subscriber for subscriber in left if subscriber in before]
         if known:
             self._hub.replay(first, left)
 
@@ -190,7 +192,7 @@ class Intake:
         if (now := self._now) is None:
             now = self._now = self._clock()
         history = self._history
-        if routing_key not in history or len(body) > self._max_payload_octets or not is_plain_object(body):
+        if routing_key not in history or len(body) > self._max_payload_bytes or not is_plain_object(body):
             try:
                 self.judge(routing_key, body)
             except BadDelivery as bad:
@@ -200,9 +202,9 @@ class Intake:
             self.duplicates += 1
             return
         delivery = history.append(routing_key, body, offset, self._epoch, message_id, now)
-        if self.flowing:
+        if self.history_complete:
             self._hub.publish(delivery)
-            if self._hub.turn_octets > TURN_OCTETS:
+            if self._hub.batch_bytes > BATCH_BYTES:
                 self._hub.flush()
 
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
@@ -210,7 +212,7 @@ class Intake:
         self.markers += 1
         kept = self._history.append(MARKER_TOPIC, body, offset, self._epoch, message_id, self._clock())
         self._waiters.marker_came(marker.text)
-        if not self.flowing and marker.text in self._early:
+        if not self.history_complete and marker.text in self._early:
             self._places[marker.text] = kept
         # Two daemons that found the same hole tell of it in two markers: the second one begins before the first one's place.
         if marker.hole is None:
@@ -224,15 +226,15 @@ class Intake:
         self._hub.flush()
         start = self._history.at(marker.hole) or self._history.floor
         self._history.barrier = kept
-        if self.flowing:
+        if self.history_complete:
             self._hub.gap(start, kept, "broker")
 
-    def end_turn(self, written: Callable[[int], None]) -> None:
+    def end_batch(self, written: Callable[[int], None]) -> None:
         """Write the turn to the connections, and let go of what is too old. `written` is told the bytes since the last turn."""
         self._now = None
         self._history.trim(self._clock())
-        if self.flowing:
-            self._hub.flush(partial(self._turn_written, written))
+        if self.history_complete:
+            self._hub.flush(partial(self._batch_written, written))
             if self._waiters:
                 newest = self.newest
                 self._waiters.judge(upto=-1 if newest is None else newest)
@@ -245,7 +247,7 @@ class Intake:
         start = self._history.head
         end = self._history.mark(max(start.offset, 0), self._new_epoch())
         self._hub.flush()
-        if self.flowing:
+        if self.history_complete:
             self._hub.gap(start, end, reason)
 
     def compare(self, routing_key: str, body: bytes, offset: int) -> bool | None:
@@ -265,7 +267,7 @@ class Intake:
         # Where the log was cut off, what clients missed before that is still there for them: they may resume from before the hole.
         end = self._history.mark(offset, epoch, barrier=not shared)
         self._hub.flush()
-        if self.flowing:
+        if self.history_complete:
             self._hub.gap(start, end, reason, resumable=shared)
 
     def rewind(self, offset: int | None) -> None:
@@ -289,9 +291,9 @@ class Intake:
         self._history.clear()
         self._hole_told = -1
 
-    def _turn_written(self, written: Callable[[int], None]) -> None:
-        before, self._octets_out = self._octets_out, self._hub.counters.octets_out
-        written(self._octets_out - before)
+    def _batch_written(self, written: Callable[[int], None]) -> None:
+        before, self._bytes_out = self._bytes_out, self._hub.counters.bytes_out
+        written(self._bytes_out - before)
 
     # how a delivery is judged
 
@@ -301,10 +303,8 @@ class Intake:
             raise BadDelivery("withheld", f"{routing_key} is never forwarded")
         if not is_routing_key(routing_key):
             raise BadDelivery("routing_key", f"routing key {_shown(routing_key)} is not group.event")
-        if len(body) > self._max_payload_octets:
-            raise BadDelivery(
-                "too_large", f"{len(body)} octets on {routing_key}: more than max_payload_octets = {self._max_payload_octets}"
-            )
+        if len(body) > self._max_payload_bytes:
+            raise BadDelivery("too_large", f"{len(body)} bytes on {routing_key}: more than max_payload_bytes = {self._max_payload_bytes}")
         check_payload(routing_key, body)
 
     def _skip(self, bad: BadDelivery, now: float) -> None:

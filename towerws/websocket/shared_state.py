@@ -16,14 +16,14 @@ _SAME_FOR_ALL = int | float | str | bytes | None
 """A value of these types in the class serves as the attribute's first: nobody can change it in place."""
 
 
-class _Unheard:
+class _UnusedDeferred:
     """Stands for Autobahn's two Deferreds, which fire when a connection is open and closed: nobody here listens to them."""
 
     def callback(self, result: object) -> None:
         """Tell nobody."""
 
 
-def lean(base: Any, factory: Any) -> Any:
+def with_shared_state(base: Any, factory: Any) -> Any:
     """A class of connections like `base`, with the options of `factory`, and the state in which Autobahn starts, in the class.
 
     What stays each connection's own is the timer of the handshake, which `connectionMade` makes, and the UTF-8 validator: one
@@ -35,8 +35,8 @@ def lean(base: Any, factory: Any) -> Any:
     shared = {
         "trafficStats": TrafficStats(),
         "send_queue": deque(),  # stays empty: only chopped sends are queued
-        "is_open": _Unheard(),
-        "is_closed": _Unheard(),
+        "is_open": _UnusedDeferred(),
+        "is_closed": _UnusedDeferred(),
         "_transport_details": None,
         "utf8validator": None,
     }

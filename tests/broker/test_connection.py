@@ -18,10 +18,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
-from towerws.broker import link as amqp_link
+from towerws.broker import connection as amqp_connection
+from towerws.broker.connection import BrokerConnection, quiet_pika
 from towerws.broker.content import Content
-from towerws.broker.link import Link, quiet_pika
-from towerws.broker.loss import Loss
+from towerws.broker.failures import ConnectionFailure
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 
 KIB, MIB = 1024, 1024**2
@@ -34,24 +34,24 @@ class Events:
         self.told: list[object] = []
         self.on_read: Callable[[], object] = lambda: None
 
-    def link_up(self) -> None:
+    def connection_up(self) -> None:
         """Written down."""
         self.told.append("up")
 
-    def link_open(self, server_properties: Mapping[str, Any]) -> None:
+    def connection_open(self, server_properties: Mapping[str, Any]) -> None:
         """Written down."""
         self.told.append(("open", server_properties["version"]))
 
-    def link_read(self) -> None:
+    def connection_read(self) -> None:
         """Written down."""
         self.told.append("read")
         self.on_read()
 
-    def link_lost(self, loss: Loss) -> None:
+    def connection_lost(self, failure: ConnectionFailure) -> None:
         """Written down."""
-        self.told.append(loss)
+        self.told.append(failure)
 
-    def link_gone(self) -> None:
+    def connection_gone(self) -> None:
         """Written down."""
         self.told.append("gone")
 
@@ -66,15 +66,17 @@ class TcpTransport(StringTransport):  # type: ignore[misc]
         """Nothing to do here."""
 
 
-def opened(**settings: Any) -> tuple[Link, Events, TcpTransport, Clock]:
+def opened(**settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clock]:
     """A link with the handshake done."""
     clock, events, transport = Clock(), Events(), TcpTransport()
-    link = Link(BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events)
-    link.makeConnection(transport)
-    link.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
-    link.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
-    link.dataReceived(frame.Method(0, spec.Connection.OpenOk()).marshal())
-    return link, events, transport, clock
+    connection = BrokerConnection(
+        BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events
+    )
+    connection.makeConnection(transport)
+    connection.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
+    connection.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
+    connection.dataReceived(frame.Method(0, spec.Connection.OpenOk()).marshal())
+    return connection, events, transport, clock
 
 
 @pytest.mark.parametrize(
@@ -91,38 +93,38 @@ def opened(**settings: Any) -> tuple[Link, Events, TcpTransport, Clock]:
 )
 def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written: int, then: int) -> None:
     """A read for which more than 512 MiB go to clients is followed by a smaller one; what costs little is read 256 KiB at a time."""
-    link, events, transport, _ = opened()
-    events.on_read = lambda: link.resume(written)
-    link.dataReceived(b"\x08\0\0\0\0\0\0\xce" * (read // 8))
+    connection, events, transport, _ = opened()
+    events.on_read = lambda: connection.resume(written)
+    connection.dataReceived(b"\x08\0\0\0\0\0\0\xce" * (read // 8))
     assert transport.bufferSize == then
-    link.abort()
+    connection.abort()
 
 
 def test_a_paused_link_reads_nothing() -> None:
     """Pausing twice is pausing once; resuming a link that is not paused, or dead, does nothing."""
-    link, _, transport, _ = opened()
-    link.pause()
-    link.pause()
+    connection, _, transport, _ = opened()
+    connection.pause()
+    connection.pause()
     assert transport.producerState == "paused"
-    link.resume(1)
-    link.resume(1)
+    connection.resume(1)
+    connection.resume(1)
     assert transport.producerState == "producing"
-    link.pause()
-    link.abort()
-    link.resume(1)
+    connection.pause()
+    connection.abort()
+    connection.resume(1)
     assert transport.producerState == "paused"
 
 
 def test_a_pause_has_a_deadline() -> None:
     """One that ends in time counts as if something had been heard; one that does not ends the link, and says why."""
-    link, events, _, clock = opened(silence_s=20, heartbeat_s=60)
-    link.pause()
+    connection, events, _, clock = opened(silence_s=20, heartbeat_s=60)
+    connection.pause()
     clock.advance(15)
-    link.resume(1)
+    connection.resume(1)
     clock.advance(15)
-    assert not any(isinstance(told, Loss) for told in events.told)
-    link.dataReceived(b"\x08\0\0\0\0\0\0\xce")
-    link.pause()
+    assert not any(isinstance(told, ConnectionFailure) for told in events.told)
+    connection.dataReceived(b"\x08\0\0\0\0\0\0\xce")
+    connection.pause()
     for _ in range(21):
         clock.advance(1)
     assert "nothing read for 20 s, since a turn was still being written" in str(events.told[-1])
@@ -147,8 +149,8 @@ def test_pika_is_as_we_know_it() -> None:
 
 def test_private_names_stay_in_one_module() -> None:
     """Only the link builds on pika's private adapter."""
-    package = Path(amqp_link.__file__).parents[1]
-    assert {path.name for path in package.rglob("*.py") if "_TwistedConnectionAdapter" in path.read_text()} == {"link.py"}
+    package = Path(amqp_connection.__file__).parents[1]
+    assert {path.name for path in package.rglob("*.py") if "_TwistedConnectionAdapter" in path.read_text()} == {"connection.py"}
 
 
 def test_the_handshake_says_who_we_are() -> None:
@@ -169,14 +171,14 @@ def test_the_handshake_says_who_we_are() -> None:
 
 
 def test_frames_cut_anywhere() -> None:
-    """A delivery that comes octet by octet is the same delivery."""
-    link, events, _, _ = opened()
+    """A delivery that comes byte by byte is the same delivery."""
+    connection, events, _, _ = opened()
     got: list[tuple[int, str, int | None, bytes]] = []
 
     def on_delivery(tag: int, key: str, content: Content, body: bytes) -> None:
         got.append((tag, key, content.offset, body))
 
-    link.open_channel(lambda _: None, on_delivery)
+    connection.open_channel(lambda _: None, on_delivery)
     data = b"".join(
         part.marshal()
         for part in (
@@ -188,9 +190,9 @@ def test_frames_cut_anywhere() -> None:
         )
     )
     for at in range(len(data)):
-        link.dataReceived(data[at : at + 1])
+        connection.dataReceived(data[at : at + 1])
     assert got == [(9, "jobs.x", 3, b"abcde")]
-    assert not any(isinstance(told, Loss) for told in events.told)
+    assert not any(isinstance(told, ConnectionFailure) for told in events.told)
 
 
 @pytest.mark.parametrize(
@@ -204,31 +206,31 @@ def test_frames_cut_anywhere() -> None:
     ],
 )
 def test_what_is_no_amqp_ends_the_link(data: bytes) -> None:
-    """Octets that are no AMQP end this link with one reason, and no exception leaves dataReceived."""
-    link, events, transport, clock = opened()
-    link.dataReceived(data)
+    """Bytes that are no AMQP end this link with one reason, and no exception leaves dataReceived."""
+    connection, events, transport, clock = opened()
+    connection.dataReceived(data)
     assert transport.disconnecting
-    losses = [told for told in events.told if isinstance(told, Loss)]
-    assert len(losses) == 1
+    failures = [told for told in events.told if isinstance(told, ConnectionFailure)]
+    assert len(failures) == 1
     told = len(events.told)
-    link.dataReceived(frame.Heartbeat().marshal())
+    connection.dataReceived(frame.Heartbeat().marshal())
     assert len(events.told) == told
     assert clock.getDelayedCalls() == []
 
 
 def test_a_body_too_long_ends_the_link() -> None:
     """More body than its header announced is an error of the peer."""
-    link, events, _, _ = opened()
-    link.open_channel(lambda _: None, lambda *_: None)
-    link.dataReceived(frame.Header(1, 1, spec.BasicProperties()).marshal() + frame.Body(1, b"ab").marshal())
+    connection, events, _, _ = opened()
+    connection.open_channel(lambda _: None, lambda *_: None)
+    connection.dataReceived(frame.Header(1, 1, spec.BasicProperties()).marshal() + frame.Body(1, b"ab").marshal())
     assert "a body longer than its header said" in str(events.told[-1])
 
 
 def test_content_for_nobody_is_ignored() -> None:
     """Frames on a channel that is not open change nothing."""
-    link, events, _, _ = opened()
+    connection, events, _, _ = opened()
     data = frame.Method(7, spec.Basic.Deliver("t", 1, False, "x", "k")).marshal()
-    link.dataReceived(data + frame.Header(7, 1, spec.BasicProperties()).marshal() + frame.Body(7, b"a").marshal())
+    connection.dataReceived(data + frame.Header(7, 1, spec.BasicProperties()).marshal() + frame.Body(7, b"a").marshal())
     assert events.told[-1] == "read"
 
 

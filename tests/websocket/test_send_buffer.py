@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.ws_kit import MemoryTransport
-from towerws.websocket.outlet import SocketOutlet, TransportOutlet, open_outlet
+from towerws.websocket.send_buffer import SocketSendBuffer, TransportSendBuffer, open_send_buffer
 
 BOUND = 256 * 1024
 
@@ -67,13 +67,13 @@ class Wire:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
         self.connection: Any = tcp.Connection(ours, Protocol(), self.reactor)  # type: ignore[arg-type]
         self.connection.connected = 1
-        self.outlet = SocketOutlet(self.connection, BOUND, self.reactor.soon)
+        self.send_buffer = SocketSendBuffer(self.connection, BOUND, self.reactor.soon)
         self.drained = 0
         self.sent = b""
 
     def send(self, data: bytes) -> bool:
         """Send through the outlet, and remember what was taken."""
-        taken = self.outlet.send(data)
+        taken = self.send_buffer.send(data)
         if taken:
             self.sent += data
         return taken
@@ -81,7 +81,7 @@ class Wire:
     def fill(self) -> None:
         """Send until the socket takes no more, and something is waiting."""
         for number in range(100_000):
-            if self.outlet.waiting:
+            if self.send_buffer.waiting:
                 return
             self.send(b"%08d" % number * 1000)
         raise AssertionError("the socket takes everything")
@@ -117,36 +117,36 @@ def wire() -> Iterator[Wire]:
 
 
 def test_direct_send(wire: Wire) -> None:
-    """With nothing waiting the octets are on the wire when `send` returns; the transport is not concerned."""
+    """With nothing waiting the bytes are on the wire when `send` returns; the transport is not concerned."""
     assert wire.send(b"hello")
     assert wire.peer.recv(100) == b"hello"
-    assert wire.outlet.waiting == 0
+    assert wire.send_buffer.waiting == 0
     assert wire.reactor.writers == set()
 
 
 def test_partial_send_keeps_order(wire: Wire) -> None:
     """What the socket does not take goes to the transport, what follows behind it, and nothing is lost or turned round."""
     wire.fill()
-    assert 0 < wire.outlet.waiting <= 8000
+    assert 0 < wire.send_buffer.waiting <= 8000
     for number in range(10):
         assert wire.send(b"<%d>" % number)
     assert wire.read_all() == wire.sent
-    assert wire.outlet.waiting == 0
+    assert wire.send_buffer.waiting == 0
 
 
 def test_bound(wire: Wire) -> None:
     """Once something is waiting, no more than the bound ever waits: what does not fit is refused whole, smaller things still fit."""
     wire.fill()
-    room = BOUND - wire.outlet.waiting
+    room = BOUND - wire.send_buffer.waiting
     assert not wire.send(b"x" * (room + 1))
     assert wire.send(b"x" * room)
-    assert wire.outlet.waiting == BOUND
+    assert wire.send_buffer.waiting == BOUND
     assert not wire.send(b"x")
     assert wire.read_all() == wire.sent
     assert wire.send(b"again")
 
 
-def test_empty_outlet_takes_anything(wire: Wire) -> None:
+def test_empty_send_buffer_takes_anything(wire: Wire) -> None:
     """A frame larger than the bound goes out when nothing is waiting: else it never could."""
     assert wire.send(b"x" * (BOUND * 16))
     assert not wire.send(b"x")
@@ -154,19 +154,19 @@ def test_empty_outlet_takes_anything(wire: Wire) -> None:
 
 
 def test_waiting_counts_both_of_the_transports_buffers(wire: Wire) -> None:
-    """Octets count as waiting also after the transport moved them from one of its buffers to the other."""
+    """Bytes count as waiting also after the transport moved them from one of its buffers to the other."""
     wire.fill()
     assert wire.send(b"x" * 100_000)
-    before = wire.outlet.waiting
+    before = wire.send_buffer.waiting
     wire.reactor.turn()
     assert wire.connection.dataBuffer
-    assert before - 64 * 1024 < wire.outlet.waiting <= before
+    assert before - 64 * 1024 < wire.send_buffer.waiting <= before
 
 
 def test_await_drain_with_nothing_waiting(wire: Wire) -> None:
     """The call comes in another turn, never from within `await_drain`, and once."""
-    wire.outlet.await_drain(wire.drain)
-    wire.outlet.await_drain(wire.drain)
+    wire.send_buffer.await_drain(wire.drain)
+    wire.send_buffer.await_drain(wire.drain)
     assert wire.drained == 0
     wire.reactor.turn()
     wire.reactor.turn()
@@ -177,8 +177,8 @@ def test_await_drain(wire: Wire) -> None:
     """The call comes once the transport's buffer is empty, not before, and once."""
     wire.fill()
     wire.send(b"x" * 100_000)
-    wire.outlet.await_drain(wire.drain)
-    wire.outlet.await_drain(wire.drain)
+    wire.send_buffer.await_drain(wire.drain)
+    wire.send_buffer.await_drain(wire.drain)
     wire.reactor.turn()
     assert wire.drained == 0
     assert wire.read_all() == wire.sent
@@ -199,11 +199,11 @@ def test_drain_is_never_reentrant(wire: Wire) -> None:
         calls += 1
         if calls < 200:
             wire.send(b"x" * (10 if calls % 2 else 50_000))
-            wire.outlet.await_drain(feed)
+            wire.send_buffer.await_drain(feed)
         depth -= 1
 
     wire.fill()
-    wire.outlet.await_drain(feed)
+    wire.send_buffer.await_drain(feed)
     assert calls == 0
     assert wire.read_all(lambda: calls < 200) == wire.sent
     assert deepest == 1
@@ -214,30 +214,30 @@ def test_broken_socket_never_raises(wire: Wire) -> None:
     wire.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     wire.peer.close()
     for _ in range(10):
-        assert wire.outlet.send(b"x" * 1000)
+        assert wire.send_buffer.send(b"x" * 1000)
     assert wire.connection in wire.reactor.writers
     assert wire.connection.doWrite() is not None
 
 
-def test_closed_outlet_drops(wire: Wire) -> None:
+def test_closed_send_buffer_drops(wire: Wire) -> None:
     """A closed outlet takes everything, sends nothing, and calls nobody."""
     wire.fill()
-    wire.outlet.await_drain(wire.drain)
-    wire.outlet.close()
-    waiting = wire.outlet.waiting
-    assert wire.outlet.send(b"x" * (2 * BOUND))
-    assert wire.outlet.waiting == waiting
+    wire.send_buffer.await_drain(wire.drain)
+    wire.send_buffer.close()
+    waiting = wire.send_buffer.waiting
+    assert wire.send_buffer.send(b"x" * (2 * BOUND))
+    assert wire.send_buffer.waiting == waiting
     assert wire.read_all() == wire.sent
     wire.reactor.turn()
-    wire.outlet.await_drain(wire.drain)
+    wire.send_buffer.await_drain(wire.drain)
     wire.reactor.turn()
     assert wire.drained == 0
 
 
 def test_closed_before_the_call(wire: Wire) -> None:
     """A call that was due in the next turn does not come when the outlet is closed in this one."""
-    wire.outlet.await_drain(wire.drain)
-    wire.outlet.close()
+    wire.send_buffer.await_drain(wire.drain)
+    wire.send_buffer.close()
     wire.reactor.turn()
     assert wire.drained == 0
 
@@ -245,9 +245,9 @@ def test_closed_before_the_call(wire: Wire) -> None:
 def test_lost_connection_closes_it(wire: Wire) -> None:
     """When the connection is lost while something waits, nobody is called."""
     wire.fill()
-    wire.outlet.await_drain(wire.drain)
+    wire.send_buffer.await_drain(wire.drain)
     wire.connection.connectionLost(Failure(ConnectionDone()))
-    assert wire.outlet.send(b"x")
+    assert wire.send_buffer.send(b"x")
     assert wire.drained == 0
 
 
@@ -260,47 +260,47 @@ def clock() -> Clock:
     return Clock()
 
 
-def outlet_on(clock: Clock) -> tuple[TransportOutlet, MemoryTransport]:
+def send_buffer_on(clock: Clock) -> tuple[TransportSendBuffer, MemoryTransport]:
     """An outlet on a transport in memory."""
     transport = MemoryTransport(clock, Protocol())
-    outlet = open_outlet(transport, BOUND, lambda call: clock.callLater(0, call))
-    assert isinstance(outlet, TransportOutlet)
-    return outlet, transport
+    send_buffer = open_send_buffer(transport, BOUND, lambda call: clock.callLater(0, call))
+    assert isinstance(send_buffer, TransportSendBuffer)
+    return send_buffer, transport
 
 
-def test_fitting_outlet(wire: Wire) -> None:
+def test_fitting_send_buffer(wire: Wire) -> None:
     """Plain TCP gets the direct way, TLS on it does not."""
-    assert isinstance(open_outlet(wire.connection, BOUND, wire.reactor.soon), SocketOutlet)
+    assert isinstance(open_send_buffer(wire.connection, BOUND, wire.reactor.soon), SocketSendBuffer)
     wire.connection.TLS, wire.connection.protocol = True, MemoryTransport(Clock(), Protocol())
-    assert isinstance(open_outlet(wire.connection, BOUND, wire.reactor.soon), TransportOutlet)
+    assert isinstance(open_send_buffer(wire.connection, BOUND, wire.reactor.soon), TransportSendBuffer)
 
 
-def test_transport_outlet_is_bounded(clock: Clock) -> None:
+def test_transport_send_buffer_is_bounded(clock: Clock) -> None:
     """Once the transport said that it has enough, no more than the bound is added, in however many pieces, until it has drained."""
-    outlet, transport = outlet_on(clock)
+    send_buffer, transport = send_buffer_on(clock)
     transport.stalled = True
     taken = 0
-    while outlet.send(b"x" * 10_000):
+    while send_buffer.send(b"x" * 10_000):
         taken += 10_000
         assert taken < 10 * BOUND
     assert taken + 10_000 >= BOUND
     assert len(transport.waiting) <= BOUND + 64 * 1024 + 10_000
     transport.drain()
-    assert outlet.send(b"x" * 10_000)
+    assert send_buffer.send(b"x" * 10_000)
 
 
-def test_transport_outlet_drain(clock: Clock) -> None:
+def test_transport_send_buffer_drain(clock: Clock) -> None:
     """The call comes when the transport resumes; at once, in another turn, when it never paused; and never twice."""
-    outlet, transport = outlet_on(clock)
+    send_buffer, transport = send_buffer_on(clock)
     calls: list[int] = []
-    outlet.await_drain(lambda: calls.append(len(transport.waiting)))
+    send_buffer.await_drain(lambda: calls.append(len(transport.waiting)))
     assert calls == []
     clock.advance(0)
     assert calls == [0]
     transport.stalled = True
-    outlet.send(b"x" * 100_000)
-    outlet.await_drain(lambda: calls.append(len(transport.waiting)))
-    outlet.await_drain(lambda: calls.append(len(transport.waiting)))
+    send_buffer.send(b"x" * 100_000)
+    send_buffer.await_drain(lambda: calls.append(len(transport.waiting)))
+    send_buffer.await_drain(lambda: calls.append(len(transport.waiting)))
     clock.advance(1)
     assert calls == [0]
     transport.drain()
@@ -310,11 +310,11 @@ def test_transport_outlet_drain(clock: Clock) -> None:
 
 def test_transport_paused_before_the_call(clock: Clock) -> None:
     """When the transport fills up before the turn in which the call was due, the call waits for the drain."""
-    outlet, transport = outlet_on(clock)
+    send_buffer, transport = send_buffer_on(clock)
     calls: list[int] = []
-    outlet.await_drain(lambda: calls.append(1))
+    send_buffer.await_drain(lambda: calls.append(1))
     transport.stalled = True
-    outlet.send(b"x" * 100_000)
+    send_buffer.send(b"x" * 100_000)
     clock.advance(0)
     assert calls == []
     transport.drain()
@@ -323,7 +323,7 @@ def test_transport_paused_before_the_call(clock: Clock) -> None:
 
 def test_transport_drain_is_never_reentrant(clock: Clock) -> None:
     """One that is fed in the call and fills the transport again is called after the next drain."""
-    outlet, transport = outlet_on(clock)
+    send_buffer, transport = send_buffer_on(clock)
     transport.stalled = True
     depth: list[int] = [0, 0]
 
@@ -332,11 +332,11 @@ def test_transport_drain_is_never_reentrant(clock: Clock) -> None:
         depth[1] += 1
         assert depth[0] == 1
         if depth[1] < 5:
-            outlet.send(b"x" * 100_000)
-            outlet.await_drain(feed)
+            send_buffer.send(b"x" * 100_000)
+            send_buffer.await_drain(feed)
         depth[0] -= 1
 
-    outlet.await_drain(feed)
+    send_buffer.await_drain(feed)
     for _ in range(10):
         clock.advance(0)
         transport.drain()
@@ -345,10 +345,10 @@ def test_transport_drain_is_never_reentrant(clock: Clock) -> None:
 
 def test_transport_closed(clock: Clock) -> None:
     """A closed outlet takes everything, sends nothing, and calls nobody; so does one whose connection is lost."""
-    outlet, transport = outlet_on(clock)
-    outlet.await_drain(lambda: pytest.fail("called"))
+    send_buffer, transport = send_buffer_on(clock)
+    send_buffer.await_drain(lambda: pytest.fail("called"))
     transport.lose(ConnectionDone())
-    assert outlet.send(b"x")
-    outlet.await_drain(lambda: pytest.fail("called"))
+    assert send_buffer.send(b"x")
+    send_buffer.await_drain(lambda: pytest.fail("called"))
     clock.advance(1)
     assert transport.received == b""

@@ -12,7 +12,7 @@ from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings
-from towerws.websocket.guard import CREDENTIALS_PER_TICK
+from towerws.websocket.credential_monitor import CREDENTIALS_PER_TICK
 from towerws.websocket.session import STATIC_S
 
 
@@ -69,17 +69,17 @@ def enter(edge: Edge, who: str, *, v1: bool = False) -> Client:
 
 def watch(edge: Edge, seconds: float) -> None:
     """Let the guard do its rounds for a while; connections answer pings meanwhile."""
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     for _ in range(round(seconds)):
         edge.clock.advance(1)
-    edge.desk.guard.stop()
+    edge.context.credential_monitor.stop()
 
 
 def test_disconnect_by_user_and_by_session(make: Edges) -> None:
     """Exactly the connections meant are closed, with 1008; the method forgets what it knew of them, and others notice nothing."""
     method = Tower()
     edge = make(method, ping_s=3600)
-    disconnect = edge.desk.guard.disconnect
+    disconnect = edge.context.credential_monitor.disconnect
     first, second = enter(edge, "7-a"), enter(edge, "7-b", v1=True)
     other = enter(edge, "8-c").listen(1)
     assert disconnect(Revocation(user=7)) == 2
@@ -92,7 +92,7 @@ def test_disconnect_by_user_and_by_session(make: Edges) -> None:
     assert other.take() == [{"n": 1}]
     assert disconnect(Revocation(session="c")) == 1
     assert other.close_code() == 1008
-    assert edge.desk.guard.revoked == 3
+    assert edge.context.credential_monitor.revoked == 3
     assert method.forgotten == [Revocation(user=7), Revocation(user="7"), Revocation(session="a"), Revocation(session="c")]
 
 
@@ -116,7 +116,7 @@ def test_a_handshake_that_was_under_way(make: Edges, revocation: Revocation, lat
     method = Slow()
     edge = make(method, handshake_s=15)
     client, other = (edge.connect().send(request()) for _ in range(2))
-    assert edge.desk.guard.disconnect(revocation) == 0
+    assert edge.context.credential_monitor.disconnect(revocation) == 0
     edge.clock.advance(later)
     method.waiting[0].callback(Identity(7, "tower", session="a"))
     method.waiting[1].callback(Identity(8, "tower", session="b"))
@@ -136,7 +136,7 @@ def test_when_revocations_may_have_been_missed(make: Edges) -> None:
     edge = make(method, ping_s=3600)
     for number in range(CREDENTIALS_PER_TICK + 20):
         enter(edge, f"{number}-{number}")
-    edge.desk.guard.doubt()
+    edge.context.credential_monitor.doubt()
     assert method.forgotten == [None]
     watch(edge, 1)
     assert len(method.asked) == CREDENTIALS_PER_TICK
@@ -159,7 +159,7 @@ def test_expiry_follows_the_wall_clock(make: Edges) -> None:
     watch(edge, 2)
     assert client.close_code() == 1008
     assert later.close_code() is None
-    edge.desk.guard._wall = lambda: WALL + 3601
+    edge.context.credential_monitor._wall = lambda: WALL + 3601
     watch(edge, 1)
     assert later.close_code() == 1008
 
@@ -171,7 +171,7 @@ def test_a_wall_clock_that_is_put_back_adds_nothing(make: Edges, step_s: float) 
     method.expires_at = WALL + 12
     edge = make(method, ping_s=3600)
     client = enter(edge, "7-a")
-    edge.desk.guard._wall = lambda: WALL + step_s + edge.clock.seconds()
+    edge.context.credential_monitor._wall = lambda: WALL + step_s + edge.clock.seconds()
     watch(edge, 11)
     assert client.close_code() is None
     watch(edge, 2)
@@ -196,7 +196,7 @@ def test_credentials_that_left_delay_nobody(make: Edges) -> None:
     for number in range(60 * CREDENTIALS_PER_TICK):
         enter(edge, f"8-{number}x").hang_up()
     edge.clients[:] = edge.clients[:1]
-    assert len(edge.desk.guard._rounds) == 1
+    assert len(edge.context.credential_monitor._rounds) == 1
     watch(edge, 51)
     assert method.asked == ["a"]
 
@@ -209,7 +209,7 @@ def test_a_credential_that_was_revoked(make: Edges) -> None:
     method.answer = Refused("logged out")
     watch(edge, 60)
     assert client.close_code() == 1008
-    assert edge.desk.guard.revoked == 1
+    assert edge.context.credential_monitor.revoked == 1
     assert edge.hub.topics == 0
 
 
@@ -239,9 +239,9 @@ def test_not_all_at_once(make: Edges) -> None:
     for number in range(CREDENTIALS_PER_TICK + 20):
         enter(edge, f"{number}-{number}")
     edge.clock.advance(60)
-    edge.desk.guard.tick()
+    edge.context.credential_monitor.tick()
     assert len(method.asked) == CREDENTIALS_PER_TICK
-    edge.desk.guard.tick()
+    edge.context.credential_monitor.tick()
     assert len(method.asked) == CREDENTIALS_PER_TICK + 20
 
 
@@ -315,8 +315,8 @@ def test_hang_up_while_asking(make: Edges) -> None:
     client = enter(edge, "7-a").listen(1)
     cancelled: list[object] = []
     method.answer = Deferred(cancelled.append)
-    edge.desk.guard.recheck_user("7")
-    edge.desk.guard.recheck_user("7")
+    edge.context.credential_monitor.recheck_user("7")
+    edge.context.credential_monitor.recheck_user("7")
     assert method.asked == ["a"]
     client.hang_up()
     assert len(cancelled) == 1
@@ -333,7 +333,7 @@ def test_limit_reached(make: Edges) -> None:
     assert method.asked == ["a"]
     assert client.close_code() == 1008
     assert other.close_code() is None
-    assert edge.desk.guard.watchers == 1
+    assert edge.context.credential_monitor.watchers == 1
 
 
 def test_never(make: Edges) -> None:
@@ -366,22 +366,22 @@ def test_a_bug_does_not_end_the_rounds(make: Edges) -> None:
     method = Tower()
     edge = make(method, ping_s=3600)
     broken = Broken()
-    edge.desk.guard.enter(broken)
+    edge.context.credential_monitor.enter(broken)
     client = enter(edge, "7-a")
     method.answer = Refused("logged out")
     watch(edge, 61)
     assert client.close_code() == 1008
     assert len(make.failures()) == 2
-    edge.desk.guard.leave(broken)
+    edge.context.credential_monitor.leave(broken)
 
 
 def test_a_bug_does_not_spare_the_others(make: Edges) -> None:
     """When one of a user's connections can't be closed the others are all the same, and it is logged."""
     edge = make(Tower(), ping_s=3600)
     broken = Broken()
-    edge.desk.guard.enter(broken)
+    edge.context.credential_monitor.enter(broken)
     client = enter(edge, "9-a")
-    assert edge.desk.guard.disconnect(Revocation(user=9)) == 2
+    assert edge.context.credential_monitor.disconnect(Revocation(user=9)) == 2
     assert client.close_code() == 1008
     assert len(make.failures()) == 1
-    edge.desk.guard.leave(broken)
+    edge.context.credential_monitor.leave(broken)

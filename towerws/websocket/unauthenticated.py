@@ -21,12 +21,12 @@ from towerws.core.frames import text_frame
 from towerws.core.identity import Identity
 from towerws.core.requests import TokenMessage, parse_message
 from towerws.core.wire import Dialect
-from towerws.websocket.desk import Desk
-from towerws.websocket.session import DISTRUST, INBOX_OCTETS, MESSAGE_OCTETS
+from towerws.websocket.context import ConnectionContext
+from towerws.websocket.session import INBOX_BYTES, MAX_WRONG_TOKENS, MESSAGE_BYTES
 from towerws.websocket.tokens import identify
 
 
-class Door(Protocol):
+class UnauthenticatedConnection(Protocol):
     """What a visitor needs of its connection."""
 
     address: str
@@ -37,35 +37,35 @@ class Door(Protocol):
     def identified(self, identity: Identity, held: list[tuple[bytes, bool]]) -> None:
         """The visitor is known now. `held` are the messages that came meanwhile: payload, and whether it was binary."""
 
-    def turn_away(self, reason: CloseReason, word: str) -> None:
+    def reject(self, reason: CloseReason, word: str) -> None:
         """Close the connection, and count that under this word."""
 
 
-class Visitor:
+class UnauthenticatedSession:
     """The state of one. `message` and `close` are all that the connection calls."""
 
-    __slots__ = ("_asking", "_closed", "_desk", "_door", "_failed", "_held", "_held_octets", "_timer", "dialect")
+    __slots__ = ("_asking", "_closed", "_connection", "_context", "_failed", "_held", "_held_bytes", "_timer", "dialect")
 
-    def __init__(self, desk: Desk, door: Door, dialect: Dialect) -> None:
+    def __init__(self, context: ConnectionContext, connection: UnauthenticatedConnection, dialect: Dialect) -> None:
         """Begin to wait."""
-        self._desk = desk
-        self._door = door
+        self._context = context
+        self._connection = connection
         self.dialect = dialect
         self._held: deque[tuple[bytes, bool]] = deque()
-        self._held_octets = 0
+        self._held_bytes = 0
         self._asking: Deferred[Identity] | None = None
         self._failed = 0
         self._closed = False
         # None once it went off: a call that was made still refers to this, which would be a cycle.
-        self._timer: Any = desk.reactor.callLater(desk.settings.token_s, self._expire)
+        self._timer: Any = context.reactor.callLater(context.settings.token_s, self._expire)
 
     def message(self, payload: bytes, is_binary: bool) -> None:
         """Take in one whole message."""
         if self._closed:
             return
-        self._held_octets += len(payload) + MESSAGE_OCTETS
-        if self._held and self._held_octets > INBOX_OCTETS:
-            self._door.turn_away(CloseReason.POLICY, "no_token")
+        self._held_bytes += len(payload) + MESSAGE_BYTES
+        if self._held and self._held_bytes > INBOX_BYTES:
+            self._connection.reject(CloseReason.POLICY, "no_token")
             return
         self._held.append((payload, is_binary))
         self._follow()
@@ -85,18 +85,18 @@ class Visitor:
         if self._asking is not None or not self._held or self._closed:
             return
         payload, is_binary = self._held.popleft()
-        self._held_octets -= len(payload) + MESSAGE_OCTETS
-        desk = self._desk
-        desk.requests += 1
+        self._held_bytes -= len(payload) + MESSAGE_BYTES
+        context = self._context
+        context.requests += 1
         try:
-            message = parse_message(payload, desk.groups, desk.settings.topics, is_binary=is_binary)
+            message = parse_message(payload, context.groups, context.settings.topics, is_binary=is_binary)
             if not isinstance(message, TokenMessage):
                 raise BadRequest("no_token", "no credential was brought: a token must be sent first", getattr(message, "request_id", None))
         except BadRequest as error:
             self._answer(error)
-            self._door.turn_away(CloseReason.NO_CREDENTIAL, "no_token")
+            self._connection.reject(CloseReason.NO_CREDENTIAL, "no_token")
             return
-        self._asking = identify(desk, message, self._door.address)
+        self._asking = identify(context, message, self._connection.address)
         self._asking.addCallbacks(self._found_good, self._not_taken)
 
     def _found_good(self, identity: Identity) -> None:
@@ -105,7 +105,7 @@ class Visitor:
         held = list(self._held)
         self._asking = None
         self.close()
-        self._door.identified(identity, held)
+        self._connection.identified(identity, held)
 
     def _not_taken(self, failure: Failure) -> None:
         self._asking = None
@@ -115,20 +115,20 @@ class Visitor:
         assert isinstance(error, BadRequest), "nothing else comes from identify"
         self._answer(error)
         self._failed += 1
-        if self._failed < DISTRUST:
+        if self._failed < MAX_WRONG_TOKENS:
             self._follow()
         elif error.code == "unavailable":
-            self._door.turn_away(CloseReason.UNCHECKED, "unavailable")
+            self._connection.reject(CloseReason.UNCHECKED, "unavailable")
         else:
-            self._door.turn_away(CloseReason.NO_CREDENTIAL, "credential")
+            self._connection.reject(CloseReason.NO_CREDENTIAL, "credential")
 
     def _answer(self, error: BadRequest) -> None:
-        self._desk.bad_requests += 1
-        self._door.send(text_frame(self.dialect.error(error)))
+        self._context.bad_requests += 1
+        self._connection.send(text_frame(self.dialect.error(error)))
 
     def _expire(self) -> None:
         self._timer = None
         if self._asking is not None:
-            self._door.turn_away(CloseReason.UNCHECKED, "unavailable")
+            self._connection.reject(CloseReason.UNCHECKED, "unavailable")
         else:
-            self._door.turn_away(CloseReason.NO_CREDENTIAL, "no_token")
+            self._connection.reject(CloseReason.NO_CREDENTIAL, "no_token")

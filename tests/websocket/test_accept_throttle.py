@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import pytest
 from twisted.internet.task import Clock
 
-from towerws.websocket.doorman import BATCH, Doorman
+from towerws.websocket.accept_throttle import BATCH, AcceptThrottle
 
 
 @dataclass
 class ListeningPort:
     """A port as Twisted has it: it accepts, in one turn, what waits, but no more than `numberAccepts`."""
 
-    doorman: Doorman
+    accept_throttle: AcceptThrottle
     waiting: int = 0
     connected: bool = True
     reading: bool = True
@@ -38,7 +38,7 @@ class ListeningPort:
         for _ in range(count):
             self.waiting -= 1
             self.accepted += 1
-            self.doorman.accepted()
+            self.accept_throttle.accepted()
         self.numberAccepts = self.numberAccepts + 20 if count == self.numberAccepts else max(1, count)
         return count
 
@@ -52,9 +52,9 @@ def clock() -> Clock:
 @pytest.fixture
 def port(clock: Clock) -> Iterator[ListeningPort]:
     """A port with a doorman who lets in 1,000 a second."""
-    doorman = Doorman(1000, clock)
-    port = ListeningPort(doorman)
-    doorman.stand_at(port, backlog=False)
+    accept_throttle = AcceptThrottle(1000, clock)
+    port = ListeningPort(accept_throttle)
+    accept_throttle.attach(port, backlog=False)
     with port.socket:
         yield port
 
@@ -71,7 +71,7 @@ def test_a_storm_comes_in_by_and_by(port: ListeningPort, clock: Clock) -> None:
             in_first_second = port.accepted
     assert port.accepted == 5000
     assert 900 <= in_first_second <= 1000 + 2 * BATCH
-    assert port.doorman.pauses >= 5000 / BATCH - 1
+    assert port.accept_throttle.pauses >= 5000 / BATCH - 1
     clock.advance(1)
     assert port.reading
 
@@ -82,15 +82,15 @@ def test_a_trickle_meets_nobody(port: ListeningPort, clock: Clock) -> None:
         port.waiting += 1
         assert port.turn() == 1
         clock.advance(0.002)
-    assert port.doorman.pauses == 0
+    assert port.accept_throttle.pauses == 0
     assert clock.getDelayedCalls() == []
 
 
 def test_no_turn_grows_where_the_rate_does_not_bind(clock: Clock) -> None:
     """However high the rate, a turn accepts a batch at most: Twisted alone would accept twenty more in each turn than before."""
-    doorman = Doorman(1_000_000, clock)
-    port = ListeningPort(doorman, waiting=5000)
-    doorman.stand_at(port, backlog=False)
+    accept_throttle = AcceptThrottle(1_000_000, clock)
+    port = ListeningPort(accept_throttle, waiting=5000)
+    accept_throttle.attach(port, backlog=False)
     with port.socket:
         turns = 0
         while port.waiting:
@@ -98,19 +98,19 @@ def test_no_turn_grows_where_the_rate_does_not_bind(clock: Clock) -> None:
             turns += 1
             clock.advance(0.003)
         assert turns == 5000 / BATCH
-        doorman.leave()
+        accept_throttle.leave()
     assert clock.getDelayedCalls() == []
 
 
 def test_what_is_accepted_sends_at_once(clock: Clock) -> None:
     """No connection waits to fill a segment (TCP_NODELAY); a port that is no TCP port is served as well."""
     for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, "")):
-        doorman = Doorman(1000, clock)
-        port = ListeningPort(doorman, socket=socket.socket(family))
+        accept_throttle = AcceptThrottle(1000, clock)
+        port = ListeningPort(accept_throttle, socket=socket.socket(family))
         with port.socket:
             port.socket.bind(address)
             port.socket.listen()
-            doorman.stand_at(port, backlog=False)
+            accept_throttle.attach(port, backlog=False)
             with socket.socket(family) as client:
                 client.connect(port.socket.getsockname())
                 with port.socket.accept()[0] as accepted:
@@ -128,21 +128,21 @@ def test_nothing_is_opened_again_after_the_end(port: ListeningPort, clock: Clock
     assert not port.reading
     port.connected, port.reading = True, True
     port.turn()
-    port.doorman.leave()
+    port.accept_throttle.leave()
     assert clock.getDelayedCalls() == []
-    port.doorman.accepted()
+    port.accept_throttle.accepted()
     assert clock.getDelayedCalls() == []
 
 
 def test_the_kernels_queue_is_made_longer(clock: Clock) -> None:
     """A port made with Twisted's 50 takes more before anybody is accepted; one with a backlog of its own is left alone."""
     for longer in (True, False):
-        doorman = Doorman(1000, clock)
-        port = ListeningPort(doorman)
+        accept_throttle = AcceptThrottle(1000, clock)
+        port = ListeningPort(accept_throttle)
         with port.socket:
             port.socket.bind(("127.0.0.1", 0))
             port.socket.listen(50)
-            doorman.stand_at(port, backlog=longer)
+            accept_throttle.attach(port, backlog=longer)
             clients = [socket.socket() for _ in range(80)]
             try:
                 done = 0

@@ -15,11 +15,11 @@ from twisted.internet.interfaces import IPullProducer, IPushProducer
 from zope.interface import implementer
 
 
-class Outlet(Protocol):
+class SendBuffer(Protocol):
     """The way out of one connection."""
 
     def send(self, data: bytes) -> bool:
-        """Take whole frames; False, and nothing taken, when more octets would then be waiting than the bound allows.
+        """Take whole frames; False, and nothing taken, when more bytes would then be waiting than the bound allows.
 
         An outlet with nothing waiting takes anything. A closed one takes everything, and drops it.
         """
@@ -31,11 +31,11 @@ class Outlet(Protocol):
         """Send nothing any more, and call nobody."""
 
 
-def open_outlet(transport: Any, bound: int, soon: Callable[[Callable[[], None]], object]) -> Outlet:
-    """The fitting outlet. `bound` is in octets; `soon` runs a callable in another turn of the reactor."""
+def open_send_buffer(transport: Any, bound: int, soon: Callable[[Callable[[], None]], object]) -> SendBuffer:
+    """The fitting outlet. `bound` is in bytes; `soon` runs a callable in another turn of the reactor."""
     if is_plain_tcp(transport):
-        return SocketOutlet(transport, bound, soon)
-    return TransportOutlet(transport, bound, soon)
+        return SocketSendBuffer(transport, bound, soon)
+    return TransportSendBuffer(transport, bound, soon)
 
 
 def is_plain_tcp(transport: Any) -> bool:
@@ -44,7 +44,7 @@ def is_plain_tcp(transport: Any) -> bool:
 
 
 @implementer(IPullProducer)
-class SocketOutlet:
+class SocketSendBuffer:
     """An outlet on a plain TCP connection of Twisted's, whose buffer can be looked at."""
 
     __slots__ = ("_bound", "_call", "_closed", "_soon", "_transport")
@@ -58,12 +58,12 @@ class SocketOutlet:
 
     @property
     def waiting(self) -> int:
-        """Octets in the transport's buffers (`abstract.FileDescriptor` keeps them in two)."""
+        """Bytes in the transport's buffers (`abstract.FileDescriptor` keeps them in two)."""
         transport = self._transport
         return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]  # noqa: SLF001
 
     def send(self, data: bytes) -> bool:
-        """See `Outlet`."""
+        """See `SendBuffer`."""
         if self._closed:
             return True
         transport = self._transport
@@ -81,7 +81,7 @@ class SocketOutlet:
         return True
 
     def await_drain(self, call: Callable[[], None]) -> None:
-        """See `Outlet`. A pull producer is asked for more exactly when the transport's buffer has run empty."""
+        """See `SendBuffer`. A pull producer is asked for more exactly when the transport's buffer has run empty."""
         if self._closed:
             return
         waits = self._call is not None
@@ -109,13 +109,13 @@ class SocketOutlet:
             call()
 
     def close(self) -> None:
-        """See `Outlet`."""
+        """See `SendBuffer`."""
         self._closed = True
         self._call = None
 
 
 @implementer(IPushProducer)
-class TransportOutlet:
+class TransportSendBuffer:
     """An outlet on any transport: it counts what it wrote since the transport said that it has enough."""
 
     __slots__ = ("_bound", "_call", "_closed", "_paused", "_since_pause", "_soon", "_transport")
@@ -131,7 +131,7 @@ class TransportOutlet:
         transport.registerProducer(self, True)
 
     def send(self, data: bytes) -> bool:
-        """See `Outlet`."""
+        """See `SendBuffer`."""
         if self._closed:
             return True
         if self._paused:
@@ -142,7 +142,7 @@ class TransportOutlet:
         return True
 
     def await_drain(self, call: Callable[[], None]) -> None:
-        """See `Outlet`."""
+        """See `SendBuffer`."""
         if self._closed:
             return
         waits = self._call is not None
@@ -173,6 +173,6 @@ class TransportOutlet:
             call()
 
     def close(self) -> None:
-        """See `Outlet`."""
+        """See `SendBuffer`."""
         self._closed = True
         self._call = None

@@ -17,14 +17,14 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from towerws.auth.base import Method
-from towerws.core.agenda import Agenda
+from towerws.core.deadline_queue import DeadlineQueue
 from towerws.core.errors import CloseReason
 from towerws.core.hub import Hub
 from towerws.core.identity import Identity
-from towerws.core.members import Member
 from towerws.core.registry import Registry
 from towerws.core.requests import Request
 from towerws.core.revocation import RecentRevocations, Revocation
+from towerws.core.subscribers import Subscriber
 from towerws.core.wire import TOWER
 
 TICK_S = 1.0
@@ -38,7 +38,7 @@ REMEMBERED_S = 300.0
 _NEVER = float("inf")
 
 
-class Guarded(Protocol):
+class MonitoredSession(Protocol):
     """What the guard needs of a session."""
 
     identity: Identity
@@ -50,7 +50,7 @@ class Guarded(Protocol):
         """Close the connection: its credential is no longer valid."""
 
 
-class Guard:
+class CredentialMonitor:
     """Watches over the sessions. `wall` is the time in seconds since 1970; `revalidate_s` 0 asks about nobody by itself."""
 
     _log = Logger()
@@ -61,11 +61,11 @@ class Guard:
         self._reactor = reactor
         self._wall = wall
         self.revalidate_s = revalidate_s
-        self._registry: Registry[Guarded] = Registry()
-        self._watchers: dict[str, Member] = {}
-        self._expiring: dict[Guarded, tuple[float, float]] = {}  # its end by the wall clock, and by the monotonic one
+        self._registry: Registry[MonitoredSession] = Registry()
+        self._watchers: dict[str, Subscriber] = {}
+        self._expiring: dict[MonitoredSession, tuple[float, float]] = {}  # its end by the wall clock, and by the monotonic one
         self._soonest = self._soonest_deadline = _NEVER
-        self._rounds = Agenda()
+        self._rounds = DeadlineQueue()
         self._revocations = RecentRevocations(REMEMBERED_S)
         self._ticking = LoopingCall(self.tick)
         self._ticking.clock = reactor
@@ -86,7 +86,7 @@ class Guard:
         """How many members of the hub, and topics, are the guard's own."""
         return len(self._watchers)
 
-    def enter(self, session: Guarded) -> None:
+    def enter(self, session: MonitoredSession) -> None:
         """A session has begun. One that no method vouches for (auth open) can't be revoked by its credential."""
         identity = session.identity
         self._registry.add(session, identity)
@@ -102,7 +102,7 @@ class Guard:
             since = self._reactor.seconds() if identity.checked_at is None else identity.checked_at
             self._schedule(identity.session, since, random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
 
-    def leave(self, session: Guarded) -> None:
+    def leave(self, session: MonitoredSession) -> None:
         """A session has ended. A second call does nothing."""
         self._expiring.pop(session, None)
         user, credentials = self._registry.remove(session)
@@ -111,7 +111,7 @@ class Guard:
         if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
             self._hub.leave(watcher)
 
-    def renew(self, session: Guarded) -> None:
+    def renew(self, session: MonitoredSession) -> None:
         """A session has another identity now: its end, and the name that it can be revoked by, are those of the new credential."""
         self.leave(session)
         self.enter(session)
@@ -152,7 +152,7 @@ class Guard:
                     self._see_to(partial(self._revoke, session))
             self._soonest = min((expires_at for expires_at, _ in self._expiring.values()), default=_NEVER)
             self._soonest_deadline = min((deadline for _, deadline in self._expiring.values()), default=_NEVER)
-        for name in self._rounds.take(now, CREDENTIALS_PER_TICK):
+        for name in self._rounds.pop_due(now, CREDENTIALS_PER_TICK):
             sessions = self._registry.of_session(name)
             for session in sessions:
                 self._see_to(session.recheck)
@@ -170,7 +170,7 @@ class Guard:
         if self.revalidate_s:
             self._rounds.add(name, since + self.revalidate_s * share)
 
-    def _revoke(self, session: Guarded) -> None:
+    def _revoke(self, session: MonitoredSession) -> None:
         self.revoked += 1
         self._expiring.pop(session, None)
         session.revoke()
@@ -178,9 +178,9 @@ class Guard:
     def _watch(self, identity: Identity) -> None:
         user = str(identity.user_id)
         if identity.user_id is not None and user not in self._watchers:
-            member = self._hub.join(_Watcher(lambda: self._reactor.callLater(0, self.recheck_user, user)), TOWER)
-            self._watchers[user] = member
-            self._hub.subscribe(member, Request((f"control.limit_reached_{user}",)))
+            subscriber = self._hub.join(_Watcher(lambda: self._reactor.callLater(0, self.recheck_user, user)), TOWER)
+            self._watchers[user] = subscriber
+            self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
 
 
 class _Watcher:

@@ -1,15 +1,15 @@
 """One connection to a broker: pika's Twisted adapter, cut down to what holds when the network does not.
 
-This module alone uses private names of pika; `tests/broker/test_link.py` fails loudly when pika changes them. What differs
+This module alone uses private names of pika; `tests/broker/test_connection.py` fails loudly when pika changes them. What differs
 from pika's own adapter, and why:
 
-- Every end of the connection goes through `Link._die`: it aborts the transport (pika's `loseConnection` waits for a flush or
+- Every end of the connection goes through `BrokerConnection._die`: it aborts the transport (pika's `loseConnection` waits for a flush or
   a TLS close that a black hole never grants), stops pika's timers and tells the reason once. After that nothing is called.
 - The code and text of the broker's Connection.Close are kept (pika overwrites them when the TCP connection ends).
 - Nothing received for `silence_s`: the link dies. pika's heartbeats are sent, its check is only a second opinion.
 - The read loop walks the buffer by index (pika copies the rest of the buffer for each frame) and puts deliveries together
   itself, with content headers read by `broker.content`: 5.1 µs a delivery with an empty callback, pika's
-  way takes 24 (20,000 of 300 octets with three headers, in reads of 64 KiB, CPython 3.11). All other methods are pika's.
+  way takes 24 (20,000 of 300 bytes with three headers, in reads of 64 KiB, CPython 3.11). All other methods are pika's.
 - Raw callbacks only. pika's Deferreds break when they are cancelled, and cost a queue entry per message.
 """
 
@@ -32,7 +32,7 @@ from twisted.python.failure import Failure
 
 from towerws import __version__
 from towerws.broker.content import Content, read_content
-from towerws.broker.loss import Cure, Loss, from_broker, from_transport
+from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker, from_transport
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
 _FRAME_HEAD: Final = struct.Struct(">BHI")
@@ -47,7 +47,7 @@ _LONGEST_FRAME: Final = 131072
 SMALLEST_READ: Final = 16 * 1024
 LARGEST_READ: Final = 256 * 1024
 FIRST_READ: Final = 64 * 1024
-WRITTEN_OCTETS: Final = 512 * 1024 * 1024
+WRITTEN_BYTES: Final = 512 * 1024 * 1024
 
 
 class NotAmqp(Exception):
@@ -58,22 +58,22 @@ OnDelivery = Callable[[int, str, Content, bytes], None]
 """Called with the delivery tag, the routing key, what the content header says, and the body."""
 
 
-class LinkEvents(Protocol):
-    """What a link tells its owner. All from the reactor's thread; nothing after `link_lost` but `link_gone`."""
+class BrokerConnectionEvents(Protocol):
+    """What a link tells its owner. All from the reactor's thread; nothing after `connection_lost` but `connection_gone`."""
 
-    def link_up(self) -> None:
+    def connection_up(self) -> None:
         """The TCP connection stands; the AMQP handshake begins."""
 
-    def link_open(self, server_properties: Mapping[str, Any]) -> None:
+    def connection_open(self, server_properties: Mapping[str, Any]) -> None:
         """The AMQP handshake is done; channels may be opened."""
 
-    def link_read(self) -> None:
+    def connection_read(self) -> None:
         """The frames of one read from the socket were handled."""
 
-    def link_lost(self, loss: Loss) -> None:
+    def connection_lost(self, failure: ConnectionFailure) -> None:
         """The link is dead. Told once; the transport is being aborted."""
 
-    def link_gone(self) -> None:
+    def connection_gone(self) -> None:
         """The transport is closed."""
 
 
@@ -144,33 +144,33 @@ class _Delivery:
         self._on_delivery(self._tag, self._routing_key, self._content, part)
 
 
-class _Connection(_TwistedConnectionAdapter):  # type: ignore[misc]
+class _PikaConnection(_TwistedConnectionAdapter):  # type: ignore[misc]
     """The connection of pika with our read loop. `_link` is told when pika wants the stream closed."""
 
     _frame_buffer: bytes
 
-    def __init__(self, link: Link, parameters: pika.ConnectionParameters, reactor: interfaces.IReactorTime) -> None:
+    def __init__(self, owner: BrokerConnection, parameters: pika.ConnectionParameters, reactor: interfaces.IReactorTime) -> None:
         super().__init__(
             parameters=parameters,
-            on_open_callback=link.opened,
+            on_open_callback=owner.opened,
             on_open_error_callback=_ignore,
             on_close_callback=_ignore,
             custom_reactor=reactor,
         )
-        self._link = link
+        self._owner = owner
         self.deliveries: dict[int, _Delivery] = {}
 
     # pika calls these
 
     def _adapter_disconnect_stream(self) -> None:
         # `_error` is why: Connection.Close from the broker, heartbeats missed, CloseOk to our close, a failed handshake.
-        self._link.disconnected(self._error)
+        self._owner.disconnected(self._error)
 
     def _on_data_available(self, data_in: bytes) -> None:
         buffer = self._frame_buffer + data_in if self._frame_buffer else data_in
         size = len(buffer)
         start = 0
-        while size - start >= 8 and not self._link.dead:
+        while size - start >= 8 and not self._owner.dead:
             kind, channel, length = _FRAME_HEAD.unpack_from(buffer, start)
             if length > _LONGEST_FRAME or buffer.startswith(b"AMQP", start):
                 raise NotAmqp(f"the peer sent {buffer[start : start + 16]!r}")
@@ -179,7 +179,7 @@ class _Connection(_TwistedConnectionAdapter):  # type: ignore[misc]
             if end >= size:
                 break
             if buffer[end] != _FRAME_END:
-                raise NotAmqp("a frame without its end octet")
+                raise NotAmqp("a frame without its end byte")
             if kind == _METHOD and buffer.startswith(_DELIVER, at):
                 if delivery := self.deliveries.get(channel):
                     delivery.begin(buffer, at + 4)
@@ -201,20 +201,20 @@ class _Connection(_TwistedConnectionAdapter):  # type: ignore[misc]
 
 
 def _ignore(*_: object) -> None:
-    """pika wants a callback for an end that `Link` tells by itself."""
+    """pika wants a callback for an end that `BrokerConnection` tells by itself."""
 
 
-class Link(protocol.Protocol):
+class BrokerConnection(protocol.Protocol):
     """One connection to one broker, from TCP to its end.
 
-    `open_channel` after `link_open`; `close` for an orderly end; `abort` for the other. Whatever happens, `link_lost` is
-    told once unless it was `abort` that ended it, and nothing else after it but `link_gone`.
+    `open_channel` after `connection_open`; `close` for an orderly end; `abort` for the other. Whatever happens, `connection_lost` is
+    told once unless it was `abort` that ended it, and nothing else after it but `connection_gone`.
     """
 
     _log = Logger()
 
     def __init__(
-        self, url: BrokerUrl, settings: BrokerSettings, reactor: interfaces.IReactorTime, events: LinkEvents, purpose: str = ""
+        self, url: BrokerUrl, settings: BrokerSettings, reactor: interfaces.IReactorTime, events: BrokerConnectionEvents, purpose: str = ""
     ) -> None:
         """`purpose` is written behind the name that the broker shows of this connection."""
         self.url = url
@@ -224,10 +224,10 @@ class Link(protocol.Protocol):
         self._events = events
         self._doing = "handshake"
         self._heard_at = 0.0
-        self._octets = 0
+        self._bytes = 0
         self._paused = False
         self._watchdog: interfaces.IDelayedCall | None = None
-        self._amqp = _Connection(self, _parameters(url, settings, purpose), reactor)
+        self._amqp = _PikaConnection(self, _parameters(url, settings, purpose), reactor)
 
     @property
     def server_properties(self) -> Mapping[str, Any]:
@@ -258,19 +258,19 @@ class Link(protocol.Protocol):
             cast("interfaces.IPushProducer", self.transport).pauseProducing()
 
     def resume(self, written: int) -> None:
-        """What the last read brought had so many octets written to clients: read less next time, or more."""
+        """What the last read brought had so many bytes written to clients: read less next time, or more."""
         if self.dead:
             return
         if written and interfaces.ITCPTransport.providedBy(self.transport):
             transport: Any = self.transport  # bufferSize is abstract.FileDescriptor's, beside the interface
-            transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._octets * WRITTEN_OCTETS // written))
+            transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._bytes * WRITTEN_BYTES // written))
         if self._paused:
             self._paused = False
             self._heard_at = self._reactor.seconds()  # nothing could be heard meanwhile
             cast("interfaces.IPushProducer", self.transport).resumeProducing()
 
     def close(self) -> None:
-        """End in order: channels, then the connection, then `link_lost`. Has no deadline: see `abort`."""
+        """End in order: channels, then the connection, then `connection_lost`. Has no deadline: see `abort`."""
         if self.dead:
             return
         if self._amqp.is_open:
@@ -295,7 +295,7 @@ class Link(protocol.Protocol):
         if interfaces.ITCPTransport.providedBy(transport):
             transport.bufferSize = FIRST_READ  # type: ignore[attr-defined] # abstract.FileDescriptor, beside the interface
             transport.setTcpNoDelay(True)  # the handshake writes twice before it reads: 40 ms each with a delayed ACK
-        self._events.link_up()
+        self._events.connection_up()
         self._amqp.connection_made(transport)
 
     def dataReceived(self, data: bytes) -> None:
@@ -303,39 +303,39 @@ class Link(protocol.Protocol):
         if self.dead:
             return
         self._heard_at = self._reactor.seconds()
-        self._octets = len(data)
+        self._bytes = len(data)
         try:
             self._amqp.data_received(data)
         except NotAmqp as error:
-            self._die(Loss(f"{self._doing}: not AMQP 0-9-1: {error}", hint="check host and port in the broker URL"))
+            self._die(ConnectionFailure(f"{self._doing}: not AMQP 0-9-1: {error}", hint="check host and port in the broker URL"))
         except Exception as error:  # noqa: BLE001 - whatever pika can't handle ends this link only
             self._log.failure("the link to {url} ends on an error", url=self.url)
-            self._die(Loss(f"{self._doing}: can't read what the broker sent: {type(error).__name__}"))
+            self._die(ConnectionFailure(f"{self._doing}: can't read what the broker sent: {type(error).__name__}"))
         if not self.dead:
-            self._events.link_read()
+            self._events.connection_read()
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """The transport is closed, by whomever."""
         self._die(from_transport(reason, self._doing, tls=self.url.tls))
-        self._events.link_gone()
+        self._events.connection_gone()
 
     # `_Connection` calls these
 
     def opened(self, _: object) -> None:
         """The AMQP handshake is done."""
         self._doing = "connection lost"
-        self._events.link_open(self.server_properties)
+        self._events.connection_open(self.server_properties)
 
     def disconnected(self, error: Exception | None) -> None:
         """The connection was given up by pika, because of `error`."""
         if isinstance(error, pika_exceptions.ConnectionClosedByBroker):
             self._die(from_broker(error.reply_code, error.reply_text))
         elif isinstance(error, pika_exceptions.ConnectionClosedByClient):
-            self._die(Loss("closed by towerws"))
+            self._die(ConnectionFailure("closed by towerws"))
         elif isinstance(error, pika_exceptions.AMQPHeartbeatTimeout):
-            self._die(Loss(f"{self._doing}: no heartbeat from the broker", Cure.SOON))
+            self._die(ConnectionFailure(f"{self._doing}: no heartbeat from the broker", RetryPolicy.FAST))
         else:
-            self._die(Loss(f"{self._doing}: {type(error).__name__}"))
+            self._die(ConnectionFailure(f"{self._doing}: {type(error).__name__}"))
 
     # Our own
 
@@ -347,12 +347,15 @@ class Link(protocol.Protocol):
             self._watchdog = self._reactor.callLater(self._silence_s - silent_s, self._listen)
         elif self._paused:
             self._die(
-                Loss(f"{self._doing}: nothing read for {self._silence_s:g} s, since a turn was still being written to clients", Cure.SOON)
+                ConnectionFailure(
+                    f"{self._doing}: nothing read for {self._silence_s:g} s, since a turn was still being written to clients",
+                    RetryPolicy.FAST,
+                )
             )
         else:
-            self._die(Loss(f"{self._doing}: nothing received for {self._silence_s:g} s", Cure.SOON))
+            self._die(ConnectionFailure(f"{self._doing}: nothing received for {self._silence_s:g} s", RetryPolicy.FAST))
 
-    def _die(self, loss: Loss | None) -> None:
+    def _die(self, failure: ConnectionFailure | None) -> None:
         if self.dead:
             return
         self.dead = True
@@ -361,8 +364,8 @@ class Link(protocol.Protocol):
             self._watchdog.cancel()
             self._watchdog = None
         self._abort_transport()
-        if loss is not None:
-            self._events.link_lost(loss)
+        if failure is not None:
+            self._events.connection_lost(failure)
 
     def _abort_transport(self) -> None:
         if self.transport is not None:

@@ -17,20 +17,20 @@ from twisted.internet import error as net_error
 from twisted.python.failure import Failure
 
 
-class Cure(enum.Enum):
+class RetryPolicy(enum.Enum):
     """What a loss needs: it sets the pace of the next attempts."""
 
-    TIME = "time"  # it may be better in a moment: full-jitter backoff that grows
-    SOON = "soon"  # nobody was there, or it worked until now: retried quickly, since an attempt costs nothing
-    OPERATOR = "operator"  # refused by configuration: retried at the slow end
+    BACKOFF = "backoff"  # it may be better in a moment: full-jitter backoff that grows
+    FAST = "fast"  # nobody was there, or it worked until now: retried quickly, since an attempt costs nothing
+    SLOW = "slow"  # refused by configuration: retried at the slow end
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class ConnectionFailure:
     """One loss: what happened (with the broker's code where it said one), what to do about it, and who can cure it."""
 
     text: str
-    cure: Cure = Cure.TIME
+    retry: RetryPolicy = RetryPolicy.BACKOFF
     code: int | None = None
     hint: str = ""
 
@@ -39,7 +39,7 @@ class Loss:
 
 
 # RabbitMQ's reply codes that only an operator can cure; the others (320, 541, …) pass with time.
-_OPERATORS_CODES: Final = frozenset({402, 403, 404, 405, 406, 501, 502, 503, 504, 530, 540})
+_SLOW_CODES: Final = frozenset({402, 403, 404, 405, 406, 501, 502, 503, 504, 530, 540})
 
 _HINTS: Final = (
     (r"^403 .*[Ll]ogin was refused", "check user and password in the broker URL; `rabbitmqctl authenticate_user` tests them"),
@@ -64,21 +64,21 @@ _INEQUIVALENT: Final = re.compile(
 )
 _SETTING_OF: Final = {
     "x-max-age": "stream_max_age_s",
-    "x-max-length-bytes": "stream_max_octets",
-    "x-stream-max-segment-size-bytes": "stream_segment_octets",
+    "x-max-length-bytes": "stream_max_bytes",
+    "x-stream-max-segment-size-bytes": "stream_segment_bytes",
 }
 
 
-def from_broker(code: int, text: str) -> Loss:
+def from_broker(code: int, text: str) -> ConnectionFailure:
     """What the broker said when it closed the connection or the channel."""
     said = f"{code} {text}"
-    cure = Cure.OPERATOR if code in _OPERATORS_CODES else Cure.TIME
+    retry = RetryPolicy.SLOW if code in _SLOW_CODES else RetryPolicy.BACKOFF
     if match := _INEQUIVALENT.search(text):
-        return Loss(said, cure, code, _inequivalent(match))
+        return ConnectionFailure(said, retry, code, _inequivalent(match))
     if "replica on the local node" in text or "is down or inaccessible" in text:  # another node, or a moment, helps
-        cure = Cure.TIME
+        retry = RetryPolicy.BACKOFF
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, said)), "")
-    return Loss(said, cure, code, hint)
+    return ConnectionFailure(said, retry, code, hint)
 
 
 def _inequivalent(match: re.Match[str]) -> str:
@@ -90,26 +90,26 @@ def _inequivalent(match: re.Match[str]) -> str:
     return f"{differs}: choose another name for `{setting}`, or delete the existing one"
 
 
-def from_transport(failure: Failure, doing: str, *, tls: bool) -> Loss:
+def from_transport(failure: Failure, doing: str, *, tls: bool) -> ConnectionFailure:
     """What the network said: `failure` of an attempt to connect, or of the connection while `doing` something."""
     reason = failure.value
     if isinstance(reason, net_error.ConnectionRefusedError):
-        return Loss(
-            f"{doing}: connection refused", Cure.SOON, hint="nothing listens there: is the broker running, are host and port right?"
+        return ConnectionFailure(
+            f"{doing}: connection refused", RetryPolicy.FAST, hint="nothing listens there: is the broker running, are host and port right?"
         )
     if isinstance(reason, (net_error.DNSLookupError, net_error.UnknownHostError)):
-        return Loss(f"{doing}: the host name can't be resolved", hint="check the host in the broker URL")
+        return ConnectionFailure(f"{doing}: the host name can't be resolved", hint="check the host in the broker URL")
     if isinstance(reason, SSL.Error):
         return _from_tls(reason, doing)
     if isinstance(reason, VerificationError):
-        return Loss(f"{doing}: TLS failed: the certificate is for another name", Cure.OPERATOR, hint=_CERTIFICATE_HINT)
+        return ConnectionFailure(f"{doing}: TLS failed: the certificate is for another name", RetryPolicy.SLOW, hint=_CERTIFICATE_HINT)
     if isinstance(reason, net_error.ConnectionDone):
         hint = "" if tls or doing != "handshake" else "is this an AMQP port without TLS? amqps:// is for the TLS port"
-        return Loss(f"{doing}: the broker closed the connection", hint=hint)
-    return Loss(f"{doing}: {_one_line(failure.getErrorMessage())}")
+        return ConnectionFailure(f"{doing}: the broker closed the connection", hint=hint)
+    return ConnectionFailure(f"{doing}: {_one_line(failure.getErrorMessage())}")
 
 
-def _from_tls(reason: SSL.Error, doing: str) -> Loss:
+def _from_tls(reason: SSL.Error, doing: str) -> ConnectionFailure:
     details = reason.args[0] if reason.args else ()
     words = (
         "; ".join(str(entry[-1]) for entry in details if isinstance(entry, tuple)) if isinstance(details, (list, tuple)) else str(details)
@@ -120,7 +120,7 @@ def _from_tls(reason: SSL.Error, doing: str) -> Loss:
         hint = "that port doesn't speak TLS: use amqp:// or the TLS port"
     else:
         hint = "check the TLS settings on both sides"
-    return Loss(f"{doing}: TLS failed: {_one_line(words or type(reason).__name__)}", Cure.OPERATOR, hint=hint)
+    return ConnectionFailure(f"{doing}: TLS failed: {_one_line(words or type(reason).__name__)}", RetryPolicy.SLOW, hint=hint)
 
 
 def _one_line(text: str) -> str:

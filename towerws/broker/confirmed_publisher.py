@@ -22,8 +22,8 @@ from typing import Any, Final
 from twisted.internet import defer, interfaces
 
 from towerws.broker.endpoint import broker_endpoint
-from towerws.broker.line import Announcement, Line
-from towerws.broker.loss import Cure, Loss
+from towerws.broker.failures import ConnectionFailure, RetryPolicy
+from towerws.broker.publishing_connection import OutgoingMessage, PublishingConnection
 from towerws.core.errors import BrokerError, PublishersBlocked, PublishRefused
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
@@ -36,7 +36,7 @@ WAITING: Final = 1000
 Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
 
-class Announcer:
+class ConfirmedPublisher:
     """`announce` says something to all daemons, `publish` anything anywhere.
 
     `prefer` gives the broker that is known to work just now, if any. `purpose` is what the broker shows of the connection.
@@ -56,15 +56,15 @@ class Announcer:
         self._reactor = reactor
         self._prefer = prefer
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
-        self._waiting: dict[Announcement, None] = {}  # in their order
-        self._line: Line | None = None
+        self._waiting: dict[OutgoingMessage, None] = {}  # in their order
+        self._connection: PublishingConnection | None = None
         self._hosts: list[BrokerUrl] = []  # still to be tried
         self._stopped = False
 
     @property
     def blocked(self) -> bool:
         """Whether the broker said that it takes no messages, and has not said otherwise since."""
-        return self._line is not None and self._line.blocked
+        return self._connection is not None and self._connection.blocked
 
     def announce(self, body: bytes, message_id: str) -> defer.Deferred[None]:
         """Fires once the broker has confirmed that every daemon's queue has it; fails with `BrokerError` within `TELL_S`."""
@@ -80,98 +80,100 @@ class Announcer:
             return defer.fail(BrokerError("the daemon is stopping"))
         if len(self._waiting) >= WAITING:
             return defer.fail(BrokerError(f"{WAITING} messages wait for the broker already"))
-        announcement = Announcement(exchange, routing_key, body, message_id)
-        announcement.deadline = self._reactor.callLater(TELL_S, self._late, announcement)
-        self._waiting[announcement] = None
-        if self._line is None:
+        message = OutgoingMessage(exchange, routing_key, body, message_id)
+        message.deadline = self._reactor.callLater(TELL_S, self._late, message)
+        self._waiting[message] = None
+        if self._connection is None:
             first, urls = self._prefer(), self._settings.urls
             self._hosts = sorted(urls, key=lambda url: url != first) * ROUNDS
             self._connect()
-        elif self._line.ready:
-            self._line.publish(announcement)
-        return announcement.told
+        elif self._connection.ready:
+            self._connection.publish(message)
+        return message.confirmed
 
     def stop(self) -> defer.Deferred[None]:
         """Whoever waits is told so; the connection is closed in order, or by force. Fires within `CLOSE_S`."""
         self._stopped = True
         self._give_up(BrokerError("the daemon is stopping"))
-        line, self._line = self._line, None
-        return defer.succeed(None) if line is None else line.close()
+        connection, self._connection = self._connection, None
+        return defer.succeed(None) if connection is None else connection.close()
 
     # the line calls these
 
-    def line_ready(self, line: Line) -> None:
+    def publishing_ready(self, connection: PublishingConnection) -> None:
         """Say what there is to say."""
-        if line is self._line:
-            for announcement in list(self._waiting):
-                line.publish(announcement)
+        if connection is self._connection:
+            for message in list(self._waiting):
+                connection.publish(message)
 
-    def line_answered(self, announcement: Announcement, error: BrokerError | None) -> None:
+    def publishing_answered(self, message: OutgoingMessage, error: BrokerError | None) -> None:
         """The broker has confirmed it, or not taken it."""
-        self._settle(announcement, error)
+        self._settle(message, error)
 
-    def line_idle(self, line: Line) -> None:
+    def publishing_idle(self, connection: PublishingConnection) -> None:
         """Nothing was said for a while."""
-        if line is self._line and not self._waiting:
-            self._line = None
-            line.close()
+        if connection is self._connection and not self._waiting:
+            self._connection = None
+            connection.close()
 
-    def line_lost(self, line: Line, loss: Loss) -> None:
+    def publishing_lost(self, connection: PublishingConnection, failure: ConnectionFailure) -> None:
         """Try the next host while somebody waits."""
-        if line is not self._line:
+        if connection is not self._connection:
             return
-        self._line = None
-        if line.worked:
+        self._connection = None
+        if connection.worked:
             self._hosts = list(self._settings.urls)
-        if loss.cure is Cure.OPERATOR:  # it would say the same again; another host may not
-            self._hosts = [url for url in self._hosts if url != line.url]
+        if failure.retry is RetryPolicy.SLOW:  # it would say the same again; another host may not
+            self._hosts = [url for url in self._hosts if url != connection.url]
         if self._waiting and self._hosts:
             self._connect()
         else:
-            reason = f"{line.url}: {loss}"
-            self._give_up(BrokerError(reason) if loss.code not in {403, 404} else PublishRefused(reason, loss.code))
+            reason = f"{connection.url}: {failure}"
+            self._give_up(BrokerError(reason) if failure.code not in {403, 404} else PublishRefused(reason, failure.code))
 
     # our own
 
     def _connect(self) -> None:
         share_s = TELL_S / min(len(self._settings.urls), 3)
-        line = self._line = Line(self, self._hosts.pop(0), self._settings, self._reactor, connect_s=share_s, purpose=self._purpose)
+        connection = self._connection = PublishingConnection(
+            self, self._hosts.pop(0), self._settings, self._reactor, connect_s=share_s, purpose=self._purpose
+        )
         try:
-            line.connect(self._endpoint(line.url))
+            connection.connect(self._endpoint(connection.url))
         except (OSError, ValueError) as error:
-            self.line_lost(line, Loss(f"connecting: {error}", Cure.OPERATOR))
+            self.publishing_lost(connection, ConnectionFailure(f"connecting: {error}", RetryPolicy.SLOW))
 
-    def _late(self, announcement: Announcement) -> None:
+    def _late(self, message: OutgoingMessage) -> None:
         """The deadline is over. A line that has not answered for so long is of no use to the others either."""
-        line = self._line
-        if line is not None and line.blocked:
-            self._settle(announcement, PublishersBlocked("the broker is in a memory or disk alarm: it takes no messages"))
+        connection = self._connection
+        if connection is not None and connection.blocked:
+            self._settle(message, PublishersBlocked("the broker is in a memory or disk alarm: it takes no messages"))
             return
-        published = line is not None and line.ready
+        published = connection is not None and connection.ready
         doing, hint = ("publishing", " (is it in a memory or disk alarm?)") if published else ("connecting", "")
-        self._settle(announcement, BrokerError(f"{doing}: no answer from the broker within {TELL_S:g} s{hint}"))
-        if line is None:
+        self._settle(message, BrokerError(f"{doing}: no answer from the broker within {TELL_S:g} s{hint}"))
+        if connection is None:
             return
-        wanted = line.ready or bool(self._waiting)
-        if wanted and self._reactor.seconds() - line.heard_at < TELL_S / 2:
+        wanted = connection.ready or bool(self._waiting)
+        if wanted and self._reactor.seconds() - connection.heard_at < TELL_S / 2:
             return
-        self._line = None
-        line.abort()
+        self._connection = None
+        connection.abort()
         if self._waiting:
             self._hosts = list(self._settings.urls)
             self._connect()
 
     def _give_up(self, error: BrokerError) -> None:
-        for announcement in list(self._waiting):
-            self._settle(announcement, error)
+        for message in list(self._waiting):
+            self._settle(message, error)
 
-    def _settle(self, announcement: Announcement, error: BrokerError | None) -> None:
-        if announcement not in self._waiting:
+    def _settle(self, message: OutgoingMessage, error: BrokerError | None) -> None:
+        if message not in self._waiting:
             return
-        del self._waiting[announcement]
-        if announcement.deadline.active():
-            announcement.deadline.cancel()
+        del self._waiting[message]
+        if message.deadline.active():
+            message.deadline.cancel()
         if error is None:
-            announcement.told.callback(None)
+            message.confirmed.callback(None)
         else:
-            announcement.told.errback(error)
+            message.confirmed.errback(error)

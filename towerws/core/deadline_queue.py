@@ -8,7 +8,7 @@ SLACK = 64
 """How many entries of names that were discarded may stay beyond twice the names. A rebuild then costs what was discarded since."""
 
 
-class Agenda:
+class DeadlineQueue:
     """Names with a time. Looking for what is due costs what is found."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Agenda:
         heapq.heapify(self._heap)
         self._times = {name: time for time, name in self._heap}
 
-    def take(self, now: float, most: int) -> list[str]:
+    def pop_due(self, now: float, most: int) -> list[str]:
         """The names whose time has come, from the earliest on, not more than `most`. They are forgotten."""
         taken: list[str] = []
         while self._heap and self._heap[0][0] <= now and len(taken) < most:

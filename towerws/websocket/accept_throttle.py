@@ -35,7 +35,7 @@ class Port(Protocol):
         """Accept nothing."""
 
 
-class Doorman:
+class AcceptThrottle:
     """Lets in at most `per_s` connections a second, `BATCH` at a time."""
 
     def __init__(self, per_s: float, reactor: IReactorTime) -> None:
@@ -49,7 +49,7 @@ class Doorman:
         self.pauses = 0
         """How often the door was closed for a moment since the start."""
 
-    def stand_at(self, port: Any, *, backlog: bool) -> None:
+    def attach(self, port: Any, *, backlog: bool) -> None:
         """Begin. With `backlog` the kernel's queue of this port is made `BACKLOG` long. No connection waits to fill a segment."""
         self._port = port
         port.numberAccepts = BATCH

@@ -14,7 +14,7 @@ from tests.ws_kit import Client, Edge, Edges, edges, request, text
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_answers import Answer
 from towerws.core.settings import TowerSettings
-from towerws.websocket.pending import ANSWER_S
+from towerws.websocket.pending_request import ANSWER_S
 
 IDS = list(range(1, 201))
 
@@ -186,7 +186,7 @@ def test_a_request_without_objects_does_not_wait(make: Edges, newer: dict[str, l
     assert scene.advance(15) == []
     session = scene.client.connection._session
     assert session is not None
-    assert len(session.member.topics) == len(current)
+    assert len(session.subscriber.topics) == len(current)
 
 
 def test_what_the_replaced_request_is_told_in_v1(make: Edges) -> None:
@@ -266,7 +266,7 @@ def test_one_question_for_each_credential_object_and_round(make: Edges, connecti
     """However many connections a credential has: one at the beginning, and one a round. In 145 s there are three rounds."""
     api = Api(make.clock, 0.01)
     edge = make(TowerMethod(TowerSettings(url=URL), make.clock, fetcher=api), ping_s=3600)
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     clients = [
         edge.connect(f"192.0.2.{user}").send(request(added=[f"Authorization: Bearer t{user}"]), text({"groups": {"job_events": ids}}))
         for _ in range(connections)
@@ -274,7 +274,7 @@ def test_one_question_for_each_credential_object_and_round(make: Edges, connecti
     ]
     edge.advance(145, step=0.05)
     assert all(client.take()[-1]["groups_current"] for client in clients)
-    edge.desk.guard.stop()
+    edge.context.credential_monitor.stop()
     edge.advance(1)
     assert 3 * users * len(ids) <= len(api.asked) <= 5 * users * len(ids)
     rounds = [api.asked.count(path) for path in set(api.asked)]

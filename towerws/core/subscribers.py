@@ -33,11 +33,11 @@ class Peer(Protocol):
 class HubCounters:
     """What happened since the start."""
 
-    turns: int = 0
+    batches: int = 0
     deliveries_out: int = 0
     """Deliveries written to connections: one for each connection that got it."""
-    octets_out: int = 0
-    """The octets of their frames, those of turns; what is replayed from history is not among them."""
+    bytes_out: int = 0
+    """The bytes of their frames, those of turns; what is replayed from history is not among them."""
     fell_behind: int = 0
     caught_up: int = 0
     resumed: int = 0
@@ -53,7 +53,7 @@ class Hole(NamedTuple):
     reason: str
 
 
-class Member:
+class Subscriber:
     """One connection in the hub. The hub alone changes it."""
 
     __slots__ = ("behind", "cursor", "dialect", "holes", "peer", "send", "topics")

@@ -13,8 +13,8 @@ from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import now
 from tests.fake_amqp import FakeBroker, Peer, Publication, ack, nack
-from towerws.broker.announcer import ROUNDS, TELL_S, WAITING, Announcer
-from towerws.broker.line import CLOSE_S, IDLE_S
+from towerws.broker.confirmed_publisher import ROUNDS, TELL_S, WAITING, ConfirmedPublisher
+from towerws.broker.publishing_connection import CLOSE_S, IDLE_S
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 
@@ -31,7 +31,7 @@ class House:
         self.clock = Clock()
         self.brokers = {host: FakeBroker(self.clock) for host in hosts or ("one",)}
         self.preferred: BrokerUrl | None = None
-        self.announcer = Announcer(
+        self.publisher = ConfirmedPublisher(
             BrokerSettings(urls=tuple(map(url, self.brokers)), **settings),
             self.clock,
             prefer=lambda: self.preferred,
@@ -56,7 +56,7 @@ class House:
 
     def tell(self, name: str = "m", body: bytes = b"{}") -> Deferred[None]:
         """Announce something, and let it come as far as it does at once."""
-        told = self.announcer.announce(body, name)
+        told = self.publisher.announce(body, name)
         told.addErrback(lambda failure: failure)  # looked at by the test
         self.settle()
         return told
@@ -315,7 +315,7 @@ def test_settings_that_cannot_be_used() -> None:
     def broken(_: BrokerUrl) -> Any:
         raise ValueError("tls_ca /x holds no PEM certificate")
 
-    house.announcer._endpoint = broken
+    house.publisher._endpoint = broken
     assert "tls_ca /x" in error(house.tell())
 
 
@@ -323,8 +323,8 @@ def test_those_who_wait_are_bounded() -> None:
     """Beyond the bound the answer is no, at once; the others are not touched."""
     house = House()
     house.broker.connecting = []
-    waiting = [house.announcer.announce(b"{}", "m") for _ in range(WAITING)]
-    assert "wait for the broker already" in error(house.announcer.announce(b"{}", "m"))
+    waiting = [house.publisher.announce(b"{}", "m") for _ in range(WAITING)]
+    assert "wait for the broker already" in error(house.publisher.announce(b"{}", "m"))
     assert not any(told.called for told in waiting)
     for told in waiting:
         told.addErrback(lambda _: None)
@@ -348,7 +348,7 @@ def test_stop(when: str) -> None:
         waiting.append(house.tell())
     if when == "black hole":
         house.broker.mute = spec.Connection.Close
-    stopped = house.announcer.stop()
+    stopped = house.publisher.stop()
     if when in ("connecting", "handshake", "publishing"):
         assert error(waiting[0]) == "the daemon is stopping"
     house.settle()
@@ -357,7 +357,7 @@ def test_stop(when: str) -> None:
         assert stopped.called
     house.advance(CLOSE_S)
     assert stopped.called
-    assert error(house.announcer.announce(b"{}", "m")) == "the daemon is stopping"
+    assert error(house.publisher.announce(b"{}", "m")) == "the daemon is stopping"
     assert house.clock.getDelayedCalls() == []
 
 

@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 
 from towerws.auth.base import at_once, undecided
 from towerws.core.identity import Identity
-from towerws.core.members import Member
 from towerws.core.requests import Request
+from towerws.core.subscribers import Subscriber
 from towerws.core.wire import SUPERSEDED, UNAVAILABLE
-from towerws.websocket.desk import Desk
+from towerws.websocket.context import ConnectionContext
 
 ANSWER_S: Final = 8.0
 """How long the answer to a request may take: awxkit waits 10 s for it. What is not known then is "unavailable"; what is found out of
@@ -33,14 +33,14 @@ it later is kept for the next request.
 class PendingRequest:
     """One request, from when its question was put until its answer is known. `done` is then called, with what is refused and why."""
 
-    __slots__ = ("_asked", "_desk", "_done", "_identity", "_member", "_timer", "_topics", "before")
+    __slots__ = ("_asked", "_context", "_done", "_identity", "_subscriber", "_timer", "_topics", "before")
 
     _log = Logger()
 
     def __init__(
         self,
-        desk: Desk,
-        member: Member,
+        context: ConnectionContext,
+        subscriber: Subscriber,
         identity: Identity,
         request: Request,
         refused: dict[str, str],
@@ -48,14 +48,14 @@ class PendingRequest:
         done: Callable[[PendingRequest, dict[str, str]], None],
     ) -> None:
         """`refused` is what is refused without asking; `asked` fires with what else is, of the others."""
-        self._desk = desk
-        self._member = member
+        self._context = context
+        self._subscriber = subscriber
         self._identity = identity
         self._topics = [topic for topic in request.topics if topic not in refused]
-        self.before = tuple(member.topics)
+        self.before = tuple(subscriber.topics)
         """What the client listened to when it asked: its answer tells what it joined and left since."""
         self._done = done
-        self._timer: Any = desk.reactor.callLater(ANSWER_S, self.finish, UNAVAILABLE)
+        self._timer: Any = context.reactor.callLater(ANSWER_S, self.finish, UNAVAILABLE)
         self._asked: Deferred[dict[str, str]] | None = asked
         if request.since is None:
             self._join_known()
@@ -70,7 +70,7 @@ class PendingRequest:
     def supersede(self) -> None:
         """A newer request replaces this one."""
         # What is listened to already stays until the newer one is decided: it may hold it too, and then there must be no gap.
-        self.finish(SUPERSEDED, frozenset(self._member.topics))
+        self.finish(SUPERSEDED, frozenset(self._subscriber.topics))
 
     def cancel(self) -> None:
         """Be over, and tell nobody. A second call does nothing."""
@@ -91,17 +91,17 @@ class PendingRequest:
 
     def _known(self) -> tuple[dict[str, str], frozenset[str]]:
         """What is refused of what is known, and what isn't known."""
-        unknown = undecided(self._desk.auth, self._identity, self._topics)
+        unknown = undecided(self._context.auth, self._identity, self._topics)
         known = [topic for topic in self._topics if topic not in unknown]
-        refused = at_once(self._desk.auth.refusals(self._identity, known)) if known else {}
+        refused = at_once(self._context.auth.refusals(self._identity, known)) if known else {}
         return ({}, frozenset(self._topics)) if refused is None else (refused, unknown)
 
     def _join_known(self) -> None:
-        member = self._member
+        subscriber = self._subscriber
         refused, unknown = self._known()
-        joining = [topic for topic in self._topics if topic not in unknown and topic not in refused and topic not in member.topics]
+        joining = [topic for topic in self._topics if topic not in unknown and topic not in refused and topic not in subscriber.topics]
         if joining:
-            self._desk.hub.subscribe(member, Request((*member.topics, *joining)))
+            self._context.hub.subscribe(subscriber, Request((*subscriber.topics, *joining)))
 
     def _decided(self, refused: dict[str, str]) -> None:
         if self._asked is not None:

@@ -14,14 +14,14 @@ from towerws.core.deflate import Deflater, deflated
 from towerws.core.deliveries import Delivery
 from towerws.core.groups import GroupTable
 from towerws.core.hub import Hub
-from towerws.core.intake import Intake
+from towerws.core.ingest import Ingest
 from towerws.core.settings import HistorySettings, LimitSettings, WebSocketSettings
-from towerws.websocket.guard import Guard
+from towerws.websocket.credential_monitor import CredentialMonitor
 from towerws.websocket.refusal_log import RefusalLog
 from towerws.websocket.replay import ReplayBounds
 
 
-class Desk:
+class ConnectionContext:
     """The parts that a session asks, the settings it keeps to, and the figures it counts.
 
     `revalidate_s` is how often credentials are asked about anew, 0 never; `wall` tells the seconds since 1970.
@@ -30,7 +30,7 @@ class Desk:
     def __init__(
         self,
         hub: Hub,
-        intake: Intake,
+        ingest: Ingest,
         auth: Method,
         groups: GroupTable,
         settings: WebSocketSettings,
@@ -42,16 +42,16 @@ class Desk:
         replays: ReplayBounds | None = None,
     ) -> None:
         self.hub = hub
-        self.intake = intake
+        self.ingest = ingest
         self.auth = auth
         self.groups = groups
         self.settings = settings
         self.reactor = reactor
         self.check_xrftoken = check_xrftoken
-        self.guard = Guard(hub, auth, reactor, revalidate_s=revalidate_s, wall=wall)
-        self.replays = replays or ReplayBounds(LimitSettings().replay_bytes_per_s, HistorySettings().max_octets)
+        self.credential_monitor = CredentialMonitor(hub, auth, reactor, revalidate_s=revalidate_s, wall=wall)
+        self.replays = replays or ReplayBounds(LimitSettings().replay_bytes_per_s, HistorySettings().max_bytes)
         self.refusals = RefusalLog(reactor)
-        self.deflater = Deflater(settings.compression_octets)
+        self.deflater = Deflater(settings.compression_bytes)
         self.deflated = deflated(self.deflater)
         """The dialects of clients with whom compression was negotiated, by subprotocol."""
         self.limits: Counter[str] = Counter()
@@ -72,11 +72,13 @@ class _PositionWait:
 
     __slots__ = ("_call", "_forget", "_late", "_timer")
 
-    def __init__(self, desk: Desk, position: str, call: Callable[[Delivery | None], None], late: Callable[[], None]) -> None:
+    def __init__(
+        self, context: ConnectionContext, position: str, call: Callable[[Delivery | None], None], late: Callable[[], None]
+    ) -> None:
         self._call: Callable[[Delivery | None], None] | None = call
         self._late: Callable[[], None] | None = late
-        self._timer: Any = desk.reactor.callLater(desk.settings.resume_wait_s, self._over)
-        self._forget: Callable[[], None] | None = desk.intake.wait_for_position(position, self._judged)
+        self._timer: Any = context.reactor.callLater(context.settings.resume_wait_s, self._over)
+        self._forget: Callable[[], None] | None = context.ingest.wait_for_position(position, self._judged)
 
     def _judged(self, found: Delivery | None) -> None:
         call = self._call
