@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon import Daemon
+from towerws.config.options import OPTIONS
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 FOLDERS = ("towerws", "tests", "docs", "producer", "script", "benchmarks", "deploy", "systemd")
@@ -125,3 +128,42 @@ def test_links_between_documents(document: str) -> None:
             titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading in slugs, f"{document}: {target}"
+
+
+def test_the_architecture_names_every_module() -> None:
+    """The tables of modules are complete, and name no module that is gone."""
+    text = (DOCS / "architecture.md").read_text()
+    tables = text[text.index("\n## Modules\n") : text.index("\n### Around the daemon\n")]
+    named: set[str] = set()
+    for section in re.split(r"^### ", tables, flags=re.MULTILINE)[1:]:
+        title, _, rows = section.partition("\n")
+        package = title.rstrip("/") if title.endswith("/") and " " not in title else ""
+        prefix = "" if package in ("", "towerws") else f"{package}/"
+        for row in re.findall(r"^\| (`.*?) \|", rows, re.MULTILINE):
+            named |= {prefix + name for name in re.findall(r"`([\w/]+)`", row)}
+    there = {str(path.relative_to(ROOT / "towerws").with_suffix("")) for path in (ROOT / "towerws").rglob("*.py")}
+    assert named == {name for name in there if not name.endswith("__init__")}
+
+
+FIGURES = {
+    # Keys of /status that look like options.
+    *("history.bytes", "history.deliveries"),
+}
+
+
+def test_options_that_documents_name_exist() -> None:
+    """`websocket.ping_s` and the like are keys of the configuration."""
+    keys = {option.key for option in OPTIONS}
+    tables = "|".join(sorted({key.partition(".")[0] for key in keys if "." in key}))
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")):
+        for name in re.findall(rf"`((?:{tables})\.[a-z_]+)`", path.read_text()):
+            assert name in keys | FIGURES, f"{path.name}: there is no option {name}"
+
+
+def test_figures_that_operations_names_exist(tmp_path: Path) -> None:
+    """The tables of `/status` name figures that a daemon has."""
+    with Daemon(tmp_path, "embedded:") as daemon:
+        status = daemon.get("/status")[1]
+    for name in re.findall(r"`((?:intake|history|hub|connections|requests|compression)\.[a-z_]+)`", (DOCS / "operations.md").read_text()):
+        group, _, key = name.partition(".")
+        assert key in status[group] or name in {option.key for option in OPTIONS}, f"docs/operations.md: /status has no {name}"
