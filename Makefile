@@ -7,7 +7,7 @@ help:
 	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
 	@echo "make lint   ruff, its formatter, mypy, the wording  (script/lint)"
-	@echo "make lock   requirements/*.txt anew, with hashes    (script/supply lock)"
+	@echo "make lock   writes requirements/*.txt, with hashes  (script/supply lock)"
 	@echo "make sbom   build/towerws.cdx.json, in CycloneDX    (script/supply sbom)"
 	@echo "make audit  known vulnerabilities of what is locked (script/supply audit)"
 
