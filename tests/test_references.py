@@ -21,8 +21,12 @@ NUMBERS = r"(\d+(?:(?:, | and | to )\d+)*)"
 def _sources() -> list[Path]:
     """Every text that may refer to something."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES and path.is_file()]
-    made = {"__pycache__", "build"}
-    return [path for path in found if path != Path(__file__) and not made & set(path.parts)]
+    return [path for path in found if path != Path(__file__) and not any(_is_made(part) for part in path.relative_to(ROOT).parts)]
+
+
+def _is_made(part: str) -> bool:
+    """Whether tools write a folder of this name."""
+    return part.startswith(".") or part in {"__pycache__", "build", "dist"}
 
 
 def _numbers(text: str) -> list[int]:
