@@ -7,9 +7,9 @@ help:
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
 	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= LANES=2 BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
-	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
+	@echo "make lint   ruff, its formatter, mypy, the wording  (script/lint)"
 	@echo "make docs   build/site, the documentation as HTML   (script/docs)"
-	@echo "make lock   requirements/*.txt anew, with hashes    (script/supply lock)"
+	@echo "make lock   writes requirements/*.txt, with hashes  (script/supply lock)"
 	@echo "make sbom   build/towerws.cdx.json, in CycloneDX    (script/supply sbom)"
 	@echo "make audit  known vulnerabilities of what is locked (script/supply audit)"
 
