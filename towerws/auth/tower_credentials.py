@@ -86,16 +86,19 @@ def find_caller(head: Head, address: str) -> Caller:
     Of the `User-Agent` only ASCII is passed on: a reader behind us may take other bytes for the end of a line.
     """
     user_agent = head.headers.get("user-agent", "")[:MAX_USER_AGENT]
-    return Caller(address, user_agent.encode("ascii", "replace").decode("ascii"))
+    return Caller(address, user_agent if user_agent.isascii() else user_agent.encode("ascii", "replace").decode("ascii"))
 
 
-def find_credential(head: Head, cookie_names: Sequence[str]) -> Credential | None:
-    """The credential that this head brings; None when it brings none of the kinds that AWX knows."""
+def find_credential(head: Head, cookie_names: Sequence[str], cookies: Mapping[str, str] | None = None) -> Credential | None:
+    """The credential that this head brings; None when it brings none of the kinds that AWX knows.
+
+    `cookies` are the head's own, where the caller has read them already.
+    """
     query = _query(head)
-    cookies = parse_cookies(head.headers.get("cookie", ""))
+    if cookies is None:
+        cookies = parse_cookies(head.headers.get("cookie", ""))
     return (
-        _session_key(query, cookie_names)
-        or _url_token(query)
+        (_session_key(query, cookie_names) or _url_token(query) if query else None)
         or _session_cookie(cookies, cookie_names)
         or _authorization(head.headers.get("authorization", ""))
         or _token_cookie(cookies)
@@ -109,8 +112,10 @@ def token_credential(token: str) -> Credential | None:
 
 def cache_key(credential: Credential, caller: Caller) -> bytes:
     """What answers about this credential are kept under: says nothing of it to who does not have it."""
-    parts = (credential.headers, caller.address, caller.user_agent) if credential.bound else (credential.headers,)
-    return hashlib.blake2b(repr(parts).encode(), key=_KEY, digest_size=32).digest()
+    parts = [part for header in credential.headers for part in header]
+    if credential.bound:
+        parts += caller.address, caller.user_agent
+    return hashlib.blake2b("\n".join(parts).encode(), key=_KEY, digest_size=32).digest()
 
 
 def _session_key(query: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
@@ -180,7 +185,7 @@ def _is_address(text: str) -> bool:
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> tuple[str, str]:
-    return "Cookie", "; ".join(f"{name}={value}" for name, value in cookies.items())
+    return "Cookie", "; ".join([f"{name}={value}" for name, value in cookies.items()])
 
 
 def _keyed(value: bytes) -> str:
