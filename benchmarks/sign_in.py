@@ -21,7 +21,7 @@ ROUNDS = 5
 
 
 def sign_in(world: World) -> None:
-    """2,000 clients connect, with `auth = tower` and a session that the daemon knows already, and in turns with `auth = open`; the quietest round."""
+    """2,000 clients connect, with a session that the daemon knows already, and in turns with `auth = open`; the quietest round."""
     count = world.scaled(2000, 50)
     costs: dict[str, list[float]] = {"open": [], "tower": []}
     with ExitStack() as leave:
