@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -62,9 +61,8 @@ _NOT_VISIBLE: Final = "not visible to this user"
 _is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Holder:
-    """What this method keeps of a user: shown to nobody."""
+class _Holder(NamedTuple):
+    """What this method keeps of a user: shown to nobody. A tuple, as `Credential` is."""
 
     credential: Credential
     caller: Caller
@@ -75,6 +73,9 @@ class _Holder:
 
     All connections of a credential that are checked in one round have the same, and so share the answers.
     """
+
+    def __repr__(self) -> str:
+        return "<a user's>"
 
 
 class _Known(NamedTuple):
@@ -219,7 +220,7 @@ class TowerMethod:
         def renew(known: _Known) -> Identity:
             if known.me.user_id != identity.user_id:
                 raise Refused("the credential belongs to another user now")
-            return dataclasses.replace(identity, checked_at=known.at, private=dataclasses.replace(holder, me=known.me, since=known.at))
+            return dataclasses.replace(identity, checked_at=known.at, private=holder._replace(me=known.me, since=known.at))
 
         # Apart from the questions of handshakes: the answer to one that was put earlier may be from before a revocation.
         flight = (holder.key, "again", self._revocations.count)
