@@ -139,6 +139,9 @@ def _url_token(query: Mapping[str, str]) -> Credential | None:
 def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
     # All that are there: another application of the same host may have a cookie of the same name, and only AWX knows which is its.
     sessions = {name: value for name in cookie_names if (value := cookies.get(name)) and _is_session_key(value)}
+    if len(sessions) == 1:  # nearly always
+        ((name, value),) = sessions.items()
+        return Credential("session cookie", (("Cookie", f"{name}={value}"),), _digest(value), by_browser=True)
     if not sessions:
         return None
     first, *others = dict.fromkeys([_digest(value) for value in sessions.values()])
