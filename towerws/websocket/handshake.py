@@ -32,7 +32,7 @@ from towerws.websocket.context import ConnectionContext
 from towerws.websocket.logs import ProxyLog
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import has_arrived, is_plain_tcp
-from towerws.websocket.timers import Timer, Timers
+from towerws.websocket.timers import Timers
 
 DISCARDED_BYTES = 1024 * 1024
 """How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
