@@ -1,4 +1,4 @@
-"""One connection to one broker, from the attempt to its end. The only module that imports pika.
+"""One connection to one broker, from the attempt to its end.
 
 It runs on the producer's thread, on pika's own event loop, because pika's blocking connection waits for each confirm before it
 sends the next message. The other threads call `wake` and `stop` only.
@@ -7,17 +7,20 @@ state      | opened              | wake, confirm, return | blocked           | n
 connecting | -> ready, publish   | -                     | -                 | end (attempt_s)    | end
 ready      | -                   | publish               | -> blocked        | end (confirm_s)    | end
 blocked    | -                   | -                     | -                 | end (blocked_s)    | end
+
+An event that the broker does not take (a nack) is sent again after a pause. The pause doubles while nothing that was sent again is
+confirmed. Other events go on meanwhile.
 """
 
-import logging
+import random
 import socket
 import ssl
-import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional
 
 import pika
 from pika import exceptions as pika_exceptions
@@ -27,7 +30,9 @@ from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapte
 
 from towerws_producer.address import Address
 from towerws_producer.buffer import Event
-from towerws_producer.errors import Blocked, CredentialsRefused, NoSuchExchange, ProducerError, Refused, Unreachable, Unroutable
+from towerws_producer.errors import Blocked, ProducerError, Unreachable
+from towerws_producer.failures import Failure, judge, nacked, unroutable
+from towerws_producer.pika_log import quiet_pika
 from towerws_producer.settings import Settings
 
 BATCH = 8
@@ -37,42 +42,48 @@ TICK_S = 0.5
 CLOSE_S = 1.0
 """How long an orderly end may take before the socket is dropped."""
 
+RETRY_MIN_S = 0.1
+RETRY_MAX_S = 5.0
+RETRY_EVENTS = 100
+"""Events that were nacked wait this long before they are sent again, and so many at once: a queue that is full stays full for a while."""
+
 TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
 
 
-class Failure:
-    """Why a connection ended. `error` is what a waiting `publish` raises. `cured_by_time` is False when waiting is no use."""
-
-    def __init__(self, error: ProducerError, cured_by_time: bool = True, suspect: bool = False, may_not_declare: bool = False) -> None:
-        self.error = error
-        self.cured_by_time = cured_by_time
-        self.suspect = suspect
-        """The broker closed the channel because of a message that was in flight."""
-        self.may_not_declare = may_not_declare
-
-
-class Events:
+class Events(ABC):
     """What a connection publishes, and whom it tells. The worker provides it; every call comes from the producer's thread."""
 
+    @abstractmethod
     def take(self, most: int) -> List[Event]:
         """Up to `most` events to send now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def confirmed(self, events: List[Event]) -> None:
         """The broker has them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def failed(self, event: Event, error: ProducerError) -> None:
-        """The broker doesn't take this one."""
-        raise NotImplementedError
+        """The broker doesn't take this one, and never will."""
 
+    @abstractmethod
+    def nacked(self, events: List[Event], error: ProducerError) -> None:
+        """The broker doesn't take these for now."""
+
+    @abstractmethod
+    def retry(self, most: int) -> bool:
+        """Offer up to so many nacked events to `take` again. Whether there are more."""
+
+    @abstractmethod
+    def message_id(self, event: Event) -> str:
+        """The event's id, which is the same each time that it is sent."""
+
+    @abstractmethod
     def ready(self) -> None:
         """Events can be published now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocked(self, reason: Optional[str]) -> None:
         """The broker takes nothing for this reason; None when it takes events again."""
-        raise NotImplementedError
 
 
 class _Resolved(AbstractIOReference):  # type: ignore[misc]  # pika has no annotations in all of its versions
@@ -118,7 +129,8 @@ class Connection:
         self._unconfirmed: OrderedDict[int, Event] = OrderedDict()
         self._returned: Dict[str, str] = {}
         self._failure: Optional[Failure] = None
-        self._stopping = False
+        self._retry_s = RETRY_MIN_S
+        self._retrying = False
 
     def run(self) -> Failure:
         """Connect, publish, and return why it ended."""
@@ -202,7 +214,7 @@ class Connection:
                 pika.BasicProperties(
                     content_type="application/json",
                     delivery_mode=TRANSIENT,
-                    message_id=event.message_id,
+                    message_id=self._events.message_id(event),
                     timestamp=event.timestamp,
                 ),
                 mandatory=self._settings.mandatory,
@@ -216,7 +228,21 @@ class Connection:
         self._pump()
 
     def _confirm(self, frame: Any) -> None:
-        method = frame.method
+        events = self._answered(frame.method)
+        if isinstance(frame.method, pika.spec.Basic.Nack):
+            self._events.nacked(events, nacked(self._settings.exchange))
+            self._retry_later()
+        else:
+            if any(event.nacks for event in events):
+                self._retry_s = RETRY_MIN_S
+            if self._returned:
+                self._confirm_some_returned(events)
+            elif events:
+                self._events.confirmed(events)
+        self._pump()
+
+    def _answered(self, method: Any) -> List[Event]:
+        """The events that a confirm or a nack is about; let go of them here."""
         tags = [method.delivery_tag]
         if method.multiple:
             tags = []
@@ -224,19 +250,11 @@ class Connection:
                 if tag > method.delivery_tag:
                     break
                 tags.append(tag)
-        events = [event for event in (self._unconfirmed.pop(tag, None) for tag in tags) if event is not None]
-        if isinstance(method, pika.spec.Basic.Nack):
-            for event in events:
-                self._events.failed(event, Refused(f"a queue behind the exchange {self._settings.exchange!r} did not take the event"))
-        elif self._returned:
-            self._confirm_some_returned(events)
-        elif events:
-            self._events.confirmed(events)
-        self._pump()
+        return [event for event in (self._unconfirmed.pop(tag, None) for tag in tags) if event is not None]
 
     def _confirm_some_returned(self, events: List[Event]) -> None:
         for event in events:
-            error = self._returned.pop(str(event.message_id), None)
+            error = self._returned.pop(self._events.message_id(event), None)
             if error is None:
                 self._events.confirmed([event])
             else:
@@ -245,6 +263,19 @@ class Connection:
     def _take_back(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
         """No queue took it. The confirm follows behind this, and only then is the event done."""
         self._returned[str(properties.message_id)] = str(method.reply_text)
+
+    def _retry_later(self) -> None:
+        if not self._retrying:
+            self._retrying = True
+            self._loop.call_later(random.uniform(self._retry_s / 2, self._retry_s), self._retry)  # noqa: S311 - only spreads the attempts
+            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+
+    def _retry(self) -> None:
+        """Send some again. While there are more, the next ones follow after another pause."""
+        self._retrying = False
+        if self._events.retry(RETRY_EVENTS):
+            self._retry_later()
+        self._pump()
 
     def _block(self, _: Any, frame: Any) -> None:
         self._blocked_since = time.monotonic()
@@ -277,7 +308,6 @@ class Connection:
         self._loop.call_later(TICK_S, self._tick)
 
     def _stop(self) -> None:
-        self._stopping = True
         if self._failure is not None:
             return
         self._failure = Failure(Unreachable(f"{self._address}: closed"))
@@ -334,88 +364,6 @@ class Connection:
         return judge(error, f"{doing} {self._address}", self._settings.exchange, self._ready)
 
 
-def unroutable(exchange: str) -> ProducerError:
-    """The error of an event that no queue took."""
-    return Unroutable(
-        f"no queue is bound to the exchange {exchange!r} for this topic: is a towerws daemon running, and does it read from this exchange "
-        "and virtual host?"
-    )
-
-
-def judge(error: BaseException, doing: str, exchange: str, ready: bool) -> Failure:
-    """Sort what pika says into what a publisher can do about it."""
-    inner = _unwrapped(error)
-    code, text = _reply(inner)
-    if isinstance(inner, (pika_exceptions.ProbableAuthenticationError, pika_exceptions.AuthenticationError)) or (
-        not ready and code == 403 and "login" in text.lower()
-    ):
-        return Failure(CredentialsRefused(f"{doing}: user name or password is wrong"), cured_by_time=False)
-    if isinstance(inner, pika_exceptions.ProbableAccessDeniedError) or (
-        isinstance(inner, pika_exceptions.ConnectionClosed) and code == 530
-    ):
-        return Failure(CredentialsRefused(f"{doing}: the virtual host does not exist, or the user may not use it"), cured_by_time=False)
-    if isinstance(inner, pika_exceptions.ChannelClosed):
-        return _judge_channel(code, text, doing, exchange, ready)
-    if isinstance(inner, ssl.SSLError):
-        hint = "does that port speak TLS?" if "VERSION" in str(inner).upper() else "check the certificate, or tls_ca"
-        return Failure(Refused(f"{doing}: TLS failed: {_short(inner)}; {hint}"), cured_by_time=False)
-    return Failure(Unreachable(f"{doing}: {_short(inner)}"))
-
-
-def _judge_channel(code: int, text: str, doing: str, exchange: str, ready: bool) -> Failure:
-    if code == 404:
-        return Failure(
-            NoSuchExchange(f"{doing}: there is no exchange {exchange!r}: start the towerws daemon, or check `exchange`"),
-            cured_by_time=False,
-        )
-    if code == 403:
-        if not ready:  # declaring needs the right to configure; publishing doesn't, where the daemon has declared
-            return Failure(Refused(f"{doing}: may not declare the exchange {exchange!r}"), may_not_declare=True)
-        return Failure(
-            Refused(f"{doing}: the user may not write to the exchange {exchange!r} or to this topic there"),
-            cured_by_time=False,
-            suspect=True,
-        )
-    if code == 406 and not ready:
-        return Failure(
-            NoSuchExchange(f"{doing}: {exchange!r} exists and is no durable topic exchange: choose another `exchange`"),
-            cured_by_time=False,
-        )
-    return Failure(Refused(f"{doing}: the broker refused a message: {text}"), suspect=True)
-
-
-def _unwrapped(error: BaseException) -> BaseException:
-    """pika wraps what happened in several exceptions, most of which have no text."""
-    for _ in range(10):
-        inner: Any = getattr(error, "exceptions", None)
-        if inner:
-            inner = inner[-1]
-        else:
-            inner = getattr(error, "exception", None)
-            if inner is None and isinstance(error, pika_exceptions.AMQPConnectionError) and len(error.args) == 1:
-                inner = error.args[0]
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner
-    return error
-
-
-def _reply(error: BaseException) -> Tuple[int, str]:
-    code = getattr(error, "reply_code", 0)
-    return (code if isinstance(code, int) else 0), " ".join(str(getattr(error, "reply_text", "")).split())[:200]
-
-
-def _short(error: BaseException) -> str:
-    if isinstance(error, pika_exceptions.AMQPHeartbeatTimeout):
-        return "no heartbeat came"
-    if isinstance(error, OSError) and error.strerror:
-        return str(error.strerror)
-    code, text = _reply(error)
-    if text:
-        return f"{text} ({code})"
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def parameters(address: Address, settings: Settings) -> Any:
     """pika's parameters for one address."""
     options = None
@@ -434,37 +382,3 @@ def parameters(address: Address, settings: Settings) -> Any:
         retry_delay=0,
         client_properties={"connection_name": "towerws-producer"},
     )
-
-
-class _NotFromOurThread(logging.Filter):
-    """Keeps back what pika logs about our connections: pages for each failed attempt, said in one line here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: Set[Optional[int]] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread not in self.threads
-
-
-_filter = _NotFromOurThread()
-_filtered: Set[str] = set()
-
-
-def quiet_pika() -> None:
-    """Keep pika's log lines from the calling thread back. Those of the application's own pika connections stay as they are."""
-    _filter.threads.add(threading.get_ident())
-    for name in list(logging.Logger.manager.loggerDict):
-        if (name == "pika" or name.startswith("pika.")) and name not in _filtered:
-            _filtered.add(name)
-            logging.getLogger(name).addFilter(_filter)
-
-
-def forget_quiet() -> None:
-    """The calling thread ends: another one may get its number."""
-    _filter.threads.discard(threading.get_ident())
-
-
-def forget_all_quiet() -> None:
-    """After a fork: none of the parent's threads is here."""
-    _filter.threads.clear()

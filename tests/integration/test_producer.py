@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pika
 import pytest
 from private_rabbitmq import PrivateRabbit
 
@@ -25,6 +26,7 @@ from towerws_producer import (
     Blocked,
     BufferFull,
     CredentialsRefused,
+    Nacked,
     NoSuchExchange,
     NotConfirmed,
     PayloadTooLarge,
@@ -224,18 +226,76 @@ def test_threads_share_one_connection(rabbit: PrivateRabbit, exchange: str, make
             thread.join()
         assert producer.flush(DEADLINE_S)
         got = [json.loads(queue.get()[2]) for _ in range(1600)]
-        connections = rabbit.ctl("list_connections", "client_properties").count('"towerws-producer"')
     for number in range(8):
         assert [event["n"] for event in got if event["t"] == number] == list(range(200))
-    assert connections >= 1
-    assert producer.stats()["confirmed"] == 1600
+    stats = producer.stats()
+    assert (stats["connected"], stats["confirmed"]) == (1, 1600)
 
 
 def test_the_next_host_is_tried(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """Of several brokers, the first that answers."""
-    with Queue(rabbit.url, exchange):
+    with Queue(rabbit.url, exchange) as queue:
         producer = make(f"amqp://127.0.0.1:1,{rabbit.url.replace('%2F', '')}")
-        producer.publish("a.b", {}, timeout=DEADLINE_S)
+        producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)
+        assert queue.payloads(1) == [{"n": 1}]
+
+
+def test_a_nacked_event_is_sent_again(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """A queue at its maximum length nacks. Nothing is lost: once there is room, each event arrives, with the id it had before."""
+    fits, events = 5, 300
+    with closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange, "topic", durable=True)
+        channel.queue_declare(exchange, arguments={"x-max-length": fits, "x-overflow": "reject-publish"})
+        channel.queue_bind(exchange, exchange, "full.*")
+        seen = channel.queue_declare("", exclusive=True).method.queue  # it takes every copy, those of a nacked event included
+        channel.queue_bind(seen, exchange, "#")
+        producer = make(rabbit.url)
+        for number in range(events):
+            producer.emit("full.1", {"n": number})
+        producer.publish("free.1", {"n": "beside"}, timeout=DEADLINE_S)  # a neighbour doesn't wait for them
+        wait_until(lambda: producer.stats()["nacked"] >= events - fits)
+        with pytest.raises(Nacked, match=r"takes no events \(nack\)"):
+            producer.publish("full.1", {"n": events}, timeout=0.2, message_id="mine")
+        assert not producer.flush(0.1)
+        assert producer.stats()["dropped"] == {}
+        got = []
+        for _method, properties, body in channel.consume(exchange, auto_ack=True, inactivity_timeout=DEADLINE_S):
+            assert properties is not None, f"nothing came: {producer.stats()}"
+            got.append((properties.message_id, json.loads(body)["n"]))
+            if len(got) == events + 1:
+                break
+        assert producer.flush(DEADLINE_S)
+        copies: dict[str, set[int | str]] = {}
+        while (message := channel.basic_get(seen, auto_ack=True))[0] is not None:
+            copies.setdefault(message[1].message_id, set()).add(json.loads(message[2])["n"])
+        channel.queue_delete(exchange)
+    assert sorted(number for _, number in got) == list(range(events + 1))
+    assert ("mine", events) in got
+    assert len(copies) == events + 2  # one id for each event, however often it was sent
+    assert all(len(numbers) == 1 for numbers in copies.values())
+    stats = producer.stats()
+    assert (stats["confirmed"], stats["buffered"]) == (events + 2, 0)
+    assert stats["resent"] == stats["nacked"] >= events - fits
+
+
+def test_events_that_are_nacked_for_ever_stay_within_the_bound(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """The oldest go then, counted; the thread pauses between its attempts, and the end of the producer gives up the rest."""
+    with closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange, "topic", durable=True)
+        channel.queue_declare(exchange, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, exclusive=True)
+        channel.queue_bind(exchange, exchange, "#")
+        producer = make(rabbit.url, buffer_bytes=100_000)
+        for number in range(1000):
+            producer.emit("full.1", {"n": number})
+        wait_until(lambda: producer.stats()["nacked"] > 400)
+        stats = producer.stats()
+        assert stats["buffered_bytes"] <= 100_000
+        producer.flush_at_exit()
+    stats = producer.stats()
+    assert stats["emitted"] == 1000 == stats["confirmed"] + sum(stats["dropped"].values())
+    assert set(stats["dropped"]) == {"buffer_full", "closed"}
 
 
 EMITS = 100_000
