@@ -46,7 +46,7 @@ def judge(error: BaseException, doing: str, exchange: str, ready: bool) -> Failu
         return Failure(CredentialsRefused(f"{doing}: the virtual host does not exist, or the user may not use it"), cured_by_time=False)
     if isinstance(inner, pika_exceptions.ChannelClosed):
         return _judge_channel(code, text, doing, exchange, ready)
-    if isinstance(inner, ssl.SSLError):
+    if isinstance(inner, ssl.SSLError) and not isinstance(inner, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
         hint = "does that port speak TLS?" if "VERSION" in str(inner).upper() else "check the certificate, or tls_ca"
         return Failure(Refused(f"{doing}: TLS failed: {_short(inner)}; {hint}"), cured_by_time=False)
     return Failure(Unreachable(f"{doing}: {_short(inner)}"))
