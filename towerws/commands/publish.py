@@ -39,7 +39,14 @@ LINE_BYTES = 64 * 1024**2
 @click.option("--exchange", metavar="NAME", help="The topic exchange.  [default: towerws]")
 @click.option("--config", metavar="FILE", help="The daemon's configuration file: its broker, its exchange, its groups.")
 @click.option("--message-id", metavar="ID", help="Published again with the same id, an event reaches clients once.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=TIMEOUT_S, show_default=True, help="Seconds for each event's confirm.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    default=TIMEOUT_S,
+    show_default=True,
+    help="How long to wait for each event's confirm.",
+)
 @click.option("--mandatory/--no-mandatory", default=True, show_default=True, help="Fail when no queue takes the event.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing about what went well.")
 def publish_command(
@@ -55,10 +62,26 @@ def publish_command(
     mandatory: bool,
     quiet: bool,
 ) -> NoReturn:
-    """Publish an event on TOPIC (job_events.42): a JSON object, @FILE with one, or - for one in each line of standard input.
+    """Publish an event on TOPIC, and wait for the broker's confirm.
 
-    Exit codes: 0 all were confirmed, 1 no confirm in time, 2 usage, 3 refused, 4 no queue took an event, 5 some lines were no events.
-    """
+    The event is a JSON object, @FILE with one, or - for one in each line of standard input. TOWERWS_TLS_CA names a file of
+    authorities for amqps://.
+
+    \b
+    Examples:
+      towerws publish orders.1042 '{"status": "shipped"}'
+      towerws publish --group orders --event 1042 @event.json
+      generate-events | towerws publish job_events.42 -
+
+    \b
+    Exit codes:
+      0  all events were confirmed
+      1  an event was not confirmed in time
+      2  the command line is wrong
+      3  refused: credentials, certificate, permissions or exchange
+      4  no queue took an event: no daemon reads from this exchange
+      5  some lines were no events; the others were confirmed
+    """  # noqa: D301 - click wants the character: what follows keeps its lines
     topic, source = _what(words, group, event)
     if message_id is not None and not (source != "-" and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
         raise click.BadParameter(f"an id is 1 to {MESSAGE_ID_BYTES} bytes, and names one event", param_hint="--message-id")
