@@ -17,11 +17,12 @@ from uuid import uuid4
 
 from towerws_producer.address import Address
 from towerws_producer.buffer import Buffer, Dropped, Event, Publication
-from towerws_producer.connection import Connection, Events
+from towerws_producer.connection import Connection
 from towerws_producer.errors import Blocked, BufferFull, NotConfirmed, ProducerClosed, ProducerError, Unroutable
 from towerws_producer.failures import Failure
 from towerws_producer.folded_log import FoldedLog, say
 from towerws_producer.pika_log import forget_quiet, quiet_pika
+from towerws_producer.publishing import Events
 from towerws_producer.settings import MIB, Settings
 
 WINDOW_EVENTS = 1000
