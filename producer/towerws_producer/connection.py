@@ -38,6 +38,7 @@ class Connection:
         self._events = events
         self._declare = declare
         self._loop = IOLoop()
+        self._services = Services(self._loop)
         self._publishing = Publishing(settings, events, self._loop)
         self._connection: Any = None
         self._channel: Any = None
@@ -56,7 +57,7 @@ class Connection:
                 on_open_callback=self._opened,
                 on_open_error_callback=self._not_opened,
                 on_close_callback=self._closed,
-                custom_ioloop=Services(self._loop),
+                custom_ioloop=self._services,
             )
             self._loop.call_later(TICK_S, self._tick)
             self._loop.start()
@@ -73,7 +74,8 @@ class Connection:
                 self._loop.start()
 
     def close_loop(self) -> None:
-        """Release the loop's descriptors. Nothing may call `wake` after this."""
+        """Release all descriptors. Nothing may call `wake` after this."""
+        self._services.close_sockets()
         self._loop.close()
 
     def wake(self) -> None:

@@ -1,9 +1,9 @@
-"""What pika needs to connect, and its I/O with one change."""
+"""What pika needs to connect, and its I/O with two changes."""
 
 import socket
 import ssl
 from functools import partial
-from typing import Any
+from typing import Any, List
 
 import pika
 from pika.adapters.utils.nbio_interface import AbstractIOReference
@@ -42,7 +42,25 @@ class _Resolved(AbstractIOReference):  # type: ignore[misc]  # pika has no annot
 
 
 class Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # as above
-    """pika's I/O, but names are looked up on our thread: pika starts one for that, which Python 3.12 forbids to an ending process."""
+    """pika's I/O, with two changes.
+
+    Names are looked up on our thread: pika starts one for that, which Python 3.12 forbids to an ending process. A socket is closed
+    even if the connection ends while it connects: pika leaves that one to the garbage collector.
+    """
+
+    def __init__(self, native_loop: Any) -> None:
+        super().__init__(native_loop)
+        self._sockets: List[socket.socket] = []
+
+    def connect_socket(self, sock: socket.socket, resolved_addr: Any, on_done: Any) -> Any:
+        """Connect it, and remember it."""
+        self._sockets.append(sock)
+        return super().connect_socket(sock, resolved_addr, on_done)
+
+    def close_sockets(self) -> None:
+        """Close what is still open. The loop has ended."""
+        for sock in self._sockets:
+            sock.close()
 
     def getaddrinfo(
         self, host: str, port: int, on_done: Any, family: int = 0, socktype: int = 0, proto: int = 0, flags: int = 0
