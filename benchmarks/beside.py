@@ -33,14 +33,14 @@ def _channel(url: str) -> Iterator[Any]:
 _PROPERTIES = pika.BasicProperties(content_type="application/json")
 
 
-def publish(url: str, exchange: str, messages: Iterable[Message], octets: int, per_s: float = 0) -> None:
+def publish(url: str, exchange: str, messages: Iterable[Message], size: int, per_s: float = 0) -> None:
     """Publish, so many a second or (0) as fast as it goes."""
     with _channel(url) as channel:
         start = time.monotonic()
         for count, (routing_key, number) in enumerate(messages):
             if per_s and (wait := start + count / per_s - time.monotonic()) > 0:
                 channel.connection.sleep(wait)
-            channel.basic_publish(exchange, routing_key, payload(number, octets, stamp=bool(per_s)), _PROPERTIES)
+            channel.basic_publish(exchange, routing_key, payload(number, size, stamp=bool(per_s)), _PROPERTIES)
 
 
 def publish_bodies(url: str, exchange: str, messages: Iterable[tuple[str, bytes]]) -> None:
@@ -80,8 +80,8 @@ class _Beside:
 class Publisher(_Beside):
     """Publishes at a steady pace."""
 
-    def __init__(self, url: str, exchange: str, messages: list[Message], octets: int, per_s: float) -> None:
-        super().__init__(_publish, url, exchange, messages, octets, per_s)
+    def __init__(self, url: str, exchange: str, messages: list[Message], size: int, per_s: float) -> None:
+        super().__init__(_publish, url, exchange, messages, size, per_s)
 
     def end(self) -> None:
         """Wait until all is published."""
@@ -109,8 +109,8 @@ def _child(pipe: Connection, work: Callable[..., object], args: tuple[object, ..
     pipe.send(work(pipe, *args))
 
 
-def _publish(pipe: Connection, url: str, exchange: str, messages: list[Message], octets: int, per_s: float) -> None:
-    publish(url, exchange, messages, octets, per_s)
+def _publish(pipe: Connection, url: str, exchange: str, messages: list[Message], size: int, per_s: float) -> None:
+    publish(url, exchange, messages, size, per_s)
 
 
 def _ask(pipe: Connection, port: int) -> list[float]:

@@ -52,7 +52,7 @@ class Spec:
 class Client:
     """One socket and what came through it."""
 
-    __slots__ = ("answers", "asked", "buffer", "chunks", "due", "frames", "got", "octets", "sock", "spec", "tail", "took_s")
+    __slots__ = ("answers", "asked", "buffer", "chunks", "due", "frames", "got", "size", "sock", "spec", "tail", "took_s")
 
     def __init__(self, sock: socket.socket, spec: Spec) -> None:
         self.sock = sock
@@ -61,7 +61,7 @@ class Client:
         self.asked = False
         self.answers = 0
         self.took_s = 0.0
-        self.due = self.got = self.octets = 0
+        self.due = self.got = self.size = 0
         self.frames = FrameCounter()
         self.tail = b""
         self.chunks: list[bytes] | None = None

@@ -33,10 +33,10 @@ def compression(world: World) -> None:
         squeezed = _run(world, server, [replace(spec, deflate=True)] * count, messages)
     with world.plain() as straight:
         plain = _run(world, straight, [replace(spec, deflate=True)] * count, messages[: len(samples)])
-    octets = [run.received.octets / run.received.messages for run in (bare, squeezed)]
-    world.row("compression", "octets per delivery without", octets[0], "")
-    world.row("compression", "octets per delivery with", octets[1], "")
-    world.row("compression", "saved", 100 - 100 * octets[1] / octets[0], "%")
+    size = [run.received.size / run.received.messages for run in (bare, squeezed)]
+    world.row("compression", "bytes per delivery without", size[0], "")
+    world.row("compression", "bytes per delivery with", size[1], "")
+    world.row("compression", "saved", 100 - 100 * size[1] / size[0], "%")
     world.row("compression", "CPU per delivery without", bare.us_per_delivery, "µs")
     world.row("compression", "CPU per delivery with", squeezed.us_per_delivery, "µs")
     world.row("compression", "plain's CPU per delivery with", plain.us_per_delivery, "µs")

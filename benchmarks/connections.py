@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.beside import Health, Publisher
 from benchmarks.client import Spec
-from benchmarks.fanout import OCTETS, health_rows, numbered
+from benchmarks.fanout import BYTES, health_rows, numbered
 from benchmarks.fleet import Opened
 from benchmarks.load import Load
 from benchmarks.world import World, percentile
@@ -27,10 +27,10 @@ def memory(world: World) -> None:
     count = world.scaled(10_000, 100)
     with world.towerws() as server, world.clients() as warm, world.clients() as load:
         warm.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)  # what the first ones bring into memory is not theirs
-        before = server.rss_octets
+        before = server.rss_bytes
         load.open(server.port, [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)])
         time.sleep(0.5)
-        grown = server.rss_octets - before
+        grown = server.rss_bytes - before
     world.row("memory", f"RSS per connection, {count:,} of them", grown / count / 1000, "KB", "<= 9")
 
 
@@ -45,9 +45,9 @@ def storm(world: World) -> None:
     with world.towerws() as server, world.clients() as load, world.clients(1) as others, Health(server.admin_port) as health:
         warm(world, server)
         others.open(server.port, healthy)
-        others.expect([[number for _, number in stamped]] * len(healthy), OCTETS)
+        others.expect([[number for _, number in stamped]] * len(healthy), BYTES)
         others.begin_collect(stamped=True)
-        with Publisher(world.rabbit.url, server.exchange, stamped, OCTETS, per_s=20) as publisher:
+        with Publisher(world.rabbit.url, server.exchange, stamped, BYTES, per_s=20) as publisher:
             publisher.begin()
             health.begin()
             idle_s = bystanders(server, 0.2 if world.size < 1 else 2)
@@ -80,18 +80,18 @@ def resume(world: World) -> None:
     ]
     with world.towerws() as server, world.clients() as load:
         warm(world, server)
-        world.publish(server.exchange, numbered(1), OCTETS)
+        world.publish(server.exchange, numbered(1), BYTES)
         specs = [Spec(each, v1=True) for each in groups]
         opened, storm_s = measured(server, load, specs)
         load.close()
         while server.get("/status")["connections"]["present"]:
             time.sleep(0.1)
         missed = [(f"job_events.{number % topics}", number) for number in range(messages)]
-        world.publish(server.exchange, missed, OCTETS, 0 if world.size < 1 else 200)
+        world.publish(server.exchange, missed, BYTES, 0 if world.size < 1 else 200)
         back = [Spec(each, v1=True, since=position) for each, position in zip(groups, opened.positions, strict=True)]
         cpu = server.cpu_ns
         load.open(server.port, back)
-        load.expect([[number for routing_key, number in missed if int(routing_key[11:]) in each["job_events"]] for each in groups], OCTETS)
+        load.expect([[number for routing_key, number in missed if int(routing_key[11:]) in each["job_events"]] for each in groups], BYTES)
         load.begin_collect()
         received = load.end_collect()
         cpu_s = (server.cpu_ns - cpu) / 1e9

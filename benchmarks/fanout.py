@@ -10,9 +10,9 @@ from benchmarks.world import Run, World, percentile
 
 SHARED = "jobs.status_changed"
 
-HISTORY_OCTETS = 16 * 1024 * 1024
+HISTORY_BYTES = 16 * 1024 * 1024
 """Some 24,000 messages; half of what unwatched publishes."""
-OCTETS = 300
+BYTES = 300
 
 ROUNDS = 3
 """Of what depends on who else uses the machine: what others do only adds, so the quietest counts."""
@@ -21,22 +21,22 @@ ROUND_S = 8
 """Of steady, at each rate."""
 
 
-def burst_run(world: World, specs: list[Spec], messages: int, octets: int = OCTETS) -> Run:
+def burst_run(world: World, specs: list[Spec], messages: int, size: int = BYTES) -> Run:
     """Messages on one topic, all waiting in the broker, to everyone."""
     with world.towerws() as server, world.clients() as load:
         load.open(server.port, specs)
-        world.run(server, load, numbered(1), specs, octets)  # the first delivery of a process pays for imports and caches
+        world.run(server, load, numbered(1), specs, size)  # the first delivery of a process pays for imports and caches
         load.close()
         load.open(server.port, specs)
-        return world.run(server, load, numbered(messages), specs, octets)
+        return world.run(server, load, numbered(messages), specs, size)
 
 
 def _burst_asked(world: World, specs: list[Spec], messages: int) -> list[float]:
     """The same while `/healthz` is asked: how long its answers took, in milliseconds, sorted."""
     with world.towerws() as server, world.clients() as load, Health(server.admin_port) as health:
         load.open(server.port, specs)
-        world.run(server, load, numbered(1), specs, OCTETS)
-        return world.run(server, load, numbered(messages), specs, OCTETS, health=health).health_ms
+        world.run(server, load, numbered(1), specs, BYTES)
+        return world.run(server, load, numbered(messages), specs, BYTES, health=health).health_ms
 
 
 def rounds(world: World) -> int:
@@ -61,7 +61,7 @@ def health_rows(world: World, scenario: str, answers_ms: list[float]) -> None:
 
 
 def burst(world: World) -> None:
-    """1,000 clients on one topic, 1,000 messages of 300 octets as fast as the broker gives them; `/healthz` during ten times as many."""
+    """1,000 clients on one topic, 1,000 messages of 300 bytes as fast as the broker gives them; `/healthz` during ten times as many."""
     count, messages = world.scaled(1000, 20), world.scaled(1000, 20)
     count = max(count, min(1000, count * 10))  # fewer messages before fewer clients: the cost per message is spread over them
     specs = everyone(count)
@@ -69,10 +69,10 @@ def burst(world: World) -> None:
     answers_ms = _burst_asked(world, specs, 10 * messages)
     with world.plain() as server, world.clients() as load:
         load.open(server.port, specs)
-        plain = world.run(server, load, numbered(max(10, messages // 4)), specs, OCTETS)
-    with world.floor(count, OCTETS) as server, world.clients() as load:
+        plain = world.run(server, load, numbered(max(10, messages // 4)), specs, BYTES)
+    with world.floor(count, BYTES) as server, world.clients() as load:
         load.open(server.port, [Spec(raw=True)] * count)
-        floor = world.run_floor(server, load, max(10, messages // 4), count, OCTETS)
+        floor = world.run_floor(server, load, max(10, messages // 4), count, BYTES)
     world.row("burst", "CPU per delivery", run.us_per_delivery, "µs", "<= 0.35")
     world.row("burst", "deliveries/s", run.per_s / 1e6, "M/s", ">= 2.5")
     world.row("burst", "plain's CPU per delivery", plain.us_per_delivery, "µs")
@@ -94,7 +94,7 @@ def steady(world: World) -> None:
     relays: dict[int, list[Run]] = {per_s: [] for per_s in rates}
     bare = [Spec({"jobs": ["status_changed"]}, raw=True)] * count
     with ExitStack() as stack:
-        server, floor = stack.enter_context(world.towerws()), stack.enter_context(world.floor(count, OCTETS))
+        server, floor = stack.enter_context(world.towerws()), stack.enter_context(world.floor(count, BYTES))
         relay = stack.enter_context(world.relay(count))
         load, raw, behind = (stack.enter_context(world.clients()) for _ in range(3))
         load.open(server.port, specs)
@@ -102,12 +102,12 @@ def steady(world: World) -> None:
         behind.open(relay.port, bare)
         for _ in range(rounds(world)):
             for per_s, messages in rates.items():
-                ours[per_s].append(world.run(server, load, numbered(messages), specs, OCTETS, per_s))
-                floors[per_s].append(world.run_floor(floor, raw, messages, count, OCTETS, per_s))
-                relays[per_s].append(world.run(relay, behind, numbered(messages), bare, OCTETS, per_s))
+                ours[per_s].append(world.run(server, load, numbered(messages), specs, BYTES, per_s))
+                floors[per_s].append(world.run_floor(floor, raw, messages, count, BYTES, per_s))
+                relays[per_s].append(world.run(relay, behind, numbered(messages), bare, BYTES, per_s))
     with world.plain() as straight, world.clients() as load:
         load.open(straight.port, specs)
-        plains = [world.run(straight, load, numbered(messages), specs, OCTETS, per_s) for per_s, messages in rates.items()]
+        plains = [world.run(straight, load, numbered(messages), specs, BYTES, per_s) for per_s, messages in rates.items()]
     for per_s, plain in zip(rates, plains, strict=True):
         name = f"steady {per_s}/s"
         cpu, floor_cpu = (min(run.us_per_delivery for run in runs[per_s]) for runs in (ours, floors))
@@ -133,7 +133,7 @@ def mixed(world: World) -> None:
     ]
     with world.towerws() as server, world.clients() as load:
         load.open(server.port, specs)
-        run = world.run(server, load, messages, specs, OCTETS)
+        run = world.run(server, load, messages, specs, BYTES)
     world.row("mixed", "deliveries/s", run.per_s / 1e6, "M/s", ">= 1.5")
     world.row("mixed", "CPU per delivery", run.us_per_delivery, "µs")
 
@@ -145,7 +145,7 @@ def drain(world: World) -> None:
     messages = [(f"job_events.{number % count}", number) for number in range(world.scaled(50_000, 1000))]
     with world.towerws() as server, world.clients() as load:
         load.open(server.port, specs)
-        run = world.run(server, load, messages, specs, OCTETS)
+        run = world.run(server, load, messages, specs, BYTES)
     world.row("drain", "messages/s", run.per_s, "/s", ">= 35000")
     world.row("drain", "CPU per message", run.us_per_delivery, "µs")
 
@@ -163,12 +163,12 @@ def unwatched(world: World) -> None:
         first = 1_000_000
         specs = [Spec({"job_events": list(range(at, at + each))}) for at in range(first, first + topics, each)]
         specs.append(Spec({"jobs": ["status_changed"]}))
-        history_octets = world.scaled(HISTORY_OCTETS, 512 * 1024)
-        flags = ("--max-payload-octets", "65536", "--history-max-octets", str(history_octets))  # a payload must fit into history
+        history_bytes = world.scaled(HISTORY_BYTES, 512 * 1024)
+        flags = ("--max-payload-bytes", "65536", "--history-max-bytes", str(history_bytes))  # a payload must fit into history
         with world.towerws(*flags) as server, world.clients() as load:
             load.open(server.port, specs)
             for _ in ("history is filled", "this counts"):
-                run = world.run(server, load, [*wanted, (SHARED, messages)], specs, OCTETS)  # the last one says that all was read
+                run = world.run(server, load, [*wanted, (SHARED, messages)], specs, BYTES)  # the last one says that all was read
         costs.append(run.cpu_s * 1e6 / messages)
         world.row("unwatched", f"CPU per message, {topics:,} topics", costs[-1], "µs", "<= 16")
     world.row("unwatched", "many topics, times few", costs[1] / costs[0], "x", "<= 1.1")
@@ -190,22 +190,22 @@ def large(world: World) -> None:
     Of each server the fastest round.
     """
     count = max(20, min(1000, world.scaled(10_000)))
-    for octets, full in ((8 * 1024, 400), (256 * 1024, 16)):
+    for size, full in ((8 * 1024, 400), (256 * 1024, 16)):
         messages = world.scaled(full, 4)
         specs = [Spec({"jobs": ["status_changed"]}, slow=number % 100 == 1) for number in range(count)]
-        name = f"large {octets // 1024} KB"
+        name = f"large {size // 1024} KB"
         with world.towerws() as server, world.clients() as load:
             load.open(server.port, specs)
-            before = server.rss_octets
+            before = server.rss_bytes
             per_s = 0.0
             for _ in range(rounds(world)):
-                per_s = max(per_s, world.run(server, load, numbered(messages), specs, octets).per_s)
+                per_s = max(per_s, world.run(server, load, numbered(messages), specs, size).per_s)
                 load.begin_collect(slow=True)
                 load.end_collect()
-            grown = server.peak_octets - before
-        with world.floor(count, octets) as server, world.clients() as load:
+            grown = server.peak_bytes - before
+        with world.floor(count, size) as server, world.clients() as load:
             load.open(server.port, [Spec(raw=True)] * count)
-            floor_per_s = max(world.run_floor(server, load, messages, count, octets).per_s for _ in range(rounds(world)))
-        world.row(name, "octets/s", per_s * octets / 1e6, "MB/s")
-        world.row(name, "octets/s, of floor's", per_s / floor_per_s, "x", ">= 0.8")
+            floor_per_s = max(world.run_floor(server, load, messages, count, size).per_s for _ in range(rounds(world)))
+        world.row(name, "bytes/s", per_s * size / 1e6, "MB/s")
+        world.row(name, "bytes/s, of floor's", per_s / floor_per_s, "x", ">= 0.8")
         world.row(name, "memory above idle, at most", grown / 1e6, "MB")

@@ -1,6 +1,6 @@
 """The clients of one process of the load generator: many sockets, cheaper than any server.
 
-Octets are counted, not decoded: Tower's frames are of known length. A sample of the clients keeps what it gets, and that is
+Bytes are counted, not decoded: Tower's frames are of known length. A sample of the clients keeps what it gets, and that is
 compared with what was published after the clock has stopped. `towerws.v1` frames differ in length: there a marker in each
 message is counted. Other uneven frames are counted one by one.
 """
@@ -27,7 +27,7 @@ SOURCES = [f"127.0.0.{last}" for last in range(2, 10)]
 Due = list[int] | list[bytes]
 """What a client must get, in order: the numbers of messages, or (uneven) the messages."""
 
-READ_OCTETS = 1 << 20
+READ_BYTES = 1 << 20
 OPEN_S = 120.0
 
 
@@ -41,12 +41,12 @@ class Opened:
 
 @dataclass
 class Received:
-    """What came: messages and octets in all, when the last of them did, failures; for the first message of each read, when it was published
+    """What came: messages and bytes in all, when the last of them did, failures; for the first message of each read, when it was published
     and how long it took. Monotonic nanoseconds.
     """
 
     messages: int
-    octets: int
+    size: int
     ended_ns: int
     disorder: int
     sent_ns: array[int]
@@ -117,22 +117,22 @@ class Fleet:
         elif not client.spec.raw:
             client.ask()
 
-    def expect(self, due: list[int], frame_octets: int, sample: int) -> None:
+    def expect(self, due: list[int], frame_bytes: int, sample: int) -> None:
         """Before anything is published: how many messages each client is due; one client in `sample` keeps what it gets."""
-        self._frame_octets = frame_octets
+        self._frame_bytes = frame_bytes
         for number, (client, count) in enumerate(zip(self._clients, due, strict=True)):
             client.due = count
             if client.spec.slow:
                 self._epoll.modify(client.sock.fileno(), 0)
             client.chunks = [client.tail] if number % sample == 0 else None
-            client.octets = len(client.tail)
+            client.size = len(client.tail)
             if client.spec.v1:
                 client.got = client.tail.count(MARKER)
                 continue
             client.got = client.frames.count(client.tail) if client.spec.uneven else len(client.tail)
             client.tail = b""
 
-    def collect(self, within_s: float, octets: int, expected: dict[int, Due], stamped: bool, slow: bool) -> Received:
+    def collect(self, within_s: float, size: int, expected: dict[int, Due], stamped: bool, slow: bool) -> Received:
         """Read until every client has what it is due; `expected` has the numbers for each client of the sample.
 
         With `slow` the slow ones read, without it the others.
@@ -143,16 +143,16 @@ class Fleet:
             self._epoll.modify(client.sock.fileno(), select.EPOLLIN)
         missing = sum(client.due * self._unit(client) - client.got for _, client in reading)
         sent, delays = array("q"), array("q")
-        buffer = bytearray(READ_OCTETS)
+        buffer = bytearray(READ_BYTES)
         view = memoryview(buffer)
         clock = time.monotonic_ns
         ended = clock()
         by_fd = self._by_fd
-        header = self._frame_octets - octets
+        header = self._frame_bytes - size
         while missing > 0:
             ready = self._epoll.poll(0.2, 4096)
             if not ready and time.monotonic() > deadline:
-                raise LoadError(f"{missing} octets (towerws.v1 and uneven: messages) did not come within {within_s:g} s")
+                raise LoadError(f"{missing} bytes (towerws.v1 and uneven: messages) did not come within {within_s:g} s")
             for fd, _ in ready:
                 client = by_fd[fd]
                 try:
@@ -162,11 +162,11 @@ class Fleet:
                 if not size:
                     raise LoadError("the server closed a connection")
                 # A server that can't keep up is read in the middle of a frame now and then: that read has no stamp in front.
-                if stamped and client.got % self._frame_octets == 0 and size >= header + STAMP_AT + 20:
+                if stamped and client.got % self._frame_bytes == 0 and size >= header + STAMP_AT + 20:
                     stamp = int(bytes(view[header + STAMP_AT : header + STAMP_AT + 20]))
                     sent.append(stamp)
                     delays.append(clock() - stamp)
-                client.octets += size
+                client.size += size
                 if client.chunks is not None:
                     client.chunks.append(bytes(view[:size]))
                 if client.spec.v1:
@@ -178,23 +178,23 @@ class Fleet:
                 client.got += size
                 missing -= size
         ended = clock()
-        disorder = self._disorder(reading, octets, expected)
-        octets = sum(client.octets for _, client in reading)
-        return Received(sum(client.due for _, client in reading), octets, ended, disorder, sent, delays)
+        disorder = self._disorder(reading, size, expected)
+        size = sum(client.size for _, client in reading)
+        return Received(sum(client.due for _, client in reading), size, ended, disorder, sent, delays)
 
     def _unit(self, client: Client) -> int:
-        """What is counted: messages, or the octets of one."""
-        return 1 if client.spec.v1 or client.spec.uneven else self._frame_octets
+        """What is counted: messages, or the bytes of one."""
+        return 1 if client.spec.v1 or client.spec.uneven else self._frame_bytes
 
-    def _disorder(self, reading: list[tuple[int, Client]], octets: int, expected: dict[int, Due]) -> int:
+    def _disorder(self, reading: list[tuple[int, Client]], size: int, expected: dict[int, Due]) -> int:
         """How many of the sample got anything else than they were due; `LoadError` when a client of all got more or less of it."""
         disorder = 0
         for number, client in reading:
             if client.got != client.due * self._unit(client):
-                raise LoadError(f"client {number} got {client.got} octets or messages, which is not {client.due} messages")
+                raise LoadError(f"client {number} got {client.got} bytes or messages, which is not {client.due} messages")
             if client.chunks is not None:
                 payloads = unframe(b"".join(client.chunks), deflated=client.spec.deflate)
-                disorder += (payloads if client.spec.uneven else numbers(payloads, octets)) != expected[number]
+                disorder += (payloads if client.spec.uneven else numbers(payloads, size)) != expected[number]
         return disorder
 
     def close(self) -> None:

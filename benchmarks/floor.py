@@ -1,4 +1,4 @@
-"""The floor: one `socket.send` of the same octets per client and message, in a bare loop. `python -m benchmarks.floor PORT CLIENTS OCTETS`.
+"""The floor: one `socket.send` of the same bytes per client and message, in a bare loop. `python -m benchmarks.floor PORT CLIENTS BYTES`.
 
 The first CLIENTS connections are clients. The next says on one line how many messages to send, and how many a second.
 """
@@ -12,7 +12,7 @@ import time
 from benchmarks.messages import frame, payload
 
 
-def main(port: int, clients: int, octets: int) -> None:
+def main(port: int, clients: int, size: int) -> None:
     """Serve one run after the other until killed."""
     with socket.create_server(("127.0.0.1", port), backlog=4096) as server:
         print("ready", flush=True)
@@ -23,16 +23,16 @@ def main(port: int, clients: int, octets: int) -> None:
             control, _ = server.accept()
             with control, control.makefile() as line:
                 messages, per_s = line.readline().split()
-            run(sockets, int(messages), float(per_s), octets)
+            run(sockets, int(messages), float(per_s), size)
 
 
-def run(sockets: list[socket.socket], messages: int, per_s: float, octets: int) -> None:
+def run(sockets: list[socket.socket], messages: int, per_s: float, size: int) -> None:
     """The loop."""
     start = time.monotonic()
     for number in range(messages):
         if per_s:
             time.sleep(max(0.0, start + number / per_s - time.monotonic()))
-        data = frame(payload(number, octets, stamp=True))
+        data = frame(payload(number, size, stamp=True))
         for each in sockets:
             each.sendall(data)  # one send(); more only where the buffer is full
 

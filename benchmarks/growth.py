@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.client import Spec
-from benchmarks.fanout import OCTETS, everyone, numbered, rounds
+from benchmarks.fanout import BYTES, everyone, numbered, rounds
 from benchmarks.world import Point, World
 
 CLIENTS = (10, 100, 1000, 10_000)
@@ -52,9 +52,9 @@ def _both(world: World, specs: list[Spec], axis: str, at: int) -> None:
     per_s = 30 if count <= 1000 else 5  # 10,000 clients at 30 a second would want more than one core
     with world.towerws("--websocket-topics", str(MAX_HELD)) as server, world.clients() as load:
         load.open(server.port, specs)
-        world.run(server, load, numbered(messages), specs, OCTETS)  # the first deliveries of a process pay for imports and caches
-        bursts = [world.run(server, load, numbered(messages), specs, OCTETS) for _ in range(rounds(world))]
-        steadies = [world.run(server, load, numbered(world.scaled(5 * per_s, 10)), specs, OCTETS, per_s) for _ in range(rounds(world))]
+        world.run(server, load, numbered(messages), specs, BYTES)  # the first deliveries of a process pay for imports and caches
+        bursts = [world.run(server, load, numbered(messages), specs, BYTES) for _ in range(rounds(world))]
+        steadies = [world.run(server, load, numbered(world.scaled(5 * per_s, 10)), specs, BYTES, per_s) for _ in range(rounds(world))]
     for curve, runs in (("burst", bursts), ("steady", steadies)):
         cheapest = min(run.us_per_delivery for run in runs)  # what others do on the machine only adds
         point = Point(curve, axis, at, flat=count >= FLAT_FROM)

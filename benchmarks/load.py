@@ -32,7 +32,7 @@ class Load:
             self._processes.append(process)
         self._specs: list[Spec] = []
         self._expected: Sequence[Due] = []
-        self._octets = 0
+        self._bytes = 0
 
     def open(self, port: int, specs: Sequence[Spec]) -> Opened:
         """Open these clients, all at once."""
@@ -53,11 +53,11 @@ class Load:
                 positions[number :: len(self._pipes)] = part.positions
         return Opened([took for part in parts for took in part.took_s], positions)
 
-    def expect(self, expected: Sequence[Due], octets: int, sample: int = 25) -> None:
-        """Say what each client is due: the numbers of messages of so many octets, in their order, or the messages where they differ."""
-        self._expected, self._octets = expected, octets
+    def expect(self, expected: Sequence[Due], size: int, sample: int = 25) -> None:
+        """Say what each client is due: the numbers of messages of so many bytes, in their order, or the messages where they differ."""
+        self._expected, self._bytes = expected, size
         step = len(self._pipes)
-        size = len(frame(bytes(octets)))
+        size = len(frame(bytes(size)))
         self._call("expect", lambda number: ([len(due) for due in expected[number::step]], size, sample))
         self._answers()
         self._sample = sample
@@ -69,7 +69,7 @@ class Load:
         def args(number: int) -> tuple[object, ...]:
             mine = self._expected[number::step]
             sampled = {at: mine[at] for at in range(0, len(mine), self._sample)}
-            return (within_s, self._octets, sampled, stamped, slow)
+            return (within_s, self._bytes, sampled, stamped, slow)
 
         self._call("collect", args)
 
@@ -78,7 +78,7 @@ class Load:
         parts: list[Received] = self._answers()
         whole = Received(
             sum(part.messages for part in parts),
-            sum(part.octets for part in parts),
+            sum(part.size for part in parts),
             max(part.ended_ns for part in parts),
             sum(part.disorder for part in parts),
             sum((part.sent_ns for part in parts), array("q")),

@@ -1,4 +1,4 @@
-"""The messages of a benchmark: numbered, stamped, all of one length, so that counting octets counts messages."""
+"""The messages of a benchmark: numbered, stamped, all of one length, so that counting bytes counts messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MARKER = b'"n":"'
 """Stands in every message once and nowhere else."""
 
 
-def payload(number: int, octets: int, *, stamp: bool = False) -> bytes:
-    """Message `number`, of exactly so many octets."""
+def payload(number: int, size: int, *, stamp: bool = False) -> bytes:
+    """Message `number`, of exactly so many bytes."""
     head = f'{{"n":"{number:08d}","t":"{time.monotonic_ns() if stamp else 0:020d}","group_name":"jobs","pad":"'
-    return f'{head}{"x" * (octets - len(head) - 2)}"}}'.encode("ascii")
+    return f'{head}{"x" * (size - len(head) - 2)}"}}'.encode("ascii")
 
 
 def frame(data: bytes) -> bytes:
@@ -74,7 +74,7 @@ def unframe(data: bytes, *, deflated: bool = False) -> list[bytes]:
     at = 0
     while at < len(data):
         if data[at] not in ((0x81, 0xC1) if deflated else (0x81,)):
-            raise ValueError(f"octet {at} begins no text frame: {data[at : at + 40]!r}")
+            raise ValueError(f"byte {at} begins no text frame: {data[at : at + 40]!r}")
         end = frame_end(data, at)
         if not end or end > len(data):
             raise ValueError("the last frame is not whole")
@@ -90,14 +90,14 @@ def inflate(data: bytes) -> bytes:
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data + b"\x00\x00\xff\xff")
 
 
-def numbers(payloads: list[bytes], octets: int) -> list[int]:
-    """The numbers of messages, each compared octet by octet (but its stamp) with what was published; bare or within an event."""
+def numbers(payloads: list[bytes], size: int) -> list[int]:
+    """The numbers of messages, each compared byte by byte (but its stamp) with what was published; bare or within an event."""
     found = []
     for data in payloads:
         begin = data.index(b'{"n":"')
-        message = data[begin : begin + octets]
+        message = data[begin : begin + size]
         number = int(message[6:14])
-        expected = payload(number, octets)
+        expected = payload(number, size)
         if message[:STAMP_AT] + bytes(20).translate(b"0" * 256) + message[STAMP_AT + 20 :] != expected:
             raise ValueError(f"message {number} is not what was published: {message[:80]!r}")
         found.append(number)

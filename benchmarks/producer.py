@@ -14,7 +14,7 @@ from benchmarks.messages import payload
 from benchmarks.world import World
 from towerws_producer import Producer
 
-OCTETS = 300
+BYTES = 300
 TOPIC = "job_events.42"
 EXCHANGE = "bench.producer"
 DEADLINE_S = 120.0
@@ -89,7 +89,7 @@ def blocked(world: World, ours: Producer) -> Iterator[None]:
 
 def _emit_many(world: World, what: str, ours: Producer) -> None:
     count = world.scaled(MANY, 500)
-    bodies = [payload(number, OCTETS) for number in range(min(count, 1000))]
+    bodies = [payload(number, BYTES) for number in range(min(count, 1000))]
     calls = timed(lambda number: ours.emit(TOPIC, bodies[number % len(bodies)]), count)
     stats = ours.stats()
     _work(stats["emitted"] >= count, f"{stats}")
@@ -103,7 +103,7 @@ def _emit_many(world: World, what: str, ours: Producer) -> None:
 
 def _confirmed(world: World) -> None:
     count = world.scaled(20_000, 200)
-    bodies = [payload(number, OCTETS) for number in range(count)]
+    bodies = [payload(number, BYTES) for number in range(count)]
     connection = pika.BlockingConnection(pika.URLParameters(world.rabbit.url))
     channel = connection.channel()
     channel.exchange_declare(EXCHANGE, "topic", durable=True)

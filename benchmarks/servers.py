@@ -51,13 +51,13 @@ class Server:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
 
     @property
-    def rss_octets(self) -> int:
+    def rss_bytes(self) -> int:
         """Resident memory."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
     @property
-    def peak_octets(self) -> int:
+    def peak_bytes(self) -> int:
         """The most that resident memory ever was."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -142,9 +142,9 @@ class Floor(Server):
 
     name = "floor"
 
-    def __init__(self, log: Path, clients: int, octets: int) -> None:
+    def __init__(self, log: Path, clients: int, size: int) -> None:
         super().__init__(log)
-        self.start("-m", "benchmarks.floor", str(self.port), str(clients), str(octets))
+        self.start("-m", "benchmarks.floor", str(self.port), str(clients), str(size))
 
     def run(self, messages: int, per_s: float) -> None:
         """Send so many messages to each client, so many a second (0: at once). Returns at once."""

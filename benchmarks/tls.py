@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.fanout import OCTETS, SHARED, everyone, numbered
+from benchmarks.fanout import BYTES, SHARED, everyone, numbered
 from benchmarks.world import World
 
 FIRST = 20
@@ -25,11 +25,11 @@ def _listener(world: World) -> None:
         with world.towerws(pem=pem) as server, world.clients(1) as first, world.clients() as load:
             first.open(server.port, specs[:FIRST])
             first.close()
-            cpu, octets = server.cpu_ns, server.rss_octets
+            cpu, size = server.cpu_ns, server.rss_bytes
             load.open(server.port, specs)
-            connecting_us, memory = (server.cpu_ns - cpu) / 1e3 / count, server.rss_octets - octets
-            world.run(server, load, numbered(1), specs, OCTETS)  # the first delivery of a process pays for imports and caches
-            run = world.run(server, load, numbered(messages), specs, OCTETS)
+            connecting_us, memory = (server.cpu_ns - cpu) / 1e3 / count, server.rss_bytes - size
+            world.run(server, load, numbered(1), specs, BYTES)  # the first delivery of a process pays for imports and caches
+            run = world.run(server, load, numbered(messages), specs, BYTES)
         costs.append(run.us_per_delivery)
         world.row(f"tls {name}:", "CPU per client, connecting", connecting_us, "µs")
         world.row(f"tls {name}:", "RSS per connection", memory / count / 1000, "KB")
@@ -45,8 +45,8 @@ def _broker(world: World) -> None:
     for name, flags in (("amqp:", ()), ("amqps:", ("--broker", world.tls_url, "--tls-ca", str(world.pem)))):
         with world.towerws(*flags) as server, world.clients(1) as load:
             load.open(server.port, specs)
-            world.run(server, load, numbered(1), specs, OCTETS)
-            run = world.run(server, load, [*[("job_events.1", number) for number in range(messages)], (SHARED, messages)], specs, OCTETS)
+            world.run(server, load, numbered(1), specs, BYTES)
+            run = world.run(server, load, [*[("job_events.1", number) for number in range(messages)], (SHARED, messages)], specs, BYTES)
         costs.append(run.cpu_s * 1e6 / messages)
         world.row(f"tls {name}", "CPU per message nobody wants", costs[-1], "µs")
         world.row(f"tls {name}", "messages/s", messages / run.wall_s, "/s")

@@ -117,9 +117,9 @@ class World:
         """The straightforward server."""
         return Plain(self._log("plain"), self.rabbit.url, f"bench.{self._names}")
 
-    def floor(self, clients: int, octets: int) -> Floor:
+    def floor(self, clients: int, size: int) -> Floor:
         """The bare loop."""
-        return Floor(self._log("floor"), clients, octets)
+        return Floor(self._log("floor"), clients, size)
 
     def relay(self, clients: int) -> Relay:
         """The bare loop behind the broker."""
@@ -152,9 +152,9 @@ class World:
         self._names += 1
         return self.folder / f"{self._names}-{name}.log"
 
-    def publish(self, exchange: str, messages: Iterable[Message], octets: int, per_s: float = 0) -> None:
+    def publish(self, exchange: str, messages: Iterable[Message], size: int, per_s: float = 0) -> None:
         """Publish, so many a second or (0) as fast as it goes."""
-        publish(self.rabbit.url, exchange, messages, octets, per_s)
+        publish(self.rabbit.url, exchange, messages, size, per_s)
 
     def run(
         self,
@@ -162,7 +162,7 @@ class World:
         load: Load,
         messages: list[Message],
         specs: list[Spec],
-        octets: int,
+        size: int,
         per_s: float = 0,
         health: Health | None = None,
     ) -> Run:
@@ -170,19 +170,19 @@ class World:
 
         `health` is asked meanwhile, and answers are part of what it costs.
         """
-        load.expect(due(messages, specs), octets)
+        load.expect(due(messages, specs), size)
         if not per_s:
             server.freeze()
-            self.publish(server.exchange, messages, octets)
+            self.publish(server.exchange, messages, size)
         load.begin_collect(stamped=bool(per_s))
 
         if per_s:
-            return self.measured(server, load, lambda: self.publish(server.exchange, messages, octets, per_s), health)
+            return self.measured(server, load, lambda: self.publish(server.exchange, messages, size, per_s), health)
         return self.measured(server, load, server.thaw, health)
 
-    def run_floor(self, floor: Floor, load: Load, messages: int, clients: int, octets: int, per_s: float = 0) -> Run:
+    def run_floor(self, floor: Floor, load: Load, messages: int, clients: int, size: int, per_s: float = 0) -> Run:
         """The same with the bare loop."""
-        load.expect([list(range(messages))] * clients, octets)
+        load.expect([list(range(messages))] * clients, size)
         load.begin_collect(stamped=bool(per_s))
         return self.measured(floor, load, lambda: floor.run(messages, per_s))
 

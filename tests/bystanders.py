@@ -49,7 +49,7 @@ class Bystanders:
         """Check that nobody else is left: not in the table of connections, the counts, the hub, nor among the timers."""
         edge, count = self._edge, len(self.clients)
         assert list(edge.factory.connections) == [client.connection for client in self.clients]
-        assert edge.factory.admission.present == count
-        assert len(edge.hub.members) - edge.desk.guard.watchers == count
-        assert edge.hub.topics - edge.desk.guard.watchers == 1
+        assert edge.factory.connection_limits.present == count
+        assert len(edge.hub.subscribers) - edge.context.credential_monitor.watchers == count
+        assert edge.hub.topics - edge.context.credential_monitor.watchers == 1
         self.check()

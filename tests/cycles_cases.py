@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from tests.auth.jwt_kit import SECRET, claims, sign
 from tests.auth.tower_kit import URL, FakeFetcher, me
 from tests.cycles import TIMES, garbage_of
-from tests.websocket.test_guard import Tower
+from tests.websocket.test_credential_monitor import Tower
 from tests.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from towerws.auth.chain import Chain
 from towerws.auth.jwt_method import JwtMethod
@@ -162,7 +162,7 @@ def revocations(make: Edges) -> Path_:
 
     def path() -> None:
         client = edge.connect().send(request("/websocket/?7-a"))
-        assert edge.desk.guard.disconnect(Revocation(user=7)) == 1
+        assert edge.context.credential_monitor.disconnect(Revocation(user=7)) == 1
         method.forgotten.clear()
         leave(edge, client)
 
@@ -224,7 +224,7 @@ def test_renewals(tmp_path: Path) -> None:
         check(path, FEWER)
 
 
-def test_visitors_that_send_no_token(tmp_path: Path) -> None:
+def test_unauthenticated_clients_that_send_no_token(tmp_path: Path) -> None:
     """A client without a credential whose time is over."""
     with edges() as make:
         edge = tokens(make, tmp_path)

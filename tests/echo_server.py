@@ -19,11 +19,11 @@ from towerws.core.frames import text_frame
 from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
-from towerws.core.intake import Intake
+from towerws.core.ingest import Ingest
 from towerws.core.settings import LimitSettings, WebSocketSettings
 from towerws.protocol import WebSocketConnection, WebSocketFactory
-from towerws.websocket.desk import Desk
-from towerws.websocket.outlet import open_outlet
+from towerws.websocket.context import ConnectionContext
+from towerws.websocket.send_buffer import open_send_buffer
 
 reactor: Any = default_reactor
 
@@ -40,7 +40,7 @@ class EchoConnection(WebSocketConnection):
 
     def opened(self, response: bytes) -> None:
         """Open, and wait."""
-        self.outlet = open_outlet(self.transport, LARGEST, self.factory.soon)
+        self.send_buffer = open_send_buffer(self.transport, LARGEST, self.factory.soon)
         self.transport.write(response)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -48,9 +48,9 @@ class EchoConnection(WebSocketConnection):
         if isBinary or not self.own:
             self.sendMessage(payload, isBinary)
         elif self._perMessageCompress is None or self.deflater is None:
-            self.outlet.send(text_frame(payload))
+            self.send_buffer.send(text_frame(payload))
         else:
-            self.outlet.send(self.deflater.frame(payload))
+            self.send_buffer.send(self.deflater.frame(payload))
 
 
 class EchoFactory(WebSocketFactory):
@@ -66,18 +66,18 @@ def main(*how: str) -> None:
     use_monotonic_clock(reactor)
     history = History(1, 1)
     hub = Hub(history)
-    intake = Intake(history, hub, max_payload_octets=1, clock=time.monotonic, report=lambda bad: None, new_epoch=lambda: "mark")
+    ingest = Ingest(history, hub, max_payload_bytes=1, clock=time.monotonic, report=lambda bad: None, new_epoch=lambda: "mark")
     settings = WebSocketSettings(
         controls_per_s=10**6,
         controls_burst=10**6,
-        message_octets=LARGEST,
+        message_bytes=LARGEST,
         fragments=LARGEST,
         assembly_s=600,
         ping_s=3600,  # kosoku 0.1.0 gives up on a case when a ping comes
         compression="deflate" in how,
     )
     factory = EchoFactory(
-        Desk(hub, intake, Open(), GroupTable(), settings, reactor), settings, reactor, limits=LimitSettings(connections=1000)
+        ConnectionContext(hub, ingest, Open(), GroupTable(), settings, reactor), settings, reactor, limits=LimitSettings(connections=1000)
     )
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     print(port.getHost().port, flush=True)  # noqa: T201 - the test reads it

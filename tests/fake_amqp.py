@@ -28,11 +28,11 @@ class RecordingSink:
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
         self.held: dict[int, tuple[str, bytes]] = {}
-        self.turns = 0
-        self.broken = self.broken_turns = False
+        self.batches = 0
+        self.broken = self.broken_batches = False
         self.holding = False
         self.writing: list[Callable[[int], None]] = []
-        self.flowing = False
+        self.history_complete = False
         self.waiting = 0
         self.is_proven = False
         self.on_position_asked: Callable[[], None] = lambda: None
@@ -53,8 +53,8 @@ class RecordingSink:
 
     def caught_up(self, *, replay: bool = False) -> None:
         """Written down, the first time."""
-        if not self.flowing:
-            self.flowing = True
+        if not self.history_complete:
+            self.history_complete = True
             self.calls.append(("caught_up", "replay") if replay else ("caught_up",))
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
@@ -70,10 +70,10 @@ class RecordingSink:
         if marker.hole is not None:
             self.calls.append(("hole_told", marker.hole))
 
-    def end_turn(self, written: Callable[[int], None]) -> None:
+    def end_batch(self, written: Callable[[int], None]) -> None:
         """Counted; all is written at once, unless that is held up."""
-        self.turns += 1
-        if self.broken_turns:
+        self.batches += 1
+        if self.broken_batches:
             raise RuntimeError("a sink that breaks its promise")
         if self.holding:
             self.writing.append(written)
@@ -210,7 +210,7 @@ class Peer:
         self.deliver_raw(header[19:-1], body, channel=channel, key=key.encode())
 
     def deliver_raw(self, properties: bytes, body: bytes, *, channel: int | None = None, key: bytes = b"jobs.x") -> None:
-        """Queue a delivery whose property flags and list are given as octets."""
+        """Queue a delivery whose property flags and list are given as bytes."""
         channel = self.channel if channel is None else channel
         tag = self.tags[channel] = self.tags.get(channel, 0) + 1
         self.to_send += frame.Method(channel, spec.Basic.Deliver(self.consumers[channel], tag, False, "towerws", key)).marshal()
@@ -290,6 +290,8 @@ class FakeStream:
         self.unreadable: int | None = None
         self.clock_is_wrong = False
         """An interval delivers nothing of what was written before."""
+        self.young: dict[str, int] = {}
+        """By interval: the offset of the oldest entry that is young enough, where that is not the first."""
         self.silent: set[str] = set()
         """Starts, as text, that get nothing: the broker's answer is on its way."""
 
@@ -320,7 +322,7 @@ class FakeStream:
             return asked
         if asked in (None, "next") or self.clock_is_wrong:
             return self.next
-        return 0  # an interval: all of it is young enough
+        return self.young.get(str(asked), 0)  # an interval
 
 
 @implementer(IStreamClientEndpoint)

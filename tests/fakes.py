@@ -49,15 +49,15 @@ def read_frames(data: bytes) -> list[bytes]:
     payloads = []
     at = 0
     while at < len(data):
-        assert data[at] == 0x81, f"not a final text frame at octet {at}"
-        octets, at = data[at + 1], at + 2
-        assert octets < 128, "a server's frame is never masked"
-        wide = {126: 2, 127: 8}.get(octets, 0)
+        assert data[at] == 0x81, f"not a final text frame at byte {at}"
+        raw, at = data[at + 1], at + 2
+        assert raw < 128, "a server's frame is never masked"
+        wide = {126: 2, 127: 8}.get(raw, 0)
         if wide:
-            octets = int.from_bytes(data[at : at + wide], "big")
-            assert octets > {2: 125, 8: 65535}[wide], "the length must be written in its shortest form"
+            raw = int.from_bytes(data[at : at + wide], "big")
+            assert raw > {2: 125, 8: 65535}[wide], "the length must be written in its shortest form"
             at += wide
-        payloads.append(data[at : at + octets])
-        assert len(payloads[-1]) == octets, "a frame is cut off"
-        at += octets
+        payloads.append(data[at : at + raw])
+        assert len(payloads[-1]) == raw, "a frame is cut off"
+        at += raw
     return payloads

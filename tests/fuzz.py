@@ -1,6 +1,6 @@
 """Generated clients: conversations of a few inputs each, from a seed, run against the edge in memory beside a client that is well.
 
-An input is what a client sends at once: octets of its own making, or a request, a head or frames of a corpus with something changed,
+An input is what a client sends at once: bytes of its own making, or a request, a head or frames of a corpus with something changed,
 cut into reads at random. Conversation `number` of `seed` is always the same, whatever ran before, so that it can be run alone.
 """
 
@@ -31,7 +31,7 @@ from towerws.core.settings import Secret
 INPUT_S = 0.05
 """What one input may cost, in CPU time of ours."""
 
-HEAP_OCTETS = 5 * 1024**2
+HEAP_BYTES = 5 * 1024**2
 """What all of them together may leave."""
 
 HTTP_STATUSES = {101, 400, 403, 404, 405, 426, 431, 503, 505}
@@ -55,7 +55,7 @@ HEADS = [
     request().replace(b"HTTP/1.1", b"HTTP/1.0"),
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(64)),
-    *(hostile.octets for hostile in hostile_heads()),
+    *(hostile.raw for hostile in hostile_heads()),
 ]
 
 MESSAGES = [
@@ -133,8 +133,8 @@ class Generator:
             steps.append(self._send(random, self._frames(random)) if what == "send" else Step(what, seconds=seconds))
         return Conversation(mood, tuple(steps))
 
-    def _send(self, random: Random, octets: bytes) -> Step:
-        size = len(octets)
+    def _send(self, random: Random, raw: bytes) -> Step:
+        size = len(raw)
         how = random.random()
         if how < 0.5 or size < 2:
             cuts: Sequence[int] = ()
@@ -142,7 +142,7 @@ class Generator:
             cuts = sorted(random.randrange(size) for _ in range(random.choice([1, 1, 2, 5, 8])))
         else:
             cuts = range(0, size, random.choice([1, 2, 7]) if size < 600 else 1 + size // 20)
-        return Step("send", tuple(octets[start:end] for start, end in zip([0, *cuts], [*cuts, size], strict=True)))
+        return Step("send", tuple(raw[start:end] for start, end in zip([0, *cuts], [*cuts, size], strict=True)))
 
     def _head(self, random: Random) -> bytes:
         kind = random.random()
@@ -150,17 +150,17 @@ class Generator:
             return random.randbytes(random.choice([1, 10, 100, 1000]))
         if kind < 0.15:
             return b"GET /websocket/ HTTP/1.1\r\nX: " + b"a" * random.randrange(20_000)
-        octets = random.choice(HEADS)
-        return octets if kind < 0.4 else self._changed(random, octets)
+        raw = random.choice(HEADS)
+        return raw if kind < 0.4 else self._changed(random, raw)
 
     def _frames(self, random: Random) -> bytes:
         kind = random.random()
         if kind < 0.1:
             return random.randbytes(random.choice([1, 2, 5, 20, 200]))
-        octets = b"".join(self._frame(random) for _ in range(random.choice([1, 1, 1, 2, 3])))
-        if kind < 0.12 and len(octets) < 400:
-            octets *= random.choice([10, 50, 100])
-        return octets if kind < 0.6 else self._changed(random, octets)
+        raw = b"".join(self._frame(random) for _ in range(random.choice([1, 1, 1, 2, 3])))
+        if kind < 0.12 and len(raw) < 400:
+            raw *= random.choice([10, 50, 100])
+        return raw if kind < 0.6 else self._changed(random, raw)
 
     def _frame(self, random: Random) -> bytes:
         kind = random.random()
@@ -175,7 +175,7 @@ class Generator:
             )
         if kind < 0.8:
             return frame(
-                random.choice([TEXT, BINARY, CONTINUATION, PING]), octets=random.choice([0, 125, 126, 65535, 65536, 2**31, 2**63 - 1])
+                random.choice([TEXT, BINARY, CONTINUATION, PING]), raw=random.choice([0, 125, 126, 65535, 65536, 2**31, 2**63 - 1])
             )
         if kind < 0.81:
             return random.choice(LARGE)
@@ -198,24 +198,24 @@ class Generator:
         middle = frame(CONTINUATION, fin=False) * random.choice([0, 1, 30, 62, 63, 64])
         return frame(opcode, payload[:at], fin=False) + middle + frame(CONTINUATION, payload[at:])
 
-    def _changed(self, random: Random, octets: bytes) -> bytes:
+    def _changed(self, random: Random, raw: bytes) -> bytes:
         for _ in range(random.choice([1, 1, 2, 4])):
-            at = random.randrange(len(octets) + 1)
-            to = min(len(octets), at + random.choice([1, 2, 8, 40]))
+            at = random.randrange(len(raw) + 1)
+            to = min(len(raw), at + random.choice([1, 2, 8, 40]))
             how = random.randrange(6)
-            if how == 0 and at < len(octets):
-                octets = octets[:at] + bytes((octets[at] ^ 1 << random.randrange(8),)) + octets[at + 1 :]
+            if how == 0 and at < len(raw):
+                raw = raw[:at] + bytes((raw[at] ^ 1 << random.randrange(8),)) + raw[at + 1 :]
             elif how == 1:
-                octets = octets[:at] + octets[to:]
+                raw = raw[:at] + raw[to:]
             elif how == 2:
-                octets = octets[:to] + octets[at:]
+                raw = raw[:to] + raw[at:]
             elif how == 3:
-                octets = octets[:at] + random.choice(INTERESTING) + octets[at:]
+                raw = raw[:at] + random.choice(INTERESTING) + raw[at:]
             elif how == 4:
-                octets = octets[:at] + random.choice(INTERESTING) + octets[to:]
+                raw = raw[:at] + random.choice(INTERESTING) + raw[to:]
             else:
-                octets = octets[:at]
-        return octets
+                raw = raw[:at]
+        return raw
 
 
 class Whim(Open):
@@ -268,7 +268,7 @@ class Ordeal:
         self._whim = Whim(lambda: WALL + clock.seconds())
         self.edge: Edge = make(self._whim)
         self.edge.factory.log_of_connections.line = self._note  # type: ignore[method-assign]
-        self.edge.desk.guard.start()
+        self.edge.context.credential_monitor.start()
         self.bystander = self.edge.open(v1=True)
         self.bystander.ask({"jobs": ["status_changed"]})
         assert self.bystander.take()[0]["type"] == "subscribed"
@@ -351,9 +351,9 @@ class Ordeal:
                 assert f"Content-Length: {len(body)}\r\n".encode() in head, "one answer, and no more"
         edge = self.edge
         assert list(edge.factory.connections) == [self.bystander.connection]
-        assert edge.factory.admission.present == 1
+        assert edge.factory.connection_limits.present == 1
         assert edge.factory.countConnections == 1
-        assert (len(edge.hub.members), edge.hub.topics) == (1, 1)
+        assert (len(edge.hub.subscribers), edge.hub.topics) == (1, 1)
         self._published += 1
         edge.publish("jobs.status_changed", {"n": self._published})
         assert [event["payload"] for event in self.bystander.take()] == [{"n": self._published}], "the bystander gets each event, once"
@@ -391,7 +391,7 @@ def ordeal() -> Iterator[Ordeal]:
             yield made
             made.settle()
         finally:
-            made.edge.desk.guard.stop()
+            made.edge.context.credential_monitor.stop()
 
 
 CLIENT_CODES = {1000, 1001, 1002, 1003, 1005, *range(1007, 1015), *range(3000, 5000)}
@@ -399,7 +399,7 @@ CLIENT_CODES = {1000, 1001, 1002, 1003, 1005, *range(1007, 1015), *range(3000, 5
 
 
 def heap() -> tuple[int, int]:
-    """Blocks of the heap in use, and the octets of the process that are in memory."""
+    """Blocks of the heap in use, and the bytes of the process that are in memory."""
     for _ in range(3):
         gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -423,8 +423,8 @@ def smaller(conversation: Conversation) -> Iterator[Conversation]:
     for place, step in enumerate(steps):
         before, after = steps[:place], steps[place + 1 :]
         yield Conversation(conversation.mood, before + after)
-        for at, octets in enumerate(step.reads):
-            less = [octets[: len(octets) // 2], octets[len(octets) // 2 :], octets[1:], octets[:-1]] if len(octets) > 1 else []
+        for at, raw in enumerate(step.reads):
+            less = [raw[: len(raw) // 2], raw[len(raw) // 2 :], raw[1:], raw[:-1]] if len(raw) > 1 else []
             for reads in [(), *((part,) for part in less)]:
                 yield Conversation(conversation.mood, (*before, Step("send", step.reads[:at] + reads + step.reads[at + 1 :]), *after))
 

@@ -20,13 +20,13 @@ class Hostile(NamedTuple):
     """
 
     name: str
-    octets: bytes
+    raw: bytes
     harmless: bool = False
     opaque: bool = False
 
 
 SPLITTERS: dict[str, bytes] = {
-    **{f"{octet:#04x}": bytes((octet,)) for octet in b"\x00\x01\x08\x0b\x0c\x0e\x1b\x1c\x1d\x1e\x1f\x7f\x80\x85\xa0\xff"},
+    **{f"{byte:#04x}": bytes((byte,)) for byte in b"\x00\x01\x08\x0b\x0c\x0e\x1b\x1c\x1d\x1e\x1f\x7f\x80\x85\xa0\xff"},
     "lf": b"\n",
     "cr": b"\r",
     "nel": b"\xc2\x85",
@@ -59,10 +59,10 @@ def hostile_heads() -> Iterator[Hostile]:
             ("query", b"GET /websocket/", b"GET /websocket/?a=" + splitter + b"b"),
         ):
             whole = request(added=[COOKIE])
-            octets = whole.replace(plain, bad) if plain else whole.replace(b"\r\n\r\n", bad + b"\r\n\r\n")
+            raw = whole.replace(plain, bad) if plain else whole.replace(b"\r\n\r\n", bad + b"\r\n\r\n")
             # A name that nginx does not like is a header that it leaves out.
             opaque = place in OPAQUE_PLACES and splitter[0] >= 0x80
-            yield Hostile(f"{place}-{name}", octets, harmless or place == "name", opaque)
+            yield Hostile(f"{place}-{name}", raw, harmless or place == "name", opaque)
     for name, lines, harmless in (
         ("two-hosts", [f"Host: {FORGED}"], False),
         ("two-origins", ["Origin: https://tower.example.com", f"Origin: https://{FORGED}"], False),

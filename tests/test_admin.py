@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.ws_kit import Edges, edges
-from towerws.admin import DISCARDED_BODIES, ENVELOPE_OCTETS, AdminSite
+from towerws.admin import DISCARDED_BODIES, ENVELOPE_BYTES, AdminSite, PageContent
 from towerws.core.errors import BadDelivery
 from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus
@@ -26,8 +27,8 @@ LIMIT = 100_000
 class Reply:
     """One HTTP answer, taken apart."""
 
-    def __init__(self, octets: bytes) -> None:
-        head, _, self.body = octets.partition(b"\r\n\r\n")
+    def __init__(self, raw: bytes) -> None:
+        head, _, self.body = raw.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         self.status = int(first.split(" ")[1])
         self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
@@ -57,7 +58,7 @@ class Admin:
         self.site = self.make_site(self.publish)
         self.transport = StringTransport()
 
-    def make_site(self, publish: Callable[[str, bytes], str] | None) -> AdminSite:
+    def make_site(self, publish: Callable[[str, bytes], str] | None, page: PageContent | None = None) -> AdminSite:
         """A site that runs on the edge's clock."""
         site = AdminSite(
             status=self.status,
@@ -65,7 +66,8 @@ class Admin:
             publish=publish,
             disconnect=self.disconnect,
             websocket_port=lambda: 18051,
-            max_payload_octets=LIMIT,
+            max_payload_bytes=LIMIT,
+            page=page,
         )
         site.reactor = self.edge.clock
         return site
@@ -83,11 +85,11 @@ class Admin:
         """As the service does."""
         if len(payload) > LIMIT:
             raise BadDelivery("too_large", "too large")
-        self.edge.intake.judge(routing_key, payload)
+        self.edge.ingest.judge(routing_key, payload)
         return self.edge.source.publish(routing_key, payload)
 
     def raw(self, *pieces: bytes, at: IAddress = LOOPBACK) -> bytes:
-        """Send octets on a connection of their own; all that comes back."""
+        """Send bytes on a connection of their own; all that comes back."""
         self.transport = StringTransport(hostAddress=at)
         channel: Any = self.site.buildProtocol(at)
         channel.makeConnection(self.transport)
@@ -137,6 +139,28 @@ def test_not_ready(admin: Admin) -> None:
     assert reply.status == 503
     assert reply.json == {"ready": False, "state": "backoff", "reason": "403 ACCESS_REFUSED"}
     assert admin.ask("GET", "/healthz").status == 200
+
+
+def test_what_the_live_page_is_told(admin: Admin) -> None:
+    """The groups, the methods and whether tokens are taken stand in it, escaped; topics and position can be asked for."""
+    groups = {"orders": {"events": ["o'clock", "<b>", "a&b"], "own": False}}
+    page = PageContent(
+        groups=groups, auth=("jwt", "tower"), takes_tokens=True, topics=lambda: ["orders.<b>"], position=lambda: "7-5b0c7e9f21aa"
+    )
+    admin.site = admin.make_site(admin.publish, page)
+    found: dict[str, str | None] = {}
+
+    class Body(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag == "body":
+                found.update(attrs)
+
+    Body().feed(admin.ask("GET", "/").body.decode())
+    assert json.loads(found.pop("data-groups") or "") == groups
+    assert found == {"data-websocket-port": "18051", "data-auth": "jwt tower", "data-takes-tokens": "yes"}
+    assert admin.ask("GET", "/topics").json == {"topics": ["orders.<b>"], "position": "7-5b0c7e9f21aa"}
+    foreign = admin.ask("GET", "/topics", Origin="http://evil.example")
+    assert foreign.status == 403
 
 
 def test_live_page(admin: Admin) -> None:
@@ -364,19 +388,19 @@ def test_own_name_elsewhere(admin: Admin) -> None:
 # bodies that are too long
 
 
-BOUND = LIMIT + ENVELOPE_OCTETS
+BOUND = LIMIT + ENVELOPE_BYTES
 
 
 def test_too_long_while_it_arrives(admin: Admin) -> None:
     """A body is refused as soon as it is too long, once, long before it ends; the rest is thrown away; then the connection ends."""
     head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (3 * BOUND)
-    octets = admin.raw(head, b"x" * BOUND)
-    assert octets == b""
-    octets = admin.raw(head, b"x" * BOUND, b"x")
-    assert Reply(octets).status == 413
-    assert str(BOUND) in Reply(octets).error
-    octets = admin.raw(head, *[b"x" * 1000] * (3 * BOUND // 1000 + 1))
-    assert octets.count(b"HTTP/1.1") == 1
+    raw = admin.raw(head, b"x" * BOUND)
+    assert raw == b""
+    raw = admin.raw(head, b"x" * BOUND, b"x")
+    assert Reply(raw).status == 413
+    assert str(BOUND) in Reply(raw).error
+    raw = admin.raw(head, *[b"x" * 1000] * (3 * BOUND // 1000 + 1))
+    assert raw.count(b"HTTP/1.1") == 1
     assert admin.transport.disconnecting
 
 
@@ -384,12 +408,12 @@ def test_too_long_in_chunks(admin: Admin) -> None:
     """So is a chunked one, also when the chunks come together."""
     head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
-    octets = admin.raw(head + chunk * (2 * BOUND // 1000))
-    assert Reply(octets).status == 413
-    assert octets.count(b"HTTP/1.1") == 1
+    raw = admin.raw(head + chunk * (2 * BOUND // 1000))
+    assert Reply(raw).status == 413
+    assert raw.count(b"HTTP/1.1") == 1
     assert not admin.transport.disconnecting
-    octets = admin.raw(head, chunk * (2 * BOUND // 1000), b"0\r\n\r\n")
-    assert octets.count(b"HTTP/1.1") == 1
+    raw = admin.raw(head, chunk * (2 * BOUND // 1000), b"0\r\n\r\n")
+    assert raw.count(b"HTTP/1.1") == 1
     assert admin.transport.disconnecting
 
 
@@ -405,8 +429,8 @@ def test_body_of_the_largest_size(admin: Admin) -> None:
     payload = b'{"x":"' + b"y" * (LIMIT - 8) + b'"}'
     body = b'{"topic":"a.b","payload":' + payload + b"}"
     head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-    octets = admin.raw(head, *(body[at : at + 1000] for at in range(0, len(body), 1000)))
-    assert Reply(octets).status == 202
+    raw = admin.raw(head, *(body[at : at + 1000] for at in range(0, len(body), 1000)))
+    assert Reply(raw).status == 202
 
 
 # our own faults
@@ -427,7 +451,7 @@ def test_fault_of_ours(admin: Admin, make: Edges) -> None:
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "raw",
     [
         b"\r\n\r\n",
         b"GET\r\n\r\n",
@@ -445,9 +469,9 @@ def test_fault_of_ours(admin: Admin, make: Edges) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_no_traceback(admin: Admin, octets: bytes) -> None:
+def test_no_traceback(admin: Admin, raw: bytes) -> None:
     """Nothing that can be sent makes a traceback, in an answer or in the log."""
-    answer = admin.raw(octets)
+    answer = admin.raw(raw)
     assert b"Traceback" not in answer
     assert b" 500 " not in answer
 

@@ -34,9 +34,9 @@ class Site:
     def __init__(self, edge: Edge, api: FakeTower) -> None:
         self.edge, self.api = edge, api
 
-    async def open(self, *lines: str, path: str = "/websocket/", octets: bytes = b"") -> Client:
+    async def open(self, *lines: str, path: str = "/websocket/", raw: bytes = b"") -> Client:
         """A client whose opening was answered."""
-        client = self.edge.connect().send(octets or request(path, added=lines or [ADA]))
+        client = self.edge.connect().send(raw or request(path, added=lines or [ADA]))
         await until(lambda: client.status != 0)
         return client
 
@@ -149,7 +149,7 @@ async def test_an_api_that_cannot_be_asked(fault: str) -> None:
 
 @run
 async def test_a_subscription() -> None:
-    """Contract 1.2 subscribe accepted, event; 1.4.11: one reply, sorted; after it the payload of each event, octet for octet."""
+    """Contract 1.2 subscribe accepted, event; 1.4.11: one reply, sorted; after it the payload of each event, byte for byte."""
     async with site() as made:
         client = await made.enter()
         groups = {"jobs": ["summary", "status_changed"], "job_events": ["2", 1], "control": ["limit_reached_7"]}
@@ -336,7 +336,7 @@ async def test_messages_are_followed_in_their_order() -> None:
 async def test_pings_and_no_age() -> None:
     """Contract 1.4.15, 1.4.16: a ping every 20 s, 30 s for its answer; a client that answers is never too old (25 hours here)."""
     async with site() as made:
-        made.edge.desk.guard.revalidate_s = 0
+        made.edge.context.credential_monitor.revalidate_s = 0
         client, silent = await made.enter(), await made.enter()
         assert (made.edge.settings.ping_s, made.edge.settings.pong_s) == (20, 30)
         answered = 0
@@ -359,5 +359,5 @@ async def test_no_close_is_1000(end: str) -> None:
         if end == "restart":
             client.connection.end(CloseReason.RESTART)
         else:
-            made.edge.desk.guard.disconnect(Revocation(user=7))
+            made.edge.context.credential_monitor.disconnect(Revocation(user=7))
         assert client.close_code() == (1012 if end == "restart" else 1008)

@@ -54,7 +54,7 @@ def test_every_scenario_does_its_work_at_the_smallest_size(tmp_path: Path) -> No
 
 
 def deflated(message: bytes) -> bytes:
-    """A compressed frame of a message (RFC 7692 section 7.2.1), of less than 126 octets."""
+    """A compressed frame of a message (RFC 7692 section 7.2.1), of less than 126 bytes."""
     squeeze = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     body = (squeeze.compress(message) + squeeze.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\x00\x00\xff\xff")
     return bytes((0xC1, len(body))) + body

@@ -37,7 +37,7 @@ def test_publish(sink: RecordingSink) -> None:
     assert source.publish("a.b", b"{}") == f"1-{log}"
     assert source.publish("a.c", b'{"x":1}') == f"2-{log}"
     assert sink.calls == [("deliver", "a.b", b"{}", 1, None), ("deliver", "a.c", b'{"x":1}', 2, None)]
-    assert sink.turns == 2
+    assert sink.batches == 2
     assert source.status().details == {"published": 2}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fuzz import HEAP_OCTETS, HTTP_STATUSES, INPUT_S, Conversation, Generator, Ordeal, Step, fails, heap, ordeal, shrunk
+from tests.fuzz import HEAP_BYTES, HTTP_STATUSES, INPUT_S, Conversation, Generator, Ordeal, Step, fails, heap, ordeal, shrunk
 from tests.ws_kit import PING, frame, request
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS") or 50_000)
@@ -59,9 +59,9 @@ def test_generated_clients() -> None:
         say(f"{found.inputs} inputs in {number} conversations; answers {found.statuses}, closes {found.codes}")
         if start is not None:
             blocks, resident = (now - then for now, then in zip(heap(), start, strict=True))
-            say(f"the heap grew by {blocks} blocks, the process by {resident} octets")
-            assert resident < HEAP_OCTETS
-            assert blocks < HEAP_OCTETS // 64
+            say(f"the heap grew by {blocks} blocks, the process by {resident} bytes")
+            assert resident < HEAP_BYTES
+            assert blocks < HEAP_BYTES // 64
     if INPUTS < 50_000:
         return
     assert set(found.statuses) >= HTTP_STATUSES, "what is generated reaches all of it"
@@ -87,16 +87,16 @@ def test_a_fault_is_found_and_made_small(fault: str) -> None:
     """A fault of the kinds that are looked for is found, and what shows it is cut down to what it takes."""
 
     def spoil(found: Ordeal) -> None:
-        hub, desk = found.edge.hub, found.edge.desk
+        hub, context = found.edge.hub, found.edge.context
 
         def fail(*arguments: object) -> None:
             raise ValueError("planted")
 
         planted: dict[str, tuple[object, str, object]] = {
-            "leak": (hub, "leave", lambda member: None),
+            "leak": (hub, "leave", lambda subscriber: None),
             "exception": (found.edge.factory.protocol, "onPing", fail),
-            "logged": (desk.auth, "refusals", fail),
-            "timer": (found.edge.factory.protocol, "onPing", lambda *arguments: desk.reactor.callLater(1000, print)),
+            "logged": (context.auth, "refusals", fail),
+            "timer": (found.edge.factory.protocol, "onPing", lambda *arguments: context.reactor.callLater(1000, print)),
             "bystander": (hub, "flush", lambda: None),
         }
         setattr(*planted[fault])

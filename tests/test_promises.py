@@ -33,7 +33,7 @@ def make() -> Iterator[Edges]:
 
 
 def test_slow_heads(make: Edges) -> None:
-    """Promise 19: 5,000 clients with an octet a second are cut off at 15 ± 1 s, and who comes meanwhile is let in at once."""
+    """Promise 19: 5,000 clients with an byte a second are cut off at 15 ± 1 s, and who comes meanwhile is let in at once."""
     edge = make(limits=MANY)
     others = Bystanders(edge)
     slow = [edge.connect(f"203.0.113.{number % 250}") for number in range(5000)]
@@ -95,7 +95,7 @@ def test_never_reads(make: Edges, talks: bool) -> None:
             client.send(frame(PONG))
 
     others.pump(edge.settings.ping_s + edge.settings.pong_s + 1, load)
-    assert most < edge.settings.backlog_octets + 2 * 65_536
+    assert most < edge.settings.backlog_bytes + 2 * 65_536
     assert client.transport.aborted
     assert client.transport.lost
     others.alone()
@@ -154,9 +154,9 @@ def test_ping_flood(make: Edges) -> None:
         (frame(TEXT, b"ab", fin=False), frame(CONTINUATION, b"ab", fin=False) * 1000),
         (frame(TEXT, b"x" * 100)[:50], b""),
         (frame(TEXT, b"ab", fin=False), b""),
-        (frame(TEXT, octets=60_000), b"x" * 100),
+        (frame(TEXT, raw=60_000), b"x" * 100),
     ],
-    ids=["empty", "two octets", "half a frame", "never finished", "trickling"],
+    ids=["empty", "two bytes", "half a frame", "never finished", "trickling"],
 )
 def test_fragment_flood(make: Edges, first: bytes, rest: bytes) -> None:
     """Promise 25: after 64 fragments or 10 s it is 1008, and no more than 128 KiB were ever held for it."""
@@ -199,7 +199,7 @@ def tower(make: Edges, **settings: float) -> tuple[Edge, FakeFetcher]:
     fetcher = FakeFetcher()
     method = TowerMethod(TowerSettings(url="http://tower.example", **settings), make.clock, fetcher=fetcher)  # type: ignore[arg-type]
     edge = make(method, access=AccessSettings(check_xrftoken=False), limits=MANY, ping_s=3600)
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     fetcher.answers["/api/v2/me/"] = me(7)
     return edge, fetcher
 
@@ -230,7 +230,7 @@ def test_an_api_that_is_down(make: Edges) -> None:
     others.pump(12)
     assert edge.connect().send(request(added=[COOKIE.format("back")])).status == 101
     edge.clients[-1].hang_up()
-    edge.desk.guard.stop()
+    edge.context.credential_monitor.stop()
     others.alone()
 
 
@@ -290,7 +290,7 @@ def test_origins(make: Edges, page: PageOrigin) -> None:
         assert client.status in ({101 if allowed else 403} | ({400} if malformed else set()))
         if client.status == 403:
             assert client.response.endswith(b"\r\n\r\na page of this origin may not connect here\n")
-        assert len(edge.hub.members) - edge.desk.guard.watchers - 1 == (client.status == 101)
+        assert len(edge.hub.subscribers) - edge.context.credential_monitor.watchers - 1 == (client.status == 101)
         assert bystander.close_code() is None
 
 
@@ -330,7 +330,7 @@ def test_names_are_inert(make: Edges) -> None:
         if "error" in answer:
             assert any(not isinstance(items, list) for items in groups.values()), answer
             continue
-        held = {topic.partition(".")[::2] for topic in next(m for m in edge.hub.members if m.peer is client.connection).topics}
+        held = {topic.partition(".")[::2] for topic in next(m for m in edge.hub.subscribers if m.peer is client.connection).topics}
         assert answer["groups_current"] == sorted(f"{group}-{event}" for group, event in held)
         for group, event in held:
             assert group in {"job_events", "jobs", "control", "workflow_events", "chat"}
@@ -351,7 +351,7 @@ def test_subscribe_flood(make: Edges) -> None:
     client.send(*[message * 100] * 100)
     client.take()
     assert client.close_code() == 1008
-    assert edge.desk.requests < 100 + len(others.clients)
+    assert edge.context.requests < 100 + len(others.clients)
     others.pump(edge.settings.linger_s + 1)
     assert client.transport.lost
     others.alone()
@@ -408,7 +408,7 @@ def test_revocation(make: Edges) -> None:
     assert limited.close_code() is None
     limited.hang_up()
     others.pump(3, answer)
-    edge.desk.guard.stop()
+    edge.context.credential_monitor.stop()
     others.alone()
 
 

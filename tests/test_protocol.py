@@ -46,7 +46,7 @@ def test_client_closes(make: Edges, code: int | None, reason: bytes) -> None:
     client = edge.open().listen(1)
     client.send(frame(CLOSE) if code is None else frame(CLOSE, struct.pack("!H", code) + reason))
     assert client.control(CLOSE) == [b"" if code is None else struct.pack("!H", code)]
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
     edge.advance(0)
     assert client.transport.lost
     assert not client.transport.aborted
@@ -59,7 +59,7 @@ def test_close_then_stall(make: Edges) -> None:
     client.transport.stalled = True
     edge.publish("job_events.1", {"x": "y" * 100_000})
     client.send(close())
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
     waiting = len(client.transport.waiting)
     edge.publish("job_events.1", {"x": "y" * 100_000})
     assert len(client.transport.waiting) == waiting
@@ -73,7 +73,7 @@ def test_talks_but_never_reads(make: Edges) -> None:
     edge = make(ping_s=20, pong_s=30)
     client = edge.open().listen(1)
     client.transport.stalled = True
-    bound = edge.settings.backlog_octets + 65536 + 40_000
+    bound = edge.settings.backlog_bytes + 65536 + 40_000
     for _ in range(51 * 4):
         client.send(frame(PONG))
         edge.publish("job_events.1", {"x": "y" * 30_000})
@@ -97,7 +97,7 @@ def test_asks_but_never_reads(make: Edges) -> None:
 
 
 def test_answering_pings_stays(make: Edges) -> None:
-    """A client that answers the pings stays for ever; each ping has octets that nobody can guess."""
+    """A client that answers the pings stays for ever; each ping has bytes that nobody can guess."""
     edge = make()
     client = edge.open()
     answered: list[bytes] = []
@@ -108,7 +108,7 @@ def test_answering_pings_stays(make: Edges) -> None:
             answered.append(ping)
     assert not client.transport.lost
     assert len(answered) >= 18
-    assert len({ping[12:] for ping in answered}) == len(answered), "behind time and number stand random octets"
+    assert len({ping[12:] for ping in answered}) == len(answered), "behind time and number stand random bytes"
 
 
 @pytest.mark.parametrize("reason", list(CloseReason))
@@ -118,7 +118,7 @@ def test_server_closes(make: Edges, reason: CloseReason, v1: bool) -> None:
     edge = make()
     client = edge.open(v1=v1).listen(1)
     client.connection.end(reason)
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
     messages = client.take()
     assert client.close_code() == reason.value.code != 1000
     if v1:
@@ -159,7 +159,7 @@ def test_flood_after_servers_close(make: Edges) -> None:
     for first, flood in (
         (frame(TEXT, b"x" * 60_000, fin=False), frame(CONTINUATION, b"x" * 60_000, fin=False)),
         (frame(TEXT, fin=False), frame(TEXT, b"x" * 60_000)),
-        (frame(PING, octets=2**40), b"x" * 60_000),
+        (frame(PING, raw=2**40), b"x" * 60_000),
         (frame(PING), frame(PING) * 10_000),
         (text(""), text("x" * 60_000)),
     ):
@@ -178,7 +178,7 @@ def test_flood_after_servers_close(make: Edges) -> None:
 def test_endless_control_frame(make: Edges) -> None:
     """A ping that announces a terabyte is a violation, and nothing of it is kept."""
     edge = make()
-    client = edge.open().send(frame(PING, octets=2**40), *[b"x" * 65536] * 100)
+    client = edge.open().send(frame(PING, raw=2**40), *[b"x" * 65536] * 100)
     assert client.close_code() == 1002
     assert client.held < 1024
     edge.advance(edge.settings.linger_s + 0.5)
@@ -223,14 +223,14 @@ def test_no_compression(make: Edges) -> None:
 
 
 def test_size_limits_are_one_way(make: Edges) -> None:
-    """64 KiB in are taken, one octet more in one frame or in several is 1009; 1 MiB out arrives whole."""
+    """64 KiB in are taken, one byte more in one frame or in several is 1009; 1 MiB out arrives whole."""
     edge = make()
-    limit = edge.settings.message_octets
+    limit = edge.settings.message_bytes
     assert "error" in edge.open().send(text("x" * limit)).take()[0]
     assert edge.open().send(text("x" * (limit + 1))).close_code() == 1009
     in_two = edge.open().send(frame(TEXT, b"x" * limit, fin=False), frame(CONTINUATION, b"x"))
     assert in_two.close_code() == 1009
-    announced = edge.open().send(frame(TEXT, octets=2**40))
+    announced = edge.open().send(frame(TEXT, raw=2**40))
     assert announced.close_code() == 1009
     client = edge.open().listen(1)
     payload = {"x": "y" * (1024**2 - 100)}
@@ -301,7 +301,7 @@ def test_a_message_in_64_fragments_each_second(make: Edges) -> None:
 
 
 def test_message_never_finished(make: Edges) -> None:
-    """A message has 10 s from its first octet to its last: one that trickles is 1008."""
+    """A message has 10 s from its first byte to its last: one that trickles is 1008."""
     edge = make()
     for start in (frame(TEXT, b"x" * 100)[:50], frame(TEXT, b"x", fin=False), frame(TEXT, b"x")[:1]):
         client = edge.open().send(start)
@@ -359,7 +359,7 @@ def test_unsolicited_pongs(make: Edges) -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "code"),
+    ("raw", "code"),
     [
         (frame(TEXT, b"x", masked=False), 1002),
         (frame(TEXT, b"x", rsv=1), 1002),
@@ -389,13 +389,13 @@ def test_unsolicited_pongs(make: Edges) -> None:
         (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), 1007),
     ],
 )
-def test_violations(make: Edges, octets: bytes, code: int) -> None:
+def test_violations(make: Edges, raw: bytes, code: int) -> None:
     """A violation of RFC 6455 is closed with its code, and the connection is gone after the linger time at the latest."""
     edge = make()
-    client = edge.open().listen(1).send(octets)
+    client = edge.open().listen(1).send(raw)
     assert client.close_code() == code
-    assert edge.hub.members == {}
-    if octets[0] & 0x0F == CLOSE:
+    assert edge.hub.subscribers == {}
+    if raw[0] & 0x0F == CLOSE:
         assert client.transport.closing, "no other close frame will come"
     edge.advance(0)
     assert not client.transport.aborted, "the client may not have read the code yet"

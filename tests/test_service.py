@@ -6,10 +6,10 @@ from twisted.internet.selectreactor import SelectReactor
 
 from tests.fakes import FakePeer
 from tests.test_clock import close
-from towerws.core.broadcast import PART_OCTETS
+from towerws.core.batch import WRITE_BYTES
+from towerws.core.broadcast import PART_BYTES
 from towerws.core.requests import Request
 from towerws.core.settings import Settings
-from towerws.core.turn import WRITE_OCTETS
 from towerws.core.wire import TOWER
 from towerws.embedded import EmbeddedSource
 from towerws.service import TowerwsService
@@ -22,7 +22,7 @@ def test_a_message_to_very_many_is_written_over_several_turns_of_the_reactor() -
         service = TowerwsService(Settings(broker=None, auth=("open",)), reactor)
         assert isinstance(service.source, EmbeddedSource)
         service.source.start()
-        peers = [FakePeer() for _ in range(2 * PART_OCTETS // WRITE_OCTETS + 10)]
+        peers = [FakePeer() for _ in range(2 * PART_BYTES // WRITE_BYTES + 10)]
         for peer in peers:
             service.hub.subscribe(service.hub.join(peer, TOWER), Request(("jobs.status_changed",)))
         service.source.publish("jobs.status_changed", b"{}")

@@ -1,4 +1,4 @@
-"""The websocket edge in memory: a clock, a hub, a factory, and clients that send exactly the octets a test wants."""
+"""The websocket edge in memory: a clock, a hub, a factory, and clients that send exactly the bytes a test wants."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from towerws.core.handshake import Head
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.identity import Identity
-from towerws.core.intake import Intake
+from towerws.core.ingest import Ingest
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, GroupSettings, LimitSettings, WebSocketSettings
 from towerws.embedded import EmbeddedSource
 from towerws.protocol import WebSocketConnection, WebSocketFactory
-from towerws.websocket.desk import Desk
+from towerws.websocket.context import ConnectionContext
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3
@@ -38,12 +38,12 @@ ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # its answer there
 WALL = 1_800_000_000.0
 """What the wall clock says when the test begins."""
 
-PAUSE_OCTETS = 65536  # twisted.internet.abstract.FileDescriptor.bufferSize
+PAUSE_BYTES = 65536  # twisted.internet.abstract.FileDescriptor.bufferSize
 
 
-def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, octets: int | None = None, masked: bool = True) -> bytes:
-    """A client's frame (RFC 6455 section 5.2). `octets` announces another length than the payload has."""
-    length = len(payload) if octets is None else octets
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, raw: int | None = None, masked: bool = True) -> bytes:
+    """A client's frame (RFC 6455 section 5.2). `bytes` announces another length than the payload has."""
+    length = len(payload) if raw is None else raw
     flag = 0x80 if masked else 0
     head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
     if length < 126:
@@ -55,7 +55,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
     if not masked:
         return head + payload
     mask = b"\x11\x22\x33\x44"
-    return head + mask + bytes(octet ^ mask[place % 4] for place, octet in enumerate(payload))
+    return head + mask + bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
 
 
 def text(message: object) -> bytes:
@@ -117,7 +117,7 @@ class MemoryTransport:
         self.waiting += data
         if not self.stalled:
             self.drain()
-        elif self._producer is not None and len(self.waiting) > PAUSE_OCTETS:
+        elif self._producer is not None and len(self.waiting) > PAUSE_BYTES:
             self._producer.pauseProducing()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -177,7 +177,7 @@ class MemoryTransport:
 
 
 class Client:
-    """One client: its own octets out, the server's frames in."""
+    """One client: its own bytes out, the server's frames in."""
 
     def __init__(self, clock: Clock, connection: WebSocketConnection, transport: MemoryTransport) -> None:
         self.clock = clock
@@ -188,7 +188,7 @@ class Client:
         self._read = 0
 
     def send(self, *pieces: bytes) -> Self:
-        """Send octets, each piece as one read of the server's."""
+        """Send bytes, each piece as one read of the server's."""
         for piece in pieces:
             if self.transport.reading and not self.transport.lost:
                 self.connection.dataReceived(piece)
@@ -206,7 +206,7 @@ class Client:
 
     @property
     def held(self) -> int:
-        """The octets that the server holds of what this client sent."""
+        """The bytes that the server holds of what this client sent."""
         connection = self.connection
         found = len(connection.data) + len(connection._head or b"") + len(connection._early)
         for name in ("message_data", "frame_data", "control_frame_data"):
@@ -286,14 +286,14 @@ class Edge:
         self.history = History(1024**2, 120)
         self.hub = Hub(self.history)
         self.bad: list[BadDelivery] = []
-        self.intake = Intake(
-            self.history, self.hub, max_payload_octets=1024**2, clock=clock.seconds, report=self.bad.append, new_epoch=lambda: "mark"
+        self.ingest = Ingest(
+            self.history, self.hub, max_payload_bytes=1024**2, clock=clock.seconds, report=self.bad.append, new_epoch=lambda: "mark"
         )
-        self.source = EmbeddedSource(self.intake)
+        self.source = EmbeddedSource(self.ingest)
         groups = GroupTable({"chat": GroupSettings()})
-        self.desk = Desk(
+        self.context = ConnectionContext(
             self.hub,
-            self.intake,
+            self.ingest,
             auth,
             groups,
             settings,
@@ -302,7 +302,7 @@ class Edge:
             revalidate_s=access.revalidate_s,
             wall=lambda: WALL + clock.seconds(),
         )
-        self.factory = WebSocketFactory(self.desk, settings, clock, access=access, limits=limits)
+        self.factory = WebSocketFactory(self.context, settings, clock, access=access, limits=limits)
         self.clients: list[Client] = []
         if start:
             self.source.start()
@@ -338,8 +338,8 @@ class Edge:
     def check(self) -> None:
         """Check that nothing is left of the clients."""
         assert self.factory.connections == {}
-        assert self.factory.admission.present == 0
-        assert self.hub.members == {}
+        assert self.factory.connection_limits.present == 0
+        assert self.hub.subscribers == {}
         assert self.hub.topics == 0
         assert self.factory.countConnections == 0
         waiting = [str(call) for call in self.clock.getDelayedCalls() if call.getTime() > self.clock.seconds()]

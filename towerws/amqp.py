@@ -15,7 +15,7 @@
 
 What is proven, and how, is told in `broker.stream_reader` and `broker.binding_watch`.
 
-"lost" aborts the transport and leads to backoff. Every attempt is one `Attempt` object: an event of an attempt that is not
+"lost" aborts the transport and leads to backoff. Every attempt is one `BrokerSession` object: an event of an attempt that is not
 the present one is ignored, so nothing that comes late can do harm.
 
 The delay is drawn from 0 to a bound (full jitter). The bound is backoff_min_s until each host was tried, then doubles per
@@ -36,16 +36,16 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.broker.announcer import Announcer
-from towerws.broker.attempt import Attempt
 from towerws.broker.binding_watch import BindingWatch
+from towerws.broker.confirmed_publisher import ConfirmedPublisher
+from towerws.broker.connection import BrokerConnection, quiet_pika
 from towerws.broker.consumer import Feed
 from towerws.broker.control import ControlListener
 from towerws.broker.endpoint import broker_endpoint
-from towerws.broker.link import Link, quiet_pika
-from towerws.broker.loss import Cure, Loss, from_transport
+from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_transport
 from towerws.broker.markers import MarkerPublisher
 from towerws.broker.queue_reader import QueueReader
+from towerws.broker.session import BrokerSession
 from towerws.broker.stream_reader import StreamReader
 from towerws.broker.topology import Mode, choose_mode
 from towerws.core.errors import BrokerError
@@ -79,7 +79,7 @@ class AmqpSource:
         reactor: Any,
         *,
         control: ControlListener | None = None,
-        publisher: Announcer | None = None,
+        publisher: ConfirmedPublisher | None = None,
         endpoint: Endpoint | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -88,7 +88,9 @@ class AmqpSource:
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
         self._rng = rng or random.SystemRandom()
         self._control = control
-        self._publisher = publisher or Announcer(settings, reactor, prefer=self._present_url, endpoint=self._endpoint, purpose="markers")
+        self._publisher = publisher or ConfirmedPublisher(
+            settings, reactor, prefer=self._present_url, endpoint=self._endpoint, purpose="markers"
+        )
         self._markers = MarkerPublisher(self._publisher, settings.exchange, reactor)
         deaf_s = DEAF_S if len(settings.urls) > 1 else 2 * DEAF_S
         self._watch = BindingWatch(self._markers, reactor, exchange=settings.exchange, passive=settings.passive, deaf_s=deaf_s)
@@ -97,15 +99,15 @@ class AmqpSource:
         self._next_url = 0
         self._state = SourceState.IDLE
         self._reason: str | None = "not started"
-        self._attempt: Attempt | None = None
+        self._session: BrokerSession | None = None
         self._retry: interfaces.IDelayedCall | None = None
         self._round = 0  # attempts since it last worked, in whole rounds over the hosts
         self._tried = 0
-        self._last_loss: Loss | None = None
+        self._last_failure: ConnectionFailure | None = None
         self._said: dict[str, float] = {}
         self._stopped: list[defer.Deferred[None]] = []
         self._stop_deadline: interfaces.IDelayedCall | None = None
-        self._counts = {"attempts": 0, "connects": 0, "losses": 0, "channel_losses": 0}
+        self._counts = {"attempts": 0, "connects": 0, "failures": 0, "channel_failures": 0}
 
     # Source
 
@@ -119,7 +121,7 @@ class AmqpSource:
         waiting: defer.Deferred[None] = defer.Deferred()
         self._stopped.append(waiting)
         if self._state is SourceState.STOPPED:
-            if self._attempt is None:
+            if self._session is None:
                 self._finish_stop()
             return waiting
         self._move(SourceState.STOPPED, "stopped")
@@ -127,17 +129,17 @@ class AmqpSource:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        attempt = self._attempt
-        if attempt is None or attempt.link is None:
+        session = self._session
+        if session is None or session.connection is None:
             self._finish_stop()
             return waiting
         self._stop_deadline = self._reactor.callLater(STOP_S, self._finish_stop)
-        attempt.set_deadline(None)
+        session.set_deadline(None)
         if self._control is not None:
             self._control.end()
-        if attempt.reader is not None:
-            attempt.reader.close()
-        attempt.link.close()
+        if session.reader is not None:
+            session.reader.close()
+        session.connection.close()
         return waiting
 
     def status(self) -> SourceStatus:
@@ -149,19 +151,19 @@ class AmqpSource:
     @property
     def url(self) -> BrokerUrl | None:
         """The broker that it consumes from just now."""
-        return self._attempt.url if self._attempt is not None and self._state is SourceState.CONSUMING else None
+        return self._session.url if self._session is not None and self._state is SourceState.CONSUMING else None
 
     def _present_url(self) -> BrokerUrl | None:
-        return None if self._attempt is None else self._attempt.url
+        return None if self._session is None else self._session.url
 
     @property
     def counters(self) -> Mapping[str, object]:
         """Figures since the start, and what is in force now; names and numbers only, no secret among them."""
-        feed, attempt, loss = self._feed, self._attempt, self._last_loss
+        feed, session, failure = self._feed, self._session, self._last_failure
         return {
             **self._counts,
             "deliveries": feed.deliveries,
-            "octets": feed.octets,
+            "bytes": feed.received_bytes,
             "acks": feed.acks,
             "poison_headers": feed.poison_headers,
             "sink_errors": feed.sink_errors,
@@ -172,78 +174,80 @@ class AmqpSource:
                 "lag_s": None if self._watch.lag_s is None else round(self._watch.lag_s, 4),
                 "unbound": self._watch.unbound_count,
             },
-            "broker": str(attempt.url) if attempt else None,
-            "mode": attempt.mode or None if attempt else None,
-            "broker_version": attempt.version or None if attempt else None,
-            "last_loss": str(loss) if loss else None,
-            "last_code": loss.code if loss else None,
+            "broker": str(session.url) if session else None,
+            "mode": session.mode or None if session else None,
+            "broker_version": session.version or None if session else None,
+            "last_failure": str(failure) if failure else None,
+            "last_code": failure.code if failure else None,
         }
 
     # what the present attempt tells
 
-    def advance(self, attempt: Attempt, state: SourceState, reason: str | None = None) -> None:
+    def advance(self, session: BrokerSession, state: SourceState, reason: str | None = None) -> None:
         """The attempt got one step further."""
-        if attempt is self._attempt and self._state is not SourceState.STOPPED:
-            self._move(state, self._under_way(state, attempt) + (f": {reason}" if reason else ""))
+        if session is self._session and self._state is not SourceState.STOPPED:
+            self._move(state, self._under_way(state, session) + (f": {reason}" if reason else ""))
 
-    def handshaken(self, attempt: Attempt, server_properties: Mapping[str, Any]) -> None:
+    def handshaken(self, session: BrokerSession, server_properties: Mapping[str, Any]) -> None:
         """AMQP is open: look at the broker's version, then set up the topology."""
-        if attempt is not self._attempt or attempt.link is None or self._state is SourceState.STOPPED:
+        if session is not self._session or session.connection is None or self._state is SourceState.STOPPED:
             return
         self._counts["connects"] += 1
-        self.advance(attempt, SourceState.TOPOLOGY)
-        attempt.version = str(server_properties.get("version"))
+        self.advance(session, SourceState.TOPOLOGY)
+        session.version = str(server_properties.get("version"))
         try:
             mode = choose_mode(self._settings.consume, server_properties)
         except BrokerError as error:
-            self.lost(attempt, Loss(str(error), Cure.OPERATOR))
+            self.lost(session, ConnectionFailure(str(error), RetryPolicy.SLOW))
             return
-        attempt.mode = mode.value
+        session.mode = mode.value
         if mode is Mode.STREAM:
-            attempt.reader = StreamReader(attempt.link, self._settings, self._feed, self._markers, self._watch, self._reactor, attempt)
+            session.reader = StreamReader(
+                session.connection, self._settings, self._feed, self._markers, self._watch, self._reactor, session
+            )
         else:
-            attempt.reader = QueueReader(attempt.link, self._settings, self._feed, self._watch, self._reactor, attempt)
-        attempt.reader.begin()
+            session.reader = QueueReader(session.connection, self._settings, self._feed, self._watch, self._reactor, session)
+        session.reader.begin()
         if self._control is not None:
-            self._control.begin(attempt.link)
+            self._control.begin(session.connection)
 
-    def live(self, attempt: Attempt) -> None:
+    def live(self, session: BrokerSession) -> None:
         """Deliveries come as they are published."""
-        if attempt is not self._attempt or self._state is SourceState.STOPPED:
+        if session is not self._session or self._state is SourceState.STOPPED:
             return
-        attempt.live_since = self._reactor.seconds()
-        attempt.consumed = True
+        session.live_since = self._reactor.seconds()
+        session.consumed = True
         self._move(SourceState.CONSUMING, None)
         self._log.info(
-            "consuming {mode} from {broker}, RabbitMQ {version}", mode=attempt.mode, broker=str(attempt.url), version=attempt.version
+            "consuming {mode} from {broker}, RabbitMQ {version}", mode=session.mode, broker=str(session.url), version=session.version
         )
 
-    def restarted(self, attempt: Attempt, loss: Loss) -> None:
+    def restarted(self, session: BrokerSession, failure: ConnectionFailure) -> None:
         """The broker took the channel away; a new one is on its way on the same connection."""
-        if attempt is not self._attempt:
+        if session is not self._session:
             return
-        self._counts["channel_losses"] += 1
-        self._note(attempt, loss)
-        self._move(SourceState.TOPOLOGY, str(loss))
-        attempt.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, attempt))
+        self._counts["channel_failures"] += 1
+        self._note(session, failure)
+        self._move(SourceState.TOPOLOGY, str(failure))
+        session.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, session))
 
-    def lost(self, attempt: Attempt, loss: Loss) -> None:
+    def lost(self, session: BrokerSession, failure: ConnectionFailure) -> None:
         """The attempt is over: try again after a while."""
-        if attempt is not self._attempt or self._state is SourceState.STOPPED:
+        if session is not self._session or self._state is SourceState.STOPPED:
             return
-        self._attempt = None
-        self._counts["losses"] += 1
-        attempt.end()
+        self._session = None
+        self._counts["failures"] += 1
+        session.end()
         if self._control is not None:
             self._control.end()
-        self._note(attempt, loss)
-        delay_s = self._delay_s(attempt, loss)
-        self._move(SourceState.BACKOFF, str(loss))
+        self._note(session, failure)
+        delay_s = self._delay_s(session, failure)
+        self._move(SourceState.BACKOFF, str(failure))
         self._retry = self._reactor.callLater(delay_s, self._connect)
 
-    def gone(self, attempt: Attempt) -> None:
+    def gone(self, session: BrokerSession) -> None:
         """The transport is closed."""
-        if attempt is self._attempt and self._state is SourceState.STOPPED:
+        if session is self._session and self._state is SourceState.STOPPED:
             self._finish_stop()
 
     # our own
@@ -252,70 +256,70 @@ class AmqpSource:
         self._retry = None
         url = self._urls[self._next_url]
         self._next_url = (self._next_url + 1) % len(self._urls)
-        attempt = self._attempt = Attempt(self, url)
+        session = self._session = BrokerSession(self, url)
         self._counts["attempts"] += 1
-        self._move(SourceState.CONNECTING, self._under_way(SourceState.CONNECTING, attempt))
-        attempt.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, attempt))
+        self._move(SourceState.CONNECTING, self._under_way(SourceState.CONNECTING, session))
+        session.set_deadline(self._reactor.callLater(self._settings.attempt_s, self._late, session))
         try:
             endpoint = self._endpoint(url)
         except (OSError, ValueError) as error:
-            self.lost(attempt, Loss(f"connecting: {error}", Cure.OPERATOR))
+            self.lost(session, ConnectionFailure(f"connecting: {error}", RetryPolicy.SLOW))
             return
-        factory = Factory.forProtocol(lambda: self._new_link(attempt))
+        factory = Factory.forProtocol(lambda: self._new_connection(session))
         factory.noisy = False
-        attempt.connecting = endpoint.connect(factory)
-        attempt.connecting.addCallbacks(self._connected, self._not_connected, callbackArgs=(attempt,), errbackArgs=(attempt,))
+        session.connecting = endpoint.connect(factory)
+        session.connecting.addCallbacks(self._connected, self._not_connected, callbackArgs=(session,), errbackArgs=(session,))
 
-    def _new_link(self, attempt: Attempt) -> Link:
-        link = Link(attempt.url, self._settings, self._reactor, attempt)
-        if attempt is self._attempt:
-            attempt.link = link
+    def _new_connection(self, session: BrokerSession) -> BrokerConnection:
+        connection = BrokerConnection(session.url, self._settings, self._reactor, session)
+        if session is self._session:
+            session.connection = connection
         else:
-            link.abort()
-        return link
+            connection.abort()
+        return connection
 
-    def _connected(self, _: object, attempt: Attempt) -> None:
-        attempt.connecting = None
+    def _connected(self, _: object, session: BrokerSession) -> None:
+        session.connecting = None
 
-    def _not_connected(self, failure: Failure, attempt: Attempt) -> None:
-        attempt.connecting = None
-        self.lost(attempt, from_transport(failure, "connecting", tls=attempt.url.tls))
+    def _not_connected(self, failure: Failure, session: BrokerSession) -> None:
+        session.connecting = None
+        self.lost(session, from_transport(failure, "connecting", tls=session.url.tls))
 
-    def _late(self, attempt: Attempt) -> None:
-        self.lost(attempt, Loss(f"{self._state.value}: no answer from the broker within {self._settings.attempt_s:g} s"))
+    def _late(self, session: BrokerSession) -> None:
+        self.lost(session, ConnectionFailure(f"{self._state.value}: no answer from the broker within {self._settings.attempt_s:g} s"))
 
-    def _delay_s(self, attempt: Attempt, loss: Loss) -> float:
+    def _delay_s(self, session: BrokerSession, failure: ConnectionFailure) -> float:
         settings = self._settings
-        steady = attempt.live_since is not None and self._reactor.seconds() - attempt.live_since >= STEADY_S
+        steady = session.live_since is not None and self._reactor.seconds() - session.live_since >= STEADY_S
         if steady:
             self._round = self._tried = 0
         self._tried += 1
-        if attempt.consumed:
+        if session.consumed:
             self._round, self._tried = min(self._round, 1), 1
             return self._rng.uniform(0, settings.backoff_min_s)
         if self._tried % len(self._urls):
             return self._rng.uniform(0, settings.backoff_min_s)  # another host is left in this round
-        if loss.cure is Cure.OPERATOR:
+        if failure.retry is RetryPolicy.SLOW:
             return settings.backoff_max_s + self._rng.uniform(0, settings.backoff_min_s)
-        if loss.cure is Cure.SOON:
+        if failure.retry is RetryPolicy.FAST:
             self._round = min(self._round, 1)
         bound_s = min(settings.backoff_max_s, settings.backoff_min_s * 2**self._round)
         if bound_s < settings.backoff_max_s:
             self._round += 1
         return self._rng.uniform(0, bound_s)
 
-    def _note(self, attempt: Attempt, loss: Loss) -> None:
+    def _note(self, session: BrokerSession, failure: ConnectionFailure) -> None:
         """Keep the reason; say it, but the same one at most once a minute."""
-        self._last_loss = loss
+        self._last_failure = failure
         now = self._reactor.seconds()
         self._said = {text: at for text, at in self._said.items() if now - at < SAY_AGAIN_S}
-        text = f"{attempt.url}: {loss}"
+        text = f"{session.url}: {failure}"
         if text not in self._said:
             self._said[text] = now
-            self._log.warn("broker {broker}: {reason}", broker=str(attempt.url), reason=str(loss), code=loss.code)
+            self._log.warn("broker {broker}: {reason}", broker=str(session.url), reason=str(failure), code=failure.code)
 
-    def _under_way(self, state: SourceState, attempt: Attempt) -> str:
-        return f"{state.value}: {attempt.url}" + (f"; before that: {self._last_loss}" if self._last_loss else "")
+    def _under_way(self, state: SourceState, session: BrokerSession) -> str:
+        return f"{state.value}: {session.url}" + (f"; before that: {self._last_failure}" if self._last_failure else "")
 
     def _move(self, state: SourceState, reason: str | None) -> None:
         self._state, self._reason = state, reason
@@ -323,9 +327,9 @@ class AmqpSource:
     def _finish_stop(self) -> None:
         if self._stop_deadline is not None and self._stop_deadline.active():
             self._stop_deadline.cancel()
-        attempt, self._attempt = self._attempt, None
-        if attempt is not None:
-            attempt.end()
+        session, self._session = self._session, None
+        if session is not None:
+            session.end()
         stopped, self._stopped = self._stopped, []
         for waiting in stopped:
             waiting.callback(None)

@@ -1,10 +1,11 @@
-"""The websocket side: one `WebSocketConnection` per client, on Autobahn.
+"""Open websocket connections, on Autobahn: one `WebSocketConnection` per client, made by `WebSocketFactory`.
 
-Autobahn does RFC 6455; what it leaves open is closed here (each reproduced in the tests):
-- fragments, control frames and the time for a message are bounded, and so is what comes after a close;
-- a client that closes is out of the hub at once, and every close has a timer that ends in an abort;
-- the close codes that a server needs (1008, 1012, 1013) are sent, which `sendClose` refuses.
-`opening.py` has what comes before a connection is open.
+Autobahn implements RFC 6455. This module adds what Autobahn leaves open, each point reproduced in the tests:
+- It bounds fragments, control frames, the time that a message may take, and the data after a close.
+- A client that closes leaves the hub at once. Every close has a timer that ends in an abort.
+- It sends the close codes that a server needs (1008, 1012, 1013). Autobahn's `sendClose` refuses them.
+
+`websocket/handshake.py` has the connection until it is open.
 """
 
 from __future__ import annotations
@@ -18,40 +19,40 @@ from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.addresses import Proxies
-from towerws.core.admission import OPTIONS, Admission
+from towerws.core.connection_limits import OPTIONS, ConnectionLimits
 from towerws.core.errors import CloseReason
 from towerws.core.frames import is_close_code, text_frame, whole_text
 from towerws.core.identity import Identity
-from towerws.core.limits import TokenBucket
-from towerws.core.origins import Origins
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
+from towerws.core.token_bucket import TokenBucket
 from towerws.core.wire import PLAIN, Dialect
-from towerws.websocket.connection_log import ConnectionLog, ProxyLog
-from towerws.websocket.desk import Desk
-from towerws.websocket.doorman import Doorman
-from towerws.websocket.lean import lean
-from towerws.websocket.opening import OpeningConnection, Silent
-from towerws.websocket.outlet import Outlet, open_outlet
+from towerws.websocket.accept_throttle import AcceptThrottle
+from towerws.websocket.autobahn_parts import NullLogger, with_shared_state
+from towerws.websocket.context import ConnectionContext
+from towerws.websocket.handshake import OpeningConnection
+from towerws.websocket.logs import ConnectionLog, ProxyLog
+from towerws.websocket.page_check import PageCheck
+from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
 from towerws.websocket.timers import Timers
-from towerws.websocket.visitor import Visitor
+from towerws.websocket.unauthenticated import UnauthenticatedSession
 
 RECONNECT_MS = (500, 5000)
-"""Clients that are told to come back spread themselves over this time."""
+"""A closed client is told to reconnect after a random time between these, so that clients spread."""
 
 
 class WebSocketConnection(OpeningConnection):
-    """One client. It is the hub's `Peer` and the session's `Connection`."""
+    """The connection of one client. It is the hub's `Peer` and the session's `Connection`."""
 
     factory: WebSocketFactory
 
-    _visitor: Visitor | None = None
+    _unauthenticated: UnauthenticatedSession | None = None
     _limit = ""
 
     def connectionMade(self) -> None:
-        """A client has connected; it is nobody yet."""
+        """Begin the handshake."""
         self._session: Session | None = None
-        self._outlet: Outlet | None = None
+        self._send_buffer: SendBuffer | None = None
         self._controls: TokenBucket | None = None
         self._continuations: TokenBucket | None = None
         self._fragments = 0
@@ -60,26 +61,24 @@ class WebSocketConnection(OpeningConnection):
         self._reason = "lost"
         super().connectionMade()
 
-    # the opening handshake calls these
+    # the handshake calls these
 
     def opened(self, response: bytes) -> None:
-        """The client is in. The 101 and the first frame leave in one write."""
+        """Begin the session, or wait for a token. The 101 and the first frame leave in one write."""
         factory = self.factory
-        spoken = PLAIN if self._perMessageCompress is None else factory.desk.deflated
+        spoken = PLAIN if self._perMessageCompress is None else factory.context.deflated
         dialect = spoken[self.websocket_protocol_in_use]
-        self._outlet = open_outlet(self.transport, factory.settings.backlog_octets, factory.soon)
-        # The hub writes with this: one call, without a look at the state.
-        self.send = self._outlet.send  # type: ignore[method-assign]
+        self._send_buffer = open_send_buffer(self.transport, factory.settings.backlog_bytes, factory.soon)
         if self.identity is None:
             self.send(response)
-            self._visitor = Visitor(factory.desk, self, dialect)
+            self._unauthenticated = UnauthenticatedSession(factory.context, self, dialect)
         else:
             self._begin(self.identity, dialect, response)
 
     def _begin(self, identity: Identity, dialect: Dialect, response: bytes = b"") -> None:
         factory = self.factory
-        self._opened_at = factory.desk.reactor.seconds()
-        self._session = Session(factory.desk, self, identity, dialect, response)
+        self._opened_at = factory.context.reactor.seconds()
+        self._session = Session(factory.context, self, identity, dialect, response)
         factory.opened += 1
         factory.log_of_connections.line(
             "connection opened: user {user} from {address}, by {method}, session {session}, speaks {dialect}",
@@ -90,10 +89,10 @@ class WebSocketConnection(OpeningConnection):
             dialect=dialect.name,
         )
 
-    def octets(self, data: bytes) -> None:
-        """Frames. One whole text message, which is what clients send nearly always, takes the short way."""
+    def data_after_opening(self, data: bytes) -> None:
+        """Read frames. A read that is exactly one text message, the usual case, skips Autobahn."""
         if self.state == self.STATE_OPEN and self.current_frame is None and not self.inside_message and not self.data:
-            message = whole_text(data, self.factory.settings.message_octets)
+            message = whole_text(data, self.factory.settings.message_bytes)
             if message is not None:
                 self.onMessage(message, False)
                 return
@@ -101,27 +100,26 @@ class WebSocketConnection(OpeningConnection):
             self.utf8validator = Utf8Validator()
         self._dataReceived(data)
         if self.state == self.STATE_CLOSING and self.data:
-            self.consumeData()  # Autobahn stops at what it can't inflate, and the client's close may stand behind it
+            self.consumeData()  # Autobahn stops at data that it can't inflate; the client's close may follow
         self._watch_assembly()
 
     def left(self) -> None:
-        """Out of the hub, and nothing more is sent but what Autobahn has to say. A second call does nothing."""
-        if self._outlet is not None:
-            self._outlet.close()
-            self._outlet = None
-            self.send = lambda data: True  # type: ignore[method-assign]
+        """Leave the hub. From here on only Autobahn's close frame is sent. A second call does nothing."""
+        if self._send_buffer is not None:
+            self._send_buffer.close()
+            self._send_buffer = None
             self.unregisterProducer()
-        if self._visitor is not None:
-            self._visitor.close()
-            self._visitor = None
+        if self._unauthenticated is not None:
+            self._unauthenticated.close()
+            self._unauthenticated = None
         session, self._session = self._session, None
         if session is not None:
-            topics = len(session.member.topics)
+            topics = len(session.subscriber.topics)
             session.close()
             self.factory.closed += 1
             self.factory.log_of_connections.line(
                 "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
-                duration=self.factory.desk.reactor.seconds() - self._opened_at,
+                duration=self.factory.context.reactor.seconds() - self._opened_at,
                 user=session.identity.user_id,
                 address=self.address,
                 requests=session.requests,
@@ -132,61 +130,63 @@ class WebSocketConnection(OpeningConnection):
     # Autobahn calls these
 
     def onFrameBegin(self) -> None:
-        """A frame's head is there. After our close only its answer matters; what hides it is not looked at for long."""
+        """A frame's header was read. After the server's close only the answer matters, and other frames are bounded."""
+        frame = self.current_frame
+        assert frame is not None
         if self.state == self.STATE_CLOSING:
             settings = self.factory.settings
             self._frames_after_close += 1
-            kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_octets
+            kept = frame.opcode > 7 and frame.length > settings.message_bytes
             if kept or self._frames_after_close > settings.fragments:
                 self.data = b""
-                self.transport.pauseProducing()  # the answer is then not awaited: the close ends in an abort
+                self.transport.pauseProducing()  # stop waiting for the answer: the close ends in an abort
         elif self._perMessageCompress is not None and not self.inside_message:
-            compressed = self.current_frame.rsv != 0
-            limit = self._perMessageCompress.max_wire_octets if compressed else self.factory.settings.message_octets
+            compressed = frame.rsv != 0
+            limit = self._perMessageCompress.max_wire_bytes if compressed else self.factory.settings.message_bytes
             self.maxFramePayloadSize = self.maxMessagePayloadSize = limit
         super().onFrameBegin()
         if self.state != self.STATE_OPEN:
             self._read_plainly()
 
     def onMessageBegin(self, isBinary: bool) -> None:
-        """The first frame of a message; the one before it was finished in time."""
+        """The first frame of a message. The message before it ended in time."""
         self._fragments = 0
         if self.state == self.STATE_OPEN:
             self.disarm()
         super().onMessageBegin(isBinary)
 
     def onMessageFrameBegin(self, length: int) -> None:
-        """A frame of a message: also an empty one costs, and counts."""
+        """Count a frame of a message. An empty frame has a cost, so it counts."""
         self._fragments += 1
         if self._fragments > 1 and not self._fragment_allowed():
             self.end(CloseReason.POLICY, "fragments")
         super().onMessageFrameBegin(length)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """A whole message."""
-        talk = self._session or self._visitor
-        if talk is not None:
-            talk.message(payload, isBinary)
+        """Pass a complete message to the session."""
+        session = self._session or self._unauthenticated
+        if session is not None:
+            session.message(payload, isBinary)
 
     def onPing(self, payload: bytes) -> None:
-        """A ping, answered as long as they do not come in floods."""
+        """Answer a ping, unless the client exceeds `controls_per_s`."""
         if self._control_allowed():
             super().onPing(payload)
 
     def onPong(self, payload: bytes) -> None:
-        """A pong; one that nobody asked for costs as much as a ping."""
+        """Count a pong: an unsolicited one costs as much as a ping."""
         self._control_allowed()
 
     def onAutoPingTimeout(self) -> None:
-        """A ping was not answered in time."""
-        self.factory.desk.limits["pong_s"] += 1
+        """A ping got no answer in time."""
+        self.factory.context.limits["pong_s"] += 1
         super().onAutoPingTimeout()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
-        """The client closes, or answers our close: from here on it gets nothing but the answer, however long its socket takes.
+        """The client closes, or answers the server's close. From here on it gets nothing but the answer.
 
-        Autobahn's own aborts the connection when the client answers, which browsers report as unclean. It also takes a close
-        frame that is a violation for the answer to the close which that violation causes.
+        Autobahn's method aborts the connection when the client answers, which browsers report as unclean. It also takes a malformed
+        close frame for the answer to the close that this very frame causes.
         """
         if self.state == self.STATE_OPEN:
             if not is_close_code(code):
@@ -204,11 +204,11 @@ class WebSocketConnection(OpeningConnection):
         return None
 
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
-        """Every close that starts here passes by: ours, and Autobahn's after a violation of the protocol."""
+        """Send a close frame. Every close that the server starts comes through here, Autobahn's after a protocol violation, too."""
         if self.state == self.STATE_OPEN and not isReply:
             self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}{self._limit}"
             self.left()
-            self.failedByMe = True  # Autobahn then keeps nothing of the messages that still come
+            self.failedByMe = True  # Autobahn then keeps no data of later messages
             self._read_plainly()
         super().sendCloseFrame(code, reasonUtf8, isReply)
 
@@ -219,85 +219,86 @@ class WebSocketConnection(OpeningConnection):
         super().dropConnection(abort)
 
     def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
-        self.end(CloseReason.TOO_BIG, "message_octets")
+        self.end(CloseReason.TOO_BIG, "message_bytes")
 
     # the hub and the session call these
 
-    def send(self, data: bytes) -> bool:
-        """Before it is open a connection takes nothing; `opened` puts the outlet's own method in this one's place."""
-        return True
+    @property
+    def send(self) -> Callable[[bytes], bool]:
+        """The send buffer's method, which the hub keeps and calls directly: one call per write. Drops the data if there is no buffer."""
+        return _drop if self._send_buffer is None else self._send_buffer.send
 
     def await_drain(self) -> None:
-        """Feed the session's member once the buffer is empty."""
-        if self._outlet is not None and self._session is not None:
-            self._outlet.await_drain(self._session.feed)
+        """Feed the session's subscriber once the buffer is empty."""
+        if self._send_buffer is not None and self._session is not None:
+            self._send_buffer.await_drain(self._session.feed)
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
-        """Say why, and close. Autobahn's `sendClose` knows only 1000 and 3000 to 4999; its timer aborts a silent peer.
+        """Send the reason and close. Autobahn's timer aborts a peer that doesn't answer.
 
-        `limit` names what was too much, for the log and a counter.
+        `limit` names the limit that was exceeded, for the log and a counter.
         """
         if self.state != self.STATE_OPEN:
             return
         if limit:
             self._limit = f": {limit}"
-            self.factory.desk.limits[limit] += 1
+            self.factory.context.limits[limit] += 1
         close = reason.value
-        if (talk := self._session or self._visitor) is not None:
-            delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, guards nothing
-            bye = talk.dialect.bye(close, delay_ms)
+        if (session := self._session or self._unauthenticated) is not None:
+            delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, protects nothing
+            bye = session.dialect.bye(close, delay_ms)
             if bye is not None:
                 self.transport.write(text_frame(bye))
         self.sendCloseFrame(close.code, close.reason.encode("ascii"), isReply=False)
 
-    # the visitor calls these
+    # the unauthenticated session calls these
 
-    def identified(self, identity: Identity, held: list[tuple[bytes, bool]]) -> None:
-        """Its token is good: a session begins, with the messages that came meanwhile."""
-        assert self._visitor is not None
-        dialect = self._visitor.dialect
-        if (reason := self.factory.admission.admit(self._guest, identity.account)) is not None:
-            self.turn_away(CloseReason.CROWDED, reason)
+    def identified(self, identity: Identity, queued: list[tuple[bytes, bool]]) -> None:
+        """The token is valid: begin the session, with the messages that came meanwhile (payload, and whether it was binary)."""
+        assert self._unauthenticated is not None
+        dialect = self._unauthenticated.dialect
+        if (reason := self.factory.connection_limits.admit(self._slot, identity.account)) is not None:
+            self.reject(CloseReason.TOO_MANY_CONNECTIONS, reason)
             return
-        self._visitor, self.identity = None, identity
+        self._unauthenticated, self.identity = None, identity
         self._begin(identity, dialect)
-        for payload, is_binary in held:
+        for payload, is_binary in queued:
             self.onMessage(payload, is_binary)
 
-    def turn_away(self, reason: CloseReason, word: str) -> None:
-        """It does not get in. It takes nobody's place from now on."""
+    def reject(self, reason: CloseReason, word: str) -> None:
+        """Refuse the client, close the connection, and free its slot in the limits. `word` is the reason for the log and a counter."""
         factory = self.factory
-        factory.admission.dismiss(self._guest)
+        factory.connection_limits.dismiss(self._slot)
         factory.refused_for[word] = factory.refused_for.get(word, 0) + 1
-        factory.desk.refusals.line(self.address, word, status=reason.value.code, detail=OPTIONS.get(word, reason.value.reason))
+        factory.context.refusals.line(self.address, word, status=reason.value.code, detail=OPTIONS.get(word, reason.value.reason))
         self.end(reason)
 
-    # within
+    # helpers
 
     def _read_plainly(self) -> None:
-        """Neither inflate nor validate what comes after a close: Autobahn stops reading at what it can't, and keeps the rest."""
+        """Neither inflate nor validate data after a close: Autobahn would stop at invalid data and keep the rest."""
         self._isMessageCompressed = self.utf8validateIncomingCurrentMessage = False
 
     def _fragment_allowed(self) -> bool:
-        """So many in a message, and so many a second: Autobahn copies what is left of a read for each (40 KB of them: 50 ms)."""
+        """Bound fragments per message and per second: Autobahn copies the rest of the read for each (40 KB of them take 50 ms)."""
         allowed = self.factory.settings.fragments
-        now = self.factory.desk.reactor.seconds()
+        now = self.factory.context.reactor.seconds()
         if self._continuations is None:
             self._continuations = TokenBucket(allowed, 2 * allowed, now)
         return self._fragments <= allowed and self._continuations.take(now) == 0
 
     def _control_allowed(self) -> bool:
         settings = self.factory.settings
-        now = self.factory.desk.reactor.seconds()
+        now = self.factory.context.reactor.seconds()
         if self._controls is None:
             self._controls = TokenBucket(settings.controls_per_s, settings.controls_burst, now)
         if self._controls.take(now) > 0:
             self.end(CloseReason.POLICY, "controls_per_s")
             return False
-        return self.state == self.STATE_OPEN  # type: ignore[no-any-return]
+        return self.state == self.STATE_OPEN
 
     def _watch_assembly(self) -> None:
-        """A message that was begun has to be finished in time; most are whole when they arrive, and arm nothing."""
+        """Bound the time of an unfinished message. Most messages arrive complete, and start no timer."""
         if self.state != self.STATE_OPEN:
             return
         if self.inside_message or self.data:
@@ -311,6 +312,10 @@ class WebSocketConnection(OpeningConnection):
         self.end(CloseReason.POLICY, "assembly_s")
 
 
+def _drop(_: bytes) -> bool:
+    return True
+
+
 def _is_utf8(reason: bytes) -> bool:
     try:
         reason.decode()
@@ -319,16 +324,16 @@ def _is_utf8(reason: bytes) -> bool:
     return True
 
 
-class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
-    """Makes the connections, with Autobahn's options set to what is safe (docs/architecture.md lists each with its reason)."""
+class WebSocketFactory(WebSocketServerFactory):
+    """Makes the connections, with safe values for Autobahn's options (docs/architecture.md has the reason for each)."""
 
     protocol = WebSocketConnection
-    log = Silent()
+    log = NullLogger()
     noisy = False
 
     def __init__(
         self,
-        desk: Desk,
+        context: ConnectionContext,
         settings: WebSocketSettings,
         reactor: IReactorTime,
         *,
@@ -336,19 +341,18 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         limits: LimitSettings,
         page_ports: Callable[[], Container[int]] = tuple,
     ) -> None:
-        """`limits.connections` is the number itself here, never 0. `page_ports` gives the ports of the daemon's own pages."""
+        """`limits.connections` must be resolved, not 0. `page_ports` returns the ports of the daemon's own pages."""
         super().__init__(reactor=reactor)
-        self.access = access or AccessSettings()
-        self.proxies = Proxies(self.access.trusted_proxies)
-        self.origins = Origins(self.access.origins)
-        self.page_ports = page_ports
-        self.admission = Admission(limits)
-        self.doorman = Doorman(limits.accepts_per_s, reactor)
-        self.timers = self._batched_timer = Timers(reactor)  # the second name is where Autobahn looks for its own
-        self.desk = desk
+        access = access or AccessSettings()
+        self.proxies = Proxies(access.trusted_proxies)
+        self.pages = PageCheck(access, self.proxies, page_ports)
+        self.connection_limits = ConnectionLimits(limits)
+        self.accept_throttle = AcceptThrottle(limits.accepts_per_s, reactor)
+        self.timers = self._batched_timer = Timers(reactor)  # the second name is Autobahn's
+        self.context = context
         self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}
-        """Every TCP connection, open or still at its handshake."""
+        """All TCP connections, those at their handshake included."""
         self.opened = 0
         self.closed = 0
         self.log_of_connections = ConnectionLog(reactor)
@@ -356,10 +360,10 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}
-        """The same, by the reason's word."""
+        """Refusals by reason."""
         self.setProtocolOptions(
-            maxFramePayloadSize=settings.message_octets,
-            maxMessagePayloadSize=settings.message_octets,
+            maxFramePayloadSize=settings.message_bytes,
+            maxMessagePayloadSize=settings.message_bytes,
             failByDrop=False,
             openHandshakeTimeout=settings.handshake_s,
             closeHandshakeTimeout=settings.linger_s,
@@ -368,15 +372,15 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
             autoPingSize=16,
             autoPingRestartOnAnyTraffic=False,
         )
-        self.protocol = lean(self.protocol, self)
+        self.protocol = with_shared_state(self.protocol, self)
 
-    def buildProtocol(self, addr: object) -> WebSocketConnection:
-        """One for a client that was accepted."""
-        self.doorman.accepted()
+    def buildProtocol(self, addr: object) -> WebSocketConnection:  # type: ignore[override] # its `factory` is ours, Twisted's any
+        """Make the connection of an accepted client."""
+        self.accept_throttle.accepted()
         connection = self.protocol()
         connection.factory = self
         return connection
 
     def soon(self, call: Any) -> None:
-        """Run this in another turn of the reactor."""
-        self.desk.reactor.callLater(0, call)
+        """Call this in the next iteration of the reactor."""
+        self.context.reactor.callLater(0, call)

@@ -1,7 +1,7 @@
-"""The daemon's parts, made and joined, started and stopped in order.
+"""Makes the daemon's parts, joins them, and starts and stops them in order.
 
-Start: source, then the ports; a port that can't be had stops the start. Stop, under one deadline: not ready and no new
-connections at once, the present ones closed with 1012 over the drain window, then the source, then the admin port.
+Start: the ports, then the source. A port that can't be opened ends the start. Stop, under one deadline: no new connections, and not
+ready, at once; then open connections are closed with 1012 over the drain window; then the source stops; then the admin port closes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import platform
 import resource
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,10 +22,11 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, health_site
+from towerws.admin import AdminSite, PageContent, health_site
 from towerws.amqp import AmqpSource
+from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain
-from towerws.broker.announcer import Announcer
+from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
 from towerws.control import Control
@@ -35,56 +36,66 @@ from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
-from towerws.core.intake import Intake
+from towerws.core.ingest import Ingest
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
 from towerws.methods import make_methods
 from towerws.protocol import WebSocketFactory
-from towerws.websocket.desk import Desk
+from towerws.status import status_figures
+from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import ReplayBounds
 
 CLOSES_PER_S = 1000
-"""How fast connections are closed while draining, if the drain window does not ask for more."""
+"""Lowest rate at which connections are closed while draining. The drain window may need a higher one."""
+
+JOINABLE_S = 2.0
+"""How long a daemon that starts accepts no client while the broker has confirmed no marker of its own. Without one nobody can say what was
+published before a client subscribed, and what after. It takes 50 ms; a broker that is away keeps nobody waiting for longer than this."""
 
 STOP_GRACE_S = 3.0
-"""What stopping may take beyond the drain window: the linger time of the last close, and the broker's answer."""
+"""How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
 
 RESERVED_DESCRIPTORS = 64
-"""What browsers do not get of the process's open files: the broker, the API, the admin port and the log need some too."""
+"""File descriptors reserved for the broker, the API, the admin port and the log."""
 
+PAGE_DELIVERIES = 2000
+"""How many of the newest deliveries are searched for the live page's topics: 0.08 ms."""
+
+PAGE_TOPICS = 100
+"""How many topics the live page gets at most."""
 
 FULL_S = 60.0
-"""How often a daemon that is full says so."""
+"""Shortest time between two log lines that say that the daemon is full."""
 
 
-class Full:
-    """When to say that clients are refused for want of room: at once, then `FULL_S` later at the earliest."""
+class FullReport:
+    """Decides when to log that clients are refused because the daemon is full."""
 
     def __init__(self) -> None:
-        self._said_at: float | None = None
-        self._said = 0
+        self._reported_at: float | None = None
+        self._reported = 0
 
     def count(self, refused: int, now: float) -> int:
-        """How many of the `refused` since the start to report now; 0 for none."""
-        if refused == self._said or (self._said_at is not None and now - self._said_at < FULL_S):
+        """Return how many of the `refused` clients since the start to report now; 0 for none."""
+        if refused == self._reported or (self._reported_at is not None and now - self._reported_at < FULL_S):
             return 0
-        more, self._said, self._said_at = refused - self._said, refused, now
+        more, self._reported, self._reported_at = refused - self._reported, refused, now
         return more
 
 
 class Source(Protocol):
-    """Where deliveries come from."""
+    """A source of deliveries: a broker, or the embedded one."""
 
     def start(self) -> None:
-        """Begin to feed the sink."""
+        """Start to pass deliveries to the sink."""
 
     def stop(self) -> Deferred[None]:
-        """Stop feeding it. Always fires."""
+        """Stop. The Deferred always fires, with None."""
 
     def status(self) -> SourceStatus:
-        """How it stands."""
+        """Return its state."""
 
 
 class TowerwsService(Service):
@@ -103,16 +114,16 @@ class TowerwsService(Service):
         self._finish: Callable[[], None] | None = None
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
-        """Whether a signal has asked for the end before the reactor runs."""
-        self._full_said = Full()
+        """Whether a signal came before the reactor runs that ends the process."""
+        self._full_report = FullReport()
         self.warnings: Sequence[str] = ()
-        """What the log should say when the daemon starts, a sentence each."""
-        self.history = History(settings.history.max_octets, settings.history.max_age_s)
+        """Sentences that the daemon logs at its start."""
+        self.history = History(settings.history.max_bytes, settings.history.max_age_s)
         self.hub = Hub(self.history, lambda call: reactor.callLater(0, call))
-        self.intake = Intake(
+        self.ingest = Ingest(
             self.history,
             self.hub,
-            max_payload_octets=settings.max_payload_octets,
+            max_payload_bytes=settings.max_payload_bytes,
             clock=reactor.seconds,
             report=self._report,
             new_epoch=lambda: secrets.token_hex(4),
@@ -120,48 +131,57 @@ class TowerwsService(Service):
         )
         publish: Callable[[str, bytes], str] | None = None
         if settings.broker is None:
-            embedded = EmbeddedSource(self.intake)
+            embedded = EmbeddedSource(self.ingest)
             self.source: Source = embedded
 
             def publish_checked(routing_key: str, payload: bytes) -> str:
-                self.intake.judge(routing_key, payload)
+                self.ingest.judge(routing_key, payload)
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
         self._limits = _with_connections(settings.limits)
-        self._auth = Chain(tuple(make_methods(settings, reactor)))
+        self.auth = Chain(tuple(make_methods(settings, reactor)))
         groups = GroupTable(settings.groups)
-        desk = Desk(
+        context = ConnectionContext(
             self.hub,
-            self.intake,
-            self._auth,
+            self.ingest,
+            self.auth,
             groups,
             settings.websocket,
             reactor,
             check_xrftoken=settings.access.check_xrftoken,
             revalidate_s=settings.access.revalidate_s,
-            replays=ReplayBounds(settings.limits.replay_bytes_per_s, settings.history.max_octets),
+            replays=ReplayBounds(settings.limits.replay_bytes_per_s, settings.history.max_bytes),
         )
-        self.desk = desk
-        self._announcer = None if settings.broker is None else Announcer(settings.broker, reactor, prefer=lambda: amqp.url)
-        announce = None if self._announcer is None else self._announcer.announce
+        self.context = context
+        self._control_publisher = None if settings.broker is None else ConfirmedPublisher(settings.broker, reactor, prefer=lambda: amqp.url)
+        announce = None if self._control_publisher is None else self._control_publisher.announce
         self._id = secrets.token_hex(8)
-        self.control = Control(desk.guard.disconnect, desk.guard.doubt, announce, reactor, self._id, self._marker)
-        self._listener: ControlListener | None = None
+        self.control = Control(
+            context.credential_monitor.disconnect, context.credential_monitor.recheck_all, announce, reactor, self._id, self._marker
+        )
+        self.control_listener: ControlListener | None = None
         if settings.broker is not None and announce is not None:
-            self._listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
-            self.source = amqp = AmqpSource(settings.broker, self.intake, reactor, control=self._listener)
+            self.control_listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
+            self.source = amqp = AmqpSource(settings.broker, self.ingest, reactor, control=self.control_listener)
         self.websockets = WebSocketFactory(
-            desk, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
+            context, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
         )
         self.admin = AdminSite(
-            status=self.status,
+            status=lambda: status_figures(self),
             source_status=self.source_status,
             publish=publish,
             disconnect=self.control.revoke,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
-            max_payload_octets=settings.max_payload_octets,
+            max_payload_bytes=settings.max_payload_bytes,
             why_nobody=groups.why_nobody,
+            page=PageContent(
+                groups=groups.configured,
+                auth=settings.auth,
+                takes_tokens=takes_tokens(self.auth),
+                topics=lambda: self._page_topics(groups.configured),
+                position=lambda: self.history.head.position or None,
+            ),
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -169,21 +189,27 @@ class TowerwsService(Service):
     # IService
 
     def privilegedStartService(self) -> None:
-        """Open the ports, before privileges are dropped. Browsers come last: none waits while another address is not there yet."""
+        """Open the ports, before privileges are dropped.
+
+        The websocket port is last: no client has to wait while another address isn't available yet.
+        """
         self._listen("admin", self._settings.admin, self.admin)
         if self._settings.health:
             self._listen("health", self._settings.health, health_site(self.source_status))
         self._listen("listen", self._settings.listen, self.websockets)
-        self.websockets.doorman.stand_at(self._ports["listen"], backlog="backlog=" not in self._settings.listen)
+        self.websockets.accept_throttle.attach(self._ports["listen"], backlog="backlog=" not in self._settings.listen)
 
     def startService(self) -> None:
         """Start the source."""
         super().startService()
         assert self._reactor.seconds is time.monotonic, "the reactor's clock was changed back"
         self._started_at = self._reactor.seconds()
+        accept_throttle = self.websockets.accept_throttle
+        self.ingest.on_joinable = accept_throttle.release
+        accept_throttle.hold(JOINABLE_S)
         self.source.start()
         self._trim.start(1.0, now=False)
-        self.desk.guard.start()
+        self.context.credential_monitor.start()
         self._log.info(
             "towerws {version}: websockets on {listen}, admin on {admin}, source {source}, auth {auth}",
             version=__version__,
@@ -196,12 +222,12 @@ class TowerwsService(Service):
             self._log.warn("{sentence}", sentence=sentence)
 
     def stopService(self) -> Deferred[None]:
-        """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""
+        """Fires with None once everything is closed, at the latest `STOP_GRACE_S` after the drain window."""
         self._stopping = True
-        self.websockets.doorman.leave()
+        self.websockets.accept_throttle.detach()
         if self._trim.running:
             self._trim.stop()
-        self.desk.guard.stop()
+        self.context.credential_monitor.stop()
         done: Deferred[None] = Deferred()
 
         def finish(_: object = None) -> None:
@@ -219,32 +245,32 @@ class TowerwsService(Service):
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])
         steps.addCallback(lambda _: self._drain())
-        steps.addCallback(lambda _: _settled(self.desk.auth.stop()))
+        steps.addCallback(lambda _: _settled(self.context.auth.stop()))
         steps.addCallback(lambda _: self._leave_broker())
         steps.addCallback(lambda _: DeferredList([_settled(port.stopListening()) for port in probed]))
-        steps.addErrback(lambda failure: self._log.failure("stopping went wrong; going on", failure))
+        steps.addErrback(lambda failure: self._log.failure("an error while stopping; the stop goes on", failure))
         steps.addCallback(finish)
         super().stopService()
         return done
 
     def stop_now(self) -> None:
-        """End a stop that is under way: what is still open is cut off."""
+        """Finish a stop that is under way at once: abort the open connections."""
         if self._finish is not None:
             self._finish()
 
     def setServiceParent(self, parent: Any) -> None:
-        """Join twistd's application, and bring the log along: twistd takes its observer from the application."""
+        """Join twistd's application, and register the log observer there, where twistd looks for it."""
         if self.log_observer is not None:
             parent.setComponent(ILogObserver, self.log_observer)
         super().setServiceParent(parent)
 
-    # within
+    # helpers
 
     def _listen(self, key: str, description: str, factory: Any) -> None:
         self._ports[key] = listen(self._reactor, key, description, factory, self.ending)
 
     def _drain(self) -> Deferred[None]:
-        """Close every open connection, spread over the drain window; fires once all are gone, or after the window."""
+        """Close all connections, spread over the drain window. Fires once all are closed, or after the window."""
         waiting = list(self.websockets.connections)
         window = self._settings.websocket.drain_s
         batch = max(1, int(max(CLOSES_PER_S, len(waiting) / max(window, 0.1)) / 20))
@@ -266,22 +292,22 @@ class TowerwsService(Service):
         return done
 
     def _leave_broker(self) -> Deferred[Any]:
-        """The others are told first: from then on none of them waits for this daemon to follow a revocation."""
+        """Tell the other daemons, so that they don't wait for this one after a revocation. Then stop the source."""
 
         def stop(_: object) -> Deferred[Any]:
             stopping = _settled(self.source.stop())
-            return DeferredList([stopping, _settled(None if self._announcer is None else self._announcer.stop())])
+            return DeferredList([stopping, _settled(None if self._control_publisher is None else self._control_publisher.stop())])
 
         return self.control.leave().addCallback(stop)
 
     def _marker(self, text: str) -> bytes:
-        """The body of this daemon's control marker. The process id is that of now: twistd may fork after it has made the service."""
+        """Return the body of this daemon's control marker, with the current process id: twistd may have forked."""
         return Marker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
     def _trim_history(self) -> None:
         now = self._reactor.seconds()
         self.history.trim(now)
-        refused = self._full_said.count(self.websockets.refused_for.get("connections", 0), now)
+        refused = self._full_report.count(self.websockets.refused_for.get("connections", 0), now)
         if refused:
             self._log.warn(
                 "full: {refused} more clients were refused, because there is room for {limit} connections; raise limits.connections, "
@@ -294,62 +320,33 @@ class TowerwsService(Service):
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
 
     def _page_ports(self) -> tuple[int, ...]:
-        """Where pages of the daemon's own come from: the admin port, which has none while it is a UNIX socket or not open."""
+        """Return the ports of the daemon's own pages: the admin port, if it is open and no UNIX socket."""
         admin = self._ports.get("admin")
         port = None if admin is None else getattr(admin.getHost(), "port", None)
         return () if port is None else (port,)
 
-    def source_status(self) -> SourceStatus:
-        """How the source stands; a daemon that is stopping is not ready."""
-        status = self.source.status()
-        if not self._stopping:
-            return status
-        return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the start."""
+        return float(self._reactor.seconds() - self._started_at)
 
-    def status(self) -> Mapping[str, object]:
-        """What `/status` shows."""
-        source = self.source_status()
-        history, hub, intake, websockets, desk = self.history, self.hub, self.intake, self.websockets, self.desk
-        return {
-            "version": __version__,
-            "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
-            "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
-            "control": None if self._listener is None else {**self._listener.status, **self.control.counts, "others": self.control.others},
-            "intake": {
-                "received": intake.received,
-                "markers": intake.markers,
-                "duplicates": intake.duplicates,
-                "skipped": dict(intake.bad),
-                "positions_waiting": intake.waiting,
-            },
-            "history": {"deliveries": len(history), "octets": history.octets, "position": history.head.position or None},
-            "hub": {
-                "members": len(hub.members) - desk.guard.watchers,
-                "behind": sum(member.behind for member in hub.members),
-                "topics": hub.topics - desk.guard.watchers,
-                **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
-            },
-            "compression": {"frames": desk.deflater.frames, "octets": desk.deflater.octets, "saved": desk.deflater.saved},
-            "connections": {
-                "present": len(websockets.connections),
-                "opened": websockets.opened,
-                "closed": websockets.closed,
-                "revoked": desk.guard.revoked,
-                "limits": dict(desk.limits),
-                "replays_delayed": desk.replays.delays,
-                "renewed": desk.renewed,
-                "accepted": websockets.admission.arrived,
-                "accept_pauses": websockets.doorman.pauses,
-                "refused": {str(status): count for status, count in websockets.refused.items()},
-                "refused_for": dict(websockets.refused_for),
-            },
-            "auth": self._auth.figures(),
-            "requests": {"taken": desk.requests, "bad": desk.bad_requests, "denied_topics": desk.denied},
-        }
+    def _page_topics(self, groups: Container[str]) -> list[str]:
+        recent = self.history.recent_topics(PAGE_DELIVERIES)
+        return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
+
+    def source_status(self) -> SourceStatus:
+        """Return the source's state. While the daemon stops, it is not ready."""
+        status = self.source.status()
+        if self._stopping:
+            return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+        if self.websockets.accept_throttle.holding:
+            reason = f"no client is accepted before the broker has confirmed a marker, for at most {JOINABLE_S:g} s"
+            return replace(status, reason=f"{status.reason}; {reason}" if status.reason else reason)
+        return status
 
 
 def _position_key(settings: BrokerSettings) -> bytes:
-    """The key of positions: the same for all daemons that read this stream with these credentials, or with this key."""
+    """Derive the key of positions. Daemons that share `position_key`, or else the credentials, derive the same key for a stream."""
     salt = f"towerws position\0{settings.stream}".encode()
     if settings.position_key is not None:
         return derive_key(settings.position_key.reveal().encode(), salt)
@@ -365,5 +362,5 @@ def _with_connections(limits: LimitSettings) -> LimitSettings:
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:
-    """The same, but a failure does not stop what follows."""
+    """Return a Deferred that fires with None where `result` fails, so that the stop goes on."""
     return succeed(None) if result is None else result.addErrback(lambda failure: None)

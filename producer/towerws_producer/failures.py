@@ -9,11 +9,11 @@ from towerws_producer.errors import CredentialsRefused, Nacked, NoSuchExchange, 
 
 
 class Failure:
-    """Why a connection ended. `error` is what a waiting `publish` raises. `cured_by_time` is False when waiting is no use."""
+    """Why a connection ended. `error` is what a waiting `publish` raises. `retryable` is False when waiting is no use."""
 
-    def __init__(self, error: ProducerError, cured_by_time: bool = True, suspect: bool = False, may_not_declare: bool = False) -> None:
+    def __init__(self, error: ProducerError, retryable: bool = True, suspect: bool = False, may_not_declare: bool = False) -> None:
         self.error = error
-        self.cured_by_time = cured_by_time
+        self.retryable = retryable
         self.suspect = suspect
         """The broker closed the channel because of a message that was in flight."""
         self.may_not_declare = may_not_declare
@@ -39,16 +39,16 @@ def judge(error: BaseException, doing: str, exchange: str, ready: bool) -> Failu
     if isinstance(inner, (pika_exceptions.ProbableAuthenticationError, pika_exceptions.AuthenticationError)) or (
         not ready and code == 403 and "login" in text.lower()
     ):
-        return Failure(CredentialsRefused(f"{doing}: user name or password is wrong"), cured_by_time=False)
+        return Failure(CredentialsRefused(f"{doing}: user name or password is wrong"), retryable=False)
     if isinstance(inner, pika_exceptions.ProbableAccessDeniedError) or (
         isinstance(inner, pika_exceptions.ConnectionClosed) and code == 530
     ):
-        return Failure(CredentialsRefused(f"{doing}: the virtual host does not exist, or the user may not use it"), cured_by_time=False)
+        return Failure(CredentialsRefused(f"{doing}: the virtual host does not exist, or the user may not use it"), retryable=False)
     if isinstance(inner, pika_exceptions.ChannelClosed):
         return _judge_channel(code, text, doing, exchange, ready)
     if isinstance(inner, ssl.SSLError) and not isinstance(inner, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
         hint = "does that port speak TLS?" if "VERSION" in str(inner).upper() else "check the certificate, or tls_ca"
-        return Failure(Refused(f"{doing}: TLS failed: {_short(inner)}; {hint}"), cured_by_time=False)
+        return Failure(Refused(f"{doing}: TLS failed: {_short(inner)}; {hint}"), retryable=False)
     return Failure(Unreachable(f"{doing}: {_short(inner)}"))
 
 
@@ -56,20 +56,20 @@ def _judge_channel(code: int, text: str, doing: str, exchange: str, ready: bool)
     if code == 404:
         return Failure(
             NoSuchExchange(f"{doing}: there is no exchange {exchange!r}: start the towerws daemon, or check `exchange`"),
-            cured_by_time=False,
+            retryable=False,
         )
     if code == 403:
         if not ready:  # declaring needs the right to configure; publishing doesn't, where the daemon has declared
             return Failure(Refused(f"{doing}: may not declare the exchange {exchange!r}"), may_not_declare=True)
         return Failure(
             Refused(f"{doing}: the user may not write to the exchange {exchange!r} or to this topic there"),
-            cured_by_time=False,
+            retryable=False,
             suspect=True,
         )
     if code == 406 and not ready:
         return Failure(
             NoSuchExchange(f"{doing}: {exchange!r} exists and is no durable topic exchange: choose another `exchange`"),
-            cured_by_time=False,
+            retryable=False,
         )
     return Failure(Refused(f"{doing}: the broker refused a message: {text}"), suspect=True)
 

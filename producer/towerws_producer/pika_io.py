@@ -33,7 +33,7 @@ def parameters(address: Address, settings: Settings) -> Any:
     )
 
 
-class _Resolved(AbstractIOReference):  # type: ignore[misc]  # pika has no annotations in all of its versions
+class _Resolved(AbstractIOReference):
     """A look-up that is over."""
 
     def cancel(self) -> bool:
@@ -41,7 +41,7 @@ class _Resolved(AbstractIOReference):  # type: ignore[misc]  # pika has no annot
         return False
 
 
-class Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # as above
+class Services(SelectorIOServicesAdapter):
     """pika's I/O, with two changes.
 
     Names are looked up on our thread: pika starts one for that, which Python 3.12 forbids to an ending process. A socket is closed
@@ -55,7 +55,7 @@ class Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # as above
     def connect_socket(self, sock: socket.socket, resolved_addr: Any, on_done: Any) -> Any:
         """Connect it, and remember it."""
         self._sockets.append(sock)
-        return super().connect_socket(sock, resolved_addr, on_done)
+        return super().connect_socket(sock, resolved_addr, on_done)  # type: ignore[misc]  # it is a mixin's
 
     def close_sockets(self) -> None:
         """Close what is still open. The loop has ended."""

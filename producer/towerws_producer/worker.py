@@ -315,7 +315,7 @@ class Worker(Events):
                     self._buffer.remove_again(culprit)
                     told.append((culprit.topic, culprit.publication))
                     self._suspects = 0
-            elif not failure.cured_by_time:
+            elif not failure.retryable:
                 told = self._buffer.remove_published()
         for dropped in told:
             self._lose(dropped, error)

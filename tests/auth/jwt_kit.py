@@ -70,11 +70,11 @@ def jwks(*members: object) -> bytes:
     return json.dumps({"keys": members}).encode()
 
 
-def b64(octets: bytes | str | object) -> str:
-    """Canonical base64url of octets, of text, or of something as JSON."""
-    if not isinstance(octets, bytes):
-        octets = (octets if isinstance(octets, str) else json.dumps(octets)).encode()
-    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+def b64(raw: bytes | str | object) -> str:
+    """Canonical base64url of bytes, of text, or of something as JSON."""
+    if not isinstance(raw, bytes):
+        raw = (raw if isinstance(raw, str) else json.dumps(raw)).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def claims(**changes: object) -> dict[str, object]:

@@ -19,7 +19,7 @@ from zope.interface import implementer
 from tests.auth.jwt_kit import CANARY, NOW, head, jwk, jwks, make_method, sign
 from tests.broker.test_endpoint import certificate, run, until
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.jwt_fetch import MAX_BODY_OCTETS, FetchError, check_url, fetch, make_agent
+from towerws.auth.jwt_fetch import MAX_BODY_BYTES, FetchError, check_url, fetch, make_agent
 from towerws.auth.jwt_jwks import RETRY_S
 from towerws.core.errors import ConfigError
 
@@ -137,10 +137,10 @@ async def test_other_answers_are_failures(code: int) -> None:
 async def test_the_body_is_bounded(announced: bool) -> None:
     """256 KiB are read; of a longer answer no more than that, and the connection ends."""
     async with key_server() as server:
-        server.body = b" " * MAX_BODY_OCTETS
-        assert len((await get(server)).body) == MAX_BODY_OCTETS
+        server.body = b" " * MAX_BODY_BYTES
+        assert len((await get(server)).body) == MAX_BODY_BYTES
         if announced:
-            server.body = b" " * (MAX_BODY_OCTETS + 1)
+            server.body = b" " * (MAX_BODY_BYTES + 1)
         else:
 
             def endless(request: Any) -> object:
@@ -340,7 +340,7 @@ async def test_the_whole_way(tmp_path_factory: pytest.TempPathFactory) -> None:
                 await user(forged)
             assert len(server.requests) == 2
 
-            for body, code in ((b" " * (MAX_BODY_OCTETS + 1), 200), (b"<html>", 200), (b"", 302), (CANARY.encode(), 500)):
+            for body, code in ((b" " * (MAX_BODY_BYTES + 1), 200), (b"<html>", 200), (b"", 302), (CANARY.encode(), 500)):
                 server.body, server.code = body, code
                 clock.ahead += 101 + RETRY_S
                 assert await user(old) == "anna"

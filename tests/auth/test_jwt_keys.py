@@ -9,17 +9,17 @@ from jwt.algorithms import get_default_algorithms
 
 from tests.auth.jwt_kit import CANARY, SECRET, b64, claims, identify, jwk, make_method, private_key, private_pem, public_pem, result, sign
 from towerws.auth.base import Refused
-from towerws.auth.jwt_keys import ALGORITHMS, MAX_FILE_OCTETS, check_algorithms, read_jwk, read_public_key, read_secret
+from towerws.auth.jwt_keys import ALGORITHMS, MAX_FILE_BYTES, check_algorithms, read_jwk, read_public_key, read_secret
 from towerws.auth.jwt_token import parse_token
 from towerws.core.errors import ConfigError
 
 PUBLIC = [name for name in ALGORITHMS if not name.startswith("HS")]
 
 
-def write(folder: Path, octets: bytes) -> str:
-    """A file with these octets."""
+def write(folder: Path, raw: bytes) -> str:
+    """A file with these bytes."""
     path = folder / "key"
-    path.write_bytes(octets)
+    path.write_bytes(raw)
     return str(path)
 
 
@@ -65,7 +65,7 @@ def test_a_secret_is_as_long_as_the_hash(tmp_path: Path, algorithms: tuple[str, 
     (key, *_) = result(read_secret(write(tmp_path, b"s" * least + end), algorithms).find(algorithms[0], "any"))
     assert key.material == b"s" * least
     assert "ssss" not in repr(key)
-    with pytest.raises(ConfigError, match=rf"^jwt\.secret_file = '.*': must hold at least {least} octets"):
+    with pytest.raises(ConfigError, match=rf"^jwt\.secret_file = '.*': must hold at least {least} bytes"):
         read_secret(write(tmp_path, b"s" * (least - 1) + end), algorithms)
 
 
@@ -73,8 +73,8 @@ def test_files_that_hold_no_secret(tmp_path: Path) -> None:
     """A public key, something huge, nothing, or no file at all: each is said, without what stands in it."""
     with pytest.raises(ConfigError, match="no secret"):
         read_secret(write(tmp_path, public_pem("RS256")), ("HS256",))
-    with pytest.raises(ConfigError, match="at most 65536 octets"):
-        read_secret(write(tmp_path, CANARY.encode() * MAX_FILE_OCTETS), ("HS256",))
+    with pytest.raises(ConfigError, match="at most 65536 bytes"):
+        read_secret(write(tmp_path, CANARY.encode() * MAX_FILE_BYTES), ("HS256",))
     with pytest.raises(ConfigError, match="at least 32") as caught:
         read_secret(write(tmp_path, CANARY.encode()), ("HS256",))
     assert CANARY not in str(caught.value)
@@ -88,7 +88,7 @@ def test_files_that_hold_no_public_key(tmp_path: Path) -> None:
     """A private key, a key for something else, a short one, and noise are errors that say what is wanted."""
     short = rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key()
     small = short.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    for octets, algorithms, text in (
+    for raw, algorithms, text in (
         (private_pem("RS256"), ("RS256",), "private key"),
         (private_pem("EdDSA"), ("EdDSA",), "private key"),
         (b"noise", ("RS256",), "in PEM"),
@@ -101,7 +101,7 @@ def test_files_that_hold_no_public_key(tmp_path: Path) -> None:
         (small, ("RS256",), "2048 to 8192 bits"),
     ):
         with pytest.raises(ConfigError, match=text):
-            read_public_key(write(tmp_path, octets), algorithms)
+            read_public_key(write(tmp_path, raw), algorithms)
 
 
 def test_one_rsa_key_serves_several_algorithms(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_private_key_in_a_key_set_is_passed_over(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_public_key_is_no_secret(tmp_path: Path, algorithm: str) -> None:
-    """Algorithm confusion: a token signed with HMAC and the public key's octets as secret is refused, in all three forms of them."""
+    """Algorithm confusion: a token signed with HMAC and the public key's bytes as secret is refused, in all three forms of them."""
     path = write(tmp_path, public_pem(algorithm))
     method = make_method(tmp_path, algorithms=(algorithm,), public_key_file=path)
     der = private_key(algorithm).public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

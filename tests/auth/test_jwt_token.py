@@ -4,7 +4,7 @@ import pytest
 
 from tests.auth.jwt_kit import CANARY, b64, sign
 from towerws.auth.base import Refused
-from towerws.auth.jwt_token import MAX_TOKEN_OCTETS, is_shaped_like_token, parse_token, read_object
+from towerws.auth.jwt_token import MAX_TOKEN_BYTES, is_shaped_like_token, parse_token, read_object
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_what_is_shaped_like_a_token(text: str, shaped: bool) -> None:
 
 
 def test_a_token_is_taken_apart() -> None:
-    """The header is read, the rest is there in octets, and nothing of it shows in a repr."""
+    """The header is read, the rest is there in bytes, and nothing of it shows in a repr."""
     text = sign({"sub": CANARY}, header={"kid": "k1", "jku": CANARY})
     token = parse_token(text)
     assert (token.algorithm, token.kid) == ("HS256", "k1")
@@ -61,7 +61,7 @@ def test_what_is_no_token(text: str) -> None:
 
 @pytest.mark.parametrize("spoiled", ["signature", "payload", "header"])
 def test_base64url_is_canonical(spoiled: str) -> None:
-    """Bits behind the last octet must be 0: a token has one form only."""
+    """Bits behind the last byte must be 0: a token has one form only."""
     parts = {"header": b64('{"alg":"HS256" }'), "payload": b64('{"a":1 }'), "signature": b64(b"s" * 32)}
     parse_token(".".join(parts.values()))
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -72,10 +72,10 @@ def test_base64url_is_canonical(spoiled: str) -> None:
 
 
 def test_the_size_is_bounded() -> None:
-    """8 KiB are read; one octet more is not looked at."""
+    """8 KiB are read; one byte more is not looked at."""
     start = f"{b64({'alg': 'HS256'})}.{b64('{ }')}."
-    assert (MAX_TOKEN_OCTETS - len(start)) % 4 != 1
-    for length, fits in ((MAX_TOKEN_OCTETS - len(start), True), (MAX_TOKEN_OCTETS - len(start) + 1, False)):
+    assert (MAX_TOKEN_BYTES - len(start)) % 4 != 1
+    for length, fits in ((MAX_TOKEN_BYTES - len(start), True), (MAX_TOKEN_BYTES - len(start) + 1, False)):
         text = start + "A" * length
         if fits:
             assert len(parse_token(text).signature) == length * 3 // 4

@@ -132,14 +132,14 @@ def test_nothing_is_sent_too_late(wait_s: float) -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("crowd", [1, 19, 20, 21, 100, 200, 500])
-def test_one_address_keeps_nobody_waiting(crowd: int) -> None:
+@pytest.mark.parametrize("many", [1, 19, 20, 21, 100, 200, 500])
+def test_one_address_keeps_nobody_waiting(many: int) -> None:
     """Whoever asks from elsewhere is next, however many questions one address has under way and waiting."""
     kit = Kit()
-    loud = [kit.ask(f"/loud/{number}") for number in range(crowd)]
+    loud = [kit.ask(f"/loud/{number}") for number in range(many)]
     quiet = [kit.ask(f"/quiet/{number}", f"203.0.113.{number}") for number in range(10)]
-    under_way = min(crowd, 20)
-    for number in range(min(crowd, 10)):
+    under_way = min(many, 20)
+    for number in range(min(many, 10)):
         kit.end(GOOD, number)
     asked = [path for path, _, _ in kit.fetcher.asked]
     assert asked[under_way : under_way + 10] == [f"/quiet/{number}" for number in range(10)]

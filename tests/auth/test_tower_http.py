@@ -21,7 +21,7 @@ from tests.broker.test_endpoint import certificate, until
 from tests.fake_tower import FakeTower, User
 from towerws.auth.base import Unavailable
 from towerws.auth.tower_answers import Answer
-from towerws.auth.tower_http import MAX_BODY_OCTETS, HttpFetcher, _Body, _why, check_url
+from towerws.auth.tower_http import MAX_BODY_BYTES, HttpFetcher, _Body, _why, check_url
 from towerws.core.errors import ConfigError
 
 reactor: Any = _reactor
@@ -133,19 +133,19 @@ async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool)
 
 
 def test_a_body_after_its_end() -> None:
-    """A body of exactly the bound is whole, one octet more is too long; what follows is dropped, also when the connection has ended."""
+    """A body of exactly the bound is whole, one byte more is too long; what follows is dropped, also when the connection has ended."""
     body = _Body(200)
     body.makeConnection(TransportProxyProducer(None))
-    body.dataReceived(b"x" * MAX_BODY_OCTETS)
+    body.dataReceived(b"x" * MAX_BODY_BYTES)
     assert not body.done.called
     body.dataReceived(b"x")
-    body.dataReceived(b"x" * MAX_BODY_OCTETS * 2)
+    body.dataReceived(b"x" * MAX_BODY_BYTES * 2)
     body.connectionLost()
     assert now(body.done) == Answer(200, None)
     whole = _Body(200)
-    whole.dataReceived(b"x" * MAX_BODY_OCTETS)
+    whole.dataReceived(b"x" * MAX_BODY_BYTES)
     whole.connectionLost(Failure(ResponseDone()))
-    assert now(whole.done) == Answer(200, b"x" * MAX_BODY_OCTETS)
+    assert now(whole.done) == Answer(200, b"x" * MAX_BODY_BYTES)
 
 
 @run

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from tests.fake_amqp import FakeBroker, Peer, RecordingSink
 from towerws.amqp import AmqpSource
-from towerws.broker.announcer import Announcer
+from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
@@ -56,7 +56,7 @@ class House:
             self.clock,
             control=self.listener,
             endpoint=lambda url: self.broker,
-            publisher=Announcer(self.settings, self.clock, prefer=lambda: None, endpoint=lambda _: self.side),
+            publisher=ConfirmedPublisher(self.settings, self.clock, prefer=lambda: None, endpoint=lambda _: self.side),
             rng=random.Random(1),
         )
 

@@ -58,31 +58,31 @@ def test_whatever_pika_encodes_is_read(
 
 
 @given(st.binary(max_size=200))
-def test_no_octets_raise(data: bytes) -> None:
-    """Arbitrary octets give an answer, never an exception."""
+def test_no_bytes_raise(data: bytes) -> None:
+    """Arbitrary bytes give an answer, never an exception."""
     content = read_content(data, 0, len(data))
     assert content.offset is None or isinstance(content.offset, int)
 
 
 @given(PROPERTIES, st.dictionaries(NAMES, VALUES, max_size=5), st.data())
 def test_no_damage_reaches_beyond_its_frame(properties: dict[str, Any], headers: dict[str, Any], data: st.DataObject) -> None:
-    """One octet changed at random never raises, and what is read comes from inside the frame or is marked as damaged."""
-    octets = bytearray(b"".join(spec.BasicProperties(headers={**headers, "x-stream-offset": 7}, **properties).encode()))
-    at = data.draw(st.integers(0, len(octets) - 1))
-    octets[at] = data.draw(st.integers(0, 255))
-    end = len(octets)
-    alone = read_content(bytes(octets), 0, end)
-    followed = read_content(bytes(octets) + b"\xff" * 300, 0, end)
+    """One byte changed at random never raises, and what is read comes from inside the frame or is marked as damaged."""
+    raw = bytearray(b"".join(spec.BasicProperties(headers={**headers, "x-stream-offset": 7}, **properties).encode()))
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] = data.draw(st.integers(0, 255))
+    end = len(raw)
+    alone = read_content(bytes(raw), 0, end)
+    followed = read_content(bytes(raw) + b"\xff" * 300, 0, end)
     assert followed.damaged or (alone.offset, alone.message_id) == (followed.offset, followed.message_id)
 
 
 def test_a_message_id_that_is_not_utf8_stays_distinct() -> None:
     """Two ids that are no UTF-8 are not taken for one another."""
-    ids = {read_content(b"\x00\x80" + bytes([1]) + octet, 0, 4).message_id for octet in (b"\xfe", b"\xff")}
+    ids = {read_content(b"\x00\x80" + bytes([1]) + byte, 0, 4).message_id for byte in (b"\xfe", b"\xff")}
     assert len(ids) == 2
 
 
 def test_the_layout_is_pikas() -> None:
-    """The property flags begin 12 octets into a header frame's payload, as pika writes it."""
+    """The property flags begin 12 bytes into a header frame's payload, as pika writes it."""
     data = frame.Header(1, 5, spec.BasicProperties(message_id="m")).marshal()
     assert read_content(data, 7 + 12, len(data) - 1).message_id == "m"

@@ -26,7 +26,7 @@ def test_topology(consume: str) -> None:
         "state": "listening",
         "proven": True,
         "reason": None,
-        "losses": 0,
+        "failures": 0,
         "unbound": 0,
         "errors": 0,
     }
@@ -120,17 +120,17 @@ def test_a_broker_that_does_not_answer() -> None:
 def test_a_queue_that_is_taken_away_is_made_anew(how: str) -> None:
     """After a second, on the same connection; what may have been missed is said, and events do not notice."""
     house = House().start()
-    for losses in (1, 2, 3):
+    for failures in (1, 2, 3):
         peer, channel = house.broker.peer, house.channel
         method = spec.Basic.Cancel(peer.consumers[channel]) if how == "cancel" else spec.Channel.Close(404, "NOT_FOUND - no queue", 0, 0)
         peer.send(channel, method)
         house.settle()
-        assert (house.state(), house.listener.status["losses"]) == ("paused", losses)
+        assert (house.state(), house.listener.status["failures"]) == ("paused", failures)
         house.advance(1.1)
         assert house.state() == "listening"
     assert house.heard.calls == ["listening"] * 4
     assert len(house.broker.peers) == 1
-    assert house.source.counters["channel_losses"] == 0
+    assert house.source.counters["channel_failures"] == 0
 
 
 def test_every_connection_listens() -> None:
@@ -145,7 +145,7 @@ def test_every_connection_listens() -> None:
         assert len(house.broker.peers) == connections
         assert house.state() == "listening"
     assert house.heard.calls == ["listening"] * 3
-    assert house.listener.status["losses"] == 0
+    assert house.listener.status["failures"] == 0
 
 
 def test_what_ends_the_connection_is_tried_ever_less() -> None:

@@ -277,7 +277,7 @@ def test_a_channel_on_which_nothing_comes() -> None:
                 house.confirm()
             assert house.heard.calls == ["listening"]
         house.advance(2 * MARKER_S, 0.5)
-    assert house.listener.status["losses"] == 1
+    assert house.listener.status["failures"] == 1
     assert house.state() == "listening"
     assert house.heard.calls == ["listening"] * 2
     assert len(house.broker.peers) == 1

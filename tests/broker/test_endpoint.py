@@ -123,8 +123,8 @@ async def source_to(port: int, *, tls: bool, **changes: Any) -> AsyncIterator[Am
 async def test_an_unknown_authority_is_refused(tmp_path: Path) -> None:
     """Certificates are verified by default; the reason says what to do."""
     async with listening(certificate(tmp_path)) as (port, factory), source_to(port, tls=True) as source:
-        await until(lambda: source.counters["last_loss"] is not None)
-        reason = str(source.counters["last_loss"])
+        await until(lambda: source.counters["last_failure"] is not None)
+        reason = str(source.counters["last_failure"])
         assert "certificate verify failed" in reason
         assert "tls_ca" in reason
         assert factory.received == b""
@@ -137,7 +137,7 @@ async def test_the_authority_in_tls_ca_is_trusted(tmp_path: Path) -> None:
     async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0]), attempt_s=1) as source:
         await until(lambda: factory.received == b"AMQP\x00\x00\x09\x01")
         assert source.status().state is SourceState.HANDSHAKE
-        await until(lambda: "no answer from the broker" in str(source.counters["last_loss"]))
+        await until(lambda: "no answer from the broker" in str(source.counters["last_failure"]))
         await until(lambda: factory.open == 0)
 
 
@@ -146,8 +146,8 @@ async def test_a_certificate_for_another_host_is_refused(tmp_path: Path) -> None
     """A trusted certificate of somebody else opens nothing."""
     files = certificate(tmp_path, address="127.0.0.2")
     async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0])) as source:
-        await until(lambda: source.counters["last_loss"] is not None)
-        assert "TLS failed" in str(source.counters["last_loss"])
+        await until(lambda: source.counters["last_failure"] is not None)
+        assert "TLS failed" in str(source.counters["last_failure"])
         assert factory.received == b""
 
 
@@ -155,7 +155,7 @@ async def test_a_certificate_for_another_host_is_refused(tmp_path: Path) -> None
 async def test_tls_to_a_port_without(tmp_path: Path) -> None:
     """amqps:// to a port that speaks plain AMQP is not silent for ever."""
     async with listening(None) as (port, factory), source_to(port, tls=True, attempt_s=0.3) as source:
-        await until(lambda: source.counters["last_loss"] is not None)
+        await until(lambda: source.counters["last_failure"] is not None)
         assert factory.received[:1] == b"\x16"
 
 

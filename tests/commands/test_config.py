@@ -35,11 +35,11 @@ def run_check(*arguments: str, **environ: str) -> Result:
 
 def test_config_prints_what_is_in_force() -> None:
     """Every option stands there once, with where it came from."""
-    result = run_config("--auth", "open", TOWERWS_HISTORY_MAX_OCTETS="8MiB")
+    result = run_config("--auth", "open", TOWERWS_HISTORY_MAX_BYTES="8MiB")
     lines = result.stdout.splitlines()
     assert (result.exit_code, result.stderr) == (0, "")
     assert 'auth = ["open"]  # --auth' in lines
-    assert 'max_octets = "8MiB"  # TOWERWS_HISTORY_MAX_OCTETS' in lines
+    assert 'max_bytes = "8MiB"  # TOWERWS_HISTORY_MAX_BYTES' in lines
     assert "backoff_min_s = 0.5  # default" in lines
     assert len([line for line in lines if " = " in line]) == len(OPTIONS)
 
@@ -51,7 +51,7 @@ def test_config_can_be_used_as_a_file(tmp_path: Path) -> None:
     first.write_text(
         f'broker = "amqp://u@[::1]/a%2Fb"\nbroker_password_file = "{tmp_path}/password"\nauth = ["open"]\ninsecure = true\n'
         'listen = \'tcp6:8051:interface=\\:\\:1\'\nexchange = "quote\\" and \\\\"\n'
-        'heartbeat_s = "5s"\nbackoff_min_s = "250ms"\n[history]\nmax_octets = 8388609\n'
+        'heartbeat_s = "5s"\nbackoff_min_s = "250ms"\n[history]\nmax_bytes = 8388609\n'
         '[groups.orders]\nevents = ["created", "paid"]\n[groups.stock]\nevents = "id"\nobject_url = "/stock/{id}/"\n'
     )
     printed = run_config("--config", str(first))
@@ -120,7 +120,7 @@ def test_check_without_a_broker(tmp_path: Path) -> None:
         (
             "--auth jwt --jwt-algorithms HS256 --jwt-secret-file FILE",
             b"short",
-            "jwt.secret_file = 'FILE': must hold at least 32 octets, for HS256",
+            "jwt.secret_file = 'FILE': must hold at least 32 bytes, for HS256",
         ),
         ("--auth jwt --jwt-algorithms none --jwt-secret-file FILE", b"s" * 32, "jwt.algorithms = 'none': must be one or more of"),
         (

@@ -73,7 +73,7 @@ def test_parsed(text: str, expected: BrokerUrl) -> None:
         ("amqp://h/v?heartbeat=5&secret=1", r"a query string \(heartbeat\) isn't read"),
         ("amqp://h?x", "a query string isn't read"),
         ("amqp://h/%00", "virtual host must be printable"),
-        ("amqp://h/" + "v" * 128, "at most 127 octets"),
+        ("amqp://h/" + "v" * 128, "at most 127 bytes"),
         ("amqp://u:%FF@h", "the password isn't UTF-8"),
         ("amqp://u:***@h", "is the mask"),
     ],

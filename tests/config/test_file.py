@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from towerws.config.file import MAX_FILE_OCTETS, SHOWN_CHARACTERS, one_line, read_file, shown, shown_path
+from towerws.config.file import MAX_FILE_BYTES, SHOWN_CHARACTERS, one_line, read_file, shown, shown_path
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings
 
@@ -37,11 +37,11 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
     [
         ("listen =", "not valid TOML: Invalid value (at "),
         ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at "),
-        ("max-payload-octets = 1", "unknown key 'max-payload-octets'; did you mean max_payload_octets?"),
-        ("[history]\nmax_octet = 1", "unknown key 'history.max_octet'; did you mean history.max_octets?"),
-        ("max_octets = 1", "unknown key 'max_octets'; did you mean history.max_octets?"),
-        ('"history.max_octets" = 1', "unknown key 'history.max_octets'; write it without quotes"),
-        ("[histori]\nmax_octets = 1", "unknown key 'histori'; did you mean history?"),
+        ("max-payload-bytes = 1", "unknown key 'max-payload-bytes'; did you mean max_payload_bytes?"),
+        ("[history]\nmax_byte = 1", "unknown key 'history.max_byte'; did you mean history.max_bytes?"),
+        ("max_bytes = 1", "unknown key 'max_bytes'; did you mean history.max_bytes?"),
+        ('"history.max_bytes" = 1', "unknown key 'history.max_bytes'; write it without quotes"),
+        ("[histori]\nmax_bytes = 1", "unknown key 'histori'; did you mean history?"),
         ("zzzzzzz = 1", "unknown key 'zzzzzzz'"),
         ("history = 5", "history = 5: must be a table: [history]"),
         ("groups = 5", "groups = 5: must be a table: [groups]"),
@@ -51,8 +51,8 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
         ("[groups.a]\nevents = 5", "[groups.a] = {'events': 5}: events must be"),
         ("a = " + "[" * 5000, "nested too deeply"),
         ("prefetch = " + "9" * 5000, "not valid TOML: Exceeds the limit"),
-        (b"listen = '\xff'", "must be UTF-8, which ends at octet 10"),
-        (b"#" * (MAX_FILE_OCTETS + 1), f"must be at most {MAX_FILE_OCTETS} octets"),
+        (b"listen = '\xff'", "must be UTF-8, but byte 10 isn't"),
+        (b"#" * (MAX_FILE_BYTES + 1), f"must be at most {MAX_FILE_BYTES} bytes"),
     ],
 )
 def test_refused(tmp_path: Path, text: str | bytes, said: str) -> None:

@@ -71,14 +71,14 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     """TOWERWS_CONFIG names the file; all forms of a value are read there."""
     path = config_file(
         tmp_path,
-        'auth = "open"\nbroker = ["amqp://a", "amqps://b"]\nmax_payload_octets = "1MiB"\npassive = true\n'
-        'history = {max_age_s = "500s", max_octets = 8388608}\n[groups.orders]\nevents = ["paid"]\n',
+        'auth = "open"\nbroker = ["amqp://a", "amqps://b"]\nmax_payload_bytes = "1MiB"\npassive = true\n'
+        'history = {max_age_s = "500s", max_bytes = 8388608}\n[groups.orders]\nevents = ["paid"]\n',
     )
     settings = load({}, {"TOWERWS_CONFIG": path})
     assert settings.broker is not None
     assert [url.host for url in settings.broker.urls] == ["a", "b"]
     assert settings.broker.passive is True
-    assert (settings.max_payload_octets, settings.history) == (1024**2, HistorySettings(max_octets=8 * 1024**2, max_age_s=500))
+    assert (settings.max_payload_bytes, settings.history) == (1024**2, HistorySettings(max_bytes=8 * 1024**2, max_age_s=500))
     assert settings.groups == {"orders": GroupSettings(events=("paid",))}
 
 
@@ -108,8 +108,8 @@ def test_an_empty_variable_is_not_set() -> None:
         ({"prefetch": ""}, {}, "--prefetch = '': must be a whole number"),
         ({}, {"TOWERWS_PREFETCH": "65536"}, "TOWERWS_PREFETCH = '65536': must be at most 65535"),
         ({}, {"TOWERWS_PASSIVE": "yes"}, "TOWERWS_PASSIVE = 'yes': must be true or false"),
-        ({"history-max-octets": "1MB"}, {}, "--history-max-octets = '1MB': a size is"),
-        ({"history-max-octets": "x" * 5000}, {}, f"--history-max-octets = '{'x' * 79}…: a size is"),
+        ({"history-max-bytes": "1MB"}, {}, "--history-max-bytes = '1MB': a size is"),
+        ({"history-max-bytes": "x" * 5000}, {}, f"--history-max-bytes = '{'x' * 79}…: a size is"),
         ({"consume": "topic"}, {}, "--consume = 'topic': must be one of auto, stream, queue"),
         ({"auth": "jwd"}, {}, "--auth = ['jwd']: unknown method 'jwd'; there is tower, jwt, open; did you mean jwt"),
         ({"listen": "tcp:8051"}, {}, "--listen = 'tcp:8051': with auth open"),
@@ -228,13 +228,13 @@ class UsageOptions(usage.Options):
 def test_flags_for_twistd() -> None:
     """Every option is a flag of twistd; what wasn't given stays out of the way of the environment and the file."""
     options = UsageOptions()
-    options.parseOptions(["--auth", "open", "--prefetch=5", "--insecure", "--history-max-octets", "8MiB"])
+    options.parseOptions(["--auth", "open", "--prefetch=5", "--insecure", "--history-max-bytes", "8MiB"])
     flags = given(options)
     assert {name: value for name, value in flags.items() if value is not None} == {
         "auth": "open",
         "prefetch": "5",
         "insecure": "true",
-        "history-max-octets": "8MiB",
+        "history-max-bytes": "8MiB",
     }
     settings = load(flags, {"TOWERWS_PASSIVE": "true", "TOWERWS_BROKER": "amqp://h"})
     assert settings.broker is not None
@@ -243,8 +243,8 @@ def test_flags_for_twistd() -> None:
 
 def test_given_takes_clicks_names() -> None:
     """Click's names for flags are understood, and what is no option is left out."""
-    assert given({"history_max_octets": "1KiB", "config": None, "insecure": False, "verbose": True}) == {
-        "history-max-octets": "1KiB",
+    assert given({"history_max_bytes": "1KiB", "config": None, "insecure": False, "verbose": True}) == {
+        "history-max-bytes": "1KiB",
         "config": None,
         "insecure": None,
     }

@@ -40,8 +40,8 @@ def test_names_are_unique() -> None:
 
 def test_names_derive_from_the_key() -> None:
     """The flag is the key in kebab case, the variable the key in capitals."""
-    option = BY_KEY["history.max_octets"]
-    assert (option.flag, option.variable) == ("history-max-octets", "TOWERWS_HISTORY_MAX_OCTETS")
+    option = BY_KEY["history.max_bytes"]
+    assert (option.flag, option.variable) == ("history-max-bytes", "TOWERWS_HISTORY_MAX_BYTES")
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)

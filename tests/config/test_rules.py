@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from towerws.config.broker_url import parse_broker_url
+from towerws.config.options import OPTIONS
 from towerws.config.rules import advice, broken_rules, describes_a_service, read_group, suggestion
 from towerws.core.settings import (
     AccessSettings,
@@ -46,20 +47,20 @@ def test_the_defaults_keep_every_rule() -> None:
         (replace(GOOD, access=AccessSettings(trusted_proxies=("10.0.0.1/8",))), "trusted_proxies", "10.0.0.1/8 has host bits set"),
         (replace(GOOD, access=AccessSettings(trusted_proxies=("proxy",))), "trusted_proxies", "an address, a network (10.0.0.0/8) or unix"),
         (replace(GOOD, access=AccessSettings(origins=("portal",))), "origins", "'portal' is not an origin"),
-        (replace(GOOD, broker=replace(BROKER, exchange="")), "exchange", "1 to 255 octets"),
-        (replace(GOOD, broker=replace(BROKER, stream="é" * 128)), "stream", "1 to 255 octets"),
-        (replace(GOOD, broker=replace(BROKER, exchange="x" * 250)), "control_exchange", "1 to 255 octets"),
+        (replace(GOOD, broker=replace(BROKER, exchange="")), "exchange", "1 to 255 bytes"),
+        (replace(GOOD, broker=replace(BROKER, stream="é" * 128)), "stream", "1 to 255 bytes"),
+        (replace(GOOD, broker=replace(BROKER, exchange="x" * 250)), "control_exchange", "1 to 255 bytes"),
         (replace(GOOD, broker=replace(BROKER, control_exchange="towerws")), "control_exchange", "must be different"),
         (replace(GOOD, broker=replace(BROKER, silence_s=19.9)), "silence_s", "at least twice heartbeat_s"),
         (replace(GOOD, broker=replace(BROKER, backoff_max_s=0.4)), "backoff_max_s", "at least backoff_min_s"),
-        (replace(GOOD, broker=replace(BROKER, stream_max_octets=1024)), "stream_max_octets", "at least stream_segment_octets"),
+        (replace(GOOD, broker=replace(BROKER, stream_max_bytes=1024)), "stream_max_bytes", "at least stream_segment_bytes"),
         (replace(GOOD, broker=replace(BROKER, stream_max_age_s=119)), "stream_max_age_s", "at least history.max_age_s"),
-        (replace(GOOD, broker=replace(BROKER, queue_max_octets=1024)), "queue_max_octets", "at least max_payload_octets"),
-        (replace(GOOD, history=HistorySettings(max_octets=4 * 1024**2 - 1)), "history.max_octets", "at least max_payload_octets"),
+        (replace(GOOD, broker=replace(BROKER, queue_max_bytes=1024)), "queue_max_bytes", "at least max_payload_bytes"),
+        (replace(GOOD, history=HistorySettings(max_bytes=4 * 1024**2 - 1)), "history.max_bytes", "at least max_payload_bytes"),
         (
-            replace(GOOD, websocket=WebSocketSettings(backlog_octets=128 * 1024**2)),
-            "websocket.backlog_octets",
-            "at most history.max_octets",
+            replace(GOOD, websocket=WebSocketSettings(backlog_bytes=128 * 1024**2)),
+            "websocket.backlog_bytes",
+            "at most history.max_bytes",
         ),
     ],
 )
@@ -77,7 +78,7 @@ def test_broken(settings: Settings, key: str, rule: str) -> None:
         replace(GOOD, listen=r"tcp6:8051:interface=\:\:1", admin="unix:/run/admin.sock"),
         replace(GOOD, listen="tcp:0:interface=127.0.0.1", admin="tcp:0:interface=127.0.0.1"),
         replace(GOOD, broker=replace(BROKER, silence_s=20, heartbeat_s=10)),
-        replace(GOOD, history=HistorySettings(max_octets=4 * 1024**2)),
+        replace(GOOD, history=HistorySettings(max_bytes=4 * 1024**2)),
     ],
 )
 def test_kept(settings: Settings) -> None:
@@ -107,23 +108,29 @@ def test_advice() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("max_payload_octet", "; did you mean max_payload_octets?"),
-        ("max_octets", "; did you mean history.max_octets?"),
+        ("max_payload_byte", "; did you mean max_payload_bytes?"),
+        ("max_bytes", "; did you mean history.max_bytes?"),
         ("zzz", ""),
     ],
 )
 def test_suggestion(word: str, said: str) -> None:
     """A name that is nearly right, or lacks its table, brings up the right one."""
-    assert suggestion(word, ["listen", "history.max_octets", "max_payload_octets"]) == said
+    assert suggestion(word, ["listen", "history.max_bytes", "max_payload_bytes"]) == said
+
+
+@pytest.mark.parametrize("key", [option.key for option in OPTIONS if "bytes" in option.key])
+def test_the_former_name_of_an_option_brings_up_the_new_one(key: str) -> None:
+    """Sizes were named `…_octets` until 0.2."""
+    assert suggestion(key.replace("bytes", "octets"), [option.key for option in OPTIONS]) == f"; did you mean {key}?"
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("TOWERWS_HISTROY", "TOWERWS_HISTORY_MAX_OCTETS or TOWERWS_HISTORY_MAX_AGE_S"),
-        ("TOWERWS_HISTORY", "TOWERWS_HISTORY_MAX_OCTETS or TOWERWS_HISTORY_MAX_AGE_S"),
-        ("TOWERWS_HISTORY_MAX_OCTET", "TOWERWS_HISTORY_MAX_OCTETS"),
-        ("TOWERWS_HISTROY_MAX_OCTETS", "TOWERWS_HISTORY_MAX_OCTETS"),
+        ("TOWERWS_HISTROY", "TOWERWS_HISTORY_MAX_BYTES or TOWERWS_HISTORY_MAX_AGE_S"),
+        ("TOWERWS_HISTORY", "TOWERWS_HISTORY_MAX_BYTES or TOWERWS_HISTORY_MAX_AGE_S"),
+        ("TOWERWS_HISTORY_MAX_BYTE", "TOWERWS_HISTORY_MAX_BYTES"),
+        ("TOWERWS_HISTROY_MAX_BYTES", "TOWERWS_HISTORY_MAX_BYTES"),
         ("TOWERWS_LITSEN", "TOWERWS_LISTEN"),
         ("TOWERWS_LISTENS", "TOWERWS_LISTEN"),
         ("TOWERWS_BROKR", "TOWERWS_BROKER"),
@@ -135,7 +142,7 @@ def test_suggestion(word: str, said: str) -> None:
 )
 def test_suggestion_behind_a_prefix(word: str, said: str) -> None:
     """What every name begins with makes no name likely: `TOWERWS_HISTROY` is not nearly `TOWERWS_STREAM`."""
-    known = [f"TOWERWS_{name}" for name in ("BROKER", "LISTEN", "STREAM", "HISTORY_MAX_OCTETS", "HISTORY_MAX_AGE_S")]
+    known = [f"TOWERWS_{name}" for name in ("BROKER", "LISTEN", "STREAM", "HISTORY_MAX_BYTES", "HISTORY_MAX_AGE_S")]
     assert suggestion(word, known, "TOWERWS_") == (f"; did you mean {said}?" if said else "")
 
 

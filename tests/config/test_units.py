@@ -19,12 +19,12 @@ from towerws.config.units import (
 
 
 @pytest.mark.parametrize(
-    ("written", "octets"),
+    ("written", "raw"),
     [("1048576", 1048576), (1048576, 1048576), ("64MiB", 64 * 1024**2), ("256 KiB", 262144), ("1GiB", 1024**3), (0, 0)],
 )
-def test_sizes(written: object, octets: int) -> None:
-    """A size is octets, or has a binary unit."""
-    assert read_size(written) == octets
+def test_sizes(written: object, raw: int) -> None:
+    """A size is bytes, or has a binary unit."""
+    assert read_size(written) == raw
 
 
 @pytest.mark.parametrize("written", ["64MB", "64M", "64mib", "1.5MiB", "-1", "", "MiB", "\uff11", "9" * 16, -1, 1.0, True, None, [], "1\n"])
@@ -35,9 +35,9 @@ def test_bad_sizes(written: object) -> None:
 
 
 @given(st.integers(0, 10**15 - 1))
-def test_sizes_round_trip(octets: int) -> None:
+def test_sizes_round_trip(raw: int) -> None:
     """Every size is read back as what was written."""
-    assert read_size(format_size(octets)) == octets
+    assert read_size(format_size(raw)) == raw
 
 
 @pytest.mark.parametrize(

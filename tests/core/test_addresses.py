@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.core.addresses import Proxies, forwarded_nodes, household, read_node
+from towerws.core.addresses import Proxies, address_key, forwarded_nodes, read_node
 
 CHAIN = Proxies(["10.0.0.0/8", "192.0.2.7", "fd00::/8"])
 
@@ -161,8 +161,8 @@ def test_what_is_no_network(text: str) -> None:
         Proxies([text])
 
 
-def test_households() -> None:
+def test_address_keys() -> None:
     """An IPv6 host may pick any address of its /64: they count as one. IPv4 addresses and UNIX sockets count as themselves."""
-    assert household("2001:db8::1") == household("2001:db8::ffff:1") != household("2001:db8:0:1::1")
-    assert household("::ffff:192.0.2.1") == household("192.0.2.1") == "192.0.2.1"
-    assert household("unix") == "unix"
+    assert address_key("2001:db8::1") == address_key("2001:db8::ffff:1") != address_key("2001:db8:0:1::1")
+    assert address_key("::ffff:192.0.2.1") == address_key("192.0.2.1") == "192.0.2.1"
+    assert address_key("unix") == "unix"

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes import FakePeer
+from towerws.core.batch import WRITE_BYTES
 from towerws.core.deliveries import Delivery
 from towerws.core.history import History
 from towerws.core.hub import Hub
-from towerws.core.members import Member
 from towerws.core.requests import Request
-from towerws.core.turn import WRITE_OCTETS
+from towerws.core.subscribers import Subscriber
 from towerws.core.wire import TOWER, V1, Dialect
 
 
@@ -23,17 +23,17 @@ class Parts:
         self.waiting: list[Callable[[], None]] = []
         self.history = History(10**9, 10**9)
         self.history.begin(0, "q")
-        self.hub = Hub(self.history, self.waiting.append, part_octets=together * WRITE_OCTETS)
+        self.hub = Hub(self.history, self.waiting.append, part_bytes=together * WRITE_BYTES)
         self.hub.flush()
         self.offset = 0
         self.written: list[str] = []
 
-    def join(self, *topics: str, dialect: Dialect = TOWER) -> tuple[Member, FakePeer]:
+    def join(self, *topics: str, dialect: Dialect = TOWER) -> tuple[Subscriber, FakePeer]:
         """A member that listens to these."""
         peer = FakePeer()
-        member = self.hub.join(peer, dialect)
-        self.hub.subscribe(member, Request(topics))
-        return member, peer
+        subscriber = self.hub.join(peer, dialect)
+        self.hub.subscribe(subscriber, Request(topics))
+        return subscriber, peer
 
     def send(self, *topics: str, name: str = "turn") -> list[bytes]:
         """A turn; its name is in `written` once all of it is written."""
@@ -52,9 +52,9 @@ class Parts:
         assert len(waiting) == 1, "one part in a turn of the reactor"
         waiting[0]()
 
-    def behind(self) -> list[Member]:
+    def behind(self) -> list[Subscriber]:
         """Who is."""
-        return [member for member in self.hub.members if member.behind]
+        return [subscriber for subscriber in self.hub.subscribers if subscriber.behind]
 
 
 def got(*peers: FakePeer) -> list[int]:
@@ -76,7 +76,7 @@ def test_a_turn_is_written_in_parts() -> None:
     assert [peer.take() for peer in peers[:3]] == [[first, second]] * 3
     assert [message["position"] for message in peers[4].take_json()] == ["1-q", "2-q"]
     counters = parts.hub.counters
-    assert (counters.turns, counters.deliveries_out) == (1, 10)
+    assert (counters.batches, counters.deliveries_out) == (1, 10)
 
 
 def test_a_part_that_ends_with_the_last_member() -> None:
@@ -99,11 +99,11 @@ def test_a_small_turn_is_written_at_once() -> None:
 
 
 def test_large_shares_make_small_parts() -> None:
-    """A write counts for what it costs beside its octets, and for these."""
+    """A write counts for what it costs beside its bytes, and for these."""
     parts = Parts(3)
     peers = [parts.join("a.1")[1] for _ in range(4)]
     parts.offset += 1
-    parts.hub.publish(parts.history.append("a.1", b"x" * WRITE_OCTETS, parts.offset, "q", None, 0.0))
+    parts.hub.publish(parts.history.append("a.1", b"x" * WRITE_BYTES, parts.offset, "q", None, 0.0))
     parts.hub.flush()
     assert got(*peers) == [1, 1, 0, 0]
 
@@ -127,16 +127,16 @@ def test_a_request_between_two_parts(since: str | None) -> None:
     """The member first gets what it is due, then its answer; nothing of that turn comes behind it, nor of topics that it left."""
     parts = Parts(1)
     parts.join("a.1")
-    member, peer = parts.join("a.1", dialect=V1)
+    subscriber, peer = parts.join("a.1", dialect=V1)
     parts.send("a.1", "b.1")
     found = None if since is None else parts.history.find(since)
-    change = parts.hub.subscribe(member, Request(("b.1",), since=since), found)
+    change = parts.hub.subscribe(subscriber, Request(("b.1",), since=since), found)
     assert [message["position"] for message in peer.take_json()] == ["1-q"]
     assert change.position == ("2-q" if since is None else since)
-    parts.hub.feed(member)
+    parts.hub.feed(subscriber)
     while peer.draining:
         peer.draining = False
-        parts.hub.feed(member)
+        parts.hub.feed(subscriber)
     while parts.waiting:
         parts.part()
     assert [message["position"] for message in peer.take_json()] == ([] if since is None else ["2-q"])
@@ -150,10 +150,10 @@ def test_who_leaves_between_two_parts_gets_nothing() -> None:
     """Not even when it comes to its place."""
     parts = Parts(1)
     parts.join("a.1")
-    member, peer = parts.join("a.1")
+    subscriber, peer = parts.join("a.1")
     _, last = parts.join("a.1")
     parts.send("a.1")
-    parts.hub.leave(member)
+    parts.hub.leave(subscriber)
     while parts.waiting:
         parts.part()
     assert got(peer, last) == [0, 1]
@@ -180,22 +180,22 @@ def test_a_full_peer_falls_behind_the_turn(how: str) -> None:
     """Whose socket is full when it comes to its place stands before the whole turn, and is fed all of it, once."""
     parts = Parts(1)
     parts.join("a.1")
-    member, peer = parts.join("a.1", "b.1")
+    subscriber, peer = parts.join("a.1", "b.1")
     payloads = parts.send("a.1", "b.1")
     peer.full = True
     if how == "part":
         parts.part()
     elif how == "request":
-        parts.hub.subscribe(member, Request(("a.1", "b.1")))
+        parts.hub.subscribe(subscriber, Request(("a.1", "b.1")))
     else:
         payloads += parts.send("b.1")
     while parts.waiting:
         parts.part()
-    assert parts.behind() == [member]
+    assert parts.behind() == [subscriber]
     peer.full = False
     while peer.draining:
         peer.draining = False
-        parts.hub.feed(member)
+        parts.hub.feed(subscriber)
     assert parts.behind() == []
     assert peer.take() == payloads
 
@@ -204,19 +204,19 @@ def test_who_catches_up_between_two_parts_gets_nothing_twice() -> None:
     """It was behind when the turn ended, is fed the turn from history, and is passed over when it comes to its place."""
     parts = Parts(1)
     parts.join("a.1")
-    member, peer = parts.join("a.1")
+    subscriber, peer = parts.join("a.1")
     peer.full = True
     before = parts.send("a.1")
     parts.part()
     while parts.waiting:
         parts.part()
-    assert parts.behind() == [member]
+    assert parts.behind() == [subscriber]
     peer.full = False
     payloads = parts.send("a.1")
     assert parts.waiting
     while peer.draining:
         peer.draining = False
-        parts.hub.feed(member)
+        parts.hub.feed(subscriber)
     assert parts.behind() == []
     while parts.waiting:
         parts.part()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from towerws.core.control_messages import DaemonName, Done, Leaving, Marker, parse_control, revocation_id, wants_answer
-from towerws.core.revocation import MAX_REVOCATION_OCTETS, Revocation
+from towerws.core.revocation import MAX_REVOCATION_BYTES, Revocation
 
 ID = "0123456789abcdef"
 
@@ -63,8 +63,8 @@ def test_anything_else_is_nothing(body: str) -> None:
 
 def test_it_is_bounded() -> None:
     """What is too long is not even parsed; a long name is cut."""
-    with pytest.raises(ValueError, match=str(MAX_REVOCATION_OCTETS)):
-        parse_control(Leaving(ID).body + b" " * MAX_REVOCATION_OCTETS)
+    with pytest.raises(ValueError, match=str(MAX_REVOCATION_BYTES)):
+        parse_control(Leaving(ID).body + b" " * MAX_REVOCATION_BYTES)
     marker = parse_control(Marker(DaemonName(ID, "\U0001f600" * 1000), "x" * 64).body)
     assert isinstance(marker, Marker)
     assert len(marker.daemon.name) == 255

@@ -46,6 +46,6 @@ def test_a_flood_of_names() -> None:
         daemons.heard(DaemonName(f"{number:016x}", "x"), 1)
     assert len(daemons.present(2)) == MAX_DAEMONS
     assert A in daemons.present(2)
-    assert daemons.crowded(1 + PRESENT_S)
-    assert not daemons.crowded(2 + PRESENT_S)
+    assert daemons.too_many(1 + PRESENT_S)
+    assert not daemons.too_many(2 + PRESENT_S)
     assert daemons.present(2 + PRESENT_S) == {}

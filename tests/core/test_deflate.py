@@ -95,7 +95,7 @@ def test_any_header_is_read(offers: str) -> None:
 
 @given(st.binary(max_size=3000), st.integers(1, 50))
 def test_what_is_compressed_comes_out_again(piece: bytes, times: int) -> None:
-    """Every client gets the payload octet for octet, with a window of 4 KiB as with the largest."""
+    """Every client gets the payload byte for byte, with a window of 4 KiB as with the largest."""
     payload = piece * times
     frame = Deflater(64).frame(payload)
     assert inflate(frame) == payload
@@ -122,9 +122,9 @@ def test_what_does_not_pay_is_sent_as_it_is() -> None:
     assert deflater.frame(b"x" * 99) == text_frame(b"x" * 99)
     noise = zlib.compress(b"".join(EVENTS), 9)[100:1100]
     assert deflater.frame(noise) == text_frame(noise)
-    assert (deflater.frames, deflater.octets, deflater.saved) == (0, 0, 0)
+    assert (deflater.frames, deflater.input_bytes, deflater.saved) == (0, 0, 0)
     frame = deflater.frame(b"x" * 1000)
-    assert (deflater.frames, deflater.octets) == (1, 1000)
+    assert (deflater.frames, deflater.input_bytes) == (1, 1000)
     assert deflater.saved == 1000 - len(frame) + 2
 
 

@@ -43,7 +43,7 @@ def test_the_close_codes() -> None:
         "OVERLOAD": (1013, "overload", "reconnect"),
         "NOT_YET": (1013, "position can't be judged yet", "reconnect"),
         "UNCHECKED": (1013, "credential can't be checked", "reconnect"),
-        "CROWDED": (1013, "too many connections", "reconnect"),
+        "TOO_MANY_CONNECTIONS": (1013, "too many connections", "reconnect"),
     }
 
 

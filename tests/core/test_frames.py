@@ -10,7 +10,7 @@ from towerws.core.frames import text_frame, whole_text
 
 
 @pytest.mark.parametrize(
-    ("octets", "head"),
+    ("raw", "head"),
     [
         (0, "8100"),
         (1, "8101"),
@@ -22,9 +22,9 @@ from towerws.core.frames import text_frame, whole_text
         (2**20, "817f0000000000100000"),
     ],
 )
-def test_the_length_is_written_in_its_shortest_form(octets: int, head: str) -> None:
+def test_the_length_is_written_in_its_shortest_form(raw: int, head: str) -> None:
     """FIN and text, no mask, and 7, 16 or 64 bits of length (RFC 6455 section 5.2)."""
-    payload = b"x" * octets
+    payload = b"x" * raw
     assert text_frame(payload) == bytes.fromhex(head) + payload
 
 
@@ -35,22 +35,22 @@ def test_the_rfcs_own_example() -> None:
 
 @given(st.lists(st.binary() | st.integers(100, 140).map(bytes) | st.integers(65530, 65540).map(bytes), max_size=5))
 def test_frames_put_together_are_read_one_by_one(payloads: list[bytes]) -> None:
-    """Joined frames are the same messages, octet for octet."""
+    """Joined frames are the same messages, byte for byte."""
     assert read_frames(b"".join(map(text_frame, payloads))) == payloads
 
 
-MAX_OCTETS = 65536
+MAX_BYTES = 65536
 
 
 @given(st.text(max_size=200) | st.integers(120, 130).map("x".__mul__) | st.integers(65530, 65536).map("x".__mul__))
 def test_a_whole_text_message_is_read(message: str) -> None:
     """One masked text frame in UTF-8, with 7 or 16 bits of length, gives its payload."""
     payload = message.encode()
-    assert whole_text(frame(1, payload), MAX_OCTETS) == (payload if len(payload) < 65536 else None)
+    assert whole_text(frame(1, payload), MAX_BYTES) == (payload if len(payload) < 65536 else None)
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "raw",
     [
         b"",
         b"\x81",
@@ -69,15 +69,15 @@ def test_a_whole_text_message_is_read(message: str) -> None:
         frame(1, b"x")[:-1],
         frame(1, b"x") + b"\x81",
         frame(1, b"x") * 2,
-        frame(1, b"x", octets=2),
+        frame(1, b"x", raw=2),
         b"\x81\xfe\x00\x05" + bytes(4) + b"short",
         b"\x81\xff" + (119).to_bytes(8) + bytes(4) + b"x" * 119,
         b"\x81\xff" + bytes(131),
     ],
 )
-def test_all_else_is_left_to_autobahn(octets: bytes) -> None:
+def test_all_else_is_left_to_autobahn(raw: bytes) -> None:
     """Fragments, other opcodes, extensions, frames without a mask, lengths in a longer form than needed, more or less than one frame."""
-    assert whole_text(octets, MAX_OCTETS) is None
+    assert whole_text(raw, MAX_BYTES) is None
 
 
 def test_a_message_over_the_bound_is_left_to_autobahn() -> None:
@@ -87,15 +87,15 @@ def test_a_message_over_the_bound_is_left_to_autobahn() -> None:
 
 
 @given(st.binary(max_size=150))
-def test_whatever_comes_is_read_right_or_not_at_all(octets: bytes) -> None:
-    """No octets raise, and what is read is what another reader of frames makes of them."""
-    payload = whole_text(octets, MAX_OCTETS)
+def test_whatever_comes_is_read_right_or_not_at_all(raw: bytes) -> None:
+    """No bytes raise, and what is read is what another reader of frames makes of them."""
+    payload = whole_text(raw, MAX_BYTES)
     if payload is not None:
-        mask = octets[2:6] if octets[1] < 0xFE else octets[4:8]
-        assert octets == frame_with(payload, mask)
+        mask = raw[2:6] if raw[1] < 0xFE else raw[4:8]
+        assert raw == frame_with(payload, mask)
 
 
 def frame_with(payload: bytes, mask: bytes) -> bytes:
     """A text frame with this mask."""
     head = bytes((0x81, 0x80 | len(payload))) if len(payload) < 126 else b"\x81\xfe" + len(payload).to_bytes(2)
-    return head + mask + bytes(octet ^ mask[place % 4] for place, octet in enumerate(payload))
+    return head + mask + bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))

@@ -22,8 +22,8 @@ PLAIN = (
     b"\r\n"
 )
 
-FORBIDDEN = [bytes((octet,)) for octet in range(256) if octet in (*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F)]
-OPAQUE = [bytes((octet,)) for octet in range(0x80, 0x100)]
+FORBIDDEN = [bytes((byte,)) for byte in range(256) if byte in (*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F)]
+OPAQUE = [bytes((byte,)) for byte in range(0x80, 0x100)]
 
 
 def head(*lines: str, first: str = "GET /websocket/ HTTP/1.1", host: str = "Host: a") -> bytes:
@@ -55,21 +55,21 @@ def test_a_plain_head_is_read() -> None:
     )
 
 
-@pytest.mark.parametrize("octet", FORBIDDEN, ids=lambda octet: octet.hex())
-def test_no_octet_that_could_split_a_line_passes_anywhere(octet: bytes) -> None:
+@pytest.mark.parametrize("byte", FORBIDDEN, ids=lambda byte: byte.hex())
+def test_no_byte_that_could_split_a_line_passes_anywhere(byte: bytes) -> None:
     """A control character, which some parser may take for the end of a line, is refused in every place of the head."""
     for place in range(len(PLAIN) - len(END) + 1):
-        assert status(PLAIN[:place] + octet + PLAIN[place:]) == 400
+        assert status(PLAIN[:place] + byte + PLAIN[place:]) == 400
 
 
-@pytest.mark.parametrize("octet", OPAQUE, ids=lambda octet: octet.hex())
-def test_bytes_beyond_ascii_are_opaque_in_values_only(octet: bytes) -> None:
+@pytest.mark.parametrize("byte", OPAQUE, ids=lambda byte: byte.hex())
+def test_bytes_beyond_ascii_are_opaque_in_values_only(byte: bytes) -> None:
     """Findings P2: they belong to the value that they stand in (RFC 9110 section 5.5), and are refused everywhere else."""
     plain = parse_head(PLAIN, MAX_HEADERS)
     line_start = 0
     for line in PLAIN[: -len(END)].split(b"\r\n"):
         for at in range(len(line) + 1):
-            block = PLAIN[: line_start + at] + octet + PLAIN[line_start + at :]
+            block = PLAIN[: line_start + at] + byte + PLAIN[line_start + at :]
             name, colon, _ = line[:at].partition(b":")
             if line_start == 0 or not colon:
                 assert status(block) == 400
@@ -77,7 +77,7 @@ def test_bytes_beyond_ascii_are_opaque_in_values_only(octet: bytes) -> None:
             found = parse_head(block, MAX_HEADERS)
             changed = name.decode().lower()
             assert found.headers.keys() == plain.headers.keys(), "it makes no header of its own"
-            assert found.headers[changed].encode("latin-1").count(octet) == 1
+            assert found.headers[changed].encode("latin-1").count(byte) == 1
             assert {**found.headers, changed: ""} == {**plain.headers, changed: ""}
         line_start += len(line) + 2
 
@@ -353,7 +353,7 @@ def test_a_head_is_read_in_linear_time(line: bytes) -> None:
 
 
 @given(st.binary() | st.text("GET /websocket HTTP/1.1\r\n:aHost \t").map(str.encode))
-def test_any_octets_are_read_or_refused(block: bytes) -> None:
+def test_any_bytes_are_read_or_refused(block: bytes) -> None:
     """Nothing but `HandshakeError` is raised, and its text does not depend on what was sent."""
     try:
         found = parse_head(block + END, MAX_HEADERS)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
-from towerws.core.history import ENTRY_OCTETS, MAX_FORMER_TOPICS, MESSAGE_ID_OCTETS, READ_OCTETS, TOPIC_OCTETS, History
+from towerws.core.history import ENTRY_BYTES, MAX_FORMER_TOPICS, MESSAGE_ID_BYTES, READ_BYTES, TOPIC_BYTES, History
 
 NO_BOUND = 10**9
 STREAM = Fingerprint(b"a key")
@@ -15,22 +15,22 @@ STREAM = Fingerprint(b"a key")
 
 def weight(held: list[Delivery]) -> int:
     """What deliveries count: their texts, their own weight, and that of their topics."""
-    own = sum(len(each.payload) + len(each.topic) + ENTRY_OCTETS for each in held)
-    ids = sum(len(each.message_id) + MESSAGE_ID_OCTETS for each in held if each.message_id is not None)
-    return own + ids + TOPIC_OCTETS * len({each.topic for each in held})
+    own = sum(len(each.payload) + len(each.topic) + ENTRY_BYTES for each in held)
+    ids = sum(len(each.message_id) + MESSAGE_ID_BYTES for each in held if each.message_id is not None)
+    return own + ids + TOPIC_BYTES * len({each.topic for each in held})
 
 
-def bound(count: int, octets: int) -> int:
+def bound(count: int, raw: int) -> int:
     """The bound that so many deliveries of `a.1` just fill."""
-    return weight([Delivery(0, "a.1", bytes(octets), 0, "q")] * count)
+    return weight([Delivery(0, "a.1", bytes(raw), 0, "q")] * count)
 
 
 class Log:
     """A history, and what it ought to hold, as the plainest list there is."""
 
-    def __init__(self, max_octets: int = NO_BOUND, max_age_s: float = NO_BOUND, epoch: str | Fingerprint = "q") -> None:
-        self.history = History(max_octets, max_age_s)
-        self.max_octets = max_octets
+    def __init__(self, max_bytes: int = NO_BOUND, max_age_s: float = NO_BOUND, epoch: str | Fingerprint = "q") -> None:
+        self.history = History(max_bytes, max_age_s)
+        self.max_bytes = max_bytes
         self.max_age_s = max_age_s
         self.epoch = epoch
         self.offset = -1
@@ -53,7 +53,7 @@ class Log:
         self.offset += 1
         delivery = self.history.append(topic, payload, self.offset, self.epoch, message_id, self.now)
         self.all.append(delivery)
-        while self.max_octets < NO_BOUND and weight(self.held) > self.max_octets:
+        while self.max_bytes < NO_BOUND and weight(self.held) > self.max_bytes:
             self.drop()
         return delivery
 
@@ -109,15 +109,15 @@ _operations = st.lists(
 @given(_operations, st.sampled_from([900, 3000, 40_000]), st.sampled_from([3.0, 30.0]), st.sampled_from([STREAM, "q"]), st.data())
 @settings(max_examples=200)
 def test_history_agrees_with_a_plain_list(
-    operations: list[tuple[Any, ...]], max_octets: int, max_age_s: float, epoch: str | Fingerprint, data: st.DataObject
+    operations: list[tuple[Any, ...]], max_bytes: int, max_age_s: float, epoch: str | Fingerprint, data: st.DataObject
 ) -> None:
-    """Whatever is appended, dropped by octets or age, marked and cleared: every index says what a plain list would."""
-    log = Log(max_octets, max_age_s, epoch)
+    """Whatever is appended, dropped by bytes or age, marked and cleared: every index says what a plain list would."""
+    log = Log(max_bytes, max_age_s, epoch)
     history = log.history
     for name, *arguments in operations:
         if name == "append":
-            topic, octets, message_id = arguments
-            log.append(topic, b"x" * octets, None if message_id and history.has_message(topic, message_id) else message_id)
+            topic, raw, message_id = arguments
+            log.append(topic, b"x" * raw, None if message_id and history.has_message(topic, message_id) else message_id)
         elif name == "wait":
             log.now += arguments[0]
             log.trim()
@@ -127,7 +127,7 @@ def test_history_agrees_with_a_plain_list(
             log.clear()
         held = log.held
         assert len(history) == len(held)
-        assert history.octets == weight(held) <= max_octets
+        assert history.weight_bytes == weight(held) <= max_bytes
         assert {topic for topic in TOPICS if topic in history} == {one.topic for one in held}
         ids = {(topic, name) for topic in TOPICS for name in ("m1", "m2", "m3") if history.has_message(topic, name)}
         assert ids == {(one.topic, one.message_id) for one in held if one.message_id is not None}
@@ -154,9 +154,9 @@ def test_history_agrees_with_a_plain_list(
         assert set(history.lost(seq, topics)) == log.lost(seq, topics)
 
 
-def test_the_bound_in_octets_counts_each_delivery_with_its_own_weight() -> None:
-    """So many octets are held and not one more; the oldest goes first."""
-    log = Log(max_octets=bound(3, 10))
+def test_the_bound_in_bytes_counts_each_delivery_with_its_own_weight() -> None:
+    """So many bytes are held and not one more; the oldest goes first."""
+    log = Log(max_bytes=bound(3, 10))
     deliveries = [log.append(payload=b"x" * 10) for _ in range(3)]
     assert len(log.history) == 3
     assert log.history.floor.seq == 0
@@ -167,9 +167,9 @@ def test_the_bound_in_octets_counts_each_delivery_with_its_own_weight() -> None:
 
 def test_one_delivery_above_the_bound_is_not_held() -> None:
     """A delivery that is larger than all of history empties it, and whoever was behind is told."""
-    log = Log(max_octets=1000)
+    log = Log(max_bytes=1000)
     small, large = log.append(), log.append(payload=b"x" * 2000)
-    assert len(log.history) == log.history.octets == 0
+    assert len(log.history) == log.history.weight_bytes == 0
     assert log.history.floor is log.history.head is large
     assert log.history.lost(small.seq, {"a.1": 0}) == ["a.1"]
     assert log.history.find(large.position) is large
@@ -189,8 +189,8 @@ def test_the_bound_in_age_drops_what_is_older_and_keeps_what_is_as_old() -> None
 
 
 def test_dropped_payloads_are_let_go_of_at_once() -> None:
-    """What the bound in octets drops is really gone, however the indexes are tidied up."""
-    log = Log(max_octets=10_000 + bound(10, 0))
+    """What the bound in bytes drops is really gone, however the indexes are tidied up."""
+    log = Log(max_bytes=10_000 + bound(10, 0))
     for number in range(200):
         log.append(f"t.{number % 5}", b"x" * 1000)
         kept = sum(len(one.payload) for of_topic in log.history._topics.values() for one in of_topic.deliveries)
@@ -199,7 +199,7 @@ def test_dropped_payloads_are_let_go_of_at_once() -> None:
 
 def test_a_topics_log_is_compacted() -> None:
     """A topic's log does not grow with what went through it, only with what is held."""
-    log = Log(max_octets=bound(50, 2))
+    log = Log(max_bytes=bound(50, 2))
     for _ in range(10_000):
         log.append()
     assert len(log.history) == 50
@@ -239,6 +239,16 @@ def test_a_resume_costs_what_was_missed() -> None:
     assert counting.looks <= 10 + 20
 
 
+def test_recent_topics() -> None:
+    """The topics of the newest deliveries, the newest first, each once."""
+    log = Log()
+    assert log.history.recent_topics(10) == []
+    for topic in ("a.1", "b.1", "a.1", "c.1", "c.1"):
+        log.append(topic)
+    assert log.history.recent_topics(10) == ["c.1", "a.1", "b.1"]
+    assert log.history.recent_topics(3) == ["c.1", "a.1"]
+
+
 def test_a_piece_costs_its_size() -> None:
     """A reader that missed all of 20,000 deliveries gets a piece of them without looking at the others."""
     log = Log()
@@ -264,13 +274,13 @@ def test_a_topic_that_nobody_asked_for_costs_nothing() -> None:
     assert counting.looks == 0
 
 
-def test_a_piece_ends_where_its_octets_are_reached() -> None:
-    """A piece is at most so many octets, frames' own included; but it is never empty while something is due."""
+def test_a_piece_ends_where_its_bytes_are_reached() -> None:
+    """A piece is at most so many bytes, frames' own included; but it is never empty while something is due."""
     log = Log()
     deliveries = [log.append(f"t.{number % 2}", b"x" * 100) for number in range(6)]
     topics = {"t.0": 0, "t.1": 0}
     last = deliveries[-1].seq
-    each = 100 + READ_OCTETS
+    each = 100 + READ_BYTES
     assert log.history.after(0, topics, last, 3 * each) == deliveries[:3]
     assert log.history.after(0, topics, last, 3 * each - 1) == deliveries[:2]
     assert log.history.after(0, topics, last, 1) == deliveries[:1]
@@ -281,7 +291,7 @@ def test_a_piece_ends_where_its_octets_are_reached() -> None:
 
 def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
     """A reader learns of what it lost on a topic though the topic has deliveries again that are held."""
-    log = Log(max_octets=bound(2, 2) + TOPIC_OCTETS + len("other.1mine.1"))
+    log = Log(max_bytes=bound(2, 2) + TOPIC_BYTES + len("other.1mine.1"))
     start = log.append("other.1")
     for topic in ("mine.1", "other.1", "other.1", "mine.1"):
         log.append(topic)
@@ -292,7 +302,7 @@ def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
 
 def test_a_quiet_topic_is_not_lost() -> None:
     """A topic that never had a delivery lost none, however much of others was dropped."""
-    log = Log(max_octets=bound(2, 2))
+    log = Log(max_bytes=bound(2, 2))
     start = log.append("busy.1")
     for _ in range(10):
         log.append("busy.1")
@@ -302,7 +312,7 @@ def test_a_quiet_topic_is_not_lost() -> None:
 
 def test_beyond_the_topics_it_can_remember_a_loss_is_assumed() -> None:
     """What was dropped of very many topics is remembered for a bounded number; a reader from before that is told of a loss."""
-    log = Log(max_octets=1)
+    log = Log(max_bytes=1)
     start = log.history.append("t.start", b"{}", 0, "q", None, 0.0)
     for number in range(MAX_FORMER_TOPICS + 1):
         log.history.append(f"t.{number}", b"{}", number + 1, "q", None, 0.0)
@@ -402,7 +412,7 @@ def test_rewind_forgets_what_the_log_lost_and_nothing_else() -> None:
     history = log.history
     lost = log.all[30:]
     assert history.rewind(29) is log.all[29]
-    assert (len(history), history.octets) == (30, weight(log.all[:30]))
+    assert (len(history), history.weight_bytes) == (30, weight(log.all[:30]))
     assert all(history.find(one.position) is None and history.at(one.offset) is None for one in lost)
     assert not any(history.has_message(one.topic, one.message_id or "") for one in lost)
     history.mark(30, "0123.b", barrier=False)
@@ -418,14 +428,14 @@ def test_rewind_to_before_all_leaves_nothing() -> None:
     for number in range(5):
         log.append(f"t.{number}")
     assert log.history.rewind(-1) is None
-    assert len(log.history) == log.history.octets == 0
+    assert len(log.history) == log.history.weight_bytes == 0
     assert log.history.newest is log.history.oldest is None
     assert log.history.lost(0, {f"t.{number}": 0 for number in range(5)}) == []
 
 
 def test_what_was_dropped_is_remembered_through_a_rewind() -> None:
     """A reader from before the floor still learns of the topics that lost something there."""
-    log = Log(max_octets=3 * (2 + ENTRY_OCTETS), epoch=STREAM)
+    log = Log(max_bytes=3 * (2 + ENTRY_BYTES), epoch=STREAM)
     start = log.append("other.1")
     for _ in range(5):
         log.append("mine.1")
@@ -484,7 +494,7 @@ def test_nobody_resumes_from_before_a_mark() -> None:
 
 def test_a_mark_is_lost_once_something_behind_it_was_dropped() -> None:
     """A mark is no better than any other position that history has left behind."""
-    log = Log(max_octets=bound(1, 2))
+    log = Log(max_bytes=bound(1, 2))
     mark = log.mark()
     log.append()
     assert log.history.find(mark.position) is mark
@@ -499,7 +509,7 @@ def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
     log.clear()
     history = log.history
     mark = history.head
-    assert len(history) == history.octets == 0
+    assert len(history) == history.weight_bytes == 0
     assert not history.has_message("a.1", "m0")
     assert "a.1" not in history
     assert all(history.find(one.position) is None for one in old)

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.fakes import FakePeer
+from towerws.core.batch import WRITE_BYTES
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
-from towerws.core.history import ENTRY_OCTETS, TOPIC_OCTETS, History
-from towerws.core.hub import PIECE_OCTETS, REPLAYED_OCTETS, Hub
-from towerws.core.members import Member
+from towerws.core.history import ENTRY_BYTES, TOPIC_BYTES, History
+from towerws.core.hub import PIECE_BYTES, REPLAYED_BYTES, Hub
 from towerws.core.requests import Request
-from towerws.core.turn import WRITE_OCTETS
+from towerws.core.subscribers import Subscriber
 from towerws.core.wire import TOWER, V1, Change, Dialect
 
 NO_BOUND = 10**9
@@ -28,51 +28,51 @@ STREAM = Fingerprint(b"a key")
 class Log:
     """A history and a hub, and the log that feeds them."""
 
-    def __init__(self, max_octets: int = NO_BOUND, epoch: str | Fingerprint = "q", together: int = 0) -> None:
+    def __init__(self, max_bytes: int = NO_BOUND, epoch: str | Fingerprint = "q", together: int = 0) -> None:
         """With `together` so many members at most are written to in one turn of the reactor; `waiting` has what is to come."""
-        self.history = History(max_octets, NO_BOUND)
+        self.history = History(max_bytes, NO_BOUND)
         self.epoch = epoch
         self.waiting: list[Callable[[], None]] = []
-        self.hub = Hub(self.history, self.waiting.append if together else None, part_octets=together * WRITE_OCTETS)
+        self.hub = Hub(self.history, self.waiting.append if together else None, part_bytes=together * WRITE_BYTES)
         if isinstance(epoch, str):
             self.history.begin(0, epoch)
         self.hub.flush()
         self.offset = 0 if isinstance(epoch, str) else -1
         self.count = 0
 
-    def publish(self, topic: str, octets: int = 0) -> Delivery:
+    def publish(self, topic: str, raw: int = 0) -> Delivery:
         """Put a delivery into the open turn; its payload tells it from all others."""
         self.offset += 1
         self.count += 1
-        payload = b'{"n": %d, "pad": "%b"}' % (self.count, b"x" * octets)
+        payload = b'{"n": %d, "pad": "%b"}' % (self.count, b"x" * raw)
         delivery = self.history.append(topic, payload, self.offset, self.epoch, None, 0.0)
         self.hub.publish(delivery)
         return delivery
 
-    def send(self, *topics: str, octets: int = 0) -> list[Delivery]:
+    def send(self, *topics: str, raw: int = 0) -> list[Delivery]:
         """A whole turn."""
-        deliveries = [self.publish(topic, octets) for topic in topics]
+        deliveries = [self.publish(topic, raw) for topic in topics]
         self.hub.flush()
         return deliveries
 
-    def join(self, dialect: Dialect, *topics: str) -> tuple[Member, FakePeer]:
+    def join(self, dialect: Dialect, *topics: str) -> tuple[Subscriber, FakePeer]:
         """A member that listens to these."""
         peer = FakePeer()
-        member = self.hub.join(peer, dialect)
-        self.hub.subscribe(member, Request(topics))
-        return member, peer
+        subscriber = self.hub.join(peer, dialect)
+        self.hub.subscribe(subscriber, Request(topics))
+        return subscriber, peer
 
-    def resume(self, member: Member, request: Request) -> Change:
+    def resume(self, subscriber: Subscriber, request: Request) -> Change:
         """What a session does with a request that brings a position."""
         since = None if request.since is None else self.history.find(request.since)
-        return self.hub.subscribe(member, request, since)
+        return self.hub.subscribe(subscriber, request, since)
 
-    def drain(self, member: Member, peer: FakePeer) -> None:
+    def drain(self, subscriber: Subscriber, peer: FakePeer) -> None:
         """Let what was written leave, again and again, until the hub waits for nothing more."""
         peer.full = False
         while peer.draining:
             peer.draining = False
-            self.hub.feed(member)
+            self.hub.feed(subscriber)
 
 
 def payloads(deliveries: list[Delivery]) -> list[bytes]:
@@ -127,21 +127,21 @@ def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
     log = Log()
     _, peer = log.join(V1, "a.1")
     delivery = log.publish("b.1")
-    assert log.hub.turn_octets == 0
+    assert log.hub.batch_bytes == 0
     log.hub.flush()
     assert peer.writes == []
-    assert log.hub.counters.turns == 0
+    assert log.hub.counters.batches == 0
     assert log.hub.position == delivery.position, "it moves the position all the same"
 
 
-def test_the_octets_of_a_turn_are_counted_and_begin_anew() -> None:
-    """Payload octets of what somebody wants, until the turn ends."""
+def test_the_bytes_of_a_turn_are_counted_and_begin_anew() -> None:
+    """Payload bytes of what somebody wants, until the turn ends."""
     log = Log()
     log.join(TOWER, "a.1")
     delivery = log.publish("a.1", 100)
-    assert log.hub.turn_octets == len(delivery.payload)
+    assert log.hub.batch_bytes == len(delivery.payload)
     log.hub.flush()
-    assert log.hub.turn_octets == 0
+    assert log.hub.batch_bytes == 0
 
 
 def test_each_dialect_gets_its_own_words() -> None:
@@ -167,9 +167,9 @@ def test_each_dialect_gets_its_own_words() -> None:
 def test_a_request_replaces_the_former_set_without_a_gap() -> None:
     """What was held and still is goes on; the answer names the difference, sorted."""
     log = Log()
-    member, peer = log.join(TOWER, "b.1", "a.1")
+    subscriber, peer = log.join(TOWER, "b.1", "a.1")
     log.send("a.1")
-    change = log.hub.subscribe(member, Request(("c.1", "a.1")))
+    change = log.hub.subscribe(subscriber, Request(("c.1", "a.1")))
     assert (change.current, change.joined, change.left) == (("a.1", "c.1"), ("c.1",), ("b.1",))
     assert not change.recovered
     log.send("a.1", "b.1", "c.1")
@@ -179,8 +179,8 @@ def test_a_request_replaces_the_former_set_without_a_gap() -> None:
 def test_the_same_request_again_changes_nothing() -> None:
     """Neither joined nor left, and nothing comes twice."""
     log = Log()
-    member, peer = log.join(TOWER, "a.1")
-    change = log.hub.subscribe(member, Request(("a.1",)))
+    subscriber, peer = log.join(TOWER, "a.1")
+    change = log.hub.subscribe(subscriber, Request(("a.1",)))
     assert (change.current, change.joined, change.left) == (("a.1",), (), ())
     log.send("a.1")
     assert len(peer.take()) == 1
@@ -197,21 +197,21 @@ def test_the_last_member_takes_the_topic_along() -> None:
     log.hub.subscribe(second, Request(()))
     assert log.hub.topics == 0
     log.hub.leave(second)
-    assert not log.hub.members
+    assert not log.hub.subscribers
 
 
 def test_leaving_twice_and_being_fed_after_it_does_nothing() -> None:
     """A connection that is gone gets nothing, from a turn that was already open or from history."""
     log = Log()
-    member, peer = log.join(V1, "a.1")
+    subscriber, peer = log.join(V1, "a.1")
     peer.full = True
     log.send("a.1")
     log.publish("a.1")
-    log.hub.leave(member)
-    log.hub.leave(member)
+    log.hub.leave(subscriber)
+    log.hub.leave(subscriber)
     peer.full = False
     log.hub.flush()
-    log.hub.feed(member)
+    log.hub.feed(subscriber)
     log.hub.gap(log.history.floor, log.history.head, "broker")
     assert peer.writes == []
     assert peer.drains == 1
@@ -223,13 +223,13 @@ def test_leaving_twice_and_being_fed_after_it_does_nothing() -> None:
 def test_a_full_peer_falls_behind_and_catches_up() -> None:
     """Nothing is queued for it meanwhile; once drained it gets all it missed in order, then goes on live."""
     log = Log()
-    member, peer = log.join(TOWER, "a.1", "b.1")
+    subscriber, peer = log.join(TOWER, "a.1", "b.1")
     peer.full = True
     missed = [one for topics in (["a.1", "b.1"], ["other.1"], ["b.1"]) for one in log.send(*topics)]
     assert peer.drains == 1, "asked for once"
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert peer.take() == [one.payload for one in missed if one.topic != "other.1"]
-    assert not member.behind
+    assert not subscriber.behind
     assert peer.take() == []
     live = log.send("a.1")
     assert peer.take() == payloads(live)
@@ -250,78 +250,78 @@ def test_the_others_do_not_notice_a_full_peer() -> None:
 def test_history_is_fed_in_pieces() -> None:
     """Each time the buffer has drained, about 64 KiB, frames included."""
     log = Log()
-    member, peer = log.join(V1, "a.1")
+    subscriber, peer = log.join(V1, "a.1")
     peer.full = True
-    log.send("a.1", octets=30_000)
-    log.send(*["a.1"] * 4, octets=30_000)
+    log.send("a.1", raw=30_000)
+    log.send(*["a.1"] * 4, raw=30_000)
     log.send(*["a.1"] * 2000)
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert len(peer.writes) > 3
-    assert max(len(write) for write in peer.writes) <= PIECE_OCTETS * 1.25
+    assert max(len(write) for write in peer.writes) <= PIECE_BYTES * 1.25
     assert [message["payload"]["n"] for message in peer.take_json()] == list(range(1, 2006))
 
 
 def test_a_piece_that_finds_no_room_is_tried_again() -> None:
     """A peer that is fed while it is full keeps its place, and is asked to drain once more."""
     log = Log()
-    member, peer = log.join(TOWER, "a.1")
+    subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
     missed = log.send("a.1", "a.1")
     for _ in range(3):
         peer.draining = False
-        log.hub.feed(member)
+        log.hub.feed(subscriber)
         assert peer.draining
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert peer.take() == payloads(missed)
 
 
 def test_topics_left_while_behind_are_not_fed() -> None:
     """No event of a topic that was left follows the answer, not even one that was due before; what is kept is fed."""
     log = Log()
-    member, peer = log.join(TOWER, "a.1", "b.1")
+    subscriber, peer = log.join(TOWER, "a.1", "b.1")
     peer.full = True
     missed = log.send("a.1", "b.1", "a.1")
     peer.full = False
-    log.hub.subscribe(member, Request(("b.1", "c.1")))
-    log.drain(member, peer)
+    log.hub.subscribe(subscriber, Request(("b.1", "c.1")))
+    log.drain(subscriber, peer)
     assert peer.take() == [missed[1].payload]
 
 
 def test_a_topic_joined_while_behind_begins_there() -> None:
     """Of a topic that is new to it a member gets nothing from before it asked, though it is fed from before that."""
     log = Log()
-    member, peer = log.join(TOWER, "a.1")
+    subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
     before = log.send("a.1", "b.1")
-    log.hub.subscribe(member, Request(("a.1", "b.1")))
+    log.hub.subscribe(subscriber, Request(("a.1", "b.1")))
     after = log.send("b.1", "a.1")
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert peer.take() == payloads([before[0], *after])
 
 
 def test_a_topic_left_and_joined_again_while_behind_begins_anew() -> None:
     """What was due before it was left is gone with it."""
     log = Log()
-    member, peer = log.join(TOWER, "a.1")
+    subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
     log.send("a.1")
-    log.hub.subscribe(member, Request(()))
-    log.hub.subscribe(member, Request(("a.1",)))
+    log.hub.subscribe(subscriber, Request(()))
+    log.hub.subscribe(subscriber, Request(("a.1",)))
     after = log.send("a.1")
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert peer.take() == payloads(after)
 
 
 def test_the_answer_to_a_member_that_is_behind_says_how_far_it_is() -> None:
     """A client that keeps the answer's position and comes back with it misses nothing of what it had not been fed yet."""
     log = Log()
-    member, peer = log.join(V1, "a.1")
+    subscriber, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
     peer.full = True
     log.send("a.1")
-    change = log.hub.subscribe(member, Request(("a.1", "b.1")))
+    change = log.hub.subscribe(subscriber, Request(("a.1", "b.1")))
     assert change.position == seen.position
-    log.hub.leave(member)
+    log.hub.leave(subscriber)
     again, new = log.join(V1)
     assert log.resume(again, Request(("a.1",), since=change.position)).recovered
     log.hub.feed(again)
@@ -337,14 +337,14 @@ def test_a_resume_brings_what_was_missed_and_nothing_else() -> None:
     (seen,) = log.send("a.1")
     missed = log.send("a.1", "c.1", "b.1", "a.1")
     peer = FakePeer()
-    member = log.hub.join(peer, V1)
-    change = log.resume(member, Request(("a.1", "b.1"), since=seen.position))
+    subscriber = log.hub.join(peer, V1)
+    change = log.resume(subscriber, Request(("a.1", "b.1"), since=seen.position))
     assert change.recovered
     assert change.position == seen.position
     assert peer.writes == [], "the answer goes first"
     later = log.send("a.1")
-    log.hub.feed(member)
-    log.drain(member, peer)
+    log.hub.feed(subscriber)
+    log.drain(subscriber, peer)
     expected = [missed[0], *missed[2:], *later]
     assert [message["position"] for message in peer.take_json()] == [one.position for one in expected]
 
@@ -352,11 +352,11 @@ def test_a_resume_brings_what_was_missed_and_nothing_else() -> None:
 def test_a_resume_from_the_newest_position_is_live_at_once() -> None:
     """Nothing was missed: nothing is replayed, and the next turn goes straight out."""
     log = Log()
-    member, peer = log.join(V1)
-    change = log.resume(member, Request(("a.1",), since=log.hub.position))
-    log.hub.feed(member)
+    subscriber, peer = log.join(V1)
+    change = log.resume(subscriber, Request(("a.1",), since=log.hub.position))
+    log.hub.feed(subscriber)
     assert change.recovered
-    assert not member.behind
+    assert not subscriber.behind
     log.send("a.1")
     assert len(peer.take()) == 1
 
@@ -365,9 +365,9 @@ def test_an_unknown_position_replays_nothing() -> None:
     """The subscription is in force all the same, and says that nothing was recovered."""
     log = Log()
     log.send("a.1")
-    member, peer = log.join(V1)
-    change = log.resume(member, Request(("a.1",), since="1-other"))
-    log.hub.feed(member)
+    subscriber, peer = log.join(V1)
+    change = log.resume(subscriber, Request(("a.1",), since="1-other"))
+    log.hub.feed(subscriber)
     assert not change.recovered
     assert change.position == log.hub.position
     assert peer.take() == []
@@ -377,15 +377,15 @@ def test_an_unknown_position_replays_nothing() -> None:
 def test_a_position_while_behind_repeats_nothing_of_what_was_held() -> None:
     """Wherever the client says it stands: of the topics that it keeps it gets what it has not had, once."""
     log = Log()
-    member, peer = log.join(V1, "a.1")
+    subscriber, peer = log.join(V1, "a.1")
     first, *_ = log.send("a.1", "a.1", "b.1")
     peer.take()
     peer.full = True
     fourth, fifth = log.send("a.1", "b.1")
     peer.full = False
-    assert log.resume(member, Request(("a.1", "b.1"), since=first.position)).recovered
-    log.hub.feed(member)
-    log.drain(member, peer)
+    assert log.resume(subscriber, Request(("a.1", "b.1"), since=first.position)).recovered
+    log.hub.feed(subscriber)
+    log.drain(subscriber, peer)
     positions = [message["position"] for message in peer.take_json()]
     assert positions == [log.history.at(3).position, fourth.position, fifth.position]  # type: ignore[union-attr]
 
@@ -395,13 +395,13 @@ def test_a_position_while_behind_repeats_nothing_of_what_was_held() -> None:
 
 def test_what_left_history_is_announced_in_v1() -> None:
     """One gap names the topics that lost something and the place from which all is there again, and this follows."""
-    log = Log(max_octets=3 * (28 + ENTRY_OCTETS) + 2 * TOPIC_OCTETS)
-    member, peer = log.join(V1, "a.1", "b.1", "quiet.1")
+    log = Log(max_bytes=3 * (28 + ENTRY_BYTES) + 2 * TOPIC_BYTES)
+    subscriber, peer = log.join(V1, "a.1", "b.1", "quiet.1")
     (seen,) = log.send("a.1")
     peer.take()
     peer.full = True
     sent = log.send("a.1", "c.1", "a.1", "b.1", "a.1")
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     gap, *events = peer.take_json()
     assert gap == {"type": "gap", "topics": ["a.1"], "from": seen.position, "to": sent[1].position, "reason": "history"}
     assert [event["position"] for event in events] == [one.position for one in sent[2:]]
@@ -411,11 +411,11 @@ def test_what_left_history_is_announced_in_v1() -> None:
 
 def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
     """The Tower dialect has no word for a gap."""
-    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
-    member, peer = log.join(TOWER, "a.1")
+    log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
+    subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert peer.ended == [CloseReason.HISTORY]
     assert peer.take() == []
     log.send("a.1")
@@ -424,28 +424,28 @@ def test_a_tower_client_that_fell_out_of_history_is_closed() -> None:
 
 def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
     """Others' deliveries may have left history, and a topic that never had any is not a loss: the socket stays."""
-    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
-    member, peer = log.join(TOWER, "a.1", "control.limit_reached_1")
+    log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
+    subscriber, peer = log.join(TOWER, "a.1", "control.limit_reached_1")
     log.send("a.1")
     peer.full = True
     log.send(*["busy.1"] * 5)
     kept = log.send("a.1")
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert peer.ended == []
     assert peer.take()[1:] == payloads(kept)
 
 
 def test_a_notice_that_finds_no_room_is_tried_again() -> None:
     """A gap is announced before anything that follows it, or not yet, and counted once."""
-    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
-    member, peer = log.join(V1, "a.1")
+    log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
+    subscriber, peer = log.join(V1, "a.1")
     peer.full = True
     log.send(*["a.1"] * 4)
     for _ in range(3):
         peer.draining = False
-        log.hub.feed(member)
+        log.hub.feed(subscriber)
         assert peer.draining
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     assert [message["type"] for message in peer.take_json()] == ["gap", "event", "event"]
     assert log.hub.counters.gaps == 1
 
@@ -469,8 +469,8 @@ def test_a_broken_link_is_told_once_to_everyone_who_listens() -> None:
 
 def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
     """A member that had also fallen out of history is told of that first, from where it really stands, and of the link in its place."""
-    log = Log(max_octets=2 * (28 + ENTRY_OCTETS) + TOPIC_OCTETS)
-    member, peer = log.join(V1, "a.1")
+    log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
+    subscriber, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
     peer.take()
     peer.full = True
@@ -479,7 +479,7 @@ def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
     end = log.history.mark(sent[-1].offset, "mark")
     log.hub.flush()
     log.hub.gap(sent[-1], end, "broker")
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     gap, *events, link = peer.take_json()
     assert gap == {"type": "gap", "topics": ["a.1"], "from": seen.position, "to": sent[1].position, "reason": "history"}
     assert [event["position"] for event in events] == [one.position for one in sent[2:]]
@@ -489,7 +489,7 @@ def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
 def test_a_notice_of_a_broken_link_that_finds_no_room_is_told_once_there_is_some() -> None:
     """It must not be lost in silence, and a full buffer is no reason to close a connection: the client falls behind, and is told first."""
     log = Log()
-    member, peer = log.join(V1, "a.1")
+    subscriber, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
     peer.take()
     peer.full = True
@@ -498,16 +498,16 @@ def test_a_notice_of_a_broken_link_that_finds_no_room_is_told_once_there_is_some
     log.hub.gap(seen, end, "broker")
     (after,) = log.send("a.1")
     assert peer.ended == []
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     gap, event = peer.take_json()
     assert (gap["from"], gap["to"], event["position"]) == (seen.position, end.position, after.position)
-    assert not member.behind
+    assert not subscriber.behind
 
 
 def test_a_member_that_is_behind_is_told_of_a_gap_in_its_place() -> None:
     """A client may resume from the end of a gap: it must have been told all that comes before it."""
     log = Log()
-    member, peer = log.join(V1, "a.1")
+    subscriber, peer = log.join(V1, "a.1")
     peer.full = True
     before = log.send(*["a.1"] * 3)
     start = log.history.head
@@ -515,7 +515,7 @@ def test_a_member_that_is_behind_is_told_of_a_gap_in_its_place() -> None:
     log.hub.flush()
     log.hub.gap(start, end, "broker")
     after = log.send("a.1")
-    log.drain(member, peer)
+    log.drain(subscriber, peer)
     messages = peer.take_json()
     assert [message["type"] for message in messages] == ["event", "event", "event", "gap", "event"]
     assert [message["position"] for message in messages if "position" in message] == [one.position for one in [*before, *after]]
@@ -533,10 +533,10 @@ def test_a_client_that_resumes_from_before_a_cut_is_told_of_it_in_its_place() ->
     log.hub.gap(kept[-1], end, "broker", resumable=True)
     log.offset = 1
     new = log.send("a.1")
-    member, peer = log.join(V1)
-    assert log.resume(member, Request(("a.1",), since=kept[0].position)).recovered
-    log.hub.feed(member)
-    log.drain(member, peer)
+    subscriber, peer = log.join(V1)
+    assert log.resume(subscriber, Request(("a.1",), since=kept[0].position)).recovered
+    log.hub.feed(subscriber)
+    log.drain(subscriber, peer)
     messages = peer.take_json()
     assert [message["type"] for message in messages] == ["event", "gap", "event"]
     assert messages[0]["position"] == kept[1].position
@@ -547,12 +547,12 @@ def test_a_client_that_resumes_from_before_a_cut_is_told_of_it_in_its_place() ->
 def test_topics_that_are_kept_are_not_repeated_by_since() -> None:
     """`since` on a connection that has these events already (C12): only what is joined is caught up on."""
     log = Log()
-    member, peer = log.join(V1, "a.1")
+    subscriber, peer = log.join(V1, "a.1")
     (first, *_) = log.send("a.1", "b.1", "a.1")
     peer.take()
-    assert log.resume(member, Request(("a.1", "b.1"), since=first.position)).recovered
-    log.hub.feed(member)
-    log.drain(member, peer)
+    assert log.resume(subscriber, Request(("a.1", "b.1"), since=first.position)).recovered
+    log.hub.feed(subscriber)
+    log.drain(subscriber, peer)
     assert [f"{message['group']}.{message['event']}" for message in peer.take_json()] == ["b.1"]
     log.send("a.1", "b.1")
     assert len(peer.take()) == 2
@@ -577,7 +577,7 @@ class Client:
 
     dialect: Dialect
     peer: FakePeer
-    member: Member
+    subscriber: Subscriber
     topics: set[str] = field(default_factory=set)
     due: list[Delivery | Told] = field(default_factory=list)
 
@@ -586,24 +586,24 @@ class HubMachine(RuleBasedStateMachine):
     """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client is due."""
 
     @initialize(
-        max_octets=st.sampled_from([1300, 4000, 150_000]),
+        max_bytes=st.sampled_from([1300, 4000, 150_000]),
         epoch=st.sampled_from([STREAM, "q"]),
         together=st.sampled_from([0, 1, 2]),
         first=st.lists(st.tuples(st.sampled_from([TOWER, V1]), st.lists(st.sampled_from(TOPICS), min_size=1, unique=True)), max_size=6),
     )
-    def begin(self, max_octets: int, epoch: str | Fingerprint, together: int, first: list[tuple[Dialect, list[str]]]) -> None:
+    def begin(self, max_bytes: int, epoch: str | Fingerprint, together: int, first: list[tuple[Dialect, list[str]]]) -> None:
         """A fresh log, of a stream or of a queue; turns are written at once, or in parts."""
         self.together = together
-        self.log = Log(max_octets, epoch, together)
+        self.log = Log(max_bytes, epoch, together)
         self.all: list[Delivery] = [self.log.history.head]
-        self.turn: list[Delivery] = []
+        self.batch: list[Delivery] = []
         self.clients: list[Client] = []
         self.marks = 0
         self.barrier = 0
         self.cuts: set[int] = set()
         for dialect, topics in first:
             self.join(dialect)
-            self.log.hub.subscribe(self.clients[-1].member, Request(tuple(topics)))
+            self.log.hub.subscribe(self.clients[-1].subscriber, Request(tuple(topics)))
             self.clients[-1].topics = set(topics)
 
     def client(self, number: int) -> Client | None:
@@ -644,7 +644,7 @@ class HubMachine(RuleBasedStateMachine):
             assert client.peer.ended == [CloseReason.HISTORY]
             assert client.dialect is TOWER
             assert any(one.seq <= history.floor.seq for one in client.due), "closed for nothing"
-            self.log.hub.leave(client.member)
+            self.log.hub.leave(client.subscriber)
             self.clients.remove(client)
 
     def read_all(self) -> None:
@@ -662,18 +662,18 @@ class HubMachine(RuleBasedStateMachine):
     def leave(self, number: int) -> None:
         """A client goes, perhaps in the middle of a turn."""
         if client := self.client(number):
-            self.log.hub.leave(client.member)
-            self.log.hub.feed(client.member)
+            self.log.hub.leave(client.subscriber)
+            self.log.hub.feed(client.subscriber)
             assert client.peer.writes == []
             self.clients.remove(client)  # a turn that is open may hold what it was due
 
-    @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=8), octets=st.sampled_from([0, 0, 0, 30_000]))
-    def publish(self, topics: list[str], octets: int) -> None:
+    @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=8), raw=st.sampled_from([0, 0, 0, 30_000]))
+    def publish(self, topics: list[str], raw: int) -> None:
         """Deliveries come into the open turn."""
         for topic in topics:
-            delivery = self.log.publish(topic, octets)
+            delivery = self.log.publish(topic, raw)
             self.all.append(delivery)
-            self.turn.append(delivery)
+            self.batch.append(delivery)
 
     @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=4))
     def send(self, topics: list[str]) -> None:
@@ -693,8 +693,8 @@ class HubMachine(RuleBasedStateMachine):
         """The turn ends: one write, of everything due, to each client that is live; none to any other."""
         if self.together:
             for client in self.clients:
-                client.due += [one for one in self.turn if one.topic in client.topics]
-            self.turn.clear()
+                client.due += [one for one in self.batch if one.topic in client.topics]
+            self.batch.clear()
             self.log.hub.flush()
             assert len(self.log.waiting) <= 1
             self.read_all()
@@ -702,14 +702,14 @@ class HubMachine(RuleBasedStateMachine):
         shared: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
         before = []
         for client in self.clients:
-            due = [one for one in self.turn if one.topic in client.topics]
+            due = [one for one in self.batch if one.topic in client.topics]
             client.due += due
-            before.append((client, due, not client.member.behind))
-        self.turn.clear()
+            before.append((client, due, not client.subscriber.behind))
+        self.batch.clear()
         self.log.hub.flush()
         for client, due, live in before:
             assert len(client.peer.writes) == (1 if due and live and not client.peer.full else 0)
-            assert client.member.behind == (not live or bool(due and client.peer.full))
+            assert client.subscriber.behind == (not live or bool(due and client.peer.full))
             for write in client.peer.writes:
                 shared[client.dialect.name, tuple(one.seq for one in due)].add(id(write))
         assert all(len(objects) == 1 for objects in shared.values())
@@ -722,7 +722,7 @@ class HubMachine(RuleBasedStateMachine):
     )
     def subscribe(self, number: int, topics: list[str], since: int | str | None) -> None:
         """A client asks for topics, perhaps from one of the latest positions on, known or not."""
-        if self.turn:
+        if self.batch:
             self.flush()
         client = self.client(number)
         if client is None:
@@ -732,9 +732,9 @@ class HubMachine(RuleBasedStateMachine):
         if named is None and text is not None:
             named = next((one for one in self.all if one.position == text and one.seq >= self.barrier), None)
         recovered = named is not None and bool(text) and named.seq >= max(self.log.history.floor.seq, self.barrier)
-        member = client.member
-        stood = member.cursor.seq if member.behind else None
-        change = self.log.resume(member, Request(tuple(topics), since=text))
+        subscriber = client.subscriber
+        stood = subscriber.cursor.seq if subscriber.behind else None
+        change = self.log.resume(subscriber, Request(tuple(topics), since=text))
         if self.together:
             self.read(client)  # what it was due of a turn that is only partly written
         assert client.peer.writes == []
@@ -752,8 +752,8 @@ class HubMachine(RuleBasedStateMachine):
                 if client.dialect is V1 and topics:
                     client.due += [Told(one.seq) for one in self.all if one.seq in self.cuts and one.seq > named.seq]
             client.due.sort(key=lambda one: one.seq)
-            self.log.hub.feed(member)
-        elif not member.behind:
+            self.log.hub.feed(subscriber)
+        elif not subscriber.behind:
             assert change.position == self.log.history.head.position
         elif client.due and (held := self.log.history.find(change.position)):
             assert held.seq < client.due[0].seq, "a resume from there would skip what it is still due"
@@ -768,22 +768,22 @@ class HubMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 99))
     def drain(self, number: int) -> None:
         """A client reads what was written. A turn that is open ends first: none spans two turns of the reactor."""
-        if self.turn:
+        if self.batch:
             self.flush()
         if client := self.client(number):
             client.peer.full = False
             if client.peer.draining:
                 client.peer.draining = False
-                self.log.hub.feed(client.member)
+                self.log.hub.feed(client.subscriber)
                 self.read(client)
 
     @rule(number=st.integers(0, 99))
     def feed(self, number: int) -> None:
         """A client is fed though nobody asked for it; as with `drain`, never within a turn."""
-        if self.turn:
+        if self.batch:
             self.flush()
         if client := self.client(number):
-            self.log.hub.feed(client.member)
+            self.log.hub.feed(client.subscriber)
             self.read(client)
 
     def tell(self, start: Delivery, *, resumable: bool = False) -> None:
@@ -853,10 +853,10 @@ class HubMachine(RuleBasedStateMachine):
         """Who is live is due nothing; who is behind will be fed; topics are held by exactly those who asked."""
         if not hasattr(self, "log"):
             return
-        assert list(self.log.hub.members) == [client.member for client in self.clients]
+        assert list(self.log.hub.subscribers) == [client.subscriber for client in self.clients]
         for client in self.clients:
-            assert client.peer.draining if client.member.behind else not client.due or self.log.waiting
-            assert set(client.member.topics) == client.topics
+            assert client.peer.draining if client.subscriber.behind else not client.due or self.log.waiting
+            assert set(client.subscriber.topics) == client.topics
         assert self.log.hub.topics == len({topic for client in self.clients for topic in client.topics})
 
     def teardown(self) -> None:
@@ -870,11 +870,11 @@ class HubMachine(RuleBasedStateMachine):
             client.peer.full = False
             while client in self.clients and client.peer.draining:
                 client.peer.draining = False
-                self.log.hub.feed(client.member)
+                self.log.hub.feed(client.subscriber)
                 self.read(client)
-        assert not any(client.due or client.member.behind for client in self.clients)
+        assert not any(client.due or client.subscriber.behind for client in self.clients)
         for client in self.clients:
-            self.log.hub.leave(client.member)
+            self.log.hub.leave(client.subscriber)
         assert self.log.hub.topics == 0
 
 
@@ -891,9 +891,9 @@ def test_readers_that_are_behind_share_their_frames(dialect: Dialect) -> None:
     (missed,) = log.send("a.1")
     pieces = []
     for _ in range(2):
-        member, peer = log.join(dialect)
-        assert log.resume(member, Request(("a.1",), since=since)).recovered
-        log.hub.feed(member)
+        subscriber, peer = log.join(dialect)
+        assert log.resume(subscriber, Request(("a.1",), since=since)).recovered
+        log.hub.feed(subscriber)
         pieces.append(peer.writes[-1])
         assert missed.payload in pieces[-1]
     assert pieces[0] is pieces[1]
@@ -905,10 +905,10 @@ def test_frames_kept_for_readers_that_are_behind_are_bounded() -> None:
     log = Log()
     log.send("b.1")
     since = log.hub.position
-    log.send(*["a.1"] * 10, octets=REPLAYED_OCTETS // 3)
-    member, peer = log.join(V1)
-    log.resume(member, Request(("a.1",), since=since))
-    log.hub.feed(member)
-    log.drain(member, peer)
+    log.send(*["a.1"] * 10, raw=REPLAYED_BYTES // 3)
+    subscriber, peer = log.join(V1)
+    log.resume(subscriber, Request(("a.1",), since=since))
+    log.hub.feed(subscriber)
+    log.drain(subscriber, peer)
     assert len(peer.take()) == 10
-    assert sum(map(len, log.hub._replayed.values())) < 2 * REPLAYED_OCTETS
+    assert sum(map(len, log.hub._replayed.values())) < 2 * REPLAYED_BYTES

@@ -43,7 +43,7 @@ def test_an_envelope_names_its_topic_in_two_ways(body: str, topic: Topic) -> Non
         "null",
     ],
 )
-def test_the_payload_is_kept_octet_for_octet(payload: str) -> None:
+def test_the_payload_is_kept_byte_for_byte(payload: str) -> None:
     """It is never encoded again; whether it is an object is for the intake to judge, as with the broker's."""
     for body in (f'{{"topic":"a.1","payload":{payload}}}', f'{{"payload" : {payload} , "topic" : "a.1"}}'):
         assert parse_publication(body.encode()).payload == payload.encode()
@@ -117,7 +117,7 @@ _values = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=5), _values), st.booleans(), st.sampled_from([None, 0, 3]))
 def test_whatever_was_put_in_comes_out(payload: dict[str, object], ascii_only: bool, indent: int | None) -> None:
-    """The octets between the envelope's colon and comma are the payload."""
+    """The bytes between the envelope's colon and comma are the payload."""
     written = json.dumps(payload, ensure_ascii=ascii_only, indent=indent)
     body = f'{{"payload":{written},"topic":"a.1"}}'
     with contextlib.suppress(UnicodeEncodeError):

@@ -15,7 +15,7 @@ from towerws.core.groups import GroupTable
 from towerws.core.requests import (
     MAX_BRACKETS,
     MAX_DEPTH,
-    MAX_ID_OCTETS,
+    MAX_ID_BYTES,
     MAX_NUMBER_DIGITS,
     MAX_SHOWN,
     Denied,
@@ -27,7 +27,7 @@ from towerws.core.requests import (
 from towerws.core.settings import GroupSettings
 
 GROUPS = GroupTable({"notes": GroupSettings(events="any")})
-MESSAGE_OCTETS = 64 * 1024
+MESSAGE_BYTES = 64 * 1024
 
 
 def parse(text: str, max_topics: int = 1000) -> Request:
@@ -107,32 +107,32 @@ def test_what_can_not_be_followed_as_a_whole_is_refused_by_a_code(text: str, exp
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[" * MESSAGE_OCTETS, "too_deep"),
-        ("{" * MESSAGE_OCTETS, "too_deep"),
-        ('{"a":' * (MESSAGE_OCTETS // 5), "too_deep"),
-        ("[]" * (MESSAGE_OCTETS // 2), "too_deep"),
-        ("[" * (MESSAGE_OCTETS // 2) + "]" * (MESSAGE_OCTETS // 2), "too_deep"),
-        ("[[]," * (MESSAGE_OCTETS // 4), "too_deep"),
-        ("[" * 9 + '"' + '\\"' * (MESSAGE_OCTETS // 2 - 5), "too_deep"),
-        ("[" * 9 + '"a' * (MESSAGE_OCTETS // 2 - 5), "too_deep"),
-        ("[" * 9 + '"' + "\\" * (MESSAGE_OCTETS - 10), "too_deep"),
-        ("[" * 9 + '"\\' * (MESSAGE_OCTETS // 2 - 5), "too_deep"),
+        ("[" * MESSAGE_BYTES, "too_deep"),
+        ("{" * MESSAGE_BYTES, "too_deep"),
+        ('{"a":' * (MESSAGE_BYTES // 5), "too_deep"),
+        ("[]" * (MESSAGE_BYTES // 2), "too_deep"),
+        ("[" * (MESSAGE_BYTES // 2) + "]" * (MESSAGE_BYTES // 2), "too_deep"),
+        ("[[]," * (MESSAGE_BYTES // 4), "too_deep"),
+        ("[" * 9 + '"' + '\\"' * (MESSAGE_BYTES // 2 - 5), "too_deep"),
+        ("[" * 9 + '"a' * (MESSAGE_BYTES // 2 - 5), "too_deep"),
+        ("[" * 9 + '"' + "\\" * (MESSAGE_BYTES - 10), "too_deep"),
+        ("[" * 9 + '"\\' * (MESSAGE_BYTES // 2 - 5), "too_deep"),
         ('{"groups":{"jobs":[' + "[[[[[[" + '"' + '\\"' * 30_000, "too_deep"),
-        ("[" * MAX_BRACKETS + '"' * (MESSAGE_OCTETS - MAX_BRACKETS), "too_deep"),
+        ("[" * MAX_BRACKETS + '"' * (MESSAGE_BYTES - MAX_BRACKETS), "too_deep"),
         ("1" * 5000, "number_too_long"),
-        ("-" + "1" * (MESSAGE_OCTETS - 1), "number_too_long"),
+        ("-" + "1" * (MESSAGE_BYTES - 1), "number_too_long"),
         ('{"groups": {"job_events": [' + "1" * 5000 + "]}}", "number_too_long"),
         ('{"groups": {}, "id": ' + "9" * (MAX_NUMBER_DIGITS + 1) + "}", "number_too_long"),
-        ("1." + "1" * (MESSAGE_OCTETS - 2), "not_an_object"),
-        ("1e" + "1" * (MESSAGE_OCTETS - 2), "number_too_long"),
+        ("1." + "1" * (MESSAGE_BYTES - 2), "not_an_object"),
+        ("1e" + "1" * (MESSAGE_BYTES - 2), "number_too_long"),
         ("{" + ",".join(f'"{number}":{number}' for number in range(4500)) + "}", "no_groups"),
         ("{" + ",".join(f'"k{number}":[]' for number in range(3000)) + "}", "no_groups"),
         ("{" + ",".join('"k":1' for number in range(10_000)) + "}", "duplicate_key"),
         ('"' + "\\ud800" * 10_000 + '"', "not_an_object"),
         ('{"groups":{},"id":"' + "\\ud83d\\ude00" * 5000 + '"}', "bad_id"),
         ('{"groups":{},"id":"' + "\u20ac" * 20_000 + '"}', "bad_id"),
-        (" " * (MESSAGE_OCTETS - 1) + "x", "not_json"),
-        ("\0" * MESSAGE_OCTETS, "not_json"),
+        (" " * (MESSAGE_BYTES - 1) + "x", "not_json"),
+        ("\0" * MESSAGE_BYTES, "not_json"),
         ('{"groups": {"job_events": [' + "0," * 30_000 + "0]}}", "too_many_topics"),
         (json.dumps({"groups": {}})[:-1] + ', "since": ' + "[" * 7 + "]" * 7 + "}", "bad_since"),
         ('{"groups":{"jobs":[' * MAX_DEPTH, "too_deep"),
@@ -144,7 +144,7 @@ def test_a_json_bomb_is_refused_in_linear_time(text: str, expected: str) -> None
 
     Each takes less than 5 ms on an idle machine. What is asserted tells a linear reader from a quadratic one, which takes seconds.
     """
-    assert len(text) <= MESSAGE_OCTETS
+    assert len(text) <= MESSAGE_BYTES
     assert code(text) == expected
     best = 1.0
     gc.disable()
@@ -274,9 +274,9 @@ def test_the_number_of_topics_has_a_limit() -> None:
 
 
 def test_the_id_has_a_limit() -> None:
-    """An id may be anything of so many octets as JSON, and not one more."""
-    assert parse('{"groups": {}, "id": "%s"}' % ("x" * (MAX_ID_OCTETS - 2))).request_id
-    assert code('{"groups": {}, "id": "%s"}' % ("x" * (MAX_ID_OCTETS - 1))) == "bad_id"
+    """An id may be anything of so many bytes as JSON, and not one more."""
+    assert parse('{"groups": {}, "id": "%s"}' % ("x" * (MAX_ID_BYTES - 2))).request_id
+    assert code('{"groups": {}, "id": "%s"}' % ("x" * (MAX_ID_BYTES - 1))) == "bad_id"
 
 
 def test_a_refusal_carries_the_id_where_it_could_be_read() -> None:
@@ -328,7 +328,7 @@ def test_a_token_is_read_and_not_shown() -> None:
 @pytest.mark.parametrize(
     ("payload", "is_binary", "said"), [(b"{}", True, "binary"), (b'{"a": "\xff"}', False, "not_json"), (b"[", False, "not_json")]
 )
-def test_octets_that_are_no_message(payload: bytes, is_binary: bool, said: str) -> None:
+def test_bytes_that_are_no_message(payload: bytes, is_binary: bool, said: str) -> None:
     """What is not text in UTF-8 is refused by its code before it is read any further."""
     with pytest.raises(BadRequest) as caught:
         parse_message(payload, GROUPS, 1000, is_binary=is_binary)

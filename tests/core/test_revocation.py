@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from towerws.core.revocation import MAX_NAME_CHARACTERS, MAX_REVOCATION_OCTETS, RecentRevocations, Revocation, parse_revocation
+from towerws.core.revocation import MAX_NAME_CHARACTERS, MAX_REVOCATION_BYTES, RecentRevocations, Revocation, parse_revocation
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_anything_else_revokes_nobody(body: str) -> None:
 
 def test_a_body_is_bounded() -> None:
     """What is too long is not even parsed; the longest name fits however it is written."""
-    with pytest.raises(ValueError, match=str(MAX_REVOCATION_OCTETS)):
-        parse_revocation(b'{"user": 7}' + b" " * MAX_REVOCATION_OCTETS)
+    with pytest.raises(ValueError, match=str(MAX_REVOCATION_BYTES)):
+        parse_revocation(b'{"user": 7}' + b" " * MAX_REVOCATION_BYTES)
     longest = Revocation(user="\U0001f600" * MAX_NAME_CHARACTERS)
     assert parse_revocation(longest.body) == longest
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towerws.core.topics import (
-    MAX_EVENT_OCTETS,
-    MAX_GROUP_OCTETS,
-    MAX_ROUTING_KEY_OCTETS,
+    MAX_EVENT_BYTES,
+    MAX_GROUP_BYTES,
+    MAX_ROUTING_KEY_BYTES,
     Topic,
     flat_name,
     is_event,
@@ -22,8 +22,8 @@ from towerws.core.topics import (
 GROUP_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_"
 EVENT_CHARACTERS = "".join(character for character in map(chr, range(0x21, 0x7F)) if character not in '.*#"\\')
 
-groups = st.text(GROUP_CHARACTERS, min_size=1, max_size=MAX_GROUP_OCTETS)
-events = st.text(EVENT_CHARACTERS, min_size=1, max_size=MAX_EVENT_OCTETS)
+groups = st.text(GROUP_CHARACTERS, min_size=1, max_size=MAX_GROUP_BYTES)
+events = st.text(EVENT_CHARACTERS, min_size=1, max_size=MAX_EVENT_BYTES)
 
 
 @given(groups, events)
@@ -33,15 +33,15 @@ def test_a_topic_is_written_and_read_in_both_ways(group: str, event: str) -> Non
     assert parse_routing_key(topic.routing_key) == parse_flat_name(topic.flat_name) == topic
     assert is_routing_key(topic.routing_key)
     assert flat_name(topic.routing_key) == topic.flat_name
-    assert len(topic.routing_key.encode()) <= MAX_ROUTING_KEY_OCTETS
+    assert len(topic.routing_key.encode()) <= MAX_ROUTING_KEY_BYTES
 
 
 @given(st.text(max_size=200) | st.text('aZ9_.-*#" \n\0\u00e9', max_size=6))
 def test_nothing_else_is_a_topic(text: str) -> None:
     """A text is a routing key exactly when its two halves follow the rules, character by character."""
     group, found, event = text.partition(".")
-    good_group = 0 < len(group) <= MAX_GROUP_OCTETS and set(group) <= set(GROUP_CHARACTERS)
-    good_event = 0 < len(event) <= MAX_EVENT_OCTETS and set(event) <= set(EVENT_CHARACTERS)
+    good_group = 0 < len(group) <= MAX_GROUP_BYTES and set(group) <= set(GROUP_CHARACTERS)
+    good_event = 0 < len(event) <= MAX_EVENT_BYTES and set(event) <= set(EVENT_CHARACTERS)
     assert is_group(group) is good_group
     assert is_event(event) is good_event
     assert is_routing_key(text) is (bool(found) and good_group and good_event)
@@ -68,10 +68,10 @@ def test_a_flat_name_is_split_at_the_first_hyphen(text: str, topic: Topic) -> No
     assert flat_name(topic.routing_key) == text
 
 
-@pytest.mark.parametrize("octet", range(256))
-def test_every_character_is_allowed_or_not(octet: int) -> None:
+@pytest.mark.parametrize("byte", range(256))
+def test_every_character_is_allowed_or_not(byte: int) -> None:
     """No character that is a pattern on the broker, needs escaping in JSON or is not printable ASCII is in any name."""
-    character = chr(octet)
+    character = chr(byte)
     assert is_group(f"a{character}b") is (character in GROUP_CHARACTERS)
     assert is_event(f"a{character}b") is (character in EVENT_CHARACTERS)
 
@@ -84,12 +84,12 @@ def test_a_name_is_plain_ascii_without_anything_around_it(is_name: object, text:
     assert not is_name(text)
 
 
-def test_the_limits_are_in_octets_and_inclusive() -> None:
-    """So many octets are a name, and not one more."""
-    assert is_group("g" * MAX_GROUP_OCTETS)
-    assert not is_group("g" * (MAX_GROUP_OCTETS + 1))
-    assert is_event("e" * MAX_EVENT_OCTETS)
-    assert not is_event("e" * (MAX_EVENT_OCTETS + 1))
+def test_the_limits_are_in_bytes_and_inclusive() -> None:
+    """So many bytes are a name, and not one more."""
+    assert is_group("g" * MAX_GROUP_BYTES)
+    assert not is_group("g" * (MAX_GROUP_BYTES + 1))
+    assert is_event("e" * MAX_EVENT_BYTES)
+    assert not is_event("e" * (MAX_EVENT_BYTES + 1))
 
 
 @pytest.mark.parametrize(

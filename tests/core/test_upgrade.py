@@ -105,6 +105,6 @@ def test_only_http_1_1() -> None:
 
 @given(st.binary(min_size=16, max_size=16))
 def test_every_nonce_is_taken(nonce: bytes) -> None:
-    """Any 16 octets are a nonce."""
+    """Any 16 bytes are a nonce."""
     key = b64encode(nonce).decode()
     assert read_upgrade(head(sec_websocket_key=key)).key == key

@@ -54,7 +54,7 @@ FRAMES: dict[tuple[str, str], Callable[[], bytes | None]] = {
 
 @pytest.mark.parametrize("key", FRAMES, ids="-".join)
 def test_what_is_sent_is_the_golden_sample(key: tuple[str, str]) -> None:
-    """Each frame of both dialects, octet for octet as docs/protocol.md shows it."""
+    """Each frame of both dialects, byte for byte as docs/protocol.md shows it."""
     frame = FRAMES[key]()
     assert frame is not None
     assert SAMPLES[key]["direction"] == "from server"
@@ -176,14 +176,14 @@ def test_v1_repeats_the_requests_id(request_id: object) -> None:
     st.booleans(),
 )
 def test_v1s_event_is_json_whatever_its_names(group: str, event: str, payload: dict[str, object], ascii_only: bool) -> None:
-    """Names are put between quotes as they are, and the payload's octets stand in the frame untouched."""
-    octets = json.dumps(payload, ensure_ascii=ascii_only).encode("utf-8", "replace")
-    delivery = Delivery(1, f"{group}.{event}", octets, 5, Fingerprint(b""), None)
+    """Names are put between quotes as they are, and the payload's bytes stand in the frame untouched."""
+    raw = json.dumps(payload, ensure_ascii=ascii_only).encode("utf-8", "replace")
+    delivery = Delivery(1, f"{group}.{event}", raw, 5, Fingerprint(b""), None)
     frame = V1.event(delivery)
     message = json.loads(frame)
     assert (message["type"], message["group"], message["event"]) == ("event", group, event)
     assert message["position"] == delivery.position
-    assert frame.endswith(b',"payload":' + octets + b"}")
+    assert frame.endswith(b',"payload":' + raw + b"}")
 
 
 @pytest.mark.parametrize("dialect", [TOWER, V1], ids=lambda dialect: dialect.name)

@@ -273,9 +273,9 @@ async def test_a_forced_close_is_named_and_short(rabbit: PrivateRabbit, consume:
         await deferToThread(publish, rabbit, settings.exchange, b'{"n":0}')
         await until(lambda: len(sink.offsets) == 1)
         await ctl(rabbit, "close_all_connections", "the test says so")
-        await until(lambda: source.counters["losses"] == 1)
+        await until(lambda: source.counters["failures"] == 1)
         assert await until(lambda: source.status().ready) < 2
-        assert str(source.counters["last_loss"]).startswith("320 CONNECTION_FORCED")
+        assert str(source.counters["last_failure"]).startswith("320 CONNECTION_FORCED")
         await deferToThread(publish, rabbit, settings.exchange, b'{"n":1}')
         await until(lambda: once_each(sink)[-1] == b'{"n":1}')
         assert len(sink.named("gap")) == (1 if consume == "queue" else 0)
@@ -290,7 +290,7 @@ async def test_a_deleted_queue_heals_on_its_connection(rabbit: PrivateRabbit) ->
         for count in range(1, 4):
             (name,) = set(await queues(rabbit)) - before
             await delete_queue(rabbit, name)
-            await until(lambda: source.counters["channel_losses"] == count)  # noqa: B023 - called at once
+            await until(lambda: source.counters["channel_failures"] == count)  # noqa: B023 - called at once
             assert await until(lambda: source.status().ready) < 2
         assert source.counters["connects"] == 1
         assert len(sink.named("gap")) == 3
@@ -305,7 +305,7 @@ async def test_a_stream_made_anew_is_found_out(rabbit: PrivateRabbit) -> None:
         await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
         await until(lambda: len(sink.offsets) == 10)
         await delete_queue(rabbit, settings.stream)
-        await until(lambda: source.counters["channel_losses"] == 1 and source.status().ready)
+        await until(lambda: source.counters["channel_failures"] == 1 and source.status().ready)
         await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
         await until(lambda: len(sink.offsets) == 11)
         assert [call[0] for call in sink.calls[-3:]] == ["rewind", "hole", "deliver"]
@@ -321,11 +321,11 @@ async def test_a_stream_made_again_by_another_does_not_stay_mute(rabbit: Private
     async with consuming(settings, sink) as (source, _), consuming(settings):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
         await until(lambda: len(sink.offsets) == 10)
-        attempt = source._attempt
-        assert attempt is not None
+        session = source._session
+        assert session is not None
         endpoint, source._endpoint = source._endpoint, lambda url: (_ for _ in ()).throw(OSError("the link is down"))
-        assert attempt.link is not None
-        attempt.link.transport.abortConnection()  # type: ignore[union-attr]
+        assert session.connection is not None
+        session.connection.transport.abortConnection()  # type: ignore[union-attr]
         await delete_queue(rabbit, settings.stream)
         await until(lambda: settings.stream in rabbit.ctl("list_queues", "name", "--no-table-headers"))
         await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
@@ -349,10 +349,10 @@ async def test_a_refusal_is_explained(rabbit: PrivateRabbit, change: dict[str, A
     source = AmqpSource(replace(settings, urls=(replace(settings.urls[0], **change),)), RecordingSink(), reactor)
     source.start()
     try:
-        assert await until(lambda: source.counters["last_loss"] is not None) < 5
+        assert await until(lambda: source.counters["last_failure"] is not None) < 5
         status = source.status()
         assert status.details["last_code"] == code
-        assert text in str(status.details["last_loss"])
+        assert text in str(status.details["last_failure"])
         assert "canary" not in repr(status)
     finally:
         await source.stop()
@@ -366,8 +366,8 @@ async def test_406_names_the_argument(rabbit: PrivateRabbit) -> None:
         other = AmqpSource(replace(settings, stream_max_age_s=60), RecordingSink(), reactor)
         other.start()
         try:
-            await until(lambda: other.counters["last_loss"] is not None)
-            reason = str(other.counters["last_loss"])
+            await until(lambda: other.counters["last_failure"] is not None)
+            reason = str(other.counters["last_failure"])
             assert "exists with x-max-age '3600s', we asked for '60s': set stream_max_age_s" in reason
         finally:
             await other.stop()
@@ -381,8 +381,8 @@ async def test_passive(rabbit: PrivateRabbit) -> None:
     source = AmqpSource(settings, sink, reactor)
     source.start()
     try:
-        await until(lambda: source.counters["last_loss"] is not None)
-        assert "passive = false" in str(source.counters["last_loss"])
+        await until(lambda: source.counters["last_failure"] is not None)
+        assert "passive = false" in str(source.counters["last_failure"])
         assert settings.stream not in await queues(rabbit)
         async with consuming(replace(settings, passive=False)):
             await until(lambda: source.status().ready)
@@ -414,7 +414,7 @@ async def test_headers_pika_cannot_decode_arrive(rabbit: PrivateRabbit) -> None:
     async with consuming(settings) as (source, sink):
         await deferToThread(poison)
         await until(lambda: len(sink.offsets) == 3)
-        assert (source.counters["losses"], source.counters["poison_headers"]) == (0, 0)
+        assert (source.counters["failures"], source.counters["poison_headers"]) == (0, 0)
         assert {call[4] for call in sink.named("deliver")} == {"é"}
 
 

@@ -80,11 +80,11 @@ VIOLATIONS = {
 }
 
 
-@pytest.mark.parametrize(("octets", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
-def test_a_violation_is_told(dial: Dial, octets: bytes, code: int) -> None:
+@pytest.mark.parametrize(("raw", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
+def test_a_violation_is_told(dial: Dial, raw: bytes, code: int) -> None:
     """Findings P5: whatever else stands in the same write, the client reads the code, and then the end of the stream."""
     with open_socket(dial) as client:
-        client.sendall(octets)
+        client.sendall(raw)
         assert code_of(rest(client)) == code
 
 
@@ -116,21 +116,21 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("octets", REFUSED.values(), ids=REFUSED)
-def test_a_refusal_is_read_whole(dial: Dial, octets: bytes) -> None:
+@pytest.mark.parametrize("raw", REFUSED.values(), ids=REFUSED)
+def test_a_refusal_is_read_whole(dial: Dial, raw: bytes) -> None:
     """A client that sends on while it is refused still reads the answer."""
     with dial() as client:
         client.settimeout(DEADLINE_S)
-        client.sendall(octets)
+        client.sendall(raw)
         came = rest(client)
     head, _, body = came.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 4")
     assert f"Content-Length: {len(body)}\r\n".encode() in head
 
 
-def answered(client: socket.socket, octets: bytes) -> int | None:
+def answered(client: socket.socket, raw: bytes) -> int | None:
     """Have the server close, and answer with its code; the code."""
-    client.sendall(octets)
+    client.sendall(raw)
     came = b""
     while b"\x88" not in came or len(came) < (at := came.index(b"\x88")) + 2 + came[at + 1]:
         came += client.recv(65536)
@@ -158,9 +158,9 @@ def sends(*pieces: bytes) -> Callable[[socket.socket], object]:
     return end
 
 
-def answers(octets: bytes) -> Callable[[socket.socket], object]:
+def answers(raw: bytes) -> Callable[[socket.socket], object]:
     """Send this, and answer the server's close."""
-    return lambda client: answered(client, octets)
+    return lambda client: answered(client, raw)
 
 
 CLIENT_ENDS: dict[str, Callable[[socket.socket], object]] = {

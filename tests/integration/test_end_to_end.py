@@ -82,13 +82,13 @@ def test_awx_events_reach_exactly_who_asked_byte_for_byte(rabbit: PrivateRabbit,
     status = daemon.get("/status")[1]
     withheld = sum(sample["routing_key"] in {"metrics", "control.limit_reached"} for sample in AWX_EVENTS)
     assert withheld == 2
-    assert status["intake"]["skipped"] == {"withheld": withheld}
-    assert status["intake"]["received"] == len(messages) + 1
+    assert status["ingest"]["skipped"] == {"withheld": withheld}
+    assert status["ingest"]["received"] == len(messages) + 1
 
 
 def test_bad_messages_are_counted_and_the_next_one_arrives(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
     """Whatever a producer sends, it is skipped, acknowledged and counted by its reason; the one behind it arrives."""
-    daemon = start(rabbit.url, *names, "--max-payload-octets", "1MiB")
+    daemon = start(rabbit.url, *names, "--max-payload-bytes", "1MiB")
     client = V1Client(daemon.url, {"jobs": ["summary"]}).open()
     bad = [
         ("jobs.summary", b'{"a": "\xff"}'),
@@ -101,7 +101,7 @@ def test_bad_messages_are_counted_and_the_next_one_arrives(rabbit: PrivateRabbit
     publish_all(rabbit.url, [*bad, ("jobs.summary", b'{"n": 1}')], exchange=names[1])
     client.until({"n": 1})
     assert client.payloads == [{"n": 1}]
-    assert daemon.get("/status")[1]["intake"]["skipped"] == {"not_utf8": 1, "not_an_object": 2, "routing_key": 2, "too_large": 1}
+    assert daemon.get("/status")[1]["ingest"]["skipped"] == {"not_utf8": 1, "not_an_object": 2, "routing_key": 2, "too_large": 1}
     client.close()
 
 
@@ -110,7 +110,7 @@ def test_stream_survives_a_killed_broker(fresh_rabbit: Callable[[], PrivateRabbi
     rabbit = fresh_rabbit()
     daemon = start(rabbit.url, *names)
     rabbit.restart()
-    wait_until(lambda: daemon.get("/status")[1]["source"]["losses"] > 0 and daemon.get("/readyz")[0] == 200)
+    wait_until(lambda: daemon.get("/status")[1]["source"]["failures"] > 0 and daemon.get("/readyz")[0] == 200)
     client = V1Client(daemon.url, {"job_events": [1]}).open()
     receiving = collect(client)
     with NumberedLoad(rabbit.url, "job_events.1", exchange=names[1], stream=names[3]) as load:
@@ -200,14 +200,14 @@ def test_position_survives_a_restart_on_an_idle_stream(rabbit: PrivateRabbit, na
 
 def test_position_older_than_history_is_not_recovered(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
     """What has fallen out of history is said so, and nothing is replayed."""
-    small = ["--history-max-octets", "64KiB", "--max-payload-octets", "16KiB", "--websocket-backlog-octets", "16KiB"]
+    small = ["--history-max-bytes", "64KiB", "--max-payload-bytes", "16KiB", "--websocket-backlog-bytes", "16KiB"]
     daemon = start(rabbit.url, *names, *small)
     client = V1Client(daemon.url, {"job_events": [1]}).open()
     publish_all(rabbit.url, [("job_events.1", b'{"n": 0}')], exchange=names[1])
     client.until({"n": 0})
     client.close()
     publish_all(rabbit.url, [("job_events.2", b'{"x": "%b"}' % (b"x" * 1000))] * 100, exchange=names[1])
-    wait_until(lambda: daemon.get("/status")[1]["intake"]["received"] == 101)
+    wait_until(lambda: daemon.get("/status")[1]["ingest"]["received"] == 101)
     client.open()
     assert client.subscribed[-1]["recovered"] is False
     publish_all(rabbit.url, [("job_events.1", b'{"n": 1}')], exchange=names[1])
@@ -251,7 +251,7 @@ def test_recreated_stream_makes_old_positions_unknown(rabbit: PrivateRabbit, nam
     client.until({"n": 4})
     old = client.positions[1]
     rabbit.ctl("delete_queue", names[3])
-    wait_until(lambda: daemon.get("/readyz")[0] == 200 and daemon.get("/status")[1]["source"]["channel_losses"] >= 1)
+    wait_until(lambda: daemon.get("/readyz")[0] == 200 and daemon.get("/status")[1]["source"]["channel_failures"] >= 1)
     publish_all(rabbit.url, [("job_events.1", b'{"other": %d}' % n) for n in range(5)], exchange=names[1])
     client.until({"other": 4})
     assert [gap["reason"] for gap in client.gaps] == ["broker"]
@@ -284,7 +284,7 @@ def test_a_client_that_stops_reading_costs_little_and_loses_nothing(rabbit: Priv
     status = daemon.get("/status")[1]
     assert status["hub"]["behind"] == stalled
     grown_kib = daemon.rss_kib() - before_kib
-    history_kib = status["history"]["octets"] / 1024
+    history_kib = status["history"]["bytes"] / 1024
     # Without the bound it would be 120 MB more. Each may hold 256 KiB; the allocator keeps some of what passed through.
     assert grown_kib < history_kib + stalled * 256 + 32 * 1024
     for slow in sockets:
@@ -308,7 +308,7 @@ def test_resent_message_is_delivered_once(rabbit: PrivateRabbit, names: list[str
     connection.close()
     client.until({"n": -1})
     assert numbers(client) == [1, 2, 3, 3, -1]
-    assert daemon.get("/status")[1]["intake"]["duplicates"] == 2
+    assert daemon.get("/status")[1]["ingest"]["duplicates"] == 2
     client.close()
 
 

@@ -80,7 +80,7 @@ class Answer(NamedTuple):
     """What an opening was answered (status 0: in HTTP 0.9, which has none), and what came of it behind the door."""
 
     status: int
-    octets: bytes
+    raw: bytes
     asked: list[dict[str, str]]
     opened: int
 
@@ -96,14 +96,14 @@ class Way:
         self.client = ""
         """The address of the last client. Each has one of its own, so that no bound per address is met."""
 
-    def open(self, octets: bytes, address: str = "") -> Answer:
+    def open(self, raw: bytes, address: str = "") -> Answer:
         """Send an opening; a connection that is let in is closed again, and its end awaited."""
         self._api.asked.clear()
         before = self._opened()
         number = next(_addresses)
         self.client = address or f"127.0.{1 + number // 250}.{1 + number % 250}"
         with socket.create_connection(("127.0.0.1", self._port), DEADLINE_S, (self.client, 0)) as client:
-            client.sendall(octets + close())
+            client.sendall(raw + close())
             found = b""
             try:
                 while piece := client.recv(65536):
@@ -130,7 +130,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory, nginx: Callable[..., Nginx]) 
         proxy = nginx(f"127.0.0.1:{daemon.port}")
         yield {"directly": Way(daemon, api, daemon.port, None), "through nginx": Way(daemon, api, proxy.port, proxy)}
         figures = daemon.get("/status")[1]
-        assert (figures["connections"]["present"], figures["hub"]["members"], figures["hub"]["topics"]) == (0, 0, 0)
+        assert (figures["connections"]["present"], figures["hub"]["subscribers"], figures["hub"]["topics"]) == (0, 0, 0)
         assert FORGED not in daemon.log.read_text()
 
 
@@ -144,7 +144,7 @@ def test_a_plain_opening(way: Way) -> None:
     """Promise 30: what hostile openings differ from is let in, and the API is told of the client what is true."""
     answer = way.open(request(added=[COOKIE]))
     assert answer.status == 101
-    assert b'{"accept":true,"user":7}' in answer.octets.replace(b" ", b"")
+    assert b'{"accept":true,"user":7}' in answer.raw.replace(b" ", b"")
     assert [asked["x-forwarded-for"] for asked in answer.asked] == [way.client]
     assert answer.opened == 1
     assert f"user 7 from {way.client}, by tower" in way.daemon.log.read_text()
@@ -156,7 +156,7 @@ def test_header_smuggling(way: Way, hostile: Hostile) -> None:
 
     Bytes beyond ASCII are opaque in a value: what stands behind them is part of it, and of nothing else.
     """
-    answer = way.open(hostile.octets)
+    answer = way.open(hostile.raw)
     if hostile.opaque:
         assert answer.status == 101
         (asked,) = answer.asked
@@ -164,7 +164,7 @@ def test_header_smuggling(way: Way, hostile: Hostile) -> None:
         assert "x-remote-user" not in asked
         assert FORGED not in str({name: value for name, value in asked.items() if name != "user-agent"})
     elif hostile.name.startswith("origin-") and answer.status == 403:
-        assert not hostile.octets.isascii()
+        assert not hostile.raw.isascii()
         assert answer.opened == 0
     elif way.nginx is not None and hostile.harmless and answer.status == 101:
         assert [asked["x-forwarded-for"] for asked in answer.asked] == [way.client]
@@ -173,7 +173,7 @@ def test_header_smuggling(way: Way, hostile: Hostile) -> None:
         assert answer.status == 400 or (way.nginx is not None and answer.status == (413 if hostile.name == "body" else 0))
         assert answer.asked == []
         assert answer.opened == 0
-    assert FORGED.encode() not in answer.octets
+    assert FORGED.encode() not in answer.raw
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_origins(way: Way, page: PageOrigin, credential: str) -> None:
         assert (answer.status, answer.opened) in ((400, 0), (403, 0))
     else:
         assert (answer.status, answer.opened) == (403, 0)
-        assert answer.octets.endswith(b"\r\n\r\na page of this origin may not connect here\n")
+        assert answer.raw.endswith(b"\r\n\r\na page of this origin may not connect here\n")
 
 
 def test_the_host_that_a_client_claims(way: Way) -> None:
@@ -249,8 +249,8 @@ def test_tokens_stay_out_of_nginxs_logs(tmp_path: Path, nginx: Callable[..., Ngi
             (405, request(path).replace(b"GET", b"HEAD")),
             (502, request(f"/elsewhere/?token={CANARY}")),
         ]
-        for status, octets in asks:
-            assert way.open(octets).status == status, octets[:80]
+        for status, raw in asks:
+            assert way.open(raw).status == status, raw[:80]
         busy = [way.open(request(path, without=["Upgrade"]), "127.0.0.9").status for _ in range(1100)]
         assert set(busy) == {426, 503}, "beyond the burst nginx says 503"
         daemon.kill()
@@ -336,8 +336,8 @@ def test_what_goes_to_whom(ways: dict[str, Way], path: str, towerws: bool) -> No
     answer = ways["through nginx"].open(request(path, without=["Upgrade", "Connection"]))
     assert answer.status == (426 if towerws else 502)
     if towerws:
-        assert b"a proxy on the way took the Upgrade and" in answer.octets
-        assert b"Upgrade: websocket\r\n" in answer.octets
+        assert b"a proxy on the way took the Upgrade and" in answer.raw
+        assert b"Upgrade: websocket\r\n" in answer.raw
 
 
 def test_the_shipped_figures_fit_the_daemons() -> None:

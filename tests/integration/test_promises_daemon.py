@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.daemon import DEADLINE_S, Daemon
-from tests.integration.test_websocket_daemon import RawClient, closed_with, members, present, send_for_ever, wait_until
+from tests.integration.test_websocket_daemon import RawClient, closed_with, present, send_for_ever, subscribers, wait_until
 from tests.ws_kit import CLOSE, PING, close, frame, request, text
 
 PING_S, PONG_S, LINGER_S = 1, 2, 2
@@ -22,8 +22,8 @@ FLAGS = (
     f"--websocket-ping-s={PING_S}",
     f"--websocket-pong-s={PONG_S}",
     f"--websocket-linger-s={LINGER_S}",
-    "--max-payload-octets=16MiB",
-    "--history-max-octets=32MiB",
+    "--max-payload-bytes=16MiB",
+    "--history-max-bytes=32MiB",
     "--websocket-handshake-s=3",
 )
 
@@ -64,7 +64,7 @@ def daemon(started: Daemon) -> Iterator[Daemon]:
     yield started
     wait_until(lambda: present(started) == 0)
     hub = started.get("/status")[1]["hub"]
-    assert (hub["members"], hub["topics"]) == (0, 0)
+    assert (hub["subscribers"], hub["topics"]) == (0, 0)
     wait_until(lambda: descriptors(started) <= before)
 
 
@@ -100,7 +100,7 @@ def test_closes_and_stalls(daemon: Daemon, bystander: Bystander) -> None:
         for _ in range(8):
             daemon.publish("job_events.1", {"x": "y" * 500_000})
         client.socket.sendall(close())
-        wait_until(lambda: members(daemon) == 1, 1)
+        wait_until(lambda: subscribers(daemon) == 1, 1)
         for _ in range(8):
             daemon.publish("job_events.1", {"x": "y" * 500_000})
             bystander.check()
@@ -148,7 +148,7 @@ def test_subscribe_flood(daemon: Daemon, bystander: Bystander) -> None:
 
 
 def test_sizes(daemon: Daemon, bystander: Bystander) -> None:
-    """Promise 26: 64 KiB in are taken and an octet more is 1009; 8 MiB out arrive whole."""
+    """Promise 26: 64 KiB in are taken and an byte more is 1009; 8 MiB out arrive whole."""
     with connect(daemon.url, max_size=None) as client:
         client.recv(DEADLINE_S)
         client.send(json.dumps({"groups": {"job_events": [1]}}).ljust(65_536))
@@ -184,7 +184,7 @@ def test_nothing_of_clients_or_passwords_is_logged(tmp_path: Path, auth: str) ->
     """Promise 39: neither the log nor a figure has a token, cookie, header, message, reason or password, nor a control character."""
     broker = f"amqp://towerws:canary-password@127.0.0.1:{free_port()}/vhost"
     flags = ["--tower-url", f"http://127.0.0.1:{free_port()}"] if auth == "tower" else []
-    octets = HOSTILE.encode()
+    raw = HOSTILE.encode()
     daemon = Daemon(tmp_path, broker, *flags, auth=auth)
     with ExitStack() as leave:
         leave.push(daemon.__exit__)
@@ -199,12 +199,12 @@ def test_nothing_of_clients_or_passwords_is_logged(tmp_path: Path, auth: str) ->
             request("/canary/websocket/?token=canary&session_key=canary", added=headers),
             request("/canary?canary", added=headers),
             request(added=[*headers, "Origin: http://canary"]),
-            request(added=headers).replace(b"User-Agent: canary", b"User-Agent: " + octets),
-            request(added=headers).replace(b"/websocket/", b"/" + octets + b"/websocket/"),
-            octets + b"\r\n\r\n",
+            request(added=headers).replace(b"User-Agent: canary", b"User-Agent: " + raw),
+            request(added=headers).replace(b"/websocket/", b"/" + raw + b"/websocket/"),
+            raw + b"\r\n\r\n",
         ):
             with RawClient(daemon) as client:
-                reason = frame(CLOSE, b"\x03\xe8" + octets)
+                reason = frame(CLOSE, b"\x03\xe8" + raw)
                 messages = text({"groups": {HOSTILE: [HOSTILE]}, "xrftoken": "canary", "id": HOSTILE}) + text(HOSTILE)
                 client.socket.sendall(opening + messages + reason)
                 client.read_to_end()

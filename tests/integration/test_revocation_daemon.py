@@ -266,7 +266,7 @@ def test_a_broker_in_alarm(tmp_path: Path, rabbit: PrivateRabbit) -> None:
         until(lambda: ask(here, {"user": "nobody"})[0] == 202)
         two.publish({"n": 1})
         assert hears(bob, {"n": 1})
-        assert [daemon.get("/status")[1]["source"]["losses"] for daemon in two.daemons] == [0, 0]
+        assert [daemon.get("/status")[1]["source"]["failures"] for daemon in two.daemons] == [0, 0]
 
 
 def documented_permissions(user: str) -> list[str]:
@@ -351,7 +351,7 @@ def test_without_permission_for_the_control_exchange(tmp_path: Path, vhost: Call
         log = here.log.read_text()
         assert log.count("control exchange towerws.control: 403") == 1
         assert "listening to control exchange towerws.control again" in log
-        assert here.get("/status")[1]["source"]["losses"] == 0
+        assert here.get("/status")[1]["source"]["failures"] == 0
 
 
 @contextmanager
@@ -406,7 +406,7 @@ def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbi
             for queue in queues:
                 rabbit.ctl("-q", "delete_queue", queue)
         for daemon in two.daemons:
-            two.until(daemon, lambda control: bool(control["unbound"] + control["losses"]))
+            two.until(daemon, lambda control: bool(control["unbound"] + control["failures"]))
             two.until_listening(daemon)
         assert len(control_queues(rabbit, exchange)) == 2
         assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
@@ -415,10 +415,10 @@ def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbi
         assert hears(bob, {"n": 1})
         log = there.log.read_text()
         if damage == "queues deleted":
-            assert two.control(there)["losses"] == before["losses"] + 1
+            assert two.control(there)["failures"] == before["failures"] + 1
         else:
             assert log.count("was not bound to it any more") == two.control(there)["unbound"] == 1
-        assert there.get("/status")[1]["source"]["losses"] == 0
+        assert there.get("/status")[1]["source"]["failures"] == 0
 
 
 def test_a_daemon_that_is_not_bound_is_named(tmp_path: Path, rabbit: PrivateRabbit) -> None:

@@ -37,7 +37,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         yield started
         wait_until(lambda: started.get("/status")[1]["connections"]["present"] == 0)
         figures = started.get("/status")[1]
-        assert (figures["hub"]["members"], figures["hub"]["topics"]) == (0, 0)
+        assert (figures["hub"]["subscribers"], figures["hub"]["topics"]) == (0, 0)
         assert figures["connections"]["opened"] == figures["connections"]["closed"]
 
 
@@ -97,13 +97,13 @@ class RawClient:
             length = int.from_bytes(self._take(2 if length == 126 else 8), "big")
         return opcode & 0x0F, self._take(length)
 
-    def _take(self, octets: int) -> bytes:
-        while len(self._rest) < octets:
+    def _take(self, raw: int) -> bytes:
+        while len(self._rest) < raw:
             found = self.socket.recv(65536)
             if not found:
                 raise EOFError
             self._rest += found
-        taken, self._rest = self._rest[:octets], self._rest[octets:]
+        taken, self._rest = self._rest[:raw], self._rest[raw:]
         return taken
 
     def read_to_end(self) -> bytes:
@@ -123,10 +123,10 @@ class RawClient:
         self.socket.close()
 
 
-def send_for_ever(client: RawClient, octets: bytes) -> None:
+def send_for_ever(client: RawClient, raw: bytes) -> None:
     """Send until that fails."""
     while True:
-        client.socket.sendall(octets)
+        client.socket.sendall(raw)
 
 
 def closed_with(client: ClientConnection) -> int | None:
@@ -141,9 +141,9 @@ def present(daemon: Daemon) -> int:
     return int(daemon.get("/status")[1]["connections"]["present"])
 
 
-def members(daemon: Daemon) -> int:
+def subscribers(daemon: Daemon) -> int:
     """How many connections are in its hub."""
-    return int(daemon.get("/status")[1]["hub"]["members"])
+    return int(daemon.get("/status")[1]["hub"]["subscribers"])
 
 
 def test_two_clients_of_other_makers(daemon: Daemon) -> None:
@@ -211,7 +211,7 @@ def test_closes_and_stalls(daemon: Daemon) -> None:
         for _ in range(40):
             daemon.publish("job_events.1", {"x": "y" * 100_000})
         client.socket.sendall(close())
-        wait_until(lambda: members(daemon) == 0, 1)
+        wait_until(lambda: subscribers(daemon) == 0, 1)
         assert present(daemon) == 1
         wait_until(lambda: present(daemon) == 0, LINGER_S + 2)
 

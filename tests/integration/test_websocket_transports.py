@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from private_rabbitmq import free_port
 
 from tests.daemon import DEADLINE_S, Daemon
-from tests.integration.test_websocket_daemon import LINGER_S, members, present, wait_until
+from tests.integration.test_websocket_daemon import LINGER_S, present, subscribers, wait_until
 from tests.ws_kit import close, request, text
 
 Dial = Callable[[], socket.socket]
@@ -84,7 +84,7 @@ def test_slow_clients(tmp_path: Path, transport: Callable[[Path], tuple[str, Dia
                 assert json.loads(bystander.recv())["n"] == number
             assert daemon.get("/status")[1]["hub"]["behind"] == 2
             stalling.sendall(close())
-            wait_until(lambda: members(daemon) == 2)
+            wait_until(lambda: subscribers(daemon) == 2)
             wait_until(lambda: present(daemon) == 2, LINGER_S + 2)
             received = bytearray()
             while b'"n": 99,' not in received[-150_000:]:

@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from tests.ws_kit import Client, Edge, Edges, SlowMethod, edges, request
 from towerws.auth.open import Open
-from towerws.core.admission import SURPLUS
+from towerws.core.connection_limits import SURPLUS
 from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
@@ -33,7 +33,7 @@ class Named(Open):
         return succeed(Identity(int(head.query)))
 
 
-def crowd(edge: Edge, number: int, *, peer: str = "192.0.2.1", path: str = "/websocket/", added: list[str] | None = None) -> list[Client]:
+def many(edge: Edge, number: int, *, peer: str = "192.0.2.1", path: str = "/websocket/", added: list[str] | None = None) -> list[Client]:
     """As many clients, one after the other."""
     return [edge.connect(peer).send(request(path, added=added or [])) for _ in range(number)]
 
@@ -46,7 +46,7 @@ def statuses(clients: list[Client]) -> list[int]:
 def test_too_many_in_all(make: Edges) -> None:
     """Beyond the limit the answer is 503 with Retry-After, those who are in notice nothing, and who leaves makes room."""
     edge = make(limits={"connections": 3})
-    clients = crowd(edge, 4)
+    clients = many(edge, 4)
     assert statuses(clients) == [101, 101, 101, 503]
     assert b"Retry-After: " in clients[3].response
     assert edge.factory.refused == {503: 1}
@@ -54,7 +54,7 @@ def test_too_many_in_all(make: Edges) -> None:
     edge.advance(0.5)
     assert clients[3].transport.lost
     clients[0].hang_up()
-    assert statuses(crowd(edge, 2)) == [101, 503]
+    assert statuses(many(edge, 2)) == [101, 503]
 
 
 def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
@@ -70,18 +70,18 @@ def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
 def test_too_many_from_an_address(make: Edges) -> None:
     """Promise 33: the 201st of an address gets a 503 before the upgrade; others are not concerned."""
     edge = make(limits={"per_address": 200})
-    assert statuses(crowd(edge, 201)) == [101] * 200 + [503]
+    assert statuses(many(edge, 201)) == [101] * 200 + [503]
     assert edge.factory.refused_for == {"address": 1}
-    assert statuses(crowd(edge, 1, peer="192.0.2.2")) == [101]
+    assert statuses(many(edge, 1, peer="192.0.2.2")) == [101]
 
 
 def test_too_many_of_a_user(make: Edges) -> None:
     """Promise 33: the 51st of a user gets a 503 before the upgrade, from wherever it comes; others are not concerned."""
     edge = make(Named(), limits={"per_user": 50})
-    clients = [*crowd(edge, 25, path="/websocket/?7"), *crowd(edge, 26, peer="192.0.2.2", path="/websocket/?7")]
+    clients = [*many(edge, 25, path="/websocket/?7"), *many(edge, 26, peer="192.0.2.2", path="/websocket/?7")]
     assert statuses(clients) == [101] * 50 + [503]
     assert edge.factory.refused_for == {"user": 1}
-    assert statuses(crowd(edge, 1, path="/websocket/?8")) == [101]
+    assert statuses(many(edge, 1, path="/websocket/?8")) == [101]
 
 
 def test_the_defaults_are_for_an_office() -> None:
@@ -102,9 +102,9 @@ class Method(Open):
 def test_users_of_two_methods_are_two(make: Edges, other: str, status: int) -> None:
     """The same id of two methods is two users: one can't take the other's places."""
     edge = make(Method(), limits={"per_user": 2})
-    assert statuses(crowd(edge, 2, path="/websocket/?tower-7")) == [101, 101]
-    assert statuses(crowd(edge, 1, path=f"/websocket/?{other}")) == [status]
-    assert edge.desk.guard.disconnect(Revocation(user=7)) == 2 + (status == 101 and other.endswith("-7")), (
+    assert statuses(many(edge, 2, path="/websocket/?tower-7")) == [101, 101]
+    assert statuses(many(edge, 1, path=f"/websocket/?{other}")) == [status]
+    assert edge.context.credential_monitor.disconnect(Revocation(user=7)) == 2 + (status == 101 and other.endswith("-7")), (
         "ended by the id, whoever gave it"
     )
 
@@ -113,21 +113,19 @@ def test_too_many_at_the_door(make: Edges) -> None:
     """Handshakes that hang count more than connections that are open, and do not keep other addresses out."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method, limits={"half_open": 2})
-    waiting = crowd(edge, 3)
+    waiting = many(edge, 3)
     assert statuses(waiting) == [0, 0, 503]
     assert edge.factory.refused_for == {"half_open": 1}
-    assert statuses(crowd(edge, 1, peer="192.0.2.2")) == [0]
+    assert statuses(many(edge, 1, peer="192.0.2.2")) == [0]
     method.handshakes[0][1].callback(Identity(7))
-    assert statuses(crowd(edge, 2)) == [0, 503]
+    assert statuses(many(edge, 2)) == [0, 503]
 
 
 def test_forged_address(make: Edges) -> None:
     """Promise 33: a client that nobody vouches for is known by its own address, whatever it writes."""
     method = Named()
     edge = make(method, limits={"per_address": 2}, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
-    clients = [
-        client for number in range(3) for client in crowd(edge, 1, path="/websocket/?1", added=[f"X-Forwarded-For: 10.0.0.{number}"])
-    ]
+    clients = [client for number in range(3) for client in many(edge, 1, path="/websocket/?1", added=[f"X-Forwarded-For: 10.0.0.{number}"])]
     assert statuses(clients) == [101, 101, 503]
     assert method.addresses == ["192.0.2.1"] * 2
 
@@ -139,7 +137,7 @@ def test_behind_a_proxy(make: Edges) -> None:
     clients = [
         client
         for address in ("203.0.113.1", "203.0.113.2", "203.0.113.1", "127.0.0.1, 203.0.113.2")
-        for client in crowd(edge, 1, peer="127.0.0.1", path="/websocket/?1", added=[f"X-Forwarded-For: {address}"])
+        for client in many(edge, 1, peer="127.0.0.1", path="/websocket/?1", added=[f"X-Forwarded-For: {address}"])
     ]
     assert statuses(clients) == [101, 101, 503, 503]
     assert method.addresses == ["203.0.113.1", "203.0.113.2"]

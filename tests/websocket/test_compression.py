@@ -68,7 +68,7 @@ def test_events_are_compressed_once_for_all(make: Edges, v1: bool) -> None:
     assert len(came[1]) < len(came[0]) / 3
     (expected,) = plain.take()
     assert all(client.take() == [expected] for client in several)
-    assert edge.desk.deflater.frames == 1, "once, not five times"
+    assert edge.context.deflater.frames == 1, "once, not five times"
 
 
 def test_short_events_and_replies_are_plain(make: Edges) -> None:
@@ -78,7 +78,7 @@ def test_short_events_and_replies_are_plain(make: Edges) -> None:
     edge.publish("job_events.42", {"n": 1})
     assert client.take() == [{"n": 1}]
     assert client.transport.received[len(client.response)] == 0x81
-    assert edge.desk.deflater.frames == 0
+    assert edge.context.deflater.frames == 0
 
 
 def test_resume_is_compressed(make: Edges) -> None:
@@ -92,7 +92,7 @@ def test_resume_is_compressed(make: Edges) -> None:
     again = open_deflated(edge, v1=True).ask({"job_events": [42]}, since=event["position"])
     edge.advance(0)
     assert [message["payload"]["n"] for message in again.take() if message["type"] == "event"] == [1, 2, 3]
-    assert edge.desk.deflater.frames == 7, "four live and three replayed"
+    assert edge.context.deflater.frames == 7, "four live and three replayed"
     first.take()
 
 
@@ -107,7 +107,9 @@ def test_requests_may_be_compressed(make: Edges) -> None:
     assert client.take()[0]["groups_joined"] == []
     client.send(frame(TEXT, b'{"groups": {}}'))
     assert client.take()[0]["groups_current"] == []
-    assert client.connection._perMessageCompress._reader is None
+    inflater = client.connection._perMessageCompress
+    assert inflater is not None
+    assert inflater._reader is None
 
 
 def test_a_bomb_is_not_inflated(make: Edges) -> None:
@@ -116,14 +118,14 @@ def test_a_bomb_is_not_inflated(make: Edges) -> None:
     bystander = open_deflated(edge).listen(42)
     client = open_deflated(edge)
     client.send(frame(TEXT, deflate(b" " * 50_000_000), rsv=4))
-    assert client.held < 2 * edge.settings.message_octets
+    assert client.held < 2 * edge.settings.message_bytes
     assert client.close_code() == 1009
     edge.publish("job_events.42", EVENT)
     assert bystander.take() == [EVENT]
 
 
 def test_what_can_not_be_inflated(make: Edges) -> None:
-    """Octets that are no deflate stream end the connection, and cost nobody else anything."""
+    """Bytes that are no deflate stream end the connection, and cost nobody else anything."""
     edge = make(compression=True)
     client = open_deflated(edge)
     client.send(frame(TEXT, b"\xff" * 20, rsv=4))
@@ -193,7 +195,7 @@ def test_nothing_truncated_is_taken_for_whole(make: Edges, message: bytes, piece
     client = open_deflated(edge).send(*cut(message, pieces))
     assert client.take() == []
     assert client.close_code() == 1007
-    assert edge.desk.requests == 0
+    assert edge.context.requests == 0
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 5])
@@ -242,12 +244,12 @@ VIOLATIONS = {
     "bomb in a fragment": (frame(TEXT, deflate(b" " * 50_000_000), rsv=4, fin=False), 1009),
     "corrupt fragment": (frame(TEXT, b"\xff" * 20, rsv=4, fin=False), 1007),
     "not UTF-8": (frame(TEXT, deflate(b"\xff"), rsv=4), 1007),
-    "too long": (frame(TEXT, rsv=4, octets=2**40), 1009),
-    "part of a corrupt frame": (frame(TEXT, b"\xff" * 20, rsv=4, octets=30_000), 1007),
+    "too long": (frame(TEXT, rsv=4, raw=2**40), 1009),
+    "part of a corrupt frame": (frame(TEXT, b"\xff" * 20, rsv=4, raw=30_000), 1007),
 }
 
 
-@pytest.mark.parametrize(("octets", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
+@pytest.mark.parametrize(("raw", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
 @pytest.mark.parametrize(
     "flood",
     [
@@ -260,10 +262,10 @@ VIOLATIONS = {
     ],
     ids=range(6),
 )
-def test_what_follows_a_violation_is_not_kept(make: Edges, octets: bytes, code: int, flood: bytes) -> None:
+def test_what_follows_a_violation_is_not_kept(make: Edges, raw: bytes, code: int, flood: bytes) -> None:
     """Findings P7: after its close a connection holds next to nothing, whatever comes for how long."""
     edge = make(compression=True)
-    client = open_deflated(edge).send(octets)
+    client = open_deflated(edge).send(raw)
     assert client.close_code() == code
     for _ in range(100):
         client.send(flood)
@@ -272,16 +274,14 @@ def test_what_follows_a_violation_is_not_kept(make: Edges, octets: bytes, code: 
     assert client.transport.lost
 
 
-@pytest.mark.parametrize(
-    ("octets", "code"), [row for name, row in VIOLATIONS.items() if name not in ("too long", "part of a corrupt frame")]
-)
+@pytest.mark.parametrize(("raw", "code"), [row for name, row in VIOLATIONS.items() if name not in ("too long", "part of a corrupt frame")])
 @pytest.mark.parametrize("together", [False, True])
-def test_the_answer_to_a_close_is_read(make: Edges, octets: bytes, code: int, together: bool) -> None:
+def test_the_answer_to_a_close_is_read(make: Edges, raw: bytes, code: int, together: bool) -> None:
     """Findings P7: a client that answers the close of its violation is not reset, also if more came before the answer."""
     edge = make(compression=True)
-    end = b"" if octets[0] & 0x80 else frame(0, b"x")
+    end = b"" if raw[0] & 0x80 else frame(0, b"x")
     answer = end + frame(TEXT, deflate(HELLO), rsv=4) + frame(TEXT, b"\xff", rsv=4) + close(code)
-    client = open_deflated(edge).send(*([octets + answer] if together else [octets, answer]))
+    client = open_deflated(edge).send(*([raw + answer] if together else [raw, answer]))
     assert client.close_code() == code
     edge.advance(0)
     assert client.transport.lost

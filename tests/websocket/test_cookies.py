@@ -59,7 +59,7 @@ def test_origins(make: Edges, origin: str | None, access: AccessSettings, cookie
         assert b"evil" not in client.response
         assert b"7" not in client.response.partition(b"\r\n\r\n")[2]
         assert edge.factory.refused_for == {"origin": 1}
-        assert edge.hub.members == {}
+        assert edge.hub.subscribers == {}
 
 
 def test_a_password_needs_no_xrftoken(make: Edges) -> None:
@@ -118,7 +118,7 @@ def test_guessing_is_slow(make: Edges, tries: int) -> None:
     edge.publish("job_events.1", {"n": 1})
     assert client.take()[-1] == {"n": 1}
     assert client.close_code() is None
-    assert edge.desk.limits["distrust"] == tries - 3
+    assert edge.context.limits["distrust"] == tries - 3
 
 
 def test_hang_up_while_an_answer_is_held_back(make: Edges) -> None:

@@ -48,7 +48,7 @@ def test_an_open_connection_is_found_by_any_of_them(make: Edges, cookies: str, r
     edge = make(bench.method)
     client = edge.connect().send(request(added=[f"Cookie: {cookies}"]))
     assert client.take()
-    assert edge.desk.guard.disconnect(Revocation(session=named(revoked))) == int(counts)
+    assert edge.context.credential_monitor.disconnect(Revocation(session=named(revoked))) == int(counts)
     assert client.close_code() == (1008 if counts else None)
 
 
@@ -60,7 +60,7 @@ def test_a_handshake_that_was_under_way(make: Edges, cookies: str, revoked: str,
     client = edge.connect().send(request(added=[f"Cookie: {cookies}"]))
     edge.clock.advance(1)
     bench.clock.advance(1)
-    edge.desk.guard.disconnect(Revocation(session=named(revoked)))
+    edge.context.credential_monitor.disconnect(Revocation(session=named(revoked)))
     ((_, _, asked),) = bench.fetcher.asked
     bench.fetcher.paths()
     asked.callback(me())

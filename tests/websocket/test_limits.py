@@ -85,10 +85,10 @@ def topics(edge: Edge) -> None:
         ("fragments", fragments, True),
         ("assembly_s", assembly, True),
         ("controls_per_s", controls, True),
-        ("message_octets", size, True),
+        ("message_bytes", size, True),
         ("malformed", malformed, True),
         ("inbox", inbox, True),
-        ("backlog_octets", backlog, True),
+        ("backlog_bytes", backlog, True),
         ("messages_per_s", rate, False),
         ("topics", topics, False),
     ],
@@ -103,8 +103,8 @@ def test_each_limit_is_counted_by_its_name(make: Edges, limit: str, meet: Callab
     bystander.connection.autoPingPendingCall = None
     meet(edge)
     if ends:
-        assert dict(edge.desk.limits) == ({limit: 1, "messages_per_s": 1} if limit == "inbox" else {limit: 1})
+        assert dict(edge.context.limits) == ({limit: 1, "messages_per_s": 1} if limit == "inbox" else {limit: 1})
     else:
-        assert edge.desk.limits[limit] == 1
+        assert edge.context.limits[limit] == 1
     edge.publish("job_events.1", {"n": 1})
     assert bystander.take()[-1] == {"n": 1}

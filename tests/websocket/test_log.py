@@ -107,14 +107,14 @@ def test_a_refusal_that_locks_users_out_is_logged(make: Edges, lines: list[str])
         "more than one cookie header": request(added=["Cookie: a=b", "Cookie: c=d"]),
         "no host header": request(without=["Host"]),
         "the request's head holds control characters": request(added=["X: \x0b"]),
-        "the request's head is longer than 16384 octets": request(added=["X: " + "a" * 20_000]),
+        "the request's head is longer than 16384 bytes": request(added=["X: " + "a" * 20_000]),
         "more than 100 headers": request(added=[f"X-{number}: y" for number in range(200)]),
         "the sec-websocket-extensions header is not a list of extensions": request(added=["Sec-WebSocket-Extensions: ;"]),
         "a client speaks TLS where none is expected: it uses wss:// or https:// on a plain port": b"\x16\x03\x01\x02",
     }
     for _ in range(3):
-        for octets in refusals.values():
-            edge.connect("192.0.2.7").send(octets)
+        for raw in refusals.values():
+            edge.connect("192.0.2.7").send(raw)
         edge.advance(1)
     assert len(lines) == len(refusals)
     for line, problem in zip(lines, refusals, strict=True):

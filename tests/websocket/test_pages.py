@@ -44,9 +44,9 @@ class Visited(Open):
         """Fires at once."""
         return succeed(None)
 
-    def identify(self, token: str) -> Deferred[Identity]:
-        """Never asked."""
-        raise NotImplementedError
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
+        """No test here sends a token."""
+        raise AssertionError("a token was looked at")
 
 
 def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOOPBACK, peer: str = "127.0.0.1") -> int:
@@ -80,12 +80,12 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
 def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
     """A page must come from where it connects to, or from the daemon's own admin port there, whatever the way of authenticating."""
     edge = make(method())
-    edge.factory.page_ports = lambda: (ADMIN_PORT,)
+    edge.factory.pages._page_ports = lambda: (ADMIN_PORT,)
     assert status(edge, "127.0.0.1:8051", origin) == (101 if allowed else 403)
     if not allowed:
         assert edge.factory.refused_for == {"origin": 1}
-        if isinstance(edge.desk.auth, SlowMethod):
-            assert edge.desk.auth.handshakes == [], "nothing is asked for a foreign page"
+        if isinstance(edge.context.auth, SlowMethod):
+            assert edge.context.auth.handshakes == [], "nothing is asked for a foreign page"
 
 
 @pytest.mark.parametrize(

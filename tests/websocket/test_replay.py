@@ -41,7 +41,7 @@ class Named(Open):
 def bounded(make: Edges) -> Edge:
     """An edge whose history is full."""
     edge = make(Named(), ping_s=3600, messages_per_s=1000, messages_burst=1000)
-    edge.desk.replays = ReplayBounds(RATE, HISTORY)
+    edge.context.replays = ReplayBounds(RATE, HISTORY)
     return edge
 
 
@@ -84,7 +84,7 @@ def test_one_connection_that_asks_again_and_again(make: Edges, user: str) -> Non
     since = fill(edge)
     heard = ask_again(edge, enter(edge, user), since, 20)
     assert EVENTS <= heard <= EVENTS + (HISTORY + 65536 + 20 * RATE * CONNECTION_SHARE) / 1000
-    assert edge.desk.replays.delays
+    assert edge.context.replays.delays
 
 
 @pytest.mark.parametrize("user", ["", "7"])
@@ -120,7 +120,7 @@ def test_another_user_is_not_slowed_down(make: Edges, first: tuple[str, str], se
 def test_nothing_is_lost_or_reordered_while_it_waits(make: Edges) -> None:
     """A replay that has to wait goes on where it stood, with what was published meanwhile behind it, each event once."""
     edge = bounded(make)
-    edge.desk.replays = ReplayBounds(RATE, 20_000)
+    edge.context.replays = ReplayBounds(RATE, 20_000)
     client = enter(edge, "7").ask({"job_events": [1]})
     since = client.take()[0]["position"]
     client.ask({})
@@ -137,7 +137,7 @@ def test_nothing_is_lost_or_reordered_while_it_waits(make: Edges) -> None:
     edge.advance(60)
     heard += [message["payload"]["n"] for message in client.take() if message["type"] == "event"]
     assert heard == list(range(300))
-    assert edge.desk.replays.delays
+    assert edge.context.replays.delays
 
 
 def test_a_slow_reader_is_not_counted(make: Edges) -> None:
@@ -152,7 +152,7 @@ def test_a_slow_reader_is_not_counted(make: Edges) -> None:
     client.transport.drain()
     edge.advance(5)
     assert events(client) == 900
-    assert edge.desk.replays.delays == 0
+    assert edge.context.replays.delays == 0
 
 
 def test_hang_up_while_a_replay_waits(make: Edges) -> None:
@@ -161,5 +161,5 @@ def test_hang_up_while_a_replay_waits(make: Edges) -> None:
     since = fill(edge)
     client = enter(edge, "7")
     ask_again(edge, client, since, 1)
-    assert edge.desk.replays.delays
+    assert edge.context.replays.delays
     client.hang_up()

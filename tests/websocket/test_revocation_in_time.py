@@ -71,7 +71,7 @@ def enter(edge: Edge) -> Client:
 
 def rest(edge: Edge) -> None:
     """The guard asks nothing more, and what it has asked is answered."""
-    edge.desk.guard.stop()
+    edge.context.credential_monitor.stop()
     edge.advance(2 * ANSWER_S)
 
 
@@ -79,7 +79,7 @@ def play(make: Edges, taken_at: float, arrivals: tuple[float, ...], what: str) -
     """Connect at these times, take something away at that time; gives when each client heard its last event."""
     api = Api(make.clock)
     edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     clients: dict[float, Client] = {}
     heard: dict[float, float] = {}
     for tick in range(round((taken_at + PROMISED_S + 70) * 4)):
@@ -122,7 +122,7 @@ def test_who_comes_back(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str)
     monkeypatch.setattr(random, "uniform", lambda low, high: next(shares))
     api = Api(make.clock)
     edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     first = enter(edge)
     edge.advance(4)
     assert len(first.take()) == 2
@@ -153,7 +153,7 @@ def test_an_api_that_is_down_when_it_is_asked(make: Edges) -> None:
     """Nobody is put out by an answer that does not come; the next round brings it."""
     api = Api(make.clock)
     edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     client = enter(edge)
     edge.advance(10)
     api.down = True
@@ -184,7 +184,7 @@ def test_a_job_among_a_thousand_on_forty_connections(make: Edges, taken_at: int)
     """One user listens to a thousand jobs on each of forty connections: one that is taken away is heard for a minute at the most."""
     api = ManyJobs(make.clock)
     edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     wanted = text({"groups": {"job_events": list(range(1000))}, "xrftoken": "c"})
     clients = [edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]) + wanted) for _ in range(40)]
     edge.advance(10, step=0.03)

@@ -79,7 +79,7 @@ def test_items_denied(make: Edges) -> None:
     assert reply["groups_current"] == ["job_events-1"]
     (answer,) = edge.open(v1=True).ask({"jobs": ["foo"], "job_events": [1]}).take()
     assert [item["topic"] for item in answer["denied"]] == ["jobs.foo"]
-    assert edge.desk.denied == 4
+    assert edge.context.denied == 4
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_ten_malformed_messages_in_a_row(make: Edges) -> None:
     assert client.close_code() is None
     client.send(text("x"))
     assert client.close_code() == 1008
-    assert edge.desk.bad_requests == 19
+    assert edge.context.bad_requests == 19
 
 
 # order, and slow authorization
@@ -228,23 +228,23 @@ def test_rate_delays(make: Edges) -> None:
     assert 19 <= len(client.take()) <= 21
     edge.advance(2.5, step=0.05)
     assert client.take()[-1]["groups_current"] == ["job_events-99"]
-    assert edge.desk.requests == 100
+    assert edge.context.requests == 100
     assert client.close_code() is None
 
 
 def test_inbox_is_bounded(make: Edges) -> None:
-    """What waits for its turn is bounded in octets: more is 1008."""
+    """What waits for its turn is bounded in bytes: more is 1008."""
     edge = make()
     large = text({"groups": {}, "id": "x", "x": "y" * 20_000})
     client = edge.open().send(*[text({"groups": {}})] * 40, *[large] * 3)
     assert client.close_code() is None
     client.send(large)
     assert client.close_code() == 1008
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
 
 
 def test_empty_messages_count_too(make: Edges) -> None:
-    """A flood of empty messages is bounded like any other: each one that waits costs more than its octets."""
+    """A flood of empty messages is bounded like any other: each one that waits costs more than its bytes."""
     client = make(malformed=10**9).open()
     sent = 0
     while client.close_code() is None and sent < 5000:
@@ -271,7 +271,7 @@ def test_asks_and_does_not_read(make: Edges) -> None:
     for _ in range(50):
         client.send(message)
         assert len(client.transport.waiting) < 1024**2
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
     assert edge.hub.topics == 0
     client.transport.drain()
     client.take()
@@ -332,7 +332,7 @@ def test_a_position_does_not_wait_for_ever(make: Edges) -> None:
     assert (bye["type"], bye["action"], bye["reason"]) == ("bye", "reconnect", "position can't be judged yet")
     assert 500 <= bye["reconnect_after_ms"] <= 10_000
     assert client.close_code() == 1013
-    assert edge.intake.waiting == 0
+    assert edge.ingest.waiting == 0
 
 
 def test_towers_dialect_knows_no_position(make: Edges) -> None:
@@ -384,7 +384,7 @@ def test_falls_behind_and_catches_up(make: Edges) -> None:
     for number in range(250):
         edge.publish("job_events.1", {"n": number, "x": filler})
         assert numbers(bystander) == [number]
-        assert len(slow.transport.waiting) <= edge.settings.backlog_octets + 65536 + 3100
+        assert len(slow.transport.waiting) <= edge.settings.backlog_bytes + 65536 + 3100
     assert edge.hub.counters.fell_behind == 1
     slow.transport.stalled = False
     slow.transport.drain()

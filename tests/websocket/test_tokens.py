@@ -52,7 +52,7 @@ class Issuer:
         """Whoever the query names; None without one."""
         return succeed(Identity(head.query, "issuer", session=f"first-{head.query}") if head.query else None)
 
-    def identify(self, token: str) -> Deferred[Identity]:
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
         """Note the question."""
         self.asked.append((token, Deferred(self.cancelled.append)))
         return self.asked[-1][1]
@@ -101,9 +101,9 @@ def lasting(seconds: float, user: str = "anna", **more: object) -> str:
 
 def watch(edge: Edge, seconds: float) -> None:
     """Let the guard do its rounds for a while."""
-    edge.desk.guard.start()
+    edge.context.credential_monitor.start()
     edge.advance(seconds, 0.5)
-    edge.desk.guard.stop()
+    edge.context.credential_monitor.stop()
 
 
 def code(client: Client) -> Any:
@@ -121,7 +121,7 @@ def test_the_token_in_the_first_message(make: Edges, jwt: Chain, v1: bool, welco
     """Who comes without a credential is told nothing until it has sent a good token; then it is in like anybody else."""
     edge = make(jwt)
     client = visit(edge, v1=v1)
-    assert (edge.hub.members, edge.factory.opened) == ({}, 0)
+    assert (edge.hub.subscribers, edge.factory.opened) == ({}, 0)
     client.send(text({"token": lasting(100), "id": 1}))
     (first,) = client.take()
     assert {key: first[key] for key in welcome} == welcome
@@ -133,7 +133,7 @@ def test_the_token_in_the_first_message(make: Edges, jwt: Chain, v1: bool, welco
     (event,) = client.take()
     assert event.get("payload", event) == {"n": 2}
     assert client.control(PONG) == [b"x"]
-    assert edge.desk.guard.disconnect(Revocation(user="anna")) == 1
+    assert edge.context.credential_monitor.disconnect(Revocation(user="anna")) == 1
 
 
 @pytest.mark.parametrize("v1", [True, False])
@@ -170,7 +170,7 @@ def test_anything_else_first(make: Edges, jwt: Chain, message: bytes, said: str)
     error, bye = client.take()
     assert (error["type"], error["code"], bye["type"]) == ("error", said, "bye")
     assert client.close_code() == 1008
-    assert (edge.hub.members, edge.factory.opened) == ({}, 0)
+    assert (edge.hub.subscribers, edge.factory.opened) == ({}, 0)
 
 
 def test_bad_tokens_first(make: Edges, jwt: Chain) -> None:
@@ -208,7 +208,7 @@ def test_what_waits_is_bounded(make: Edges) -> None:
     client.send(*[frame(BINARY, bytes(60_000))] * 2)
     assert client.close_code() == 1008
     assert issuer.cancelled == [issuer.asked[0][1]]
-    assert edge.hub.members == {}
+    assert edge.hub.subscribers == {}
 
 
 def test_a_token_that_cannot_be_checked(make: Edges) -> None:
@@ -236,7 +236,7 @@ def test_a_client_that_is_gone_before_its_token_is_checked(make: Edges) -> None:
     client = visit(edge).send(text({"token": "anna"}))
     client.hang_up()
     assert issuer.cancelled == [issuer.asked[0][1]]
-    assert (edge.hub.members, edge.factory.opened) == ({}, 0)
+    assert (edge.hub.subscribers, edge.factory.opened) == ({}, 0)
 
 
 def test_a_user_who_is_revoked_while_the_token_is_checked(make: Edges) -> None:
@@ -245,7 +245,7 @@ def test_a_user_who_is_revoked_while_the_token_is_checked(make: Edges) -> None:
     edge = make(issuer)
     client = visit(edge).send(text({"token": "anna"}))
     edge.clock.advance(1)
-    assert edge.desk.guard.disconnect(Revocation(user="anna")) == 0
+    assert edge.context.credential_monitor.disconnect(Revocation(user="anna")) == 0
     issuer.answer()
     assert code(client) == "token"
     edge.clock.advance(1)
@@ -254,7 +254,7 @@ def test_a_user_who_is_revoked_while_the_token_is_checked(make: Edges) -> None:
     assert client.take()[0]["type"] == "welcome"
     client.send(text({"token": "anna"}))
     edge.clock.advance(1)
-    assert edge.desk.guard.disconnect(Revocation(session="new-eve")) == 0
+    assert edge.context.credential_monitor.disconnect(Revocation(session="new-eve")) == 0
     issuer.answer()
     assert client.take()[0]["type"] == "renewed"
 
@@ -333,12 +333,12 @@ def test_a_new_token_moves_the_end(make: Edges, jwt: Chain, v1: bool) -> None:
     assert client.take() == [{"type": "renewed", "id": [1], "user": "anna"} if v1 else {"accept": True, "user": 0}]
     watch(edge, 89)
     assert client.close_code() is None
-    assert edge.desk.guard.disconnect(Revocation(session=identity.session)) == 0
+    assert edge.context.credential_monitor.disconnect(Revocation(session=identity.session)) == 0
     edge.publish("job_events.1", {"n": 1})
     assert len(client.take()) == 1
     watch(edge, 2)
     assert client.close_code() == 1008
-    assert edge.desk.renewed == 1
+    assert edge.context.renewed == 1
 
 
 def test_a_new_token_that_ends_sooner(make: Edges, jwt: Chain) -> None:
@@ -349,8 +349,8 @@ def test_a_new_token_that_ends_sooner(make: Edges, jwt: Chain) -> None:
     other.send(text({"token": lasting(200, jti="a")})).take()
     watch(edge, 6)
     assert (client.close_code(), other.close_code()) == (1008, None)
-    (session,) = next(iter(edge.desk.guard._registry._names.values()))[1]
-    assert edge.desk.guard.disconnect(Revocation(session=session)) == 1
+    (session,) = next(iter(edge.context.credential_monitor._registry._names.values()))[1]
+    assert edge.context.credential_monitor.disconnect(Revocation(session=session)) == 1
     assert other.close_code() == 1008
 
 
@@ -394,7 +394,7 @@ def test_a_new_token_that_is_not_good(make: Edges, jwt: Chain, token: str) -> No
         assert code(client) == "token"
     edge.publish("job_events.1", {"n": 1})
     assert client.take()[0]["payload"] == {"n": 1}
-    assert edge.desk.guard.disconnect(Revocation(user="eve")) == 0
+    assert edge.context.credential_monitor.disconnect(Revocation(user="eve")) == 0
     other = enter(edge, lasting(40))
     other.send(text({"token": token})).take()
     for _ in range(3):
@@ -446,12 +446,12 @@ def test_a_check_of_the_token_before(make: Edges) -> None:
     edge = make(issuer)
     client = edge.connect().send(request("/websocket/?anna", v1=True))
     client.take()
-    edge.desk.guard.recheck_user("anna")
+    edge.context.credential_monitor.recheck_user("anna")
     client.send(text({"token": "anna"}))
     issuer.answer()
     assert client.take()[0]["type"] == "renewed"
     assert issuer.cancelled == [issuer.rechecks[0]]
-    edge.desk.guard.recheck_user("anna")
+    edge.context.credential_monitor.recheck_user("anna")
     assert len(issuer.rechecks) == 2
     issuer.rechecks[1].errback(Refused("gone"))
     assert client.close_code() == 1008
@@ -468,7 +468,7 @@ def test_a_bug_while_a_token_is_replaced(make: Edges) -> None:
     issuer.answer()
     assert code(client) == "unavailable"
     assert "a bug" in make.failures()[0]
-    assert edge.desk.guard.disconnect(Revocation(session="first-anna")) == 1
+    assert edge.context.credential_monitor.disconnect(Revocation(session="first-anna")) == 1
 
 
 def test_a_token_in_place_of_a_cookie(make: Edges, jwt: Chain) -> None:

@@ -22,7 +22,7 @@ from towerws.auth.base import run
 from towerws.core.errors import ConfigError, TowerwsError
 
 DEADLINE_S = 2  # the web UI of AWX waits 3 s for an answer to its handshake
-MAX_BODY_OCTETS = 256 * 1024
+MAX_BODY_BYTES = 256 * 1024
 
 _PEM_END = b"-----END CERTIFICATE-----"
 _HEADERS = Headers({"User-Agent": ["towerws"], "Accept": ["application/jwk-set+json, application/json"]})
@@ -83,14 +83,14 @@ async def _fetch(agent: Agent, url: str) -> Fetched:
     response: Any = await agent.request(b"GET", url.encode("ascii"), _HEADERS)
     body = _Body()
     response.deliverBody(body)
-    octets = await body.done
+    raw = await body.done
     if response.code != 200:
         raise FetchError(f"the answer was {response.code}, not 200")
     said = ", ".join(response.headers.getRawHeaders("cache-control", []))
     if re.search(r"\bno-(?:store|cache)\b", said, re.IGNORECASE):
-        return Fetched(octets, 0)
+        return Fetched(raw, 0)
     found = _max_age(said)
-    return Fetched(octets, int(found[1]) if found else None)
+    return Fetched(raw, int(found[1]) if found else None)
 
 
 class _Body(Protocol):
@@ -98,13 +98,13 @@ class _Body(Protocol):
 
     def __init__(self) -> None:
         self.done: Deferred[bytes] = Deferred(lambda _: self._leave())
-        self._octets = bytearray()
+        self._bytes = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
         """A piece of it."""
-        self._octets += data
-        if len(self._octets) > MAX_BODY_OCTETS and not self.done.called:
-            self.done.errback(FetchError(f"the answer is longer than {MAX_BODY_OCTETS} octets"))
+        self._bytes += data
+        if len(self._bytes) > MAX_BODY_BYTES and not self.done.called:
+            self.done.errback(FetchError(f"the answer is longer than {MAX_BODY_BYTES} bytes"))
             self._leave()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -112,7 +112,7 @@ class _Body(Protocol):
         if self.done.called:
             return
         if reason.check(ResponseDone, PotentialDataLoss):
-            self.done.callback(bytes(self._octets))
+            self.done.callback(bytes(self._bytes))
         else:
             self.done.errback(FetchError("the answer was cut short"))
 

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, succeed
 from towerws.auth.jwt_token import Token
 from towerws.core.errors import ConfigError
 
-_HASH_OCTETS = {"HS256": 32, "HS384": 48, "HS512": 64}
+_HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 """A secret must not be shorter than the hash (RFC 7518 section 3.2)."""
 _TYPES = {
     **dict.fromkeys(("HS256", "HS384", "HS512"), "oct"),
@@ -29,7 +29,7 @@ _TYPES = {
     "EdDSA": "OKP",
 }
 ALGORITHMS = tuple(_TYPES)
-MAX_FILE_OCTETS = 64 * 1024
+MAX_FILE_BYTES = 64 * 1024
 RSA_BITS = range(2048, 8192 + 1)  # NIST SP 800-131A; above, checking a signature takes milliseconds
 
 _implementations = {name: get_default_algorithms()[name] for name in ALGORITHMS}
@@ -88,11 +88,11 @@ def use_secret(algorithms: Sequence[str]) -> bool:
 
 
 def read_secret(path: str, algorithms: Sequence[str]) -> FileKeys:
-    """The file's octets as the shared secret, without one line end behind them. `ConfigError` when it is too short to be one."""
+    """The file's bytes as the shared secret, without one line end behind them. `ConfigError` when it is too short to be one."""
     secret = _read("jwt.secret_file", path).removesuffix(b"\n").removesuffix(b"\r")
-    least = max(_HASH_OCTETS[name] for name in algorithms)
+    least = max(_HASH_BYTES[name] for name in algorithms)
     if len(secret) < least:
-        raise ConfigError(f"jwt.secret_file = {path!r}: must hold at least {least} octets, for {max(algorithms)}")
+        raise ConfigError(f"jwt.secret_file = {path!r}: must hold at least {least} bytes, for {max(algorithms)}")
     try:
         return FileKeys([Key(name, _implementations[name].prepare_key(secret)) for name in algorithms])
     except InvalidKeyError:
@@ -155,9 +155,9 @@ def _fits(material: Any, algorithm: str) -> bool:
 def _read(key: str, path: str) -> bytes:
     try:
         with Path(path).open("rb") as file:
-            octets = file.read(MAX_FILE_OCTETS + 1)
+            raw = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key} = {path!r}: can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
-    if len(octets) > MAX_FILE_OCTETS:
-        raise ConfigError(f"{key} = {path!r}: must be at most {MAX_FILE_OCTETS} octets")
-    return octets
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{key} = {path!r}: must be at most {MAX_FILE_BYTES} bytes")
+    return raw

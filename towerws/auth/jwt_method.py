@@ -41,6 +41,7 @@ class JwtMethod:
 
     name = "jwt"
     takes_tokens = True
+    tokens_from_awx_clients = True
 
     def __init__(self, settings: JwtSettings, reactor: Any, *, wall: Callable[[], float] = time.time) -> None:
         self._settings = settings
@@ -62,7 +63,11 @@ class JwtMethod:
         """
         return run(self._authenticate(head))
 
-    def identify(self, token: str) -> Deferred[Identity]:
+    def recognizes(self, token: str) -> bool:
+        """A JSON Web Token has three parts (RFC 7515 section 3.1)."""
+        return token.count(".") == 2
+
+    def identify(self, token: str, address: str = "") -> Deferred[Identity]:
         """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
         return run(self._identify(Credential(token, "token in a message")))
 
@@ -120,8 +125,8 @@ class JwtMethod:
 
 def _session(token: Token, token_id: str | None) -> str:
     """A name for the token, from which it can't be had. Without a `jti`, of what is signed: a signature may have two forms."""
-    octets = b"token " + token.signed if token_id is None else b"jti " + token_id.encode("utf-8")
-    return hashlib.blake2b(octets, digest_size=16).hexdigest()
+    raw = b"token " + token.signed if token_id is None else b"jti " + token_id.encode("utf-8")
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def _check(settings: JwtSettings) -> Grants:

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from towerws.auth.base import Refused
 
-MAX_TOKEN_OCTETS = 8 * 1024
+MAX_TOKEN_BYTES = 8 * 1024
 MAX_KID_CHARACTERS = 256
 
 _is_shaped = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*").fullmatch
@@ -47,8 +47,8 @@ def parse_token(text: str) -> Token:
 
     `jku`, `jwk`, `x5c`, `x5u` and the like are not looked at: which key is good is not for the token to say.
     """
-    if len(text) > MAX_TOKEN_OCTETS:
-        raise Refused(f"the token is longer than {MAX_TOKEN_OCTETS} octets")
+    if len(text) > MAX_TOKEN_BYTES:
+        raise Refused(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
     if not is_shaped_like_token(text):
         raise Refused("this is not a token: header.payload.signature")
     signed, _, signature = text.rpartition(".")
@@ -67,10 +67,10 @@ def parse_token(text: str) -> Token:
     return Token(algorithm, kid if isinstance(kid, str) else None, signed.encode("ascii"), _decode(payload), _decode(signature))
 
 
-def read_object(octets: bytes) -> dict[str, object]:
+def read_object(raw: bytes) -> dict[str, object]:
     """One JSON object in UTF-8, without duplicate keys and without numbers that are none. `Refused` for anything else."""
     try:
-        value = json.loads(octets.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         value = None
     # Raised out here: the error above holds the text that it is about.
@@ -80,12 +80,12 @@ def read_object(octets: bytes) -> dict[str, object]:
 
 
 def _decode(part: str) -> bytes:
-    octets = None
+    raw = None
     with contextlib.suppress(binascii.Error):  # a length of 4n + 1
-        octets = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    if octets is None or base64.urlsafe_b64encode(octets).rstrip(b"=") != part.encode("ascii"):
+        raw = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    if raw is None or base64.urlsafe_b64encode(raw).rstrip(b"=") != part.encode("ascii"):
         raise Refused("a part of the token is not canonical base64url")
-    return octets
+    return raw
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import Final
 from towerws.auth.base import Throttled
 from towerws.auth.cache import TtlCache
 from towerws.auth.tower_credentials import Credential
-from towerws.core.addresses import household
+from towerws.core.addresses import address_key
 from towerws.core.throttle import Throttle
 
 SEEN_S: Final = 3600.0
@@ -61,7 +61,7 @@ class SignIns:
         """
         if self._good.get(key, now) or self._bad.get(key, now):
             return 0.0, lambda bad, later: None
-        guess, home = bool(credential.account), household(address)
+        guess, home = bool(credential.account), address_key(address)
         throttles = [(self._guesses, home), (self._accounts, credential.account)] if guess else [(self._addresses, home)]
         delay_s = max(throttle.delay(name, now) for throttle, name in throttles)
         if delay_s > patience(credential):

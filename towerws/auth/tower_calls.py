@@ -31,7 +31,7 @@ from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_answers import Answer
 from towerws.auth.tower_credentials import Headers
 from towerws.auth.tower_http import Fetcher
-from towerws.core.addresses import household
+from towerws.core.addresses import address_key
 from towerws.core.settings import TowerSettings
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class _Call(Generic[T]):
 
     def __init__(self, question: Question, read: Callable[[Answer], T]) -> None:
         self.question = question
-        self.owner = household(question.address)
+        self.owner = address_key(question.address)
         self.read = read
         self.done: Deferred[T] = Deferred()
         self.flight: Any = None

@@ -28,7 +28,7 @@ MAX_QUERY_FIELDS: Final = 100
 MAX_USER_AGENT: Final = 1024
 """Characters passed on. nginx takes 8 KiB for a header line, and would answer 400 to more."""
 
-_is_session_key = re.compile(r"[!#-+\--:<-\[\]-~]{1,2048}").fullmatch  # cookie-octets (RFC 6265 section 4.1.1)
+_is_session_key = re.compile(r"[!#-+\--:<-\[\]-~]{1,2048}").fullmatch  # cookie-bytes (RFC 6265 section 4.1.1)
 _is_token = re.compile(r"[A-Za-z0-9._~+/-]{1,4096}={0,2}").fullmatch  # b64token (RFC 6750 section 2.1)
 _has_control = re.compile(rb"[\x00-\x1f\x7f]").search
 
@@ -100,6 +100,11 @@ def find_credential(head: Head, cookie_names: Sequence[str]) -> Credential | Non
         or _authorization(head.headers.get("authorization", ""))
         or _token_cookie(cookies)
     )
+
+
+def token_credential(token: str) -> Credential | None:
+    """An OAuth token that came in a message; None for what can't be one."""
+    return Credential("token in a message", (("Authorization", f"Bearer {token}"),), _digest(token)) if _is_token(token) else None
 
 
 def cache_key(credential: Credential, caller: Caller) -> bytes:

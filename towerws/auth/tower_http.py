@@ -24,7 +24,7 @@ from towerws.auth.base import Unavailable
 from towerws.auth.tower_answers import Answer
 from towerws.core.errors import ConfigError
 
-MAX_BODY_OCTETS: Final = 1024**2
+MAX_BODY_BYTES: Final = 1024**2
 IDLE_S: Final = 30.0
 """How long a connection is kept for the next question; less than nginx's 65 to 75 s."""
 
@@ -90,7 +90,7 @@ class _Body(TwistedProtocol):
         if self.done.called:  # what was read together with the last that counted
             return
         self._body += data
-        if len(self._body) > MAX_BODY_OCTETS:
+        if len(self._body) > MAX_BODY_BYTES:
             self._body.clear()
             self._abort()
             self.done.callback(Answer(self._status, None))

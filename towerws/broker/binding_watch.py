@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from twisted.logger import Logger
 
 from towerws.broker.deadline import Deadline
-from towerws.broker.loss import Loss
+from towerws.broker.failures import ConnectionFailure
 from towerws.broker.markers import MarkerPublisher
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
 from towerws.core.markers import MARKER_TOPIC, Marker
@@ -31,7 +31,7 @@ INTERVAL_S: Final = 10.0
 OWN_EVERY_S: Final = 60.0
 """How often at least a daemon sends a marker of its own, whatever the others do: it measures the lag."""
 UNPROVEN_S: Final = 15.0
-"""After this long without a marker the daemon is not ready."""
+"""After this long without a marker the daemon is not ready. It is worked out when somebody asks: nothing delays it."""
 GRACE_S: Final = 2.0
 """How long a confirmed marker may be on its way before a second one goes straight to the stream, to tell late from lost."""
 RETRY_S: Final = 2.0
@@ -44,7 +44,7 @@ class Watched(Protocol):
     marker_key: str
     """The routing key by which a marker goes straight to it."""
 
-    def rebind(self, done: Callable[[Loss | None], None]) -> None:
+    def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare and bind once more; `done` is told why it could not be done, or None."""
 
     def marker_sent(self, text: str) -> None:
@@ -79,7 +79,9 @@ class BindingWatch:
         self._text = ""  # the marker that is on its way
         self._direct = ""  # the one that was sent straight to us after it
         self._sent_at = 0.0
-        self._proved_at = 0.0
+        self._proved_at: float | None = None
+        """When the newest marker came back, over whichever connection. None before the first connection."""
+        self._began_at = 0.0
         self._own_at = 0.0
         self._rebound_at = -REBIND_S
         self._alarm = False
@@ -104,7 +106,7 @@ class BindingWatch:
             return None
         if self._unbound is not None:
             return f"events don't reach us: {self._unbound}"
-        silent_s = self._reactor.seconds() - self._proved_at
+        silent_s = self._reactor.seconds() - (self._proved_at or 0.0)
         if self._refused is None and not self._in_alarm and silent_s > UNPROVEN_S:
             return f"no marker came back for {silent_s:.0f} s" + (f": {self._problem}" if self._problem else "")
         return None
@@ -130,7 +132,9 @@ class BindingWatch:
     def start(self, watched: Watched) -> None:
         """Consuming: watch."""
         self._watched = watched
-        self._proved_at = self._own_at = self._reactor.seconds()
+        self._began_at = self._own_at = self._reactor.seconds()
+        if self._proved_at is None:
+            self._proved_at = self._began_at
         self._text = self._direct = ""
         self._problem = None
         self._send()
@@ -178,7 +182,8 @@ class BindingWatch:
         if watched is None:
             return
         now = self._reactor.seconds()
-        if now - self._proved_at > self._deaf_s and self._refused is None and not self._in_alarm and self._unbound is None:
+        heard_at = max(self._began_at, self._proved_at or 0.0)
+        if now - heard_at > self._deaf_s and self._refused is None and not self._in_alarm and self._unbound is None:
             self._schedule(INTERVAL_S)
             watched.deaf(self.reason or "no marker came back")
             return
@@ -188,8 +193,8 @@ class BindingWatch:
             self._rebound_at = now
             watched.rebind(self._rebound_blindly)
             self._send()
-        elif now - self._proved_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
-            self._schedule(INTERVAL_S - (now - self._proved_at))
+        elif now - heard_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
+            self._schedule(INTERVAL_S - (now - heard_at))
         else:
             self._send()
 
@@ -276,20 +281,20 @@ class BindingWatch:
             self._schedule(INTERVAL_S)
             watched.rebind(self._rebound)
 
-    def _rebound(self, loss: Loss | None) -> None:
+    def _rebound(self, failure: ConnectionFailure | None) -> None:
         watched = self._watched
         if watched is None:
             return
-        if loss is None:
+        if failure is None:
             if self._hole is not None:
                 watched.tell_before_next()
             self._send()
         else:
-            if self._unbound is not None and str(loss) not in self._unbound:
-                self._unbound = f"can't bind again: {loss}"
+            if self._unbound is not None and str(failure) not in self._unbound:
+                self._unbound = f"can't bind again: {failure}"
                 self._log.warn("{reason}", reason=self._unbound)
             self._schedule(RETRY_S)
 
-    def _rebound_blindly(self, loss: Loss | None) -> None:
-        if loss is not None:
-            self._problem = str(loss)
+    def _rebound_blindly(self, failure: ConnectionFailure | None) -> None:
+        if failure is not None:
+            self._problem = str(failure)

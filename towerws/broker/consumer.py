@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
+from towerws.broker.connection import BrokerConnection
 from towerws.broker.content import Content
-from towerws.broker.link import Link
-from towerws.broker.loss import Cure, Loss, from_broker
+from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker
 from towerws.broker.topology import Mode
 from towerws.core.markers import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import Sink
 
-TURN_DELIVERIES: Final = 1024
+BATCH_DELIVERIES: Final = 1024
 """The prefetch allows 1,000 in a read, if the operator does not say otherwise; beyond this a turn ends within the read."""
 ACK_DELIVERIES: Final = 128
 ACK_S: Final = 0.05
@@ -55,13 +56,13 @@ class Feed:
     skip: int = 0
     """How many offsets are passed over, because there is an entry that AMQP 0-9-1 can't read; 0: none."""
     deliveries: int = 0
-    octets: int = 0
+    received_bytes: int = 0
     poison_headers: int = 0
     sink_errors: int = 0
     acks: int = 0
 
 
-def by_the_link(*_: object) -> None:
+def unused_callback(*_: object) -> None:
     """What pika's `basic_consume` wants to call: deliveries never get that far, the link hands them to `on_delivery`."""
 
 
@@ -77,7 +78,7 @@ class ConsumerEvents(Protocol):
     def consumer_marker(self, marker: Marker, routing_key: str, body: bytes, offset: int) -> None:
         """A marker was handed to the sink."""
 
-    def consumer_lost(self, loss: Loss) -> None:
+    def consumer_lost(self, failure: ConnectionFailure) -> None:
         """The broker took the consumer or its channel away; the connection stands."""
 
 
@@ -92,7 +93,7 @@ class Consumer:
 
     def __init__(
         self,
-        link: Link,
+        connection: BrokerConnection,
         mode: Mode,
         topology: Callable[[Any], str],
         start: object,
@@ -103,7 +104,7 @@ class Consumer:
     ) -> None:
         self.expected: int | None = None
         """The offset that the next message has, if nothing is out of step. None: the owner looks at each."""
-        self._link = link
+        self._connection = connection
         self._mode = mode
         self._topology = topology
         self._start = start
@@ -113,7 +114,7 @@ class Consumer:
         self._closed = False
         self._tag = 0
         self._unacked = 0
-        self._turn = 0
+        self._batch_size = 0
         self._writing = False  # to clients, what the turn before came to
         # What goes straight to a queue has its name as routing key.
         self._marker_keys = frozenset({MARKER_TOPIC, settings.stream})
@@ -121,7 +122,7 @@ class Consumer:
         # A prefetch below the batch would otherwise wait for the timer with nothing on the way.
         self._ack_at = max(1, min(ACK_DELIVERIES, settings.prefetch // 2))
         self._ack_timer: interfaces.IDelayedCall | None = None
-        self._channel = link.open_channel(self._opened, self._on_stream if mode is Mode.STREAM else self._on_queue)
+        self._channel = connection.open_channel(self._opened, self._on_stream if mode is Mode.STREAM else self._on_queue)
         self._channel.add_on_close_callback(self._channel_closed)
         self._channel.add_on_cancel_callback(self._cancelled)
 
@@ -141,10 +142,10 @@ class Consumer:
 
     def end_read(self) -> None:
         """One read from the socket was handled: end the turn, acknowledge what is due."""
-        if self._turn:
-            self._end_turn()
+        if self._batch_size:
+            self._end_batch()
         if self._writing:
-            self._link.pause()
+            self._connection.pause()
         if self._unacked >= self._ack_at:
             self._ack()
         elif self._unacked and self._ack_timer is None:
@@ -154,8 +155,8 @@ class Consumer:
         """Acknowledge, and end the channel if it still stands. No delivery reaches the sink any more."""
         if self._closed:
             return
-        if self._turn:
-            self._end_turn()
+        if self._batch_size:
+            self._end_batch()
         if self._unacked:
             self._ack()
         self._closed = True
@@ -164,21 +165,21 @@ class Consumer:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        if self._channel.is_open and not self._link.dead:
+        if self._channel.is_open and not self._connection.dead:
             # Never basic_cancel alone: pika rejects what still comes, and a stream answers a reject by ending the connection.
             self._channel.close()
 
     # pika calls these
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         if self._closed:
             return
         source = self._topology(channel)
         if self._mode is Mode.STREAM:
             arguments = {"x-stream-offset": self._start}
-            channel.basic_consume(source, by_the_link, arguments=arguments, callback=self._consume_ok)
+            channel.basic_consume(source, unused_callback, arguments=arguments, callback=self._consume_ok)
         else:
-            channel.basic_consume(source, by_the_link, exclusive=True, callback=self._consume_ok)
+            channel.basic_consume(source, unused_callback, exclusive=True, callback=self._consume_ok)
 
     def _consume_ok(self, _: object) -> None:
         if not self._closed:
@@ -186,15 +187,15 @@ class Consumer:
 
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
-            loss = from_broker(reason.reply_code, reason.reply_text)
-            if loss.code == 404 and not self._passive:
-                loss = replace(loss, cure=Cure.SOON, hint="")  # declared, and gone a moment later: declare it again
-            self._lose(loss)
+            failure = from_broker(reason.reply_code, reason.reply_text)
+            if failure.code == 404 and not self._passive:
+                failure = replace(failure, retry=RetryPolicy.FAST, hint="")  # declared, and gone a moment later: declare it again
+            self._lose(failure)
         else:
-            self._lose(Loss(f"channel closed: {type(reason).__name__}"))
+            self._lose(ConnectionFailure(f"channel closed: {type(reason).__name__}"))
 
     def _cancelled(self, _: object) -> None:
-        self._lose(Loss(f"the broker cancelled the consumer: its {self._mode.value} was deleted or moved", Cure.SOON))
+        self._lose(ConnectionFailure(f"the broker cancelled the consumer: its {self._mode.value} was deleted or moved", RetryPolicy.FAST))
 
     # The link calls these, once per message: no logging, no timers, nothing that raises
 
@@ -224,7 +225,7 @@ class Consumer:
         self._unacked += 1
         feed = self._feed
         feed.deliveries += 1
-        feed.octets += len(body)
+        feed.received_bytes += len(body)
         try:
             if routing_key in self._marker_keys and (marker := parse_marker(body)) is not None:
                 feed.sink.marker(marker, body, offset, message_id)
@@ -233,29 +234,29 @@ class Consumer:
                 feed.sink.deliver(routing_key, body, offset, message_id)
         except Exception:  # noqa: BLE001 - ours to mend, but it must not end the connection
             self._sink_failed()
-        self._turn += 1
-        if self._turn >= TURN_DELIVERIES:
-            self._end_turn()
+        self._batch_size += 1
+        if self._batch_size >= BATCH_DELIVERIES:
+            self._end_batch()
 
     # Our own
 
-    def _lose(self, loss: Loss) -> None:
+    def _lose(self, failure: ConnectionFailure) -> None:
         if not self._closed:
             self.close()
-            self._events.consumer_lost(loss)
+            self._events.consumer_lost(failure)
 
-    def _end_turn(self) -> None:
-        self._turn = 0
+    def _end_batch(self) -> None:
+        self._batch_size = 0
         self._writing = True
         try:
-            self._feed.sink.end_turn(self._written)
+            self._feed.sink.end_batch(self._written)
         except Exception:  # noqa: BLE001 - as in _deliver
             self._writing = False
             self._sink_failed()
 
-    def _written(self, octets: int) -> None:
+    def _written(self, size: int) -> None:
         self._writing = False
-        self._link.resume(octets)
+        self._connection.resume(size)
 
     def _sink_failed(self) -> None:
         self._feed.sink_errors += 1
@@ -267,7 +268,7 @@ class Consumer:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        if self._channel.is_open and not self._link.dead:
+        if self._channel.is_open and not self._connection.dead:
             self._feed.acks += 1
             self._channel.basic_ack(self._tag, multiple=True)
 

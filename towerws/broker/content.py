@@ -15,7 +15,7 @@ import struct
 from typing import Final
 
 _STREAM_OFFSET: Final = b"\x0fx-stream-offset"
-# Octets of a field's value by its type; those of _LONG begin with a 32-bit length of their own.
+# Bytes of a field's value by its type; those of _LONG begin with a 32-bit length of their own.
 _SIZES: Final = {ord(kind): size for kinds, size in (("tbB", 1), ("Uus", 2), ("Iif", 4), ("LldT", 8), ("D", 5), ("V", 0)) for kind in kinds}
 _LONG: Final = frozenset(b"SxAF")
 _INTEGERS: Final = {

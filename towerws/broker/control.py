@@ -19,18 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
-from towerws.broker.consumer import by_the_link
+from towerws.broker.connection import BrokerConnection
+from towerws.broker.consumer import unused_callback
 from towerws.broker.content import Content
 from towerws.broker.control_watch import SILENT_S, Announce, ControlWatch
 from towerws.broker.deadline import Deadline
-from towerws.broker.link import Link
-from towerws.broker.loss import Loss, from_broker
+from towerws.broker.failures import ConnectionFailure, from_broker
 from towerws.broker.topology import bind_control, declare_control
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import ControlSink
@@ -69,12 +70,12 @@ class ControlListener:
         self._state = "off"
         self._last: str | None = None
         """Why it did not listen when it could have."""
-        self._link: Link | None = None
-        self._channel: Any = None
+        self._connection: BrokerConnection | None = None
+        self._channel: Channel | None = None
         self._deadline = Deadline(reactor)
         self._pause_s = PAUSE_MIN_S
         self._not_before = 0.0
-        self._losses = 0
+        self._failures = 0
         self._errors = 0
         self._said: tuple[str, float] | None = None
         self._watch = ControlWatch(settings.control, marker, announce, self, reactor)
@@ -88,15 +89,15 @@ class ControlListener:
             "state": self._state,
             "proven": self._watch.reason is None,
             "reason": reason,
-            "losses": self._losses,
+            "failures": self._failures,
             "unbound": self._watch.unbound,
             "errors": self._errors,
         }
 
-    def begin(self, link: Link) -> None:
+    def begin(self, connection: BrokerConnection) -> None:
         """A connection is open: listen on it, at once or when the pause is over."""
         self.end()
-        self._link = link
+        self._connection = connection
         wait_s = self._not_before - self._reactor.seconds()
         if wait_s > 0:
             self._state = "paused"
@@ -106,28 +107,30 @@ class ControlListener:
 
     def end(self) -> None:
         """The connection is gone, or going. A second call does nothing."""
-        if self._link is None:
+        if self._connection is None:
             return
         if self._state == "starting":
             self._pause()
-            self._losses += 1
+            self._failures += 1
             self._last = "the connection was lost while this was set up"
         self._deadline.clear()
         self._watch.end()
-        self._link = self._channel = None
+        self._connection = self._channel = None
         self._state = "off"
 
     # pika calls these, each with the channel that it was asked for
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
-        channel.add_on_cancel_callback(lambda _: self._lost(channel, Loss("the broker cancelled the consumer: its queue was deleted")))
+        channel.add_on_cancel_callback(
+            lambda _: self._lost(channel, ConnectionFailure("the broker cancelled the consumer: its queue was deleted"))
+        )
         declare_control(channel, self._settings)
         # Without acknowledgements: what is sent ahead is dealt with in the same read, and the queue dies with the connection.
-        channel.basic_consume("", by_the_link, auto_ack=True, exclusive=True, callback=lambda _: self._listening(channel))
+        channel.basic_consume("", unused_callback, auto_ack=True, exclusive=True, callback=lambda _: self._listening(channel))
 
-    def _listening(self, channel: Any) -> None:
+    def _listening(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
         self._deadline.clear()
@@ -139,17 +142,17 @@ class ControlListener:
         self._hand_on(self._sink.listening)
         self._watch.begin()
 
-    def _bound(self, channel: Any) -> None:
+    def _bound(self, channel: Channel) -> None:
         if channel is self._channel and self._state == "listening":
             self._deadline.clear()
             self._watch.bound()
 
-    def _closed(self, channel: object, reason: Exception) -> None:
+    def _closed(self, channel: Channel, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
-            loss = from_broker(reason.reply_code, reason.reply_text)
-            self._lost(channel, replace(loss, hint=_HINTS.get(reason.reply_code, loss.hint)))
+            failure = from_broker(reason.reply_code, reason.reply_text)
+            self._lost(channel, replace(failure, hint=_HINTS.get(reason.reply_code, failure.hint)))
         else:
-            self._lost(channel, Loss(f"channel closed: {type(reason).__name__}"))
+            self._lost(channel, ConnectionFailure(f"channel closed: {type(reason).__name__}"))
 
     # the link calls this, once per message
 
@@ -165,7 +168,9 @@ class ControlListener:
         if channel is None or not channel.is_open:
             return
         bind_control(channel, self._settings, lambda: self._bound(channel))
-        self._deadline.set(self._settings.attempt_s, lambda: self._lost(channel, Loss(f"no answer within {self._settings.attempt_s:g} s")))
+        self._deadline.set(
+            self._settings.attempt_s, lambda: self._lost(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
+        )
 
     def was_unbound(self, how: str) -> None:
         """Say so; what was missed is made up for as after any other loss."""
@@ -179,36 +184,38 @@ class ControlListener:
 
     def channel_silent(self) -> None:
         """Begin with another channel and queue."""
-        self._lost(self._channel, Loss(f"the broker confirms markers, and nothing has come for {SILENT_S:g} s"))
+        self._lost(self._channel, ConnectionFailure(f"the broker confirms markers, and nothing has come for {SILENT_S:g} s"))
 
     # our own
 
     def _start(self) -> None:
         self._deadline.clear()
-        link = self._link
-        if link is None or link.dead:
+        connection = self._connection
+        if connection is None or connection.dead:
             return
         self._state = "starting"
-        channel = self._channel = link.open_channel(self._opened, self._deliver)
+        channel = self._channel = connection.open_channel(self._opened, self._deliver)
         channel.add_on_close_callback(self._closed)
-        self._deadline.set(self._settings.attempt_s, lambda: self._lost(channel, Loss(f"no answer within {self._settings.attempt_s:g} s")))
+        self._deadline.set(
+            self._settings.attempt_s, lambda: self._lost(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
+        )
 
-    def _lost(self, channel: Any, loss: Loss) -> None:
+    def _lost(self, channel: Channel | None, failure: ConnectionFailure) -> None:
         """Not, or no more: again after a pause, as long as the connection stands."""
-        link = self._link
-        if channel is not self._channel or link is None or link.dead:
+        connection = self._connection
+        if channel is None or channel is not self._channel or connection is None or connection.dead:
             return
         self._channel = None
         self._watch.end()
-        self._losses += 1
-        self._state, self._last = "paused", str(loss)
+        self._failures += 1
+        self._state, self._last = "paused", str(failure)
         now = self._reactor.seconds()
-        if self._said is None or self._said[0] != str(loss) or now - self._said[1] >= SAY_AGAIN_S:
-            self._said = (str(loss), now)
+        if self._said is None or self._said[0] != str(failure) or now - self._said[1] >= SAY_AGAIN_S:
+            self._said = (str(failure), now)
             self._log.warn(
                 "control exchange {exchange}: {reason}; until that is cured nobody can end connections here but by POST /disconnect",
                 exchange=self._settings.control,
-                reason=str(loss),
+                reason=str(failure),
             )
         if channel.is_open:
             channel.close()

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
+from pika.channel import Channel
 from twisted.internet import interfaces
 
 from towerws.broker.binding_watch import BindingWatch
+from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer, Feed
 from towerws.broker.deadline import Deadline
-from towerws.broker.link import Link
-from towerws.broker.loss import Cure, Loss
+from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.side_channel import on_side_channel
 from towerws.broker.stream_reader import ReaderEvents
 from towerws.broker.topology import Mode, declare_queue, rebind_queue, set_prefetch
@@ -32,7 +33,7 @@ class QueueReader:
 
     def __init__(
         self,
-        link: Link,
+        connection: BrokerConnection,
         settings: BrokerSettings,
         feed: Feed,
         watch: BindingWatch,
@@ -40,7 +41,7 @@ class QueueReader:
         events: ReaderEvents,
     ) -> None:
         self.marker_key = ""
-        self._link = link
+        self._connection = connection
         self._settings = settings
         self._feed = feed
         self._watch = watch
@@ -57,12 +58,12 @@ class QueueReader:
     def begin(self) -> None:
         """Declare a queue and consume it; ends in `reader_live` or `reader_failed`, unless the connection dies or `close` is called."""
 
-        def topology(channel: Any) -> str:
+        def topology(channel: Channel) -> str:
             queue = declare_queue(channel, self._settings, self._named)
             set_prefetch(channel, self._settings)
             return queue
 
-        self._consumer = Consumer(self._link, Mode.QUEUE, topology, None, self._settings, self._feed, self._reactor, self)
+        self._consumer = Consumer(self._connection, Mode.QUEUE, topology, None, self._settings, self._feed, self._reactor, self)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def end_read(self) -> None:
@@ -79,7 +80,7 @@ class QueueReader:
         if consumer is not None:
             consumer.close()
 
-    def connection_lost(self, loss: Loss) -> None:
+    def connection_lost(self, failure: ConnectionFailure) -> None:
         """The queue is gone with it."""
 
     # ConsumerEvents
@@ -105,7 +106,7 @@ class QueueReader:
         """A marker was read."""
         self._watch.came(marker, routing_key, offset)
 
-    def consumer_lost(self, loss: Loss) -> None:
+    def consumer_lost(self, failure: ConnectionFailure) -> None:
         """Again on a new channel; or give the connection up when that happens too often or was refused."""
         self._consumer = None
         self._deadline.clear()
@@ -114,17 +115,17 @@ class QueueReader:
         worn_out = len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTARTS_S
         if not self._was_live or worn_out:
             self.close()
-            self._events.reader_failed(replace(loss, cure=Cure.SOON) if worn_out else loss)
+            self._events.reader_failed(replace(failure, retry=RetryPolicy.FAST) if worn_out else failure)
             return
         self._restarts.append(now)
-        self._events.reader_restarted(loss)
+        self._events.reader_restarted(failure)
         self.begin()
 
     # Watched
 
-    def rebind(self, done: Callable[[Loss | None], None]) -> None:
+    def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare the exchange and bind the queue once more, on a channel of its own."""
-        on_side_channel(self._link, lambda channel, agreed: rebind_queue(channel, self._settings, self.marker_key, agreed), done)
+        on_side_channel(self._connection, lambda channel, agreed: rebind_queue(channel, self._settings, self.marker_key, agreed), done)
 
     def marker_sent(self, text: str) -> None:
         """No position of a queue waits for a marker."""
@@ -139,7 +140,7 @@ class QueueReader:
     def deaf(self, reason: str) -> None:
         """Another connection may hear more."""
         self.close()
-        self._events.reader_failed(Loss(reason, Cure.SOON))
+        self._events.reader_failed(ConnectionFailure(reason, RetryPolicy.FAST))
 
     # our own
 
@@ -150,7 +151,7 @@ class QueueReader:
 
     def _unanswered(self) -> None:
         self.close()
-        self._events.reader_failed(Loss(f"topology: no answer from the broker within {self._settings.attempt_s:g} s"))
+        self._events.reader_failed(ConnectionFailure(f"topology: no answer from the broker within {self._settings.attempt_s:g} s"))
 
     def _interrupted(self) -> None:
         """Deliveries stopped coming: they are lost from here on."""

@@ -6,14 +6,15 @@ RabbitMQ offers neither the first nor the last offset of a stream over AMQP 0-9-
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 
-from towerws.broker.consumer import by_the_link
+from towerws.broker.connection import BrokerConnection
+from towerws.broker.consumer import unused_callback
 from towerws.broker.content import Content
-from towerws.broker.link import Link
-from towerws.broker.loss import Loss, from_broker
+from towerws.broker.failures import ConnectionFailure, from_broker
 
 PREFETCH: Final = 100
 ACK_EVERY: Final = 50
@@ -28,15 +29,15 @@ class Scout:
 
     def __init__(
         self,
-        link: Link,
+        connection: BrokerConnection,
         stream: str,
         start: object,
         *,
         ready: Callable[[], None],
         saw: Callable[[int, str, bytes], None],
-        lost: Callable[[Loss], None],
+        lost: Callable[[ConnectionFailure], None],
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._stream = stream
         self._start = start
         self._ready = ready
@@ -44,23 +45,25 @@ class Scout:
         self._lost = lost
         self._unacked = 0
         self._closed = False
-        self._channel = link.open_channel(self._opened, self._delivered)
+        self._channel = connection.open_channel(self._opened, self._delivered)
         self._channel.add_on_close_callback(self._channel_closed)
-        self._channel.add_on_cancel_callback(lambda _: self._end(Loss("the broker cancelled the scout: its stream was deleted or moved")))
+        self._channel.add_on_cancel_callback(
+            lambda _: self._end(ConnectionFailure("the broker cancelled the scout: its stream was deleted or moved"))
+        )
 
     def close(self) -> None:
         """Look no more. A second call does nothing."""
         if not self._closed:
             self._closed = True
-            if self._channel.is_open and not self._link.dead:
+            if self._channel.is_open and not self._connection.dead:
                 self._channel.close()
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         if self._closed:
             return
         channel.basic_qos(prefetch_count=PREFETCH, callback=lambda _: None)
         arguments = {"x-stream-offset": self._start}
-        channel.basic_consume(self._stream, by_the_link, arguments=arguments, callback=self._consume_ok)
+        channel.basic_consume(self._stream, unused_callback, arguments=arguments, callback=self._consume_ok)
 
     def _consume_ok(self, _: object) -> None:
         if not self._closed:
@@ -70,7 +73,7 @@ class Scout:
         if self._closed:
             return
         self._unacked += 1
-        if self._unacked >= ACK_EVERY and self._channel.is_open and not self._link.dead:
+        if self._unacked >= ACK_EVERY and self._channel.is_open and not self._connection.dead:
             self._unacked = 0
             self._channel.basic_ack(tag, multiple=True)
         if content.offset is not None:
@@ -80,9 +83,9 @@ class Scout:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
             self._end(from_broker(reason.reply_code, reason.reply_text))
         else:
-            self._end(Loss(f"channel closed: {type(reason).__name__}"))
+            self._end(ConnectionFailure(f"channel closed: {type(reason).__name__}"))
 
-    def _end(self, loss: Loss) -> None:
+    def _end(self, failure: ConnectionFailure) -> None:
         if not self._closed:
             self.close()
-            self._lost(loss)
+            self._lost(failure)

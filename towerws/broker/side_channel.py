@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 
-from towerws.broker.link import Link
-from towerws.broker.loss import Loss, from_broker
+from towerws.broker.connection import BrokerConnection
+from towerws.broker.failures import ConnectionFailure, from_broker
 
 
-def on_side_channel(link: Link, methods: Callable[[Any, Callable[[], None]], object], done: Callable[[Loss | None], None]) -> None:
+def on_side_channel(
+    connection: BrokerConnection, methods: Callable[[Channel, Callable[[], None]], object], done: Callable[[ConnectionFailure | None], None]
+) -> None:
     """Open a channel, call `methods(channel, agreed)`, close the channel.
 
     `methods` has `agreed` called when the broker answered the last one. `done` is told None then, or why the broker refused;
@@ -19,25 +21,25 @@ def on_side_channel(link: Link, methods: Callable[[Any, Callable[[], None]], obj
     """
     finished = False
 
-    def finish(loss: Loss | None) -> None:
+    def finish(failure: ConnectionFailure | None) -> None:
         nonlocal finished
-        if finished or link.dead:
+        if finished or connection.dead:
             return
         finished = True
         if channel.is_open:
             channel.close()
-        done(loss)
+        done(failure)
 
     def closed(_channel: object, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
             finish(from_broker(reason.reply_code, reason.reply_text))
         else:
-            finish(Loss(f"channel closed: {type(reason).__name__}"))
+            finish(ConnectionFailure(f"channel closed: {type(reason).__name__}"))
 
-    def opened(channel: Any) -> None:
+    def opened(channel: Channel) -> None:
         methods(channel, lambda: finish(None))
 
-    channel = link.open_channel(opened, _nothing_comes)
+    channel = connection.open_channel(opened, _nothing_comes)
     channel.add_on_close_callback(closed)
 
 

@@ -39,14 +39,14 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(f"--{CONFIG_FLAG}", default=None, metavar="FILE", help=CONFIG_HELP)(command)
 
 
-@click.command("config")
+@click.command("config", short_help="Print the configuration that is in force.")
 @config_options
 def config_command(**values: object) -> None:
     """Print the configuration that is in force, as a file that says where each value came from. Passwords are masked."""
     click.echo("\n".join(as_toml(_load(values))))
 
 
-@click.command("check")
+@click.command("check", short_help="Say whether the configuration can be used.")
 @config_options
 def check_command(**values: object) -> None:
     """Say what the daemon would do with this configuration, and whether its files and ports can be used. No broker or API is asked."""
@@ -99,7 +99,7 @@ def summary(loaded: Loaded) -> Iterator[str]:
     if settings.health:
         yield f"Probes may ask {parse_address(settings.health)}: /healthz and /readyz only."
     history = {option.key: option.format(loaded.by_key[option.key].value) for option in OPTIONS if option.key.startswith("history.")}
-    yield f"History holds {history['history.max_octets']} or {history['history.max_age_s']} s, whichever is less."
+    yield f"History holds {history['history.max_bytes']} or {history['history.max_age_s']} s, whichever is less."
     if settings.groups:
         yield f"Groups beside AWX's: {', '.join(settings.groups)}."
     yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded), *exposure(loaded)))

@@ -19,9 +19,9 @@ UNIX = "unix"
 """What stands for the address of a peer on a UNIX socket, also in the list of trusted proxies."""
 
 LONGEST = 45
-"""The octets of the longest address (`INET6_ADDRSTRLEN` less its NUL)."""
+"""The bytes of the longest address (`INET6_ADDRSTRLEN` less its NUL)."""
 
-HOUSEHOLD_BITS = 64
+ADDRESS_KEY_BITS = 64
 """An IPv6 host owns at least a /64 (RFC 6177): its addresses count as one."""
 
 
@@ -120,11 +120,11 @@ def _read_address(text: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def household(address: str) -> str:
+def address_key(address: str) -> str:
     """What an address is counted as: itself, or its /64."""
     if "." in address and ":" not in address:
         return address  # as it is written: there is one way only
     known = read_address(address)
     if not isinstance(known, IPv6Address):
         return str(known or address)
-    return str(ip_network((known, HOUSEHOLD_BITS), strict=False))
+    return str(ip_network((known, ADDRESS_KEY_BITS), strict=False))

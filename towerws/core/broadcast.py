@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from towerws.core.batch import Batch
 from towerws.core.deliveries import Delivery
-from towerws.core.members import HubCounters, Member
-from towerws.core.turn import Turn
+from towerws.core.subscribers import HubCounters, Subscriber
 
-PART_OCTETS = 24 * 1024 * 1024
-"""How much is written before others get a turn of the reactor, 5 to 15 ms. A write counts for `turn.WRITE_OCTETS` more than its own."""
+PART_BYTES = 24 * 1024 * 1024
+"""How much is written before others get a turn of the reactor, 5 to 15 ms. A write counts for `turn.WRITE_BYTES` more than its own."""
 
 ALL = 1 << 60
 
@@ -22,56 +22,56 @@ ALL = 1 << 60
 class Broadcast:
     """`soon` runs a callable in another turn of the reactor; without it all is written at once, however long that takes."""
 
-    def __init__(self, counters: HubCounters, soon: Callable[[Callable[[], None]], object] | None, part_octets: int) -> None:
+    def __init__(self, counters: HubCounters, soon: Callable[[Callable[[], None]], object] | None, part_bytes: int) -> None:
         self._counters = counters
         self._soon = soon
-        self._part_octets = part_octets
-        self._turns: list[Turn[Member]] = []  # one for each dialect; the first may be partly written
+        self._part_bytes = part_bytes
+        self._batches: list[Batch[Subscriber]] = []  # one for each dialect; the first may be partly written
         self._before: Delivery | None = None
         self._written: Callable[[], None] | None = None
         self._scheduled = False
 
-    def begin(self, turns: list[Turn[Member]], before: Delivery, written: Callable[[], None] | None) -> None:
+    def begin(self, batches: list[Batch[Subscriber]], before: Delivery, written: Callable[[], None] | None) -> None:
         """Write these, behind what is left of those before. `before` is where members stand that have got nothing of them.
 
         `written` is called once all is written, before this returns where that is at once.
         """
         self.finish()
-        self._turns, self._before, self._written = turns, before, written
+        self._batches, self._before, self._written = batches, before, written
         self._write_part()
 
     def finish(self) -> None:
         """Write now what is left."""
-        for turn in self._turns:
-            self._write(turn, ALL)
-        self._turns = []
+        for batch in self._batches:
+            self._write(batch, ALL)
+        self._batches = []
         self._tell_written()
 
-    def settle(self, member: Member) -> None:
+    def flush_subscriber(self, subscriber: Subscriber) -> None:
         """Write to a member what it is due of what is left, before anything changes for it."""
-        for turn in self._turns:
-            if (share := turn.take(member)) is None or member.behind:
+        for batch in self._batches:
+            if (payload := batch.pop(subscriber)) is None or subscriber.behind:
                 continue
-            data, deliveries, _ = share
-            if member.send(data):
+            data, deliveries, _ = payload
+            if subscriber.send(data):
                 self._counters.deliveries_out += deliveries
-                self._counters.octets_out += len(data)
+                self._counters.bytes_out += len(data)
             else:
-                self._fall_behind(member)
+                self._fall_behind(subscriber)
 
-    def forgo(self, member: Member) -> None:
+    def drop_subscriber(self, subscriber: Subscriber) -> None:
         """A member gets nothing of what is left."""
-        for turn in self._turns:
-            turn.take(member)
+        for batch in self._batches:
+            batch.pop(subscriber)
 
     def _write_part(self) -> None:
-        allowed = ALL if self._soon is None else self._part_octets
-        while self._turns:
-            allowed = self._write(self._turns[0], allowed)
+        allowed = ALL if self._soon is None else self._part_bytes
+        while self._batches:
+            allowed = self._write(self._batches[0], allowed)
             if allowed <= 0:
                 self._go_on_soon()
                 return
-            del self._turns[0]
+            del self._batches[0]
         self._tell_written()
 
     def _go_on_soon(self) -> None:
@@ -83,35 +83,35 @@ class Broadcast:
         self._scheduled = False
         self._write_part()
 
-    def _write(self, turn: Turn[Member], allowed: int) -> int:
+    def _write(self, batch: Batch[Subscriber], allowed: int) -> int:
         """Write to the next members; what is left of what was allowed, 0 or less where the turn may not be through."""
-        shares = turn.shares
-        written = octets = deliveries = cost = same = 0
+        payloads = batch.payloads
+        written = size = deliveries = cost = same = 0
         data = b""
-        for member, bits in turn.rest:
-            if not bits or member.behind:
+        for subscriber, bits in batch.rest:
+            if not bits or subscriber.behind:
                 continue
             if bits != same:  # neighbours are often due the same
-                data, deliveries, cost = shares.get(bits) or turn.share(bits)
+                data, deliveries, cost = payloads.get(bits) or batch.payload(bits)
                 same = bits
-            if member.send(data):
+            if subscriber.send(data):
                 written += deliveries
-                octets += len(data)
+                size += len(data)
             else:
-                self._fall_behind(member)
+                self._fall_behind(subscriber)
             allowed -= cost
             if allowed <= 0:
-                turn.pass_by(member)
+                batch.pass_by(subscriber)
                 break
         self._counters.deliveries_out += written
-        self._counters.octets_out += octets
+        self._counters.bytes_out += size
         return allowed
 
-    def _fall_behind(self, member: Member) -> None:
+    def _fall_behind(self, subscriber: Subscriber) -> None:
         assert self._before is not None
-        member.fall_behind(self._before)
+        subscriber.fall_behind(self._before)
         self._counters.fell_behind += 1
-        member.peer.await_drain()
+        subscriber.peer.await_drain()
 
     def _tell_written(self) -> None:
         written, self._written = self._written, None

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from towerws.core.revocation import MAX_REVOCATION_OCTETS, Revocation, parse_revocation
+from towerws.core.revocation import MAX_REVOCATION_BYTES, Revocation, parse_revocation
 
 MAX_TEXT_CHARACTERS: Final = 64
 MAX_DAEMON_NAME_CHARACTERS: Final = 255
@@ -74,8 +74,8 @@ class Leaving:
 
 def parse_control(body: bytes) -> Revocation | Marker | Done | Leaving:
     """Read a control message. `ValueError` says what is wrong; it repeats nothing of the message."""
-    if len(body) > MAX_REVOCATION_OCTETS:
-        raise ValueError(f"a control message has at most {MAX_REVOCATION_OCTETS} octets")
+    if len(body) > MAX_REVOCATION_BYTES:
+        raise ValueError(f"a control message has at most {MAX_REVOCATION_BYTES} bytes")
     try:
         found = json.loads(body.decode())
     except (ValueError, RecursionError):

@@ -46,7 +46,7 @@ class Daemons:
         self._forget(now)
         return {daemon: now - at for daemon, at in self._heard.items()}
 
-    def crowded(self, now: float) -> bool:
+    def too_many(self, now: float) -> bool:
         """Whether there were more than can be kept within `PRESENT_S`."""
         return now - self._turned_away_at <= PRESENT_S
 

@@ -68,13 +68,13 @@ _WINDOWS = tuple(str(bits) for bits in range(8, 16))
 
 @dataclass(slots=True)
 class Deflater:
-    """Makes frames, those of at least `at_least` octets compressed, and counts what that brought."""
+    """Makes frames, those of at least `at_least` bytes compressed, and counts what that brought."""
 
     at_least: int
     frames: int = 0
     """Compressed, each of them once."""
-    octets: int = 0
-    """Their payloads' octets."""
+    input_bytes: int = 0
+    """Their payloads' bytes."""
     saved: int = 0
     """By how many of these the frames are shorter."""
 
@@ -87,7 +87,7 @@ class Deflater:
         if len(deflated) >= len(payload):
             return text_frame(payload)
         self.frames += 1
-        self.octets += len(payload)
+        self.input_bytes += len(payload)
         self.saved += len(payload) - len(deflated)
         return deflated_frame(deflated)
 

@@ -108,4 +108,4 @@ class CloseReason(enum.Enum):
     OVERLOAD = Close(1013, "overload", "reconnect")
     NOT_YET = Close(1013, "position can't be judged yet", "reconnect")
     UNCHECKED = Close(1013, "credential can't be checked", "reconnect")
-    CROWDED = Close(1013, "too many connections", "reconnect")
+    TOO_MANY_CONNECTIONS = Close(1013, "too many connections", "reconnect")

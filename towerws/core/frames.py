@@ -33,25 +33,25 @@ def is_close_code(code: int | None) -> bool:
     return code is None or 3000 <= code <= 4999 or code in _CLOSE_CODES
 
 
-def whole_text(data: bytes, max_octets: int) -> bytes | None:
-    """The payload, if these octets from a client are just one whole text message, masked and in UTF-8; None for all else.
+def whole_text(data: bytes, max_bytes: int) -> bytes | None:
+    """The payload, if these bytes from a client are just one whole text message, masked and in UTF-8; None for all else.
 
     Autobahn reads all else. With this a connect and subscribe costs 181 µs in memory, with its way through each frame 245.
     """
     size = len(data)
     if size < 6 or data[0] != _TEXT:
         return None
-    octets, at = data[1] - _MASKED, 2
-    if octets == 126:
-        octets, at = data[2] << 8 | data[3], 4
-        if octets < 126:
+    length, at = data[1] - _MASKED, 2
+    if length == 126:
+        length, at = data[2] << 8 | data[3], 4
+        if length < 126:
             return None
-    elif octets > 126:  # 64 bits of length follow
+    elif length > 126:  # 64 bits of length follow
         return None
-    if not 0 <= octets <= max_octets or size != at + 4 + octets:
+    if not 0 <= length <= max_bytes or size != at + 4 + length:
         return None
-    mask = data[at : at + 4] * (octets // 4 + 1)
-    payload = (int.from_bytes(data[at + 4 :]) ^ int.from_bytes(mask[:octets])).to_bytes(octets)
+    mask = data[at : at + 4] * (length // 4 + 1)
+    payload = (int.from_bytes(data[at + 4 :]) ^ int.from_bytes(mask[:length])).to_bytes(length)
     try:
         payload.decode()
     except UnicodeDecodeError:
@@ -60,9 +60,9 @@ def whole_text(data: bytes, max_octets: int) -> bytes | None:
 
 
 def _frame(first: int, payload: bytes) -> bytes:
-    octets = len(payload)
-    if octets < 126:
-        return bytes((first, octets)) + payload
-    if octets < 65536:
-        return _header_16(first, 126, octets) + payload
-    return _header_64(first, 127, octets) + payload
+    length = len(payload)
+    if length < 126:
+        return bytes((first, length)) + payload
+    if length < 65536:
+        return _header_16(first, 126, length) + payload
+    return _header_64(first, 127, length) + payload

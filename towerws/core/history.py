@@ -1,4 +1,4 @@
-"""History: the recent deliveries, by topic and by position, within a bound in octets and one in age.
+"""History: the recent deliveries, by topic and by position, within a bound in bytes and one in age.
 
 The oldest delivery of all is always also the oldest of its topic, so dropping it costs two pops. A topic's deliveries are in
 the order of `seq`; what a reader missed is found by bisection in each of its topics and merged, so a resume costs what was
@@ -15,20 +15,21 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from heapq import merge
+from itertools import islice
 from operator import attrgetter
 
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, parse_position
 
-ENTRY_OCTETS = 320
+ENTRY_BYTES = 320
 """What a delivery weighs beyond its texts: the objects, its numbers, its places in the indexes (CPython 3.11, tracemalloc)."""
 
-TOPIC_OCTETS = 170
+TOPIC_BYTES = 170
 """What a topic weighs while a delivery of it is held: its log, and its place among the topics."""
 
-MESSAGE_ID_OCTETS = 136
+MESSAGE_ID_BYTES = 136
 """What a `message_id` weighs beyond its characters: the text's head, its pair with the topic, and their place in the index."""
 
-READ_OCTETS = 128
+READ_BYTES = 128
 """What a delivery weighs beside its payload when it is read: its frame, and in `towerws.v1` its position and names."""
 
 MAX_FORMER_TOPICS = 10_000
@@ -40,7 +41,7 @@ _GONE = Delivery(-1, "", b"", -1, "")
 
 def _weight(delivery: Delivery) -> int:
     message_id = delivery.message_id
-    return len(delivery.payload) + len(delivery.topic) + ENTRY_OCTETS + (0 if message_id is None else len(message_id) + MESSAGE_ID_OCTETS)
+    return len(delivery.payload) + len(delivery.topic) + ENTRY_BYTES + (0 if message_id is None else len(message_id) + MESSAGE_ID_BYTES)
 
 
 class _TopicLog:
@@ -75,8 +76,8 @@ class _TopicLog:
 class History:
     """The recent deliveries of one log. Times are seconds of whatever clock the caller uses throughout."""
 
-    def __init__(self, max_octets: int, max_age_s: float) -> None:
-        self._max_octets = max_octets
+    def __init__(self, max_bytes: int, max_age_s: float) -> None:
+        self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._topics: dict[str, _TopicLog] = {}
         self._former_topics: OrderedDict[str, int] = OrderedDict()  # topic without a log -> its `dropped`, smallest first
@@ -85,7 +86,7 @@ class History:
         self._message_ids: dict[tuple[str, str], Delivery] = {}
         self._log: deque[Delivery] = deque()
         self._seq = 0
-        self.octets = 0
+        self.weight_bytes = 0
         """What is held, with each delivery's own weight."""
         self.head = self.floor = self.barrier = Delivery(0, "", b"", -1, "")
         self.newest: Delivery | None = None
@@ -111,6 +112,10 @@ class History:
         newest = self.newest
         return newest if newest is not None and newest.offset == offset else self._offsets.get(offset)
 
+    def recent_topics(self, deliveries: int) -> list[str]:
+        """The topics of the newest so many deliveries, the newest first, each once."""
+        return list(dict.fromkeys(delivery.topic for delivery in islice(reversed(self._log), deliveries)))
+
     @property
     def oldest(self) -> Delivery | None:
         """The oldest delivery that can still be compared with: the oldest that is held, else the last that was appended."""
@@ -122,15 +127,15 @@ class History:
         delivery = Delivery(self._seq, topic, payload, offset, epoch, message_id, now)
         if (log := self._topics.get(topic)) is None:
             log = self._topics[topic] = _TopicLog(self._former_topics.pop(topic, self._forgotten))
-            self.octets += TOPIC_OCTETS
+            self.weight_bytes += TOPIC_BYTES
         log.deliveries.append(delivery)
         self._log.append(delivery)
         self._offsets[offset] = delivery
         if message_id is not None:
             self._message_ids[topic, message_id] = delivery
         self.head = self.newest = delivery
-        self.octets += _weight(delivery)
-        while self.octets > self._max_octets:
+        self.weight_bytes += _weight(delivery)
+        while self.weight_bytes > self._max_bytes:
             self._drop_oldest()
         return delivery
 
@@ -142,10 +147,10 @@ class History:
 
     def _drop_oldest(self) -> None:
         oldest = self._log.popleft()
-        self.octets -= _weight(oldest)
+        self.weight_bytes -= _weight(oldest)
         if self._topics[oldest.topic].drop_oldest():
             del self._topics[oldest.topic]
-            self.octets -= TOPIC_OCTETS
+            self.weight_bytes -= TOPIC_BYTES
             self._former_topics[oldest.topic] = oldest.seq
             if len(self._former_topics) > MAX_FORMER_TOPICS:
                 # The largest, not the last: `_drop_newest` brings in topics out of their order.
@@ -155,12 +160,12 @@ class History:
 
     def _drop_newest(self) -> None:
         newest = self._log.pop()
-        self.octets -= _weight(newest)
+        self.weight_bytes -= _weight(newest)
         log = self._topics[newest.topic]
         log.deliveries.pop()
         if log.first == len(log.deliveries):
             del self._topics[newest.topic]
-            self.octets -= TOPIC_OCTETS
+            self.weight_bytes -= TOPIC_BYTES
             if log.dropped > self._forgotten:
                 self._former_topics[newest.topic] = log.dropped
         self._forget(newest)
@@ -223,22 +228,22 @@ class History:
             return None
         return Delivery(delivery.seq - 1, "", b"", offset, position.partition("-")[2])
 
-    def after(self, seq: int, topics: Mapping[str, int], upto: int, max_octets: int) -> list[Delivery]:
+    def after(self, seq: int, topics: Mapping[str, int], upto: int, max_bytes: int) -> list[Delivery]:
         """The next deliveries for a reader that is behind: those it is due, oldest first.
 
         A reader at `seq` is due, of each of its topics, what lies behind `seq` and behind the number given for the topic, but
-        nothing behind `upto`. The list ends where `max_octets` are reached (each with `READ_OCTETS`), and is not empty while
+        nothing behind `upto`. The list ends where `max_bytes` are reached (each with `READ_BYTES`), and is not empty while
         anything is due.
         """
         logs = self._topics
         due = [log.after(max(seq, joined)) for topic, joined in topics.items() if (log := logs.get(topic)) and log.deliveries[-1].seq > seq]
         found: list[Delivery] = []
-        octets = 0
+        size = 0
         for delivery in due[0] if len(due) == 1 else merge(*due, key=_seq):
             if delivery.seq > upto:
                 break
-            octets += len(delivery.payload) + READ_OCTETS
-            if octets > max_octets and found:
+            size += len(delivery.payload) + READ_BYTES
+            if size > max_bytes and found:
                 break
             found.append(delivery)
         return found

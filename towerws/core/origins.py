@@ -16,7 +16,7 @@ from towerws.core.addresses import read_address
 
 DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
-MAX_ORIGIN_OCTETS = 512
+MAX_ORIGIN_BYTES = 512
 
 _HOST = r"(?P<host>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
 _is_origin = re.compile(rf"(?P<scheme>https?|wss?)://{_HOST}", re.ASCII).fullmatch
@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 
 def read_origin(text: str) -> Origin | None:
     """An origin as browsers write it (`https://tower.example.com`), or None: for `null`, `file://` and whatever else is none."""
-    return _read_origin(text) if len(text) <= MAX_ORIGIN_OCTETS else None
+    return _read_origin(text) if len(text) <= MAX_ORIGIN_BYTES else None
 
 
 @lru_cache(1024)  # the pages of a site all have the same: 4 of 60 µs of a handshake in memory

@@ -1,4 +1,4 @@
-"""The body of `POST /publish`: an envelope around a payload whose octets are kept as they came.
+"""The body of `POST /publish`: an envelope around a payload whose bytes are kept as they came.
 
 All of it is read in one turn of the reactor, so what it may hold is bounded before it is decoded: 4 MiB of keys take a second.
 """

@@ -24,7 +24,7 @@ MAX_BRACKETS = 4096
 """No request of 1,000 topics has half as many. 64 KiB of them would take 13 ms to look at, this many take 1 ms."""
 
 MAX_NUMBER_DIGITS = 20
-MAX_ID_OCTETS = 256
+MAX_ID_BYTES = 256
 MAX_SHOWN = 80
 """How much of an item is repeated to the client that sent it."""
 
@@ -87,8 +87,8 @@ def parse_request(text: str, groups: GroupTable, max_topics: int) -> Message:
     """Read one message's text. `BadRequest` for whatever can't be followed as a whole."""
     message = _object(text)
     request_id = message.get("id")
-    if request_id is not None and len(json.dumps(request_id)) > MAX_ID_OCTETS:
-        raise BadRequest("bad_id", f"id is longer than {MAX_ID_OCTETS} octets")
+    if request_id is not None and len(json.dumps(request_id)) > MAX_ID_BYTES:
+        raise BadRequest("bad_id", f"id is longer than {MAX_ID_BYTES} bytes")
     try:
         if "token" in message:
             return _token(message, request_id)
@@ -109,8 +109,8 @@ def _token(message: dict[str, object], request_id: object) -> TokenMessage:
 
 def _ping(message: dict[str, object]) -> PingMessage:
     ping = message["ping"]
-    if len(json.dumps(ping)) > MAX_ID_OCTETS:
-        raise BadRequest("bad_ping", f'"ping" is longer than {MAX_ID_OCTETS} bytes')
+    if len(json.dumps(ping)) > MAX_ID_BYTES:
+        raise BadRequest("bad_ping", f'"ping" is longer than {MAX_ID_BYTES} bytes')
     return PingMessage(ping)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 MAX_NAME_CHARACTERS: Final = 512
 
-MAX_REVOCATION_OCTETS: Final = 8 * 1024
+MAX_REVOCATION_BYTES: Final = 8 * 1024
 """A name of that length takes 6 KiB where all of it is written as escapes."""
 
 _SHAPE: Final = '{"user": 7} or {"session": "…"}'
@@ -51,8 +51,8 @@ class Disconnection:
 
 def parse_revocation(body: bytes) -> Revocation:
     """Read `{"user": 7}` or `{"session": "…"}`. `ValueError` says what is wrong with anything else; it repeats nothing."""
-    if len(body) > MAX_REVOCATION_OCTETS:
-        raise ValueError(f"a revocation has at most {MAX_REVOCATION_OCTETS} octets")
+    if len(body) > MAX_REVOCATION_BYTES:
+        raise ValueError(f"a revocation has at most {MAX_REVOCATION_BYTES} bytes")
     try:
         found = json.loads(body.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError):

@@ -47,7 +47,7 @@ class BrokerUrl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
-    """How to reach RabbitMQ and what to consume there. Octets and seconds throughout."""
+    """How to reach RabbitMQ and what to consume there. Bytes and seconds throughout."""
 
     urls: tuple[BrokerUrl, ...]
     consume: str = "auto"  # "auto" | "stream" | "queue"
@@ -62,9 +62,9 @@ class BrokerSettings:
     backoff_min_s: float = 0.5
     backoff_max_s: float = 10
     stream_max_age_s: int = 3600
-    stream_max_octets: int = 1024**3
-    stream_segment_octets: int = 16 * 1024**2
-    queue_max_octets: int = 64 * 1024**2
+    stream_max_bytes: int = 1024**3
+    stream_segment_bytes: int = 16 * 1024**2
+    queue_max_bytes: int = 64 * 1024**2
     queue_ttl_s: int = 30
     tls_ca: str = ""
     refill_s: float = 120
@@ -82,20 +82,20 @@ class BrokerSettings:
 class HistorySettings:
     """The bounds of history. Whichever is reached first drops the oldest delivery."""
 
-    max_octets: int = 64 * 1024**2
+    max_bytes: int = 64 * 1024**2
     max_age_s: float = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebSocketSettings:
-    """The limits of one connection (sources of the numbers: docs/operations.md). Octets and seconds throughout."""
+    """The limits of one connection (sources of the numbers: docs/operations.md). Bytes and seconds throughout."""
 
-    head_octets: int = 16 * 1024
+    head_bytes: int = 16 * 1024
     head_count: int = 100
     handshake_s: float = 15
     token_s: float = 10
     resume_wait_s: float = 10
-    message_octets: int = 64 * 1024
+    message_bytes: int = 64 * 1024
     fragments: int = 64
     assembly_s: float = 10
     topics: int = 1000
@@ -104,9 +104,9 @@ class WebSocketSettings:
     controls_per_s: float = 20
     controls_burst: int = 40
     malformed: int = 10
-    backlog_octets: int = 256 * 1024
+    backlog_bytes: int = 256 * 1024
     compression: bool = False
-    compression_octets: int = 256
+    compression_bytes: int = 256
     ping_s: float = 20
     pong_s: float = 30
     linger_s: float = 2
@@ -161,7 +161,7 @@ class Settings:
     log_format: str = "auto"
     log_level: str = "info"
     insecure: bool = False
-    max_payload_octets: int = 4 * 1024**2
+    max_payload_bytes: int = 4 * 1024**2
     access: AccessSettings = field(default_factory=AccessSettings)
     tower: TowerSettings | None = None
     jwt: JwtSettings | None = None

@@ -1,6 +1,6 @@
 """What a source of deliveries is, and what it feeds: the seam between `amqp.py`/`embedded.py` and the core.
 
-A source finds deliveries and hands them to a `Sink`, one call each, in the log's order, followed by `end_turn` once per
+A source finds deliveries and hands them to a `Sink`, one call each, in the log's order, followed by `end_batch` once per
 reactor turn. It tells the sink about the log in between: which log it reads, what was lost, and what has been proven.
 """
 
@@ -76,7 +76,7 @@ class Sink(Protocol):
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
         """A marker, of this daemon or another. It is kept like a delivery and goes to nobody."""
 
-    def end_turn(self, written: Callable[[int], None]) -> None:
+    def end_batch(self, written: Callable[[int], None]) -> None:
         """The deliveries since the last call are a batch: write to each connection what it is due.
 
         `written` is called with the bytes that this came to, at once or in a later turn of the reactor. Until then the source
@@ -97,7 +97,7 @@ class Sink(Protocol):
     # the log of a stream
 
     @property
-    def flowing(self) -> bool:
+    def history_complete(self) -> bool:
         """Whether `caught_up` was called."""
 
     @property

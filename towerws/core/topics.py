@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-MAX_GROUP_OCTETS = 64
-MAX_EVENT_OCTETS = 128
-MAX_ROUTING_KEY_OCTETS = 255  # AMQP 0-9-1 section 4.2.5.3, short string
+MAX_GROUP_BYTES = 64
+MAX_EVENT_BYTES = 128
+MAX_ROUTING_KEY_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
 
-_GROUP = rf"[A-Za-z0-9_]{{1,{MAX_GROUP_OCTETS}}}"
-_EVENT = rf"""[!$-)+,/-\[\]-~-]{{1,{MAX_EVENT_OCTETS}}}"""  # printable, without " # * . \
+_GROUP = rf"[A-Za-z0-9_]{{1,{MAX_GROUP_BYTES}}}"
+_EVENT = rf"""[!$-)+,/-\[\]-~-]{{1,{MAX_EVENT_BYTES}}}"""  # printable, without " # * . \
 
 _is_group = re.compile(_GROUP).fullmatch
 _is_event = re.compile(_EVENT).fullmatch
@@ -78,7 +78,7 @@ def _parse(text: str, separator: str, kind: str) -> Topic:
     if not found:
         raise ValueError(f"{kind} {text[:80]!r} has no {separator!r}: expected group{separator}event")
     if not is_group(group):
-        raise ValueError(f"group {group[:80]!r}: expected 1 to {MAX_GROUP_OCTETS} of A-Z a-z 0-9 _")
+        raise ValueError(f"group {group[:80]!r}: expected 1 to {MAX_GROUP_BYTES} of A-Z a-z 0-9 _")
     if not is_event(event):
-        raise ValueError(f'event {event[:80]!r}: expected 1 to {MAX_EVENT_OCTETS} printable ASCII characters without . * # " \\')
+        raise ValueError(f'event {event[:80]!r}: expected 1 to {MAX_EVENT_BYTES} printable ASCII characters without . * # " \\')
     return Topic(group, event)

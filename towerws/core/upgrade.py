@@ -47,7 +47,7 @@ def read_upgrade(head: Head) -> Upgrade:
         raise HandshakeError(426, "this websocket speaks version 13 only")
     key = headers.get("sec-websocket-key", "")
     if not _is_key(key):
-        raise HandshakeError(400, "not a websocket's opening handshake: the sec-websocket-key header is not 16 octets in base64")
+        raise HandshakeError(400, "not a websocket's opening handshake: the sec-websocket-key header is not 16 bytes in base64")
     extensions = headers.get("sec-websocket-extensions", "")
     if not is_extension_list(extensions):  # RFC 6455 section 9.1: the handshake fails
         raise HandshakeError(400, "the sec-websocket-extensions header is not a list of extensions")

@@ -32,7 +32,7 @@ Judged = Delivery | None | Pending
 
 
 class Judge(Protocol):
-    """See `Intake.judge_position`."""
+    """See `Ingest.judge_position`."""
 
     def __call__(self, position: str, *, final: bool = False) -> Judged:
         """The verdict, as far as there is one."""

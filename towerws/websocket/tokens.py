@@ -1,4 +1,4 @@
-"""Tokens that come in a message: who may bring one, and what a client is told of one that is not taken."""
+"""Tokens that a client sends in a message: validation, and the error that the client gets."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from towerws.auth.base import NotAdmitted, Refused, Unavailable, takes_tokens
 from towerws.core.errors import BadRequest
 from towerws.core.identity import Identity
 from towerws.core.requests import TokenMessage
-from towerws.websocket.desk import Desk
+from towerws.websocket.context import ConnectionContext
 
 UNCHECKED = "the token can't be checked just now"
 
 _log = Logger()
 
 
-def identify(desk: Desk, message: TokenMessage, address: str) -> Deferred[Identity]:
-    """Fires with whose token this is. `address` is the client's.
+def identify(context: ConnectionContext, message: TokenMessage, address: str) -> Deferred[Identity]:
+    """Fires with the user of this token. `address` is the client's.
 
-    Fails with `BadRequest`, whose code is `token` when it is not good and `unavailable` when that can't be found out. May be cancelled.
+    Fails with `BadRequest`: code `token` if the token isn't valid, `unavailable` if that can't be checked now. May be cancelled.
     """
-    auth, began = desk.auth, desk.reactor.seconds()
+    auth, began = context.auth, context.reactor.seconds()
     if not takes_tokens(auth):
         return fail(BadRequest("token", "no tokens are taken here", message.request_id))
 
     def not_revoked(identity: Identity) -> Identity:
-        if desk.guard.was_revoked(identity, began):
+        if context.credential_monitor.was_revoked(identity, began):
             raise Refused("revoked while it was checked")
         return identity
 
     def failed(failure: Failure) -> Failure:
         if isinstance(problem := failure.value, NotAdmitted):
-            desk.refusals.line(address, problem.reason, credential="token in a message", session=problem.session, detail=str(problem))
+            context.refusals.line(address, problem.reason, credential="token in a message", session=problem.session, detail=str(problem))
         if failure.check(Refused):
             return Failure(BadRequest("token", "the token was refused", message.request_id))
         if failure.check(CancelledError):
@@ -42,15 +42,15 @@ def identify(desk: Desk, message: TokenMessage, address: str) -> Deferred[Identi
             _log.failure("a token could not be checked", failure)
         return Failure(BadRequest("unavailable", UNCHECKED, message.request_id))
 
-    return maybeDeferred(auth.identify, message.token.reveal()).addCallback(not_revoked).addErrback(failed)
+    return maybeDeferred(auth.identify, message.token.reveal(), address).addCallback(not_revoked).addErrback(failed)
 
 
-def renew(desk: Desk, identity: Identity, message: TokenMessage, address: str) -> Deferred[Identity]:
-    """Fires with what takes the place of `identity`: the same user, by the same method. Fails as `identify` does."""
+def renew(context: ConnectionContext, identity: Identity, message: TokenMessage, address: str) -> Deferred[Identity]:
+    """Fires with the identity that replaces `identity`: the same user, by the same method. Fails as `identify` does."""
 
     def same(renewed: Identity) -> Identity:
         if (renewed.method, renewed.user_id) != (identity.method, identity.user_id):
             raise BadRequest("token", "the token is another user's", message.request_id)
         return renewed
 
-    return identify(desk, message, address).addCallback(same)
+    return identify(context, message, address).addCallback(same)

@@ -22,7 +22,7 @@ def clients_stall(case: Case) -> Outcome:
     every client: none is lost, none comes twice. Bystanders' worst latency.
     """
     port = case.rabbit.port
-    daemon = case.daemon(port, flags=("--websocket-ping-s=300", "--websocket-pong-s=300", "--websocket-backlog-octets=64KiB"))
+    daemon = case.daemon(port, flags=("--websocket-ping-s=300", "--websocket-pong-s=300", "--websocket-backlog-bytes=64KiB"))
     publisher = case.publisher(port, per_s=100, size=4000)
     case.bystanders.open(case.specs(10, daemon, group_name="bystanders"))
     case.swarm.open(case.specs(40, daemon, tower=10, group_name="slow", small_buffer=True))
@@ -58,7 +58,7 @@ def clients_gone_bad(case: Case, how: str) -> Outcome:
     return _with_bystanders(case, case.finish(f"100 clients that never read: {how}"))
 
 
-@scenario("clients-stalled-1000")
+@scenario("clients-stalled-1000", alone=True)
 def clients_stalled_1000(case: Case) -> Outcome:
     """Promise: what waits for a slow client is bounded, so that a thousand of them harm nobody.
 
@@ -84,7 +84,7 @@ def clients_stalled_1000(case: Case) -> Outcome:
     return _with_bystanders(case, case.finish("1,000 readers stall", broken=broken, notes=[f"memory grew by {grown} MiB"]))
 
 
-@scenario("clients-10000-handshakes")
+@scenario("clients-10000-handshakes", alone=True)
 def clients_handshakes(case: Case) -> Outcome:
     """Promise: a storm of handshakes waits its turn, and harms nobody who is in.
 

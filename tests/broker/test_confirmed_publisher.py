@@ -1,0 +1,376 @@
+"""Telling the other daemons, against fake brokers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pika import spec
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from tests.auth.tower_kit import now
+from tests.fake_amqp import FakeBroker, Peer, Publication, ack, nack
+from towerws.broker.confirmed_publisher import ROUNDS, TELL_S, WAITING, ConfirmedPublisher
+from towerws.broker.publishing_connection import CLOSE_S, IDLE_S
+from towerws.core.errors import BrokerError
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+
+
+def url(host: str) -> BrokerUrl:
+    """A broker of that name."""
+    return BrokerUrl(host, 5672, "towerws", Secret("canary"), "/", tls=False)
+
+
+class House:
+    """An announcer with fake brokers by host name."""
+
+    def __init__(self, *hosts: str, **settings: Any) -> None:
+        self.clock = Clock()
+        self.brokers = {host: FakeBroker(self.clock) for host in hosts or ("one",)}
+        self.preferred: BrokerUrl | None = None
+        self.publisher = ConfirmedPublisher(
+            BrokerSettings(urls=tuple(map(url, self.brokers)), **settings),
+            self.clock,
+            prefer=lambda: self.preferred,
+            endpoint=lambda broker_url: self.brokers[broker_url.host],
+        )
+
+    @property
+    def broker(self) -> FakeBroker:
+        """The first of the brokers."""
+        return next(iter(self.brokers.values()))
+
+    def settle(self) -> None:
+        """Let bytes travel; the clock stands still."""
+        for broker in self.brokers.values():
+            broker.settle()
+
+    def advance(self, seconds: float, step: float = 0.05) -> None:
+        """Let time pass with bytes travelling meanwhile, and a step more: sums of floats fall short."""
+        for _ in range(round(seconds / step) + 1):
+            self.clock.advance(step)
+            self.settle()
+
+    def tell(self, name: str = "m", body: bytes = b"{}") -> Deferred[None]:
+        """Announce something, and let it come as far as it does at once."""
+        told = self.publisher.announce(body, name)
+        told.addErrback(lambda failure: failure)  # looked at by the test
+        self.settle()
+        return told
+
+    def attempts(self) -> int:
+        """Connections asked for, of all brokers."""
+        return sum(broker.attempts for broker in self.brokers.values())
+
+
+def error(told: Deferred[None]) -> str:
+    """Why it could not be told."""
+    with pytest.raises(BrokerError) as raised:
+        now(told)
+    return str(raised.value)
+
+
+def fired(told: Deferred[None]) -> bool:
+    """Whether there is an answer."""
+    return bool(told.called)
+
+
+def silence(peer: Peer, publication: Publication) -> None:
+    """A `FakeBroker.confirm` that never comes."""
+
+
+def unroutable(peer: Peer, publication: Publication) -> None:
+    """A `FakeBroker.confirm`: no queue is bound."""
+    peer.give_back(publication)
+    ack(peer, publication)
+
+
+def test_a_message_is_published_and_confirmed() -> None:
+    """To the control exchange, on a connection of its own with confirms on, transient, with its id; nothing is declared."""
+    house = House(exchange="x")
+    told = house.tell("id-1", b'{"user": 7}')
+    assert now(told) is None
+    (publication,) = house.broker.peer.published
+    assert (publication.method.exchange, publication.method.routing_key, publication.body) == ("x.control", "", b'{"user": 7}')
+    assert publication.method.mandatory
+    properties = publication.properties
+    assert (properties.message_id, properties.delivery_mode, properties.content_type) == ("id-1", 1, "application/json")
+    methods = [type(method) for _, method in house.broker.peer.methods]
+    assert methods[-3:] == [spec.Channel.Open, spec.Confirm.Select, spec.Basic.Publish]
+    name = house.broker.peer.seen(spec.Connection.StartOk)[0].client_properties["connection_name"]
+    assert name.startswith("towerws@")
+    assert name.endswith(" control")
+
+
+def test_it_is_not_told_before_the_confirm() -> None:
+    """Several wait for theirs at the same time on one connection; one confirm may be for all up to it."""
+    house = House()
+    house.broker.confirm = silence
+    asked = [house.tell(str(number)) for number in range(4)]
+    assert not any(told.called for told in asked)
+    channel = house.broker.peer.published[0].channel
+    house.broker.peer.send(channel, spec.Basic.Ack(2))
+    house.settle()
+    assert [told.called for told in asked] == [False, True, False, False]
+    house.broker.peer.send(channel, spec.Basic.Ack(3, multiple=True))
+    house.settle()
+    assert [told.called for told in asked] == [True, True, True, False]
+    house.broker.peer.send(channel, spec.Basic.Nack(4))
+    house.broker.peer.send(channel, spec.Basic.Ack(99))
+    house.settle()
+    assert "every queue" in error(asked[3])
+    assert house.attempts() == 1
+
+
+def test_one_connection_for_a_burst_and_none_when_idle() -> None:
+    """What follows within IDLE_S goes over the same connection; then it is closed in order, and made anew when needed."""
+    house = House(heartbeat_s=100, silence_s=300)
+    for _ in range(3):
+        assert now(house.tell()) is None
+        house.advance(IDLE_S - 1, 0.5)
+    assert house.attempts() == 1
+    house.advance(2, 0.5)
+    assert house.broker.peer.seen(spec.Connection.Close)
+    assert house.clock.getDelayedCalls() == []
+    assert now(house.tell()) is None
+    assert house.attempts() == 2
+
+
+@pytest.mark.parametrize(
+    ("confirm", "reason"),
+    [
+        (nack, "the broker did not put it into every queue"),
+        (unroutable, "no daemon listens to exchange towerws.control"),
+    ],
+)
+def test_what_did_not_reach_everybody(confirm: Callable[[Peer, Publication], None], reason: str) -> None:
+    """A queue that refused it, or no queue at all: told as a failure; the next message on the same connection is not touched by that."""
+    house = House()
+    house.broker.confirm = confirm
+    assert reason in error(house.tell("m1", b'{"user": 7}'))
+    house.broker.confirm = ack
+    assert now(house.tell("m2")) is None
+    assert house.attempts() == 1
+
+
+def test_a_broker_that_is_down() -> None:
+    """Nobody listens: the answer comes at once, with the host and the reason, and nothing goes on in the background."""
+    house = House("one", "two")
+    for broker in house.brokers.values():
+        broker.refuse = True
+    reason = error(house.tell())
+    assert "connection refused" in reason
+    assert "amqp://towerws:***@two:5672" in reason
+    assert house.attempts() == 2 * ROUNDS
+    assert house.clock.getDelayedCalls() == []
+    for broker in house.brokers.values():
+        broker.refuse = False
+    assert now(house.tell()) is None
+
+
+def test_the_host_that_works_is_asked_first() -> None:
+    """The one that events come from; if it is gone just now, the next."""
+    house = House("one", "two", "three")
+    house.preferred = url("two")
+    assert now(house.tell()) is None
+    assert [broker.attempts for broker in house.brokers.values()] == [0, 1, 0]
+    house.brokers["two"].refuse = True
+    house.brokers["two"].cut()
+    assert now(house.tell()) is None
+    assert [broker.attempts for broker in house.brokers.values()] == [1, 2, 0]
+
+
+@pytest.mark.parametrize("step", ["tcp", "handshake", "channel", "confirms"])
+def test_a_mute_broker(step: str) -> None:
+    """Whatever is not answered, there is an answer within TELL_S; another host is tried before that."""
+    for hosts, fails in ((("one",), True), (("one", "two"), False)):
+        house = House(*hosts)
+        house.preferred = url("one")
+        if step == "tcp":
+            house.broker.connecting = []
+        else:
+            house.broker.mute = {"handshake": spec.Connection.StartOk, "channel": spec.Channel.Open, "confirms": spec.Confirm.Select}[step]
+        told = house.tell()
+        assert not fired(told)
+        house.advance(TELL_S)
+        assert fired(told)
+        if fails:
+            assert "connecting: no answer" in error(told)
+            house.advance(CLOSE_S)
+            assert house.clock.getDelayedCalls() == []
+        else:
+            assert now(told) is None
+
+
+def test_a_broker_that_takes_and_does_not_confirm() -> None:
+    """As in a memory alarm: the deadline ends the wait and the connection, and the next message gets a new one."""
+    house = House()
+    house.broker.confirm = silence
+    told = house.tell()
+    house.advance(TELL_S)
+    assert "publishing: no answer from the broker within 5 s (is it in a memory or disk alarm?)" in error(told)
+    assert house.broker.peer.transport.aborted
+    assert house.clock.getDelayedCalls() == []
+    house.broker.confirm = ack
+    assert now(house.tell()) is None
+
+
+def test_one_that_is_late_does_not_end_the_wait_of_others() -> None:
+    """Those who asked later are published again on a new connection, and answered there."""
+    house = House()
+    house.broker.confirm = silence
+    early = house.tell("early")
+    house.advance(TELL_S - 1)
+    late = house.tell("late")
+    house.broker.confirm = ack
+    house.advance(1)
+    assert "no answer" in error(early)
+    assert now(late) is None
+    assert [publication.properties.message_id for publication in house.broker.peer.published] == ["late"]
+
+
+def test_a_connection_that_is_lost_while_it_waits() -> None:
+    """What was not confirmed is published again, under its id, on the next connection."""
+    house = House()
+    house.broker.confirm = silence
+    told = house.tell("m7")
+    house.broker.confirm = ack
+    house.broker.cut()
+    house.settle()
+    assert now(told) is None
+    assert [peer.published[0].properties.message_id for peer in house.broker.peers] == ["m7", "m7"]
+
+
+def test_an_idle_connection_that_died() -> None:
+    """Found out when it is lost: the next message gets a new one, also where the whole round had been used up."""
+    house = House()
+    for connections in range(1, 6):
+        assert now(house.tell()) is None
+        assert house.attempts() == connections
+        house.broker.cut()
+
+
+def test_a_connection_that_is_lost_again_and_again() -> None:
+    """As long as each one confirmed something before, whoever waits is answered on the next."""
+    house = House()
+    for number in range(6):
+        assert now(house.tell()) is None
+        house.broker.confirm = silence
+        told = house.tell(str(number))
+        house.broker.confirm = ack
+        house.broker.cut()
+        house.settle()
+        assert now(told) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (403, "ACCESS_REFUSED - access to exchange 'towerws.control' in vhost '/' refused for user 'towerws'"),
+        (404, "NOT_FOUND - no exchange 'towerws.control' in vhost '/'"),
+    ],
+)
+def test_a_refusal_is_told_once(code: int, text: str) -> None:
+    """No permission, or no exchange: the broker's own words, without trying the same again."""
+    house = House()
+    house.broker.confirm = lambda peer, publication: peer.send(publication.channel, spec.Channel.Close(code, text, 60, 40))
+    assert f"{code} {text}" in error(house.tell())
+    assert house.attempts() == 1
+    house.advance(CLOSE_S)
+    assert house.clock.getDelayedCalls() == []
+
+
+def test_the_brokers_code_comes_with_the_error() -> None:
+    """A returned message, a missing exchange and a missing permission can be told apart without reading the text."""
+    house = House()
+    codes = []
+    for confirm in (unroutable, closing(404), closing(403), nack):
+        house.broker.confirm = confirm
+        with pytest.raises(BrokerError) as raised:
+            now(house.tell())
+        codes.append(raised.value.code)
+    assert codes == [312, 404, 403, None]
+
+
+def closing(code: int) -> Callable[[Peer, Publication], None]:
+    """A `FakeBroker.confirm`: the channel is closed with this code."""
+    return lambda peer, publication: peer.send(publication.channel, spec.Channel.Close(code, "x", 60, 40))
+
+
+def test_a_broker_that_drops_every_connection() -> None:
+    """As many attempts as there are rounds, not as fast as they fail until the deadline."""
+    house = House()
+    house.broker.confirm = lambda peer, _: peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
+    assert "541 INTERNAL_ERROR" in error(house.tell())
+    assert house.attempts() == ROUNDS
+
+
+def test_settings_that_cannot_be_used() -> None:
+    """A CA file that is gone is an answer, not an exception."""
+    house = House()
+
+    def broken(_: BrokerUrl) -> Any:
+        raise ValueError("tls_ca /x holds no PEM certificate")
+
+    house.publisher._endpoint = broken
+    assert "tls_ca /x" in error(house.tell())
+
+
+def test_those_who_wait_are_bounded() -> None:
+    """Beyond the bound the answer is no, at once; the others are not touched."""
+    house = House()
+    house.broker.connecting = []
+    waiting = [house.publisher.announce(b"{}", "m") for _ in range(WAITING)]
+    assert "wait for the broker already" in error(house.publisher.announce(b"{}", "m"))
+    assert not any(told.called for told in waiting)
+    for told in waiting:
+        told.addErrback(lambda _: None)
+    house.advance(TELL_S)
+    assert all(told.called for told in waiting)
+    assert house.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("when", ["never used", "connecting", "handshake", "publishing", "idle", "black hole"])
+def test_stop(when: str) -> None:
+    """From every state: whoever waits is told, the connection ends, in order where it can, within CLOSE_S; later calls are refused."""
+    house = House()
+    waiting: list[Deferred[None]] = []
+    if when == "connecting":
+        house.broker.connecting = []
+    elif when == "handshake":
+        house.broker.mute = spec.Connection.StartOk
+    elif when == "publishing":
+        house.broker.confirm = silence
+    if when != "never used":
+        waiting.append(house.tell())
+    if when == "black hole":
+        house.broker.mute = spec.Connection.Close
+    stopped = house.publisher.stop()
+    if when in ("connecting", "handshake", "publishing"):
+        assert error(waiting[0]) == "the daemon is stopping"
+    house.settle()
+    if when == "idle":
+        assert house.broker.peer.seen(spec.Connection.Close)
+        assert stopped.called
+    house.advance(CLOSE_S)
+    assert stopped.called
+    assert error(house.publisher.announce(b"{}", "m")) == "the daemon is stopping"
+    assert house.clock.getDelayedCalls() == []
+
+
+def test_a_connection_that_comes_too_late() -> None:
+    """TCP that stands after the line was given up is closed at once, and publishes nothing."""
+    house = House()
+    house.broker.connecting = []
+    told = house.tell()
+    house.advance(TELL_S)
+    assert isinstance(told.result, Failure)
+    error(told)
+    house.broker.accept()
+    house.settle()
+    assert house.broker.peer.transport.aborted
+    assert house.broker.peer.published == []
+    assert house.clock.getDelayedCalls() == []

@@ -1,0 +1,211 @@
+"""What only the link itself can show. What it uses of pika beyond its public interface is in tests/insides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from pika import frame, spec
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from zope.interface import implementer
+
+from towerws.broker.connection import BrokerConnection, quiet_pika
+from towerws.broker.content import Content
+from towerws.broker.failures import ConnectionFailure
+from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+
+KIB, MIB = 1024, 1024**2
+
+
+class Events:
+    """Writes down what a link tells."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.on_read: Callable[[], object] = lambda: None
+
+    def connection_up(self) -> None:
+        """Written down."""
+        self.told.append("up")
+
+    def connection_open(self, server_properties: Mapping[str, Any]) -> None:
+        """Written down."""
+        self.told.append(("open", server_properties["version"]))
+
+    def connection_read(self) -> None:
+        """Written down."""
+        self.told.append("read")
+        self.on_read()
+
+    def connection_lost(self, failure: ConnectionFailure) -> None:
+        """Written down."""
+        self.told.append(failure)
+
+    def connection_gone(self) -> None:
+        """Written down."""
+        self.told.append("gone")
+
+
+@implementer(ITCPTransport)
+class TcpTransport(StringTransport):  # type: ignore[misc]
+    """A transport that says that it is TCP, and so has a size of its reads."""
+
+    bufferSize = 65536
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing to do here."""
+
+
+def opened(**settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clock]:
+    """A link with the handshake done."""
+    clock, events, transport = Clock(), Events(), TcpTransport()
+    connection = BrokerConnection(
+        BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events
+    )
+    connection.makeConnection(transport)
+    connection.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
+    connection.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
+    connection.dataReceived(frame.Method(0, spec.Connection.OpenOk()).marshal())
+    return connection, events, transport, clock
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "then"),
+    [
+        (256 * KIB, 256 * KIB, 256 * KIB),
+        (256 * KIB, 512 * MIB, 256 * KIB),
+        (256 * KIB, 1024 * MIB, 128 * KIB),
+        (64 * KIB, 1024 * MIB, 32 * KIB),
+        (256 * KIB, 256 * 10_000 * MIB, 16 * KIB),
+        (256 * KIB, 0, 65536),
+        (1 * KIB, 1, 256 * KIB),
+    ],
+)
+def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written: int, then: int) -> None:
+    """A read for which more than 512 MiB go to clients is followed by a smaller one; what costs little is read 256 KiB at a time."""
+    connection, events, transport, _ = opened()
+    events.on_read = lambda: connection.resume(written)
+    connection.dataReceived(b"\x08\0\0\0\0\0\0\xce" * (read // 8))
+    assert transport.bufferSize == then
+    connection.abort()
+
+
+def test_a_paused_link_reads_nothing() -> None:
+    """Pausing twice is pausing once; resuming a link that is not paused, or dead, does nothing."""
+    connection, _, transport, _ = opened()
+    connection.pause()
+    connection.pause()
+    assert transport.producerState == "paused"
+    connection.resume(1)
+    connection.resume(1)
+    assert transport.producerState == "producing"
+    connection.pause()
+    connection.abort()
+    connection.resume(1)
+    assert transport.producerState == "paused"
+
+
+def test_a_pause_has_a_deadline() -> None:
+    """One that ends in time counts as if something had been heard; one that does not ends the link, and says why."""
+    connection, events, _, clock = opened(silence_s=20, heartbeat_s=60)
+    connection.pause()
+    clock.advance(15)
+    connection.resume(1)
+    clock.advance(15)
+    assert not any(isinstance(told, ConnectionFailure) for told in events.told)
+    connection.dataReceived(b"\x08\0\0\0\0\0\0\xce")
+    connection.pause()
+    for _ in range(21):
+        clock.advance(1)
+    assert "nothing read for 20 s, since a turn was still being written" in str(events.told[-1])
+
+
+def test_the_handshake_says_who_we_are() -> None:
+    """The broker's operator sees product, version, host and process; heartbeats are the configured ones."""
+    _, events, transport, clock = opened(heartbeat_s=6, silence_s=60)
+    assert events.told[:2] == ["up", "read"]
+    sent = transport.value()
+    assert sent.startswith(b"AMQP\x00\x00\x09\x01")
+    _, start_ok = frame.decode_frame(sent[8:])
+    assert isinstance(start_ok, frame.Method)
+    properties = start_ok.method.client_properties
+    assert properties["product"] == "towerws"
+    assert properties["connection_name"].startswith("towerws@")
+    assert properties["capabilities"]["consumer_cancel_notify"]
+    transport.clear()
+    clock.pump([1] * 4)
+    assert transport.value() == frame.Heartbeat().marshal()
+
+
+def test_frames_cut_anywhere() -> None:
+    """A delivery that comes byte by byte is the same delivery."""
+    connection, events, _, _ = opened()
+    got: list[tuple[int, str, int | None, bytes]] = []
+
+    def on_delivery(tag: int, key: str, content: Content, body: bytes) -> None:
+        got.append((tag, key, content.offset, body))
+
+    connection.open_channel(lambda _: None, on_delivery)
+    data = b"".join(
+        part.marshal()
+        for part in (
+            frame.Method(1, spec.Channel.OpenOk()),
+            frame.Method(1, spec.Basic.Deliver("t", 9, False, "x", "jobs.x")),
+            frame.Header(1, 5, spec.BasicProperties(headers={"x-stream-offset": 3})),
+            frame.Body(1, b"ab"),
+            frame.Body(1, b"cde"),
+        )
+    )
+    for at in range(len(data)):
+        connection.dataReceived(data[at : at + 1])
+    assert got == [(9, "jobs.x", 3, b"abcde")]
+    assert not any(isinstance(told, ConnectionFailure) for told in events.told)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"AMQP\x00\x00\x09\x01",
+        frame.Heartbeat().marshal()[:-1] + b"\x00",
+        b"\x09\x00\x00\x00\x00\x00\x00\xce",
+        b"\x01\x00\x01\x00\x00\x00\x04\xff\xff\xff\xff\xce",
+    ],
+)
+def test_what_is_no_amqp_ends_the_link(data: bytes) -> None:
+    """Bytes that are no AMQP end this link with one reason, and no exception leaves dataReceived."""
+    connection, events, transport, clock = opened()
+    connection.dataReceived(data)
+    assert transport.disconnecting
+    failures = [told for told in events.told if isinstance(told, ConnectionFailure)]
+    assert len(failures) == 1
+    told = len(events.told)
+    connection.dataReceived(frame.Heartbeat().marshal())
+    assert len(events.told) == told
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_body_too_long_ends_the_link() -> None:
+    """More body than its header announced is an error of the peer."""
+    connection, events, _, _ = opened()
+    connection.open_channel(lambda _: None, lambda *_: None)
+    connection.dataReceived(frame.Header(1, 1, spec.BasicProperties()).marshal() + frame.Body(1, b"ab").marshal())
+    assert "a body longer than its header said" in str(events.told[-1])
+
+
+def test_content_for_nobody_is_ignored() -> None:
+    """Frames on a channel that is not open change nothing."""
+    connection, events, _, _ = opened()
+    data = frame.Method(7, spec.Basic.Deliver("t", 1, False, "x", "k")).marshal()
+    connection.dataReceived(data + frame.Header(7, 1, spec.BasicProperties()).marshal() + frame.Body(7, b"a").marshal())
+    assert events.told[-1] == "read"
+
+
+def test_pika_logs_nothing_below_warning() -> None:
+    """Frames and bodies, which pika logs at DEBUG and INFO, stay out of every log."""
+    quiet_pika()
+    assert logging.getLogger("pika.connection").getEffectiveLevel() >= logging.WARNING

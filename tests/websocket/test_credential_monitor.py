@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+
+from tests.ws_kit import WALL, Client, Edge, Edges, edges, request
+from towerws.auth.base import Refused, Unavailable
+from towerws.core.handshake import Head
+from towerws.core.identity import Identity
+from towerws.core.revocation import Revocation
+from towerws.core.settings import AccessSettings
+from towerws.websocket.credential_monitor import CREDENTIALS_PER_TICK
+from towerws.websocket.session import STATIC_S
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
+
+
+class Tower:
+    """A method whose users and objects can be taken away. The query says which user, and which session."""
+
+    name = "tower"
+
+    def __init__(self) -> None:
+        self.expires_at: float | None = None
+        self.answer: Deferred[Identity] | Exception | None = None
+        self.hidden: dict[str, str] = {}
+        self.asked: list[str | None] = []
+        self.forgotten: list[Revocation | None] = []
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        user, _, session = head.query.partition("-")
+        return succeed(Identity(int(user), "tower", session=session or None, expires_at=self.expires_at))
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once."""
+        return succeed({topic: self.hidden[topic] for topic in topics if topic in self.hidden})
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """Gives the answer that was set, or that all is well."""
+        self.asked.append(identity.session)
+        if isinstance(self.answer, Deferred):
+            return self.answer
+        return fail(self.answer) if self.answer is not None else succeed(dataclasses.replace(identity, private="new"))
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Note it."""
+        self.forgotten.append(revocation)
+
+    def stop(self) -> Deferred[None]:
+        """Nothing to let go of."""
+        return succeed(None)
+
+
+def enter(edge: Edge, who: str, *, v1: bool = False) -> Client:
+    """A client that is in."""
+    client = edge.connect().send(request(f"/websocket/?{who}", v1=v1))
+    assert client.take()
+    return client
+
+
+def watch(edge: Edge, seconds: float) -> None:
+    """Let the guard do its rounds for a while; connections answer pings meanwhile."""
+    edge.context.credential_monitor.start()
+    for _ in range(round(seconds)):
+        edge.clock.advance(1)
+    edge.context.credential_monitor.stop()
+
+
+def test_disconnect_by_user_and_by_session(make: Edges) -> None:
+    """Exactly the connections meant are closed, with 1008; the method forgets what it knew of them, and others notice nothing."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    disconnect = edge.context.credential_monitor.disconnect
+    first, second = enter(edge, "7-a"), enter(edge, "7-b", v1=True)
+    other = enter(edge, "8-c").listen(1)
+    assert disconnect(Revocation(user=7)) == 2
+    assert first.close_code() == 1008
+    (bye,) = second.take()
+    assert (bye["type"], bye["action"], bye["reason"]) == ("bye", "authenticate", "credential no longer valid")
+    assert second.close_code() == 1008
+    assert disconnect(Revocation(user="7")) == disconnect(Revocation(session="a")) == 0
+    edge.publish("job_events.1", {"n": 1})
+    assert other.take() == [{"n": 1}]
+    assert disconnect(Revocation(session="c")) == 1
+    assert other.close_code() == 1008
+    assert edge.context.credential_monitor.revoked == 3
+    assert method.forgotten == [Revocation(user=7), Revocation(user="7"), Revocation(session="a"), Revocation(session="c")]
+
+
+class Slow(Tower):
+    """A method that takes its time at the door."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Deferred[Identity | None]] = []
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires when the test says so."""
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+
+@pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(user="7"), Revocation(session="a")])
+@pytest.mark.parametrize("later", [0, 14.5])
+def test_a_handshake_that_was_under_way(make: Edges, revocation: Revocation, later: float) -> None:
+    """An authentication that began before the revocation opens nothing however late it succeeds; another's, and the next one, do."""
+    method = Slow()
+    edge = make(method, handshake_s=15)
+    client, other = (edge.connect().send(request()) for _ in range(2))
+    assert edge.context.credential_monitor.disconnect(revocation) == 0
+    edge.clock.advance(later)
+    method.waiting[0].callback(Identity(7, "tower", session="a"))
+    method.waiting[1].callback(Identity(8, "tower", session="b"))
+    assert client.status == 403
+    assert b"the credential was refused" in client.response
+    assert edge.factory.refused_for == {"revoked": 1}
+    assert other.status == 101
+    edge.clock.advance(0.001)
+    again = edge.connect().send(request())
+    method.waiting[2].callback(Identity(7, "tower", session="a"))
+    assert again.status == 101
+
+
+def test_when_revocations_may_have_been_missed(make: Edges) -> None:
+    """All credentials are asked about with the next ticks, a bounded number in each, and what the method has kept counts no more."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    for number in range(CREDENTIALS_PER_TICK + 20):
+        enter(edge, f"{number}-{number}")
+    edge.context.credential_monitor.recheck_all()
+    assert method.forgotten == [None]
+    watch(edge, 1)
+    assert len(method.asked) == CREDENTIALS_PER_TICK
+    watch(edge, 1)
+    assert len(set(method.asked)) == CREDENTIALS_PER_TICK + 20
+    watch(edge, 20)
+    assert len(method.asked) == CREDENTIALS_PER_TICK + 20
+
+
+def test_expiry_follows_the_wall_clock(make: Edges) -> None:
+    """A connection ends within a second of its credential's end, also when the wall clock is put forward meanwhile."""
+    method = Tower()
+    method.expires_at = WALL + 30
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a")
+    method.expires_at = WALL + 3600
+    later = enter(edge, "8-b")
+    watch(edge, 29)
+    assert client.close_code() is None
+    watch(edge, 2)
+    assert client.close_code() == 1008
+    assert later.close_code() is None
+    edge.context.credential_monitor._wall = lambda: WALL + 3601
+    watch(edge, 1)
+    assert later.close_code() == 1008
+
+
+@pytest.mark.parametrize("step_s", [-86400.0, -3600.0, -13.0, 0.0])
+def test_a_wall_clock_that_is_put_back_adds_nothing(make: Edges, step_s: float) -> None:
+    """What was left of the credential's time when it was brought is all that it gets, however far the clock is put back."""
+    method = Tower()
+    method.expires_at = WALL + 12
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a")
+    edge.context.credential_monitor._wall = lambda: WALL + step_s + edge.clock.seconds()
+    watch(edge, 11)
+    assert client.close_code() is None
+    watch(edge, 2)
+    assert client.close_code() == 1008
+
+
+def test_an_end_that_is_far_away(make: Edges) -> None:
+    """The latest `exp` that a token may have closes nobody."""
+    method = Tower()
+    method.expires_at = 253402300799.0
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a")
+    watch(edge, 300)
+    assert client.close_code() is None
+
+
+def test_credentials_that_left_delay_nobody(make: Edges) -> None:
+    """Only connected credentials take part in the rounds: one that stayed is asked about within 50 s, however many have left."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    enter(edge, "7-a")
+    for number in range(60 * CREDENTIALS_PER_TICK):
+        enter(edge, f"8-{number}x").hang_up()
+    edge.clients[:] = edge.clients[:1]
+    assert len(edge.context.credential_monitor._due) == 1
+    watch(edge, 51)
+    assert method.asked == ["a"]
+
+
+def test_a_credential_that_was_revoked(make: Edges) -> None:
+    """Its connection is closed within the minute; what is published after that does not reach it."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a").listen(1)
+    method.answer = Refused("logged out")
+    watch(edge, 60)
+    assert client.close_code() == 1008
+    assert edge.context.credential_monitor.revoked == 1
+    assert edge.hub.topics == 0
+
+
+def test_each_credential_about_once_a_minute(make: Edges) -> None:
+    """However many connections it has they are asked about together, about every 50 seconds at most."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    for _ in range(3):
+        enter(edge, "7-a")
+    watch(edge, 24)
+    assert method.asked == []
+    watch(edge, 27)
+    assert method.asked == ["a"] * 3
+    watch(edge, 600)
+    assert 36 <= len(method.asked) <= 48
+    for client in edge.clients:
+        client.hang_up()
+    method.asked.clear()
+    watch(edge, 120)
+    assert method.asked == []
+
+
+def test_not_all_at_once(make: Edges) -> None:
+    """When all are due at the same time they are asked about in portions."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    for number in range(CREDENTIALS_PER_TICK + 20):
+        enter(edge, f"{number}-{number}")
+    edge.clock.advance(60)
+    edge.context.credential_monitor.tick()
+    assert len(method.asked) == CREDENTIALS_PER_TICK
+    edge.context.credential_monitor.tick()
+    assert len(method.asked) == CREDENTIALS_PER_TICK + 20
+
+
+def test_a_role_that_was_taken_away(make: Edges) -> None:
+    """A topic that may not be heard any more is taken away; the rest goes on without a gap, and so does the connection."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    tower, v1 = enter(edge, "7-a").listen(1, 2), enter(edge, "7-a", v1=True).listen(1, 2)
+    method.hidden = {"job_events.2": "not visible to this user"}
+    watch(edge, 61)
+    assert tower.take() == [{"error": "access denied to channel job_events for resource id 2"}]
+    (answer,) = v1.take()
+    assert (answer["type"], "id" in answer, answer["groups_current"]) == ("revoked", False, ["job_events.1"])
+    assert answer["denied"] == [{"topic": "job_events.2", "reason": "not visible to this user"}]
+    edge.publish("job_events.2", {"n": 2})
+    edge.publish("job_events.1", {"n": 1})
+    assert tower.take() == [{"n": 1}]
+    assert [message["payload"] for message in v1.take()] == [{"n": 1}]
+
+
+def test_a_check_that_cannot_be_made(make: Edges) -> None:
+    """Everything stays as it is, for ever if need be; but after five minutes nothing is added, until a check succeeds."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a", v1=True).listen(1)
+    method.answer = Unavailable("down")
+    watch(edge, 120)
+    client.ask({"job_events": [1, 2]})
+    assert client.take()[0]["denied"] == []
+    watch(edge, STATIC_S)
+    client.ask({"job_events": [1, 2, 3]})
+    assert client.take()[0]["denied"] == [{"topic": "job_events.3", "reason": "unavailable"}]
+    edge.publish("job_events.2", {"n": 2})
+    assert client.take()[0]["payload"] == {"n": 2}
+    method.answer = None
+    watch(edge, 70)
+    client.ask({"job_events": [1, 2, 3]})
+    assert client.take()[0]["denied"] == []
+
+
+def test_an_object_that_cannot_be_asked_for(make: Edges) -> None:
+    """A topic whose check could not be made is not taken away."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a").listen(1)
+    method.hidden = {"job_events.1": "unavailable"}
+    watch(edge, 120)
+    edge.publish("job_events.1", {"n": 1})
+    assert client.take() == [{"n": 1}]
+
+
+def test_a_bug_in_a_check_closes_nobody(make: Edges) -> None:
+    """It is logged; the connection stays, and is asked about again."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a")
+    method.answer = ValueError("a bug")
+    watch(edge, 51)
+    assert client.close_code() is None
+    assert any("a bug" in failure for failure in make.failures())
+    method.answer = None
+    asked = len(method.asked)
+    watch(edge, 51)
+    assert len(method.asked) > asked
+
+
+def test_hang_up_while_asking(make: Edges) -> None:
+    """The question is taken back, and its answer does nothing; nobody asks twice at the same time."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a").listen(1)
+    cancelled: list[object] = []
+    method.answer = Deferred(cancelled.append)
+    edge.context.credential_monitor.recheck_user("7")
+    edge.context.credential_monitor.recheck_user("7")
+    assert method.asked == ["a"]
+    client.hang_up()
+    assert len(cancelled) == 1
+
+
+def test_limit_reached(make: Edges) -> None:
+    """When AWX says that it ended sessions of a user, that user is asked about at once, and nobody else."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client, other = enter(edge, "7-a"), enter(edge, "8-b")
+    method.answer = Refused("session limit")
+    edge.publish("control.limit_reached_7", {"group_name": "control", "reason": "limit_reached"})
+    edge.clock.advance(0)
+    assert method.asked == ["a"]
+    assert client.close_code() == 1008
+    assert other.close_code() is None
+    assert edge.context.credential_monitor.watchers == 1
+
+
+def test_never(make: Edges) -> None:
+    """With 0 nobody is asked about by itself, and no answer grows stale."""
+    method = Tower()
+    edge = make(method, access=AccessSettings(revalidate_s=0), ping_s=3600)
+    client = enter(edge, "7-a", v1=True)
+    watch(edge, STATIC_S + 300)
+    assert method.asked == []
+    client.ask({"job_events": [3]})
+    assert client.take()[0]["denied"] == []
+
+
+class Broken:
+    """A session that nothing can be done with."""
+
+    identity = Identity(9, "tower", session="x", expires_at=WALL + 1)
+
+    def recheck(self) -> None:
+        """Ours."""
+        raise RuntimeError("ours")
+
+    def revoke(self) -> None:
+        """Ours."""
+        raise RuntimeError("ours")
+
+
+def test_a_bug_does_not_end_the_rounds(make: Edges) -> None:
+    """One connection that can't be dealt with is logged; the others are still seen to, and it does not stay for ever."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    broken = Broken()
+    edge.context.credential_monitor.enter(broken)
+    client = enter(edge, "7-a")
+    method.answer = Refused("logged out")
+    watch(edge, 61)
+    assert client.close_code() == 1008
+    assert len(make.failures()) == 2
+    edge.context.credential_monitor.leave(broken)
+
+
+def test_a_bug_does_not_spare_the_others(make: Edges) -> None:
+    """When one of a user's connections can't be closed the others are all the same, and it is logged."""
+    edge = make(Tower(), ping_s=3600)
+    broken = Broken()
+    edge.context.credential_monitor.enter(broken)
+    client = enter(edge, "9-a")
+    assert edge.context.credential_monitor.disconnect(Revocation(user=9)) == 2
+    assert client.close_code() == 1008
+    assert len(make.failures()) == 1
+    edge.context.credential_monitor.leave(broken)

@@ -1,0 +1,205 @@
+"""Ends open connections together with the credentials that opened them.
+
+One timer serves all connections. Every second it closes connections whose credential expired, and re-checks the credentials that
+are due. Each credential is checked once, however many connections it has. AWX publishes `control.limit_reached_<id>` when it ends
+sessions of a user. The monitor subscribes to this topic for each connected user, and re-checks the user at once. Other
+deliveries cost nothing more for it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from towerws.auth.base import Method
+from towerws.core.deadline_queue import DeadlineQueue
+from towerws.core.errors import CloseReason
+from towerws.core.hub import Hub
+from towerws.core.identity import Identity
+from towerws.core.registry import Registry
+from towerws.core.requests import Request
+from towerws.core.revocation import RecentRevocations, Revocation
+from towerws.core.subscribers import Subscriber
+from towerws.core.wire import TOWER
+
+TICK_S = 1.0
+
+CREDENTIALS_PER_TICK = 100
+"""Credentials that are re-checked in one second. The rest follow in the next second."""
+
+REMEMBERED_S = 300.0
+"""How long a revocation is remembered. No authentication takes longer: it is the maximum of `websocket.handshake_s`."""
+
+_NEVER = float("inf")
+
+
+class MonitoredSession(Protocol):
+    """What the monitor uses of a session."""
+
+    identity: Identity
+
+    def recheck(self) -> None:
+        """Check again whether its credential is valid, and which topics it may hear."""
+
+    def revoke(self) -> None:
+        """Close the connection: its credential is no longer valid."""
+
+
+class CredentialMonitor:
+    """Monitors the credentials of all sessions.
+
+    `revalidate_s`: seconds between two checks of a credential; 0 disables these checks. `wall` returns the seconds since 1970.
+    """
+
+    _log = Logger()
+
+    def __init__(self, hub: Hub, auth: Method, reactor: IReactorTime, *, revalidate_s: float, wall: Callable[[], float]) -> None:
+        self._hub = hub
+        self._auth = auth
+        self._reactor = reactor
+        self._wall = wall
+        self.revalidate_s = revalidate_s
+        self._registry: Registry[MonitoredSession] = Registry()
+        self._watchers: dict[str, Subscriber] = {}
+        self._expiring: dict[MonitoredSession, tuple[float, float]] = {}  # expiry by the wall clock and by the monotonic clock
+        self._soonest = self._soonest_deadline = _NEVER
+        self._due = DeadlineQueue()
+        self._revocations = RecentRevocations(REMEMBERED_S)
+        self._ticking = LoopingCall(self.tick)
+        self._ticking.clock = reactor
+        self.revoked = 0
+        """Connections that were closed because their credential ended."""
+
+    def start(self) -> None:
+        """Start the timer."""
+        self._ticking.start(TICK_S, now=False)
+
+    def stop(self) -> None:
+        """Stop the timer. A second call does nothing."""
+        if self._ticking.running:
+            self._ticking.stop()
+
+    @property
+    def watchers(self) -> int:
+        """The hub's subscribers, and topics, that are the monitor's own."""
+        return len(self._watchers)
+
+    def enter(self, session: MonitoredSession) -> None:
+        """Monitor a session from its begin. Without authentication (auth open) it has no credential to revoke."""
+        identity = session.identity
+        self._registry.add(session, identity)
+        if identity.expires_at is not None:
+            # The wall clock may be set back later. The monotonic deadline then ends the credential in time.
+            deadline = self._reactor.seconds() + max(0.0, identity.expires_at - self._wall())
+            self._expiring[session] = identity.expires_at, deadline
+            self._soonest = min(self._soonest, identity.expires_at)
+            self._soonest_deadline = min(self._soonest_deadline, deadline)
+        if identity.session is not None:
+            self._watch(identity)
+            # A cached answer may be old already. Count from when it was checked, so that no answer outlives one interval.
+            since = self._reactor.seconds() if identity.checked_at is None else identity.checked_at
+            self._schedule(identity.session, since, random.uniform(0.5, 1))  # noqa: S311 - spreads load, protects nothing
+
+    def leave(self, session: MonitoredSession) -> None:
+        """Forget a session that ended. A second call does nothing."""
+        self._expiring.pop(session, None)
+        user, credentials = self._registry.remove(session)
+        for credential in credentials:
+            self._due.discard(credential)
+        if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
+            self._hub.leave(watcher)
+
+    def renew(self, session: MonitoredSession) -> None:
+        """Monitor a session by its new credential, after it replaced its identity."""
+        self.leave(session)
+        self.enter(session)
+
+    def disconnect(self, revocation: Revocation) -> int:
+        """Close the connections of a user or of a credential. Returns their number.
+
+        Answers from before can't authenticate it again: cached answers are dropped, and answers under way are refused (`was_revoked`).
+        """
+        self._revocations.note(revocation, self._reactor.seconds())
+        self._auth.forget(revocation)
+        registry, user = self._registry, revocation.user
+        found = registry.of_user(user) if user is not None else registry.of_session(revocation.session or "")
+        for each in found:
+            self._call(partial(self._revoke, each))
+        return len(found)
+
+    def was_revoked(self, identity: Identity, since: float) -> bool:
+        """Whether the identity was revoked after `since` (monotonic seconds). Then an authentication that began at `since` must fail."""
+        return self._revocations.latest(identity.user_id, *identity.sessions) >= since
+
+    def recheck_all(self) -> None:
+        """Re-check all credentials as fast as the limit allows, and drop cached answers: revocations may have been missed."""
+        self._auth.forget(None)
+        self._due.hasten(self._reactor.seconds())
+
+    def recheck_user(self, user: str) -> None:
+        """Re-check all connections of a user now."""
+        for session in self._registry.of_user(user):
+            session.recheck()
+
+    def tick(self) -> None:
+        """Close expired connections, and re-check the credentials that are due. Runs every second."""
+        wall, now = self._wall(), self._reactor.seconds()
+        if wall >= self._soonest or now >= self._soonest_deadline:
+            for session, (expires_at, deadline) in list(self._expiring.items()):
+                if expires_at <= wall or deadline <= now:
+                    self._call(partial(self._revoke, session))
+            self._soonest = min((expires_at for expires_at, _ in self._expiring.values()), default=_NEVER)
+            self._soonest_deadline = min((deadline for _, deadline in self._expiring.values()), default=_NEVER)
+        for name in self._due.pop_due(now, CREDENTIALS_PER_TICK):
+            sessions = self._registry.of_session(name)
+            for session in sessions:
+                self._call(session.recheck)
+            if sessions:
+                self._schedule(name, now, random.uniform(0.8, 1))  # noqa: S311
+
+    def _call(self, call: Callable[[], None]) -> None:
+        """Log an exception: a failure of one connection must not stop the checks of the others."""
+        try:
+            call()
+        except Exception:  # noqa: BLE001 - any failure
+            self._log.failure("a connection could not be re-checked or closed")
+
+    def _schedule(self, name: str, since: float, fraction: float) -> None:
+        if self.revalidate_s:
+            self._due.add(name, since + self.revalidate_s * fraction)
+
+    def _revoke(self, session: MonitoredSession) -> None:
+        self.revoked += 1
+        self._expiring.pop(session, None)
+        session.revoke()
+
+    def _watch(self, identity: Identity) -> None:
+        user = str(identity.user_id)
+        if identity.user_id is not None and user not in self._watchers:
+            subscriber = self._hub.join(_Watcher(lambda: self._reactor.callLater(0, self.recheck_user, user)), TOWER)
+            self._watchers[user] = subscriber
+            self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
+
+
+class _Watcher:
+    """A hub peer that calls a function for each event."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+
+    def send(self, data: bytes) -> bool:
+        """Call the function."""
+        self._call()
+        return True
+
+    def await_drain(self) -> None:
+        """Never called: `send` always succeeds."""
+
+    def end(self, reason: CloseReason) -> None:
+        """Never called: it stays until its user's last session ends."""

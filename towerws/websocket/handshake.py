@@ -1,0 +1,353 @@
+"""The opening handshake (RFC 6455 section 4.2): a connection until it is open.
+
+This module replaces Autobahn's handshake, which isn't safe for requests from strangers and takes half of the cost of a connect and
+subscribe (core/upgrade.py). The tests reproduce each point:
+- The request's head is read, bounded, checked and answered here. Autobahn gets only the bytes behind it, once the connection is open.
+- An authentication that succeeds after the connection was lost opens nothing.
+- A refusal is a fixed text that never repeats the request. Autobahn's log lines, which do repeat it, are dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.auth.base import NotAdmitted, Refused, at_once, waits_for_token
+from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
+from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
+from towerws.core.deflate import negotiate
+from towerws.core.errors import HandshakeError
+from towerws.core.handshake import END, TLS, Head, check_route, error_response, find_head, parse_head
+from towerws.core.identity import Identity
+from towerws.core.settings import WebSocketSettings
+from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
+from towerws.core.wire import SUBPROTOCOL
+from towerws.websocket.autobahn_parts import Inflater, NullLogger
+from towerws.websocket.context import ConnectionContext
+from towerws.websocket.logs import ProxyLog
+from towerws.websocket.page_check import PageCheck
+from towerws.websocket.send_buffer import is_plain_tcp
+from towerws.websocket.timers import Timers
+
+DISCARDED_BYTES = 1024 * 1024
+"""How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
+
+
+class ConnectionFactory(Protocol):
+    """The part of the factory that a connection uses during its handshake."""
+
+    context: ConnectionContext
+    settings: WebSocketSettings
+    connections: dict[Any, None]
+    proxies: Proxies
+    pages: PageCheck
+    connection_limits: ConnectionLimits
+    countConnections: int  # Autobahn's, which counts down
+    timers: Timers
+    refused: dict[int, int]
+    refused_for: dict[str, int]
+    log_of_proxies: ProxyLog
+
+
+class OpeningConnection(WebSocketServerProtocol):
+    """A connection during its handshake. The subclass implements `opened`, `data_after_opening` and `left` for the open connection."""
+
+    log = NullLogger()
+    websocket_version = 13
+    _log = Logger()
+
+    factory: ConnectionFactory
+    _discarded = 0
+    _is_for_head = False
+    _perMessageCompress: Inflater | None
+
+    # the subclass implements these
+
+    def opened(self, response: bytes) -> None:
+        """The connection is open. `response`, the 101, must be written before anything else."""
+        raise NotImplementedError
+
+    def data_after_opening(self, data: bytes) -> None:
+        """Bytes of a connection that is open or closing."""
+        raise NotImplementedError
+
+    def left(self) -> None:
+        """The connection is lost, or counts as lost. May be called more than once."""
+        raise NotImplementedError
+
+    # Twisted calls these
+
+    def __init__(self) -> None:
+        """Skip Autobahn's constructor: its state is shared (autobahn_parts.py)."""
+
+    def connectionMade(self) -> None:
+        """Count the new connection. Its user isn't known yet."""
+        self._head: bytes | None = b""
+        self._early = b""
+        self._asking: Deferred[Any] | None = None
+        self._timer: Any = None
+        self._limit_met: str | None = None
+        self.identity: Identity | None = None
+        self.address = self._peer_address()
+        """The client's address. Behind trusted proxies it is known once the request's head was read."""
+        factory = self.factory
+        factory.connections[self] = None
+        connection_limits = factory.connection_limits
+        self._slot: ConnectionSlot = connection_limits.arrive()
+        factory.countConnections += 1
+        self.openHandshakeTimeoutCall = factory.timers.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
+        if connection_limits.overflowing:
+            self._count_refusal(_limit_error("connections"))
+            self.dropConnection(abort=True)
+        elif connection_limits.full:
+            # Answer after the first read: unread bytes at the close would turn the answer into a reset.
+            self._limit_met = "connections"
+            self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
+        elif not self.factory.proxies.trust(self.address):
+            self._limit_met = connection_limits.locate(self._slot, self.address)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Read the request's head, and pass everything behind it to `data_after_opening`."""
+        if self._limit_met is not None:
+            reason, self._limit_met = self._limit_met, None
+            self._is_for_head = data.startswith(b"HEAD ")
+            self._refuse(_limit_error(reason))
+        elif self._head is not None:
+            self._read_head(self._head + data)
+        elif self.state == self.STATE_CONNECTING:
+            self._keep_early(data)
+        elif self.state != self.STATE_CLOSED:  # Autobahn would keep these bytes, though nothing reads them
+            self.data_after_opening(data)
+        else:
+            self._discard(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is lost, for any reason: release everything that it holds."""
+        if self in self.factory.connections:
+            del self.factory.connections[self]
+            self.factory.connection_limits.leave(self._slot)
+        self.disarm()
+        asking, self._asking = self._asking, None
+        if self.closeHandshakeTimeoutCall is not None:
+            self.closeHandshakeTimeoutCall.cancel()  # Autobahn lets it run, and holds the connection until then
+            self.closeHandshakeTimeoutCall = None
+        super().connectionLost(reason)
+        if asking is not None:
+            asking.cancel()
+        self.left()
+
+    # the request
+
+    def _read_head(self, data: bytes) -> None:
+        settings = self.factory.settings
+        try:
+            start, end = find_head(data)
+            if data.startswith(b"HEAD ", start):
+                self._is_for_head = True
+            if (len(data) if end < 0 else end) > settings.head_bytes:
+                raise HandshakeError(431, f"the request's head is longer than {settings.head_bytes} bytes")
+            if end < 0:
+                self._head = data
+                return
+            self._head = None
+            head = parse_head(data[start : end + len(END)], settings.head_count)
+            check_route(head)
+            upgrade = read_upgrade(head)
+            self._locate(head)
+            self.factory.pages.check_origin(head, self._peer_address())
+        except HandshakeError as error:
+            self._refuse(error)
+            return
+        self._keep_early(data[end + len(END) :])
+        if self.state == self.STATE_CONNECTING:
+            self._authenticate(head, upgrade)
+
+    def _keep_early(self, data: bytes) -> None:
+        self._early += data
+        if len(self._early) > self.factory.settings.head_bytes:
+            self._early = b""
+            self.dropConnection(abort=True)
+
+    def _refuse(self, error: HandshakeError, who: Identity | NotAdmitted | None = None) -> None:
+        self._head, self._early = None, b""
+        if self.state != self.STATE_CONNECTING:
+            return
+        self._count_refusal(error, who)
+        if error.reason != TLS:
+            self.transport.write(error_response(error, with_body=not self._is_for_head))
+        self.dropConnection(abort=False)
+
+    def _count_refusal(self, error: HandshakeError, who: Identity | NotAdmitted | None = None) -> None:
+        factory = self.factory
+        factory.context.refusals.line(
+            self.address,
+            error.reason,
+            status=error.status,
+            credential=who.credential if isinstance(who, NotAdmitted) else "" if who is None else who.method,
+            session="" if who is None else who.session,
+            detail=_detail(error, who),
+        )
+        factory.connection_limits.dismiss(self._slot)
+        factory.refused[error.status] = factory.refused.get(error.status, 0) + 1
+        factory.refused_for[error.reason] = factory.refused_for.get(error.reason, 0) + 1
+
+    def _locate(self, head: Head) -> None:
+        """Take the client's address from a trusted proxy. Raises `HandshakeError` 503 if that address has too many connections."""
+        proxies = self.factory.proxies
+        if proxies.trust(self.address):
+            nodes = forwarded_nodes(head.headers.get("x-forwarded-for"), head.headers.get("forwarded"))
+            if nodes and read_node(nodes[0]) is None:
+                self.factory.log_of_proxies.unread_address(self.address)
+            self.address = proxies.client(self.address, nodes)
+            if (reason := self.factory.connection_limits.locate(self._slot, self.address)) is not None:
+                raise _limit_error(reason)
+
+    # authentication
+
+    def _authenticate(self, head: Head, upgrade: Upgrade) -> None:
+        began = self.factory.context.reactor.seconds()
+        asked: Deferred[Identity | None] = maybeDeferred(self.factory.context.auth.authenticate, head, self.address)
+        if (known := at_once(asked)) is not None:
+            try:
+                self._authenticated(known, head, upgrade, began)
+            except Exception:  # noqa: BLE001 - the connection must not stay half open, whatever failed
+                self._broken(Failure())
+            return
+
+        def authenticated(identity: Identity | None) -> None:
+            self._asking = None
+            if self.state == self.STATE_CONNECTING:
+                self._authenticated(identity, head, upgrade, began)
+
+        def failed(failure: Failure) -> None:
+            self._asking = None
+            if isinstance(failure.value, NotAdmitted):
+                self._refuse(_not_admitted(failure.value), failure.value)
+            elif self.state == self.STATE_CONNECTING:
+                self._log.failure("authentication failed unexpectedly", failure)
+                self._refuse(HandshakeError(500, "internal error", "error"))
+
+        self._asking = asked
+        asked.addCallbacks(authenticated, failed).addErrback(self._broken)
+
+    def _authenticated(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
+        try:
+            # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
+            awx_client = SUBPROTOCOL not in upgrade.subprotocols
+            if identity is not None or not waits_for_token(self.factory.context.auth, awx_client=awx_client):
+                self.identity = self._admit(identity, head, began)
+        except HandshakeError as error:
+            self._refuse(error, identity)
+        else:
+            self._open(upgrade)
+
+    def _admit(self, identity: Identity | None, head: Head, began: float) -> Identity:
+        """Count the connection for its user, and return the user. Raises `HandshakeError` with the reason of a refusal."""
+        factory = self.factory
+        if identity is None:
+            raise HandshakeError(403, "no credential was brought", "no_credential")
+        if factory.context.credential_monitor.was_revoked(identity, began):
+            raise HandshakeError(403, "the credential was refused", "revoked")
+        if identity.session is None:
+            factory.pages.check_host(head, self._peer_address(), getattr(self.transport.getHost(), "host", ""))
+        if (reason := factory.connection_limits.admit(self._slot, identity.account)) is not None:
+            raise _limit_error(reason)
+        return identity
+
+    def _open(self, upgrade: Upgrade) -> None:
+        """Answer 101. From here on Autobahn reads what the client sends."""
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in upgrade.subprotocols else None
+        self.websocket_protocol_in_use = subprotocol
+        # The state that Autobahn's `succeedHandshake` leaves.
+        self.state = self.STATE_OPEN
+        self.inside_message, self.current_frame = False, None
+        if self.openHandshakeTimeoutCall is not None:
+            self.openHandshakeTimeoutCall.cancel()
+            self.openHandshakeTimeoutCall = None
+        if self.autoPingInterval:
+            self.autoPingPendingCall = self.factory.timers.call_later(self.autoPingInterval, self._sendAutoPing)
+        extension = negotiate(upgrade.extensions) if self.factory.settings.compression and upgrade.extensions else None
+        if extension is not None:
+            self._perMessageCompress = Inflater(self.factory.settings.message_bytes)
+        self.opened(switching_protocols(upgrade, subprotocol, extension))
+        early, self._early = self._early, b""
+        if early:
+            self.dataReceived(early)
+
+    def _broken(self, failure: Failure) -> None:
+        """End a connection that an internal error would leave half open."""
+        self._log.failure("a connection could not be opened", failure)
+        self.left()
+        self.dropConnection(abort=True)
+
+    # Autobahn calls these
+
+    def onOpenHandshakeTimeout(self) -> None:
+        """The handshake did not end in time."""
+        if self.state == self.STATE_CONNECTING:
+            self.factory.context.limits["handshake_s"] += 1
+        super().onOpenHandshakeTimeout()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """End the TCP connection. If the client doesn't end it within `linger_s`, abort it."""
+        super().dropConnection(abort)
+        if not abort and self.transport is not None:
+            self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
+
+    def _closeConnection(self, abort: bool = False) -> None:
+        """End the TCP connection so that the client can still read the answer, or abort it.
+
+        If the client may still be sending, only the server's direction is closed. Bytes that reach a closed socket make the
+        kernel send a reset, which could overtake the answer.
+        """
+        if abort:
+            self.transport.abortConnection()
+        elif self.wasClean or not is_plain_tcp(self.transport):
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+
+    def _discard(self, data: bytes) -> None:
+        """Read and drop what the client sends after the server closed its own direction."""
+        self._discarded += len(data)
+        if self._discarded > DISCARDED_BYTES:
+            self.transport.abortConnection()
+
+    # for this class and its subclass
+
+    def _peer_address(self) -> str:
+        return getattr(self.transport.getPeer(), "host", UNIX)
+
+    def arm(self, delay_s: float, call: Any) -> None:
+        """Call this after `delay_s` seconds, instead of an earlier armed call."""
+        self.disarm()
+        self._timer = self.factory.context.reactor.callLater(delay_s, call)
+
+    def disarm(self) -> None:
+        """Cancel the armed call, if there is one."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+
+def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
+    """The detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less."""
+    if isinstance(who, NotAdmitted):
+        return str(who)
+    option = OPTIONS.get(error.reason)
+    return str(error) if option is None else f"{error} ({option})"
+
+
+def _not_admitted(problem: NotAdmitted) -> HandshakeError:
+    if isinstance(problem, Refused):
+        return HandshakeError(403, "the credential was refused", problem.reason)
+    return HandshakeError(503, "the credential can't be checked just now", problem.reason)
+
+
+def _limit_error(reason: str) -> HandshakeError:
+    return HandshakeError(503, LIMIT_TEXTS[reason], reason)

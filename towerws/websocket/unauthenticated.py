@@ -1,0 +1,134 @@
+"""A connection without a credential: it may send nothing but a token, it gets no events, and the hub doesn't know it.
+
+state    | a token  | other message | token valid        | invalid, third     | can't be checked, third | `token_s` over
+waiting  | checking | closed, 1008  | -                  | -                  | -                       | closed, 1008
+checking | queued   | queued        | becomes a session  | waiting; 1008      | waiting; 1013           | closed, 1013
+closed   | -        | -             | -                  | -                  | -                       | -
+
+Queued messages are handled in their order once the token before them is checked. So a client need not wait for the answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from towerws.core.errors import BadRequest, CloseReason
+from towerws.core.frames import text_frame
+from towerws.core.identity import Identity
+from towerws.core.requests import TokenMessage, parse_message
+from towerws.core.wire import Dialect
+from towerws.websocket.context import ConnectionContext
+from towerws.websocket.session import INBOX_BYTES, MAX_WRONG_TOKENS, MESSAGE_BYTES
+from towerws.websocket.tokens import identify
+
+
+class UnauthenticatedConnection(Protocol):
+    """What the session uses of its connection."""
+
+    address: str
+
+    def send(self, data: bytes) -> bool:
+        """Write complete frames."""
+
+    def identified(self, identity: Identity, queued: list[tuple[bytes, bool]]) -> None:
+        """The token is valid. `queued` are the messages that came meanwhile: payload, and whether it was binary."""
+
+    def reject(self, reason: CloseReason, word: str) -> None:
+        """Close the connection, and count the refusal under this word."""
+
+
+class UnauthenticatedSession:
+    """Waits for a valid token on one connection, which calls `message` and `close`."""
+
+    __slots__ = ("_checking", "_closed", "_connection", "_context", "_failed", "_queued", "_queued_bytes", "_timer", "dialect")
+
+    def __init__(self, context: ConnectionContext, connection: UnauthenticatedConnection, dialect: Dialect) -> None:
+        """Start the time `token_s`."""
+        self._context = context
+        self._connection = connection
+        self.dialect = dialect
+        self._queued: deque[tuple[bytes, bool]] = deque()
+        self._queued_bytes = 0
+        self._checking: Deferred[Identity] | None = None
+        self._failed = 0
+        self._closed = False
+        # None once it fired: the reactor's call still refers to this object, which would be a cycle.
+        self._timer: Any = context.reactor.callLater(context.settings.token_s, self._expire)
+
+    def message(self, payload: bytes, is_binary: bool) -> None:
+        """Queue a message, and handle it when its turn comes."""
+        if self._closed:
+            return
+        self._queued_bytes += len(payload) + MESSAGE_BYTES
+        if self._queued and self._queued_bytes > INBOX_BYTES:
+            self._connection.reject(CloseReason.POLICY, "no_token")
+            return
+        self._queued.append((payload, is_binary))
+        self._next()
+
+    def close(self) -> None:
+        """End: a token that is found valid later opens nothing. A second call does nothing."""
+        self._closed = True
+        self._queued.clear()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        checking, self._checking = self._checking, None
+        if checking is not None:
+            checking.cancel()
+
+    def _next(self) -> None:
+        if self._checking is not None or not self._queued or self._closed:
+            return
+        payload, is_binary = self._queued.popleft()
+        self._queued_bytes -= len(payload) + MESSAGE_BYTES
+        context = self._context
+        context.requests += 1
+        try:
+            message = parse_message(payload, context.groups, context.settings.topics, is_binary=is_binary)
+            if not isinstance(message, TokenMessage):
+                raise BadRequest("no_token", "no credential was brought: a token must be sent first", getattr(message, "request_id", None))
+        except BadRequest as error:
+            self._answer(error)
+            self._connection.reject(CloseReason.NO_CREDENTIAL, "no_token")
+            return
+        self._checking = identify(context, message, self._connection.address)
+        self._checking.addCallbacks(self._token_valid, self._token_refused)
+
+    def _token_valid(self, identity: Identity) -> None:
+        if self._closed:
+            return
+        queued = list(self._queued)
+        self._checking = None
+        self.close()
+        self._connection.identified(identity, queued)
+
+    def _token_refused(self, failure: Failure) -> None:
+        self._checking = None
+        if self._closed:
+            return
+        error = failure.value
+        assert isinstance(error, BadRequest), "nothing else comes from identify"
+        self._answer(error)
+        self._failed += 1
+        if self._failed < MAX_WRONG_TOKENS:
+            self._next()
+        elif error.code == "unavailable":
+            self._connection.reject(CloseReason.UNCHECKED, "unavailable")
+        else:
+            self._connection.reject(CloseReason.NO_CREDENTIAL, "credential")
+
+    def _answer(self, error: BadRequest) -> None:
+        self._context.bad_requests += 1
+        self._connection.send(text_frame(self.dialect.error(error)))
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._checking is not None:
+            self._connection.reject(CloseReason.UNCHECKED, "unavailable")
+        else:
+            self._connection.reject(CloseReason.NO_CREDENTIAL, "no_token")
