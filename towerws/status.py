@@ -42,6 +42,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "opened": websockets.opened,
             "closed": websockets.closed,
             "revoked": context.credential_monitor.revoked,
+            "rechecks": context.credential_monitor.figures(),
             "limits": dict(context.limits),
             "replays_delayed": context.replays.delays,
             "renewed": context.renewed,
