@@ -18,7 +18,10 @@ from typing import Final
 
 BODY: Final = b'{"results": [{"id": 7}], "keys": []}'
 
+ME: Final = b'{"count": 1, "results": [{"id": 7, "is_superuser": true, "is_system_auditor": false}]}'
+
 ANSWERS: Final = {
+    "": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(ME), ME),
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY),
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY),
     "refused": b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}",
@@ -33,7 +36,7 @@ ANSWERS: Final = {
     "hang": b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n%s" % BODY,
     "mute": b"",
 }
-"""After `close` and its like the server hangs up; `hang` and `mute` stay open, and say no more."""
+"""A path that ends with a slash is `/api/v2/me/`. After `close` and its like the server hangs up; `hang` and `mute` stay open, and say no more."""
 
 _HANGS_UP: Final = frozenset({"close", "until-close", "chunked-close", "cut", "cut-chunk", "hangup", "garbage"})
 

@@ -14,7 +14,7 @@ from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings
-from towerws.websocket.credential_monitor import CREDENTIALS_PER_TICK, TOGETHER
+from towerws.websocket.credential_monitor import CREDENTIALS_PER_TICK, CREDENTIALS_AT_ONCE
 from towerws.websocket.session import STATIC_S
 
 
@@ -242,7 +242,7 @@ def test_not_all_at_once(make: Edges) -> None:
         enter(edge, f"{number}-{number}")
     edge.clock.advance(60)
     edge.context.credential_monitor.tick()
-    assert len(method.asked) == TOGETHER
+    assert len(method.asked) == CREDENTIALS_AT_ONCE
     edge.clock.advance(0)
     assert len(method.asked) == CREDENTIALS_PER_TICK
     edge.context.credential_monitor.tick()
@@ -264,7 +264,7 @@ class Session:
 
 
 def test_how_late_re_checks_are(make: Edges) -> None:
-    """With more credentials than a round has room for, `/status` says by how much the interval is missed, and the log does once a minute."""
+    """With more credentials than a round has room for, `/status` and the log say by how much the interval is missed."""
     edge = make(Tower(), access=AccessSettings(revalidate_s=10))
     credential_monitor = edge.context.credential_monitor
     lines: list[str] = []

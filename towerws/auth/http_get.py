@@ -11,9 +11,9 @@ a new connection with TLS                   | 141 objects, 91 KiB       | 57 obj
 the same, ended without TLS's closing alert | the same                  | 121 objects, 75 KiB
 a failed handshake, the system's authorities| 98 objects, 870 KiB       | 57 objects, 8.6 KiB
 
-Twisted makes a TLS context for each question, with all authorities in it (5 ms for the system's). Here all questions share one. What is left for each new
-connection is in Twisted's endpoints, out of reach. Connections are kept for the next question where the other side allows it, so
-that new ones are rare. `tests/cycles_cases.py` holds these numbers.
+Twisted makes a TLS context for each question, with all authorities in it (5 ms for the system's). Here all questions share one.
+What is left for each new connection is in Twisted's endpoints, out of reach. Connections are kept for the next question where the
+other side allows it, so that new ones are rare. `tests/cycles_cases.py` holds these numbers.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class _Connection(HTTP11ClientProtocol):
 
 
 def _part(transport: Any) -> None:
-    """Let go of a socket that is closed. It, its connector and the endpoint's factory refer to each other, and with TLS to OpenSSL's buffers."""
+    """Let go of a closed socket: it, its connector and the endpoint's factory refer to each other, and to OpenSSL's buffers."""
     while (inner := getattr(transport, "transport", None)) is not None:  # with TLS
         transport = inner
     connector = getattr(transport, "connector", None)
