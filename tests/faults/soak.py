@@ -34,6 +34,8 @@ WARM_UP: Final = 0.25
 """The share of the time in which caches, history and the allocator's arenas fill."""
 CONFIDENCE: Final = 0.95
 
+LEAST_MINUTES: Final = 3.0
+
 V1, TOWER, PER_S = 200, 60, 60.0
 WANDER_PER_S: Final = 4.0
 AGAIN_EVERY_S: Final = 5.0
@@ -172,10 +174,12 @@ def say(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="One daemon under a light load for long: what grows?")
-    parser.add_argument("--minutes", type=float, default=30, help="how long, 5 or more for a verdict (default 30)")
+    parser.add_argument("--minutes", type=float, default=30, help="how long (default 30); an hour tells more")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--broker", type=int, choices=VERSIONS, default=3, help="the major version of RabbitMQ")
     args = parser.parse_args(arguments)
+    if args.minutes < LEAST_MINUTES:
+        parser.error(f"--minutes {args.minutes:g}: a slope needs {LEAST_MINUTES:g} at the least")
     screen = Screen()
     with ExitStack() as leave:
         folder = Path(leave.enter_context(tempfile.TemporaryDirectory(prefix="towerws-soak-")))
