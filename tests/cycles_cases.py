@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
 from tests.auth.jwt_kit import SECRET, claims, sign
@@ -15,6 +15,8 @@ from tests.auth.tower_kit import URL, FakeFetcher, me, run
 from tests.broker.test_endpoint import certificate
 from tests.cycles import TIMES, WARM_UP, garbage_kept, garbage_of
 from tests.plain_http import plain_http
+from tests.test_admin import Admin
+from tests.test_amqp import House
 from tests.websocket.test_credential_monitor import Tower
 from tests.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from towerws.auth.base import drop_frames
@@ -24,9 +26,10 @@ from towerws.auth.jwt_method import JwtMethod
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_answers import Answer
 from towerws.auth.tower_http import HttpFetcher
+from towerws.broker.endpoint import broker_endpoint
 from towerws.core.errors import CloseReason
-from towerws.core.revocation import Revocation
-from towerws.core.settings import JwtSettings, TowerSettings
+from towerws.core.revocation import Disconnection, Revocation
+from towerws.core.settings import BrokerSettings, BrokerUrl, JwtSettings, Secret, TowerSettings
 
 NEVER_S = 10**8
 """No ping comes between."""
@@ -314,6 +317,65 @@ def test_requests_whose_objects_are_asked_about(end: str) -> None:
         check(path, FEWER // 2)
 
 
+def markers(house: House) -> Path_:
+    """A marker, to the exchange and back."""
+    return lambda: house.advance(10, 1)
+
+
+def batches_of_the_broker(house: House) -> Path_:
+    """Twenty messages at once."""
+
+    def path() -> None:
+        house.broker.write(*[b'{"a": 1}'] * 20)
+        house.settle()
+
+    return path
+
+
+def reconnects(house: House) -> Path_:
+    """A link that is cut, and the next one."""
+
+    def path() -> None:
+        house.broker.cut()
+        house.advance(3, 0.1)
+
+    return path
+
+
+@pytest.mark.timeout(120)
+def test_the_broker() -> None:
+    """What comes from the broker, and what goes to it. The source is real, the broker's side is not."""
+    house = House()
+    house.source.start()
+    house.advance(5)
+    for path, times in ((markers, FEWER), (batches_of_the_broker, FEWER // 2), (reconnects, FEWER // 4)):
+        check(path(house), times)
+    house.source.stop()
+
+
+def test_attempts_over_tls() -> None:
+    """However often the broker is tried: one context serves all attempts."""
+    url = BrokerUrl("broker.example", 5671, "u", Secret("p"), "/", tls=True)
+    check(lambda: broker_endpoint(reactor, url, BrokerSettings(urls=(url,))), FEWER)
+
+
+def test_the_admin_port() -> None:
+    """Each of its answers, in two thousand connections."""
+    with edges() as make:
+        admin = Admin(make)
+
+        def path() -> None:
+            for page in ("/healthz", "/readyz", "/status", "/", "/nope"):
+                admin.ask("GET", page)
+            admin.ask("POST", "/publish", b'{"topic": "job_events.1", "payload": {"n": 1}}')
+            admin.disconnected = succeed(Disconnection(1))
+            admin.ask("POST", "/disconnect", b'{"user": 7}')
+            admin.raw(b"nonsense\r\n\r\n")
+            admin.revocations.clear()
+
+        check(path, FEWER // 4)
+
+
 NEW_CONNECTION = 60
 """Objects that Twisted's endpoints leave for each new connection, TLS or not (towerws/auth/http_get.py)."""
 
@@ -370,11 +432,10 @@ async def test_connections_to_the_api(tmp_path: Path, kind: str, tls: bool) -> N
 @pytest.mark.timeout(120)
 @run
 async def test_failed_handshakes(tmp_path: Path) -> None:
-    """An API whose certificate nobody vouches for, and one that does not speak TLS."""
-    with plain_http(certificate(tmp_path)) as port, plain_http() as plain:
+    """An API whose certificate nobody vouches for."""
+    with plain_http(certificate(tmp_path)) as port:
         fetcher = HttpFetcher(reactor, 1)
-        for each in (port, plain):
-            assert await left_by(lambda each=each: fetcher.get(f"https://127.0.0.1:{each}/length", ()), FEWER // 2) <= NEW_CONNECTION  # type: ignore[misc]
+        assert await left_by(lambda: fetcher.get(f"https://127.0.0.1:{port}/length", ()), FEWER // 2) <= NEW_CONNECTION
 
 
 @pytest.mark.timeout(120)
