@@ -36,7 +36,10 @@ ANSWERS: Final = {
     "hang": b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n%s" % BODY,
     "mute": b"",
 }
-"""A path that ends with a slash is `/api/v2/me/`. After `close` and its like the server hangs up; `hang` and `mute` stay open, and say no more."""
+"""A path that ends with a slash is `/api/v2/me/`. After `close` and its like the server hangs up.
+
+`hang` and `mute` stay open, and say no more.
+"""
 
 _HANGS_UP: Final = frozenset({"close", "until-close", "chunked-close", "cut", "cut-chunk", "hangup", "garbage"})
 

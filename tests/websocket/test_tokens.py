@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 
 from tests.auth.jwt_kit import SECRET, claims, sign
 from tests.ws_kit import BINARY, PING, PONG, WALL, Client, Edge, Edges, SlowMethod, edges, frame, request, text
@@ -489,12 +490,12 @@ def test_a_token_in_place_of_a_cookie(make: Edges, jwt: Chain) -> None:
 class Wall:
     """The wall clock of both the method and the guard: it goes with the reactor's, and can be set."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.ahead_s = 0.0
-        self._clock = edge.clock
-        edge.context.credential_monitor._wall = self
+        self._clock = clock
 
     def __call__(self) -> float:
+        """Seconds since 1970."""
         return WALL + self.ahead_s + self._clock.seconds()
 
 
@@ -503,9 +504,9 @@ def with_wall(make: Edges, folder: Path) -> tuple[Edge, Wall]:
     path = folder / "secret"
     path.write_bytes(SECRET)
     settings = JwtSettings(algorithms=("HS256",), secret_file=str(path), leeway_s=10)
-    method = JwtMethod(settings, make.clock, wall=lambda: wall())
-    edge = make(Chain([method]), ping_s=3600)
-    wall = Wall(edge)
+    wall = Wall(make.clock)
+    edge = make(Chain([JwtMethod(settings, make.clock, wall=wall)]), ping_s=3600)
+    edge.context.credential_monitor._wall = wall
     return edge, wall
 
 
