@@ -26,11 +26,11 @@ from twisted.internet import ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
+from twisted.web._newclient import HTTP11ClientProtocol
 from twisted.web.client import (
     Agent,
     BrowserLikePolicyForHTTPS,
     HostnameCachingHTTPSPolicy,
-    HTTP11ClientProtocol,
     HTTPConnectionPool,
     ResponseDone,
 )
@@ -99,7 +99,7 @@ class _Connection(HTTP11ClientProtocol):
         if parser is not None:
             parser.bodyDecoder = None  # that of a chunked answer refers to the parser: a cycle
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         _without_frames(reason)  # TLS that was cut off: the frames hold the failure that holds them
         _part(self.transport)
