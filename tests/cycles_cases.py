@@ -197,7 +197,7 @@ def api(make: Edges, answers: dict[str, Answer]) -> tuple[Edge, FakeFetcher]:
 def check(path: Path_, times: int) -> None:
     """A few objects may be left by what ran before; what grows with the count is at least one for each run."""
     found = garbage_of(path, times)
-    assert sum(found.values()) < times // 10, found.most_common(10)
+    assert sum(found.values()) < times // 2, found.most_common(10)
 
 
 @pytest.mark.timeout(300)
