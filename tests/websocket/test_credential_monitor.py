@@ -14,7 +14,7 @@ from towerws.core.handshake import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings
-from towerws.websocket.credential_monitor import CREDENTIALS_PER_TICK, CREDENTIALS_AT_ONCE
+from towerws.websocket.credential_monitor import CREDENTIALS_AT_ONCE, CREDENTIALS_PER_TICK
 from towerws.websocket.session import STATIC_S
 
 
