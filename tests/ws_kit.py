@@ -1,4 +1,4 @@
-"""The websocket edge in memory: a clock, a hub, a factory, and clients that send exactly the bytes a test wants."""
+"""The websocket edge in memory: a clock, a hub, a factory, and clients that send exactly the bytes of a test."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from towerws.websocket.context import ConnectionContext
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3
-ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # its answer there
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # the server's answer there
 WALL = 1_800_000_000.0
-"""What the wall clock says when the test begins."""
+"""The wall clock's time at the start of a test."""
 
 PAUSE_BYTES = 65536  # twisted.internet.abstract.FileDescriptor.bufferSize
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, raw: int | None = None, masked: bool = True) -> bytes:
-    """A client's frame (RFC 6455 section 5.2). `bytes` announces another length than the payload has."""
+    """A client's frame (RFC 6455 section 5.2). `bytes` announces a length other than the payload's."""
     length = len(payload) if raw is None else raw
     flag = 0x80 if masked else 0
     head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
@@ -59,7 +59,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
 
 
 def text(message: object) -> bytes:
-    """A text message in one frame: text as it is, everything else as JSON."""
+    """A text message in one frame. A string is sent as it is, everything else as JSON."""
     payload = message if isinstance(message, str) else json.dumps(message)
     return frame(TEXT, payload.encode("utf-8", "surrogatepass"))
 
@@ -72,7 +72,7 @@ def close(code: int = 1000) -> bytes:
 def request(
     path: str = "/websocket/", *, host: str = "tower.example.com", v1: bool = False, without: Sequence[str] = (), added: Sequence[str] = ()
 ) -> bytes:
-    """An opening handshake, without the headers of the names given, and with the lines given.
+    """An opening handshake, without the named headers, and with the added lines.
 
     A daemon on loopback that asks for no credential wants `localhost` as `host`.
     """
@@ -92,7 +92,7 @@ def request(
 class MemoryTransport:
     """A transport that buffers without a bound, and closes only once it is empty, as Twisted's TCP transport does.
 
-    `stalled` says that the client does not read: what is written stays in `waiting`, else it is in `received` at once.
+    `stalled`: the client does not read, and written bytes stay in `waiting`. Otherwise they are in `received` at once.
     """
 
     def __init__(self, clock: Clock, protocol: Any, peer: str = "192.0.2.1") -> None:
@@ -121,17 +121,17 @@ class MemoryTransport:
             self._producer.pauseProducing()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Remember whom to pause."""
+        """Remember which producer to pause."""
         assert streaming
         assert self._producer is None
         self._producer = producer
 
     def unregisterProducer(self) -> None:
-        """Forget it; a second call does nothing."""
+        """Forget it. A second call does nothing."""
         self._producer = None
 
     def pauseProducing(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self.reading = False
 
     def loseConnection(self) -> None:
@@ -147,17 +147,17 @@ class MemoryTransport:
             self._clock.callLater(0, self.lose, ConnectionAborted())
 
     def getPeer(self) -> IPv4Address:
-        """Where the client is."""
+        """The client's address."""
         return IPv4Address("TCP", self.peer, 54321)
 
     def getHost(self) -> IPv4Address:
-        """Where the server is."""
+        """The server's address."""
         return IPv4Address("TCP", "192.0.2.2", 8051)
 
-    # the client's side
+    # The client's side
 
     def drain(self) -> None:
-        """The client reads what is there."""
+        """The client reads all waiting bytes."""
         self.received += self.waiting
         self.waiting = bytearray()
         if self._producer is not None:
@@ -166,13 +166,13 @@ class MemoryTransport:
             self._clock.callLater(0, self.lose, ConnectionDone())
 
     def lose(self, reason: Exception) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         if not self.lost:
             self.lost = True
             producer, self._producer = self._producer, None
             if producer is not None:
                 producer.stopProducing()
-            protocol, self._protocol = self._protocol, None  # as Twisted's transports do: it would be a cycle
+            protocol, self._protocol = self._protocol, None  # as Twisted's transports do: otherwise it would be a cycle
             protocol.connectionLost(Failure(reason))
 
 
@@ -184,11 +184,11 @@ class Client:
         self.connection = connection
         self.transport = transport
         self.frames: list[tuple[int, bytes]] = []
-        """What came and was not taken yet: opcode and payload."""
+        """Frames that arrived and were not taken yet: opcode and payload."""
         self._read = 0
 
     def send(self, *pieces: bytes) -> Self:
-        """Send bytes, each piece as one read of the server's."""
+        """Send bytes. The server gets each piece in one read."""
         for piece in pieces:
             if self.transport.reading and not self.transport.lost:
                 self.connection.dataReceived(piece)
@@ -206,7 +206,7 @@ class Client:
 
     @property
     def held(self) -> int:
-        """The bytes that the server holds of what this client sent."""
+        """The bytes that the server keeps of this client's messages."""
         connection = self.connection
         found = len(connection.data) + len(connection._head or b"") + len(connection._early)
         for name in ("message_data", "frame_data", "control_frame_data"):
@@ -215,24 +215,24 @@ class Client:
 
     @property
     def response(self) -> bytes:
-        """The HTTP answer: for a refusal all that came, else up to the first frame."""
+        """The HTTP answer: for a refusal all bytes, otherwise up to the first frame."""
         received = self.transport.received
         return bytes(received[: received.find(b"\r\n\r\n") + 4] if received.startswith(b"HTTP/1.1 101 ") else received)
 
     @property
     def status(self) -> int:
-        """The answer's HTTP status, 0 while there is none."""
+        """The HTTP status of the answer, 0 while there is none."""
         return int(self.response[9:12] or b"0")
 
     def take(self) -> list[Any]:
-        """The messages that came since the last call, as JSON; other frames stay in `frames`."""
+        """The messages since the last call, as JSON. Other frames stay in `frames`."""
         self._parse()
         taken = [json.loads(payload) for opcode, payload in self.frames if opcode == TEXT]
         self.frames = [found for found in self.frames if found[0] != TEXT]
         return taken
 
     def close_code(self) -> int | None:
-        """The code of the close frame that came, 1005 if it has none, None while there is no frame. Nothing may follow it."""
+        """The code of the close frame, 1005 if it has none, None without a close frame. Asserts that no frame follows it."""
         self._parse()
         closes = [payload for opcode, payload in self.frames if opcode == CLOSE]
         assert len(closes) <= 1, "one close frame only"
@@ -243,12 +243,12 @@ class Client:
         return int.from_bytes(closes[0][:2], "big") if closes[0] else 1005
 
     def control(self, opcode: int) -> list[bytes]:
-        """The payloads of the pings or pongs that came."""
+        """The payloads of the pings or pongs that arrived."""
         self._parse()
         return [payload for found, payload in self.frames if found == opcode]
 
     def hang_up(self) -> None:
-        """End the TCP connection without a word."""
+        """End the TCP connection without a close frame."""
         self.transport.lose(ConnectionDone())
 
     def _parse(self) -> None:
@@ -276,7 +276,7 @@ class Client:
 
 
 class Edge:
-    """All that a connection needs, in memory."""
+    """All parts that a connection needs, in memory."""
 
     def __init__(
         self, clock: Clock, settings: WebSocketSettings, auth: Method, *, start: bool, access: AccessSettings, limits: LimitSettings
@@ -308,7 +308,7 @@ class Edge:
             self.source.start()
 
     def connect(self, peer: str = "192.0.2.1") -> Client:
-        """A client with a TCP connection, and no more."""
+        """A client with a TCP connection only."""
         connection = self.factory.buildProtocol(None)
         transport = MemoryTransport(self.clock, connection, peer)
         self.clients.append(Client(self.clock, connection, transport))
@@ -316,14 +316,14 @@ class Edge:
         return self.clients[-1]
 
     def open(self, *, v1: bool = False) -> Client:
-        """A client whose connection is open, its welcome read."""
+        """A client whose connection is open. Its welcome has been read."""
         client = self.connect().send(request(v1=v1))
         assert client.status == 101, client.response
         assert len(client.take()) == 1
         return client
 
     def publish(self, topic: str, payload: object) -> str:
-        """Publish; the position."""
+        """Publish. Returns the position."""
         return self.source.publish(topic, payload if isinstance(payload, bytes) else json.dumps(payload).encode())
 
     def advance(self, seconds: float, step: float = 0.25) -> None:
@@ -374,13 +374,13 @@ class Edges:
         return self.made[-1]
 
     def note(self, event: LogEvent) -> None:
-        """Keep what is logged as a failure."""
+        """Keep each event that is logged as a failure."""
         if "log_failure" in event:
             self._failures.append(event["log_failure"].getTraceback())
 
     def failures(self) -> list[str]:
-        """The tracebacks that were logged since the last call. A test that leaves any has failed."""
-        gc.collect(1)  # a Deferred with an unhandled error says so when it goes; the old generation would take 50 ms
+        """The tracebacks logged since the last call. A test that leaves any fails."""
+        gc.collect(1)  # a Deferred with an unhandled error reports it when collected, and the old generation would take 50 ms
         failures, self._failures = self._failures, []
         return failures
 
@@ -405,7 +405,7 @@ def edges() -> Iterator[Edges]:
 
 
 class SlowMethod:
-    """A way of authenticating that answers when the test says so."""
+    """A method that authenticates when the test says so."""
 
     name = "slow"
 
@@ -416,7 +416,7 @@ class SlowMethod:
         self._slow_handshake = slow_handshake
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Note the head; answer at once unless told otherwise."""
+        """Note the head. Answer at once unless `held` is set."""
         asked: Deferred[Identity | None] = Deferred(self._cancel)
         self.handshakes.append((head, asked))
         if not self._slow_handshake:
@@ -430,14 +430,14 @@ class SlowMethod:
         return asked
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """As it was."""
+        """The identity unchanged."""
         return succeed(identity)
 
     def forget(self, revocation: Revocation | None) -> None:
-        """Nothing is known of anybody."""
+        """Nothing is cached."""
 
     def stop(self) -> Deferred[None]:
-        """Nothing to let go of."""
+        """Nothing to close."""
         return succeed(None)
 
     def _cancel(self, asked: Deferred[Any]) -> None:

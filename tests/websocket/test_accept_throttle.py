@@ -12,7 +12,7 @@ from towerws.websocket.accept_throttle import BATCH, AcceptThrottle
 
 @dataclass
 class ListeningPort:
-    """A port as Twisted has it: it accepts, in one turn, what waits, but no more than `numberAccepts`."""
+    """A port that accepts as Twisted's does: waiting connections, at most `numberAccepts` of them in one iteration."""
 
     accept_throttle: AcceptThrottle
     waiting: int = 0
@@ -31,7 +31,7 @@ class ListeningPort:
         self.reading = False
 
     def turn(self) -> int:
-        """One turn of the reactor; how many it accepted (twisted.internet.tcp.Port.doRead)."""
+        """One iteration of the reactor (twisted.internet.tcp.Port.doRead). Returns how many connections it accepted."""
         if not self.reading:
             return 0
         count = min(self.waiting, self.numberAccepts)
@@ -45,13 +45,13 @@ class ListeningPort:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time."""
+    """A clock that the test moves."""
     return Clock()
 
 
 @pytest.fixture
 def port(clock: Clock) -> Iterator[ListeningPort]:
-    """A port with a doorman who lets in 1,000 a second."""
+    """A port with a throttle of 1,000 connections per second."""
     accept_throttle = AcceptThrottle(1000, clock)
     port = ListeningPort(accept_throttle)
     accept_throttle.attach(port, backlog=False)
@@ -60,7 +60,7 @@ def port(clock: Clock) -> Iterator[ListeningPort]:
 
 
 def test_a_storm_comes_in_by_and_by(port: ListeningPort, clock: Clock) -> None:
-    """Whatever waits, no turn accepts more than a batch, and no second more than the rate; all get in."""
+    """With 5,000 clients waiting, an iteration accepts at most a batch and a second at most the rate. All are accepted in the end."""
     port.waiting = 5000
     in_first_second = 0
     while port.waiting:
@@ -77,7 +77,7 @@ def test_a_storm_comes_in_by_and_by(port: ListeningPort, clock: Clock) -> None:
 
 
 def test_a_trickle_meets_nobody(port: ListeningPort, clock: Clock) -> None:
-    """Clients that come one by one, below the rate, are let in at once."""
+    """Clients that arrive one by one, below the rate, are accepted at once."""
     for _ in range(500):
         port.waiting += 1
         assert port.turn() == 1
@@ -87,7 +87,7 @@ def test_a_trickle_meets_nobody(port: ListeningPort, clock: Clock) -> None:
 
 
 def test_no_turn_grows_where_the_rate_does_not_bind(clock: Clock) -> None:
-    """However high the rate, a turn accepts a batch at most: Twisted alone would accept twenty more in each turn than before."""
+    """At any rate an iteration accepts at most a batch. Twisted alone would accept twenty more in each iteration than in the one before."""
     accept_throttle = AcceptThrottle(1_000_000, clock)
     port = ListeningPort(accept_throttle, waiting=5000)
     accept_throttle.attach(port, backlog=False)
@@ -103,7 +103,7 @@ def test_no_turn_grows_where_the_rate_does_not_bind(clock: Clock) -> None:
 
 
 def test_what_is_accepted_sends_at_once(clock: Clock) -> None:
-    """No connection waits to fill a segment (TCP_NODELAY); a port that is no TCP port is served as well."""
+    """Accepted TCP connections have TCP_NODELAY. A port that is not TCP is served as well."""
     for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, "")):
         accept_throttle = AcceptThrottle(1000, clock)
         port = ListeningPort(accept_throttle, socket=socket.socket(family))
@@ -119,7 +119,7 @@ def test_what_is_accepted_sends_at_once(clock: Clock) -> None:
 
 
 def test_nothing_is_opened_again_after_the_end(port: ListeningPort, clock: Clock) -> None:
-    """Neither a doorman that has left nor a port that was closed meanwhile accepts anything any more, and no timer is left."""
+    """A detached throttle does not resume its port, and a closed port is not resumed. No timer is left."""
     port.waiting = 100
     port.turn()
     assert not port.reading
@@ -135,7 +135,7 @@ def test_nothing_is_opened_again_after_the_end(port: ListeningPort, clock: Clock
 
 
 def test_nobody_is_accepted_before_the_release(port: ListeningPort, clock: Clock) -> None:
-    """Who connects meanwhile waits, and gets in at the release, or when the time is over. Nothing is left of either."""
+    """Clients that connect during the hold wait. They are accepted at the release or at the hold's timeout. No timer is left."""
     port.waiting = 5
     port.accept_throttle.hold(2.0)
     port.accept_throttle.hold(2.0)
@@ -155,7 +155,7 @@ def test_nobody_is_accepted_before_the_release(port: ListeningPort, clock: Clock
 
 @pytest.mark.parametrize("end", ["leave", "closed"])
 def test_a_port_that_ends_while_nobody_is_accepted(port: ListeningPort, clock: Clock, end: str) -> None:
-    """It is not opened again."""
+    """The throttle does not resume it."""
     port.accept_throttle.hold(2.0)
     if end == "leave":
         port.accept_throttle.detach()
@@ -168,7 +168,7 @@ def test_a_port_that_ends_while_nobody_is_accepted(port: ListeningPort, clock: C
 
 
 def test_the_kernels_queue_is_made_longer(clock: Clock) -> None:
-    """A port made with Twisted's 50 takes more before anybody is accepted; one with a backlog of its own is left alone."""
+    """A port made with Twisted's backlog of 50 gets a longer one. A port with a backlog of its own keeps it."""
     for longer in (True, False):
         accept_throttle = AcceptThrottle(1000, clock)
         port = ListeningPort(accept_throttle)

@@ -22,7 +22,7 @@ def make() -> Iterator[Edges]:
 
 
 class Named(Open):
-    """Everybody is who the query says; notes where they come from."""
+    """Takes the user from the query, and notes the addresses."""
 
     def __init__(self) -> None:
         self.addresses: list[str] = []
@@ -34,17 +34,17 @@ class Named(Open):
 
 
 def many(edge: Edge, number: int, *, peer: str = "192.0.2.1", path: str = "/websocket/", added: list[str] | None = None) -> list[Client]:
-    """As many clients, one after the other."""
+    """Open this many clients, one after the other."""
     return [edge.connect(peer).send(request(path, added=added or [])) for _ in range(number)]
 
 
 def statuses(clients: list[Client]) -> list[int]:
-    """What they were answered."""
+    """The HTTP status that each client got."""
     return [client.status for client in clients]
 
 
 def test_too_many_in_all(make: Edges) -> None:
-    """Beyond the limit the answer is 503 with Retry-After, those who are in notice nothing, and who leaves makes room."""
+    """Beyond the limit the answer is 503 with Retry-After. Open connections notice nothing, and one that closes makes room."""
     edge = make(limits={"connections": 3})
     clients = many(edge, 4)
     assert statuses(clients) == [101, 101, 101, 503]
@@ -58,7 +58,7 @@ def test_too_many_in_all(make: Edges) -> None:
 
 
 def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
-    """It holds its descriptor for the linger time at most; many of them are cut off at once."""
+    """A refused client that sends nothing holds its descriptor for the linger time at most. Beyond a number of them it is cut at once."""
     edge = make(limits={"connections": 1})
     silent = [edge.connect() for _ in range(1 + SURPLUS + 1)]
     edge.advance(0)
@@ -68,7 +68,7 @@ def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
 
 
 def test_too_many_from_an_address(make: Edges) -> None:
-    """Promise 33: the 201st of an address gets a 503 before the upgrade; others are not concerned."""
+    """Promise 33: the 201st connection of an address gets a 503 before the upgrade. Other addresses are not affected."""
     edge = make(limits={"per_address": 200})
     assert statuses(many(edge, 201)) == [101] * 200 + [503]
     assert edge.factory.refused_for == {"address": 1}
@@ -76,7 +76,7 @@ def test_too_many_from_an_address(make: Edges) -> None:
 
 
 def test_too_many_of_a_user(make: Edges) -> None:
-    """Promise 33: the 51st of a user gets a 503 before the upgrade, from wherever it comes; others are not concerned."""
+    """Promise 33: the 51st connection of a user gets a 503 before the upgrade, from any address. Other users are not affected."""
     edge = make(Named(), limits={"per_user": 50})
     clients = [*many(edge, 25, path="/websocket/?7"), *many(edge, 26, peer="192.0.2.2", path="/websocket/?7")]
     assert statuses(clients) == [101] * 50 + [503]
@@ -90,7 +90,7 @@ def test_the_defaults_are_for_an_office() -> None:
 
 
 class Method(Open):
-    """Who the query says, by the method that it says."""
+    """Takes the user and the method's name from the query."""
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
@@ -100,7 +100,7 @@ class Method(Open):
 
 @pytest.mark.parametrize(("other", "status"), [("jwt-7", 101), ("tower-8", 101), ("saml-7", 101), ("tower-7", 503)])
 def test_users_of_two_methods_are_two(make: Edges, other: str, status: int) -> None:
-    """The same id of two methods is two users: one can't take the other's places."""
+    """The same id under two methods is two users: one can't use up the other's connections."""
     edge = make(Method(), limits={"per_user": 2})
     assert statuses(many(edge, 2, path="/websocket/?tower-7")) == [101, 101]
     assert statuses(many(edge, 1, path=f"/websocket/?{other}")) == [status]
@@ -110,7 +110,7 @@ def test_users_of_two_methods_are_two(make: Edges, other: str, status: int) -> N
 
 
 def test_too_many_at_the_door(make: Edges) -> None:
-    """Handshakes that hang count more than connections that are open, and do not keep other addresses out."""
+    """Pending handshakes count more than open connections, and do not keep other addresses out."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method, limits={"half_open": 2})
     waiting = many(edge, 3)
@@ -122,7 +122,7 @@ def test_too_many_at_the_door(make: Edges) -> None:
 
 
 def test_forged_address(make: Edges) -> None:
-    """Promise 33: a client that nobody vouches for is known by its own address, whatever it writes."""
+    """Promise 33: without a trusted proxy a client is known by its own address, whichever headers it sends."""
     method = Named()
     edge = make(method, limits={"per_address": 2}, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
     clients = [client for number in range(3) for client in many(edge, 1, path="/websocket/?1", added=[f"X-Forwarded-For: 10.0.0.{number}"])]
@@ -131,7 +131,7 @@ def test_forged_address(make: Edges) -> None:
 
 
 def test_behind_a_proxy(make: Edges) -> None:
-    """Clients of a trusted proxy are counted and checked each by its own address, and never all as the proxy's."""
+    """Clients behind a trusted proxy are counted and checked by their own addresses, never all as the proxy's."""
     method = Named()
     edge = make(method, limits={"per_address": 1, "half_open": 1}, access=AccessSettings(trusted_proxies=("127.0.0.1",)))
     clients = [

@@ -23,7 +23,7 @@ def make() -> Iterator[Edges]:
 
 
 def open_deflated(edge: Edge, *, v1: bool = False) -> Client:
-    """A client that asked for compression as Chromium does, its welcome read."""
+    """A client that asked for compression as Chromium does. Its welcome has been read."""
     client = edge.connect().send(request(v1=v1, added=[OFFER]))
     assert len(client.take()) == 1
     return client
@@ -42,7 +42,7 @@ def zlib_fixed(message: bytes) -> bytes:
 
 
 def test_it_is_off_unless_it_is_switched_on(make: Edges) -> None:
-    """A client that offers compression gets plain frames by default, and a compressed one from it is a violation."""
+    """By default a client that offers compression gets plain frames. A compressed frame from it is a protocol violation."""
     client = make().connect().send(request(added=[OFFER]))
     assert b"Sec-WebSocket-Extensions" not in client.response
     client.send(frame(TEXT, deflate(b'{"groups": {}}'), rsv=4))
@@ -51,7 +51,7 @@ def test_it_is_off_unless_it_is_switched_on(make: Edges) -> None:
 
 @pytest.mark.parametrize("v1", [False, True])
 def test_events_are_compressed_once_for_all(make: Edges, v1: bool) -> None:
-    """All who negotiated it get the very same bytes of an event, compressed once; who did not gets it plain; both read the same."""
+    """An event is compressed once, and all clients with compression get the same bytes. Clients without it get the event plain."""
     edge = make(compression=True)
     plain = edge.open(v1=v1)
     assert b"Sec-WebSocket-Extensions" not in plain.response
@@ -72,7 +72,7 @@ def test_events_are_compressed_once_for_all(make: Edges, v1: bool) -> None:
 
 
 def test_short_events_and_replies_are_plain(make: Edges) -> None:
-    """What compression would not pay for is sent as it is."""
+    """A message that is too short to gain from compression is sent plain."""
     edge = make(compression=True)
     client = open_deflated(edge).listen(42)
     edge.publish("job_events.42", {"n": 1})
@@ -82,7 +82,7 @@ def test_short_events_and_replies_are_plain(make: Edges) -> None:
 
 
 def test_resume_is_compressed(make: Edges) -> None:
-    """What is replayed from history is compressed as well, and the order holds."""
+    """Events replayed from history are compressed too, and stay in order."""
     edge = make(compression=True)
     first = open_deflated(edge, v1=True).listen(42)
     edge.publish("job_events.42", {**EVENT, "n": 0})
@@ -97,7 +97,7 @@ def test_resume_is_compressed(make: Edges) -> None:
 
 
 def test_requests_may_be_compressed(make: Edges) -> None:
-    """A client's compressed message is followed like a plain one, whole or in fragments, and nothing of it is kept."""
+    """A client's compressed message is handled like a plain one, whole or in fragments. Nothing of it is kept afterwards."""
     edge = make(compression=True)
     client = open_deflated(edge)
     message = deflate(b'{"groups": {"job_events": [42]}}')
@@ -113,7 +113,7 @@ def test_requests_may_be_compressed(make: Edges) -> None:
 
 
 def test_a_bomb_is_not_inflated(make: Edges) -> None:
-    """A message that is small on the wire and large inflated ends with 1009, and the other clients notice nothing."""
+    """A message that inflates beyond the limit ends the connection with 1009. Other clients notice nothing."""
     edge = make(compression=True)
     bystander = open_deflated(edge).listen(42)
     client = open_deflated(edge)
@@ -125,7 +125,7 @@ def test_a_bomb_is_not_inflated(make: Edges) -> None:
 
 
 def test_what_can_not_be_inflated(make: Edges) -> None:
-    """Bytes that are no deflate stream end the connection, and cost nobody else anything."""
+    """Bytes that are not a deflate stream end the connection. Other clients are not affected."""
     edge = make(compression=True)
     client = open_deflated(edge)
     client.send(frame(TEXT, b"\xff" * 20, rsv=4))
@@ -138,13 +138,13 @@ NOISE = zlib.compress(b"".join(b"%d" % (number * number) for number in range(100
 
 
 def stored(message: bytes, block: int) -> bytes:
-    """A message in stored blocks of this size: as long as a sender can sensibly make it."""
+    """A message in stored blocks of this size: the longest form that a sender can sensibly produce."""
     pieces = [message[at : at + block] for at in range(0, len(message), block)]
     return b"".join(b"\0" + struct.pack("<HH", len(piece), 0xFFFF ^ len(piece)) + piece for piece in pieces) + b"\0"
 
 
 def final(message: bytes) -> bytes:
-    """A message whose stream says that it ends (RFC 7692 section 7.2.3.4), with nothing behind it."""
+    """A message whose stream is marked as final (RFC 7692 section 7.2.3.4), with nothing after it."""
     compressor = zlib.compressobj(wbits=-15)
     return compressor.compress(message) + compressor.flush()
 
@@ -180,7 +180,7 @@ WHOLE = {
 
 
 def cut(message: bytes, pieces: int) -> list[bytes]:
-    """A compressed message in so many frames."""
+    """A compressed message in this many frames."""
     size = -(-len(message) // pieces)
     parts = [message[at : at + size] for at in range(0, len(message), size)]
     last = len(parts) - 1
@@ -190,7 +190,7 @@ def cut(message: bytes, pieces: int) -> list[bytes]:
 @pytest.mark.parametrize("pieces", [1, 2, 5])
 @pytest.mark.parametrize("message", CORRUPT.values(), ids=CORRUPT)
 def test_nothing_truncated_is_taken_for_whole(make: Edges, message: bytes, pieces: int) -> None:
-    """Findings P8: a stream without its end, or with something behind it, is 1007, and nothing of it is followed."""
+    """Findings P8: a stream without its end, or with bytes after it, gets 1007. No part of it is handled."""
     edge = make(compression=True)
     client = open_deflated(edge).send(*cut(message, pieces))
     assert client.take() == []
@@ -201,13 +201,13 @@ def test_nothing_truncated_is_taken_for_whole(make: Edges, message: bytes, piece
 @pytest.mark.parametrize("pieces", [1, 2, 5])
 @pytest.mark.parametrize("message", WHOLE.values(), ids=WHOLE)
 def test_every_way_to_end_a_stream(make: Edges, message: bytes, pieces: int) -> None:
-    """Whatever way a sender ends its stream, the message is followed."""
+    """A message is handled for every way in which a sender may end its stream."""
     client = open_deflated(make(compression=True)).send(*cut(message, pieces))
     assert client.take()[0]["groups_current"] == ["job_events-42"]
 
 
 def test_empty_messages(make: Edges) -> None:
-    """An empty message is one zero byte (RFC 7692 section 7.2.3.6), or none at all. It is answered like any that is not JSON."""
+    """An empty message is one zero byte (RFC 7692 section 7.2.3.6), or no bytes. It is answered like any message that is not JSON."""
     client = open_deflated(make(compression=True)).send(frame(TEXT, b"\0", rsv=4), frame(TEXT, b"", rsv=4))
     assert len(client.take()) == 2
     assert client.close_code() is None
@@ -217,7 +217,7 @@ def test_empty_messages(make: Edges) -> None:
 @pytest.mark.parametrize("more", [-1, 0, 1, 2, 128, 255, 256, 257, 1000, LIMIT])
 @pytest.mark.parametrize("kind", ["spaces", "noise", "stored", "plain"])
 def test_the_limit_is_exact(make: Edges, kind: str, more: int, pieces: int) -> None:
-    """Findings P8: 64 KiB once inflated is taken, whether or not it compresses, and one byte more is 1009."""
+    """Findings P8: a message of 64 KiB after inflation is accepted, well compressed or not. One byte more gets 1009."""
     edge = make(compression=True, fragments=1000)
     message = (b" " * (LIMIT + more)) if kind == "spaces" else b'"' + (b64encode(NOISE) * 2)[: LIMIT + more - 2] + b'"'
     assert len(message) == LIMIT + more
@@ -263,7 +263,7 @@ VIOLATIONS = {
     ids=range(6),
 )
 def test_what_follows_a_violation_is_not_kept(make: Edges, raw: bytes, code: int, flood: bytes) -> None:
-    """Findings P7: after its close a connection holds next to nothing, whatever comes for how long."""
+    """Findings P7: after its close a connection keeps almost nothing, however much the client sends and for however long."""
     edge = make(compression=True)
     client = open_deflated(edge).send(raw)
     assert client.close_code() == code
@@ -277,7 +277,7 @@ def test_what_follows_a_violation_is_not_kept(make: Edges, raw: bytes, code: int
 @pytest.mark.parametrize(("raw", "code"), [row for name, row in VIOLATIONS.items() if name not in ("too long", "part of a corrupt frame")])
 @pytest.mark.parametrize("together", [False, True])
 def test_the_answer_to_a_close_is_read(make: Edges, raw: bytes, code: int, together: bool) -> None:
-    """Findings P7: a client that answers the close of its violation is not reset, also if more came before the answer."""
+    """Findings P7: a client that answers the close frame is not reset, even if it sent more before its answer."""
     edge = make(compression=True)
     end = b"" if raw[0] & 0x80 else frame(0, b"x")
     answer = end + frame(TEXT, deflate(HELLO), rsv=4) + frame(TEXT, b"\xff", rsv=4) + close(code)

@@ -24,7 +24,7 @@ def make() -> Iterator[Edges]:
 
 
 class Browser(Open):
-    """Everybody is user 7, by a cookie unless told otherwise."""
+    """Every client is user 7, authenticated by a cookie unless `cookie` is false."""
 
     def __init__(self, *, cookie: bool = True, csrftoken: str | None = TOKEN) -> None:
         token = None if csrftoken is None else Secret(csrftoken)
@@ -51,7 +51,7 @@ class Browser(Open):
     ],
 )
 def test_origins(make: Edges, origin: str | None, access: AccessSettings, cookie: bool, status: int) -> None:
-    """A foreign page gets a 403 that reveals nothing, before anything is asked or said of the user, whatever credential it brings."""
+    """A page of a foreign origin gets a 403 that reveals nothing. It comes before any credential is looked at."""
     edge = make(Browser(cookie=cookie), access=access)
     client = edge.connect().send(request(added=[] if origin is None else [f"Origin: {origin}"]))
     assert client.status == status
@@ -63,7 +63,7 @@ def test_origins(make: Edges, origin: str | None, access: AccessSettings, cookie
 
 
 def test_a_password_needs_no_xrftoken(make: Edges) -> None:
-    """awxkit has none to send; the page's origin has vouched for whoever is a page."""
+    """awxkit has no xrftoken to send. For a page, the check of its origin is enough."""
     client = make(Browser(cookie=False)).open()
     client.ask({"job_events": [1]})
     assert client.take()[0]["groups_current"] == ["job_events-1"]
@@ -71,14 +71,14 @@ def test_a_password_needs_no_xrftoken(make: Edges) -> None:
 
 @pytest.mark.parametrize(("access", "status"), [(PROXY, 101), (AccessSettings(), 403)])
 def test_the_host_that_a_proxy_was_asked_for(make: Edges, access: AccessSettings, status: int) -> None:
-    """A proxy that asks with another Host tells the browser's in X-Forwarded-Host: believed only of a trusted one."""
+    """A proxy that changes Host passes the browser's in X-Forwarded-Host. It is believed only from a trusted proxy."""
     edge = make(Browser(), access=access)
     client = edge.connect().send(request(added=["Origin: https://portal.example.com", "X-Forwarded-Host: portal.example.com"]))
     assert client.status == status
 
 
 def test_two_origins(make: Edges) -> None:
-    """Which of two would be the browser's can't be known: neither is believed."""
+    """With two of them the browser's origin is unknown: neither is believed."""
     assert make(Browser()).connect().send(request(added=[f"Origin: {HERE}", "Origin: https://evil.example"])).status == 400
 
 
@@ -87,7 +87,7 @@ WRONG = [None, "", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "é", 7, Tru
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_token_changes_nothing(make: Edges, wrong: object) -> None:
-    """Promise 31: it is answered with AWX's own words, and never by a close; what was subscribed before stays, and goes on."""
+    """Promise 31: it gets AWX's own error text, and no close. Existing subscriptions stay and deliver."""
     edge = make(Browser())
     client = edge.open()
     client.ask({"job_events": [1]}, xrftoken=TOKEN)
@@ -103,7 +103,7 @@ def test_a_wrong_token_changes_nothing(make: Edges, wrong: object) -> None:
 
 @pytest.mark.parametrize("tries", [4, 10, 30])
 def test_guessing_is_slow(make: Edges, tries: int) -> None:
-    """Contract 0.12: beyond three wrong tokens each answer takes a second, and so does whatever comes behind it; nothing is lost."""
+    """Contract 0.12: after three wrong tokens each answer takes a second, and so does each message behind it. Nothing is lost."""
     edge = make(Browser())
     client = edge.open()
     for _ in range(tries):
@@ -122,7 +122,7 @@ def test_guessing_is_slow(make: Edges, tries: int) -> None:
 
 
 def test_hang_up_while_an_answer_is_held_back(make: Edges) -> None:
-    """No timer is left (the fixture looks)."""
+    """No timer is left (the fixture checks)."""
     client = make(Browser()).open()
     for _ in range(5):
         client.ask({"job_events": [2]}, xrftoken="wrong")
@@ -130,7 +130,7 @@ def test_hang_up_while_an_answer_is_held_back(make: Edges) -> None:
 
 
 def test_the_right_token(make: Edges) -> None:
-    """It is asked for with every request, and one wrong try in between does no harm."""
+    """The token is checked on every request. One wrong try in between does no harm."""
     edge = make(Browser())
     client = edge.open()
     for token, word in [
@@ -147,7 +147,7 @@ def test_the_right_token(make: Edges) -> None:
 
 
 def test_a_wrong_token_in_v1(make: Edges) -> None:
-    """The error has a code and the request's id."""
+    """The error has a code, and the request's id."""
     client = make(Browser()).open(v1=True)
     client.ask({"job_events": [1]}, xrftoken="wrong", id=5)
     assert client.take() == [{"type": "error", "code": "xrftoken", "message": "access denied to channel", "id": 5}]
@@ -157,7 +157,7 @@ def test_a_wrong_token_in_v1(make: Edges) -> None:
 
 @pytest.mark.parametrize("csrftoken", [None, ""])
 def test_without_a_csrftoken_nothing_matches(make: Edges, csrftoken: str | None) -> None:
-    """A browser without the cookie knows no token: neither an empty one nor none is right."""
+    """A browser without the cookie knows no token: an empty one is refused, and so is none."""
     client = make(Browser(csrftoken=csrftoken)).open()
     client.ask({"job_events": [1]}).ask({"job_events": [1]}, xrftoken="")
     assert client.take() == [{"error": "access denied to channel"}] * 2
@@ -165,7 +165,7 @@ def test_without_a_csrftoken_nothing_matches(make: Edges, csrftoken: str | None)
 
 @pytest.mark.parametrize(("cookie", "access"), [(False, AccessSettings()), (True, AccessSettings(check_xrftoken=False))])
 def test_where_no_token_is_asked_for(make: Edges, cookie: bool, access: AccessSettings) -> None:
-    """A credential that no browser sends by itself needs none, and old AWX has none."""
+    """A credential that no browser sends by itself needs no token. Old AWX has none."""
     client = make(Browser(cookie=cookie), access=access).open()
     client.ask({"job_events": [1]}, xrftoken=None)
     assert client.take()[0]["groups_current"] == ["job_events-1"]

@@ -26,7 +26,7 @@ def make() -> Iterator[Edges]:
 
 
 class Tower:
-    """A method whose users and objects can be taken away. The query says which user, and which session."""
+    """A method whose users and objects the test can revoke. The query names the user and the session."""
 
     name = "tower"
 
@@ -47,7 +47,7 @@ class Tower:
         return succeed({topic: self.hidden[topic] for topic in topics if topic in self.hidden})
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """Gives the answer that was set, or that all is well."""
+        """Gives the answer that the test set, else the identity unchanged."""
         self.asked.append(identity.session)
         if isinstance(self.answer, Deferred):
             return self.answer
@@ -58,19 +58,19 @@ class Tower:
         self.forgotten.append(revocation)
 
     def stop(self) -> Deferred[None]:
-        """Nothing to let go of."""
+        """Nothing to close."""
         return succeed(None)
 
 
 def enter(edge: Edge, who: str, *, v1: bool = False) -> Client:
-    """A client that is in."""
+    """A client whose connection is open."""
     client = edge.connect().send(request(f"/websocket/?{who}", v1=v1))
     assert client.take()
     return client
 
 
 def watch(edge: Edge, seconds: float) -> None:
-    """Let the guard do its rounds for a while; connections answer pings meanwhile."""
+    """Let the credential monitor run its rounds for some time. Clients answer pings meanwhile."""
     edge.context.credential_monitor.start()
     for _ in range(round(seconds)):
         edge.clock.advance(1)
@@ -78,7 +78,7 @@ def watch(edge: Edge, seconds: float) -> None:
 
 
 def test_disconnect_by_user_and_by_session(make: Edges) -> None:
-    """Exactly the connections meant are closed, with 1008; the method forgets what it knew of them, and others notice nothing."""
+    """Exactly the named connections are closed, with 1008. The method drops its cache for them, and other connections notice nothing."""
     method = Tower()
     edge = make(method, ping_s=3600)
     disconnect = edge.context.credential_monitor.disconnect
@@ -99,7 +99,7 @@ def test_disconnect_by_user_and_by_session(make: Edges) -> None:
 
 
 class Slow(Tower):
-    """A method that takes its time at the door."""
+    """A method that answers during the handshake only when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Slow(Tower):
 @pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(user="7"), Revocation(session="a")])
 @pytest.mark.parametrize("later", [0, 14.5])
 def test_a_handshake_that_was_under_way(make: Edges, revocation: Revocation, later: float) -> None:
-    """An authentication that began before the revocation opens nothing however late it succeeds; another's, and the next one, do."""
+    """An authentication that began before the revocation opens nothing, however late it succeeds. Others do."""
     method = Slow()
     edge = make(method, handshake_s=15)
     client, other = (edge.connect().send(request()) for _ in range(2))
@@ -133,7 +133,7 @@ def test_a_handshake_that_was_under_way(make: Edges, revocation: Revocation, lat
 
 
 def test_when_revocations_may_have_been_missed(make: Edges) -> None:
-    """All credentials are asked about with the next ticks, a bounded number in each, and what the method has kept counts no more."""
+    """All credentials are checked again over the next ticks, a bounded number in each. Cached answers no longer count."""
     method = Tower()
     edge = make(method, ping_s=3600)
     for number in range(CREDENTIALS_PER_TICK + 20):
@@ -149,7 +149,7 @@ def test_when_revocations_may_have_been_missed(make: Edges) -> None:
 
 
 def test_expiry_follows_the_wall_clock(make: Edges) -> None:
-    """A connection ends within a second of its credential's end, also when the wall clock is put forward meanwhile."""
+    """A connection ends within a second of its credential's expiry, even if the wall clock is set forward meanwhile."""
     method = Tower()
     method.expires_at = WALL + 30
     edge = make(method, ping_s=3600)
@@ -168,7 +168,7 @@ def test_expiry_follows_the_wall_clock(make: Edges) -> None:
 
 @pytest.mark.parametrize("step_s", [-86400.0, -3600.0, -13.0, 0.0])
 def test_a_wall_clock_that_is_put_back_adds_nothing(make: Edges, step_s: float) -> None:
-    """What was left of the credential's time when it was brought is all that it gets, however far the clock is put back."""
+    """A connection gets the lifetime that its credential had left at the handshake, however far the clock is set back."""
     method = Tower()
     method.expires_at = WALL + 12
     edge = make(method, ping_s=3600)
@@ -181,7 +181,7 @@ def test_a_wall_clock_that_is_put_back_adds_nothing(make: Edges, step_s: float) 
 
 
 def test_an_end_that_is_far_away(make: Edges) -> None:
-    """The latest `exp` that a token may have closes nobody."""
+    """The latest possible `exp` in a token closes no connection."""
     method = Tower()
     method.expires_at = 253402300799.0
     edge = make(method, ping_s=3600)
@@ -191,7 +191,7 @@ def test_an_end_that_is_far_away(make: Edges) -> None:
 
 
 def test_credentials_that_left_delay_nobody(make: Edges) -> None:
-    """Only connected credentials take part in the rounds: one that stayed is asked about within 50 s, however many have left."""
+    """Only connected credentials take part in the rounds. One is checked within 50 s, however many others have disconnected."""
     method = Tower()
     edge = make(method, ping_s=3600)
     enter(edge, "7-a")
@@ -204,7 +204,7 @@ def test_credentials_that_left_delay_nobody(make: Edges) -> None:
 
 
 def test_a_credential_that_was_revoked(make: Edges) -> None:
-    """Its connection is closed within the minute; what is published after that does not reach it."""
+    """Its connection is closed within a minute. Messages published after that do not reach it."""
     method = Tower()
     edge = make(method, ping_s=3600)
     client = enter(edge, "7-a").listen(1)
@@ -216,7 +216,7 @@ def test_a_credential_that_was_revoked(make: Edges) -> None:
 
 
 def test_each_credential_about_once_a_minute(make: Edges) -> None:
-    """However many connections it has they are asked about together, about every 50 seconds at most."""
+    """All connections of a credential share one check, about every 50 seconds at most."""
     method = Tower()
     edge = make(method, ping_s=3600)
     for _ in range(3):
@@ -235,7 +235,7 @@ def test_each_credential_about_once_a_minute(make: Edges) -> None:
 
 
 def test_not_all_at_once(make: Edges) -> None:
-    """When all are due at the same time they are asked about in portions."""
+    """When all checks are due at the same time, they are sent in portions."""
     method = Tower()
     edge = make(method, ping_s=3600)
     for number in range(CREDENTIALS_PER_TICK + 20):
@@ -250,13 +250,13 @@ def test_not_all_at_once(make: Edges) -> None:
 
 
 class Session:
-    """What the guard sees of a connection."""
+    """The part of a connection that the credential monitor uses."""
 
     def __init__(self, number: int) -> None:
         self.identity = Identity(number, "tower", session=str(number))
 
     def recheck(self) -> None:
-        """All is well."""
+        """The check succeeds."""
 
     def revoke(self) -> None:
         """Not expected."""
@@ -264,7 +264,7 @@ class Session:
 
 
 def test_how_late_re_checks_are(make: Edges) -> None:
-    """With more credentials than a round has room for, `/status` and the log say by how much the interval is missed."""
+    """With more credentials than a round can check, `/status` and the log say how late the checks are."""
     edge = make(Tower(), access=AccessSettings(revalidate_s=10))
     credential_monitor = edge.context.credential_monitor
     lines: list[str] = []
@@ -299,7 +299,7 @@ def test_how_late_re_checks_are(make: Edges) -> None:
 
 
 def test_a_role_that_was_taken_away(make: Edges) -> None:
-    """A topic that may not be heard any more is taken away; the rest goes on without a gap, and so does the connection."""
+    """A topic that the user may no longer read is removed. Other topics go on without a gap, and the connection stays."""
     method = Tower()
     edge = make(method, ping_s=3600)
     tower, v1 = enter(edge, "7-a").listen(1, 2), enter(edge, "7-a", v1=True).listen(1, 2)
@@ -316,7 +316,7 @@ def test_a_role_that_was_taken_away(make: Edges) -> None:
 
 
 def test_a_check_that_cannot_be_made(make: Edges) -> None:
-    """Everything stays as it is, for ever if need be; but after five minutes nothing is added, until a check succeeds."""
+    """Existing subscriptions stay for as long as checks fail. After five minutes new ones are refused until a check succeeds."""
     method = Tower()
     edge = make(method, ping_s=3600)
     client = enter(edge, "7-a", v1=True).listen(1)
@@ -336,7 +336,7 @@ def test_a_check_that_cannot_be_made(make: Edges) -> None:
 
 
 def test_an_object_that_cannot_be_asked_for(make: Edges) -> None:
-    """A topic whose check could not be made is not taken away."""
+    """A topic whose check fails to get an answer is kept."""
     method = Tower()
     edge = make(method, ping_s=3600)
     client = enter(edge, "7-a").listen(1)
@@ -347,7 +347,7 @@ def test_an_object_that_cannot_be_asked_for(make: Edges) -> None:
 
 
 def test_a_bug_in_a_check_closes_nobody(make: Edges) -> None:
-    """It is logged; the connection stays, and is asked about again."""
+    """The bug is logged. The connection stays, and is checked again later."""
     method = Tower()
     edge = make(method, ping_s=3600)
     client = enter(edge, "7-a")
@@ -362,7 +362,7 @@ def test_a_bug_in_a_check_closes_nobody(make: Edges) -> None:
 
 
 def test_hang_up_while_asking(make: Edges) -> None:
-    """The question is taken back, and its answer does nothing; nobody asks twice at the same time."""
+    """The pending check is cancelled and its answer has no effect. No second check runs at the same time."""
     method = Tower()
     edge = make(method, ping_s=3600)
     client = enter(edge, "7-a").listen(1)
@@ -376,7 +376,7 @@ def test_hang_up_while_asking(make: Edges) -> None:
 
 
 def test_limit_reached(make: Edges) -> None:
-    """When AWX says that it ended sessions of a user, that user is asked about at once, and nobody else."""
+    """When AWX says that it ended sessions of a user, that user is checked at once, and no other user."""
     method = Tower()
     edge = make(method, ping_s=3600)
     client, other = enter(edge, "7-a"), enter(edge, "8-b")
@@ -390,7 +390,7 @@ def test_limit_reached(make: Edges) -> None:
 
 
 def test_never(make: Edges) -> None:
-    """With 0 nobody is asked about by itself, and no answer grows stale."""
+    """With 0 no checks run by themselves, and no answer becomes stale."""
     method = Tower()
     edge = make(method, access=AccessSettings(revalidate_s=0), ping_s=3600)
     client = enter(edge, "7-a", v1=True)
@@ -401,21 +401,21 @@ def test_never(make: Edges) -> None:
 
 
 class Broken:
-    """A session that nothing can be done with."""
+    """A session that fails on each call."""
 
     identity = Identity(9, "tower", session="x", expires_at=WALL + 1)
 
     def recheck(self) -> None:
-        """Ours."""
+        """Fails."""
         raise RuntimeError("ours")
 
     def revoke(self) -> None:
-        """Ours."""
+        """Fails."""
         raise RuntimeError("ours")
 
 
 def test_a_bug_does_not_end_the_rounds(make: Edges) -> None:
-    """One connection that can't be dealt with is logged; the others are still seen to, and it does not stay for ever."""
+    """A failure on one connection is logged. The other connections are still checked, and the failing one does not stay for ever."""
     method = Tower()
     edge = make(method, ping_s=3600)
     broken = Broken()
@@ -429,7 +429,7 @@ def test_a_bug_does_not_end_the_rounds(make: Edges) -> None:
 
 
 def test_a_bug_does_not_spare_the_others(make: Edges) -> None:
-    """When one of a user's connections can't be closed the others are all the same, and it is logged."""
+    """If closing one of a user's connections fails, the user's other connections are still closed. The failure is logged."""
     edge = make(Tower(), ping_s=3600)
     broken = Broken()
     edge.context.credential_monitor.enter(broken)

@@ -1,4 +1,4 @@
-"""A page may bring several session cookies, and only AWX knows which one is its own: each of them counts for a revocation."""
+"""A page may send several session cookies, and only AWX knows which one is its own. A revocation of any of them counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make() -> Iterator[Edges]:
 
 
 def named(value: str) -> str:
-    """What a credential is called in a revocation."""
+    """The name of a credential in a revocation."""
     return hashlib.sha256(value.encode()).hexdigest()[:32]
 
 
@@ -32,7 +32,7 @@ CASES = [
     ("sessionid=a; awx_sessionid=b; awxsessionid=s20", "s20", True),
     ("sessionid=a; awx_sessionid=b; awxsessionid=s20", "b", True),
     ("sessionid=s20; awx_sessionid=s20", "s20", True),
-    ("sessionid=old; sessionid=s20", "s20", True),  # Django takes the last of one name, and so it is the one that is sent on
+    ("sessionid=old; sessionid=s20", "s20", True),  # Django takes the last of equal names, so that is the one sent on
     ("sessionid=s20; sessionid=old", "s20", False),
     ("sessionid=other; unknown=s20", "s20", False),
     ("sessionid=other; csrftoken=s20", "s20", False),
@@ -54,7 +54,7 @@ def test_an_open_connection_is_found_by_any_of_them(make: Edges, cookies: str, r
 
 @pytest.mark.parametrize(("cookies", "revoked", "counts"), CASES)
 def test_a_handshake_that_was_under_way(make: Edges, cookies: str, revoked: str, counts: bool) -> None:
-    """It is refused when any of its cookies was revoked meanwhile, and the answer that is kept counts no more."""
+    """The handshake is refused if any of its cookies was revoked meanwhile. The cached answer no longer counts."""
     bench = Bench()
     edge = make(bench.method)
     client = edge.connect().send(request(added=[f"Cookie: {cookies}"]))

@@ -32,7 +32,7 @@ def make() -> Iterator[Edges]:
 
 
 def test_open_handshake(make: Edges) -> None:
-    """A handshake on …/websocket is answered with 101 and the right key; the first frame is the dialect's welcome."""
+    """A handshake on …/websocket is answered with 101 and the right key. The first frame is the dialect's welcome."""
     edge = make()
     for path in ("/websocket/", "/websocket", "/a/b/websocket/?token=x", "/x/websocket?"):
         client = edge.connect().send(request(path))
@@ -43,7 +43,7 @@ def test_open_handshake(make: Edges) -> None:
 
 
 def test_subprotocol_chooses_dialect(make: Edges) -> None:
-    """towerws.v1 is spoken when it is asked for, also among others; any other subprotocol gets Tower's dialect and is not confirmed."""
+    """towerws.v1 is spoken when the client offers it, also among others. Any other subprotocol gets Tower's dialect, unconfirmed."""
     edge = make()
     client = edge.connect().send(request(added=["Sec-WebSocket-Protocol: chat, towerws.v1"]))
     assert b"Sec-WebSocket-Protocol: towerws.v1\r\n" in client.response
@@ -53,7 +53,7 @@ def test_subprotocol_chooses_dialect(make: Edges) -> None:
         ["Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: towerws.v1"],
     ):
         assert edge.connect().send(request(added=among)).take()[0]["type"] == "welcome"
-    # Findings P10: a client that needs v1 must look at what was chosen.
+    # Findings P10: a client that needs v1 must look at the chosen subprotocol.
     for name in (
         "chat",
         "towerws.v2",
@@ -72,7 +72,7 @@ def test_subprotocol_chooses_dialect(make: Edges) -> None:
 
 
 def test_handshake_byte_by_byte_with_frames_behind_it(make: Edges) -> None:
-    """However the bytes are cut, the handshake and what is sent right behind it are understood."""
+    """The handshake and the frames right behind it are understood, however the bytes are cut."""
     edge = make()
     raw = request() + text({"groups": {"job_events": [1]}})
     client = edge.connect().send(*(raw[at : at + 1] for at in range(len(raw))))
@@ -116,7 +116,7 @@ def test_handshake_byte_by_byte_with_frames_behind_it(make: Edges) -> None:
     ],
 )
 def test_refusals_by_http_status(make: Edges, raw: bytes, status: int, word: bytes) -> None:
-    """Whatever is not an opening handshake gets the fitting status, a text that helps, and the end of the connection."""
+    """A request that is not an opening handshake gets the fitting status and a helpful text. Then the connection ends."""
     edge = make()
     client = edge.connect().send(raw)
     assert client.status == status
@@ -129,7 +129,7 @@ def test_refusals_by_http_status(make: Edges, raw: bytes, status: int, word: byt
 
 
 def test_refusal_repeats_nothing(make: Edges) -> None:
-    """A refusal never repeats what was sent: no token from the URL, no header, nor does the log."""
+    """Neither the answer nor the log repeats anything that was sent: no token from the URL, and no header."""
     edge = make()
     for raw in (
         request("/websocket/?token=canary", without=["Sec-WebSocket-Key"]),
@@ -161,7 +161,7 @@ def test_refusal_repeats_nothing(make: Edges) -> None:
     ids=range(12),
 )
 def test_heads_that_a_strict_server_takes(make: Edges, raw: bytes) -> None:
-    """Findings P2 and P3: RFC 9110 and 9112 as they are, in one piece and byte by byte."""
+    """Findings P2 and P3: heads that RFC 9110 and 9112 allow are accepted, in one piece and byte by byte."""
     edge = make()
     assert edge.connect().send(raw).status == 101
     assert edge.connect().send(*(raw[at : at + 1] for at in range(len(raw)))).status == 101
@@ -170,7 +170,7 @@ def test_heads_that_a_strict_server_takes(make: Edges, raw: bytes) -> None:
 @pytest.mark.parametrize("path", ["/websocket/", "/", "/favicon.ico"])
 @pytest.mark.parametrize("lead", [b"", b"\r\n"])
 def test_head_gets_a_head_only(make: Edges, path: str, lead: bytes) -> None:
-    """Findings P3: the answer to HEAD is no longer than its head."""
+    """Findings P3: the answer to HEAD has no body."""
     edge = make(limits={"per_address": 2})
     client = edge.connect().send(lead + request(path).replace(b"GET", b"HEAD"))
     assert client.status in (404, 405)
@@ -185,7 +185,7 @@ def test_head_gets_a_head_only(make: Edges, path: str, lead: bytes) -> None:
 @pytest.mark.parametrize("first", [1, 2, 5, 200])
 @pytest.mark.parametrize("version", [0, 1, 3])
 def test_a_tls_hello_is_turned_away_at_once(make: Edges, version: int, first: int) -> None:
-    """Findings P11: without an answer, which it could not read; however its first bytes are cut."""
+    """Findings P11: the connection is closed without an answer, which the client could not read, however its first bytes are cut."""
     edge = make()
     hello = b"\x16\x03%c\x02\x00\x01\x00\x01\xfc\x03\x03" % version + bytes(range(256)) * 2
     client = edge.connect().send(hello[:first], hello[first:])
@@ -198,7 +198,7 @@ def test_a_tls_hello_is_turned_away_at_once(make: Edges, version: int, first: in
 
 @pytest.mark.parametrize("byte", [*range(0x80, 0x100)])
 def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, byte: int) -> None:
-    """Promise 30: what one parser or another takes for the end of a line ends none here. It stays in the value that it stands in."""
+    """Promise 30: a byte that some parser takes for a line end ends no line here. It stays in its value."""
     method = SlowMethod()
     client = make(method).connect().send(request(added=[f"User-Agent: x{chr(byte)}X-Forwarded-For: 203.0.113.9{chr(byte)}y: z"]))
     assert client.status == 101
@@ -219,7 +219,7 @@ def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, byte: int) -> None:
     ],
 )
 def test_no_header_smuggling(make: Edges, byte: int, position: str) -> None:
-    """Promise 30: no byte that somebody might take for the end of a line gets through; authentication never sees the head."""
+    """Promise 30: a byte that some parser may take for a line end is refused. Authentication never sees the head."""
     method = SlowMethod()
     edge = make(method)
     bad = chr(byte)
@@ -247,7 +247,7 @@ def test_no_header_smuggling(make: Edges, byte: int, position: str) -> None:
     ],
 )
 def test_no_second_opinion_of_a_head(make: Edges, lines: list[str]) -> None:
-    """A header that decides something stands there once, and a line that two parsers could read in two ways not at all."""
+    """A header that decides something may occur only once. A line that two parsers could read differently is refused."""
     method = SlowMethod()
     client = make(method).connect().send(request(added=lines))
     assert client.status == 400
@@ -255,7 +255,7 @@ def test_no_second_opinion_of_a_head(make: Edges, lines: list[str]) -> None:
 
 
 def test_endless_head(make: Edges) -> None:
-    """A head is cut off with 431 at 16 KiB, and nothing behind that is kept, however much comes."""
+    """A head is cut off with 431 at 16 KiB. Nothing behind that is kept, however much comes."""
     edge = make()
     client = edge.connect()
     client.transport.stalled = True
@@ -272,7 +272,7 @@ def test_endless_head(make: Edges) -> None:
 
 
 def test_head_of_the_largest_size(make: Edges) -> None:
-    """A head of 16 KiB is fine, one byte more is 431."""
+    """A head of 16 KiB is accepted. One byte more gets 431."""
     edge = make()
     for more, status in ((0, 101), (1, 431)):
         fill = edge.settings.head_bytes - len(request(added=["X: "])) + 4 + more
@@ -280,7 +280,7 @@ def test_head_of_the_largest_size(make: Edges) -> None:
 
 
 def test_slow_head_is_cut(make: Edges) -> None:
-    """A handshake that is not finished after `handshake_s` is cut, whatever trickles in."""
+    """A handshake that is not finished after `handshake_s` is cut, even if bytes still trickle in."""
     edge = make(handshake_s=15)
     client = edge.connect()
     for at in range(30):
@@ -290,12 +290,12 @@ def test_slow_head_is_cut(make: Edges) -> None:
     assert client.transport.lost
 
 
-# authentication and the opening
+# Authentication and the opening
 
 
 @pytest.mark.parametrize(("error", "status"), [(Refused("canary"), 403), (Unavailable("canary"), 503), (KeyError("canary"), 500)])
 def test_failing_authentication(make: Edges, error: Exception, status: int) -> None:
-    """A bad credential is a 403, one that can't be checked a 503, our own fault a 500 with its traceback in the log only."""
+    """A bad credential gets a 403. One that can't be checked gets a 503. A bug gets a 500, and its traceback is only in the log."""
 
     class Failing(Open):
         def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
@@ -316,7 +316,7 @@ def test_failing_authentication(make: Edges, error: Exception, status: int) -> N
 
 
 def test_late_authentication_opens_nothing(make: Edges) -> None:
-    """A credential that is accepted after the handshake's time was up opens nothing (F3); asking is cancelled with the connection."""
+    """F3: a credential accepted after the handshake's timeout opens nothing. The check is cancelled with the connection."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method, handshake_s=15)
     client = edge.connect().send(request())
@@ -335,7 +335,7 @@ def test_late_authentication_opens_nothing(make: Edges) -> None:
     edge = make(deaf)
     client = edge.connect().send(request())
     client.transport.abortConnection = lambda: None  # type: ignore[method-assign]
-    edge.advance(16)  # the state is CLOSED, the transport not yet lost
+    edge.advance(16)  # the state is CLOSED, the transport is still connected
     deaf.handshakes[0][1].callback(Identity(7))
     edge.advance(0)
     assert client.transport.received == b""
@@ -343,7 +343,7 @@ def test_late_authentication_opens_nothing(make: Edges) -> None:
 
 
 def test_hang_up_while_authenticating(make: Edges) -> None:
-    """A client that is gone while its credential is checked is not asked about any more."""
+    """The check is cancelled when its client disconnects."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method)
     client = edge.connect().send(request())
@@ -353,7 +353,7 @@ def test_hang_up_while_authenticating(make: Edges) -> None:
 
 
 def test_one_handshake_per_connection(make: Edges) -> None:
-    """A second request behind the first is not read as one (F4): one question, one 101, and the identity of the first."""
+    """F4: bytes behind the first request are not read as a second one. There is one check, one 101, and the identity of the first."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method)
     client = edge.connect().send(request("/a/websocket/"))
@@ -367,7 +367,7 @@ def test_one_handshake_per_connection(make: Edges) -> None:
 
 
 def test_early_bytes_are_bounded(make: Edges) -> None:
-    """While the credential is checked at most 16 KiB are kept; a client that sends a MiB is cut, and asking cancelled."""
+    """While the credential is checked at most 16 KiB are kept. A client that sends 1 MiB is cut, and its check is cancelled."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method)
     client = edge.connect().send(request(), *[b"x" * 65536] * 16)
@@ -383,7 +383,7 @@ def test_early_bytes_are_bounded(make: Edges) -> None:
 
 
 def test_early_frames_are_followed(make: Edges) -> None:
-    """A request sent before the 101 (a client in a hurry) is answered after it."""
+    """A request that an eager client sends before the 101 is answered after it."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method)
     client = edge.connect().send(request(), text({"groups": {}}))
@@ -393,7 +393,7 @@ def test_early_frames_are_followed(make: Edges) -> None:
 
 
 def test_unix_socket(make: Edges) -> None:
-    """A client on a UNIX socket (a proxy on the same machine) has no address, and is served like any other."""
+    """A client on a UNIX socket, such as a proxy on the same machine, has no address. It is served like any other."""
     edge = make()
     client = edge.connect()
     client.transport.getPeer = client.transport.getHost = lambda: UNIXAddress(None)  # type: ignore[assignment,method-assign,return-value]
@@ -405,7 +405,7 @@ def test_unix_socket(make: Edges) -> None:
 
 
 def test_failure_of_our_own_ends_the_connection(make: Edges) -> None:
-    """When a connection can't be opened for a fault of ours, it is logged and ended, and not left half open."""
+    """If a bug keeps a connection from opening, it is logged. The connection ends, and is not left half open."""
     edge = make()
 
     def broken(*arguments: object) -> None:

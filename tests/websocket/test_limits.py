@@ -15,7 +15,7 @@ def make() -> Iterator[Edges]:
 
 
 def slow_handshake(edge: Edge) -> None:
-    """Half of a request, and then nothing."""
+    """Half of a request, then nothing."""
     edge.connect().send(request()[:40])
     edge.advance(16)
 
@@ -32,7 +32,7 @@ def fragments(edge: Edge) -> None:
 
 
 def assembly(edge: Edge) -> None:
-    """A message that is begun, and not ended."""
+    """A message that begins and never ends."""
     edge.open().send(frame(TEXT, b"{", fin=False))
     edge.advance(11)
 
@@ -48,17 +48,17 @@ def size(edge: Edge) -> None:
 
 
 def malformed(edge: Edge) -> None:
-    """One message after the other that can't be understood."""
+    """Malformed messages, one after the other."""
     edge.open().send(*[frame(BINARY, b"x")] * 10)
 
 
 def inbox(edge: Edge) -> None:
-    """More messages than are followed at once, and long ones."""
+    """Long messages, more than are handled at once."""
     edge.open().send(*[text({"groups": {}, "pad": "x" * 3000})] * 70)
 
 
 def backlog(edge: Edge) -> None:
-    """A client that asks, and does not read the answers."""
+    """A client that sends requests and does not read the answers."""
     client = edge.open()
     client.transport.stalled = True
     wanted = text({"groups": {"job_events": list(range(1000))}})
@@ -68,7 +68,7 @@ def backlog(edge: Edge) -> None:
 
 
 def rate(edge: Edge) -> None:
-    """A message more than may come at once: it waits."""
+    """One message more than the burst allows: it waits."""
     edge.open().send(*[text({"groups": {}})] * 41)
 
 
@@ -94,7 +94,7 @@ def topics(edge: Edge) -> None:
     ],
 )
 def test_each_limit_is_counted_by_its_name(make: Edges, limit: str, meet: Callable[[Edge], None], ends: bool) -> None:
-    """Whoever looks at `/status` sees which limit clients meet; a connection that ends on one is counted once."""
+    """`/status` shows which limit clients reach. A connection that ends on a limit is counted once."""
     edge = make()
     bystander = edge.open()
     bystander.listen(1)

@@ -26,7 +26,7 @@ def make() -> Iterator[Edges]:
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What is logged, as it would stand in a file."""
+    """The log lines, as they would stand in a file."""
     found: list[str] = []
 
     def note(event: LogEvent) -> None:
@@ -39,7 +39,7 @@ def lines() -> Iterator[list[str]]:
 
 
 class Hostile(Open):
-    """A user whose name would be another line of the log."""
+    """A user whose name contains a line end."""
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
@@ -47,7 +47,7 @@ class Hostile(Open):
 
 
 def test_a_storm_of_connections(make: Edges, lines: list[str]) -> None:
-    """Promise 39: 10,000 connections that come and go in ten seconds write at most 100 lines a second; none goes uncounted."""
+    """Promise 39: 10,000 connections that open and close in ten seconds write at most 100 lines per second. All are counted."""
     edge = make(limits={"connections": 20_000, "per_address": 20_000})
     most = counted = 0
     for _ in range(10):
@@ -68,7 +68,7 @@ def test_a_storm_of_connections(make: Edges, lines: list[str]) -> None:
 
 
 def test_one_line_at_each_end(make: Edges, lines: list[str]) -> None:
-    """Who, from where, for how long, how much and why: one line when a connection opens, one when it ends, nothing in between."""
+    """One line when a connection opens and one when it ends. They name the user, address, duration, volume and reason."""
     edge = make()
     client = edge.open().listen(1, 2).ask({"nonsense": [1], "job_events": [3]})
     edge.publish("job_events.3", {"n": 1})
@@ -82,7 +82,7 @@ def test_one_line_at_each_end(make: Edges, lines: list[str]) -> None:
 
 
 def test_nothing_secret_and_nothing_hostile(make: Edges, lines: list[str]) -> None:
-    """Promise 39: no token, cookie, query, header or payload is logged, nor a character that does anything to who reads it."""
+    """Promise 39: no token, cookie, query, header or payload is logged, and no control character."""
     edge = make(Hostile(), access=AccessSettings(trusted_proxies=("192.0.2.1",)))
     headers = [f"Cookie: sessionid={CANARY}", f"X-Forwarded-For: {CANARY}", f"User-Agent: {CANARY}", "Origin: http://tower.example.com"]
     client = edge.connect().send(request(f"/{CANARY}/websocket/?token={CANARY}", added=headers))
@@ -100,7 +100,7 @@ def test_nothing_secret_and_nothing_hostile(make: Edges, lines: list[str]) -> No
 
 
 def test_a_refusal_that_locks_users_out_is_logged(make: Edges, lines: list[str]) -> None:
-    """Findings P2 and P11: one line for each problem of an address, and the number of those in between in the next."""
+    """Findings P2 and P11: one line for each problem of an address. The next line has the number of problems in between."""
     edge = make()
     refusals = {
         "a header line is not name: value": request(added=["no colon"]),
@@ -129,7 +129,7 @@ def test_a_refusal_that_locks_users_out_is_logged(make: Edges, lines: list[str])
 
 
 def test_a_proxy_that_names_nobody_is_logged(make: Edges, lines: list[str]) -> None:
-    """Findings P4: clients that count as one address are no surprise to the operator."""
+    """Findings P4: the log tells the operator that all clients of this proxy count as one address."""
     edge = make(access=AccessSettings(trusted_proxies=("192.0.2.1",)))
     for added in (["X-Forwarded-For: unknown"], ["Forwarded: for=_x"], ["X-Forwarded-For: 203.0.113.5:x"], ["Forwarded: proto=http"]):
         edge.connect().send(request(added=added))

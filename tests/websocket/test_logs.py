@@ -29,13 +29,13 @@ def make() -> Iterator[Edges]:
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What is logged."""
+    """The log lines."""
     with logged() as found:
         yield found
 
 
 class Says(Open):
-    """Answers every handshake, and every token, with the same."""
+    """Gives the same answer to every handshake, and to every token."""
 
     takes_tokens = False
 
@@ -48,7 +48,7 @@ class Says(Open):
 
 
 class Visited(Says):
-    """A credential may come in a message, and is not good."""
+    """A credential may come in a message, and is refused."""
 
     takes_tokens = True
 
@@ -76,7 +76,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("header", "method", "expected"), REFUSALS)
 def test_each_refused_handshake_has_a_line(make: Edges, lines: Lines, header: str, method: Says, expected: str) -> None:
-    """Address, kind of credential, reason and status stand in it, in a fixed form."""
+    """The line names the address, the kind of credential, the reason and the status, in a fixed form."""
     edge = make(method)
     edge.connect("203.0.113.7").send(request(added=[header] if header else []))
     (line,) = lines.texts
@@ -89,7 +89,7 @@ LIMITS = {"per_address": "address", "per_user": "user", "half_open": "half_open"
 
 @pytest.mark.parametrize(("limit", "reason"), LIMITS.items())
 def test_a_limit_that_is_met_is_a_warning_with_its_option(make: Edges, lines: Lines, limit: str, reason: str) -> None:
-    """So that whoever runs it can raise the right one."""
+    """The warning names the option, so that the operator can raise the right one."""
     edge = make(Says(USER), limits={limit: 1})
     for _ in range(2):
         edge.connect("203.0.113.7") if limit == "half_open" else edge.connect("203.0.113.7").send(request())
@@ -100,7 +100,7 @@ def test_a_limit_that_is_met_is_a_warning_with_its_option(make: Edges, lines: Li
 
 
 def revoked(edge: Edge) -> None:
-    """A handshake that was under way when its user was revoked."""
+    """A handshake whose user was revoked while it was checked."""
     waiting: Deferred[Identity | None] = Deferred()
     edge.context.auth.authenticate = lambda head, address: waiting  # type: ignore[method-assign]
     edge.connect("203.0.113.7").send(request())
@@ -120,7 +120,7 @@ def with_a_bad_token(edge: Edge) -> None:
 
 
 def without_a_token(edge: Edge) -> None:
-    """A client that says something else first."""
+    """A client that sends something else first."""
     edge.connect("203.0.113.7").send(request(v1=True), text({"groups": {}}))
 
 
@@ -138,13 +138,13 @@ def without_a_token(edge: Edge) -> None:
     ],
 )
 def test_refusals_after_the_handshake(make: Edges, lines: Lines, method: Says, act: Callable[[Edge], None], expected: str) -> None:
-    """A client that is let in first has the same line when it is refused after that."""
+    """A client that is refused after the upgrade gets the same line."""
     act(make(method))
     assert [line for line in lines.texts if line.startswith(f"refused address=203.0.113.7 {expected}")]
 
 
 def test_equal_refusals_are_folded(lines: Lines) -> None:
-    """Of a storm from one address one line is written in ten seconds, with the number of those before it."""
+    """Many equal refusals of one address give one line in ten seconds. It has the number of those before it."""
     clock = Clock()
     log = RefusalLog(clock)
     for _ in range(5):
@@ -157,7 +157,7 @@ def test_equal_refusals_are_folded(lines: Lines) -> None:
 
 
 def test_a_network_of_ipv6_is_one_address(lines: Lines) -> None:
-    """Whoever has a /64 does not get a line for each of its addresses."""
+    """All addresses of a /64 share one line."""
     log = RefusalLog(Clock())
     for number in range(100):
         log.line(f"2001:db8::{number:x}", "credential")
@@ -165,7 +165,7 @@ def test_a_network_of_ipv6_is_one_address(lines: Lines) -> None:
 
 
 def test_refusals_from_everywhere(lines: Lines) -> None:
-    """Lines and memory are bounded, however many addresses there are; what has no line is counted."""
+    """Lines and memory are bounded, however many addresses there are. Refusals without a line are counted."""
     clock = Clock()
     log = RefusalLog(clock)
     sent = 0
@@ -184,7 +184,7 @@ def test_refusals_from_everywhere(lines: Lines) -> None:
 
 @pytest.mark.parametrize("access", [AccessSettings(trusted_proxies=("192.0.2.1",))])
 def test_the_address_is_the_clients(make: Edges, lines: Lines, access: AccessSettings) -> None:
-    """Behind a trusted proxy it is the one that the proxy saw, also of a request that is refused for its page."""
+    """Behind a trusted proxy the line has the address that the proxy saw, also when the origin is refused."""
     edge = make(Says(USER), access=access)
     edge.connect().send(request(added=["X-Forwarded-For: 203.0.113.9", "Origin: http://evil.example"]))
     assert lines.texts[0].startswith("refused address=203.0.113.9 ")
@@ -206,7 +206,7 @@ JWT = [
 def test_each_refused_jwt_says_why(
     make: Edges, lines: Lines, tmp_path: Path, name: str, changes: dict[str, object], detail: str, way: str
 ) -> None:
-    """By whichever way it came; and nothing of the token stands in the line."""
+    """The line names the reason for each way in which a token arrives. It contains no part of the token."""
     edge = make(Chain([make_method(tmp_path, cookie="jwt")]))
     token = sign(claims(**{"sub": "canary", **changes}))
     sent = {

@@ -1,4 +1,4 @@
-"""Pages of other sites, and names of other people's for this machine: who may connect though the daemon asks for no credential."""
+"""Pages of other sites, and foreign names for this machine: which clients may connect while the daemon asks for no credential."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make() -> Iterator[Edges]:
 
 
 class Named(Open):
-    """Everybody has brought a credential."""
+    """Every client has a credential."""
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
@@ -36,7 +36,7 @@ class Named(Open):
 
 
 class Visited(Open):
-    """Nobody has brought a credential, which may come in a message."""
+    """No client has a credential. It may come in a message."""
 
     takes_tokens = True
 
@@ -50,7 +50,7 @@ class Visited(Open):
 
 
 def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOOPBACK, peer: str = "127.0.0.1") -> int:
-    """What a browser is answered that is on the page `origin`, and was told to connect to `host`."""
+    """The status for a browser on the page `origin` that connects to `host`."""
     client = edge.connect(peer)
     transport: Any = client.transport
     transport.getHost = lambda: listening
@@ -78,7 +78,7 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
     ],
 )
 def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
-    """A page must come from where it connects to, or from the daemon's own admin port there, whatever the way of authenticating."""
+    """A page must come from the host that it connects to, or from the daemon's admin port there. The method makes no difference."""
     edge = make(method())
     edge.factory.pages._page_ports = lambda: (ADMIN_PORT,)
     assert status(edge, "127.0.0.1:8051", origin) == (101 if allowed else 403)
@@ -106,7 +106,7 @@ def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None,
 )
 @pytest.mark.parametrize("listening", [LOOPBACK, IPv4Address("TCP", "127.8.0.1", 8051), IPv6Address("TCP", "::1", 8051)])
 def test_by_which_name(make: Edges, host: str, allowed: bool, listening: object) -> None:
-    """On loopback a name that someone made point here gets nothing without a credential, though its page has the same origin."""
+    """On loopback, without a credential, a foreign name that resolves to this machine is refused, even if the page's origin matches."""
     edge = make(access=AccessSettings(origins=("https://portal.example.com",)))
     for origin in (None, f"http://{host}"):
         assert status(edge, host, origin, listening=listening) == (101 if allowed else 403)
@@ -125,13 +125,13 @@ def test_by_which_name(make: Edges, host: str, allowed: bool, listening: object)
     ],
 )
 def test_where_any_name_will_do(make: Edges, method: type[Method], access: AccessSettings, listening: object) -> None:
-    """Whoever asks for a credential is not fooled by a name, and neither is an address of the network's, or behind a proxy.
+    """Any name is accepted with a credential, on an address of the network, or behind a proxy.
 
-    AWX's own nginx passes on the browser's `Host`, and may be told nothing of towerws (contract 4.1).
+    AWX's own nginx passes on the browser's `Host`, and may not be configured for towerws (contract 4.1).
     """
     assert status(make(method(), access=access), "tower.example.com", "https://tower.example.com", listening=listening) == 101
 
 
 def test_where_origins_are_not_checked(make: Edges) -> None:
-    """The option that switches it off does so for all."""
+    """The option that switches the check off applies to all pages."""
     assert status(make(access=AccessSettings(check_origin=False)), "127.0.0.1", "http://evil.example") == 101

@@ -1,4 +1,4 @@
-"""What one user may have replayed: enough for pages that come back, and no more than a bounded rate for one that asks again and again."""
+"""How much one user may have replayed: enough for pages that reconnect, and a bounded rate for a client that asks repeatedly."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from towerws.core.identity import Identity
 from towerws.websocket.replay import CONNECTION_SHARE, HISTORIES_AT_ONCE, ReplayBounds
 
 RATE, HISTORY = 64_000, 100_000
-"""Bytes: small ones, of the same proportions as the defaults."""
+"""Bytes: small limits, in the same proportions as the defaults."""
 
 EVENTS = 90
 PAYLOAD = json.dumps({"x": "x" * 900}).encode()
 WHOLE = EVENTS * 1000
-"""About what a replay of all of them weighs."""
+"""About the size of a replay of all events."""
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def make() -> Iterator[Edges]:
 
 
 class Named(Open):
-    """Everybody is who the query says, or nobody in particular."""
+    """Takes the user from the query, if there is one."""
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
@@ -46,7 +46,7 @@ def bounded(make: Edges) -> Edge:
 
 
 def fill(edge: Edge) -> str:
-    """Ninety events of a kilobyte; the position before them."""
+    """Publish ninety events of one kilobyte. Returns the position before them."""
     client = edge.open(v1=True).ask({"job_events": [1]})
     before = str(client.take()[0]["position"])
     client.hang_up()
@@ -63,15 +63,15 @@ def enter(edge: Edge, user: str = "", peer: str = "192.0.2.1") -> Client:
 
 
 def events(client: Client) -> int:
-    """How many events it got since the last call."""
+    """How many events the client got since the last call."""
     return sum(message["type"] == "event" for message in client.take())
 
 
 def ask_again(edge: Edge, client: Client, since: str, seconds: int) -> int:
-    """Ask for all of it ten times a second; how many events came."""
+    """Ask for the whole history ten times a second. Returns how many events came."""
     heard = 0
     for _ in range(seconds * 10):
-        client.ask({}).ask({"job_events": [1]}, since=since)  # of a topic that it keeps nothing is repeated
+        client.ask({}).ask({"job_events": [1]}, since=since)  # a subscription that is already held is not replayed
         edge.advance(0.1, step=0.05)
         heard += events(client)
     return heard
@@ -79,7 +79,7 @@ def ask_again(edge: Edge, client: Client, since: str, seconds: int) -> int:
 
 @pytest.mark.parametrize("user", ["", "7"])
 def test_one_connection_that_asks_again_and_again(make: Edges, user: str) -> None:
-    """It gets history once at full speed, and from then on a small share of what its user gets."""
+    """It gets history once at full speed, and after that a small share of its user's rate."""
     edge = bounded(make)
     since = fill(edge)
     heard = ask_again(edge, enter(edge, user), since, 20)
@@ -90,7 +90,7 @@ def test_one_connection_that_asks_again_and_again(make: Edges, user: str) -> Non
 @pytest.mark.parametrize("user", ["", "7"])
 @pytest.mark.parametrize("at_once", [1, 5])
 def test_one_user_that_comes_again_and_again(make: Edges, user: str, at_once: int) -> None:
-    """With a new connection each time: all of them together get a few histories at once, and so much a second."""
+    """With a new connection each time: together they get a few histories at once, then a fixed rate."""
     edge = bounded(make)
     since = fill(edge)
     heard = 0
@@ -106,7 +106,7 @@ def test_one_user_that_comes_again_and_again(make: Edges, user: str, at_once: in
 
 @pytest.mark.parametrize(("first", "second"), [(("7", "192.0.2.1"), ("8", "192.0.2.1")), (("", "192.0.2.1"), ("", "192.0.2.2"))])
 def test_another_user_is_not_slowed_down(make: Edges, first: tuple[str, str], second: tuple[str, str]) -> None:
-    """A user is known by its id, and who has none by the address."""
+    """A user is known by its id. A client without an id is known by its address."""
     edge = bounded(make)
     since = fill(edge)
     for _ in range(10):
@@ -118,7 +118,7 @@ def test_another_user_is_not_slowed_down(make: Edges, first: tuple[str, str], se
 
 
 def test_nothing_is_lost_or_reordered_while_it_waits(make: Edges) -> None:
-    """A replay that has to wait goes on where it stood, with what was published meanwhile behind it, each event once."""
+    """A replay that waits resumes where it stopped. Events published meanwhile come after it, each one once."""
     edge = bounded(make)
     edge.context.replays = ReplayBounds(RATE, 20_000)
     client = enter(edge, "7").ask({"job_events": [1]})
@@ -141,7 +141,7 @@ def test_nothing_is_lost_or_reordered_while_it_waits(make: Edges) -> None:
 
 
 def test_a_slow_reader_is_not_counted(make: Edges) -> None:
-    """What it is fed because its socket was full is what it was due anyhow, and is fed as fast as it reads."""
+    """Events that waited for a full socket are no replay. They are sent as fast as the client reads."""
     edge = bounded(make)
     client = enter(edge, "7").ask({"job_events": [1]})
     client.take()
@@ -156,7 +156,7 @@ def test_a_slow_reader_is_not_counted(make: Edges) -> None:
 
 
 def test_hang_up_while_a_replay_waits(make: Edges) -> None:
-    """No timer is left (the fixture looks)."""
+    """No timer is left (the fixture checks)."""
     edge = bounded(make)
     since = fill(edge)
     client = enter(edge, "7")

@@ -1,4 +1,4 @@
-"""Promise 34, with the real method of Tower and the real guard: what was taken away is heard for a minute more at the most."""
+"""Promise 34, with the real Tower method and the real monitor: revoked access ends within a minute."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from towerws.core.settings import TowerSettings
 
 PROMISED_S = 60.0
 ANSWER_S = 1.9
-"""How long the API takes for each answer, which says how things stood when it was asked. Its deadline is 2 s."""
+"""Seconds that the API takes for each answer, which shows the state at the time of the question. Its timeout is 2 s."""
 
 
 class Api:
-    """A Tower with one session and one job, either of which can be taken away; in its place as `Fetcher`."""
+    """A Tower with one session and one job, each of which can be revoked. Used in place of `Fetcher`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -31,7 +31,7 @@ class Api:
         self.asked = 0
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
-        """Answer in a while, as things stand now."""
+        """Answer after a delay, with the state of now."""
         self.asked += 1
         user = {"id": 7, "is_superuser": False, "is_system_auditor": False}
         body = json.dumps({"count": 1, "results": [user]}).encode()
@@ -45,7 +45,7 @@ class Api:
         return asked
 
     def stop(self) -> Deferred[None]:
-        """Nothing to let go of."""
+        """Nothing to close."""
         return succeed(None)
 
 
@@ -58,25 +58,25 @@ def make() -> Iterator[Edges]:
 
 @pytest.fixture(params=["by chance", "as late as can be"])
 def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rounds of the guard are spread by chance; the worst of chances is among what has to hold."""
+    """The monitor spreads its rounds at random. The worst spread must hold, too."""
     if request.param == "as late as can be":
         monkeypatch.setattr(random, "uniform", lambda low, high: high)
 
 
 def enter(edge: Edge) -> Client:
-    """A client that asks for the job right behind its handshake."""
+    """A client that subscribes to the job right after its handshake."""
     wanted = {"groups": {"job_events": [42]}, "xrftoken": "c"}
     return edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]) + text(wanted))
 
 
 def rest(edge: Edge) -> None:
-    """The guard asks nothing more, and what it has asked is answered."""
+    """Let pending checks finish, and start no new ones."""
     edge.context.credential_monitor.stop()
     edge.advance(2 * ANSWER_S)
 
 
 def play(make: Edges, taken_at: float, arrivals: tuple[float, ...], what: str) -> tuple[Edge, Api, dict[float, float]]:
-    """Connect at these times, take something away at that time; gives when each client heard its last event."""
+    """Connect at these times and revoke at that time. Returns when each client got its last event."""
     api = Api(make.clock)
     edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
     edge.context.credential_monitor.start()
@@ -105,9 +105,9 @@ ARRIVALS = (0.0, 10.0, 43.5, 44.75, 47.0, 60.0, 90.0)
 @pytest.mark.parametrize("what", ["session", "job"])
 @pytest.mark.parametrize("taken_at", [2.0, 4.0, 44.0, 45.0, 51.25, 93.5])
 def test_nothing_is_heard_a_minute_after_it_was_taken_away(make: Edges, taken_at: float, what: str) -> None:
-    """A session that ended, a job no longer visible: whoever connected when, by whatever answer was kept, hears its last event in time.
+    """After a session ends or a job is hidden, each client gets its last event in time, whichever cached answer let it in.
 
-    The API is as slow as it may be, and each answer is as old as it may be when it comes.
+    The API is as slow as it may be, and each answer is as old as it may be when it arrives.
     """
     _, _, heard = play(make, taken_at, ARRIVALS, what)
     assert any(arrived < taken_at for arrived in heard)
@@ -117,7 +117,7 @@ def test_nothing_is_heard_a_minute_after_it_was_taken_away(make: Edges, taken_at
 
 @pytest.mark.parametrize("what", ["session", "job"])
 def test_who_comes_back(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """A page that is reloaded is let in by what is kept, which may be from before; its age counts, though nobody was there meanwhile."""
+    """A reloaded page is let in by a cached answer from before the revocation. The answer's age counts from when it was given."""
     shares = iter((0.5, *[1.0] * 9))
     monkeypatch.setattr(random, "uniform", lambda low, high: next(shares))
     api = Api(make.clock)
@@ -142,7 +142,7 @@ def test_who_comes_back(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str)
 
 @pytest.mark.usefixtures("late")
 def test_what_that_costs(make: Edges) -> None:
-    """A credential is asked about once a round, not once a connection: the round is what it was before, not half of it."""
+    """A credential is checked once per round, not once per connection. The rounds are as long as before."""
     _, api, heard = play(make, 600.0, tuple(float(second) for second in range(3, 30)), "session")
     rounds = 600 / (0.8 * 50) + 1
     assert len(heard) == 27
@@ -150,7 +150,7 @@ def test_what_that_costs(make: Edges) -> None:
 
 
 def test_an_api_that_is_down_when_it_is_asked(make: Edges) -> None:
-    """Nobody is put out by an answer that does not come; the next round brings it."""
+    """A failed check closes no connection. The next round repeats it."""
     api = Api(make.clock)
     edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
     edge.context.credential_monitor.start()
@@ -166,10 +166,10 @@ def test_an_api_that_is_down_when_it_is_asked(make: Edges) -> None:
 
 
 class ManyJobs(Api):
-    """A Tower with a thousand jobs, each of which takes it a moment."""
+    """A Tower with a thousand jobs. Each answer takes a moment."""
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
-        """Answer in a moment, as things stand now."""
+        """Answer after a moment, with the state of now."""
         self.asked += 1
         body = json.dumps({"count": 1, "results": [{"id": 7, "is_superuser": False, "is_system_auditor": False}]}).encode()
         asked: Deferred[Answer] = Deferred(lambda _: call.cancel())
@@ -181,7 +181,7 @@ class ManyJobs(Api):
 @pytest.mark.usefixtures("late")
 @pytest.mark.parametrize("taken_at", [20, 55])
 def test_a_job_among_a_thousand_on_forty_connections(make: Edges, taken_at: int) -> None:
-    """One user listens to a thousand jobs on each of forty connections: one that is taken away is heard for a minute at the most."""
+    """One user subscribes to a thousand jobs on each of forty connections. A revoked job is delivered for at most a minute."""
     api = ManyJobs(make.clock)
     edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
     edge.context.credential_monitor.start()

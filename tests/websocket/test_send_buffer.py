@@ -19,7 +19,7 @@ BOUND = 256 * 1024
 
 
 class HandReactor:
-    """A reactor whose turns are made by hand."""
+    """A reactor whose iterations the test makes."""
 
     def __init__(self) -> None:
         self.writers: set[Any] = set()
@@ -27,27 +27,27 @@ class HandReactor:
         self._soon: list[Callable[[], None]] = []
 
     def addWriter(self, writer: Any) -> None:
-        """It wants to write."""
+        """The writer wants to write."""
         self.writers.add(writer)
 
     def removeWriter(self, writer: Any) -> None:
-        """It does not."""
+        """The writer has nothing to write."""
         self.writers.discard(writer)
 
     def addReader(self, reader: Any) -> None:
-        """It wants to read."""
+        """The reader wants to read."""
         self.readers.add(reader)
 
     def removeReader(self, reader: Any) -> None:
-        """It does not."""
+        """The reader stops reading."""
         self.readers.discard(reader)
 
     def soon(self, call: Callable[[], None]) -> None:
-        """Call it in the next turn."""
+        """Call it in the next iteration."""
         self._soon.append(call)
 
     def turn(self) -> None:
-        """One turn: what was put off, then whatever can write."""
+        """One iteration: the deferred calls, then each writer that can write."""
         soon, self._soon = self._soon, []
         for call in soon:
             call()
@@ -56,7 +56,7 @@ class HandReactor:
 
 
 class Wire:
-    """A Twisted TCP connection on one end of a real socket; the test reads the other."""
+    """A Twisted TCP connection on one end of a real socket. The test reads the other end."""
 
     def __init__(self) -> None:
         self.reactor = HandReactor()
@@ -72,14 +72,14 @@ class Wire:
         self.sent = b""
 
     def send(self, data: bytes) -> bool:
-        """Send through the outlet, and remember what was taken."""
+        """Send through the send buffer, and remember what it accepted."""
         taken = self.send_buffer.send(data)
         if taken:
             self.sent += data
         return taken
 
     def fill(self) -> None:
-        """Send until the socket takes no more, and something is waiting."""
+        """Send until the socket is full and bytes are waiting."""
         for number in range(100_000):
             if self.send_buffer.waiting:
                 return
@@ -87,11 +87,11 @@ class Wire:
         raise AssertionError("the socket takes everything")
 
     def drain(self) -> None:
-        """Called by the outlet."""
+        """The send buffer's callback."""
         self.drained += 1
 
     def read_all(self, go_on: Callable[[], bool] = bool) -> bytes:
-        """Read until everything that was taken has arrived, and `go_on` says so no more."""
+        """Read until everything that was accepted has arrived and `go_on` returns false."""
         received = bytearray()
         while len(received) < len(self.sent) or go_on():
             self.reactor.turn()
@@ -117,7 +117,7 @@ def wire() -> Iterator[Wire]:
 
 
 def test_direct_send(wire: Wire) -> None:
-    """With nothing waiting the bytes are on the wire when `send` returns; the transport is not concerned."""
+    """With nothing waiting, the bytes are on the wire when `send` returns. The transport is not used."""
     assert wire.send(b"hello")
     assert wire.peer.recv(100) == b"hello"
     assert wire.send_buffer.waiting == 0
@@ -125,7 +125,7 @@ def test_direct_send(wire: Wire) -> None:
 
 
 def test_partial_send_keeps_order(wire: Wire) -> None:
-    """What the socket does not take goes to the transport, what follows behind it, and nothing is lost or turned round."""
+    """Bytes that the socket refuses go to the transport. Later bytes go behind them, and nothing is lost or reordered."""
     wire.fill()
     assert 0 < wire.send_buffer.waiting <= 8000
     for number in range(10):
@@ -135,7 +135,7 @@ def test_partial_send_keeps_order(wire: Wire) -> None:
 
 
 def test_bound(wire: Wire) -> None:
-    """Once something is waiting, no more than the bound ever waits: what does not fit is refused whole, smaller things still fit."""
+    """Never more bytes wait than the bound allows. A frame that does not fit is refused whole, and smaller frames still fit."""
     wire.fill()
     room = BOUND - wire.send_buffer.waiting
     assert not wire.send(b"x" * (room + 1))
@@ -147,14 +147,14 @@ def test_bound(wire: Wire) -> None:
 
 
 def test_empty_send_buffer_takes_anything(wire: Wire) -> None:
-    """A frame larger than the bound goes out when nothing is waiting: else it never could."""
+    """A frame larger than the bound is sent while nothing is waiting. Otherwise it could never be sent."""
     assert wire.send(b"x" * (BOUND * 16))
     assert not wire.send(b"x")
     assert wire.read_all() == wire.sent
 
 
 def test_waiting_counts_both_of_the_transports_buffers(wire: Wire) -> None:
-    """Bytes count as waiting also after the transport moved them from one of its buffers to the other."""
+    """Bytes still count as waiting after the transport moves them from one of its buffers to the other."""
     wire.fill()
     assert wire.send(b"x" * 100_000)
     before = wire.send_buffer.waiting
@@ -164,7 +164,7 @@ def test_waiting_counts_both_of_the_transports_buffers(wire: Wire) -> None:
 
 
 def test_await_drain_with_nothing_waiting(wire: Wire) -> None:
-    """The call comes in another turn, never from within `await_drain`, and once."""
+    """The callback comes once, in a later iteration, and never within `await_drain`."""
     wire.send_buffer.await_drain(wire.drain)
     wire.send_buffer.await_drain(wire.drain)
     assert wire.drained == 0
@@ -174,7 +174,7 @@ def test_await_drain_with_nothing_waiting(wire: Wire) -> None:
 
 
 def test_await_drain(wire: Wire) -> None:
-    """The call comes once the transport's buffer is empty, not before, and once."""
+    """The callback comes once, when the transport's buffer is empty, and not before."""
     wire.fill()
     wire.send(b"x" * 100_000)
     wire.send_buffer.await_drain(wire.drain)
@@ -189,7 +189,7 @@ def test_await_drain(wire: Wire) -> None:
 
 
 def test_drain_is_never_reentrant(wire: Wire) -> None:
-    """One that is fed in the call, and waits again there, is called in another turn, however much the socket takes."""
+    """A caller that sends and waits again within the callback is called in a later iteration, however much the socket takes."""
     depth = deepest = calls = 0
 
     def feed() -> None:
@@ -210,7 +210,7 @@ def test_drain_is_never_reentrant(wire: Wire) -> None:
 
 
 def test_broken_socket_never_raises(wire: Wire) -> None:
-    """A connection that was reset takes what is sent like any other; the reactor finds out."""
+    """A connection that was reset accepts bytes like any other. The reactor detects the reset."""
     wire.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     wire.peer.close()
     for _ in range(10):
@@ -220,7 +220,7 @@ def test_broken_socket_never_raises(wire: Wire) -> None:
 
 
 def test_closed_send_buffer_drops(wire: Wire) -> None:
-    """A closed outlet takes everything, sends nothing, and calls nobody."""
+    """A closed send buffer accepts everything, sends nothing, and calls no callback."""
     wire.fill()
     wire.send_buffer.await_drain(wire.drain)
     wire.send_buffer.close()
@@ -235,7 +235,7 @@ def test_closed_send_buffer_drops(wire: Wire) -> None:
 
 
 def test_closed_before_the_call(wire: Wire) -> None:
-    """A call that was due in the next turn does not come when the outlet is closed in this one."""
+    """Closing the send buffer cancels a callback that was scheduled for the next iteration."""
     wire.send_buffer.await_drain(wire.drain)
     wire.send_buffer.close()
     wire.reactor.turn()
@@ -243,7 +243,7 @@ def test_closed_before_the_call(wire: Wire) -> None:
 
 
 def test_lost_connection_closes_it(wire: Wire) -> None:
-    """When the connection is lost while something waits, nobody is called."""
+    """When the connection is lost with bytes waiting, the callback is not called."""
     wire.fill()
     wire.send_buffer.await_drain(wire.drain)
     wire.connection.connectionLost(Failure(ConnectionDone()))
@@ -251,17 +251,17 @@ def test_lost_connection_closes_it(wire: Wire) -> None:
     assert wire.drained == 0
 
 
-# any other transport
+# Any other transport
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time of the transports in memory."""
+    """The clock of the transports in memory."""
     return Clock()
 
 
 def send_buffer_on(clock: Clock) -> tuple[TransportSendBuffer, MemoryTransport]:
-    """An outlet on a transport in memory."""
+    """A send buffer on a transport in memory."""
     transport = MemoryTransport(clock, Protocol())
     send_buffer = open_send_buffer(transport, BOUND, lambda call: clock.callLater(0, call))
     assert isinstance(send_buffer, TransportSendBuffer)
@@ -269,14 +269,14 @@ def send_buffer_on(clock: Clock) -> tuple[TransportSendBuffer, MemoryTransport]:
 
 
 def test_fitting_send_buffer(wire: Wire) -> None:
-    """Plain TCP gets the direct way, TLS on it does not."""
+    """Plain TCP gets the direct send buffer. TLS does not."""
     assert isinstance(open_send_buffer(wire.connection, BOUND, wire.reactor.soon), SocketSendBuffer)
     wire.connection.TLS, wire.connection.protocol = True, MemoryTransport(Clock(), Protocol())
     assert isinstance(open_send_buffer(wire.connection, BOUND, wire.reactor.soon), TransportSendBuffer)
 
 
 def test_transport_send_buffer_is_bounded(clock: Clock) -> None:
-    """Once the transport said that it has enough, no more than the bound is added, in however many pieces, until it has drained."""
+    """After the transport pauses its producer, at most the bound is added until it drains, in however many pieces."""
     send_buffer, transport = send_buffer_on(clock)
     transport.stalled = True
     taken = 0
@@ -290,7 +290,7 @@ def test_transport_send_buffer_is_bounded(clock: Clock) -> None:
 
 
 def test_transport_send_buffer_drain(clock: Clock) -> None:
-    """The call comes when the transport resumes; at once, in another turn, when it never paused; and never twice."""
+    """The callback comes when the transport resumes, or in the next iteration if it never paused. It comes once."""
     send_buffer, transport = send_buffer_on(clock)
     calls: list[int] = []
     send_buffer.await_drain(lambda: calls.append(len(transport.waiting)))
@@ -309,7 +309,7 @@ def test_transport_send_buffer_drain(clock: Clock) -> None:
 
 
 def test_transport_paused_before_the_call(clock: Clock) -> None:
-    """When the transport fills up before the turn in which the call was due, the call waits for the drain."""
+    """If the transport fills up before the scheduled callback, the callback waits for the drain."""
     send_buffer, transport = send_buffer_on(clock)
     calls: list[int] = []
     send_buffer.await_drain(lambda: calls.append(1))
@@ -322,7 +322,7 @@ def test_transport_paused_before_the_call(clock: Clock) -> None:
 
 
 def test_transport_drain_is_never_reentrant(clock: Clock) -> None:
-    """One that is fed in the call and fills the transport again is called after the next drain."""
+    """A caller that fills the transport again within the callback is called after the next drain."""
     send_buffer, transport = send_buffer_on(clock)
     transport.stalled = True
     depth: list[int] = [0, 0]
@@ -344,7 +344,7 @@ def test_transport_drain_is_never_reentrant(clock: Clock) -> None:
 
 
 def test_transport_closed(clock: Clock) -> None:
-    """A closed outlet takes everything, sends nothing, and calls nobody; so does one whose connection is lost."""
+    """A closed send buffer, or one with a lost connection, accepts everything, sends nothing, and calls no callback."""
     send_buffer, transport = send_buffer_on(clock)
     send_buffer.await_drain(lambda: pytest.fail("called"))
     transport.lose(ConnectionDone())

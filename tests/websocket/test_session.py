@@ -20,11 +20,11 @@ def make() -> Iterator[Edges]:
         yield maker
 
 
-# requests and their answers
+# Requests and their answers
 
 
 def test_tower_request(make: Edges) -> None:
-    """A request is answered by one `groups_…` frame, and what is published after it arrives; what was published before does not."""
+    """A request is answered by one `groups_…` frame. Events published after it arrive, events published before it do not."""
     edge = make()
     client = edge.open()
     edge.publish("jobs.status_changed", {"n": 0})
@@ -43,7 +43,7 @@ def test_tower_request(make: Edges) -> None:
 
 
 def test_v1_request_and_resume(make: Edges) -> None:
-    """A v1 client that comes back with its position gets what it missed, in order, before anything live; once."""
+    """A v1 client that reconnects with its position gets the missed events, in order and once, before any live event."""
     edge = make()
     client = edge.open(v1=True).ask({"job_events": [1, 2]}, id="a")
     (answer,) = client.take()
@@ -67,7 +67,7 @@ def test_v1_request_and_resume(make: Edges) -> None:
 
 
 def test_items_denied(make: Edges) -> None:
-    """An item that names nothing is refused alone: Tower's own text before the reply, an entry in v1's answer."""
+    """An invalid item is refused alone: Tower's own text comes before the reply, v1's answer has an entry."""
     edge = make()
     tower = edge.open().ask({"jobs": ["foo"], "nothing": [1], "job_events": [None, 1]})
     *errors, reply = tower.take()
@@ -103,7 +103,7 @@ def test_items_denied(make: Edges) -> None:
     ],
 )
 def test_whole_message_faults(make: Edges, message: bytes, code: str) -> None:
-    """Whatever can't be followed as a whole is answered with one error and changes nothing; the connection stays."""
+    """A message that is invalid as a whole gets one error and changes nothing. The connection stays."""
     edge = make()
     for v1 in (False, True):
         client = edge.open(v1=v1).ask({"job_events": [1]})
@@ -119,7 +119,7 @@ def test_whole_message_faults(make: Edges, message: bytes, code: str) -> None:
 
 
 def test_ten_malformed_messages_in_a_row(make: Edges) -> None:
-    """The tenth malformed message in a row is the last: 1008. A good one in between starts the count anew."""
+    """The tenth malformed message in a row closes with 1008. A valid one in between resets the count."""
     edge = make()
     client = edge.open().send(*[text("x")] * 9, text({"groups": {}}), *[text("x")] * 9)
     assert len(client.take()) == 19
@@ -129,16 +129,16 @@ def test_ten_malformed_messages_in_a_row(make: Edges) -> None:
     assert edge.context.bad_requests == 19
 
 
-# order, and slow authorization
+# Order, and slow authorization
 
 
 def answer(method: SlowMethod, number: int, refused: Sequence[str] = ()) -> None:
-    """Answer a question of a slow method."""
+    """Answer a question of the slow method."""
     method.questions[number][1].callback(dict.fromkeys(refused, "no"))
 
 
 def test_what_is_another_users_own(make: Edges) -> None:
-    """It is denied whatever the way of authenticating would say, which is not even asked; the rest of the request goes on."""
+    """A topic of another user is denied without asking the method. The rest of the request is handled."""
     method = SlowMethod()
     client = make(method).open(v1=True)
     client.ask({"control": ["limit_reached_7", "limit_reached_8"]})
@@ -151,7 +151,7 @@ def test_what_is_another_users_own(make: Edges) -> None:
 
 
 def test_slow_authorization_keeps_order(make: Edges) -> None:
-    """Answers come in the order of the requests, however slow the question about access is; the newest wins, and waits for no other."""
+    """Answers come in the order of the requests, however slow authorization is. The newest request wins, and waits for no other."""
     method = SlowMethod()
     edge = make(method)
     client = edge.open().ask({"job_events": [1]}).ask({"job_events": [2]}).send(text("x"))
@@ -168,7 +168,7 @@ def test_slow_authorization_keeps_order(make: Edges) -> None:
 
 
 def test_events_go_on_while_authorizing(make: Edges) -> None:
-    """What a client listens to goes on while its next request is decided, and through the change."""
+    """A client's current topics deliver while its next request is decided, and through the change."""
     method = SlowMethod()
     edge = make(method)
     client = edge.open().ask({"job_events": [1]})
@@ -185,7 +185,7 @@ def test_events_go_on_while_authorizing(make: Edges) -> None:
 
 
 def test_failing_authorization_grants_nothing(make: Edges) -> None:
-    """A question that can't be answered, for whatever reason, grants nothing, is logged, and the next request is followed."""
+    """A question that fails, for any reason, grants nothing and is logged. The next request is handled."""
 
     class Raising(Open):
         def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
@@ -205,7 +205,7 @@ def test_failing_authorization_grants_nothing(make: Edges) -> None:
 
 
 def test_hang_up_while_authorizing(make: Edges) -> None:
-    """A question of a client that is gone is cancelled, its answer grants nothing, and what waited behind it is dropped."""
+    """When a client disconnects, its question is cancelled and grants nothing. Its waiting messages are dropped."""
     method = SlowMethod()
     edge = make(method)
     client = edge.open().ask({"job_events": [1]}).send(text("x"))
@@ -216,11 +216,11 @@ def test_hang_up_while_authorizing(make: Edges) -> None:
     assert edge.hub.topics == 0
 
 
-# rates and bounds
+# Rates and bounds
 
 
 def test_rate_delays(make: Edges) -> None:
-    """Requests beyond burst and rate are delayed, not refused: 20 a second, in order, and all of them."""
+    """Requests beyond burst and rate are delayed, not refused: 20 per second, all of them, in order."""
     edge = make()
     client = edge.open().send(*(text({"groups": {"job_events": [number]}}) for number in range(100)))
     assert len(client.take()) == 40
@@ -233,7 +233,7 @@ def test_rate_delays(make: Edges) -> None:
 
 
 def test_inbox_is_bounded(make: Edges) -> None:
-    """What waits for its turn is bounded in bytes: more is 1008."""
+    """Waiting messages are bounded in bytes. Beyond the bound the connection closes with 1008."""
     edge = make()
     large = text({"groups": {}, "id": "x", "x": "y" * 20_000})
     client = edge.open().send(*[text({"groups": {}})] * 40, *[large] * 3)
@@ -255,7 +255,7 @@ def test_empty_messages_count_too(make: Edges) -> None:
 
 
 def test_one_message_of_the_largest_size_may_wait(make: Edges) -> None:
-    """A single message is never too large for the inbox."""
+    """A single message of the largest size always fits the inbox."""
     method = SlowMethod()
     client = make(method).open().ask({})
     client.send(text({"groups": {}, "x": "y" * 65_000}))
@@ -263,7 +263,7 @@ def test_one_message_of_the_largest_size_may_wait(make: Edges) -> None:
 
 
 def test_asks_and_does_not_read(make: Edges) -> None:
-    """A client that asks and does not read the answers is closed once they are beyond the bound, and leaves nothing in the hub."""
+    """A client that sends requests and reads no answers is closed at the bound. Nothing of it stays in the hub."""
     edge = make(messages_burst=10**6, messages_per_s=10**6)
     client = edge.open()
     client.transport.stalled = True
@@ -279,7 +279,7 @@ def test_asks_and_does_not_read(make: Edges) -> None:
 
 
 def test_answer_is_one_write(make: Edges) -> None:
-    """The answer to a request, with each of its denials, leaves in one write."""
+    """The answer to a request leaves in one write with all its denials."""
     edge = make()
     client = edge.open()
     writes: list[bytes] = []
@@ -295,11 +295,11 @@ def test_answer_is_one_write(make: Edges) -> None:
     assert len(writes) == 1
 
 
-# before history is there
+# Before history is there
 
 
 def test_requests_without_a_position_are_answered_at_once(make: Edges) -> None:
-    """Whatever is known of the log: the answer carries no position where there is none worth anything, and events come when they come."""
+    """In any state of the log the answer comes at once. It has no position while none is known, and events follow as they come."""
     edge = make(start=False)
     client = edge.open(v1=True).ask({"job_events": [1]}, id=1).ask({"job_events": [2]}, id=2)
     replies = client.take()
@@ -311,7 +311,7 @@ def test_requests_without_a_position_are_answered_at_once(make: Edges) -> None:
 
 
 def test_a_position_waits_until_it_can_be_judged(make: Edges) -> None:
-    """While history is refilled a request with a position is held, with all that follows it, and then followed in order."""
+    """While history is refilled, a request with a position waits with all messages behind it. Then they are handled in order."""
     edge = make(start=False)
     client = edge.open(v1=True).ask({"job_events": [1]}, id=1, since="5-0123456789ab").ask({"job_events": [2]}, id=2)
     edge.advance(RESUME_WAIT_S - 1)
@@ -324,7 +324,7 @@ def test_a_position_waits_until_it_can_be_judged(make: Edges) -> None:
 
 
 def test_a_position_does_not_wait_for_ever(make: Edges) -> None:
-    """After `resume_wait_s` the client is told to come back, and nothing false: its position may be as good as ever."""
+    """After `resume_wait_s` the client is told to reconnect. It gets no gap notice, because its position may still be valid."""
     edge = make(start=False)
     client = edge.open(v1=True).ask({"job_events": [1]}, since="5-0123456789ab")
     edge.advance(RESUME_WAIT_S + 0.5)
@@ -336,14 +336,14 @@ def test_a_position_does_not_wait_for_ever(make: Edges) -> None:
 
 
 def test_towers_dialect_knows_no_position(make: Edges) -> None:
-    """What looks like one is any other key to it: ignored, never waited for."""
+    """A key that looks like a position is ignored like any other. The request does not wait."""
     edge = make(start=False)
     client = edge.open().ask({"job_events": [1]}, since="5-0123456789ab")
     assert client.take() == [{"groups_current": ["job_events-1"], "groups_left": [], "groups_joined": ["job_events-1"]}]
 
 
 def test_a_ping_of_the_clients_own_is_answered(make: Edges) -> None:
-    """Pages see no ping frames: they send their own, and get it back with the place where they stand. AWX's dialect has no such message."""
+    """Pages can't see ping frames. In v1 they send a ping message, and get it back with their position. AWX's dialect has none."""
     edge = make()
     client = edge.open(v1=True)
     position = edge.publish("job_events.1", {})
@@ -357,23 +357,23 @@ def test_a_ping_of_the_clients_own_is_answered(make: Edges) -> None:
 
 
 def test_hang_up_while_held(make: Edges) -> None:
-    """A client that leaves while its request is held leaves nothing behind."""
+    """A client that disconnects while its request is held leaves nothing behind."""
     edge = make(start=False)
     edge.open(v1=True).ask({"job_events": [1]}, since="5-0123456789ab").hang_up()
     edge.source.start()
     assert edge.hub.topics == 0
 
 
-# falling behind
+# Falling behind
 
 
 def numbers(client: Client) -> list[int]:
-    """The numbered events that came."""
+    """The numbered events that arrived."""
     return [message["n"] for message in client.take() if "n" in message]
 
 
 def test_falls_behind_and_catches_up(make: Edges) -> None:
-    """A client that stops reading gets everything in order when it reads again; little waits for it, and others get all at once."""
+    """A client that stops reading gets everything in order when it reads again. Little waits for it, and others are not delayed."""
     edge = make()
     slow, bystander = edge.open(), edge.open()
     for client in (slow, bystander):
@@ -395,7 +395,7 @@ def test_falls_behind_and_catches_up(make: Edges) -> None:
 
 
 def test_out_of_history(make: Edges) -> None:
-    """A reader whose place fell out of history: Tower is closed with 1013 and told nothing; v1 gets one gap notice and stays."""
+    """If a slow reader's position falls out of history, Tower's dialect closes with 1013. A v1 client gets one gap notice and stays."""
     edge = make()
     tower, v1 = edge.open(), edge.open(v1=True)
     for client in (tower, v1):

@@ -22,7 +22,7 @@ def timers(clock: Clock) -> Timers:
 
 
 def turn(clock: Clock) -> None:
-    """One turn of the reactor: what is called meanwhile for at once comes in the next (`Clock.advance` goes on until none is left)."""
+    """One iteration of the reactor. Calls scheduled meanwhile for "now" come in the next one (`Clock.advance` runs them all)."""
     (due,) = cast("list[Any]", clock.getDelayedCalls())
     clock.rightNow = due.getTime()
     clock.calls.remove(due)
@@ -32,7 +32,7 @@ def turn(clock: Clock) -> None:
 
 @pytest.fixture
 def failures() -> Iterator[list[LogEvent]]:
-    """What is logged as a failure meanwhile."""
+    """Failures that are logged meanwhile."""
     events: list[LogEvent] = []
 
     def note(event: LogEvent) -> None:
@@ -47,7 +47,7 @@ def failures() -> Iterator[list[LogEvent]]:
 
 @given(start=st.floats(0, 1e6), delay=st.floats(0, 3600))
 def test_never_early_and_a_grain_late_at_most(start: float, delay: float) -> None:
-    """A timer goes off no earlier than asked for, and at most `GRAIN_S` later."""
+    """A timer fires no earlier than asked, and at most `GRAIN_S` later."""
     clock = Clock()
     clock.advance(start)
     called: list[float] = []
@@ -61,7 +61,7 @@ def test_never_early_and_a_grain_late_at_most(start: float, delay: float) -> Non
 
 
 def test_one_call_of_the_reactor_for_all_that_are_due_together() -> None:
-    """A thousand timers of the same moment are one call of the reactor's until they are due."""
+    """A thousand timers for the same moment use one delayed call of the reactor."""
     clock = Clock()
     mine = timers(clock)
     for _ in range(1000):
@@ -70,7 +70,7 @@ def test_one_call_of_the_reactor_for_all_that_are_due_together() -> None:
 
 
 def test_a_turn_calls_only_so_many() -> None:
-    """An iteration of the reactor calls `MAX_CALLS` of them, in their order, and the next one goes on."""
+    """An iteration of the reactor fires at most `MAX_CALLS` of them, in order. The next iteration continues."""
     clock = Clock()
     mine = timers(clock)
     called: list[int] = []
@@ -85,7 +85,7 @@ def test_a_turn_calls_only_so_many() -> None:
 
 
 def test_what_is_cancelled_is_never_called() -> None:
-    """Neither before it is due nor between two turns of those that go off; twice is as good as once."""
+    """A timer can be cancelled before it is due and between two iterations that fire. Cancelling twice is allowed."""
     clock = Clock()
     mine = timers(clock)
     called: list[int] = []
@@ -93,15 +93,15 @@ def test_what_is_cancelled_is_never_called() -> None:
     made[0].cancel()
     made[0].cancel()
     turn(clock)
-    made[1].cancel()  # has gone off
-    made[-1].cancel()  # waits for the next turn
+    made[1].cancel()  # has fired
+    made[-1].cancel()  # waits for the next iteration
     turn(clock)
     assert called == list(range(1, MAX_CALLS + 4))
     assert clock.getDelayedCalls() == []
 
 
 def test_the_last_one_cancelled_leaves_nothing() -> None:
-    """When all of a moment are cancelled the reactor waits for nothing, and that moment can be asked for again."""
+    """When all timers of a moment are cancelled, the reactor has no delayed call. That moment can be used again."""
     clock = Clock()
     mine = timers(clock)
     called: list[int] = []
@@ -114,7 +114,7 @@ def test_the_last_one_cancelled_leaves_nothing() -> None:
 
 
 def test_a_failure_is_logged_and_stops_no_other(failures: list[LogEvent]) -> None:
-    """What one call raises is logged; those after it go off."""
+    """An exception in one call is logged. The later calls still run."""
     clock = Clock()
     mine = timers(clock)
     called: list[int] = []
@@ -126,7 +126,7 @@ def test_a_failure_is_logged_and_stops_no_other(failures: list[LogEvent]) -> Non
 
 
 def test_one_may_cancel_another_and_make_new_ones() -> None:
-    """A call may cancel one that is due with it, and ask for another; under random use each goes off once or was cancelled."""
+    """A call may cancel another that is due with it, and add new ones. Under random use each timer fires once or was cancelled."""
     clock, dice = Clock(), random.Random(7)
     mine = timers(clock)
     made: dict[int, Timer] = {}

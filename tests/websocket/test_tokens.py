@@ -30,7 +30,7 @@ def make() -> Iterator[Edges]:
 
 @pytest.fixture
 def jwt(make: Edges, tmp_path: Path) -> Chain:
-    """The real method, with the wall clock of the edges."""
+    """The real JWT method, with the edges' wall clock."""
     path = tmp_path / "secret"
     path.write_bytes(SECRET)
     settings = JwtSettings(algorithms=("HS256",), secret_file=str(path), cookie="portal", leeway_s=0)
@@ -38,7 +38,7 @@ def jwt(make: Edges, tmp_path: Path) -> Chain:
 
 
 class Issuer:
-    """A method that takes tokens, and answers when the test says so; a token is the user's name."""
+    """A method that takes tokens and answers when the test says so. A token is the user's name."""
 
     name = "issuer"
     takes_tokens = True
@@ -50,7 +50,7 @@ class Issuer:
         self.broken = False
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Whoever the query names; None without one."""
+        """The user that the query names, or None without one."""
         return succeed(Identity(head.query, "issuer", session=f"first-{head.query}") if head.query else None)
 
     def identify(self, token: str, address: str) -> Deferred[Identity]:
@@ -59,7 +59,7 @@ class Issuer:
         return self.asked[-1][1]
 
     def answer(self, number: int = -1) -> None:
-        """The token is good."""
+        """Accept the token."""
         token, asked = self.asked[number]
         asked.callback(Identity(token, "issuer", session=f"new-{token}"))
 
@@ -73,15 +73,15 @@ class Issuer:
         return self.rechecks[-1]
 
     def forget(self, revocation: Revocation | None) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
     def stop(self) -> Deferred[None]:
-        """Nothing to let go of."""
+        """Nothing to close."""
         return succeed(None)
 
 
 def visit(edge: Edge, *, v1: bool = True) -> Client:
-    """A client that brought no credential, and has been told nothing."""
+    """A client that sent no credential, and got no message yet."""
     client = edge.connect().send(request(v1=v1))
     assert client.status == 101
     assert client.take() == []
@@ -89,37 +89,37 @@ def visit(edge: Edge, *, v1: bool = True) -> Client:
 
 
 def enter(edge: Edge, token: str, *, v1: bool = True) -> Client:
-    """A client that is in."""
+    """A client whose connection is open."""
     client = edge.connect().send(request(v1=v1, added=[f"Authorization: Bearer {token}"]))
     assert len(client.take()) == 1
     return client
 
 
 def lasting(seconds: float, user: str = "anna", **more: object) -> str:
-    """A token that ends so many seconds after the edge's beginning."""
+    """A token that expires this many seconds after the edge's start."""
     return sign(claims(sub=user, iat=WALL - 10, exp=WALL + seconds, **more))
 
 
 def watch(edge: Edge, seconds: float) -> None:
-    """Let the guard do its rounds for a while."""
+    """Let the credential monitor run its rounds for some time."""
     edge.context.credential_monitor.start()
     edge.advance(seconds, 0.5)
     edge.context.credential_monitor.stop()
 
 
 def code(client: Client) -> Any:
-    """The code of the one error that came."""
+    """The code of the single error that arrived."""
     (error,) = client.take()
     assert error["type"] == "error"
     return error["code"]
 
 
-# the first message
+# The first message
 
 
 @pytest.mark.parametrize(("v1", "welcome"), [(True, {"type": "welcome", "user": "anna"}), (False, {"accept": True, "user": 0})])
 def test_the_token_in_the_first_message(make: Edges, jwt: Chain, v1: bool, welcome: dict[str, object]) -> None:
-    """Who comes without a credential is told nothing until it has sent a good token; then it is in like anybody else."""
+    """A client without a credential gets no message before it sends a good token. After that it is served like any other."""
     edge = make(jwt)
     client = visit(edge, v1=v1)
     assert (edge.hub.subscribers, edge.factory.opened) == ({}, 0)
@@ -139,7 +139,7 @@ def test_the_token_in_the_first_message(make: Edges, jwt: Chain, v1: bool, welco
 
 @pytest.mark.parametrize("v1", [True, False])
 def test_no_token_in_time(make: Edges, jwt: Chain, v1: bool) -> None:
-    """Who sends nothing for ten seconds is closed with 1008, not before; pings change nothing about that."""
+    """A client that sends nothing for ten seconds is closed with 1008, and not before. Pings do not extend the time."""
     edge = make(jwt)
     client = visit(edge, v1=v1)
     for _ in range(9):
@@ -165,7 +165,7 @@ def test_no_token_in_time(make: Edges, jwt: Chain, v1: bool) -> None:
     ],
 )
 def test_anything_else_first(make: Edges, jwt: Chain, message: bytes, said: str) -> None:
-    """Who sends anything but a token is told so once and closed with 1008, and nothing that it sent is followed."""
+    """A client whose first message is not a token gets one error and a close with 1008. Nothing that it sent is handled."""
     edge = make(jwt)
     client = visit(edge).send(message + text({"token": lasting(100)}))
     error, bye = client.take()
@@ -175,7 +175,7 @@ def test_anything_else_first(make: Edges, jwt: Chain, message: bytes, said: str)
 
 
 def test_bad_tokens_first(make: Edges, jwt: Chain) -> None:
-    """A token that is not good gets an error, and the next one a chance; the third ends the connection with 1008."""
+    """A bad token gets an error, and the client may send another. The third bad one closes with 1008."""
     edge = make(jwt)
     bad = text({"token": lasting(-1), "id": "a"})
     client = visit(edge).send(bad, text({"token": "x" * 9000}))
@@ -189,7 +189,7 @@ def test_bad_tokens_first(make: Edges, jwt: Chain) -> None:
 
 
 def test_what_is_sent_behind_the_token(make: Edges) -> None:
-    """A client need not wait for the answer: what it sends while its token is checked is followed afterwards, in order."""
+    """A client need not wait for the answer. Messages that it sends while its token is checked are handled afterwards, in order."""
     issuer = Issuer()
     edge = make(issuer)
     client = edge.connect().send(request() + text({"token": "anna"}) + text({"groups": {"jobs": ["summary"]}}))
@@ -202,7 +202,7 @@ def test_what_is_sent_behind_the_token(make: Edges) -> None:
 
 
 def test_what_waits_is_bounded(make: Edges) -> None:
-    """A client that floods while its token is checked is closed with 1008, and its token opens nothing any more."""
+    """A client that floods while its token is checked is closed with 1008. Its token then opens nothing."""
     issuer = Issuer()
     edge = make(issuer)
     client = visit(edge).send(text({"token": "anna"}))
@@ -213,7 +213,7 @@ def test_what_waits_is_bounded(make: Edges) -> None:
 
 
 def test_a_token_that_cannot_be_checked(make: Edges) -> None:
-    """Told apart from a bad one: the third in a row, or one that is still being checked when time is up, is closed with 1013."""
+    """It gets 1013, not 1008: on the third in a row, or if a check is still pending at the timeout."""
     issuer = Issuer()
     edge = make(issuer)
     client = visit(edge)
@@ -231,7 +231,7 @@ def test_a_token_that_cannot_be_checked(make: Edges) -> None:
 
 
 def test_a_client_that_is_gone_before_its_token_is_checked(make: Edges) -> None:
-    """A success that comes too late opens nothing."""
+    """A check that succeeds after the client is gone opens nothing."""
     issuer = Issuer()
     edge = make(issuer)
     client = visit(edge).send(text({"token": "anna"}))
@@ -241,7 +241,7 @@ def test_a_client_that_is_gone_before_its_token_is_checked(make: Edges) -> None:
 
 
 def test_a_user_who_is_revoked_while_the_token_is_checked(make: Edges) -> None:
-    """An answer from before the revocation opens nothing, and renews nothing; one from after it does."""
+    """An answer from before the revocation opens and renews nothing. One from after it does."""
     issuer = Issuer()
     edge = make(issuer)
     client = visit(edge).send(text({"token": "anna"}))
@@ -261,7 +261,7 @@ def test_a_user_who_is_revoked_while_the_token_is_checked(make: Edges) -> None:
 
 
 def test_a_bug_in_the_method(make: Edges) -> None:
-    """Opens nothing, says nothing about itself, and is logged."""
+    """A bug opens nothing, reveals nothing to the client, and is logged."""
     issuer = Issuer()
     edge = make(issuer)
     client = visit(edge).send(text({"token": "anna"}))
@@ -271,7 +271,7 @@ def test_a_bug_in_the_method(make: Edges) -> None:
 
 
 def test_who_is_nobody_yet_counts_where_it_comes_from(make: Edges, jwt: Chain) -> None:
-    """Until its token is good a connection has its place among those at the door; a good one makes room, and so does the end."""
+    """Until its token is accepted, a connection counts among its address's pending handshakes. Acceptance or its end frees that slot."""
     edge = make(jwt, limits={"half_open": 2})
     first, second = visit(edge), visit(edge)
     assert edge.connect().send(request()).status == 503
@@ -285,7 +285,7 @@ def test_who_is_nobody_yet_counts_where_it_comes_from(make: Edges, jwt: Chain) -
 
 
 def test_one_connection_too_many_of_a_user(make: Edges, jwt: Chain) -> None:
-    """The bound of a user's connections holds for those that say who they are later, too: 1013, and the others go on."""
+    """The limit of a user's connections also holds for late tokens: 1013, and the user's other connections stay."""
     edge = make(jwt, limits={"per_user": 1})
     first = visit(edge).send(text({"token": lasting(100)}))
     second = visit(edge).send(text({"token": lasting(100)}))
@@ -299,7 +299,7 @@ def test_one_connection_too_many_of_a_user(make: Edges, jwt: Chain) -> None:
 
 
 def test_a_restart_while_a_token_is_awaited(make: Edges, jwt: Chain) -> None:
-    """Who is nobody yet is sent away like all others."""
+    """A connection that still has to send its token is closed like all others."""
     edge = make(jwt)
     client = visit(edge)
     client.connection.end(CloseReason.RESTART)
@@ -308,7 +308,7 @@ def test_a_restart_while_a_token_is_awaited(make: Edges, jwt: Chain) -> None:
 
 
 def test_without_a_method_that_takes_tokens(make: Edges) -> None:
-    """A handshake without a credential is refused as ever; and a token sent to an open connection is answered, and changes nothing."""
+    """A handshake without a credential is refused. A token sent on an open connection is answered, and changes nothing."""
     slow = SlowMethod(slow_handshake=True)
     refused = make(Chain([slow])).connect().send(request())
     slow.handshakes[0][1].callback(None)
@@ -320,12 +320,12 @@ def test_without_a_method_that_takes_tokens(make: Edges) -> None:
     assert client.take()[0]["payload"] == {"n": 1}
 
 
-# a new token on the open connection
+# A new token on the open connection
 
 
 @pytest.mark.parametrize("v1", [True, False])
 def test_a_new_token_moves_the_end(make: Edges, jwt: Chain, v1: bool) -> None:
-    """The connection lives as long as its newest token, by the wall clock, and is then known by that one's name."""
+    """The connection lives until its newest token expires by the wall clock. Revocations then use that token's name."""
     edge = make(jwt, ping_s=3600)
     client = enter(edge, lasting(30), v1=v1).listen(1)
     identity = client.connection.identity
@@ -343,7 +343,7 @@ def test_a_new_token_moves_the_end(make: Edges, jwt: Chain, v1: bool) -> None:
 
 
 def test_a_new_token_that_ends_sooner(make: Edges, jwt: Chain) -> None:
-    """The newest token counts, not the longest; and the new name is the one to revoke."""
+    """The newest token counts, not the one that lasts longest. Revocations use its name."""
     edge = make(jwt, ping_s=3600)
     client, other = enter(edge, lasting(300)), enter(edge, lasting(300))
     client.send(text({"token": lasting(5)}))
@@ -356,7 +356,7 @@ def test_a_new_token_that_ends_sooner(make: Edges, jwt: Chain) -> None:
 
 
 def test_a_new_token_replaces_what_is_granted(make: Edges, jwt: Chain) -> None:
-    """What it does not grant is taken away before the answer, what it does can be asked for; the rest goes on without a gap."""
+    """Topics that the new token does not grant are removed before the answer. New ones can be subscribed, and the rest has no gap."""
     edge = make(jwt)
     client = enter(edge, lasting(30)).ask({"jobs": ["status_changed"], "job_events": [1]})
     tower = enter(edge, lasting(30), v1=False).ask({"jobs": ["status_changed"], "job_events": [1]})
@@ -387,7 +387,7 @@ def test_a_new_token_replaces_what_is_granted(make: Edges, jwt: Chain) -> None:
     ids=["other", "expired", "forged", "no"],
 )
 def test_a_new_token_that_is_not_good(make: Edges, jwt: Chain, token: str) -> None:
-    """Changes nothing: the one before it is as good as it was, to its own end. The third in a row ends the connection."""
+    """A bad new token changes nothing: the old one is valid until its expiry. The third bad one in a row ends the connection."""
     edge = make(jwt, ping_s=3600)
     client = enter(edge, lasting(30)).listen(1)
     for _ in range(2):
@@ -409,7 +409,7 @@ def test_a_new_token_that_is_not_good(make: Edges, jwt: Chain, token: str) -> No
 
 
 def test_a_name_is_only_the_same_within_one_method(make: Edges, jwt: Chain) -> None:
-    """User 7 of one method is not user 7 of another, though both are called 7."""
+    """User 7 of one method is not user 7 of another."""
 
     class Tower(SlowMethod):
         name = "tower"
@@ -424,7 +424,7 @@ def test_a_name_is_only_the_same_within_one_method(make: Edges, jwt: Chain) -> N
 
 
 def test_messages_wait_for_the_token_before_them(make: Edges) -> None:
-    """What is sent behind a token is decided by that token, however long its check takes."""
+    """Messages behind a token are decided by that token, however long its check takes."""
     issuer = Issuer()
     edge = make(issuer)
     client = edge.connect().send(request("/websocket/?anna", v1=True))
@@ -442,7 +442,7 @@ def test_messages_wait_for_the_token_before_them(make: Edges) -> None:
 
 
 def test_a_check_of_the_token_before(make: Edges) -> None:
-    """A check under way of a credential that was replaced meanwhile neither brings it back nor ends the connection."""
+    """A pending check of a replaced credential neither restores it nor ends the connection."""
     issuer = Issuer()
     edge = make(issuer)
     client = edge.connect().send(request("/websocket/?anna", v1=True))
@@ -459,7 +459,7 @@ def test_a_check_of_the_token_before(make: Edges) -> None:
 
 
 def test_a_bug_while_a_token_is_replaced(make: Edges) -> None:
-    """What the new token grants can't be told: then nothing changes, and the log says why."""
+    """If the grants of the new token can't be determined, nothing changes, and the log says why."""
     issuer = Issuer()
     edge = make(issuer)
     client = edge.connect().send(request("/websocket/?anna", v1=True))
@@ -473,7 +473,7 @@ def test_a_bug_while_a_token_is_replaced(make: Edges) -> None:
 
 
 def test_a_token_in_place_of_a_cookie(make: Edges, jwt: Chain) -> None:
-    """A page that has shown a token needs no `xrftoken` any more: what vouches for it is no longer what its browser sent by itself."""
+    """A page that has sent a token needs no `xrftoken`: the connection no longer depends on a cookie that the browser sent by itself."""
     edge = make(jwt, access=AccessSettings(check_origin=False))
     client = edge.connect().send(request(v1=True, added=[f"Cookie: portal={lasting(100)}"]))
     client.take()
@@ -484,11 +484,11 @@ def test_a_token_in_place_of_a_cookie(make: Edges, jwt: Chain) -> None:
     assert client.take()[0]["groups_current"] == ["job_events.1"]
 
 
-# a wall clock that is set
+# A wall clock that is set
 
 
 class Wall:
-    """The wall clock of both the method and the guard: it goes with the reactor's, and can be set."""
+    """The wall clock of both the method and the monitor. It runs with the reactor's clock, and the test can set it."""
 
     def __init__(self, clock: Clock) -> None:
         self.ahead_s = 0.0
@@ -500,7 +500,7 @@ class Wall:
 
 
 def with_wall(make: Edges, folder: Path) -> tuple[Edge, Wall]:
-    """An edge whose users bring tokens, and its clock."""
+    """An edge whose users send tokens, and its wall clock."""
     path = folder / "secret"
     path.write_bytes(SECRET)
     settings = JwtSettings(algorithms=("HS256",), secret_file=str(path), leeway_s=10)
@@ -512,7 +512,7 @@ def with_wall(make: Edges, folder: Path) -> tuple[Edge, Wall]:
 
 @pytest.mark.parametrize("back_s", [5.0, 3600.0, 86400.0])
 def test_a_renewed_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: Path, back_s: float) -> None:
-    """A renewal gives the time that the new token has left then; a clock that is put back before or after it adds nothing."""
+    """A renewal gives the new token's lifetime at that moment. Setting the clock back before or after it adds nothing."""
     edge, wall = with_wall(make, tmp_path)
     client = enter(edge, lasting(60))
     watch(edge, 30)
@@ -526,7 +526,7 @@ def test_a_renewed_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: P
 
 @pytest.mark.parametrize("back_s", [5.0, 3600.0, 86400.0])
 def test_a_first_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: Path, back_s: float) -> None:
-    """The same for a token that came in the first message."""
+    """The same for a token in the first message."""
     edge, wall = with_wall(make, tmp_path)
     client = edge.connect().send(request(v1=True))
     client.send(text({"token": lasting(60)}))
@@ -539,7 +539,7 @@ def test_a_first_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: Pat
 
 
 def test_a_clock_that_is_put_forward_ends_what_has_ended(make: Edges, tmp_path: Path) -> None:
-    """By the wall clock a token that was renewed, and a first one, are over at once."""
+    """When the wall clock is set forward, a renewed token and a first one both expire at once."""
     edge, wall = with_wall(make, tmp_path)
     renewed, first = enter(edge, lasting(60)), edge.connect().send(request(v1=True))
     renewed.send(text({"token": lasting(90)})).take()
@@ -551,7 +551,7 @@ def test_a_clock_that_is_put_forward_ends_what_has_ended(make: Edges, tmp_path: 
 
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
 def test_a_token_of_the_future(make: Edges, tmp_path: Path, claim: str) -> None:
-    """A clock that is put back makes a token one of the future: it opens nothing until its time, while who is in with it stays."""
+    """Setting the clock back can make a token valid only later. It opens nothing until then, but an open connection stays."""
     edge, wall = with_wall(make, tmp_path)
     token = sign(claims(**{"sub": "anna", "iat": WALL - 10, "exp": WALL + 7200, claim: WALL}))
     client = enter(edge, token)

@@ -1,4 +1,4 @@
-"""Requests with many objects: what needs no question takes effect at once, and whoever asks for less does not wait for more."""
+"""Requests with many objects: parts that need no check take effect at once, and a smaller request does not wait for a larger one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IDS = list(range(1, 201))
 
 
 class Api:
-    """A Tower whose answers take `answer_s`, in which every second object is hidden; in its place as `Fetcher`."""
+    """A Tower whose answers take `answer_s`. It hides every second object. Used in place of `Fetcher`."""
 
     def __init__(self, clock: Clock, answer_s: float) -> None:
         self._clock = clock
@@ -30,7 +30,7 @@ class Api:
         self.under_way = self.most = 0
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
-        """Answer in a while; at once who it is."""
+        """Answer after a delay. The question for the user itself is answered at once."""
         path = url.removeprefix(URL)
         if path.endswith("/me/"):
             return succeed(me())
@@ -47,12 +47,12 @@ class Api:
         return result
 
     def stop(self) -> Deferred[None]:
-        """Nothing to let go of."""
+        """Nothing to close."""
         return succeed(None)
 
 
 class Scene:
-    """A client of Tower's, and the API that is asked about it."""
+    """A client of Tower, and the API that is asked about it."""
 
     def __init__(self, make: Edges, answer_s: float = 0.05, *, v1: bool = False) -> None:
         self.api = Api(make.clock, answer_s)
@@ -61,7 +61,7 @@ class Scene:
         self.client.take()
 
     def advance(self, seconds: float) -> list[Any]:
-        """Let time pass; what the client hears."""
+        """Let time pass. Returns the messages that the client got."""
         self.edge.advance(seconds, step=0.05)
         return self.client.take()
 
@@ -74,7 +74,7 @@ def make() -> Iterator[Edges]:
 
 
 def test_two_hundred_objects(make: Edges) -> None:
-    """Asked for four at a time they take a quarter of the time; the answer tells all of them."""
+    """Four questions run at a time, so they take a quarter of the time. The answer names all objects."""
     scene = Scene(make)
     scene.api.hidden = {"7"}
     scene.client.ask({"job_events": IDS})
@@ -96,7 +96,7 @@ KNOWN = [
 @pytest.mark.parametrize("known", KNOWN)
 @pytest.mark.parametrize("v1", [False, True])
 def test_what_needs_no_question_is_joined_at_once(make: Edges, known: dict[str, list[str]], v1: bool) -> None:
-    """Its events come while the objects are asked about; the one answer then tells everything that was joined."""
+    """Their events arrive while the objects are checked. The one answer then names everything that was subscribed."""
     scene = Scene(make, v1=v1)
     scene.client.ask({**known, "job_events": IDS})
     topics = [f"{group}.{event}" for group, events in known.items() for event in events]
@@ -113,7 +113,7 @@ def test_what_needs_no_question_is_joined_at_once(make: Edges, known: dict[str, 
 
 
 def test_what_was_known_before_is_joined_at_once(make: Edges) -> None:
-    """An object whose answer is kept needs no question either, and one that is another user's own gets none."""
+    """An object with a cached answer needs no check. A topic of another user needs none, either."""
     scene = Scene(make)
     scene.client.ask({"job_events": [1]})
     assert len(scene.advance(0.5)) == 1
@@ -127,7 +127,7 @@ def test_what_was_known_before_is_joined_at_once(make: Edges) -> None:
 
 
 def test_what_is_left_is_left_with_the_answer(make: Edges) -> None:
-    """Until then the former topics go on; the answer tells what was left since the request came."""
+    """Until then the old topics deliver. The answer names what was unsubscribed since the request."""
     scene = Scene(make)
     scene.client.ask({"jobs": ["summary"]}).take()
     scene.client.ask({"jobs": ["status_changed"], "job_events": [1]})
@@ -145,7 +145,7 @@ def test_what_is_left_is_left_with_the_answer(make: Edges) -> None:
 
 
 def test_a_request_that_resumes_joins_all_at_its_end(make: Edges) -> None:
-    """What it missed comes first, in order, and once."""
+    """The missed events come first, in order, and once."""
     scene = Scene(make, v1=True)
     scene.client.ask({"jobs": ["summary"]})
     since = scene.client.take()[0]["position"]
@@ -173,7 +173,7 @@ NEWER = [
 @pytest.mark.parametrize(("newer", "current"), NEWER)
 @pytest.mark.parametrize("answer_s", [0.05, 1.9])
 def test_a_request_without_objects_does_not_wait(make: Edges, newer: dict[str, list[str]], current: list[str], answer_s: float) -> None:
-    """awxkit's `unsubscribe()` is answered at once, behind the answer to what it replaces, of which nothing comes later."""
+    """awxkit's `unsubscribe()` is answered at once, after the answer to the request that it replaces. No later event follows."""
     scene = Scene(make, answer_s)
     scene.client.ask({"jobs": ["summary"], "job_events": IDS})
     scene.advance(0.5)
@@ -190,7 +190,7 @@ def test_a_request_without_objects_does_not_wait(make: Edges, newer: dict[str, l
 
 
 def test_what_the_replaced_request_is_told_in_v1(make: Edges) -> None:
-    """Each item that was not known is listed with its reason; and the ids tell which answer is whose."""
+    """Each item that was still undecided is listed with its reason. The ids tell which answer belongs to which request."""
     scene = Scene(make, 1.0, v1=True)
     scene.client.ask({"job_events": [1, 2], "jobs": ["summary"]}, id="a").ask({}, id="b")
     first, second = scene.client.take()
@@ -202,7 +202,7 @@ def test_what_the_replaced_request_is_told_in_v1(make: Edges) -> None:
 
 @pytest.mark.parametrize("other", ["x", '{"groups": 3}', '{"groups": {"jobs": [NaN]}}', "{}", '{"token": "x"}'])
 def test_what_is_no_request_replaces_none(make: Edges, other: str) -> None:
-    """It waits for its turn, and the request before it gets all that it asked for."""
+    """It waits in line, and the request before it is carried out in full."""
     scene = Scene(make)
     scene.client.ask({"job_events": [1, 2, 3]}).send(text(other))
     reply, *_ = scene.advance(0.5)
@@ -210,7 +210,7 @@ def test_what_is_no_request_replaces_none(make: Edges, other: str) -> None:
 
 
 def test_a_request_with_a_wrong_xrftoken_replaces_none(make: Edges) -> None:
-    """Another site's page has no say in what a connection listens to."""
+    """A page of another site can't change a connection's subscriptions."""
     scene = Scene(make)
     client = scene.edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]))
     client.take()
@@ -221,7 +221,7 @@ def test_a_request_with_a_wrong_xrftoken_replaces_none(make: Edges) -> None:
 
 
 def test_what_both_requests_hold_goes_on_without_a_gap(make: Edges) -> None:
-    """Also where the answer about it is no longer kept, and has to be asked for again (contract 1.4.10)."""
+    """This holds even if the cached answer has expired and must be asked for again (contract 1.4.10)."""
     scene = Scene(make, 0.5)
     scene.client.ask({"job_events": [1]})
     assert scene.advance(1)
@@ -237,7 +237,7 @@ def test_what_both_requests_hold_goes_on_without_a_gap(make: Edges) -> None:
 
 
 def test_an_answer_is_not_awaited_for_ever(make: Edges) -> None:
-    """After some seconds the client is told what is known; the rest it may ask for again, and finds out what was learned since."""
+    """After some seconds the client gets the answers known so far. It may ask for the rest again, and then gets what was learned since."""
     scene = Scene(make, 1.9, v1=True)
     scene.client.ask({"job_events": IDS, "jobs": ["summary"]})
     assert scene.advance(ANSWER_S - 0.1) == []
@@ -251,7 +251,7 @@ def test_an_answer_is_not_awaited_for_ever(make: Edges) -> None:
 
 
 def test_hang_up_while_asking(make: Edges) -> None:
-    """No timer is left (the fixture looks), and nothing is joined."""
+    """No timer is left (the fixture checks), and nothing is subscribed."""
     scene = Scene(make)
     scene.client.ask({"job_events": IDS, "jobs": ["summary"]})
     scene.advance(0.2)
@@ -263,7 +263,7 @@ def test_hang_up_while_asking(make: Edges) -> None:
 @pytest.mark.parametrize("connections", [1, 4, 40])
 @pytest.mark.parametrize(("users", "ids"), [(5, [42, 43]), (1, list(range(1, 51)))])
 def test_one_question_for_each_credential_object_and_round(make: Edges, connections: int, users: int, ids: list[int]) -> None:
-    """However many connections a credential has: one at the beginning, and one a round. In 145 s there are three rounds."""
+    """A credential with many connections asks once at the beginning, and once a round. In 145 s there are three rounds."""
     api = Api(make.clock, 0.01)
     edge = make(TowerMethod(TowerSettings(url=URL), make.clock, fetcher=api), ping_s=3600)
     edge.context.credential_monitor.start()

@@ -6,7 +6,7 @@ from tests.ws_kit import edges
 
 
 def test_the_options_are_in_force_and_no_connection_has_a_copy() -> None:
-    """Each of Autobahn's options is what the factory says, on the class: none is copied, or formatted for a log, per connection."""
+    """Each Autobahn option has the factory's value, on the class. No connection copies it, or formats it for a log."""
     with edges() as make:
         edge = make()
         connection = edge.connect().connection
@@ -18,7 +18,7 @@ def test_the_options_are_in_force_and_no_connection_has_a_copy() -> None:
 
 
 def test_what_autobahn_keeps_for_nothing_is_let_go_or_shared() -> None:
-    """Open connections share one set of traffic counters and one queue, which stays empty whatever is sent."""
+    """Open connections share one set of traffic counters and one queue. The queue stays empty, whatever is sent."""
     with edges() as make:
         edge = make()
         first, second = edge.open().connection, edge.open().connection
