@@ -1,4 +1,4 @@
-"""A certificate authority of the test's own, and what it signs for 127.0.0.1."""
+"""A certificate authority for tests, and its certificates for 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DAY = dt.timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates. `file` is its own certificate, which clients trust."""
+    """Signs certificates. `file` is the authority's own certificate, which clients trust."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class Authority:
         self.file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
     def sign(self, name: str, *, days: int = 1) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1 that ends in so many days (it has expired when they are negative), and its key."""
+        """A certificate for 127.0.0.1 and its key. It expires in this many days, a negative number for an expired one."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
         now = dt.datetime.now(dt.UTC)
@@ -54,7 +54,7 @@ class Authority:
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
-    """What a key is for: an authority's signs certificates, a server's its handshakes."""
+    """The key usage: an authority's key signs certificates, a server's key is for handshakes."""
     return x509.KeyUsage(
         digital_signature=not signs, key_cert_sign=signs, crl_sign=signs, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,

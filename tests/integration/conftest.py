@@ -1,4 +1,4 @@
-"""The real parts for the tests in this folder: a private RabbitMQ node and a browser, started once, and private nginx processes."""
+"""Fixtures with real parts: a private RabbitMQ node and a browser, started once, and private nginx processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PARTS = {
 
 @pytest.fixture(scope="session")
 def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
-    """The session's node. Tests share it: each uses exchange and queue names of its own, and leaves it running."""
+    """The session's node. Tests share it: each uses its own exchange and queue names, and leaves the node running."""
     require(NO_BROKER, rabbitmq_bin())
     with PrivateRabbit(tmp_path_factory.mktemp("rabbit")) as node:
         yield node
@@ -51,7 +51,7 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
 
 @pytest.fixture
 def fresh_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], PrivateRabbit]]:
-    """A maker of started nodes of the test's own, for those that kill and restart them; they end with the test."""
+    """A maker of started nodes for tests that kill and restart them. The nodes end with the test."""
     require(NO_BROKER, rabbitmq_bin())
     nodes: list[PrivateRabbit] = []
 
@@ -68,7 +68,7 @@ def fresh_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 @pytest.fixture(scope="module")
 def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Nginx]]:
-    """A maker of running nginx processes with the shipped configuration, by where towerws listens; they end with the module."""
+    """A maker of nginx processes with the shipped configuration, for the address of towerws. They end with the module."""
     require(NO_NGINX, nginx_binary())
     with ExitStack() as leave:
 
@@ -80,7 +80,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """The session's browser. Each test opens a page of its own, which has no cookies of others."""
+    """The session's browser. Each test opens its own page, which has no cookies of other tests."""
     require(NO_CHROMIUM, chromium_binary())
     with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
@@ -96,14 +96,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
 
 @pytest.fixture
 def tower() -> Iterator[tuple[type[Api], str]]:
-    """A Tower, and where it is."""
+    """A Tower API, and its URL."""
     with serve_tower() as found:
         yield found
 
 
 @pytest.fixture
 def producer_python() -> Callable[[Environment], Path]:
-    """A maker of the interpreter of an environment, its wheels installed. A Python that is missing skips, or fails where pyenv is."""
+    """A maker of interpreters with an environment's wheels. A missing Python skips the test, or fails it where pyenv is installed."""
 
     def make(environment: Environment) -> Path:
         interpreter = environment.interpreter
@@ -119,7 +119,7 @@ def producer_python() -> Callable[[Environment], Path]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly how many tests had no broker, proxy or browser: a green run without them promises little."""
+    """Report how many tests had no broker, proxy or browser: a green run without them proves little."""
     reports = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     for reason, (part, command) in PARTS.items():
         if skipped := sum(reason in report for report in reports):
@@ -129,7 +129,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def require(reason: str, found: object) -> None:
-    """Skip the test when nothing was found, or fail it where everything is promised."""
+    """Skip the test when nothing was found, or fail it where every part is required."""
     if found is None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}, and CI promises it", pytrace=False)

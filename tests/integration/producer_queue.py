@@ -1,4 +1,4 @@
-"""What a producer published, read from a queue of the test's own with pika's blocking client."""
+"""Reads what a producer published, from a test's own queue, with pika's blocking client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.daemon import DEADLINE_S
 
 
 class Queue:
-    """A queue behind an exchange that gets everything."""
+    """A queue that gets every message of an exchange."""
 
     def __init__(self, url: str, exchange: str) -> None:
         self._connection = pika.BlockingConnection(pika.URLParameters(url))
@@ -28,7 +28,7 @@ class Queue:
         raise AssertionError("the queue is gone")
 
     def payloads(self, count: int) -> list[Any]:
-        """So many payloads, decoded."""
+        """This many payloads, decoded."""
         return [json.loads(self.get()[2]) for _ in range(count)]
 
     def __enter__(self) -> Self:

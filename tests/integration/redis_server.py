@@ -1,4 +1,4 @@
-"""A private Redis for the layers of AWX 19 to 24: in memory, on loopback, gone with the test."""
+"""A private Redis for the channel layers of AWX 19 to 24: in memory, on loopback, removed with the test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ START_S = 30.0
 
 
 def redis_binary() -> Path | None:
-    """Redis's server, None where it is not installed. `PRIVATE_REDIS` names another."""
+    """The path of redis-server, None if it is not installed. `PRIVATE_REDIS` names another."""
     found = os.environ.get("PRIVATE_REDIS") or shutil.which("redis-server")
     return Path(found) if found else None
 
@@ -34,7 +34,7 @@ class PrivateRedis:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class PrivateRedis:
             except OSError:
                 assert self._process.poll() is None, "redis-server ended"
                 assert time.monotonic() < give_up, f"redis-server did not answer within {START_S} s"
-                time.sleep(0.02)  # between two questions of a poll
+                time.sleep(0.02)  # between two polls
 
     def __exit__(self, *exc: object) -> None:
         self._process.kill()

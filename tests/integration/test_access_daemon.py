@@ -1,4 +1,4 @@
-"""The daemon with its real ways of authenticating: who gets in, what they hear, how they are put out, what the log says of it."""
+"""The daemon with its real authentication methods: who may connect and subscribe, how access ends, and what is logged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = "canary0csrftoken0value"
 
 @contextmanager
 def enter(daemon: Daemon, query: str = "", **headers: str) -> Iterator[ClientConnection]:
-    """A client that is in, its first frame read."""
+    """A client whose connection is open. Its first frame has been read."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     with connect(daemon.url + query, additional_headers=sent, open_timeout=DEADLINE_S) as client:
         assert json.loads(client.recv(DEADLINE_S))["accept"] is True
@@ -36,20 +36,20 @@ def enter(daemon: Daemon, query: str = "", **headers: str) -> Iterator[ClientCon
 
 
 def status(daemon: Daemon, query: str = "", **headers: str) -> int:
-    """How an opening handshake is refused."""
+    """The HTTP status of a refused handshake."""
     with pytest.raises(InvalidStatus) as refused, enter(daemon, query, **headers):
         pass
     return refused.value.response.status_code
 
 
 def ask(client: ClientConnection, message: object, answers: int = 1) -> list[Any]:
-    """Send a request, and read so many frames."""
+    """Send a request, and read this many frames."""
     client.send(json.dumps(message))
     return [json.loads(client.recv(DEADLINE_S)) for _ in range(answers)]
 
 
 def close_code(client: ClientConnection) -> int:
-    """Read until the end."""
+    """Read until the connection ends. Returns the close code."""
     with pytest.raises(ConnectionClosed) as ended:
         list(client)
     assert ended.value.rcvd is not None
@@ -57,7 +57,7 @@ def close_code(client: ClientConnection) -> int:
 
 
 def test_tower_session(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
-    """From AWX's cookie to a revocation: each rule on the way holds, and no secret nor hostile byte gets into the log."""
+    """From AWX's cookie to a revocation each rule holds. No secret and no hostile byte gets into the log."""
     api, url = tower
     cookie = f"sessionid={CANARY}; csrftoken={TOKEN}"
     flags = ("--tower-url", url, "--revalidate-s", "1", "--trusted-proxies", "127.0.0.1", "--tower-valid-s", "0")
@@ -106,7 +106,7 @@ def test_tower_session(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
 
 
 def test_tower_is_down(tmp_path: Path) -> None:
-    """Nobody is let in whose credential can't be checked, and nobody is told that it is bad: 503 asks to come again."""
+    """A credential that can't be checked opens nothing, and is not called bad: 503 asks the client to retry."""
     with Daemon(tmp_path, "embedded:", "--tower-url", "http://127.0.0.1:9", auth="tower") as daemon:
         assert status(daemon, Cookie=f"sessionid={CANARY}") == 503
         figures = daemon.get("/status")[1]
@@ -115,7 +115,7 @@ def test_tower_is_down(tmp_path: Path) -> None:
 
 
 def test_jwt(tmp_path: Path) -> None:
-    """A token opens the connection, grants what it lists, and ends the connection when it ends."""
+    """A token opens the connection, grants the topics that it lists, and ends the connection at its expiry."""
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
     flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--jwt-leeway-s", "0")
@@ -136,7 +136,7 @@ def test_jwt(tmp_path: Path) -> None:
 
 
 def test_jwt_in_messages(tmp_path: Path) -> None:
-    """The whole life of tokens in messages: the first one lets in, the next one carries on, and without the third it is over."""
+    """The first token opens the connection, the next one renews it, and without a third the connection ends."""
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
     flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--jwt-leeway-s", "0", "--websocket-token-s", "1.5")
@@ -191,7 +191,7 @@ def test_jwt_in_messages(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be_used(tmp_path: Path, flags: list[str], said: str) -> None:
-    """The daemon does not start, and one line says why: the same that `towerws check` would have said."""
+    """The daemon does not start, and one line names the reason, the same as `towerws check` gives."""
     daemon = Daemon(tmp_path, "embedded:", *flags)
     with pytest.raises(AssertionError, match="the daemon ended with 2"):
         daemon.start()
@@ -203,7 +203,7 @@ def test_settings_that_cannot_be_used(tmp_path: Path, flags: list[str], said: st
 
 
 def test_an_oauth_token_in_a_message(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
-    """A page can't set headers: in `towerws.v1` a token of AWX's may come in a message. AWX's own clients get their 403 as ever."""
+    """In `towerws.v1` a page, which can't set headers, may send AWX's token in a message. AWX's own clients still get a 403."""
     api, url = tower
     with Daemon(tmp_path, "embedded:", "--tower-url", url, auth="tower") as daemon:
         assert status(daemon) == 403
@@ -234,7 +234,7 @@ def test_an_oauth_token_in_a_message(tmp_path: Path, tower: tuple[type[Api], str
 
 @pytest.mark.parametrize(("flags", "text"), [([], "give a token with --token"), (["--token", "wrong"], "is the token right?")])
 def test_tail_without_a_good_token(tmp_path: Path, tower: tuple[type[Api], str], flags: list[str], text: str) -> None:
-    """It is told at once, not when the time for a token is over."""
+    """It reports the refusal at once, not at the timeout for a token."""
     with Daemon(tmp_path, "embedded:", "--tower-url", tower[1], "--websocket-token-s", "300", auth="tower") as daemon:
         command = [*TOWERWS, "tail", "--url", daemon.url, *flags]
         environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

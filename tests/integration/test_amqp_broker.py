@@ -1,4 +1,4 @@
-"""The AMQP source against a real RabbitMQ: what the fake peer can't promise."""
+"""The AMQP source against a real RabbitMQ: promises that a fake peer can't show."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
 
 reactor: Any = _reactor
-SOON_S = 20  # how long anything may take on a machine that is shared; what is promised in seconds is asserted beside it
+SOON_S = 20  # timeout for one step on a shared machine; promises in seconds have their own assertion
 
 
 async def until(what: Callable[[], bool], within_s: float = SOON_S) -> float:
-    """Return once it is so, with the seconds it took."""
+    """Wait until the condition holds. Returns the seconds it took."""
     start = time.monotonic()
     while not what():
         assert time.monotonic() - start < within_s, f"not within {within_s} s"
@@ -41,7 +41,7 @@ async def until(what: Callable[[], bool], within_s: float = SOON_S) -> float:
 
 
 def settings_for(node: PrivateRabbit, **changes: Any) -> BrokerSettings:
-    """Names of the test's own on that node."""
+    """Settings for that node, with names of the test's own."""
     name = f"t{secrets.token_hex(4)}"
     url = BrokerUrl("127.0.0.1", node.port, "guest", Secret("guest"), "/", tls=False)
     return replace(BrokerSettings(urls=(url,), exchange=f"{name}.x", stream=f"{name}.s"), **changes)
@@ -49,7 +49,7 @@ def settings_for(node: PrivateRabbit, **changes: Any) -> BrokerSettings:
 
 @contextlib.asynccontextmanager
 async def consuming(settings: BrokerSettings, sink: RecordingSink | None = None) -> AsyncIterator[tuple[AmqpSource, RecordingSink]]:
-    """A source that consumes, stopped at the end."""
+    """A source that consumes. It is stopped at the end."""
     sink = sink or RecordingSink()
     source = AmqpSource(settings, sink, reactor)
     source.start()
@@ -80,10 +80,10 @@ def publish(node: PrivateRabbit, exchange: str, *bodies: bytes, key: str = "jobs
 
 
 class Load(threading.Thread):
-    """A producer that numbers its messages and sends each again, with its message id, until it was confirmed.
+    """A producer that numbers its messages. It repeats each one, with the same message id, until the broker confirms it.
 
-    It looks for the stream first: what comes to a node that has not started its streams yet is confirmed and lost, or
-    never confirmed (RabbitMQ 3.10.8).
+    It looks for the stream first. While a node has not started its streams, it confirms messages and loses them, or
+    never confirms them (RabbitMQ 3.10.8).
     """
 
     def __init__(self, node: PrivateRabbit, settings: BrokerSettings) -> None:
@@ -94,7 +94,7 @@ class Load(threading.Thread):
         self.confirmed = 0
 
     def run(self) -> None:
-        """Until `end`."""
+        """Publish until `end`."""
         while not self._ended.is_set():
             try:
                 with channel_to(self._node) as channel:
@@ -110,14 +110,14 @@ class Load(threading.Thread):
                 self._ended.wait(0.1)
 
     async def end(self) -> int:
-        """Stop; how many were confirmed."""
+        """Stop. Returns how many messages were confirmed."""
         self._ended.set()
         await deferToThread(self.join)
         return self.confirmed
 
 
 def once_each(sink: RecordingSink) -> list[bytes]:
-    """The bodies in the order they came, without what the sink would know again by offset or message id."""
+    """The bodies in order of arrival, without those whose offset or message id the sink knows already."""
     seen: dict[object, bytes] = {}
     for _, _, body, _, message_id in sink.named("deliver"):
         assert isinstance(body, bytes)
@@ -126,18 +126,18 @@ def once_each(sink: RecordingSink) -> list[bytes]:
 
 
 def numbered(count: int) -> list[bytes]:
-    """What a complete load of that many is."""
+    """The bodies of a complete load of `count` messages."""
     return [b'{"n":%d}' % number for number in range(count)]
 
 
 async def ctl(node: PrivateRabbit, *args: str) -> str:
-    """Run rabbitmqctl while the reactor turns."""
+    """Run rabbitmqctl while the reactor runs."""
     output: str = await deferToThread(node.ctl, *args)
     return output
 
 
 async def delete_queue(node: PrivateRabbit, name: str) -> None:
-    """Delete it under the consumer's feet."""
+    """Delete a queue while it is consumed."""
     await ctl(node, "delete_queue", name)
 
 
@@ -151,13 +151,13 @@ def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
     return cast("Callable[..., Any]", pytest_twisted.ensureDeferred(test))
 
 
-logging.getLogger("pika").setLevel(logging.CRITICAL)  # the producer's pika shouts while the broker is down
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # the producer's pika logs much while the broker is down
 pytestmark = pytest.mark.timeout(180)
 
 
 @run
 async def test_stream_deliveries(rabbit: PrivateRabbit) -> None:
-    """Auto mode on this broker is the stream; what is published arrives in order, with the routing key."""
+    """On this broker auto mode uses the stream. Messages arrive in order, with their routing keys."""
     settings = settings_for(rabbit)
     async with consuming(settings) as (source, sink):
         await deferToThread(publish, rabbit, settings.exchange, b'{"a":1}', b'{"a":2}', key="job_events.42")
@@ -173,7 +173,7 @@ async def test_stream_deliveries(rabbit: PrivateRabbit) -> None:
 
 @run
 async def test_two_processes_see_the_same_offsets(rabbit: PrivateRabbit) -> None:
-    """Each process reads the whole stream, under the same offsets."""
+    """Each process reads the whole stream, with the same offsets."""
     settings = settings_for(rabbit)
     async with consuming(settings) as (_, one), consuming(settings) as (_, two):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(50))
@@ -183,7 +183,7 @@ async def test_two_processes_see_the_same_offsets(rabbit: PrivateRabbit) -> None
 
 @run
 async def test_queue_mode(rabbit: PrivateRabbit) -> None:
-    """In queue mode each process has a queue of its own, offsets grow, and the queue is gone after the stop."""
+    """In queue mode each process has its own queue. Offsets grow, and the queue is deleted at the stop."""
     settings = settings_for(rabbit, consume="queue")
     async with consuming(settings) as (_, sink):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(300))
@@ -194,7 +194,7 @@ async def test_queue_mode(rabbit: PrivateRabbit) -> None:
 
 @run
 async def test_restart_refills(rabbit: PrivateRabbit) -> None:
-    """A process that starts anew gets what was published in the last refill_s, then is live."""
+    """A restarted process gets the messages of the last refill_s, then it is live."""
     settings = settings_for(rabbit)
     async with consuming(settings):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(200))
@@ -208,18 +208,18 @@ async def test_restart_refills(rabbit: PrivateRabbit) -> None:
 
 @run
 async def test_restart_on_an_idle_stream_knows_its_head(rabbit: PrivateRabbit) -> None:
-    """With nothing published within refill_s the newest deliveries are fetched all the same, and it is ready soon."""
+    """With no message within refill_s the newest ones are still fetched, and the source is ready soon."""
     settings = settings_for(rabbit)
     async with consuming(settings):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(3))
-    await task.deferLater(reactor, 2.1)  # the one thing that only time brings: refill_s passes, in whole seconds
+    await task.deferLater(reactor, 2.1)  # the one wait for plain time: refill_s passes, in whole seconds
     async with consuming(replace(settings, refill_s=1)) as (_, sink):
         assert len(sink.offsets) == 3
 
 
 @run
 async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
-    """The broker is killed and started under a numbered load: everything confirmed arrives once, in order, without a gap."""
+    """The broker is killed and restarted under a numbered load. Each confirmed message arrives once, in order, without a gap."""
     node = fresh_rabbit()
     settings = settings_for(node)
     async with consuming(settings) as (source, sink):
@@ -244,7 +244,7 @@ async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callab
 
 @run
 async def test_kill_under_load_is_one_gap_in_queue_mode(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
-    """In queue mode an outage is exactly one gap; what comes after it is in order and not repeated."""
+    """In queue mode an outage is exactly one gap. The messages after it are in order and not repeated."""
     node = fresh_rabbit()
     settings = settings_for(node, consume="queue")
     async with consuming(settings) as (source, sink):
@@ -267,7 +267,7 @@ async def test_kill_under_load_is_one_gap_in_queue_mode(fresh_rabbit: Callable[[
 @run
 @pytest.mark.parametrize("consume", ["stream", "queue"])
 async def test_a_forced_close_is_named_and_short(rabbit: PrivateRabbit, consume: str) -> None:
-    """close_all_connections: code 320 with its text is kept, and consuming goes on within 2 s."""
+    """close_all_connections: code 320 and its text are kept, and consuming resumes within 2 s."""
     settings = settings_for(rabbit, consume=consume)
     async with consuming(settings) as (source, sink):
         await deferToThread(publish, rabbit, settings.exchange, b'{"n":0}')
@@ -283,7 +283,7 @@ async def test_a_forced_close_is_named_and_short(rabbit: PrivateRabbit, consume:
 
 @run
 async def test_a_deleted_queue_heals_on_its_connection(rabbit: PrivateRabbit) -> None:
-    """The queue is deleted three times: consuming within 2 s on the same connection, one gap each, one channel."""
+    """After each of three deletions consuming resumes within 2 s, on the same connection, with one gap and one channel."""
     settings = settings_for(rabbit, consume="queue")
     before = set(await queues(rabbit))
     async with consuming(settings) as (source, sink):
@@ -299,7 +299,7 @@ async def test_a_deleted_queue_heals_on_its_connection(rabbit: PrivateRabbit) ->
 
 @run
 async def test_a_stream_made_anew_is_found_out(rabbit: PrivateRabbit) -> None:
-    """The stream is deleted: it is declared again and read from its first delivery, and the sink is told of the gap."""
+    """A deleted stream is declared again and read from its first message, and the sink is told of the gap."""
     settings = settings_for(rabbit)
     async with consuming(settings) as (source, sink):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
@@ -315,7 +315,7 @@ async def test_a_stream_made_anew_is_found_out(rabbit: PrivateRabbit) -> None:
 
 @run
 async def test_a_stream_made_again_by_another_does_not_stay_mute(rabbit: PrivateRabbit) -> None:
-    """The link is down while the stream is deleted and made again, shorter: what comes there is read, behind one gap."""
+    """If the stream is deleted and made again, shorter, during an outage, its messages are read after one gap."""
     settings = settings_for(rabbit)
     sink = RecordingSink()
     async with consuming(settings, sink) as (source, _), consuming(settings):
@@ -344,7 +344,7 @@ async def test_a_stream_made_again_by_another_does_not_stay_mute(rabbit: Private
     ],
 )
 async def test_a_refusal_is_explained(rabbit: PrivateRabbit, change: dict[str, Any], code: int | None, text: str) -> None:
-    """Wrong password, vhost or port: the reason is there within 5 s, with a hint and without the password."""
+    """For a wrong password, vhost or port the reason is known within 5 s, with a hint and without the password."""
     settings = settings_for(rabbit)
     source = AmqpSource(replace(settings, urls=(replace(settings.urls[0], **change),)), RecordingSink(), reactor)
     source.start()
@@ -360,7 +360,7 @@ async def test_a_refusal_is_explained(rabbit: PrivateRabbit, change: dict[str, A
 
 @run
 async def test_406_names_the_argument(rabbit: PrivateRabbit) -> None:
-    """The stream exists with another age: the reason says what is there, what was asked, and which setting it is."""
+    """If the stream exists with another age, the reason names its value, the requested value and the setting."""
     settings = settings_for(rabbit)
     async with consuming(settings):
         other = AmqpSource(replace(settings, stream_max_age_s=60), RecordingSink(), reactor)
@@ -375,7 +375,7 @@ async def test_406_names_the_argument(rabbit: PrivateRabbit) -> None:
 
 @run
 async def test_passive(rabbit: PrivateRabbit) -> None:
-    """Passive: nothing is made, what is missing is named; once it is there, it is consumed."""
+    """In passive mode nothing is declared, and a missing object is named. Once it exists, it is consumed."""
     settings = settings_for(rabbit, passive=True, backoff_max_s=1)
     sink = RecordingSink()
     source = AmqpSource(settings, sink, reactor)
@@ -393,16 +393,16 @@ async def test_passive(rabbit: PrivateRabbit) -> None:
 
 
 class _FarDate(dt.datetime):
-    """A date that pika encodes and can't decode: ten million years later than it says."""
+    """A date that pika can encode and not decode: its timestamp is ten million years later than the date."""
 
     def utctimetuple(self) -> time.struct_time:
-        """What pika makes the timestamp of."""
+        """The time that pika encodes as the timestamp."""
         return time.struct_time((self.year, self.month, self.day, 24 * 365 * 10**7, 0, 0, 0, 0, 0))
 
 
 @run
 async def test_headers_pika_cannot_decode_arrive(rabbit: PrivateRabbit) -> None:
-    """A timestamp beyond the year 9999 in a header, which the broker takes, is no harm to anybody."""
+    """A header's timestamp after the year 9999, which the broker accepts, does no harm."""
     settings = settings_for(rabbit)
 
     def poison() -> None:
@@ -420,7 +420,7 @@ async def test_headers_pika_cannot_decode_arrive(rabbit: PrivateRabbit) -> None:
 
 @run
 async def test_stop_is_quick_and_clean(rabbit: PrivateRabbit) -> None:
-    """stop closes the connection in order, well within 2 s; the broker has none of ours afterwards."""
+    """stop closes the connection properly, well within 2 s. After that the broker has no connection of the source."""
     settings = settings_for(rabbit, consume="queue")
     async with consuming(settings) as (source, _):
         start = time.monotonic()

@@ -22,7 +22,7 @@ from towerws_producer import Producer, Refused
 
 @dataclass(frozen=True)
 class TlsBroker:
-    """A node whose certificate is for 127.0.0.1. It listens on 127.0.0.2 too, which the certificate is not for."""
+    """A node whose certificate is for 127.0.0.1. It also listens on 127.0.0.2, for which the certificate is not valid."""
 
     node: PrivateRabbit
     port: int
@@ -30,12 +30,12 @@ class TlsBroker:
     files: tuple[Path, Path]
 
     def url(self, host: str = "127.0.0.1") -> str:
-        """Where TLS is spoken."""
+        """The URL of the TLS listener."""
         return f"amqps://guest:guest@{host}:{self.port}"
 
     @contextmanager
     def certificate(self, files: tuple[Path, Path]) -> Iterator[None]:
-        """Another certificate for a while. The node is told to forget the one that it has read."""
+        """Use another certificate for a while. The node is told to drop its cached one."""
         kept = [file.read_bytes() for file in self.files]
         for new, file in zip(files, self.files, strict=True):
             shutil.copy(new, file)
@@ -50,7 +50,7 @@ class TlsBroker:
 
 @pytest.fixture(scope="module")
 def broker(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsBroker]:
-    """A node with TLS. Where there is no RabbitMQ, `rabbit` says so."""
+    """A node with TLS. Without RabbitMQ, `rabbit` skips or fails the test."""
     folder = tmp_path_factory.mktemp("tls")
     authority = Authority(folder, "authority")
     certificate, key = authority.sign("broker")
@@ -68,19 +68,19 @@ ssl_options.keyfile = {key}
 
 @pytest.fixture
 def exchange() -> str:
-    """A name of the test's own."""
+    """An exchange name of the test's own."""
     return f"amqps-{uuid4().hex}"
 
 
 def publish(url: str, authority: Path, exchange: str, timeout: float = DEADLINE_S) -> tuple[int, str]:
-    """`towerws publish`: its exit code and what it said."""
+    """Run `towerws publish`. Returns its exit code and its output."""
     arguments = ["publish", "jobs.summary", '{"by": "command"}', "--broker", url, "--exchange", exchange, "--timeout", str(timeout)]
     done = CliRunner(env={"TOWERWS_TLS_CA": str(authority)}).invoke(main, arguments)
     return done.exit_code, done.stderr
 
 
 def test_a_good_certificate(broker: TlsBroker, exchange: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signed by the authority that the setting or the environment names, for the host of the URL: events arrive."""
+    """Events arrive if the certificate is for the URL's host, and signed by the authority of the setting or the environment."""
     authority = str(broker.authority.file)
     with Queue(broker.node.url, exchange) as queue:
         with Producer(broker.url(), exchange=exchange, tls_ca=authority) as producer:
@@ -93,7 +93,7 @@ def test_a_good_certificate(broker: TlsBroker, exchange: str, monkeypatch: pytes
 
 
 def refused(url: str, authority: Path, exchange: str, why: str) -> None:
-    """Both say at once why they do not connect, and what to look at."""
+    """Both clients report at once why they do not connect, and what to check."""
     with Producer(url, exchange=exchange, tls_ca=str(authority)) as producer:
         with pytest.raises(Refused) as raised:
             producer.publish("jobs.summary", {}, timeout=DEADLINE_S)
@@ -108,17 +108,17 @@ def refused(url: str, authority: Path, exchange: str, why: str) -> None:
 
 
 def test_an_unknown_authority(broker: TlsBroker, exchange: str, tmp_path: Path) -> None:
-    """Another authority than the one that is trusted has signed."""
+    """A certificate of an authority that is not trusted is refused."""
     refused(broker.url(), Authority(tmp_path, "another").file, exchange, "certificate in certificate chain")
 
 
 def test_a_certificate_for_another_host(broker: TlsBroker, exchange: str) -> None:
-    """The host of the URL counts, and no other."""
+    """The certificate must be for the host of the URL."""
     refused(broker.url("127.0.0.2"), broker.authority.file, exchange, "IP address mismatch, certificate is not valid for '127.0.0.2'")
 
 
 def test_an_expired_certificate(broker: TlsBroker, exchange: str) -> None:
-    """It is refused while it is expired; the same producer's next attempt takes the new one."""
+    """It is refused. The same producer's next attempt accepts the renewed certificate."""
     expired = broker.authority.sign("expired", days=-1)
     with (
         Queue(broker.node.url, exchange) as queue,

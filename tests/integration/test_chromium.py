@@ -1,4 +1,4 @@
-"""Chromium as the client: what pages get from us, and what they are told of how a connection ended."""
+"""Chromium as the client: what a page receives, and what it learns of a closed connection."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CONNECT = """
   socket.onmessage = ({data}) => done(JSON.parse(data));
 }))
 """
-"""Connects; the first message, or how the connection ended."""
+"""Connects. Gives the first message, or how the connection ended."""
 
 
 def connect(page: Page, url: str) -> Any:
-    """The first message that comes, or how the connection ended."""
+    """The first message, or how the connection ended."""
     return page.run(f"{CONNECT}({json.dumps(url)})")
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """A maker of daemons; each is stopped at the end."""
+    """A maker of daemons. Each is stopped at the end."""
     with ExitStack() as leave:
 
         def make(*flags: str, **more: Any) -> Daemon:
@@ -43,14 +43,14 @@ def served(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.fixture(params=["directly", "through nginx"])
 def way(request: pytest.FixtureRequest, nginx: Callable[..., Nginx]) -> Callable[[Daemon], str]:
-    """The URL under which a page reaches a daemon."""
+    """The URL by which a page reaches a daemon."""
     if request.param == "directly":
         return lambda daemon: daemon.url
     return lambda daemon: nginx(f"127.0.0.1:{daemon.port}").url
 
 
 def test_a_cookie_beyond_ascii_locks_nobody_out(chromium: Chromium, served: Callable[..., Daemon], way: Callable[[Daemon], str]) -> None:
-    """Findings P2: whatever another application of the same host keeps in its cookies, the page gets in."""
+    """Findings P2: a page gets in with any cookie that another application of the same host has set."""
     daemon = served()
     url = way(daemon)
     page = chromium.open(f"http://127.0.0.1:{daemon.admin_port}/healthz")
@@ -75,7 +75,7 @@ ENDS: dict[str, tuple[str, int]] = {
 
 @pytest.mark.parametrize(("script", "code"), ENDS.values(), ids=ENDS)
 def test_a_close_is_clean(chromium: Chromium, served: Callable[..., Daemon], way: Callable[[Daemon], str], script: str, code: int) -> None:
-    """Findings P5: a close that was answered is reported as clean, with its code."""
+    """Findings P5: the page sees an answered close as clean, with its code."""
     daemon = served()
     page = chromium.open(f"http://127.0.0.1:{daemon.admin_port}/healthz")
     assert connect(page, way(daemon)) == {"accept": True, "user": 0}
@@ -85,7 +85,7 @@ def test_a_close_is_clean(chromium: Chromium, served: Callable[..., Daemon], way
 
 
 def test_a_restart_is_clean(chromium: Chromium, served: Callable[..., Daemon], way: Callable[[Daemon], str]) -> None:
-    """Findings P5: so is 1012, which a page gets when the daemon stops."""
+    """Findings P5: 1012, which a page gets when the daemon stops, is clean."""
     daemon = served()
     page = chromium.open(f"http://127.0.0.1:{daemon.admin_port}/healthz")
     assert connect(page, way(daemon)) == {"accept": True, "user": 0}
@@ -96,7 +96,7 @@ def test_a_restart_is_clean(chromium: Chromium, served: Callable[..., Daemon], w
 def test_a_credential_that_can_not_be_checked_is_clean(
     chromium: Chromium, served: Callable[..., Daemon], way: Callable[[Daemon], str]
 ) -> None:
-    """Findings P5: so is 1013, here for tokens whose keys can't be fetched."""
+    """Findings P5: 1013, here for tokens whose keys can't be fetched, is clean."""
     daemon = served(
         "--jwt-algorithms", "ES256", "--jwt-jwks-url", "http://127.0.0.1:9/keys", "--jwt-issuer", "https://issuer.example", auth="jwt"
     )

@@ -1,4 +1,4 @@
-"""How connections end, on real sockets: the client reads the close code, and a close that was answered ends without a reset."""
+"""How connections end on real sockets: the client reads the close code, and an answered close ends without a reset."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ LINGER_S = 2
 
 
 def tcp(folder: Path) -> tuple[str, Dial]:
-    """The plain port, which the daemon of these tests has in any case."""
+    """The plain port, which every daemon of these tests has."""
     return "", lambda: pytest.fail("not dialled by itself")
 
 
 @pytest.fixture(scope="module", params=[tcp, tls, unix], ids=lambda transport: str(transport.__name__))
 def dial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dial]:
-    """The way to a daemon on one kind of transport."""
+    """A way to a daemon, for one kind of transport."""
     folder = tmp_path_factory.mktemp("daemon")
     endpoint, way = request.param(folder)
     listen = ["--listen", endpoint] if endpoint else []
@@ -41,7 +41,7 @@ def dial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def open_socket(dial: Dial) -> socket.socket:
-    """A websocket that is open, its first frame read."""
+    """An open websocket. Its first frame has been read."""
     client = dial()
     client.settimeout(DEADLINE_S)
     client.sendall(request(host="localhost"))
@@ -52,7 +52,7 @@ def open_socket(dial: Dial) -> socket.socket:
 
 
 def rest(client: socket.socket) -> bytes:
-    """All that comes until the server ends its stream. A reset is an error."""
+    """All bytes until the server ends its stream. A reset is an error."""
     came = b""
     while piece := client.recv(65536):
         came += piece
@@ -60,7 +60,7 @@ def rest(client: socket.socket) -> bytes:
 
 
 def code_of(came: bytes) -> int | None:
-    """The code in the close frame that is all that came."""
+    """The code of the close frame, which must be the only thing that came."""
     assert came[:1] == b"\x88", came
     assert len(came) == 2 + came[1], came
     return None if came[1] == 0 else int(struct.unpack("!H", came[2:4])[0])
@@ -86,7 +86,7 @@ VIOLATIONS = {
 
 @pytest.mark.parametrize(("raw", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
 def test_a_violation_is_told(dial: Dial, raw: bytes, code: int) -> None:
-    """Findings P5: whatever else stands in the same write, the client reads the code, and then the end of the stream."""
+    """Findings P5: the client reads the code and then the end of the stream, even if more stood in the same write."""
     with open_socket(dial) as client:
         client.sendall(raw)
         assert code_of(rest(client)) == code
@@ -94,14 +94,14 @@ def test_a_violation_is_told(dial: Dial, raw: bytes, code: int) -> None:
 
 @pytest.mark.parametrize("code", [None, 1000, 1001, 1014, 3001, 4001, 4999])
 def test_a_clients_close_is_echoed(dial: Dial, code: int | None) -> None:
-    """Findings P6: with its own code, or without one."""
+    """Findings P6: the close is echoed with the client's code, or without one."""
     with open_socket(dial) as client:
         client.sendall(frame(CLOSE) if code is None else close(code))
         assert code_of(rest(client)) == code
 
 
 def test_a_close_of_ours_that_is_answered(dial: Dial) -> None:
-    """Findings P5: the server's own close ends without a reset once it is answered, also when requests were under way."""
+    """Findings P5: the server's own close ends without a reset once it is answered, even with requests pending."""
     for more in (b"", text({"groups": {"job_events": [1]}})):
         with open_socket(dial) as client:
             client.sendall(frame(PING) * 60)
@@ -122,7 +122,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("raw", REFUSED.values(), ids=REFUSED)
 def test_a_refusal_is_read_whole(dial: Dial, raw: bytes) -> None:
-    """A client that sends on while it is refused still reads the answer."""
+    """A client that keeps sending while it is refused still reads the answer."""
     with dial() as client:
         client.settimeout(DEADLINE_S)
         client.sendall(raw)
@@ -133,7 +133,7 @@ def test_a_refusal_is_read_whole(dial: Dial, raw: bytes) -> None:
 
 
 def answered(client: socket.socket, raw: bytes) -> int | None:
-    """Have the server close, and answer with its code; the code."""
+    """Make the server close, and answer with its code. Returns the code."""
     client.sendall(raw)
     came = b""
     while b"\x88" not in came or len(came) < (at := came.index(b"\x88")) + 2 + came[at + 1]:
@@ -146,7 +146,7 @@ def answered(client: socket.socket, raw: bytes) -> int | None:
 
 
 def reset(client: socket.socket) -> None:
-    """End the connection as a process does that is killed with bytes unread."""
+    """Reset the connection, as the kernel does for a process that is killed with unread bytes."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
 
@@ -201,7 +201,7 @@ REFUSED_BY_US = [
 
 
 class Day:
-    """A daemon behind nginx, and its clients: with TLS and compression, or with neither. All of it ends with `leave`."""
+    """A daemon behind nginx with its clients: with TLS and compression, or with neither. `leave` ends all of it."""
 
     def __init__(self, folder: Path, nginx: Callable[..., Nginx], leave: ExitStack, *flags: str, secure: bool) -> None:
         files = certificate(folder) if secure else None
@@ -214,7 +214,7 @@ class Day:
         self.entered = 0
 
     def dial(self) -> socket.socket:
-        """A connection, each from an address of its own."""
+        """A connection. Each one has its own address."""
         self.entered += 1
         client = socket.create_connection(("127.0.0.1", self.proxy.port), DEADLINE_S, (f"127.0.5.{self.entered}", 0))
         self._leave.enter_context(client)
@@ -228,13 +228,13 @@ class Day:
         return client
 
     def errors(self) -> str:
-        """All that nginx complained about."""
+        """All error lines of nginx."""
         logs = self.proxy.logs()
         return logs["towerws-error.log"] + "".join(line for line in logs["error.log"].splitlines() if "[notice]" not in line)
 
 
 def hear(client: socket.socket, word: bytes) -> bytes:
-    """All that comes, to the end of the message with this word."""
+    """All bytes up to the end of the message with this word."""
     came = b""
     while word not in came or not came.endswith(b"}"):
         came += client.recv(65536)
@@ -243,12 +243,12 @@ def hear(client: socket.socket, word: bytes) -> bytes:
 
 @pytest.fixture(params=[False, True], ids=["plain", "with TLS and compression"])
 def secure(request: pytest.FixtureRequest) -> bool:
-    """Both."""
+    """With TLS and compression, and with neither."""
     return bool(request.param)
 
 
 def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
-    """Findings P5: 100 clients connect, subscribe, hear events and end in all ways, and nginx writes no error for any of them."""
+    """Findings P5: 100 clients connect, subscribe, get events and end in all ways. nginx logs no error for any of them."""
     ends = [*CLIENT_ENDS.values(), *(COMPRESSED_ENDS.values() if secure else [])]
     with ExitStack() as leave:
         day = Day(tmp_path, nginx, leave, secure=secure)
@@ -274,7 +274,7 @@ def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[...
 
 
 def test_nginx_does_not_complain_about_clients_that_sleep(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
-    """Findings P5: nor for clients that answer neither pings nor our close: laptops that sleep, while the daemon stops or not."""
+    """Findings P5: it logs no error for clients that answer neither pings nor a close, such as sleeping laptops."""
     flags = ("--websocket-ping-s=1", "--websocket-pong-s=1", f"--websocket-linger-s={LINGER_S}", "--websocket-drain-s=1")
     with ExitStack() as leave:
         day = Day(tmp_path, nginx, leave, *flags, secure=secure)
@@ -292,12 +292,12 @@ def test_nginx_does_not_complain_about_clients_that_sleep(tmp_path: Path, nginx:
 
 
 def test_nginx_does_not_complain_about_slow_clients(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
-    """Findings P5: nor for one that read so slowly that it fell out of history, and is closed with 1013."""
+    """Findings P5: it logs no error for a reader so slow that it fell out of history and is closed with 1013."""
     small = ("--max-payload-bytes", "65536", "--history-max-bytes", "524288")
     with ExitStack() as leave:
         day = Day(tmp_path, nginx, leave, *small, secure=secure)
         slow, bystander = day.enter(), day.enter()
-        for number in range(400):  # 24 MB, which is more than all the sockets' buffers hold
+        for number in range(400):  # 24 MB: more than the buffers of all the sockets hold
             day.daemon.publish("job_events.1", {"x": random.randbytes(30_000).hex()})
             day.daemon.publish("job_events.1", {"n": number})
             hear(bystander, b'"n": %d}' % number)

@@ -22,14 +22,14 @@ Start = Callable[..., Daemon]
 
 @pytest.fixture
 def names(request: pytest.FixtureRequest) -> list[str]:
-    """An exchange and a stream of this test's own, as flags."""
+    """Flags with an exchange and a stream of this test's own."""
     name = f"t.{abs(hash(request.node.nodeid)) % 10**9}"
     return ["--exchange", name, "--stream", f"{name}.events"]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start daemons that end with the test, and whose logs hold nothing unexpected."""
+    """Starts daemons that end with the test. Their logs must hold nothing unexpected."""
     daemons: list[Daemon] = []
 
     def start(broker: str, *flags: str, ready: bool = True) -> Daemon:
@@ -42,19 +42,19 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def numbers(client: V1Client) -> list[int]:
-    """What a client got of a `NumberedLoad`."""
+    """The numbers of a `NumberedLoad` that a client got."""
     return [payload["n"] for payload in client.payloads]
 
 
 def collect(client: V1Client, *, until_lost: bool = False) -> threading.Thread:
-    """Let a client receive in a thread, until {"n": -1} has come or (then) the connection was lost."""
+    """Receive in a thread, until {"n": -1} arrives or, if asked, until the connection is lost."""
     thread = threading.Thread(target=client.until_lost if until_lost else lambda: client.until({"n": -1}), daemon=True)
     thread.start()
     return thread
 
 
 def test_awx_events_reach_exactly_who_asked_byte_for_byte(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """Two clients of other people's making get just what they asked for, in order; what is withheld reaches nobody."""
+    """Two independent clients get exactly the events they subscribed to, in order. Events that are withheld reach no client."""
     daemon = start(rabbit.url, *names)
     messages = [(sample["routing_key"], json.dumps(sample["payload"]).encode()) for sample in AWX_EVENTS]
     end = ("jobs.summary", b'{"group_name": "jobs", "unified_job_id": 0, "final_counter": 0}')
@@ -87,7 +87,7 @@ def test_awx_events_reach_exactly_who_asked_byte_for_byte(rabbit: PrivateRabbit,
 
 
 def test_bad_messages_are_counted_and_the_next_one_arrives(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """Whatever a producer sends, it is skipped, acknowledged and counted by its reason; the one behind it arrives."""
+    """An invalid message is skipped, acknowledged and counted by its reason. The next valid one arrives."""
     daemon = start(rabbit.url, *names, "--max-payload-bytes", "1MiB")
     client = V1Client(daemon.url, {"jobs": ["summary"]}).open()
     bad = [
@@ -106,7 +106,7 @@ def test_bad_messages_are_counted_and_the_next_one_arrives(rabbit: PrivateRabbit
 
 
 def test_stream_survives_a_killed_broker(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], start: Start) -> None:
-    """kill -9 of the broker under load: a connected client misses nothing, sees nothing twice, in order, and no gap."""
+    """After kill -9 of the broker under load a connected client has every event once, in order, and gets no gap notice."""
     rabbit = fresh_rabbit()
     daemon = start(rabbit.url, *names)
     rabbit.restart()
@@ -128,7 +128,7 @@ def test_stream_survives_a_killed_broker(fresh_rabbit: Callable[[], PrivateRabbi
 
 
 def test_queue_mode_says_one_gap_for_an_outage(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], start: Start) -> None:
-    """Without a stream an outage loses messages: each v1 client is told exactly once, and order holds on both sides of it."""
+    """Without a stream an outage loses messages. Each v1 client gets exactly one gap notice, and order holds before and after it."""
     rabbit = fresh_rabbit()
     daemon = start(rabbit.url, *names, "--consume", "queue")
     clients = [V1Client(daemon.url, {"job_events": [1]}).open() for _ in range(3)]
@@ -157,7 +157,7 @@ def test_queue_mode_says_one_gap_for_an_outage(fresh_rabbit: Callable[[], Privat
 
 
 def test_client_resumes_on_a_daemon_that_was_killed(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """kill -9 of the daemon under load: a client that comes back with its position misses nothing and sees nothing twice."""
+    """After kill -9 of the daemon under load a client that resumes has every event, each once."""
     daemon = start(rabbit.url, *names)
     client = V1Client(daemon.url, {"job_events": [1]}).open()
     with NumberedLoad(rabbit.url, "job_events.1", exchange=names[1]) as load:
@@ -179,7 +179,7 @@ def test_client_resumes_on_a_daemon_that_was_killed(rabbit: PrivateRabbit, names
 
 
 def test_position_survives_a_restart_on_an_idle_stream(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """Nothing was published for longer than history reaches, and the daemon restarted: the last position is still good."""
+    """After a daemon's restart, with nothing published for longer than history reaches, the last position is still valid."""
     daemon = start(rabbit.url, *names, "--history-max-age-s", "1s")
     client = V1Client(daemon.url, {"jobs": ["summary"]}).open()
     empty = client.position
@@ -199,7 +199,7 @@ def test_position_survives_a_restart_on_an_idle_stream(rabbit: PrivateRabbit, na
 
 
 def test_position_older_than_history_is_not_recovered(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """What has fallen out of history is said so, and nothing is replayed."""
+    """A client with such a position is told that it is not recovered, and nothing is replayed."""
     small = ["--history-max-bytes", "64KiB", "--max-payload-bytes", "16KiB", "--websocket-backlog-bytes", "16KiB"]
     daemon = start(rabbit.url, *names, *small)
     client = V1Client(daemon.url, {"job_events": [1]}).open()
@@ -217,7 +217,7 @@ def test_position_older_than_history_is_not_recovered(rabbit: PrivateRabbit, nam
 
 
 def test_two_daemons_give_the_same_positions(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """The same event has the same position on every daemon, and a client moves from one to the other without a loss."""
+    """An event has the same position on every daemon. A client moves between daemons without a loss."""
     one, other = start(rabbit.url, *names), start(rabbit.url, *names)
     watchers = [V1Client(daemon.url, {"job_events": [1]}).open() for daemon in (one, other)]
     mover = V1Client(one.url, {"job_events": [1]}).open()
@@ -244,7 +244,7 @@ def test_two_daemons_give_the_same_positions(rabbit: PrivateRabbit, names: list[
 
 
 def test_recreated_stream_makes_old_positions_unknown(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """The stream is deleted and made anew under a running daemon: clients are told, and old positions are worth nothing."""
+    """A stream is deleted and declared again under a running daemon. Clients are told, and old positions are no longer valid."""
     daemon = start(rabbit.url, *names)
     client = V1Client(daemon.url, {"job_events": [1]}).open()
     publish_all(rabbit.url, [("job_events.1", b'{"n": %d}' % n) for n in range(5)], exchange=names[1])
@@ -263,12 +263,12 @@ def test_recreated_stream_makes_old_positions_unknown(rabbit: PrivateRabbit, nam
 
 
 def test_a_client_that_stops_reading_costs_little_and_loses_nothing(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """Stalled readers hold no more than their bound; when they read on they get all of it in order; nobody else notices."""
-    # Who does not read answers no ping either: on a busy machine the last of them would be cut off before its turn comes.
+    """Stalled readers hold at most their bound, and get everything in order when they read again. Other clients notice nothing."""
+    # A client that does not read answers no ping either. On a busy machine the last one would be cut off before it is read.
     daemon = start(rabbit.url, *names, "--websocket-ping-s", "600")
     stalled = 5
     payload = b'{"n": %d, "x": "' + b"x" * 16000 + b'"}'
-    count = 1500  # 24 MB for each client: history holds it, the sockets and the bounds do not
+    count = 1500  # 24 MB for each client: history holds that, the sockets and the bounds do not
     sockets = []
     for _ in range(stalled):
         slow = websocket.create_connection(daemon.url, timeout=DEADLINE_S, subprotocols=["towerws.v1"])
@@ -285,7 +285,7 @@ def test_a_client_that_stops_reading_costs_little_and_loses_nothing(rabbit: Priv
     assert status["hub"]["behind"] == stalled
     grown_kib = daemon.rss_kib() - before_kib
     history_kib = status["history"]["bytes"] / 1024
-    # Without the bound it would be 120 MB more. Each may hold 256 KiB; the allocator keeps some of what passed through.
+    # Without the bound it would be 120 MB more. Each client may hold 256 KiB, and the allocator keeps some freed memory.
     assert grown_kib < history_kib + stalled * 256 + 32 * 1024
     for slow in sockets:
         got = [json.loads(slow.recv())["payload"]["n"] for _ in range(count)]
@@ -295,7 +295,7 @@ def test_a_client_that_stops_reading_costs_little_and_loses_nothing(rabbit: Priv
 
 
 def test_resent_message_is_delivered_once(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
-    """A producer that sends again after a lost confirm, with the same message_id, is heard once."""
+    """If a producer repeats a message after a lost confirm, with the same message_id, clients get it once."""
     import pika  # noqa: PLC0415 - the producer's side of this one test
 
     daemon = start(rabbit.url, *names)
@@ -313,7 +313,7 @@ def test_resent_message_is_delivered_once(rabbit: PrivateRabbit, names: list[str
 
 
 def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], start: Start) -> None:
-    """The broker is down at the start: clients are let in, readiness names the reason, and all is well once it is back."""
+    """With the broker down at the start clients can connect, and readiness names the reason. Once it is up, the daemon is ready."""
     rabbit = fresh_rabbit()
     rabbit.stop()
     daemon = start(rabbit.url, *names, ready=False)
@@ -328,7 +328,7 @@ def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], P
 
 
 def test_sigterm_closes_with_1012_and_says_goodbye(start: Start) -> None:
-    """A restart tells each client so, with a code that makes AWX's pages come back, and exits cleanly."""
+    """A stop closes each client with 1012, after which AWX's pages reconnect. The daemon exits with status 0."""
     daemon = start("embedded:")
     with connect(daemon.url, subprotocols=[SUBPROTOCOL]) as v1, connect(daemon.url) as tower:
         v1.recv(DEADLINE_S)
@@ -344,7 +344,7 @@ def test_sigterm_closes_with_1012_and_says_goodbye(start: Start) -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll until a condition on the daemon's status holds."""
+    """Poll until the condition holds."""
     pause = threading.Event()
     for _ in range(int(DEADLINE_S / 0.05)):
         if condition():

@@ -1,4 +1,4 @@
-"""The filter that is shipped in `deploy/fail2ban`, tried by Debian's own `fail2ban-regex` on lines that the daemon's log really writes."""
+"""The filter in `deploy/fail2ban`, run by Debian's own `fail2ban-regex` on lines that the daemon's log really writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def program() -> str:
 
 
 def written(write: Callable[[], None]) -> list[str]:
-    """The lines that this writes to a daemon's log."""
+    """The lines that this call writes to a daemon's log."""
     file = io.StringIO()
     observer = cast("ILogObserver", FileLogObserver(file, formatEventAsClassicLogText))
     globalLogPublisher.addObserver(observer)
@@ -83,7 +83,7 @@ CASES: list[tuple[str, dict[str, Any], bool, bool]] = [
 @pytest.mark.parametrize(("refused", "normal", "aggressive"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
 @pytest.mark.parametrize("prefix", ["", "Nov 26 11:20:02 web-1 towerws[4242]: ", "2026-11-26T11:20:02.123456+00:00 web-1 twistd[1]: "])
 def test_what_counts(program: str, tmp_path: Path, prefix: str, refused: dict[str, Any], normal: bool, aggressive: bool) -> None:
-    """In each of the modes, from the daemon's own file and through syslog."""
+    """Each mode finds the right lines, in the daemon's own file and through syslog."""
     (line,) = refusal(**refused)
     for mode, counts in (("normal", normal), ("aggressive", aggressive)):
         assert caught(program, tmp_path, [prefix + line], mode) == ([refused.get("address", BANNED)] if counts else [])
@@ -107,7 +107,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("mode", ["normal", "aggressive"])
 def test_no_user_can_have_another_banned(program: str, tmp_path: Path, name: str, mode: str) -> None:
-    """A user whose name is such a line, in every line that has a user's name in it."""
+    """A user whose name looks like a refusal gets no address banned, in any line that has a user's name."""
 
     def write() -> None:
         log = ConnectionLog(Clock())
@@ -118,7 +118,7 @@ def test_no_user_can_have_another_banned(program: str, tmp_path: Path, name: str
 
 
 def test_the_daemons_own_log(program: str, tmp_path: Path) -> None:
-    """A forged token, sent to a real daemon, is found in what that wrote."""
+    """A forged token, sent to a real daemon, is found in the daemon's log."""
     secret = tmp_path / "secret"
     secret.write_bytes(b"s" * 64)
     secret.chmod(0o600)
@@ -131,7 +131,7 @@ def test_the_daemons_own_log(program: str, tmp_path: Path) -> None:
 
 
 def test_the_jail_uses_the_filter() -> None:
-    """And leaves this machine's own addresses alone, which may be a proxy's."""
+    """It ignores this machine's own addresses, which may be a proxy's."""
     jail = configparser.ConfigParser()
     assert jail.read(SHIPPED / "jail.d" / "towerws.conf")
     assert (jail["towerws"]["filter"], jail["towerws"]["enabled"]) == ("towerws", "true")

@@ -48,7 +48,7 @@ PHONE, DESK = 390, 1280
 
 
 class Screen:
-    """The live page of a daemon on a screen. What is waited for must come within 20 seconds."""
+    """The live page of a daemon on a screen. Each wait has a timeout of 20 seconds."""
 
     def __init__(self, chromium: Chromium, daemon: Daemon, width: int = DESK, *, dark: bool = False) -> None:
         self.url = f"http://127.0.0.1:{daemon.admin_port}/"
@@ -58,7 +58,7 @@ class Screen:
         mobile = width < 800
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
-        # The policy that a page is served with is broken silently otherwise.
+        # Otherwise a violation of the page's policy would go unnoticed.
         watch = (
             "window.broken = []; addEventListener('securitypolicyviolation', e => broken.push(`${e.violatedDirective} ${e.blockedURI}`))"
         )
@@ -70,7 +70,7 @@ class Screen:
         return self._chromium.call(method, self.page._session, **params)
 
     def until(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true: looked at with each frame that the page shows."""
+        """Wait until a JavaScript expression is true. It is evaluated with each frame that the page renders."""
         found = self.page.run(f"""new Promise(done => {{
             const end = performance.now() + 20000;
             const look = () => {{
@@ -83,23 +83,23 @@ class Screen:
         assert found == "", f"{condition} did not come:\n{found}"
 
     def until_live(self) -> None:
-        """Wait until it listens."""
+        """Wait until the page is live."""
         self.until("document.getElementById('state').dataset.state === 'live'")
 
     def until_shown(self, element: str, text: str) -> None:
-        """Wait until an element holds a text."""
+        """Wait until an element contains a text."""
         self.until(f"document.getElementById({json.dumps(element)}).textContent.includes({json.dumps(text)})")
 
     def text(self, element: str) -> str:
-        """What stands in an element."""
+        """The text of an element."""
         return str(self.page.run(f"document.getElementById({json.dumps(element)}).textContent"))
 
     def is_visible(self, element: str) -> bool:
-        """Whether an element takes room."""
+        """Whether an element is visible."""
         return bool(self.page.run(f"document.getElementById({json.dumps(element)}).getClientRects().length > 0"))
 
     def sign_in(self, token: str, *, by: str = "click") -> None:
-        """Type a token, and send it by the button or the Enter key."""
+        """Type a token, and send it with the button or the Enter key."""
         self.until("document.getElementById('sign-in').getClientRects().length > 0")
         self.page.run("document.getElementById('token').focus()")
         self._call("Input.insertText", text=token)
@@ -110,7 +110,7 @@ class Screen:
                 self._call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
 
     def fits(self) -> None:
-        """Nothing has to be scrolled sideways, neither the page nor a part of it; and nothing broke the page's policy."""
+        """Check that nothing has to be scrolled sideways, neither the page nor a part of it, and that no policy was violated."""
         wide = """[document.documentElement, ...document.querySelectorAll('body *')]
             .filter(e => e.scrollWidth > e.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
             .map(e => `${e.tagName}#${e.id}: ${e.scrollWidth} of ${e.clientWidth}`)"""
@@ -119,13 +119,13 @@ class Screen:
         assert self.page.run("broken") == []
 
     def picture(self, path: Path) -> None:
-        """What it looks like, for a person."""
+        """Save a picture for a person to look at."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """A maker of daemons with groups of their own; each is stopped at the end."""
+    """A maker of daemons with their own groups. Each is stopped at the end."""
     with ExitStack() as leave:
 
         def make(*flags: str, **more: Any) -> Daemon:
@@ -146,13 +146,13 @@ def with_jwt(served: Callable[..., Daemon], tmp_path: Path) -> Daemon:
 
 
 def token(*, groups: list[str], lasts_s: float = 3600, key: str = SECRET) -> str:
-    """One for the user anna."""
+    """A token for the user anna."""
     return jwt.encode({"sub": "anna", "exp": time.time() + lasts_s, "groups": groups}, key, "HS256")
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_hostile_payloads(tmp_path: Path, chromium: Chromium, width: int) -> None:
-    """The page lives on, shows marks of direction as escapes, runs nothing of it, and is no wider than its screen."""
+    """Hostile payloads don't break the page. It shows direction marks as escapes, runs no script in a payload, and keeps its width."""
     with Daemon(tmp_path, "embedded:") as daemon:
         screen = Screen(chromium, daemon, width)
         screen.until_live()
@@ -176,7 +176,7 @@ def test_hostile_payloads(tmp_path: Path, chromium: Chromium, width: int) -> Non
 
 @pytest.mark.parametrize(("width", "dark"), [(PHONE, False), (PHONE, True), (DESK, False), (DESK, True)])
 def test_groups_of_one_s_own(chromium: Chromium, served: Callable[..., Daemon], tmp_path: Path, width: int, dark: bool) -> None:
-    """Findings O13: events of configured groups show up, whether their names are listed or only become known by being published."""
+    """Findings O13: events of configured groups are shown, with listed names or with names that only appear in publications."""
     daemon = served()
     screen = Screen(chromium, daemon, width, dark=dark)
     screen.until_live()
@@ -204,7 +204,7 @@ def test_groups_of_one_s_own(chromium: Chromium, served: Callable[..., Daemon], 
 
 
 def test_no_jobs_in_own_groups(chromium: Chromium, served: Callable[..., Daemon]) -> None:
-    """A payload of one's own that looks like AWX's is shown as it is."""
+    """A payload of the user's own that looks like AWX's is shown unchanged."""
     daemon = served()
     screen = Screen(chromium, daemon)
     screen.until_live()
@@ -215,7 +215,7 @@ def test_no_jobs_in_own_groups(chromium: Chromium, served: Callable[..., Daemon]
 
 @pytest.mark.parametrize(("width", "by"), [(PHONE, "click"), (DESK, "enter")])
 def test_token(chromium: Chromium, with_jwt: Daemon, tmp_path: Path, width: int, by: str) -> None:
-    """Findings O13: the page asks for a token, keeps it for the tab, and it is nowhere else."""
+    """Findings O13: the page asks for a token, and keeps it for the tab. The token is stored nowhere else."""
     screen = Screen(chromium, with_jwt, width)
     screen.until_shown("state", "a token is needed")
     assert screen.text("sign-in-text") == ""
@@ -227,7 +227,7 @@ def test_token(chromium: Chromium, with_jwt: Daemon, tmp_path: Path, width: int,
     assert not screen.is_visible("sign-in")
     assert screen.page.run("document.getElementById('token').value") == ""
     assert screen.text("user") == "as anna"
-    # What is not granted is said once, and the rest goes on.
+    # A topic that is not granted is reported once, and the other topics go on.
     assert "orders.paid (not granted)" in screen.text("notices")
     assert screen.page.run("document.getElementById('notices').children.length") == 1
     with_jwt.publish("orders.created", {"order": 1})
@@ -251,10 +251,10 @@ def test_token(chromium: Chromium, with_jwt: Daemon, tmp_path: Path, width: int,
 
 @pytest.mark.parametrize("bad", ["eyJhbGciOiJIUzI1NiJ9.e30.x", "not-a-jwt", "signed by another key", "ended"])
 def test_wrong_token(chromium: Chromium, with_jwt: Daemon, bad: str) -> None:
-    """The page says that the daemon refused it, keeps nothing, and takes the next one."""
+    """The page says that the daemon refused it, keeps nothing, and accepts another one."""
     texts = {"signed by another key": token(groups=[], key=SECRET[::-1]), "ended": token(groups=[], lasts_s=-60)}
     screen = Screen(chromium, with_jwt)
-    for _ in range(4):  # the third ends the connection, and the page opens another one with the next
+    for _ in range(4):  # the third one ends the connection, and the page opens another with the next token
         screen.sign_in(texts.get(bad, bad))
         screen.until_shown("sign-in-text", "The daemon refused this token")
         assert screen.page.run("sessionStorage.length") == 0
@@ -267,14 +267,14 @@ def test_wrong_token(chromium: Chromium, with_jwt: Daemon, bad: str) -> None:
     ("typed", "text"), [("", "Enter a token first"), ("two words", "This is no token"), ("gr\u00fcn", "This is no token")]
 )
 def test_no_token_at_all(chromium: Chromium, with_jwt: Daemon, typed: str, text: str) -> None:
-    """What can't be a token is not sent."""
+    """Text that can't be a token is not sent."""
     screen = Screen(chromium, with_jwt)
     screen.sign_in(typed)
     screen.until_shown("sign-in-text", text)
 
 
 def test_token_that_ends(chromium: Chromium, with_jwt: Daemon) -> None:
-    """When the token ends, here since it is revoked, the page asks for another, and goes on where it was."""
+    """When the token ends, here by revocation, the page asks for another and continues at its position."""
     screen = Screen(chromium, with_jwt)
     screen.sign_in(token(groups=["orders.created"]))
     screen.until_live()
@@ -291,7 +291,7 @@ def test_token_that_ends(chromium: Chromium, with_jwt: Daemon) -> None:
 
 
 def test_token_that_can_not_be_checked(chromium: Chromium, served: Callable[..., Daemon]) -> None:
-    """That is no refusal, and said so."""
+    """The page says that it could not be checked, not that it was refused."""
     daemon = served(
         "--jwt-algorithms", "ES256", "--jwt-jwks-url", "http://127.0.0.1:9/keys", "--jwt-issuer", "https://i.example", auth="jwt"
     )
@@ -301,7 +301,7 @@ def test_token_that_can_not_be_checked(chromium: Chromium, served: Callable[...,
 
 
 def test_awx_token(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:
-    """With AWX's users the page takes an OAuth token of AWX's."""
+    """With AWX's users the page accepts an OAuth token of AWX."""
     daemon = served("--tower-url", tower[1], auth="tower")
     screen = Screen(chromium, daemon)
     screen.sign_in("wrong")
@@ -316,7 +316,7 @@ def test_awx_token(chromium: Chromium, served: Callable[..., Daemon], tower: tup
 
 
 def test_awx_session(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:
-    """AWX's session lets the page in where it has the same host name; one that has ended does not, and the page says what to do."""
+    """AWX's session opens the page on the same host name. An ended session does not, and the page says what to do."""
     daemon = served("--tower-url", tower[1], auth="tower")
     screen = Screen(chromium, daemon)
     screen.until_shown("state", "a token is needed")
@@ -333,7 +333,7 @@ def test_awx_session(chromium: Chromium, served: Callable[..., Daemon], tower: t
 
 
 def test_resumes(chromium: Chromium, served: Callable[..., Daemon]) -> None:
-    """A daemon that comes back is found again, without a reload."""
+    """The page reconnects to a restarted daemon without a reload."""
     daemon = served()
     screen = Screen(chromium, daemon)
     screen.until_live()

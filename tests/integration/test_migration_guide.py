@@ -1,4 +1,4 @@
-"""docs/migrate-awx.md as it is written: its files, its commands and what they print, with the addresses of the test put in.
+"""Runs docs/migrate-awx.md as written: its files, its commands and their output, with the test's addresses.
 
 AWX is not here: `awx-manage` is a stand-in that makes AWX's calls on real channels (producer/tests/programs/awx_manage.py).
 """
@@ -39,7 +39,7 @@ RANGES = [
 
 
 class Tower(BaseHTTPRequestHandler):
-    """AWX's API, of which the daemon asks who a credential is."""
+    """AWX's API. The daemon asks it which user a credential belongs to."""
 
     def do_GET(self) -> None:
         """The user of the guide's token."""
@@ -53,12 +53,12 @@ class Tower(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def tower() -> Iterator[str]:
-    """AWX's API on a port of its own; its URL."""
+    """AWX's API on its own port. Gives its URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Tower) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -73,7 +73,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> dict[str, str]:
-    """Each command of the guide that says what it prints, and that."""
+    """The guide's commands that show their output, with that output."""
     found = {}
     for block in blocks("console"):
         command, _, printed = block.removeprefix("$ ").partition("\n")
@@ -82,13 +82,13 @@ def commands() -> dict[str, str]:
 
 
 class Site:
-    """A host as the guide has it: the addresses and files of the test stand for those of the guide."""
+    """The guide's host, with the test's addresses and files in place of the guide's."""
 
     def __init__(self, folder: Path, broker: str, tower: str, redis: str, python: Path, environment: Environment) -> None:
         (self.settings,) = {block for block in blocks("toml") if 'auth = ["tower"]' in block}
         self.port, self.admin_port = free_port(), free_port()
         vhost = broker.rpartition("/")[0]
-        # The guide's virtual host is AWX's; the test's broker has the default one.
+        # The guide's virtual host is AWX's. The test's broker has the default one.
         self._instead = {
             "amqp://awx:password@127.0.0.1:5672/awx": vhost,
             "tcp:8061:": f"tcp:{self.port}:",
@@ -122,11 +122,11 @@ class Site:
         return text
 
     def command(self, text: str) -> list[str]:
-        """A command of the guide, as a shell runs it."""
+        """A command of the guide, split as a shell does."""
         return ["/bin/sh", "-c", f"{self._variables}\n{self.put_in(text)}"]
 
     def run(self, text: str) -> str:
-        """What it prints, on either stream; it has to succeed."""
+        """Run it. Returns its output on both streams. It has to succeed."""
         done = subprocess.run(
             self.command(text), env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=2 * DEADLINE_S, check=False,
@@ -145,7 +145,7 @@ def test_the_guide_step_by_step(
     tmp_path: Path,
     producer_python: Callable[[Environment], Path],
 ) -> None:
-    """Each command prints what the guide says, and AWX's event arrives in the terminal that listens."""
+    """Each command prints what the guide says, and AWX's event arrives in the terminal with `towerws tail`."""
     site = Site(tmp_path, rabbit.url, tower, redis.url, producer_python(environment), environment)
     said = commands()
     (check,) = [command for command in said if "towerws check" in command]
@@ -162,7 +162,7 @@ def test_the_guide_step_by_step(
     (shown,) = blocks("text")
     with daemon:
         for command, printed in said.items():
-            # What has nothing of AWX's version in it is run once.
+            # Steps that do not depend on AWX's version run once.
             if command not in (tail, emit) and (environment is CHANNELS_1 or command.startswith("awx-manage")):
                 more = f" --exchange {exchange}" if command.startswith("towerws publish") else ""
                 assert site.run(command + more).rstrip("\n") == printed.rstrip("\n"), command
@@ -178,24 +178,24 @@ def test_the_guide_step_by_step(
 
 
 def wait_for_a_subscriber(daemon: Daemon) -> None:
-    """Until somebody is subscribed to a topic."""
+    """Wait until a client is subscribed to a topic."""
     status: Any = {}
     for _ in range(int(DEADLINE_S / 0.05)):
         _, status = daemon.get("/status")
         if status["hub"]["topics"]:
             return
-        threading.Event().wait(0.05)  # between two questions of a poll
+        threading.Event().wait(0.05)  # between two polls
     raise AssertionError(f"nobody subscribed: {status}")
 
 
 class GuidesNginx(Nginx):
-    """nginx with the guide's blocks in a server of its own. Nothing listens where daphne would."""
+    """nginx with the guide's blocks in its own server. Nothing listens at daphne's address."""
 
     def __init__(self, folder: Path, upstream: str) -> None:
         self.port, self.tls = free_port(), False
         self._folder, self._process = folder, None
         (folder / "conf.d").mkdir(parents=True)
-        user = "user root;" if os.geteuid() == 0 else ""  # its worker has to get into a folder of the test's
+        user = "user root;" if os.geteuid() == 0 else ""  # its worker must be able to enter the test's folder
         (folder / "nginx.conf").write_text(NGINX_CONF.format(folder=folder, user=user, more="access_log off;"))
         whole, relay = blocks("nginx")
         ours, _, location = adapted(whole, ("127.0.0.1:8061", upstream)).partition("\n\n")
@@ -204,7 +204,7 @@ class GuidesNginx(Nginx):
 
 
 def test_the_guides_nginx(tmp_path: Path) -> None:
-    """Clients reach the daemon through it, the guide's check prints the same as without it, and daphne keeps its path."""
+    """Clients reach the daemon through it. The guide's check prints the same as without it, and daphne keeps its path."""
     require(NO_NGINX, nginx_binary())
     with Daemon(tmp_path, "embedded:") as daemon, GuidesNginx(tmp_path / "nginx", f"127.0.0.1:{daemon.port}") as nginx:
         client = V1Client(nginx.url, {"jobs": ["status_changed"]}).open()

@@ -1,4 +1,4 @@
-"""towerws behind Debian's nginx with the configuration of `deploy/nginx`: what is promised directly holds there too."""
+"""towerws behind Debian's nginx with the configuration of `deploy/nginx` keeps its promises."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKENS = ("t0ken", CANARY := "canary0token0in0the0url")
 
 
 class Tower(ThreadingHTTPServer):
-    """A Tower API that knows one session, whose user is 7, and notes the headers of each question."""
+    """A Tower API that knows one session, of user 7. It keeps the headers of each request."""
 
     daemon_threads = True
 
@@ -57,7 +57,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """No log."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -77,7 +77,7 @@ _addresses = count(2)
 
 
 class Answer(NamedTuple):
-    """What an opening was answered (status 0: in HTTP 0.9, which has none), and what came of it behind the door."""
+    """The answer to an opening handshake (status 0: HTTP 0.9, which has none), and its effects behind nginx."""
 
     status: int
     raw: bytes
@@ -86,7 +86,7 @@ class Answer(NamedTuple):
 
 
 class Way:
-    """A daemon that asks the Tower API, and a way to it: past nginx or through it."""
+    """A daemon that asks the Tower API, and a way to it: directly or through nginx."""
 
     def __init__(self, daemon: Daemon, api: Tower, port: int, nginx: Nginx | None) -> None:
         self.daemon = daemon
@@ -94,10 +94,10 @@ class Way:
         self._api = api
         self._port = port
         self.client = ""
-        """The address of the last client. Each has one of its own, so that no bound per address is met."""
+        """The address of the last client. Each client has its own, so that no limit per address is reached."""
 
     def open(self, raw: bytes, address: str = "") -> Answer:
-        """Send an opening; a connection that is let in is closed again, and its end awaited."""
+        """Send an opening handshake. If it succeeds, close the connection and wait for its end."""
         self._api.asked.clear()
         before = self._opened()
         number = next(_addresses)
@@ -111,7 +111,7 @@ class Way:
             except ConnectionResetError:
                 assert found, "reset before an answer"
         head, end, rest = found.partition(b"\r\n\r\n")
-        if length := re.search(rb"Content-Length: (\d+)", head):  # nginx goes on to answer the close frame, as a request
+        if length := re.search(rb"Content-Length: (\d+)", head):  # nginx answers the close frame, too, as if it were a request
             found = head + end + rest[: int(length[1])]
         return Answer(int(found[9:12]) if found.startswith(b"HTTP/") else 0, found, list(self._api.asked), self._opened() - before)
 
@@ -121,7 +121,7 @@ class Way:
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory, nginx: Callable[..., Nginx]) -> Iterator[dict[str, Way]]:
-    """Both ways to one daemon; at the end nothing is left in it, and nobody has seen what was forged."""
+    """Both ways to one daemon. At the end no connection is left in it, and no forged value reached the API or the log."""
     with ExitStack() as leave:
         api = leave.enter_context(tower_api())
         flags = ["--tower-url", f"http://127.0.0.1:{api.server_port}", "--tower-valid-s", "0", "--origins", ",".join(LISTED)]
@@ -136,12 +136,12 @@ def ways(tmp_path_factory: pytest.TempPathFactory, nginx: Callable[..., Nginx]) 
 
 @pytest.fixture(params=["directly", "through nginx"])
 def way(request: pytest.FixtureRequest, ways: dict[str, Way]) -> Way:
-    """One after the other."""
+    """One way after the other."""
     return ways[request.param]
 
 
 def test_a_plain_opening(way: Way) -> None:
-    """Promise 30: what hostile openings differ from is let in, and the API is told of the client what is true."""
+    """Promise 30: the opening from which the hostile ones are made is accepted, and the API gets the client's true address."""
     answer = way.open(request(added=[COOKIE]))
     assert answer.status == 101
     assert b'{"accept":true,"user":7}' in answer.raw.replace(b" ", b"")
@@ -152,9 +152,9 @@ def test_a_plain_opening(way: Way) -> None:
 
 @pytest.mark.parametrize("hostile", list(hostile_heads()), ids=lambda hostile: hostile.name)
 def test_header_smuggling(way: Way, hostile: Hostile) -> None:
-    """Promise 30: 400 before anything is asked; where nginx takes out what is hostile, nobody behind it sees anything of that.
+    """Promise 30: it gets 400 before any question to the API. If nginx removes the hostile part, that part is seen nowhere.
 
-    Bytes beyond ASCII are opaque in a value: what stands behind them is part of it, and of nothing else.
+    Bytes beyond ASCII are opaque in a value: the bytes after them belong to that value only.
     """
     answer = way.open(hostile.raw)
     if hostile.opaque:
@@ -194,7 +194,7 @@ def test_header_smuggling(way: Way, hostile: Hostile) -> None:
     ids=range(11),
 )
 def test_a_forged_address_is_not_used(way: Way, lines: list[str]) -> None:
-    """Promise 33: whatever a client writes about where it comes from, its own address is what counts, is asked for and is logged."""
+    """Promise 33: whichever address a client claims, its own address is limited, sent to the API and logged."""
     answer = way.open(request(added=[COOKIE, *lines]))
     assert (answer.status, answer.opened) in ((101, 1), (400, 0))
     assert answer.status == 101 or "Connection" in lines[0]
@@ -207,10 +207,10 @@ def test_a_forged_address_is_not_used(way: Way, lines: list[str]) -> None:
     "credential", [COOKIE, f"Authorization: {PASSWORD}", "Authorization: Bearer t0ken"], ids=["cookie", "basic", "bearer"]
 )
 def test_origins(way: Way, page: PageOrigin, credential: str) -> None:
-    """Promise 31: the host's own pages and those listed get in; any other gets a 403 that says nothing of the user, whatever it brings."""
+    """Promise 31: the host's own pages and listed ones connect. Another page gets a 403 that reveals nothing, with any credential."""
     origin = [] if page.origin is None else [f"Origin: {page.origin}"]
     answer = way.open(request(without=["Host"], added=[f"Host: {page.host}", credential, *origin]))
-    # What is no host, and no URL, is refused before anybody compares them.
+    # A value that is no host or no URL is refused before it is compared.
     malformed = page.host in ("", "2001:db8::1") or len(page.host) > 255 or page.origin == "tower.example.com"
     if page.allowed:
         assert (answer.status, answer.opened) == (101, 1)
@@ -222,14 +222,14 @@ def test_origins(way: Way, page: PageOrigin, credential: str) -> None:
 
 
 def test_the_host_that_a_client_claims(way: Way) -> None:
-    """Promise 31: X-Forwarded-Host from a client, which towerws would believe of the proxy, lets no foreign page in."""
+    """Promise 31: a client's X-Forwarded-Host, which towerws would believe from the proxy, lets no foreign page in."""
     evil = ["Origin: https://evil.example", "X-Forwarded-Host: evil.example"]
     assert way.open(request(added=[COOKIE, *evil])).status == 403
     assert way.open(request(added=[COOKIE, *evil, "X-Forwarded-Host: tower.example.com"])).status == 403
 
 
 def test_tokens_stay_out_of_nginxs_logs(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
-    """Promise 39: a token in the URL is in no log of nginx's: not of who is let in, refused, too much or malformed, nor of an outage."""
+    """Promise 39: no log of nginx has a token of a URL: not for accepted, refused, throttled or malformed requests, nor in an outage."""
     with tower_api() as api, Daemon(tmp_path, "embedded:", "--tower-url", f"http://127.0.0.1:{api.server_port}", auth="tower") as daemon:
         proxy = nginx(f"127.0.0.1:{daemon.port}")
         way = Way(daemon, api, proxy.port, proxy)
@@ -264,12 +264,12 @@ def test_tokens_stay_out_of_nginxs_logs(tmp_path: Path, nginx: Callable[..., Ngi
         assert f" {status} " in logs["access.log"]
     leaks = {name: log for name, log in logs.items() if CANARY in log and name != "error.log"}
     assert not leaks
-    # The server's own error log is AWX's: what goes to `location /` is written there as AWX has always had it.
+    # The server's own error log is AWX's: requests for `location /` are logged there as always.
     assert all("/elsewhere/" in line for line in logs["error.log"].splitlines() if CANARY in line)
 
 
 def test_an_event_over_tls_and_a_unix_socket(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
-    """The shipped server speaks TLS, passes large frames, tells addresses over a socket file, and ends as towerws does."""
+    """The shipped server speaks TLS, passes large frames, hands on addresses over a socket file, and closes as towerws does."""
     files = certificate(tmp_path)
     listen = f"unix:{tmp_path}/websocket.sock:mode=600"
     flags = ("--listen", listen, "--trusted-proxies", "unix", "--limits-per-address", "2")
@@ -280,7 +280,7 @@ def test_an_event_over_tls_and_a_unix_socket(tmp_path: Path, nginx: Callable[...
 
         def enter(address: str, subprotocols: Any = None) -> websocket.WebSocket:
             sock = socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S, (address, 0))
-            # Not the threads of `websockets.sync`: CPython lets them damage the state of a TLS connection that they share (cpython#143756).
+            # Not `websockets.sync`: its threads share a TLS connection, and CPython lets them damage its state (cpython#143756).
             tls = leave.enter_context(trust.wrap_socket(sock, server_hostname="127.0.0.1"))
             offer = ["Sec-WebSocket-Extensions: permessage-deflate"]
             return websocket.create_connection(url, timeout=DEADLINE_S, socket=tls, subprotocols=subprotocols, header=offer)
@@ -332,7 +332,7 @@ def test_an_event_over_tls_and_a_unix_socket(tmp_path: Path, nginx: Callable[...
     ],
 )
 def test_what_goes_to_whom(ways: dict[str, Way], path: str, towerws: bool) -> None:
-    """Each path that is a websocket of pages is towerws's, with its own answer to a plain GET (426); the rest is left to AWX."""
+    """Each websocket path of pages leads to towerws, with its own answer to a plain GET (426). All other paths lead to AWX."""
     answer = ways["through nginx"].open(request(path, without=["Upgrade", "Connection"]))
     assert answer.status == (426 if towerws else 502)
     if towerws:
@@ -341,7 +341,7 @@ def test_what_goes_to_whom(ways: dict[str, Way], path: str, towerws: bool) -> No
 
 
 def test_the_shipped_figures_fit_the_daemons() -> None:
-    """nginx is never the first to give up: silence, opening, counts and sizes are bounded where towerws's own bounds come first."""
+    """nginx is never the first to give up: its limits for silence, handshake, counts and sizes are wider than towerws's own."""
     location, server = shipped("towerws_location.conf"), shipped("towerws_server.conf")
 
     def seconds(text: str, name: str) -> float:
@@ -360,7 +360,7 @@ def test_the_shipped_figures_fit_the_daemons() -> None:
 
 
 def test_clients_of_one_address(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
-    """Beyond 1,000 connections of one address nginx says 503; who is in stays in, and others are not concerned."""
+    """Beyond 1,000 connections of one address nginx answers 503. Open connections stay, and other addresses are not affected."""
     with Daemon(tmp_path, "embedded:", "--limits-per-address", "2000", "--trusted-proxies", "127.0.0.1") as daemon, ExitStack() as leave:
         proxy = nginx(f"127.0.0.1:{daemon.port}")
 

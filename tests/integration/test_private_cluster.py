@@ -1,4 +1,4 @@
-"""The cluster that the fault kit breaks: its parts work, and nothing of it stays."""
+"""The cluster of the fault tests: its parts work, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _require_cluster() -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
-    """Three nodes with a stream. Each test leaves them whole."""
+    """Three nodes with a stream. Each test leaves all of them running."""
     _require_cluster()
     with PrivateCluster(tmp_path_factory.mktemp("cluster")) as started:
         with pika.BlockingConnection(pika.URLParameters(started.urls[0])) as connection:
@@ -55,7 +55,7 @@ def _until(is_so: Callable[[], bool]) -> None:
     give_up = time.monotonic() + SOON_S
     while not is_so():
         assert time.monotonic() < give_up
-        time.sleep(0.1)  # between two questions of a poll
+        time.sleep(0.1)  # between two polls
 
 
 def _others(at: int) -> list[int]:
@@ -63,7 +63,7 @@ def _others(at: int) -> list[int]:
 
 
 def test_another_node_leads_when_the_leader_is_killed(cluster: PrivateCluster) -> None:
-    """The stream goes on, and the killed node gets what it missed."""
+    """The stream goes on, and the killed node later gets the messages that it missed."""
     leader = cluster.leader(STREAM)
     cluster.nodes[leader].kill()
     assert cluster.leader(STREAM) in _others(leader)
@@ -75,7 +75,7 @@ def test_another_node_leads_when_the_leader_is_killed(cluster: PrivateCluster) -
 
 
 def test_a_copy_can_be_removed_and_made_again(cluster: PrivateCluster) -> None:
-    """add_replica and delete_replica."""
+    """delete_replica removes a replica, and add_replica makes it again."""
     follower = _others(cluster.leader(STREAM))[0]
     cluster.delete_replica(STREAM, follower)
     _until(lambda: cluster.copies(STREAM) == set(_others(follower)))
@@ -85,7 +85,7 @@ def test_a_copy_can_be_removed_and_made_again(cluster: PrivateCluster) -> None:
 
 
 def test_a_cut_cable_is_a_partition_that_heals(cluster: PrivateCluster) -> None:
-    """With pause_minority the node without its cable pauses: it takes no clients until the cable is back."""
+    """With pause_minority the node without its cable pauses: it accepts no clients until the cable is back."""
     cut = _others(cluster.leader(STREAM))[0]
     host, port = cluster.addresses[cut]
 
@@ -107,7 +107,7 @@ def test_a_cut_cable_is_a_partition_that_heals(cluster: PrivateCluster) -> None:
 
 
 def test_a_throttled_line_lets_a_copy_fall_behind(cluster: PrivateCluster) -> None:
-    """The other two confirm what the third does not have yet."""
+    """The other two nodes confirm messages that the third one does not have yet."""
     leader = cluster.leader(STREAM)
     slow = _others(leader)[0]
     cluster.throttle(slow, 50_000)
@@ -119,7 +119,7 @@ def test_a_throttled_line_lets_a_copy_fall_behind(cluster: PrivateCluster) -> No
 
 
 def test_nothing_survives_the_parent(tmp_path: Path) -> None:
-    """A killed parent takes the nodes, every epmd, the namespaces and the cables with it."""
+    """When the parent is killed, the nodes, every epmd, the namespaces and the cables end with it."""
     _require_cluster()
     before = _interfaces()
     command = [sys.executable, private_cluster.__file__, "--data", str(tmp_path), "--nodes", "2"]
@@ -128,7 +128,7 @@ def test_nothing_survives_the_parent(tmp_path: Path) -> None:
         for _ in range(2):
             assert parent.stdout.readline().startswith(b"amqp://")
         children = [int(child) for child in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
-        assert len(children) == 3 + 2 * 2  # who holds a namespace; a node and its epmd
+        assert len(children) == 3 + 2 * 2  # two holders of namespaces, then a node and its epmd each
         assert len(_interfaces() - before) == 2
         watches = [os.pidfd_open(pid) for pid in children]
         parent.kill()
@@ -143,14 +143,14 @@ def test_nothing_survives_the_parent(tmp_path: Path) -> None:
 
 
 def _interfaces() -> set[str]:
-    """Ours of the clusters. Clusters of other tests may come and go meanwhile, but not with the same names."""
+    """The clusters' network interfaces. Clusters of other tests may come and go meanwhile, but have other names."""
     found = json.loads(subprocess.run(["ip", "-json", "link"], capture_output=True, check=True).stdout)
     return {each["ifname"] for each in found if each["ifname"].startswith("tw")}
 
 
 @pytest.mark.parametrize("seconds", [3600, -86400])
 def test_a_node_with_another_clock(tmp_path: Path, seconds: int) -> None:
-    """The node's wall clock is off by exactly that."""
+    """The node's wall clock is off by exactly this much."""
     if rabbitmq_bin() is None:
         pytest.skip("RabbitMQ is not installed")
     try:

@@ -1,4 +1,4 @@
-"""The node that all tests of this folder stand on."""
+"""The private node on which all tests of this folder run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def _publish_and_read(node: PrivateRabbit) -> bytes | None:
 
 
 def test_a_killed_node_comes_back_on_the_same_port_with_its_data(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
-    """A client may keep the URL over a crash of the broker, and finds its queues again."""
+    """A client can keep its URL over a crash of the broker, and finds its queues again."""
     node = fresh_rabbit()
     url = node.url
     assert _publish_and_read(node) == b"hello"
-    node.restart()  # in order: killed within seconds of a declaration RabbitMQ may come back without the queue
+    node.restart()  # an orderly restart: killed within seconds of a declaration RabbitMQ may come back without the queue
     node.kill()
     assert not node.running
     node.start()
@@ -42,7 +42,7 @@ def test_a_killed_node_comes_back_on_the_same_port_with_its_data(fresh_rabbit: C
 
 
 def test_nothing_survives_the_parent(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """Whatever ends the process that started a node, SIGKILL included, the node and its epmd end with it."""
+    """The node and its epmd end with the process that started them, however that ends, SIGKILL included."""
     script = private_rabbitmq.__file__
     with subprocess.Popen([sys.executable, script, "--data", tmp_path], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -60,13 +60,13 @@ def test_nothing_survives_the_parent(tmp_path: Path, rabbit: PrivateRabbit) -> N
 
 
 def test_two_nodes_never_share_a_directory(rabbit: PrivateRabbit) -> None:
-    """A second node on the same data is refused, in words."""
+    """A second node on the same data is refused, with a clear error."""
     with pytest.raises(RabbitError, match="another node is running on"):
         PrivateRabbit(rabbit.data_dir).start()
 
 
 def test_a_node_that_cannot_start_shows_its_log(tmp_path: Path, rabbit: PrivateRabbit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason is in the error, not in a file that somebody has to find."""
+    """The error itself names the reason, so that no log file has to be searched."""
     monkeypatch.setattr(private_rabbitmq, "CONFIG", "no.such.key = 1\n")
     with pytest.raises(RabbitError, match=r"(?s)ended with exit status .*no\.such\.key"):
         PrivateRabbit(tmp_path).start()
@@ -83,7 +83,7 @@ def _wait_for_end(watch: int) -> None:
 
 
 def test_no_port_is_given_twice() -> None:
-    """Two daemons of one test never get the same port, nor one that an outgoing connection may take meanwhile."""
+    """Two daemons of one test never get the same port. Nor is it one that an outgoing connection may take meanwhile."""
     given = [private_rabbitmq.free_port() for _ in range(300)]
     assert len(set(given)) == 300
     lowest_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

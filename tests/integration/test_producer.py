@@ -1,4 +1,4 @@
-"""The producer against a real broker: what arrives, what each fault is called, and what a broker that is not well costs."""
+"""The producer against a real broker: what arrives, how each fault is reported, and what an unhealthy broker costs."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ from towerws_producer import aio as producer_aio
 
 @pytest.fixture
 def exchange() -> str:
-    """A name of the test's own."""
+    """An exchange name of the test's own."""
     return f"producer-{uuid4().hex}"
 
 
 @pytest.fixture(scope="module")
 def own_rabbit(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
-    """A node that the tests below freeze, block and kill; each leaves it running. Where there is no RabbitMQ, `rabbit` says so."""
+    """A node for tests that freeze, block and kill it. Each leaves it running. Without RabbitMQ, `rabbit` skips or fails the test."""
     with PrivateRabbit(tmp_path_factory.mktemp("own-rabbit")) as node:
         yield node
 
 
 @pytest.fixture
 def make(exchange: str) -> Iterator[Callable[..., Producer]]:
-    """A maker of producers, closed at the end without waiting for what they hold."""
+    """A maker of producers. At the end they are closed without waiting for their buffered events."""
     made: list[Producer] = []
 
     def make(broker: str, **settings: Any) -> Producer:
@@ -74,15 +74,15 @@ def at(url: str, credentials: str = "guest:guest", vhost: str = "") -> str:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll for what nothing announces."""
+    """Poll for a condition that is not announced."""
     give_up = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < give_up, "it did not come true"
-        time.sleep(0.01)  # between two questions of a poll
+        time.sleep(0.01)  # between two polls
 
 
 def test_events_arrive_in_order_with_their_properties(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """Text byte for byte, a mapping as JSON, each transient, with an id and a time of its own."""
+    """Text arrives byte for byte, a mapping as JSON. Each message is transient, with its own id and time."""
     text = '{"a":  "\\ud83d", "n": NaN}'
     with Queue(rabbit.url, exchange) as queue, make(rabbit.url) as producer:
         assert producer.emit("job_events.42", text)
@@ -121,11 +121,11 @@ def test_each_fault_has_a_name_and_a_text(
     text: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """`publish` raises it; `emit` counts it and says it in one log line, without the password and without the payload."""
+    """`publish` raises it. `emit` counts it and logs one line, without the password and without the payload."""
     broker, settings = broken(rabbit.url)
     producer = make(broker, **settings)
     with pytest.raises(error, match=text) as raised:
-        # What waiting may cure is raised at the end of the time, everything else at once.
+        # Faults that waiting may cure are raised at the timeout, all others at once.
         producer.publish("job_events.42", {"secret": "payload-word"}, timeout=1 if error is Unreachable else DEADLINE_S)
     for _ in range(20):
         producer.emit("job_events.42", {"secret": "payload-word"})
@@ -151,7 +151,7 @@ def test_a_connection_that_works_later_brings_what_was_emitted(rabbit: PrivateRa
 
 
 def test_a_refused_topic_costs_its_neighbours_nothing(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """A user who may write to some topics only: the broker closes the channel for the others, and they alone are dropped."""
+    """The broker closes the channel for topics that the user may not write to. Only the events of those topics are dropped."""
     user = f"u{uuid4().hex[:8]}"
     rabbit.ctl("add_user", user, "pw")
     rabbit.ctl("set_permissions", user, "", ".*", ".*")
@@ -163,7 +163,7 @@ def test_a_refused_topic_costs_its_neighbours_nothing(rabbit: PrivateRabbit, exc
         with pytest.raises(Refused, match="may not write"):
             producer.publish("secrets.1", {}, timeout=DEADLINE_S)
         assert producer.flush(DEADLINE_S)
-        got: dict[str, int] = {}  # by message id: those in flight with a refused one come again, and the daemon drops the second
+        got: dict[str, int] = {}  # by message id: events in flight with a refused one are sent twice, and the daemon drops the second copy
         while 59 not in got.values():
             _, properties, body = queue.get()
             got.setdefault(properties.message_id, json.loads(body)["n"])
@@ -172,7 +172,7 @@ def test_a_refused_topic_costs_its_neighbours_nothing(rabbit: PrivateRabbit, exc
 
 
 def test_a_full_buffer_drops_the_oldest(make: Callable[..., Producer]) -> None:
-    """With no broker the newest events are kept, within the bound; who waits for a dropped one is told."""
+    """Without a broker the newest events are kept, within the bound. A caller that waits for a dropped event gets an error."""
     producer = make("amqp://127.0.0.1:1", buffer_bytes=100_000)
     answers: list[ProducerError | None] = []
     producer.submit("a.b", {"first": True}, answers.append)
@@ -185,7 +185,7 @@ def test_a_full_buffer_drops_the_oldest(make: Callable[..., Producer]) -> None:
 
 
 def test_a_closed_producer_says_so(rabbit: PrivateRabbit, make: Callable[..., Producer]) -> None:
-    """`publish` raises, `emit` counts; closing twice is one."""
+    """`publish` raises, and `emit` counts. A second close does nothing."""
     producer = make(rabbit.url)
     producer.emit("a.b", {})
     producer.close()
@@ -196,7 +196,7 @@ def test_a_closed_producer_says_so(rabbit: PrivateRabbit, make: Callable[..., Pr
 
 
 def test_asyncio_binds_nothing_to_a_loop(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """One producer for loops that come and go, a timeout that is an error of its own, and a loop that is closed before the confirm."""
+    """One producer serves several loops in turn, has its own error for a timeout, and survives a loop that closes before the confirm."""
     with Queue(rabbit.url, exchange) as queue:
         producer = make(rabbit.url)
 
@@ -212,7 +212,7 @@ def test_asyncio_binds_nothing_to_a_loop(rabbit: PrivateRabbit, exchange: str, m
 
 
 def test_threads_share_one_connection(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """Eight threads, one connection, nothing lost; each thread's events keep their order."""
+    """Eight threads share one connection and lose nothing. The events of each thread stay in order."""
     with Queue(rabbit.url, exchange) as queue:
         producer = make(rabbit.url)
 
@@ -234,7 +234,7 @@ def test_threads_share_one_connection(rabbit: PrivateRabbit, exchange: str, make
 
 
 def test_the_next_host_is_tried(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """Of several brokers, the first that answers."""
+    """The producer connects to the first of several brokers that answers."""
     with Queue(rabbit.url, exchange) as queue:
         producer = make(f"amqp://127.0.0.1:1,{rabbit.url.replace('%2F', '')}")
         producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)
@@ -242,19 +242,19 @@ def test_the_next_host_is_tried(rabbit: PrivateRabbit, exchange: str, make: Call
 
 
 def test_a_nacked_event_is_sent_again(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """A queue at its maximum length nacks. Nothing is lost: once there is room, each event arrives, with the id it had before."""
+    """A full queue nacks. Nothing is lost: once there is room, each event arrives, with the same id as before."""
     fits, events = 5, 300
     with closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
         channel = connection.channel()
         channel.exchange_declare(exchange, "topic", durable=True)
         channel.queue_declare(exchange, arguments={"x-max-length": fits, "x-overflow": "reject-publish"})
         channel.queue_bind(exchange, exchange, "full.*")
-        seen = channel.queue_declare("", exclusive=True).method.queue  # it takes every copy, those of a nacked event included
+        seen = channel.queue_declare("", exclusive=True).method.queue  # gets every copy, those of a nacked event included
         channel.queue_bind(seen, exchange, "#")
         producer = make(rabbit.url)
         for number in range(events):
             producer.emit("full.1", {"n": number})
-        producer.publish("free.1", {"n": "beside"}, timeout=DEADLINE_S)  # a neighbour doesn't wait for them
+        producer.publish("free.1", {"n": "beside"}, timeout=DEADLINE_S)  # an event of another topic does not wait for them
         wait_until(lambda: producer.stats()["nacked"] >= events - fits)
         with pytest.raises(Nacked, match=r"takes no events \(nack\)"):
             producer.publish("full.1", {"n": events}, timeout=0.2, message_id="mine")
@@ -273,7 +273,7 @@ def test_a_nacked_event_is_sent_again(rabbit: PrivateRabbit, exchange: str, make
         channel.queue_delete(exchange)
     assert sorted(number for _, number in got) == list(range(events + 1))
     assert ("mine", events) in got
-    assert len(copies) == events + 2  # one id for each event, however often it was sent
+    assert len(copies) == events + 2  # one id for each event, however many copies were sent
     assert all(len(numbers) == 1 for numbers in copies.values())
     stats = producer.stats()
     assert (stats["confirmed"], stats["buffered"]) == (events + 2, 0)
@@ -281,7 +281,7 @@ def test_a_nacked_event_is_sent_again(rabbit: PrivateRabbit, exchange: str, make
 
 
 def test_events_that_are_nacked_for_ever_stay_within_the_bound(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """The oldest go then, counted; the thread pauses between its attempts, and the end of the producer gives up the rest."""
+    """The oldest events are then dropped and counted. The thread pauses between attempts, and closing the producer drops the rest."""
     with closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
         channel = connection.channel()
         channel.exchange_declare(exchange, "topic", durable=True)
@@ -300,12 +300,12 @@ def test_events_that_are_nacked_for_ever_stay_within_the_bound(rabbit: PrivateRa
 
 
 EMITS = 100_000
-OUTAGE = 10**6  # the number of the first event that is emitted while the broker is dead
+OUTAGE = 10**6  # number of the first event that is emitted during the outage
 BODY = json.dumps({"stdout": "x" * 300})
 
 
 def emit_all(producer: Producer, first: int = 0) -> None:
-    """Emit 100,000 events, each with its number. `make bench SCENARIO=producer` has a bar on what that costs."""
+    """Emit 100,000 events, each with its number. `make bench SCENARIO=producer` has a limit for the cost."""
     wall, cpu = time.perf_counter(), time.thread_time()
     for number in range(first, first + EMITS):
         producer.emit("job_events.42", f'{{"n": {number}, {BODY[1:]}')
@@ -321,11 +321,11 @@ def rabbit_pids(node: PrivateRabbit) -> list[int]:
 
 
 def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, make: Callable[..., Producer]) -> None:
-    """Killed and back while events are emitted, 100,000 of them in the outage: the daemon's client gets every confirmed event once."""
+    """The broker is killed and restarted while events are emitted, 100,000 in the outage. The client gets each confirmed event once."""
     node = own_rabbit
     exchange = f"killed-{uuid4().hex}"
     with Daemon(tmp_path, node.url, "--exchange", exchange, "--stream", f"{exchange}.events") as daemon:
-        node.restart()  # so that what was declared survives the kill
+        node.restart()  # so that the declared objects survive the kill
         daemon.wait_for("/readyz")
         client = V1Client(daemon.url, {"job_events": [42]}).open()
         producer = make(node.url, exchange=exchange, buffer_bytes=256 * 1024**2)  # room for the whole outage
@@ -357,13 +357,13 @@ def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, m
         client.close()
     assert stats["confirmed"] == emitted[0] + EMITS
     assert stats["dropped"] == {}
-    # Transient messages that the dead node had confirmed may be gone from a queue, but not from a stream.
+    # Transient messages that the killed node had confirmed may be missing from a queue, but not from a stream.
     assert sorted(set(numbers)) == [*range(1, emitted[0] + 1), *range(OUTAGE, OUTAGE + EMITS)]
     assert len(numbers) == len(set(numbers))
 
 
 def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """SIGSTOP: the caller goes on, the connection counts as lost, and once the broker is back everything kept arrives."""
+    """SIGSTOP: the caller is not blocked, and the connection counts as lost. Once the broker runs again, all kept events arrive."""
     node = own_rabbit
     with Queue(node.url, exchange):
         producer = make(node.url, confirm_s=1, attempt_s=1, buffer_bytes=1024**2)
@@ -385,13 +385,13 @@ def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callabl
 
 
 def test_a_blocked_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """A memory alarm: publishing waits, the caller does not, and `publish` says what it is. Afterwards what was kept arrives."""
+    """A memory alarm blocks publishing but not the caller, and `publish` names it. Afterwards the kept events arrive."""
     node = own_rabbit
     with Queue(node.url, exchange):
         producer = make(node.url, buffer_bytes=1024**2, blocked_s=60, heartbeat_s=60)
         producer.publish("job_events.42", {}, timeout=DEADLINE_S)
         node.ctl("set_vm_memory_high_watermark", "0.00001")
-        producer.emit("job_events.42", {})  # the broker tells a connection only once it publishes
+        producer.emit("job_events.42", {})  # the broker reports the alarm to a connection only once it publishes
         wait_until(lambda: producer.stats()["state"] == "blocked")
         emit_all(producer)
         with pytest.raises(Blocked, match="takes no messages"):
@@ -404,7 +404,7 @@ def test_a_blocked_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callab
 
 
 def test_a_black_hole(make: Callable[..., Producer]) -> None:
-    """Something accepts connections and never answers: 100,000 emits cost what they cost, and an exit waits for nothing."""
+    """If the peer accepts connections and never answers, 100,000 emits are as fast as ever, and an exit does not wait."""
     with closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as hole:
         producer = make(f"amqp://127.0.0.1:{hole.getsockname()[1]}", attempt_s=0.5, buffer_bytes=1024**2)
         emit_all(producer)
@@ -416,7 +416,7 @@ def test_a_black_hole(make: Callable[..., Producer]) -> None:
 
 
 def test_without_the_right_to_declare(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
-    """A user who may only write publishes all the same, where the daemon has declared the exchange."""
+    """A user with write permission only can still publish, if the daemon has declared the exchange."""
     user = f"w{uuid4().hex[:8]}"
     rabbit.ctl("add_user", user, "pw")
     rabbit.ctl("set_permissions", user, "", ".*", "")

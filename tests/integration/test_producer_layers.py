@@ -1,4 +1,4 @@
-"""AWX's channel layers by settings alone: real channels under its own Pythons, a real broker, a real daemon and its clients."""
+"""AWX's channel layers by settings alone, with real channels under its own Pythons, a real broker, daemon and clients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS = [
 
 @pytest.fixture
 def listening(rabbit: PrivateRabbit, tmp_path: Path) -> Iterator[tuple[V1Client, str, str]]:
-    """A client of a daemon that reads from the broker, its exchange, and the broker's URL."""
+    """A client of a daemon that reads from the broker, the daemon's exchange, and the broker's URL."""
     exchange = f"awx-{uuid4().hex}"
     with Daemon(tmp_path, rabbit.url, "--exchange", exchange, "--stream", f"{exchange}.events") as daemon:
         client = V1Client(daemon.url, {"job_events": [42], "jobs": ["status_changed"]}).open()
@@ -44,7 +44,7 @@ def listening(rabbit: PrivateRabbit, tmp_path: Path) -> Iterator[tuple[V1Client,
 
 @pytest.fixture
 def redis_url(request: pytest.FixtureRequest) -> str:
-    """A private Redis's URL, for the tests that ask for it."""
+    """The URL of a private Redis, for the tests that need it."""
     server: PrivateRedis = request.getfixturevalue("redis")
     return server.url
 
@@ -59,7 +59,7 @@ def test_every_event_reaches_the_daemons_client(
     redis_url: str,
     producer_python: Any,
 ) -> None:
-    """3,000 events of one process, 250 of each of four forked writers, and one that the end of the process has to send."""
+    """3,000 events of one process, 250 of each of four forked writers, and one that is sent at the process's exit."""
     client, exchange, broker = listening
     environ = environment.environ(AWX_BROKER=broker, AWX_EXCHANGE=exchange, AWX_REDIS=redis_url)
     command = [producer_python(environment), PROGRAMS / program, str(EVENTS), str(WRITERS), str(EACH), backend]

@@ -1,4 +1,4 @@
-"""The producer in the processes it is used in: every Python, forks, multiprocessing, Celery, gevent, Django."""
+"""The producer in every Python, in forks, multiprocessing, Celery, gevent and Django."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Python = Callable[[Environment], Path]
 
 @pytest.fixture
 def exchange() -> str:
-    """A name of the test's own."""
+    """An exchange name of the test's own."""
     return f"processes-{uuid4().hex}"
 
 
 def run(python: Path, environment: Environment, program: str, **environ: str) -> Any:
-    """What the program reports; whatever it writes to standard error fails the test, but for Python's own remark about forks."""
+    """The program's report. Any output on standard error fails the test, except Python's own warning about forks."""
     done = subprocess.run(
         [python, "-W", "ignore:This process:DeprecationWarning", PROGRAMS / program],
         env=environment.environ(**environ),
@@ -46,7 +46,7 @@ def run(python: Path, environment: Environment, program: str, **environ: str) ->
 
 @pytest.mark.parametrize("environment", ALL, ids=lambda environment: f"{environment.name} {environment.python}")
 def test_every_python(environment: Environment, rabbit: PrivateRabbit, exchange: str, producer_python: Python) -> None:
-    """Each supported Python, with the oldest and the newest pika among them: all ways to publish, and what the exit has to send."""
+    """Each supported Python, with the oldest and the newest pika: all ways to publish, and the events sent at exit."""
     python = producer_python(environment)
     with Queue(rabbit.url, exchange) as queue:
         figures = run(python, environment, "plain.py", TOWERWS_BROKER=rabbit.url, TOWERWS_EXCHANGE=exchange)
@@ -60,7 +60,7 @@ def test_every_python(environment: Environment, rabbit: PrivateRabbit, exchange:
 def test_children_have_connections_of_their_own(
     environment: Environment, rabbit: PrivateRabbit, exchange: str, producer_python: Python
 ) -> None:
-    """Forked, of multiprocessing, of a forking server: nothing is lost when they end, and the parent's connection never notices."""
+    """Forks, multiprocessing and a forking server lose nothing when a child ends, and the parent's connection is not affected."""
     python = producer_python(environment)
     with Queue(rabbit.url, exchange) as queue:
         figures = run(python, environment, "processes.py", TOWERWS_BROKER=rabbit.url, TOWERWS_EXCHANGE=exchange)
@@ -73,7 +73,7 @@ def test_children_have_connections_of_their_own(
 
 @pytest.mark.parametrize("environment", [CHANNELS_1, CHANNELS_4], ids=["Python 3.6", "Python 3.13"])
 def test_a_fork_while_threads_emit(environment: Environment, rabbit: PrivateRabbit, exchange: str, producer_python: Python) -> None:
-    """No child hangs on a lock that a thread of its parent held. Each has a connection of its own, and nothing is lost or doubled."""
+    """No child hangs on a lock that a thread of its parent held. Each has its own connection, and no event is lost or doubled."""
     python = producer_python(environment)
     with Queue(rabbit.url, exchange) as queue:
         figures = run(python, environment, "forking.py", TOWERWS_BROKER=rabbit.url, TOWERWS_EXCHANGE=exchange)
@@ -89,7 +89,7 @@ def test_a_fork_while_threads_emit(environment: Environment, rabbit: PrivateRabb
 
 
 def test_celery_prefork(rabbit: PrivateRabbit, exchange: str, tmp_path: Path, producer_python: Python) -> None:
-    """Each child ends right after its only task: what it emitted arrives all the same. The worker ends on SIGTERM."""
+    """Each child ends right after its only task, and its event still arrives. The worker ends on SIGTERM."""
     tasks, each = 6, 25
     python = producer_python(CELERY)
     environ = CELERY.environ(
@@ -116,7 +116,7 @@ def test_celery_prefork(rabbit: PrivateRabbit, exchange: str, tmp_path: Path, pr
 
 
 def test_gevent(rabbit: PrivateRabbit, exchange: str, producer_python: Python) -> None:
-    """Patched before the import: the thread is a greenlet then, and a waiting `publish` lets the others run."""
+    """With gevent's patches before the import the thread is a greenlet, and a waiting `publish` lets other greenlets run."""
     python = producer_python(CELERY)
     with Queue(rabbit.url, exchange) as queue:
         figures = run(python, CELERY, "gevent_writers.py", TOWERWS_BROKER=rabbit.url, TOWERWS_EXCHANGE=exchange)
@@ -130,7 +130,7 @@ def test_gevent(rabbit: PrivateRabbit, exchange: str, producer_python: Python) -
 
 @pytest.mark.parametrize("environment", [CHANNELS_1, CHANNELS_4], ids=["Django 2.2, Python 3.6", "Django 5.2, Python 3.13"])
 def test_django(environment: Environment, rabbit: PrivateRabbit, exchange: str, producer_python: Python) -> None:
-    """`emit_on_commit` publishes what was true when it was called, once it is committed; Django's types are encoded as Django does."""
+    """`emit_on_commit` publishes, after the commit, the state at the call. Django's types are encoded as Django does."""
     python = producer_python(environment)
     with Queue(rabbit.url, exchange) as queue:
         figures = run(python, environment, "django_commit.py", DJANGO_TOWERWS_BROKER=rabbit.url, DJANGO_TOWERWS_EXCHANGE=exchange)

@@ -1,4 +1,4 @@
-"""The promises that take a real socket: hostile clients of a real daemon beside one that must notice nothing."""
+"""Promises that need real sockets: hostile clients of a real daemon, and a bystander that must notice nothing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FLAGS = (
 
 
 def descriptors(daemon: Daemon) -> int:
-    """How many files and sockets it has open."""
+    """How many files and sockets the daemon has open."""
     return sum(1 for _ in Path(f"/proc/{daemon.pid}/fd").iterdir())
 
 
 class Bystander:
-    """A client that is well: it gets what is published for it, and nothing else, whatever happens."""
+    """A well-behaved client. It gets exactly the events published for it, in every situation."""
 
     def __init__(self, daemon: Daemon, client: ClientConnection) -> None:
         self._daemon, self._client = daemon, client
@@ -44,7 +44,7 @@ class Bystander:
         client.recv(DEADLINE_S)
 
     def check(self) -> None:
-        """The next event reaches it."""
+        """The next event arrives."""
         self._published += 1
         self._daemon.publish("jobs.status_changed", {"n": self._published})
         assert json.loads(self._client.recv(DEADLINE_S)) == {"n": self._published}
@@ -59,7 +59,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def daemon(started: Daemon) -> Iterator[Daemon]:
-    """The same, in which every test leaves nothing: no connection, no member, no topic, no descriptor, no memory for them."""
+    """The same daemon. Every test must leave nothing: no connection, subscriber, topic or descriptor."""
     before = descriptors(started)
     yield started
     wait_until(lambda: present(started) == 0)
@@ -70,7 +70,7 @@ def daemon(started: Daemon) -> Iterator[Daemon]:
 
 @pytest.fixture
 def bystander(daemon: Daemon) -> Iterator[Bystander]:
-    """Is there before, meanwhile and after."""
+    """A bystander that is checked before and after the test."""
     with connect(daemon.url) as client:
         made = Bystander(daemon, client)
         made.check()
@@ -80,7 +80,7 @@ def bystander(daemon: Daemon) -> Iterator[Bystander]:
 
 @pytest.mark.parametrize("talks", [False, True], ids=["silent", "talking"])
 def test_never_reads(daemon: Daemon, bystander: Bystander, talks: bool) -> None:
-    """Promises 20 and 22: 30 MB for a client that never reads cost their one copy in history; it is gone when it answers no ping."""
+    """Promises 20 and 22: 30 MB for a client that never reads are kept once, in history. It is closed when it answers no ping."""
     with RawClient(daemon, groups={"job_events": [1]}) as client:
         before = daemon.rss_kib()
         filler = "y" * 1_000_000
@@ -95,7 +95,7 @@ def test_never_reads(daemon: Daemon, bystander: Bystander, talks: bool) -> None:
 
 
 def test_closes_and_stalls(daemon: Daemon, bystander: Bystander) -> None:
-    """Promise 21: who has a backlog, closes and does not read is out at once, and its descriptor free within 3 s."""
+    """Promise 21: a client with a backlog that closes and does not read is removed at once. Its descriptor is free within 3 s."""
     with RawClient(daemon, groups={"job_events": [1]}) as client:
         for _ in range(8):
             daemon.publish("job_events.1", {"x": "y" * 500_000})
@@ -108,7 +108,7 @@ def test_closes_and_stalls(daemon: Daemon, bystander: Bystander) -> None:
 
 
 def test_ping_flood(daemon: Daemon, bystander: Bystander) -> None:
-    """Promise 24: pings without end, whose pongs nobody reads, are cut off, while another client's events come as before."""
+    """Promise 24: a client that floods pings and reads no pongs is cut off. Another client's events arrive as before."""
     with RawClient(daemon, groups={"job_events": [1]}) as client:
 
         def flood() -> None:
@@ -124,7 +124,7 @@ def test_ping_flood(daemon: Daemon, bystander: Bystander) -> None:
 
 
 def test_subscribe_flood(daemon: Daemon, bystander: Bystander) -> None:
-    """Promise 33: 10,000 subscriptions as fast as they go are answered at the rate, and end with 1008."""
+    """Promise 33: 10,000 subscriptions, sent as fast as possible, are answered at the rate, and end with 1008."""
     with RawClient(daemon, groups={"job_events": [1]}) as client:
 
         def flood() -> None:
@@ -148,7 +148,7 @@ def test_subscribe_flood(daemon: Daemon, bystander: Bystander) -> None:
 
 
 def test_sizes(daemon: Daemon, bystander: Bystander) -> None:
-    """Promise 26: 64 KiB in are taken and an byte more is 1009; 8 MiB out arrive whole."""
+    """Promise 26: 64 KiB in are accepted and one byte more gets 1009. 8 MiB out arrive whole."""
     with connect(daemon.url, max_size=None) as client:
         client.recv(DEADLINE_S)
         client.send(json.dumps({"groups": {"job_events": [1]}}).ljust(65_536))
@@ -163,7 +163,7 @@ def test_sizes(daemon: Daemon, bystander: Bystander) -> None:
 
 
 def test_slow_heads(daemon: Daemon, bystander: Bystander) -> None:
-    """Promise 19: clients whose opening does not end are cut off in time, while others come in and hear."""
+    """Promise 19: clients with an unfinished opening are cut off in time. Meanwhile others connect and get events."""
     slow = [RawClient(daemon) for _ in range(40)]
     for client in slow:
         client.socket.sendall(request(host="localhost")[:20])
@@ -181,7 +181,7 @@ HOSTILE = "canary\x1b[2J\u0085\u202e\u2066 canary"
 
 @pytest.mark.parametrize("auth", ["open", "tower"])
 def test_nothing_of_clients_or_passwords_is_logged(tmp_path: Path, auth: str) -> None:
-    """Promise 39: neither the log nor a figure has a token, cookie, header, message, reason or password, nor a control character."""
+    """Promise 39: no log line or figure has a token, cookie, header, message, reason, password or control character."""
     broker = f"amqp://towerws:canary-password@127.0.0.1:{free_port()}/vhost"
     flags = ["--tower-url", f"http://127.0.0.1:{free_port()}"] if auth == "tower" else []
     raw = HOSTILE.encode()

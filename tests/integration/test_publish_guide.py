@@ -1,4 +1,4 @@
-"""The samples of docs/publish.md, exactly as they are written: one event each, on the exchange towerws."""
+"""Runs the samples of docs/publish.md exactly as written. Each publishes one event on the exchange towerws."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GUIDE = (ROOT / "docs" / "publish.md").read_text()
 SAMPLES = dict(re.findall(r"^## (.*?)\n(?:(?!^## ).)*?^```\w+\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL))
 
 OTHERS = {heading: language for heading in SAMPLES for language in LANGUAGES if heading.startswith(f"{language.name},")}
-"""The samples that are not Python's."""
+"""The samples in other languages than Python."""
 
 DJANGO_SETTINGS = """
 import django, logging, os
@@ -41,7 +41,7 @@ django.setup()
 
 @pytest.fixture(scope="module")
 def broker(rabbit: PrivateRabbit) -> str:
-    """A virtual host in which no other test uses the exchange of the page."""
+    """A virtual host in which no other test uses the page's exchange."""
     name = f"guide-{uuid4().hex}"
     rabbit.ctl("add_vhost", name)
     rabbit.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
@@ -49,7 +49,7 @@ def broker(rabbit: PrivateRabbit) -> str:
 
 
 def test_the_list_of_samples() -> None:
-    """Every way that this project names."""
+    """The page has a sample for each way to publish."""
     words = ("Shell", "towerws-producer", "Django", "Celery", "pika", "aio-pika", "curl", "Node", "Go", "Java", "PHP")
     assert all(any(word in heading for heading in SAMPLES) for word in words)
     assert len(SAMPLES) == len(words)
@@ -58,7 +58,7 @@ def test_the_list_of_samples() -> None:
 
 @pytest.mark.parametrize("heading", [heading for heading in SAMPLES if "curl" not in heading and heading not in OTHERS])
 def test_a_sample(heading: str, broker: str, producer_python: Callable[[Environment], Path], tmp_path: Path) -> None:
-    """It ends well, and its event is on the broker with all that the page asks for."""
+    """It exits with 0, and its event is on the broker with all that the page asks for."""
     environment = CHANNELS_4 if "Django" in heading else CELERY
     code = (DJANGO_SETTINGS if "Django" in heading else "") + SAMPLES[heading]
     if "Shell" in heading:
@@ -74,7 +74,7 @@ def test_a_sample(heading: str, broker: str, producer_python: Callable[[Environm
 
 @pytest.mark.parametrize("heading", OTHERS)
 def test_a_sample_in_another_language(heading: str, broker: str, tmp_path: Path) -> None:
-    """The same, with the language's own tools."""
+    """The same, with the tools of that language."""
     language = OTHERS[heading]
     require(f"{NO_LANGUAGE}: {language.name} (apt-get install {language.packages})", True if language.here() else None)
     language.prepare()
@@ -83,7 +83,7 @@ def test_a_sample_in_another_language(heading: str, broker: str, tmp_path: Path)
 
 
 def run(command: list[str], environ: dict[str, str], broker: str, folder: Path) -> None:
-    """Run a sample, and look at its event. Run it again with no queue there: it has to say so."""
+    """Run a sample, and check its event. Run it again without a queue: it has to report that."""
 
     def sample() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -108,7 +108,7 @@ def run(command: list[str], environ: dict[str, str], broker: str, folder: Path) 
 
 
 def test_the_sample_for_curl(tmp_path: Path) -> None:
-    """To the embedded source, whose client sees the event. The page's group is in the configuration."""
+    """It publishes to the embedded source, whose client gets the event. The page's group is in the configuration."""
     (heading,) = [heading for heading in SAMPLES if "curl" in heading]
     (groups,) = re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     config = tmp_path / "towerws.toml"

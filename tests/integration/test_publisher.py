@@ -17,7 +17,7 @@ from towerws.core.errors import BrokerError
 
 
 def listen(url: str, exchange: str) -> tuple[Any, Any, str]:
-    """A connection, its channel, and a queue that gets everything on the exchange."""
+    """A connection, its channel, and a queue that gets every message of the exchange."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.exchange_declare(exchange, "topic", durable=True)
@@ -27,7 +27,7 @@ def listen(url: str, exchange: str) -> tuple[Any, Any, str]:
 
 
 def test_publishes_confirmed(rabbit: PrivateRabbit) -> None:
-    """Events arrive in order, on their routing key, as transient JSON with an id each."""
+    """Events arrive in order, with their routing keys, as transient JSON, each with an id."""
     exchange = f"demo-{uuid4().hex}"
     connection, channel, queue = listen(rabbit.url, exchange)
     said: list[str] = []
@@ -48,7 +48,7 @@ def test_publishes_confirmed(rabbit: PrivateRabbit) -> None:
 
 
 def test_broker_comes_back(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
-    """A broker that is killed and started again costs nothing but time: the next publication arrives."""
+    """If the broker is killed and restarted, publishing takes longer and loses nothing: the next publication arrives."""
     node = fresh_rabbit()
     said: list[str] = []
 
@@ -67,7 +67,7 @@ def test_broker_comes_back(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
 
 
 def test_refused(rabbit: PrivateRabbit) -> None:
-    """A wrong password, an unknown virtual host, and an exchange of another type are errors, not endless attempts."""
+    """A wrong password, an unknown virtual host, and an exchange of another type are errors. They are not retried for ever."""
     good = parse_broker_url(rabbit.url)
     at = f"{good.host}:{good.port}"
     for url, exchange, text in (
@@ -82,7 +82,7 @@ def test_refused(rabbit: PrivateRabbit) -> None:
 
 
 def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None:
-    """`towerws publish`: confirmed and routed is 0 with the id as given; no exchange is 3, no queue 4, nobody there 1, as they come."""
+    """`towerws publish` exits with 0 and the given id if routed, 3 without an exchange, 4 without a queue, 1 without a broker."""
     exchange = f"shell-{uuid4().hex}"
 
     def publish(*more: str, broker: str = rabbit.url) -> tuple[int, str]:

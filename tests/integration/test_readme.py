@@ -1,4 +1,4 @@
-"""Findings O15: the README's samples, as a reader copies them. Only what a reader has to put in is replaced: URLs and ports."""
+"""Findings O15: runs the README's samples as a reader copies them. Only the reader's own values are replaced: URLs and ports."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ EVENT = {"unified_job_id": 42, "status": "running"}
 
 
 def block(language: str) -> str:
-    """The README's one code block in this language."""
+    """The README's only code block in this language."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     return str(found)
 
 
 def inline(start: str) -> str:
-    """The README's one piece of code within a sentence that begins so."""
+    """The README's only inline code with this start."""
     (found,) = re.findall(rf"`({re.escape(start)}[^`]+)`", README)
     return str(found)
 
 
 def at(sample: str, daemon: Daemon) -> str:
-    """A sample with the ports of this daemon, for those that it has by default."""
+    """A sample with the ports of this daemon in place of the default ports."""
     assert ":8051" in sample or ":9051" in sample
     return sample.replace(":8051", f":{daemon.port}").replace(":9051", f":{daemon.admin_port}")
 
 
 @pytest.fixture
 def vhost(rabbit: PrivateRabbit) -> Iterator[str]:
-    """The URL of a virtual host that nobody has used."""
+    """The URL of a fresh virtual host."""
     rabbit.ctl("add_vhost", "readme")
     user = rabbit.url.partition("://")[2].partition(":")[0]
     rabbit.ctl("set_permissions", "-p", "readme", user, ".*", ".*", ".*")
@@ -52,7 +52,7 @@ def vhost(rabbit: PrivateRabbit) -> Iterator[str]:
 
 
 def publish(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The Python sample, run as a script."""
+    """Run the Python sample as a script."""
     sample = block("python")
     assert sample.count(BROKER_URL) == 1
     (folder / "sample.py").write_text(sample.replace(BROKER_URL, url))
@@ -61,7 +61,7 @@ def publish(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def daemon_flags() -> list[str]:
-    """The flags with which the README starts the daemon, without the broker."""
+    """The README's flags for the daemon, without the broker."""
     (line,) = re.findall(r"^twistd -n towerws (.*)$", README, re.MULTILINE)
     flags = shlex.split(line)
     assert flags[:2] == ["--broker", BROKER_URL]
@@ -69,7 +69,7 @@ def daemon_flags() -> list[str]:
 
 
 def test_python_sample(vhost: str, tmp_path: Path) -> None:
-    """It confirms: it fails while no daemon was there yet, and what it publishes later arrives, also what came in between."""
+    """It waits for confirms: it fails before there is a daemon. Later publications arrive, and so do those in between."""
     first = publish(vhost, tmp_path)
     assert first.returncode != 0, "nothing took the event"
     assert daemon_flags() == ["--auth", "open"]
@@ -92,7 +92,7 @@ def test_python_sample(vhost: str, tmp_path: Path) -> None:
 
 
 def test_javascript_sample(chromium: Chromium, tmp_path: Path) -> None:
-    """In the console of the page that the README names it logs the answer, and then the event that the README's curl publishes."""
+    """In the console of the page that the README names it logs the answer, then the event of the README's curl."""
     (page_url,) = re.findall(r"console of a page that is open at `(http://[^`]+)`", README)
     with Daemon(tmp_path, "embedded:") as daemon:
         page = chromium.open(at(page_url, daemon))
@@ -110,7 +110,7 @@ def test_javascript_sample(chromium: Chromium, tmp_path: Path) -> None:
 
 
 def test_tail_sample(tmp_path: Path) -> None:
-    """The line for the terminal shows that event, too."""
+    """The README's line for the terminal shows that event, too."""
     with Daemon(tmp_path, "embedded:") as daemon:
         words = [*shlex.split(inline("towerws tail")), "--url", daemon.url]
         command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
@@ -125,7 +125,7 @@ def test_tail_sample(tmp_path: Path) -> None:
 
 
 def test_group_sample(tmp_path: Path) -> None:
-    """The group that the README adds to the configuration can be published to and listened to."""
+    """The group that the README adds to the configuration can be published and subscribed to."""
     config = tmp_path / "towerws.toml"
     config.write_text(block("toml"))
     with Daemon(tmp_path, "embedded:", "--config", str(config)) as daemon:
@@ -137,7 +137,7 @@ def test_group_sample(tmp_path: Path) -> None:
 
 
 def test_links() -> None:
-    """Every page of docs/ is linked, and every link leads to something."""
+    """Every page of docs/ is linked, and every link has a target."""
     links = set(re.findall(r"\]\(([^)#]+)", README))
     assert {str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")} <= links
     assert [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()] == []
@@ -145,6 +145,6 @@ def test_links() -> None:
 
 @pytest.mark.parametrize("start", [block, inline])
 def test_a_sample_that_is_missing_is_noticed(start: Callable[[str], str]) -> None:
-    """Nothing above passes because the README has changed its form."""
+    """The checks above fail if the README changes its form."""
     with pytest.raises(ValueError, match="unpack"):
         start("cobol")

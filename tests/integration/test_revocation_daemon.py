@@ -1,4 +1,4 @@
-"""Revocations between real daemons on a real RabbitMQ: whose connections end, where, and what is said when they can't be told."""
+"""Revocations between real daemons on a real RabbitMQ: which connections end, where, and what the answer says of failures."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def until(what: Callable[[], bool]) -> None:
-    """Wait until it is so."""
+    """Wait until the condition holds."""
     give_up = time.monotonic() + 3 * DEADLINE_S
     while not what():
         assert time.monotonic() < give_up, f"not within {3 * DEADLINE_S} s"
-        time.sleep(0.02)  # between two questions of a poll; what is waited for is the answer
+        time.sleep(0.02)  # between two polls
 
 
 class Two:
@@ -62,7 +62,7 @@ class Two:
         self._stack.close()
 
     def enter(self, daemon: Daemon, user: str, *, v1: bool = False) -> ClientConnection:
-        """A client that is subscribed."""
+        """A client that has subscribed."""
         token = jwt.encode({"sub": user, "exp": time.time() + 600, "groups": ["job_events.*"]}, SECRET, "HS256")
         headers = {"Authorization": f"Bearer {token}"}
         protocols = [SUBPROTOCOL] if v1 else None
@@ -73,35 +73,35 @@ class Two:
         return client
 
     def publish(self, payload: object) -> None:
-        """An event for everybody."""
+        """Publish an event to all clients."""
         publish_all(self.url, [("job_events.1", json.dumps(payload).encode())], self.exchange)
 
     @staticmethod
     def control(daemon: Daemon) -> dict[str, Any]:
-        """What its status says of the control exchange."""
+        """The control exchange's part of a daemon's status."""
         return dict(daemon.get("/status")[1]["control"])
 
     def until(self, daemon: Daemon, what: Callable[[dict[str, Any]], bool]) -> None:
-        """Wait until its status is so."""
+        """Wait until that part meets the condition."""
         until(lambda: what(self.control(daemon)))
 
     def until_listening(self, daemon: Daemon) -> None:
-        """Wait until it hears the others, and its binding is proven."""
+        """Wait until the daemon follows the others, and its binding is proven."""
         self.until(daemon, lambda control: bool(control["state"] == "listening" and control["proven"]))
 
     def until_all_known(self) -> None:
-        """Wait until each daemon has heard the other's marker."""
+        """Wait until each daemon has received the other's marker."""
         for daemon in self.daemons:
             self.until(daemon, lambda control: len(control["others"]) == len(self.daemons) - 1)
 
 
 def ask(daemon: Daemon, revocation: object) -> tuple[int, Any]:
-    """`POST /disconnect`."""
+    """Send `POST /disconnect`."""
     return daemon.ask("POST", "/disconnect", json.dumps(revocation).encode())
 
 
 def end(client: ClientConnection) -> tuple[int, str]:
-    """Read until the server has closed; with which code and reason."""
+    """Read until the server closes. Returns the code and the reason."""
     with pytest.raises(ConnectionClosed) as ended:
         list(client)
     assert ended.value.rcvd is not None
@@ -109,7 +109,7 @@ def end(client: ClientConnection) -> tuple[int, str]:
 
 
 def hears(client: ClientConnection, payload: object) -> bool:
-    """Whether this is the next event that comes."""
+    """Whether this is the next event that arrives."""
     return bool(json.loads(client.recv(DEADLINE_S)) == payload)
 
 
@@ -117,7 +117,7 @@ ENDED = (1008, "credential no longer valid")
 
 
 def snippet(word: str) -> str:
-    """The example of docs/operations.md in which this word is."""
+    """The example in docs/operations.md that contains this word."""
     (found,) = [block for block in re.findall(r"^```\w+\n(.*?)^```$", OPERATIONS, re.MULTILINE | re.DOTALL) if word in block]
     return str(found)
 
@@ -132,7 +132,7 @@ def documented_revoke() -> Callable[..., None]:
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
 def test_one_request_ends_a_users_connections_everywhere(tmp_path: Path, rabbit: PrivateRabbit, consume: str) -> None:
-    """All of that user's on both daemons close with 1008, by a POST to one of them; another user notices nothing."""
+    """A POST to one daemon closes all of that user's connections on both, with 1008. Other users notice nothing."""
     with Two(tmp_path, rabbit.url, "--consume", consume) as two:
         here, there = two.daemons
         ada = [two.enter(here, "ada"), two.enter(there, "ada"), two.enter(there, "ada", v1=True)]
@@ -145,14 +145,14 @@ def test_one_request_ends_a_users_connections_everywhere(tmp_path: Path, rabbit:
         assert [two.control(here)[name] for name in ("received", "own", "bad", "announced", "not_announced")] == [1, 1, 0, 1, 0]
         assert [two.control(there)[name] for name in ("received", "own", "bad", "announced")] == [1, 0, 0, 0]
         assert [daemon.get("/status")[1]["connections"]["revoked"] for daemon in two.daemons] == [1, 2]
-        again = two.enter(there, "ada")  # the token is as good as before: towerws ends connections, not tokens
+        again = two.enter(there, "ada")  # the token is still valid: towerws ends connections, not tokens
         assert ask(here, {"user": "nobody"}) == (202, {"disconnected": 0, "others_told": True})
         two.publish({"n": 2})
         assert all(hears(client, {"n": 2}) for client in (*bob, again))
 
 
 def test_one_message_of_any_producer(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """The example of the documentation ends a session's and a user's connections on both daemons; garbage before it is counted, no more."""
+    """The documented example ends a session's and a user's connections on both daemons. Garbage before it is only counted."""
     revoke = documented_revoke()
     with Two(tmp_path, rabbit.url) as two:
         here, there = two.daemons
@@ -190,18 +190,18 @@ def test_one_message_of_any_producer(tmp_path: Path, rabbit: PrivateRabbit) -> N
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
 def test_after_a_restart_of_the_broker(tmp_path: Path, fresh_rabbit: Callable[[], PrivateRabbit], consume: str) -> None:
-    """While it is down the answer says that the others were not told, and ends what is here; killed and back, all is as before."""
+    """While the broker is down the answer says that the other daemons were not told. After its restart all is as before."""
     node = fresh_rabbit()
     with Two(tmp_path, node.url, "--consume", consume) as two:
         here, there = two.daemons
         if consume == "stream":
-            node.restart()  # else the node may come back without the stream: see `PrivateRabbit.restart`
+            node.restart()  # otherwise the node may come back without the stream: see `PrivateRabbit.restart`
             for daemon in two.daemons:
                 daemon.wait_for("/readyz")
                 two.until_listening(daemon)
         bob = [two.enter(here, "bob"), two.enter(there, "bob")]
         ada = [two.enter(here, "ada"), two.enter(there, "ada")]
-        assert ask(here, {"user": "nobody"}) == (202, {"disconnected": 0, "others_told": True})  # the connection that publishes stands
+        assert ask(here, {"user": "nobody"}) == (202, {"disconnected": 0, "others_told": True})  # the publishing connection is open
         node.kill()
         status, answer = ask(here, {"user": "ada"})
         assert (status, answer["disconnected"], answer["others_told"]) == (503, 1, False)
@@ -224,7 +224,7 @@ def test_after_a_restart_of_the_broker(tmp_path: Path, fresh_rabbit: Callable[[]
 
 @contextmanager
 def queue_that_refuses(url: str, exchange: str) -> Iterator[None]:
-    """A queue at the exchange that takes nothing: what a daemon's is when it was stuck for long."""
+    """A queue at the exchange that accepts nothing, like a daemon's queue after it was stuck for long."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
@@ -235,7 +235,7 @@ def queue_that_refuses(url: str, exchange: str) -> Iterator[None]:
 
 
 def test_a_queue_that_is_full(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """The broker says that not every queue took it, and so does the answer; those that took it follow it."""
+    """The broker and the answer say that not every queue took the revocation. Daemons whose queue took it follow it."""
     with Two(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         ada = two.enter(there, "ada")
@@ -250,7 +250,7 @@ def test_a_queue_that_is_full(tmp_path: Path, rabbit: PrivateRabbit) -> None:
 
 
 def test_a_broker_in_alarm(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """It takes nothing from who publishes: the answer says so in time, what is here ends, and events are consumed as before."""
+    """The broker accepts no publications. The answer says so in time, local connections end, and events are still consumed."""
     with Two(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         ada, bob = two.enter(here, "ada"), two.enter(there, "bob")
@@ -277,7 +277,7 @@ def documented_permissions(user: str) -> list[str]:
 
 
 def refusal(url: str, exchange: str, key: str, body: bytes) -> int:
-    """The broker's code when this user publishes there."""
+    """The broker's error code when this user publishes there."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
         channel = connection.channel()
@@ -291,7 +291,7 @@ def refusal(url: str, exchange: str, key: str, body: bytes) -> int:
 
 @pytest.fixture
 def vhost(rabbit: PrivateRabbit) -> Iterator[Callable[[str, list[str]], str]]:
-    """A virtual host of the test's own, and a maker of users in it: gives the URL of one with these permissions."""
+    """A virtual host of the test's own, and a maker of users in it. It gives the URL of a user with these permissions."""
     name = f"v{secrets.token_hex(4)}"
     rabbit.ctl("add_vhost", name)
     users: list[str] = []
@@ -311,7 +311,7 @@ def vhost(rabbit: PrivateRabbit) -> Iterator[Callable[[str, list[str]], str]]:
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
 def test_the_documented_permissions(tmp_path: Path, vhost: Callable[[str, list[str]], str], consume: str) -> None:
-    """They are enough for the daemon and its markers, for a producer and for who revokes; neither of the two can do what the other does."""
+    """They suffice for the daemon and its markers, for a producer and for a revoker. Neither of these two can do the other's work."""
     daemon_url, producer, revoker = (vhost(user, documented_permissions(user)) for user in ("towerws", "producer", "revoker"))
     with Two(tmp_path, daemon_url, "--consume", consume, own_names=False) as two:
         here, there = two.daemons
@@ -328,14 +328,14 @@ def test_the_documented_permissions(tmp_path: Path, vhost: Callable[[str, list[s
 
 
 def test_without_permission_for_the_control_exchange(tmp_path: Path, vhost: Callable[[str, list[str]], str]) -> None:
-    """Events flow as ever, the status, the log and the answer say what is missing; once it is granted it is made use of."""
+    """Events flow, and status, log and answer name the missing permission. Once it is granted, it is used."""
     granted = documented_permissions("towerws")
     without = [pattern.replace(r"towerws\.control|", "") for pattern in granted]
     assert without != granted
     with Two(tmp_path, vhost("towerws", without), own_names=False, listening=False) as two:
         here, _ = two.daemons
         two.until(here, lambda control: bool(control["state"] == "paused"))
-        # RabbitMQ 4 puts the permission that is missing between the two.
+        # RabbitMQ 4 puts the missing permission between the two.
         assert re.search(r"403 ACCESS_REFUSED - (configure )?access to exchange 'towerws\.control'", two.control(here)["reason"])
         assert here.get("/readyz")[0] == 200
         ada = two.enter(here, "ada")
@@ -356,7 +356,7 @@ def test_without_permission_for_the_control_exchange(tmp_path: Path, vhost: Call
 
 @contextmanager
 def channel_of(url: str) -> Iterator[Any]:
-    """A channel of an operator's."""
+    """An operator's channel."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
         yield connection.channel()
@@ -365,22 +365,22 @@ def channel_of(url: str) -> Iterator[Any]:
 
 
 def control_queues(rabbit: PrivateRabbit, exchange: str) -> set[str]:
-    """The queues that are bound to it."""
+    """The queues that are bound to the exchange."""
     bindings = rabbit.ctl("-q", "list_bindings", "source_name", "destination_name", "--no-table-headers").splitlines()
     return {words[1] for words in map(str.split, bindings) if len(words) == 2 and words[0] == exchange}
 
 
 def unbind(rabbit: PrivateRabbit, exchange: str, *queues: str) -> None:
-    """Remove their bindings, from inside: the broker lets no other connection do that with an exclusive queue."""
+    """Remove their bindings inside the broker: no other connection may do that with an exclusive queue."""
     resource = 'rabbit_misc:r(<<"/">>, {}, <<"{}">>)'
     remove = 'rabbit_binding:remove({{binding, {}, <<"{}">>, {}, []}}, <<"test">>)'
-    for queue in queues:  # bound with an empty key, for which AMQP takes the queue's name
+    for queue in queues:  # bound with an empty key, which AMQP replaces with the queue's name
         rabbit.ctl("eval", remove.format(resource.format("exchange", exchange), queue, resource.format("queue", queue)) + ".")
     assert not control_queues(rabbit, exchange) & set(queues)
 
 
 def damage_exchange(two: Two, rabbit: PrivateRabbit, kind: str | None) -> None:
-    """Delete the control exchange; with a kind, declare it again as that."""
+    """Delete the control exchange. With a kind, declare it again as that."""
     with channel_of(rabbit.url) as channel:
         channel.exchange_delete(f"{two.exchange}.control")
         if kind is not None:
@@ -389,7 +389,7 @@ def damage_exchange(two: Two, rabbit: PrivateRabbit, kind: str | None) -> None:
 
 @pytest.mark.parametrize("damage", ["exchange deleted", "exchange deleted and made again", "bindings removed", "queues deleted"])
 def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbit, damage: str) -> None:
-    """What is missing is made again within an interval of the markers, all credentials are doubted, and revocations are followed."""
+    """A missing object is declared again within a marker interval, all credentials are checked again, and revocations are followed."""
     with Two(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
@@ -422,7 +422,7 @@ def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbi
 
 
 def test_a_daemon_that_is_not_bound_is_named(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """Its binding is removed: until its next marker it is deaf, and the answer says so with its name. Then all is as before."""
+    """A daemon without its binding gets no revocations until its next marker, and the answer names it. Then all is as before."""
     with Two(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
@@ -434,7 +434,7 @@ def test_a_daemon_that_is_not_bound_is_named(tmp_path: Path, rabbit: PrivateRabb
         mine = queue_of(rabbit, exchange, there.pid)
         unbind(rabbit, exchange, mine)
         status, answer = ask(here, {"user": "ada"})
-        if two.control(there)["unbound"] == 0 or status == 503:  # else its marker was due in that very moment
+        if two.control(there)["unbound"] == 0 or status == 503:  # otherwise its marker was sent in that very moment
             assert (status, answer["others_told"]) == (503, False)
             assert answer["no_answer"] == [{"id": other["id"], "name": other["name"]}]
             assert f"no answer within 5 s from {other['name']}" in answer["error"]
@@ -446,7 +446,7 @@ def test_a_daemon_that_is_not_bound_is_named(tmp_path: Path, rabbit: PrivateRabb
 
 
 def queue_of(rabbit: PrivateRabbit, exchange: str, pid: int) -> str:
-    """The queue behind it that is consumed by the process with this id."""
+    """The queue at the exchange that the process with this id consumes."""
     connections = rabbit.ctl("-q", "list_connections", "pid", "client_properties", "--no-table-headers").splitlines()
     owners = {line.split("\t")[0] for line in connections if f':{pid}"' in line}
     queues = rabbit.ctl("-q", "list_queues", "name", "owner_pid", "--no-table-headers").splitlines()
@@ -457,7 +457,7 @@ def queue_of(rabbit: PrivateRabbit, exchange: str, pid: int) -> str:
 
 
 def test_an_exchange_of_another_type(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """The status and the log name what is there and what was asked for; events flow; made right again, revocations are followed."""
+    """Status and log name the existing and the expected type, and events flow. Once it is repaired, revocations are followed."""
     with Two(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
@@ -481,7 +481,7 @@ def test_an_exchange_of_another_type(tmp_path: Path, rabbit: PrivateRabbit) -> N
 
 
 def test_passive_and_no_exchange(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """A daemon that may not declare says that the exchange is missing. When an operator has made it, the daemon binds by itself."""
+    """A daemon that may not declare reports the missing exchange. When an operator has declared it, the daemon binds by itself."""
     with Two(tmp_path, rabbit.url) as two:
         names = ("--exchange", two.exchange, "--stream", f"{two.exchange}.s", "--passive")
         with Daemon(tmp_path, rabbit.url, *names) as third:
@@ -499,7 +499,7 @@ def test_passive_and_no_exchange(tmp_path: Path, rabbit: PrivateRabbit) -> None:
 
 
 def test_daemons_that_stop_and_daemons_that_die(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """One that stops in order is not waited for. One that was killed is, and named, for as long as its last marker counts."""
+    """A daemon that stopped properly is not waited for. A killed one is, and is named, while its last marker is valid."""
     with Two(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
@@ -518,7 +518,7 @@ def test_daemons_that_stop_and_daemons_that_die(tmp_path: Path, rabbit: PrivateR
 
 
 def test_a_daemon_that_may_not_write(tmp_path: Path, vhost: Callable[[str, list[str]], str]) -> None:
-    """It follows revocations, says that its binding is not proven, and that the others could not be told by it. Granted, it is proven."""
+    """It follows revocations, and reports that its binding is not proven and that it can't tell the others. With the right, it is."""
     granted = documented_permissions("towerws")
     configure, write, read = granted
     readonly = [configure, write.replace(r"towerws\.control|", ""), read]
@@ -539,7 +539,7 @@ def test_a_daemon_that_may_not_write(tmp_path: Path, vhost: Callable[[str, list[
 
 
 class Api(BaseHTTPRequestHandler):
-    """A Tower with one user, 7, and the sessions that are in its table."""
+    """A Tower with one user, 7, and a table of sessions."""
 
     sessions: set[str]
     asked: list[str]
@@ -559,11 +559,11 @@ class Api(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """No log."""
+        """Log nothing."""
 
 
 def test_what_another_daemon_has_kept(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """A daemon without a connection of that user's forgets what it has kept, and refuses a handshake that is being checked just then."""
+    """A daemon without a connection of that user drops its cached answer, and refuses a handshake whose check is pending."""
 
     class OwnApi(Api):
         sessions, asked, release = {"k1", "k2", "k3"}, [], threading.Event()

@@ -1,4 +1,4 @@
-"""`script/run.py`, the part of `script/run` that runs once the environment is there."""
+"""`script/run.py`, the part of `script/run` that runs once the environment is installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def _running(*flags: str | Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """The script once it says that events are flowing, and a pidfd of each part."""
+    """The script after it reported that events flow, and a pidfd of each of its processes."""
     command = [sys.executable, ROOT / "script" / "run.py", "--listen", str(free_port()), "--admin", str(free_port()), *flags]
     with ExitStack() as stack:
         script = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
@@ -43,7 +43,7 @@ def _running(*flags: str | Path) -> Iterator[tuple[subprocess.Popen[str], list[i
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_cleanly(number: signal.Signals) -> None:
-    """Ctrl-C ends the demo and the daemon, and is no failure."""
+    """Ctrl-C ends the demo and the daemon with status 0."""
     with _running() as (script, parts):
         assert len(parts) == 2  # the daemon and the demo
         script.send_signal(number)
@@ -54,7 +54,7 @@ def test_a_signal_ends_everything_cleanly(number: signal.Signals) -> None:
 
 
 def test_every_line_of_a_terminal_is_its_own() -> None:
-    """Findings O14: nothing is written into a line that others write to, so the daemon's log stays readable."""
+    """Findings O14: no line of the output is mixed with another, so the daemon's log stays readable."""
     ours, theirs = pty.openpty()
     listen = free_port()
     command = [sys.executable, str(ROOT / "script" / "run.py"), "--listen", str(listen), "--admin", str(free_port())]
@@ -70,7 +70,7 @@ def test_every_line_of_a_terminal_is_its_own() -> None:
             client.close()
         finally:
             script.send_signal(signal.SIGINT)
-        with suppress(OSError):  # nobody holds the other end any more
+        with suppress(OSError):  # the other end has been closed
             while more := os.read(ours, 4096):
                 read += more
         assert script.wait(DEADLINE_S) == 0
@@ -79,7 +79,7 @@ def test_every_line_of_a_terminal_is_its_own() -> None:
 
 
 def test_the_lines_that_it_prints_work() -> None:
-    """Both commands do what is said of them: the event that one publishes comes out of the other."""
+    """Both commands do what the text says: one shows the event that the other publishes."""
     command = [sys.executable, str(ROOT / "script" / "run.py"), "--listen", str(free_port()), "--admin", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as script:
         assert script.stdout is not None
@@ -93,7 +93,7 @@ def test_the_lines_that_it_prints_work() -> None:
         try:
             with subprocess.Popen(["/bin/sh", "-euc", f"exec {listen}"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as tail:
                 assert tail.stdout is not None
-                tail.stdout.readline()  # of the demo: it listens
+                tail.stdout.readline()  # a line of the demo's: it is subscribed
                 subprocess.run(["/bin/sh", "-euc", publish], cwd=ROOT, check=True, timeout=DEADLINE_S, capture_output=True)
                 assert any(line.endswith("system job 42 running\n") for line in tail.stdout)
                 tail.terminate()
@@ -103,7 +103,7 @@ def test_the_lines_that_it_prints_work() -> None:
 
 
 def test_with_a_private_rabbitmq(rabbit: PrivateRabbit, tmp_path: Path) -> None:
-    """`--rabbitmq` brings a node of its own, and it ends with the rest."""
+    """`--rabbitmq` starts a private node, which ends with the other parts."""
     with _running("--rabbitmq", "--data", tmp_path) as (script, parts):
         assert len(parts) == 4  # the daemon, the demo, the node and its epmd
         script.terminate()
@@ -113,7 +113,7 @@ def test_with_a_private_rabbitmq(rabbit: PrivateRabbit, tmp_path: Path) -> None:
 
 
 def test_with_a_given_broker(rabbit: PrivateRabbit) -> None:
-    """`--broker` runs through that RabbitMQ: the exchange is there once events flow."""
+    """`--broker` uses that RabbitMQ: the exchange exists once events flow."""
     with _running("--broker", rabbit.url) as (script, parts):
         assert "towerws" in rabbit.ctl("list_exchanges", "name").split()
         script.terminate()
@@ -123,7 +123,7 @@ def test_with_a_given_broker(rabbit: PrivateRabbit) -> None:
 
 
 def test_a_part_that_dies_is_named_and_ends_the_rest() -> None:
-    """Half a demonstration would mislead: the script says which part ended, ends the others, and fails."""
+    """Half a demonstration would mislead: the script names the part that ended, ends the others, and fails."""
     with _running() as (script, parts):
         (daemon,) = [pid for pid in _children(script) if b"/twistd\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(daemon, signal.SIGKILL)
@@ -141,7 +141,7 @@ def test_nothing_survives_the_script(rabbit: PrivateRabbit) -> None:
 
 
 def test_a_taken_port_is_told() -> None:
-    """A port that was asked for and can't be had ends the script before anything is started."""
+    """If a requested port is in use, the script ends before it starts anything."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = subprocess.run([sys.executable, ROOT / "script" / "run.py", "--admin", port], capture_output=True, text=True, check=False)

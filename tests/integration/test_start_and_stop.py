@@ -32,11 +32,11 @@ V1 = Subprotocol("towerws.v1")
 SECRET = b"0123456789abcdef" * 2
 
 SOON_S = 4.0
-"""How long a second signal may take at the most: `LAST_S` and what a loaded machine adds."""
+"""Seconds that a second signal may take: `LAST_S` plus what a loaded machine adds."""
 
 
 class Process:
-    """A `twistd -n towerws` with its output, which can be waited for. `before` are twistd's own flags."""
+    """A `twistd -n towerws` process and its output. `before` are twistd's own flags."""
 
     def __init__(self, folder: Path, *flags: str, before: tuple[str, ...] = (), environ: Mapping[str, str] | None = None) -> None:
         self.log = folder / "output.log"
@@ -47,7 +47,7 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, prefix: tuple[str, ...] = ()) -> Self:
-        """Start it. `prefix` is what starts it, `unshare` for example."""
+        """Start it. `prefix` is a command that runs it, for example `unshare`."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*prefix, TWISTD, *self._arguments], cwd=self._folder, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -56,47 +56,47 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def output(self) -> str:
-        """All that it has written."""
+        """All of its output so far."""
         return self.log.read_text(encoding="utf-8")
 
     def says(self, text: str) -> Self:
-        """Wait until it has written this."""
+        """Wait until its output contains this text."""
         assert self._process is not None
         give_up = time.monotonic() + DEADLINE_S
         while text not in self.output:
             assert self._process.poll() is None or text in self.output, self.output
             assert time.monotonic() < give_up, self.output
-            time.sleep(0.02)  # between two looks into the file
+            time.sleep(0.02)  # between two polls of the file
         return self
 
     def runs(self) -> Self:
-        """Wait until the reactor does."""
+        """Wait until the reactor runs."""
         return self.says("towerws 0.")
 
     def healthz(self) -> int:
-        """The status with which its admin port answers."""
+        """The status of its admin port's answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=DEADLINE_S)
         with closing(connection):
             connection.request("GET", "/healthz")
             return connection.getresponse().status
 
     def signal(self, number: signal.Signals) -> None:
-        """Send one."""
+        """Send a signal."""
         os.kill(self.pid, number)
 
     def ends(self, within_s: float = DEADLINE_S) -> int:
-        """Wait for the end; the exit status."""
+        """Wait for its end. Returns the exit status."""
         assert self._process is not None
         return self._process.wait(within_s)
 
     def clean_up(self) -> None:
-        """Nothing is left of it."""
+        """End the process if it still runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -119,7 +119,7 @@ def make(tmp_path: Path) -> Iterator[Start]:
 
 
 def tcp(port: int, interface: str = "127.0.0.1") -> str:
-    """An endpoint."""
+    """An endpoint's description."""
     return f"tcp:{port}:interface={interface}"
 
 
@@ -128,7 +128,7 @@ def tcp(port: int, interface: str = "127.0.0.1") -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_orderly_end_has_status_0(make: Start, number: signal.Signals) -> None:
-    """systemd, Docker and Kubernetes take anything else for a crash."""
+    """systemd, Docker and Kubernetes take any other status for a crash."""
     process = make("--listen", tcp(free_port())).start().runs()
     process.signal(number)
     assert process.ends() == 0
@@ -138,7 +138,7 @@ def test_an_orderly_end_has_status_0(make: Start, number: signal.Signals) -> Non
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_ends_at_once(make: Start, first: signal.Signals, second: signal.Signals) -> None:
-    """A client that does not answer its close would else hold the end up for the drain window; status 0 all the same."""
+    """Otherwise a client that does not answer its close would delay the end by the drain window. The status is still 0."""
     port = free_port()
     process = make("--listen", tcp(port), "--websocket-drain-s", "60", "--websocket-linger-s", "60").start().runs()
     with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client, socket.create_connection(("127.0.0.1", port)) as mute:
@@ -156,10 +156,10 @@ def test_the_second_signal_ends_at_once(make: Start, first: signal.Signals, seco
 
 
 def test_a_third_signal_needs_no_reactor(make: Start) -> None:
-    """Whatever the reactor does: the third ends the process, as the kernel would have."""
+    """The third signal ends the process even if the reactor hangs, as the kernel's default would."""
     process = make("--listen", tcp(free_port())).start().runs()
     process.signal(signal.SIGSTOP)
-    for _ in range(3):  # equal signals that wait count once: SIGTERM, then SIGINT
+    for _ in range(3):  # pending equal signals count once: SIGTERM, then SIGINT
         process.signal(signal.SIGTERM)
     process.signal(signal.SIGCONT)
     process.says("stopping")
@@ -167,7 +167,7 @@ def test_a_third_signal_needs_no_reactor(make: Start) -> None:
 
 
 def test_sighup_kills_nobody(make: Start) -> None:
-    """A log line says that there is nothing to reload, and the clients stay."""
+    """A log line says that there is nothing to reload, and the clients stay connected."""
     port = free_port()
     process = make("--listen", tcp(port)).start().runs()
     with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
@@ -182,7 +182,7 @@ def test_sighup_kills_nobody(make: Start) -> None:
 
 
 def test_sighup_kills_nobody_while_the_address_is_awaited(make: Start) -> None:
-    """Nor before the reactor runs; and SIGTERM ends the wait in order."""
+    """SIGHUP does not end it before the reactor runs, either. SIGTERM ends the wait properly."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = make("--listen", tcp(taken.getsockname()[1])).start().says("trying again")
         process.signal(signal.SIGHUP)
@@ -191,7 +191,7 @@ def test_sighup_kills_nobody_while_the_address_is_awaited(make: Start) -> None:
 
 
 def test_an_ignored_signal_stays_ignored(make: Start) -> None:
-    """`nohup`, and a shell's background job: SIGINT and SIGHUP were switched off by the one who started it."""
+    """Under `nohup`, or in a shell's background job, the parent switched SIGINT and SIGHUP off."""
     process = make("--listen", tcp(free_port())).start(prefix=("env", "--ignore-signal=INT", "--ignore-signal=HUP")).runs()
     process.signal(signal.SIGHUP)
     process.signal(signal.SIGINT)
@@ -216,7 +216,7 @@ def test_an_ignored_signal_stays_ignored(make: Start) -> None:
     ],
 )
 def test_no_pid_file_unless_asked_for(make: Start, tmp_path: Path, before: tuple[str, ...], file: str | None) -> None:
-    """twistd's default is one in the current folder, so that a second daemon does not start there."""
+    """twistd's default is a file in the current folder, which would keep a second daemon from starting there."""
     process = make("--listen", tcp(free_port()), before=before).start().runs()
     assert [path.name for path in tmp_path.glob("*.pid")] == ([file] if file else [])
     if file:
@@ -227,7 +227,7 @@ def test_no_pid_file_unless_asked_for(make: Start, tmp_path: Path, before: tuple
 
 
 def test_a_pid_file_is_removed_when_the_start_ends(make: Start, tmp_path: Path) -> None:
-    """Also when the daemon never gets to run."""
+    """The file is removed even if the daemon never gets to run."""
     (tmp_path / "file").write_text("")
     process = make("--listen", f"unix:{tmp_path}/file", before=("--pidfile=own.pid",)).start()
     assert process.ends() == EXIT_BAD_CONFIG
@@ -235,7 +235,7 @@ def test_a_pid_file_is_removed_when_the_start_ends(make: Start, tmp_path: Path) 
 
 
 def test_two_daemons_in_one_folder(make: Start, tmp_path: Path) -> None:
-    """Nothing that the first one writes stops the second."""
+    """No file that the first daemon writes stops the second."""
     first = make("--listen", tcp(free_port())).start().runs()
     second = make("--listen", tcp(free_port()))
     second.log = tmp_path / "second.log"
@@ -244,7 +244,7 @@ def test_two_daemons_in_one_folder(make: Start, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_can_t_be_written_to(make: Start) -> None:
-    """A container with a read-only root: `/proc` is one that not even root can write to."""
+    """A container with a read-only root. `/proc` is a folder to which not even root can write."""
     process = make("--listen", tcp(free_port()), before=("--rundir=/proc",)).start().runs()
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
@@ -264,7 +264,7 @@ def test_a_folder_that_can_t_be_written_to(make: Start) -> None:
     ],
 )
 def test_files_of_twistd_s_that_can_t_be_written(make: Start, tmp_path: Path, flag: str, reason: str) -> None:
-    """O7: one line that names the flag, and the status of a bad configuration."""
+    """O7: one line names the flag, and the status is that of a bad configuration."""
     process = make("--listen", tcp(free_port()), before=(flag,)).start()
     assert process.ends() == EXIT_BAD_CONFIG
     name, _, value = flag.partition("=")
@@ -276,7 +276,7 @@ def test_files_of_twistd_s_that_can_t_be_written(make: Start, tmp_path: Path, fl
 
 
 def test_an_address_that_comes_later(make: Start) -> None:
-    """The port is taken for a moment: the daemon says so, waits and starts."""
+    """If the port is in use for a moment, the daemon says so, waits and starts."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = make("--listen", tcp(port)).start().says("can't listen there yet: Address already in use; trying again for up to 30 s")
@@ -297,7 +297,7 @@ def test_an_address_that_comes_later(make: Start) -> None:
 )
 @pytest.mark.parametrize("key", ["listen", "admin", "health"])
 def test_an_address_that_is_not_there_yet(make: Start, tmp_path: Path, listen: str, key: str) -> None:
-    """An address, a folder or a name that boot has not brought yet: all three ports wait for theirs."""
+    """An address, folder or name that is not available yet at boot: all three ports wait for theirs."""
     flags = [f"--{key}", listen.format(port=free_port(), folder=tmp_path), "--insecure"]
     if key != "listen":
         flags += ["--listen", tcp(free_port())]
@@ -307,7 +307,7 @@ def test_an_address_that_is_not_there_yet(make: Start, tmp_path: Path, listen: s
 
 
 def test_an_address_that_never_comes(make: Start) -> None:
-    """The end has a status after which systemd starts it again: the unit leaves alone only what ended with 2."""
+    """The exit status makes systemd start the daemon again: the unit only gives up after status 2."""
     program = (
         "import towerws.listening as it, sys; it.LISTEN_S = 1.0; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
     )
@@ -342,7 +342,7 @@ def test_an_address_that_never_comes(make: Start) -> None:
     ],
 )
 def test_what_waiting_can_t_cure(make: Start, tmp_path: Path, listen: str, words: str) -> None:
-    """O6 and its like: one clear line and status 2, at once."""
+    """O6 and similar: one clear line and status 2, at once."""
     (tmp_path / "file").write_text("")
     process = make("--insecure", "--listen", listen.format(folder=tmp_path)).start()
     assert process.ends() == EXIT_BAD_CONFIG
@@ -353,7 +353,7 @@ def test_what_waiting_can_t_cure(make: Start, tmp_path: Path, listen: str, words
 
 
 def test_sockets_that_systemd_hands_over(make: Start) -> None:
-    """Both ports may come from it; a client gets through."""
+    """Both ports may come from systemd. A client gets through."""
     program = (
         "import os, sys\n"
         "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='web:admin')\n"
@@ -381,7 +381,7 @@ def test_sockets_that_systemd_hands_over(make: Start) -> None:
 
 
 def _leave_a_socket(path: Path) -> None:
-    """As a process that was killed leaves one: bound, and nobody there."""
+    """Leave a socket file as a killed process does: bound, without a listener."""
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
         left.listen()
@@ -431,7 +431,7 @@ def _datagram_socket(path: Path) -> None:
     "shape", ["unix:{path}", "unix:{path}:mode=660", "unix:{path}:lockfile=1", "unix:{path}:lockfile=0", "haproxy:unix:{path}"]
 )
 def test_a_socket_that_nobody_answers_on(make: Start, tmp_path: Path, leave: Callable[[Path], None], shape: str) -> None:
-    """Whatever a killed daemon left there, whoever its pid is now: the next one starts, and its clients get through."""
+    """The next daemon starts and serves its clients, even if a killed one left something there or another process has its pid now."""
     path = tmp_path / "web.sock"
     leave(path)
     process = make("--listen", shape.format(path=path)).start().runs()
@@ -446,7 +446,7 @@ def test_a_socket_that_nobody_answers_on(make: Start, tmp_path: Path, leave: Cal
 
 @pytest.mark.parametrize("lockfile", ["", ":lockfile=0", ":lockfile=1"])
 def test_a_socket_that_is_in_use(make: Start, tmp_path: Path, lockfile: str) -> None:
-    """It is left alone, whatever stands in a lock file, and so is the other daemon."""
+    """The socket and the other daemon are left alone, with any content of the lock file."""
     path = tmp_path / "web.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -459,7 +459,7 @@ def test_a_socket_that_is_in_use(make: Start, tmp_path: Path, lockfile: str) -> 
 
 
 def test_a_socket_whose_owner_is_too_busy_to_answer(make: Start, tmp_path: Path) -> None:
-    """A full queue is no sign of death."""
+    """A full backlog does not prove that the owner is dead."""
     path = tmp_path / "web.sock"
     with socket.socket(socket.AF_UNIX) as other, ExitStack() as waiting:
         other.bind(str(path))
@@ -476,7 +476,7 @@ def test_a_socket_whose_owner_is_too_busy_to_answer(make: Start, tmp_path: Path)
 
 
 def test_two_that_start_at_once(make: Start, tmp_path: Path) -> None:
-    """While one looks whether a socket is in use and makes its own, the other waits: else it could remove a socket that was just made."""
+    """While one checks and makes its socket, the other waits. Otherwise it could remove a socket that was just made."""
     path = tmp_path / "web.sock"
     folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -491,7 +491,7 @@ def test_two_that_start_at_once(make: Start, tmp_path: Path) -> None:
 
 
 def test_killed_in_a_container_and_started_again(make: Start, tmp_path: Path) -> None:
-    """In a container each daemon is pid 1, so that the pid of the last one always lives."""
+    """In a container each daemon has pid 1, so the pid of the last one is always alive."""
     if subprocess.run(["unshare", "--pid", "--fork", "true"], check=False, capture_output=True).returncode:
         pytest.skip("this needs the right to make pid namespaces")
     path = tmp_path / "web.sock"
@@ -513,7 +513,7 @@ def test_killed_in_a_container_and_started_again(make: Start, tmp_path: Path) ->
 
 
 def test_a_port_for_probes(make: Start) -> None:
-    """Reachable from other machines without `insecure`, under any Host, and with nothing on it but two answers."""
+    """It is reachable from other machines without `insecure`, under any Host, and has only two answers."""
     port = free_port()
     process = make("--listen", tcp(free_port()), "--health", f"tcp:{port}").start().runs()
 
@@ -545,7 +545,7 @@ def test_a_port_for_probes(make: Start) -> None:
 
 
 def test_a_full_daemon_says_so(make: Start) -> None:
-    """The operator sees in the log that clients are refused, and which option is met: once, not for each of them."""
+    """The log says that clients are refused, and by which option's limit: once, not for each client."""
     port = free_port()
     process = make("--listen", tcp(port), "--limits-connections", "2").start().runs()
     with ExitStack() as leave:
@@ -574,7 +574,7 @@ def test_a_full_daemon_says_so(make: Start) -> None:
     ],
 )
 def test_the_log_is_utf_8(make: Start, tmp_path: Path, environ: dict[str, str]) -> None:
-    """Whatever the locale says: no line vanishes."""
+    """No line is lost, with any locale."""
     secret = tmp_path / "secret"
     secret.write_bytes(SECRET)
     port = free_port()
@@ -607,7 +607,7 @@ def test_json(make: Start) -> None:
 
 
 def test_levels(make: Start) -> None:
-    """`--log-level warn` leaves out what is well."""
+    """`--log-level warn` leaves out lines of normal operation."""
     process = make("--listen", tcp(free_port()), "--log-level", "warn", "--health", tcp(port := free_port())).start()
     give_up = time.monotonic() + DEADLINE_S
     while True:
@@ -616,19 +616,19 @@ def test_levels(make: Start) -> None:
             break
         except OSError:
             assert time.monotonic() < give_up
-            time.sleep(0.02)  # nothing announces the port: it is asked
+            time.sleep(0.02)  # nothing announces the port, so it is polled
     process.signal(signal.SIGHUP)
     process.says("nothing to reload")
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
     said = [line.split(" ", 1)[1] for line in process.output.splitlines()]
-    assert [line for line in said if "it runs as root" not in line] == [  # whoever runs the tests
+    assert [line for line in said if "it runs as root" not in line] == [  # if root runs the tests
         "[daemon#warn] SIGHUP: there is nothing to reload yet; restart towerws to change its configuration"
     ]
 
 
 def test_priorities_under_systemd(tmp_path: Path) -> None:
-    """Where standard output is the journal's, each line carries its priority, and no time: the journal has that."""
+    """If standard output is the journal, each line carries its priority, and no time: the journal has that."""
     reader, writer = socket.socketpair()
     found = os.fstat(writer.fileno())
     process = subprocess.Popen(
@@ -655,17 +655,17 @@ def test_priorities_under_systemd(tmp_path: Path) -> None:
 
 
 def test_twistd_s_own_log_file(make: Start, tmp_path: Path) -> None:
-    """`--logfile` still names a file, rotated by SIGUSR1, in the same form."""
+    """`--logfile` still names a file in the same form, rotated by SIGUSR1."""
     process = make("--listen", tcp(port := free_port()), before=("--logfile=own.log",)).start()
     file = tmp_path / "own.log"
     give_up = time.monotonic() + DEADLINE_S
     while not file.exists() or "towerws 0." not in file.read_text():
         assert time.monotonic() < give_up, process.output
-        time.sleep(0.02)  # between two looks into the file
+        time.sleep(0.02)  # between two polls of the file
     process.signal(signal.SIGUSR1)
     while not (tmp_path / "own.log.1").exists():
         assert time.monotonic() < give_up, process.output
-        time.sleep(0.02)  # between two looks into the folder
+        time.sleep(0.02)  # between two polls of the folder
     with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
         client.recv()
     process.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The daemon with its embedded source, real sockets, and clients of other people's making, well-behaved and hostile."""
+"""The daemon with its embedded source, real sockets, and independent clients, well-behaved and hostile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.daemon import DEADLINE_S, Daemon
 from tests.ws_kit import CLOSE, PING, close, frame, request, text
 
 LINGER_S, DRAIN_S, STOP_GRACE_S = 2, 1, 3
-"""As set below, and as in service.py."""
+"""The same value as below, and in service.py."""
 
 V1 = Subprotocol("towerws.v1")
 
@@ -32,7 +32,7 @@ FLAGS = (f"--websocket-linger-s={LINGER_S}", f"--websocket-drain-s={DRAIN_S}", "
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon without a broker; nothing unexpected may be in its log, nor anything left in it, at the end."""
+    """A daemon without a broker. At the end its log must hold nothing unexpected, and no connection may be left."""
     with Daemon(tmp_path, "embedded:", *FLAGS) as started:
         yield started
         wait_until(lambda: started.get("/status")[1]["connections"]["present"] == 0)
@@ -49,16 +49,16 @@ def stopping(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def wait_until(holds: Callable[[], bool], within_s: float = DEADLINE_S) -> float:
-    """Poll until it holds; the seconds that took."""
+    """Poll until the condition holds. Returns the seconds that took."""
     started = time.monotonic()
     while not holds():
         assert time.monotonic() - started < within_s, f"did not hold within {within_s} s"
-        time.sleep(0.02)  # between two questions of a poll
+        time.sleep(0.02)  # between two polls
     return time.monotonic() - started
 
 
 def test_a_storm_is_let_in_by_and_by(tmp_path: Path) -> None:
-    """More clients at once than are accepted a second: all get in, in the time that this takes, and none is refused."""
+    """More clients connect at once than the rate allows. All are accepted at the rate, and none is refused."""
     with Daemon(tmp_path, "embedded:", *FLAGS, "--limits-accepts-per-s=100", "--limits-half-open=1000") as daemon:
         clients = [socket.create_connection(("127.0.0.1", daemon.port), DEADLINE_S) for _ in range(150)]
         for client in clients:
@@ -107,7 +107,7 @@ class RawClient:
         return taken
 
     def read_to_end(self) -> bytes:
-        """All that comes until the server ends the connection."""
+        """All bytes until the server ends the connection."""
         found = [self._rest]
         try:
             while piece := self.socket.recv(65536):
@@ -130,7 +130,7 @@ def send_for_ever(client: RawClient, raw: bytes) -> None:
 
 
 def closed_with(client: ClientConnection) -> int | None:
-    """The server's close code, which must be the next thing that comes."""
+    """The server's close code. The close must be the next frame."""
     with pytest.raises(ConnectionClosed) as caught:
         client.recv(DEADLINE_S)
     return None if caught.value.rcvd is None else caught.value.rcvd.code
@@ -147,14 +147,14 @@ def subscribers(daemon: Daemon) -> int:
 
 
 def test_two_clients_of_other_makers(daemon: Daemon) -> None:
-    """`websockets` and `websocket-client`, one on each dialect, get what they asked for, in order, and close cleanly."""
+    """`websockets` and `websocket-client`, one on each dialect, get their events in order, and close cleanly."""
     with connect(daemon.url, subprotocols=[V1]) as first, closing(websocket.create_connection(daemon.url[:-1])) as second:
         both(daemon, first, second)
     assert first.close_code == 1000
 
 
 def both(daemon: Daemon, first: ClientConnection, second: Any) -> None:
-    """What the two clients of the test above see."""
+    """The steps of the test above, with both clients."""
     second.settimeout(DEADLINE_S)
     assert json.loads(first.recv(DEADLINE_S))["type"] == "welcome"
     assert json.loads(second.recv()) == {"accept": True, "user": 0}
@@ -169,7 +169,7 @@ def both(daemon: Daemon, first: ClientConnection, second: Any) -> None:
 
 
 def test_large_messages_both_ways(daemon: Daemon) -> None:
-    """4 MiB out arrive whole; more than 64 KiB in is 1009, which also a client sees that sends much more."""
+    """4 MiB out arrive whole. More than 64 KiB in gets 1009, which a client reads even if it sends much more."""
     with connect(daemon.url, max_size=None) as client:
         client.recv(DEADLINE_S)
         client.send(json.dumps({"groups": {"job_events": [1]}}))
@@ -182,7 +182,7 @@ def test_large_messages_both_ways(daemon: Daemon) -> None:
 
 
 def test_stops_reading_and_starts_again(daemon: Daemon) -> None:
-    """A client that stops reading gets everything in order when it reads again; little is kept for it, and a bystander notices nothing."""
+    """A client that stops reading gets everything in order when it reads again. Little is kept for it, and a bystander notices nothing."""
     count, filler = 300, "y" * 100_000
     with RawClient(daemon, groups={"job_events": [1]}) as slow, connect(daemon.url) as bystander:
         bystander.recv(DEADLINE_S)
@@ -197,7 +197,7 @@ def test_stops_reading_and_starts_again(daemon: Daemon) -> None:
             slowest = max(slowest, time.monotonic() - published)
         assert slowest < 2
         assert daemon.get("/status")[1]["hub"]["behind"] == 1
-        history = count * 100  # KiB: these very messages, kept once
+        history = count * 100  # KiB: these messages, kept once
         assert daemon.rss_kib() - before < history + 12_000, "kept twice, it would be 30 MB more"
         assert [json.loads(slow.frame()[1])["n"] for _ in range(count)] == list(range(count))
         daemon.publish("job_events.1", {"n": count})
@@ -206,7 +206,7 @@ def test_stops_reading_and_starts_again(daemon: Daemon) -> None:
 
 
 def test_closes_and_stalls(daemon: Daemon) -> None:
-    """A client with a backlog that closes and does not read is out of the hub at once, and gone after the linger time."""
+    """A client with a backlog that closes and does not read is removed from the hub at once, and cut after the linger time."""
     with RawClient(daemon, groups={"job_events": [1]}) as client:
         for _ in range(40):
             daemon.publish("job_events.1", {"x": "y" * 100_000})
@@ -217,7 +217,7 @@ def test_closes_and_stalls(daemon: Daemon) -> None:
 
 
 def test_ping_flood(daemon: Daemon) -> None:
-    """A client that floods pings and reads nothing is closed with 1008 and gone; others notice nothing."""
+    """A client that floods pings and reads nothing is closed with 1008. Others notice nothing."""
     with RawClient(daemon, groups={"job_events": [1]}) as flooder, connect(daemon.url) as bystander:
         flood = frame(PING, b"x" * 100) * 1000
         flooder.socket.settimeout(LINGER_S + 3)
@@ -228,7 +228,7 @@ def test_ping_flood(daemon: Daemon) -> None:
 
 
 def test_flooder_is_told_why(daemon: Daemon) -> None:
-    """A client that sends a burst of pings too many reads 1008."""
+    """A client that sends a burst of too many pings can read the code 1008."""
     with RawClient(daemon, groups={"job_events": [1]}) as flooder:
         flooder.socket.sendall(frame(PING) * 500)
         while True:
@@ -239,7 +239,7 @@ def test_flooder_is_told_why(daemon: Daemon) -> None:
 
 
 def test_http_requests(daemon: Daemon) -> None:
-    """A browser that comes without a websocket is told what is missing; a handshake that does not end is cut off."""
+    """A browser's plain request gets an answer that names what is missing. An unfinished handshake is cut off."""
     for path, status, word in (("/websocket/", 426, b"proxy_set_header"), ("/", 404, b"/websocket/")):
         plain = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=DEADLINE_S)
         plain.request("GET", path)
@@ -256,7 +256,7 @@ def test_http_requests(daemon: Daemon) -> None:
 
 
 def test_admin_port(daemon: Daemon) -> None:
-    """The live page is there; a body that is too long is refused with 413, which also a client sees that sends first and reads then."""
+    """The live page is served. A body that is too long gets a 413, which also a client reads that sends all of it first."""
     plain = http.client.HTTPConnection("127.0.0.1", daemon.admin_port, timeout=DEADLINE_S)
     plain.request("GET", "/")
     page = plain.getresponse()
@@ -268,7 +268,7 @@ def test_admin_port(daemon: Daemon) -> None:
 
 
 def test_sigterm(stopping: Daemon) -> None:
-    """SIGTERM closes the clients with 1012, aborts those who do not answer or do not read, and ends the daemon in time."""
+    """SIGTERM closes the clients with 1012, aborts those that do not answer or read, and ends the daemon in time."""
     with (
         connect(stopping.url, subprotocols=[V1]) as polite,
         RawClient(stopping, groups={"job_events": [1]}) as deaf,
@@ -299,7 +299,7 @@ def test_sigterm(stopping: Daemon) -> None:
 
 
 def test_sigterm_without_clients(stopping: Daemon) -> None:
-    """With nobody connected the end is prompt."""
+    """Without clients the end is prompt."""
     started = time.monotonic()
     stopping.stop()
     assert time.monotonic() - started < 2

@@ -1,4 +1,4 @@
-"""The daemon on other transports than plain TCP: TLS of its own, and a UNIX socket for a proxy on the same machine."""
+"""The daemon on other transports than plain TCP: its own TLS, and a UNIX socket for a proxy on the same machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Dial = Callable[[], socket.socket]
 
 
 def certificate(folder: Path) -> Path:
-    """A key and a certificate for localhost that signed itself, in one file."""
+    """A key and a self-signed certificate for localhost, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -42,7 +42,7 @@ def certificate(folder: Path) -> Path:
 
 
 def tls(folder: Path) -> tuple[str, Dial]:
-    """An endpoint with TLS, and the way to it."""
+    """An endpoint with TLS, and a function that connects to it."""
     pem, port = certificate(folder), free_port()
     context = ssl.create_default_context(cafile=str(pem))
 
@@ -53,7 +53,7 @@ def tls(folder: Path) -> tuple[str, Dial]:
 
 
 def unix(folder: Path) -> tuple[str, Dial]:
-    """An endpoint on a UNIX socket, and the way to it."""
+    """An endpoint on a UNIX socket, and a function that connects to it."""
     path = folder / "towerws.sock"
 
     def dial() -> socket.socket:
@@ -66,10 +66,10 @@ def unix(folder: Path) -> tuple[str, Dial]:
 
 @pytest.mark.parametrize("transport", [tls, unix])
 def test_slow_clients(tmp_path: Path, transport: Callable[[Path], tuple[str, Dial]]) -> None:
-    """On every transport a client that stops reading falls behind and catches up, and one that closes and stalls is aborted."""
+    """On every transport a client that stops reading falls behind and catches up. One that closes and stalls is aborted."""
     endpoint, dial = transport(tmp_path)
     with Daemon(tmp_path, "embedded:", "--listen", endpoint, f"--websocket-linger-s={LINGER_S}") as daemon:
-        # Not `websockets.sync`, whose threads share one TLS connection: CPython lets them damage it (cpython#143756).
+        # Not `websockets.sync`: its threads share one TLS connection, and CPython lets them damage it (cpython#143756).
         with dial() as healthy, dial() as slow, dial() as stalling:
             bystander = websocket.create_connection("ws://localhost/websocket/", timeout=DEADLINE_S, socket=healthy)
             bystander.recv()

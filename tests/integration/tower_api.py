@@ -1,4 +1,4 @@
-"""A Tower with one user, one session and one token, as far as a daemon asks it."""
+"""A Tower with one user, one session and one token: the parts that a daemon asks for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OAUTH = "canary0oauth0token"
 
 
 class Api(BaseHTTPRequestHandler):
-    """Its answers: the user is 7, and sees the job 42. `sessions` and `tokens` are those that it knows."""
+    """The user is 7, and may see job 42. `sessions` and `tokens` are the valid ones."""
 
     sessions: set[str]
     tokens: set[str]
@@ -44,12 +44,12 @@ class Api(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """No log."""
+        """Log nothing."""
 
 
 @contextmanager
 def serve_tower() -> Iterator[tuple[type[Api], str]]:
-    """Its answers, and where it is."""
+    """The API's class, and its URL."""
 
     class OwnApi(Api):
         pass

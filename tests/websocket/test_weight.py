@@ -18,7 +18,7 @@ def test_the_options_are_in_force_and_no_connection_has_a_copy() -> None:
 
 
 def test_what_autobahn_keeps_for_nothing_is_let_go_or_shared() -> None:
-    """Open connections share one set of traffic counters and one queue. The queue stays empty, whatever is sent."""
+    """Open connections share one set of traffic counters and one queue. The queue always stays empty."""
     with edges() as make:
         edge = make()
         first, second = edge.open().connection, edge.open().connection
