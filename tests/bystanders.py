@@ -1,4 +1,4 @@
-"""Clients that are well, and must notice nothing of what others do."""
+"""Well-behaved clients that must notice nothing of what other clients do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COUNT = 50
 
 
 class Bystanders:
-    """Fifty of them, on an edge in memory. They subscribe, answer pings, and are given events of their own to get."""
+    """Fifty clients on an edge in memory. They subscribe, answer pings, and get their own events."""
 
     def __init__(self, edge: Edge, count: int = COUNT, *, head: bytes | None = None) -> None:
         self._edge = edge
@@ -24,7 +24,7 @@ class Bystanders:
             self.clients.append(client)
 
     def check(self, events: int = 1) -> None:
-        """Each event reaches each of them at once, in order, and no other; none was closed."""
+        """Each event reaches each of them at once and in order. They get no other event, and none was closed."""
         for _ in range(events):
             self._published += 1
             self._edge.publish("jobs.status_changed", {"n": self._published})
@@ -34,7 +34,7 @@ class Bystanders:
             assert client.close_code() is None
 
     def pump(self, seconds: float, each: Callable[[], object] = lambda: None, step: float = 0.25) -> None:
-        """Let time pass; `each` is called in every step, and they get an event each second."""
+        """Let time pass. `each` is called in every step, and the bystanders get an event each second."""
         for number in range(round(seconds / step)):
             each()
             self._edge.clock.advance(step)
@@ -46,7 +46,7 @@ class Bystanders:
                 self.check()
 
     def alone(self) -> None:
-        """Check that nobody else is left: not in the table of connections, the counts, the hub, nor among the timers."""
+        """Check that no other client is left: not among the connections, the counts, the hub or the timers."""
         edge, count = self._edge, len(self.clients)
         assert list(edge.factory.connections) == [client.connection for client in self.clients]
         assert edge.factory.connection_limits.present == count

@@ -1,4 +1,4 @@
-"""A Chromium of the tests' own, without a window: its pages are driven over its DevTools protocol."""
+"""A headless Chromium for tests. Its pages are driven over its DevTools protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.daemon import DEADLINE_S
 
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # root has none
+    "--no-sandbox",  # root has no sandbox
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",  # containers have little of it
@@ -37,12 +37,12 @@ _listens = re.compile(rb"DevTools listening on (ws://\S+)").match
 
 
 def chromium_binary() -> str | None:
-    """The program, None where it is not installed. `PRIVATE_CHROMIUM` names another."""
+    """The path of Chromium, None if it is not installed. `PRIVATE_CHROMIUM` names another."""
     return shutil.which(os.environ.get("PRIVATE_CHROMIUM") or "chromium")
 
 
 class Chromium:
-    """A browser with an empty profile. It ends when the test's process does, whatever ends that."""
+    """A browser with an empty profile. It ends with the test's process, however that ends."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -88,7 +88,7 @@ class Chromium:
             self._reader.join(DEADLINE_S)
 
     def _read(self, output: IO[bytes], found: Queue[str]) -> None:
-        """Keep what it writes, and look for where it listens; an empty text when it ends."""
+        """Keep its output, and look for its port. Puts an empty text when the output ends."""
         with output, (self._folder / "chromium.log").open("ab", buffering=0) as log:
             for line in output:
                 log.write(line)
@@ -97,7 +97,7 @@ class Chromium:
         found.put("")
 
     def open(self, url: str) -> Page:
-        """A page in a profile of its own, so that it has no cookies of others."""
+        """A page in its own profile, without the cookies of other pages."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -106,7 +106,7 @@ class Chromium:
         return page
 
     def call(self, method: str, session: str | None = None, **params: object) -> Any:
-        """One command of the DevTools protocol; its result."""
+        """Run one command of the DevTools protocol. Returns its result."""
         assert self._connection is not None
         number = next(self._numbers)
         message: dict[str, object] = {"id": number, "method": method, "params": params}
@@ -131,7 +131,7 @@ class Page:
         self._session = session
 
     def go(self, url: str) -> None:
-        """Load a URL, and wait until its document is there."""
+        """Load a URL, and wait until its document is loaded."""
         loaded = self._browser.call("Page.navigate", self._session, url=url)
         assert "errorText" not in loaded, loaded
         self.run("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', () => done()))")

@@ -1,4 +1,4 @@
-"""The table in docs/configuration.md, made from the table of options: `python -m tests.configuration_table` writes it there."""
+"""The table in docs/configuration.md, made from the table of options. `python -m tests.configuration_table` writes it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ END = "<!-- table of options: end -->\n"
 
 
 def table() -> str:
-    """The table's lines, as they must stand in the document."""
+    """The table's lines, as the document must have them."""
     head = "| Key in the file | Flag | Environment variable | Type | Default | Meaning |\n| --- | --- | --- | --- | --- | --- |\n"
     return head + "".join(_row(option) for option in OPTIONS)
 
 
 def split_document() -> tuple[str, str, str]:
-    """What stands before the table, the table, and what stands after it."""
+    """The text before the table, the table, and the text after it."""
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
     present, _, after = rest.partition(END)
     return before, present, after

@@ -1,6 +1,6 @@
-"""The Autobahn cases as a client: `python -m tests.conformance_client URL GROUP…` prints a JSON list, for each case how it went.
+"""The Autobahn cases as a client: `python -m tests.conformance_client URL GROUP…` prints the result of each case as a JSON list.
 
-A process of its own: kosoku brings parts of Autobahn under that name, which the real one must not be imported beside.
+It is a process of its own, because kosoku installs parts of Autobahn under Autobahn's name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kosoku import FailureError, run_fuzzingclient
 
 
 async def run(url: str, groups: list[str]) -> list[Any]:
-    """All cases, with their results also when some failed."""
+    """Run all cases. Returns their results, also if some failed."""
     try:
         results: list[Any] = await run_fuzzingclient(url, cases=groups, concurrency=4)
     except FailureError as failure:
@@ -27,4 +27,4 @@ if __name__ == "__main__":
     found = asyncio.run(run(sys.argv[1], sys.argv[2:]))
     rows = [(result.case_id, result.behavior.value, result.behavior_close.value) for result in found]
     print(json.dumps(rows), flush=True)  # noqa: T201 - the test reads it
-    os._exit(0)  # kosoku 0.1.0 aborts in one of seven regular exits, when its native threads are taken down
+    os._exit(0)  # kosoku 0.1.0 aborts in one of seven regular exits, while its native threads end

@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings for all tests."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 
 from hypothesis import settings
 
-# A deadline per example measures the machine: CI's two cores are shared. pytest-timeout catches what hangs.
+# A deadline per example would measure the machine: CI's two cores are shared. pytest-timeout catches tests that hang.
 settings.register_profile("towerws", deadline=None)
 settings.load_profile("towerws")
 
 os.environ.setdefault("FUZZ_SEED", str(time.time_ns() % 2**32))
 
-# A suite that a script started in the background has SIGINT ignored, and every process it starts inherits that: none would
-# end on Ctrl-C. A handler of ours is back to the default in what is started.
+# Under a script in the background SIGINT is ignored. Each process that a test starts would inherit that, and not end on Ctrl-C.
+# With a handler of our own, SIGINT has its default in those processes.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
-    """What it takes to have the clients of tests/test_fuzz.py again."""
+    """The seed with which tests/test_fuzz.py makes the same clients again."""
     return f"generated clients: FUZZ_SEED={os.environ['FUZZ_SEED']}"

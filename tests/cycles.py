@@ -1,6 +1,6 @@
-"""Cyclic garbage: what a path leaves behind that only the collector would free.
+"""Cyclic garbage: objects that a path leaves behind and that only the collector would free.
 
-Full collections are rare (towerws/collector.py), so a path that repeats must leave none: its memory would stay for hours.
+Full collections are rare (towerws/collector.py). A path that repeats must leave no cycles: their memory would stay for hours.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ TIMES = 10_000
 """How often a path runs."""
 
 WARM_UP = 20
-"""How often it runs before anything counts: what is made once (a cache, a class, a compiled pattern) is no leak."""
+"""How often it runs before the count: objects that are made once (a cache, a class, a compiled pattern) are no leak."""
 
 
 @contextmanager
 def garbage_kept() -> Iterator[Counter[str]]:
-    """With the collector off; at the end the counter has what only a collection would free, by type."""
+    """Switch the collector off. At the end the counter has the objects that only a collection would free, by type."""
     found: Counter[str] = Counter()
     gc.collect()
     gc.disable()
@@ -36,7 +36,7 @@ def garbage_kept() -> Iterator[Counter[str]]:
 
 
 def garbage_of(path: Callable[[], object], times: int = TIMES) -> Counter[str]:
-    """What `path` leaves when it runs so often: types of objects, with how many there are."""
+    """The objects that `times` runs of `path` leave: their types, with the number of each."""
     for _ in range(WARM_UP):
         path()
     with garbage_kept() as found:

@@ -1,4 +1,4 @@
-"""Paths that repeat leave nothing behind that only a full collection would free."""
+"""Paths that repeat leave no objects that only a full collection would free."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.settings import BrokerSettings, BrokerUrl, JwtSettings, Secret, TowerSettings
 
 NEVER_S = 10**8
-"""No ping comes between."""
+"""Longer than any test, so that no ping comes between."""
 
 FEWER = 1_000
-"""Paths of a millisecond and more, which would take the suite ten seconds each."""
+"""The count for paths of a millisecond and more, which would otherwise take ten seconds each."""
 
 Path_ = Callable[[], object]
 Make = Callable[[Edges], Path_]
 
 
 def leave(edge: Edge, client: Client) -> None:
-    """The client is gone, and so are its timers."""
+    """Disconnect the client, and let its timers end."""
     client.hang_up()
     edge.clients.clear()
     edge.clock.advance(21)
@@ -110,19 +110,19 @@ def resumes(make: Edges) -> Path_:
 
 
 def connections(make: Edges) -> Path_:
-    """A client that comes, subscribes and hangs up."""
+    """A client that connects, subscribes and hangs up."""
     edge = make()
     return lambda: leave(edge, edge.open(v1=True).listen(1))
 
 
 def refused(make: Edges) -> Path_:
-    """A wrong path."""
+    """A handshake with a wrong path."""
     edge = make()
     return lambda: leave(edge, edge.connect().send(request("/nope")))
 
 
 def handshakes_that_time_out(make: Edges) -> Path_:
-    """Half a request, and nothing more."""
+    """Half a request, then nothing."""
     edge = make()
 
     def path() -> None:
@@ -153,7 +153,7 @@ def closes_without_an_answer(make: Edges) -> Path_:
 
 
 def requests_that_wait(make: Edges) -> Path_:
-    """A request that waits for history until its deadline."""
+    """A request that waits for history until its timeout."""
     edge = make(start=False)
 
     def path() -> None:
@@ -166,7 +166,7 @@ def requests_that_wait(make: Edges) -> Path_:
 
 
 def revocations(make: Edges) -> Path_:
-    """A user who is disconnected."""
+    """A user that is disconnected."""
     method = Tower()
     edge = make(method)
 
@@ -180,7 +180,7 @@ def revocations(make: Edges) -> Path_:
 
 
 def tokens(make: Edges, folder: Path) -> Edge:
-    """An edge whose clients bring tokens."""
+    """An edge whose clients send tokens."""
     secret = folder / "secret"
     secret.write_bytes(SECRET)
     settings = JwtSettings(algorithms=("HS256",), secret_file=str(secret))
@@ -188,14 +188,14 @@ def tokens(make: Edges, folder: Path) -> Edge:
 
 
 def api(make: Edges, answers: dict[str, Answer]) -> tuple[Edge, FakeFetcher]:
-    """An edge that asks an API which answers so; one that it does not name gets no answer."""
+    """An edge with an API that gives these answers. A path that is not named gets none."""
     fetcher = FakeFetcher()
     fetcher.answers = answers
     return make(Chain([TowerMethod(TowerSettings(url=URL), make.clock, fetcher=fetcher)])), fetcher
 
 
 def check(path: Path_, times: int) -> None:
-    """A few objects may be left by what ran before; what grows with the count is at least one for each run."""
+    """Earlier tests may leave a few objects. A real leak leaves at least one for each run."""
     found = garbage_of(path, times)
     assert sum(found.values()) < times // 2, found.most_common(10)
 
@@ -203,7 +203,7 @@ def check(path: Path_, times: int) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", [pings, subscriptions, batches, resumes, connections, refused])
 def test_what_repeats_most(path: Make) -> None:
-    """Ten thousand of each."""
+    """Each path, ten thousand times."""
     with edges() as make:
         check(path(make), TIMES)
 
@@ -213,13 +213,13 @@ def test_what_repeats_most(path: Make) -> None:
     [handshakes_that_time_out, closes_by_the_client, closes_without_an_answer, requests_that_wait, revocations],
 )
 def test_what_ends(path: Make) -> None:
-    """Connections and waits that end in each way."""
+    """Each way in which a connection or a wait ends."""
     with edges() as make:
         check(path(make), FEWER)
 
 
 def test_renewals(tmp_path: Path) -> None:
-    """A token that is refused, and one that takes the place of another."""
+    """A token that is refused, and one that replaces another."""
     with edges() as make:
         edge = tokens(make, tmp_path)
         good, bad = sign(claims()), sign(claims(exp=5))
@@ -235,7 +235,7 @@ def test_renewals(tmp_path: Path) -> None:
 
 
 def test_unauthenticated_clients_that_send_no_token(tmp_path: Path) -> None:
-    """A client without a credential whose time is over."""
+    """A client without a credential that reaches the timeout."""
     with edges() as make:
         edge = tokens(make, tmp_path)
 
@@ -261,7 +261,7 @@ def test_unauthenticated_clients_that_send_no_token(tmp_path: Path) -> None:
     ids=["good", "object-401", "object-500", "me-401", "me-500", "me-nonsense", "late"],
 )
 def test_calls_to_the_api(answers: dict[str, Answer], status: int) -> None:
-    """Whatever it answers, and when it does not."""
+    """Each answer of the API, and no answer."""
     with edges() as make:
         edge, fetcher = api(make, answers)
 
@@ -281,7 +281,7 @@ def test_calls_to_the_api(answers: dict[str, Answer], status: int) -> None:
 
 
 def test_a_client_that_leaves_while_it_is_asked_about() -> None:
-    """The question is cancelled, and its answer comes all the same."""
+    """The question is cancelled, and its answer still arrives."""
     with edges() as make:
         edge, fetcher = api(make, {})
 
@@ -298,7 +298,7 @@ def test_a_client_that_leaves_while_it_is_asked_about() -> None:
 
 @pytest.mark.parametrize("end", ["leaves", "asks for less", "waits"])
 def test_requests_whose_objects_are_asked_about(end: str) -> None:
-    """The API says whose the credential is, and nothing of the object: the request ends by itself, by a newer one, or with the client."""
+    """The API knows the user, and does not answer for the object. The request ends by timeout, by a newer one, or with the client."""
     with edges() as make:
         edge, fetcher = api(make, {"/me/": me()})
 
@@ -318,12 +318,12 @@ def test_requests_whose_objects_are_asked_about(end: str) -> None:
 
 
 def markers(house: House) -> Path_:
-    """A marker, to the exchange and back."""
+    """A marker that goes to the exchange and comes back."""
     return lambda: house.advance(10, 1)
 
 
 def batches_of_the_broker(house: House) -> Path_:
-    """Twenty messages at once."""
+    """Twenty messages in one batch."""
 
     def path() -> None:
         house.broker.write(*[b'{"a": 1}'] * 20)
@@ -333,7 +333,7 @@ def batches_of_the_broker(house: House) -> Path_:
 
 
 def reconnects(house: House) -> Path_:
-    """A link that is cut, and the next one."""
+    """A connection that is cut, and the next one."""
 
     def path() -> None:
         house.broker.cut()
@@ -344,7 +344,7 @@ def reconnects(house: House) -> Path_:
 
 @pytest.mark.timeout(120)
 def test_the_broker() -> None:
-    """What comes from the broker, and what goes to it. The source is real, the broker's side is not."""
+    """Messages from the broker and to it. The source is real, the broker's side is a fake."""
     house = House()
     house.source.start()
     house.advance(5)
@@ -354,13 +354,13 @@ def test_the_broker() -> None:
 
 
 def test_attempts_over_tls() -> None:
-    """However often the broker is tried: one context serves all attempts."""
+    """One TLS context serves all attempts, however many there are."""
     url = BrokerUrl("broker.example", 5671, "u", Secret("p"), "/", tls=True)
     check(lambda: broker_endpoint(reactor, url, BrokerSettings(urls=(url,))), FEWER)
 
 
 def test_the_admin_port() -> None:
-    """Each of its answers, two thousand in all."""
+    """Each answer of the admin port, two thousand in all."""
     with edges() as make:
         admin = Admin(make)
 
@@ -381,7 +381,7 @@ NEW_CONNECTION = 60
 
 
 async def left_by(question: Callable[[], Awaitable[object]], times: int) -> float:
-    """Cyclic objects that each question leaves, over real sockets."""
+    """The number of cyclic objects that each question leaves, over real sockets."""
 
     async def ask() -> None:
         try:
@@ -407,7 +407,7 @@ ENDED = ["close", "until-close", "chunked-close", "cut", "cut-chunk", "hangup", 
 @pytest.mark.parametrize("kind", KEPT)
 @run
 async def test_answers_over_a_kept_connection(tmp_path: Path, kind: str, tls: bool) -> None:
-    """The Tower API's usual answers: nothing is left of ten thousand."""
+    """Ten thousand of the Tower API's usual answers leave nothing."""
     files = certificate(tmp_path) if tls else None
     with plain_http(files) as port:
         fetcher = HttpFetcher(reactor, 1, str(files[0]) if files else "")
@@ -421,7 +421,7 @@ async def test_answers_over_a_kept_connection(tmp_path: Path, kind: str, tls: bo
 @pytest.mark.parametrize("kind", ENDED)
 @run
 async def test_connections_to_the_api(tmp_path: Path, kind: str, tls: bool) -> None:
-    """An API that hangs up after each answer, or in its middle: what Twisted's endpoints leave, and no more."""
+    """An API that closes after each answer, or in the middle of one, leaves only what Twisted's endpoints leave."""
     files = certificate(tmp_path) if tls else None
     with plain_http(files) as port:
         fetcher = HttpFetcher(reactor, 1, str(files[0]) if files else "")
@@ -432,7 +432,7 @@ async def test_connections_to_the_api(tmp_path: Path, kind: str, tls: bool) -> N
 @pytest.mark.timeout(120)
 @run
 async def test_failed_handshakes(tmp_path: Path) -> None:
-    """An API whose certificate nobody vouches for."""
+    """An API whose certificate is not trusted."""
     with plain_http(certificate(tmp_path)) as port:
         fetcher = HttpFetcher(reactor, 1)
         assert await left_by(lambda: fetcher.get(f"https://127.0.0.1:{port}/length", ()), FEWER // 5) <= NEW_CONNECTION
@@ -443,7 +443,7 @@ async def test_failed_handshakes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["length", "chunked", "hangup", "garbage", "refused", "cut"])
 @run
 async def test_fetches_of_keys(tmp_path: Path, kind: str, tls: bool) -> None:
-    """Each takes a connection of its own; they are at least `RETRY_S` apart."""
+    """Each fetch uses its own connection. Two fetches are at least `RETRY_S` apart."""
     files = certificate(tmp_path) if tls else None
     with plain_http(files) as port:
         agent = make_agent(reactor, str(files[0]) if files else "")

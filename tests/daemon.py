@@ -1,4 +1,4 @@
-"""The daemon as its users run it: a process of its own, started through the plugin, with clients and producers around it."""
+"""The daemon as its users run it: a process, started through the plugin, with clients and producers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 DEADLINE_S = 30.0
-"""How long a test waits for anything. Far beyond what is expected: it is only ever reached when something is broken."""
+"""Seconds that a test waits for any step. It is far longer than expected, and only reached when something is broken."""
 
 SUBPROTOCOL = Subprotocol("towerws.v1")
 
@@ -29,7 +29,7 @@ SUBPROTOCOL = Subprotocol("towerws.v1")
 class Daemon:
     """One `twistd -n towerws`. It can be killed and started again on the same ports.
 
-    With `tls_pem`, a file with key and certificate, clients speak TLS with it. `environment` is added to the process's.
+    With `tls_pem`, a file with key and certificate, it serves TLS. `environment` is added to the process's environment.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Daemon:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"ws://127.0.0.1:{self.port}/websocket/"
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
     def start(self, *, ready: bool = True) -> Self:
-        """Start it; with `ready`, wait until `/readyz` says so, else until it listens."""
+        """Start it. With `ready`, wait until `/readyz` answers 200, otherwise until it listens."""
         self._stopping = False
         endpoint = f"ssl:{self.port}:privateKey={self._tls_pem}" if self._tls_pem else f"tcp:{self.port}"
         listen = ["--listen", f"{endpoint}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
@@ -82,15 +82,15 @@ class Daemon:
                     return
             except OSError:
                 pass
-            time.sleep(0.02)  # asked again and again, as a load balancer does: a daemon announces readiness to systemd alone
+            time.sleep(0.02)  # polled, as by a load balancer: a daemon announces readiness to systemd only
         raise AssertionError(f"{path} did not answer 200 within {DEADLINE_S} s:\n{self.log.read_text()[-3000:]}")
 
     def get(self, path: str) -> tuple[int, Any]:
-        """What the admin port answers: the status, and the JSON."""
+        """The admin port's answer: the status and the JSON."""
         return self.ask("GET", path)
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
-        """One request to the admin port."""
+        """Send one request to the admin port."""
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=DEADLINE_S)
         try:
             connection.request(method, path, body)
@@ -100,26 +100,26 @@ class Daemon:
             connection.close()
 
     def publish(self, topic: str, payload: object) -> str:
-        """Publish through the admin port (embedded source); the position."""
+        """Publish through the admin port (embedded source). Returns the position."""
         status, answer = self.ask("POST", "/publish", json.dumps({"topic": topic, "payload": payload}).encode())
         assert status == 202, answer
         return str(answer["position"])
 
     def kill(self) -> None:
-        """`kill -9`, and wait until it is gone."""
+        """`kill -9`, and wait for the end."""
         assert self._process is not None
         self._process.kill()
         self._process.wait(DEADLINE_S)
 
     def begin_stop(self) -> None:
-        """SIGTERM, once: it goes on until its clients have answered its closes, or for as long as it waits for them."""
+        """Send SIGTERM once. The daemon then waits for its clients' answers to its closes, for at most the drain window."""
         assert self._process is not None
         if self._process.poll() is None and not self._stopping:
             self._stopping = True
             self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """Send SIGTERM and wait. Returns the exit status."""
         self.begin_stop()
         assert self._process is not None
         return self._process.wait(DEADLINE_S)
@@ -142,7 +142,7 @@ class Daemon:
 
 
 class V1Client:
-    """A `towerws.v1` client on the library `websockets`, that keeps what it got and where it stands."""
+    """A `towerws.v1` client on the library `websockets`. It keeps its messages and its position."""
 
     def __init__(self, url: str, groups: dict[str, list[int | str]]) -> None:
         self.url, self.groups = url, groups
@@ -155,7 +155,7 @@ class V1Client:
         self._leave = ExitStack()
 
     def open(self) -> Self:
-        """Connect and subscribe, from the last position on where there is one; returns once the answer is there."""
+        """Connect and subscribe, from the last position if there is one. Returns after the answer."""
         connection = connect(self.url, subprotocols=[SUBPROTOCOL], open_timeout=DEADLINE_S, max_size=None, max_queue=None)
         self._socket = self._leave.enter_context(connection)
         welcome = self.receive()
@@ -169,7 +169,7 @@ class V1Client:
         return self
 
     def receive(self, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
-        """The next frame, taken note of."""
+        """The next frame. Its payload and position are kept."""
         assert self._socket is not None
         frame: dict[str, Any] = json.loads(self._socket.recv(timeout_s))
         kind = frame["type"]
@@ -185,7 +185,7 @@ class V1Client:
         return frame
 
     def until(self, payload: object) -> None:
-        """Receive until this payload has come."""
+        """Receive until this payload has arrived."""
         while not self.payloads or self.payloads[-1] != payload:
             self.receive()
 
@@ -198,23 +198,23 @@ class V1Client:
             self.close()
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self._leave.close()
         self._socket = None
 
 
 def publish_all(url: str, messages: list[tuple[str, bytes]], exchange: str = "towerws") -> None:
-    """Publish with an independent client (pika's blocking one), and return once the broker has taken every message in."""
+    """Publish with an independent client (pika's blocking one). Returns once the broker has accepted every message."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     for routing_key, body in messages:
         channel.basic_publish(exchange, routing_key, body, pika.BasicProperties(content_type="application/json"))
-    channel.close()  # answered behind all that was published
+    channel.close()  # the broker answers this after all that was published
     connection.close()
 
 
 class NumberedLoad:
-    """`tests/numbered_load.py` at work: `count` is how many messages the broker has confirmed."""
+    """Runs `tests/numbered_load.py`. `count` is the number of messages that the broker has confirmed."""
 
     def __init__(self, url: str, topic: str, *, exchange: str, stream: str = "", per_s: float = 200) -> None:
         self._command = [sys.executable, "-m", "tests.numbered_load", url, exchange, topic, str(per_s), stream]
@@ -232,7 +232,7 @@ class NumberedLoad:
                 pipe.close()
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more were confirmed."""
+        """Wait until this many more were confirmed."""
         assert self._process.stdout is not None
         for _ in range(more):
             line = self._process.stdout.readline()
@@ -240,7 +240,7 @@ class NumberedLoad:
             self.count = int(line)
 
     def finish(self) -> int:
-        """Stop, and say how many were published."""
+        """Stop it. Returns how many messages were published."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()

@@ -1,7 +1,7 @@
-"""An echo server whose connections are the daemon's own, with only what they say replaced: for `test_conformance.py`.
+"""An echo server for `test_conformance.py`: the daemon's connections, with only their messages replaced.
 
 `python -m tests.echo_server` prints its port, and runs until it is killed. With `own` it answers with the frames that the
-daemon builds for its clients, else with Autobahn's. With `deflate` it takes and sends compressed messages.
+daemon builds for its clients, otherwise with Autobahn's. With `deflate` it receives and sends compressed messages.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from towerws.websocket.send_buffer import open_send_buffer
 reactor: Any = default_reactor
 
 LARGEST = 16 * 1024 * 1024
-"""The longest message of group 9. The daemon's own bounds have tests of their own."""
+"""The longest message of group 9. The daemon's own limits have their own tests."""
 
 
 class EchoConnection(WebSocketConnection):
-    """Sends back what it gets. It has no session: that would speak first."""
+    """Sends each message back. It has no session, which would send a welcome first."""
 
     own = False
-    """Whether text goes out in frames of ours. Binary messages are Autobahn's in any case: the daemon sends none."""
+    """Whether text is sent in the daemon's own frames. Binary messages always use Autobahn's: the daemon sends none."""
     deflater: Deflater | None = None
 
     def opened(self, response: bytes) -> None:
-        """Open, and wait."""
+        """The connection is open."""
         self.send_buffer = open_send_buffer(self.transport, LARGEST, self.factory.soon)
         self.transport.write(response)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """A whole message."""
+        """A whole message has arrived."""
         if isBinary or not self.own:
             self.sendMessage(payload, isBinary)
         elif self._perMessageCompress is None or self.deflater is None:
@@ -54,13 +54,13 @@ class EchoConnection(WebSocketConnection):
 
 
 class EchoFactory(WebSocketFactory):
-    """Makes them."""
+    """Makes echo connections."""
 
     protocol = EchoConnection
 
 
 def main(*how: str) -> None:
-    """Listen, say where, and serve."""
+    """Listen, print the port, and serve."""
     EchoConnection.own = "own" in how
     EchoConnection.deflater = Deflater(0)
     use_monotonic_clock(reactor)

@@ -1,6 +1,6 @@
-"""AWX's REST API as far as towerws asks it, on a loopback port, with faults to switch on.
+"""The parts of AWX's REST API that towerws uses, on a loopback port, with faults that a test can switch on.
 
-Read from AWX 9.3.0 and 24.6: awx/api/authentication.py, awx/api/views (detail views), awx/main/middleware.py.
+Source: AWX 9.3.0 and 24.6: awx/api/authentication.py, awx/api/views (detail views), awx/main/middleware.py.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class User:
     is_system_auditor: bool = False
 
     def as_json(self) -> dict[str, object]:
-        """As `/api/v2/me/` shows it."""
+        """The user as `/api/v2/me/` shows it."""
         flags = {"is_superuser": self.is_superuser, "is_system_auditor": self.is_system_auditor}
         return {"id": self.id, "type": "user", "username": f"user{self.id}"} | flags
 
 
 @dataclass
 class Seen:
-    """A request as it came in; header names in lower case."""
+    """A request as it arrived. Header names are in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -49,9 +49,9 @@ class Seen:
 class FakeTower:
     """The API. Its tables and `fault` may be changed at any time.
 
-    `fault` is one of: "" (none), "slow" (`delay_s` before the answer), "hang" (no answer), "stall" (an answer that stops half-way),
-    "302", "500" or any other status, "malformed" (200 without JSON), "garbage" (not HTTP), "huge" (2 MiB), "cut" (closed half-way),
-    "close" (closed without an answer).
+    `fault` is "" for none, "302", "500" or any other status. Other faults: "slow" (`delay_s` before the answer), "hang" (no answer),
+    "stall" (an answer that stops half-way), "malformed" (200 without JSON) and "garbage" (not HTTP).
+    Or "huge" (2 MiB), "cut" (closed half-way) and "close" (closed without an answer).
     """
 
     sessions: dict[str, User] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class FakeTower:
     old_tokens: dict[str, User] = field(default_factory=dict)
     passwords: dict[str, User] = field(default_factory=dict)
     visible: dict[str, set[int]] = field(default_factory=dict)
-    """Per path of an object, the users who may see it. An object that is not here does not exist."""
+    """For each path of an object, the users who may see it. An object that is not listed does not exist."""
     fault: str = ""
     delay_s: float = 0.2
     session_cookie: str = SESSION_COOKIE
@@ -71,7 +71,7 @@ class FakeTower:
     _factory: Any = None
 
     def start(self, certificate: tuple[Path, Path] | None = None, port: int = 0) -> FakeTower:
-        """Listen on 127.0.0.1, with TLS when there is a certificate and a key."""
+        """Listen on 127.0.0.1, with TLS if there is a certificate and a key."""
         reactor: Any = _reactor
         self._factory = _Connections(_Site(_Api(self)))
         if certificate is None:
@@ -83,7 +83,7 @@ class FakeTower:
         return self
 
     async def stop(self) -> None:
-        """Listen no more (connections are refused from now on), and drop who is connected."""
+        """Stop listening, so that connections are refused, and drop all clients."""
         port, self._port = self._port, None
         if port is not None:
             await port.stopListening()
@@ -96,21 +96,21 @@ class FakeTower:
 
     @property
     def connections(self) -> list[Any]:
-        """Who is connected."""
+        """The open connections."""
         return list(self._factory.protocols)
 
     @property
     def connected(self) -> int:
-        """How many connections there have been."""
+        """How many connections were ever opened."""
         return int(self._factory.connected)
 
     def paths(self) -> list[str]:
-        """What was asked since the last call."""
+        """The paths that were requested since the last call."""
         seen, self.seen = self.seen, []
         return [request.path for request in seen]
 
     def user(self, headers: Mapping[str, str]) -> User | None:
-        """Who it is that asks, in the order of AWX's authentication classes."""
+        """The user of a request, in the order of AWX's authentication classes."""
         scheme, _, value = headers.get("authorization", "").partition(" ")
         cookies = parse_cookies(headers.get("cookie", ""))
         if scheme == "Bearer":
@@ -139,11 +139,11 @@ class _Site(Site):
     noisy = False
 
     def log(self, request: Any) -> None:
-        """No access log."""
+        """Write no access log."""
 
 
 class _Connections(WrappingFactory):
-    """Knows who is connected, and how many have been."""
+    """Knows the open connections, and counts all of them."""
 
     noisy = False
     connected = 0

@@ -1,4 +1,4 @@
-"""Small stand-ins that satisfy the package's protocols, and a reader of frames that shares no code with its writer."""
+"""Small fakes of the package's protocols, and a frame reader that shares no code with the writer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from towerws.core.errors import CloseReason
 
 
 class FakePeer:
-    """A `towerws.core.hub.Peer` that records: what was written, how often it was asked to drain, and how it was ended."""
+    """A `towerws.core.hub.Peer` that records what was written, how often the hub waited for a drain, and how it ended."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -19,7 +19,7 @@ class FakePeer:
         self.ended: list[CloseReason] = []
 
     def send(self, data: bytes) -> bool:
-        """Take the frames, unless it is full."""
+        """Accept the frames, unless it is full."""
         if self.full:
             return False
         self.writes.append(data)
@@ -31,7 +31,7 @@ class FakePeer:
         self.drains += 1
 
     def end(self, reason: CloseReason) -> None:
-        """Note how it ends."""
+        """Note the reason."""
         self.ended.append(reason)
 
     def take(self) -> list[bytes]:
@@ -40,12 +40,12 @@ class FakePeer:
         return [payload for data in writes for payload in read_frames(data)]
 
     def take_json(self) -> list[Any]:
-        """The same, decoded."""
+        """The same payloads, decoded."""
         return [json.loads(payload) for payload in self.take()]
 
 
 def read_frames(data: bytes) -> list[bytes]:
-    """The payloads of whole, unmasked text messages of one frame each (RFC 6455 section 5.2), and nothing else."""
+    """The payloads of whole, unmasked text messages of one frame each (RFC 6455 section 5.2). Anything else fails."""
     payloads = []
     at = 0
     while at < len(data):

@@ -1,7 +1,7 @@
-"""Generated clients: conversations of a few inputs each, from a seed, run against the edge in memory beside a client that is well.
+"""Generated clients: short conversations from a seed, against the edge in memory, while a well-behaved client is connected.
 
-An input is what a client sends at once: bytes of its own making, or a request, a head or frames of a corpus with something changed,
-cut into reads at random. Conversation `number` of `seed` is always the same, whatever ran before, so that it can be run alone.
+An input is what a client sends at once: random bytes, or a request, a head or frames of a corpus with a change. It is cut into
+reads at random. Conversation `number` of `seed` is always the same, so that it can be run alone.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from towerws.core.identity import Identity
 from towerws.core.settings import Secret
 
 INPUT_S = 0.05
-"""What one input may cost, in CPU time of ours."""
+"""Seconds of our CPU time that one input may cost."""
 
 HEAP_BYTES = 5 * 1024**2
-"""What all of them together may leave."""
+"""Bytes that all of them together may leave."""
 
 HTTP_STATUSES = {101, 400, 403, 404, 405, 426, 431, 503, 505}
 SERVER_CODES = {1002, 1007} | {reason.value.code for reason in CloseReason}
-"""docs/protocol.md lists them. Beside these there is only the echo of the client's own."""
+"""docs/protocol.md lists them. The only other codes are echoes of the client's own."""
 
 TOKEN = "c5rf"
 
@@ -97,7 +97,7 @@ INTERESTING = [
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that happens: `send` (the reads of one input), or `wait` so many seconds, `stall`, `read`, `publish`, `decide`."""
+    """One step: `send` (the reads of one input), `wait` so many seconds, `stall`, `read`, `publish` or `decide`."""
 
     what: str
     reads: tuple[bytes, ...] = ()
@@ -106,7 +106,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What one client does, and what its credential turns out to be: `in`, `cookie`, `later`, `nobody`, `refused` or `unavailable`."""
+    """The steps of one client, and the result of its authentication: `in`, `cookie`, `later`, `nobody`, `refused` or `unavailable`."""
 
     mood: str
     steps: tuple[Step, ...]
@@ -119,11 +119,11 @@ class Generator:
         self._seed = seed
 
     def conversation(self, number: int) -> Conversation:
-        """The conversation of this number."""
+        """The conversation with this number."""
         random = Random(f"{self._seed}/{number}")
         mood = random.choices(["in", "cookie", "later", "nobody", "refused", "unavailable"], [60, 15, 15, 3, 4, 3])[0]
         if number < len(HEADS):
-            first = Step("send", (HEADS[number],))  # each once as it is
+            first = Step("send", (HEADS[number],))  # each head once, unchanged
         else:
             first = self._send(random, self._head(random)) if random.random() < 0.2 else Step("send", (random.choice(HEADS[:10]),))
         steps = [first]
@@ -219,7 +219,7 @@ class Generator:
 
 
 class Whim(Open):
-    """A way of authenticating that answers as the conversation says."""
+    """A method that authenticates as the conversation says."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.mood = "bystander"
@@ -227,7 +227,7 @@ class Whim(Open):
         self._now = now
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Who it is, now or later."""
+        """The user, now or later."""
         if self.mood == "bystander":
             return succeed(Identity(8))
         if self.mood == "refused":
@@ -241,7 +241,7 @@ class Whim(Open):
         return self._answer(Identity(7, session="5e55", cookie=cookie, csrftoken=Secret(TOKEN) if cookie else None, expires_at=expires_at))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """What ends with 2 is not for this user."""
+        """A topic that ends with 2 is refused."""
         return self._answer({topic: "no" for topic in topics if topic.endswith("2")})
 
     def _answer(self, result: Any) -> Deferred[Any]:
@@ -252,7 +252,7 @@ class Whim(Open):
         return asked
 
     def decide(self) -> None:
-        """Answer what waits; also what nobody waits for any more."""
+        """Answer all pending questions, also those that were cancelled."""
         waiting, self._waiting = self._waiting, []
         for asked, result in waiting:
             if not asked.called:
@@ -260,7 +260,7 @@ class Whim(Open):
 
 
 class Ordeal:
-    """The edge, the client that is well, and what has to hold after every input and every conversation."""
+    """The edge, the well-behaved client, and the checks after every input and every conversation."""
 
     def __init__(self, make: Edges) -> None:
         self.make = make
@@ -275,11 +275,11 @@ class Ordeal:
         self._pongs = 0
         self._published = 0
         self.inputs = 0
-        """How many were taken: who has been refused or closed sends no more."""
+        """The inputs that were sent. A client that was refused or closed sends no more."""
         self.slowest_s = 0.0
         self.statuses: dict[int, int] = {}
         self._ended = ""
-        """Why the last connection that was open ended, as the log has it; which leaves out some, when there are so many."""
+        """The reason in the log for the end of the last open connection. When there are very many, the log leaves some out."""
         self.codes: dict[int | None, int] = {}
         self._timers: int | None = None
         self.settle()
@@ -290,7 +290,7 @@ class Ordeal:
             self._ended = str(fields["reason"])
 
     def run(self, conversation: Conversation) -> None:
-        """Have it. Raises whatever it brings about."""
+        """Run the conversation. Raises any failure that it causes."""
         self._whim.mood = conversation.mood
         self._ended = ""
         client = self.edge.connect()
@@ -369,12 +369,12 @@ class Ordeal:
             assert code in SERVER_CODES, (code, self._ended)
             assert self._ended.startswith(f"closed with {code} ")
         elif code is not None:
-            # Echoed, also a close without a code.
+            # A close is echoed, also one without a code.
             assert self._ended == f"closed by the client with {None if code == 1005 else code}", (code, self._ended)
             assert code in CLIENT_CODES
 
     def settle(self) -> None:
-        """Let all timers of connections that are gone run out; none may be left, nor an error that nobody has looked at."""
+        """Let all timers of ended connections run out. No timer and no unhandled error may be left."""
         self._pass(31)
         timers = [str(call) for call in self.make.clock.getDelayedCalls()]
         failures = self.make.failures()
@@ -384,7 +384,7 @@ class Ordeal:
 
 @contextmanager
 def ordeal() -> Iterator[Ordeal]:
-    """One, in memory; nothing is left of it at the end."""
+    """An ordeal in memory. Nothing is left of it at the end."""
     with edges() as make:
         made = Ordeal(make)
         try:
@@ -395,11 +395,11 @@ def ordeal() -> Iterator[Ordeal]:
 
 
 CLIENT_CODES = {1000, 1001, 1002, 1003, 1005, *range(1007, 1015), *range(3000, 5000)}
-"""What a client may close with (RFC 6455 section 7.4), and so what may be echoed. 1005 stands for no code."""
+"""Codes that a client may send (RFC 6455 section 7.4), and so codes that may be echoed. 1005 stands for no code."""
 
 
 def heap() -> tuple[int, int]:
-    """Blocks of the heap in use, and the bytes of the process that are in memory."""
+    """Blocks of the heap in use, and bytes of the process in memory."""
     for _ in range(3):
         gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -407,7 +407,7 @@ def heap() -> tuple[int, int]:
 
 
 def fails(conversation: Conversation, spoil: Callable[[Ordeal], None] = lambda _: None) -> bool:
-    """Whether this conversation alone brings something about that it must not."""
+    """Whether this conversation alone causes a failure."""
     try:
         with ordeal() as alone:
             spoil(alone)
@@ -418,7 +418,7 @@ def fails(conversation: Conversation, spoil: Callable[[Ordeal], None] = lambda _
 
 
 def smaller(conversation: Conversation) -> Iterator[Conversation]:
-    """Conversations with a step, a read or half of a read less."""
+    """The conversation with one step, one read or half of a read less."""
     steps = conversation.steps
     for place, step in enumerate(steps):
         before, after = steps[:place], steps[place + 1 :]

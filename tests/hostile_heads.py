@@ -1,4 +1,4 @@
-"""Openings that try to be read in two ways, and origins of pages that may or may not: one table each, run directly and through nginx."""
+"""Ambiguous openings, and origins of pages with the right answer: one table each, used directly and through nginx."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 from tests.ws_kit import request
 
 FORGED = "203.0.113.9"
-"""The address that hostile heads claim. Nobody may ever take it for the client's."""
+"""The address that hostile heads claim. It must never be taken for the client's."""
 
 COOKIE = "Cookie: sessionid=s3ss10n; csrftoken=c5rf"
 
 
 class Hostile(NamedTuple):
-    """A head that is refused with 400. `harmless`: nginx takes what is hostile out of it, and may pass on the rest.
+    """A head that is refused with 400. `harmless`: nginx removes the hostile part, and may pass on the rest.
 
-    `opaque`: what is hostile stays in the value that it stands in, and the head is let in.
+    `opaque`: the hostile bytes stay in their own value, and the head is accepted.
     """
 
     name: str
@@ -32,17 +32,17 @@ SPLITTERS: dict[str, bytes] = {
     "nel": b"\xc2\x85",
     "line-separator": b"\xe2\x80\xa8",
 }
-"""What one parser or another takes for the end of a line, or of a text."""
+"""Bytes that some parser takes for the end of a line, or of a text."""
 
 OPAQUE_PLACES = {"user-agent", "cookie", "protocol", "forwarded"}
-"""Values in which bytes beyond ASCII mean nothing."""
+"""Values in which bytes beyond ASCII have no meaning."""
 
 CUT_BY_NGINX = {"lf", "cr"}
-"""nginx itself takes these for the end of a line, or of the head: what follows is a header, which it then overwrites or leaves out."""
+"""nginx itself takes these for the end of a line or of the head. The rest becomes a header, which it overwrites or leaves out."""
 
 
 def hostile_heads() -> Iterator[Hostile]:
-    """All of them, each with a credential that is good."""
+    """All hostile heads, each with a valid credential."""
     cookie = COOKIE.encode()
     for name, splitter in SPLITTERS.items():
         harmless = name in CUT_BY_NGINX
@@ -60,7 +60,7 @@ def hostile_heads() -> Iterator[Hostile]:
         ):
             whole = request(added=[COOKIE])
             raw = whole.replace(plain, bad) if plain else whole.replace(b"\r\n\r\n", bad + b"\r\n\r\n")
-            # A name that nginx does not like is a header that it leaves out.
+            # nginx leaves out a header whose name it does not accept.
             opaque = place in OPAQUE_PLACES and splitter[0] >= 0x80
             yield Hostile(f"{place}-{name}", raw, harmless or place == "name", opaque)
     for name, lines, harmless in (
@@ -92,7 +92,7 @@ class PageOrigin(NamedTuple):
 
 
 LISTED = ("https://portal.example.com", "http://10.0.0.1:3000")
-"""What `origins` lists for this table."""
+"""The option `origins` for this table."""
 
 PAGE_ORIGINS = [
     PageOrigin(*row)

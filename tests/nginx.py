@@ -1,6 +1,6 @@
-"""An nginx of the tests' own, with the configuration that is shipped in `deploy/nginx`: free port, own folder, nothing of the system's.
+"""A private nginx with the configuration in `deploy/nginx`: a free port, its own folder, and no file of the system.
 
-What an operator would adapt is adapted here: where towerws listens, where logs go, addresses and certificate of the server.
+It changes what an operator would change: the address of towerws, the logs, and the server's addresses and certificate.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ http {{
 
 
 def nginx_binary() -> str | None:
-    """The program, None where it is not installed. Debian has it where only root's PATH looks. `PRIVATE_NGINX` names another."""
+    """The path of nginx, None if it is not installed. Debian has it in root's PATH only. `PRIVATE_NGINX` names another."""
     return shutil.which(os.environ.get("PRIVATE_NGINX") or "nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def adapted(text: str, *changes: tuple[str, str]) -> str:
-    """A shipped file with what an operator changes. Each text must be there once: else this would test something else."""
+    """A shipped file with an operator's changes. Each text must occur once, otherwise the test would test something else."""
     for old, new in changes:
         assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the shipped file"
         text = text.replace(old, new)
@@ -54,7 +54,7 @@ def adapted(text: str, *changes: tuple[str, str]) -> str:
 
 
 def directive(text: str, name: str) -> str:
-    """The value of the only directive of this name in a configuration, comments aside."""
+    """The value of the only directive with this name in a configuration, without comments."""
     (value,) = re.findall(rf"^\s*{name}\s+([^;]+);", text, re.MULTILINE)
     return str(value)
 
@@ -65,10 +65,10 @@ def shipped(name: str) -> str:
 
 
 class Nginx:
-    """In front of what listens at `upstream` (`127.0.0.1:8051` or `unix:/…`). With `certificate` its server speaks TLS.
+    """nginx in front of `upstream` (`127.0.0.1:8051` or `unix:/…`). With `certificate` its server speaks TLS.
 
-    `more` goes into `http`. `errors` is the lowest level of the location's error log. Ends when the test's process does, whatever
-    ends that.
+    `more` goes into `http`. `errors` is the lowest level of the location's error log. It ends with the test's process, however
+    that ends.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Nginx:
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("conf.d", "snippets"):
             (folder / name).mkdir(parents=True)
-        user = "user root;" if os.geteuid() == 0 else ""  # its worker has to get into a folder of the test's
+        user = "user root;" if os.geteuid() == 0 else ""  # its worker must be able to enter the test's folder
         (folder / "nginx.conf").write_text(NGINX_CONF.format(folder=folder, user=user, more=more))
         self._ship("towerws.conf", "conf.d", ("\n    server 127.0.0.1:8051;", f"\n    server {upstream};"))
         logs = [(f"{name} /var/log/nginx/", f"{name} {folder}/") for name in ("access_log", "error_log")]
@@ -102,11 +102,11 @@ class Nginx:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/websocket/"
 
     def logs(self) -> dict[str, str]:
-        """All that it has written into its logs, by the files' names."""
+        """The contents of all its logs, by file name."""
         return {path.name: path.read_text(errors="surrogateescape") for path in self._folder.glob("*.log")}
 
     def __enter__(self) -> Self:
@@ -129,12 +129,12 @@ class Nginx:
                 socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S).close()
             except OSError:
                 assert time.monotonic() < give_up, self.logs()
-                time.sleep(0.02)  # nothing announces the port: it is asked
+                time.sleep(0.02)  # nothing announces the port, so it is polled
             else:
                 return self
 
     def __exit__(self, *exc: object) -> None:
-        """End it at once (SIGTERM: its workers let go of the connections), and check that it had nothing to complain about."""
+        """End it at once (SIGTERM: its workers drop their connections), and check that it logged no error."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(DEADLINE_S)

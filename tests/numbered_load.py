@@ -1,8 +1,8 @@
-"""A producer in a process of its own: {"n": 0}, {"n": 1}, … on one topic, each until the broker has confirmed it.
+"""A producer process: {"n": 0}, {"n": 1}, … on one topic, each repeated until the broker confirms it.
 
-`python -m tests.numbered_load URL EXCHANGE TOPIC PER_S [STREAM]` writes each count on a line, and ends when its stdin does. A number
-is sent again, under the same `message_id`, when its confirm was lost. With STREAM it publishes only once that is there: a booting
-RabbitMQ 3.10 takes messages before its streams stand, and never confirms them.
+`python -m tests.numbered_load URL EXCHANGE TOPIC PER_S [STREAM]` writes each count on a line, and ends when its stdin does. If a
+confirm is lost, it sends the number again with the same `message_id`. With STREAM it waits for that stream first: a booting
+RabbitMQ 3.10 accepts messages before its streams are ready, and never confirms them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pika
 
 
 def main(url: str, exchange: str, topic: str, per_s: str, stream: str = "") -> None:
-    """Publish until stdin ends; the last line is the number of messages."""
-    logging.disable(logging.CRITICAL)  # what pika has to say about a broker that is killed is expected
+    """Publish until stdin ends. The last line is the number of messages."""
+    logging.disable(logging.CRITICAL)  # pika's messages about a killed broker are expected
     stop = threading.Event()
 
     def watch_stdin() -> None:

@@ -1,7 +1,7 @@
-"""A small HTTP server in a process of its own, on blocking sockets: nothing of it is in the memory of who asks.
+"""A small HTTP server process on blocking sockets, so that its memory does not count for the caller.
 
-`python -m tests.plain_http [CERTIFICATE KEY]` prints its port, and ends when its standard input does. The last part of a path says
-how it answers: see `ANSWERS`.
+`python -m tests.plain_http [CERTIFICATE KEY]` prints its port, and ends when its standard input does. The last part of a path
+chooses the answer: see `ANSWERS`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ ANSWERS: Final = {
     "hang": b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n%s" % BODY,
     "mute": b"",
 }
-"""A path that ends with a slash is `/api/v2/me/`. After `close` and its like the server hangs up.
+"""A path that ends with a slash is `/api/v2/me/`. After `close` and similar ones the server closes the connection.
 
-`hang` and `mute` stay open, and say no more.
+`hang` and `mute` keep it open, and send nothing more.
 """
 
 _HANGS_UP: Final = frozenset({"close", "until-close", "chunked-close", "cut", "cut-chunk", "hangup", "garbage"})
@@ -46,7 +46,7 @@ _HANGS_UP: Final = frozenset({"close", "until-close", "chunked-close", "cut", "c
 
 @contextmanager
 def plain_http(files: tuple[Path, Path] | None = None) -> Iterator[int]:
-    """Its port, while it runs. With `files`, a certificate and its key, it speaks TLS."""
+    """The port of a running server. With `files`, a certificate and its key, it speaks TLS."""
     command = [sys.executable, "-m", "tests.plain_http", *map(str, files or ())]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdin is not None

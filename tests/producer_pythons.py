@@ -1,7 +1,7 @@
-"""Other Pythons, with the libraries that the producer meets there: real interpreters, and folders of wheels under build/.
+"""Other Pythons with the producer's libraries: real interpreters, and folders of wheels under build/.
 
-`python -m tests.producer_pythons` prepares them all (script/test does it before the tests), and says which interpreters are missing.
-A folder is named after what is in it, so that nothing is installed twice, and a changed list is.
+`python -m tests.producer_pythons` prepares all of them (script/test does so before the tests), and lists missing interpreters.
+A folder is named after its contents, so that a list is installed once, and again after a change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GLIBCS = ("manylinux1", "manylinux2010", "manylinux2014", "manylinux_2_17", "ma
 
 
 class InstallError(Exception):
-    """The wheels of an environment can't be had; the text is pip's."""
+    """The wheels of an environment are not available. The text is pip's."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,23 @@ class Environment:
 
     name: str
     python: str
-    """`3.6`; "" for the one that runs the tests."""
+    """`3.6`, or "" for the Python that runs the tests."""
 
     @property
     def wheels(self) -> Path:
-        """The list: exact, complete, and installed as it is."""
+        """The list of wheels: exact, complete, and installed as it is."""
         return LISTS / f"{self.name.partition('-')[0]}.txt"
 
     @property
     def folder(self) -> Path:
-        """Where its wheels are."""
+        """The folder of its wheels."""
         version = self.python or "{}.{}".format(*sys.version_info[:2])
         content = hashlib.blake2b(self.wheels.read_bytes() + version.encode() + platform.machine().encode(), digest_size=6).hexdigest()
         return BUILD / f"{self.name}-{version}-{content}"
 
     @property
     def interpreter(self) -> Path | None:
-        """The Python to run; None where it is missing."""
+        """The Python to run, None if it is missing."""
         return find_python(self.python) if self.python else Path(sys.executable)
 
     def environ(self, **more: str) -> dict[str, str]:
@@ -63,7 +63,7 @@ class Environment:
         return {**kept, "PYTHONPATH": f"{PRODUCER}{os.pathsep}{self.folder}", "PYTHONDONTWRITEBYTECODE": "1", **more}
 
     def prepare(self) -> None:
-        """Install its wheels, unless they are there. `InstallError` has pip's words."""
+        """Install its wheels, unless they are installed. Raises `InstallError` with pip's output."""
         BUILD.mkdir(parents=True, exist_ok=True)
         with (BUILD / f"{self.folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -73,7 +73,7 @@ class Environment:
     def _install(self) -> None:
         fresh = self.folder.with_name(f"{self.folder.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        # pip never runs in the other Python: today's pip can't in 3.6, and 3.6's own takes long.
+        # pip never runs in the other Python: today's pip can't run in 3.6, and 3.6's own is slow.
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
         command += ["--target", str(fresh), "--requirement", str(self.wheels)]
         if self.python:
@@ -97,13 +97,13 @@ CHANNELS_3_NOW = Environment("channels3now", "3.13")
 CHANNELS_4 = Environment("channels4", "3.13")
 CELERY = Environment("celery", "")
 PIKA = [Environment("pika", version) for version in ("3.7", "3.10", "3.11", "3.12")]
-"""The Pythons that no other environment has."""
+"""The Pythons without another environment."""
 
 ALL = [CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_3_NOW, CHANNELS_4, CELERY, *PIKA]
 
 
 def find_python(version: str) -> Path | None:
-    """The newest `3.6` of pyenv, or `python3.6` on the path; None where there is neither."""
+    """The newest `3.6` of pyenv, or `python3.6` on the path. None if there is neither."""
     found = sorted(PYENV.glob(f"versions/{version}.*/bin/python"), key=lambda path: int(path.parts[-3].split(".")[2]))
     if found:
         return found[-1]
@@ -112,12 +112,12 @@ def find_python(version: str) -> Path | None:
 
 
 def missing() -> list[str]:
-    """The versions that some environment needs and this machine has not."""
+    """The versions that an environment needs and this machine lacks."""
     return sorted({environment.python for environment in ALL if environment.interpreter is None}, key=lambda text: int(text[2:]))
 
 
 def main() -> int:
-    """Prepare all environments whose Python is here, side by side."""
+    """Prepare all environments whose Python is installed, in parallel."""
     here = [environment for environment in ALL if environment.interpreter is not None]
     status = 0
     with ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""A stand-in for the daemon: `towerws.v1` as docs/protocol.md has it, over the `websockets` library, told what to do by a test."""
+"""A stand-in for the daemon: `towerws.v1` as docs/protocol.md describes it, over the `websockets` library, controlled by a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 
 
 class StandIn:
-    """Listens on a port of its own until `stop`. `requests` has what clients asked, in order, with the connection's number."""
+    """Listens on its own port until `stop`. `requests` has the clients' requests in order, with the connection's number."""
 
     def __init__(self, port: int = 0, *, log: str = "standin", refuse: int | None = None, deny: tuple[str, ...] = ()) -> None:
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -45,7 +45,7 @@ class StandIn:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the server."""
         return f"ws://127.0.0.1:{self.port}/websocket/"
 
     def __enter__(self) -> Self:
@@ -55,13 +55,13 @@ class StandIn:
         self.stop()
 
     def stop(self) -> None:
-        """End every connection and listen no more."""
+        """End every connection and stop listening."""
         self._server.shutdown()
         self.drop()
         self._thread.join()
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Put an event into history, and send it to whoever listens."""
+        """Put an event into history, and send it to all clients."""
         with self._lock:
             self.history.append((topic, payload))
             for client, topics in self._clients.items():
@@ -69,13 +69,13 @@ class StandIn:
                     self._send(client, self._frame(len(self.history) - 1))
 
     def say(self, frame: dict[str, Any]) -> None:
-        """Send a frame to everyone."""
+        """Send a frame to all clients."""
         with self._lock:
             for client in self._clients:
                 self._send(client, json.dumps(frame))
 
     def drop(self) -> None:
-        """End every connection without a word."""
+        """End every connection without a close frame."""
         with self._lock:
             for client in self._clients:
                 client.socket.shutdown(2)

@@ -1,6 +1,6 @@
-"""What AWX's clients rely on, row by row, over the whole way: an opening as nginx passes it on, the Tower API asked over HTTP, frames back.
+"""What AWX's clients rely on, row by row and end to end: an opening from nginx, the Tower API over HTTP, and the answer.
 
-The API is `tests/fake_tower.py`. Each test names the rows of the contract that it shows; 3.1 to 3.3 are in `auth/test_tower_contract.py`.
+The API is `tests/fake_tower.py`. Each test names the contract rows that it proves. `auth/test_tower_contract.py` has 3.1 to 3.3.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ADA = "Cookie: sessionid=ada; csrftoken=t0ken"
 
 
 class Site:
-    """AWX's API, the edge that asks it, and clients of both."""
+    """AWX's API, the edge that uses it, and clients of both."""
 
     def __init__(self, edge: Edge, api: FakeTower) -> None:
         self.edge, self.api = edge, api
@@ -41,13 +41,13 @@ class Site:
         return client
 
     async def enter(self, *lines: str) -> Client:
-        """One that is in, its first frame read."""
+        """A client whose connection is open. Its first frame has been read."""
         client = await self.open(*lines)
         assert client.take() == [{"accept": True, "user": 7}]
         return client
 
     async def ask(self, client: Client, message: Any, frames: int = 1) -> list[Any]:
-        """Send a message, with the right `xrftoken` unless it has one; so many frames, and no more."""
+        """Send a message, with the right `xrftoken` unless it has one. Returns exactly this many frames."""
         if isinstance(message, dict) and "xrftoken" not in message:
             message = {**message, "xrftoken": TOKEN}
         client.send(message if isinstance(message, bytes) else text(message))
@@ -64,7 +64,7 @@ class Site:
 
 @asynccontextmanager
 async def site(**settings: Any) -> AsyncIterator[Site]:
-    """A site. Its API knows ada, who sees the jobs 1 and 2; at the end nothing is left of clients or questions."""
+    """A site. Its API knows ada, who may see the jobs 1 and 2. At the end no client and no question is left."""
     visible = {path.replace("{id}", number): {7} for path in AWX_OBJECTS.values() for number in ("1", "2")}
     api = FakeTower(sessions={"ada": User(7)}, tokens={"bearer": User(7)}, visible=visible | {"/api/v2/jobs/3/": {8}}).start()
     method = TowerMethod(TowerSettings(url=api.url, **{"deadline_s": 0.5, "retry_s": 0.7, **settings}), reactor)
@@ -87,7 +87,7 @@ async def site(**settings: Any) -> AsyncIterator[Site]:
 )
 @run
 async def test_paths(path: str) -> None:
-    """Contract 1.1 URL, query string; 1.4.1, 1.4.5: any path whose last segment is `websocket`; the first frame is the user's."""
+    """Contract 1.1 URL, query string, 1.4.1, 1.4.5: any path that ends with the segment `websocket`. The first frame names the user."""
     async with site() as made:
         client = await made.open(*([] if "?" in path else [ADA]), "User-Agent: x", path=path)
         assert client.take() == [{"accept": True, "user": 7}]
@@ -98,7 +98,7 @@ async def test_paths(path: str) -> None:
 @pytest.mark.parametrize("path", ["/websocket/broadcast/", "/websocket/relay/"])
 @run
 async def test_other_paths(path: str) -> None:
-    """Contract 1.1 other paths: what AWX's nodes say to each other is a 404."""
+    """Contract 1.1 other paths: the path that AWX's nodes use among each other gets a 404."""
     async with site() as made:
         assert (await made.open(path=path)).status == 404
 
@@ -114,7 +114,7 @@ async def test_other_paths(path: str) -> None:
 )
 @run
 async def test_clients(lines: list[str]) -> None:
-    """Contract 1.1 cookies, Origin; 3.4 awxkit writes `http` into Origin over TLS too: the scheme does not matter."""
+    """Contract 1.1 cookies, Origin, 3.4: awxkit writes `http` into Origin over TLS too, so the scheme does not matter."""
     async with site() as made:
         if "awx_sessionid" in lines[0]:
             made.api.session_cookie = "awx_sessionid"
@@ -124,7 +124,7 @@ async def test_clients(lines: list[str]) -> None:
 @pytest.mark.parametrize("lines", [["Cookie: sessionid=gone; csrftoken=t0ken"], ["Cookie: csrftoken=t0ken"], ["User-Agent: x"]])
 @run
 async def test_a_bad_credential(lines: list[str]) -> None:
-    """Contract 1.2 bad credential, 1.4.2, 1.4.3: HTTP 403 before anything is opened."""
+    """Contract 1.2 bad credential, 1.4.2, 1.4.3: HTTP 403 before the upgrade."""
     async with site() as made:
         client = await made.open(*lines)
         assert client.status == 403
@@ -134,7 +134,7 @@ async def test_a_bad_credential(lines: list[str]) -> None:
 @pytest.mark.parametrize("fault", ["slow", "hang", "500", "502", "302", "malformed", "cut", "close", "refuse"])
 @run
 async def test_an_api_that_cannot_be_asked(fault: str) -> None:
-    """Contract 1.4.4, 3.2: 5xx, a redirect, silence, nonsense or nobody there are HTTP 503, never 403."""
+    """Contract 1.4.4, 3.2: 5xx, a redirect, silence, invalid answers and no listener give HTTP 503, never 403."""
     async with site(deadline_s=0.2) as made:
         made.api.fault, made.api.delay_s = fault, 5
         if fault == "refuse":
@@ -144,12 +144,12 @@ async def test_an_api_that_cannot_be_asked(fault: str) -> None:
         assert made.edge.factory.opened == 0
 
 
-# 1.2, 1.3: what is said
+# 1.2, 1.3: the messages
 
 
 @run
 async def test_a_subscription() -> None:
-    """Contract 1.2 subscribe accepted, event; 1.4.11: one reply, sorted; after it the payload of each event, byte for byte."""
+    """Contract 1.2 subscribe accepted, event, 1.4.11: one reply, sorted. After it each event's payload, byte for byte."""
     async with site() as made:
         client = await made.enter()
         groups = {"jobs": ["summary", "status_changed"], "job_events": ["2", 1], "control": ["limit_reached_7"]}
@@ -165,7 +165,7 @@ async def test_a_subscription() -> None:
 
 @run
 async def test_a_new_subscription_takes_the_place_of_the_old() -> None:
-    """Contract 1.3, 1.4.10: what is in both has no gap, what is left falls silent with the reply; `{}` and empty lists leave everything."""
+    """Contract 1.3, 1.4.10: common topics have no gap. Others end with the reply. `{}` and empty lists unsubscribe from all."""
     async with site() as made:
         client = await made.enter()
         await made.ask(client, {"groups": {"job_events": [1, 2]}})
@@ -193,7 +193,7 @@ async def test_a_new_subscription_takes_the_place_of_the_old() -> None:
 
 @run
 async def test_objects_that_are_not_visible() -> None:
-    """Contract 1.2 object not visible, 3.3: an error for each, in AWX's words, before the reply; the other items go on."""
+    """Contract 1.2 object not visible, 3.3: an error for each, in AWX's words, before the reply. The other items are subscribed."""
     async with site() as made:
         client = await made.enter()
         groups = {group: [1, 3, 99] for group in AWX_OBJECTS}
@@ -205,7 +205,7 @@ async def test_objects_that_are_not_visible() -> None:
 
 @run
 async def test_a_check_that_cannot_be_made() -> None:
-    """Contract 1.4.9: it is tried again, then answered with an error of its own, never allowed; the rest of the request goes on."""
+    """Contract 1.4.9: the check is repeated, then answered with its own error, never allowed. The rest of the request is handled."""
     async with site() as made:
         client = await made.enter()
         made.api.fault = "500"
@@ -241,7 +241,7 @@ ODD = [
 @pytest.mark.parametrize(("message", "error"), [row[1:] for row in ODD], ids=[row[0] for row in ODD])
 @run
 async def test_odd_messages(message: Any, error: str) -> None:
-    """Contract 1.2 XRF, value not a list; 1.3; 1.4.6, 1.4.7: one error frame, the socket stays, what was subscribed stays."""
+    """Contract 1.2 XRF, value not a list, 1.3, 1.4.6, 1.4.7: one error frame. The socket and its subscriptions stay."""
     async with site() as made:
         client = await made.enter()
         await made.ask(client, {"groups": {"job_events": [1]}})
@@ -278,7 +278,7 @@ ITEMS = [
 @pytest.mark.parametrize(("group", "item", "joins"), [row[1:] for row in ITEMS], ids=[row[0] for row in ITEMS])
 @run
 async def test_items(group: str, item: Any, joins: bool) -> None:
-    """Contract 1.3, 1.4.8, 3.3 control: an item that names nothing is an error of its own; the others of the request go on."""
+    """Contract 1.3, 1.4.8, 3.3 control: an invalid item gets its own error. The other items of the request are handled."""
     async with site() as made:
         client = await made.enter()
         groups = {"job_events": [2]} if group != "job_events" else {}
@@ -299,7 +299,7 @@ async def test_ids_collapse() -> None:
 
 @run
 async def test_bearers_need_no_xrftoken() -> None:
-    """Contract 1.4.6, 3.4: what no browser sends by itself needs no page to vouch for it; awxkit sends null."""
+    """Contract 1.4.6, 3.4: a credential that no browser sends by itself needs no xrftoken. awxkit sends null."""
     async with site() as made:
         client = await made.enter("Authorization: Bearer bearer")
         (reply,) = await made.ask(client, {"groups": {"job_events": [1]}, "xrftoken": None})
@@ -308,7 +308,7 @@ async def test_bearers_need_no_xrftoken() -> None:
 
 @run
 async def test_messages_are_followed_in_their_order() -> None:
-    """Contract 1.4.12: the newest wins, and waits for no check of the one before, which is told what is known; each has its one reply."""
+    """Contract 1.4.12: the newest request wins, and does not wait for the checks of the one before. Each gets one reply."""
     async with site() as made:
         client = await made.enter()
         made.api.fault, made.api.delay_s = "slow", 0.1
@@ -334,7 +334,7 @@ async def test_messages_are_followed_in_their_order() -> None:
 
 @run
 async def test_pings_and_no_age() -> None:
-    """Contract 1.4.15, 1.4.16: a ping every 20 s, 30 s for its answer; a client that answers is never too old (25 hours here)."""
+    """Contract 1.4.15, 1.4.16: a ping every 20 s, 30 s for its answer. A client that answers stays open, here for 25 hours."""
     async with site() as made:
         made.edge.context.credential_monitor.revalidate_s = 0
         client, silent = await made.enter(), await made.enter()
@@ -353,7 +353,7 @@ async def test_pings_and_no_age() -> None:
 @pytest.mark.parametrize("end", ["restart", "credential"])
 @run
 async def test_no_close_is_1000(end: str) -> None:
-    """Contract 1.4.14: a restart is 1012, a credential that ended 1008; never 1000, which React takes as final."""
+    """Contract 1.4.14: a restart is 1012, an ended credential 1008. 1000 is never sent: React takes it as final."""
     async with site() as made:
         client = await made.enter()
         if end == "restart":

@@ -27,7 +27,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.mark.timeout(400)
 def test_every_scenario_does_its_work_at_the_smallest_size(tmp_path: Path) -> None:
-    """Each delivers what was due, in order, and says what it cost, and that can be drawn; whether it reaches a bar is no matter here."""
+    """Each scenario delivers all events in order, and reports figures that can be plotted. Whether it reaches a limit does not matter."""
     if rabbitmq_bin() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("RabbitMQ is not installed, and CI promises it", pytrace=False)
@@ -45,7 +45,7 @@ def test_every_scenario_does_its_work_at_the_smallest_size(tmp_path: Path) -> No
     )
     assert result.returncode in (0, 3), result.stdout + result.stderr
     figures = json.loads(report.read_text())["figures"]
-    assert all(math.isfinite(figure["value"]) for figure in figures)  # one is a difference, which can be below zero at this size
+    assert all(math.isfinite(figure["value"]) for figure in figures)  # one figure is a difference, which can be negative at this size
     assert {figure["scenario"].split()[0] for figure in figures} == SCENARIOS
     picture = tmp_path / "growth.svg"
     subprocess.run([sys.executable, "-m", "benchmarks.plot", report, picture], cwd=ROOT, check=True, timeout=60)
@@ -54,7 +54,7 @@ def test_every_scenario_does_its_work_at_the_smallest_size(tmp_path: Path) -> No
 
 
 def deflated(message: bytes) -> bytes:
-    """A compressed frame of a message (RFC 7692 section 7.2.1), of less than 126 bytes."""
+    """A message of less than 126 bytes as a compressed frame (RFC 7692 section 7.2.1)."""
     squeeze = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     body = (squeeze.compress(message) + squeeze.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\x00\x00\xff\xff")
     return bytes((0xC1, len(body))) + body
@@ -62,7 +62,7 @@ def deflated(message: bytes) -> bytes:
 
 @given(st.lists(st.sampled_from([0, 1, 125, 126, 300, 65_535, 65_536])), st.lists(st.integers(1, 70_000), min_size=1))
 def test_frames_are_counted_whatever_the_pieces(sizes: list[int], pieces: list[int]) -> None:
-    """What the load generator counts is each frame once, and only once it is whole."""
+    """The load generator counts each frame once, and only when it is whole."""
     stream = b"".join(frame(bytes(size)) for size in sizes)
     ends = list(accumulate(len(frame(bytes(size))) for size in sizes))
     counter, counted, at = FrameCounter(), 0, 0
@@ -75,7 +75,7 @@ def test_frames_are_counted_whatever_the_pieces(sizes: list[int], pieces: list[i
 
 
 def test_only_what_may_be_compressed_is_inflated() -> None:
-    """A compressed frame is read where compression was agreed upon, and is an error elsewhere."""
+    """A compressed frame is read where compression was negotiated, and is an error elsewhere."""
     stream = deflated(b"x" * 500) + frame(b"plain")
     assert unframe(stream, deflated=True) == [b"x" * 500, b"plain"]
     with pytest.raises(ValueError, match="begins no text frame"):

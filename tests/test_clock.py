@@ -12,7 +12,7 @@ from towerws.clock import use_monotonic_clock
 
 
 def test_monotonic_from_the_start() -> None:
-    """A reactor's calls follow the monotonic clock, whatever is done to the wall clock; a second call changes nothing."""
+    """A reactor's calls follow the monotonic clock, even if the wall clock is set. A second call changes nothing."""
     reactor = SelectReactor()
     try:
         assert reactor.seconds is not time.monotonic
@@ -28,7 +28,7 @@ def test_monotonic_from_the_start() -> None:
 
 
 def test_too_late() -> None:
-    """When calls were scheduled by the wall clock already, the change is refused: they would never be due, or all at once."""
+    """The change is refused after calls were scheduled by the wall clock: they would fire never, or all at once."""
     reactor = SelectReactor()
     try:
         call = reactor.callLater(5, int)
@@ -40,6 +40,6 @@ def test_too_late() -> None:
 
 
 def close(reactor: ReactorBase) -> None:
-    """Let go of the descriptors that a reactor opens when it is made."""
+    """Close the descriptors that a new reactor opens."""
     for reader in reactor.removeAll():
         reader.connectionLost(Failure(ConnectionDone()))

@@ -12,7 +12,7 @@ from towerws.collector import FULL_AFTER, collect_rarely
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
-    """The collector as it was."""
+    """Restores the collector's settings."""
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
@@ -20,7 +20,7 @@ def collector() -> Iterator[None]:
 
 
 def test_full_collections_are_rare() -> None:
-    """Only they are: young containers are looked at as often as before."""
+    """Only full collections are rare: young containers are examined as often as before."""
     young, middle, _ = gc.get_threshold()
     collect_rarely()
     assert gc.get_threshold() == (young, middle, FULL_AFTER)
@@ -28,7 +28,7 @@ def test_full_collections_are_rare() -> None:
 
 
 def test_a_closed_connection_needs_no_collector() -> None:
-    """A connection that is gone is no cycle: its memory comes back at once, though nothing is collected."""
+    """A closed connection is no cycle: its memory is freed at once, without a collection."""
     with edges() as make:
         edge = make()
         client = edge.open(v1=True).listen(1)
@@ -40,6 +40,6 @@ def test_a_closed_connection_needs_no_collector() -> None:
         client.hang_up()
         edge.advance(1)
         edge.clients.clear()
-        client.transport._protocol = None  # the kit's own way back
+        client.transport._protocol = None  # the kit's own reference to it
         del client
         assert gone() is None

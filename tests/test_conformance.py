@@ -1,4 +1,4 @@
-"""RFC 6455 conformance by the Autobahn cases, which kosoku runs natively (the original needs Python 2)."""
+"""RFC 6455 conformance with the Autobahn cases, which kosoku runs natively (the original needs Python 2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
 GOOD_CLOSE = {"OK", "INFORMATIONAL"}
 
 GROUPS = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"]
-"""Without 12 and 13: compression takes minutes."""
+"""Without groups 12 and 13: compression takes minutes."""
 
 WINDOW = "it offers a window of 512 bytes only, and ours has 4 KiB: nothing is negotiated, which the case calls unimplemented"
 
@@ -31,7 +31,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
     "own": dict.fromkeys(("12.1.1", "12.4.1", "12.4.2", "13.1.1", "13.2.1", "13.4.1", "13.6.1", "13.7.1"), PLAIN),
     "autobahn": {},
 }
-"""Cases of the groups 12 and 13 that may fail, each with the reason why that is right. Of the other groups there are none."""
+"""Cases of the groups 12 and 13 that may fail, each with the reason why that is right. The other groups have none."""
 
 for cases in EXPLAINED.values():
     cases.update({f"{group}.{number}": WINDOW for group in ("13.3", "13.5") for number in range(1, 19)})
@@ -39,7 +39,7 @@ for cases in EXPLAINED.values():
 
 @contextmanager
 def echo_server(*how: str) -> Iterator[str]:
-    """The URL of an echo server of our own connections, in a process of its own."""
+    """The URL of an echo server process with our own connections."""
     command = [sys.executable, "-m", "tests.echo_server", *how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as server:
         assert server.stdout is not None
@@ -51,7 +51,7 @@ def echo_server(*how: str) -> Iterator[str]:
 
 
 def conformance(url: str, groups: list[str]) -> tuple[int, dict[str, tuple[str, str]]]:
-    """How many cases ran, and those that were not passed."""
+    """The number of cases that ran, and the cases that did not pass."""
     client = [sys.executable, "-m", "tests.conformance_client", url, *groups]
     results = json.loads(subprocess.run(client, cwd=ROOT, capture_output=True, check=True, timeout=600).stdout)
     bad = {case: (behaviour, end) for case, behaviour, end in results if behaviour not in GOOD or end not in GOOD_CLOSE}
@@ -60,7 +60,7 @@ def conformance(url: str, groups: list[str]) -> tuple[int, dict[str, tuple[str, 
 
 @pytest.mark.parametrize("frames", ["own", "autobahn"])
 def test_conformance(frames: str) -> None:
-    """Promise 16: no case of groups 1 to 7, 9 and 10 fails, has a wrong close code or an unclean end, with our frames or Autobahn's."""
+    """Promise 16: groups 1 to 7, 9 and 10 have no failure, wrong close code or unclean end, with our frames or Autobahn's."""
     with echo_server(frames) as url:
         ran, bad = conformance(url, GROUPS)
     assert ran > 300
@@ -72,7 +72,7 @@ def test_conformance(frames: str) -> None:
 @pytest.mark.parametrize("group", ["12.*", "13.*"])
 @pytest.mark.parametrize("frames", EXPLAINED)
 def test_conformance_of_compression(frames: str, group: str) -> None:
-    """Promise 16: nor does one of the groups 12 and 13, which compress 216,000 messages, but for those explained above."""
+    """Promise 16: groups 12 and 13, which compress 216,000 messages, have no failure other than those explained above."""
     explained = {case for case in EXPLAINED[frames] if case.startswith(group[:3])}
     with echo_server(frames, "deflate") as url:
         ran, bad = conformance(url, [group])

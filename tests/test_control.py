@@ -15,7 +15,7 @@ ME, OTHER, THIRD = DaemonName("a" * 16, "here:1"), DaemonName("b" * 16, "there:2
 
 
 class House:
-    """A daemon's control, with what it does written down. There are always two connections to close."""
+    """A daemon's control that records its calls. There are always two connections to close."""
 
     def __init__(self, *, alone: bool = False, me: DaemonName = ME) -> None:
         self.clock = Clock()
@@ -33,29 +33,29 @@ class House:
         )
 
     def disconnect(self, revocation: Revocation) -> int:
-        """Note it."""
+        """Record the revocation."""
         self.done.append(revocation)
         return self.closes
 
     def announce(self, body: bytes, message_id: str) -> Deferred[None]:
-        """Note it; the test answers."""
+        """Record the message. The test answers."""
         self.announced.append((body, message_id, Deferred()))
         return self.announced[-1][2]
 
     def hears(self, *messages: Marker | Done | Leaving) -> None:
-        """Messages of other daemons come."""
+        """Deliver messages of other daemons."""
         for message in messages:
             self.control.control(message.body, f"{message.daemon}.1")
 
     def knows(self, *daemons: DaemonName) -> House:
-        """Markers of these have come; what it published because of that is put aside."""
+        """Deliver markers of these daemons. Messages that it publishes in answer are put aside."""
         self.hears(*(Marker(daemon, "x") for daemon in daemons))
         self.clock.advance(INTRODUCE_EVERY_S)
         self.announced.clear()
         return self
 
     def deliver(self, number: int = -1) -> str:
-        """The broker confirms a message, and it comes back as to all; its id."""
+        """Confirm a message and deliver it, as the broker does to all. Returns its id."""
         body, message_id, told = self.announced[number]
         told.callback(None)
         self.control.control(body, message_id)
@@ -63,16 +63,16 @@ class House:
 
     @property
     def messages(self) -> list[object]:
-        """What was published, read as the others do."""
+        """The published messages, decoded as other daemons do."""
         return [parse_control(body) for body, _, _ in self.announced]
 
     def counted(self, **counts: int) -> bool:
-        """Whether these are the figures that are not 0."""
+        """Whether these are exactly the figures other than 0."""
         return {name: count for name, count in self.control.counts.items() if count} == counts
 
 
 def test_a_revocation_from_here_is_followed_at_once_and_told_the_others() -> None:
-    """The connections here end before the broker is asked; the answer waits until the others know, and the log says both."""
+    """Local connections end before the broker is asked. The answer waits until the others know, and the log reports both."""
     house = House()
     with logged() as lines:
         asked = house.control.revoke(Revocation(user="a\nb"))
@@ -89,7 +89,7 @@ def test_a_revocation_from_here_is_followed_at_once_and_told_the_others() -> Non
 
 @pytest.mark.parametrize("error", [BrokerError("connecting: refused"), ValueError("a bug")])
 def test_others_that_are_not_told(error: Exception) -> None:
-    """It is said with the reason, in the answer and in the log; what ended here stays ended. Only a fault of ours has a traceback."""
+    """The answer and the log have the reason, and local connections stay ended. Only a bug has a traceback."""
     house = House().knows(OTHER)
     with logged() as lines:
         asked = house.control.revoke(Revocation(session="5e55"))
@@ -107,7 +107,7 @@ EVIDENCE = ["confirm", "own", "other", "third"]
 @pytest.mark.parametrize("order", [EVIDENCE, EVIDENCE[::-1], ["own", "other", "confirm", "third"], ["third", "confirm", "other", "own"]])
 @pytest.mark.parametrize("missing", [None, *EVIDENCE])
 def test_the_evidence_that_all_were_told(order: list[str], missing: str | None) -> None:
-    """The confirm, the message itself and each daemon's answer, in any order. One missing: false in time, with whom it waited for."""
+    """The confirm, the message itself and each daemon's answer, in any order. If one is missing, the result is false, with its name."""
     house = House().knows(OTHER, THIRD)
     asked = house.control.revoke(Revocation(user=7))
     body, message_id, told = house.announced[0]
@@ -121,7 +121,7 @@ def test_the_evidence_that_all_were_told(order: list[str], missing: str | None) 
         assert not asked.called
         if step != missing:
             steps[step]()
-    if missing == "confirm":  # that is for the announcer to say, in the same time
+    if missing == "confirm":  # the ControlPublisher reports that, in the same time
         house.clock.advance(ANSWER_S)
         told.errback(BrokerError("no answer"))
         assert now(asked) == Disconnection(2, told=False, reason="no answer")
@@ -147,7 +147,7 @@ def test_the_evidence_that_all_were_told(order: list[str], missing: str | None) 
 
 
 def test_answers_that_count_for_nothing() -> None:
-    """To another message, from another daemon, or from one that nobody waits for."""
+    """Answers to another message, from another daemon, or from one that is not waited for."""
     house = House().knows(OTHER)
     asked = house.control.revoke(Revocation(user=7))
     message_id = house.deliver()
@@ -158,7 +158,7 @@ def test_answers_that_count_for_nothing() -> None:
 
 
 def test_a_daemon_that_stops_is_not_waited_for() -> None:
-    """Neither by a revocation that is under way nor by the next."""
+    """A pending revocation does not wait for it, and the next one does not either."""
     house = House().knows(OTHER)
     first = house.control.revoke(Revocation(user=7))
     house.deliver()
@@ -171,7 +171,7 @@ def test_a_daemon_that_stops_is_not_waited_for() -> None:
 
 
 def test_a_daemon_that_died_is_waited_for_a_while() -> None:
-    """Nobody knows whether its clients are gone. After some time without a marker it counts as gone."""
+    """Its clients may still be connected. After some time without a marker it counts as gone."""
     house = House().knows(OTHER)
     asked = house.control.revoke(Revocation(user=7))
     house.deliver()
@@ -186,7 +186,7 @@ def test_a_daemon_that_died_is_waited_for_a_while() -> None:
 
 
 def test_many_that_do_not_answer() -> None:
-    """The text names a few, the answer all."""
+    """The text names a few of them, the answer all."""
     daemons = [DaemonName(f"{number:016x}", f"web\n{number}:1") for number in range(8)]
     house = House().knows(*daemons)
     asked = house.control.revoke(Revocation(user=7))
@@ -198,7 +198,7 @@ def test_many_that_do_not_answer() -> None:
 
 
 def test_more_daemons_than_can_be_known() -> None:
-    """Then nobody can say that all were told."""
+    """With too many daemons the answer can't say that all were told."""
     house = House().knows(*(DaemonName(f"{number:016x}", "x") for number in range(MAX_DAEMONS + 1)))
     asked = house.control.revoke(Revocation(user=7))
     message_id = house.deliver()
@@ -207,7 +207,7 @@ def test_more_daemons_than_can_be_known() -> None:
 
 
 def test_those_that_wait_are_bounded() -> None:
-    """Beyond the bound the answer is no, at once; what is here ends all the same."""
+    """Beyond the bound the answer is negative, at once. Local connections are still closed."""
     house = House().knows(OTHER)
     waiting = [house.control.revoke(Revocation(user=7)) for _ in range(MAX_WAITING)]
     done = now(house.control.revoke(Revocation(user=8)))
@@ -221,7 +221,7 @@ def test_those_that_wait_are_bounded() -> None:
 
 
 def test_a_daemon_answers_to_daemons() -> None:
-    """Once it has followed the revocation, through the same exchange; not to other producers, whatever id their message has."""
+    """It answers after it has followed the revocation, through the same exchange. Other producers get no answer, with any message id."""
     house = House(me=OTHER)
     message_id = revocation_id(ME.id, 3)
     house.control.control(b'{"user": 7}', message_id)
@@ -236,7 +236,7 @@ def test_a_daemon_answers_to_daemons() -> None:
 
 
 def test_an_answer_that_can_not_be_published() -> None:
-    """It is counted, and one line in a minute says so: the other daemon says false to who asked it."""
+    """It is counted, and logged once a minute. The other daemon then reports false to its caller."""
     house = House(me=OTHER)
     with logged() as lines:
         for number in range(3):
@@ -249,7 +249,7 @@ def test_an_answer_that_can_not_be_published() -> None:
 
 
 def test_a_new_daemon_is_greeted() -> None:
-    """It has to know the others before it can wait for them: they send it a marker now, and at most one in a second for all new ones."""
+    """It must know the others before it can wait for them. They send it a marker now, at most one per second for all new daemons."""
     house = House()
     house.hears(Marker(OTHER, "x"), Marker(THIRD, "x"), Marker(ME, "its own"))
     house.clock.advance(0)
@@ -271,7 +271,7 @@ def test_a_new_daemon_is_greeted() -> None:
 
 
 def test_leaving() -> None:
-    """The others are told; whoever waits gets an answer; from then on it greets and answers nobody. It takes no longer than LEAVE_S."""
+    """The others are told, and waiting callers get an answer. Then it greets and answers no daemon. It takes at most LEAVE_S."""
     for answer in ("confirmed", "refused", "never"):
         house = House().knows(OTHER)
         asked = house.control.revoke(Revocation(user=7))
@@ -303,7 +303,7 @@ def test_alone_there_is_nobody_to_tell() -> None:
 
 
 def test_ones_own_message_is_not_followed_again() -> None:
-    """It comes back like every other; whoever logged in anew since then stays. The same from another daemon is followed."""
+    """It comes back like every other, and a user who logged in since then stays. Another daemon's equal message is followed."""
     house, other = House(), House(me=OTHER)
     house.control.revoke(Revocation(user=7))
     (body, message_id, _) = house.announced[0]
@@ -317,7 +317,7 @@ def test_ones_own_message_is_not_followed_again() -> None:
 
 
 def test_messages_of_any_producer() -> None:
-    """A message needs no id; what it closed is logged, and what closed nothing is not."""
+    """A message needs no id. It is logged if it closed a connection."""
     house = House()
     with logged() as lines:
         house.control.control(b'{"session":"5e55"}', None)
@@ -329,7 +329,7 @@ def test_messages_of_any_producer() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"canary", b"{}", b'{"user": 7, "canary": 1}', b"\xff", b"[" * 8000, b'{"user": 7}' + b" " * 9000])
 def test_garbage_is_counted_and_harmless(body: bytes) -> None:
-    """One line in a minute says how long one was and what it must be, and repeats nothing of it; the next good one is followed."""
+    """One line in a minute gives the length and the rule, and repeats none of it. The next valid message is followed."""
     house = House()
     with logged() as lines:
         for _ in range(50):
@@ -346,7 +346,7 @@ def test_garbage_is_counted_and_harmless(body: bytes) -> None:
 
 
 def test_what_may_have_been_missed() -> None:
-    """Whenever messages begin to come, some may have been missed before."""
+    """Whenever delivery starts, earlier messages may have been missed."""
     house = House()
     house.control.listening()
     assert house.done == ["recheck_all"]

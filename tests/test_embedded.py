@@ -9,12 +9,12 @@ from towerws.embedded import EmbeddedSource
 
 @pytest.fixture
 def sink() -> RecordingSink:
-    """What the source feeds."""
+    """The sink of the source."""
     return RecordingSink()
 
 
 def test_start(sink: RecordingSink) -> None:
-    """A started source is ready at once; its log has a name that no other process has."""
+    """A started source is ready at once. Its log has a name that no other process has."""
     source = EmbeddedSource(sink)
     assert not source.status().ready
     assert source.status().reason == "the embedded source is idle"
@@ -29,7 +29,7 @@ def test_start(sink: RecordingSink) -> None:
 
 
 def test_publish(sink: RecordingSink) -> None:
-    """Each publication is a turn of its own; offsets grow by one from 1, and the position names log and offset."""
+    """Each publication is its own batch. Offsets grow by one from 1, and the position names log and offset."""
     source = EmbeddedSource(sink)
     source.start()
     log = sink.calls[0][1]
@@ -42,7 +42,7 @@ def test_publish(sink: RecordingSink) -> None:
 
 
 def test_stop(sink: RecordingSink) -> None:
-    """Stopping fires at once; the source is then not ready, and says why."""
+    """Stopping fires at once. After that the source is not ready, and names the reason."""
     source = EmbeddedSource(sink)
     source.start()
     assert source.stop().called

@@ -1,4 +1,4 @@
-"""Promise 17. `FUZZ_INPUTS=1000000` for a million; `FUZZ_SEED` and `FUZZ_CONVERSATION` run again what has failed, alone."""
+"""Promise 17. `FUZZ_INPUTS=1000000` runs a million. `FUZZ_SEED` and `FUZZ_CONVERSATION` repeat a failed conversation alone."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tests.fuzz import HEAP_BYTES, HTTP_STATUSES, INPUT_S, Conversation, Generat
 from tests.ws_kit import PING, frame, request
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS") or 50_000)
-SEED = int(os.environ["FUZZ_SEED"])  # tests/conftest.py chooses one where none is given, and says it
+SEED = int(os.environ["FUZZ_SEED"])  # tests/conftest.py chooses one if none is given, and prints it
 ONLY = os.environ.get("FUZZ_CONVERSATION")
 
 WARM = 4000
-"""Conversations until caches and counters have what they will have."""
+"""Conversations until caches and counters have reached their size."""
 
 BATCH = 500
 
 
 def say(line: str) -> None:
-    """What pytest shows of a test that has failed, and with -s of any."""
+    """Print a line. pytest shows it for a failed test, and with -s for any."""
     sys.stdout.write(f"{line}\n")
 
 
 @pytest.mark.timeout(120 + INPUTS // 200)
 def test_generated_clients() -> None:
-    """Promise 17: whatever clients send, before or after the opening, however cut: no exception, no leak, nobody else notices.
+    """Promise 17: any input, before or after the opening, however cut, causes no exception, no leak and no effect on others.
 
     Each input takes less than 50 ms of CPU time, closes have documented codes, and the heap stays within 5 MiB.
     """
@@ -41,7 +41,7 @@ def test_generated_clients() -> None:
             conversation = generator.conversation(number)
             try:
                 cost = found.cost(conversation)
-                # What comes by once is the garbage collector: three times in a row it is the input.
+                # The garbage collector may cause one such time. Three in a row are caused by the input.
                 assert cost < INPUT_S or min(found.cost(conversation) for _ in range(3)) < INPUT_S, f"an input took {cost:.3f} s"
             except Exception:
                 say(f"FUZZ_SEED={SEED} FUZZ_CONVERSATION={number}")
@@ -69,14 +69,14 @@ def test_generated_clients() -> None:
 
 
 def test_a_conversation_is_its_number() -> None:
-    """A seed and a number are enough to have one again; others are others."""
+    """A seed and a number always give the same conversation. Other numbers give other ones."""
     assert Generator(1).conversation(5) == Generator(1).conversation(5)
     assert len({Generator(seed).conversation(number) for seed in (1, 2) for number in range(20)}) > 30
 
 
 @pytest.fixture
 def _no_rubbish() -> Iterator[None]:
-    """What is planted leaves Deferreds with errors, which say so when they are collected: here, and not in another test."""
+    """Planted faults leave Deferreds with errors, which are logged when collected: here, and not in another test."""
     yield
     gc.collect()
 
@@ -84,7 +84,7 @@ def _no_rubbish() -> Iterator[None]:
 @pytest.mark.usefixtures("_no_rubbish")
 @pytest.mark.parametrize("fault", ["leak", "exception", "logged", "timer", "bystander"])
 def test_a_fault_is_found_and_made_small(fault: str) -> None:
-    """A fault of the kinds that are looked for is found, and what shows it is cut down to what it takes."""
+    """Each kind of planted fault is found, and its conversation is cut down to the part that causes it."""
 
     def spoil(found: Ordeal) -> None:
         hub, context = found.edge.hub, found.edge.context

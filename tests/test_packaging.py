@@ -1,4 +1,4 @@
-"""What a user gets who installs the wheel."""
+"""The contents of the installed wheel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TWISTD = "import sys; from twisted.scripts.twistd import run; sys.argv[0] = 'twi
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy: the build leaves folders behind."""
+    """The wheel, built from a copy, because the build leaves folders behind."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("towerws", "twisted"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
@@ -31,18 +31,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of a new virtual environment with the wheel; what it depends on is borrowed from the running one."""
+    """The `bin` folder of a new virtual environment with the wheel. Its dependencies are those of the running environment."""
     folder = tmp_path_factory.mktemp("installed")
     _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin" / "python"
     _run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
-    # Path entries that a .pth file adds are not searched for more .pth files: an editable towerws in there stays out of sight.
+    # Entries that a .pth file adds are not searched for more .pth files, so an editable towerws in there is not found.
     (_site_packages(folder) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 
 
 def test_the_wheel_has_what_it_should_and_no_more(wheel: Path) -> None:
-    """Our package, its data, and one file below `twisted/`, which must never become a package of ours."""
+    """The package, its data, and one file below `twisted/`, which must never become a package."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert [name for name in names if not name.startswith("towerws/")] == ["twisted/plugins/towerws_plugin.py"]
@@ -51,7 +51,7 @@ def test_the_wheel_has_what_it_should_and_no_more(wheel: Path) -> None:
 
 
 def test_the_source_distribution_has_what_an_operator_needs(tmp_path: Path) -> None:
-    """Beside the package: the documents, the unit, nginx's configuration and the tests, each file of them."""
+    """It has the package, the documents, the unit, nginx's configuration and each file of the tests."""
     houses = ("deploy", "docs", "producer", "requirements", "script", "stubs", "systemd", "tests")
     source = tmp_path / "source"
     for name in (*houses, "towerws", "twisted"):
@@ -69,14 +69,14 @@ def test_the_source_distribution_has_what_an_operator_needs(tmp_path: Path) -> N
 
 
 def test_twistd_offers_towerws(installed: Path) -> None:
-    """`twistd towerws` is there after the installation of the wheel alone."""
+    """`twistd towerws` is available after the installation of the wheel alone."""
     lines = _run(installed / "python", "-c", TWISTD, "--help", cwd=installed).splitlines()
     assert "towerws Live events from RabbitMQ to browsers" in [" ".join(line.split()) for line in lines]
     assert "--broker" in _run(installed / "python", "-c", TWISTD, "towerws", "--help", cwd=installed)
 
 
 def test_twistd_offers_towerws_where_it_can_write_nothing(installed: Path) -> None:
-    """twistd's list of plugins can neither be read nor written on a read-only installation: it does without."""
+    """On a read-only installation twistd works without its cached list of plugins."""
     cache = _site_packages(installed.parent) / "twisted" / "plugins" / "dropin.cache"
     cache.unlink(missing_ok=True)
     cache.mkdir()
@@ -89,7 +89,7 @@ def test_the_command_is_installed(installed: Path) -> None:
 
 
 def test_the_producers_wheel(tmp_path: Path) -> None:
-    """`towerws-producer` is a distribution of its own: its package alone, for Python 3.6 and later, with pika and nothing else."""
+    """`towerws-producer` is its own distribution: only its package, for Python 3.6 and later, with pika as its only dependency."""
     source = tmp_path / "source"
     shutil.copytree(ROOT / "producer", source, ignore=shutil.ignore_patterns("__pycache__"))
     _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source, cwd=tmp_path)
@@ -111,7 +111,7 @@ def _site_packages(venv: Path) -> Path:
 
 
 def _run(*command: str | Path, cwd: Path) -> str:
-    """What the command printed; a failing one fails the test, with all of its output."""
+    """The command's output. A command that fails, fails the test with all of its output."""
     result = subprocess.run(
         command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""What is promised whatever some client does (the numbers are those of the promise), each with fifty others that must notice nothing."""
+"""The numbered promises about hostile clients, each with fifty bystanders that must notice nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make() -> Iterator[Edges]:
 
 
 def test_slow_heads(make: Edges) -> None:
-    """Promise 19: 5,000 clients with an byte a second are cut off at 15 ± 1 s, and who comes meanwhile is let in at once."""
+    """Promise 19: 5,000 clients with one byte a second are cut off at 15 ± 1 s. New clients meanwhile connect at once."""
     edge = make(limits=MANY)
     others = Bystanders(edge)
     slow = [edge.connect(f"203.0.113.{number % 250}") for number in range(5000)]
@@ -63,7 +63,7 @@ def test_slow_heads(make: Edges) -> None:
     ids=["endless", "endless in pieces", "10,000 headers", "101 headers", "6,000 headers without an end"],
 )
 def test_huge_heads(make: Edges, pieces: list[bytes]) -> None:
-    """Promise 19: a head without end, or with 10,000 headers, gets 431, and its connection is gone within the linger time."""
+    """Promise 19: an endless head, or one with 10,000 headers, gets 431. Its connection is gone within the linger time."""
     edge = make()
     others = Bystanders(edge)
     client = edge.connect().send(*pieces)
@@ -76,9 +76,9 @@ def test_huge_heads(make: Edges, pieces: list[bytes]) -> None:
 
 @pytest.mark.parametrize("talks", [False, True], ids=["silent", "talking"])
 def test_never_reads(make: Edges, talks: bool) -> None:
-    """Promises 20 and 22: who never reads at 1 MB/s costs no more than its bound, talking or not, and is aborted when no ping is answered.
+    """Promises 20 and 22: a client that never reads 1 MB/s costs at most its bound. It is aborted when it answers no ping.
 
-    It falls behind meanwhile instead of being dropped after 10 s: AWX's pages would not come back.
+    Meanwhile it falls behind. It is not dropped after 10 s, because AWX's pages would not reconnect.
     """
     edge = make()
     others = Bystanders(edge)
@@ -102,7 +102,7 @@ def test_never_reads(make: Edges, talks: bool) -> None:
 
 
 def test_closes_and_stalls(make: Edges) -> None:
-    """Promise 21: who closes and does not read gets nothing more, and its connection is gone within 3 s."""
+    """Promise 21: a client that closes and does not read gets nothing more. Its connection is gone within 3 s."""
     edge = make()
     others = Bystanders(edge)
     client = edge.open().listen(1)
@@ -117,7 +117,7 @@ def test_closes_and_stalls(make: Edges) -> None:
 
 
 def test_vanished(make: Edges) -> None:
-    """Promise 23: 1,000 clients that vanish without a word are gone after a ping and its time, and a second."""
+    """Promise 23: 1,000 clients that vanish without a close are gone a second after the timeout of a ping."""
     edge = make(limits=MANY)
     others = Bystanders(edge)
     gone = [edge.open().listen(1) for _ in range(1000)]
@@ -131,7 +131,7 @@ def test_vanished(make: Edges) -> None:
 
 
 def test_ping_flood(make: Edges) -> None:
-    """Promise 24: of 100,000 pings whose pongs nobody reads the first second's worth is answered, then it is 1008 and deafness."""
+    """Promise 24: of 100,000 unread pongs the first second's worth is sent. Then comes 1008, and input is ignored."""
     edge = make()
     others = Bystanders(edge)
     client = edge.open().listen(1)
@@ -159,7 +159,7 @@ def test_ping_flood(make: Edges) -> None:
     ids=["empty", "two bytes", "half a frame", "never finished", "trickling"],
 )
 def test_fragment_flood(make: Edges, first: bytes, rest: bytes) -> None:
-    """Promise 25: after 64 fragments or 10 s it is 1008, and no more than 128 KiB were ever held for it."""
+    """Promise 25: after 64 fragments or 10 s it gets 1008. At most 128 KiB were held for it at any time."""
     edge = make()
     others = Bystanders(edge)
     client = edge.open().send(first)
@@ -179,7 +179,7 @@ def test_fragment_flood(make: Edges, first: bytes, rest: bytes) -> None:
     "offer", ["permessage-deflate", "permessage-deflate; server_max_window_bits=9", "permessage-bzip2, x-webkit-deflate-frame"]
 )
 def test_no_compression(make: Edges, offer: str) -> None:
-    """Promise 27: compression is not negotiated, whatever is offered, and a bomb sent anyway is 1002 unseen."""
+    """Promise 27: no offer of compression is accepted, and a compressed bomb gets 1002 without being inflated."""
     edge = make()
     others = Bystanders(edge)
     client = edge.connect().send(request(added=[f"Sec-WebSocket-Extensions: {offer}"]))
@@ -195,7 +195,7 @@ COOKIE = "Cookie: sessionid={}; csrftoken=c"
 
 
 def tower(make: Edges, **settings: float) -> tuple[Edge, FakeFetcher]:
-    """An edge that asks the Tower API, which a test plays."""
+    """An edge that uses the Tower API. The test gives the answers."""
     fetcher = FakeFetcher()
     method = TowerMethod(TowerSettings(url="http://tower.example", **settings), make.clock, fetcher=fetcher)  # type: ignore[arg-type]
     edge = make(method, access=AccessSettings(check_xrftoken=False), limits=MANY, ping_s=3600)
@@ -205,7 +205,7 @@ def tower(make: Edges, **settings: float) -> tuple[Edge, FakeFetcher]:
 
 
 def test_an_api_that_is_down(make: Edges) -> None:
-    """Promise 28: with an API that is silent, new clients get a 503 in time, it has at most 50 calls to answer, and who is in hears all."""
+    """Promise 28: if the API is silent, new clients get a 503 in time, it has at most 50 open calls, and open connections deliver."""
     edge, fetcher = tower(make, valid_s=0)
     others = Bystanders(edge, head=request(added=[COOKIE.format("good")]))
     fetcher.answers.clear()
@@ -238,7 +238,7 @@ def test_an_api_that_is_down(make: Edges) -> None:
     "more", [request("/b/websocket/", v1=True), text({"groups": {}}), b"x" * 1024**2], ids=["request", "frames", "1 MiB"]
 )
 def test_one_opening(make: Edges, more: bytes) -> None:
-    """Promise 29: what comes while the credential is checked is no second opening: one question, one 101, the first one's identity."""
+    """Promise 29: bytes sent while the credential is checked are no second opening: one check, one 101, the first identity."""
 
     class Gate(SlowMethod):
         def refusals(self, identity: Identity, topics: object) -> Deferred[dict[str, str]]:
@@ -262,7 +262,7 @@ def test_one_opening(make: Edges, more: bytes) -> None:
 
 
 class Browser(Open):
-    """Everybody is user 7, by a cookie or not."""
+    """Every client is user 7, by a cookie or not."""
 
     def __init__(self, *, cookie: bool) -> None:
         self._identity = Identity(7, cookie=cookie, csrftoken=Secret("t") if cookie else None, session="5e55")
@@ -274,9 +274,9 @@ class Browser(Open):
 
 @pytest.mark.parametrize("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
 def test_origins(make: Edges, page: PageOrigin) -> None:
-    """Promise 31: each page's origin, under each policy: the table, with a cookie and without, and everybody where it is switched off."""
+    """Promise 31: the table of origins under each policy, with a cookie and without. With the check off all pages connect."""
     lines = [f"Host: {page.host}", *([] if page.origin is None else [f"Origin: {page.origin}"])]
-    malformed = page.host in ("", "2001:db8::1")  # no host: that may be 400 before all this
+    malformed = page.host in ("", "2001:db8::1")  # no host: a 400 may come first
     own = page.allowed and page.origin not in (None, *LISTED, f"{LISTED[0]}:443")
     for cookie, access, allowed in (
         (True, AccessSettings(origins=LISTED), page.allowed),
@@ -312,7 +312,7 @@ ITEMS: list[Callable[[Random], object]] = [
 
 
 def test_names_are_inert(make: Edges) -> None:
-    """Promise 32: of 100,000 generated names and values only exact names of known groups are joined; the connection stays."""
+    """Promise 32: of 100,000 generated names and values only exact names of known groups are subscribed. The connection stays."""
     random = Random("names")
     edge = make(messages_burst=100_000, malformed=100_000)
     others = Bystanders(edge)
@@ -343,7 +343,7 @@ def test_names_are_inert(make: Edges) -> None:
 
 
 def test_subscribe_flood(make: Edges) -> None:
-    """Promise 33: 10,000 subscriptions at once are 1008 once what waits is too much, and leave nothing; at the rate all are followed."""
+    """Promise 33: 10,000 subscriptions at once get 1008 at the bound and leave nothing. At the rate all are answered."""
     edge = make()
     others = Bystanders(edge)
     client = edge.open()
@@ -366,7 +366,7 @@ def test_subscribe_flood(make: Edges) -> None:
 
 
 def test_1001_topics(make: Edges) -> None:
-    """Promise 33: one topic more than a connection may hold is refused as a whole, and changes nothing."""
+    """Promise 33: a request with one topic too many is refused as a whole, and changes nothing."""
     edge = make()
     others = Bystanders(edge)
     client = edge.open().listen(*range(1000))
@@ -379,7 +379,7 @@ def test_1001_topics(make: Edges) -> None:
 
 
 def test_revocation(make: Edges) -> None:
-    """Promise 34: a session deleted, or a job no longer visible: nothing forbidden after 60 s, 1008, and nobody else misses anything."""
+    """Promise 34: after a session is deleted or a job hidden, no event of it comes after 60 s. Other clients miss nothing."""
     edge, fetcher = tower(make)
     others = Bystanders(edge, head=request(added=[COOKIE.format("good")]))
     fetcher.answers |= {"/api/v2/jobs/1/": me(), "/api/v2/jobs/2/": me()}
@@ -430,7 +430,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_json_bombs(make: Edges, name: str) -> None:
-    """Promise 35: an error answers it, nothing is subscribed, no traceback gets anywhere, and the next request is followed."""
+    """Promise 35: it gets an error, subscribes to nothing and causes no traceback. The next request is handled."""
     edge = make()
     others = Bystanders(edge)
     client = edge.open().send(text(BOMBS[name]))
@@ -444,7 +444,7 @@ def test_json_bombs(make: Edges, name: str) -> None:
 
 
 def test_utf_16(make: Edges) -> None:
-    """Promise 35: UTF-16 is no UTF-8: 1007 where it can't be, an error where it could."""
+    """Promise 35: UTF-16 is not UTF-8: it gets 1007 if it is invalid UTF-8, an error otherwise."""
     edge = make()
     others = Bystanders(edge)
     assert edge.open().send(frame(TEXT, '{"groups":{}}'.encode("utf-16"))).close_code() == 1007
@@ -456,7 +456,7 @@ def test_utf_16(make: Edges) -> None:
 
 
 def test_each_promise_has_its_tests() -> None:
-    """Whoever looks for a promise to clients finds its tests by `Promise <number>`."""
+    """Each promise to clients has tests that name it as `Promise <number>`."""
     sources = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py")]
     named = {
         int(number)

@@ -31,9 +31,9 @@ def make() -> Iterator[Edges]:
 
 
 INVALID_CODES = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999, 5000, 9999, 65535]
-"""What no endpoint may send: reserved, not registered, or outside of all ranges (RFC 6455 section 7.4)."""
+"""Codes that no endpoint may send: reserved, not registered, or out of range (RFC 6455 section 7.4)."""
 
-# closing
+# Closing
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ INVALID_CODES = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999
 )
 @pytest.mark.parametrize("reason", [b"", "grund f\u00fcr alles".encode()])
 def test_client_closes(make: Edges, code: int | None, reason: bytes) -> None:
-    """Findings P6: a client's close is answered with its own code, or with none, and the connection ends without a reset."""
+    """Findings P6: a client's close is answered with its own code, or without one. The connection ends without a reset."""
     edge = make()
     client = edge.open().listen(1)
     client.send(frame(CLOSE) if code is None else frame(CLOSE, struct.pack("!H", code) + reason))
@@ -53,7 +53,7 @@ def test_client_closes(make: Edges, code: int | None, reason: bytes) -> None:
 
 
 def test_close_then_stall(make: Edges) -> None:
-    """A client that closes and does not read is out of the hub at once, its backlog grows no more, and it is aborted (F5)."""
+    """F5: a client that closes and does not read leaves the hub at once. Its backlog stops growing, and it is aborted."""
     edge = make()
     client = edge.open().listen(1)
     client.transport.stalled = True
@@ -69,7 +69,7 @@ def test_close_then_stall(make: Edges) -> None:
 
 
 def test_talks_but_never_reads(make: Edges) -> None:
-    """A client that sends and never reads is fed no more than the bound, and dropped when it answers no ping (F6)."""
+    """F6: a client that sends and never reads is sent no more than the bound. It is dropped when it answers no ping."""
     edge = make(ping_s=20, pong_s=30)
     client = edge.open().listen(1)
     client.transport.stalled = True
@@ -84,7 +84,7 @@ def test_talks_but_never_reads(make: Edges) -> None:
 
 
 def test_asks_but_never_reads(make: Edges) -> None:
-    """Asking is no sign of life: a client that sends requests and reads nothing is dropped as well (F6)."""
+    """F6: requests are no sign of life. A client that sends them and reads nothing is dropped as well."""
     edge = make(ping_s=20, pong_s=30)
     client = edge.open().listen(1)
     client.transport.stalled = True
@@ -97,7 +97,7 @@ def test_asks_but_never_reads(make: Edges) -> None:
 
 
 def test_answering_pings_stays(make: Edges) -> None:
-    """A client that answers the pings stays for ever; each ping has bytes that nobody can guess."""
+    """A client that answers the pings stays for ever. Each ping has unpredictable bytes."""
     edge = make()
     client = edge.open()
     answered: list[bytes] = []
@@ -114,7 +114,7 @@ def test_answering_pings_stays(make: Edges) -> None:
 @pytest.mark.parametrize("reason", list(CloseReason))
 @pytest.mark.parametrize("v1", [False, True])
 def test_server_closes(make: Edges, reason: CloseReason, v1: bool) -> None:
-    """The server's close has the reason's code, never 1000; v1 clients are told before, whether to come back and when."""
+    """The server's close has the reason's code, never 1000. A v1 client is told before whether and when to reconnect."""
     edge = make()
     client = edge.open(v1=v1).listen(1)
     client.connection.end(reason)
@@ -154,7 +154,7 @@ def test_hang_up_after_servers_close(make: Edges) -> None:
 
 
 def test_flood_after_servers_close(make: Edges) -> None:
-    """What comes between the server's close and its answer is bounded: neither kept nor looked at without end."""
+    """Input between the server's close and its answer is bounded: it is not kept, and not processed without end."""
     edge = make()
     for first, flood in (
         (frame(TEXT, b"x" * 60_000, fin=False), frame(CONTINUATION, b"x" * 60_000, fin=False)),
@@ -176,7 +176,7 @@ def test_flood_after_servers_close(make: Edges) -> None:
 
 
 def test_endless_control_frame(make: Edges) -> None:
-    """A ping that announces a terabyte is a violation, and nothing of it is kept."""
+    """A ping that announces a terabyte is a violation. Nothing of it is kept."""
     edge = make()
     client = edge.open().send(frame(PING, raw=2**40), *[b"x" * 65536] * 100)
     assert client.close_code() == 1002
@@ -186,7 +186,7 @@ def test_endless_control_frame(make: Edges) -> None:
 
 
 def test_requests_under_way_at_the_servers_close(make: Edges) -> None:
-    """Requests that were under way when the server closed are dropped, and the answer to the close is still taken as one."""
+    """Pending requests are dropped when the server closes. The answer to the close is still recognized."""
     edge = make()
     client = edge.open()
     client.connection.end(CloseReason.RESTART)
@@ -198,7 +198,7 @@ def test_requests_under_way_at_the_servers_close(make: Edges) -> None:
 
 
 def test_nothing_follows_a_close(make: Edges) -> None:
-    """After a close frame nothing is sent, whatever is published or answered late."""
+    """After a close frame nothing is sent, even if an event or a late answer comes."""
     method = SlowMethod()
     edge = make(method)
     client = edge.open().ask({"job_events": [1]})
@@ -209,11 +209,11 @@ def test_nothing_follows_a_close(make: Edges) -> None:
     assert edge.hub.topics == 0
 
 
-# what a client may send
+# What a client may send
 
 
 def test_no_compression(make: Edges) -> None:
-    """Compression is never agreed to, and a compressed frame is a violation."""
+    """Compression is never accepted, and a compressed frame is a violation."""
     edge = make()
     client = edge.connect().send(request(added=["Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"]))
     assert client.status == 101
@@ -223,7 +223,7 @@ def test_no_compression(make: Edges) -> None:
 
 
 def test_size_limits_are_one_way(make: Edges) -> None:
-    """64 KiB in are taken, one byte more in one frame or in several is 1009; 1 MiB out arrives whole."""
+    """64 KiB in are accepted, and one byte more gets 1009, in one frame or several. 1 MiB out arrives whole."""
     edge = make()
     limit = edge.settings.message_bytes
     assert "error" in edge.open().send(text("x" * limit)).take()[0]
@@ -239,7 +239,7 @@ def test_size_limits_are_one_way(make: Edges) -> None:
 
 
 def test_too_large_is_v1s_bye(make: Edges) -> None:
-    """A v1 client whose message is too large is told so before the close, as before every other."""
+    """A v1 client whose message is too large gets a goodbye before the close, as before every other close."""
     client = make().open(v1=True)
     client.send(text("x" * 70_000))
     assert [(message["type"], message["reason"]) for message in client.take()] == [("bye", "too big")]
@@ -256,7 +256,7 @@ def test_fragmented_message(make: Edges) -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"ab"])
 def test_fragment_flood(make: Edges, payload: bytes) -> None:
-    """More than 64 fragments in a message are 1008, also empty ones, and the rest of the flood is not kept."""
+    """More than 64 fragments in a message get 1008, even empty ones. The rest of the flood is not kept."""
     edge = make()
     client = edge.open().send(frame(TEXT, payload, fin=False), *[frame(CONTINUATION, payload, fin=False)] * 63)
     assert client.close_code() is None
@@ -269,14 +269,14 @@ def test_fragment_flood(make: Edges, payload: bytes) -> None:
 
 
 def test_64_fragments_are_taken(make: Edges) -> None:
-    """A message of exactly 64 fragments is fine."""
+    """A message of exactly 64 fragments is accepted."""
     client = make().open().send(frame(TEXT, b"", fin=False), *[frame(CONTINUATION, b"", fin=False)] * 62)
     client.send(frame(CONTINUATION, b'{"groups":{}}'))
     assert client.take()[0]["groups_current"] == []
 
 
 def test_many_messages_in_fragments(make: Edges) -> None:
-    """Each frame of a read costs Autobahn a copy of the rest: a read full of empty fragments is 1008 before it takes 50 ms."""
+    """Each frame of a read costs Autobahn a copy of the rest. A read full of empty fragments gets 1008 before it takes 50 ms."""
     message = frame(TEXT, b"{", fin=False) + frame(CONTINUATION, fin=False) * 62 + frame(CONTINUATION, b'"groups":{}}')
     edge = make()
     client = edge.open().send(message * 2)
@@ -290,7 +290,7 @@ def test_many_messages_in_fragments(make: Edges) -> None:
 
 
 def test_a_message_in_64_fragments_each_second(make: Edges) -> None:
-    """Who sends so for ever is followed for ever."""
+    """A client may do so for ever."""
     message = frame(TEXT, b"{", fin=False) + frame(CONTINUATION, fin=False) * 62 + frame(CONTINUATION, b'"groups":{}}')
     edge = make(ping_s=3600)
     client = edge.open()
@@ -301,7 +301,7 @@ def test_a_message_in_64_fragments_each_second(make: Edges) -> None:
 
 
 def test_message_never_finished(make: Edges) -> None:
-    """A message has 10 s from its first byte to its last: one that trickles is 1008."""
+    """A message has 10 s from its first byte to its last. A slower one gets 1008."""
     edge = make()
     for start in (frame(TEXT, b"x" * 100)[:50], frame(TEXT, b"x", fin=False), frame(TEXT, b"x")[:1]):
         client = edge.open().send(start)
@@ -313,7 +313,7 @@ def test_message_never_finished(make: Edges) -> None:
 
 
 def test_busy_client_is_not_taken_for_a_slow_one(make: Edges) -> None:
-    """A client whose reads always end within a message is fine as long as each message is finished in time."""
+    """A client whose reads always end within a message is accepted while each message ends in time."""
     edge = make()
     client = edge.open()
     message = text({"groups": {}})
@@ -327,7 +327,7 @@ def test_busy_client_is_not_taken_for_a_slow_one(make: Edges) -> None:
 
 
 def test_ping_flood(make: Edges) -> None:
-    """Pings beyond burst and rate are 1008 at once; pongs stay few, and the rest of the flood is not even looked at."""
+    """Pings beyond burst and rate get 1008 at once. Pongs stay few, and the rest of the flood is not processed."""
     edge = make()
     client = edge.open()
     client.send(frame(PING, b"x" * 125) * 500)
@@ -339,7 +339,7 @@ def test_ping_flood(make: Edges) -> None:
 
 
 def test_pings_at_the_rate(make: Edges) -> None:
-    """20 pings a second are answered for ever."""
+    """20 pings per second are answered for ever."""
     edge = make()
     client = edge.open()
     for _ in range(60):
@@ -350,7 +350,7 @@ def test_pings_at_the_rate(make: Edges) -> None:
 
 
 def test_unsolicited_pongs(make: Edges) -> None:
-    """A pong that nobody asked for is fine (RFC 6455 section 5.5.3), a flood of them is 1008."""
+    """An unsolicited pong is accepted (RFC 6455 section 5.5.3), a flood of them gets 1008."""
     edge = make()
     client = edge.open().send(frame(PONG, b"x"))
     client.listen(1)
@@ -390,7 +390,7 @@ def test_unsolicited_pongs(make: Edges) -> None:
     ],
 )
 def test_violations(make: Edges, raw: bytes, code: int) -> None:
-    """A violation of RFC 6455 is closed with its code, and the connection is gone after the linger time at the latest."""
+    """A violation of RFC 6455 is closed with its code. The connection is gone after the linger time at the latest."""
     edge = make()
     client = edge.open().listen(1).send(raw)
     assert client.close_code() == code
@@ -404,7 +404,7 @@ def test_violations(make: Edges, raw: bytes, code: int) -> None:
 
 
 def test_every_open_and_close_is_counted(make: Edges) -> None:
-    """What was opened and closed is counted, whatever way it went."""
+    """Each open and each close is counted, for every way to end."""
     edge = make()
     first, second, third = edge.open(), edge.open(), edge.open()
     first.hang_up()
@@ -415,6 +415,6 @@ def test_every_open_and_close_is_counted(make: Edges) -> None:
 
 
 def test_failure_is_a_failure() -> None:
-    """The leak check of these tests notices what is logged with a traceback."""
+    """The leak check of these tests notices a logged traceback."""
     with pytest.raises(AssertionError, match="unhandled"), edges():
         fail(ValueError("unhandled"))

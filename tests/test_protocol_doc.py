@@ -16,17 +16,17 @@ CODE_BLOCKS = re.findall(r"^```json\n(.*?)\n```$", DOCUMENT, re.MULTILINE | re.D
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample['dialect']}-{sample['name']}")
 def test_every_golden_sample_stands_in_the_document(sample: dict[str, str]) -> None:
-    """Verbatim, as a code block: what readers copy is what the tests prove."""
+    """Each sample stands there verbatim, as a code block: the text that readers copy is the text that the tests check."""
     assert sample["frame"] in CODE_BLOCKS
 
 
 def test_every_code_block_is_a_golden_sample() -> None:
-    """The document shows no frame that nobody checks."""
+    """Each frame in the document is checked by a test."""
     assert [sample["frame"] for sample in SAMPLES] == CODE_BLOCKS
 
 
 def test_every_error_code_stands_in_the_document() -> None:
-    """Programs go by the codes, so each one that the server may send is listed."""
+    """Programs depend on the codes, so each code that the server may send is listed."""
     names = ("core/requests.py", "websocket/session.py", "websocket/tokens.py", "websocket/unauthenticated.py")
     source = "".join((ROOT / "towerws" / name).read_text() for name in names)
     codes = set(re.findall(r'BadRequest\("(\w+)"', source))
@@ -37,7 +37,7 @@ def test_every_error_code_stands_in_the_document() -> None:
 
 @pytest.mark.parametrize("reason", CloseReason)
 def test_every_close_stands_in_the_document(reason: CloseReason) -> None:
-    """With its code and, where the code is used for more than one thing, its word."""
+    """Each close is listed with its code and, if the code has several meanings, with its word."""
     assert f"| {reason.value.code} |" in DOCUMENT
     if reason is not CloseReason.TOO_BIG:
         assert f"`{reason.value.reason}`" in DOCUMENT

@@ -1,4 +1,4 @@
-"""What the service joins that no part can show alone. The daemon as a whole is in `tests/integration`."""
+"""What the service does with all its parts together. The daemon as a whole is in `tests/integration`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from towerws.service import TowerwsService
 
 
 def test_a_message_to_very_many_is_written_over_several_turns_of_the_reactor() -> None:
-    """Nobody has to wait for all of it; in the end everyone has it, once."""
+    """Other work need not wait for all of the writes. In the end every client has the message once."""
     reactor = SelectReactor()
     try:
         service = TowerwsService(Settings(broker=None, auth=("open",)), reactor)

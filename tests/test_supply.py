@@ -20,7 +20,7 @@ LOCKS = ("run.txt", "tools.txt")
 
 
 def locked(name: str) -> dict[str, str]:
-    """The packages of a lock file with the rest of their entries."""
+    """The packages of a lock file, each with the rest of its entry."""
     entries = re.split(r"^(?=[a-z])", (ROOT / "requirements" / name).read_text(), flags=re.MULTILINE)[1:]
     return {canonicalize_name(entry.partition("==")[0]): entry.partition("==")[2] for entry in entries}
 
@@ -32,7 +32,7 @@ def version(entry: str) -> str:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_each_has_hashes(name: str) -> None:
-    """pip refuses a file that is not one of these."""
+    """pip refuses a file without one of these hashes."""
     packages = locked(name)
     assert packages
     assert [package for package, entry in packages.items() if not re.search(r"--hash=sha256:[0-9a-f]{64}", entry)] == []
@@ -40,7 +40,7 @@ def test_each_has_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_no_registry_is_named(name: str) -> None:
-    """Where packages come from is for the machine to say that installs them."""
+    """The machine that installs the packages chooses where they come from."""
     text = (ROOT / "requirements" / name).read_text()
     assert "://" not in text
     assert "--index-url" not in text
@@ -57,7 +57,7 @@ def test_every_dependency_is_locked_in_a_version_that_it_may_have() -> None:
 
 
 class Advisories(ThreadingHTTPServer):
-    """A database of vulnerabilities that speaks as OSV does. `known` has them by package; `fails` says at which packages it breaks down."""
+    """A vulnerability database that speaks OSV's protocol. `known` is by package, `fails` names packages for which it fails."""
 
     daemon_threads = True
 
@@ -69,7 +69,7 @@ class Advisories(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it is asked."""
+        """The URL for queries."""
         return f"http://127.0.0.1:{self.server_port}/v1/query"
 
 
@@ -77,11 +77,11 @@ class _Query(BaseHTTPRequestHandler):
     server: Advisories
 
     def do_GET(self) -> None:
-        """Whether it is there."""
+        """Answer that the server is there."""
         self._answer(405, {})
 
     def do_POST(self) -> None:
-        """One question about one package."""
+        """Answer a question about one package."""
         question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         package = question["package"]["name"]
         assert question["package"]["ecosystem"] == "PyPI"
@@ -100,12 +100,12 @@ class _Query(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """No log."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def advisories() -> Iterator[Advisories]:
-    """One that knows of nothing."""
+    """A database without vulnerabilities."""
     with Advisories() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -115,7 +115,7 @@ def advisories() -> Iterator[Advisories]:
 
 
 def audit(url: str, *more: str) -> tuple[int, str]:
-    """What `script/supply audit` says about what this database knows, and its status."""
+    """Run `script/supply audit` with this database. Returns its status and its output."""
     done = subprocess.run(
         ["script/supply", "audit", *more],
         cwd=ROOT,
@@ -143,7 +143,7 @@ def vulnerability(package: str, fixed: str) -> dict[str, object]:
 
 
 def test_an_audit_without_findings(advisories: Advisories) -> None:
-    """Every locked package is asked about, in the version that is locked."""
+    """Every locked package is checked in its locked version."""
     status, said = audit(advisories.url)
     assert status == 0, said
     assert said.count("No known vulnerabilities found") == len(LOCKS)
@@ -154,7 +154,7 @@ def test_an_audit_without_findings(advisories: Advisories) -> None:
 
 
 def test_an_audit_with_a_finding(advisories: Advisories) -> None:
-    """It is named with its cure, the other file is audited too, and the status is 1, wherever that runs."""
+    """It is named with its fix, the other file is checked too, and the status is 1, in any current folder."""
     advisories.known["twisted"] = vulnerability("twisted", "99.1.0")
     for more in ((), ("--if-reachable",)):
         status, said = audit(advisories.url, *more)
@@ -165,7 +165,7 @@ def test_an_audit_with_a_finding(advisories: Advisories) -> None:
 
 
 def test_an_audit_that_can_not_be_made(advisories: Advisories) -> None:
-    """No database, or one that breaks down on the way, is no clean bill: status 3, or 0 where that was asked for, and always said."""
+    """Without a working database the audit is not clean: status 3, or 0 if that was asked for, always with a message."""
     advisories.fails = lambda package: package == "pika"
     with Advisories() as gone:
         unreachable = gone.url

@@ -25,7 +25,7 @@ TWISTD = str(Path(sys.executable).with_name("twistd"))
     ],
 )
 def test_a_misspelt_flag(tmp_path: Path, flag: str, said: str) -> None:
-    """One line that names the right one, status 2; nothing is suggested where nothing is near."""
+    """One line names the right flag, and the status is 2. No flag is suggested if none is similar."""
     done = subprocess.run([TWISTD, "-n", "towerws", flag], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("towerws: ")
