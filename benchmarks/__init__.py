@@ -1,1 +1,1 @@
-"""What towerws costs, measured on the real daemon: `make bench` (docs/performance.md says what each scenario does)."""
+"""Measures the cost of towerws on the real daemon: `make bench` (docs/performance.md describes each scenario)."""

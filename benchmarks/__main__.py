@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--size N] [--scenario NAME]… [--json FILE]`: measure; a table, JSON. Exit status 3 if a bar was missed."""
+"""`python -m benchmarks [--size N] [--scenario NAME]… [--json FILE]`: measures, and prints a table. Exit status 3 if a limit was missed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ EXIT_MISSED = 3  # 1 is Python's, for a scenario that did not do its work
 
 
 def main() -> int:
-    """Measure what was asked for."""
+    """Run the chosen scenarios."""
     parser = argparse.ArgumentParser(description="Measure towerws. docs/performance.md says what each scenario does.")
-    parser.add_argument("--size", type=float, default=1.0, help="1: the full run; 0.1: under two minutes; 0.01: only shows that it works")
+    parser.add_argument("--size", type=float, default=1.0, help="1: the full run. 0.1: under two minutes. 0.01: only shows that it works")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this one; may be repeated")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def machine() -> str:
-    """Where this is measured, and with what."""
+    """The machine and the versions of this run."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((text.partition(": ")[2] for text in info.splitlines() if text.startswith("model name")), platform.machine())
     packages = ", ".join(f"{name} {version(name)}" for name in ("twisted", "autobahn", "pika"))

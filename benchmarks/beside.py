@@ -1,4 +1,4 @@
-"""What goes on beside a measurement, each in a process of its own, so that it waits for the server and for nothing of ours."""
+"""Background work during a measurement. Each piece has its own process, so that it waits for the server only."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ASK_EVERY_S = 0.02
 
 @contextmanager
 def _channel(url: str) -> Iterator[Any]:
-    """A channel to publish with; by the end the broker has taken everything in."""
+    """A channel to publish with. At the end the broker has accepted every message."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     yield channel
-    channel.close()  # answered behind all that was published
+    channel.close()  # the broker answers this after all that was published
     connection.close()
 
 
@@ -34,7 +34,7 @@ _PROPERTIES = pika.BasicProperties(content_type="application/json")
 
 
 def publish(url: str, exchange: str, messages: Iterable[Message], size: int, per_s: float = 0) -> None:
-    """Publish, so many a second or (0) as fast as it goes."""
+    """Publish at `per_s` messages per second, or as fast as possible if that is 0."""
     with _channel(url) as channel:
         start = time.monotonic()
         for count, (routing_key, number) in enumerate(messages):
@@ -44,14 +44,14 @@ def publish(url: str, exchange: str, messages: Iterable[Message], size: int, per
 
 
 def publish_bodies(url: str, exchange: str, messages: Iterable[tuple[str, bytes]]) -> None:
-    """Publish what is given, as fast as it goes."""
+    """Publish these messages as fast as possible."""
     with _channel(url) as channel:
         for routing_key, body in messages:
             channel.basic_publish(exchange, routing_key, body, _PROPERTIES)
 
 
 class _Beside:
-    """A process: ready when this has been made, at work from `begin` on, and `_result` waits for what came of it."""
+    """A process that is ready once constructed. `begin` starts its work, and `_result` waits for the result."""
 
     def __init__(self, work: Callable[..., object], *args: object) -> None:
         context = get_context("spawn")
@@ -62,7 +62,7 @@ class _Beside:
         self._pipe.recv()
 
     def begin(self) -> None:
-        """Let it work from now on."""
+        """Start the work."""
         self._pipe.send("begin")
 
     def _result(self) -> Any:
@@ -78,13 +78,13 @@ class _Beside:
 
 
 class Publisher(_Beside):
-    """Publishes at a steady pace."""
+    """Publishes at a steady rate."""
 
     def __init__(self, url: str, exchange: str, messages: list[Message], size: int, per_s: float) -> None:
         super().__init__(_publish, url, exchange, messages, size, per_s)
 
     def end(self) -> None:
-        """Wait until all is published."""
+        """Wait until everything is published."""
         self._result()
 
 
@@ -95,9 +95,9 @@ class Health(_Beside):
         super().__init__(_ask, port)
 
     def end(self) -> list[float]:
-        """Stop; the milliseconds that each answer took, sorted.
+        """Stop. Returns the milliseconds of each answer, sorted.
 
-        They count from when it was due to be asked for: while one answer is awaited, the next ones wait too.
+        Each counts from its scheduled time: while one answer is awaited, the next ones wait, too.
         """
         self._pipe.send("end")
         return sorted(took_s * 1000 for took_s in self._result())

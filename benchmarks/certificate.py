@@ -15,7 +15,7 @@ from benchmarks.client import HOST
 
 
 def make_certificate(path: Path) -> None:
-    """A P-256 key and a certificate for `HOST` that signed itself and is good for a day, in one PEM file."""
+    """A P-256 key and a self-signed certificate for `HOST`, valid for a day, in one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
     now = dt.datetime.now(dt.UTC)

@@ -1,4 +1,4 @@
-"""One client of the load generator: how it opens, and what it keeps."""
+"""One client of the load generator: its handshake, and the data that it keeps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from benchmarks.messages import FrameCounter, frame_end, unframe
 
 HOST = "127.0.0.1"
-"""Where every server listens."""
+"""The address on which every server listens."""
 
-# What a browser sends, so that the server has the work and the memory that it will have. By another name than localhost the daemon would
-# refuse it on loopback, where it has no credential.
+# Headers of a browser, so that the server has realistic work and memory. On loopback, without a credential, the daemon
+# accepts only the name localhost.
 HEAD = (
     "GET /websocket/ HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nPragma: no-cache\r\nCache-Control: no-cache\r\n"
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36\r\n"
@@ -25,18 +25,18 @@ HEAD = (
 )
 OFFER = "client_max_window_bits"
 DEFLATE = "client_no_context_takeover; server_no_context_takeover"
-"""What a browser says about compression, and what one says that must get it here."""
+"""A browser's offer of compression, and the offer of a client that must get it."""
 
 
 class LoadError(Exception):
-    """The server did not do what it should have. A scenario that meets this has no figure."""
+    """The server did not do what it should have. The scenario then has no figure."""
 
 
 @dataclass
 class Spec:
-    """One client: its topics (none: it only connects), its dialect, where it resumes; `raw` speaks no websocket,
-    `slow` reads nothing until it is told to, `pem` is the certificate it trusts: it speaks TLS. `uneven`: what it gets differs
-    in length, and is counted frame by frame; `deflate`: and is compressed.
+    """One client: its topics, its dialect, and the position where it resumes. Without topics it only connects.
+    `raw` speaks no websocket. `slow` reads nothing until it is told to. `pem` is the certificate that it trusts for TLS.
+    `uneven`: its messages differ in length, and are counted frame by frame. `deflate`: they are compressed, too.
     """
 
     groups: dict[str, list[int | str]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Spec:
 
 
 class Client:
-    """One socket and what came through it."""
+    """One socket, and the data that arrived on it."""
 
     __slots__ = ("answers", "asked", "buffer", "chunks", "due", "frames", "got", "size", "sock", "spec", "tail", "took_s")
 
@@ -67,17 +67,17 @@ class Client:
         self.chunks: list[bytes] | None = None
 
     def ask(self) -> None:
-        """Ask for the websocket."""
+        """Send the handshake."""
         self.asked = True
         offer = DEFLATE if self.spec.deflate else OFFER
         last = "Sec-WebSocket-Protocol: towerws.v1" if self.spec.v1 else "X-Requested: no"
         self.sock.send(f"{HEAD}{offer}\r\n{last}\r\n\r\n".encode("ascii"))
 
     def read(self) -> bool:
-        """Whether more of the answers came."""
+        """Read more of the answers. Returns whether any came."""
         try:
             data = self.sock.recv(65536)
-        except ssl.SSLWantReadError:  # a ticket of TLS's own
+        except ssl.SSLWantReadError:  # TLS sent a ticket of its own
             return False
         if not data:
             raise LoadError(f"the server closed the connection: {self.buffer[:200]!r}")
@@ -85,7 +85,7 @@ class Client:
         return True
 
     def secured(self) -> bool:
-        """True once TLS, where it is spoken, is agreed upon; then the client has asked for its websocket."""
+        """True once TLS, if used, is established. The client has then sent its handshake."""
         if self.asked:
             return True
         assert isinstance(self.sock, ssl.SSLSocket)
@@ -97,7 +97,7 @@ class Client:
         return False
 
     def answered(self) -> bool:
-        """Read on; True once the client has all its answers. What came behind the last one counts as received."""
+        """Read on. True once the client has all its answers. Bytes after the last one count as received."""
         if not self.read():
             return False
         if self.answers == 0 and not self._upgraded():
@@ -118,7 +118,7 @@ class Client:
         return True
 
     def _upgraded(self) -> bool:
-        """True once the whole answer to the handshake is here; then the client has asked for its topics."""
+        """True once the answer to the handshake is complete. The client has then sent its subscription."""
         head, end, rest = self.buffer.partition(b"\r\n\r\n")
         if not end:
             return False
@@ -137,12 +137,12 @@ class Client:
 
 @cache
 def trusting(pem: str) -> ssl.SSLContext:
-    """TLS with that certificate and no other."""
+    """A TLS context that trusts only this certificate."""
     return ssl.create_default_context(cafile=pem)
 
 
 def masked(text: str) -> bytes:
-    """A client's text frame; the mask is zero, which is a mask like any other."""
+    """A client's text frame. Its mask is zero, which is a valid mask."""
     data = text.encode("ascii")
     size = len(data)
     head = bytes((0x81, 0x80 | size)) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")

@@ -1,4 +1,4 @@
-"""The scenario that shows what compression saves on the wire, and what it costs."""
+"""The scenario that measures the savings on the wire by compression, and its cost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.world import Run, World
 SAMPLES = ROOT / "tests" / "data" / "awx-events.json"
 
 TOPICS = {"job_events.42", "jobs.status_changed"}
-"""What the page of a job listens to; the samples are a whole run of this one."""
+"""The topics of a job's page. The samples are a whole run of this job."""
 
 
 def compression(world: World) -> None:
-    """1,000 clients watch a job; AWX's own events wait for the daemon; without and with `permessage-deflate`."""
+    """1,000 clients watch a job, and AWX's own events wait for the daemon. Runs with and without `permessage-deflate`."""
     count = max(20, min(1000, world.scaled(10_000)))
     samples = [
         (sample["routing_key"], json.dumps(sample["payload"]).encode("ascii"))

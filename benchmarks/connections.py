@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 WARM = 200
 LEAST_STORM_NS = 250_000_000
-"""What is published within that time counts as published during the storm: at tiny sizes it is over between two messages."""
+"""Messages published within these seconds count as sent during the storm: at tiny sizes it ends between two messages."""
 
 
 def memory(world: World) -> None:
     """10,000 subscribed idle connections, opened with a browser's headers."""
     count = world.scaled(10_000, 100)
     with world.towerws() as server, world.clients() as warm, world.clients() as load:
-        warm.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)  # what the first ones bring into memory is not theirs
+        warm.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)  # memory for the first connections is not counted
         before = server.rss_bytes
         load.open(server.port, [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)])
         time.sleep(0.5)
@@ -35,13 +35,13 @@ def memory(world: World) -> None:
 
 
 def storm(world: World) -> None:
-    """10,000 clients connect and subscribe at once, while 100 others get 20 messages a second, and `/healthz` is asked."""
+    """10,000 clients connect and subscribe at once. Meanwhile 100 others get 20 messages per second, and `/healthz` is asked."""
     count = world.scaled(10_000, 100)
     specs = [Spec({"jobs": ["status_changed"], "job_events": [number]}) for number in range(count)]
     healthy = [Spec({"schedules": ["changed"]})] * 100
     stamped = [
         ("schedules.changed", number) for number in range(world.scaled(200, 40))
-    ]  # 2 s at the least: longer than what comes before the storm
+    ]  # at least 2 s: longer than the time before the storm
     with world.towerws() as server, world.clients() as load, world.clients(1) as others, Health(server.admin_port) as health:
         warm(world, server)
         others.open(server.port, healthy)
@@ -72,7 +72,7 @@ def storm(world: World) -> None:
 
 
 def resume(world: World) -> None:
-    """10,000 clients of 3 topics reconnect after 30 s at 200 messages a second; each missed about 100 of them."""
+    """10,000 clients of 3 topics reconnect after 30 s at 200 messages per second. Each one missed about 100 of them."""
     count, messages = world.scaled(10_000, 100), max(180, world.scaled(6000))
     topics = messages * 3 // 100 or 1
     groups: list[dict[str, list[int | str]]] = [
@@ -101,27 +101,27 @@ def resume(world: World) -> None:
 
 
 def bystanders(server: Server, window_s: float) -> float:
-    """What goes on already, in seconds of CPU a second."""
+    """The load that already runs, in seconds of CPU per second."""
     cpu, start = server.cpu_ns, time.monotonic_ns()
     time.sleep(window_s)
     return (server.cpu_ns - cpu) / (time.monotonic_ns() - start)
 
 
 def connecting(world: World, start: Callable[[], Server], specs: list[Spec]) -> float:
-    """What it costs this server to let the same clients in, in seconds of CPU."""
+    """Seconds of CPU that this server needs to accept the same clients."""
     with start() as server, world.clients() as load:
         warm(world, server)
         return measured(server, load, specs)[1]
 
 
 def measured(server: Server, load: Load, specs: list[Spec]) -> tuple[Opened, float]:
-    """Open these clients; the CPU that it cost, in seconds."""
+    """Open these clients. Returns the CPU for it, in seconds."""
     cpu = server.cpu_ns
     opened = load.open(server.port, specs)
     return opened, (server.cpu_ns - cpu) / 1e9
 
 
 def warm(world: World, server: Server) -> None:
-    """Let the first connections pay for what is paid once."""
+    """Open a few connections that pay the one-time costs."""
     with world.clients() as load:
         load.open(server.port, [Spec({"jobs": ["status_changed"]})] * WARM)

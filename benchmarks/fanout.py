@@ -11,18 +11,18 @@ from benchmarks.world import Run, World, percentile
 SHARED = "jobs.status_changed"
 
 HISTORY_BYTES = 16 * 1024 * 1024
-"""Some 24,000 messages; half of what unwatched publishes."""
+"""About 24,000 messages: half of those that unwatched publishes."""
 BYTES = 300
 
 ROUNDS = 3
-"""Of what depends on who else uses the machine: what others do only adds, so the quietest counts."""
+"""Rounds of figures that depend on other load on the machine. Other load only adds, so the quietest round counts."""
 
 ROUND_S = 8
-"""Of steady, at each rate."""
+"""Rounds of steady, at each rate."""
 
 
 def burst_run(world: World, specs: list[Spec], messages: int, size: int = BYTES) -> Run:
-    """Messages on one topic, all waiting in the broker, to everyone."""
+    """Messages on one topic, all waiting in the broker, to all clients."""
     with world.towerws() as server, world.clients() as load:
         load.open(server.port, specs)
         world.run(server, load, numbered(1), specs, size)  # the first delivery of a process pays for imports and caches
@@ -32,7 +32,7 @@ def burst_run(world: World, specs: list[Spec], messages: int, size: int = BYTES)
 
 
 def _burst_asked(world: World, specs: list[Spec], messages: int) -> list[float]:
-    """The same while `/healthz` is asked: how long its answers took, in milliseconds, sorted."""
+    """The same while `/healthz` is asked. Returns the milliseconds of its answers, sorted."""
     with world.towerws() as server, world.clients() as load, Health(server.admin_port) as health:
         load.open(server.port, specs)
         world.run(server, load, numbered(1), specs, BYTES)
@@ -40,7 +40,7 @@ def _burst_asked(world: World, specs: list[Spec], messages: int) -> list[float]:
 
 
 def rounds(world: World) -> int:
-    """How often each is run, in a full run."""
+    """The number of rounds in a full run."""
     return ROUNDS if world.size >= 1 else 1
 
 
@@ -55,15 +55,15 @@ def everyone(count: int, *, v1: bool = False) -> list[Spec]:
 
 
 def health_rows(world: World, scenario: str, answers_ms: list[float]) -> None:
-    """What came of asking `/healthz` meanwhile."""
+    """Add the figures of `/healthz`'s answers."""
     world.row(scenario, "/healthz p99", percentile(answers_ms, 99), "ms", "<= 100")
     world.row(scenario, "/healthz, slowest answer", answers_ms[-1], "ms")
 
 
 def burst(world: World) -> None:
-    """1,000 clients on one topic, 1,000 messages of 300 bytes as fast as the broker gives them; `/healthz` during ten times as many."""
+    """1,000 clients on one topic, 1,000 messages of 300 bytes as fast as possible. `/healthz` is asked during ten times as many."""
     count, messages = world.scaled(1000, 20), world.scaled(1000, 20)
-    count = max(count, min(1000, count * 10))  # fewer messages before fewer clients: the cost per message is spread over them
+    count = max(count, min(1000, count * 10))  # reduce messages before clients: the cost per message is spread over the clients
     specs = everyone(count)
     run = burst_run(world, specs, messages)
     answers_ms = _burst_asked(world, specs, 10 * messages)
@@ -82,9 +82,9 @@ def burst(world: World) -> None:
 
 
 def steady(world: World) -> None:
-    """1,000 clients on one topic, 30 and 60 messages a second, each sent when it arrives.
+    """1,000 clients on one topic, 30 and 60 messages per second, each sent when it arrives.
 
-    In turns with floor, and of each the quietest round: what others do on the machine only adds.
+    The rounds alternate with floor. The quietest of each counts: other load on the machine only adds.
     """
     count = max(20, min(1000, world.scaled(10_000)))
     specs = everyone(count)
@@ -124,7 +124,7 @@ def steady(world: World) -> None:
 
 
 def mixed(world: World) -> None:
-    """1,000 clients, each on one of 50 job topics and the shared one; 10,000 messages, one in ten shared; the backlog is drained."""
+    """1,000 clients, each on one of 50 job topics and the shared one. A backlog of 10,000 messages, one in ten shared, is drained."""
     count = max(50, min(1000, world.scaled(10_000)))
     specs = [Spec({"job_events": [number % 50], "jobs": ["status_changed"]}) for number in range(count)]
     messages = [
@@ -139,7 +139,7 @@ def mixed(world: World) -> None:
 
 
 def drain(world: World) -> None:
-    """50,000 messages wait in the stream, 1,000 clients on 1,000 topics, each message wanted by one of them."""
+    """50,000 messages wait in the stream. 1,000 clients have 1,000 topics, and each message has one subscriber."""
     count = max(50, min(1000, world.scaled(10_000)))
     specs = [Spec({"job_events": [number]}) for number in range(count)]
     messages = [(f"job_events.{number % count}", number) for number in range(world.scaled(50_000, 1000))]
@@ -151,9 +151,9 @@ def drain(world: World) -> None:
 
 
 def unwatched(world: World) -> None:
-    """50,000 messages nobody subscribed to; with 10, and with 1,000,000 subscribed topics. History is full before it begins.
+    """50,000 messages without a subscriber, with 10 and with 1,000,000 subscribed topics. History is full before the start.
 
-    For the memory that it fills the first time the kernel has to find pages, and that costs a large process more.
+    The kernel has to find pages for memory that is filled the first time, and that costs a large process more.
     """
     messages = world.scaled(50_000, 1000)
     wanted = [(f"job_events.{number % 100}", number) for number in range(messages)]
@@ -168,14 +168,14 @@ def unwatched(world: World) -> None:
         with world.towerws(*flags) as server, world.clients() as load:
             load.open(server.port, specs)
             for _ in ("history is filled", "this counts"):
-                run = world.run(server, load, [*wanted, (SHARED, messages)], specs, BYTES)  # the last one says that all was read
+                run = world.run(server, load, [*wanted, (SHARED, messages)], specs, BYTES)  # the last message shows that all were read
         costs.append(run.cpu_s * 1e6 / messages)
         world.row("unwatched", f"CPU per message, {topics:,} topics", costs[-1], "µs", "<= 16")
     world.row("unwatched", "many topics, times few", costs[1] / costs[0], "x", "<= 1.1")
 
 
 def v1(world: World) -> None:
-    """Burst in the dialect `towerws.v1`, beside Tower's."""
+    """Burst in the dialect `towerws.v1` and in Tower's."""
     count, messages = max(20, min(1000, world.scaled(10_000))), world.scaled(1000, 20)
     tower = burst_run(world, everyone(count), messages)
     run = burst_run(world, everyone(count, v1=True), messages)
@@ -185,9 +185,9 @@ def v1(world: World) -> None:
 
 
 def large(world: World) -> None:
-    """1,000 clients, payloads of 8 KB and 256 KB; one client in a hundred reads nothing until the others have everything.
+    """1,000 clients, payloads of 8 KB and 256 KB. One client in a hundred reads nothing until the others have everything.
 
-    Of each server the fastest round.
+    The fastest round of each server counts.
     """
     count = max(20, min(1000, world.scaled(10_000)))
     for size, full in ((8 * 1024, 400), (256 * 1024, 16)):

@@ -1,7 +1,7 @@
 """The clients of one process of the load generator: many sockets, cheaper than any server.
 
-Bytes are counted, not decoded: Tower's frames are of known length. A sample of the clients keeps what it gets, and that is
-compared with what was published after the clock has stopped. `towerws.v1` frames differ in length: there a marker in each
+Bytes are counted, not decoded: Tower's frames have a known length. A sample of the clients keeps its bytes. They are
+compared with the published messages after the clock has stopped. `towerws.v1` frames differ in length: there a marker in each
 message is counted. Other uneven frames are counted one by one.
 """
 
@@ -22,10 +22,10 @@ from benchmarks.client import HOST, Client, LoadError, Spec, trusting
 from benchmarks.messages import MARKER, STAMP_AT, numbers, unframe
 
 SOURCES = [f"127.0.0.{last}" for last in range(2, 10)]
-"""Eight addresses: one has only 28,000 ports."""
+"""Eight addresses, because one has only 28,000 ports."""
 
 Due = list[int] | list[bytes]
-"""What a client must get, in order: the numbers of messages, or (uneven) the messages."""
+"""What a client must get, in order: the numbers of messages or, if their lengths differ, the messages."""
 
 READ_BYTES = 1 << 20
 OPEN_S = 120.0
@@ -33,7 +33,7 @@ OPEN_S = 120.0
 
 @dataclass
 class Opened:
-    """How opening went: seconds from the first connect to each client's answer, and where each stands (v1)."""
+    """The result of opening: seconds from the first connect to each client's answer, and each client's position (v1)."""
 
     took_s: list[float]
     positions: list[str]
@@ -41,8 +41,8 @@ class Opened:
 
 @dataclass
 class Received:
-    """What came: messages and bytes in all, when the last of them did, failures; for the first message of each read, when it was published
-    and how long it took. Monotonic nanoseconds.
+    """The result of a run: messages and bytes in all, the time of the last message, and failures. For the first message of each read
+    it has the time of publishing and the delay. Times are monotonic nanoseconds.
     """
 
     messages: int
@@ -53,7 +53,7 @@ class Received:
     delays_ns: array[int]
 
     def delays_ms(self, begin_ns: int = 0, end_ns: int = sys.maxsize) -> list[float]:
-        """How long messages took that were published within that time, sorted; `LoadError` when there are none."""
+        """Delays of messages published within that time, sorted. Raises `LoadError` if there are none."""
         within = [delay / 1e6 for sent, delay in zip(self.sent_ns, self.delays_ns, strict=True) if begin_ns <= sent <= end_ns]
         if not within:
             raise LoadError("no message was published within the time that is measured")
@@ -61,7 +61,7 @@ class Received:
 
 
 class Fleet:
-    """The clients of one process; its public methods are what the parent may call."""
+    """The clients of one process. The parent may call the public methods."""
 
     def __init__(self) -> None:
         self._clients: list[Client] = []
@@ -69,7 +69,7 @@ class Fleet:
         self._epoll = select.epoll()
 
     def open(self, port: int, specs: list[Spec]) -> Opened:
-        """Connect all at once, subscribe, and read each one's answer."""
+        """Connect all at once, subscribe, and read each answer."""
         started = time.monotonic()
         new = [self._connect(port, spec, number) for number, spec in enumerate(specs)]
         waiting = {client.sock.fileno(): client for client in new}
@@ -118,7 +118,7 @@ class Fleet:
             client.ask()
 
     def expect(self, due: list[int], frame_bytes: int, sample: int) -> None:
-        """Before anything is published: how many messages each client is due; one client in `sample` keeps what it gets."""
+        """Set how many messages each client must get, before any is published. One client in `sample` keeps its bytes."""
         self._frame_bytes = frame_bytes
         for number, (client, count) in enumerate(zip(self._clients, due, strict=True)):
             client.due = count
@@ -133,9 +133,9 @@ class Fleet:
             client.tail = b""
 
     def collect(self, within_s: float, size: int, expected: dict[int, Due], stamped: bool, slow: bool) -> Received:
-        """Read until every client has what it is due; `expected` has the numbers for each client of the sample.
+        """Read until every client has all its messages. `expected` has the numbers for each client of the sample.
 
-        With `slow` the slow ones read, without it the others.
+        With `slow` the slow clients read, otherwise all others.
         """
         deadline = time.monotonic() + within_s
         reading = [(number, client) for number, client in enumerate(self._clients) if client.spec.slow is slow]
@@ -161,7 +161,7 @@ class Fleet:
                     continue
                 if not size:
                     raise LoadError("the server closed a connection")
-                # A server that can't keep up is read in the middle of a frame now and then: that read has no stamp in front.
+                # A server that can't keep up is sometimes read in the middle of a frame: that read has no stamp at its start.
                 if stamped and client.got % self._frame_bytes == 0 and size >= header + STAMP_AT + 20:
                     stamp = int(bytes(view[header + STAMP_AT : header + STAMP_AT + 20]))
                     sent.append(stamp)
@@ -183,11 +183,11 @@ class Fleet:
         return Received(sum(client.due for _, client in reading), size, ended, disorder, sent, delays)
 
     def _unit(self, client: Client) -> int:
-        """What is counted: messages, or the bytes of one."""
+        """The unit of the count: messages, or the bytes of one."""
         return 1 if client.spec.v1 or client.spec.uneven else self._frame_bytes
 
     def _disorder(self, reading: list[tuple[int, Client]], size: int, expected: dict[int, Due]) -> int:
-        """How many of the sample got anything else than they were due; `LoadError` when a client of all got more or less of it."""
+        """How many clients of the sample got wrong messages. Raises `LoadError` if any client got more or fewer."""
         disorder = 0
         for number, client in reading:
             if client.got != client.due * self._unit(client):
@@ -198,7 +198,7 @@ class Fleet:
         return disorder
 
     def close(self) -> None:
-        """Disconnect all."""
+        """Disconnect all clients."""
         for client in self._clients:
             self._epoll.unregister(client.sock.fileno())
             client.sock.close()

@@ -1,6 +1,6 @@
 """The floor: one `socket.send` of the same bytes per client and message, in a bare loop. `python -m benchmarks.floor PORT CLIENTS BYTES`.
 
-The first CLIENTS connections are clients. The next says on one line how many messages to send, and how many a second.
+The first CLIENTS connections are clients. The next connection sends one line: how many messages to send, and how many per second.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def main(port: int, clients: int, size: int) -> None:
 
 
 def run(sockets: list[socket.socket], messages: int, per_s: float, size: int) -> None:
-    """The loop."""
+    """Send the messages."""
     start = time.monotonic()
     for number in range(messages):
         if per_s:
             time.sleep(max(0.0, start + number / per_s - time.monotonic()))
         data = frame(payload(number, size, stamp=True))
         for each in sockets:
-            each.sendall(data)  # one send(); more only where the buffer is full
+            each.sendall(data)  # one send(), and more only if the buffer is full
 
 
 if __name__ == "__main__":

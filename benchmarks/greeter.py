@@ -1,7 +1,7 @@
-"""The floor of connecting: the system calls that it takes, and answers that stand ready. `python -m benchmarks.greeter PORT`.
+"""The floor for connecting: only the necessary system calls, and prepared answers. `python -m benchmarks.greeter PORT`.
 
-It accepts, reads the request, answers 101 and greets in one write, reads the subscription, and answers that. Nothing is looked
-at. One epoll for all, as in Twisted.
+It accepts, reads the request, and sends 101 and a greeting in one write. Then it reads the subscription, and answers that. It
+parses nothing. It uses one epoll, as Twisted does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SWITCHING = (
 )
 SUBSCRIBED = frame(b'{"groups_current": ["job_events-1234", "jobs-status_changed"], "groups_left": [], "groups_joined": []}')
 ACCEPTS = 20
-"""In one turn at most, as towerws's doorman has it."""
+"""The most connections accepted in one iteration, as in towerws's AcceptThrottle."""
 
 
 def main(port: int) -> None:
@@ -47,7 +47,7 @@ def main(port: int) -> None:
 
 
 def accept(server: socket.socket, epoll: select.epoll, sockets: dict[int, socket.socket], greeted: dict[int, bool]) -> None:
-    """Let in those who wait, but not all at once."""
+    """Accept waiting connections, up to the bound."""
     for _ in range(ACCEPTS):
         try:
             client, _ = server.accept()

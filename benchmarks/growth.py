@@ -1,4 +1,4 @@
-"""The scenario that shows what growth costs: the same messages to more and more clients, and beside more and more topics."""
+"""The scenario that measures the cost of growth: the same messages to more clients, or with more subscribed topics."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from benchmarks.world import Point, World
 
 CLIENTS = (10, 100, 1000, 10_000)
 TOPICS = (1, 100, 10_000, 1_000_000)
-"""How many are subscribed in all, by 1,000 clients: the one that the messages are on, and others that stay silent."""
+"""Total subscribed topics, by 1,000 clients: the one with the messages, and others without any."""
 
 MAX_HELD = 1001
-"""By one client: one more than a connection may hold by default."""
+"""Topics of one client: one more than a connection may hold by default."""
 
 FLAT_FROM = 100
-"""Below so many clients, what a message costs once weighs more than what its deliveries cost."""
+"""With fewer clients, the cost per message outweighs the cost of its deliveries."""
 
 
 def growth(world: World) -> None:
@@ -32,7 +32,7 @@ def growth(world: World) -> None:
             first, least = flat[0]
             costs = [cost for _, cost in flat]
             world.row(f"growth {curve}", f"dearest, times that at {_many(first.at, axis)}", max(costs) / least, "x", "<= 1.25")
-            # More clients share what a message costs once: it may become less. More topics have nothing to share.
+            # More clients share the cost per message, so it may fall. More topics have nothing to share.
             bar = ">= 0.75" if axis == "topics" else ""
             world.row(f"growth {curve}", f"cheapest, times that at {_many(first.at, axis)}", min(costs) / least, "x", bar)
 
@@ -42,20 +42,20 @@ def _many(count: int, noun: str) -> str:
 
 
 def _holders(count: int, topics: int) -> list[Spec]:
-    """Clients on the shared topic that hold so many topics between them."""
+    """Clients on the shared topic that hold this many topics together."""
     return [Spec({"jobs": ["status_changed"], "job_events": list(range(1 + number, topics, count))}) for number in range(count)]
 
 
 def _both(world: World, specs: list[Spec], axis: str, at: int) -> None:
-    """One point of both curves."""
+    """Measure one point of both curves."""
     count, messages = len(specs), world.scaled(1000, 20)
-    per_s = 30 if count <= 1000 else 5  # 10,000 clients at 30 a second would want more than one core
+    per_s = 30 if count <= 1000 else 5  # 10,000 clients at 30 messages per second would need more than one core
     with world.towerws("--websocket-topics", str(MAX_HELD)) as server, world.clients() as load:
         load.open(server.port, specs)
         world.run(server, load, numbered(messages), specs, BYTES)  # the first deliveries of a process pay for imports and caches
         bursts = [world.run(server, load, numbered(messages), specs, BYTES) for _ in range(rounds(world))]
         steadies = [world.run(server, load, numbered(world.scaled(5 * per_s, 10)), specs, BYTES, per_s) for _ in range(rounds(world))]
     for curve, runs in (("burst", bursts), ("steady", steadies)):
-        cheapest = min(run.us_per_delivery for run in runs)  # what others do on the machine only adds
+        cheapest = min(run.us_per_delivery for run in runs)  # other processes on the machine only add to it
         point = Point(curve, axis, at, flat=count >= FLAT_FROM)
         world.row(f"growth {curve}", f"CPU per delivery, {_many(at, axis)}", cheapest, "µs", point=point)

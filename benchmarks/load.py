@@ -1,6 +1,6 @@
 """The load generator: clients in processes of their own.
 
-A child process does what its parent asks through a pipe, one call at a time.
+A child process runs the calls that its parent sends through a pipe, one at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.messages import frame
 
 
 class Load:
-    """The parent's side: clients spread evenly over processes, client `number` always in the same one."""
+    """The parent's side. Clients are spread evenly over the processes, client `number` always in the same one."""
 
     def __init__(self, processes: int = 2) -> None:
         context = get_context("spawn")
@@ -54,7 +54,7 @@ class Load:
         return Opened([took for part in parts for took in part.took_s], positions)
 
     def expect(self, expected: Sequence[Due], size: int, sample: int = 25) -> None:
-        """Say what each client is due: the numbers of messages of so many bytes, in their order, or the messages where they differ."""
+        """Tell each client what it must get, in order: numbers of messages of `size` bytes, or the messages if their lengths differ."""
         self._expected, self._bytes = expected, size
         step = len(self._pipes)
         size = len(frame(bytes(size)))
@@ -74,7 +74,7 @@ class Load:
         self._call("collect", args)
 
     def end_collect(self) -> Received:
-        """Wait until every client has all that it is due; `LoadError` otherwise, and when one of the sample got anything else."""
+        """Wait until every client has all its messages. Raises `LoadError` if it does not, or if one of the sample got another."""
         parts: list[Received] = self._answers()
         whole = Received(
             sum(part.messages for part in parts),

@@ -1,4 +1,4 @@
-"""The messages of a benchmark: numbered, stamped, all of one length, so that counting bytes counts messages."""
+"""Numbered messages with a time stamp, all of the same length, so that counting bytes counts messages."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 import zlib
 
 STAMP_AT = len('{"n":"00000000","t":"')
-"""Where the time stands in a payload: 20 digits of nanoseconds of the monotonic clock, the same in every process."""
+"""The time in a payload: 20 digits of nanoseconds of the monotonic clock, which is the same in every process."""
 
 MARKER = b'"n":"'
-"""Stands in every message once and nowhere else."""
+"""Occurs once in every message, and nowhere else."""
 
 
 def payload(number: int, size: int, *, stamp: bool = False) -> bytes:
-    """Message `number`, of exactly so many bytes."""
+    """Message `number`, of exactly `size` bytes."""
     head = f'{{"n":"{number:08d}","t":"{time.monotonic_ns() if stamp else 0:020d}","group_name":"jobs","pad":"'
     return f'{head}{"x" * (size - len(head) - 2)}"}}'.encode("ascii")
 
 
 def frame(data: bytes) -> bytes:
-    """One unmasked text frame (RFC 6455 section 5.2), written here once more: the code measured does not check itself."""
+    """One unmasked text frame (RFC 6455 section 5.2). It is implemented here again, so that the measured code does not check itself."""
     size = len(data)
     if size < 126:
         return bytes((0x81, size)) + data
@@ -29,7 +29,7 @@ def frame(data: bytes) -> bytes:
 
 
 def frame_end(data: bytes, at: int) -> int:
-    """Where the frame that begins there ends; 0 while its head is not whole."""
+    """The end of the frame that begins at `at`, 0 while its head is incomplete."""
     if len(data) < at + 2:
         return 0
     size = data[at + 1]
@@ -41,7 +41,7 @@ def frame_end(data: bytes, at: int) -> int:
 
 
 class FrameCounter:
-    """Counts a connection's frames, whatever the pieces in which they come."""
+    """Counts a connection's frames, in pieces of any size."""
 
     def __init__(self) -> None:
         self._head = b""
@@ -49,7 +49,7 @@ class FrameCounter:
         self._within = False
 
     def count(self, piece: bytes) -> int:
-        """How many frames this piece makes whole."""
+        """How many frames this piece completes."""
         data = self._head + piece
         at, whole = self._ahead, 0
         self._head = b""
@@ -66,9 +66,9 @@ class FrameCounter:
 
 
 def unframe(data: bytes, *, deflated: bool = False) -> list[bytes]:
-    """The payloads of whole text frames; `ValueError` for anything else, half a frame at the end included.
+    """The payloads of whole text frames. Raises `ValueError` for anything else, half a frame at the end included.
 
-    `deflated`: they may be compressed, each for itself (RFC 7692 with no context taken over).
+    `deflated`: they may be compressed, each on its own (RFC 7692 without context takeover).
     """
     payloads = []
     at = 0
@@ -86,12 +86,12 @@ def unframe(data: bytes, *, deflated: bool = False) -> list[bytes]:
 
 
 def inflate(data: bytes) -> bytes:
-    """What was compressed (RFC 7692 section 7.2.2)."""
+    """The inflated message (RFC 7692 section 7.2.2)."""
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data + b"\x00\x00\xff\xff")
 
 
 def numbers(payloads: list[bytes], size: int) -> list[int]:
-    """The numbers of messages, each compared byte by byte (but its stamp) with what was published; bare or within an event."""
+    """The numbers of the messages. Each is compared with the published bytes, except its stamp. It may be bare or within an event."""
     found = []
     for data in payloads:
         begin = data.index(b'{"n":"')

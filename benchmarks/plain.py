@@ -1,7 +1,7 @@
-"""The straightforward server: Autobahn and pika as their documentation uses them. `python -m benchmarks.plain BROKER EXCHANGE PORT`.
+"""The straightforward server: Autobahn and pika as their documentation shows. `python -m benchmarks.plain BROKER EXCHANGE PORT`.
 
-It keeps who listens to what, and calls `sendMessage` for each of them. No history, no limits, no positions.
-It compresses for those who ask.
+It keeps the subscribers of each topic, and calls `sendMessage` for each one. It has no history, no limits and no positions.
+It compresses for clients that offer it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Client(WebSocketServerProtocol):
 
 @defer.inlineCallbacks
 def consume(connection: Any, exchange: str) -> Any:
-    """Hand each message to everyone who listens to its topic."""
+    """Send each message to all subscribers of its topic."""
     yield connection.ready
     channel = yield connection.channel()
     yield channel.exchange_declare(exchange, "topic", durable=True)
@@ -59,7 +59,7 @@ def consume(connection: Any, exchange: str) -> Any:
 
 
 def accept(offers: list[Any]) -> Any:
-    """Compress without taking over a context, where that is offered."""
+    """Compress without context takeover, if the client offers it."""
     for offer in offers:
         if isinstance(offer, PerMessageDeflateOffer) and offer.request_no_context_takeover:
             return PerMessageDeflateOfferAccept(offer, request_no_context_takeover=True)

@@ -1,7 +1,7 @@
-"""What growth costs, as a picture: `python -m benchmarks.plot REPORT.json PLOT.svg`. The report is what `make bench` writes.
+"""Plots the cost of growth: `python -m benchmarks.plot REPORT.json PLOT.svg`. The report is what `make bench` writes.
 
-One panel for each axis that the report has points on, both scales logarithmic. Shaded: 25 % above and below the first value that the
-rest of its curve has to be as flat as.
+There is one panel for each axis with points, and both scales are logarithmic. The shaded band is 25 % above and below the first
+value of a curve that must be flat.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 WIDTH, HEIGHT = 920, 450
 TOP, BOTTOM, LEFT, GAP, RIGHT = 44, 88, 62, 66, 22
-"""In units of the picture, around the panels and between them."""
+"""Margins around the panels and between them, in units of the picture."""
 
 BAND = 0.25
 CURVES = {"burst": "burst: messages that waited", "steady": "steady: each one as it comes"}
@@ -44,7 +44,7 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Scale:
-    """A logarithmic axis: `low` and `high` of what is shown stand at `start` and `end` in the picture."""
+    """A logarithmic axis: its values `low` and `high` lie at `start` and `end` in the picture."""
 
     low: float
     high: float
@@ -53,20 +53,20 @@ class Scale:
 
     @classmethod
     def around(cls, values: list[float], room: float, start: float, end: float) -> Self:
-        """The scale that shows all of them, with a factor of `room` to spare at either end."""
+        """The scale that shows all values, with a factor of `room` to spare at either end."""
         return cls(min(values) / room, max(values) * room, start, end)
 
     def at(self, value: float) -> float:
-        """Where that stands."""
+        """The place of a value in the picture."""
         return self.start + (self.end - self.start) * math.log(value / self.low) / math.log(self.high / self.low)
 
     def decades(self) -> list[float]:
-        """The powers of ten within."""
+        """The powers of ten in the range."""
         return [10.0**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)]
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the plot."""
     parser = argparse.ArgumentParser(description="Draw the scenario `growth` of a report.")
     parser.add_argument("report", type=Path, help="what `make bench` wrote: build/benchmarks.json")
     parser.add_argument("plot", type=Path, help="the SVG to write")

@@ -1,4 +1,4 @@
-"""What the producer costs its caller, and how fast it is: beside plain pika with confirms, on the same broker in the same run."""
+"""The producer's cost for its caller, and its speed, compared with plain pika with confirms on the same broker in the same run."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Call = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Calls:
-    """What so many calls took: their caller's CPU, the clock, and each one's seconds by the clock, sorted."""
+    """The cost of a number of calls: the caller's CPU, the wall-clock time, and the sorted seconds of each call."""
 
     cpu_s: float
     wall_s: float
     sorted_s: list[float]
 
     def us(self, part: float) -> float:
-        """The microseconds that this part of the calls stays below."""
+        """The microseconds below which this part of the calls lies."""
         return self.sorted_s[min(len(self.sorted_s) - 1, int(len(self.sorted_s) * part))] * 1e6
 
 
 def producer(world: World) -> None:
-    """20,000 confirmed events beside plain pika's; then 100,000 emits to brokers that are well, killed, frozen, blocked, and mute."""
+    """20,000 confirmed events, compared with plain pika. Then 100,000 emits to healthy, killed, frozen, blocked and mute brokers."""
     _confirmed(world)
     with Producer(world.rabbit.url, exchange=EXCHANGE, mandatory=False) as ours:
         ours.publish(TOPIC, b"{}")
@@ -60,7 +60,7 @@ def producer(world: World) -> None:
 
 @contextmanager
 def killed(world: World, ours: Producer) -> Iterator[None]:
-    """Gone, and back afterwards."""
+    """The broker is killed, and restarted afterwards."""
     world.rabbit.kill()
     yield
     world.rabbit.start()
@@ -68,7 +68,7 @@ def killed(world: World, ours: Producer) -> Iterator[None]:
 
 @contextmanager
 def frozen(world: World, ours: Producer) -> Iterator[None]:
-    """It answers nothing, and its connections stay open."""
+    """The broker answers nothing, and its connections stay open."""
     world.rabbit.pause()
     yield
     world.rabbit.resume()
@@ -76,13 +76,13 @@ def frozen(world: World, ours: Producer) -> Iterator[None]:
 
 @contextmanager
 def blocked(world: World, ours: Producer) -> Iterator[None]:
-    """A memory alarm. A connection is told once it publishes."""
+    """A memory alarm. The broker reports it to a connection once that publishes."""
     world.rabbit.ctl("set_vm_memory_high_watermark", BARE_MEMORY)
     give_up = time.monotonic() + DEADLINE_S
     ours.emit(TOPIC, b"{}")
     while ours.stats()["state"] != "blocked":
         _work(time.monotonic() < give_up, "the broker did not block the connection")
-        time.sleep(0.01)  # between two questions of a poll
+        time.sleep(0.01)  # between two polls
     yield
     world.rabbit.ctl("set_vm_memory_high_watermark", ENOUGH_MEMORY)
 
@@ -125,7 +125,7 @@ def _confirmed(world: World) -> None:
 
 
 def plain(world: World, count: int, bodies: list[bytes]) -> float:
-    """Confirmed messages a second as pika's documentation has them: one at a time."""
+    """Confirmed messages per second with pika's documented way: one at a time."""
     connection = pika.BlockingConnection(pika.URLParameters(world.rabbit.url))
     channel = connection.channel()
     channel.confirm_delivery()

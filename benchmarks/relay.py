@@ -1,6 +1,6 @@
-"""Floor behind the broker: the same bare loop, for messages that come through a stream.
+"""The floor behind the broker: the same bare loop, for messages that come through a stream.
 
-`python -m benchmarks.relay BROKER EXCHANGE PORT CLIENTS`. Its latency has the broker's part in it, which floor's has not. The first
+`python -m benchmarks.relay BROKER EXCHANGE PORT CLIENTS`. Its latency includes the broker's part, unlike floor's. The first
 CLIENTS connections are clients.
 """
 

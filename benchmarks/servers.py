@@ -1,4 +1,4 @@
-"""What is measured: towerws, started through its plugin, and the two references. Each is a process of its own."""
+"""The measured servers: towerws, started through its plugin, and the references. Each is a process of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_S = 30.0
 
 
 class Server:
-    """One process and its CPU. `command` and `env` start it; it listens on `port` by the time `start` returns."""
+    """One process and its CPU. `command` and `env` start it. It listens on `port` when `start` returns."""
 
     name = ""
 
@@ -46,7 +46,7 @@ class Server:
 
     @property
     def cpu_ns(self) -> int:
-        """User and system time of all its threads: what the scheduler counted, to the nanosecond."""
+        """User and system time of all its threads in nanoseconds, as the scheduler counted it."""
         tasks = Path(f"/proc/{self._process.pid}/task")
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
 
@@ -58,16 +58,16 @@ class Server:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that resident memory ever was."""
+        """The peak of resident memory."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
     def freeze(self) -> None:
-        """Let it do nothing: what is published now waits for it."""
+        """Stop the process: messages published now wait for it."""
         os.kill(self._process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue the process."""
         os.kill(self._process.pid, signal.SIGCONT)
 
     def __enter__(self) -> Self:
@@ -84,7 +84,7 @@ class Server:
 
 
 class Towerws(Server):
-    """The real daemon. Options that matter are pinned; the rest are the defaults."""
+    """The real daemon. Relevant options are fixed, all others have their defaults."""
 
     name = "towerws"
 
@@ -102,26 +102,26 @@ class Towerws(Server):
                 "--admin",
                 f"tcp:{self.admin_port}:interface=127.0.0.1",
             ),
-            *("--websocket-ping-s", "3600"),  # what is counted are events
-            # One machine plays all the clients.
+            *("--websocket-ping-s", "3600"),  # only events are counted
+            # One machine runs all clients.
             *("--limits-per-address", "100000", "--limits-per-user", "100000", "--limits-half-open", "100000"),
             *flags,
         )
 
     @property
     def admin_url(self) -> str:
-        """Where the admin port is."""
+        """The admin port's URL."""
         return f"http://127.0.0.1:{self.admin_port}"
 
     def answers(self) -> bool:
-        """`/readyz` says so."""
+        """Whether `/readyz` answers 200."""
         try:
             return bool(self.get("/readyz"))
         except OSError:
             return False
 
     def get(self, path: str) -> Any:
-        """What the admin port answers."""
+        """The admin port's answer."""
         with urllib.request.urlopen(self.admin_url + path, timeout=START_S) as answer:
             return json.loads(answer.read())
 
@@ -147,7 +147,7 @@ class Floor(Server):
         self.start("-m", "benchmarks.floor", str(self.port), str(clients), str(size))
 
     def run(self, messages: int, per_s: float) -> None:
-        """Send so many messages to each client, so many a second (0: at once). Returns at once."""
+        """Send this many messages to each client, `per_s` per second, or all at once for 0. Does not wait."""
         with socket.create_connection(("127.0.0.1", self.port)) as control:
             control.sendall(f"{messages} {per_s}\n".encode())
 

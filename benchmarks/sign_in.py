@@ -1,4 +1,4 @@
-"""The scenario that measures what a credential costs whose answer is kept: sign_in."""
+"""The scenario that measures the cost of a credential whose answer is cached: sign_in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDS = 9
 
 
 def sign_in(world: World) -> None:
-    """2,000 clients connect, with a session that the daemon knows already, and in turns with `auth = open`; medians."""
+    """2,000 clients connect, with a session in the daemon's cache or with `auth = open`, alternately. The medians count."""
     count = world.scaled(2000, 50)
     costs: dict[str, list[float]] = {"open": [], "tower": []}
     with ExitStack() as leave:
@@ -44,7 +44,7 @@ def sign_in(world: World) -> None:
 
 
 def connecting_s(server: Towerws, load: Load, count: int) -> float:
-    """What it costs to let so many clients in, in seconds of CPU. They have left afterwards."""
+    """Seconds of CPU to accept this many clients. They disconnect afterwards."""
     cpu_s = measured(server, load, [Spec()] * count)[1]
     load.close()
     return cpu_s
@@ -52,7 +52,7 @@ def connecting_s(server: Towerws, load: Load, count: int) -> float:
 
 @contextmanager
 def tower_api() -> Iterator[str]:
-    """The URL of an API that knows everybody, as one superuser."""
+    """The URL of an API that takes every client for the same superuser."""
     with ThreadingHTTPServer((HOST, 0), _Answers) as api:
         thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -74,4 +74,4 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """No log."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""The scenario that shows what encryption costs, towards the clients and towards the broker."""
+"""The scenario that measures the cost of TLS, towards the clients and towards the broker."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from benchmarks.fanout import BYTES, SHARED, everyone, numbered
 from benchmarks.world import World
 
 FIRST = 20
-"""So many clients come before those that are measured: they pay for imports and caches."""
+"""Warm-up clients before those that are measured: they pay for imports and caches."""
 
 
 def tls(world: World) -> None:
-    """Burst on a plain and on a TLS listener; messages nobody wants from `amqp://` and from `amqps://`."""
+    """Burst on a plain and on a TLS listener. Then messages without a subscriber from `amqp://` and from `amqps://`."""
     _listener(world)
     _broker(world)
 

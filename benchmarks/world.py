@@ -1,4 +1,4 @@
-"""What a scenario works with: a broker of its own, servers, clients, sizes, and the rows that it fills."""
+"""What a scenario uses: its own broker, servers, clients and sizes, and the rows that it fills."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from benchmarks.servers import Floor, Greeter, Plain, Relay, Server, Towerws
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where a figure stands in a plot: on which curve (`burst`), above what of the axis (10,000 `clients`).
+    """The place of a figure in a plot: its curve (`burst`), and its value on an axis (10,000 `clients`).
 
-    `flat`: it must be within 25 % of the first of its curve that is.
+    `flat`: it must be within 25 % of the first flat point of its curve.
     """
 
     curve: str
@@ -32,13 +32,13 @@ class Point:
     flat: bool
 
     def lies_on(self, curve: str, axis: str) -> bool:
-        """Whether it is one of this curve's."""
+        """Whether the point belongs to this curve."""
         return (self.curve, self.axis) == (curve, axis)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, and what it must reach: `<= 0.35`, `>= 12`, or nothing."""
+    """One figure and its limit: `<= 0.35`, `>= 12`, or none."""
 
     scenario: str
     what: str
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether it reaches its bar; None where there is none."""
+        """Whether it reaches its limit, None if there is none."""
         if not self.bar:
             return None
         sign, bound = self.bar.split()
@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one server: what it cost, what came of it, and how long `/healthz` took, if it was asked, sorted."""
+    """One run of one server: its cost, its deliveries, and the sorted times of `/healthz`'s answers, if it was asked."""
 
     cpu_s: float
     wall_s: float
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def us_per_delivery(self) -> float:
-        """CPU, in microseconds."""
+        """CPU per delivery, in microseconds."""
         return self.cpu_s * 1e6 / self.received.messages
 
     @property
@@ -81,15 +81,15 @@ class Run:
 
 
 def percentile(figures: list[float], percent: float) -> float:
-    """The figure below which so many of them are; they are sorted."""
+    """The value below which this percentage of the sorted figures lies."""
     return figures[min(len(figures) - 1, int(len(figures) * percent / 100))]
 
 
 @dataclass
 class World:
-    """`size` scales what a scenario does: 1 is the full run, 0.1 a quick one, 0.01 shows only that it works.
+    """`size` scales a scenario: 1 is the full run, 0.1 a quick one, and 0.01 only shows that it works.
 
-    `pem` is a key and a certificate for both ends; at `tls_url` the broker speaks TLS with it.
+    `pem` is a key and a certificate for both ends. The broker speaks TLS with it at `tls_url`.
     """
 
     rabbit: PrivateRabbit
@@ -102,19 +102,19 @@ class World:
     _idle: dict[int, list[Load]] = field(default_factory=dict)
 
     def scaled(self, full: int, least: int = 1) -> int:
-        """That many, for this size."""
+        """This number, scaled to the size."""
         return max(least, round(full * self.size))
 
     def row(self, scenario: str, what: str, value: float, unit: str, bar: str = "", *, point: Point | None = None) -> None:
-        """Note a figure."""
+        """Add a figure."""
         self.rows.append(Row(scenario, what, value, unit, bar, point))
 
     def towerws(self, *flags: str, pem: Path | None = None) -> Towerws:
-        """A daemon on a stream that holds nothing yet; with `pem` it listens with TLS."""
+        """A daemon on an empty stream. With `pem` it listens with TLS."""
         return Towerws(self._log("towerws"), self.rabbit.url, f"bench.{self._names}", *flags, pem=pem)
 
     def plain(self) -> Plain:
-        """The straightforward server."""
+        """The straightforward server: Autobahn and pika."""
         return Plain(self._log("plain"), self.rabbit.url, f"bench.{self._names}")
 
     def floor(self, clients: int, size: int) -> Floor:
@@ -131,7 +131,7 @@ class World:
 
     @contextmanager
     def clients(self, processes: int = 2) -> Iterator[Load]:
-        """A load generator of so many processes, with no clients yet; by the end they have all left, and it is kept for the next."""
+        """A load generator of this many processes, without clients. At the end its clients disconnect, and it is kept for the next use."""
         idle = self._idle.setdefault(processes, [])
         load = idle.pop() if idle else Load(processes)
         try:
@@ -153,7 +153,7 @@ class World:
         return self.folder / f"{self._names}-{name}.log"
 
     def publish(self, exchange: str, messages: Iterable[Message], size: int, per_s: float = 0) -> None:
-        """Publish, so many a second or (0) as fast as it goes."""
+        """Publish at `per_s` messages per second, or as fast as possible if that is 0."""
         publish(self.rabbit.url, exchange, messages, size, per_s)
 
     def run(
@@ -166,9 +166,9 @@ class World:
         per_s: float = 0,
         health: Health | None = None,
     ) -> Run:
-        """Publish all; measure until every client has what it is due. Without `per_s` it all waits for the server first.
+        """Publish all messages, and measure until every client has its own. Without `per_s` all of them first wait for the server.
 
-        `health` is asked meanwhile, and answers are part of what it costs.
+        `health` is asked meanwhile. Its answers are part of the cost.
         """
         load.expect(due(messages, specs), size)
         if not per_s:
@@ -187,16 +187,16 @@ class World:
         return self.measured(floor, load, lambda: floor.run(messages, per_s))
 
     def measured(self, server: Server, load: Load, go: Callable[[], None], health: Health | None = None) -> Run:
-        """Call `go`; measure until every client has what it is due."""
+        """Call `go`, and measure until every client has all its messages."""
         pause_s = 0.2 if self.size >= 0.1 else 0.02
-        time.sleep(pause_s)  # the clients are waiting for it by then
+        time.sleep(pause_s)  # by then the clients are waiting
         if health is not None:
             health.begin()
         cpu, start = server.cpu_ns, time.monotonic_ns()
         go()
         received = load.end_collect()
         answers_ms = [] if health is None else health.end()
-        time.sleep(pause_s)  # what is left to do (acknowledging) belongs to it
+        time.sleep(pause_s)  # remaining work (acknowledging) is part of the cost
         return Run((server.cpu_ns - cpu) / 1e9, (received.ended_ns - start) / 1e9, received, answers_ms)
 
 
@@ -215,7 +215,7 @@ def due(messages: list[Message], specs: list[Spec]) -> list[list[int]]:
 
 @contextmanager
 def world(size: float) -> Iterator[World]:
-    """Start the broker; end it, and leave nothing behind."""
+    """Start the broker. At the end stop it, and leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix="towerws-bench-") as name:
         folder = Path(name)
         pem = folder / "tls.pem"

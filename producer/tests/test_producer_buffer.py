@@ -9,22 +9,22 @@ from towerws_producer.buffer import EVENT_BYTES, Buffer, Dropped, Entry, Event, 
 
 
 def entry(number: int, size: int = 100, publication: Optional[Publication] = None) -> Entry:
-    """An event that occupies `size` bytes beside the fixed part. Its topic is its number."""
+    """An event that occupies `size` bytes in addition to the fixed part. Its topic is its number."""
     return (str(number), b"x" * size, number, 0, publication)
 
 
 def numbers(events: List[Event]) -> List[int]:
-    """Which they are."""
+    """The numbers of these events."""
     return [one.number for one in events]
 
 
 def topics(gone: List[Dropped]) -> List[int]:
-    """Which they were."""
+    """The numbers of these dropped events."""
     return [int(topic) for topic, _ in gone]
 
 
 def test_first_in_first_out_within_the_window() -> None:
-    """So many events, so many in flight, so many bytes; one that is larger than the window flies alone."""
+    """Bounds hold for the events, the events in flight, and the bytes. An event larger than the window is sent alone."""
     buffer = Buffer(10**6)
     for number in range(10):
         assert buffer.add(entry(number)) == []
@@ -39,7 +39,7 @@ def test_first_in_first_out_within_the_window() -> None:
 
 
 def test_the_oldest_go_when_it_is_full() -> None:
-    """Those that wait, never those in flight; an event that has no room beside these goes itself. The bytes always add up."""
+    """Waiting events are dropped, never those in flight. If those leave no room, the new event is dropped. The bytes add up."""
     size = 100 + EVENT_BYTES
     buffer = Buffer(10 * size)
     for number in range(10):
@@ -54,7 +54,7 @@ def test_the_oldest_go_when_it_is_full() -> None:
 
 
 def test_what_was_in_flight_waits_in_front_again() -> None:
-    """In its old order, before what came later; a late confirm for it counts no more."""
+    """Events in flight wait again in their old order, before later ones. A late confirm for them has no effect."""
     buffer = Buffer(10**6)
     for number in range(6):
         buffer.add(entry(number))
@@ -68,7 +68,7 @@ def test_what_was_in_flight_waits_in_front_again() -> None:
 
 
 def test_what_was_nacked_waits_for_its_release() -> None:
-    """Others pass it. Released, it goes first, a piece at a time, whichever was nacked first. Room is made at its cost before others'."""
+    """Other events pass it. A released event goes first, in the order of the nacks. The bound drops nacked events like others."""
     size = 100 + EVENT_BYTES
     buffer = Buffer(10 * size)
     for number in range(6):
@@ -87,7 +87,7 @@ def test_what_was_nacked_waits_for_its_release() -> None:
 
 
 def test_some_leave_wherever_they_wait() -> None:
-    """Those that somebody waits for, when their publication can't succeed."""
+    """Events with a waiting caller are removed when their publication can't succeed."""
     buffer = Buffer(10**6)
     for number in range(8):
         buffer.add(entry(number, publication=Publication(None, lambda error: None) if number % 2 else None))
@@ -100,7 +100,7 @@ def test_some_leave_wherever_they_wait() -> None:
 
 
 def test_a_watch_ends_with_the_last_of_its_events() -> None:
-    """However they leave; those that came later don't count."""
+    """In whichever way they leave. Later events don't count."""
     buffer = Buffer(10**6)
     assert buffer.watch(0, lambda: None) is None
     for number in (1, 2, 3):
@@ -122,7 +122,7 @@ def test_a_watch_ends_with_the_last_of_its_events() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "take", "done", "aside", "release", "recall", "clear"]), st.integers(0, 50))))
 def test_nothing_is_lost_or_doubled(steps: "List[tuple[str, int]]") -> None:
-    """Whatever happens in whatever order: each event is here, or confirmed, or given back as dropped, once; the bytes add up."""
+    """In any order of steps each event is here, confirmed, or returned as dropped, exactly once. The bytes add up."""
     size = 10 + EVENT_BYTES
     buffer = Buffer(20 * size)
     added, confirmed = 0, []

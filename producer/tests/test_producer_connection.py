@@ -1,4 +1,4 @@
-"""A connection that is ended while it is made."""
+"""A connection that is closed while it connects."""
 
 import gc
 import socket
@@ -20,38 +20,38 @@ class NoEvents(Events):
     """There is nothing to publish."""
 
     def take(self, most: int) -> List[Event]:
-        """None."""
+        """Take nothing."""
         return []
 
     def confirmed(self, events: List[Event]) -> None:
-        """Never."""
+        """Not called."""
 
     def failed(self, event: Event, error: ProducerError) -> None:
-        """Never."""
+        """Not called."""
 
     def nacked(self, events: List[Event], error: ProducerError) -> None:
-        """Never."""
+        """Not called."""
 
     def retry(self, most: int) -> bool:
-        """None."""
+        """Retry nothing."""
         return False
 
     def message_id(self, event: Event) -> str:
-        """Of none."""
+        """There are no events."""
         return ""
 
     def ready(self) -> None:
-        """Never."""
+        """Not called."""
 
     def blocked(self, reason: Optional[str]) -> None:
-        """Never."""
+        """Not called."""
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
 @pytest.mark.parametrize("listens", [True, False])
 def test_a_close_while_it_connects_leaves_no_socket(scheme: str, listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whichever turn of the loop it comes. An open socket that is collected is a ResourceWarning, which fails the test."""
-    monkeypatch.setattr("towerws_producer.connection.CLOSE_S", 0.02)  # nobody there says goodbye
+    """In any iteration of the loop. An open socket that is collected is a ResourceWarning, which fails the test."""
+    monkeypatch.setattr("towerws_producer.connection.CLOSE_S", 0.02)  # the peer answers no close
     with closing(socket.create_server(("127.0.0.1", 0), backlog=100)) as mute:
         address = parse_address(f"{scheme}://127.0.0.1:{mute.getsockname()[1] if listens else 1}")
         for turn in range(20):

@@ -1,4 +1,4 @@
-"""Topics, payloads, addresses, settings: what is taken, and what each fault is called."""
+"""Topics, payloads, addresses, settings: which are accepted, and which error each invalid one gets."""
 
 import collections
 import decimal
@@ -25,7 +25,7 @@ TOPICS = [
 
 @pytest.mark.parametrize("topic", TOPICS, ids=ascii)
 def test_the_daemon_and_the_producer_agree_on_topics(topic: str) -> None:
-    """What the producer lets through the daemon takes, and nothing else."""
+    """The producer accepts exactly the topics that the daemon accepts."""
     try:
         agreed = check_topic(topic) == topic
     except BadTopic:
@@ -46,7 +46,7 @@ def test_the_daemon_and_the_producer_agree_on_topics(topic: str) -> None:
     ],
 )
 def test_flat_names_are_split_at_the_first_dash(name: str, topic: Optional[str]) -> None:
-    """As AWX's own names are made."""
+    """AWX makes its own names that way."""
     if topic is None:
         with pytest.raises(BadTopic):
             topic_of_flat_name(name)
@@ -55,10 +55,10 @@ def test_flat_names_are_split_at_the_first_dash(name: str, topic: Optional[str])
 
 
 class Shouting:
-    """A value whose methods raise what they like."""
+    """A value whose methods raise odd errors."""
 
     def __iter__(self) -> Any:
-        """Never."""
+        """Not called."""
         raise KeyError("no")
 
 
@@ -74,7 +74,7 @@ class Shouting:
     ],
 )
 def test_payloads_that_are_taken(payload: Any, body: bytes) -> None:
-    """A mapping is encoded compactly; what is JSON already passes byte for byte."""
+    """A mapping is encoded compactly. JSON text passes byte for byte."""
     assert encode(payload, 100) == body
 
 
@@ -96,13 +96,13 @@ for _ in range(100_000):
     ids=lambda payload: type(payload).__name__,
 )  # fmt: skip
 def test_payloads_that_are_refused(payload: Any) -> None:
-    """Each is a `BadPayload`, whatever the encoder made of it."""
+    """Each one raises `BadPayload`, whichever error the encoder raised."""
     with pytest.raises(BadPayload):
         encode(payload, 10_000_000)
 
 
 def test_the_bound_is_on_the_encoded_bytes() -> None:
-    """At the bound it goes, beyond it does not."""
+    """A payload of the exact bound is accepted, one byte more is not."""
     assert len(encode({"a": "é"}, 14)) == 14
     for payload in ({"a": "é"}, '{"a": "xxxxxx"}', b'{"a": "xxxxxx"}'):
         with pytest.raises(PayloadTooLarge):
@@ -119,7 +119,7 @@ URLS = [
 
 @pytest.mark.parametrize("url", URLS)
 def test_the_daemon_and_the_producer_agree_on_urls(url: str) -> None:
-    """The same URL is the same broker for both; what one refuses the other does. No text and no repr has the password."""
+    """A URL means the same broker for both, and both refuse the same URLs. No text and no repr has the password."""
     try:
         theirs = parse_broker_url(url)
     except ValueError:
@@ -136,7 +136,7 @@ def test_the_daemon_and_the_producer_agree_on_urls(url: str) -> None:
 
 
 def test_several_addresses() -> None:
-    """With commas, where another URL begins, or as a list."""
+    """Several addresses may be given with commas, as a list, or as one URL after the other."""
     assert [address.host for address in parse_addresses("amqp://u:p,w@a , amqps://b")] == ["a", "b"]
     assert [address.host for address in parse_addresses(["amqp://a", "amqp://b"])] == ["a", "b"]
     nothings: List[Any] = ["", " ", []]
@@ -146,7 +146,7 @@ def test_several_addresses() -> None:
 
 
 def test_settings_come_from_arguments_or_the_environment() -> None:
-    """An argument wins; an empty variable is none."""
+    """An argument wins. An empty variable counts as unset."""
     environ = {"TOWERWS_BROKER": "amqp://there", "TOWERWS_EXCHANGE": "", "TOWERWS_TLS_CA": "/ca.pem"}
     settings = Settings(environ=environ)
     assert (settings.addresses[0].host, settings.exchange, settings.tls_ca) == ("there", "towerws", "/ca.pem")
@@ -167,23 +167,23 @@ def test_settings_come_from_arguments_or_the_environment() -> None:
     ],
 )
 def test_settings_that_are_refused(settings: Dict[str, Any], text: str) -> None:
-    """Each is named."""
+    """The error names each one."""
     with pytest.raises(ConfigError, match=text):
         Producer("amqp://h", **settings)
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test moves."""
 
     now = 1000.0
 
     def __call__(self) -> float:
-        """The time."""
+        """The clock's time."""
         return self.now
 
 
 def test_a_burst_of_log_lines_is_folded(caplog: pytest.LogCaptureFixture) -> None:
-    """One line for each kind and minute; the next one counts what was left out."""
+    """One line for each kind and minute. The next one has the number of those left out."""
     clock = Clock()
     log = FoldedLog(clock)
     for _ in range(100):
@@ -201,7 +201,7 @@ def test_a_burst_of_log_lines_is_folded(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_layer_with_wrong_settings_costs_awx_nothing(
     config: Dict[str, Any], kept: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says so once, without the password, and counts what it drops."""
+    """It logs that once, without the password, and counts each dropped event."""
     monkeypatch.delenv("TOWERWS_BROKER", raising=False)
     relay = Relay({**config, "model": "awx.main.models.channels.ChannelGroup"})
     assert (relay.producer is not None) == kept
@@ -244,12 +244,12 @@ def test_what_a_layer_refuses(name: Any, message: Any, reason: str) -> None:
     ],
 )
 def test_the_name_in_a_broadcast_copy(text: Any, name: str) -> None:
-    """Found without decoding the whole where AWX wrote it; whatever it is, nothing raises."""
+    """The usual form is found without decoding the whole text. Any other text raises nothing."""
     assert wrapped_name(text) == name
 
 
 def test_the_ten_groups() -> None:
-    """What browsers subscribe to, and nothing of the nodes' own."""
+    """Exactly the groups that browsers subscribe to, without those of AWX's nodes."""
     assert is_ours("job_events-42")
     assert is_ours("control-limit_reached_7")
     for name in ("metrics", "broadcast-group_send", "specific.abc!def", "jobs_of_mine-1", ""):
@@ -268,7 +268,7 @@ def test_emit_never_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_root_of_all_errors() -> None:
-    """One `except` for all of them, and a word of its own for each."""
+    """One `except` catches all of them, and each has its own word."""
     import towerws_producer  # noqa: PLC0415
 
     errors = [item for item in vars(towerws_producer).values() if isinstance(item, type) and issubclass(item, ProducerError)]

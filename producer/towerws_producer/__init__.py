@@ -3,8 +3,8 @@
     from towerws_producer import emit
     emit("orders.1042", {"status": "shipped"})
 
-`emit` never raises and never waits for the broker. `publish` waits for the broker's confirm, or raises what says why there is none.
-The broker is TOWERWS_BROKER (amqp://user:password@host:port/vhost), or what `configure` was given.
+`emit` never raises and never waits for the broker. `publish` waits for the broker's confirm, or raises the reason why there is none.
+The broker is TOWERWS_BROKER (amqp://user:password@host:port/vhost), or the argument of `configure`.
 """
 
 from typing import Any, Dict, Optional
@@ -64,20 +64,20 @@ _log = FoldedLog()
 
 
 def configure(**settings: Any) -> Producer:
-    """Make the producer that `emit`, `publish` and `flush` use from now on. Arguments as `Producer`'s."""
+    """Make the producer for later calls of `emit`, `publish` and `flush`. It takes the arguments of `Producer`."""
     _default["producer"] = producer = Producer(**settings)
     return producer
 
 
 def is_configured() -> bool:
-    """Whether there is a producer already."""
+    """Whether a producer exists already."""
     return "producer" in _default
 
 
 def default_producer() -> Producer:
-    """Return the producer of this module's functions; it is made from the environment when there is none. `ConfigError` if it can't be."""
+    """Return the producer of this module's functions, made from the environment if there is none. Raises `ConfigError`."""
     producer = _default.get("producer")
-    # Without a lock, which another thread could hold while we are forked: of two that are made at once, one is kept.
+    # No lock, because another thread could hold it during a fork. If two are made at once, one is kept.
     return producer or _default.setdefault("producer", Producer())
 
 

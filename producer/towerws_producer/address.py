@@ -1,4 +1,4 @@
-"""`amqp://user:password@host:port/vhost`, by the daemon's rules (docs/configuration.md): taken apart from the right.
+"""`amqp://user:password@host:port/vhost`, parsed from the right by the daemon's rules (docs/configuration.md).
 
 The last `@` ends the credentials, so a password may hold `#`, `@`, `:` or `/` as it is. Everything may be percent-encoded too.
 The virtual host is `/` for `amqp://host` and for `amqp://host/`. No error text and no `repr` holds a password.
@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from towerws_producer.errors import ConfigError
 
 PORTS = {"amqp": 5672, "amqps": 5671}
-DEFAULT_CREDENTIAL = "guest"  # what a URL without credentials means (RabbitMQ URI specification)
+DEFAULT_CREDENTIAL = "guest"  # a URL without credentials has these (RabbitMQ URI specification)
 MAX_NAME_BYTES = 127
 
 _split_scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,15})://(.*)", re.DOTALL).fullmatch
@@ -21,7 +21,7 @@ _between_urls = re.compile(r"\s*,\s*(?=amqps?://)", re.IGNORECASE)
 
 
 class Address:
-    """Where a broker is, and who we are there. Its text has no password."""
+    """The address of a broker, and our credentials for it. Its text has no password."""
 
     __slots__ = ("host", "password", "port", "tls", "username", "vhost")
 
@@ -50,7 +50,7 @@ def parse_addresses(broker: Union[str, Sequence[str]]) -> List[Address]:
 
 
 def parse_address(text: str) -> Address:
-    """Return the address of one URL. `ConfigError` states the rule that is broken, and repeats no part of the URL."""
+    """Return the address of one URL. `ConfigError` names the broken rule, and repeats no part of the URL."""
     match = _split_scheme(str(text))
     if match is None or match.group(1).lower() not in PORTS:
         raise ConfigError("broker: expected amqp://user:password@host:port/vhost or amqps://…")

@@ -1,4 +1,4 @@
-"""For asyncio: `await publish(...)`. Nothing is bound to an event loop: the confirm finds the loop that waits for it.
+"""For asyncio: `await publish(...)`. It is bound to no event loop: the confirm reaches the loop that waits for it.
 
 `emit` needs no counterpart: it doesn't wait, and may be called from a coroutine as it is.
 """
@@ -15,7 +15,7 @@ from towerws_producer.producer import PUBLISH_S, Producer
 async def publish(
     topic: str, payload: Payload, timeout: float = PUBLISH_S, message_id: Optional[str] = None, producer: Optional[Producer] = None
 ) -> str:
-    """Publish and wait for the broker's confirm. Returns the message id; raises as `Producer.publish` does."""
+    """Publish and wait for the broker's confirm. Returns the message id. Raises as `Producer.publish` does."""
     producer = producer or towerws_producer.default_producer()
     loop = asyncio.get_event_loop()  # inside a coroutine: the running one
     answer: asyncio.Future[Optional[ProducerError]] = loop.create_future()
@@ -28,7 +28,7 @@ async def publish(
         try:
             loop.call_soon_threadsafe(settle, error)
         except RuntimeError:
-            return  # the loop was closed: nobody waits any more
+            return  # the loop was closed, so no caller waits
 
     publication = producer.submit(topic, payload, resolve, message_id)
     try:

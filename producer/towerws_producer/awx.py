@@ -1,7 +1,7 @@
-"""What AWX's channel layers have in common: which groups are towerws's, and a producer that costs AWX nothing when it fails.
+"""Shared code of AWX's channel layers: towerws's groups, and a producer whose failures do not affect AWX.
 
 AWX calls its channel layer in database commit hooks and in the callback receiver, where an exception becomes an HTTP 500 or events
-that are stored twice. So nothing here raises: a setting that can't be used is logged, and every event is then dropped and counted.
+that are stored twice. So nothing here raises: an unusable setting is logged, and then every event is dropped and counted.
 """
 
 import json
@@ -46,7 +46,7 @@ def is_ours(name: str) -> bool:
 
 
 def wrapped_name(text: Any) -> str:
-    """The group name inside a broadcast copy; "" when there is none."""
+    """The group name inside a broadcast copy, "" if there is none."""
     if not isinstance(text, str):
         return ""
     match = _wrapped_group(text)
@@ -61,10 +61,10 @@ def wrapped_name(text: Any) -> str:
 
 
 class Relay:
-    """Publishes what a channel layer is given, by AWX's names. No method raises."""
+    """Publishes a channel layer's messages by AWX's group names. No method raises."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """`config` is what the settings' CONFIG says: `url` or `broker`, `exchange`, and other arguments of `Producer`."""
+        """`config` is the settings' CONFIG: `url` or `broker`, `exchange`, and other arguments of `Producer`."""
         self._log = FoldedLog()
         self._producer: Optional[Producer] = None
         self.refused: Counter[str] = Counter()
@@ -77,7 +77,7 @@ class Relay:
 
     @property
     def producer(self) -> Optional[Producer]:
-        """The producer; None when the settings can't be used."""
+        """The producer, None if the settings can't be used."""
         return self._producer
 
     def send(self, name: Any, message: Any) -> None:
@@ -117,7 +117,7 @@ def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return arguments
 
 
-# What AWX's own CONFIG holds for the layers that these replace: a settings file may leave it in place.
+# Keys in AWX's own CONFIG for the replaced layers: a settings file may keep them.
 _OTHERS = frozenset(
     {"model", "prefix", "hosts", "expiry", "group_expiry", "capacity", "channel_capacity", "symmetric_encryption_keys", "TEST_CONFIG"}
 )

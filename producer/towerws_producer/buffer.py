@@ -1,11 +1,11 @@
 """The bounded buffer between the callers and the thread that publishes.
 
-An event is waiting, then in flight, then gone. An event that the broker did not take (a nack) is set aside, and waits again later.
-All kinds count against one bound in bytes. What exceeds the bound makes the oldest events go that are not in flight: of a live
-stream the newest ones are worth most. After a lost connection everything in flight waits again, in front and in its old order.
+An event is waiting, then in flight, then gone. An event that the broker refuses for now (a nack) is set aside, and waits again later.
+All kinds count against one bound in bytes. Beyond the bound the oldest events are dropped that are not in flight: in a live
+stream the newest events are worth most. After a lost connection all events in flight wait again, in front and in their old order.
 
 A waiting event that was never sent is a plain tuple of texts and numbers. Python's garbage collector skips such tuples. With
-20,000 objects in their place a collection took 10 to 15 ms, and some emit had to wait for it.
+20,000 objects instead of tuples a collection took 10 to 15 ms, and some emit had to wait for it.
 
 Nothing here waits or locks: the caller holds the lock (towerws_producer.worker).
 """
@@ -16,14 +16,14 @@ from typing import Callable, Deque, Dict, List, Optional, Tuple
 from towerws_producer.errors import ProducerError
 
 EVENT_BYTES = 420
-"""What an event in flight occupies beside its payload (CPython 3.11, by tracemalloc). One that was never sent has 243 bytes."""
+"""The bytes of an event in flight besides its payload (CPython 3.11, by tracemalloc). One that was never sent has 243 bytes."""
 
 EVICT_PART = 256
-"""Which part of the bound is freed at once when it is met. 64 KiB of 16 MiB are about 80 events, and 15 µs."""
+"""The fraction of the bound that is freed at once when it is reached. 64 KiB of 16 MiB are about 80 events, and 15 µs."""
 
 
 class Publication:
-    """Somebody waits for what becomes of an event. `resolve` is called once: with None when the event was confirmed."""
+    """The wait of a caller for an event's confirm. `resolve` is called once, with None for a confirmed event, otherwise an error."""
 
     __slots__ = ("error", "message_id", "resolve")
 
@@ -31,14 +31,14 @@ class Publication:
         self.message_id = message_id
         self.resolve = resolve
         self.error: Optional[ProducerError] = None
-        """Why the last attempt failed, if the event is tried again."""
+        """The error of the last attempt, if the event is sent again."""
 
 
 Entry = Tuple[str, bytes, int, int, Optional[Publication]]
 """An event that was never sent: topic, body, number, time in seconds, publication."""
 
 Dropped = Tuple[str, Optional[Publication]]
-"""What remains of an event that had to go."""
+"""The rest of a dropped event."""
 
 
 class Event:
@@ -85,26 +85,26 @@ class Buffer:
 
     @property
     def in_flight(self) -> int:
-        """How many events were sent and not yet confirmed."""
+        """The number of events that were sent and not yet confirmed."""
         return len(self._in_flight)
 
     @property
     def waiting(self) -> int:
-        """How many events can be sent now."""
+        """The number of events that can be sent now."""
         return len(self._again) + len(self._waiting)
 
     @property
     def set_aside(self) -> int:
-        """How many events the broker did not take, and that wait for `release`."""
+        """The number of nacked events that wait for `release`."""
         return len(self._set_aside)
 
     def add(self, entry: Entry) -> List[Dropped]:
-        """Take an event. Returns those that had to go for it; when everything else is in flight, that is the event itself."""
+        """Add an event. Returns the events dropped for it. If all others are in flight, that is the event itself."""
         self._waiting.append(entry)
         self.bytes += len(entry[1]) + EVENT_BYTES
         if self.bytes <= self._max_bytes:
             return []
-        # A piece at once: an outage costs each caller the same little, and not a removal for each event.
+        # Free many at once: an outage then costs each caller little, with no removal for each event.
         keep = self._max_bytes - self._max_bytes // EVICT_PART
         gone: List[Dropped] = []
         while self.bytes > keep:
@@ -120,7 +120,7 @@ class Buffer:
         return gone
 
     def take(self, max_events: int, max_in_flight: int, max_bytes_in_flight: int) -> List[Event]:
-        """Move the oldest waiting events into flight: as many as the bounds allow, but one event may always fly."""
+        """Move the oldest waiting events into flight, as many as the bounds allow. One event is always allowed."""
         taken: List[Event] = []
         while self.waiting and len(taken) < max_events and len(self._in_flight) < max_in_flight:
             body = self._again[0].body if self._again else self._waiting[0][1]
@@ -134,7 +134,7 @@ class Buffer:
         return taken
 
     def done(self, event: Event) -> bool:
-        """Let go of an event in flight. False when it is no longer there."""
+        """Remove an event in flight. False if it is not in flight."""
         if self._in_flight.pop(event.number, None) is None:
             return False
         self.bytes_in_flight -= event.size
@@ -142,7 +142,7 @@ class Buffer:
         return True
 
     def put_aside(self, event: Event) -> bool:
-        """Keep an event in flight for `release`. False when it is no longer there."""
+        """Keep an event in flight for `release`. False if it is not in flight."""
         if self._in_flight.pop(event.number, None) is None:
             return False
         self.bytes_in_flight -= event.size
@@ -150,12 +150,12 @@ class Buffer:
         return True
 
     def release(self, most: int) -> None:
-        """Have up to `most` of the events that were put aside wait again, in front. Those that were put aside first come first."""
+        """Let up to `most` of the set-aside events wait again, in front. The order in which they were set aside is kept."""
         released = [self._set_aside.popleft() for _ in range(min(most, len(self._set_aside)))]
         self._again.extendleft(reversed(released))
 
     def recall(self) -> List[Event]:
-        """Have everything that was sent wait again. Returns what was in flight, oldest first."""
+        """Let everything that was sent wait again. Returns the events that were in flight, oldest first."""
         recalled = sorted(self._in_flight.values(), key=_number)
         everything = sorted([*recalled, *self._set_aside, *self._again], key=_number)
         self._in_flight.clear()
@@ -165,7 +165,7 @@ class Buffer:
         return recalled
 
     def remove_published(self) -> List[Dropped]:
-        """Let go of the waiting events that somebody waits for."""
+        """Remove the waiting events with a caller that waits for them."""
         gone: List[Dropped] = []
         kept: Deque[Entry] = deque()
         for events in (self._again, self._set_aside):
@@ -182,12 +182,12 @@ class Buffer:
         return gone
 
     def remove_again(self, event: Event) -> None:
-        """Let go of an event that waits to be sent again."""
+        """Remove an event that waits to be sent again."""
         self._again.remove(event)
         self._gone(event.topic, event.body, event.number, event.publication)
 
     def clear(self) -> List[Dropped]:
-        """Let go of everything. Returns it, oldest first."""
+        """Remove everything. Returns it, oldest first."""
         self.recall()
         gone = [self._gone(event.topic, event.body, event.number, event.publication) for event in self._again]
         gone += [self._gone(topic, body, number, publication) for topic, body, number, _, publication in self._waiting]
@@ -196,7 +196,7 @@ class Buffer:
         return gone
 
     def watch(self, last: int, done: Callable[[], None]) -> Optional[Watch]:
-        """Call `done` once every event that is here now is gone; all of them have numbers up to `last`. None when there is none."""
+        """Call `done` once all current events, whose numbers go up to `last`, are gone. Returns None if there are none."""
         if not len(self):
             return None
         watch = Watch(last, len(self), done)
@@ -204,7 +204,7 @@ class Buffer:
         return watch
 
     def unwatch(self, watch: Watch) -> None:
-        """Forget it."""
+        """Cancel the watch."""
         self._watches.remove(watch)
 
     def _gone(self, topic: str, body: bytes, number: int, publication: Optional[Publication]) -> Dropped:

@@ -2,7 +2,7 @@
 
     CHANNEL_LAYERS = {"default": {"BACKEND": "towerws_producer.channels.Layer", "CONFIG": {"broker": "amqp://…"}}}
 
-Where other code of the application receives from the layer, `towerws_producer.channels_redis.Layer` leaves that to Redis.
+If other code of the application receives from the layer, `towerws_producer.channels_redis.Layer` leaves that to Redis.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from towerws_producer.awx import BROADCAST, Relay
 
 
 class Layer(BaseChannelLayer):  # type: ignore[misc]  # channels has no annotations
-    """Publishes `group_send`. Nothing in it belongs to an event loop: AWX makes a new loop for each event."""
+    """Publishes `group_send`. No part of it belongs to an event loop: AWX makes a new loop for each event."""
 
     extensions = ["groups"]  # noqa: RUF012 - channels' own shape: it looks for a word in a list
 
@@ -34,7 +34,7 @@ class Layer(BaseChannelLayer):  # type: ignore[misc]  # channels has no annotati
             self._relay.send(group, message)
 
     async def send(self, channel: str, message: Dict[str, Any]) -> None:
-        """Nothing: there is no client in this process."""
+        """Do nothing: this process has no clients."""
 
     async def receive(self, channel: str) -> Dict[str, Any]:
         """Wait until cancelled: nothing ever arrives."""
@@ -42,17 +42,17 @@ class Layer(BaseChannelLayer):  # type: ignore[misc]  # channels has no annotati
         return await answer
 
     async def new_channel(self, prefix: str = "specific") -> str:
-        """A name that nobody else has."""
+        """A unique name."""
         return f"{prefix}.{uuid.uuid4().hex}!{uuid.uuid4().hex[:12]}"
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Nothing: towerws knows its subscribers."""
+        """Do nothing: towerws knows its subscribers."""
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Nothing: towerws knows its subscribers."""
+        """Do nothing: towerws knows its subscribers."""
 
     async def flush(self) -> None:
-        """Nothing is held for receivers."""
+        """Do nothing: there are no messages for receivers."""
 
     async def close_pools(self) -> None:
-        """There are no pools."""
+        """Do nothing: there are no pools."""

@@ -2,7 +2,7 @@
 
     CHANNEL_LAYERS["default"]["BACKEND"] = "towerws_producer.channels1.Layer"
 
-`CONFIG` may stay as it was: `url` is the broker, what the former layer needed besides is ignored. TOWERWS_BROKER wins over it.
+`CONFIG` may stay as it was: `url` is the broker, and other keys of the former layer are ignored. TOWERWS_BROKER wins over it.
 """
 
 import uuid
@@ -20,7 +20,7 @@ class MessageTooLarge(Exception):
 
 
 class Layer:
-    """Publishes `send_group`; the calls that serve websockets do nothing, because towerws serves them."""
+    """Publishes `send_group`. The calls for websockets do nothing, because towerws serves them."""
 
     extensions = ["groups"]  # noqa: RUF012 - channels' own shape: it looks for a word in a list
     group_expiry = 86400
@@ -37,13 +37,13 @@ class Layer:
         self._relay.send(group, message)
 
     def send(self, channel: str, message: Dict[str, Any]) -> None:
-        """Nothing: there is no client in this process."""
+        """Do nothing: this process has no clients."""
 
     def group_add(self, group: str, channel: str) -> None:
-        """Nothing: towerws knows its subscribers."""
+        """Do nothing: towerws knows its subscribers."""
 
     def group_discard(self, group: str, channel: str) -> None:
-        """Nothing: towerws knows its subscribers."""
+        """Do nothing: towerws knows its subscribers."""
 
     def group_channels(self, group: str) -> List[str]:
         """No channel of this process is in a group."""
@@ -56,8 +56,8 @@ class Layer:
     receive_many = receive
 
     def new_channel(self, pattern: str) -> str:
-        """A name that nobody else has."""
+        """A unique name."""
         return pattern + uuid.uuid4().hex
 
     def flush(self) -> None:
-        """Nothing is held for receivers."""
+        """Do nothing: there are no messages for receivers."""

@@ -3,7 +3,7 @@
     CHANNEL_LAYERS["default"]["BACKEND"] = "towerws_producer.channels_redis.Layer"
     CHANNEL_LAYERS["default"]["CONFIG"]["broker"] = "amqp://…"
 
-AWX sends its nodes' `metrics` over the same layer; those go on to Redis, and from there to the other nodes.
+AWX sends its nodes' `metrics` over the same layer. Those go to Redis, and from there to the other nodes.
 """
 
 from typing import Any, Dict
@@ -29,11 +29,11 @@ OUR_CONFIG = frozenset(
         "heartbeat_s",
     }
 )
-"""Keys of CONFIG that are the producer's; the others are channels_redis's."""
+"""Keys of CONFIG for the producer. All others are channels_redis's."""
 
 
 class Layer(RedisChannelLayer):  # type: ignore[misc]  # channels_redis has no annotations
-    """channels_redis's layer, of which towerws takes the ten groups that browsers subscribe to."""
+    """channels_redis's layer, except that towerws gets the ten groups that browsers subscribe to."""
 
     def __init__(self, *args: Any, **config: Any) -> None:
         ours = {name: config.pop(name) for name in list(config) if name in OUR_CONFIG}
@@ -43,10 +43,10 @@ class Layer(RedisChannelLayer):  # type: ignore[misc]  # channels_redis has no a
     # channels calls this
 
     async def group_send(self, group: str, message: Dict[str, Any]) -> None:
-        """Publish an event for browsers; leave any other group to Redis. For an event it never raises and never waits.
+        """Publish an event for browsers. Any other group goes to Redis. For an event it never raises and never waits.
 
         AWX 19 to 21 send a copy of each event to the other nodes, which would send it to their layers again. Copies of events for
-        browsers are dropped here; copies of anything else go their way.
+        browsers are dropped here. Copies of anything else go to Redis.
         """
         if is_ours(group):
             self._relay.send(group, message)

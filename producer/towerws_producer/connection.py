@@ -26,7 +26,7 @@ from towerws_producer.settings import Settings
 
 TICK_S = 0.5
 CLOSE_S = 1.0
-"""How long an orderly end may take before the socket is dropped."""
+"""Seconds for a proper close before the socket is dropped."""
 
 
 class Connection:
@@ -67,7 +67,7 @@ class Connection:
         return self._failure or Failure(Unreachable(f"{self._address}: the connection ended"))
 
     def _end_after_error(self) -> None:
-        """pika's loop raised: let it end the connection, which takes another turn or two."""
+        """pika's loop raised: let it end the connection, which takes another iteration or two."""
         if self._connection is not None:
             with suppress(Exception):
                 self._give_up()
@@ -79,11 +79,11 @@ class Connection:
         self._loop.close()
 
     def wake(self) -> None:
-        """There are events to take. From any thread."""
+        """Take new events. May be called from any thread."""
         self._loop.add_callback_threadsafe(self._publishing.pump)
 
     def stop(self) -> None:
-        """End the connection in an orderly way. From any thread."""
+        """Close the connection properly. May be called from any thread."""
         self._loop.add_callback_threadsafe(self._stop)
 
     # Opening
@@ -111,7 +111,7 @@ class Connection:
         if self._blocked_since is None and self._failure is None:
             self._publishing.start()
 
-    # An alarm of the broker's
+    # The broker's alarm
 
     def _block(self, _: Any, frame: Any) -> None:
         self._blocked_since = time.monotonic()
@@ -127,7 +127,7 @@ class Connection:
     # Ending
 
     def _tick(self) -> None:
-        """Look at the deadlines."""
+        """Check the deadlines."""
         now = time.monotonic()
         settings = self._settings
         if self._failure is None:
@@ -153,23 +153,23 @@ class Connection:
             self._give_up()
 
     def _end(self, failure: Failure) -> None:
-        """The other side is silent: no goodbye would be answered."""
+        """The peer is silent, and would not answer a close."""
         self._fail(failure)
         self._give_up()
 
     def _fail(self, failure: Failure) -> None:
-        """Publish no more. The first failure is the one that counts."""
+        """Stop publishing. The first failure counts."""
         self._publishing.pause()
         if self._failure is None:
             self._failure = failure
 
     def _give_up(self) -> None:
-        """Drop the socket. pika reports the end through the loop; should it not, the loop ends anyway."""
+        """Drop the socket. pika reports the end through the loop. If it does not, the loop ends anyway."""
         self._loop.call_later(CLOSE_S, self._loop.stop)
         self._drop_socket()
 
     def _drop_socket(self) -> None:
-        """While it is opening, `close` drops the connection at once. Later only the transport does, and pika has no public way to it."""
+        """While it opens, `close` drops the connection at once. Later only the transport does, and pika has no public way to it."""
         connection = self._connection
         transport = getattr(connection, "_transport", None)
         try:
@@ -189,7 +189,7 @@ class Connection:
         self._loop.stop()
 
     def _channel_closed(self, _: Any, error: BaseException) -> None:
-        """The broker closes the channel over a mistake of ours; the connection alone is of no use."""
+        """The broker closes the channel because of an error in our requests. The connection is useless without it."""
         if self._failure is not None:
             return
         self._fail(self._judge(error, "publishing to"))

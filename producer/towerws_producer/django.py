@@ -6,7 +6,7 @@
     def order_saved(sender, instance, **kwargs):
         emit_on_commit("orders.%d" % instance.pk, {"status": instance.status})
 
-The broker is `TOWERWS_BROKER` in Django's settings or in the environment; `TOWERWS_EXCHANGE` likewise.
+The broker is `TOWERWS_BROKER` in Django's settings or in the environment. `TOWERWS_EXCHANGE` likewise.
 """
 
 from functools import partial
@@ -19,9 +19,9 @@ from towerws_producer.producer import Producer
 
 
 def emit_on_commit(topic: str, payload: Payload, using: Optional[str] = None) -> None:
-    """Emit when the current transaction commits, at once without one; nothing when it rolls back. It never raises for an event.
+    """Emit when the current transaction commits, or at once without one. A rollback emits nothing. It never raises for an event.
 
-    A mapping is encoded now: what a receiver sees is the state that this call saw.
+    A mapping is encoded now, so a receiver sees the state at this call.
     """
     from django.db import transaction  # noqa: PLC0415 - settings need not be there when this module is imported
 
@@ -37,7 +37,7 @@ def emit_on_commit(topic: str, payload: Payload, using: Optional[str] = None) ->
 
 
 def _producer() -> Optional[Producer]:
-    """The process's producer, made from Django's settings where they name a broker."""
+    """The process's producer, made from Django's settings if they name a broker."""
     from django.conf import settings  # noqa: PLC0415
 
     if not towerws_producer.is_configured():

@@ -1,6 +1,6 @@
-"""What `publish` raises. `emit` raises none of these: it counts and logs them.
+"""The errors of `publish`. `emit` raises none of these: it counts and logs them.
 
-`reason` is the word under which `Producer.stats()["dropped"]` counts an event that failed so.
+`reason` is the word under which `Producer.stats()["dropped"]` counts such an event.
 """
 
 
@@ -35,7 +35,7 @@ class PayloadTooLarge(BadPayload):
 
 
 class BufferFull(ProducerError):
-    """The event had to make room for newer ones: the broker takes less than is published."""
+    """The event was dropped for newer ones: the broker accepts less than is published."""
 
     reason = "buffer_full"
 
@@ -59,19 +59,19 @@ class Unreachable(NotConfirmed):
 
 
 class Blocked(NotConfirmed):
-    """The broker takes no messages (memory or disk alarm). The event stays in the buffer and may still be published."""
+    """The broker accepts no messages (memory or disk alarm). The event stays in the buffer and may still be published."""
 
     reason = "blocked"
 
 
 class Nacked(NotConfirmed):
-    """A queue did not take the event: it is full, say. The event stays in the buffer and is sent again."""
+    """A queue did not accept the event, for example because it is full. The event stays in the buffer and is sent again."""
 
     reason = "nacked"
 
 
 class Refused(ProducerError):
-    """The broker refuses, and waiting doesn't cure it."""
+    """The broker refuses, and waiting will not help."""
 
     reason = "refused"
 
@@ -89,6 +89,6 @@ class NoSuchExchange(Refused):
 
 
 class Unroutable(ProducerError):
-    """The broker confirmed the event, and no queue took it: no daemon reads from this exchange."""
+    """The broker confirmed the event, but it reached no queue: no daemon reads from this exchange."""
 
     reason = "returned"

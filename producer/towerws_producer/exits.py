@@ -1,8 +1,8 @@
 """What happens to buffered events when a process ends.
 
 `atexit` covers scripts, web servers and `os.fork` children that return. Children of multiprocessing and of Celery's pool (billiard)
-end with `os._exit` and run no atexit handlers; both have finalizers of their own. A process that ends in another way (a signal
-without a handler, `os._exit`) loses what is buffered, unless it calls `flush` before.
+end with `os._exit` and run no atexit handlers. Both have their own finalizers. A process that ends in another way (a signal
+without a handler, `os._exit`) loses its buffered events, unless it calls `flush` before.
 """
 
 import atexit
@@ -16,17 +16,17 @@ _processes: Set[int] = set()
 
 
 def register(producer: Any) -> None:
-    """Flush this producer when the process ends. It is kept until it is closed: what it holds must outlive its last reference."""
+    """Flush this producer when the process ends. It is kept until it is closed: its events must outlive the last reference to it."""
     _producers.add(producer)
 
 
 def unregister(producer: Any) -> None:
-    """The producer was closed."""
+    """Forget a closed producer."""
     _producers.discard(producer)
 
 
 def register_process() -> None:
-    """Take part in the ways in which this process may end. Called once a process starts to publish."""
+    """Use all the ways in which this process may end. Called once, when the process first publishes."""
     pid = os.getpid()
     if pid in _processes:
         return
@@ -35,7 +35,7 @@ def register_process() -> None:
     for name in ("multiprocessing.util", "billiard.util"):
         util = sys.modules.get(name)
         if util is not None:
-            # A high priority: before the queues and pools that the application made are torn down.
+            # A high priority: before the application's own queues and pools are torn down.
             util.Finalize(None, flush_all, exitpriority=100)
     signals = sys.modules.get("celery.signals")
     if signals is not None:

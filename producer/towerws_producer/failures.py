@@ -1,4 +1,4 @@
-"""Why a connection ended or a message was not taken, in words that a publisher can act on."""
+"""Why a connection ended or a message was refused, with what the publisher can do."""
 
 import ssl
 from typing import Any, Tuple
@@ -9,7 +9,7 @@ from towerws_producer.errors import CredentialsRefused, Nacked, NoSuchExchange, 
 
 
 class Failure:
-    """Why a connection ended. `error` is what a waiting `publish` raises. `retryable` is False when waiting is no use."""
+    """Why a connection ended. `error` is what a waiting `publish` raises. `retryable` is False if waiting will not help."""
 
     def __init__(self, error: ProducerError, retryable: bool = True, suspect: bool = False, may_not_declare: bool = False) -> None:
         self.error = error
@@ -20,7 +20,7 @@ class Failure:
 
 
 def unroutable(exchange: str) -> ProducerError:
-    """The error of an event that no queue took."""
+    """The error of an event that reached no queue."""
     return Unroutable(
         f"no queue is bound to the exchange {exchange!r} for this topic: is a towerws daemon running, and does it read from this exchange "
         "and virtual host?"
@@ -28,12 +28,12 @@ def unroutable(exchange: str) -> ProducerError:
 
 
 def nacked(exchange: str) -> ProducerError:
-    """The error of an event that a queue does not take for now."""
+    """The error of an event that a queue refuses for now."""
     return Nacked(f"a queue behind the exchange {exchange!r} takes no events (nack): is it at its maximum length?")
 
 
 def judge(error: BaseException, doing: str, exchange: str, ready: bool) -> Failure:
-    """Sort what pika says into what a publisher can do about it."""
+    """Translate pika's error into one with a remedy for the publisher."""
     inner = _unwrapped(error)
     code, text = _reply(inner)
     if isinstance(inner, (pika_exceptions.ProbableAuthenticationError, pika_exceptions.AuthenticationError)) or (
@@ -59,7 +59,7 @@ def _judge_channel(code: int, text: str, doing: str, exchange: str, ready: bool)
             retryable=False,
         )
     if code == 403:
-        if not ready:  # declaring needs the right to configure; publishing doesn't, where the daemon has declared
+        if not ready:  # declaring needs the right to configure, publishing to a declared exchange does not
             return Failure(Refused(f"{doing}: may not declare the exchange {exchange!r}"), may_not_declare=True)
         return Failure(
             Refused(f"{doing}: the user may not write to the exchange {exchange!r} or to this topic there"),
@@ -75,7 +75,7 @@ def _judge_channel(code: int, text: str, doing: str, exchange: str, ready: bool)
 
 
 def _unwrapped(error: BaseException) -> BaseException:
-    """pika wraps what happened in several exceptions, most of which have no text."""
+    """Find the cause: pika wraps it in several exceptions, most of which have no text."""
     for _ in range(10):
         inner: Any = getattr(error, "exceptions", None)
         if inner:

@@ -1,4 +1,4 @@
-"""Log lines of which a burst would say the same a thousand times: the first is written, the others are counted into the next."""
+"""Folds repeated log lines: the first one is written, and the next one has the number of those in between."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ log.addHandler(logging.NullHandler())
 
 
 class FoldedLog:
-    """At most one line per kind and minute, with the number of those that were left out."""
+    """Writes at most one line per kind and minute, with the number of those that were left out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -14,7 +14,7 @@ _is_braced = re.compile(rb"[ \t\r\n]*\{.*\}[ \t\r\n]*", re.DOTALL).fullmatch
 
 
 def _default(value: Any) -> Any:
-    """What the standard encoder lacks: Django's dates, decimals, UUIDs and lazy texts, where the application uses Django."""
+    """Encode what the standard encoder can't: Django's dates, decimals, UUIDs and lazy texts, if the application uses Django."""
     if "django" in sys.modules:
         from django.core.serializers.json import DjangoJSONEncoder  # noqa: PLC0415 - an application without Django has none
 
@@ -22,13 +22,13 @@ def _default(value: Any) -> Any:
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
-# NaN is refused: a browser's JSON.parse fails on it, and the event would be lost there without a word.
+# NaN is refused: a browser's JSON.parse fails on it, and the event would be lost there silently.
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_default).encode
 
 
 def encode(payload: Payload, max_bytes: int) -> bytes:
-    """Return the payload's bytes. `BadPayload` or `PayloadTooLarge` says what is wrong with any other."""
-    if isinstance(payload, str):  # first: what AWX sends, thousands of times a second
+    """Return the payload's bytes. `BadPayload` or `PayloadTooLarge` says what is wrong with an invalid one."""
+    if isinstance(payload, str):  # first, because AWX sends thousands of texts per second
         try:
             data = _bounded(payload.encode("utf-8"), max_bytes)
         except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""What pika needs to connect, and its I/O with two changes."""
+"""pika's parameters for a connection, and its I/O with two changes."""
 
 import socket
 import ssl
@@ -26,7 +26,7 @@ def parameters(address: Address, settings: Settings) -> Any:
         ssl_options=options,
         heartbeat=settings.heartbeat_s,
         socket_timeout=settings.connect_s,
-        stack_timeout=2 * settings.attempt_s,  # ours comes first, and says more
+        stack_timeout=2 * settings.attempt_s,  # our own timeout comes first, and has a better text
         connection_attempts=1,
         retry_delay=0,
         client_properties={"connection_name": "towerws-producer"},
@@ -34,18 +34,18 @@ def parameters(address: Address, settings: Settings) -> Any:
 
 
 class _Resolved(AbstractIOReference):
-    """A look-up that is over."""
+    """A finished name lookup."""
 
     def cancel(self) -> bool:
-        """Too late."""
+        """It is too late to cancel."""
         return False
 
 
 class Services(SelectorIOServicesAdapter):
     """pika's I/O, with two changes.
 
-    Names are looked up on our thread: pika starts one for that, which Python 3.12 forbids to an ending process. A socket is closed
-    even if the connection ends while it connects: pika leaves that one to the garbage collector.
+    Names are looked up on our thread: pika starts another one, which Python 3.12 forbids in an ending process. A socket is closed
+    even if the connection ends while it connects: pika leaves such a socket to the garbage collector.
     """
 
     def __init__(self, native_loop: Any) -> None:
@@ -53,19 +53,19 @@ class Services(SelectorIOServicesAdapter):
         self._sockets: List[socket.socket] = []
 
     def connect_socket(self, sock: socket.socket, resolved_addr: Any, on_done: Any) -> Any:
-        """Connect it, and remember it."""
+        """Connect the socket, and remember it."""
         self._sockets.append(sock)
         return super().connect_socket(sock, resolved_addr, on_done)  # type: ignore[misc]  # it is a mixin's
 
     def close_sockets(self) -> None:
-        """Close what is still open. The loop has ended."""
+        """Close sockets that are still open. The loop has ended."""
         for sock in self._sockets:
             sock.close()
 
     def getaddrinfo(
         self, host: str, port: int, on_done: Any, family: int = 0, socktype: int = 0, proto: int = 0, flags: int = 0
     ) -> AbstractIOReference:
-        """Look it up, and report in the loop's next turn."""
+        """Look the name up, and report in the loop's next iteration."""
         try:
             found: Any = socket.getaddrinfo(host, port, family, socktype, proto, flags)
         except Exception as error:  # noqa: BLE001 - whatever it is, pika is told

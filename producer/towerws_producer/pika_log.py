@@ -1,4 +1,4 @@
-"""pika logs pages for each failed attempt. The producer says the same in one line, so pika's lines about its connections are kept back."""
+"""pika logs pages for each failed attempt. The producer logs one line for it, and filters pika's lines about its connections."""
 
 import logging
 import threading
@@ -6,7 +6,7 @@ from typing import Optional, Set
 
 
 class _NotFromOurThread(logging.Filter):
-    """Keeps back what pika logs about our connections: pages for each failed attempt, said in one line here."""
+    """Drops pika's log lines about the producer's connections: pages for each failed attempt, where the producer logs one line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ _filtered: Set[str] = set()
 
 
 def quiet_pika() -> None:
-    """Keep pika's log lines from the calling thread back. Those of the application's own pika connections stay as they are."""
+    """Drop pika's log lines from the calling thread. Lines about the application's own pika connections stay."""
     _filter.threads.add(threading.get_ident())
     for name in list(logging.Logger.manager.loggerDict):
         if (name == "pika" or name.startswith("pika.")) and name not in _filtered:
@@ -30,10 +30,10 @@ def quiet_pika() -> None:
 
 
 def forget_quiet() -> None:
-    """The calling thread ends: another one may get its number."""
+    """Stop filtering for the calling thread, which ends: another one may get its number."""
     _filter.threads.discard(threading.get_ident())
 
 
 def forget_all_quiet() -> None:
-    """After a fork: none of the parent's threads is here."""
+    """Stop filtering after a fork: the parent's threads do not exist here."""
     _filter.threads.clear()

@@ -1,4 +1,4 @@
-"""`Producer`: what an application holds."""
+"""`Producer`: the object that an application uses."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ from towerws_producer.worker import Worker
 PUBLISH_S = 10.0
 FLUSH_S = 10.0
 EXIT_S = 10.0
-"""How long the events of an ending process may take altogether, while the broker goes on confirming."""
+"""Seconds that an ending process gives all its events, while the broker keeps confirming."""
 
 
 class Producer:
@@ -26,16 +26,16 @@ class Producer:
     Arguments, all by name:
       broker             amqp:// or amqps:// URL, several with commas or as a list; otherwise TOWERWS_BROKER
       exchange           the topic exchange; otherwise TOWERWS_EXCHANGE, otherwise "towerws"
-      declare            declare the exchange when connecting (True); without the right to declare it publishes all the same
-      mandatory          have the broker say when no queue takes an event (True); such events are counted and logged
+        declare            declare the exchange when connecting (True); without that right it still publishes
+        mandatory          the broker reports events that reach no queue (True); they are counted and logged
       tls_ca             a file with certificates to trust instead of the system's; otherwise TOWERWS_TLS_CA
-      buffer_bytes       events kept while the broker is slow or away (16 MiB); beyond, the oldest are dropped and counted
+        buffer_bytes       bytes kept while the broker is slow or away (16 MiB); beyond, the oldest are dropped and counted
       max_payload_bytes  larger payloads are refused (4 MiB, the daemon's own default)
-      connect_s          a TCP connection may take so long (1)
-      attempt_s          a whole attempt, with TLS and AMQP, may take so long (5)
-      confirm_s          a confirm may take so long before the connection counts as lost (10)
-      blocked_s          a broker in a memory or disk alarm may keep us waiting so long before the next is tried (30)
-      exit_s             when the process ends, its events may wait so long for the next confirm (0.8)
+        connect_s          timeout of a TCP connection (1)
+        attempt_s          timeout of a whole attempt, with TLS and AMQP (5)
+        confirm_s          timeout of a confirm, after which the connection counts as lost (10)
+        blocked_s          seconds in a broker's memory or disk alarm before the next broker is tried (30)
+        exit_s             seconds without a confirm that an ending process waits (0.8)
       heartbeat_s        AMQP heartbeats (10)
 
     `ConfigError` names the argument that can't be used. Nothing is connected before the first event.
@@ -57,7 +57,7 @@ class Producer:
     def emit(self, topic: str, payload: Payload) -> bool:
         """Publish without waiting: buffer the event and return. It never raises and never waits for the broker.
 
-        False when the event was refused at once (a bad topic or payload); it is counted and logged then.
+        False if the event was refused at once (a bad topic or payload). It is then counted and logged.
         """
         try:
             worker = self._worker()
@@ -75,8 +75,8 @@ class Producer:
     def publish(self, topic: str, payload: Payload, timeout: float = PUBLISH_S, message_id: Optional[str] = None) -> str:
         """Publish and wait for the broker's confirm. Returns the message id.
 
-        Raises what says why it was not confirmed (towerws_producer.errors). After `NotConfirmed` (`timeout` seconds) the event
-        is still in the buffer and may still arrive: publish it again with the same `message_id`, and the daemon drops the second.
+        Raises the reason why it was not confirmed (towerws_producer.errors). After `NotConfirmed` (`timeout` seconds) the event
+        is still in the buffer and may still arrive. Publish it again with the same `message_id`, and the daemon drops the second copy.
         """
         answers: List[Optional[ProducerError]] = []
         done = threading.Event()
@@ -95,7 +95,7 @@ class Producer:
     def submit(
         self, topic: str, payload: Payload, resolve: Callable[[Optional[ProducerError]], None], message_id: Optional[str] = None
     ) -> Publication:
-        """Buffer an event. `resolve` is called from another thread with None once it is confirmed, or with why it is not."""
+        """Buffer an event. `resolve` is called from another thread, with None once it is confirmed, otherwise with the error."""
         if message_id is not None and not 1 <= len(message_id.encode("utf-8", "replace")) <= 255:
             raise ConfigError("message_id: expected text of 1 to 255 bytes")
         publication = Publication(message_id, resolve)
@@ -103,16 +103,16 @@ class Producer:
         return publication
 
     def gave_up(self, publication: Publication) -> ProducerError:
-        """Nobody waits for this event any more. Returns the error that says why it isn't confirmed."""
+        """Stop waiting for this event. Returns the error that says why it isn't confirmed."""
         return self._worker().give_up(publication)
 
     def flush(self, timeout: float = FLUSH_S) -> bool:
-        """Wait until the events so far are confirmed or dropped. False when that takes longer than `timeout` seconds."""
+        """Wait until the events so far are confirmed or dropped. False if that takes longer than `timeout` seconds."""
         worker = self._workers.get(os.getpid())
         return True if worker is None else worker.flush(timeout)
 
     def flush_at_exit(self) -> None:
-        """Wait for what a working broker can still take: this process ends."""
+        """Wait for events that a working broker can still accept: this process ends."""
         worker = self._workers.get(os.getpid())
         if worker is None:
             return
@@ -120,7 +120,7 @@ class Producer:
             worker.drop_rest()
 
     def close(self, timeout: float = FLUSH_S) -> None:
-        """Flush, then end the thread and the connection. What was not confirmed within `timeout` seconds is dropped and counted."""
+        """Flush, then end the thread and the connection. Events not confirmed within `timeout` seconds are dropped and counted."""
         worker = self._workers.get(os.getpid())
         if worker is not None:
             if timeout > 0:
@@ -146,10 +146,10 @@ class Producer:
         pid = os.getpid()
         worker = self._workers.get(pid)
         if worker is None:
-            # `setdefault` is atomic, and no lock can be one that another thread held while we were forked.
+            # `setdefault` is atomic. A lock could be held by another thread during a fork.
             worker = self._workers.setdefault(pid, Worker(self._settings, FoldedLog() if self._workers else self._log))
             for other in list(self._workers):
-                if other != pid:  # the parent's: only forgotten, so that nothing of its connection is touched
+                if other != pid:  # the parent's worker is only forgotten, so that its connection is not touched
                     _parents.append(self._workers.pop(other))
                     forget_all_quiet()
             exits.register(self)
@@ -163,4 +163,4 @@ _ARGUMENTS = {
 }  # fmt: skip
 
 _parents: List[Worker] = []
-"""Workers of the processes we were forked from. Kept, so that no destructor of theirs closes anything."""
+"""Workers of the parent processes. They are kept, so that no destructor closes their connections."""

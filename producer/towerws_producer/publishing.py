@@ -1,6 +1,6 @@
 """Sends events on an open channel and sorts the broker's answers: confirmed, returned, or nacked.
 
-An event that the broker does not take (a nack) is sent again after a pause. The pause doubles while nothing that was sent again is
+An event that the broker refuses for now (a nack) is sent again after a pause. The pause doubles while no repeated event is
 confirmed. Other events go on meanwhile.
 """
 
@@ -18,18 +18,18 @@ from towerws_producer.failures import nacked, unroutable
 from towerws_producer.settings import Settings
 
 BATCH = 8
-"""Events per turn of the loop. Each turn ends in a write, which lets other threads run: 8 events are about 0.4 ms of pika."""
+"""Events per iteration of the loop. Each ends in a write, which lets other threads run: 8 events are about 0.4 ms of pika."""
 
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0
 RETRY_EVENTS = 100
-"""Events that were nacked wait this long before they are sent again, and so many at once: a queue that is full stays full for a while."""
+"""Seconds before nacked events are sent again, and how many at once: a full queue usually stays full for a while."""
 
 TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
 
 
 class Events(ABC):
-    """What a connection publishes, and whom it tells. The worker provides it; every call comes from the producer's thread."""
+    """The events of a connection, and its callbacks. The worker implements it. Every call comes from the producer's thread."""
 
     @abstractmethod
     def take(self, most: int) -> List[Event]:
@@ -37,23 +37,23 @@ class Events(ABC):
 
     @abstractmethod
     def confirmed(self, events: List[Event]) -> None:
-        """The broker has them."""
+        """The broker has confirmed them."""
 
     @abstractmethod
     def failed(self, event: Event, error: ProducerError) -> None:
-        """The broker doesn't take this one, and never will."""
+        """The broker refuses this one, and will always do so."""
 
     @abstractmethod
     def nacked(self, events: List[Event], error: ProducerError) -> None:
-        """The broker doesn't take these for now."""
+        """The broker refuses these for now."""
 
     @abstractmethod
     def retry(self, most: int) -> bool:
-        """Offer up to so many nacked events to `take` again. Whether there are more."""
+        """Offer up to `most` nacked events to `take` again. Returns whether there are more."""
 
     @abstractmethod
     def message_id(self, event: Event) -> str:
-        """The event's id, which is the same each time that it is sent."""
+        """The event's id, which is the same for every copy."""
 
     @abstractmethod
     def ready(self) -> None:
@@ -61,11 +61,11 @@ class Events(ABC):
 
     @abstractmethod
     def blocked(self, reason: Optional[str]) -> None:
-        """The broker takes nothing for this reason; None when it takes events again."""
+        """The broker accepts nothing for this reason, or None once it accepts events again."""
 
 
 class Publishing:
-    """The events in flight on one channel. Between `start` and `pause` it sends what there is."""
+    """The events in flight on one channel. Between `start` and `pause` it sends available events."""
 
     def __init__(self, settings: Settings, events: Events, loop: Any) -> None:
         self._settings = settings
@@ -82,18 +82,18 @@ class Publishing:
 
     @property
     def waits_since(self) -> Optional[float]:
-        """When the oldest event in flight was sent, by the monotonic clock; None when there is none."""
+        """The time when the oldest event in flight was sent, by the monotonic clock. None if there is none."""
         oldest = next(iter(self._unconfirmed.values()), None)
         return None if oldest is None else oldest.sent_at
 
     def confirm_on(self, channel: Any, callback: Any) -> None:
-        """Have the broker confirm what this channel publishes, and call back once it will."""
+        """Ask the broker for confirms on this channel, and call back once it agrees."""
         self._channel = channel
         channel.add_on_return_callback(self._take_back)
         channel.confirm_delivery(self._confirm, callback=callback)
 
     def start(self) -> None:
-        """Send. A confirm may take its full time from now on: a broker that was blocked did not read."""
+        """Start sending. Each confirm gets its full time from now on: a broker that was blocked did not read."""
         self._running = True
         now = time.monotonic()
         for event in self._unconfirmed.values():
@@ -101,11 +101,11 @@ class Publishing:
         self.pump()
 
     def pause(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         self._running = False
 
     def pump(self) -> None:
-        """Send a batch; while batches are full, the next one follows in the loop's next turn."""
+        """Send a batch. After a full batch the next one follows in the loop's next iteration."""
         if not self._running:
             return
         events = self._events.take(BATCH)
@@ -150,7 +150,7 @@ class Publishing:
         self.pump()
 
     def _answered(self, method: Any) -> List[Event]:
-        """The events that a confirm or a nack is about; let go of them here."""
+        """The events that a confirm or a nack names. They are removed here."""
         tags = [method.delivery_tag]
         if method.multiple:
             tags = []
@@ -169,7 +169,7 @@ class Publishing:
                 self._events.failed(event, unroutable(self._settings.exchange))
 
     def _take_back(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-        """No queue took it. The confirm follows behind this, and only then is the event done."""
+        """No queue took it. Its confirm follows, and only then is the event done."""
         self._returned[str(properties.message_id)] = str(method.reply_text)
 
     def _retry_later(self) -> None:
@@ -179,7 +179,7 @@ class Publishing:
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
     def _retry(self) -> None:
-        """Send some again. While there are more, the next ones follow after another pause."""
+        """Send some again. If there are more, they follow after another pause."""
         self._retrying = False
         if self._events.retry(RETRY_EVENTS):
             self._retry_later()

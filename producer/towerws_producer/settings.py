@@ -1,4 +1,4 @@
-"""What a producer is told once, checked before anything starts."""
+"""A producer's settings, checked before anything starts."""
 
 import os
 from typing import List, Mapping, Optional, Sequence, Union
@@ -50,7 +50,7 @@ class Settings:
 
 
 def _positive(name: str, value: float, least: float = 0.001) -> float:
-    number: object = value  # what a settings file gave
+    number: object = value  # a value of a settings file
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number < float("inf"):
         raise ConfigError(f"{name}: expected a number, at least {least}")
     return number

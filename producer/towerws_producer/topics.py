@@ -1,6 +1,6 @@
 """The daemon's rules for topics: a group, a dot, an event (`job_events.42`). AWX writes `job_events-42`.
 
-They are kept here too, so that a wrong name is the publisher's error and not a message that the daemon skips. Names are plain
+They are checked here too, so that a wrong name is the publisher's error and not a message that the daemon skips. Names are plain
 data: printable ASCII without `.`, `*`, `#`, quotes or backslashes, so that none of them is a pattern on the broker.
 """
 
@@ -19,7 +19,7 @@ _is_group = re.compile(_GROUP).fullmatch
 
 
 def check_topic(topic: str) -> str:
-    """Return the topic. `BadTopic` states the rule that another text breaks."""
+    """Return the topic. `BadTopic` names the rule that an invalid one breaks."""
     if not isinstance(topic, str):
         raise BadTopic(f"a topic is text, group.event; this is a {type(topic).__name__}")
     if _is_topic(topic):

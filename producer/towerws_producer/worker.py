@@ -1,8 +1,8 @@
-"""The thread that publishes, one per producer and process, and what it shares with the callers.
+"""The thread that publishes, one per producer and process, and the state that it shares with the callers.
 
-Callers put events into the buffer under a lock and return. The thread owns the connection: it sends, takes confirms, reconnects.
-After a fork the child has a worker of its own (towerws_producer.producer), with an empty buffer: what the parent had buffered is
-the parent's to send.
+Callers put events into the buffer under a lock and return. The thread owns the connection: it sends, reads confirms, reconnects.
+After a fork the child has its own worker (towerws_producer.producer), with an empty buffer: the parent sends its own
+buffered events.
 """
 
 import logging
@@ -27,13 +27,13 @@ from towerws_producer.settings import MIB, Settings
 
 WINDOW_EVENTS = 1000
 WINDOW_BYTES = MIB
-"""What may be in flight: enough to keep the broker busy over a slow line, and little to send again after a loss."""
+"""Bounds for events in flight: enough to keep the broker busy over a slow line, and few to repeat after a loss."""
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 15.0
 
 CLOSE_S = 2.0
-"""How long closing waits for the thread to say goodbye to the broker."""
+"""Seconds for the thread to close the broker's connection properly."""
 
 
 class Worker(Events):
@@ -65,7 +65,7 @@ class Worker(Events):
     # Called from any thread
 
     def put(self, topic: str, body: bytes, publication: Optional[Publication] = None) -> None:
-        """Buffer an event. It returns at once; the oldest events go when there is no room."""
+        """Buffer an event. It returns at once. The oldest events are dropped if there is no room."""
         timestamp = int(time.time())
         with self._lock:
             if self._closing:
@@ -78,7 +78,7 @@ class Worker(Events):
             self._evict(gone)
 
     def message_id(self, event: Event) -> str:
-        """The event's id: given by its publisher, or made of its number."""
+        """The event's id: given by the caller, or made of its number."""
         publication = event.publication
         if publication is None:
             return f"{self._ids}-{event.number:x}"
@@ -87,13 +87,13 @@ class Worker(Events):
         return publication.message_id
 
     def give_up(self, publication: Publication) -> ProducerError:
-        """Stop telling anybody about this event; it is still published. Returns why it isn't confirmed yet."""
+        """Report no result for this event, which is still published. Returns why it isn't confirmed yet."""
         with self._lock:
             publication.resolve = None
             return publication.error or self.why_not()
 
     def why_not(self) -> ProducerError:
-        """Why an event was not confirmed in the time its publisher gave it."""
+        """Why an event was not confirmed within its caller's timeout."""
         with self._lock:
             if self._down is not None:
                 return self._down
@@ -102,9 +102,9 @@ class Worker(Events):
             return NotConfirmed(f"no connection to {self._settings.addresses[0]} yet")
 
     def flush(self, timeout: float, give_up_s: Optional[float] = None) -> bool:
-        """Wait until what was buffered before this call is confirmed or dropped. False after `timeout` seconds.
+        """Wait until the events buffered before this call are confirmed or dropped. False after `timeout` seconds.
 
-        With `give_up_s`, it also ends when nothing was confirmed for so long.
+        With `give_up_s`, it also ends if nothing was confirmed for that many seconds.
         """
         done = threading.Event()
         with self._lock:
@@ -121,7 +121,7 @@ class Worker(Events):
                 left = deadline - now
                 if give_up_s is not None:
                     left = min(left, moved + give_up_s - now)
-                    if self._rounds_failed:  # nobody there: waiting longer at exit is no use
+                    if self._rounds_failed:  # no broker is reachable, and waiting longer at exit does not help
                         return False
                     left = min(left, 0.05) if left > 0 else left
                 if left <= 0:
@@ -133,7 +133,7 @@ class Worker(Events):
         return True
 
     def close(self) -> None:
-        """End the thread and the connection. What is still buffered is dropped and counted."""
+        """End the thread and the connection. Events that are still buffered are dropped and counted."""
         with self._lock:
             self._closing = True
             thread, connection = self._thread, self._connection
@@ -145,7 +145,7 @@ class Worker(Events):
         self.drop_rest()
 
     def drop_rest(self) -> None:
-        """Give up what is buffered."""
+        """Drop all buffered events."""
         with self._lock:
             gone = self._buffer.clear()
         for dropped in gone:
@@ -167,18 +167,18 @@ class Worker(Events):
     # Events: called from the thread
 
     def take(self, most: int) -> List[Event]:
-        """Up to `most` events, as far as the window allows."""
+        """Up to `most` events, if the window allows."""
         with self._lock:
             window = 1 if self._suspects else WINDOW_EVENTS
             events = self._buffer.take(most, window, WINDOW_BYTES)
-            # What waits now waits for a confirm or for the next turn, both of which take again. Otherwise the next event wakes us.
+            # Waiting events are taken at the next confirm or the next iteration. Otherwise the next event wakes us.
             self._awake = self._buffer.waiting > 0
             self.counters["sent"] += len(events)
             self.counters["resent"] += sum(event.sends > 0 for event in events)
         return events
 
     def confirmed(self, events: List[Event]) -> None:
-        """Let go of them, and tell who waits."""
+        """Remove them, and report to waiting callers."""
         told = []
         with self._lock:
             for event in events:
@@ -192,7 +192,7 @@ class Worker(Events):
             _resolve(publication, None)
 
     def failed(self, event: Event, error: ProducerError) -> None:
-        """Drop it, and tell who waits."""
+        """Drop it, and report to its caller."""
         with self._lock:
             ours = self._buffer.done(event)
             self._suspects = max(0, self._suspects - 1)
@@ -202,7 +202,7 @@ class Worker(Events):
             self._lose((event.topic, event.publication), error)
 
     def nacked(self, events: List[Event], error: ProducerError) -> None:
-        """Keep them for `retry`, and say so."""
+        """Keep them for `retry`, and log it."""
         with self._lock:
             for event in events:
                 if self._buffer.put_aside(event):
@@ -216,13 +216,13 @@ class Worker(Events):
             self._log.fold("nacked", f"{error} They are sent again, and kept meanwhile, up to {self._settings.buffer_bytes} bytes")
 
     def retry(self, most: int) -> bool:
-        """Have up to `most` of the nacked events wait again. Whether there are more."""
+        """Let up to `most` of the nacked events wait again. Returns whether there are more."""
         with self._lock:
             self._buffer.release(most)
             return self._buffer.set_aside > 0
 
     def ready(self) -> None:
-        """Say so once after an outage."""
+        """Log it once after an outage."""
         with self._lock:
             was_down, self._down = self._down, None
             self.counters["connected"] += 1
@@ -232,7 +232,7 @@ class Worker(Events):
             say(logging.INFO, f"publishing to the broker again; {dropped} events were dropped since the start")
 
     def blocked(self, reason: Optional[str]) -> None:
-        """Say so; the connection stays."""
+        """Log it. The connection stays."""
         with self._lock:
             self._state = "ready" if reason is None else "blocked"
             self._down = None if reason is None else Blocked(f"the broker takes no messages: {reason}")
@@ -242,7 +242,7 @@ class Worker(Events):
     # The thread
 
     def _wake(self) -> None:
-        """Have the thread take what waits. The caller holds the lock."""
+        """Wake the thread for waiting events. The caller holds the lock."""
         if self._thread is None:
             self._start()
         self._awake = True
@@ -250,7 +250,7 @@ class Worker(Events):
             self._connection.wake()
 
     def _start(self) -> None:
-        """Start the thread. An ending interpreter starts none any more: the event then stays buffered, and is counted at the exit."""
+        """Start the thread. An ending interpreter starts none: the event then stays buffered, and is counted at the exit."""
         thread = threading.Thread(target=self._run, name="towerws-producer", daemon=True)
         try:
             thread.start()
@@ -273,7 +273,7 @@ class Worker(Events):
                 self._wait(failure)
         except Exception as error:
             say(logging.ERROR, f"the publishing thread failed with {type(error).__name__}: the next event starts another")
-            logging.getLogger("towerws_producer").debug("traceback", exc_info=True)  # for a developer; it holds no payload
+            logging.getLogger("towerws_producer").debug("traceback", exc_info=True)  # for a developer, and without any payload
         finally:
             forget_quiet()
             with self._lock:
@@ -298,7 +298,7 @@ class Worker(Events):
                 connection.close_loop()
 
     def _note(self, failure: Failure) -> None:
-        """Have what was in flight wait again; tell those who wait for a publication that can't succeed."""
+        """Let events in flight wait again. Report to the callers whose publication can't succeed."""
         error = failure.error
         told: List[Dropped] = []
         with self._lock:
@@ -308,7 +308,7 @@ class Worker(Events):
                 self._may_declare, self._down = False, None
                 return
             if failure.suspect:
-                # One of these made the broker close the channel. Alone in flight, it is known.
+                # One of these made the broker close the channel. Sent alone, it is identified.
                 self._suspects = len(recalled)
                 if len(recalled) == 1:
                     (culprit,) = recalled
@@ -322,7 +322,7 @@ class Worker(Events):
         self._log.fold("down " + error.reason, f"{error}; events are kept, up to {self._settings.buffer_bytes} bytes")
 
     def _wait(self, failure: Failure) -> None:
-        """Back off, with jitter under a bound that doubles until something is confirmed."""
+        """Back off with jitter. The maximum doubles until something is confirmed."""
         if failure.may_not_declare or (failure.suspect and self._suspects):
             return
         with self._lock:
@@ -356,7 +356,7 @@ class Worker(Events):
 
 
 def _resolve(publication: Publication, error: Optional[ProducerError]) -> bool:
-    """Tell who waits for this event. False when nobody does any more."""
+    """Report to the event's caller. False if it no longer waits."""
     resolve, publication.resolve = publication.resolve, None
     if resolve is None:
         return False

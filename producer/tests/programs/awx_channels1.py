@@ -1,4 +1,4 @@
-"""What AWX 1.0 to 9.3 does with its channel layer, on real channels 1.1.8: `Group(name).send({"text": …})`, forked writers included."""
+"""AWX 1.0 to 9.3's use of its channel layer, on real channels 1.1.8: `Group(name).send({"text": …})`, also in forked writers."""
 
 import json
 import os
@@ -14,7 +14,7 @@ settings.configure(
         "default": {
             "BACKEND": "towerws_producer.channels1.Layer",
             "ROUTING": "awx_routing.channel_routing",
-            # What AWX's own settings say stays: `url` is the broker, `model` is asgi_amqp's alone.
+            # AWX's own settings stay: `url` is the broker, `model` is used by asgi_amqp only.
             "CONFIG": {
                 "url": os.environ["AWX_BROKER"],
                 "model": "awx.main.models.channels.ChannelGroup",
@@ -30,12 +30,12 @@ from channels.asgi import get_channel_layer  # noqa: E402
 
 
 def emit(group, payload):
-    """As AWX does it: encode, then the group's send."""
+    """Encode, then send to the group, as AWX does."""
     Group(group).send({"text": json.dumps(payload)})
 
 
 def main():
-    """Emit alone, then from forked writers, then say how it went."""
+    """Emit alone, then from forked writers, then print the report."""
     count, writers, each = (int(text) for text in sys.argv[1:4])
     emit("control-limit_reached", {"session_key": "secret"})
     emit("metrics", {"metrics": "{}"})

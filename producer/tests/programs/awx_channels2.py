@@ -1,4 +1,4 @@
-"""What AWX 10 to 24 do with their channel layer, on real channels 2, 3 or 4: a new event loop for each emit, and a copy to the others."""
+"""AWX 10 to 24's use of their channel layer, on real channels 2, 3 or 4: a new event loop for each emit, and a copy for other nodes."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from channels.layers import get_channel_layer  # noqa: E402
 
 
 def run_sync(coroutine):
-    """AWX makes a loop for each call, so nothing of the layer may belong to one."""
+    """AWX makes a loop for each call, so no part of the layer may belong to a loop."""
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(coroutine)
@@ -41,7 +41,7 @@ def emit(group, payload):
 
 
 async def metrics_arrive(layer):
-    """AWX's own message between nodes goes through Redis, with the layer's own channels, and so does its broadcast copy."""
+    """AWX's own message between nodes goes through Redis with the layer's own channels, and so does its broadcast copy."""
     mine = await layer.new_channel()
     await layer.group_add("metrics", mine)
     await layer.group_add("broadcast-group_send", mine)
@@ -54,7 +54,7 @@ async def metrics_arrive(layer):
 
 
 async def nothing_arrives(layer):
-    """The layer without Redis: a receiver waits until it is cancelled, and the calls that serve websockets do nothing."""
+    """The layer without Redis: a receiver waits until it is cancelled, and the calls for websockets do nothing."""
     mine = await layer.new_channel()
     await layer.group_add("metrics", mine)
     await layer.send(mine, {"type": "internal.message"})
@@ -67,7 +67,7 @@ async def nothing_arrives(layer):
 
 
 def main():
-    """Emit alone, then from forked writers, then say how it went."""
+    """Emit alone, then from forked writers, then print the report."""
     count, writers, each = (int(text) for text in sys.argv[1:4])
     figures = timed(lambda number: emit("job_events-42", job_event(number)), count)
     children = []

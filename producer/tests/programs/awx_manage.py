@@ -1,6 +1,6 @@
 """Stands in for `awx-manage shell -c CODE`: AWX's own settings for its channel layer, then the files of conf.d, then the code.
 
-`awx.main.consumers.emit_channel_notification` is written after AWX's: the same calls, on real channels. AWX itself is not here.
+`awx.main.consumers.emit_channel_notification` follows AWX's: the same calls, on real channels. AWX itself is not used.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ else:
 
 
 def emit_channel_notification(group, payload):
-    """One event, by the calls that AWX of this age makes."""
+    """Publish one event with the calls of this AWX version."""
     text = json.dumps(payload)
     if OLD:
         from channels import Group  # noqa: PLC0415 - channels 1 alone has it

@@ -1,3 +1,3 @@
-"""AWX's ROUTING stays importable: channels imports it with the layer."""
+"""AWX's ROUTING must be importable: channels imports it with the layer."""
 
 channel_routing = []  # type: ignore[var-annotated]

@@ -1,4 +1,4 @@
-"""A Celery application whose tasks publish. As a program, it asks for `sys.argv[1]` tasks."""
+"""A Celery application whose tasks publish. Run as a program, it requests `sys.argv[1]` tasks."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ EACH = 25
 
 @app.task
 def emit_all(task: int) -> None:
-    """Emit and end: with one task for each child, the child's exit has to send all of it."""
+    """Emit and end. With one task for each child, the child's exit has to send all events."""
     for number in range(EACH):
         towerws_producer.emit("job_events.42", {"task": task, "n": number, "pid": os.getpid()})
 

@@ -29,12 +29,12 @@ saved = Signal()
 
 @receiver(saved)
 def order_saved(sender: object, number: int, **_: object) -> None:
-    """The recipe of the documentation."""
+    """The documentation's recipe."""
     emit_on_commit("orders.%d" % number, {"by": "signal"})
 
 
 def main() -> None:
-    """What is rolled back is never published; the rest is, in the order of the commits."""
+    """Events of a rolled-back transaction are never published. The others are, in the order of the commits."""
     try:
         with transaction.atomic():
             emit_on_commit("orders.1", {"by": "rolled back"})

@@ -1,4 +1,4 @@
-"""A process that forks again and again while four of its threads emit: whatever lock they hold at that moment, the children go on."""
+"""A process that forks repeatedly while four threads emit. The children work, whichever locks the threads hold at that moment."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ THREADS, CHILDREN, EACH, BURST = 4, 12, 50, 10
 
 
 def emit_many(by: str, first: int, count: int) -> None:
-    """So many events of one writer."""
+    """Emit this many events of one writer."""
     for number in range(first, first + count):
         towerws_producer.emit("job_events.42", {"by": by, "n": number})
 
@@ -41,7 +41,7 @@ def main() -> None:
             emit_many("child %d" % number, 0, EACH)
             sys.exit(0)  # the exit handler sends its events
         children.append(child)
-        while sum(emitted) < forked_at + THREADS * BURST:  # the next one, too, while they emit
+        while sum(emitted) < forked_at + THREADS * BURST:  # so that the next fork, too, happens while they emit
             time.sleep(0.001)
     statuses = [os.waitpid(child, 0)[1] for child in children]
     ended.set()

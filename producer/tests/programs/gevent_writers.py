@@ -1,4 +1,4 @@
-"""A process of gevent's: everything is patched, and hundreds of greenlets publish."""
+"""A gevent process: everything is patched, and hundreds of greenlets publish."""
 
 from gevent import monkey
 
@@ -20,7 +20,7 @@ def write(writer: int) -> None:
 
 
 def main() -> None:
-    """Beside the writers, a greenlet that only has to be let run."""
+    """Run the writers, and a greenlet that needs its share of time."""
     turns = []
 
     def tick() -> None:

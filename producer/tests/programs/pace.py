@@ -1,4 +1,4 @@
-"""What the programs here share: how they report, and payloads of AWX's shape."""
+"""Shared code of the programs here: their report, and payloads of AWX's shape."""
 
 import json
 import sys

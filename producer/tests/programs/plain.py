@@ -1,4 +1,4 @@
-"""Every module that needs no other library, then an event by each of the ways to publish. Runs under every Python."""
+"""Imports every module that needs no other library, then publishes an event in each way. Runs under every Python."""
 
 import asyncio
 import platform
@@ -11,7 +11,7 @@ from towerws_producer import aio, channels1
 
 
 async def later() -> str:
-    """One of asyncio's."""
+    """A coroutine for asyncio."""
     return await aio.publish("job_events.42", {"by": "aio"})
 
 

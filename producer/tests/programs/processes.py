@@ -1,4 +1,4 @@
-"""A parent that publishes and goes on publishing, and its children: forked, of multiprocessing, and of a forking server."""
+"""A parent that publishes before and after its children: forked, of multiprocessing, and of a forking server."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ EACH = 50
 
 
 def emit_all(name: str) -> None:
-    """Fifty events of one writer."""
+    """Emit fifty events of one writer."""
     for number in range(EACH):
         towerws_producer.emit("job_events.42", {"by": name, "n": number})
 
@@ -63,7 +63,7 @@ def served() -> bytes:
 
 
 def main() -> None:
-    """The parent's connection is there before any fork, and the same one afterwards."""
+    """The parent's connection exists before any fork, and is the same one afterwards."""
     towerws_producer.publish("job_events.42", {"by": "parent", "n": -1})
     statuses = [forked("forked"), of_multiprocessing("multiprocessing")]
     answer = served()
