@@ -26,7 +26,7 @@ from towerws.config.addresses import parse_address
     ],
 )
 def test_understood(text: str, shown: str, local: bool) -> None:
-    """An endpoint string is understood as Twisted does, and known to be local or not."""
+    """An endpoint string is parsed as Twisted does, and recognized as local or not."""
     address = parse_address(text)
     assert (str(address), address.local) == (shown, local)
 
@@ -60,7 +60,7 @@ def test_understood(text: str, shown: str, local: bool) -> None:
     ],
 )
 def test_refused(text: str, rule: str) -> None:
-    """What Twisted could not listen on is refused with the rule."""
+    """An endpoint on which Twisted could not listen is refused with the rule."""
     with pytest.raises(ValueError, match=rule):
         parse_address(text)
 
@@ -81,5 +81,5 @@ def test_refused(text: str, rule: str) -> None:
     ],
 )
 def test_clashes(one: str, other: str, clash: bool) -> None:
-    """Two addresses clash when they could not both be listened on."""
+    """Two addresses clash if they can't both be listened on."""
     assert parse_address(one).clashes(parse_address(other)) is clash

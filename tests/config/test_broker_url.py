@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from towerws.config.broker_url import mask_url, parse_broker_url, split_urls, url_for_file
 from towerws.core.settings import BrokerUrl, Secret
 
-SECRET_LETTERS = "QXZ"  # no text of ours has four of these and the signs around them in a row
+SECRET_LETTERS = "QXZ"  # none of our texts has four of these and the signs around them in a row
 passwords = st.text(alphabet=SECRET_LETTERS + "#@:/?%&=+,;'\"\\ []*", min_size=4, max_size=12).filter(
     lambda text: any(c in SECRET_LETTERS for c in text)
 )
@@ -20,7 +20,7 @@ hosts = st.sampled_from(["rabbit", "rabbit-1.example.org", "10.0.0.1", "[::1]", 
 def url(
     host: str = "h", port: int = 5672, username: str = "guest", password: str = "guest", vhost: str = "/", *, tls: bool = False
 ) -> BrokerUrl:
-    """A URL by its parts, each with the usual default."""
+    """A URL from its parts, each with the usual default."""
     return BrokerUrl(host=host, port=port, username=username, password=Secret(password), vhost=vhost, tls=tls)
 
 
@@ -46,7 +46,7 @@ def url(
     ],
 )
 def test_parsed(text: str, expected: BrokerUrl) -> None:
-    """A URL is read from the right, percent-decoded, with the usual defaults."""
+    """A URL is parsed from the right and percent-decoded, with the usual defaults."""
     parsed = parse_broker_url(text)
     assert parsed == expected
     assert parsed.password.reveal() == expected.password.reveal()
@@ -79,13 +79,13 @@ def test_parsed(text: str, expected: BrokerUrl) -> None:
     ],
 )
 def test_refused(text: str, rule: str) -> None:
-    """What can't be used is refused with the rule."""
+    """An invalid URL is refused with the rule."""
     with pytest.raises(ValueError, match=rule):
         parse_broker_url(text)
 
 
 def test_password_from_a_file() -> None:
-    """The password of a file serves URLs without one, and is refused beside one."""
+    """A file's password is used for URLs without one. Together with a password in the URL it is refused."""
     assert parse_broker_url("amqp://u@h", Secret("pw")).password.reveal() == "pw"
     assert parse_broker_url("amqp://h", Secret("pw")) == url(password="pw")
     with pytest.raises(ValueError, match="use one of them"):
@@ -93,7 +93,7 @@ def test_password_from_a_file() -> None:
 
 
 def test_several() -> None:
-    """A comma separates only where another URL begins."""
+    """A comma is a separator only if another URL follows."""
     assert split_urls("amqp://u:p,w@a , amqps://b,amqp://c") == ["amqp://u:p,w@a", "amqps://b", "amqp://c"]
     assert split_urls("embedded:") == ["embedded:"]
 
@@ -102,7 +102,7 @@ def test_several() -> None:
     user=names, password=st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), vhost=names, host=hosts, port=st.integers(1, 65535)
 )
 def test_round_trip(user: str, password: str, vhost: str, host: str, port: int) -> None:
-    """Whatever is percent-encoded comes back exactly."""
+    """Each percent-encoded part is decoded exactly."""
     assume(password != "***" and max(len(user.encode()), len(vhost.encode())) <= 127)
     parsed = parse_broker_url(f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@{host}:{port}/{quote(vhost, safe='')}")
     assert (parsed.username, parsed.password.reveal(), parsed.vhost) == (user, password, vhost)
@@ -113,7 +113,7 @@ def test_round_trip(user: str, password: str, vhost: str, host: str, port: int) 
 
 @given(password=passwords.filter(lambda text: "%" not in text), host=hosts)
 def test_password_as_it_is(password: str, host: str) -> None:
-    """A password needs no encoding, unless it has a % in it."""
+    """A password needs no encoding, unless it contains a %."""
     assert parse_broker_url(f"amqp://user:{password}@{host}/v").password.reveal() == password
 
 

@@ -40,7 +40,7 @@ def loaded(folder: Path, mode: int, text: str = "", **flags: str) -> Loaded:
 def test_secrets_that_everybody_can_read(
     tmp_path: Path, text: str, flags: dict[str, str], said: str | None, mode: int, open_to_all: bool
 ) -> None:
-    """Each is said with the option or file that it is in, and how to mend it; what it holds is not."""
+    """Each is reported with its option or file, and the fix. The secret itself is not shown."""
     sentences = list(exposure(loaded(tmp_path, mode, text, **flags), uid=1000))
     if said is None or not open_to_all:
         assert sentences == []
@@ -52,10 +52,10 @@ def test_secrets_that_everybody_can_read(
 
 @pytest.mark.parametrize(("uid", "said"), [(0, True), (1, False), (1000, False), (65534, False)])
 def test_root(tmp_path: Path, uid: int, said: bool) -> None:
-    """It is said that root is more than is needed."""
+    """The report says that root is more than necessary."""
     assert any("runs as root" in sentence for sentence in exposure(loaded(tmp_path, 0o600), uid=uid)) is said
 
 
 def test_the_unit_leaves_no_core_file() -> None:
-    """It would hold every credential that is in memory."""
+    """A core file would contain every credential that is in memory."""
     assert "\nLimitCORE=0\n" in UNIT.read_text()

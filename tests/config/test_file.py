@@ -17,7 +17,7 @@ def written(folder: Path, text: str | bytes) -> str:
 
 
 def test_keys_are_flat(tmp_path: Path) -> None:
-    """Keys come by the names of the table of options, groups apart."""
+    """Keys are named as in the table of options, except groups."""
     path = written(
         tmp_path, 'listen = "tcp:1"\nhistory = {max_age_s = 5}\n[websocket]\nping_s = "30s"\n[groups.a]\nevents = "id"\n[groups.b]\n'
     )
@@ -28,7 +28,7 @@ def test_keys_are_flat(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
-    """A file saved by a Windows editor is read."""
+    """A file saved by a Windows editor can be read."""
     assert read_file(written(tmp_path, b"\xef\xbb\xbfprefetch = 5\r\n"), "--config") == ({"prefetch": 5}, {})
 
 
@@ -56,7 +56,7 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
     ],
 )
 def test_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
-    """A file that can't be used is refused on one line that names it."""
+    """A file that can't be used is refused, in one line that names it."""
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         read_file(path, "--config")
@@ -67,14 +67,14 @@ def test_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
 
 @pytest.mark.parametrize(("name", "said"), [("none", "No such file"), ("", "directory"), ("\0", "must be the path of a file")])
 def test_unreadable(tmp_path: Path, name: str, said: str) -> None:
-    """A file that can't be read is named together with who named it."""
+    """The refusal of an unreadable file also names the setting that named the file."""
     with pytest.raises(ConfigError, match=said) as caught:
         read_file(f"{tmp_path}/{name}", "TOWERWS_CONFIG")
     assert str(caught.value).startswith("TOWERWS_CONFIG = '")
 
 
 def test_what_is_shown_is_short_and_on_one_line() -> None:
-    """Values, paths and other libraries' words never break the line nor fill the screen."""
+    """Values, paths and other libraries' texts never break the line or fill the screen."""
     assert shown(("a", "b")) == "['a', 'b']"
     assert len(shown("x" * 1000)) == SHOWN_CHARACTERS + 1
     assert shown_path("/a\nb") == r"'/a\nb'"

@@ -17,7 +17,7 @@ OPEN: dict[str, str | None] = {"auth": "open"}
 
 
 def refusal(flags: dict[str, str | None], environ: dict[str, str] | None = None) -> str:
-    """The one line with which a configuration is refused."""
+    """The single line with which a configuration is refused."""
     with pytest.raises(ConfigError) as caught:
         load(flags, environ or {})
     assert "\n" not in str(caught.value)
@@ -32,12 +32,12 @@ def config_file(folder: Path, text: str) -> str:
 
 
 def test_defaults() -> None:
-    """With nothing but the choice of authentication, the settings' own defaults are in force."""
+    """If only the authentication is chosen, all settings have their defaults."""
     assert load(OPEN, {}) == Settings(broker=None, auth=("open",), history=HistorySettings(), websocket=WebSocketSettings())
 
 
 def test_defaults_with_a_broker() -> None:
-    """So are those of the broker; what is refilled follows history."""
+    """The broker's settings have theirs, too. The refill follows history."""
     settings = load({**OPEN, "broker": "amqp://h", "history-max-age-s": "2m"}, {})
     assert settings.broker is not None
     assert (settings.broker.consume, settings.broker.prefetch, settings.broker.refill_s) == ("auto", 1000, 120)
@@ -45,14 +45,14 @@ def test_defaults_with_a_broker() -> None:
 
 
 def test_authentication_must_be_chosen() -> None:
-    """Without a choice there is no start, and the line says what to write."""
+    """Without a choice the daemon does not start, and the line says what to write."""
     said = refusal({})
     assert 'auth = ["tower"] or ["jwt"]' in said
     assert "--auth open" in said
 
 
 def test_precedence(tmp_path: Path) -> None:
-    """A flag wins over a variable, that over the file, that over the default; each value knows where it came from."""
+    """A flag wins over a variable, that over the file, that over the default. Each value knows its source."""
     path = config_file(tmp_path, "prefetch = 1\n[websocket]\ntopics = 1\nfragments = 1\n")
     environ = {"TOWERWS_CONFIG": "/nowhere", "TOWERWS_PREFETCH": "2", "TOWERWS_WEBSOCKET_TOPICS": "2", "PATH": "x"}
     loaded = load_all({**OPEN, "config": path, "prefetch": "3", "heartbeat-s": None}, environ)
@@ -68,7 +68,7 @@ def test_precedence(tmp_path: Path) -> None:
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
-    """TOWERWS_CONFIG names the file; all forms of a value are read there."""
+    """TOWERWS_CONFIG names the file. The file may have all forms of a value."""
     path = config_file(
         tmp_path,
         'auth = "open"\nbroker = ["amqp://a", "amqps://b"]\nmax_payload_bytes = "1MiB"\npassive = true\n'
@@ -83,7 +83,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
 
 
 def test_a_check_that_is_on_by_default_can_be_switched_off(tmp_path: Path) -> None:
-    """By a flag with a value, by a variable and by the file; lists may be empty."""
+    """It can be switched off by a flag with a value, by a variable and by the file. Lists may be empty."""
     path = config_file(tmp_path, 'auth = "open"\ncheck_origin = false\norigins = []\ntrusted_proxies = ["10.0.0.0/8", "unix"]\n')
     for flags, environ in (
         ({"auth": "open", "check-origin": "false"}, {}),
@@ -135,7 +135,7 @@ def test_an_empty_variable_is_not_set() -> None:
     ],
 )
 def test_refused(flags: dict[str, str | None], environ: dict[str, str], said: str) -> None:
-    """What can't be used is refused on one line: where it was said, the value, the rule."""
+    """An invalid value is refused in one line with its source, the value and the rule."""
     assert said in refusal({**OPEN, **flags}, environ)
 
 
@@ -158,13 +158,13 @@ def test_refused(flags: dict[str, str | None], environ: dict[str, str], said: st
     ],
 )
 def test_refused_in_the_file(tmp_path: Path, text: str, said: str) -> None:
-    """A value of the file is refused by the file's name and the key."""
+    """The refusal names the file and the key."""
     path = config_file(tmp_path, text)
     assert f"{path}: {said}" in refusal({**OPEN, "config": path} if "auth" not in text else {"config": path})
 
 
 def test_password_file(tmp_path: Path) -> None:
-    """The broker's password is a file's one line, for every URL without one."""
+    """The broker's password is a file's only line. It is used for every URL without one."""
     file = tmp_path / "password"
     file.write_text("p#ss w@rd \n")
     settings = load({**OPEN, "broker": "amqp://u@a,amqp://u@b", "broker-password-file": str(file)}, {})
@@ -176,7 +176,7 @@ def test_password_file(tmp_path: Path) -> None:
     ("content", "said"), [("", "on a single line"), ("\n", "on a single line"), ("hunter2!\nhunter2!\n", "on a single line")]
 )
 def test_bad_password_file(tmp_path: Path, content: str, said: str) -> None:
-    """A file without a password, or with several lines, is refused; nothing of it is shown."""
+    """A file without a password, or with several lines, is refused. Its content is not shown."""
     file = tmp_path / "password"
     file.write_text(content)
     line = refusal({**OPEN, "broker": "amqp://u@a", "broker-password-file": str(file)})
@@ -185,7 +185,7 @@ def test_bad_password_file(tmp_path: Path, content: str, said: str) -> None:
 
 
 def test_two_passwords(tmp_path: Path) -> None:
-    """A password in the URL beside a password file is refused, and not shown."""
+    """A password in the URL together with a password file is refused, and not shown."""
     file = tmp_path / "password"
     file.write_text("x")
     line = refusal({**OPEN, "broker": "amqp://u:QXZQ@a", "broker-password-file": str(file)})
@@ -198,7 +198,7 @@ def test_two_passwords(tmp_path: Path) -> None:
     st.text(alphabet="QXZ#@:/?%&=+,'\" []\n", min_size=4, max_size=12), st.sampled_from(["h", "", "h:x", "h?a", "h/v/w", "h,x"])
 )
 def test_no_line_shows_a_password(password: str, rest: str) -> None:
-    """Whatever is wrong with a URL, wherever it is said, the refusal doesn't hold its password."""
+    """No refusal of an invalid URL contains its password, whichever source it has."""
     url = f"amqp://user:{password}@{rest}"
     for flags, environ in (({"broker": url}, {}), ({}, {"TOWERWS_BROKER": f"{url},ftp://{password}@x"})):
         try:
@@ -210,7 +210,7 @@ def test_no_line_shows_a_password(password: str, rest: str) -> None:
 
 
 def test_certificate_authorities(tmp_path: Path) -> None:
-    """A PEM file is taken as it is."""
+    """A PEM file is read unchanged."""
     pem = tmp_path / "ca.pem"
     pem.write_text(ssl.DER_cert_to_PEM_cert(b"certificate"))
     settings = load({**OPEN, "broker": "amqps://h", "tls-ca": str(pem)}, {})
@@ -219,14 +219,14 @@ def test_certificate_authorities(tmp_path: Path) -> None:
 
 
 class UsageOptions(usage.Options):
-    """The flags as twistd has them."""
+    """The flags as twistd defines them."""
 
     optParameters = usage_parameters()
     optFlags = usage_flags()
 
 
 def test_flags_for_twistd() -> None:
-    """Every option is a flag of twistd; what wasn't given stays out of the way of the environment and the file."""
+    """Every option is a flag of twistd. A flag that is not given does not override the environment or the file."""
     options = UsageOptions()
     options.parseOptions(["--auth", "open", "--prefetch=5", "--insecure", "--history-max-bytes", "8MiB"])
     flags = given(options)
@@ -242,7 +242,7 @@ def test_flags_for_twistd() -> None:
 
 
 def test_given_takes_clicks_names() -> None:
-    """Click's names for flags are understood, and what is no option is left out."""
+    """Click's names for flags are understood, and names that are no option are left out."""
     assert given({"history_max_bytes": "1KiB", "config": None, "insecure": False, "verbose": True}) == {
         "history-max-bytes": "1KiB",
         "config": None,
@@ -252,7 +252,7 @@ def test_given_takes_clicks_names() -> None:
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.low is not None], ids=lambda option: option.key)
 def test_each_number_reaches_its_setting(option: Option) -> None:
-    """A number given by flag or by variable is the one in force."""
+    """A number given by flag or by variable reaches its setting."""
     assert option.default is not None
     text = option.format(option.default)
     for flags, environ in (({option.flag: text}, {}), ({}, {option.variable: text})):
@@ -262,7 +262,7 @@ def test_each_number_reaches_its_setting(option: Option) -> None:
 
 
 def test_kinds_are_all_in_use() -> None:
-    """No kind of value is kept that no option has."""
+    """Each kind of value is used by an option."""
     assert {option.kind for option in OPTIONS} == set(Kind)
 
 
@@ -282,7 +282,7 @@ def test_a_kubernetes_service_of_our_name() -> None:
 
 
 def test_a_port_for_probes() -> None:
-    """It may be public without `insecure`, and is none of the other two; empty is none."""
+    """It may be public without `insecure`, and must differ from the other two. Empty means none."""
     assert load({**OPEN, "health": "tcp:8080"}, {}).health == "tcp:8080"
     assert load(OPEN, {"TOWERWS_HEALTH": ""}).health == ""
     for clash in ("tcp:8051", "tcp:9051:interface=127.0.0.1"):

@@ -19,7 +19,7 @@ from towerws.core.settings import (
 
 
 def test_every_field_has_an_option() -> None:
-    """Every field of the settings can be set, but for those that follow from others and the tables of groups."""
+    """Every field of the settings can be set, except those that follow from others and the tables of groups."""
     fields = {each.name for each in dataclasses.fields(BrokerSettings)} - {"urls", "refill_s", "position_key"}
     fields |= {each.name for each in dataclasses.fields(Settings)} - {"access", "tower", "jwt", "limits", "history", "websocket", "groups"}
     fields |= {each.name for each in dataclasses.fields(AccessSettings)}
@@ -32,7 +32,7 @@ def test_every_field_has_an_option() -> None:
 
 
 def test_names_are_unique() -> None:
-    """No two options share a key, a flag or a variable, nor use those of the file itself."""
+    """No two options share a key, a flag or a variable. None uses those of the configuration file itself."""
     assert len(BY_KEY) == len(BY_FLAG) == len(BY_VARIABLE) == len(OPTIONS)
     assert CONFIG_FLAG not in BY_FLAG
     assert CONFIG_VARIABLE not in BY_VARIABLE
@@ -46,7 +46,7 @@ def test_names_derive_from_the_key() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_defaults_are_allowed(option: Option) -> None:
-    """Every default is a value that could have been written, and reads back as itself."""
+    """Every default is a value that could be written, and reads back as itself."""
     if option.default is not None:
         assert option.read(option.default) == option.default
         assert option.kind is Kind.BOOL or option.read(option.format(option.default)) == option.default
@@ -75,6 +75,6 @@ def test_choices() -> None:
 
 
 def test_the_document_has_this_table() -> None:
-    """docs/configuration.md shows exactly these options; `python -m tests.configuration_table` brings it up to date."""
+    """docs/configuration.md shows exactly these options. `python -m tests.configuration_table` updates it."""
     _, present, _ = split_document()
     assert present == table()

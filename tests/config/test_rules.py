@@ -23,7 +23,7 @@ GOOD = Settings(broker=BROKER, auth=("open",))
 
 
 def test_the_defaults_keep_every_rule() -> None:
-    """Nothing is wrong with the defaults, with a broker or without, and nothing is to be advised."""
+    """The defaults break no rule, with a broker or without, and cause no advice."""
     for settings in (GOOD, replace(GOOD, broker=None)):
         assert list(broken_rules(settings)) == []
         assert list(advice(settings)) == []
@@ -65,7 +65,7 @@ def test_the_defaults_keep_every_rule() -> None:
     ],
 )
 def test_broken(settings: Settings, key: str, rule: str) -> None:
-    """Each broken rule is found, alone, and blames the setting that it is about."""
+    """Each broken rule is found, alone, and names the setting that causes it."""
     (broken,) = broken_rules(settings)
     assert broken.keys[0] == key
     assert rule in broken.rule
@@ -82,12 +82,12 @@ def test_broken(settings: Settings, key: str, rule: str) -> None:
     ],
 )
 def test_kept(settings: Settings) -> None:
-    """What is just allowed is allowed."""
+    """Values at the limit of a rule are allowed."""
     assert list(broken_rules(settings)) == []
 
 
 def test_advice() -> None:
-    """What is seldom meant is said, and stays allowed."""
+    """Unusual values are reported, and stay allowed."""
     mixed = replace(BROKER, urls=(parse_broker_url("amqp://h"), parse_broker_url("amqps://h")))
     settings = replace(GOOD, broker=mixed, insecure=True, websocket=WebSocketSettings(ping_s=60))
     said = " ".join(advice(settings))
@@ -114,7 +114,7 @@ def test_advice() -> None:
     ],
 )
 def test_suggestion(word: str, said: str) -> None:
-    """A name that is nearly right, or lacks its table, brings up the right one."""
+    """A name that is nearly right, or lacks its table, gets the right one as a suggestion."""
     assert suggestion(word, ["listen", "history.max_bytes", "max_payload_bytes"]) == said
 
 
@@ -141,7 +141,7 @@ def test_the_former_name_of_an_option_brings_up_the_new_one(key: str) -> None:
     ],
 )
 def test_suggestion_behind_a_prefix(word: str, said: str) -> None:
-    """What every name begins with makes no name likely: `TOWERWS_HISTROY` is not nearly `TOWERWS_STREAM`."""
+    """A common prefix makes no name similar: `TOWERWS_HISTROY` is not nearly `TOWERWS_STREAM`."""
     known = [f"TOWERWS_{name}" for name in ("BROKER", "LISTEN", "STREAM", "HISTORY_MAX_BYTES", "HISTORY_MAX_AGE_S")]
     assert suggestion(word, known, "TOWERWS_") == (f"; did you mean {said}?" if said else "")
 
@@ -175,7 +175,7 @@ def test_suggestion_behind_a_prefix(word: str, said: str) -> None:
     ],
 )
 def test_variables_of_others(name: str, value: str, theirs: bool) -> None:
-    """What Kubernetes and Docker set for a service of our name is passed over; what a person may have meant for us is not."""
+    """Variables of Kubernetes and Docker for a service of our name are ignored. A user's mistyped variable is not."""
     assert describes_a_service(name, value) is theirs
 
 
@@ -224,6 +224,6 @@ def test_groups(table: dict[str, object], group: GroupSettings) -> None:
     ],
 )
 def test_bad_groups(name: str, table: object, rule: str) -> None:
-    """Anything else is refused with the rule."""
+    """Any other form is refused with the rule."""
     with pytest.raises(ValueError, match=rule):
         read_group(name, table)

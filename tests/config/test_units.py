@@ -29,14 +29,14 @@ def test_sizes(written: object, raw: int) -> None:
 
 @pytest.mark.parametrize("written", ["64MB", "64M", "64mib", "1.5MiB", "-1", "", "MiB", "\uff11", "9" * 16, -1, 1.0, True, None, [], "1\n"])
 def test_bad_sizes(written: object) -> None:
-    """What is ambiguous or no size is refused with the forms that are allowed."""
+    """An ambiguous or invalid size is refused with the allowed forms."""
     with pytest.raises(ValueError, match="KiB, MiB or GiB"):
         read_size(written)
 
 
 @given(st.integers(0, 10**15 - 1))
 def test_sizes_round_trip(raw: int) -> None:
-    """Every size is read back as what was written."""
+    """Every size is read back as the same value."""
     assert read_size(format_size(raw)) == raw
 
 
@@ -56,26 +56,26 @@ def test_sizes_round_trip(raw: int) -> None:
     ],
 )
 def test_durations(written: object, seconds: float) -> None:
-    """A duration is seconds, or has a unit; whole ones are integers."""
+    """A duration is seconds, or has a unit. Whole ones are integers."""
     assert read_duration(written) == seconds
     assert isinstance(read_duration(written), type(seconds))
 
 
 @pytest.mark.parametrize("written", ["2 min", "-1", "", "s", "1e3", "inf", "nan", float("inf"), float("nan"), -1, 10**400, True, None, {}])
 def test_bad_durations(written: object) -> None:
-    """What is no duration is refused with the forms that are allowed."""
+    """An invalid duration is refused with the allowed forms."""
     with pytest.raises(ValueError, match="ms, s, m or h"):
         read_duration(written)
 
 
 @given(st.one_of(st.integers(0, 10**9 - 1), st.integers(0, 10**15).map(lambda n: read_duration(n / 10**9))))
 def test_durations_round_trip(seconds: float) -> None:
-    """Every duration is read back as what was written, down to the nanosecond."""
+    """Every duration is read back as the same value, down to the nanosecond."""
     assert read_duration(format_number(seconds)) == seconds
 
 
 def test_whole_seconds() -> None:
-    """What the broker counts in whole seconds must be whole, in whatever unit."""
+    """A value that the broker counts in whole seconds must be whole, in any unit."""
     assert read_whole_seconds("2000ms") == 2
     with pytest.raises(ValueError, match="whole seconds"):
         read_whole_seconds("500ms")
@@ -89,7 +89,7 @@ def test_counts(written: object, count: int) -> None:
 
 @pytest.mark.parametrize("written", ["-1", -1, 1.0, "1.0", "1k", "", True, None])
 def test_bad_counts(written: object) -> None:
-    """Nothing else is a count."""
+    """Any other value is refused."""
     with pytest.raises(ValueError, match="whole number"):
         read_count(written)
 

@@ -1,1 +1,1 @@
-"""The fault kit: `python -m tests.faults` runs named scenarios against real brokers, daemons and clients (`make stress`)."""
+"""Fault tests: `python -m tests.faults` runs named scenarios against real brokers, daemons and clients (`make stress`)."""

@@ -1,6 +1,6 @@
 """`python -m tests.faults [--only NAME,…] [--seed N] [--repeat N] [--broker 3|4] [--lanes N] [--list]`: run scenarios, print a table.
 
-Exit status: 0 when every promise held, 3 when one broke or a scenario failed, 4 when something that was asked for is missing here.
+Exit status: 0 if every promise held, 3 if one broke or a scenario failed, 4 if a requested part is missing on this machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REPORT: Final = Path(__file__).parents[2] / "build" / "stress.md"
 
 @dataclass
 class Result:
-    """One run of one scenario. `missing` names what the machine lacks for it."""
+    """One run of one scenario. `missing` names the parts that the machine lacks for it."""
 
     name: str
     seed: str
@@ -43,12 +43,12 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """One word."""
+        """The result in one word."""
         return "missing" if self.missing else "BROKEN" if self.outcome.broken else "ok"
 
 
 class Screen:
-    """Where progress goes: one line that is written over on a terminal, plain lines in a pipe."""
+    """Shows progress: one line that is overwritten on a terminal, plain lines in a pipe."""
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
@@ -56,14 +56,14 @@ class Screen:
         self._lock = threading.Lock()
 
     def line(self, *lines: str) -> None:
-        """Lines that stay."""
+        """Print lines that stay."""
         with self._lock:
             self._clear()
             sys.stdout.write("".join(f"{text}\n" for text in lines))
             sys.stdout.flush()
 
     def progress(self, text: str) -> None:
-        """What goes on now."""
+        """Show the current step."""
         with self._lock:
             self._clear()
             if self._terminal:
@@ -80,9 +80,9 @@ class Screen:
 
 
 class Plan:
-    """What is still to run, for lanes that work side by side. A scenario waits more than it works.
+    """The remaining runs, for lanes that work in parallel. A scenario waits more than it works.
 
-    The first lane has the cluster's, then it helps the others; what must run alone comes when all lanes are done (`take_alone`).
+    The first lane runs the cluster's, then it helps the others. Runs that must be alone come when all lanes are done (`take_alone`).
     """
 
     def __init__(self, scenarios: Sequence[Scenario], repeats: int, lanes: int) -> None:
@@ -94,18 +94,18 @@ class Plan:
         self._rest = deque(run for run in beside if run not in self._cluster)
 
     def take(self, lane: int) -> tuple[Scenario, int] | None:
-        """The next run for this lane, a scenario and the number of its repeat; None: there is none."""
+        """The next run for this lane: a scenario and the number of its repeat, or None at the end."""
         with self._lock:
             if not lane and self._cluster:
                 return self._cluster.popleft()
             return self._rest.popleft() if self._rest else None
 
     def take_alone(self) -> tuple[Scenario, int] | None:
-        """The same for what runs alone."""
+        """The same for runs that must be alone."""
         return self._alone.popleft() if self._alone else None
 
     def stop(self) -> None:
-        """Nothing more."""
+        """Start no further run."""
         with self._lock:
             for runs in (self._cluster, self._rest, self._alone):
                 runs.clear()
@@ -119,7 +119,7 @@ def load() -> dict[str, Scenario]:
 
 
 def choose(only: Sequence[str]) -> list[Scenario]:
-    """The scenarios that match one of the patterns; all without any. `SystemExit` for a pattern that matches none."""
+    """The scenarios that match one of the patterns, or all without a pattern. Raises `SystemExit` for a pattern without a match."""
     scenarios = load()
     for pattern in only:
         if not fnmatch.filter(scenarios, pattern):
@@ -128,7 +128,7 @@ def choose(only: Sequence[str]) -> list[Scenario]:
 
 
 def run(each: Scenario, seed: str, brokers: Brokers, screen: Screen, folder: Path) -> Result:
-    """One run. What goes wrong in it is a broken promise in its outcome."""
+    """Run one scenario. An error in it counts as a broken promise."""
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -147,7 +147,7 @@ def run(each: Scenario, seed: str, brokers: Brokers, screen: Screen, folder: Pat
         outcome.broken.append(f"{type(error).__name__}: {str(error)[-2000:]}")
         if not isinstance(error, AssertionError):
             outcome.notes.append(traceback.format_exc()[-3000:])
-        brokers.spoil()  # who knows in which state the scenario left it
+        brokers.spoil()  # the scenario may have left it in any state
     return Result(each.name, seed, outcome, time.monotonic() - started)
 
 
@@ -178,7 +178,7 @@ def plain_table(results: Sequence[Result]) -> str:
 
 
 def markdown(results: Sequence[Result], seed: int, version: int) -> str:
-    """The same as Markdown, with what broke below."""
+    """The same as Markdown, with the broken promises below."""
     lines = [f"`make stress SEED={seed} BROKER={version}`", "", "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(result)) + " |" for result in results]
     for result in results:
@@ -188,7 +188,7 @@ def markdown(results: Sequence[Result], seed: int, version: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for."""
+    """Run the selected scenarios."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Break brokers, links, daemons and clients, and count.")
     parser.add_argument("--list", action="store_true", help="show the scenarios, and end")
     parser.add_argument("--only", action="append", default=[], metavar="NAME[,NAME]", help="only these; * and ? are wildcards")
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_all(plan: Plan, args: argparse.Namespace, screen: Screen, folder: Path) -> list[Result]:
-    """Everything that is planned, in lanes. Each has brokers of its own, which end with its thread."""
+    """Run the whole plan, in lanes. Each lane has its own brokers, which end with its thread."""
     results: list[Result] = []
 
     def work(lane: int, take: Callable[[], tuple[Scenario, int] | None]) -> None:

@@ -1,4 +1,4 @@
-"""Which RabbitMQ a run uses: the machine's own (Debian 12 has 3.10), or a 4 that is asked for (`script/rabbitmq4` makes it)."""
+"""The RabbitMQ of a run: the machine's own (Debian 12 has 3.10), or a requested 4 (`script/rabbitmq4` installs it)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ MAKE_S: Final = 900.0
 
 _providing = threading.Lock()
 _refused: dict[int, str] = {}
-"""Why a version can't be had here. It is asked once in a run."""
+"""Why a version is not available. It is determined once in a run."""
 
 
 class MissingError(Exception):
-    """Something that a scenario needs is not on this machine. The text names it, and how to get it."""
+    """A part that a scenario needs is not on this machine. The text names it, and how to install it."""
 
 
 def single_node(version: int, folder: Path, *, config: str = "", plugins: Sequence[str] = ()) -> PrivateRabbit:
-    """A node of this major version that is not started yet. `MissingError` when there is none."""
+    """A node of this major version, not started yet. Raises `MissingError` if there is none."""
     _provide(version)
     return PrivateRabbit(folder, config=config, plugins=plugins)
 
 
 def cluster(version: int, folder: Path, *, partition_handling: str) -> PrivateCluster:
-    """A cluster of three nodes of this major version that is not started yet. `MissingError` when there can be none."""
+    """A cluster of three nodes of this major version, not started yet. Raises `MissingError` if there is none."""
     _provide(version)
     if missing := missing_for_cluster():
         raise MissingError(missing)
@@ -40,7 +40,7 @@ def cluster(version: int, folder: Path, *, partition_handling: str) -> PrivateCl
 
 
 def _provide(version: int) -> None:
-    """Make this version the one that private nodes run."""
+    """Let private nodes run this version."""
     with _providing:
         _provide_once(version)
 

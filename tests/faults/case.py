@@ -1,4 +1,4 @@
-"""What one run of a scenario stands on: brokers, daemons, proxies, a publisher, a swarm; all of it ends with the run."""
+"""The parts of one run of a scenario: brokers, daemons, proxies, a publisher, a swarm. All of them end with the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MANY: Final = (
     "--limits-per-address=100000",
     "--limits-per-user=100000",
     "--limits-half-open=100000",
-    # A paused or killed broker is to be noticed within seconds, or the run takes an hour.
+    # A paused or killed broker must be noticed within seconds, otherwise the run takes an hour.
     "--heartbeat-s=2",
     "--silence-s=5",
     "--attempt-s=5",
@@ -38,10 +38,10 @@ STREAM_LIMITS: Final = {"x-max-age": "3600s", "x-max-length-bytes": 1 << 30, "x-
 SETTLE_S: Final = 45.0
 CLIENTS: Final = 100
 TOWER: Final = 20
-"""How many clients there are, where a scenario does not need others, and how many of them speak the Tower dialect."""
+"""The default number of clients, and how many of them speak the Tower dialect."""
 
 SPARE_DESCRIPTORS: Final = 12
-"""Connections to the broker come and go: so many descriptors more than before are no leak."""
+"""Connections to the broker come and go: this many more descriptors than before are no leak."""
 
 
 class Brokers:
@@ -64,7 +64,7 @@ class Brokers:
         return self._node
 
     def shared_cluster(self, partition_handling: str) -> PrivateCluster:
-        """The running cluster, whole. There is one at a time: three nodes take memory."""
+        """The running cluster, healthy. There is only one at a time, because three nodes take memory."""
         if self._cluster is not None and self._handling != partition_handling:
             self._cluster.stop()
             self._cluster = None
@@ -88,7 +88,7 @@ class Brokers:
 
 
 class Case:
-    """One run of one scenario. `say` shows what goes on; `random` follows from the seed."""
+    """One run of one scenario. `say` shows progress, and `random` depends on the seed."""
 
     def __init__(self, name: str, seed: str, folder: Path, shared: Brokers, say: Callable[[str], None], leave: ExitStack) -> None:
         self.name = name
@@ -106,9 +106,9 @@ class Case:
         self._publisher: Publisher | None = None
         self._publisher_host = ("127.0.0.1", 0)
         self.reports: dict[str, Report] = {}
-        """What was counted for each group of clients, once `finish` has judged them."""
+        """The counts for each group of clients, once `finish` has judged them."""
 
-    # parts
+    # Parts
 
     @property
     def version(self) -> int:
@@ -117,22 +117,22 @@ class Case:
 
     @property
     def rabbit(self) -> PrivateRabbit:
-        """The node that scenarios share, running."""
+        """The shared node, running."""
         return self._shared.shared()
 
     def spoil(self) -> None:
-        """The shared node is not to be used by another scenario."""
+        """Keep other scenarios from using the shared node."""
         self._leave.callback(self._shared.spoil)
 
     def fresh_rabbit(self, *, config: str = "", plugins: Sequence[str] = ()) -> PrivateRabbit:
-        """A started node of this scenario's own."""
+        """A started node for this scenario alone."""
         node = brokers.single_node(self.version, self._new_folder("rabbit"), config=config, plugins=plugins)
         self._leave.callback(node.kill)
         node.start()
         return node
 
     def cluster(self, partition_handling: str = "pause_minority") -> PrivateCluster:
-        """The cluster that scenarios share, whole and running."""
+        """The shared cluster, healthy and running."""
         return self._shared.shared_cluster(partition_handling)
 
     def proxy(self, *ports: int) -> FaultProxy:
@@ -151,7 +151,7 @@ class Case:
     ) -> Daemon:
         """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs).
 
-        With `tls_pem`, a file with key and certificate, clients speak TLS with it. `environment` is added to the process's.
+        With `tls_pem`, a file with key and certificate, it serves TLS. `environment` is added to the process's environment.
         """
         urls = broker or ",".join(f"amqp://{user}@127.0.0.1:{port}/%2F" for port in ports)
         own = (f"--exchange={self.exchange}", f"--stream={self.stream}")
@@ -174,7 +174,7 @@ class Case:
         topics: list[str] | None = None,
         hosts: list[tuple[str, int]] | None = None,
     ) -> Publisher:
-        """A publisher that goes to these ports on 127.0.0.1 (or to `hosts`), in turn. The daemon must have declared the stream."""
+        """A publisher for these ports on 127.0.0.1 (or for `hosts`), in rotation. The daemon must have declared the stream."""
         targets = hosts or [("127.0.0.1", port) for port in ports]
         self._publisher_host = targets[0]
         publisher = Publisher(
@@ -191,12 +191,12 @@ class Case:
 
     @property
     def swarm(self) -> Swarm:
-        """The clients' process."""
+        """The process with the clients."""
         return self._swarm("swarm")
 
     @property
     def bystanders(self) -> Swarm:
-        """A process of its own for clients whose latency counts: the load on the other one must not be taken for the daemon's."""
+        """A process for clients whose latency is measured: the other clients' load must not count as the daemon's."""
         return self._swarm("bystanders")
 
     def _swarm(self, name: str) -> Swarm:
@@ -205,9 +205,9 @@ class Case:
         return self._swarms[name]
 
     def specs(self, count: int, *daemons: Daemon, tower: int = 0, each: int = 0, ports: tuple[int, ...] = (), **more: Any) -> list[Spec]:
-        """So many clients, the first `tower` of them Tower clients. Each connection goes to one of the daemons (or `ports`), by chance.
+        """This many clients, the first `tower` of them Tower clients. Each connection goes to a random one of the daemons (or `ports`).
 
-        With `each` a client has so many of the topics, by chance; else all of them. `more` are fields of `Spec`.
+        With `each` a client has that many random topics, otherwise all of them. `more` are fields of `Spec`.
         """
         urls = tuple(("127.0.0.1", port) for port in ports or [daemon.port for daemon in daemons])
         specs = []
@@ -227,26 +227,26 @@ class Case:
         user: str = "guest:guest",
         **flow: Any,
     ) -> tuple[Daemon, Publisher]:
-        """The usual parts: a daemon on the shared node (or on `port`), a publisher there (`flow` are its arguments), and live clients."""
+        """The usual parts: a daemon on the shared node (or on `port`), a publisher (`flow` are its arguments), and live clients."""
         daemon = self.daemon(port or self.rabbit.port, flags=flags, user=user)
         publisher = self.publisher(self.rabbit.port, **flow)
         self.swarm.open(self.specs(clients, daemon, tower=tower))
         return daemon, publisher
 
     def proxied(self, **more: Any) -> tuple[FaultProxy, Daemon, Publisher]:
-        """The same with a proxy between daemon and node. `more` are arguments of `direct`."""
+        """The same parts with a proxy between daemon and node. `more` are arguments of `direct`."""
         proxy = self.proxy(self.rabbit.port)
         return proxy, *self.direct(port=proxy.port, **more)
 
     def declare(self, channel: Any, *, exchange_type: str = "topic", **limits: Any) -> None:
-        """Declare exchange, stream and binding as the daemon does by default, as a producer with rights would."""
+        """Declare exchange, stream and binding with the daemon's defaults, as a producer with rights would."""
         channel.exchange_declare(self.exchange, exchange_type, durable=True)
         arguments = {"x-queue-type": "stream", **(limits or STREAM_LIMITS)}
         channel.queue_declare(self.stream, durable=True, arguments=arguments)
         channel.queue_bind(self.stream, self.exchange, "#")
 
     def wait_ready(self, daemon: Daemon, *, ready: bool = True, within_s: float = 30.0) -> str:
-        """Wait until `/readyz` says so; its reason."""
+        """Wait for this readiness in `/readyz`. Returns the reason."""
         answer: tuple[int, Any] = (0, {})
 
         def is_so() -> bool:
@@ -270,18 +270,18 @@ class Case:
                 connection.close()
 
     def sleep(self, seconds: float) -> None:
-        """Let the load go on for this time. Injected outages last for a time, so that this is no wait for an event."""
+        """Let the load run for this time. Injected outages have a duration, so this is no wait for an event."""
         time.sleep(seconds)
 
     def wait_until(self, is_so: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
-        """Poll until it is so. `AssertionError` when the time is over."""
+        """Poll until the condition holds. Raises `AssertionError` at the timeout."""
         give_up = time.monotonic() + within_s
         while not is_so():
             if time.monotonic() > give_up:
                 raise AssertionError(f"waited {within_s:g} s in vain until {what}")
-            time.sleep(0.02)  # between two questions of a poll: what is asked has no event to wait for
+            time.sleep(0.02)  # between two polls: the condition has no event
 
-    # the end
+    # The end
 
     def finish(
         self,
@@ -292,15 +292,15 @@ class Case:
         notes: list[str] | None = None,
         settle_s: float = SETTLE_S,
     ) -> Outcome:
-        """Publish a last round, let every client catch up, judge it, and look for leaks.
+        """Publish a last round, let every client catch up, judge it, and check for leaks.
 
-        `holes` is how many real losses there were: each v1 client must have been told exactly one gap (or `recovered: false`) for each.
-        What Tower clients lose in these is not judged: they have no frame for it.
+        `holes` is the number of real losses: each v1 client must get exactly one gap (or `recovered: false`) for each.
+        Losses of Tower clients in these are not judged: their dialect has no frame for them.
         """
         outcome = Outcome(injected, broken=broken or [], notes=notes or [])
         publisher = self._publisher
         assert publisher is not None
-        # Tower clients have no position: the last round must find them connected.
+        # Tower clients have no position, so they must be connected during the last round.
         swarms = self._swarms.values()
         if left := sum(swarm.wait_live(within_s=settle_s) for swarm in swarms):
             outcome.broken.append(f"{left} clients are not connected and subscribed {settle_s:g} s after the fault")
@@ -321,7 +321,7 @@ class Case:
         return outcome
 
     def _where_lost(self, lost: set[int], publisher: Publisher) -> str:
-        """Whether the stream still holds what clients did not get: then it was not the broker that lost it."""
+        """Whether the stream still has the events that clients did not get. Then the broker did not lose them."""
         held: set[int] = set()
         last = publisher.journal.count - 1
         try:
@@ -361,14 +361,14 @@ class Case:
         outcome.notes += tally.examples[:5]
 
     def _look_for_leaks(self, outcome: Outcome) -> None:
-        """After all clients have left, a daemon holds no connection, no topic, and no more descriptors than before they came."""
+        """After all clients have left, a daemon has no connection, no topic, and no more descriptors than before."""
         for swarm in self._swarms.values():
             swarm.leave()
         for daemon in self._daemons:
             with suppress(OSError):
                 self.wait_until(lambda daemon=daemon: is_empty(daemon), "the daemon has let go of its clients", 60)  # type: ignore[misc]
                 before = self._descriptors[daemon.port]
-                # A restarted daemon has descriptors of its own.
+                # A restarted daemon has other descriptors.
                 if (now := descriptors(daemon)) > before + SPARE_DESCRIPTORS:
                     outcome.broken.append(f"descriptors: {before} before, {now} after")
                 outcome.notes.append(f"rss {daemon.rss_kib() // 1024} MiB")
@@ -380,17 +380,17 @@ class Case:
 
 
 def descriptors(daemon: Daemon) -> int:
-    """How many files and sockets it has open."""
+    """How many files and sockets the daemon has open."""
     return sum(1 for _ in Path(f"/proc/{daemon.pid}/fd").iterdir())
 
 
 def is_empty(daemon: Daemon) -> bool:
-    """Whether it has no connection left."""
+    """Whether the daemon has no connection left."""
     status, answer = daemon.get("/status")
     return status == 200 and present(answer) == 0
 
 
 def present(status: dict[str, Any]) -> int:
-    """How many clients are connected, by `/status`."""
+    """How many clients are connected, from `/status`."""
     connections = status["connections"]
     return int(connections["present"] if isinstance(connections, dict) else connections)

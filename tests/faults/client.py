@@ -1,4 +1,4 @@
-"""One websocket client of the swarm: lean, on asyncio, for thousands in one process. It keeps its position and its story."""
+"""One websocket client of the swarm: small, on asyncio, for thousands in one process. It keeps its position and its story."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ OPEN_S: Final = 30.0
 RETRY_S: Final = (0.05, 0.5)
 REFUSED_S: Final = (0.3, 1.0)
 SMALL_BUFFER: Final = 4096
-"""A client that stalls takes little into its socket's buffer, so that the daemon notices soon."""
+"""A small socket buffer, so that the daemon soon notices a client that stalls."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a client is like. `stall` is a kind of bad conduct: see `Client.misbehave`."""
+    """The properties of a client. `stall` is a kind of bad conduct: see `Client.misbehave`."""
 
     urls: tuple[tuple[str, int], ...]
-    """Hosts and ports of daemons. Each connection goes to one of them, by chance."""
+    """Hosts and ports of daemons. Each connection goes to one of them, at random."""
     topics: tuple[str, ...]
     kinds: frozenset[int]
     """The indexes of these topics in the journal."""
@@ -38,18 +38,18 @@ class Spec:
     small_buffer: bool = False
     judged: bool = True
     returns: bool = True
-    """Whether it connects again when its connection ends."""
+    """Whether it reconnects when its connection ends."""
     pem: str = ""
-    """With a certificate's file: TLS."""
+    """The file of a trusted certificate. Empty: no TLS."""
     headers: str = ""
-    """More lines of the opening handshake, each with its end."""
+    """More lines of the opening handshake, each with its line end."""
     group_name: str = ""
-    """A name under which commands address some clients."""
+    """A group name, by which commands select clients."""
 
 
 @dataclass
 class Counts:
-    """What one client met beside its story."""
+    """What one client met, apart from its story."""
 
     refused: int = 0
     connections: int = 0
@@ -80,7 +80,7 @@ class Client(asyncio.Protocol):
         self.last = -1
         """The highest number received."""
 
-    # life
+    # Life
 
     def connect(self, delay_s: float = 0.0) -> None:
         """Connect after this time."""
@@ -89,18 +89,18 @@ class Client(asyncio.Protocol):
             self._loop.loop.call_later(delay_s, self._begin)
 
     def leave(self) -> None:
-        """Disconnect, and stay away."""
+        """Disconnect, and do not reconnect."""
         self._gone = True
         self._abort()
 
     def drop(self) -> None:
-        """Lose the connection, as a client does whose network is gone for a moment; it comes back by itself."""
+        """Lose the connection, as after a short network failure. The client reconnects by itself."""
         if self._transport is not None:
-            self.state = "leaving"  # at once: nobody is to count it as live until the loop has ended the connection
+            self.state = "leaving"  # at once, so that it is not counted as live until the loop has ended the connection
         self._abort()
 
     def misbehave(self, how: str, seconds: float = 0.0) -> None:
-        """Stop reading for a time (`stall`), or for good (`never`, `talk`: it goes on sending; `close`: it sends a close first)."""
+        """Stop reading for a time (`stall`) or permanently: `never`, `talk` (it goes on sending) or `close` (it sends a close first)."""
         if self._transport is None:
             return
         if how == "close":
@@ -169,7 +169,7 @@ class Client(asyncio.Protocol):
         self._opening = self._loop.loop.call_later(OPEN_S, self._abort)
 
     def data_received(self, data: bytes) -> None:
-        """Frames."""
+        """Handle frames."""
         buffer = self._buffer
         buffer += data
         if self.state == "opening":
@@ -188,7 +188,7 @@ class Client(asyncio.Protocol):
         self._frames()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Note it, and come back."""
+        """Note it, and reconnect."""
         self._transport = None
         for timer in (self._opening, self._talk):
             if timer is not None:
@@ -200,7 +200,7 @@ class Client(asyncio.Protocol):
             after = self._after_s
             self.connect(self._loop.random.uniform(*RETRY_S) if after is None else after)
 
-    # frames
+    # Frames
 
     def _frames(self) -> None:
         buffer, at = self._buffer, 0
@@ -253,7 +253,7 @@ class Client(asyncio.Protocol):
         elif kind == "welcome":
             self._ask()
         elif kind == "subscribed":
-            # Before it was null, `recovered` was false where no position had been sent.
+            # Before it was null, `recovered` was false for a request without a position.
             self._subscribed(frame.get("recovered") if self.asked_since is not None else None)
             self.position = frame["position"]
         elif kind == "gap":
@@ -265,7 +265,7 @@ class Client(asyncio.Protocol):
             self.counts.unknown_frames += 1
 
     asked_since: str | None = None
-    """The position that the last request carried."""
+    """The position in the last request."""
 
     def _ask(self, *, again: bool = False) -> None:
         groups: dict[str, list[str]] = {}
@@ -279,7 +279,7 @@ class Client(asyncio.Protocol):
         self._send(TEXT, json.dumps(request).encode())
 
     def ask_again(self) -> None:
-        """Subscribe to the same again on the open connection."""
+        """Subscribe to the same topics again on the open connection."""
         self._ask(again=True)
 
     def _subscribed(self, recovered: bool | None) -> None:
@@ -299,7 +299,7 @@ class Client(asyncio.Protocol):
         self.counts.worst_ns = max(self.counts.worst_ns, delay)
 
     def _send(self, opcode: int, payload: bytes) -> None:
-        """One frame, masked with zeros, which leave the payload as it is."""
+        """Send one frame, masked with zeros, which leave the payload unchanged."""
         if self._transport is None or self._transport.is_closing():
             return
         size = len(payload)

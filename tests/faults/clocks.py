@@ -1,4 +1,4 @@
-"""Another clock for one process: libfaketime, which the process loads before everything else."""
+"""Another wall clock for one process: libfaketime, which the process loads first."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tests.faults.brokers import MissingError
 
 
 def shifted(seconds: int) -> dict[str, str]:
-    """The environment of a process whose wall clock is so far from ours. Its monotonic clock stays right.
+    """The environment of a process whose wall clock is this many seconds off. Its monotonic clock stays right.
 
-    `MissingError` without the library.
+    Raises `MissingError` without the library.
 
-    A node of another Debian release loads the library of that release, which is at the same path.
+    A node of another Debian release loads that release's library, which has the same path.
     """
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     if not found:

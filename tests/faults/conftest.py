@@ -1,4 +1,4 @@
-"""The node that the short selection runs on."""
+"""The node for the short selection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.case import Brokers
 
 @pytest.fixture(scope="package")
 def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
-    """The installed RabbitMQ. Without one these tests are skipped; they fail where CI promises it."""
+    """The installed RabbitMQ. Without one these tests are skipped, or fail in CI, where it is required."""
     if rabbitmq_bin() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("RabbitMQ is not installed, and CI promises it", pytrace=False)

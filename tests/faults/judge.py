@@ -1,11 +1,11 @@
-"""Judges what one client was told against what was published. No I/O.
+"""Compares the events that one client received with those that were published. No I/O.
 
 The rules (docs/protocol.md):
-- A client that has read `subscribed` gets every later event of its topics. An event that was published before that is a bonus.
-- From its first event on a client that resumes misses nothing, unless it was told: by a `gap`, or by `recovered: false`.
-- A Tower client has no positions: each of its connections is judged by itself. It may get again what it had on an earlier connection
-  to another daemon, which may be behind; not what it had from the same daemon.
-- Numbers come in the order in which they were published. Numbers that went out twice, after a lost confirm, may have changed places.
+- A client that has read `subscribed` gets every later event of its topics. An earlier event is a bonus.
+- From its first event on, a client that resumes misses nothing, unless it was told: by a `gap`, or by `recovered: false`.
+- A Tower client has no positions: each of its connections is judged alone. It may get events again that it had on a connection
+    to another daemon, which may be behind, but none that it had from the same daemon.
+- Numbers come in the order in which they were published. Numbers that were sent twice, after a lost confirm, may be swapped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.faults.publisher import Journal
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """The answer to a request. `recovered` is None where no position was sent."""
+    """The answer to a request. `recovered` is None if no position was sent."""
 
     at_ns: int
     recovered: bool | None
@@ -28,7 +28,7 @@ class Subscribed:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A gap was told."""
+    """A gap notice."""
 
     at_ns: int
     topics: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The connection ended. `code` is the close code; 1006 where there was none."""
+    """The connection ended. `code` is the close code, or 1006 without one."""
 
     code: int
 
@@ -46,7 +46,7 @@ Note = Subscribed | Gap | Lost
 
 @dataclass(slots=True)
 class Story:
-    """What one client was told, in order: numbers of events as they are, notes as `-1 - index in notes`."""
+    """What one client received, in order: numbers of events, and notes as `-1 - index in notes`."""
 
     topics: frozenset[int]
     v1: bool = True
@@ -56,18 +56,18 @@ class Story:
     """Whether its connections go to several daemons."""
 
     def event(self, number: int) -> None:
-        """An event came."""
+        """Add an event."""
         self.track.append(number)
 
     def note(self, note: Note) -> None:
-        """Something else came."""
+        """Add anything else."""
         self.track.append(-1 - len(self.notes))
         self.notes.append(note)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted, for one client or for many. `+` adds up, but for the worst of the latencies and the most gaps of one client."""
+    """The counts for one client or many. `+` adds them, except that it keeps the worst latency and the most gaps of one client."""
 
     clients: int = 0
     events: int = 0
@@ -78,18 +78,18 @@ class Tally:
     gaps_of_nothing: int = 0
     """Gaps that cover no missing event."""
     hidden: int = 0
-    """Events that did not come and that a gap (or `recovered: false`) covers, though the broker had not lost them."""
+    """Missing events that a gap (or `recovered: false`) covers, though the broker had not lost them."""
     recovered_false: int = 0
     closes_1013: int = 0
     most_told: int = 0
-    """The most gaps and `recovered: false` that one v1 client was told."""
+    """The most gaps and `recovered: false` of one v1 client."""
     least_told: int = -1
-    """The fewest; -1 where there is no v1 client."""
+    """The fewest, or -1 without a v1 client."""
     examples: list[str] = field(default_factory=list)
     lost_numbers: set[int] = field(default_factory=set)
 
     def add(self, other: Tally) -> None:
-        """Add another client's, or other clients'."""
+        """Add the counts of another client, or of several."""
         for each in fields(self):
             mine, others = getattr(self, each.name), getattr(other, each.name)
             if each.name == "most_told":
@@ -114,11 +114,11 @@ class Judge:
         self._again = sorted(journal.resent)
 
     def judge(self, story: Story, name: str = "client") -> Tally:
-        """Count for one client."""
+        """The counts for one client."""
         return _Trial(self, story, name).run()
 
     def due(self, topics: frozenset[int], *, v1: bool) -> list[int]:
-        """The confirmed numbers on these topics, in order. Without those that a Tower client can't be told to be lost."""
+        """The confirmed numbers on these topics, in order. For a Tower client without those whose loss it can't be told."""
         found = self._due.get((topics, v1))
         if found is None:
             journal = self._journal
@@ -129,15 +129,15 @@ class Judge:
 
     @property
     def really_lost(self) -> set[int]:
-        """What the broker lost, or may have lost."""
+        """Numbers that the broker lost, or may have lost."""
         return self._journal.gone | self._journal.returned
 
     def sent_ns(self, number: int) -> int:
-        """When it was first published."""
+        """The time when it was first published."""
         return self._journal.sent_ns[number]
 
     def may_swap(self, earlier: int, later: int) -> bool:
-        """Whether both went out once more together, so that their order in the log is open."""
+        """Whether both were sent again together, so that their order in the log is open."""
         return any(low <= earlier <= high and low <= later <= high for low, high in self._again)
 
 
@@ -151,13 +151,13 @@ class _Trial:
         self._due = judge.due(story.topics, v1=story.v1)
         self._seen: set[int] = set()
         self._seen_before: set[int] = set()
-        """What a Tower client that stays with one daemon had on earlier connections."""
+        """The events that a Tower client of one daemon had on earlier connections."""
         self._lost: set[int] = set()
         self._highest = -1
         self._missing: set[int] = set()
         self._excused: set[int] = set()
-        self._listening = False  # it has been answered, and (Tower) is still connected
-        self._from: int | None = None  # index in `due` of the next event that must come; None: `_since_ns` decides
+        self._listening = False  # it has been answered and, in the Tower dialect, is still connected
+        self._from: int | None = None  # index in `due` of the next event that must come, or None: `_since_ns` decides
         self._since_ns = 0
         self._told = False  # a gap that no missing event has explained yet
         self._tally = Tally(clients=1)
@@ -187,7 +187,7 @@ class _Trial:
         return tally
 
     def _is_perfect(self) -> bool:
-        """The short way for the usual story: one unbroken piece of what is due, to its end. Thousands of clients have the same."""
+        """A shortcut for the usual story: one unbroken piece of the due events, to their end. Thousands of clients have the same."""
         story, due = self._story, self._due
         first = story.notes[0] if story.notes else None
         later = story.notes[1:]
@@ -227,7 +227,7 @@ class _Trial:
                 self._forget_connection()
 
     def _forget_connection(self) -> None:
-        """A Tower client's connection ended: the next one is judged by itself."""
+        """A Tower client's connection ended: the next one is judged alone."""
         self._lost |= self._missing - self._seen
         if not self._story.roams:
             self._seen_before |= self._seen
@@ -235,7 +235,7 @@ class _Trial:
         self._listening, self._from, self._open = False, None, 0
 
     def _begin(self, at_ns: int) -> None:
-        """Only what is published from now on must come, until the next event shows where the client stands."""
+        """Only later events must come, until the next one shows the client's position."""
         if self._from is not None:
             self._open = self._from
         elif not self._listening:
@@ -243,7 +243,7 @@ class _Trial:
         self._listening, self._from, self._since_ns = True, None, at_ns
 
     _open = 0
-    """Index in `due` at which the hole begins that was told last."""
+    """Index in `due` at which the last reported hole begins."""
 
     def _event(self, number: int) -> None:
         tally = self._tally
@@ -268,7 +268,7 @@ class _Trial:
         self._highest = max(self._highest, number)
 
     def _miss(self, end: int) -> None:
-        """Everything before index `end` should have come."""
+        """Count all events before index `end` as missing."""
         begin = self._from
         if begin is None:
             begin = max(self._open, bisect_right(self._due, self._since_ns - 1, key=self._judge.sent_ns))
@@ -278,7 +278,7 @@ class _Trial:
                 self._missing.add(number)
 
     def _explain(self, end: int) -> None:
-        """Look whether a gap that was told covers anything."""
+        """Check whether a reported gap covers anything."""
         self._told = False
         if all(number in self._seen for number in self._due[self._open : end]):
             self._tally.gaps_of_nothing += 1
@@ -297,7 +297,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def total(tallies: list[Tally]) -> Tally:
-    """The sum, with each reason's examples."""
+    """The sum, with examples for each reason."""
     result = Tally()
     for tally in tallies:
         result.add(tally)

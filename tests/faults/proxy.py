@@ -1,7 +1,7 @@
-"""A TCP proxy that injects faults. Its event loop runs in a thread of its own, so that no daemon's loop is shared.
+"""A TCP proxy that injects faults. Its event loop runs in its own thread, not in a daemon's.
 
-A direction is `UP` (from the client to the target) or `DOWN` (from the target to the client). A change holds for open connections
-and for later ones. Every method may be called from any thread and returns once the change is in force.
+A direction is `UP` (from the client to the target) or `DOWN` (from the target to the client). A change applies to open connections
+and to later ones. Every method may be called from any thread, and returns once the change is in force.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Self, TypeVar
 
 MAX_HELD_BYTES: Final = 1 << 20
-"""What the proxy holds for one direction of a connection. Beyond that it stops reading: the sender's own buffer fills up."""
+"""Bytes that the proxy holds for one direction of a connection. Beyond that it stops reading, so the sender's buffer fills up."""
 
 CALL_S: Final = 30.0
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Direction(enum.Enum):
-    """Where bytes go."""
+    """The direction of the bytes."""
 
     UP = "up"
     DOWN = "down"
@@ -43,11 +43,11 @@ UP, DOWN = Direction.UP, Direction.DOWN
 
 @dataclass(frozen=True, slots=True)
 class Conduct:
-    """What happens to the bytes of one direction.
+    """How the bytes of one direction are forwarded.
 
-    `delay_s` holds each piece back. `slice_bytes` makes pieces of that size at most, `slice_pause_s` apart. `stopped` forwards nothing (a
-    black hole: the sender sees no error). `mark` is a byte pattern: what follows its AMQP frame is held back by `mark_delay_s`, once for
-    each occurrence.
+    `delay_s` delays each piece. `slice_bytes` limits the size of a piece, and `slice_pause_s` separates two of them. `stopped` forwards
+    nothing (a black hole: the sender sees no error). `mark` is a byte pattern: bytes after its AMQP frame are delayed by
+    `mark_delay_s`, for each occurrence.
     """
 
     delay_s: float = 0.0
@@ -59,9 +59,9 @@ class Conduct:
 
 
 class FaultProxy:
-    """Listens on 127.0.0.1 and forwards each connection to one of its targets (`host`, `port`), in turn.
+    """Listens on 127.0.0.1 and forwards each connection to one of its targets (`host`, `port`), in rotation.
 
-    A target that refuses is skipped; when all refuse, the client's connection is reset.
+    A target that refuses is skipped. If all refuse, the client's connection is reset.
     """
 
     def __init__(self, *targets: tuple[str, int], port: int = 0) -> None:
@@ -79,13 +79,13 @@ class FaultProxy:
         self.bytes_forwarded = {UP: 0, DOWN: 0}
 
     def start(self) -> Self:
-        """Listen. `port` is known afterwards."""
+        """Listen. Sets `port`."""
         self._thread.start()
         self._call(self._listen)
         return self
 
     def stop(self) -> None:
-        """Reset what is open, stop listening, end the thread."""
+        """Reset open connections, stop listening, and end the thread."""
 
         async def end() -> None:
             await self._unlisten()
@@ -106,27 +106,27 @@ class FaultProxy:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    # faults
+    # Faults
 
     def delay(self, direction: Direction, delay_s: float) -> None:
-        """Hold each piece back by this time. 0 forwards at once again; the order stays."""
+        """Delay each piece by this time, in order. 0 forwards at once again."""
         self._change(direction, delay_s=delay_s)
 
     def slice(self, direction: Direction, slice_bytes: int, pause_s: float = 0.0) -> None:
-        """Forward at most so many bytes at once. 0 forwards whole pieces again."""
+        """Forward at most this many bytes at once. 0 forwards whole pieces again."""
         self._change(direction, slice_bytes=slice_bytes, slice_pause_s=pause_s)
 
     def delay_after(self, direction: Direction, mark: bytes, delay_s: float) -> None:
-        """Hold back what follows each AMQP frame that holds `mark`. An empty mark ends this."""
+        """Delay the bytes after each AMQP frame that contains `mark`. An empty mark ends this."""
         self._change(direction, mark=mark, mark_delay_s=delay_s)
 
     def black_hole(self, *directions: Direction) -> None:
-        """Forward nothing in these directions (both by default), and tell nobody. Ends of connections are not passed on either."""
+        """Forward nothing in these directions (both by default), without an error. Ends of connections are not passed on, either."""
         for direction in directions or (UP, DOWN):
             self._change(direction, stopped=True)
 
     def heal(self) -> None:
-        """Forward everything at once again, what was held back included, and listen."""
+        """Forward everything at once again, held bytes included, and listen."""
         self._conduct = {UP: Conduct(), DOWN: Conduct()}
 
         def apply() -> None:
@@ -139,7 +139,7 @@ class FaultProxy:
         self.refuse(refused=False)
 
     def reset(self) -> int:
-        """End every connection with a TCP reset on both sides; how many there were."""
+        """End every connection with a TCP reset on both sides. Returns their number."""
         return self._call_plain(self._reset_all)
 
     def half_close(self, direction: Direction) -> None:
@@ -159,7 +159,7 @@ class FaultProxy:
             self._call(self._listen)
 
     def retarget(self, *targets: tuple[str, int]) -> None:
-        """New connections go to these targets."""
+        """Send new connections to these targets."""
 
         def apply() -> None:
             self._targets = list(targets)
@@ -167,24 +167,24 @@ class FaultProxy:
 
         self._call_plain(apply)
 
-    # what a test may wait for
+    # What a test may wait for
 
     @property
     def accepted(self) -> int:
-        """How many connections were accepted so far."""
+        """The number of connections accepted so far."""
         return self._accepted
 
     @property
     def open_connections(self) -> int:
-        """How many connections are forwarded now."""
+        """The number of connections that are forwarded now."""
         return len(self._links)
 
     def wait_for_accepted(self, count: int, within_s: float = CALL_S) -> bool:
-        """Wait until so many connections were accepted since the start. False when the time is over first."""
+        """Wait until this many connections were accepted since the start. False at the timeout."""
         with self._accepted_changed:
             return self._accepted_changed.wait_for(lambda: self._accepted >= count, within_s)
 
-    # inside the loop
+    # Inside the loop
 
     async def _listen(self) -> None:
         if self._server is None:
@@ -216,7 +216,7 @@ class FaultProxy:
         link = _Link(self, (reader, writer), (target_reader, target_writer), self._conduct)
         self._links.add(link)
         try:
-            with contextlib.suppress(asyncio.CancelledError):  # `stop` ends what is left
+            with contextlib.suppress(asyncio.CancelledError):  # `stop` ends the rest
                 await link.run()
         finally:
             self._links.discard(link)
@@ -253,7 +253,7 @@ class FaultProxy:
 
 
 class _Link:
-    """One client's connection and the one to its target."""
+    """A client's connection, and the one to its target."""
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class _Link:
 
 
 class _Pipe:
-    """One direction: a reader task that fills `held`, and a writer task that forwards what is due."""
+    """One direction: a reader task that fills `held`, and a writer task that forwards each piece when it is due."""
 
     def __init__(
         self, proxy: FaultProxy, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, conduct: Conduct
@@ -299,22 +299,22 @@ class _Pipe:
         self._proxy = proxy
         self._direction = direction
         self._reader, self._writer = reader, writer
-        self._held: deque[tuple[float, bytes]] = deque()  # when it was read (plus a mark's delay), and what
+        self._held: deque[tuple[float, bytes]] = deque()  # when it was read (plus a mark's delay), and the bytes
         self._held_bytes = 0
-        self._not_before = 0.0  # a mark's delay reaches to this time
+        self._not_before = 0.0  # a mark's delay lasts until this time
         self._tail = b""
         self._changed = asyncio.Event()
-        self._ended = False  # the sender has said that nothing more comes
+        self._ended = False  # the sender has ended its stream
         self._finished = False  # the receiver was told so by a half-close
         self._abandoned = False
         self._loop = asyncio.get_running_loop()
 
     def wake(self) -> None:
-        """Look at the conduct again."""
+        """Check the conduct again."""
         self._changed.set()
 
     def finish(self) -> None:
-        """Tell the receiver that nothing more comes. What the sender still sends is read and thrown away."""
+        """Tell the receiver that the stream has ended. Later bytes of the sender are read and dropped."""
         if not self._finished:
             self._finished = True
             with contextlib.suppress(OSError, RuntimeError):
@@ -354,7 +354,7 @@ class _Pipe:
         self.wake()
 
     def _hold(self, data: bytes) -> None:
-        """Put the bytes in line; those behind a marked frame later than the others."""
+        """Queue the bytes. Those after a marked frame get a later time."""
         self._held_bytes += len(data)
         mark = self.conduct.mark
         while mark:
@@ -362,7 +362,7 @@ class _Pipe:
             at = looked_at.find(mark)
             end = looked_at.find(FRAME_END, at + len(mark)) if at >= 0 else -1
             if end < 0:
-                # A mark, or the end of its frame, may be cut by the border of two pieces.
+                # A mark, or the end of its frame, may be split between two pieces.
                 self._tail = looked_at[at:] if at >= 0 else looked_at[1 - len(mark) :]
                 break
             cut = end + 1 - len(self._tail)
@@ -391,7 +391,7 @@ class _Pipe:
                 await self._wait(left)
                 continue
             self._held.popleft()
-            # Each pause is for a whole slice, however small the pieces are that came: else the line would be slower than it is meant to be.
+            # Each pause is for a whole slice, even if smaller pieces came. Otherwise the line would be slower than intended.
             while self._held and len(data) < conduct.slice_bytes and self._held[0][0] + conduct.delay_s <= self._loop.time():
                 when, more = self._held.popleft()
                 data += more
@@ -407,7 +407,7 @@ class _Pipe:
                 await asyncio.sleep(conduct.slice_pause_s)
 
     async def _wait(self, seconds: float | None) -> None:
-        """Until something changes, or for so long."""
+        """Wait until a change, or for this long."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

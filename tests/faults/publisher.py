@@ -1,12 +1,12 @@
-"""A numbered publisher in a process of its own. Its journal says what was published, confirmed and returned.
+"""A numbered publisher process. Its journal has the published, confirmed and returned numbers.
 
 Message n is `{"n": n, "k": index of its topic, "t": monotonic nanoseconds of its first publish, "x": filler}` with the `message_id`
-`<run>/<n>`. It is published again, to the next host, until the broker has confirmed it. Numbers go out in their order; after a lost
-connection all unconfirmed ones go out again, in their order, before any new one.
+`<run>/<n>`. It is published again, to the next host, until the broker confirms it. Numbers are sent in order. After a lost
+connection all unconfirmed ones are sent again, in order, before any new one.
 
-Lines on stdin: `rate PER_S`, `size BYTES`, `burst COUNT`, `last` (one more for each topic, once the burst is out), `finish` (end when
-all is confirmed). Lines on stdout: `p n k t` (published for the first time), `c n` (confirmed), `r n` (returned: no queue took it),
-`w low high` (numbers that go out once more), `h host port` (connected).
+Lines on stdin: `rate PER_S`, `size BYTES`, `burst COUNT`, `last` (one more for each topic, after the burst), `finish` (end when
+all are confirmed). Lines on stdout: `p n k t` (published for the first time), `c n` (confirmed), `r n` (returned: no queue took it),
+`w low high` (numbers that are sent again), `h host port` (connected).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from pika.adapters.select_connection import SelectConnection
 from pika.exceptions import AMQPError
 
 WINDOW: Final = 200
-"""Unconfirmed messages at once."""
+"""The most messages that may be unconfirmed."""
 
 TICK_S: Final = 0.01
 SILENCE_S: Final = 6.0
-"""Without a confirm for this long, though some are due, the publisher tries the next host."""
+"""Without a confirm for this many seconds, with some outstanding, the publisher tries the next host."""
 
 ATTEMPT_S: Final = 5.0
 BACKOFF_S: Final = 0.2
@@ -46,7 +46,7 @@ WAIT_S: Final = 60.0
 
 @dataclass
 class Journal:
-    """What was published. Arrays are indexed by the message's number."""
+    """The published numbers. Arrays are indexed by the message's number."""
 
     topics: list[str]
     topic_of: array[int] = field(default_factory=lambda: array("H"))
@@ -55,15 +55,15 @@ class Journal:
     returned: set[int] = field(default_factory=set)
     resent: list[tuple[int, int]] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
-    """What the scenario took away on the broker, or may have: clients that can be told must be told of it."""
+    """Numbers that the scenario removed on the broker, or may have. Clients with positions must be told of them."""
 
     @property
     def count(self) -> int:
-        """How many numbers were published."""
+        """The number of published messages."""
         return len(self.sent_ns)
 
     def read_line(self, line: str) -> None:
-        """Take in one line of the publisher's output."""
+        """Handle one line of the publisher's output."""
         kind, *numbers = line.split()
         if kind == "p":
             assert int(numbers[0]) == self.count
@@ -78,7 +78,7 @@ class Journal:
 
 
 class Publisher:
-    """The parent's side. Every wait ends with `AssertionError` after `WAIT_S` unless said otherwise."""
+    """The parent's side. Every wait ends with `AssertionError` after `WAIT_S`, unless another timeout is given."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Publisher:
         self._reader = threading.Thread(target=self._read, name="journal", daemon=True)
 
     def start(self) -> Self:
-        """Start to publish."""
+        """Start publishing."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.publisher", json.dumps(self._config)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
@@ -109,33 +109,33 @@ class Publisher:
         return self
 
     def rate(self, per_s: float) -> None:
-        """Publish so many a second from now on. 0 pauses."""
+        """Publish this many per second from now on. 0 pauses."""
         self._say(f"rate {per_s}")
 
     def size(self, size: int) -> None:
-        """Filler bytes of later messages."""
+        """Set the filler bytes of later messages."""
         self._say(f"size {size}")
 
     def burst(self, count: int, within_s: float = WAIT_S) -> None:
-        """Publish so many more as fast as the broker confirms them; return once they are confirmed."""
+        """Publish this many more as fast as the broker confirms them. Returns once they are confirmed."""
         with self._changed:
             before = self.journal.count
         self._say(f"burst {count}")
         self._wait(lambda: self.journal.count >= before + count and self._settled(), within_s)
 
     def publish(self, count: int = 1) -> None:
-        """Publish so many more; return at once."""
+        """Publish this many more. Returns at once."""
         self._say(f"burst {count}")
 
     def wait_for(self, more: int, within_s: float = WAIT_S) -> None:
-        """Wait until so many more numbers were confirmed."""
+        """Wait until this many more numbers were confirmed."""
         with self._changed:
             goal = len(self.journal.confirmed) + more
         self._wait(lambda: len(self.journal.confirmed) >= goal, within_s)
 
     @contextmanager
     def gone(self) -> Iterator[None]:
-        """Whatever is published within may be lost on the broker."""
+        """Numbers published inside this block may be lost on the broker."""
         with self._changed:
             first = self.journal.count
         yield
@@ -143,7 +143,7 @@ class Publisher:
             self.journal.gone.update(range(first, self.journal.count))
 
     def last_round(self, within_s: float = WAIT_S) -> None:
-        """Stop the flow, publish one more message for each topic, and wait until all is confirmed."""
+        """Stop the flow, publish one more message for each topic, and wait until all are confirmed."""
         with self._changed:
             before = self.journal.count
         self._say("rate 0")
@@ -151,7 +151,7 @@ class Publisher:
         self._wait(lambda: self.journal.count >= before + len(self.journal.topics) and self._settled(), within_s)
 
     def stop(self) -> None:
-        """End the process. What is not confirmed stays so."""
+        """End the process. Unconfirmed numbers stay unconfirmed."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -231,7 +231,7 @@ class _Worker:
         self._commands.append("finish")
 
     def _connect(self, host: str, port: int) -> None:
-        """One connection, from its start to its end."""
+        """Run one connection from its start to its end."""
         parameters = pika.ConnectionParameters(
             host, port, "/", pika.PlainCredentials(self._user, self._password), heartbeat=5, connection_attempts=1,
             socket_timeout=ATTEMPT_S, stack_timeout=ATTEMPT_S, blocked_connection_timeout=None,
@@ -248,7 +248,7 @@ class _Worker:
             connection.ioloop.call_later(TICK_S, functools.partial(self._tick, connection))
             connection.ioloop.start()
             connection.ioloop.close()
-        except (AMQPError, OSError, AttributeError) as error:  # AttributeError: pika's workflow, when a socket ends half-way
+        except (AMQPError, OSError, AttributeError) as error:  # AttributeError: pika's workflow, if a socket ends half-way
             logging.getLogger(__name__).debug("connection failed: %r", error)
 
     def _opened(self, connection: Any) -> None:
@@ -258,7 +258,7 @@ class _Worker:
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_return_callback(self._returned)
         if self._stream:
-            # A booting RabbitMQ 3.10 takes messages before its streams stand, and never confirms them.
+            # A booting RabbitMQ 3.10 accepts messages before its streams are ready, and never confirms them.
             channel.queue_declare(self._stream, passive=True, callback=lambda _: self._confirm(channel))
         else:
             self._confirm(channel)
@@ -364,7 +364,7 @@ class _Worker:
 
 
 def _abort(connection: Any) -> None:
-    """Close the socket under the connection: the broker may be stopped, and would not answer a close."""
+    """Close the socket under the connection: a stopped broker would not answer a close."""
     transport = getattr(connection, "_transport", None)
     if transport is not None:
         transport.abort()
@@ -376,7 +376,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Run the child."""
-    logging.disable(logging.CRITICAL)  # what pika has to say about a broker that is killed is expected
+    logging.disable(logging.CRITICAL)  # pika's messages about a killed broker are expected
     _Worker(json.loads(sys.argv[1])).work()
 
 

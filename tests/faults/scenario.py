@@ -1,4 +1,4 @@
-"""What a scenario is: a function with a name, found by the runner, that gets a `Case` and returns an `Outcome`."""
+"""A scenario is a named function that the runner finds. It gets a `Case` and returns an `Outcome`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """One line of the table. `broken` holds the promises that broke, in words; empty: all held."""
+    """One line of the table. `broken` describes the broken promises. If it is empty, all of them held."""
 
     injected: str = ""
     tally: Tally = field(default_factory=Tally)
@@ -26,19 +26,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A named scenario. Its docstring says promise, injection and what is counted."""
+    """A named scenario. Its docstring has promise, injection and counts."""
 
     name: str
     run: Callable[[Case], Outcome]
     text: str
     versions: tuple[int, ...]
-    """The major versions of RabbitMQ that it runs with; empty: it needs no broker."""
+    """The major versions of RabbitMQ that it runs with. Empty if it needs no broker."""
     short: bool
     """Part of the short selection that runs in the test suite."""
     cluster: bool
-    """It runs on the cluster, of which there is one at a time."""
+    """It runs on the cluster. There is only one at a time."""
     alone: bool
-    """Thousands of clients, or a latency that is judged: nothing else runs beside it."""
+    """Thousands of clients, or a measured latency: nothing else runs at the same time."""
 
 
 SCENARIOS: dict[str, Scenario] = {}
@@ -47,7 +47,7 @@ SCENARIOS: dict[str, Scenario] = {}
 def scenario(
     name: str, *variants: Any, versions: tuple[int, ...] = (3, 4), short: bool = False, cluster: bool = False, alone: bool = False
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
-    """Register a function under this name. With `variants`, once for each: it stands for `{}` in the name and is the second argument."""
+    """Register a function under this name, or once for each of `variants`, which replace `{}` and are the second argument."""
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         text = inspect.cleandoc(function.__doc__ or "")

@@ -1,6 +1,6 @@
-"""A producer on RabbitMQ's stream protocol, for one purpose: to write entries that AMQP 0-9-1 can't read.
+"""A producer on RabbitMQ's stream protocol. It writes entries that AMQP 0-9-1 can't read.
 
-The broker takes any bytes over this protocol. AMQP 0-9-1 reads entries that are AMQP 1.0 messages, one by one or in an uncompressed batch.
+The broker accepts any bytes over this protocol. AMQP 0-9-1 reads entries that are AMQP 1.0 messages, single or in an uncompressed batch.
 The protocol: deps/rabbitmq_stream/docs/PROTOCOL.adoc in RabbitMQ's sources.
 """
 
@@ -22,16 +22,16 @@ OPEN: Final = 0x0015
 RESPONSE: Final = 0x8000
 OK: Final = 1
 GZIP_BATCH: Final = 0x80 | 1 << 4
-"""An entry that holds several messages, compressed: the first bit says so, the next three how."""
+"""An entry with several compressed messages: the first bit marks it, and the next three name the compression."""
 
 ANSWER_S: Final = 20.0
 
 PLUGINS: Final = ("rabbitmq_stream",)
-"""What the node needs."""
+"""The node's plugins."""
 
 
 def listener(port: int) -> str:
-    """The lines of rabbitmq.conf that let the plugin listen on this port of 127.0.0.1."""
+    """The lines of rabbitmq.conf that make the plugin listen on this port of 127.0.0.1."""
     return f"stream.listeners.tcp.1 = 127.0.0.1:{port}\n"
 
 
@@ -56,11 +56,11 @@ class StreamProducer:
         self._socket.close()
 
     def publish(self, entry: bytes) -> None:
-        """One entry with these bytes, confirmed."""
+        """Publish one entry with these bytes, and wait for the confirm."""
         self._publish(_bytes(entry))
 
     def publish_compressed(self, *messages: bytes) -> None:
-        """One entry that holds these messages, compressed by gzip, confirmed. The messages get offsets of their own."""
+        """Publish these messages in one entry, compressed with gzip, and wait for the confirm. Each message has its own offset."""
         plain = b"".join(map(_bytes, messages))
         head = struct.pack(">BHi", GZIP_BATCH, len(messages), len(plain))
         self._publish(head + _bytes(gzip.compress(plain)))
@@ -72,7 +72,7 @@ class StreamProducer:
         assert struct.unpack(">BiQ", confirmed) == (0, 1, self._number)
 
     def _ask(self, key: int, content: bytes) -> None:
-        """A request, and its answer."""
+        """Send a request, and return its answer."""
         self._number += 1
         self._send(key, struct.pack(">I", self._number) + content)
         _, answer = self._await(key | RESPONSE)
@@ -83,7 +83,7 @@ class StreamProducer:
         self._socket.sendall(struct.pack(">IHH", len(content) + 4, key, 1) + content)
 
     def _await(self, wanted: int) -> tuple[int, bytes]:
-        """The next command of this key; others that the broker sends by itself are passed over."""
+        """The next command with this key. Other commands of the broker are skipped."""
         while True:
             (size,) = struct.unpack(">I", self._read(4))
             frame = self._read(size)

@@ -1,6 +1,6 @@
-"""The swarm: hundreds to thousands of clients in a process of their own, which do what the scenario says and are judged at the end.
+"""The swarm: a process with up to thousands of clients that a scenario controls. They are judged at the end.
 
-`Swarm` is the scenario's side. Each of its methods is a call to the child process and returns with its answer.
+`Swarm` is the scenario's side. Each of its methods calls the child process and returns its answer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tests.faults.publisher import Journal
 POLL_S: Final = 0.02
 CALL_S: Final = 400.0
 OPENING: Final = 500
-"""How many clients open at once. The rest follow as these are answered."""
+"""How many clients open at once. Others follow as these are answered."""
 
 
 @dataclass
 class Report:
-    """What the clients of one group name counted. `worst_ms` is the longest time from publish to receipt."""
+    """The counts of one group of clients. `worst_ms` is the longest time from publish to receipt."""
 
     tally: Tally = field(default_factory=Tally)
     codes: Counter[int] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ class Report:
 
 
 class Loop:
-    """What the clients of the child process share, and the commands that the parent may give."""
+    """The shared state of the child's clients, and the parent's commands."""
 
     def __init__(self, seed: int) -> None:
         self.loop = asyncio.get_running_loop()
@@ -50,17 +50,17 @@ class Loop:
         self._wandering: asyncio.TimerHandle | None = None
 
     def context(self, pem: str) -> ssl.SSLContext:
-        """TLS that trusts this certificate."""
+        """A TLS context that trusts this certificate."""
         if pem not in self._contexts:
             self._contexts[pem] = ssl.create_default_context(cafile=pem)
         return self._contexts[pem]
 
     def of(self, name: str) -> list[Client]:
-        """The clients of this group name; "" is all."""
+        """The clients of this group name, or all for ""."""
         return [client for client in self.clients if name in {"", client.spec.group_name}]
 
     async def open(self, specs: list[Spec], within_s: float, wait: bool, at_once: int) -> int:
-        """Make these clients and connect them; how many are live."""
+        """Make these clients and connect them. Returns how many are live."""
         new = [Client(self, spec, len(self.clients) + number) for number, spec in enumerate(specs)]
         self.clients += new
         deadline = self.loop.time() + within_s
@@ -73,19 +73,19 @@ class Loop:
         return sum(client.state == "live" for client in new)
 
     async def wait_live(self, name: str, within_s: float) -> int:
-        """Wait until all judged ones are live; how many are not when the time is over."""
+        """Wait until all judged clients are live. Returns how many are not at the timeout."""
         judged = [client for client in self.of(name) if client.spec.judged]
         return await self._poll(lambda: not_live(judged), within_s)
 
     async def drop(self, name: str, share: float) -> int:
-        """Cut this share of the connections, by chance; how many."""
+        """Cut this share of the connections, at random. Returns their number."""
         chosen = [client for client in self.of(name) if client.state == "live" and self.random.random() < share]
         for client in chosen:
             client.drop()
         return len(chosen)
 
     async def wander(self, name: str, per_s: float) -> None:
-        """Cut so many connections a second, one after another, by chance. 0 ends that."""
+        """Cut this many connections per second, one after another, at random. 0 ends that."""
         if self._wandering is not None:
             self._wandering.cancel()
             self._wandering = None
@@ -99,23 +99,23 @@ class Loop:
             step()
 
     async def ask_again(self, share: float) -> None:
-        """This share of the clients subscribe again on their open connections, by chance."""
+        """Let this share of the clients, at random, subscribe again on their open connections."""
         for client in self.clients:
             if client.state == "live" and self.random.random() < share:
                 client.ask_again()
 
     async def misbehave(self, name: str, how: str, low_s: float, high_s: float) -> None:
-        """Stop reading; see `Client.misbehave`. The time is between the two, by chance."""
+        """Stop reading (see `Client.misbehave`) for a random time between the two."""
         for client in self.of(name):
             client.misbehave(how, self.random.uniform(low_s, high_s))
 
     async def leave(self, name: str) -> None:
-        """Disconnect for good."""
+        """Disconnect permanently."""
         for client in self.of(name):
             client.leave()
 
     async def wait_for(self, name: str, last: list[int], within_s: float) -> int:
-        """Wait until each judged client has the last number of its topics (`last`, by topic). How many have not when time is over."""
+        """Wait until each judged client has the last number of its topics (`last`, by topic). Returns how many lack it at the timeout."""
 
         def is_done(client: Client) -> bool:
             return client.last >= max(last[kind] for kind in client.spec.kinds)
@@ -124,7 +124,7 @@ class Loop:
         return await self._poll(lambda: sum(not is_done(client) for client in waiting), within_s)
 
     async def _poll(self, left: Callable[[], int], within_s: float) -> int:
-        """Wait until nothing is left; what is left when the time is over."""
+        """Wait until the count is zero. Returns the count at the timeout."""
         deadline = self.loop.time() + within_s
         while True:
             count = left()
@@ -133,7 +133,7 @@ class Loop:
             await asyncio.sleep(POLL_S)
 
     async def states(self, name: str) -> Counter[str]:
-        """How many clients are in which state."""
+        """How many clients are in each state."""
         return Counter(client.state for client in self.of(name))
 
     async def codes(self, name: str) -> Counter[int]:
@@ -141,7 +141,7 @@ class Loop:
         return Counter(note.code for client in self.of(name) for note in client.story.notes if isinstance(note, Lost))
 
     async def report(self, journal: Journal) -> dict[str, Report]:
-        """Judge every client; by group name."""
+        """Judge every client. Returns reports by group name."""
         judge = Judge(journal)
         reports: dict[str, Report] = {}
         for client in self.clients:
@@ -164,7 +164,7 @@ def not_live(clients: Sequence[Client]) -> int:
 
 
 class Swarm:
-    """The scenario's side of one child process."""
+    """The scenario's side of a child process."""
 
     def __init__(self, seed: int = 0) -> None:
         context = get_context("spawn")
@@ -193,26 +193,26 @@ class Swarm:
         self.stop()
 
     def open(self, specs: Sequence[Spec], within_s: float = 60.0, *, wait: bool = True, at_once: int = OPENING) -> int:
-        """Connect these clients, `at_once` at a time, and wait until all are subscribed; how many are."""
+        """Connect these clients, `at_once` at a time, and wait until all are subscribed. Returns how many are."""
         live: int = self._call("open", list(specs), within_s, wait, at_once)
         return live
 
     def wait_live(self, name: str = "", within_s: float = 60.0) -> int:
-        """Wait until all that are judged are subscribed; how many are not when the time is over."""
+        """Wait until all judged clients are subscribed. Returns how many are not at the timeout."""
         left: int = self._call("wait_live", name, within_s)
         return left
 
     def drop(self, name: str = "", share: float = 1.0) -> int:
-        """Cut this share of the connections. Their clients come back by themselves."""
+        """Cut this share of the connections. Their clients reconnect by themselves."""
         dropped: int = self._call("drop", name, share)
         return dropped
 
     def wander(self, per_s: float, name: str = "") -> None:
-        """Cut so many connections a second until it is set to 0."""
+        """Cut this many connections per second until it is set to 0."""
         self._call("wander", name, per_s)
 
     def ask_again(self, share: float) -> None:
-        """This share of the clients subscribe again on their open connections."""
+        """Let this share of the clients subscribe again on their open connections."""
         self._call("ask_again", share)
 
     def misbehave(self, name: str, how: str, low_s: float = 0.0, high_s: float = 0.0) -> None:
@@ -220,11 +220,11 @@ class Swarm:
         self._call("misbehave", name, how, low_s, high_s)
 
     def leave(self, name: str = "") -> None:
-        """Disconnect these clients for good."""
+        """Disconnect these clients permanently."""
         self._call("leave", name)
 
     def wait_for(self, journal: Journal, name: str = "", within_s: float = 60.0) -> int:
-        """Wait until each client has the last number on its topics; how many have not when the time is over."""
+        """Wait until each client has the last number on its topics. Returns how many lack it at the timeout."""
         last = [-1] * len(journal.topics)
         for number, topic in enumerate(journal.topic_of):
             last[topic] = number
@@ -232,7 +232,7 @@ class Swarm:
         return left
 
     def states(self, name: str = "") -> Counter[str]:
-        """How many clients are in which state."""
+        """How many clients are in each state."""
         states: Counter[str] = self._call("states", name)
         return states
 
@@ -242,7 +242,7 @@ class Swarm:
         return codes
 
     def report(self, journal: Journal) -> dict[str, Report]:
-        """Judge every client; by group name."""
+        """Judge every client. Returns reports by group name."""
         reports: dict[str, Report] = self._call("report", journal)
         return reports
 
@@ -257,7 +257,7 @@ class Swarm:
 
 
 def _serve(pipe: Connection, seed: int) -> None:
-    """The child: one command at a time, while the clients go on."""
+    """The child: it runs one command at a time, while its clients go on."""
     asyncio.run(_obey(pipe, seed))
 
 

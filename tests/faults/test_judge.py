@@ -1,4 +1,4 @@
-"""Does the judge notice what it is there for? Each story is about numbers 0 to 9, published a second apart on one topic."""
+"""The judge finds each kind of fault. Each story is about numbers 0 to 9, published a second apart on one topic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def journal(count: int = 10) -> Journal:
 
 
 def judge(*items: int | Note, v1: bool = True, roams: bool = False, of: Journal | None = None) -> Tally:
-    """What is counted for a client that was told this, in this order."""
+    """The counts for a client that received this, in this order."""
     story = Story(frozenset({0}), v1, roams=roams)
     for item in items:
         if isinstance(item, int):
@@ -70,7 +70,7 @@ ALL = range(10)
     ],
 )
 def test_a_client_with_positions(story: list[int | Note], expected: tuple[int, ...]) -> None:
-    """What a v1 client was told is judged from its first answer to the last number."""
+    """A v1 client is judged from its first answer to the last number."""
     assert figures(judge(*story)) == expected
 
 
@@ -88,7 +88,7 @@ def test_a_client_with_positions(story: list[int | Note], expected: tuple[int, .
     ],
 )
 def test_a_client_without_positions(story: list[int | Note], expected: tuple[int, ...]) -> None:
-    """What a Tower client was told is judged within each of its connections."""
+    """A Tower client is judged within each of its connections."""
     assert figures(judge(*story, v1=False)) == expected
 
 
@@ -104,12 +104,12 @@ def test_a_client_without_positions(story: list[int | Note], expected: tuple[int
     ],
 )
 def test_a_client_without_positions_that_changes_daemons(story: list[int | Note], expected: tuple[int, ...]) -> None:
-    """The other daemon may be behind: what comes again there is no repetition, but within each connection nothing may be wrong."""
+    """The other daemon may be behind, so events may come again there. Within each connection nothing may be wrong."""
     assert figures(judge(*story, v1=False, roams=True)) == expected
 
 
 def test_what_was_sent_twice_may_change_places() -> None:
-    """After a lost confirm the log may hold 3 before 2; anything else out of order still counts."""
+    """After a lost confirm the log may have 3 before 2. Any other disorder still counts."""
     made = journal()
     made.read_line("w 2 4")
     assert figures(judge(START, 0, 1, 3, 2, *range(4, 10), of=made)) == (0, 0, 0, 0, 0, 0)
@@ -117,7 +117,7 @@ def test_what_was_sent_twice_may_change_places() -> None:
 
 
 def test_what_the_broker_lost_must_be_told_where_it_can_be() -> None:
-    """A returned message is missed by a v1 client without a gap, and never by a Tower client."""
+    """A v1 client without a gap misses a returned message. A Tower client never does."""
     made = journal()
     made.read_line("r 5")
     made.gone.add(6)
@@ -130,7 +130,7 @@ def test_what_the_broker_lost_must_be_told_where_it_can_be() -> None:
 
 
 def test_unconfirmed_numbers_and_other_topics_are_not_missed() -> None:
-    """Only what was confirmed on a client's own topics must come."""
+    """Only confirmed numbers on a client's own topics must come."""
     made = journal()
     made.confirmed.remove(3)
     made.topic_of[4] = 1
@@ -138,7 +138,7 @@ def test_unconfirmed_numbers_and_other_topics_are_not_missed() -> None:
 
 
 def test_the_short_way_and_the_long_way_agree() -> None:
-    """A perfect story is judged without a walk through it: the figures are the same as those of the walk."""
+    """The shortcut for a perfect story gives the same figures as the full walk."""
     perfect: Sequence[int | Note] = [START, *range(5), CUT, RESUMED, *range(5, 10)]
     walked = [START, *range(5), CUT, RESUMED, CUT, RESUMED, *range(5, 10), 9]
     short, long = judge(*perfect), judge(*walked)
@@ -147,7 +147,7 @@ def test_the_short_way_and_the_long_way_agree() -> None:
 
 
 def test_the_sum_keeps_the_extremes() -> None:
-    """Of many clients the fewest and the most tellings are kept; a Tower client has none."""
+    """The sum keeps the smallest and the largest number of gaps. A Tower client has none."""
     once = judge(START, *range(3), GAP, *range(7, 10))
     twice = judge(START, *range(3), GAP, GAP, *range(7, 10))
     summed = total([judge(START, *ALL, v1=False), once, twice])

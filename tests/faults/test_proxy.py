@@ -1,4 +1,4 @@
-"""Does the proxy do what it says? A client, the proxy and a target on real sockets; what is waited for is bytes, never time."""
+"""The proxy with a client and a target on real sockets. The tests wait for bytes, never for time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONSUME_OK_FRAME = b"\x01\x00\x01\x00\x00\x00\x06" + CONSUME_OK + b"\x01t\xce"
 
 
 class Ends:
-    """Makes connections through the proxy, and gives both of their ends."""
+    """Makes connections through the proxy, and gives both ends."""
 
     def __init__(self, proxy: FaultProxy, listener: socket.socket, leave: ExitStack) -> None:
         self.proxy = proxy
@@ -43,7 +43,7 @@ def ends() -> Iterator[Ends]:
 
 
 def read(sock: socket.socket, size: int) -> bytes:
-    """Exactly so many bytes."""
+    """Exactly this many bytes."""
     data = b""
     while len(data) < size:
         piece = sock.recv(size - len(data))
@@ -53,7 +53,7 @@ def read(sock: socket.socket, size: int) -> bytes:
 
 
 def nothing_comes(sock: socket.socket) -> bool:
-    """True when nothing is there to be read. Only asked after something that was sent later has arrived elsewhere."""
+    """True if there is nothing to read. Only called after bytes that were sent later have arrived elsewhere."""
     sock.setblocking(False)
     try:
         return not sock.recv(1)
@@ -64,7 +64,7 @@ def nothing_comes(sock: socket.socket) -> bool:
 
 
 def test_forwards_both_ways_and_the_end_of_each(ends: Ends) -> None:
-    """Bytes arrive as they were sent; an end of stream is passed on, and the other direction goes on."""
+    """Bytes arrive unchanged. An end of stream is passed on, and the other direction goes on."""
     client, target = ends.connect()
     data = bytes(range(256)) * 4096
     sender = threading.Thread(target=client.sendall, args=(data,))
@@ -89,7 +89,7 @@ def test_slices(ends: Ends, slice_bytes: int) -> None:
 
 
 def test_a_black_hole_swallows_and_gives_back(ends: Ends) -> None:
-    """What is sent into it arrives once it is healed; the other direction is not concerned."""
+    """Bytes sent into it arrive once it is healed. The other direction is not affected."""
     client, target = ends.connect()
     ends.proxy.black_hole(UP)
     client.sendall(b"held")
@@ -101,7 +101,7 @@ def test_a_black_hole_swallows_and_gives_back(ends: Ends) -> None:
 
 
 def test_a_black_hole_takes_new_connections_too(ends: Ends) -> None:
-    """A connection made in it is accepted, and nothing passes."""
+    """A new connection is accepted, and nothing is forwarded."""
     ends.proxy.black_hole()
     client, target = ends.connect()
     client.sendall(b"x")
@@ -112,7 +112,7 @@ def test_a_black_hole_takes_new_connections_too(ends: Ends) -> None:
 
 
 def test_a_black_hole_hides_the_end_of_a_connection(ends: Ends) -> None:
-    """A client that goes is not missed by the target before the hole is healed."""
+    """The target does not see a client's end before the hole is healed."""
     client, target = ends.connect()
     other, other_target = ends.connect()
     ends.proxy.black_hole(UP)
@@ -125,20 +125,20 @@ def test_a_black_hole_hides_the_end_of_a_connection(ends: Ends) -> None:
 
 
 def test_a_full_black_hole_stops_reading(ends: Ends) -> None:
-    """It holds a bounded number of bytes: a sender's buffer fills up behind it."""
+    """It holds a bounded number of bytes. After that the sender's buffer fills up."""
     client, _target = ends.connect()
     ends.proxy.black_hole(UP)
     client.setblocking(False)
     sent = 0
     with selectors.DefaultSelector() as writable:
         writable.register(client, selectors.EVENT_WRITE)
-        while writable.select(0.5):  # not writable for that long: nobody reads
+        while writable.select(0.5):  # not writable for that long: the proxy does not read
             sent += client.send(bytes(1 << 16))
             assert sent < 64 << 20
 
 
 def test_reset_reaches_both_sides(ends: Ends) -> None:
-    """Each side sees a reset, not an end."""
+    """Each side sees a reset, not an end of stream."""
     client, target = ends.connect()
     client.sendall(b"x")
     read(target, 1)
@@ -149,7 +149,7 @@ def test_reset_reaches_both_sides(ends: Ends) -> None:
 
 
 def test_half_close(ends: Ends) -> None:
-    """The target reads the end, the client can still be answered."""
+    """The target reads the end, and can still send to the client."""
     client, target = ends.connect()
     client.sendall(b"x")
     read(target, 1)
@@ -161,7 +161,7 @@ def test_half_close(ends: Ends) -> None:
 
 
 def test_refuse_and_listen_again_on_the_same_port(ends: Ends) -> None:
-    """New connections are refused, open ones stay."""
+    """New connections are refused, and open ones stay."""
     client, target = ends.connect()
     ends.proxy.refuse()
     with pytest.raises(ConnectionRefusedError):
@@ -177,7 +177,7 @@ def test_refuse_and_listen_again_on_the_same_port(ends: Ends) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 9, 12, len(CONSUME_OK_FRAME)])
 def test_what_follows_a_marked_frame_is_held_back(ends: Ends, cut: int) -> None:
-    """The frame itself passes at once, however TCP cut it; what stands behind it does not, until the proxy is healed."""
+    """The frame itself passes at once, however TCP cuts it. The bytes after it wait until the proxy is healed."""
     client, target = ends.connect()
     ends.proxy.delay_after(DOWN, CONSUME_OK, 3600)
     data = b"before" + CONSUME_OK_FRAME
@@ -197,7 +197,7 @@ def test_what_follows_a_marked_frame_is_held_back(ends: Ends, cut: int) -> None:
 
 
 def test_delay_keeps_the_order(ends: Ends) -> None:
-    """Delayed bytes come later and in order; without the delay those that are held come at once."""
+    """Delayed bytes come later and in order. When the delay ends, held bytes come at once."""
     client, target = ends.connect()
     ends.proxy.delay(UP, 3600)
     client.sendall(b"one")
@@ -210,7 +210,7 @@ def test_delay_keeps_the_order(ends: Ends) -> None:
 
 
 def test_goes_to_the_next_target_when_one_refuses() -> None:
-    """Targets are tried in turn; with none left the client is reset."""
+    """Targets are tried in rotation. If none is left the client is reset."""
     with ExitStack() as leave:
         alive = leave.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
         alive.settimeout(DEADLINE_S)
@@ -230,7 +230,7 @@ def test_goes_to_the_next_target_when_one_refuses() -> None:
 
 
 def test_stop_ends_everything(ends: Ends) -> None:
-    """Open connections are reset, and nobody listens."""
+    """Open connections are reset, and the port is closed."""
     client, target = ends.connect()
     client.sendall(b"x")
     read(target, 1)

@@ -1,4 +1,4 @@
-"""Does the journal say what is in the log? An independent consumer reads the stream."""
+"""The journal agrees with the log: an independent consumer reads the stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.faults.case import Brokers, Case
 
 
 def test_the_journal_and_the_log_agree(brokers: Brokers, tmp_path: Path) -> None:
-    """Each number is confirmed, is in the stream, in order but for those that went out twice; what no queue took is marked as returned."""
+    """Each number is confirmed and in the stream, in order except for repeated ones. A number that no queue took is marked as returned."""
     with ExitStack() as leave:
         case = Case("journal", "suite/journal", tmp_path, brokers, lambda text: None, leave)
         port = brokers.shared().port

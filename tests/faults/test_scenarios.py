@@ -1,4 +1,4 @@
-"""The short selection of `make stress`, and the program around it."""
+"""The short selection of `make stress`, and the program that runs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT = [name for name, scenario in load().items() if scenario.short]
 
 @pytest.mark.parametrize("name", SHORT)
 def test_the_promises_hold(name: str, brokers: Brokers, tmp_path: Path) -> None:
-    """What each of these injects is in its docstring."""
+    """The docstring of each scenario describes its injection."""
     said: list[str] = []
     with ExitStack() as leave:
         outcome = load()[name].run(Case(name, f"suite/{name}", tmp_path, brokers, said.append, leave))
@@ -26,7 +26,7 @@ def test_the_promises_hold(name: str, brokers: Brokers, tmp_path: Path) -> None:
 
 
 def test_every_scenario_says_what_it_shows() -> None:
-    """The docstring names promise, injection and what is counted."""
+    """The docstring names promise, injection and counts."""
     for scenario in load().values():
         assert "Promise:" in scenario.text, scenario.name
         assert "Injected:" in scenario.text, scenario.name
@@ -34,7 +34,7 @@ def test_every_scenario_says_what_it_shows() -> None:
 
 
 def test_list_and_globs(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--list` shows what `--only` chooses; a pattern that chooses nothing is an error."""
+    """`--list` shows what `--only` selects. A pattern without a match is an error."""
     assert main(["--list", "--only", "broker-stop-?s,link-cuts"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "broker-stop-1s",
@@ -47,7 +47,7 @@ def test_list_and_globs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_plan_for_two_lanes() -> None:
-    """The cluster's scenarios are one lane's, what must run alone comes last, and each run is planned once."""
+    """The cluster's scenarios are in one lane. Scenarios that must run alone come last. Each run is planned once."""
     scenarios = list(load().values())
     plan = Plan(scenarios, 2, lanes=2)
     second = [plan.take(1) for _ in range(3)]
@@ -66,7 +66,7 @@ def test_the_plan_for_two_lanes() -> None:
 
 
 def test_the_plan_for_one_lane() -> None:
-    """Everything in its order."""
+    """All runs keep their order."""
     scenarios = list(load().values())
     plan = Plan(scenarios, 1, lanes=1)
     assert [each for each, _ in iter(lambda: plan.take(0), None)] == scenarios
@@ -74,14 +74,14 @@ def test_the_plan_for_one_lane() -> None:
 
 
 def test_a_plan_that_is_stopped() -> None:
-    """Nothing more is begun."""
+    """No further run starts."""
     plan = Plan(list(load().values()), 1, lanes=2)
     plan.stop()
     assert plan.take(0) is plan.take(1) is plan.take_alone() is None
 
 
 def test_the_table() -> None:
-    """Each run is a line, in plain text and in Markdown; what broke stands below."""
+    """Each run is a line, in plain text and in Markdown. Broken promises are listed below."""
     good = Result("calm", "1/0/calm", Outcome("nothing", Tally(clients=3, events=1234)), 2.4)
     bad = Result("storm", "1/0/storm", Outcome("a | b", Tally(lost=5), broken=["5 events lost"]), 10)
     none = Result("cluster", "1/0/cluster", Outcome(), 0, "debootstrap is missing")

@@ -1,4 +1,4 @@
-"""Do the swarm's clients tell what they are told? A server of the test's own sends them what a broken daemon would."""
+"""The swarm's clients report correctly what they receive. A test server sends them what a broken daemon would."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.faults.publisher import Journal
 from tests.faults.swarm import Report, Swarm
 
 Talk = Callable[[ServerConnection, dict[str, Any], int], None]
-"""What the server does once a client has asked: its socket, its request, and how many connections there were before."""
+"""The server's part after a client's request: its socket, its request, and the number of connections before."""
 
 
 @contextmanager
 def server(talk: Talk, *, v1: bool = True) -> Iterator[int]:
-    """The port of a server that greets, reads the request, and hands over to `talk`."""
+    """The port of a server that greets, reads the request, and calls `talk`."""
     count = iter(range(1000))
 
     def handle(socket: ServerConnection) -> None:
@@ -38,19 +38,19 @@ def server(talk: Talk, *, v1: bool = True) -> Iterator[int]:
 
 
 def subscribed(socket: ServerConnection, recovered: bool | None = None, position: str = "p0") -> None:
-    """The answer to a request."""
+    """Answer a request."""
     socket.send(json.dumps({"type": "subscribed", "id": None, "groups_current": [], "position": position, "recovered": recovered}))
 
 
 def event(socket: ServerConnection, number: int, *, v1: bool = True) -> None:
-    """One event."""
+    """Send one event."""
     payload = {"n": number, "k": 0, "t": time.monotonic_ns(), "x": ""}
     frame = {"type": "event", "position": f"p{number}", "group": "jobs", "event": "status_changed", "payload": payload}
     socket.send(json.dumps(frame if v1 else payload))
 
 
 def journal(count: int) -> Journal:
-    """Numbers that are published from now on: all are due to a client that is subscribed already."""
+    """Numbers that are published from now on. A subscribed client must get all of them."""
     made = Journal(["jobs.status_changed"])
     for number in range(count):
         made.read_line(f"p {number} 0 {time.monotonic_ns() + 3600 * 10**9 + number}")
@@ -59,7 +59,7 @@ def journal(count: int) -> Journal:
 
 
 def told(talk: Talk, *, last: int, v1: bool = True, clients: int = 1) -> Report:
-    """What the swarm reports of clients that this server talks to, once they have the last number."""
+    """The swarm's report of clients of this server, once they have the last number."""
     with server(talk, v1=v1) as port, Swarm() as swarm:
         spec = Spec((("127.0.0.1", port),), ("jobs.status_changed",), frozenset({0}), v1)
         assert swarm.open([spec] * clients) == clients
@@ -69,7 +69,7 @@ def told(talk: Talk, *, last: int, v1: bool = True, clients: int = 1) -> Report:
 
 
 def stay(socket: ServerConnection) -> None:
-    """Keep the connection open until the client goes."""
+    """Keep the connection open until the client leaves."""
     for _ in socket:
         pass
 
@@ -85,7 +85,7 @@ def stay(socket: ServerConnection) -> None:
     ],
 )
 def test_a_planted_fault_is_noticed(numbers: list[int], expected: tuple[int, int, int], v1: bool) -> None:
-    """By each of several clients, in both dialects."""
+    """Each of several clients notices it, in both dialects."""
 
     def talk(socket: ServerConnection, request: dict[str, Any], count: int) -> None:
         if v1:
@@ -102,7 +102,7 @@ def test_a_planted_fault_is_noticed(numbers: list[int], expected: tuple[int, int
 
 
 def test_it_resumes_from_where_it_stands_and_notes_the_answers() -> None:
-    """The position of the newest frame is brought back: of an event, of a gap's end, and again after a 1013."""
+    """A client resumes from the newest frame's position: that of an event, of a gap's end, and again after a 1013."""
     asked: list[str | None] = []
 
     def talk(socket: ServerConnection, request: dict[str, Any], count: int) -> None:
@@ -131,7 +131,7 @@ def test_it_resumes_from_where_it_stands_and_notes_the_answers() -> None:
 
 
 def test_an_event_of_a_topic_that_was_not_asked_for_is_a_violation() -> None:
-    """As is a frame that is not JSON."""
+    """A frame that is not JSON is one, too."""
 
     def talk(socket: ServerConnection, request: dict[str, Any], count: int) -> None:
         subscribed(socket)

@@ -1,4 +1,4 @@
-"""Black holes: a peer that is gone without a word, in one direction or both, plain and TLS, idle and under load."""
+"""Black holes: a peer that vanishes without a close, in one direction or both, plain and TLS, idle and under load."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ WAYS = {"both": (UP, DOWN), "up": (UP,), "down": (DOWN,)}
 
 @scenario("blackhole-broker-{}", "plain-idle", "plain-load", "plain-up", "plain-down", "tls-idle", "tls-load", "tls-up", "tls-down")
 def blackhole_broker(case: Case, how: str) -> Outcome:
-    """Promise: a broker that vanishes without a word is given up after `silence_s`, and the daemon goes on with another address.
+    """Promise: a broker that vanishes without a close is given up after `silence_s`, and the daemon goes on with another address.
 
-    Injected: the link forwards nothing: in both directions while idle and under load, and in one direction only; plain and TLS.
-    Counted: events of every client; how long until the daemon reads again.
+    Injected: the link forwards nothing: in both directions while idle and under load, and in one direction only, plain and TLS.
+    Counted: events of every client, and the time until the daemon reads again.
     """
     security, _, way = how.partition("-")
     directions = WAYS.get(way, WAYS["both"])
@@ -38,7 +38,7 @@ def blackhole_broker(case: Case, how: str) -> Outcome:
     publisher.burst(50)
     if way == "idle":
         case.swarm.wait_for(publisher.journal)
-    # The address over which events come, whichever the daemon chose.
+    # The address over which events come, whichever one the daemon chose.
     proxy = max(proxies, key=lambda each: each.bytes_forwarded[DOWN])
     assert proxy.open_connections, "the daemon is not connected through the proxy"
     proxy.black_hole(*directions)
@@ -61,10 +61,10 @@ def _tls(port: int, pem: str) -> str:
 
 @scenario("blackhole-clients-{}", "plain-idle", "plain-full", "plain-down", "tls-idle", "tls-full", "tls-down")
 def blackhole_clients(case: Case, how: str) -> Outcome:
-    """Promise: a client that vanishes without a word is dropped, harms nobody, and gets what it missed when it comes back.
+    """Promise: a client that vanishes without a close is dropped, harms no other client, and gets its missed events when it reconnects.
 
-    Injected: the link of 50 clients forwards nothing: idle, with a full send buffer, from the daemon only; plain and TLS. Counted: that the
-    daemon drops all 50; their events after they came back, and those of 50 bystanders.
+    Injected: the link of 50 clients forwards nothing: idle, with a full send buffer, from the daemon only, plain and TLS. Counted: the
+    daemon drops all 50. Also their events after they reconnect, and those of 50 bystanders.
     """
     security, _, way = how.partition("-")
     port = case.rabbit.port

@@ -14,9 +14,9 @@ from tests.faults.scenario import Outcome, scenario
 
 @scenario("broker-calm")
 def broker_calm(case: Case) -> Outcome:
-    """Promise: a client takes its position to any daemon and gets exactly what it missed.
+    """Promise: a client takes its position to any daemon and gets exactly the events that it missed.
 
-    Injected: nothing but clients that change between two daemons. Counted: events of every client. The kit itself must find nothing.
+    Injected: only clients that move between two daemons. Counted: events of every client. The fault tests themselves must find nothing.
     """
     port = case.rabbit.port
     first, second = case.daemon(port), case.daemon(port)
@@ -30,13 +30,13 @@ def broker_calm(case: Case) -> Outcome:
 
 @scenario("broker-kill")
 def broker_kill(case: Case) -> Outcome:
-    """Promise: RabbitMQ may go and come back; connections stay, nothing is lost, nothing is repeated.
+    """Promise: RabbitMQ may go and come back. Connections stay, nothing is lost, and nothing is repeated.
 
     Injected: `kill -9` of the broker 20 times under load, each time at a random moment. Counted: events of every client.
     """
     node = case.fresh_rabbit()
     daemon = case.daemon(node.port)
-    node.restart()  # what was declared is on the disk from here on
+    node.restart()  # from here on the declared objects are on disk
     daemon.wait_for("/readyz")
     publisher = case.publisher(node.port)
     case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
@@ -52,7 +52,7 @@ def broker_kill(case: Case) -> Outcome:
 
 @scenario("broker-stop-{}s", 1, 2, 5, 25, 40)
 def broker_stop(case: Case, seconds: int) -> Outcome:
-    """Promise: a broker that does not answer is not one that has lost its stream.
+    """Promise: a broker that does not answer has not lost its stream.
 
     Injected: SIGSTOP of the broker for 1, 2, 5, 25 and 40 s under load. Counted: events of every client.
     """
@@ -67,7 +67,8 @@ def broker_stop(case: Case, seconds: int) -> Outcome:
 def broker_stop_at_reconnect(case: Case) -> Outcome:
     """Promise: silence just after a reconnect proves nothing (C1).
 
-    Injected: the link is cut; within 50 ms of the daemon's next connection the broker is stopped for 1.5 s; six times. Counted: events.
+    Injected: the link is cut, and within 50 ms of the daemon's next connection the broker is stopped for 1.5 s. This happens six times.
+    Counted: events.
     """
     proxy, daemon, publisher = case.proxied()
     for number in range(6):
@@ -99,9 +100,9 @@ def broker_forced_close(case: Case) -> Outcome:
 
 @scenario("alarm-{}", "memory", "disk")
 def alarm(case: Case, kind: str) -> Outcome:
-    """Promise: an alarm that blocks publishers harms nobody, even when the link is lost meanwhile.
+    """Promise: an alarm that blocks publishers harms no subscriber, even if the link is lost meanwhile.
 
-    Injected: a memory or a disk alarm for 6 s; in its middle the daemon's link is cut. Counted: events of every client.
+    Injected: a memory or a disk alarm for 6 s. In its middle the daemon's link is cut. Counted: events of every client.
     """
     node = case.rabbit
     proxy, _, publisher = case.proxied()
@@ -124,9 +125,10 @@ def alarm(case: Case, kind: str) -> Outcome:
 
 @scenario("permissions")
 def permissions(case: Case) -> Outcome:
-    """Promise: a permission that is taken and given back costs time, and no event.
+    """Promise: a permission that is revoked and granted again costs time, and no event.
 
-    Injected: the daemon's user loses every permission, its link is cut, 4 s later it gets them back; twice. Counted: events.
+    Injected: the daemon's user loses every permission, and its link is cut. 4 s later it gets them back. This happens
+    twice. Counted: events.
     """
     node = case.rabbit
     proxy, daemon, publisher = case.proxied(user=new_user(node, case.name))
@@ -145,7 +147,7 @@ def permissions(case: Case) -> Outcome:
 def password(case: Case) -> Outcome:
     """Promise: a password that is changed and changed back costs time, and no event.
 
-    Injected: the daemon's password is changed, its link is cut, 4 s later the password is what it was. Counted: events.
+    Injected: the daemon's password is changed, and its link is cut. 4 s later the password is restored. Counted: events.
     """
     node = case.rabbit
     proxy, daemon, publisher = case.proxied(user=new_user(node, case.name))
@@ -161,10 +163,10 @@ def password(case: Case) -> Outcome:
 
 @scenario("tail-lost")
 def tail_lost(case: Case) -> Outcome:
-    """Promise: a stream that lost its unsynced tail in a power cut is told from one that is whole: one gap, and nothing twice.
+    """Promise: a stream that lost its unsynced tail in a power failure is recognized: one gap, and nothing twice.
 
-    Injected: SIGKILL of the broker, then 700 to 3,000 bytes are cut off its newest segment file; new messages take the lost offsets.
-    Counted: each v1 client is told once. (All clients had these events already; a client that has not may find them nowhere.)
+    Injected: SIGKILL of the broker, then 700 to 3,000 bytes are cut off its newest segment file. New messages get the lost offsets.
+    Counted: each v1 client is told once. All clients had these events already. A client that has not may find them nowhere.
     """
     node = case.fresh_rabbit()
     daemon = case.daemon(node.port)
@@ -186,7 +188,7 @@ def tail_lost(case: Case) -> Outcome:
 
 
 def newest_segment(node: PrivateRabbit, stream: str) -> Path:
-    """The file that the newest messages of this stream are in."""
+    """The file with the newest messages of this stream."""
     folders = [folder for folder in node.stream_dir.iterdir() if stream.replace(".", "_") in folder.name]
     assert len(folders) == 1, folders
     return max(folders[0].glob("*.segment"))
@@ -202,7 +204,7 @@ def _freeze(case: Case, node: PrivateRabbit, seconds: float) -> None:
 
 
 def new_user(node: PrivateRabbit, name: str) -> str:
-    """Make a user who may do everything (anew, if there is one of that name); name and password."""
+    """Make a user with all permissions, and replace one of that name. Returns name and password."""
     with suppress(RabbitError):
         node.ctl("delete_user", name)
     node.ctl("add_user", name, "secret")
@@ -211,6 +213,6 @@ def new_user(node: PrivateRabbit, name: str) -> str:
 
 
 def cut_off(proxy: FaultProxy) -> None:
-    """Reset what is open, and refuse what comes, until `heal`."""
+    """Reset open connections and refuse new ones, until `heal`."""
     proxy.refuse()
     proxy.reset()

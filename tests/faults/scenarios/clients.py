@@ -1,4 +1,4 @@
-"""Faults of clients, beside bystanders that must notice nothing."""
+"""Faults of clients, while bystanders must notice nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tests.faults.scenario import Outcome, scenario
 
 BYSTANDERS = 50
 BYSTANDER_MS = 5000
-"""A bystander that waits longer was harmed. Generous: the machine may be shared."""
+"""Milliseconds after which a bystander counts as harmed. Generous, because the machine may be shared."""
 
 PINGS = ("--websocket-ping-s=2", "--websocket-pong-s=3")
 
 
 @scenario("clients-stall")
 def clients_stall(case: Case) -> Outcome:
-    """Promise: a client that reads slowly falls behind, and catches up from history when it reads on.
+    """Promise: a client that reads slowly falls behind, and catches up from history when it reads again.
 
-    Injected: 40 clients stop reading for 5 to 60 s, while 400 KB a second are published (and pings are far apart). Counted: events of
-    every client: none is lost, none comes twice. Bystanders' worst latency.
+    Injected: 40 clients stop reading for 5 to 60 s, while 400 KB per second are published (and pings are rare). Counted: events of
+    every client: none is lost, none comes twice. Also the bystanders' worst latency.
     """
     port = case.rabbit.port
     daemon = case.daemon(port, flags=("--websocket-ping-s=300", "--websocket-pong-s=300", "--websocket-backlog-bytes=64KiB"))
@@ -42,9 +42,10 @@ def clients_stall(case: Case) -> Outcome:
 
 @scenario("clients-{}", "never", "talk", "close")
 def clients_gone_bad(case: Case, how: str) -> Outcome:
-    """Promise: a client that never reads again harms nobody, whether it is silent, talks, or closes and stalls; it is cut off.
+    """Promise: a client that never reads again, whether it is silent, sends, or closes and stalls, harms no other client. It is cut off.
 
-    Injected: 100 such clients beside 50 bystanders, 200 KB a second each. Counted: bystanders' events and latency; that all 100 are gone.
+    Injected: 100 such clients and 50 bystanders, 200 KB per second each. Counted: bystanders' events and latency, and that
+    all 100 are gone.
     """
     port = case.rabbit.port
     daemon = case.daemon(port, flags=PINGS)
@@ -60,9 +61,9 @@ def clients_gone_bad(case: Case, how: str) -> Outcome:
 
 @scenario("clients-stalled-1000", alone=True)
 def clients_stalled_1000(case: Case) -> Outcome:
-    """Promise: what waits for a slow client is bounded, so that a thousand of them harm nobody.
+    """Promise: bytes that wait for a slow client are bounded, so that a thousand such clients harm no other client.
 
-    Injected: 1,000 clients stop reading and do not come back. Counted: bystanders' events and latency; memory within 512 MiB.
+    Injected: 1,000 clients stop reading permanently. Counted: bystanders' events and latency, and memory within 512 MiB.
     """
     port = case.rabbit.port
     daemon = case.daemon(port, flags=("--websocket-ping-s=10", "--websocket-pong-s=10"))
@@ -86,9 +87,9 @@ def clients_stalled_1000(case: Case) -> Outcome:
 
 @scenario("clients-10000-handshakes", alone=True)
 def clients_handshakes(case: Case) -> Outcome:
-    """Promise: a storm of handshakes waits its turn, and harms nobody who is in.
+    """Promise: in a storm of handshakes each one waits, and open connections are not affected.
 
-    Injected: 10,000 clients connect at once. Counted: all get in; bystanders' events and latency.
+    Injected: 10,000 clients connect at once. Counted: all of them connect. Also bystanders' events and latency.
     """
     port = case.rabbit.port
     daemon = case.daemon(port)
@@ -103,10 +104,10 @@ def clients_handshakes(case: Case) -> Outcome:
 
 @scenario("clients-descriptors")
 def clients_descriptors(case: Case) -> Outcome:
-    """Promise: a process that is out of descriptors serves those who are in, and takes others in again once it can.
+    """Promise: a process without free descriptors serves its open connections, and accepts others again once it can.
 
-    Injected: the daemon's limit falls to 60 above what it has open; 300 clients want in; then the limit is what it was. Counted: events
-    of bystanders, and that all 300 get in at the end.
+    Injected: the daemon's limit falls to 60 above its open descriptors, and 300 clients connect. Then the limit is restored. Counted:
+    events of bystanders, and that all 300 are connected at the end.
     """
     port = case.rabbit.port
     daemon = case.daemon(port)
@@ -125,7 +126,7 @@ def clients_descriptors(case: Case) -> Outcome:
 
 
 def _with_bystanders(case: Case, outcome: Outcome) -> Outcome:
-    """The latency of a row with bystanders is theirs."""
+    """The latency in a row with bystanders is that of the bystanders."""
     outcome.worst_ms = case.reports["bystanders"].worst_ms
     if outcome.worst_ms > BYSTANDER_MS:
         outcome.broken.append(f"a bystander waited {outcome.worst_ms:.0f} ms")

@@ -17,10 +17,10 @@ TOWER: Final = 8
 
 @scenario("clock-daemon")
 def clock_of_daemon(case: Case) -> Outcome:
-    """Promise: a restarted daemon has its history back, whatever its clock says.
+    """Promise: a restarted daemon restores its history with any wall clock.
 
-    Injected: four daemons have clocks that are wrong by an hour and a day, in both directions. Each is killed and started again under load
-    while clients resume; clients change between these and a daemon with the right clock. Counted: events of every client.
+    Injected: four daemons have clocks that are wrong by an hour and a day, in both directions. Each is killed and restarted under load
+    while clients resume. Clients move between these and a daemon with the right clock. Counted: events of every client.
     """
     port = case.rabbit.port
     right = case.daemon(port)
@@ -41,10 +41,10 @@ def clock_of_daemon(case: Case) -> Outcome:
 
 @scenario("clock-broker")
 def clock_of_broker(case: Case) -> Outcome:
-    """Promise: the broker's clock may jump; nothing is lost, nothing is repeated, and a restarted daemon has its history back.
+    """Promise: the broker's clock may jump. Nothing is lost, nothing is repeated, and a restarted daemon restores its history.
 
     Injected: the broker is restarted with clocks that are wrong by an hour and a day, in both directions, and with the right one. After
-    each of these one of two daemons is restarted. Clients change between the two. Counted: events of every client.
+    each of these one of two daemons is restarted. Clients move between the two. Counted: events of every client.
     """
     node = case.fresh_rabbit()
     stays, restarted = case.daemon(node.port), case.daemon(node.port)
@@ -68,10 +68,10 @@ def clock_of_broker(case: Case) -> Outcome:
 
 @scenario("clock-nodes", cluster=True)
 def clock_of_nodes(case: Case) -> Outcome:
-    """Promise: the nodes of a cluster may disagree about the time; a daemon that is restarted at any of them has its history back.
+    """Promise: the nodes of a cluster may disagree about the time. A daemon that restarts at any of them restores its history.
 
-    Injected: one follower is restarted with a clock that is ahead, the other with one that is behind; then the other way round. Each time
-    a daemon at each of them is restarted under load. Clients change between these and a daemon at the leader. Counted: events of every
+    Injected: one follower is restarted with a clock that is ahead, the other with one that is behind, then the reverse. Each time
+    a daemon at each of them is restarted under load. Clients move between these and a daemon at the leader. Counted: events of every
     client.
     """
     cluster = case.cluster()

@@ -1,4 +1,4 @@
-"""Faults of a cluster of three. Daemons are named after the node that they try first."""
+"""Faults of a cluster of three nodes. Daemons are named after the node that they try first."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.faults.scenario import Outcome, scenario
 CLIENTS: Final = 60
 TOWER: Final = 12
 WANDER_PER_S: Final = 10
-"""So many clients a second change their daemon."""
+"""This many clients per second move to another daemon."""
 
 PAST_NET_TICK_S: Final = 20
-"""A partition or a stop for this time is noticed by every node (Erlang's net tick is 8 s here)."""
+"""Every node notices a partition or a stop of this many seconds (Erlang's net tick is 8 s here)."""
 
 READY_S: Final = 15
-"""A daemon that hears nothing says so within this time."""
+"""A daemon without messages reports that within this many seconds."""
 
 
 def daemon_at(case: Case, cluster: PrivateCluster, *nodes: int, only: bool = False) -> Daemon:
@@ -32,12 +32,12 @@ def daemon_at(case: Case, cluster: PrivateCluster, *nodes: int, only: bool = Fal
 
 
 def load(case: Case, cluster: PrivateCluster, nodes: Sequence[int] = (0, 1, 2), *, per_s: float = 200, size: int = 40) -> Publisher:
-    """A publisher that goes to these nodes, in turn."""
+    """A publisher for these nodes, in rotation."""
     return case.publisher(hosts=[cluster.addresses[at] for at in nodes], per_s=per_s, size=size)
 
 
 def at_two_nodes(case: Case) -> tuple[PrivateCluster, Publisher]:
-    """One daemon at node 0, another at node 1; clients change between them all the time."""
+    """One daemon at node 0 and another at node 1. Clients move between them all the time."""
     cluster = case.cluster()
     daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
     publisher = load(case, cluster)
@@ -54,7 +54,7 @@ def others(at: int) -> tuple[int, int]:
 
 
 def deaf_though_ready_s(daemon: Daemon, publisher: Publisher, within_s: float) -> float:
-    """The longest time in which the daemon took in nothing, and said that it is ready, while the broker confirmed messages."""
+    """The longest time without a message in which the daemon reported to be ready, while the broker confirmed messages."""
     worst, since, confirmed = 0.0, time.monotonic(), 0
     known: object = None
     end = time.monotonic() + within_s
@@ -64,19 +64,19 @@ def deaf_though_ready_s(daemon: Daemon, publisher: Publisher, within_s: float) -
         except OSError:
             ready, history = False, None
         if not ready or history != known or len(publisher.journal.confirmed) == confirmed:
-            # Heard something, or says that it doesn't, or there is nothing to hear.
+            # It got a message, or reports that it does not, or there is none.
             since, known, confirmed = now, history, len(publisher.journal.confirmed)
         worst = max(worst, now - since)
-        time.sleep(0.2)  # between two questions of a poll
+        time.sleep(0.2)  # between two polls
     return worst
 
 
 @scenario("cluster-leader-killed", cluster=True)
 def leader_killed(case: Case) -> Outcome:
-    """Promise: a node of the cluster may die; nothing is lost, nothing is repeated.
+    """Promise: a node of the cluster may die. Nothing is lost, and nothing is repeated.
 
     Injected: `kill -9` of the node that leads the stream, three times under load. One daemon reads at that node, the other elsewhere.
-    Clients change between the two. Counted: events of every client.
+    Clients move between the two. Counted: events of every client.
     """
     cluster, publisher = at_two_nodes(case)
     for number in range(3):
@@ -92,10 +92,10 @@ def leader_killed(case: Case) -> Outcome:
 
 @scenario("cluster-far-behind", cluster=True)
 def far_behind(case: Case) -> Outcome:
-    """Promise: a daemon that moves to a node whose copy of the stream is far behind waits for it.
+    """Promise: a daemon that moves to a node with a stream replica far behind waits for it.
 
-    Injected: one node is down while 36 MB are published; it comes back and gets 1.5 MB/s of them. Then the daemon's node is killed, and
-    the daemon goes to the node that is behind. Another daemon reads at the leader. Clients change between the two. Counted: events of
+    Injected: one node is down while 36 MB are published. It comes back and gets 1.5 MB/s of them. Then the daemon's node is killed, and
+    the daemon goes to the node that is behind. Another daemon reads at the leader. Clients move between the two. Counted: events of
     every client.
     """
     cluster = case.cluster()
@@ -129,9 +129,9 @@ def far_behind(case: Case) -> Outcome:
 
 @scenario("cluster-rolling-restart", cluster=True)
 def rolling_restart(case: Case) -> Outcome:
-    """Promise: the nodes may be restarted one after another, as an upgrade does; nothing is lost, nothing is repeated.
+    """Promise: the nodes may be restarted one after another, as in an upgrade. Nothing is lost, and nothing is repeated.
 
-    Injected: an orderly restart of each node under load. Clients change between two daemons. Counted: events of every client.
+    Injected: an orderly restart of each node under load. Clients move between two daemons. Counted: events of every client.
     """
     cluster, publisher = at_two_nodes(case)
     for at, node in enumerate(cluster.nodes):
@@ -147,8 +147,8 @@ def rolling_restart(case: Case) -> Outcome:
 def two_down(case: Case, partition_handling: str) -> Outcome:
     """Promise: while two of three nodes are down clients wait, and lose nothing.
 
-    Injected: `kill -9` of two nodes for 20 s under load, the leader among them. One daemon reads at the node that is left, the other must
-    look for it. Clients change between the two. Counted: events of every client.
+    Injected: `kill -9` of two nodes for 20 s under load, the leader among them. One daemon reads at the remaining node, the other must
+    find it. Clients move between the two. Counted: events of every client.
     """
     cluster = case.cluster(partition_handling)
     left = daemon_at(case, cluster, 0)
@@ -175,10 +175,10 @@ def two_down(case: Case, partition_handling: str) -> Outcome:
 
 @scenario("cluster-follower-{}", "stopped", "frozen", cluster=True)
 def follower(case: Case, how: str) -> Outcome:
-    """Promise: a node that does not lead the stream may stop; nothing is lost, nothing is repeated.
+    """Promise: a node that does not lead the stream may stop. Nothing is lost, and nothing is repeated.
 
     Injected: `stop_app` and `start_app`, or SIGSTOP and SIGCONT, of a follower for 20 s under load. One daemon reads there, the other
-    elsewhere. Clients change between the two. Counted: events of every client.
+    elsewhere. Clients move between the two. Counted: events of every client.
     """
     cluster = case.cluster()
     elsewhere = daemon_at(case, cluster, 0)
@@ -195,7 +195,7 @@ def follower(case: Case, how: str) -> Outcome:
         case.sleep(PAST_NET_TICK_S)
         node.ctl("start_app")
     else:
-        case.spoil()  # the node wakes up in a partition that it doesn't forget
+        case.spoil()  # the node wakes up in a partition that it does not forget
         node.pause()
         case.sleep(PAST_NET_TICK_S)
         node.resume()
@@ -207,11 +207,11 @@ def follower(case: Case, how: str) -> Outcome:
 
 @scenario("cluster-partition-{}", "pause_minority", cluster=True)
 def partition(case: Case, partition_handling: str) -> Outcome:
-    """Promise: a partition of the cluster loses nothing, and a daemon that hears nothing says so within 15 s.
+    """Promise: a partition of the cluster loses nothing, and a daemon without messages reports that within 15 s.
 
-    Injected: a follower's node is cut off from the others for 35 s under load; clients and daemons still reach it. One daemon knows only
-    that node, another knows it first, the third reads at the leader. Clients change between them. With `ignore` the nodes don't forget the
-    partition: the operator restarts RabbitMQ there after 10 s. Counted: events of every client, and how long a daemon was deaf but ready.
+    Injected: a follower's node is cut off from the others for 35 s under load. Clients and daemons still reach it. One daemon knows only
+    that node, another knows it first, the third reads at the leader. Clients move between them. With `ignore` the nodes don't forget the
+    partition: the operator restarts RabbitMQ there after 10 s. Counted: events of every client, and seconds of a ready daemon without any.
     """
     cluster = case.cluster(partition_handling)
     if partition_handling == "ignore":
@@ -244,9 +244,9 @@ def partition(case: Case, partition_handling: str) -> Outcome:
 
 @scenario("cluster-slow-copy", cluster=True)
 def slow_copy(case: Case) -> Outcome:
-    """Promise: clients may change daemons at any time; a position of a daemon that is ahead is good on one that is behind.
+    """Promise: clients may change daemons at any time. A position from a daemon that is ahead is valid on one that is behind.
 
-    Injected: two daemons on different nodes; the line to one node is slow in turns (20 kB/s for 2 s), so that its copy falls behind by
+    Injected: two daemons on different nodes. The line to one node is repeatedly slow (20 kB/s for 2 s), so that its replica falls behind by
     seconds. Clients change daemons at random. Counted: events of every client.
     """
     cluster = case.cluster()
@@ -267,6 +267,6 @@ def slow_copy(case: Case) -> Outcome:
     return case.finish("a copy that is behind by seconds, x6")
 
 
-# Last: each kind of partition handling has a cluster of its own, and one partition spoils this one.
+# Last: each kind of partition handling has its own cluster, and a partition spoils this one.
 scenario("cluster-two-down-{}", "ignore", cluster=True)(two_down)
 scenario("cluster-partition-{}", "ignore", cluster=True)(partition)

@@ -15,9 +15,9 @@ MIB_KIB = 1024
 
 @scenario("daemon-kill-5000", alone=True)
 def daemon_kill_5000(case: Case) -> Outcome:
-    """Promise: a daemon may be killed: the next one refills its history from the stream before it answers, and all resume exactly.
+    """Promise: a daemon may be killed. The next one refills its history from the stream before it answers, and all clients resume exactly.
 
-    Injected: `kill -9` and restart, twice, with 5,000 clients of which each holds one topic. Counted: events of every client.
+    Injected: `kill -9` and restart, twice, with 5,000 clients with one topic each. Counted: events of every client.
     """
     port = case.rabbit.port
     daemon = case.daemon(port)
@@ -63,9 +63,9 @@ def daemon_and_broker(case: Case) -> Outcome:
 
 @scenario("daemon-kill-in-refill")
 def daemon_kill_in_refill(case: Case) -> Outcome:
-    """Promise: a daemon that is killed in the middle of its refill leaves nothing behind that could deceive a client (C3).
+    """Promise: a daemon that is killed in the middle of its refill leaves nothing behind that could mislead a client (C3).
 
-    Injected: history of 8 MB behind a slow link; the daemon is killed 0.2 to 1.5 s after its start, five times. Counted: events.
+    Injected: history of 8 MB behind a slow link. The daemon is killed 0.2 to 1.5 s after its start, five times. Counted: events.
     """
     proxy, daemon, publisher = case.proxied(size=1000)
     publisher.burst(8000)
@@ -86,7 +86,7 @@ def daemon_kill_in_refill(case: Case) -> Outcome:
 def daemon_restarts(case: Case) -> Outcome:
     """Promise: several restarts within history's age cost a client nothing.
 
-    Injected: SIGTERM or `kill -9` and restart, six times within history's 120 s, of two daemons in turn; clients change between them.
+    Injected: SIGTERM or `kill -9` and restart of two daemons alternately, six times within history's 120 s. Clients move between them.
     Counted: events of every client.
     """
     port = case.rabbit.port
@@ -109,7 +109,7 @@ def daemon_restarts(case: Case) -> Outcome:
 
 @scenario("daemon-stopped-{}s", 3, 12)
 def daemon_stopped(case: Case, seconds: int) -> Outcome:
-    """Promise: a daemon that was frozen goes on where it was.
+    """Promise: a frozen daemon goes on at its position.
 
     Injected: SIGSTOP of the daemon for 3 s and for 12 s (the broker drops its connection meanwhile) under load. Counted: events.
     """
@@ -128,8 +128,8 @@ def daemon_stopped(case: Case, seconds: int) -> Outcome:
 def daemon_lag(case: Case) -> Outcome:
     """Promise: a daemon that lags by a minute loses nothing, and its memory is bounded.
 
-    Injected: the link carries 100 KB a second for 60 s while 250 KB a second are published; history holds 8 MiB. Counted: events of
-    clients that stay; the daemon's memory stays within 96 MiB of what it was.
+    Injected: the link carries 100 KB per second for 60 s while 250 KB per second are published, and history holds 8 MiB. Counted: events
+    of clients that stay. The daemon's memory grows by at most 96 MiB.
     """
     proxy, daemon, publisher = case.proxied(size=1000, flags=("--history-max-bytes=8MiB",))
     publisher.wait_for(200)

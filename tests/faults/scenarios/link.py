@@ -1,4 +1,4 @@
-"""Faults of the link between daemon and broker: slow, cut in pieces, cut off at the wrong moment."""
+"""Faults of the connection between daemon and broker: slow, cut into pieces, lost at the wrong moment."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tests.faults.scenarios.broker import cut_off
 
 @scenario("link-late-data")
 def link_late_data(case: Case) -> Outcome:
-    """Promise: what comes late after a reconnect is not lost, and nothing comes twice (C1).
+    """Promise: messages that arrive late after a reconnect are not lost, and none comes twice (C1).
 
     Injected: the link is cut, two events are published, the link returns, and the broker's data come 1.3 s after each consume-ok.
-    Counted: events, gaps and false answers of every client; some of them come back with older positions afterwards.
+    Counted: events, gaps and false answers of every client. Some of them later resume with older positions.
     """
     proxy, daemon, publisher = case.proxied(per_s=0)
     publisher.burst(50)
@@ -34,15 +34,15 @@ def link_late_data(case: Case) -> Outcome:
 
 @scenario("link-empty-stream", short=True)
 def link_empty_stream(case: Case) -> Outcome:
-    """Promise: a daemon that has read nothing yet, but has clients, loses nothing in an outage longer than its history (C2).
+    """Promise: a daemon with clients that has read nothing yet loses nothing in an outage longer than its history (C2).
 
-    Injected: an empty stream, clients subscribed, history of 1 s; the link is down for 3 s, five events come at its start, two after it.
+    Injected: an empty stream, subscribed clients, history of 1 s. The link is down for 3 s. Five events come at its start, two after it.
     Counted: all seven events reach every client.
     """
     proxy, daemon, publisher = case.proxied(per_s=0, flags=("--history-max-age-s=1",))
     cut_off(proxy)
     for _ in range(5):
-        publisher.burst(1)  # each in a chunk of its own: the last chunk alone is easily found
+        publisher.burst(1)  # each one in its own chunk, because the last chunk alone is easily found
     case.sleep(3)
     proxy.refuse(refused=False)
     case.wait_ready(daemon)
@@ -52,9 +52,9 @@ def link_empty_stream(case: Case) -> Outcome:
 
 @scenario("link-slow-start-{}", "0.4s", "0.6s", "2s", "cut")
 def link_slow_start(case: Case, how: str) -> Outcome:
-    """Promise: a daemon that starts beside a slow broker judges no position before it has read (C3).
+    """Promise: a daemon that starts with a slow broker judges no position before it has read (C3).
 
-    Injected: the daemon is killed and started again while the broker's data come 0.4, 0.6 or 2 s after each consume-ok, or while the link
+    Injected: the daemon is killed and restarted while the broker's data come 0.4, 0.6 or 2 s after each consume-ok, or while the link
     is cut in the middle of the refill. Counted: every client resumes exactly, with no `recovered: false`.
     """
     proxy, daemon, publisher = case.proxied(size=1000)
@@ -81,7 +81,7 @@ def link_slow_start(case: Case, how: str) -> Outcome:
 def link_slow_daemon(case: Case) -> Outcome:
     """Promise: a position from another daemon that is ahead is waited for (C4).
 
-    Injected: two daemons, one of whose links is 0.3 s slower; clients change between them at random. Counted: events and false answers.
+    Injected: two daemons, one with a link that is 0.3 s slower. Clients move between them at random. Counted: events and false answers.
     """
     port = case.rabbit.port
     proxy = case.proxy(port)
@@ -111,9 +111,9 @@ def link_slices(case: Case) -> Outcome:
 
 @scenario("link-cuts", short=True)
 def link_cuts(case: Case) -> Outcome:
-    """Promise: a link that is lost costs no event.
+    """Promise: a lost connection costs no event.
 
-    Injected: ten resets and ends of stream in either direction at random moments under load. Counted: events of every client.
+    Injected: ten resets and ends of stream in either direction, at random moments under load. Counted: events of every client.
     """
     proxy, _, publisher = case.proxied()
     for _ in range(10):

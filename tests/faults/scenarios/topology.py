@@ -1,4 +1,4 @@
-"""Faults of what is declared on the broker: stream, exchange, binding; and retention."""
+"""Faults of the declared objects: stream, exchange, binding, and retention."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.faults.scenarios.broker import cut_off
 from tests.faults.stream_protocol import PLUGINS, StreamProducer, listener
 
 NOTICED_S = 15.0
-"""Within this time `/readyz` says what is wrong with the topology."""
+"""Within this many seconds `/readyz` names the fault of the topology."""
 
 
 @scenario("stream-deleted")
 def stream_deleted(case: Case) -> Outcome:
-    """Promise: a stream that is deleted is declared again, and the loss is told once.
+    """Promise: a deleted stream is declared again, and clients are told of the loss once.
 
-    Injected: the stream is deleted under load. Counted: each v1 client is told once; later events come.
+    Injected: the stream is deleted under load. Counted: each v1 client is told once, and later events come.
     """
     daemon, publisher = case.direct()
     publisher.wait_for(200)
@@ -32,10 +32,10 @@ def stream_deleted(case: Case) -> Outcome:
 
 @scenario("stream-remade-{}", "empty", "shorter", "equal", "longer")
 def stream_remade(case: Case, how: str) -> Outcome:
-    """Promise: another stream of the same name is not taken for the old one, however long it is (C7).
+    """Promise: another stream of the same name is not taken for the old one, with any number of events (C7).
 
     Injected: while the daemon's link is down, 20 events are published, the stream is deleted and made again, and gets none, 10, just as
-    many or many more events. Counted: each v1 client is told once; it gets every event of the new stream.
+    many or many more events. Counted: each v1 client is told once, and gets every event of the new stream.
     """
     proxy, daemon, publisher = case.proxied(per_s=0)
     publisher.burst(300)
@@ -57,9 +57,9 @@ def stream_remade(case: Case, how: str) -> Outcome:
 
 @scenario("stream-remade-unheard")
 def stream_remade_unheard(case: Case) -> Outcome:
-    """Promise: the position of an empty stream is worth nothing in another one (C7).
+    """Promise: the position of an empty stream is not valid in another one (C7).
 
-    Injected: clients hold the position of an empty stream; while they are away it gets three events, is deleted, made again, and gets two.
+    Injected: clients have the position of an empty stream. While they are away it gets three events, is deleted, made again, and gets two.
     Counted: each v1 client is told once.
     """
     proxy, daemon, publisher = case.proxied(per_s=0, clients=50, tower=10)
@@ -78,11 +78,11 @@ def stream_remade_unheard(case: Case) -> Outcome:
 
 @scenario("stream-unreadable-{}", "bytes", "gzip")
 def stream_unreadable(case: Case, how: str) -> Outcome:
-    """Promise: an entry that AMQP 0-9-1 can't read doesn't stop a daemon: it is passed, and told as a gap.
+    """Promise: an entry that AMQP 0-9-1 can't read doesn't stop a daemon: it is skipped, and reported as a gap.
 
     Injected: a producer on the stream protocol writes one under load: bytes that are no AMQP 1.0, or a batch compressed by gzip (which
-    RabbitMQ 4 passes by itself, so that there is no gap). Afterwards the daemon's link is cut, and 10 s later the daemon is killed and
-    started. Counted: each v1 client is told once; all other events come, but for those that the broker wrote together with the entry.
+    RabbitMQ 4 skips by itself, without a gap). Afterwards the daemon's link is cut, and 10 s later the daemon is killed and
+    started. Counted: each v1 client is told once. All other events come, except those that the broker wrote together with the entry.
     """
     stream_port = case.new_port()
     node = case.fresh_rabbit(config=listener(stream_port), plugins=PLUGINS)
@@ -110,23 +110,23 @@ def stream_unreadable(case: Case, how: str) -> Outcome:
 
 
 AMQP_1 = b"\x00Su\xa0\x02{}"
-"""An AMQP 1.0 message: one section of data, which holds `{}`."""
+"""An AMQP 1.0 message: one section of data, which contains `{}`."""
 
 
 @scenario("binding-removed")
 def binding_removed(case: Case) -> Outcome:
     """Promise: a missing binding is noticed, named, made again, and told (C5).
 
-    Injected: the binding is removed under load. Counted: each v1 client is told once; later events come; the hole ends within 15 s.
+    Injected: the binding is removed under load. Counted: each v1 client is told once, later events come, and the hole ends within 15 s.
     """
     return _broken_topology(case, "binding removed", lambda channel: channel.queue_unbind(case.stream, case.exchange, "#"))
 
 
 @scenario("exchange-remade")
 def exchange_remade(case: Case) -> Outcome:
-    """Promise: an exchange that is deleted and declared again by a producer does not leave the daemon deaf (C5).
+    """Promise: after a producer deletes an exchange and declares it again, the daemon still gets events (C5).
 
-    Injected: just that, under load. Counted: each v1 client is told once; later events come; the hole ends within 15 s.
+    Injected: just that, under load. Counted: each v1 client is told once, later events come, and the hole ends within 15 s.
     """
 
     def remake(channel: object) -> None:
@@ -162,9 +162,9 @@ def returns_ended(case: Case, returned: set[int]) -> bool:
 
 @scenario("exchange-other-type")
 def exchange_other_type(case: Case) -> Outcome:
-    """Promise: an exchange of another type is named on `/readyz` within 15 s; once it is right again, events come and the hole is told.
+    """Promise: an exchange of another type is named on `/readyz` within 15 s. Once it is right again, events come and the hole is told.
 
-    Injected: the exchange is deleted and declared as `direct`; 20 s later it is deleted and declared as `topic`. Counted: as above.
+    Injected: the exchange is deleted and declared as `direct`. 20 s later it is deleted and declared as `topic`. Counted: as above.
     """
     daemon, publisher = case.direct()
     publisher.wait_for(200)
@@ -194,9 +194,9 @@ def exchange_other_type(case: Case) -> Outcome:
 
 @scenario("control-unbound")
 def control_unbound(case: Case) -> Outcome:
-    """Promise: `POST /disconnect` says `others_told` only if it is so (C5).
+    """Promise: `POST /disconnect` reports `others_told` only if it is true (C5).
 
-    Injected: the control exchange is deleted and declared again by somebody else. Counted: within 15 s both daemons hear each other again.
+    Injected: another user deletes the control exchange and declares it again. Counted: within 15 s both daemons follow each other again.
     """
     port = case.rabbit.port
     first, second = case.daemon(port), case.daemon(port)
@@ -237,8 +237,8 @@ KIB = 1024
 def retention(case: Case, size_kib: int) -> Outcome:
     """Promise: a daemon that retention overtakes tells the gap (C6).
 
-    Injected: SIGSTOP of the daemon, whose stream holds 64 KiB, 1 MiB or 8 MiB in four segments; four times as much is published; SIGCONT.
-    Counted: each v1 client is told once, and gets everything behind the gap.
+    Injected: SIGSTOP of the daemon, whose stream holds 64 KiB, 1 MiB or 8 MiB in four segments. Four times as much is published, then
+    SIGCONT. Counted: each v1 client is told once, and gets everything after the gap.
     """
     segment = size_kib * KIB // 4
     flags = (
@@ -263,9 +263,9 @@ def retention(case: Case, size_kib: int) -> Outcome:
 
 @scenario("retention-steps", short=True)
 def retention_steps(case: Case) -> Outcome:
-    """Promise: offsets that jump with nothing lost raise no gap.
+    """Promise: offsets that jump without a loss cause no gap.
 
-    Injected: segments of 16 KiB, so that each few messages an internal entry takes an offset; the link is cut five times. Counted: no gap.
+    Injected: segments of 16 KiB, so that an internal entry takes an offset every few messages. The link is cut five times. Counted: no gap.
     """
     flags = ("--stream-max-bytes=4MiB", "--stream-segment-bytes=16KiB")
     proxy, _, publisher = case.proxied(flags=flags, size=600, clients=50, tower=10)
