@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from towerws.core.markers import MARKER_TOPIC, Marker
+from towerws.core.deliveries import MARKER_TOPIC, Marker
 from towerws.core.sources import Sink
 
 

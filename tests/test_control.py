@@ -6,8 +6,7 @@ from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import logged, now
 from towerws.control import ANSWER_S, INTRODUCE_EVERY_S, LEAVE_S, REPORT_EVERY_S, WAITING, Control
-from towerws.core.control_messages import DaemonName, Done, Leaving, Marker, parse_control, revocation_id
-from towerws.core.daemons import MAX_DAEMONS, PRESENT_S
+from towerws.core.control_messages import MAX_DAEMONS, PRESENT_S, DaemonName, Done, Leaving, Marker, parse_control, revocation_id
 from towerws.core.errors import BrokerError
 from towerws.core.revocation import Disconnection, Revocation
 

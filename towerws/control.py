@@ -23,10 +23,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.core.control_messages import Done, Leaving, Marker, parse_control, revocation_id, wants_answer
-from towerws.core.daemons import MAX_DAEMONS, Daemons
-from towerws.core.errors import BrokerError
-from towerws.core.printable import printable
+from towerws.core.control_messages import MAX_DAEMONS, Daemons, Done, Leaving, Marker, parse_control, revocation_id, wants_answer
+from towerws.core.errors import BrokerError, printable
 from towerws.core.revocation import Disconnection, Revocation
 
 REPORT_EVERY_S: Final = 60.0

@@ -23,8 +23,8 @@ from towerws.core.errors import CloseReason
 from towerws.core.frames import is_close_code, text_frame, whole_text
 from towerws.core.identity import Identity
 from towerws.core.origins import Origins
+from towerws.core.rate_limits import TokenBucket
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
-from towerws.core.token_bucket import TokenBucket
 from towerws.core.wire import PLAIN, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.connection_log import ConnectionLog, ProxyLog

@@ -32,12 +32,12 @@ from towerws.control import Control
 from towerws.core.control_messages import DaemonName, Marker
 from towerws.core.deliveries import derive_key
 from towerws.core.errors import BadDelivery, CloseReason
-from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
+from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
 from towerws.methods import make_methods

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes import FakePeer
 from towerws.core.batch import WRITE_BYTES, Batch
 from towerws.core.deliveries import Delivery
-from towerws.core.wire import TOWER, V1
+from towerws.core.history import History
+from towerws.core.hub import Hub
+from towerws.core.requests import Request
+from towerws.core.subscribers import Subscriber
+from towerws.core.wire import TOWER, V1, Dialect
 
 
 def deliveries(*topics: str) -> list[Delivery]:
@@ -69,3 +78,221 @@ def test_who_was_passed_by_can_take_nothing() -> None:
     last = [subscriber for subscriber, _ in batch.rest][-1]
     batch.pass_by(last)
     assert batch.pop(last) is None
+
+
+class Parts:
+    """A hub that writes to `together` members in one turn of the reactor, and a reactor that takes turns when it is told to."""
+
+    def __init__(self, together: int) -> None:
+        self.waiting: list[Callable[[], None]] = []
+        self.history = History(10**9, 10**9)
+        self.history.begin(0, "q")
+        self.hub = Hub(self.history, self.waiting.append, part_bytes=together * WRITE_BYTES)
+        self.hub.flush()
+        self.offset = 0
+        self.written: list[str] = []
+
+    def join(self, *topics: str, dialect: Dialect = TOWER) -> tuple[Subscriber, FakePeer]:
+        """A member that listens to these."""
+        peer = FakePeer()
+        subscriber = self.hub.join(peer, dialect)
+        self.hub.subscribe(subscriber, Request(topics))
+        return subscriber, peer
+
+    def send(self, *topics: str, name: str = "turn") -> list[bytes]:
+        """A turn; its name is in `written` once all of it is written."""
+        payloads = []
+        for topic in topics:
+            self.offset += 1
+            payloads.append(b'{"n": %d}' % self.offset)
+            self.hub.publish(self.history.append(topic, payloads[-1], self.offset, "q", None, 0.0))
+        self.hub.flush(lambda: self.written.append(name))
+        return payloads
+
+    def part(self) -> None:
+        """The next turn of the reactor."""
+        waiting = list(self.waiting)
+        self.waiting.clear()
+        assert len(waiting) == 1, "one part in a turn of the reactor"
+        waiting[0]()
+
+    def behind(self) -> list[Subscriber]:
+        """Who is."""
+        return [subscriber for subscriber in self.hub.subscribers if subscriber.behind]
+
+
+def got(*peers: FakePeer) -> list[int]:
+    """How many writes each peer got."""
+    return [len(peer.writes) for peer in peers]
+
+
+def test_a_turn_is_written_in_parts() -> None:
+    """So many members at a time, all in the same order, each one write; `written` is called once, with the last of them."""
+    parts = Parts(2)
+    peers = [parts.join("a.1", "b.1", dialect=TOWER if number < 3 else V1)[1] for number in range(5)]
+    first, second = parts.send("a.1", "b.1")
+    assert (got(*peers), parts.written) == ([1, 1, 0, 0, 0], [])
+    parts.part()
+    assert (got(*peers), parts.written) == ([1, 1, 1, 1, 0], [])
+    parts.part()
+    assert (got(*peers), parts.written) == ([1, 1, 1, 1, 1], ["turn"])
+    assert parts.waiting == []
+    assert [peer.take() for peer in peers[:3]] == [[first, second]] * 3
+    assert [message["position"] for message in peers[4].take_json()] == ["1-q", "2-q"]
+    counters = parts.hub.counters
+    assert (counters.batches, counters.deliveries_out) == (1, 10)
+
+
+def test_a_part_that_ends_with_the_last_member() -> None:
+    """What is allowed is used up just when all is written: another part finds nothing to do, and then all is said to be written."""
+    parts = Parts(2)
+    peers = [parts.join("a.1")[1] for _ in range(2)]
+    parts.send("a.1")
+    assert (got(*peers), parts.written) == ([1, 1], [])
+    parts.part()
+    assert (got(*peers), parts.written, parts.waiting) == ([1, 1], ["turn"], [])
+
+
+def test_a_small_turn_is_written_at_once() -> None:
+    """No turn of the reactor is waited for, and one that nobody is due is written as soon as it ends."""
+    parts = Parts(3)
+    peers = [parts.join("a.1")[1] for _ in range(2)]
+    parts.send("a.1")
+    parts.send("b.1", name="nobody's")
+    assert (got(*peers), parts.written, parts.waiting) == ([1, 1], ["turn", "nobody's"], [])
+
+
+def test_large_shares_make_small_parts() -> None:
+    """A write counts for what it costs beside its bytes, and for these."""
+    parts = Parts(3)
+    peers = [parts.join("a.1")[1] for _ in range(4)]
+    parts.offset += 1
+    parts.hub.publish(parts.history.append("a.1", b"x" * WRITE_BYTES, parts.offset, "q", None, 0.0))
+    parts.hub.flush()
+    assert got(*peers) == [1, 1, 0, 0]
+
+
+def test_a_turn_does_not_overtake_the_one_before() -> None:
+    """The next turn first has what is left of this one written, at once."""
+    parts = Parts(1)
+    peers = [parts.join("a.1")[1] for _ in range(3)]
+    first = parts.send("a.1", name="first")
+    second = parts.send("a.1", name="second")
+    assert parts.written == ["first"]
+    assert got(*peers) == [2, 1, 1]
+    while parts.waiting:
+        parts.part()
+    assert [peer.take() for peer in peers] == [first + second] * 3
+    assert parts.written == ["first", "second"]
+
+
+@pytest.mark.parametrize("since", [None, "1-q"])
+def test_a_request_between_two_parts(since: str | None) -> None:
+    """The member first gets what it is due, then its answer; nothing of that turn comes behind it, nor of topics that it left."""
+    parts = Parts(1)
+    parts.join("a.1")
+    subscriber, peer = parts.join("a.1", dialect=V1)
+    parts.send("a.1", "b.1")
+    found = None if since is None else parts.history.find(since)
+    change = parts.hub.subscribe(subscriber, Request(("b.1",), since=since), found)
+    assert [message["position"] for message in peer.take_json()] == ["1-q"]
+    assert change.position == ("2-q" if since is None else since)
+    parts.hub.feed(subscriber)
+    while peer.draining:
+        peer.draining = False
+        parts.hub.feed(subscriber)
+    while parts.waiting:
+        parts.part()
+    assert [message["position"] for message in peer.take_json()] == ([] if since is None else ["2-q"])
+    (third,) = parts.send("b.1")
+    while parts.waiting:
+        parts.part()
+    assert third in peer.writes[0]
+
+
+def test_who_leaves_between_two_parts_gets_nothing() -> None:
+    """Not even when it comes to its place."""
+    parts = Parts(1)
+    parts.join("a.1")
+    subscriber, peer = parts.join("a.1")
+    _, last = parts.join("a.1")
+    parts.send("a.1")
+    parts.hub.leave(subscriber)
+    while parts.waiting:
+        parts.part()
+    assert got(peer, last) == [0, 1]
+
+
+def test_who_comes_between_two_parts_gets_what_follows() -> None:
+    """What was published before it came is not its."""
+    parts = Parts(1)
+    parts.join("a.1")
+    parts.join("a.1")
+    parts.send("a.1")
+    _, late = parts.join("a.1")
+    while parts.waiting:
+        parts.part()
+    assert got(late) == [0]
+    parts.send("a.1")
+    while parts.waiting:
+        parts.part()
+    assert got(late) == [1]
+
+
+@pytest.mark.parametrize("how", ["part", "request", "next turn"])
+def test_a_full_peer_falls_behind_the_turn(how: str) -> None:
+    """Whose socket is full when it comes to its place stands before the whole turn, and is fed all of it, once."""
+    parts = Parts(1)
+    parts.join("a.1")
+    subscriber, peer = parts.join("a.1", "b.1")
+    payloads = parts.send("a.1", "b.1")
+    peer.full = True
+    if how == "part":
+        parts.part()
+    elif how == "request":
+        parts.hub.subscribe(subscriber, Request(("a.1", "b.1")))
+    else:
+        payloads += parts.send("b.1")
+    while parts.waiting:
+        parts.part()
+    assert parts.behind() == [subscriber]
+    peer.full = False
+    while peer.draining:
+        peer.draining = False
+        parts.hub.feed(subscriber)
+    assert parts.behind() == []
+    assert peer.take() == payloads
+
+
+def test_who_catches_up_between_two_parts_gets_nothing_twice() -> None:
+    """It was behind when the turn ended, is fed the turn from history, and is passed over when it comes to its place."""
+    parts = Parts(1)
+    parts.join("a.1")
+    subscriber, peer = parts.join("a.1")
+    peer.full = True
+    before = parts.send("a.1")
+    parts.part()
+    while parts.waiting:
+        parts.part()
+    assert parts.behind() == [subscriber]
+    peer.full = False
+    payloads = parts.send("a.1")
+    assert parts.waiting
+    while peer.draining:
+        peer.draining = False
+        parts.hub.feed(subscriber)
+    assert parts.behind() == []
+    while parts.waiting:
+        parts.part()
+    assert peer.take() == before + payloads
+
+
+def test_a_gap_is_told_behind_what_came_before() -> None:
+    """What is left is written first, or the notice would overtake it."""
+    parts = Parts(1)
+    peers = [parts.join("a.1", dialect=V1)[1] for _ in range(3)]
+    parts.send("a.1")
+    start: Delivery = parts.history.head
+    parts.hub.gap(start, parts.history.mark(start.offset, "mark"), "broker")
+    assert [[message["type"] for message in peer.take_json()] for peer in peers] == [["event", "gap"]] * 3
+    assert parts.written == ["turn"]

@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakePeer
-from towerws.core.deliveries import Delivery
+from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
-from towerws.core.groups import WITHHELD
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import BATCH_BYTES, REPORT_EVERY_S, Ingest
-from towerws.core.markers import MARKER_TOPIC, Marker
+from towerws.core.positions import Pending
 from towerws.core.requests import Request
 from towerws.core.subscribers import Subscriber
-from towerws.core.waiting import Pending
+from towerws.core.topics import WITHHELD
 from towerws.core.wire import TOWER, V1, Dialect
 
 MAX_PAYLOAD_BYTES = 2**20

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towerws.core.errors import BadRequest
-from towerws.core.groups import GroupTable
 from towerws.core.requests import (
     MAX_BRACKETS,
     MAX_DEPTH,
@@ -25,6 +24,7 @@ from towerws.core.requests import (
     parse_request,
 )
 from towerws.core.settings import GroupSettings
+from towerws.core.topics import GroupTable
 
 GROUPS = GroupTable({"notes": GroupSettings(events="any")})
 MESSAGE_BYTES = 64 * 1024

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from towerws.core.deliveries import Delivery, Fingerprint
 from towerws.core.errors import BadRequest, CloseReason
-from towerws.core.groups import GroupTable
 from towerws.core.identity import Identity
 from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_request
+from towerws.core.topics import GroupTable
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Change, Dialect, Gap
 
 SAMPLES = {

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from tests.ws_kit import Client, Edge, Edges, SlowMethod, edges, request
 from towerws.auth.open import Open
 from towerws.core.connection_limits import SURPLUS
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, LimitSettings

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, mayb
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Method, Refused, Reports, Unavailable, at_once, takes_tokens, undecided, without_frames
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 

@@ -3,6 +3,8 @@
 *Their fault* is a `PeerError` (a client) or a `BadDelivery` (a producer): it becomes one reply, one close code or one
 counter, and never a traceback. *The operator's* is a `ConfigError` or a `BrokerError`: one line that names the thing, the
 value and the rule. Everything else is ours.
+
+Text that came from outside, for a line of the log: nothing in it can look like another line, or turn one around.
 """
 
 from __future__ import annotations
@@ -109,3 +111,15 @@ class CloseReason(enum.Enum):
     NOT_YET = Close(1013, "position can't be judged yet", "reconnect")
     UNCHECKED = Close(1013, "credential can't be checked", "reconnect")
     TOO_MANY_CONNECTIONS = Close(1013, "too many connections", "reconnect")
+
+
+MAX_CHARACTERS = 128
+
+
+def printable(text: object) -> str:
+    """The text, shortened; what is not printable (control characters, line ends of all kinds, marks of direction) is escaped."""
+    whole = str(text)
+    shown = whole[:MAX_CHARACTERS]
+    if not shown.isprintable() or "\\" in shown:
+        shown = "".join(each if each.isprintable() and each != "\\" else each.encode("unicode_escape").decode() for each in shown)
+    return shown if len(whole) <= MAX_CHARACTERS else f"{shown}…"

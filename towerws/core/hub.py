@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from towerws.core.batch import Batch
-from towerws.core.broadcast import PART_BYTES, Broadcast
+from towerws.core.batch import PART_BYTES, Batch, Broadcast
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame

@@ -8,7 +8,7 @@ bound. What fails is counted by reason, the first of a burst is reported, and th
   flowing   | into history and to the hub     | flowing           | found; or waits for a proof; or unknown
 
 A position that isn't held is unknown only when something that was read says so: the log is proven to be the one that
-history holds, and it reaches beyond the position. Else the client waits, in `towerws.core.waiting`.
+history holds, and it reaches beyond the position. Else the client waits, in `towerws.core.positions`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, parse_position
+from towerws.core.deliveries import BEFORE, MARKER_TOPIC, Delivery, Fingerprint, Marker, parse_position
 from towerws.core.errors import BadDelivery
-from towerws.core.groups import WITHHELD
 from towerws.core.history import History
 from towerws.core.hub import Hub
-from towerws.core.markers import MARKER_TOPIC, Marker
 from towerws.core.payload import check_payload, is_plain_object
+from towerws.core.positions import PENDING, Judged, PositionWaiters
 from towerws.core.subscribers import Subscriber
-from towerws.core.topics import is_routing_key
-from towerws.core.waiting import PENDING, Judged, PositionWaiters
+from towerws.core.topics import WITHHELD, is_routing_key
 
 BATCH_BYTES = 256 * 1024
 """A turn ends early beyond this, so that what one write leaves in a socket's buffer stays within the connection's bound."""

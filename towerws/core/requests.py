@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from towerws.core.errors import BadRequest
-from towerws.core.groups import GroupTable, UnknownItem
 from towerws.core.settings import Secret
+from towerws.core.topics import GroupTable, UnknownItem
 
 MAX_DEPTH = 8
 MAX_BRACKETS = 4096

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from towerws.core.markers import Marker
+from towerws.core.deliveries import Marker
 
 
 class SourceState(enum.Enum):

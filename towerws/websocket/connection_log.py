@@ -9,8 +9,8 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from towerws.core.printable import printable
-from towerws.core.token_bucket import TokenBucket
+from towerws.core.errors import printable
+from towerws.core.rate_limits import TokenBucket
 
 LINES_PER_S = 40
 LINES_BURST = 50

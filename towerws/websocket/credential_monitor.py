@@ -20,8 +20,7 @@ from towerws.auth.base import Method
 from towerws.core.deadline_queue import DeadlineQueue
 from towerws.core.errors import CloseReason
 from towerws.core.hub import Hub
-from towerws.core.identity import Identity
-from towerws.core.registry import Registry
+from towerws.core.identity import Identity, Registry
 from towerws.core.requests import Request
 from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.subscribers import Subscriber

@@ -1,7 +1,7 @@
 """The opening handshake: what a connection is before it is open.
 
 Autobahn's own is not safe where requests come from strangers (each point reproduced in the tests) and takes half of what a
-connect and subscribe costs (core/upgrade.py), so:
+connect and subscribe costs (core/http_head.py), so:
 - the request's head is read, bounded, checked and answered here; Autobahn sees nothing of it, and what comes behind it only
   once the client is in;
 - a success that comes after the connection was lost opens nothing;
@@ -23,11 +23,21 @@ from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_address,
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
-from towerws.core.handshake import END, TLS, Head, check_route, error_response, find_head, parse_head
+from towerws.core.http_head import (
+    END,
+    TLS,
+    Head,
+    Upgrade,
+    check_route,
+    error_response,
+    find_head,
+    parse_head,
+    read_upgrade,
+    switching_protocols,
+)
 from towerws.core.identity import Identity
 from towerws.core.origins import Origins, is_local
 from towerws.core.settings import AccessSettings, WebSocketSettings
-from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.connection_log import ProxyLog
 from towerws.websocket.context import ConnectionContext

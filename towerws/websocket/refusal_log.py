@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 
 from towerws.core.addresses import address_key
-from towerws.core.token_bucket import TokenBucket
+from towerws.core.rate_limits import TokenBucket
 
 FOLD_S: Final = 10.0
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.hub import Hub
+from towerws.core.rate_limits import Throttle
 from towerws.core.subscribers import Subscriber
-from towerws.core.throttle import Throttle
 
 HISTORIES_AT_ONCE: Final = 4
 """How many times the whole of history one user gets at once, on all of its connections: a few pages that were away for long."""

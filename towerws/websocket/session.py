@@ -22,11 +22,11 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.identity import Identity
+from towerws.core.positions import Pending
+from towerws.core.rate_limits import TokenBucket
 from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message
 from towerws.core.subscribers import Subscriber
-from towerws.core.token_bucket import TokenBucket
 from towerws.core.topics import parse_routing_key
-from towerws.core.waiting import Pending
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.pending_request import PendingRequest
