@@ -171,7 +171,7 @@ def _json(status: int, body: Mapping[str, object]) -> _Answer:
 class AdminSite(Site):
     """The admin port's resources.
 
-    `why_nobody` says why no client can subscribe to a group's event, or None.
+    `why_no_subscriber` says why no client can subscribe to a group's event, or None.
     `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
     position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` fires with what came of it.
     """
@@ -185,7 +185,7 @@ class AdminSite(Site):
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
-        why_nobody: Callable[[str, str], str | None] = lambda group, event: None,
+        why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
     ) -> None:
         root = Resource()
         super().__init__(root, requestFactory=AdminRequest)
@@ -194,7 +194,7 @@ class AdminSite(Site):
         self._source_status = source_status
         self._publish = publish
         self._disconnect = disconnect
-        self._why_nobody = why_nobody
+        self._why_no_subscriber = why_no_subscriber
         self._websocket_port = websocket_port
         root.putChild(b"", _Page(b"GET", self._live))
         root.putChild(b"live.css", _Page(b"GET", lambda request: _static("live.css", b"text/css; charset=utf-8")))
@@ -244,7 +244,7 @@ class AdminSite(Site):
         except BadDelivery as bad:
             raise Refusal(413 if bad.reason == "too_large" else 400, str(bad)) from None
         answer: dict[str, object] = {"position": position}
-        if (warning := self._why_nobody(publication.topic.group, publication.topic.event)) is not None:
+        if (warning := self._why_no_subscriber(publication.topic.group, publication.topic.event)) is not None:
             answer["warning"] = warning
         return _json(202, answer)
 

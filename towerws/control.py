@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.core.control_messages import MAX_DAEMONS, Daemons, Done, Leaving, Marker, parse_control, revocation_id, wants_answer
+from towerws.core.control_messages import MAX_DAEMONS, ControlMarker, Daemons, Done, Leaving, parse_control, revocation_id, wants_answer
 from towerws.core.errors import BrokerError, printable
 from towerws.core.revocation import Disconnection, Revocation
 
@@ -160,7 +160,7 @@ class Control:
 
     def listening(self) -> None:
         """Messages will come; what was published before is lost to this daemon."""
-        self._others.was_deaf(self._clock.seconds())
+        self._others.restart_timeouts(self._clock.seconds())
         self._doubt()
 
     def control(self, body: bytes, message_id: str | None) -> None:
@@ -182,7 +182,7 @@ class Control:
             case Revocation():
                 self._counts["received"] += 1
                 self._follow(message, message_id)
-            case Marker(daemon=daemon) if daemon.id != self._me:
+            case ControlMarker(daemon=daemon) if daemon.id != self._me:
                 if self._others.heard(daemon, self._clock.seconds()):
                     self._introduce()
             case Done(daemon=by, message_id=followed):

@@ -25,7 +25,7 @@ from towerws.core.identity import Identity
 from towerws.core.origins import Origins
 from towerws.core.rate_limits import TokenBucket
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
-from towerws.core.wire import PLAIN, Dialect
+from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.connection_log import ConnectionLog, ProxyLog
 from towerws.websocket.context import ConnectionContext
@@ -65,7 +65,7 @@ class WebSocketConnection(OpeningConnection):
     def opened(self, response: bytes) -> None:
         """The client is in. The 101 and the first frame leave in one write."""
         factory = self.factory
-        spoken = PLAIN if self._perMessageCompress is None else factory.context.deflated
+        spoken = DIALECTS if self._perMessageCompress is None else factory.context.deflated
         dialect = spoken[self.websocket_protocol_in_use]
         self._send_buffer = open_send_buffer(self.transport, factory.settings.backlog_bytes, factory.soon)
         # The hub writes with this: one call, without a look at the state.

@@ -29,7 +29,7 @@ from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
 from towerws.control import Control
-from towerws.core.control_messages import DaemonName, Marker
+from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
 from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.history import History
@@ -124,7 +124,7 @@ class TowerwsService(Service):
             self.source: Source = embedded
 
             def publish_checked(routing_key: str, payload: bytes) -> str:
-                self.ingest.judge(routing_key, payload)
+                self.ingest.check(routing_key, payload)
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
@@ -163,7 +163,7 @@ class TowerwsService(Service):
             disconnect=self.control.revoke,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_bytes=settings.max_payload_bytes,
-            why_nobody=groups.why_nobody,
+            why_no_subscriber=groups.why_no_subscriber,
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -278,7 +278,7 @@ class TowerwsService(Service):
 
     def _marker(self, text: str) -> bytes:
         """The body of this daemon's control marker. The process id is that of now: twistd may fork after it has made the service."""
-        return Marker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
+        return ControlMarker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
     def _trim_history(self) -> None:
         now = self._reactor.seconds()

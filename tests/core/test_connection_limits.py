@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from towerws.core.connection_limits import SURPLUS, ConnectionLimits, ConnectionSlot
+from towerws.core.connection_limits import MAX_SURPLUS, ConnectionLimits, ConnectionSlot
 from towerws.core.settings import LimitSettings
 
 LIMITS = LimitSettings(connections=10, per_address=4, per_user=3, half_open=2)
@@ -18,13 +18,13 @@ def test_all() -> None:
     """All together: as many as are allowed, and a few more who are told so."""
     connection_limits = ConnectionLimits(LIMITS)
     slots, states = [], []
-    for _ in range(11 + SURPLUS):
+    for _ in range(11 + MAX_SURPLUS):
         slots.append(connection_limits.arrive())
         states.append((connection_limits.full, connection_limits.overflowing))
-    assert states == [(False, False)] * 10 + [(True, False)] * SURPLUS + [(True, True)]
+    assert states == [(False, False)] * 10 + [(True, False)] * MAX_SURPLUS + [(True, True)]
     for slot in slots:
         connection_limits.leave(slot)
-    assert (connection_limits.present, connection_limits.arrived) == (0, 11 + SURPLUS)
+    assert (connection_limits.present, connection_limits.arrived) == (0, 11 + MAX_SURPLUS)
 
 
 def test_by_address() -> None:

@@ -7,11 +7,11 @@ import pytest
 from towerws.core.control_messages import (
     MAX_DAEMONS,
     PRESENT_S,
+    ControlMarker,
     DaemonName,
     Daemons,
     Done,
     Leaving,
-    Marker,
     parse_control,
     revocation_id,
     wants_answer,
@@ -26,13 +26,13 @@ ID = "0123456789abcdef"
     [
         Revocation(user=7),
         Revocation(session="5e55"),
-        Marker(DaemonName(ID, "web1:4711"), "9f"),
-        Marker(DaemonName(ID, "\ud800\n"), ""),
+        ControlMarker(DaemonName(ID, "web1:4711"), "9f"),
+        ControlMarker(DaemonName(ID, "\ud800\n"), ""),
         Done(ID, f"{ID}-1"),
         Leaving(ID),
     ],
 )
-def test_what_is_written_is_read(message: Revocation | Marker | Done | Leaving) -> None:
+def test_what_is_written_is_read(message: Revocation | ControlMarker | Done | Leaving) -> None:
     """One object in ASCII."""
     assert message.body.isascii()
     assert parse_control(message.body) == message
@@ -76,8 +76,8 @@ def test_it_is_bounded() -> None:
     """What is too long is not even parsed; a long name is cut."""
     with pytest.raises(ValueError, match=str(MAX_REVOCATION_BYTES)):
         parse_control(Leaving(ID).body + b" " * MAX_REVOCATION_BYTES)
-    marker = parse_control(Marker(DaemonName(ID, "\U0001f600" * 1000), "x" * 64).body)
-    assert isinstance(marker, Marker)
+    marker = parse_control(ControlMarker(DaemonName(ID, "\U0001f600" * 1000), "x" * 64).body)
+    assert isinstance(marker, ControlMarker)
     assert len(marker.daemon.name) == 255
 
 
@@ -117,7 +117,7 @@ def test_time_in_which_nothing_could_be_heard() -> None:
     """It counts against nobody."""
     daemons = Daemons()
     daemons.heard(A, 0)
-    daemons.was_deaf(1000)
+    daemons.restart_timeouts(1000)
     assert daemons.present(1000 + PRESENT_S) == {A: PRESENT_S}
     assert daemons.present(1001 + PRESENT_S) == {}
 

@@ -37,7 +37,7 @@ def test_hasten() -> None:
     deadlines.add("late", 9)
     deadlines.add("late", 8)
     deadlines.add("early", 1)
-    deadlines.hasten(2)
+    deadlines.bring_forward(2)
     assert deadlines.pop_due(1, 9) == ["early"]
     assert deadlines.pop_due(2, 9) == ["late"]
     assert deadlines.pop_due(9, 9) == []
@@ -49,7 +49,7 @@ def test_like_a_naive_one(steps: list[tuple[str, int] | int | None]) -> None:
     deadlines, naive = DeadlineQueue(), dict[str, float]()
     for step in steps:
         if step is None:
-            deadlines.hasten(7)
+            deadlines.bring_forward(7)
             naive = {name: min(at, 7) for name, at in naive.items()}
         elif isinstance(step, int):
             due = {name for name, at in naive.items() if at <= step}

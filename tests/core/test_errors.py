@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towerws.core.errors import (
-    MAX_CHARACTERS,
+    MAX_PRINTABLE_CHARACTERS,
     BadDelivery,
     BadRequest,
     BrokerError,
@@ -79,7 +79,7 @@ def test_a_close_is_legal_and_never_final_by_mistake(reason: CloseReason) -> Non
         ("\u202egnp.exe\u2028", r"\u202egnp.exe\u2028"),
         ("\ud800", r"\ud800"),
         (r"a\nb", r"a\\nb"),
-        ("x" * 500, "x" * MAX_CHARACTERS + "…"),
+        ("x" * 500, "x" * MAX_PRINTABLE_CHARACTERS + "…"),
     ],
 )
 def test_what_is_shown(text: object, shown: str) -> None:
@@ -93,5 +93,5 @@ def test_whatever_comes(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert shown.encode().decode() == shown
-    if len(text) < MAX_CHARACTERS:
+    if len(text) < MAX_PRINTABLE_CHARACTERS:
         assert printable(text + "\n") == shown + r"\n"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
-from towerws.core.history import ENTRY_BYTES, MAX_FORMER_TOPICS, MESSAGE_ID_BYTES, READ_BYTES, TOPIC_BYTES, History
+from towerws.core.history import ENTRY_BYTES, MAX_EVICTED_TOPICS, MESSAGE_ID_BYTES, READ_BYTES, TOPIC_BYTES, History
 
 NO_BOUND = 10**9
 STREAM = Fingerprint(b"a key")
@@ -306,12 +306,12 @@ def test_beyond_the_topics_it_can_remember_a_loss_is_assumed() -> None:
     """What was dropped of very many topics is remembered for a bounded number; a reader from before that is told of a loss."""
     log = Log(max_bytes=1)
     start = log.history.append("t.start", b"{}", 0, "q", None, 0.0)
-    for number in range(MAX_FORMER_TOPICS + 1):
+    for number in range(MAX_EVICTED_TOPICS + 1):
         log.history.append(f"t.{number}", b"{}", number + 1, "q", None, 0.0)
     history = log.history
     assert history.lost(start.seq, {"t.0": 0, "never.1": 0}) == ["t.0", "never.1"]
     assert history.lost(start.seq + 1, {"t.0": 0, "never.1": 0, "t.5": 0}) == ["t.5"]
-    assert len(history._former_topics) == MAX_FORMER_TOPICS
+    assert len(history._evicted_topics) == MAX_EVICTED_TOPICS
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.history import ENTRY_BYTES, TOPIC_BYTES, History
-from towerws.core.hub import PIECE_BYTES, REPLAYED_BYTES, Hub
+from towerws.core.hub import PIECE_BYTES, REPLAY_CACHE_BYTES, Hub
 from towerws.core.requests import Request
 from towerws.core.subscribers import Subscriber
 from towerws.core.wire import TOWER, V1, Change, Dialect
@@ -905,10 +905,10 @@ def test_frames_kept_for_readers_that_are_behind_are_bounded() -> None:
     log = Log()
     log.send("b.1")
     since = log.hub.position
-    log.send(*["a.1"] * 10, raw=REPLAYED_BYTES // 3)
+    log.send(*["a.1"] * 10, raw=REPLAY_CACHE_BYTES // 3)
     subscriber, peer = log.join(V1)
     log.resume(subscriber, Request(("a.1",), since=since))
     log.hub.feed(subscriber)
     log.drain(subscriber, peer)
     assert len(peer.take()) == 10
-    assert sum(map(len, log.hub._replayed.values())) < 2 * REPLAYED_BYTES
+    assert sum(map(len, log.hub._replay_cache.values())) < 2 * REPLAY_CACHE_BYTES

@@ -27,8 +27,8 @@ TOKEN = "9t8Fq0csrf"
 def test_who_vouches_for_a_page(csrftoken: str | None, told: object, vouched: bool) -> None:
     """With a cookie, only who can read the other cookie; without one nobody has to."""
     secret = None if csrftoken is None else Secret(csrftoken)
-    assert Identity(7, cookie=True, csrftoken=secret).vouched_for_by(told) is vouched
-    assert Identity(7, csrftoken=secret).vouched_for_by(told)
+    assert Identity(7, cookie=True, csrftoken=secret).accepts_xrftoken(told) is vouched
+    assert Identity(7, csrftoken=secret).accepts_xrftoken(told)
 
 
 def test_what_is_never_shown() -> None:

@@ -336,6 +336,6 @@ def test_whose_own() -> None:
 def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
     """Whoever publishes to a group that is not configured learns of it, and what to do."""
     table = GroupTable({"orders": GroupSettings(events=("paid",)), "deploys": GroupSettings(), "secret": GroupSettings(policy="never")})
-    said = table.why_nobody(*topic.split("."))
+    said = table.why_no_subscriber(*topic.split("."))
     assert (said is not None) is nobody
     assert said is None or said.startswith(f"no client can subscribe to {topic}: ")

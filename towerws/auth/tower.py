@@ -209,7 +209,7 @@ class TowerMethod:
 
     def forget(self, revocation: Revocation | None) -> None:
         """What is kept, and what the questions under way will bring, counts no more."""
-        self._revocations.note(revocation, self._clock.seconds())
+        self._revocations.add(revocation, self._clock.seconds())
 
     def stop(self) -> Deferred[None]:
         """Whatever is asked fails with `Unavailable` from now on."""

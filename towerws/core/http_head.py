@@ -1,17 +1,15 @@
-r"""The head of an HTTP request, read strictly before anything else sees it (RFC 9110, RFC 9112).
+r"""The opening handshake of a websocket: reads a request's head strictly, before other code sees it (RFC 9110, 9112, 6455).
 
-Autobahn splits header lines at `\x0b \x0c \x1c \x1d \x1e \x85` (Python's `splitlines`), which nginx lets pass inside a
-value: a client could so write whole headers of its own, past a proxy that controls them (daphne's CVE-2026-44546). Hence
-no control character but HTAB may stand in a head here, and what must be there once must not be there twice.
+Autobahn splits header lines at `\x0b \x0c \x1c \x1d \x1e \x85` (Python's `splitlines`), and nginx passes these inside a value. So a
+client could write headers of its own past a proxy that controls them (daphne's CVE-2026-44546). Therefore the only control character
+that a head may contain is HTAB, and headers that must be unique may not come twice.
 
-The bytes 0x80 to 0xFF are opaque in a header's value (RFC 9110 section 5.5): a cookie `city=München` must not lock a user
-out. They are read as Latin-1. So whoever looks at a value must not use `strip()`, `split()`, `isdigit()` or `\s` on it,
-which take some of them for spaces or digits.
+The bytes 0x80 to 0xFF are opaque in a header's value (RFC 9110 section 5.5): a cookie `city=München` must not lock a user out. They are
+read as Latin-1. So no code may use `strip()`, `split()`, `isdigit()` or `\s` on a value: these take some of the bytes for spaces or
+digits.
 
-The websocket's half of an opening handshake (RFC 6455 section 4.2), behind `handshake.py`'s reading of the head.
-
-It is ours and not Autobahn's for its cost: a connect and subscribe takes half of the CPU (make bench SCENARIO=storm). Autobahn
-parses the head once more, formats a dozen log lines that nobody reads, and goes through three Deferreds to write the answer.
+Autobahn's own handshake parses the head once more, formats a dozen log lines that are never written, and answers after three
+Deferreds. With this one a connect and subscribe takes half of the CPU (make bench SCENARIO=storm).
 """
 
 from __future__ import annotations
@@ -28,27 +26,28 @@ from towerws.core.errors import HandshakeError
 END = b"\r\n\r\n"
 
 TLS_HANDSHAKE = b"\x16"
-"""How a TLS ClientHello begins (RFC 8446 section 5.1)."""
+"""The first byte of a TLS ClientHello (RFC 8446 section 5.1)."""
 
 TLS = "tls"
-"""The reason of a client that speaks TLS on the plain port."""
+"""The reason for refusing a client that speaks TLS on the plain port."""
 
 _is_head = re.compile(rb"[\t\x20-\x7e\x80-\xff\r\n]*").fullmatch
 _is_request_line = re.compile(r"([A-Z]{1,20}) ()(/[!-~]*) HTTP/1\.([01])").fullmatch
-# A proxy may send the absolute form, and every server takes it (RFC 9112 section 3.2.2). No user may stand in it.
+# A proxy may send the absolute form, and every server must accept it (RFC 9112 section 3.2.2). It may not contain a user.
 _is_absolute_line = re.compile(
     r"([A-Z]{1,20}) (?i:https?|wss?)://([^\x00-\x20/?#@\x7f-\xff]{1,300})((?:[/?][!-~]*)?) HTTP/1\.([01])"
 ).fullmatch
-# Possessive, and the spaces around a value are left to `strip`: linear. A lone CR or LF, a folded line or a name with a space all fail.
+# Possessive, with the spaces around a value left to `strip`, so linear in time. No lone CR or LF, no folded line, no space in a name.
 _are_headers = re.compile(r"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}+:[\t -~\x80-\xff]*+)*+").fullmatch
 
 _ONCE = frozenset({"host", "origin", "sec-websocket-key", "sec-websocket-version", "content-length", "authorization", "cookie"})
-"""Headers that decide something, and of which a second one could only be there to be read by somebody else."""
+"""Headers that may come only once: two readers could each act on another one of a pair."""
 
 
 class Head(NamedTuple):
-    """A request's method, path (unquoted), query (as sent) and headers (names in lower case; repeated ones joined by `, `)
-    and HTTP version.
+    """A request's head.
+
+    `path` is unquoted, and `query` is as sent. `headers` has names in lower case. Repeated headers are joined by `, `.
     """
 
     method: str
@@ -59,15 +58,15 @@ class Head(NamedTuple):
 
     @property
     def is_websocket(self) -> bool:
-        """Whether it asks for an upgrade to a websocket (RFC 6455 section 4.2.1)."""
+        """Whether the request asks for an upgrade to a websocket (RFC 6455 section 4.2.1)."""
         return "websocket" in [part.strip(" \t") for part in self.headers.get("upgrade", "").lower().split(",")]
 
 
 def find_head(data: bytes) -> tuple[int, int]:
-    """Where the request's head begins in what came so far, and where its `END` does, -1 while that is not there.
+    """Return where the request's head begins in the data so far, and where its `END` begins: -1 until that has come.
 
-    One empty line before the request is passed over (RFC 9112 section 2.2). `HandshakeError` for what begins no request, so
-    that nobody waits for the rest of it; for a TLS ClientHello with the reason `TLS`.
+    One empty line before the request is skipped (RFC 9112 section 2.2). Raise `HandshakeError` at once for data that begins no
+    request. Its reason is `TLS` for a TLS ClientHello.
     """
     start = 2 if data.startswith(b"\r\n") else 0
     if data[:1] == TLS_HANDSHAKE:
@@ -78,14 +77,14 @@ def find_head(data: bytes) -> tuple[int, int]:
 
 
 def parse_head(block: bytes, max_headers: int) -> Head:
-    """Read a request's head up to and with its blank line. `HandshakeError` with 400 or 431 for whatever is not plain.
+    """Read a request's head. `block` ends with its blank line. Raise `HandshakeError` with 400 or 431 for any other data.
 
-    The host is that of the target where the target names one (RFC 9110 section 7.2), and comes without an empty port.
+    The `host` header is that of the target if the target names one (RFC 9110 section 7.2). An empty port is removed from it.
     """
     text = block[: -len(END)].decode("latin-1")
     first_line, *lines = text.split("\r\n")
     first = _is_request_line(first_line) or _is_absolute_line(first_line)
-    if not first or not _are_headers(text, len(first_line)):  # one look at them all: 14.9 -> 9.1 µs for a browser's fourteen
+    if not first or not _are_headers(text, len(first_line)):  # one match for all headers: 14.9 -> 9.1 µs for a browser's fourteen
         if not _is_head(block):
             raise HandshakeError(400, "the request's head holds control characters")
         raise HandshakeError(400, "a header line is not name: value" if first else "the request line is not METHOD /path HTTP/1.1")
@@ -111,7 +110,7 @@ def parse_head(block: bytes, max_headers: int) -> Head:
 
 
 def check_route(head: Head) -> None:
-    """Pass a websocket's opening handshake on `…/websocket` or `…/websocket/`; `HandshakeError` says what else it is."""
+    """Accept a websocket's opening handshake on `…/websocket` or `…/websocket/`. Raise `HandshakeError` for any other request."""
     if head.path.rstrip("/").rpartition("/")[2] != "websocket" or head.path.endswith("//"):
         raise HandshakeError(404, "there is nothing here; the websocket is at /websocket/")
     if head.method != "GET":
@@ -120,13 +119,13 @@ def check_route(head: Head) -> None:
         raise HandshakeError(
             426,
             "this is a websocket: connect with ws:// or wss://. If you did, a proxy on the way took the Upgrade and "
-            "Connection headers away (nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
-            'proxy_set_header Connection "upgrade";)',
+            "Connection headers away. In nginx, set `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+            'proxy_set_header Connection "upgrade";`',
         )
 
 
 def error_response(error: HandshakeError, *, with_body: bool = True) -> bytes:
-    """The whole answer to a request that is refused; the connection ends with it. For HEAD it has no body."""
+    """Return the whole answer to a refused request. The connection ends with it. For HEAD it has no body."""
     body = f"{error}\n".encode("ascii")
     lines = [
         f"HTTP/1.1 {error.status} {_REASONS[error.status]}",
@@ -164,9 +163,7 @@ _is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\x00-\x20\x7f-\xff]+)(?
 
 
 class Upgrade(NamedTuple):
-    """What a client offers: the nonce to be answered, and the subprotocols it speaks, the one it likes best first, and
-    its `Sec-WebSocket-Extensions`, as they stand there.
-    """
+    """A client's offer: the nonce to answer, its subprotocols in its order of preference, and its `Sec-WebSocket-Extensions`."""
 
     key: str
     subprotocols: tuple[str, ...]
@@ -174,7 +171,7 @@ class Upgrade(NamedTuple):
 
 
 def read_upgrade(head: Head) -> Upgrade:
-    """Read what a client offers. `HandshakeError` with 400, 426 or 505 when it is no opening handshake that can be answered."""
+    """Read a client's offer. Raise `HandshakeError` with 400, 426 or 505 if it is not an opening handshake of version 13."""
     headers = head.headers
     if head.version != "1.1":
         raise HandshakeError(505, "a websocket's opening handshake is HTTP/1.1")
@@ -200,7 +197,7 @@ def read_upgrade(head: Head) -> Upgrade:
 
 
 def switching_protocols(upgrade: Upgrade, subprotocol: str | None, extension: str | None = None) -> bytes:
-    """The answer that opens the websocket, with the subprotocol and the extension that were chosen."""
+    """Return the answer that opens the websocket, with the chosen subprotocol and extension."""
     accept = b64encode(sha1(upgrade.key.encode("ascii") + _MAGIC, usedforsecurity=False).digest())
     chosen = b"" if subprotocol is None else b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("ascii")
     if extension is not None:

@@ -1,8 +1,10 @@
-"""Clients whose position can't be judged yet: they wait for a proof, never for a guess.
+"""Clients whose position can't be judged yet: they wait for a proof.
 
-A position waits while history is being refilled, while nothing proves that the log is still the same one, and while it lies
-beyond the newest delivery (the client comes from a daemon that is ahead). It is judged when the log has reached it, or when
-a marker that was published after the client asked has been read: then the log is known not to reach it.
+A position waits in three cases. History is being refilled. Nothing proves yet that the log is still the same one. Or the position
+lies after the newest delivery, because the client comes from a daemon that is ahead.
+
+It is judged when the log has reached it, or when a marker has been read that was published after the client asked: then it is
+known that the log does not reach it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Final, Protocol
 from towerws.core.deliveries import Delivery, parse_position
 
 MAX_MARKERS: Final = 64
-"""How many of our markers on their way are remembered. There are two at most, unless the broker swallows them."""
+"""The number of our unread markers that are remembered. There are at most two, unless the broker loses them."""
 
 
 class Pending(enum.Enum):
@@ -28,84 +30,84 @@ class Pending(enum.Enum):
 PENDING: Final = Pending.PENDING
 
 Judged = Delivery | None | Pending
-"""Where a position is in history; None: it is unknown for sure; or no verdict yet."""
+"""A position's place in history, None if it is surely unknown, or no verdict yet."""
 
 
 class Judge(Protocol):
     """See `Ingest.judge_position`."""
 
     def __call__(self, position: str, *, final: bool = False) -> Judged:
-        """The verdict, as far as there is one."""
+        """Return the verdict, as far as there is one."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     position: str
-    number: int
-    """How many markers had been sent when it asked."""
-    call: Callable[[Delivery | None], None]
+    markers_before: int
+    """The number of markers that had been sent when the client asked."""
+    callback: Callable[[Delivery | None], None]
     final: bool = False
 
 
 class PositionWaiters:
-    """Calls each waiter once with what `judge` says of its position."""
+    """Calls each waiting client's callback once with the verdict of `judge` on its position."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._waiters: dict[_Waiter, None] = {}
-        self._by_offset: list[tuple[int, int, _Waiter]] = []
+        self._by_offset: list[tuple[int, int, _Waiter]] = []  # a heap: offset, a number that settles ties
         self._added = 0
-        self._sent = 0
-        self._markers: dict[str, int] = {}
-        self._came = -1
+        self._markers_sent = 0
+        self._unread_markers: dict[str, int] = {}  # text -> how many had been sent with it
+        self._newest_read = -1  # of the markers that were read since the last `judge`
 
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def add(self, position: str, call: Callable[[Delivery | None], None]) -> Callable[[], None]:
-        """Wait. What is returned takes it back."""
+    def add(self, position: str, callback: Callable[[Delivery | None], None]) -> Callable[[], None]:
+        """Wait for the verdict on a position. Return a function that cancels this."""
         match = parse_position(position)
-        waiter = _Waiter(position, self._sent, call)
+        waiter = _Waiter(position, self._markers_sent, callback)
         self._waiters[waiter] = None
         self._added += 1
         heappush(self._by_offset, (int(match[1]) if match else 0, self._added, waiter))
 
-        def forget() -> None:
+        def cancel() -> None:
             self._waiters.pop(waiter, None)
             if not self._waiters:
                 self._by_offset.clear()
 
-        return forget
+        return cancel
 
     def marker_sent(self, text: str) -> None:
-        """A marker is being published: when it comes back, it answers all who wait now."""
-        self._sent += 1
+        """A marker is being published. When it is read, it answers all clients that wait now."""
+        self._markers_sent += 1
         if not self._waiters:
-            self._markers.clear()
-        elif len(self._markers) >= MAX_MARKERS:
-            del self._markers[next(iter(self._markers))]
-        self._markers[text] = self._sent
+            self._unread_markers.clear()
+        elif len(self._unread_markers) >= MAX_MARKERS:
+            del self._unread_markers[next(iter(self._unread_markers))]
+        self._unread_markers[text] = self._markers_sent
 
-    def marker_came(self, text: str) -> None:
-        """A marker was read. Who it answers is judged at the next `judge`."""
-        self._came = max(self._came, self._markers.pop(text, -1))
+    def marker_received(self, text: str) -> None:
+        """A marker was read. The clients that it answers are judged at the next `judge`."""
+        self._newest_read = max(self._newest_read, self._unread_markers.pop(text, -1))
 
     def judge(self, upto: int | None = None) -> None:
-        """Judge again: everybody, or those whose position is not behind this offset, and those whom a marker answers."""
-        came, self._came = self._came, -1
-        due: list[_Waiter] = []
-        if upto is None or came >= 0:
-            due = list(self._waiters)
+        """Judge again the positions up to this offset, and those that a marker answers. None: all of them."""
+        newest_read, self._newest_read = self._newest_read, -1
+        candidates: list[_Waiter] = []
+        if upto is None or newest_read >= 0:
+            candidates = list(self._waiters)
         else:
             while self._by_offset and self._by_offset[0][0] <= upto:
-                due.append(heappop(self._by_offset)[2])
-        for waiter in due:
+                candidates.append(heappop(self._by_offset)[2])
+        for waiter in candidates:
             if waiter not in self._waiters:
                 continue
-            waiter.final = waiter.final or waiter.number < came
+            waiter.final = waiter.final or waiter.markers_before < newest_read
             verdict = self._judge(waiter.position, final=waiter.final)
             if not isinstance(verdict, Pending):
                 del self._waiters[waiter]
-                waiter.call(verdict)
+                waiter.callback(verdict)
         if not self._waiters:
             self._by_offset.clear()

@@ -1,16 +1,13 @@
-"""Rates: a bucket of tokens, without a clock of its own.
-
-Slowing down what fails again and again: a bucket for each name that leaks at a steady rate. No clock of its own.
-"""
+"""Rate limits: a token bucket, and a leaky bucket for each of many names. All times are monotonic seconds of the caller's clock."""
 
 from __future__ import annotations
 
 _ROUNDING = 1e-9
-"""Who waited as long as told gets its token, though the sum of the parts may be a hair less than one."""
+"""Rounding tolerance: after the promised wait the bucket may hold 0.999… tokens. Count that as one."""
 
 
 class TokenBucket:
-    """Allows `burst` at once and `rate` a second in the long run. Times are monotonic seconds."""
+    """Allows `burst` events at once, and `rate` per second in the long run."""
 
     __slots__ = ("_burst", "_rate", "_since", "_tokens")
 
@@ -21,7 +18,7 @@ class TokenBucket:
         self._since = now
 
     def take(self, now: float) -> float:
-        """Take one token and give 0; or take none, and give the seconds until there will be one."""
+        """Take one token and return 0. If there is none, return the seconds until there will be one."""
         self._tokens = min(self._burst, self._tokens + (now - self._since) * self._rate)
         self._since = now
         if self._tokens > 1 - _ROUNDING:
@@ -31,9 +28,9 @@ class TokenBucket:
 
 
 class Throttle:
-    """Each name may fail `burst` times at once, and `rate` times a second in the long run. Times are monotonic seconds.
+    """A leaky bucket for each name: it may fail `burst` times at once, and `rate` times per second in the long run.
 
-    A try may be counted before it is made, and given back if it did not fail. Of more than `names` the one that was counted least
+    A try may be counted before it is made, and given back if it did not fail. Beyond `names` the name that was counted least
     recently is forgotten.
     """
 
@@ -41,23 +38,23 @@ class Throttle:
         self._rate = rate
         self._burst = burst
         self._names = names
-        self._levels: dict[str, tuple[float, float]] = {}  # name -> tries that count, when; from the oldest to the newest
+        self._levels: dict[str, tuple[float, float]] = {}  # name -> the tries in its bucket, and when that was; oldest first
 
     def __len__(self) -> int:
         return len(self._levels)
 
     def delay(self, name: str, now: float) -> float:
-        """How many seconds a try of this name has to wait."""
+        """Return the seconds that the next try of this name must wait."""
         return max(0.0, (self._level(name, now) + 1 - self._burst) / self._rate)
 
     def count(self, name: str, now: float, amount: float = 1) -> None:
-        """Count a try that failed, or may; or so many at once."""
+        """Count a try that failed, or that may fail. `amount`: so many tries at once."""
         self._set(name, self._level(name, now) + amount, now)
         if len(self._levels) > self._names:
             del self._levels[next(iter(self._levels))]
 
     def give_back(self, name: str, now: float) -> None:
-        """A try that was counted did not fail, or was not made."""
+        """Take back the count of a try that did not fail, or was not made."""
         if name in self._levels:
             self._set(name, self._level(name, now) - 1, now)
 

@@ -1,17 +1,14 @@
-"""Topics: what an event is about, and the three ways to write that down.
+"""Topics: the three ways to write one, and the groups with the events that a client may name in each.
 
 A topic is a *group* (`job_events`) and an *event* (`42`, `status_changed`). Producers write it as an AMQP routing key,
-`job_events.42`; AWX and its clients as a flat name, `job_events-42`, split at the first `-` since a group never holds one.
-The core uses the routing key as the topic's identity: it is what every delivery brings along, so that the hot path neither
-builds nor hashes anything else.
+`job_events.42`. AWX and its clients write it as a flat name, `job_events-42`, split at the first `-`: a group never holds one. The
+core knows a topic by its routing key. Each delivery has it already, so the hot path builds and hashes nothing else.
 
-Names are plain data: printable ASCII without `.`, `*`, `#`, quotes or backslashes, so that none of them can ever be a
-pattern on the broker or needs escaping in JSON.
+Names are plain data: printable ASCII without `.`, `*`, `#`, quotes or backslashes. So a name is never a pattern on the broker, and
+needs no escaping in JSON.
 
-Which groups exist, and which events a client may name in each.
-
-The defaults are AWX's (its emitters, by version: awx/main/models/*.py, awx/main/signals.py); a configuration adds its own.
-An item is what a client wrote in a group's list. It is data: looked up or matched as a whole, never a pattern.
+The default groups are AWX's (its emitters, by version: awx/main/models/*.py, awx/main/signals.py). A configuration adds its own. An
+*item* is what a client wrote in a group's list. It is looked up or matched as a whole, and never used as a pattern.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ _is_routing_key = re.compile(rf"{_GROUP}\.{_EVENT}").fullmatch
 
 
 class Topic(NamedTuple):
-    """A group and an event. Both follow this module's rules when made by `parse_routing_key` or `parse_flat_name`."""
+    """A group and an event. `parse_routing_key` and `parse_flat_name` make them by this module's rules."""
 
     group: str
     event: str
@@ -55,32 +52,32 @@ class Topic(NamedTuple):
 
 
 def is_group(text: str) -> bool:
-    """Whether `text` can be a group's name."""
+    """Return whether `text` can be a group's name."""
     return _is_group(text) is not None
 
 
 def is_event(text: str) -> bool:
-    """Whether `text` can be an event's name."""
+    """Return whether `text` can be an event's name."""
     return _is_event(text) is not None
 
 
 def is_routing_key(text: str) -> bool:
-    """Whether `text` is the routing key of a topic. A bare group (AWX's `metrics`) is not: nobody can subscribe to it."""
+    """Return whether `text` is the routing key of a topic. A bare group, such as AWX's `metrics`, is not."""
     return _is_routing_key(text) is not None
 
 
 def parse_routing_key(text: str) -> Topic:
-    """The topic of a routing key; `ValueError` names what is wrong with any other text."""
+    """Return the topic of a routing key. Raise `ValueError` that names what is wrong with any other text."""
     return _parse(text, ".", "routing key")
 
 
 def parse_flat_name(text: str) -> Topic:
-    """The topic of AWX's flat name, split at the first `-`; `ValueError` names what is wrong with any other text."""
+    """Return the topic of AWX's flat name, split at the first `-`. Raise `ValueError` for any other text."""
     return _parse(text, "-", "flat name")
 
 
 def flat_name(routing_key: str) -> str:
-    """AWX's flat name of a topic that is given by its routing key."""
+    """Return AWX's flat name of the topic with this routing key."""
     return routing_key.replace(".", "-", 1)
 
 
@@ -101,12 +98,12 @@ _is_id = re.compile(rf"[0-9]{{1,{MAX_ID_DIGITS}}}", re.ASCII).fullmatch
 
 
 class UnknownItem(ValueError):
-    """An item of a request names no topic. The text says why; it never repeats the item."""
+    """An item of a request names no topic. The text says why, and never repeats the item."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The events of one group: some `words`, any number (`ids`), a prefix with a number, or any name at all."""
+    """The events of one group: some `words`, any number (`ids`), a prefix with a number, or any name."""
 
     words: frozenset[str] = frozenset()
     ids: bool = False
@@ -115,10 +112,10 @@ class Group:
     policy: str = "authenticated"
 
     def event(self, item: object) -> str:
-        """The event that a client's item names; `UnknownItem` when it names none.
+        """Return the event that a client's item names. Raise `UnknownItem` if there is none.
 
-        Numbers come as integers (React, awxkit) and as text (AngularJS takes them from the URL): both are the same event.
-        Booleans and fractions are neither, though Python and JSON would let them pass for numbers.
+        Numbers come as integers (React, awxkit) and as text (AngularJS takes them from the URL). Both name the same event.
+        Booleans and fractions name none.
         """
         if isinstance(item, bool) or not isinstance(item, (int, str)):
             raise UnknownItem("an event is a word or a number")
@@ -150,12 +147,12 @@ AWX_GROUPS: Mapping[str, Group] = {
 }
 
 WITHHELD = frozenset({"metrics", "control.limit_reached", MARKER_TOPIC})
-"""Routing keys whose messages go nowhere: one is for AWX's nodes only, the second (AWX 1.0 to 1.0.6) holds session keys, the third is
-for the daemons themselves."""
+"""Routing keys that are never forwarded to clients. `metrics` is for AWX's nodes. `control.limit_reached` holds session keys (AWX 1.0
+to 1.0.6). The third one is the daemons' own."""
 
 
 class GroupTable:
-    """All groups that may be subscribed to."""
+    """All groups to which clients can subscribe: AWX's, and those of the configuration (`added`)."""
 
     def __init__(self, added: Mapping[str, GroupSettings] | None = None) -> None:
         self._groups = dict(AWX_GROUPS)
@@ -168,18 +165,18 @@ class GroupTable:
                 self._groups[name] = Group(words=frozenset(settings.events), policy=settings.policy)
 
     def routing_key(self, group: str, item: object) -> str:
-        """The topic that `item` names in `group`, by its routing key; `UnknownItem` when there is no such group or event."""
+        """Return the routing key of the topic that `item` names in `group`. Raise `UnknownItem` if there is none."""
         if (known := self._groups.get(group)) is None:
             raise UnknownItem("no such group")
         if known.policy == "never":
-            raise UnknownItem("nobody may listen to this group")
+            raise UnknownItem("no client may subscribe to this group")
         routing_key = f"{group}.{known.event(item)}"
         if routing_key in WITHHELD:
             raise UnknownItem("no such event in this group")
         return routing_key
 
-    def why_nobody(self, group: str, event: str) -> str | None:
-        """Why no client can subscribe to this, for the one who publishes it; None when one can."""
+    def why_no_subscriber(self, group: str, event: str) -> str | None:
+        """Return why no client can subscribe to this topic, as a hint for its producer. None if clients can."""
         try:
             self.routing_key(group, event)
         except UnknownItem as problem:
@@ -188,7 +185,7 @@ class GroupTable:
         return None
 
     def refusals(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
-        """Those topics that are another user's own, each with a reason. Nobody in particular (auth open) has no others."""
+        """Return the topics that belong to another user, each with a reason. An anonymous user (auth open) is refused none."""
         if identity.user_id is None:
             return {}
         refused = {}

@@ -120,7 +120,7 @@ class CredentialMonitor:
 
         No answer from before lets it in again: none that is kept, and none to a question that is under way.
         """
-        self._revocations.note(revocation, self._reactor.seconds())
+        self._revocations.add(revocation, self._reactor.seconds())
         self._auth.forget(revocation)
         registry, user = self._registry, revocation.user
         found = registry.of_user(user) if user is not None else registry.of_session(revocation.session or "")
@@ -135,7 +135,7 @@ class CredentialMonitor:
     def doubt(self) -> None:
         """Revocations may have been missed: forget what is kept of anybody, and ask about all credentials anew, as fast as a tick may."""
         self._auth.forget(None)
-        self._rounds.hasten(self._reactor.seconds())
+        self._rounds.bring_forward(self._reactor.seconds())
 
     def recheck_user(self, user: str) -> None:
         """Ask anew about all of a user's connections, now."""

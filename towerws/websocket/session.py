@@ -193,7 +193,7 @@ class Session:
             self._reply(self.dialect.pong(message.ping, subscriber.cursor.position if subscriber.behind else context.hub.position))
         elif isinstance(message, TokenMessage):
             self._renew(message)
-        elif context.check_xrftoken and not self.identity.vouched_for_by(message.xrftoken):
+        elif context.check_xrftoken and not self.identity.accepts_xrftoken(message.xrftoken):
             self._mistrust(BadRequest("xrftoken", "access denied to channel", message.request_id))
         else:
             self._authorize(message)
@@ -296,7 +296,7 @@ class Session:
             message = parse_message(payload, context.groups, context.settings.topics, is_binary=is_binary)
         except BadRequest:
             return False
-        return isinstance(message, Request) and (not context.check_xrftoken or self.identity.vouched_for_by(message.xrftoken))
+        return isinstance(message, Request) and (not context.check_xrftoken or self.identity.accepts_xrftoken(message.xrftoken))
 
     def _wait_for(self, asked: Deferred[None]) -> None:
         """Follow no other message before this has fired. It never fails."""
