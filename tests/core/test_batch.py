@@ -20,7 +20,7 @@ def deliveries(*topics: str) -> list[Delivery]:
 
 
 def by_topic(**listeners: str) -> dict[str, dict[str, None]]:
-    """Members are letters: `a="xy"` is a topic with two."""
+    """Subscribers are letters: `a="xy"` is a topic with two."""
     return {topic: dict.fromkeys(subscribers) for topic, subscribers in listeners.items()}
 
 
@@ -29,9 +29,9 @@ def frames(*numbers: int) -> bytes:
     return b"".join(b'\x81\x07{"n":%d}' % number for number in numbers)
 
 
-def test_who_is_due_what() -> None:
-    """Each member is given once, and its share has all frames that it is due, in the log's order over its topics."""
-    batch = route(deliveries("a", "b", "nobody", "a", "c", "b"), by_topic(a="xy", b="yz", c="z", silent="w"), TOWER)
+def test_each_subscriber_gets_its_topics() -> None:
+    """Each subscriber comes once. Its payload has the frames of all its topics, in the log's order."""
+    batch = route(deliveries("a", "b", "none", "a", "c", "b"), by_topic(a="xy", b="yz", c="z", silent="w"), TOWER)
     due = {subscriber: batch.payload(mask) for subscriber, mask in batch.unserved}
     assert {subscriber: (data, count) for subscriber, (data, count, _) in due.items()} == {
         "x": (frames(1, 4), 2),
@@ -41,8 +41,8 @@ def test_who_is_due_what() -> None:
     assert all(cost == WRITE_BYTES + len(data) for data, _, cost in due.values())
 
 
-def test_shares_are_made_once() -> None:
-    """Who is due the same topics gets the very same bytes, whatever else it listens to."""
+def test_payloads_are_made_once() -> None:
+    """Subscribers that get the same topics share the very same bytes, with any other topics besides."""
     batch = route(deliveries("a", "b", "a"), by_topic(a="wxy", b="xyz", silent="wz"), TOWER)
     payloads = {subscriber: batch.payload(mask)[0] for subscriber, mask in batch.unserved}
     assert payloads["x"] is payloads["y"]
@@ -50,15 +50,15 @@ def test_shares_are_made_once() -> None:
     assert len(batch.payloads) == 3
 
 
-def test_a_turn_of_nobodys_topics_is_due_to_nobody() -> None:
-    """No frame is made for a dialect that nobody speaks who listens."""
+def test_a_batch_without_subscribers() -> None:
+    """No frame is made for a dialect in which no client has subscribed."""
     batch = route(deliveries("a", "b"), by_topic(c="x"), V1)
     assert list(batch.unserved) == []
     assert batch.pop("x") is None
 
 
-def test_what_is_taken_is_not_given() -> None:
-    """A member takes its share early, once; when its turn comes it is due nothing."""
+def test_pop_marks_as_served() -> None:
+    """A subscriber gets its payload early, and only once: after that its mask is 0."""
     batch = route(deliveries("a", "b"), by_topic(a="xyz", b="y"), TOWER)
     assert next(batch.unserved)[0] == "x"
     payload = batch.pop("y")
@@ -68,8 +68,8 @@ def test_what_is_taken_is_not_given() -> None:
     assert [(subscriber, bool(mask)) for subscriber, mask in batch.unserved] == [("y", False), ("z", True)]
 
 
-def test_who_was_passed_by_can_take_nothing() -> None:
-    """What was written up to a member can't be taken once more; who comes behind it still can."""
+def test_mark_served() -> None:
+    """Up to the last served subscriber there is nothing to pop. For the later ones there still is."""
     batch = route(deliveries("a"), by_topic(a="wxyz"), TOWER)
     first, second = (next(batch.unserved)[0] for _ in range(2))
     batch.mark_served(second)
@@ -81,7 +81,7 @@ def test_who_was_passed_by_can_take_nothing() -> None:
 
 
 class Parts:
-    """A hub that writes to `together` members in one turn of the reactor, and a reactor that takes turns when it is told to."""
+    """A hub that writes to `together` subscribers in one turn of the reactor, and a reactor whose turns the test takes."""
 
     def __init__(self, together: int) -> None:
         self.waiting: list[Callable[[], None]] = []
@@ -93,14 +93,14 @@ class Parts:
         self.written: list[str] = []
 
     def join(self, *topics: str, dialect: Dialect = TOWER) -> tuple[Subscriber, FakePeer]:
-        """A member that listens to these."""
+        """Add a subscriber of these topics."""
         peer = FakePeer()
         subscriber = self.hub.join(peer, dialect)
         self.hub.subscribe(subscriber, Request(topics))
         return subscriber, peer
 
-    def send(self, *topics: str, name: str = "turn") -> list[bytes]:
-        """A turn; its name is in `written` once all of it is written."""
+    def send(self, *topics: str, name: str = "batch") -> list[bytes]:
+        """Publish a batch. Its name is in `written` once all of it is written."""
         payloads = []
         for topic in topics:
             self.offset += 1
@@ -117,7 +117,7 @@ class Parts:
         waiting[0]()
 
     def behind(self) -> list[Subscriber]:
-        """Who is."""
+        """The subscribers that are behind."""
         return [subscriber for subscriber in self.hub.subscribers if subscriber.behind]
 
 
@@ -126,8 +126,8 @@ def got(*peers: FakePeer) -> list[int]:
     return [len(peer.writes) for peer in peers]
 
 
-def test_a_turn_is_written_in_parts() -> None:
-    """So many members at a time, all in the same order, each one write; `written` is called once, with the last of them."""
+def test_a_batch_is_written_in_parts() -> None:
+    """So many subscribers at a time, in the same order, each with one write. `on_written` is called once, after the last."""
     parts = Parts(2)
     peers = [parts.join("a.1", "b.1", dialect=TOWER if number < 3 else V1)[1] for number in range(5)]
     first, second = parts.send("a.1", "b.1")
@@ -135,7 +135,7 @@ def test_a_turn_is_written_in_parts() -> None:
     parts.part()
     assert (got(*peers), parts.written) == ([1, 1, 1, 1, 0], [])
     parts.part()
-    assert (got(*peers), parts.written) == ([1, 1, 1, 1, 1], ["turn"])
+    assert (got(*peers), parts.written) == ([1, 1, 1, 1, 1], ["batch"])
     assert parts.waiting == []
     assert [peer.take() for peer in peers[:3]] == [[first, second]] * 3
     assert [message["position"] for message in peers[4].take_json()] == ["1-q", "2-q"]
@@ -150,11 +150,11 @@ def test_a_part_that_ends_with_the_last_member() -> None:
     parts.send("a.1")
     assert (got(*peers), parts.written) == ([1, 1], [])
     parts.part()
-    assert (got(*peers), parts.written, parts.waiting) == ([1, 1], ["turn"], [])
+    assert (got(*peers), parts.written, parts.waiting) == ([1, 1], ["batch"], [])
 
 
-def test_a_small_turn_is_written_at_once() -> None:
-    """No turn of the reactor is waited for, and one that nobody is due is written as soon as it ends."""
+def test_a_small_batch_is_written_at_once() -> None:
+    """A batch that fits into one part is written before `flush` returns. So is one without a subscriber."""
     parts = Parts(3)
     peers = [parts.join("a.1")[1] for _ in range(2)]
     parts.send("a.1")
@@ -162,8 +162,8 @@ def test_a_small_turn_is_written_at_once() -> None:
     assert (got(*peers), parts.written, parts.waiting) == ([1, 1], ["turn", "nobody's"], [])
 
 
-def test_large_shares_make_small_parts() -> None:
-    """A write counts for what it costs beside its bytes, and for these."""
+def test_large_payloads_make_small_parts() -> None:
+    """A write counts with its bytes, and with its own cost."""
     parts = Parts(3)
     peers = [parts.join("a.1")[1] for _ in range(4)]
     parts.offset += 1
@@ -188,7 +188,7 @@ def test_a_turn_does_not_overtake_the_one_before() -> None:
 
 @pytest.mark.parametrize("since", [None, "1-q"])
 def test_a_request_between_two_parts(since: str | None) -> None:
-    """The member first gets what it is due, then its answer; nothing of that turn comes behind it, nor of topics that it left."""
+    """The subscriber first gets its part of the batch, then its answer. Nothing of that batch comes after it."""
     parts = Parts(1)
     parts.join("a.1")
     subscriber, peer = parts.join("a.1", dialect=V1)
@@ -240,8 +240,8 @@ def test_who_comes_between_two_parts_gets_what_follows() -> None:
 
 
 @pytest.mark.parametrize("how", ["part", "request", "next turn"])
-def test_a_full_peer_falls_behind_the_turn(how: str) -> None:
-    """Whose socket is full when it comes to its place stands before the whole turn, and is fed all of it, once."""
+def test_a_full_peer_falls_behind_the_batch(how: str) -> None:
+    """A subscriber with a full send buffer stands before the whole batch, and is fed all of it, once."""
     parts = Parts(1)
     parts.join("a.1")
     subscriber, peer = parts.join("a.1", "b.1")
@@ -295,4 +295,4 @@ def test_a_gap_is_told_behind_what_came_before() -> None:
     start: Delivery = parts.history.head
     parts.hub.gap(start, parts.history.mark(start.offset, "mark"), "broker")
     assert [[message["type"] for message in peer.take_json()] for peer in peers] == [["event", "gap"]] * 3
-    assert parts.written == ["turn"]
+    assert parts.written == ["batch"]

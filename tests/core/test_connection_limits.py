@@ -40,8 +40,8 @@ def test_by_address() -> None:
     assert enter(connection_limits)[1] is None
 
 
-def test_at_the_door() -> None:
-    """Who is not authenticated yet counts more: a few slow ones do not fill an address's share."""
+def test_during_the_handshake() -> None:
+    """Connections that are not authenticated yet have a lower limit: a few slow ones do not fill an address's."""
     connection_limits = ConnectionLimits(LIMITS)
     first, second, third = connection_limits.arrive(), connection_limits.arrive(), connection_limits.arrive()
     assert connection_limits.locate(first, "192.0.2.1") is None
@@ -62,7 +62,7 @@ def test_a_proxy_is_not_counted_for_its_clients() -> None:
 
 
 def test_by_user() -> None:
-    """A user's connections are counted wherever they come from; nobody in particular is not counted."""
+    """A user's connections are counted from all addresses. Anonymous users are not counted."""
     connection_limits = ConnectionLimits(LIMITS)
     assert [enter(connection_limits, f"192.0.2.{number}", "7")[1] for number in range(4)] == [None, None, None, "user"]
     assert [enter(connection_limits, f"198.51.100.{number}", None)[1] for number in range(6)] == [None] * 6

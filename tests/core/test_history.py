@@ -72,7 +72,7 @@ class Log:
         return mark
 
     def clear(self) -> None:
-        """Mark and clear both; offsets begin anew."""
+        """Mark and clear both. Offsets begin again."""
         self.mark(0)
         self.offset = -1
         self.history.clear()
@@ -86,11 +86,11 @@ class Log:
         return self.all[self.dropped - 1].seq if self.dropped else 0
 
     def after(self, seq: int, topics: dict[str, int], upto: int) -> list[Delivery]:
-        """What a reader at `seq` is due."""
+        """What a reader at `seq` must get."""
         return [one for one in self.held if one.topic in topics and max(seq, topics[one.topic]) < one.seq <= upto]
 
     def lost(self, seq: int, topics: dict[str, int]) -> set[str]:
-        """The topics on which a reader at `seq` can't have all it is due."""
+        """The topics on which a reader at `seq` can't get everything that it should."""
         gone = self.all[: self.dropped]
         return {one.topic for one in gone if one.topic in topics and one.seq > max(seq, topics[one.topic])}
 
@@ -113,7 +113,7 @@ _operations = st.lists(
 def test_history_agrees_with_a_plain_list(
     operations: list[tuple[Any, ...]], max_bytes: int, max_age_s: float, epoch: str | Fingerprint, data: st.DataObject
 ) -> None:
-    """Whatever is appended, dropped by bytes or age, marked and cleared: every index says what a plain list would."""
+    """After any appends, drops by bytes or age, marks and clears every index says what a plain list would."""
     log = Log(max_bytes, max_age_s, epoch)
     history = log.history
     for name, *arguments in operations:
@@ -168,7 +168,7 @@ def test_the_bound_in_bytes_counts_each_delivery_with_its_own_weight() -> None:
 
 
 def test_one_delivery_above_the_bound_is_not_held() -> None:
-    """A delivery that is larger than all of history empties it, and whoever was behind is told."""
+    """A delivery that is larger than all of history empties it, and readers that are behind are told."""
     log = Log(max_bytes=1000)
     small, large = log.append(), log.append(payload=b"x" * 2000)
     assert len(log.history) == log.history.weight_bytes == 0
@@ -267,7 +267,7 @@ def test_a_topic_that_nobody_asked_for_costs_nothing() -> None:
 
 
 def test_a_piece_ends_where_its_bytes_are_reached() -> None:
-    """A piece is at most so many bytes, frames' own included; but it is never empty while something is due."""
+    """A piece has at most so many bytes, with its frames' own. But it is never empty while something is left."""
     log = Log()
     deliveries = [log.append(f"t.{number % 2}", b"x" * 100) for number in range(6)]
     topics = {"t.0": 0, "t.1": 0}
@@ -293,7 +293,7 @@ def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
 
 
 def test_a_quiet_topic_is_not_lost() -> None:
-    """A topic that never had a delivery lost none, however much of others was dropped."""
+    """A topic that never had a delivery lost none, however much of other topics was dropped."""
     log = Log(max_bytes=bound(2, 2))
     start = log.append("busy.1")
     for _ in range(10):
@@ -455,7 +455,7 @@ def test_the_same_id_on_another_topic_is_another_message() -> None:
 
 
 def test_another_message_at_the_same_offset_is_another_position() -> None:
-    """A position from a stream that was deleted and made anew does not match, though its offset is held."""
+    """A position from a stream that was deleted and declared again does not match, though its offset is held."""
     old, new = History(NO_BOUND, NO_BOUND), History(NO_BOUND, NO_BOUND)
     for number in range(3):
         old.append("a.1", b'{"old": %d}' % number, number, STREAM, None, 0.0)
@@ -495,7 +495,7 @@ def test_a_mark_is_lost_once_something_behind_it_was_dropped() -> None:
 
 
 def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
-    """After `clear` nothing of the old log can be had, under whatever name; the mark before it is where the new one begins."""
+    """After `clear` no delivery of the old log is found by any key. The mark before it is where the new log begins."""
     log = Log(epoch=STREAM)
     old = [log.append(message_id=f"m{number}", payload=b"%d" % number) for number in range(3)]
     log.clear()

@@ -161,7 +161,7 @@ def test_an_empty_line_ends_the_head() -> None:
     ],
 )
 def test_what_decides_something_stands_there_once(name: str, value: str) -> None:
-    """A second header that only somebody else would read is refused, in whatever case it is written, equal or not."""
+    """A second header that only another reader would use is refused, in any case of letters, equal or not."""
     host = "" if name == "Host" else "Host: a"
     parse_head(head(f"{name}: {value}", host=host), MAX_HEADERS)
     for second in (f"{name}: {value}", f"{name.upper()}: other", f"{name.lower()}:"):
@@ -210,7 +210,7 @@ def test_what_is_no_websocket(value: str) -> None:
     ],
 )
 def test_the_absolute_form(target: str, host: str, path: str, query: str) -> None:
-    """Findings P3: its host counts, not the one of the header, which must be there all the same (RFC 9112 section 3.2.2)."""
+    """Findings P3: its host counts, not the one of the header, which must still be there (RFC 9112 section 3.2.2)."""
     found = parse_head(head(first=f"GET {target} HTTP/1.1", host="Host: evil.example"), MAX_HEADERS)
     assert (found.headers["host"], found.path, found.query) == (host, path, query)
     assert status(head(first=f"GET {target} HTTP/1.1", host="")) == 400
@@ -393,7 +393,7 @@ def test_any_bytes_are_read_or_refused(block: bytes) -> None:
     ],
 )
 def test_any_path_whose_last_segment_is_websocket_is_the_websocket(path: str, expected: int | None) -> None:
-    """With or without a slash, under whatever page; nothing else is."""
+    """With or without a slash, and under any page. No other path is."""
     found = parse_head(head("Upgrade: websocket", first=f"GET {path} HTTP/1.1"), MAX_HEADERS)
     if expected is None:
         check_route(found)

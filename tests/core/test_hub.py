@@ -29,7 +29,7 @@ class Log:
     """A history and a hub, and the log that feeds them."""
 
     def __init__(self, max_bytes: int = NO_BOUND, epoch: str | Fingerprint = "q", together: int = 0) -> None:
-        """With `together` so many members at most are written to in one turn of the reactor; `waiting` has what is to come."""
+        """With `together` at most so many subscribers get a write in one turn of the reactor. `waiting` has the later turns."""
         self.history = History(max_bytes, NO_BOUND)
         self.epoch = epoch
         self.waiting: list[Callable[[], None]] = []
@@ -56,7 +56,7 @@ class Log:
         return deliveries
 
     def join(self, dialect: Dialect, *topics: str) -> tuple[Subscriber, FakePeer]:
-        """A member that listens to these."""
+        """Add a subscriber of these topics."""
         peer = FakePeer()
         subscriber = self.hub.join(peer, dialect)
         self.hub.subscribe(subscriber, Request(topics))
@@ -83,8 +83,8 @@ def payloads(deliveries: list[Delivery]) -> list[bytes]:
 # -- one turn ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_is_one_write_in_the_logs_order() -> None:
-    """All that a connection is due of a turn goes out in one write, over all its topics in the order of the log."""
+def test_a_batch_is_one_write_in_the_logs_order() -> None:
+    """A connection gets its deliveries of a batch in one write, in the order of the log over all its topics."""
     log = Log()
     _, peer = log.join(TOWER, "a.1", "b.1", "c.1")
     sent = log.send("c.1", "a.1", "other.1", "c.1", "b.1", "a.1")
@@ -92,8 +92,8 @@ def test_a_turn_is_one_write_in_the_logs_order() -> None:
     assert peer.take() == [one.payload for one in sent if one.topic != "other.1"]
 
 
-def test_members_that_are_due_the_same_share_the_very_same_bytes() -> None:
-    """One object for all with the same dialect and the same topics of a turn, whatever else they listen to."""
+def test_subscribers_that_get_the_same_share_the_very_same_bytes() -> None:
+    """There is one object for all with the same dialect and the same topics of a batch, with any other topics besides."""
     log = Log()
     peers = {
         name: log.join(dialect, *topics)[1]
@@ -134,8 +134,8 @@ def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
     assert log.hub.position == delivery.position, "it moves the position all the same"
 
 
-def test_the_bytes_of_a_turn_are_counted_and_begin_anew() -> None:
-    """Payload bytes of what somebody wants, until the turn ends."""
+def test_the_bytes_of_a_batch_are_counted() -> None:
+    """The payload bytes of deliveries with a subscriber, from 0 for each batch."""
     log = Log()
     log.join(TOWER, "a.1")
     delivery = log.publish("a.1", 100)
@@ -186,8 +186,8 @@ def test_the_same_request_again_changes_nothing() -> None:
     assert len(peer.take()) == 1
 
 
-def test_the_last_member_takes_the_topic_along() -> None:
-    """Nothing is left of a topic that nobody listens to, whether its members left or asked for something else."""
+def test_the_last_subscriber_removes_the_topic() -> None:
+    """Nothing is left of a topic with no subscriber, whether its subscribers left or asked for other topics."""
     log = Log()
     first, _ = log.join(TOWER, "a.1", "b.1")
     second, _ = log.join(V1, "a.1")
@@ -238,7 +238,7 @@ def test_a_full_peer_falls_behind_and_catches_up() -> None:
 
 
 def test_the_others_do_not_notice_a_full_peer() -> None:
-    """A turn goes out to everybody else in the same order, whoever refuses it."""
+    """A batch goes out to all other subscribers in the same order when one refuses it."""
     log = Log()
     _, full = log.join(TOWER, "a.1")
     _, other = log.join(TOWER, "a.1")
@@ -276,7 +276,7 @@ def test_a_piece_that_finds_no_room_is_tried_again() -> None:
 
 
 def test_topics_left_while_behind_are_not_fed() -> None:
-    """No event of a topic that was left follows the answer, not even one that was due before; what is kept is fed."""
+    """No event of a topic that was left follows the answer, not even an earlier one. The topics that are kept are fed."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1", "b.1")
     peer.full = True
@@ -288,7 +288,7 @@ def test_topics_left_while_behind_are_not_fed() -> None:
 
 
 def test_a_topic_joined_while_behind_begins_there() -> None:
-    """Of a topic that is new to it a member gets nothing from before it asked, though it is fed from before that."""
+    """A subscriber gets nothing of a new topic from before its request, though its other topics are fed from before that."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
@@ -299,8 +299,8 @@ def test_a_topic_joined_while_behind_begins_there() -> None:
     assert peer.take() == payloads([before[0], *after])
 
 
-def test_a_topic_left_and_joined_again_while_behind_begins_anew() -> None:
-    """What was due before it was left is gone with it."""
+def test_a_topic_left_and_joined_again_while_behind_begins_again() -> None:
+    """Its deliveries from before it was left are not fed."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
@@ -362,7 +362,7 @@ def test_a_resume_from_the_newest_position_is_live_at_once() -> None:
 
 
 def test_an_unknown_position_replays_nothing() -> None:
-    """The subscription is in force all the same, and says that nothing was recovered."""
+    """The subscription is still in force, and the answer says that nothing was recovered."""
     log = Log()
     log.send("a.1")
     subscriber, peer = log.join(V1)
@@ -375,7 +375,7 @@ def test_an_unknown_position_replays_nothing() -> None:
 
 
 def test_a_position_while_behind_repeats_nothing_of_what_was_held() -> None:
-    """Wherever the client says it stands: of the topics that it keeps it gets what it has not had, once."""
+    """From any position that a client sends: of the topics that it keeps it gets what it has not got, once."""
     log = Log()
     subscriber, peer = log.join(V1, "a.1")
     first, *_ = log.send("a.1", "a.1", "b.1")
@@ -468,7 +468,7 @@ def test_a_broken_link_is_told_once_to_everyone_who_listens() -> None:
 
 
 def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
-    """A member that had also fallen out of history is told of that first, from where it really stands, and of the link in its place."""
+    """A subscriber that also fell out of history is told of that first, from its real place, and then of the lost connection."""
     log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
     subscriber, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
@@ -583,7 +583,7 @@ class Client:
 
 
 class HubMachine(RuleBasedStateMachine):
-    """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client is due."""
+    """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client must get."""
 
     @initialize(
         max_bytes=st.sampled_from([1300, 4000, 150_000]),
@@ -611,7 +611,7 @@ class HubMachine(RuleBasedStateMachine):
         return self.clients[number % len(self.clients)] if self.clients else None
 
     def read(self, client: Client) -> None:
-        """Read what a client got: the next that it is due, or a gap that names exactly what it can't get any more."""
+        """Read what a client got: its next deliveries, or a gap that names exactly what it can no longer get."""
         history = self.log.history
         for payload in client.peer.take():
             if client.dialect is TOWER:
@@ -665,7 +665,7 @@ class HubMachine(RuleBasedStateMachine):
             self.log.hub.leave(client.subscriber)
             self.log.hub.feed(client.subscriber)
             assert client.peer.writes == []
-            self.clients.remove(client)  # a turn that is open may hold what it was due
+            self.clients.remove(client)  # an open batch may hold deliveries for it
 
     @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=8), raw=st.sampled_from([0, 0, 0, 30_000]))
     def publish(self, topics: list[str], raw: int) -> None:
@@ -736,7 +736,7 @@ class HubMachine(RuleBasedStateMachine):
         stood = subscriber.cursor.seq if subscriber.behind else None
         change = self.log.resume(subscriber, Request(tuple(topics), since=text))
         if self.together:
-            self.read(client)  # what it was due of a turn that is only partly written
+            self.read(client)  # its part of a batch that is only partly written
         assert client.peer.writes == []
         assert change.recovered == (None if text is None else recovered)
         joined = set(topics) - client.topics
@@ -805,7 +805,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        """The link to the broker was down, and what came meanwhile can't be had."""
+        """The connection to the broker was down, and the deliveries of that time are lost."""
         self.flush()
         start = self.log.history.head
         self.mark(max(0, start.offset))
@@ -814,7 +814,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def recreate(self) -> None:
-        """The stream was deleted and made anew (a log of our own never is: its name would be another)."""
+        """The stream was deleted and declared again. A log of this process never is: it would have another name."""
         if isinstance(self.log.epoch, str):
             return
         self.flush()
@@ -850,7 +850,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
-        """Who is live is due nothing; who is behind will be fed; topics are held by exactly those who asked."""
+        """A live subscriber has got everything, and one that is behind will be fed. Topics have exactly the subscribers that asked."""
         if not hasattr(self, "log"):
             return
         assert list(self.log.hub.subscribers) == [client.subscriber for client in self.clients]
@@ -860,7 +860,7 @@ class HubMachine(RuleBasedStateMachine):
         assert self.log.hub.topics == len({topic for client in self.clients for topic in client.topics})
 
     def teardown(self) -> None:
-        """Everyone reads everything: then everyone has got all it was due, and is live."""
+        """Every client reads everything. Then each has got all its deliveries, and is live."""
         if not hasattr(self, "log"):
             return
         self.flush()

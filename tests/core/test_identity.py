@@ -82,7 +82,7 @@ def test_every_session_cookie_that_came(named: str) -> None:
 
 
 def test_a_session_cookie_that_another_connection_brought_too() -> None:
-    """It is still somebody's when the first of them leaves: its checks go on until the last one has left."""
+    """The credential is still in use when the first of them leaves: its checks go on until the last one has left."""
     registry: Registry[str] = Registry()
     registry.add("a", Identity(7, session="5e55", also=("5e56",)))
     registry.add("b", Identity(7, session="5e56"))

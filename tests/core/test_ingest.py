@@ -28,7 +28,7 @@ def _written(raw: int) -> None:
 
 
 class Feed:
-    """An intake with all that is behind it, and the part of a source that talks to it."""
+    """An `Ingest` with its history and hub, and the part of a source that calls it."""
 
     def __init__(self, *, max_bytes: int = 10**9, max_age_s: float = 120) -> None:
         self.now = 1000.0
@@ -78,7 +78,7 @@ class Feed:
         self.ingest.end_batch(_written)
 
     def join(self, dialect: Dialect = V1, *topics: str) -> tuple[Subscriber, FakePeer]:
-        """A member that listens to these, or to `a.1`."""
+        """Add a subscriber of these topics, or of `a.1`."""
         peer = FakePeer()
         subscriber = self.hub.join(peer, dialect)
         self.hub.subscribe(subscriber, Request(topics or ("a.1",)))
@@ -164,7 +164,7 @@ def test_a_bad_message_is_skipped_and_the_next_one_arrives(key: str, payload: by
 
 
 def test_a_report_is_short_and_can_be_printed() -> None:
-    """Whatever came, the text for the log is a line, quoted and shortened."""
+    """For any input the text for the log is one line, quoted and shortened."""
     feed = Feed().start()
     for number, (key, payload, _) in enumerate([*BAD, ("\x1b[31m" * 1000 + "\n", b"{}", ""), ("a.1", b"\x1b\r\n" * 100_000, "")]):
         feed.now += REPORT_EVERY_S
@@ -516,7 +516,7 @@ def test_a_client_that_has_gone_is_told_nothing() -> None:
 
 
 def test_many_who_wait_are_answered_each_by_its_own_position() -> None:
-    """In one turn, whatever the order they came in."""
+    """In one batch, and in any order of their requests."""
     ahead, feed = Feed().start(None), Feed().start(None)
     feed.batch(*stream(0))
     positions = {}
@@ -655,7 +655,7 @@ def test_a_marker_goes_to_nobody_and_its_position_is_good() -> None:
 
 
 def test_a_message_on_the_markers_topic_that_is_none_is_skipped() -> None:
-    """Whatever else comes there is withheld."""
+    """Any other message on that topic is withheld."""
     feed = Feed().start(None)
     _, peer = feed.join(TOWER, MARKER_TOPIC)
     feed.batch((MARKER_TOPIC, b'{"marker": "mine"}', 1))

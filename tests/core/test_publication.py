@@ -44,7 +44,7 @@ def test_an_envelope_names_its_topic_in_two_ways(body: str, topic: Topic) -> Non
     ],
 )
 def test_the_payload_is_kept_byte_for_byte(payload: str) -> None:
-    """It is never encoded again; whether it is an object is for the intake to judge, as with the broker's."""
+    """It is never encoded again. `Ingest` checks that it is an object, as for a message from the broker."""
     for body in (f'{{"topic":"a.1","payload":{payload}}}', f'{{"payload" : {payload} , "topic" : "a.1"}}'):
         assert parse_publication(body.encode()).payload == payload.encode()
 

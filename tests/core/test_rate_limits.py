@@ -90,7 +90,7 @@ def test_names_are_bounded(names: int) -> None:
 
 
 def test_in_the_long_run() -> None:
-    """Whoever waits as told fails no more often than the rate allows, whatever the pauses."""
+    """A name that waits as announced fails no more often than the rate allows, with any pauses."""
     throttle, chance = Throttle(rate=3, burst=5), random.Random(1)
     now, tries = 0.0, 0
     while now < 100:

@@ -60,7 +60,7 @@ def test_what_is_written_is_read(revocation: Revocation) -> None:
 
 
 def test_the_latest_revocation_of_each() -> None:
-    """A user is known by the text of its id; by user and by session the later one counts; nobody else is touched."""
+    """A user is known by its id as text. Of user and session the later one counts. Other users are not touched."""
     recent = RecentRevocations(300)
     assert recent.latest(7, "a") == -inf
     recent.add(Revocation(user=7), 10)
@@ -76,7 +76,7 @@ def test_the_latest_revocation_of_each() -> None:
 
 
 def test_revoking_everybody() -> None:
-    """None names all who can be named; later ones count beside it."""
+    """None revokes every user and credential that has a name. Later revocations count as well."""
     recent = RecentRevocations(300)
     recent.add(Revocation(user=7), 10)
     recent.add(None, 20)

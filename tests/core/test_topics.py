@@ -223,7 +223,7 @@ def test_a_group_of_words_has_these_words(group: str, words: list[str]) -> None:
 
 
 def test_control_is_one_topic_per_user() -> None:
-    """`limit_reached_<user id>`, which React's pages ask for with 1; the global one of old AWX is never to be had."""
+    """`limit_reached_<user id>`, which React's pages ask for with 1; the global one of older AWX is never available."""
     assert AWX.routing_key("control", "limit_reached_1") == "control.limit_reached_1"
     for item in ("limit_reached", "limit_reached_", "limit_reached_x", "limit_reached_1 ", "limit_reached_1.0", "limit_reached_-1", 1, "1"):
         with pytest.raises(UnknownItem):
@@ -234,7 +234,7 @@ def test_control_is_one_topic_per_user() -> None:
     "group", ["", "metrics", "broadcast-group_send", "job_events-42", "job_events.42", "JOBS", "jobs ", "#", "*", "g" * 300]
 )
 def test_an_unknown_group_has_no_topics(group: str) -> None:
-    """Whatever the item: a group is looked up as it is."""
+    """For any item the group is looked up as it is written."""
     for item in (42, "42", "status_changed", "x"):
         with pytest.raises(UnknownItem, match=r"^no such group$"):
             AWX.routing_key(group, item)
@@ -334,7 +334,7 @@ def test_whose_own() -> None:
     ],
 )
 def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
-    """Whoever publishes to a group that is not configured learns of it, and what to do."""
+    """The producer of a message to an unknown group is told so, and what to do."""
     table = GroupTable({"orders": GroupSettings(events=("paid",)), "deploys": GroupSettings(), "secret": GroupSettings(policy="never")})
     said = table.why_no_subscriber(*topic.split("."))
     assert (said is not None) is nobody
