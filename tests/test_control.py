@@ -5,7 +5,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import logged, now
-from towerws.control import ANSWER_S, INTRODUCE_EVERY_S, LEAVE_S, REPORT_EVERY_S, WAITING, Control
+from towerws.control import ANSWER_S, INTRODUCE_EVERY_S, LEAVE_S, MAX_WAITING, REPORT_EVERY_S, Control
 from towerws.core.control_messages import MAX_DAEMONS, PRESENT_S, ControlMarker, DaemonName, Done, Leaving, parse_control, revocation_id
 from towerws.core.errors import BrokerError
 from towerws.core.revocation import Disconnection, Revocation
@@ -24,7 +24,7 @@ class House:
         self.closes = 2
         self.control = Control(
             self.disconnect,
-            lambda: self.done.append("doubt"),
+            lambda: self.done.append("recheck_all"),
             None if alone else self.announce,
             self.clock,
             me.id,
@@ -208,10 +208,10 @@ def test_more_daemons_than_can_be_known() -> None:
 def test_those_that_wait_are_bounded() -> None:
     """Beyond the bound the answer is no, at once; what is here ends all the same."""
     house = House().knows(OTHER)
-    waiting = [house.control.revoke(Revocation(user=7)) for _ in range(WAITING)]
+    waiting = [house.control.revoke(Revocation(user=7)) for _ in range(MAX_WAITING)]
     done = now(house.control.revoke(Revocation(user=8)))
     assert (done.told, house.done[-1]) == (False, Revocation(user=8))
-    assert len(house.announced) == WAITING
+    assert len(house.announced) == MAX_WAITING
     for body, message_id, told in house.announced:
         told.callback(None)
         house.control.control(body, message_id)
@@ -348,4 +348,4 @@ def test_what_may_have_been_missed() -> None:
     """Whenever messages begin to come, some may have been missed before."""
     house = House()
     house.control.listening()
-    assert house.done == ["doubt"]
+    assert house.done == ["recheck_all"]

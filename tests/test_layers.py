@@ -44,6 +44,7 @@ WIRING = [
     "methods",
     "service",
     "signals",
+    "status",
     "tap",
 ]
 """Makes the parts and joins them. Imports anything."""

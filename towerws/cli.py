@@ -1,4 +1,4 @@
-"""The `towerws` command: what a person or a script types. The daemon itself is `twistd towerws`."""
+"""The `towerws` command. The daemon itself is `twistd towerws`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ADMIN_URL = "http://127.0.0.1:9051"
 WEBSOCKET_URL = "ws://127.0.0.1:8051/websocket/"
 
 LATE_S = 1.0
-"""How far the demo may be behind its own pace; after a longer stop it goes on from now, without making up for it."""
+"""How far the demo may lag behind its own schedule. After a longer pause it continues from now, without catching up."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,7 +1,7 @@
-"""The clock that everything runs on.
+"""Makes the reactor use the monotonic clock.
 
-Twisted's timers follow the wall clock (`reactor.seconds` is `time.time`): a step forward fires every deadline at once, a
-step back freezes them all, "reconnect in 5 s" among them (reproduced with libfaketime; twisted issue 2424).
+Twisted's timers follow the wall clock (`reactor.seconds` is `time.time`). A step forward fires every deadline at once. A step back
+freezes all timers, "reconnect in 5 s" among them (reproduced with libfaketime; twisted issue 2424).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def use_monotonic_clock(reactor: Any) -> None:
-    """Let the reactor's timers follow the monotonic clock. Must come before anything has scheduled a call."""
+    """Make the reactor's timers follow the monotonic clock. Raises `RuntimeError` if a call is scheduled already."""
     if reactor.seconds is time.monotonic:
         return
     waiting = reactor.getDelayedCalls()

@@ -1,13 +1,13 @@
-"""What this daemon has to do with the control exchange: it follows the revocations that come, and tells the others of its own.
+"""Revocations over the control exchange: this daemon carries out those of other daemons, and publishes its own.
 
-A revocation that was asked for here is carried out at once, and then published for the other daemons. Its message comes back
-to this daemon as to all; it is known by its id, and not followed again: whoever has logged in anew meanwhile stays.
+A revocation from this daemon's admin port is carried out at once, and then published for the other daemons. Its message comes
+back to this daemon, too. The daemon recognizes it by its id and ignores it, so a user who logged in again meanwhile stays connected.
 
-`POST /disconnect` says `others_told: true` on evidence only, within `ANSWER_S`:
+`POST /disconnect` answers `others_told: true` on evidence only, within `ANSWER_S`:
 
-- the broker confirmed the message,
-- the message came back to this daemon, so it hears the exchange, and with it the others' markers and answers,
-- each other daemon whose marker came within `PRESENT_S` answered that it followed the revocation, or said that it stops.
+- The broker confirmed the message.
+- The message came back to this daemon. So it hears the exchange, and the other daemons' markers and answers.
+- Each other daemon whose marker came within `PRESENT_S` answered that it carried out the revocation, or announced that it stops.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from towerws.core.errors import BrokerError, printable
 from towerws.core.revocation import Disconnection, Revocation
 
 REPORT_EVERY_S: Final = 60.0
-"""Of messages that can't be followed one is logged in this time; all are counted."""
+"""Shortest time between two log lines about bad messages. All of them are counted."""
 
 ANSWER_S: Final = 5.0
-"""How long a revocation waits for the broker and the other daemons; the broker alone may take as long."""
+"""How long a revocation waits for the broker and the other daemons together."""
 
-WAITING: Final = 1000
-"""How many revocations may wait for the other daemons."""
+MAX_WAITING: Final = 1000
+"""Revocations that may wait for the other daemons at once."""
 
 INTRODUCE_EVERY_S: Final = 1.0
-"""New daemons are greeted at most this often, however many come."""
+"""Shortest time between two markers that greet new daemons."""
 
 LEAVE_S: Final = 0.5
-"""How long stopping waits for the broker to take this daemon's last message."""
+"""How long a stop waits for the broker to confirm this daemon's last message."""
 
 NAMED: Final = 5
-"""How many daemons a text names. The admin port's answer lists all."""
+"""Daemons that an error text names. The admin port's answer lists all."""
 
 Announce = Callable[[bytes, str], Deferred[None]]
-"""Publish a body under a message id; fires when all daemons have it, fails with `BrokerError`."""
+"""Publishes a body under a message id. Fires when all daemons' queues have it, fails with `BrokerError`."""
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A revocation that waits: for the broker's confirm, for its own message, and for the other daemons."""
+    """A revocation that waits for the broker's confirm, for its own message to come back, and for the other daemons."""
 
-    whom: str
+    target: str
     closed: int
     awaited: dict[str, str]
-    """The names of the daemons that have not answered, by id."""
+    """Names of the daemons that haven't answered, by id."""
     too_many: bool
     confirmed: bool = False
     came_back: bool = False
@@ -66,10 +66,10 @@ class _Request:
 
 
 class Control:
-    """A `ControlSink`, and what the admin port asks. `disconnect` closes the connections here, and gives how many they were.
+    """Carries out and publishes revocations. The `ControlSink` of the control exchange.
 
-    `doubt` is called when revocations may have been missed. `announce` is None where there are no other daemons. `daemon` is
-    the id of this one, and `marker` gives the body of its marker with a text.
+    `disconnect` closes the connections of this daemon, and returns their number. `recheck_all` is called when revocations may have been
+    missed. `announce` is None if there are no other daemons. `daemon` is this daemon's id. `marker(text)` returns the body of its marker.
     """
 
     _log = Logger()
@@ -77,21 +77,21 @@ class Control:
     def __init__(
         self,
         disconnect: Callable[[Revocation], int],
-        doubt: Callable[[], None],
+        recheck_all: Callable[[], None],
         announce: Announce | None,
         clock: IReactorTime,
         daemon: str,
         marker: Callable[[str], bytes],
     ) -> None:
         self._disconnect = disconnect
-        self._doubt = doubt
+        self._recheck_all = recheck_all
         self._announce = announce
         self._clock = clock
         self._me = daemon
         self._marker = marker
         self._others = Daemons()
         self._requests: dict[str, _Request] = {}  # by message id
-        self._announced = self._said = 0
+        self._announced = self._published = 0
         self._reported_at: dict[str, float] = {}
         self._introduced_at = -inf
         self._introducing: IDelayedCall | None = None
@@ -100,31 +100,34 @@ class Control:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Revocations received: all, this daemon's own, and messages that can't be followed; those of the admin port that all
-        daemons followed, or not; revocations of others that this daemon answered to, or could not.
+        """Counts since the start.
+
+        `received`, `own`, `bad`: revocations received in all, this daemon's own among them, and bad messages. `announced`, `not_announced`:
+        revocations from the admin port that all daemons carried out, or not. `answers`, `not_answered`: answers to other daemons that were
+        published, or could not be.
         """
         return self._counts
 
     @property
     def others(self) -> list[dict[str, object]]:
-        """The other daemons that exist, with the seconds since each was heard."""
+        """The other known daemons, with the seconds since the last marker of each."""
         present = self._others.present(self._clock.seconds())
         return [{"id": daemon.id, "name": daemon.name, "heard_s": round(age_s, 1)} for daemon, age_s in present.items()]
 
     def revoke(self, revocation: Revocation) -> Deferred[Disconnection]:
-        """End the connections here, now, and have the other daemons end theirs. Fires within `ANSWER_S`; never fails."""
+        """Close the connections of this daemon now, and tell the other daemons. Fires within `ANSWER_S`, and never fails."""
         closed = self._disconnect(revocation)
-        whom = printable(revocation)
+        target = printable(revocation)
         if self._announce is None:
-            self._log.info("disconnect {whom}: {closed} connections ended", closed=closed, whom=whom)
+            self._log.info("disconnect {target}: {closed} connections ended", closed=closed, target=target)
             return succeed(Disconnection(closed))
         now = self._clock.seconds()
         awaited = {other.id: other.name for other in self._others.present(now)}
-        request = _Request(whom, closed, awaited, self._others.too_many(now))
+        request = _Request(target, closed, awaited, self._others.too_many(now))
         self._announced += 1
         message_id = revocation_id(self._me, self._announced)
-        if len(self._requests) >= WAITING:
-            self._settle(message_id, request, f"{WAITING} revocations wait for the other daemons already")
+        if len(self._requests) >= MAX_WAITING:
+            self._settle(message_id, request, f"{MAX_WAITING} revocations wait for the other daemons already")
             return request.answered
         self._requests[message_id] = request
         request.deadline = self._clock.callLater(ANSWER_S, self._late, message_id, request)
@@ -134,7 +137,7 @@ class Control:
         return request.answered
 
     def leave(self) -> Deferred[None]:
-        """Tell the others not to wait for this daemon. Fires when the broker has the message, or after `LEAVE_S`; never fails."""
+        """Tell the others not to wait for this daemon. Fires when the broker has confirmed that, or after `LEAVE_S`. Never fails."""
         self._left = True
         for message_id, request in list(self._requests.items()):
             self._settle(message_id, request, "the daemon is stopping")
@@ -153,24 +156,24 @@ class Control:
                 gone.callback(None)
 
         deadline = self._clock.callLater(LEAVE_S, over)
-        self._say(Leaving(self._me).body).addBoth(over)
+        self._publish(Leaving(self._me).body).addBoth(over)
         return gone
 
     # ControlSink
 
     def listening(self) -> None:
-        """Messages will come; what was published before is lost to this daemon."""
+        """The control exchange is consumed from here on. Earlier messages are lost to this daemon."""
         self._others.restart_timeouts(self._clock.seconds())
-        self._doubt()
+        self._recheck_all()
 
     def control(self, body: bytes, message_id: str | None) -> None:
-        """Follow a revocation, unless it is one of ours. Take note of what the other daemons say."""
+        """Handle a control message: carry out a revocation of another daemon, or note a marker, an answer or a leave."""
         if message_id is not None and message_id.startswith(f"{self._me}-"):
             self._counts["received"] += 1
             self._counts["own"] += 1
             if (request := self._requests.get(message_id)) is not None:
                 request.came_back = True
-                self._look(message_id, request)
+                self._check(message_id, request)
             return
         try:
             message = parse_control(body)
@@ -181,45 +184,45 @@ class Control:
         match message:
             case Revocation():
                 self._counts["received"] += 1
-                self._follow(message, message_id)
+                self._carry_out(message, message_id)
             case ControlMarker(daemon=daemon) if daemon.id != self._me:
                 if self._others.heard(daemon, self._clock.seconds()):
                     self._introduce()
             case Done(daemon=by, message_id=followed):
                 if (request := self._requests.get(followed)) is not None:
                     request.awaited.pop(by, None)
-                    self._look(followed, request)
+                    self._check(followed, request)
             case Leaving(daemon=by):
                 self._others.left(by)
                 for own_id, request in list(self._requests.items()):
                     request.awaited.pop(by, None)
-                    self._look(own_id, request)
+                    self._check(own_id, request)
 
-    # a revocation of another
+    # revocations of other daemons
 
-    def _follow(self, revocation: Revocation, message_id: str | None) -> None:
+    def _carry_out(self, revocation: Revocation, message_id: str | None) -> None:
         if closed := self._disconnect(revocation):
             self._log.info(
-                "disconnect {whom}, by a control message: {closed} connections ended here", closed=closed, whom=printable(revocation)
+                "disconnect {target}, by a control message: {closed} connections ended here", closed=closed, target=printable(revocation)
             )
         if message_id is not None and wants_answer(message_id) and not self._left:
-            self._say(Done(self._me, message_id).body).addCallbacks(self._said_done, self._not_done)
+            self._publish(Done(self._me, message_id).body).addCallbacks(self._answered, self._not_answered)
 
-    def _said_done(self, _: None) -> None:
+    def _answered(self, _: None) -> None:
         self._counts["answers"] += 1
 
-    def _not_done(self, failure: Failure) -> None:
+    def _not_answered(self, failure: Failure) -> None:
         self._counts["not_answered"] += 1
         if self._report("answer"):
             self._log.warn(
                 "a revocation was followed, and the daemon that sent it could not be told: {reason}", reason=failure.getErrorMessage()
             )
 
-    # a revocation of ours
+    # this daemon's revocations
 
     def _confirmed(self, _: None, message_id: str, request: _Request) -> None:
         request.confirmed = True
-        self._look(message_id, request)
+        self._check(message_id, request)
 
     def _not_announced(self, failure: Failure, message_id: str, request: _Request) -> None:
         if failure.check(BrokerError) is None:
@@ -228,10 +231,10 @@ class Control:
 
     def _late(self, message_id: str, request: _Request) -> None:
         request.late = True
-        self._look(message_id, request)
+        self._check(message_id, request)
 
-    def _look(self, message_id: str, request: _Request) -> None:
-        """Answer, if there is an answer. Without the broker's confirm it is `announce` that gives up, and knows why."""
+    def _check(self, message_id: str, request: _Request) -> None:
+        """Answer the request if its result is known. Without the broker's confirm, `announce` fails with the reason."""
         if not request.confirmed:
             return
         if request.came_back and not request.awaited:
@@ -251,24 +254,26 @@ class Control:
         if reason is None:
             self._counts["announced"] += 1
             self._log.info(
-                "disconnect {whom}: {closed} connections ended here; the other daemons were told", closed=request.closed, whom=request.whom
+                "disconnect {target}: {closed} connections ended here; the other daemons were told",
+                closed=request.closed,
+                target=request.target,
             )
             request.answered.callback(Disconnection(request.closed, told=True))
             return
         self._counts["not_announced"] += 1
         self._log.warn(
-            "disconnect {whom}: {closed} connections ended here; the other daemons were not told: {reason}",
+            "disconnect {target}: {closed} connections ended here; the other daemons were not told: {reason}",
             closed=request.closed,
-            whom=request.whom,
+            target=request.target,
             reason=reason,
         )
         no_answer = tuple(request.awaited.items()) if request.confirmed else ()
         request.answered.callback(Disconnection(request.closed, told=False, reason=reason, no_answer=no_answer))
 
-    # our own
+    # helpers
 
     def _introduce(self) -> None:
-        """A daemon that has just begun to listen has to wait for our next marker to know us: send one now."""
+        """Send a marker soon, so that a new daemon knows this one without waiting for the next regular marker."""
         if self._introducing is None and not self._left:
             wait_s = max(0.0, self._introduced_at + INTRODUCE_EVERY_S - self._clock.seconds())
             self._introducing = self._clock.callLater(wait_s, self._introduce_now)
@@ -276,13 +281,13 @@ class Control:
     def _introduce_now(self) -> None:
         self._introducing = None
         self._introduced_at = self._clock.seconds()
-        # The markers of every few seconds follow, and say when it goes wrong.
-        self._say(self._marker(secrets.token_hex(8))).addErrback(lambda _: None)
+        # An error is reported with the next regular marker.
+        self._publish(self._marker(secrets.token_hex(8))).addErrback(lambda _: None)
 
-    def _say(self, body: bytes) -> Deferred[None]:
-        assert self._announce is not None, "nobody else is heard without a broker"
-        self._said += 1
-        return self._announce(body, f"{self._me}.{self._said}")
+    def _publish(self, body: bytes) -> Deferred[None]:
+        assert self._announce is not None, "without a broker there are no other daemons"
+        self._published += 1
+        return self._announce(body, f"{self._me}.{self._published}")
 
     def _skip(self, size: int, rule: str) -> None:
         self._counts["bad"] += 1
@@ -290,7 +295,7 @@ class Control:
             self._log.warn("control message of {size} bytes skipped: {rule}", size=size, rule=rule)
 
     def _report(self, what: str) -> bool:
-        """Whether it is time for a line about this again."""
+        """Whether another log line about `what` is due."""
         now = self._clock.seconds()
         if now - self._reported_at.get(what, -inf) < REPORT_EVERY_S:
             return False
@@ -299,7 +304,7 @@ class Control:
 
 
 def _names(awaited: Mapping[str, str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first `NAMED` names, and the number of the others."""
     named = ", ".join(printable(name) for name in list(awaited.values())[:NAMED])
     more = len(awaited) - NAMED
     return named if more <= 0 else f"{named} and {more} more"

@@ -1,6 +1,6 @@
-"""The embedded source: no broker at all. Deliveries come from `POST /publish` on the admin port.
+"""The embedded source, which needs no broker. Deliveries come from `POST /publish` on the admin port.
 
-Its log lives as long as the process: positions are worth nothing to the next one, which the log's random name makes plain.
+Its log ends with the process. The log's random name makes positions of an earlier process invalid.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from towerws.core.sources import Sink, SourceState, SourceStatus
 
 
 class EmbeddedSource:
-    """A source that is ready as soon as it is started."""
+    """A source that is ready as soon as it starts."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -22,7 +22,7 @@ class EmbeddedSource:
         self._state = SourceState.IDLE
 
     def start(self) -> None:
-        """Begin the log."""
+        """Begin the log, and report that history is complete."""
         self._sink.begin(self._log)
         self._state = SourceState.CONSUMING
         self._sink.caught_up()
@@ -38,7 +38,7 @@ class EmbeddedSource:
         return SourceStatus(self._state, reason, {"published": self._offset})
 
     def publish(self, routing_key: str, payload: bytes) -> str:
-        """Put a delivery into the log and out to the connections; its position. The caller has checked both."""
+        """Deliver an event, and return its position. The caller has checked the routing key and the payload."""
         self._offset += 1
         self._sink.deliver(routing_key, payload, self._offset, None)
         self._sink.end_batch(_written)
@@ -46,4 +46,4 @@ class EmbeddedSource:
 
 
 def _written(size: int) -> None:
-    """Who publishes is answered at once: the next delivery waits for what is left of this one's turn."""
+    """Nothing to do: the publisher is answered at once. The next delivery waits for the unwritten rest of this batch."""

@@ -1,11 +1,11 @@
-"""The addresses that the daemon listens on: tried again while one is not there yet, and refused in one line.
+"""Opens the addresses that the daemon listens on, and retries while one isn't available yet.
 
-At boot an address may come a moment later than the daemon (DHCP, IPv6's duplicate address detection, a folder in /run), and after a
-restart its port may still be taken for a moment. Then the daemon waits, with a log line, and ends with `EXIT_TRY_AGAIN`, after which
-systemd starts it again. What waiting can't cure ends with `EXIT_BAD_CONFIG`, after which systemd leaves it alone.
+At boot an address may appear after the daemon starts (DHCP, IPv6's duplicate address detection, a folder in /run). After a restart its
+port may still be taken for a moment. The daemon then logs a line and retries for `LISTEN_S`. It ends with `EXIT_TRY_AGAIN`, after which
+systemd restarts it. An error that waiting can't resolve ends with `EXIT_BAD_CONFIG`, after which systemd doesn't.
 
-Whether a UNIX socket is still in use is asked of the socket, not of a pid that was written down: in a container every daemon is
-pid 1. A socket that nobody answers on is removed, under a lock on its folder so that two daemons can't remove each other's.
+Whether a UNIX socket is still in use is tested by connecting to it, not by a stored pid: in a container every daemon is pid 1. A stale
+socket is removed, under a lock on its folder, so that two daemons can't remove each other's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EXIT_BAD_CONFIG = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL, sysexits.h
 
 LISTEN_S = 30.0
-"""For how long an address is tried."""
+"""How long an address is retried."""
 
 PAUSE_S = 0.5
 
@@ -63,17 +63,17 @@ _log = Logger()
 
 
 class EndOfStart(SystemExit, Exception):
-    """Ends the process before the reactor runs, with a status.
+    """Ends the process with a status before the reactor runs.
 
-    It is an `Exception` too: twistd then removes its pid file and tells the parent of a daemon.
+    It is an `Exception`, too, so that twistd removes its pid file and reports to the parent of a daemon.
     """
 
 
 def listen(reactor: Any, key: str, description: str, factory: Any, ending: Callable[[], bool]) -> IListeningPort:
-    """The port that `description`, the value of the setting `key`, names. `EndOfStart` when it can't be had.
+    """Open the port of `description`, which is the value of the setting `key`. Raises `EndOfStart` if that fails.
 
-    Blocks for up to `LISTEN_S`, or until `ending` says that somebody asked for the end: privileges are dropped after this, and
-    nothing else can be done before.
+    Blocks for up to `LISTEN_S`, or until `ending()` is true. It may block: nothing else can start before the port is open, since
+    privileges are dropped after it.
     """
     give_up = time.monotonic() + LISTEN_S
     said = ""
@@ -101,12 +101,12 @@ def listen(reactor: Any, key: str, description: str, factory: Any, ending: Calla
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether waiting may cure it. A name that can't be resolved counts: at boot there may be no resolver yet."""
+    """Whether waiting may resolve the error. True for a name that can't be resolved: at boot there may be no resolver yet."""
     return isinstance(error, socket.gaierror) or error.errno in _MAY_PASS
 
 
 def _listen(reactor: Any, description: str, factory: Any) -> IListeningPort:
-    """The port; `OSError` when it can't be had now."""
+    """Open the port. Raises `OSError` if it isn't available now."""
     address = parse_address(description)
     if address.kind == "unix":
         with _socket_file(Path(address.path)):
@@ -119,9 +119,9 @@ def _open(reactor: Any, description: str, factory: Any) -> IListeningPort:
     failures: list[Failure] = []
     try:
         serverFromString(reactor, description).listen(factory).addCallbacks(ports.append, failures.append)
-    except (IndexError, KeyError):  # Twisted's answer to a socket that systemd has not handed over
+    except (IndexError, KeyError):  # Twisted raises these for a socket that systemd didn't pass
         raise OSError(errno.EBADF, NOT_HANDED_OVER) from None
-    except Exception as error:  # noqa: BLE001 - a handed over descriptor that is no listening socket, or of another family
+    except Exception as error:  # noqa: BLE001 - systemd passed a descriptor that is no listening socket, or of another family
         raise OSError(errno.EINVAL, str(error) or type(error).__name__) from None
     if ports:
         return ports[0]
@@ -132,7 +132,7 @@ def _open(reactor: Any, description: str, factory: Any) -> IListeningPort:
 
 @contextmanager
 def _socket_file(path: Path) -> Iterator[None]:
-    """Within it no other daemon removes or makes a socket in this folder. One that nobody answers on is gone when it begins."""
+    """Lock the folder of a UNIX socket against other daemons, and remove a stale socket first."""
     folder = -1
     try:
         with suppress(PermissionError):  # a folder that may be written to but not read can't be locked
@@ -148,17 +148,17 @@ def _socket_file(path: Path) -> Iterator[None]:
 def _remove_stale(path: Path) -> None:
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(errno.ENOTSOCK, "there is something there that is not a socket; remove it, or choose another path")
+            raise OSError(errno.ENOTSOCK, "the path exists and isn't a socket; remove it, or choose another path")
         if _answers(path):
             raise OSError(errno.EADDRINUSE, "another process listens there")
         path.unlink()
-    lock = Path(f"{path}.lock")  # of Twisted's, from before towerws asked the socket
+    lock = Path(f"{path}.lock")  # Twisted's lock file, which an older towerws left
     if lock.is_symlink():
         lock.unlink(missing_ok=True)
 
 
 def _answers(path: Path) -> bool:
-    """Whether a process listens. One whose queue is full, or whose socket we may not use, does."""
+    """Whether a process listens there. True, too, if its queue is full or connecting isn't permitted."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -1,10 +1,10 @@
-"""Where the daemon's log lines go, and how they look: text, JSON, or lines with priorities for systemd's journal.
+"""Formats and writes the daemon's log lines: text, JSON, or lines with priorities for systemd's journal.
 
 text     2026-11-26T11:20:07+0000 [broker#warn] connection lost: …      time, logger, level
 journal  <4>[broker] connection lost: …                                 the journal has the time; <N> is sd-daemon(3)'s priority
 json     {"time": "2026-11-26T11:20:07.123Z", "level": "warn", "logger": "broker", "message": "…", "fields": {…}}
 
-All are UTF-8 whatever the locale says. A log line that can't be encoded is escaped, never lost.
+All are UTF-8, whatever the locale. Text that can't be encoded is escaped, never lost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from zope.interface import implementer
 _PRIORITIES = {LogLevel.debug: 7, LogLevel.info: 6, LogLevel.warn: 4, LogLevel.error: 3, LogLevel.critical: 2}  # syslog(3)
 
 _SHORT = {"amqp": "broker", "embedded": "broker", "protocol": "websocket"}
-"""Modules whose lines belong to a larger part. Every other part is called what its module or package is called."""
+"""Modules that log under the name of a larger part. Other parts have the name of their module or package."""
 
 _DAEMON = {"", "clock", "collector", "listening", "logs", "methods", "service", "signals", "tap"}
 
@@ -44,14 +44,14 @@ _Format = Callable[[LogEvent], str]
 
 
 class Output(Protocol):
-    """Where lines go: standard output, or a file."""
+    """Standard output, or a file."""
 
     def write(self, data: bytes) -> object:
         """Write all of it."""
 
 
 def logger_name(namespace: str) -> str:
-    """A short name for a logger: `websocket`, `broker`, `auth`, `admin`, `daemon`; a library's is the library's."""
+    """Return a short logger name: `websocket`, `broker`, `auth`, `admin`, `daemon`, or the name of a library."""
     first, _, rest = namespace.partition(".")
     if first != "towerws":
         return _LIBRARIES.get(first, first)
@@ -60,20 +60,20 @@ def logger_name(namespace: str) -> str:
 
 
 def as_text(event: LogEvent) -> str:
-    """One event as lines for a person."""
+    """Format an event as text."""
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(event.get("log_time", 0)))
     level = event.get("log_level", LogLevel.info).name
     return f"{at} [{_name(event)}#{level}] {_indented(_message(event))}\n"
 
 
 def as_journal(event: LogEvent) -> str:
-    """One event for the journal, every line of it with its priority."""
+    """Format an event for the journal. Each line of it gets the priority."""
     prefix = f"<{_PRIORITIES.get(event.get('log_level', LogLevel.info), 6)}>"
     return "".join(f"{prefix}{line}\n" for line in f"[{_name(event)}] {_indented(_message(event))}".split("\n"))
 
 
 def as_json(event: LogEvent) -> str:
-    """One event as one line of JSON, ASCII only."""
+    """Format an event as one line of ASCII JSON."""
     at = datetime.fromtimestamp(event.get("log_time", 0), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     line: dict[str, object] = {
         "time": at,
@@ -87,7 +87,7 @@ def as_json(event: LogEvent) -> str:
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Whether a descriptor leads to the journal: systemd.exec(5), JOURNAL_STREAM."""
+    """Whether a descriptor is connected to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     try:
         found = os.fstat(descriptor)
     except OSError:
@@ -96,7 +96,7 @@ def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
 
 
 def make_observer(log_format: str, level: str, output: Output, *, journal: bool) -> ILogObserver:
-    """Writes events of at least `level` to `output`. `auto` is for the journal where `journal` says so, else text."""
+    """Make an observer that writes events of at least `level` to `output`. `auto` means journal lines if `journal`, else text."""
     make: _Format = {"json": as_json, "text": as_text}.get(log_format, as_journal if journal else as_text)
     predicate = LogLevelFilterPredicate(defaultLogLevel=LogLevel.levelWithName(level))
     observer: ILogObserver = FilteringLogObserver(_Writer(output, make), [predicate])
@@ -104,7 +104,10 @@ def make_observer(log_format: str, level: str, output: Output, *, journal: bool)
 
 
 def open_output(logfile: str, reactor: Any) -> tuple[Output, bool]:
-    """Standard output (`-`), and whether that is the journal; or a file, which is rotated as twistd does, also by SIGUSR1."""
+    """Return the output for twistd's `--logfile`, and whether it is the journal. `-` is standard output.
+
+    A file is rotated as twistd does it, and by SIGUSR1.
+    """
     if logfile == "-":
         return _Descriptor(1), is_journal(1, os.environ)
     file: Any = LogFile.fromFullPath(logfile)
@@ -114,13 +117,13 @@ def open_output(logfile: str, reactor: Any) -> tuple[Output, bool]:
 
 
 def forward_library_logs() -> None:
-    """Send what libraries log with the standard library (pika) to the same log."""
+    """Send the records of the standard library's `logging`, which pika uses, to the same log."""
     logging.getLogger().addHandler(_Forwarder())
 
 
 @implementer(ILogObserver)
 class _Writer:
-    """Formats and writes. A line that can't be written is given up: there is nowhere to say so."""
+    """Formats and writes events. It drops a line that can't be written: there is nowhere to report it."""
 
     def __init__(self, output: Output, make: _Format) -> None:
         self._output = output
@@ -134,7 +137,7 @@ class _Writer:
 
 
 class _Descriptor:
-    """Unbuffered, so that a line is out before whatever follows it, a crash included."""
+    """Writes to a descriptor without a buffer, so that no line is lost in a crash."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -146,12 +149,12 @@ class _Descriptor:
 
 
 class _Forwarder(logging.Handler):
-    """The standard library's records, as events."""
+    """Turns records of `logging` into Twisted's events."""
 
     _levels = ((logging.CRITICAL, LogLevel.critical), (logging.ERROR, LogLevel.error), (logging.WARNING, LogLevel.warn))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass one on."""
+        """Emit the record as an event."""
         level = next((ours for theirs, ours in self._levels if record.levelno >= theirs), LogLevel.info)
         Logger(namespace=record.name).emit(level, "{text}", text=record.getMessage())
 
@@ -165,7 +168,7 @@ def _message(event: LogEvent) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Halves of surrogate pairs as escapes: UTF-8 has none, and many readers of JSON refuse them."""
+    """Escape lone surrogates: UTF-8 can't encode them, and many JSON parsers refuse them."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -174,7 +177,7 @@ def _indented(text: str) -> str:
 
 
 def _fields(event: LogEvent) -> dict[str, object]:
-    """What the line was made of; what is not plain is left out, since it stands in the message if it was meant to be read."""
+    """Return the event's fields that are text, numbers or None. Others are left out: the message has their text."""
     fields: dict[str, object] = {}
     for name, value in event.items():
         if name.startswith("log_"):

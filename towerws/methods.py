@@ -1,4 +1,4 @@
-"""The ways of authenticating that the settings ask for: made by the daemon, and by `towerws check` to see whether they can be."""
+"""Makes the authentication methods of the settings, for the daemon and for `towerws check`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from towerws.core.settings import Settings
 
 
 def make_methods(settings: Settings, reactor: Any) -> Iterator[Method]:
-    """In their order; `ConfigError` for one whose settings can't be used. Reads their files, and touches no network."""
+    """Yield the methods in the order of `auth`. Reads their files, and uses no network. Raises `ConfigError` for unusable settings."""
     for name in settings.auth:
         if name == "tower" and settings.tower is not None:
             own = {group: each.object_url for group, each in settings.groups.items() if each.object_url}

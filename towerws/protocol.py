@@ -1,10 +1,11 @@
-"""The websocket side: one `WebSocketConnection` per client, on Autobahn.
+"""Open websocket connections, on Autobahn: one `WebSocketConnection` per client, made by `WebSocketFactory`.
 
-Autobahn does RFC 6455; what it leaves open is closed here (each reproduced in the tests):
-- fragments, control frames and the time for a message are bounded, and so is what comes after a close;
-- a client that closes is out of the hub at once, and every close has a timer that ends in an abort;
-- the close codes that a server needs (1008, 1012, 1013) are sent, which `sendClose` refuses.
-`opening.py` has what comes before a connection is open.
+Autobahn implements RFC 6455. This module adds what Autobahn leaves open, each point reproduced in the tests:
+- It bounds fragments, control frames, the time that a message may take, and the data after a close.
+- A client that closes leaves the hub at once. Every close has a timer that ends in an abort.
+- It sends the close codes that a server needs (1008, 1012, 1013). Autobahn's `sendClose` refuses them.
+
+`websocket/handshake.py` has the connection until it is open.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from towerws.core.connection_limits import OPTIONS, ConnectionLimits
 from towerws.core.errors import CloseReason
 from towerws.core.frames import is_close_code, text_frame, whole_text
 from towerws.core.identity import Identity
-from towerws.core.origins import Origins
 from towerws.core.rate_limits import TokenBucket
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
-from towerws.websocket.connection_log import ConnectionLog, ProxyLog
+from towerws.websocket.autobahn_parts import NullLogger, with_shared_state
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.opening import NullLogger, OpeningConnection
+from towerws.websocket.handshake import OpeningConnection
+from towerws.websocket.logs import ConnectionLog, ProxyLog
+from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
-from towerws.websocket.shared_state import with_shared_state
 from towerws.websocket.timers import Timers
 from towerws.websocket.unauthenticated import UnauthenticatedSession
 
 RECONNECT_MS = (500, 5000)
-"""Clients that are told to come back spread themselves over this time."""
+"""A closed client is told to reconnect after a random time between these, so that clients spread."""
 
 
 class WebSocketConnection(OpeningConnection):
-    """One client. It is the hub's `Peer` and the session's `Connection`."""
+    """The connection of one client. It is the hub's `Peer` and the session's `Connection`."""
 
     factory: WebSocketFactory
 
@@ -49,7 +50,7 @@ class WebSocketConnection(OpeningConnection):
     _limit = ""
 
     def connectionMade(self) -> None:
-        """A client has connected; it is nobody yet."""
+        """Begin the handshake."""
         self._session: Session | None = None
         self._send_buffer: SendBuffer | None = None
         self._controls: TokenBucket | None = None
@@ -60,16 +61,14 @@ class WebSocketConnection(OpeningConnection):
         self._reason = "lost"
         super().connectionMade()
 
-    # the opening handshake calls these
+    # the handshake calls these
 
     def opened(self, response: bytes) -> None:
-        """The client is in. The 101 and the first frame leave in one write."""
+        """Begin the session, or wait for a token. The 101 and the first frame leave in one write."""
         factory = self.factory
         spoken = DIALECTS if self._perMessageCompress is None else factory.context.deflated
         dialect = spoken[self.websocket_protocol_in_use]
         self._send_buffer = open_send_buffer(self.transport, factory.settings.backlog_bytes, factory.soon)
-        # The hub writes with this: one call, without a look at the state.
-        self.send = self._send_buffer.send  # type: ignore[method-assign]
         if self.identity is None:
             self.send(response)
             self._unauthenticated = UnauthenticatedSession(factory.context, self, dialect)
@@ -91,7 +90,7 @@ class WebSocketConnection(OpeningConnection):
         )
 
     def data_after_opening(self, data: bytes) -> None:
-        """Frames. One whole text message, which is what clients send nearly always, takes the short way."""
+        """Read frames. A read that is exactly one text message, the usual case, skips Autobahn."""
         if self.state == self.STATE_OPEN and self.current_frame is None and not self.inside_message and not self.data:
             message = whole_text(data, self.factory.settings.message_bytes)
             if message is not None:
@@ -101,15 +100,14 @@ class WebSocketConnection(OpeningConnection):
             self.utf8validator = Utf8Validator()
         self._dataReceived(data)
         if self.state == self.STATE_CLOSING and self.data:
-            self.consumeData()  # Autobahn stops at what it can't inflate, and the client's close may stand behind it
+            self.consumeData()  # Autobahn stops at data that it can't inflate; the client's close may follow
         self._watch_assembly()
 
     def left(self) -> None:
-        """Out of the hub, and nothing more is sent but what Autobahn has to say. A second call does nothing."""
+        """Leave the hub. From here on only Autobahn's close frame is sent. A second call does nothing."""
         if self._send_buffer is not None:
             self._send_buffer.close()
             self._send_buffer = None
-            self.send = lambda data: True  # type: ignore[method-assign]
             self.unregisterProducer()
         if self._unauthenticated is not None:
             self._unauthenticated.close()
@@ -132,14 +130,14 @@ class WebSocketConnection(OpeningConnection):
     # Autobahn calls these
 
     def onFrameBegin(self) -> None:
-        """A frame's head is there. After our close only its answer matters; what hides it is not looked at for long."""
+        """A frame's header was read. After the server's close only the answer matters, and other frames are bounded."""
         if self.state == self.STATE_CLOSING:
             settings = self.factory.settings
             self._frames_after_close += 1
             kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_bytes
             if kept or self._frames_after_close > settings.fragments:
                 self.data = b""
-                self.transport.pauseProducing()  # the answer is then not awaited: the close ends in an abort
+                self.transport.pauseProducing()  # stop waiting for the answer: the close ends in an abort
         elif self._perMessageCompress is not None and not self.inside_message:
             compressed = self.current_frame.rsv != 0
             limit = self._perMessageCompress.max_wire_bytes if compressed else self.factory.settings.message_bytes
@@ -149,44 +147,44 @@ class WebSocketConnection(OpeningConnection):
             self._read_plainly()
 
     def onMessageBegin(self, isBinary: bool) -> None:
-        """The first frame of a message; the one before it was finished in time."""
+        """The first frame of a message. The message before it ended in time."""
         self._fragments = 0
         if self.state == self.STATE_OPEN:
             self.disarm()
         super().onMessageBegin(isBinary)
 
     def onMessageFrameBegin(self, length: int) -> None:
-        """A frame of a message: also an empty one costs, and counts."""
+        """Count a frame of a message. An empty frame has a cost, so it counts."""
         self._fragments += 1
         if self._fragments > 1 and not self._fragment_allowed():
             self.end(CloseReason.POLICY, "fragments")
         super().onMessageFrameBegin(length)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """A whole message."""
-        talk = self._session or self._unauthenticated
-        if talk is not None:
-            talk.message(payload, isBinary)
+        """Pass a complete message to the session."""
+        session = self._session or self._unauthenticated
+        if session is not None:
+            session.message(payload, isBinary)
 
     def onPing(self, payload: bytes) -> None:
-        """A ping, answered as long as they do not come in floods."""
+        """Answer a ping, unless the client exceeds `controls_per_s`."""
         if self._control_allowed():
             super().onPing(payload)
 
     def onPong(self, payload: bytes) -> None:
-        """A pong; one that nobody asked for costs as much as a ping."""
+        """Count a pong: an unsolicited one costs as much as a ping."""
         self._control_allowed()
 
     def onAutoPingTimeout(self) -> None:
-        """A ping was not answered in time."""
+        """A ping got no answer in time."""
         self.factory.context.limits["pong_s"] += 1
         super().onAutoPingTimeout()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
-        """The client closes, or answers our close: from here on it gets nothing but the answer, however long its socket takes.
+        """The client closes, or answers the server's close. From here on it gets nothing but the answer.
 
-        Autobahn's own aborts the connection when the client answers, which browsers report as unclean. It also takes a close
-        frame that is a violation for the answer to the close which that violation causes.
+        Autobahn's method aborts the connection when the client answers, which browsers report as unclean. It also takes a malformed
+        close frame for the answer to the close that this very frame causes.
         """
         if self.state == self.STATE_OPEN:
             if not is_close_code(code):
@@ -204,11 +202,11 @@ class WebSocketConnection(OpeningConnection):
         return None
 
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
-        """Every close that starts here passes by: ours, and Autobahn's after a violation of the protocol."""
+        """Send a close frame. Every close that the server starts comes through here, Autobahn's after a protocol violation, too."""
         if self.state == self.STATE_OPEN and not isReply:
             self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}{self._limit}"
             self.left()
-            self.failedByMe = True  # Autobahn then keeps nothing of the messages that still come
+            self.failedByMe = True  # Autobahn then keeps no data of later messages
             self._read_plainly()
         super().sendCloseFrame(code, reasonUtf8, isReply)
 
@@ -223,19 +221,20 @@ class WebSocketConnection(OpeningConnection):
 
     # the hub and the session call these
 
-    def send(self, data: bytes) -> bool:
-        """Before it is open a connection takes nothing; `opened` puts the outlet's own method in this one's place."""
-        return True
+    @property
+    def send(self) -> Callable[[bytes], bool]:
+        """The send buffer's method, which the hub keeps and calls directly: one call per write. Drops the data if there is no buffer."""
+        return _drop if self._send_buffer is None else self._send_buffer.send
 
     def await_drain(self) -> None:
-        """Feed the session's member once the buffer is empty."""
+        """Feed the session's subscriber once the buffer is empty."""
         if self._send_buffer is not None and self._session is not None:
             self._send_buffer.await_drain(self._session.feed)
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
-        """Say why, and close. Autobahn's `sendClose` knows only 1000 and 3000 to 4999; its timer aborts a silent peer.
+        """Send the reason and close. Autobahn's timer aborts a peer that doesn't answer.
 
-        `limit` names what was too much, for the log and a counter.
+        `limit` names the limit that was exceeded, for the log and a counter.
         """
         if self.state != self.STATE_OPEN:
             return
@@ -243,17 +242,17 @@ class WebSocketConnection(OpeningConnection):
             self._limit = f": {limit}"
             self.factory.context.limits[limit] += 1
         close = reason.value
-        if (talk := self._session or self._unauthenticated) is not None:
-            delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, guards nothing
-            bye = talk.dialect.bye(close, delay_ms)
+        if (session := self._session or self._unauthenticated) is not None:
+            delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, protects nothing
+            bye = session.dialect.bye(close, delay_ms)
             if bye is not None:
                 self.transport.write(text_frame(bye))
         self.sendCloseFrame(close.code, close.reason.encode("ascii"), isReply=False)
 
-    # the visitor calls these
+    # the unauthenticated session calls these
 
-    def identified(self, identity: Identity, held: list[tuple[bytes, bool]]) -> None:
-        """Its token is good: a session begins, with the messages that came meanwhile."""
+    def identified(self, identity: Identity, queued: list[tuple[bytes, bool]]) -> None:
+        """The token is valid: begin the session, with the messages that came meanwhile (payload, and whether it was binary)."""
         assert self._unauthenticated is not None
         dialect = self._unauthenticated.dialect
         if (reason := self.factory.connection_limits.admit(self._slot, identity.account)) is not None:
@@ -261,25 +260,25 @@ class WebSocketConnection(OpeningConnection):
             return
         self._unauthenticated, self.identity = None, identity
         self._begin(identity, dialect)
-        for payload, is_binary in held:
+        for payload, is_binary in queued:
             self.onMessage(payload, is_binary)
 
     def reject(self, reason: CloseReason, word: str) -> None:
-        """It does not get in. It takes nobody's place from now on."""
+        """Refuse the client, close the connection, and free its slot in the limits. `word` is the reason for the log and a counter."""
         factory = self.factory
         factory.connection_limits.dismiss(self._slot)
         factory.refused_for[word] = factory.refused_for.get(word, 0) + 1
         factory.context.refusals.line(self.address, word, status=reason.value.code, detail=OPTIONS.get(word, reason.value.reason))
         self.end(reason)
 
-    # within
+    # helpers
 
     def _read_plainly(self) -> None:
-        """Neither inflate nor validate what comes after a close: Autobahn stops reading at what it can't, and keeps the rest."""
+        """Neither inflate nor validate data after a close: Autobahn would stop at invalid data and keep the rest."""
         self._isMessageCompressed = self.utf8validateIncomingCurrentMessage = False
 
     def _fragment_allowed(self) -> bool:
-        """So many in a message, and so many a second: Autobahn copies what is left of a read for each (40 KB of them: 50 ms)."""
+        """Bound fragments per message and per second: Autobahn copies the rest of the read for each (40 KB of them take 50 ms)."""
         allowed = self.factory.settings.fragments
         now = self.factory.context.reactor.seconds()
         if self._continuations is None:
@@ -297,7 +296,7 @@ class WebSocketConnection(OpeningConnection):
         return self.state == self.STATE_OPEN  # type: ignore[no-any-return]
 
     def _watch_assembly(self) -> None:
-        """A message that was begun has to be finished in time; most are whole when they arrive, and arm nothing."""
+        """Bound the time of an unfinished message. Most messages arrive complete, and start no timer."""
         if self.state != self.STATE_OPEN:
             return
         if self.inside_message or self.data:
@@ -311,6 +310,10 @@ class WebSocketConnection(OpeningConnection):
         self.end(CloseReason.POLICY, "assembly_s")
 
 
+def _drop(_: bytes) -> bool:
+    return True
+
+
 def _is_utf8(reason: bytes) -> bool:
     try:
         reason.decode()
@@ -320,7 +323,7 @@ def _is_utf8(reason: bytes) -> bool:
 
 
 class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
-    """Makes the connections, with Autobahn's options set to what is safe (docs/architecture.md lists each with its reason)."""
+    """Makes the connections, with safe values for Autobahn's options (docs/architecture.md has the reason for each)."""
 
     protocol = WebSocketConnection
     log = NullLogger()
@@ -336,19 +339,18 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         limits: LimitSettings,
         page_ports: Callable[[], Container[int]] = tuple,
     ) -> None:
-        """`limits.connections` is the number itself here, never 0. `page_ports` gives the ports of the daemon's own pages."""
+        """`limits.connections` must be resolved, not 0. `page_ports` returns the ports of the daemon's own pages."""
         super().__init__(reactor=reactor)
-        self.access = access or AccessSettings()
-        self.proxies = Proxies(self.access.trusted_proxies)
-        self.origins = Origins(self.access.origins)
-        self.page_ports = page_ports
+        access = access or AccessSettings()
+        self.proxies = Proxies(access.trusted_proxies)
+        self.pages = PageCheck(access, self.proxies, page_ports)
         self.connection_limits = ConnectionLimits(limits)
         self.accept_throttle = AcceptThrottle(limits.accepts_per_s, reactor)
-        self.timers = self._batched_timer = Timers(reactor)  # the second name is where Autobahn looks for its own
+        self.timers = self._batched_timer = Timers(reactor)  # the second name is Autobahn's
         self.context = context
         self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}
-        """Every TCP connection, open or still at its handshake."""
+        """All TCP connections, those at their handshake included."""
         self.opened = 0
         self.closed = 0
         self.log_of_connections = ConnectionLog(reactor)
@@ -356,7 +358,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}
-        """The same, by the reason's word."""
+        """Refusals by reason."""
         self.setProtocolOptions(
             maxFramePayloadSize=settings.message_bytes,
             maxMessagePayloadSize=settings.message_bytes,
@@ -371,12 +373,12 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.protocol = with_shared_state(self.protocol, self)
 
     def buildProtocol(self, addr: object) -> WebSocketConnection:
-        """One for a client that was accepted."""
+        """Make the connection of an accepted client."""
         self.accept_throttle.accepted()
         connection = self.protocol()
         connection.factory = self
         return connection
 
     def soon(self, call: Any) -> None:
-        """Run this in another turn of the reactor."""
+        """Call this in the next iteration of the reactor."""
         self.context.reactor.callLater(0, call)

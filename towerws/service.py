@@ -1,7 +1,7 @@
-"""The daemon's parts, made and joined, started and stopped in order.
+"""Makes the daemon's parts, joins them, and starts and stops them in order.
 
-Start: source, then the ports; a port that can't be had stops the start. Stop, under one deadline: not ready and no new
-connections at once, the present ones closed with 1012 over the drain window, then the source, then the admin port.
+Start: the ports, then the source. A port that can't be opened ends the start. Stop, under one deadline: no new connections, and not
+ready, at once; then open connections are closed with 1012 over the drain window; then the source stops; then the admin port closes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import platform
 import resource
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -42,49 +42,49 @@ from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
 from towerws.methods import make_methods
 from towerws.protocol import WebSocketFactory
+from towerws.status import status_figures
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import ReplayBounds
 
 CLOSES_PER_S = 1000
-"""How fast connections are closed while draining, if the drain window does not ask for more."""
+"""Lowest rate at which connections are closed while draining. The drain window may need a higher one."""
 
 STOP_GRACE_S = 3.0
-"""What stopping may take beyond the drain window: the linger time of the last close, and the broker's answer."""
+"""How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
 
 RESERVED_DESCRIPTORS = 64
-"""What browsers do not get of the process's open files: the broker, the API, the admin port and the log need some too."""
-
+"""File descriptors reserved for the broker, the API, the admin port and the log."""
 
 FULL_S = 60.0
-"""How often a daemon that is full says so."""
+"""Shortest time between two log lines that say that the daemon is full."""
 
 
-class Full:
-    """When to say that clients are refused for want of room: at once, then `FULL_S` later at the earliest."""
+class FullReport:
+    """Decides when to log that clients are refused because the daemon is full."""
 
     def __init__(self) -> None:
-        self._said_at: float | None = None
-        self._said = 0
+        self._reported_at: float | None = None
+        self._reported = 0
 
     def count(self, refused: int, now: float) -> int:
-        """How many of the `refused` since the start to report now; 0 for none."""
-        if refused == self._said or (self._said_at is not None and now - self._said_at < FULL_S):
+        """Return how many of the `refused` clients since the start to report now; 0 for none."""
+        if refused == self._reported or (self._reported_at is not None and now - self._reported_at < FULL_S):
             return 0
-        more, self._said, self._said_at = refused - self._said, refused, now
+        more, self._reported, self._reported_at = refused - self._reported, refused, now
         return more
 
 
 class Source(Protocol):
-    """Where deliveries come from."""
+    """A source of deliveries: a broker, or the embedded one."""
 
     def start(self) -> None:
-        """Begin to feed the sink."""
+        """Start to pass deliveries to the sink."""
 
     def stop(self) -> Deferred[None]:
-        """Stop feeding it. Always fires."""
+        """Stop. The Deferred always fires, with None."""
 
     def status(self) -> SourceStatus:
-        """How it stands."""
+        """Return its state."""
 
 
 class TowerwsService(Service):
@@ -103,10 +103,10 @@ class TowerwsService(Service):
         self._finish: Callable[[], None] | None = None
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
-        """Whether a signal has asked for the end before the reactor runs."""
-        self._full_said = Full()
+        """Whether a signal came before the reactor runs that ends the process."""
+        self._full_report = FullReport()
         self.warnings: Sequence[str] = ()
-        """What the log should say when the daemon starts, a sentence each."""
+        """Sentences that the daemon logs at its start."""
         self.history = History(settings.history.max_bytes, settings.history.max_age_s)
         self.hub = Hub(self.history, lambda call: reactor.callLater(0, call))
         self.ingest = Ingest(
@@ -129,12 +129,12 @@ class TowerwsService(Service):
 
             publish = publish_checked
         self._limits = _with_connections(settings.limits)
-        self._auth = Chain(tuple(make_methods(settings, reactor)))
+        self.auth = Chain(tuple(make_methods(settings, reactor)))
         groups = GroupTable(settings.groups)
         context = ConnectionContext(
             self.hub,
             self.ingest,
-            self._auth,
+            self.auth,
             groups,
             settings.websocket,
             reactor,
@@ -147,17 +147,17 @@ class TowerwsService(Service):
         announce = None if self._control_publisher is None else self._control_publisher.announce
         self._id = secrets.token_hex(8)
         self.control = Control(
-            context.credential_monitor.disconnect, context.credential_monitor.doubt, announce, reactor, self._id, self._marker
+            context.credential_monitor.disconnect, context.credential_monitor.recheck_all, announce, reactor, self._id, self._marker
         )
-        self._listener: ControlListener | None = None
+        self.control_listener: ControlListener | None = None
         if settings.broker is not None and announce is not None:
-            self._listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
-            self.source = amqp = AmqpSource(settings.broker, self.ingest, reactor, control=self._listener)
+            self.control_listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
+            self.source = amqp = AmqpSource(settings.broker, self.ingest, reactor, control=self.control_listener)
         self.websockets = WebSocketFactory(
             context, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
         )
         self.admin = AdminSite(
-            status=self.status,
+            status=lambda: status_figures(self),
             source_status=self.source_status,
             publish=publish,
             disconnect=self.control.revoke,
@@ -171,7 +171,10 @@ class TowerwsService(Service):
     # IService
 
     def privilegedStartService(self) -> None:
-        """Open the ports, before privileges are dropped. Browsers come last: none waits while another address is not there yet."""
+        """Open the ports, before privileges are dropped.
+
+        The websocket port is last: no client has to wait while another address isn't available yet.
+        """
         self._listen("admin", self._settings.admin, self.admin)
         if self._settings.health:
             self._listen("health", self._settings.health, health_site(self.source_status))
@@ -198,9 +201,9 @@ class TowerwsService(Service):
             self._log.warn("{sentence}", sentence=sentence)
 
     def stopService(self) -> Deferred[None]:
-        """Fires once all is closed, or after the drain window and `STOP_GRACE_S`, whichever comes first."""
+        """Fires with None once everything is closed, at the latest `STOP_GRACE_S` after the drain window."""
         self._stopping = True
-        self.websockets.accept_throttle.leave()
+        self.websockets.accept_throttle.detach()
         if self._trim.running:
             self._trim.stop()
         self.context.credential_monitor.stop()
@@ -224,29 +227,29 @@ class TowerwsService(Service):
         steps.addCallback(lambda _: _settled(self.context.auth.stop()))
         steps.addCallback(lambda _: self._leave_broker())
         steps.addCallback(lambda _: DeferredList([_settled(port.stopListening()) for port in probed]))
-        steps.addErrback(lambda failure: self._log.failure("stopping went wrong; going on", failure))
+        steps.addErrback(lambda failure: self._log.failure("an error while stopping; the stop goes on", failure))
         steps.addCallback(finish)
         super().stopService()
         return done
 
     def stop_now(self) -> None:
-        """End a stop that is under way: what is still open is cut off."""
+        """Finish a stop that is under way at once: abort the open connections."""
         if self._finish is not None:
             self._finish()
 
     def setServiceParent(self, parent: Any) -> None:
-        """Join twistd's application, and bring the log along: twistd takes its observer from the application."""
+        """Join twistd's application, and register the log observer there, where twistd looks for it."""
         if self.log_observer is not None:
             parent.setComponent(ILogObserver, self.log_observer)
         super().setServiceParent(parent)
 
-    # within
+    # helpers
 
     def _listen(self, key: str, description: str, factory: Any) -> None:
         self._ports[key] = listen(self._reactor, key, description, factory, self.ending)
 
     def _drain(self) -> Deferred[None]:
-        """Close every open connection, spread over the drain window; fires once all are gone, or after the window."""
+        """Close all connections, spread over the drain window. Fires once all are closed, or after the window."""
         waiting = list(self.websockets.connections)
         window = self._settings.websocket.drain_s
         batch = max(1, int(max(CLOSES_PER_S, len(waiting) / max(window, 0.1)) / 20))
@@ -268,7 +271,7 @@ class TowerwsService(Service):
         return done
 
     def _leave_broker(self) -> Deferred[Any]:
-        """The others are told first: from then on none of them waits for this daemon to follow a revocation."""
+        """Tell the other daemons, so that they don't wait for this one after a revocation. Then stop the source."""
 
         def stop(_: object) -> Deferred[Any]:
             stopping = _settled(self.source.stop())
@@ -277,13 +280,13 @@ class TowerwsService(Service):
         return self.control.leave().addCallback(stop)
 
     def _marker(self, text: str) -> bytes:
-        """The body of this daemon's control marker. The process id is that of now: twistd may fork after it has made the service."""
+        """Return the body of this daemon's control marker, with the current process id: twistd may have forked."""
         return ControlMarker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
     def _trim_history(self) -> None:
         now = self._reactor.seconds()
         self.history.trim(now)
-        refused = self._full_said.count(self.websockets.refused_for.get("connections", 0), now)
+        refused = self._full_report.count(self.websockets.refused_for.get("connections", 0), now)
         if refused:
             self._log.warn(
                 "full: {refused} more clients were refused, because there is room for {limit} connections; raise limits.connections, "
@@ -296,62 +299,26 @@ class TowerwsService(Service):
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
 
     def _page_ports(self) -> tuple[int, ...]:
-        """Where pages of the daemon's own come from: the admin port, which has none while it is a UNIX socket or not open."""
+        """Return the ports of the daemon's own pages: the admin port, if it is open and no UNIX socket."""
         admin = self._ports.get("admin")
         port = None if admin is None else getattr(admin.getHost(), "port", None)
         return () if port is None else (port,)
 
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the start."""
+        return float(self._reactor.seconds() - self._started_at)
+
     def source_status(self) -> SourceStatus:
-        """How the source stands; a daemon that is stopping is not ready."""
+        """Return the source's state. While the daemon stops, it is not ready."""
         status = self.source.status()
         if not self._stopping:
             return status
         return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
 
-    def status(self) -> Mapping[str, object]:
-        """What `/status` shows."""
-        source = self.source_status()
-        history, hub, ingest, websockets, context = self.history, self.hub, self.ingest, self.websockets, self.context
-        return {
-            "version": __version__,
-            "uptime_s": round(self._reactor.seconds() - self._started_at, 1),
-            "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
-            "control": None if self._listener is None else {**self._listener.status, **self.control.counts, "others": self.control.others},
-            "intake": {
-                "received": ingest.received,
-                "markers": ingest.markers,
-                "duplicates": ingest.duplicates,
-                "skipped": dict(ingest.bad),
-                "positions_waiting": ingest.waiting,
-            },
-            "history": {"deliveries": len(history), "bytes": history.weight_bytes, "position": history.head.position or None},
-            "hub": {
-                "subscribers": len(hub.subscribers) - context.credential_monitor.watchers,
-                "behind": sum(subscriber.behind for subscriber in hub.subscribers),
-                "topics": hub.topics - context.credential_monitor.watchers,
-                **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
-            },
-            "compression": {"frames": context.deflater.frames, "bytes": context.deflater.input_bytes, "saved": context.deflater.saved},
-            "connections": {
-                "present": len(websockets.connections),
-                "opened": websockets.opened,
-                "closed": websockets.closed,
-                "revoked": context.credential_monitor.revoked,
-                "limits": dict(context.limits),
-                "replays_delayed": context.replays.delays,
-                "renewed": context.renewed,
-                "accepted": websockets.connection_limits.arrived,
-                "accept_pauses": websockets.accept_throttle.pauses,
-                "refused": {str(status): count for status, count in websockets.refused.items()},
-                "refused_for": dict(websockets.refused_for),
-            },
-            "auth": self._auth.figures(),
-            "requests": {"taken": context.requests, "bad": context.bad_requests, "denied_topics": context.denied},
-        }
-
 
 def _position_key(settings: BrokerSettings) -> bytes:
-    """The key of positions: the same for all daemons that read this stream with these credentials, or with this key."""
+    """Derive the key of positions. Daemons that share `position_key`, or else the credentials, derive the same key for a stream."""
     salt = f"towerws position\0{settings.stream}".encode()
     if settings.position_key is not None:
         return derive_key(settings.position_key.reveal().encode(), salt)
@@ -367,5 +334,5 @@ def _with_connections(limits: LimitSettings) -> LimitSettings:
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:
-    """The same, but a failure does not stop what follows."""
+    """Return a Deferred that fires with None where `result` fails, so that the stop goes on."""
     return succeed(None) if result is None else result.addErrback(lambda failure: None)

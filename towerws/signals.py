@@ -1,11 +1,12 @@
-"""What signals do to the daemon.
+"""Signal handlers of the daemon.
 
 signal           | first                                         | second                    | third
 SIGTERM, SIGINT  | stop in order, status 0                       | end at once, status 0     | end by the signal
 SIGHUP           | a log line                                    | a log line                | a log line
 
-Twisted's own handlers end the process by the signal after an orderly stop (status 143), ignore a second SIGTERM, and leave SIGHUP
-at its default, which kills. A signal that the parent told us to ignore (`nohup`, a shell's background job) stays ignored.
+They replace Twisted's handlers. Those end the process by the signal after an orderly stop (status 143), ignore a second SIGTERM,
+and leave SIGHUP at its default, which kills. A signal that the parent process ignores (`nohup`, a shell's background job) stays
+ignored.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from twisted.logger import Logger
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 LAST_S = 1.0
-"""How long the process may take to end after the second signal. A thread that resolves a name can hold it up longer than that."""
+"""How long the process may take to end after the second signal. A thread that resolves a name could take longer."""
 
 
 class Signals:
-    """Handlers for the whole process. `hurry` ends a stop that is under way."""
+    """Installs the handlers of the process. `hurry` finishes a stop that is under way."""
 
     _log = Logger()
 
@@ -36,14 +37,14 @@ class Signals:
 
     @property
     def ending(self) -> bool:
-        """Whether one has asked for the end. Before the reactor runs nobody else looks at it."""
+        """Whether a signal came that ends the process. Checked before the reactor runs."""
         return self._received > 0
 
     def install(self) -> None:
-        """Take over now, and again once the reactor runs: it installs handlers of its own when it starts."""
+        """Install the handlers now, and again once the reactor runs: it installs its own when it starts."""
         self._install()
         self._reactor.callWhenRunning(self._install)
-        # A signal that came between the two was Twisted's, and would be the process's status.
+        # Twisted handles a signal that comes between the two, and would exit with its status.
         self._reactor.addSystemEventTrigger("after", "shutdown", setattr, self._reactor, "_exitSignal", None)
 
     def _install(self) -> None:
@@ -55,7 +56,7 @@ class Signals:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
-    # A handler may interrupt anything, the writing of a log line too: it only leaves work for the reactor.
+    # A handler may interrupt anything, even the writing of a log line. So it only schedules work for the reactor.
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -83,6 +84,6 @@ class Signals:
 
 
 def _end_by(number: int) -> None:
-    """End as the kernel would have ended us."""
+    """End the process by this signal."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""What `twistd towerws` calls: the options, and the service that they make."""
+"""The `twistd towerws` plugin: its options, and the service that it makes."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _short_flag = re.compile(r"option --(\S+) not a unique prefix").fullmatch
 
 
 class Options(usage.Options):
-    """The flags of `twistd towerws`, made from the one table of options.
+    """The flags of `twistd towerws`, made from the table of options.
 
-    Whatever is wrong with them, the environment or the file is one line on stderr, and exit status 2: twistd itself would print
-    all of its help, and exit with 0.
+    An error in a flag, the environment or the file prints one line to stderr and exits with status 2. twistd itself would print all of its
+    help and exit with 0.
     """
 
     synopsis = "[options]"
     longdesc = (
-        "Live events from RabbitMQ to browsers. Say at least --auth; `towerws config` prints what is in force, and `towerws check` "
-        "what is wrong. Every option can stand in the --config file or in the environment too: docs/configuration.md."
+        "Live events from RabbitMQ to browsers. --auth is required. `towerws config` prints the settings in force, and `towerws check` "
+        "what is wrong with them. Every option can be set in the --config file or in the environment, too: docs/configuration.md."
     )
     optFlags = usage_flags()
     optParameters = usage_parameters()
@@ -47,25 +47,25 @@ class Options(usage.Options):
     loaded: Loaded
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Read the flags, then everything else."""
+        """Read the flags, then the file and the environment."""
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
             _give_up(_with_suggestion(str(error)))
 
     def postOptions(self) -> None:
-        """Make the settings, or end the process."""
+        """Build the settings. Ends the process if they are invalid."""
         try:
             self.loaded = load_all(given(self), os.environ)
         except ConfigError as error:
             _give_up(str(error))
         self.settings = self.loaded.settings
         if self.parent is not None:
-            _forget_pid_file(self.parent, sys.argv)
+            _disable_pid_file(self.parent, sys.argv)
 
 
 def _with_suggestion(text: str) -> str:
-    """getopt's words about a flag, with what may have been meant."""
+    """Add a suggestion to getopt's error about a flag."""
     if match := _unknown_flag(text):
         return text + suggest_flag(match[1])
     if match := _short_flag(text):
@@ -74,14 +74,14 @@ def _with_suggestion(text: str) -> str:
     return text
 
 
-def _forget_pid_file(twistd: MutableMapping[str, Any], arguments: Sequence[str]) -> None:
-    """Unless `--pidfile` was given, have twistd write no pid file: its default is one in the current folder, which may be read-only.
+def _disable_pid_file(twistd: MutableMapping[str, Any], arguments: Sequence[str]) -> None:
+    """Make twistd write no pid file, unless `--pidfile` was given. Its default is in the current folder, which may be read-only.
 
-    One that was given and names our own pid was left by another container's life, in which we had the same; twistd takes it for proof
-    that a second daemon runs.
+    A given pid file that holds this process's own pid is stale: an earlier container had the same pid. It is removed, because
+    twistd would take it for a second daemon.
     """
     before = arguments[1 : arguments.index("towerws") if "towerws" in arguments else None]
-    if not any(word.startswith("--pi") for word in before):  # getopt takes a flag's beginning for the flag
+    if not any(word.startswith("--pi") for word in before):  # getopt accepts abbreviated flags
         twistd["pidfile"] = ""
     elif twistd["pidfile"]:
         file = Path(twistd["pidfile"])
@@ -96,13 +96,13 @@ def _give_up(text: str) -> NoReturn:
 
 
 def makeService(options: Options, reactor: Any = None) -> TowerwsService:
-    """The daemon that the options describe. Touches no network, and nothing of the reactor's but its clock.
+    """Make the daemon of these options. Uses no network, and changes only the reactor's clock.
 
-    What can't be used after all (a key file, a certificate) ends the process like a bad option.
+    An unusable key file or certificate ends the process like a bad option.
     """
     own_process = reactor is None
     if own_process:
-        from twisted.internet import reactor  # noqa: PLC0415 - twistd chooses it before this
+        from twisted.internet import reactor  # noqa: PLC0415 - twistd installs it before this call
     quiet_pika()
     collect_rarely()
     try:
@@ -120,7 +120,7 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
 
 
 def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:
-    """What writes the log in twistd's place; None where it was told to do it in a way of its own (`--syslog`, `--logger`)."""
+    """Make the observer that writes the log instead of twistd's. None if twistd's own was chosen (`--syslog`, `--logger`)."""
     in_front = twistd["nodaemon"] or twistd["debug"]
     logfile = twistd["logfile"] or ("-" if in_front else "twistd.log")
     if twistd["syslog"] or twistd["logger"] or (logfile == "-" and not in_front):

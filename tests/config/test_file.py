@@ -51,7 +51,7 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
         ("[groups.a]\nevents = 5", "[groups.a] = {'events': 5}: events must be"),
         ("a = " + "[" * 5000, "nested too deeply"),
         ("prefetch = " + "9" * 5000, "not valid TOML: Exceeds the limit"),
-        (b"listen = '\xff'", "must be UTF-8, which ends at byte 10"),
+        (b"listen = '\xff'", "must be UTF-8, but byte 10 isn't"),
         (b"#" * (MAX_FILE_BYTES + 1), f"must be at most {MAX_FILE_BYTES} bytes"),
     ],
 )

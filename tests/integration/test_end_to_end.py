@@ -82,8 +82,8 @@ def test_awx_events_reach_exactly_who_asked_byte_for_byte(rabbit: PrivateRabbit,
     status = daemon.get("/status")[1]
     withheld = sum(sample["routing_key"] in {"metrics", "control.limit_reached"} for sample in AWX_EVENTS)
     assert withheld == 2
-    assert status["intake"]["skipped"] == {"withheld": withheld}
-    assert status["intake"]["received"] == len(messages) + 1
+    assert status["ingest"]["skipped"] == {"withheld": withheld}
+    assert status["ingest"]["received"] == len(messages) + 1
 
 
 def test_bad_messages_are_counted_and_the_next_one_arrives(rabbit: PrivateRabbit, names: list[str], start: Start) -> None:
@@ -101,7 +101,7 @@ def test_bad_messages_are_counted_and_the_next_one_arrives(rabbit: PrivateRabbit
     publish_all(rabbit.url, [*bad, ("jobs.summary", b'{"n": 1}')], exchange=names[1])
     client.until({"n": 1})
     assert client.payloads == [{"n": 1}]
-    assert daemon.get("/status")[1]["intake"]["skipped"] == {"not_utf8": 1, "not_an_object": 2, "routing_key": 2, "too_large": 1}
+    assert daemon.get("/status")[1]["ingest"]["skipped"] == {"not_utf8": 1, "not_an_object": 2, "routing_key": 2, "too_large": 1}
     client.close()
 
 
@@ -207,7 +207,7 @@ def test_position_older_than_history_is_not_recovered(rabbit: PrivateRabbit, nam
     client.until({"n": 0})
     client.close()
     publish_all(rabbit.url, [("job_events.2", b'{"x": "%b"}' % (b"x" * 1000))] * 100, exchange=names[1])
-    wait_until(lambda: daemon.get("/status")[1]["intake"]["received"] == 101)
+    wait_until(lambda: daemon.get("/status")[1]["ingest"]["received"] == 101)
     client.open()
     assert client.subscribed[-1]["recovered"] is False
     publish_all(rabbit.url, [("job_events.1", b'{"n": 1}')], exchange=names[1])
@@ -308,7 +308,7 @@ def test_resent_message_is_delivered_once(rabbit: PrivateRabbit, names: list[str
     connection.close()
     client.until({"n": -1})
     assert numbers(client) == [1, 2, 3, 3, -1]
-    assert daemon.get("/status")[1]["intake"]["duplicates"] == 2
+    assert daemon.get("/status")[1]["ingest"]["duplicates"] == 2
     client.close()
 
 

@@ -18,8 +18,7 @@ from twisted.logger import FileLogObserver, ILogObserver, formatEventAsClassicLo
 from tests.daemon import Daemon
 from tests.integration.conftest import NO_FAIL2BAN, require
 from tests.ws_kit import request
-from towerws.websocket.connection_log import ConnectionLog
-from towerws.websocket.refusal_log import RefusalLog
+from towerws.websocket.logs import ConnectionLog, RefusalLog
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "fail2ban"
 BANNED, SPARED = "203.0.113.7", "198.51.100.9"

@@ -107,7 +107,7 @@ def test_gevent(rabbit: PrivateRabbit, exchange: str, producer_python: Python) -
     for writer in range(100):
         assert [event["n"] for event in got[:-1] if event["writer"] == writer] == list(range(11))
     assert got[-1] == {"last": True}
-    assert figures["batches"] > 100
+    assert figures["turns"] > 100
     assert (figures["stats"]["connected"], figures["stats"]["dropped"]) == (1, {})
 
 

@@ -98,7 +98,7 @@ def test_no_turn_grows_where_the_rate_does_not_bind(clock: Clock) -> None:
             turns += 1
             clock.advance(0.003)
         assert turns == 5000 / BATCH
-        accept_throttle.leave()
+        accept_throttle.detach()
     assert clock.getDelayedCalls() == []
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_opened_again_after_the_end(port: ListeningPort, clock: Clock
     assert not port.reading
     port.connected, port.reading = True, True
     port.turn()
-    port.accept_throttle.leave()
+    port.accept_throttle.detach()
     assert clock.getDelayedCalls() == []
     port.accept_throttle.accepted()
     assert clock.getDelayedCalls() == []

@@ -136,7 +136,7 @@ def test_when_revocations_may_have_been_missed(make: Edges) -> None:
     edge = make(method, ping_s=3600)
     for number in range(CREDENTIALS_PER_TICK + 20):
         enter(edge, f"{number}-{number}")
-    edge.context.credential_monitor.doubt()
+    edge.context.credential_monitor.recheck_all()
     assert method.forgotten == [None]
     watch(edge, 1)
     assert len(method.asked) == CREDENTIALS_PER_TICK
@@ -196,7 +196,7 @@ def test_credentials_that_left_delay_nobody(make: Edges) -> None:
     for number in range(60 * CREDENTIALS_PER_TICK):
         enter(edge, f"8-{number}x").hang_up()
     edge.clients[:] = edge.clients[:1]
-    assert len(edge.context.credential_monitor._rounds) == 1
+    assert len(edge.context.credential_monitor._due) == 1
     watch(edge, 51)
     assert method.asked == ["a"]
 

@@ -80,7 +80,7 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
 def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
     """A page must come from where it connects to, or from the daemon's own admin port there, whatever the way of authenticating."""
     edge = make(method())
-    edge.factory.page_ports = lambda: (ADMIN_PORT,)
+    edge.factory.pages._page_ports = lambda: (ADMIN_PORT,)
     assert status(edge, "127.0.0.1:8051", origin) == (101 if allowed else 403)
     if not allowed:
         assert edge.factory.refused_for == {"origin": 1}

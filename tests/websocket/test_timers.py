@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from towerws.websocket.timers import GRAIN_S, TOGETHER, Timer, Timers
+from towerws.websocket.timers import GRAIN_S, MAX_CALLS, Timer, Timers
 
 
 def timers(clock: Clock) -> Timers:
@@ -70,17 +70,17 @@ def test_one_call_of_the_reactor_for_all_that_are_due_together() -> None:
 
 
 def test_a_turn_calls_only_so_many() -> None:
-    """A turn of the reactor calls `TOGETHER` of them, in their order, and the next turn goes on."""
+    """An iteration of the reactor calls `MAX_CALLS` of them, in their order, and the next one goes on."""
     clock = Clock()
     mine = timers(clock)
     called: list[int] = []
-    for number in range(2 * TOGETHER + 1):
+    for number in range(2 * MAX_CALLS + 1):
         mine.call_later(1, lambda number=number: called.append(number))  # type: ignore[misc]
     counts = []
     while clock.getDelayedCalls():
         turn(clock)
         counts.append(len(called))
-    assert counts == [TOGETHER, 2 * TOGETHER, 2 * TOGETHER + 1]
+    assert counts == [MAX_CALLS, 2 * MAX_CALLS, 2 * MAX_CALLS + 1]
     assert called == sorted(called)
 
 
@@ -89,14 +89,14 @@ def test_what_is_cancelled_is_never_called() -> None:
     clock = Clock()
     mine = timers(clock)
     called: list[int] = []
-    made = [mine.call_later(1, lambda number=number: called.append(number)) for number in range(TOGETHER + 5)]  # type: ignore[misc]
+    made = [mine.call_later(1, lambda number=number: called.append(number)) for number in range(MAX_CALLS + 5)]  # type: ignore[misc]
     made[0].cancel()
     made[0].cancel()
     turn(clock)
     made[1].cancel()  # has gone off
     made[-1].cancel()  # waits for the next turn
     turn(clock)
-    assert called == list(range(1, TOGETHER + 4))
+    assert called == list(range(1, MAX_CALLS + 4))
     assert clock.getDelayedCalls() == []
 
 

@@ -5,10 +5,10 @@ published every `MARKER_S`. What was read decides; silence never does:
 
   what happened to a marker                                 | what follows
   it came back                                              | the binding is proven
-  returned (312), or no exchange (404)                      | unbound: bind again, doubt all credentials, send another marker
+  returned (312), or no exchange (404)                      | unbound: bind again, re-check all credentials, send another marker
   confirmed, and not back within `COME_S`                   | not proven: bind again, which has no effect on a binding that is in
                                                             | force, and send another marker
-  confirmed and not back, though a later one came           | it was unbound in between: doubt all credentials
+  confirmed and not back, though a later one came           | it was unbound in between: re-check all credentials
   refused (403)                                             | not proven: bind again every `MARKER_S`, a marker every `REFUSED_S`
   anything else (an alarm, no connection, a full queue)     | not proven, no conclusion
   nothing came at all for `SILENT_S`, though confirmed      | not proven: a new channel, with a queue of its own
@@ -91,7 +91,7 @@ class ControlWatch:
         self._sent: _Sent | None = None
         self._missing: _Sent | None = None
         """The oldest marker that was confirmed and has not come."""
-        self._doubted = False
+        self._rechecked = False
         """Whether messages are known to be missed since the last marker that came, and the owner was told."""
         self._after_bind: Callable[[], None] | None = None
         self._refused_at = -inf
@@ -120,7 +120,7 @@ class ControlWatch:
         self._watching = False
         self._timer.clear()
         self._sent = self._missing = self._after_bind = None
-        self._doubted = False
+        self._rechecked = False
 
     def came(self, message_id: str | None) -> bool:
         """A message came through the exchange, whoever sent it. True when it is a marker of this watch."""
@@ -133,9 +133,9 @@ class ControlWatch:
             return False
         self._sent = self._missing = None
         self._timer.set(MARKER_S, self._next)
-        if missing is not None and not self._doubted:
+        if missing is not None and not self._rechecked:
             self._found_unbound("a marker that the broker confirmed did not come, and a later one did")
-        self._doubted = False
+        self._rechecked = False
         if self._warned is not None:
             self._warned = None
             self._log.info("control exchange {exchange}: the binding is proven again", exchange=self._exchange)
@@ -203,13 +203,13 @@ class ControlWatch:
             self._bind(lambda: None)
 
     def _bound_again(self) -> None:
-        if not self._doubted:
+        if not self._rechecked:
             self._found_unbound(self._reason)
         self._send(again=True)
 
     def _found_unbound(self, how: str) -> None:
         self.unbound += 1
-        self._doubted = True
+        self._rechecked = True
         self._owner.was_unbound(how)
 
     def _bind(self, then: Callable[[], None]) -> None:

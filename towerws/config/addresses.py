@@ -1,6 +1,6 @@
-"""Where to listen: Twisted's endpoint strings (`tcp:8051:interface=127.0.0.1`), read without Twisted so that they can be judged.
+"""Parses Twisted's endpoint strings (`tcp:8051:interface=127.0.0.1`) without Twisted, so that rules can be checked on them.
 
-The types known here are those that make sense for a daemon. A `haproxy:` in front means that the PROXY protocol is spoken.
+It knows the endpoint types that make sense for a daemon. The prefix `haproxy:` means that clients use the PROXY protocol.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _KEYWORDS = {
     "unix": ("address", "mode", "backlog", "lockfile"),
     "systemd": ("domain", "index", "name"),
 }
-_ANY_INTERFACE = {"tcp": "0.0.0.0", "ssl": "0.0.0.0", "tcp6": "::", "tls": "::"}  # noqa: S104  what Twisted listens on when none is named
+_ANY_INTERFACE = {"tcp": "0.0.0.0", "ssl": "0.0.0.0", "tcp6": "::", "tls": "::"}  # noqa: S104  Twisted's defaults
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One endpoint string, understood. `interface` and `port` are empty for what has none: `unix:` and `systemd:`."""
+    """A parsed endpoint string. `unix:` and `systemd:` have no `interface` and no `port`."""
 
     kind: str
     text: str
@@ -41,13 +41,13 @@ class Address:
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can reach it. Unknown counts as no: a socket that systemd opened may be on any interface."""
+        """Whether only this machine can reach it. False for a socket of systemd's, whose interface is unknown."""
         if self.kind == "unix" or self.systemd_domain == "UNIX":
             return True
         return self.interface.lower() == "localhost" or _is_loopback(self.interface)
 
     def clashes(self, other: Address) -> bool:
-        """Whether the two can't both be listened on."""
+        """Whether a process can't listen on both."""
         if self.kind in ("unix", "systemd"):
             return self.kind == other.kind and (self.path or self.text) == (other.path or other.text)
         if not self.port or self.port != other.port:
@@ -64,8 +64,8 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Read an endpoint string; `ValueError` states the rule that is broken."""
-    kind, words, keywords = _take_apart(text)
+    """Parse an endpoint string. Raises `ValueError` with the broken rule."""
+    kind, words, keywords = _split(text)
     if kind == "haproxy":
         kind, words = (words[0] if words else ""), words[1:]
     if kind not in _POSITIONAL:
@@ -117,8 +117,8 @@ def _systemd(text: str, arguments: dict[str, str]) -> Address:
     return Address("systemd", text, systemd_domain=domain)
 
 
-def _take_apart(text: str) -> tuple[str, list[str], dict[str, str]]:
-    r"""Twisted's grammar: parts are separated by `:`, names and values by `=`, and `\` takes the next character as it is."""
+def _split(text: str) -> tuple[str, list[str], dict[str, str]]:
+    r"""Split by Twisted's grammar: `:` separates parts, `=` separates name and value, `\` escapes the next character."""
     parts: list[list[str]] = [[""]]
     characters = iter(text)
     for character in characters:

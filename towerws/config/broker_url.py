@@ -1,11 +1,11 @@
-"""`amqp://user:password@host:port/vhost`, taken apart from the right, and shown without its password.
+"""Parses `amqp://user:password@host:port/vhost`, and shows it without its password.
 
-From the right: the last `@` ends the credentials, so that a password may hold `#`, `@`, `:`, `/` or `?` as it is. AWX and
-asgi_amqp broke on such passwords again and again, and once showed part of one in an error (CVE-2019-19342). Everything may be
-percent-encoded too; a literal `%` must be (`%25`) where two hexadecimal digits follow it.
+The URL is split from the right. The last `@` ends the credentials, so a password may contain `#`, `@`, `:`, `/` or `?` unescaped. AWX
+and asgi_amqp failed on such passwords repeatedly, and once showed part of one in an error (CVE-2019-19342). All parts may be
+percent-encoded. A literal `%` must be (`%25`) if two hexadecimal digits follow it.
 
-The virtual host is `/` for `amqp://host` and for `amqp://host/`. RabbitMQ's URI specification and pika take the latter as the
-virtual host with an empty name; that rule isn't followed, because nobody means it.
+The virtual host is `/` for `amqp://host` and for `amqp://host/`. RabbitMQ's URI specification and pika read the latter as a virtual
+host with an empty name. No operator means that, so this parser doesn't follow the rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from towerws.core.settings import BrokerUrl, Secret
 EMBEDDED = "embedded:"
 PORTS = {"amqp": 5672, "amqps": 5671}
 MASK = "***"
-DEFAULT_CREDENTIAL = "guest"  # what a URL without credentials means (RabbitMQ URI specification)
+DEFAULT_CREDENTIAL = "guest"  # user and password of a URL without credentials (RabbitMQ URI specification)
 
 MAX_SHORT_BYTES = 127  # RabbitMQ's own limit for names; AMQP's short string allows 255
 
@@ -52,18 +52,18 @@ _QUERY_NAMES = (
     "tcp_options",
     "verify",
 )
-"""What pika and RabbitMQ's clients read there: only these are repeated in an error, anything else might be part of a password."""
+"""Parameters of pika and of RabbitMQ's clients. An error repeats only these: other text might be part of a password."""
 
 
 def split_urls(text: str) -> list[str]:
-    """The URLs of a comma-separated list. A comma ends a URL only where another one begins: passwords hold commas too."""
+    """Split a comma-separated list of URLs. A comma ends a URL only where another URL begins: passwords may contain commas."""
     return _between_urls.split(text.strip())
 
 
 def parse_broker_url(text: str, password: Secret | None = None) -> BrokerUrl:
-    """One URL, with `password` for one that has none.
+    """Parse one URL. `password` is used if the URL has none.
 
-    `ValueError` states the rule that is broken, and never any part of the URL that could be a password.
+    Raises `ValueError` with the broken rule, and never with a part of the URL that could be a password.
     """
     match = _split_scheme(text)
     if match is None or (scheme := match[1].lower()) not in PORTS:
@@ -94,7 +94,7 @@ def parse_broker_url(text: str, password: Secret | None = None) -> BrokerUrl:
 
 
 def mask_url(text: str) -> str:
-    """Whatever was given as a URL, good or bad, in a form that can be shown: nothing that could be a password stays."""
+    """Return the text of a good or bad URL without anything that could be a password."""
     match = _split_scheme(text)
     if match is None:
         return "'…'"
@@ -107,7 +107,7 @@ def mask_url(text: str) -> str:
 
 
 def url_for_file(url: BrokerUrl, *, password_elsewhere: bool = False) -> str:
-    """The URL as it can stand in a configuration, its password masked; without one where it's the default or in a file."""
+    """Return the URL for a configuration file, with its password masked. Without a password if it is the default or in a file."""
     shown = str(url)
     if url.username == DEFAULT_CREDENTIAL and url.password == Secret(DEFAULT_CREDENTIAL) and not password_elsewhere:
         return shown.replace(f"{DEFAULT_CREDENTIAL}:{MASK}@", "", 1)
@@ -153,7 +153,7 @@ def _decoded(what: str, text: str) -> str:
 
 
 def _unquoted(what: str, text: str) -> str:
-    # A lone % stays one: a password that was pasted as it is. Broken UTF-8 can't have been meant.
+    # A lone % stays, because passwords get pasted unescaped. Broken UTF-8 is an error.
     try:
         decoded = unquote(text, errors="strict")
         decoded.encode()

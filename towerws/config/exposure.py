@@ -1,4 +1,4 @@
-"""What of a daemon lies open on its own machine: who it runs as, and who can read its secrets."""
+"""Checks how a daemon is exposed on its own machine: the user that it runs as, and the permissions of its secrets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DEFAULT_PASSWORDS = ("", "guest")
 
 
 def exposure(loaded: Loaded, uid: int | None = None) -> Iterator[str]:
-    """What is seldom meant, a sentence each. `uid` is whom the daemon runs as, if not as who asks."""
+    """Yield a sentence for each exposure. `uid` is the user id that the daemon runs as; None: the id of this process."""
     if (os.geteuid() if uid is None else uid) == 0:
-        yield "it runs as root, which it needs for nothing: give it a user of its own (systemd/towerws.service has one)"
+        yield "it runs as root and doesn't need to: give it its own user (systemd/towerws.service has one)"
     for key in SECRET_FILES:
         path = str(loaded.by_key[key].value)
         if path and _read_by_others(path):
@@ -28,7 +28,7 @@ def exposure(loaded: Loaded, uid: int | None = None) -> Iterator[str]:
 
 
 def _holds_password(loaded: Loaded) -> bool:
-    """Whether a password stands in the configuration's own file."""
+    """Whether the configuration file itself contains a password."""
     broker, setting = loaded.settings.broker, loaded.by_key["broker"]
     if broker is None or loaded.by_key["broker_password_file"].value or not setting.origin.startswith(loaded.file):
         return False
@@ -38,5 +38,5 @@ def _holds_password(loaded: Loaded) -> bool:
 def _read_by_others(path: str) -> bool:
     try:
         return bool(Path(path).stat().st_mode & stat.S_IROTH)
-    except (OSError, ValueError):  # what can't be read at all is said elsewhere
+    except (OSError, ValueError):  # another check reports a file that can't be read
         return False

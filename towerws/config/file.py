@@ -1,4 +1,4 @@
-"""The TOML file: read, bounded, flattened to the table's keys, unknown ones refused. Everything wrong is a `ConfigError` of one line."""
+"""Reads the TOML file into the flat keys of the option table, bounded in size. Any error is a `ConfigError` of one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECTIONS = sorted({option.key.partition(".")[0] for option in OPTIONS if "." in
 
 
 def read_file(path: str, named_by: str) -> tuple[dict[str, object], dict[str, GroupSettings]]:
-    """The file's keys, flat (`history.max_bytes`) and as TOML gave them, and its groups. `named_by` said which file."""
+    """Return the file's values by flat key (`history.max_bytes`), and its groups. `named_by` is the setting that named the file."""
     text = read_text(named_by, path, MAX_FILE_BYTES)
     try:
         document = tomllib.loads(text)
@@ -43,7 +43,7 @@ def read_file(path: str, named_by: str) -> tuple[dict[str, object], dict[str, Gr
 
 
 def read_text(named_by: str, path: str, limit: int) -> str:
-    """The text of a UTF-8 file of at most `limit` bytes. `named_by` is the setting whose value `path` is."""
+    """Return the text of a UTF-8 file of at most `limit` bytes. `named_by` is the setting that names `path`."""
     place = f"{named_by} = {shown(path)}"
     try:
         with Path(path).open("rb") as file:
@@ -52,7 +52,7 @@ def read_text(named_by: str, path: str, limit: int) -> str:
             raise ConfigError(f"{place}: must be at most {limit} bytes")
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{place}: must be UTF-8, which ends at byte {error.start}") from None
+        raise ConfigError(f"{place}: must be UTF-8, but byte {error.start} isn't") from None
     except OSError as error:
         raise ConfigError(f"{place}: can't be read: {error.strerror}") from None
     except ValueError:  # a NUL in the path
@@ -60,18 +60,18 @@ def read_text(named_by: str, path: str, limit: int) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in an error: its `repr`, on one line, shortened."""
+    """Return the value for an error text: its `repr`, shortened."""
     text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def shown_path(path: str) -> str:
-    """A path in an error."""
+    """Return the path for an error text."""
     return path if path.isprintable() else shown(path)
 
 
 def one_line(text: str) -> str:
-    """Another library's words in an error."""
+    """Return another library's error text on one line, shortened."""
     line = " ".join(text.split())
     return line if len(line) <= 2 * SHOWN_CHARACTERS else f"{line[: 2 * SHOWN_CHARACTERS]}…"
 
@@ -84,7 +84,7 @@ def _group(name: str, table: object, path: str) -> GroupSettings:
 
 
 def _flat(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, object]]:
-    """Each key and its value, with the name of the table it stands in, empty at the top."""
+    """Yield the table's name (empty at the top), the key and the value of each entry."""
     for key, value in document.items():
         if key not in _SECTIONS:
             yield "", key, value

@@ -1,6 +1,6 @@
-"""The configuration that is in force: flags, over `TOWERWS_*` variables, over the TOML file, over the defaults.
+"""Loads the configuration: flags override `TOWERWS_*` variables, which override the TOML file, which overrides the defaults.
 
-Everything wrong is a `ConfigError` of one line: where it was said, the value (shortened; never a password), and the rule.
+Any error is a `ConfigError` of one line: where the value was set, the value (shortened, never a password), and the rule.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ MAX_CA_FILE_BYTES = 16 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option's value and where it was said: `--listen`, `TOWERWS_LISTEN`, `/etc/towerws.toml: listen` or `default`."""
+    """An option's value and where it was set: `--listen`, `TOWERWS_LISTEN`, `/etc/towerws.toml: listen` or `default`."""
 
     value: Value
     origin: str
 
     @property
     def is_default(self) -> bool:
-        """Whether nobody said anything."""
+        """Whether the option wasn't set."""
         return self.origin == "default"
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, and each option's value with its origin. `file` is the one that was read, or empty."""
+    """The settings, and each option's value with its origin. `file` is the path that was read, or empty."""
 
     settings: Settings
     by_key: Mapping[str, Setting]
@@ -71,16 +71,16 @@ class Loaded:
 
 
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
-    """The settings in force; `ConfigError` when they can't be used.
+    """Return the settings in force. Raises `ConfigError` if they can't be used.
 
-    `flags` has what was given on the command line, by flag name without dashes; None is not given, a switch is `"true"`.
-    Of `environ` only the names that begin with `TOWERWS_` are read; an empty one counts as not set.
+    `flags`: the command line's values by flag name without dashes; None for a flag that wasn't given, `"true"` for a switch.
+    `environ`: only names that begin with `TOWERWS_` are read. An empty value counts as not set.
     """
     return load_all(flags, environ).settings
 
 
 def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loaded:
-    """As `load`, with where each value came from."""
+    """As `load`, with the origin of each value."""
     variables = {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT_PREFIX) and value}
     for name, value in variables.items():
         if name != CONFIG_VARIABLE and name not in BY_VARIABLE and not describes_a_service(name, value):
@@ -105,22 +105,22 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loa
 
 
 def suggest_flag(name: str) -> str:
-    """`; did you mean --…?` for a flag (without its dashes) that doesn't exist, or nothing when none is near."""
+    """Return `; did you mean --…?` for an unknown flag (without its dashes), or an empty text if no flag is similar."""
     return suggestion(f"--{name}", [f"--{flag}" for flag in (*BY_FLAG, CONFIG_FLAG)], "--")
 
 
 def usage_parameters() -> list[list[str | None]]:
-    """`optParameters` for `twisted.python.usage.Options`: every option with a value, none with a default of usage's own."""
+    """Return `optParameters` for `twisted.python.usage.Options`: all options that take a value. None has a default of usage's."""
     return [[CONFIG_FLAG, None, None, CONFIG_HELP], *([o.flag, None, None, o.help] for o in OPTIONS if not o.switch)]
 
 
 def usage_flags() -> list[list[str | None]]:
-    """`optFlags` for `twisted.python.usage.Options`: the switches."""
+    """Return `optFlags` for `twisted.python.usage.Options`: the switches."""
     return [[option.flag, None, option.help] for option in OPTIONS if option.switch]
 
 
 def given(values: Mapping[str, object]) -> dict[str, str | None]:
-    """The `flags` of `load` out of what usage or click collected; what isn't an option of the table is left out."""
+    """Convert what usage or click collected to the `flags` of `load`. Names that aren't in the option table are left out."""
     flags: dict[str, str | None] = {}
     for name, value in values.items():
         flag = name.replace("_", "-")
@@ -144,7 +144,7 @@ def _setting(
     elif option.default is None:
         raise ConfigError(
             f'{option.key} is not set: write {option.key} = ["tower"] or ["jwt"] in the file, or give --{option.flag} open '
-            "to let everybody who can connect hear everything (on loopback only, unless insecure is set)"
+            "to let every client hear everything (on loopback only, unless insecure is set)"
         )
     else:
         raw, origin = option.default, "default"
@@ -225,12 +225,12 @@ def _check_tls_ca(setting: Setting) -> None:
 
 
 def _try_certificates(setting: Setting) -> None:
-    """Build an `ssl:` endpoint, which reads its certificate and key; it uses its reactor only once it listens."""
+    """Check the certificate and key of an `ssl:` endpoint by building it. It uses no reactor before it listens."""
     if parse_address(str(setting.value)).kind != "ssl":
         return
     try:
         serverFromString(cast(Any, None), str(setting.value))
-    except Exception as error:  # noqa: BLE001  OSError, OpenSSL's and whatever pyOpenSSL makes of a bad PEM
+    except Exception as error:  # noqa: BLE001  OSError, OpenSSL's errors, and any error of pyOpenSSL for a bad PEM
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ConfigError(f"{setting.origin} = {shown(setting.value)}: its certificate or key can't be used: {one_line(said)}") from None
 

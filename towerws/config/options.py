@@ -1,7 +1,7 @@
-"""The table of options: the one place from which flags, environment variables, the file's keys, their help and the docs come.
+"""The table of options. Flags, environment variables, the file's keys, their help and docs/configuration.md all come from it.
 
 A key `history.max_bytes` is `max_bytes` in the file's table `[history]`, the flag `--history-max-bytes` and the environment
-variable `TOWERWS_HISTORY_MAX_BYTES`. Defaults are those of the settings' own classes.
+variable `TOWERWS_HISTORY_MAX_BYTES`. The defaults come from the settings' classes.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ FORMATS = ("auto", "text", "json")
 LEVELS = ("debug", "info", "warn", "error", "critical")
 CONFIG_FLAG = "config"
 CONFIG_VARIABLE = "TOWERWS_CONFIG"
-CONFIG_HELP = "The TOML file to read. Flags and TOWERWS_* variables win over it; none is read unless named here or by TOWERWS_CONFIG."
+CONFIG_HELP = "TOML file to read. Flags and TOWERWS_* variables override it. Without this flag or TOWERWS_CONFIG no file is read."
 
 
 class Kind(enum.Enum):
-    """The kinds of value: how each is read, and what the docs call it."""
+    """The kinds of value: the noun and unit in the documentation, and the function that reads one."""
 
     SIZE = ("size", "bytes", read_size)
     DURATION = ("duration", "seconds", read_duration)
@@ -59,7 +59,7 @@ class Kind(enum.Enum):
     TEXT = ("text", "", read_text)
     WORDS = ("list", "words", read_words)
     LIST = ("list", "may be empty", read_list)
-    URLS = ("list", "URLs", read_text)  # in fact split and parsed by load.py, which alone knows the password file
+    URLS = ("list", "URLs", read_text)  # load.py splits and parses them: only it knows the password file
 
     def __init__(self, noun: str, unit: str, read: Callable[[object], Value]) -> None:
         self.noun = noun
@@ -69,7 +69,7 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One setting. `low` and `high` bound it, both included; `default` None: it must be given."""
+    """One setting. Its value is between `low` and `high`, both included. `default` None: the setting is required."""
 
     key: str
     kind: Kind
@@ -97,11 +97,11 @@ class Option:
 
     @property
     def switch(self) -> bool:
-        """Whether the flag stands alone, without a value; what is on by default is switched off with `false` behind its flag."""
+        """Whether the flag takes no value. An option that is on by default takes one, to switch it off: `--check-origin false`."""
         return self.kind is Kind.BOOL and self.default is False
 
     def read(self, value: object) -> Value:
-        """The typed value; `ValueError` states the rule that `value` breaks."""
+        """Return the typed value. Raises `ValueError` with the broken rule."""
         typed = self.kind.read(value)
         if self.choices and typed not in self.choices:
             raise ValueError(f"must be one of {', '.join(self.choices)}")
@@ -113,7 +113,7 @@ class Option:
         return typed
 
     def format(self, value: Value) -> str:
-        """A value as a person would write it."""
+        """Return the text that `read` reads as this value."""
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, (int, float)):
@@ -153,48 +153,52 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "broker",
         Kind.URLS,
-        "Where events come from: one or more amqp://user:password@host:port/vhost or amqps://… of one cluster, tried in turn, or "
-        "embedded: for no broker at all (events then come from POST /publish on the admin port).",
+        "Where events come from: one or more amqp://user:password@host:port/vhost or amqps://… URLs of one cluster, tried in "
+        "turn. Or embedded: for no broker; events then come from POST /publish on the admin port.",
         common=True,
     ),
     _option(
         "auth",
         Kind.WORDS,
-        "Who may listen: methods tried in order. tower: whoever AWX or Tower knows. jwt: whoever brings a signed token. open: everybody "
-        "who can connect hears everything. There is no default.",
+        "Who may connect: methods that are tried in order. tower: users of AWX or Tower. jwt: clients with a signed token. open: "
+        "everybody, and everybody hears everything. There is no default.",
         common=True,
     ),
-    _option("listen", _T, "Where browsers connect, as a Twisted endpoint: tcp:8051 is every IPv4 address.", common=True),
+    _option("listen", _T, "Address for websocket clients, as a Twisted endpoint. tcp:8051 means every IPv4 address.", common=True),
     _option(
-        "admin", _T, "Where /healthz, /readyz, /status and /publish are served, as a Twisted endpoint. Never make it public.", common=True
+        "admin",
+        _T,
+        "Address of the admin port (/healthz, /readyz, /status, /publish), as a Twisted endpoint. Never make it public.",
+        common=True,
     ),
     _option(
         "health",
         _T,
-        "Where only /healthz and /readyz are served, as a Twisted endpoint, for probes and load balancers on other machines. Tells no "
-        "more than whether it is ready; may be public. Empty: nowhere but on the admin port.",
+        "Address for probes and load balancers on other machines, as a Twisted endpoint. Serves only /healthz and /readyz, "
+        "without reasons, so it may be public. Empty: only the admin port serves them.",
         common=True,
     ),
     _option(
         "log_format",
         _T,
-        "How log lines look. text: time, logger and level. json: one object a line. auto: text, or lines with priorities where standard "
-        "output is systemd's journal.",
+        "Form of log lines. text: time, logger and level. json: one object per line. auto: text, or lines with priorities if "
+        "standard output is systemd's journal.",
         choices=FORMATS,
         common=True,
     ),
-    _option("log_level", _T, "The least level that is logged.", choices=LEVELS, common=True),
+    _option("log_level", _T, "Lowest level that is logged.", choices=LEVELS, common=True),
     _option(
         "consume",
         _T,
-        "stream: a shared log with positions (RabbitMQ 3.9 or later). queue: a private queue, any RabbitMQ. auto: by the broker's version.",
+        "stream: a shared log with positions (RabbitMQ 3.9 or later). queue: a private queue, any RabbitMQ. auto: depends on the "
+        "broker's version.",
         choices=("auto", "stream", "queue"),
         common=True,
     ),
     _option(
         "broker_password_file",
         _T,
-        "A file that holds the broker's password, for URLs without one; unlike a flag it is not shown by ps.",
+        "File that holds the broker's password, for URLs without one. Unlike a flag, it isn't visible in ps.",
         common=True,
     ),
     _option(
@@ -203,197 +207,211 @@ OPTIONS: tuple[Option, ...] = (
         "Allow auth open, and the admin port, on addresses that other machines can reach. For test networks only.",
         common=True,
     ),
-    _option("exchange", _T, "The topic exchange that producers publish to. Durable; declared unless passive is set."),
+    _option("exchange", _T, "Topic exchange that producers publish to. It is durable. The daemon declares it unless passive is set."),
     _option(
         "control_exchange",
         _T,
-        "The fanout exchange over which daemons tell each other whose connections to end. Durable; declared unless passive is set. "
-        "Empty: the name of exchange with .control behind it, towerws.control.",
+        "Fanout exchange that carries revocations between daemons. It is durable. The daemon declares it unless passive is set. "
+        "Empty: the name of exchange plus .control, that is towerws.control.",
     ),
-    _option("stream", _T, "The stream bound to the exchange, from which every process reads (consume = stream)."),
-    _option("passive", _B, "Declare nothing: exchange and stream must exist. For users without the configure permission."),
-    _option("prefetch", _C, "Messages the broker may send ahead of our acknowledgements.", low=1, high=65535),
-    _option("heartbeat_s", _WS, "The AMQP heartbeat. RabbitMQ advises 5 to 20.", low=1, high=600),
-    _option("silence_s", _D, "A broker that sends nothing for this long is given up: at least twice heartbeat_s.", low=1, high=1200),
-    _option("attempt_s", _D, "The deadline of each step of connecting: connect, handshake, declare.", low=0.1, high=300),
-    _option("backoff_min_s", _D, "The first pause between attempts to connect; it doubles, with jitter.", low=0.01, high=300),
-    _option("backoff_max_s", _D, "The longest pause between attempts to connect.", low=0.01, high=3600),
+    _option("stream", _T, "Stream that is bound to the exchange and that all daemons read (consume = stream)."),
+    _option("passive", _B, "Declare nothing: exchange and stream must exist. For broker users without the configure permission."),
+    _option("prefetch", _C, "Messages that the broker may send before towerws acknowledges them.", low=1, high=65535),
+    _option("heartbeat_s", _WS, "AMQP heartbeat interval. RabbitMQ recommends 5 to 20.", low=1, high=600),
     _option(
-        "stream_max_age_s", _WS, "How long the broker keeps the stream's messages. At least history.max_age_s.", low=1, high=366 * DAY_S
+        "silence_s", _D, "Close a broker connection that receives nothing for this long. At least twice heartbeat_s.", low=1, high=1200
     ),
-    _option("stream_max_bytes", _S, "How large the broker lets the stream grow. At least one segment.", low=KIB, high=1024 * GIB),
+    _option("attempt_s", _D, "Deadline of each step of connecting: connect, handshake, declare.", low=0.1, high=300),
+    _option("backoff_min_s", _D, "First delay between attempts to connect. It doubles, with jitter.", low=0.01, high=300),
+    _option("backoff_max_s", _D, "Longest delay between attempts to connect.", low=0.01, high=3600),
+    _option(
+        "stream_max_age_s", _WS, "How long the broker keeps messages in the stream. At least history.max_age_s.", low=1, high=366 * DAY_S
+    ),
+    _option("stream_max_bytes", _S, "Largest size of the stream on the broker. At least one segment.", low=KIB, high=1024 * GIB),
     _option(
         "stream_segment_bytes",
         _S,
-        "The size of the stream's segment files; the broker drops messages by whole segments.",
+        "Size of the stream's segment files. The broker deletes messages by whole segments.",
         low=KIB,
         high=3 * 10**9,  # RabbitMQ refuses larger ones (osiris, x-stream-max-segment-size-bytes)
     ),
     _option(
-        "queue_max_bytes", _S, "consume = queue: what may wait in the queue; beyond it the oldest is dropped.", low=KIB, high=1024 * GIB
+        "queue_max_bytes",
+        _S,
+        "consume = queue: largest size of the queue. Beyond it the broker drops the oldest messages.",
+        low=KIB,
+        high=1024 * GIB,
     ),
-    _option("queue_ttl_s", _WS, "consume = queue: how long a message may wait in the queue.", low=1, high=DAY_S),
+    _option("queue_ttl_s", _WS, "consume = queue: how long a message may stay in the queue.", low=1, high=DAY_S),
     _option(
         "position_key_file",
         _T,
-        "A file that holds the key of clients' positions, the same for all daemons of a broker. Empty: made from the credentials.",
+        "File that holds the key for clients' positions. All daemons of a broker need the same key. Empty: derived from the "
+        "broker credentials.",
     ),
-    _option("tls_ca", _T, "A PEM file of the authorities trusted for amqps://; empty: the system's."),
-    _option("max_payload_bytes", _S, "A larger message is counted and skipped.", low=KIB, high=512 * MIB),
+    _option("tls_ca", _T, "PEM file with the certificate authorities to trust for amqps://. Empty: the system's."),
+    _option("max_payload_bytes", _S, "Largest payload of an event. A larger message is counted and skipped.", low=KIB, high=512 * MIB),
     _option(
         "trusted_proxies",
         _L,
-        "Addresses and networks (10.0.0.0/8) of the proxies whose X-Forwarded-For and X-Forwarded-Host are believed; unix: whoever "
-        "connects to a UNIX socket.",
+        "Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For and X-Forwarded-Host headers are trusted. unix: "
+        "every client of a UNIX socket.",
     ),
     _option(
         "origins",
         _L,
-        "Origins (https://portal.example.com) whose pages may connect with a cookie or password, beside those of the host they connect to.",
+        "Origins (https://portal.example.com) whose pages may connect. Pages of the host that they connect to always may.",
     ),
     _option(
         "check_origin",
         _B,
-        "Refuse pages of other origins than the host's own, the admin port's and those listed. Without it any page that a user opens "
-        "can listen in the user's name, and on the user's machine.",
+        "Refuse pages of origins other than the host's own, the admin port's and those in origins. Without this check, any page "
+        "that a user opens can listen in the user's name.",
     ),
     _option(
         "check_xrftoken",
         _B,
-        "Ask clients that come with a cookie for AWX's xrftoken in each request. AWX before 1.0.7 has none.",
+        "Require AWX's xrftoken in each request of a client that authenticates by cookie. AWX before 1.0.7 has none.",
     ),
     _option(
         "revalidate_s",
         _D,
-        "How often the credentials of open connections are checked anew; 0: never (AWX 1.0.5 to 2.1.2, whose sessions each check extends).",
+        "Interval between two checks of a connected credential. 0: never (AWX 1.0.5 to 2.1.2, where each check extends the session).",
         low=0,
         high=DAY_S,
     ),
     _option(
-        "tower.url", _T, "auth tower: where the API is, https://tower.example.com, without /api/. Asked through nginx, not at uwsgi's port."
+        "tower.url", _T, "auth tower: address of AWX or Tower, https://tower.example.com, without /api/. Use nginx's port, not uwsgi's."
     ),
-    _option("tower.tls_ca", _T, "A PEM file of the authorities trusted for the API; empty: the system's."),
-    _option("tower.cookies", _L, "What the session cookie may be called."),
-    _option("tower.valid_s", _D, "How long the API's word that a credential is good counts for handshakes.", low=0, high=3600),
-    _option("tower.invalid_s", _D, "How long its word that one is bad counts.", low=0, high=3600),
-    _option("tower.allowed_s", _D, "How long its word that a user sees an object counts.", low=0, high=3600),
-    _option("tower.denied_s", _D, "How long its word that a user does not see one counts.", low=0, high=3600),
-    _option("tower.cache_entries", _C, "How many answers are kept, of each of these four kinds.", low=1, high=10_000_000),
-    _option("tower.calls", _C, "Calls to the API at the same time.", low=1, high=1000),
+    _option("tower.tls_ca", _T, "PEM file with the certificate authorities to trust for the API. Empty: the system's."),
+    _option("tower.cookies", _L, "Names of the session cookie."),
+    _option("tower.valid_s", _D, "How long a handshake may rely on a cached answer that a credential is valid.", low=0, high=3600),
+    _option("tower.invalid_s", _D, "How long the answer that a credential is invalid is cached.", low=0, high=3600),
+    _option("tower.allowed_s", _D, "How long the answer that a user may see an object is cached.", low=0, high=3600),
+    _option("tower.denied_s", _D, "How long the answer that a user may not see an object is cached.", low=0, high=3600),
+    _option("tower.cache_entries", _C, "Number of cached answers, for each of these four kinds.", low=1, high=10_000_000),
+    _option("tower.calls", _C, "Concurrent calls to the API.", low=1, high=1000),
     _option(
         "tower.calls_waiting",
         _C,
-        "Calls that may wait for that, handshakes and others apart; beyond it the answer is unavailable (503).",
+        "Calls that may wait for one of these, counted separately for handshakes and for the rest. Beyond it a client is answered "
+        "with 503.",
         low=0,
         high=100_000,
     ),
     _option(
         "tower.deadline_s",
         _D,
-        "How long a call may take once it is sent. AWX's AngularJS pages give up a handshake after 3 s.",
+        "Timeout of a call to the API, from when it is sent. AWX's AngularJS pages give up a handshake after 3 s.",
         low=0.1,
         high=60,
     ),
     _option(
-        "tower.password_calls", _C, "Calls with a password (Authorization: Basic) at the same time, beside the others.", low=1, high=1000
+        "tower.password_calls", _C, "Concurrent calls with a password (Authorization: Basic), in addition to tower.calls.", low=1, high=1000
     ),
-    _option("tower.password_deadline_s", _D, "How long such a call may take: the API hashes the password first.", low=0.1, high=60),
-    _option("tower.retry_s", _D, "For how long the question about an object is put again when it can't be answered.", low=0, high=60),
-    _option("tower.breaker_failures", _C, "Failures in a row after which the API is left alone for a while.", low=1, high=1000),
-    _option("tower.breaker_probe_s", _D, "How long until it is tried again.", low=0.1, high=3600),
-    _option(
-        "jwt.algorithms", _L, "auth jwt: the algorithms that count, of one kind: HS256 (a shared secret) or RS256, ES256, EdDSA (a key)."
-    ),
-    _option("jwt.secret_file", _T, "A file with the shared secret."),
-    _option("jwt.public_key_file", _T, "A PEM file with the issuer's public key."),
-    _option("jwt.jwks_url", _T, "Where the issuer publishes its keys, in place of a file."),
-    _option("jwt.jwks_ca_file", _T, "A PEM file of the authorities trusted for that; empty: the system's."),
-    _option("jwt.jwks_max_age_s", _D, "How long those keys count before they are fetched anew.", low=0, high=30 * DAY_S),
-    _option("jwt.jwks_stale_s", _D, "How long they count after that while they can't be fetched.", low=0, high=30 * DAY_S),
-    _option("jwt.issuer", _T, "What iss must be; empty: anything."),
-    _option("jwt.audience", _L, "Of what aud must name one; empty: tokens without aud only."),
-    _option("jwt.cookie", _T, "The cookie that may bring the token; empty: none."),
-    _option("jwt.claim", _T, "The claim that lists what may be subscribed to: job_events.42, or job_events.* for all of a group."),
-    _option("jwt.default_topics", _L, "What a token without that claim grants."),
-    _option(
-        "jwt.url_lifetime_s", _D, "How long a token in the URL may be valid in all: it is written to logs on its way.", low=0, high=DAY_S
-    ),
-    _option("jwt.leeway_s", _D, "By how much the issuer's clock may differ.", low=0, high=300),
+    _option("tower.password_deadline_s", _D, "Timeout of a call with a password. The API hashes the password first.", low=0.1, high=60),
+    _option("tower.retry_s", _D, "How long a question about an object is retried if the API can't answer.", low=0, high=60),
+    _option("tower.breaker_failures", _C, "Consecutive failures after which calls to the API pause.", low=1, high=1000),
+    _option("tower.breaker_probe_s", _D, "Length of this pause, until one call probes the API.", low=0.1, high=3600),
+    _option("jwt.algorithms", _L, "auth jwt: accepted algorithms, all of one kind: HS256 (shared secret), or RS256, ES256, EdDSA (key)."),
+    _option("jwt.secret_file", _T, "File that holds the shared secret."),
+    _option("jwt.public_key_file", _T, "PEM file with the issuer's public key."),
+    _option("jwt.jwks_url", _T, "URL of the issuer's key set, instead of a file."),
+    _option("jwt.jwks_ca_file", _T, "PEM file with the certificate authorities to trust for jwt.jwks_url. Empty: the system's."),
+    _option("jwt.jwks_max_age_s", _D, "How long a fetched key set is used before it is fetched again.", low=0, high=30 * DAY_S),
+    _option("jwt.jwks_stale_s", _D, "How much longer an old key set is used while it can't be fetched.", low=0, high=30 * DAY_S),
+    _option("jwt.issuer", _T, "Required value of the claim iss. Empty: any value."),
+    _option("jwt.audience", _L, "Accepted values of the claim aud: a token must name one of them. Empty: only tokens without aud."),
+    _option("jwt.cookie", _T, "Name of the cookie that may hold the token. Empty: none."),
+    _option("jwt.claim", _T, "Claim that lists the allowed topics: job_events.42, or job_events.* for a whole group."),
+    _option("jwt.default_topics", _L, "Topics that a token without this claim allows."),
+    _option("jwt.url_lifetime_s", _D, "Longest total lifetime of a token in the URL. Proxies write URLs to their logs.", low=0, high=DAY_S),
+    _option("jwt.leeway_s", _D, "Tolerated difference to the issuer's clock.", low=0, high=300),
     _option(
         "limits.connections",
         _C,
-        "Connections in all; 0: as many as the process may open files, less 64. Beyond each of these limits the answer is 503.",
+        "Connections of the daemon. 0: as many as the process may open files, minus 64. Over any of these limits a client gets a 503.",
         low=0,
         high=10_000_000,
     ),
-    _option("limits.per_address", _C, "Connections from one address (an IPv6 /64 counts as one).", low=1, high=10_000_000),
+    _option("limits.per_address", _C, "Connections from one address. An IPv6 /64 counts as one address.", low=1, high=10_000_000),
     _option("limits.per_user", _C, "Connections of one user.", low=1, high=10_000_000),
-    _option("limits.half_open", _C, "Connections from one address that are not authenticated yet.", low=1, high=10_000_000),
+    _option("limits.half_open", _C, "Connections from one address that aren't authenticated yet.", low=1, high=10_000_000),
     _option(
         "limits.accepts_per_s",
         _R,
-        "Connections accepted a second; more of them wait, and are not refused. Keeps a storm of clients from holding up the others.",
+        "Connections accepted per second. The others wait and aren't refused, so that a storm of new clients doesn't delay connected ones.",
         low=1,
         high=1_000_000,
     ),
     _option(
         "limits.replay_bytes_per_s",
         _S,
-        "What one user may have replayed from history, each second in the long run; beyond it a replay goes on more slowly.",
+        "Bytes of history that one user may have replayed per second, on average. Beyond it a replay gets slower.",
         low=64 * KIB,
         high=16 * GIB,
     ),
-    _option("history.max_bytes", _S, "Memory for recent messages, from which clients resume and catch up.", low=KIB, high=64 * GIB),
-    _option("history.max_age_s", _D, "How long messages are kept for that; a restart refills as much from the stream.", low=1, high=DAY_S),
-    _option("websocket.head_bytes", _S, "The opening handshake's request line and headers.", low=KIB, high=MIB),
-    _option("websocket.head_count", _C, "Its number of headers.", low=10, high=1000),
-    _option("websocket.handshake_s", _D, "How long the opening handshake may take, authentication included.", low=0.1, high=300),
+    _option("history.max_bytes", _S, "Memory for recent events, from which clients resume and catch up.", low=KIB, high=64 * GIB),
+    _option(
+        "history.max_age_s",
+        _D,
+        "How long events stay in history. After a restart, history is refilled from the stream for the same span.",
+        low=1,
+        high=DAY_S,
+    ),
+    _option("websocket.head_bytes", _S, "Largest request line plus headers of a handshake.", low=KIB, high=MIB),
+    _option("websocket.head_count", _C, "Headers in a handshake.", low=10, high=1000),
+    _option("websocket.handshake_s", _D, "Timeout of a handshake, authentication included.", low=0.1, high=300),
     _option(
         "websocket.token_s",
         _D,
-        "How long a client that came without a credential has for sending a good token (auth jwt).",
+        "How long a client without a credential may take to send a valid token (auth jwt).",
         low=0.1,
         high=300,
     ),
     _option(
         "websocket.resume_wait_s",
         _D,
-        "How long a client may wait until its position can be judged. Then it is told to come back, and the position stays good.",
+        "How long a client may wait until its position can be judged. Then it is closed with 1013 and told to reconnect with the "
+        "same position.",
         low=0.1,
         high=300,
     ),
-    _option("websocket.message_bytes", _S, "A client's message.", low=KIB, high=16 * MIB),
+    _option("websocket.message_bytes", _S, "Largest message from a client.", low=KIB, high=16 * MIB),
     _option(
         "websocket.fragments",
         _C,
-        "Frames that one client message may come in. Frames behind a message's first: so many a second, twice that at once.",
+        "Fragments per message, and further fragments per second. A burst of twice as many is allowed.",
         low=1,
         high=10_000,
     ),
     _option("websocket.assembly_s", _D, "How long a message may take from its first byte to its last.", low=0.1, high=300),
-    _option("websocket.topics", _C, "Topics that one connection may hold.", low=1, high=1_000_000),
-    _option("websocket.messages_per_s", _R, "Messages a client may send, on average.", low=0.1, high=100_000),
-    _option("websocket.messages_burst", _C, "Messages a client may send at once.", low=1, high=100_000),
-    _option("websocket.controls_per_s", _R, "Pings and pongs a client may send, on average.", low=0.1, high=100_000),
-    _option("websocket.controls_burst", _C, "Pings and pongs a client may send at once.", low=1, high=100_000),
-    _option("websocket.malformed", _C, "Messages that can't be understood before the client is closed with 1008.", low=1, high=100_000),
+    _option("websocket.topics", _C, "Topics that one connection may subscribe to.", low=1, high=1_000_000),
+    _option("websocket.messages_per_s", _R, "Messages per second that a client may send, on average.", low=0.1, high=100_000),
+    _option("websocket.messages_burst", _C, "Messages that a client may send at once.", low=1, high=100_000),
+    _option("websocket.controls_per_s", _R, "Pings and pongs per second that a client may send, on average.", low=0.1, high=100_000),
+    _option("websocket.controls_burst", _C, "Pings and pongs that a client may send at once.", low=1, high=100_000),
+    _option("websocket.malformed", _C, "Consecutive malformed messages after which a client is closed with 1008.", low=1, high=100_000),
     _option(
         "websocket.backlog_bytes",
         _S,
-        "What may wait for a slow client; beyond it the client is fed from history. At most history.max_bytes.",
+        "Send buffer of one client. Beyond it the client falls behind and is fed from history. At most history.max_bytes.",
         low=4 * KIB,
         high=GIB,
     ),
     _option(
         "websocket.compression",
         _B,
-        "Compress events for clients that ask for it (permessage-deflate): once for all of them. Pays where the network is what is short.",
+        "Compress events (permessage-deflate) for clients that support it. Each event is compressed once for all of them. Useful "
+        "where the network is the bottleneck.",
     ),
-    _option("websocket.compression_bytes", _S, "Events shorter than this are sent as they are.", low=64, high=MIB),
-    _option("websocket.ping_s", _D, "The time between pings. Less than the idle timeout of every proxy (nginx: 60).", low=0.1, high=3600),
-    _option("websocket.pong_s", _D, "How long the answer to a ping may take.", low=0.1, high=3600),
-    _option("websocket.linger_s", _D, "How long a client has to answer a close before it is cut off.", low=0.1, high=60),
-    _option("websocket.drain_s", _D, "Over how long the clients are closed when the daemon stops.", low=0, high=300),
+    _option("websocket.compression_bytes", _S, "Events smaller than this are sent uncompressed.", low=64, high=MIB),
+    _option(
+        "websocket.ping_s", _D, "Interval between pings. Must be below the idle timeout of every proxy (nginx: 60).", low=0.1, high=3600
+    ),
+    _option("websocket.pong_s", _D, "Timeout of the answer to a ping.", low=0.1, high=3600),
+    _option("websocket.linger_s", _D, "How long a client may take to answer a close before the connection is aborted.", low=0.1, high=60),
+    _option("websocket.drain_s", _D, "When the daemon stops, it spreads the closing of its connections over this time.", low=0, high=300),
 )
 
 BY_KEY: Mapping[str, Option] = {option.key: option for option in OPTIONS}

@@ -1,4 +1,4 @@
-"""What must hold between settings, and what had better hold. The range of a single one is in the table of options."""
+"""Rules between settings, and advice about them. The range of a single setting is in the table of options."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from towerws.core.settings import GroupSettings, Settings
 from towerws.core.topics import MAX_EVENT_BYTES, MAX_GROUP_BYTES, is_event, is_group
 
 AUTH_METHODS = ("tower", "jwt", "open")
-"""The methods that exist, as `auth` names them."""
+"""The values of `auth`."""
 
 POLICIES = ("authenticated", "own", "object", "never")
-"""Who may listen to a group of one's own."""
+"""The values of `policy` for a configured group."""
 
 _GROUP_KEYS = ("events", "policy", "object_url")
 _WORD_ENDS = re.compile(r"[._-]")
 NEAR = 0.66
-"""How like a name must be to be suggested: difflib's ratio. Below it the suggestion is seldom what was meant."""
+"""Smallest similarity of a suggested name (difflib's ratio). Below it, suggestions are rarely right."""
 
 _is_service = re.compile(
     r"TOWERWS_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:ADDR|PORT|PROTO))?|ENV_.+)",
@@ -39,14 +39,14 @@ PROXY_IDLE_S = 60  # nginx's default proxy_read_timeout, the shortest of the com
 
 
 class Broken(NamedTuple):
-    """A rule that doesn't hold. `keys` are the settings it is about, the one to blame first."""
+    """A broken rule. `keys` are the settings that it concerns; the first is the one to change."""
 
     keys: tuple[str, ...]
     rule: str
 
 
 def broken_rules(settings: Settings) -> Iterator[Broken]:
-    """Every rule that the settings break, the gravest first."""
+    """Yield every rule that the settings break, the most serious first."""
     yield from _methods(settings)
     yield from _access(settings)
     yield from _proxies(settings)
@@ -58,11 +58,11 @@ def broken_rules(settings: Settings) -> Iterator[Broken]:
 
 
 def advice(settings: Settings) -> Iterator[str]:
-    """What is allowed but seldom meant, a sentence each."""
+    """Yield a sentence for each combination that is allowed but rarely intended."""
     if settings.websocket.ping_s >= PROXY_IDLE_S:
-        yield f"websocket.ping_s = {settings.websocket.ping_s}: nginx closes a websocket that was silent for {PROXY_IDLE_S} s"
+        yield f"websocket.ping_s = {settings.websocket.ping_s}: nginx closes a websocket that is idle for {PROXY_IDLE_S} s"
     if settings.insecure:
-        yield "insecure is set: whoever reaches the ports hears everything, and may publish"
+        yield "insecure is set: everybody who reaches the ports may hear everything, and publish"
     if "open" not in settings.auth and not settings.access.trusted_proxies:
         yield (
             "trusted_proxies is empty: behind a proxy all clients have its address, and share the "
@@ -81,10 +81,10 @@ def advice(settings: Settings) -> Iterator[str]:
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean …?` for a name that doesn't exist, or nothing when none is near.
+    """Return `; did you mean …?` for an unknown name, or an empty text if no known name is similar.
 
-    `prefix` begins every name, so that it says nothing about likeness. The name of a section alone, or nearly, stands for all
-    that is in it.
+    `prefix` is common to all names, so it is left out of the comparison. The name of a section, or one that is similar to it, suggests
+    the section's first names.
     """
     names = [name.removeprefix(prefix) for name in known]
     word = word.removeprefix(prefix)
@@ -99,10 +99,10 @@ def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def describes_a_service(name: str, value: str) -> bool:
-    """Whether an environment variable is Kubernetes' or Docker's: both describe a service by variables with its name in front.
+    """Whether Kubernetes or Docker set this environment variable to describe a service named towerws.
 
-    Kubernetes: `{SVCNAME}_SERVICE_HOST` and so on, for each Service of the namespace; Docker: `--link`. Those that somebody could
-    mean for towerws (`TOWERWS_PORT=9000`) count only with a value that those two write.
+    Kubernetes sets `{SVCNAME}_SERVICE_HOST` and more for each Service of the namespace; Docker does for `--link`. A name that an operator
+    could mean for towerws (`TOWERWS_PORT=9000`) counts only with a value of their form.
     """
     if _is_service(name):
         return True
@@ -110,7 +110,7 @@ def describes_a_service(name: str, value: str) -> bool:
 
 
 def read_group(name: str, table: object) -> GroupSettings:
-    """One `[groups.NAME]` of the file; `ValueError` states the rule that it breaks."""
+    """Read a table `[groups.NAME]` of the file. Raises `ValueError` with the broken rule."""
     if not is_group(name):
         raise ValueError(f"a group's name is 1 to {MAX_GROUP_BYTES} letters, digits and _")
     if not isinstance(table, Mapping):

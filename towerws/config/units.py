@@ -1,7 +1,7 @@
-"""Sizes, durations and other single values of a setting, as people write them. All pure functions.
+"""Reads single values of settings: sizes, durations, counts, lists.
 
-Every reader takes what TOML, a flag or an environment variable gave, and raises `ValueError` whose text is the rule alone: it
-never repeats the value, so that the caller decides what of it may be shown.
+Each reader takes a value from TOML, a flag or an environment variable. It raises `ValueError` with the broken rule. The text never
+repeats the value, so the caller decides what to show of it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ GIB = 1024 * MIB
 _SIZE_UNITS = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
-# The counts of digits keep int() and float() cheap whatever comes; no setting needs more.
+# The bounds on digits keep int() and float() cheap for any input. No setting needs more.
 _is_size = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)", re.ASCII).fullmatch
 _is_duration = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|)", re.ASCII).fullmatch
 _is_whole = re.compile(r"[0-9]{1,15}", re.ASCII).fullmatch
 _is_number = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII).fullmatch
 
 Value = str | int | float | bool | tuple[str, ...]
-"""What a setting can be."""
+"""The type of a setting."""
 
 
 def read_size(value: object) -> int:
@@ -47,7 +47,7 @@ def read_duration(value: object) -> int | float:
     """Seconds from `120`, `1.5`, `120s`, `2m`, `1h`, `500ms` or a number; whole ones as an integer."""
     seconds: float | None = None
     if isinstance(value, str) and (match := _is_duration(value)):
-        # Rounded to the nanosecond: 0.1 * 3 has no business in a timer's name.
+        # Rounded to the nanosecond, so that "300ms" doesn't become 0.30000000000000004.
         seconds = round(float(match[1]) * _DURATION_UNITS[match[2]], 9)
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9:
         seconds = float(value)
@@ -57,7 +57,7 @@ def read_duration(value: object) -> int | float:
 
 
 def read_whole_seconds(value: object) -> int:
-    """As `read_duration`, for what the broker counts in whole seconds."""
+    """As `read_duration`, for values that the broker needs in whole seconds."""
     seconds = read_duration(value)
     if not isinstance(seconds, int):
         raise ValueError("a duration here is in whole seconds (30, 30s, 2m)")
@@ -81,7 +81,7 @@ def read_count(value: object) -> int:
 
 
 def read_rate(value: object) -> int | float:
-    """A number of things per second; whole ones as an integer."""
+    """A rate per second; a whole one as an integer."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9:
         return _whole_as_int(float(value))
     if isinstance(value, str) and _is_number(value):
@@ -90,7 +90,7 @@ def read_rate(value: object) -> int | float:
 
 
 def read_bool(value: object) -> bool:
-    """True or false, and nothing that merely looks like it."""
+    """True or false. Refuses 0, 1, "yes" and the like."""
     if isinstance(value, bool):
         return value
     raise ValueError("must be true or false")

@@ -1,8 +1,9 @@
-"""The doorman: how fast connections are accepted.
+"""Limits how many connections are accepted per second.
 
-Twisted accepts up to a hundred connections in one turn of the reactor, and more in each turn after that: ten thousand
-clients that come back at once kept everybody else waiting for a second (make bench SCENARIO=storm). Here a few are accepted,
-and no more for a moment; the rest wait in the kernel's queue, which is made long enough for them. Nobody is refused.
+Twisted accepts up to a hundred connections in one iteration of the reactor, and more in each iteration after that. Without
+a limit, ten thousand clients that reconnect at once delayed all other work by a second (make bench SCENARIO=storm). The throttle
+accepts `BATCH` connections and then pauses. The other clients wait in the kernel's accept queue, which it makes long
+enough. It refuses nobody.
 """
 
 from __future__ import annotations
@@ -14,54 +15,58 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IReactorTime
 
 BATCH = 20
-"""How many are accepted in one turn: some 6 ms until the last of them is subscribed."""
+"""Connections accepted in one iteration of the reactor. After about 6 ms the last of them is subscribed."""
 
 BACKLOG = 4096
-"""How many may wait in the kernel's queue, if the operator does not say (Twisted: 50). It takes `net.core.somaxconn` at most."""
+"""Length of the kernel's accept queue, unless the operator sets one (Twisted's default is 50). The kernel caps it at
+`net.core.somaxconn`."""
 
 
 class Port(Protocol):
-    """What is used of a listening port of Twisted's."""
+    """The part of Twisted's listening port that the throttle uses."""
 
     connected: Any
     numberAccepts: int
-    """How many connections it accepts in its next turn."""
+    """Connections that the port accepts in the next iteration of the reactor."""
     socket: Any
 
     def startReading(self) -> None:
-        """Accept."""
+        """Accept connections."""
 
     def stopReading(self) -> None:
-        """Accept nothing."""
+        """Accept no connections."""
 
 
 class AcceptThrottle:
-    """Lets in at most `per_s` connections a second, `BATCH` at a time."""
+    """Accepts at most `per_s` connections per second, `BATCH` at a time."""
 
     def __init__(self, per_s: float, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._period_s = BATCH / per_s
         self._port: Port | None = None
         self._resuming: Any = None
-        self._turning: Any = None
+        self._resetting: Any = None
         self._began = 0.0
         self._accepted = 0
         self.pauses = 0
-        """How often the door was closed for a moment since the start."""
+        """Pauses since the start."""
 
     def attach(self, port: Any, *, backlog: bool) -> None:
-        """Begin. With `backlog` the kernel's queue of this port is made `BACKLOG` long. No connection waits to fill a segment."""
+        """Start to throttle this port, and switch Nagle's algorithm off for the connections that it accepts.
+
+        `backlog`: also make the kernel's accept queue `BACKLOG` long.
+        """
         self._port = port
         port.numberAccepts = BATCH
-        with suppress(OSError):  # a UNIX socket has no such thing
-            port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has it too (tcp(7))
+        with suppress(OSError):  # a UNIX socket has no such option
+            port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it (tcp(7))
         if backlog:
             port.socket.listen(BACKLOG)  # a second call changes the length (Linux: inet_listen)
 
     def accepted(self) -> None:
-        """One more was let in."""
-        if self._turning is None and self._port is not None:
-            self._turning = self._reactor.callLater(0, self._turned)
+        """Count one accepted connection, and pause the port after `BATCH` of them."""
+        if self._resetting is None and self._port is not None:
+            self._resetting = self._reactor.callLater(0, self._reset_accepts)
         now = self._reactor.seconds()
         if now - self._began >= self._period_s:
             self._began, self._accepted = now, 0
@@ -71,18 +76,18 @@ class AcceptThrottle:
             self._port.stopReading()
             self._resuming = self._reactor.callLater(max(0.0, self._began + self._period_s - now), self._resume)
 
-    def leave(self) -> None:
-        """End: the port is closed, or about to be."""
+    def detach(self) -> None:
+        """Stop throttling: the port is closed, or about to be."""
         self._port = None
-        for waiting in (self._resuming, self._turning):
-            if waiting is not None:
-                waiting.cancel()
-        self._resuming = self._turning = None
+        for call in (self._resuming, self._resetting):
+            if call is not None:
+                call.cancel()
+        self._resuming = self._resetting = None
 
-    def _turned(self) -> None:
-        self._turning = None
+    def _reset_accepts(self) -> None:
+        self._resetting = None
         if self._port is not None:
-            self._port.numberAccepts = BATCH  # Twisted has changed it: more after a full batch, fewer after less
+            self._port.numberAccepts = BATCH  # Twisted changes it after each iteration: up after a full batch, down otherwise
 
     def _resume(self) -> None:
         self._resuming = None

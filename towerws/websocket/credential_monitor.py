@@ -1,8 +1,9 @@
-"""The guard: sees to it that an open connection ends with the credential that opened it.
+"""Ends open connections together with the credentials that opened them.
 
-One timer for all: every second it closes what has expired, and asks anew about the credentials whose turn it is, each once,
-however many connections it has. A user whose `control.limit_reached_<id>` comes by (AWX has just ended sessions of that user's)
-is asked about at once: the guard listens to that topic itself, so that it costs other deliveries nothing.
+One timer serves all connections. Every second it closes connections whose credential expired, and re-checks the credentials that
+are due. Each credential is checked once, however many connections it has. AWX publishes `control.limit_reached_<id>` when it ends
+sessions of a user. The monitor subscribes to this topic for each connected user, and re-checks the user at once. Other
+deliveries cost nothing more for it.
 """
 
 from __future__ import annotations
@@ -29,28 +30,31 @@ from towerws.core.wire import TOWER
 TICK_S = 1.0
 
 CREDENTIALS_PER_TICK = 100
-"""How many credentials are asked about in one second at most; the rest follow in the next."""
+"""Credentials that are re-checked in one second. The rest follow in the next second."""
 
 REMEMBERED_S = 300.0
-"""For how long a revocation is remembered: no authentication is under way for longer (the most that `websocket.handshake_s` may be)."""
+"""How long a revocation is remembered. No authentication takes longer: it is the maximum of `websocket.handshake_s`."""
 
 _NEVER = float("inf")
 
 
 class MonitoredSession(Protocol):
-    """What the guard needs of a session."""
+    """What the monitor uses of a session."""
 
     identity: Identity
 
     def recheck(self) -> None:
-        """Ask anew whether its credential is good, and what it may listen to."""
+        """Check again whether its credential is valid, and which topics it may hear."""
 
     def revoke(self) -> None:
         """Close the connection: its credential is no longer valid."""
 
 
 class CredentialMonitor:
-    """Watches over the sessions. `wall` is the time in seconds since 1970; `revalidate_s` 0 asks about nobody by itself."""
+    """Monitors the credentials of all sessions.
+
+    `revalidate_s`: seconds between two checks of a credential; 0 disables these checks. `wall` returns the seconds since 1970.
+    """
 
     _log = Logger()
 
@@ -62,112 +66,112 @@ class CredentialMonitor:
         self.revalidate_s = revalidate_s
         self._registry: Registry[MonitoredSession] = Registry()
         self._watchers: dict[str, Subscriber] = {}
-        self._expiring: dict[MonitoredSession, tuple[float, float]] = {}  # its end by the wall clock, and by the monotonic one
+        self._expiring: dict[MonitoredSession, tuple[float, float]] = {}  # expiry by the wall clock and by the monotonic clock
         self._soonest = self._soonest_deadline = _NEVER
-        self._rounds = DeadlineQueue()
+        self._due = DeadlineQueue()
         self._revocations = RecentRevocations(REMEMBERED_S)
         self._ticking = LoopingCall(self.tick)
         self._ticking.clock = reactor
         self.revoked = 0
-        """Connections closed because their credential ended."""
+        """Connections that were closed because their credential ended."""
 
     def start(self) -> None:
-        """Begin to look after them."""
+        """Start the timer."""
         self._ticking.start(TICK_S, now=False)
 
     def stop(self) -> None:
-        """Stop; a second call does nothing."""
+        """Stop the timer. A second call does nothing."""
         if self._ticking.running:
             self._ticking.stop()
 
     @property
     def watchers(self) -> int:
-        """How many members of the hub, and topics, are the guard's own."""
+        """The hub's subscribers, and topics, that are the monitor's own."""
         return len(self._watchers)
 
     def enter(self, session: MonitoredSession) -> None:
-        """A session has begun. One that no method vouches for (auth open) can't be revoked by its credential."""
+        """Monitor a session from its begin. Without authentication (auth open) it has no credential to revoke."""
         identity = session.identity
         self._registry.add(session, identity)
         if identity.expires_at is not None:
-            # The wall clock may be put back meanwhile: what was left of the credential's time now is all that it gets.
+            # The wall clock may be set back later. The monotonic deadline then ends the credential in time.
             deadline = self._reactor.seconds() + max(0.0, identity.expires_at - self._wall())
             self._expiring[session] = identity.expires_at, deadline
             self._soonest = min(self._soonest, identity.expires_at)
             self._soonest_deadline = min(self._soonest_deadline, deadline)
         if identity.session is not None:
             self._watch(identity)
-            # What was known of it for a while may be as old: its age counts, so that nothing is believed for longer than a round.
+            # A cached answer may be old already. Count from when it was checked, so that no answer outlives one interval.
             since = self._reactor.seconds() if identity.checked_at is None else identity.checked_at
-            self._schedule(identity.session, since, random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
+            self._schedule(identity.session, since, random.uniform(0.5, 1))  # noqa: S311 - spreads load, protects nothing
 
     def leave(self, session: MonitoredSession) -> None:
-        """A session has ended. A second call does nothing."""
+        """Forget a session that ended. A second call does nothing."""
         self._expiring.pop(session, None)
         user, credentials = self._registry.remove(session)
         for credential in credentials:
-            self._rounds.discard(credential)
+            self._due.discard(credential)
         if user is not None and (watcher := self._watchers.pop(user, None)) is not None:
             self._hub.leave(watcher)
 
     def renew(self, session: MonitoredSession) -> None:
-        """A session has another identity now: its end, and the name that it can be revoked by, are those of the new credential."""
+        """Monitor a session by its new credential, after it replaced its identity."""
         self.leave(session)
         self.enter(session)
 
     def disconnect(self, revocation: Revocation) -> int:
-        """Close the connections of a user, or of a credential; how many they were.
+        """Close the connections of a user or of a credential. Returns their number.
 
-        No answer from before lets it in again: none that is kept, and none to a question that is under way.
+        Answers from before can't authenticate it again: cached answers are dropped, and answers under way are refused (`was_revoked`).
         """
         self._revocations.add(revocation, self._reactor.seconds())
         self._auth.forget(revocation)
         registry, user = self._registry, revocation.user
         found = registry.of_user(user) if user is not None else registry.of_session(revocation.session or "")
         for each in found:
-            self._see_to(partial(self._revoke, each))
+            self._call(partial(self._revoke, each))
         return len(found)
 
     def was_revoked(self, identity: Identity, since: float) -> bool:
-        """Whether it was revoked since then: an authentication that began at `since` (monotonic seconds) must not succeed any more."""
+        """Whether the identity was revoked after `since` (monotonic seconds). Then an authentication that began at `since` must fail."""
         return self._revocations.latest(identity.user_id, *identity.sessions) >= since
 
-    def doubt(self) -> None:
-        """Revocations may have been missed: forget what is kept of anybody, and ask about all credentials anew, as fast as a tick may."""
+    def recheck_all(self) -> None:
+        """Re-check all credentials as fast as the limit allows, and drop cached answers: revocations may have been missed."""
         self._auth.forget(None)
-        self._rounds.bring_forward(self._reactor.seconds())
+        self._due.bring_forward(self._reactor.seconds())
 
     def recheck_user(self, user: str) -> None:
-        """Ask anew about all of a user's connections, now."""
+        """Re-check all connections of a user now."""
         for session in self._registry.of_user(user):
             session.recheck()
 
     def tick(self) -> None:
-        """What is to be done every second."""
+        """Close expired connections, and re-check the credentials that are due. Runs every second."""
         wall, now = self._wall(), self._reactor.seconds()
         if wall >= self._soonest or now >= self._soonest_deadline:
             for session, (expires_at, deadline) in list(self._expiring.items()):
                 if expires_at <= wall or deadline <= now:
-                    self._see_to(partial(self._revoke, session))
+                    self._call(partial(self._revoke, session))
             self._soonest = min((expires_at for expires_at, _ in self._expiring.values()), default=_NEVER)
             self._soonest_deadline = min((deadline for _, deadline in self._expiring.values()), default=_NEVER)
-        for name in self._rounds.pop_due(now, CREDENTIALS_PER_TICK):
+        for name in self._due.pop_due(now, CREDENTIALS_PER_TICK):
             sessions = self._registry.of_session(name)
             for session in sessions:
-                self._see_to(session.recheck)
+                self._call(session.recheck)
             if sessions:
-                self._schedule(name, now, random.uniform(0.8, 1))  # noqa: S311 - as above
+                self._schedule(name, now, random.uniform(0.8, 1))  # noqa: S311
 
-    def _see_to(self, call: Callable[[], None]) -> None:
-        """What goes wrong with one connection must not keep the guard from the others, nor end its rounds."""
+    def _call(self, call: Callable[[], None]) -> None:
+        """Log an exception: a failure of one connection must not stop the checks of the others."""
         try:
             call()
-        except Exception:  # noqa: BLE001 - whatever it is
-            self._log.failure("the guard could not deal with a connection")
+        except Exception:  # noqa: BLE001 - any failure
+            self._log.failure("a connection could not be re-checked or closed")
 
-    def _schedule(self, name: str, since: float, share: float) -> None:
+    def _schedule(self, name: str, since: float, fraction: float) -> None:
         if self.revalidate_s:
-            self._rounds.add(name, since + self.revalidate_s * share)
+            self._due.add(name, since + self.revalidate_s * fraction)
 
     def _revoke(self, session: MonitoredSession) -> None:
         self.revoked += 1
@@ -183,18 +187,18 @@ class CredentialMonitor:
 
 
 class _Watcher:
-    """A member of the hub that takes what it hears for a reason to look."""
+    """A hub peer that calls a function for each event."""
 
-    def __init__(self, look: Callable[[], object]) -> None:
-        self._look = look
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
 
     def send(self, data: bytes) -> bool:
-        """Look."""
-        self._look()
+        """Call the function."""
+        self._call()
         return True
 
     def await_drain(self) -> None:
-        """Never asked for: it takes everything."""
+        """Never called: `send` always succeeds."""
 
     def end(self, reason: CloseReason) -> None:
-        """Never ends before its user's last session."""
+        """Never called: it stays until its user's last session ends."""

@@ -1,9 +1,9 @@
-"""How fast one connection, and one user, may have history replayed.
+"""Bounds the rate at which history is replayed to one connection and to one user.
 
-A request with `since` costs a client a hundred bytes, and may be answered with all of history. So what is replayed counts: a
-connection gets the whole of history once, and from then on `CONNECTION_SHARE` of what its user gets. Whoever is beyond that waits, is
-fed on as slowly, and loses nothing but what falls out of history meanwhile, of which it is told as ever. What a slow
-reader is fed of live events is not counted: it gets each of them once.
+A request with `since` costs a client a hundred bytes, and its answer may be all of history. So replayed bytes are counted. A connection
+gets the whole of history once at full speed. After that it gets `CONNECTION_SHARE` of its user's rate. A client over its rate waits
+and is fed more slowly. It misses only what falls out of history meanwhile, and it is told of that gap. Live events that a slow client
+reads late are not counted: it gets each of them once.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from towerws.core.rate_limits import Throttle
 from towerws.core.subscribers import Subscriber
 
 HISTORIES_AT_ONCE: Final = 4
-"""How many times the whole of history one user gets at once, on all of its connections: a few pages that were away for long."""
+"""Full histories that one user gets at full speed, over all its connections: enough for a few pages that were away for long."""
 
 CONNECTION_SHARE: Final = 1 / 64
 
 
 class ReplayBounds:
-    """What all connections share: `bytes_per_s` for each user, and the size of history."""
+    """The bounds that all connections share. `bytes_per_s` is the rate of one user; `history_bytes` is the size of history."""
 
     def __init__(self, bytes_per_s: float, history_bytes: int) -> None:
         self.accounts = Throttle(bytes_per_s, HISTORIES_AT_ONCE * history_bytes)
         self.connection_rate = bytes_per_s * CONNECTION_SHARE
         self.history_bytes = history_bytes
         self.delays = 0
-        """How often a replay had to wait."""
+        """Pieces of history that had to wait."""
 
 
 class Replay:
-    """The replays of one connection. `account` says whose they are."""
+    """Feeds history to one connection. `account` is the key of its user's rate."""
 
     __slots__ = ("_account", "_bounds", "_hub", "_own", "_reactor", "_subscriber", "_timer", "_until")
 
@@ -49,12 +49,12 @@ class Replay:
         self._timer: Any = None
 
     def begin(self) -> None:
-        """The member resumes: what lies between its place and the log's newest delivery is replayed."""
+        """The subscriber resumes: replay what lies between its cursor and the newest delivery."""
         self._until = self._hub.flushed_seq
         self.feed()
 
     def feed(self) -> None:
-        """Give the member its next piece, now or when it is due."""
+        """Send the subscriber its next piece, now or when its rate allows."""
         if self._timer is not None:
             return
         subscriber = self._subscriber
@@ -65,7 +65,7 @@ class Replay:
         delay_s = max(self._own.delay("", now), self._bounds.accounts.delay(self._account, now))
         if delay_s:
             self._bounds.delays += 1
-            self._timer = self._reactor.callLater(delay_s, self._go_on)
+            self._timer = self._reactor.callLater(delay_s, self._resume)
             return
         sent = self._hub.feed(subscriber)
         if sent:
@@ -73,11 +73,11 @@ class Replay:
             self._bounds.accounts.count(self._account, now, sent)
 
     def close(self) -> None:
-        """The connection is gone."""
+        """Stop: the connection is closed."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._timer = None
         self.feed()

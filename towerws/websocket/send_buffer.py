@@ -1,8 +1,8 @@
-"""The outlet: how a connection's bytes leave, bounded, and past what makes it slow where that is safe.
+"""Bounded writes to one client.
 
-On a plain TCP transport with nothing waiting, `socket.send` is called directly; what it does not take goes to the transport.
-That saves the transport's way through two buffers and an `epoll_ctl` pair per write. Everything else (TLS, a test's
-transport) is written through the transport. Both never raise: a socket that fails is the reactor's to discover.
+On plain TCP with an empty buffer, `send` calls `socket.send` directly. It writes the rest to the transport. This saves two copies
+and a pair of `epoll_ctl` calls per write. Other transports (TLS, in-memory) get all data by `transport.write`. Neither form
+raises: the reactor discovers a broken socket.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from zope.interface import implementer
 
 
 class SendBuffer(Protocol):
-    """The way out of one connection."""
+    """What the hub writes to."""
 
     def send(self, data: bytes) -> bool:
-        """Take whole frames; False, and nothing taken, when more bytes would then be waiting than the bound allows.
+        """Write complete frames. Returns False, and writes nothing, if more bytes than the bound would then be buffered.
 
-        An outlet with nothing waiting takes anything. A closed one takes everything, and drops it.
+        An empty buffer takes data of any size. A closed one drops the data and returns True.
         """
 
     def await_drain(self, call: Callable[[], None]) -> None:
-        """Call this once nothing is waiting any more, never from within this call. A second wait replaces the first."""
+        """Call this once the buffer is empty, never from within this method. A second call replaces the first."""
 
     def close(self) -> None:
-        """Send nothing any more, and call nobody."""
+        """Write nothing more, and make no more calls."""
 
 
 def open_send_buffer(transport: Any, bound: int, soon: Callable[[Callable[[], None]], object]) -> SendBuffer:
-    """The fitting outlet. `bound` is in bytes; `soon` runs a callable in another turn of the reactor."""
+    """Make the send buffer for this transport. `bound` is in bytes. `soon` calls a function in the next iteration of the reactor."""
     if is_plain_tcp(transport):
         return SocketSendBuffer(transport, bound, soon)
     return TransportSendBuffer(transport, bound, soon)
 
 
 def is_plain_tcp(transport: Any) -> bool:
-    """Whether bytes go to the socket as they are. A UNIX socket counts as well."""
+    """Whether the transport writes bytes to its socket unchanged. True for a UNIX socket, too."""
     return isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False)
 
 
 @implementer(IPullProducer)
 class SocketSendBuffer:
-    """An outlet on a plain TCP connection of Twisted's, whose buffer can be looked at."""
+    """Writes to Twisted's plain TCP connection, whose buffer it can measure."""
 
     __slots__ = ("_bound", "_call", "_closed", "_soon", "_transport")
 
@@ -58,7 +58,7 @@ class SocketSendBuffer:
 
     @property
     def waiting(self) -> int:
-        """Bytes in the transport's buffers (`abstract.FileDescriptor` keeps them in two)."""
+        """Bytes in the transport's two buffers (`abstract.FileDescriptor`)."""
         transport = self._transport
         return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]  # noqa: SLF001
 
@@ -67,26 +67,26 @@ class SocketSendBuffer:
         if self._closed:
             return True
         transport = self._transport
-        if transport.dataBuffer or transport._tempDataLen:  # noqa: SLF001 - as in `waiting`, without the call
+        if transport.dataBuffer or transport._tempDataLen:  # noqa: SLF001 - `waiting`, inlined
             if self.waiting + len(data) > self._bound:
                 return False
             transport.write(data)
             return True
         try:
             sent = transport.socket.send(data)
-        except OSError:  # full, or broken; the transport finds out which
+        except OSError:  # the socket is full or broken; the transport finds out which
             sent = 0
         if sent < len(data):
             transport.write(data[sent:] if sent else data)
         return True
 
     def await_drain(self, call: Callable[[], None]) -> None:
-        """See `SendBuffer`. A pull producer is asked for more exactly when the transport's buffer has run empty."""
+        """See `SendBuffer`. The transport calls a pull producer exactly when its buffer is empty."""
         if self._closed:
             return
-        waits = self._call is not None
+        is_waiting = self._call is not None
         self._call = call
-        if waits:
+        if is_waiting:
             return
         if self.waiting:
             self._transport.registerProducer(self, False)
@@ -94,7 +94,7 @@ class SocketSendBuffer:
             self._soon(self._drained)
 
     def resumeProducing(self) -> None:
-        """IPullProducer: the buffer is empty; except for the call from `registerProducer` itself, when it is not."""
+        """IPullProducer: the buffer is empty, except in the call that `registerProducer` itself makes."""
         if not self.waiting:
             self._transport.unregisterProducer()
             self._drained()
@@ -116,7 +116,7 @@ class SocketSendBuffer:
 
 @implementer(IPushProducer)
 class TransportSendBuffer:
-    """An outlet on any transport: it counts what it wrote since the transport said that it has enough."""
+    """Writes to any transport. It counts the bytes that it wrote since the transport paused it."""
 
     __slots__ = ("_bound", "_call", "_closed", "_paused", "_since_pause", "_soon", "_transport")
 
@@ -145,19 +145,19 @@ class TransportSendBuffer:
         """See `SendBuffer`."""
         if self._closed:
             return
-        waits = self._call is not None
+        is_waiting = self._call is not None
         self._call = call
-        if not waits and not self._paused:
+        if not is_waiting and not self._paused:
             self._soon(self._drained)
 
     def pauseProducing(self) -> None:
-        """IPushProducer: the transport has more than 64 KiB waiting. Twisted says so again with every write."""
+        """IPushProducer: the transport's buffer holds more than 64 KiB. Twisted repeats the call at each write."""
         if not self._paused:
             self._paused = True
             self._since_pause = 0
 
     def resumeProducing(self) -> None:
-        """IPushProducer: the transport has nothing waiting any more."""
+        """IPushProducer: the transport's buffer is empty."""
         self._paused = False
         self._drained()
 

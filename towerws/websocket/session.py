@@ -1,8 +1,8 @@
-"""A session: the conversation with one open connection, from its first frame to its last.
+"""The session of one open, authenticated connection, from its first frame to its last.
 
-Messages of one client are followed strictly in their order, one at a time. A request replaces the one before it, also where that
-one still waits for a slow question about access: it is then answered with what is known (pending.py). More messages than the rate
-allows are delayed, not refused; what waits is bounded in bytes.
+A session handles its client's messages strictly in order, one at a time. A request replaces the one before it. If that one still
+waits for a decision about access, it is answered with what is known by then (waits.py). Messages over the rate are delayed,
+not refused. The queue of waiting messages is bounded in bytes.
 """
 
 from __future__ import annotations
@@ -29,43 +29,44 @@ from towerws.core.subscribers import Subscriber
 from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.pending_request import PendingRequest
 from towerws.websocket.replay import Replay
 from towerws.websocket.tokens import UNCHECKED, renew
+from towerws.websocket.waits import PendingRequest, PositionWait
 
 STATIC_S = 300.0
-"""For how long a credential that can't be checked anew counts as before. After that nothing is added to what is subscribed."""
+"""How long a credential that can't be re-checked stays valid. After that the client can't subscribe to more topics."""
 
 INBOX_BYTES = 64 * 1024
+"""Bound of the queue of waiting messages. A client that exceeds it is closed with 1008."""
 
 MAX_WRONG_TOKENS = 3
-"""How many tokens that are not good end a connection, or wrong `xrftoken`s one of towerws.v1. A page whose `csrftoken` changed tries once.
+"""Wrong tokens that end a connection. In towerws.v1 a wrong `xrftoken` counts, too. A page whose `csrftoken` changed sends one.
 """
 
 GUESS_S = 1.0
-"""In Tower's dialect each wrong `xrftoken` beyond those is answered after this time, and what comes behind it waits."""
+"""In the Tower dialect, each wrong `xrftoken` beyond those is answered after this delay, and later messages wait."""
 
 MESSAGE_BYTES = 128
-"""What a message that waits costs beside its payload: empty ones are not free."""
+"""Memory of a waiting message in addition to its payload."""
 
 
 class Connection(Protocol):
-    """What a session needs of its connection; also the hub's `Peer`."""
+    """What a session uses of its connection. It is the hub's `Peer`, too."""
 
     address: str
 
     def send(self, data: bytes) -> bool:
-        """Take whole frames, or say that there is no room."""
+        """Write complete frames. Returns False, and writes nothing, if the send buffer is full."""
 
     def await_drain(self) -> None:
-        """Have this session's member fed once the buffer is empty."""
+        """Call the session's `feed` once the send buffer is empty."""
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
-        """Close the connection, and count that under this name, if it has one."""
+        """Close the connection. `limit` names the limit that was exceeded, for the log and a counter."""
 
 
 class Session:
-    """The state of one conversation. `message` and `close` are all that the connection calls after the start."""
+    """The session of one connection, which calls `message`, `feed` and `close`."""
 
     __slots__ = (
         "_bucket",
@@ -92,7 +93,7 @@ class Session:
     def __init__(
         self, context: ConnectionContext, connection: Connection, identity: Identity, dialect: Dialect, response: bytes = b""
     ) -> None:
-        """Join the hub and send the first frame, right behind the handshake's `response`."""
+        """Join the hub, and send the handshake's `response` together with the first frame."""
         self._context = context
         self._connection = connection
         self.identity = identity
@@ -103,7 +104,7 @@ class Session:
         self._malformed = 0
         self._wrong_tokens = 0
         self.requests = 0
-        """Requests taken from this client."""
+        """Requests that this client sent."""
         self._cancel: Callable[[], object] | None = None
         self._pending: PendingRequest | None = None
         self._replay: Replay | None = None
@@ -116,7 +117,7 @@ class Session:
         connection.send(response + text_frame(welcome))
 
     def close(self) -> None:
-        """Let go of everything. A second call does nothing."""
+        """End the session and everything that it waits for. A second call does nothing."""
         self._closed = True
         if self._inbox is not None:
             self._inbox.clear()
@@ -132,14 +133,14 @@ class Session:
             cancel()
 
     def feed(self) -> None:
-        """The connection's buffer is empty: give a member that is behind its next piece."""
+        """The send buffer is empty: send the next piece of history, if the subscriber is behind."""
         if self._replay is None:
             self._context.hub.feed(self.subscriber)
         else:
             self._replay.feed()
 
     def message(self, payload: bytes, is_binary: bool) -> None:
-        """Take in one whole message."""
+        """Queue a complete message, and handle it if none is being handled."""
         if self._closed:
             return
         if self._inbox is None:
@@ -150,12 +151,12 @@ class Session:
             return
         self._inbox.append((payload, is_binary))
         if self._cancel is None:
-            self._follow()
+            self._handle_next()
         elif self._pending is not None and self._replaces_all(payload, is_binary):
             self._pending.supersede()
 
-    def _follow(self) -> None:
-        """Follow the messages that wait, until one has to wait for something itself."""
+    def _handle_next(self) -> None:
+        """Handle queued messages, until one has to wait for something."""
         while self._inbox and self._cancel is None and not self._closed:
             settings = self._context.settings
             now = self._context.reactor.seconds()
@@ -167,13 +168,13 @@ class Session:
                 return
             payload, is_binary = self._inbox.popleft()
             self._inbox_bytes -= len(payload) + MESSAGE_BYTES
-            self._answer(payload, is_binary)
+            self._handle(payload, is_binary)
 
     def _resume(self) -> None:
         self._cancel = None
-        self._follow()
+        self._handle_next()
 
-    def _answer(self, payload: bytes, is_binary: bool) -> None:
+    def _handle(self, payload: bytes, is_binary: bool) -> None:
         context = self._context
         context.requests += 1
         self.requests += 1
@@ -194,7 +195,7 @@ class Session:
         elif isinstance(message, TokenMessage):
             self._renew(message)
         elif context.check_xrftoken and not self.identity.accepts_xrftoken(message.xrftoken):
-            self._mistrust(BadRequest("xrftoken", "access denied to channel", message.request_id))
+            self._refuse_xrftoken(BadRequest("xrftoken", "access denied to channel", message.request_id))
         else:
             self._authorize(message)
 
@@ -202,8 +203,11 @@ class Session:
         self._context.bad_requests += 1
         self._reply(self.dialect.error(error))
 
-    def _mistrust(self, error: BadRequest) -> None:
-        """Answer a wrong `xrftoken`. AWX never closes for one, and its React pages do not come back: guessing is slowed down instead."""
+    def _refuse_xrftoken(self, error: BadRequest) -> None:
+        """Answer a wrong `xrftoken`.
+
+        In the Tower dialect guesses are slowed down, not closed: AWX never closes for one, and its React pages don't reconnect.
+        """
         identity = self.identity
         self._context.refusals.line(
             self._connection.address, error.code, credential=identity.method, session=identity.session, detail="wrong xrftoken"
@@ -220,7 +224,7 @@ class Session:
         def answer() -> None:
             self._cancel = None
             self._refuse(error)
-            self._follow()
+            self._handle_next()
 
         self._context.limits["distrust"] += 1
         self._cancel = self._context.reactor.callLater(GUESS_S, answer).cancel
@@ -231,9 +235,9 @@ class Session:
             self._connection.end(CloseReason.POLICY, "distrust")
 
     def _renew(self, message: TokenMessage) -> None:
-        """Another credential of the same user. One that is not taken changes nothing: the one before it is as good as it was.
+        """Replace the credential by another one of the same user. A refused token changes nothing.
 
-        Not asked for `xrftoken`: a page that knows a token needs no cookie to be believed.
+        No `xrftoken` is needed: a page that knows a token doesn't act by a cookie.
         """
 
         def renewed(identity: Identity) -> Deferred[None]:
@@ -254,9 +258,9 @@ class Session:
         self._wait_for(renew(self._context, self.identity, message, self._connection.address).addCallback(renewed).addErrback(failed))
 
     def _replace(self, identity: Identity, message: TokenMessage, refusals: dict[str, str]) -> None:
-        """The new credential is in force, with what it grants and when it ends, before the answer says so."""
+        """Put the new credential into force, with its grants and its expiry, and answer then."""
         if self._rechecking is not None:
-            self._rechecking.cancel()  # it is about the credential before this one
+            self._rechecking.cancel()  # it checks the old credential
         self.identity = identity
         self._valid_at = self._context.reactor.seconds()
         self._wrong_tokens = 0
@@ -267,7 +271,7 @@ class Session:
 
     def _authorize(self, request: Request) -> None:
         if request.since is not None and self.dialect.subprotocol is None:
-            request = request._replace(since=None)  # Tower's dialect knows no positions
+            request = request._replace(since=None)  # the Tower dialect has no positions
         others = self._context.groups.refusals(self.identity, request.topics)
         if self._is_stale():
             others |= {topic: "unavailable" for topic in request.topics if topic not in self.subscriber.topics and topic not in others}
@@ -283,14 +287,14 @@ class Session:
             decided = True
             self._cancel = self._pending = None
             self._apply(request, {**others, **refusals}, pending.before)
-            self._follow()
+            self._handle_next()
 
         pending = PendingRequest(self._context, self.subscriber, self.identity, request, others, asked, done)
         if not decided:
             self._pending, self._cancel = pending, pending.cancel
 
     def _replaces_all(self, payload: bytes, is_binary: bool) -> bool:
-        """Whether a message is a request that will be followed: one before it is then answered with what is known."""
+        """Whether the message is a valid request. Then a pending request before it is answered with what is known."""
         context = self._context
         try:
             message = parse_message(payload, context.groups, context.settings.topics, is_binary=is_binary)
@@ -299,14 +303,14 @@ class Session:
         return isinstance(message, Request) and (not context.check_xrftoken or self.identity.accepts_xrftoken(message.xrftoken))
 
     def _wait_for(self, asked: Deferred[None]) -> None:
-        """Follow no other message before this has fired. It never fails."""
+        """Handle no other message before `asked` has fired. It never fails."""
         done = False
 
         def go_on(_: None) -> None:
             nonlocal done
-            if done and self._cancel == asked.cancel:  # what was asked may have led to the next wait
+            if done and self._cancel == asked.cancel:  # its callback may have begun the next wait
                 self._cancel = None
-                self._follow()
+                self._handle_next()
             done = True
 
         asked.addCallback(go_on)
@@ -314,14 +318,14 @@ class Session:
             done = True
             self._cancel = asked.cancel
 
-    # the guard calls these
+    # the credential monitor calls these
 
     def recheck(self) -> None:
-        """Ask anew whether the credential is good, and what it may listen to. What can't be asked just now stays as it is."""
+        """Check again whether the credential is valid, and which topics it may hear. If that can't be checked, nothing changes."""
         if self._closed or self._rechecking is not None:
             return
         asked: Deferred[Identity] = maybeDeferred(self._context.auth.revalidate, self.identity)
-        self._rechecking = rechecking = asked.addCallback(self._review).addErrback(self._rechecked_in_vain)
+        self._rechecking = rechecking = asked.addCallback(self._review).addErrback(self._recheck_failed)
 
         def done(_: None) -> None:
             self._rechecking = None
@@ -329,17 +333,17 @@ class Session:
         rechecking.addCallback(done)
 
     def revoke(self) -> None:
-        """The credential is no longer valid."""
+        """Close the connection: its credential is no longer valid."""
         self._connection.end(CloseReason.CREDENTIAL)
 
     def _review(self, identity: Identity) -> Deferred[None]:
-        """The credential is good: go through what is subscribed."""
+        """The credential is valid: check the subscribed topics."""
         self.identity = identity
         self._valid_at = self._context.reactor.seconds()
         return maybeDeferred(self._context.auth.refusals, identity, tuple(self.subscriber.topics)).addCallback(self._withdraw)
 
     def _withdraw(self, refusals: dict[str, str]) -> None:
-        """Take away what may not be listened to any more. A client of Tower's dialect is told by errors alone: it did not ask."""
+        """Unsubscribe topics that the user may no longer hear. A Tower client gets error frames only: it sent no request."""
         held = self.subscriber.topics
         refused = {topic: reason for topic, reason in refusals.items() if reason != "unavailable" and topic in held}
         if self._closed or not refused:
@@ -349,14 +353,14 @@ class Session:
         change = self._context.hub.subscribe(self.subscriber, Request(tuple(topic for topic in held if topic not in refused)))
         self._reply(*self.dialect.revoked(change, denied))
 
-    def _rechecked_in_vain(self, failure: Failure) -> None:
+    def _recheck_failed(self, failure: Failure) -> None:
         if self._closed or failure.check(Unavailable, CancelledError):
             return
         if failure.check(Refused):
             self._context.credential_monitor.revoked += 1
             self.revoke()
         else:
-            self._log.failure("a credential could not be checked anew; the connection stays as it is", failure)
+            self._log.failure("a credential could not be re-checked; the connection stays as it is", failure)
 
     def _is_stale(self) -> bool:
         every = self._context.credential_monitor.revalidate_s
@@ -365,9 +369,10 @@ class Session:
         return self._context.reactor.seconds() - self._valid_at > every + STATIC_S
 
     def _apply(self, request: Request, refusals: dict[str, str], before: tuple[str, ...] | None = None) -> None:
-        """What may be listened to is known. Put it in force, once the position that the client brought can be judged.
+        """Subscribe, once the position that the client sent can be judged.
 
-        `before` is what was subscribed when the request came, if that is not what is now.
+        `refusals`: topics that the user may not hear, each with the reason. `before`: the subscriptions when the request came, if
+        they changed since.
         """
         if self._closed:
             return
@@ -383,21 +388,21 @@ class Session:
             self._subscribe(request, found, before)
 
     def _await_position(self, request: Request, since: str, before: tuple[str, ...] | None) -> None:
-        """Wait until the position can be judged. When the wait gets too long the client is told to come back: its position stays good."""
+        """Wait until the position can be judged. After `resume_wait_s`, close with 1013: the client returns with the same position."""
 
         def judged(found: Delivery | None) -> None:
             self._cancel = None
             self._subscribe(request, found, before)
-            self._follow()
+            self._handle_next()
 
         def late() -> None:
             self._cancel = None
             self._connection.end(CloseReason.NOT_YET, "resume_wait_s")
 
-        self._cancel = self._context.wait_for_position(since, judged, late)
+        self._cancel = PositionWait(self._context, since, judged, late).cancel
 
     def _subscribe(self, request: Request, since: Delivery | None, before: tuple[str, ...] | None) -> None:
-        """The new set of topics is in force before the answer says so."""
+        """Put the new subscriptions into force, and answer then."""
         if self._closed:
             return
         denied = list(request.denied)
@@ -416,9 +421,9 @@ class Session:
             self._replay.begin()
 
     def _reply(self, *payloads: bytes | None) -> None:
-        """Send frames in one write: a thousand denials are not a thousand system calls, and all of them are taken or none."""
+        """Send frames in one write. So a thousand denials take one system call, and either all of them are sent or none."""
         if not self._connection.send(b"".join([text_frame(payload) for payload in payloads if payload is not None])):
-            # It asks and asks, and does not read the answers.
+            # The client keeps sending requests and doesn't read the answers.
             self._connection.end(CloseReason.OVERLOAD, "backlog_bytes")
 
 

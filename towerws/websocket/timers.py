@@ -1,10 +1,9 @@
-"""Timers of many connections that are due about the same time: pings, pongs, handshakes.
+"""Timers for many connections at once: pings, pongs and handshakes.
 
-It stands where Autobahn has txaio's batched timer, which is early by up to a second (all that is due within one second goes
-off at its beginning), calls up to a thousand in one turn of the reactor, calls what was cancelled meanwhile if it is not
-among the first thousand, and looks through all of a second's timers to cancel one. Here a timer is never early and at
-most `GRAIN_S` late, a turn calls `TOGETHER`, and cancelling costs the same however many there are: 7 -> 2 µs for one that is
-made and cancelled, which each connection does.
+They replace txaio's batched timer, which Autobahn uses. That timer fires up to a second early. It makes up to a thousand calls in
+one iteration of the reactor, and beyond those it calls cancelled timers, too. To cancel one it scans all timers of a second.
+A timer of this module is never early, and at most `GRAIN_S` late. One iteration makes at most `MAX_CALLS` calls. Cancelling has a
+constant cost: to make and cancel a timer takes 2 µs instead of 7, and each connection does it once.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 GRAIN_S = 0.25
-"""Those that are due within this time go off together, at its end."""
+"""Timers that are due within the same span of this length fire together, at its end."""
 
-TOGETHER = 100
-"""How many are called in one turn of the reactor: a ping costs some 50 µs."""
+MAX_CALLS = 100
+"""Timers that fire in one iteration of the reactor. A ping costs about 50 µs."""
 
 
 class Timer:
-    """A call that is to come. Autobahn cancels it when it is no longer wanted.
+    """A scheduled call.
 
-    It knows its bucket by a number only. A reference would be a cycle, which stays until a full collection: 5.7 MiB a minute
-    with 18,000 connections that are pinged.
+    It knows its bucket by number only. A reference would be a cycle, which stays until a full collection: 5.7 MiB a minute
+    with pings to 18,000 connections.
     """
 
     __slots__ = ("_call", "_grain", "_timers")
@@ -38,65 +37,65 @@ class Timer:
         self._call: Callable[[], object] | None = call
 
     def cancel(self) -> None:
-        """Don't call. A second time, or after the call, nothing happens."""
+        """Cancel the call. Does nothing after the call, or a second time."""
         if self._call is not None:
             self._call = None
             self._timers.drop(self, self._grain)
 
-    def go_off(self) -> None:
-        """Call, unless it was cancelled."""
+    def fire(self) -> None:
+        """Make the call, unless it was cancelled."""
         call, self._call = self._call, None
         if call is not None:
             call()
 
 
 class Bucket:
-    """Timers that go off together."""
+    """Timers that fire together."""
 
     __slots__ = ("grain", "reactor_call", "timers")
 
     def __init__(self, grain: int, reactor_call: Any) -> None:
         self.grain = grain
         self.reactor_call = reactor_call
-        """The reactor's call for all of them, which can be cancelled."""
+        """The reactor's delayed call for all of them."""
         self.timers: dict[Timer, None] = {}
 
 
 class Timers:
-    """All timers of one factory."""
+    """The timers of one factory."""
 
     _log = Logger()
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._buckets: dict[int, Bucket] = {}  # by the grain of time at whose beginning they go off
+        self._buckets: dict[int, Bucket] = {}  # by the number of the time span before which they are due
 
     def call_later(self, delay_s: float, call: Callable[[], object]) -> Timer:
-        """Call this in so many seconds, or up to `GRAIN_S` more. What it raises is logged, and stops no other."""
+        """Call this after `delay_s` seconds, or up to `GRAIN_S` later. An exception in the call is logged, and other timers go on."""
         now = self._reactor.seconds()
         grain = int((now + delay_s) / GRAIN_S) + 1
         if (bucket := self._buckets.get(grain)) is None:
-            delayed = self._reactor.callLater(grain * GRAIN_S - now, self._go_off, grain)
+            delayed = self._reactor.callLater(grain * GRAIN_S - now, self._fire, grain)
             bucket = self._buckets[grain] = Bucket(grain, delayed)
-        timer = Timer(self, bucket.grain, call)  # the bucket's own number: all its timers share one object
+        timer = Timer(self, bucket.grain, call)  # the bucket's own int object, shared by all its timers
         bucket.timers[timer] = None
         return timer
 
     def drop(self, timer: Timer, grain: int) -> None:
-        """Let go of a timer that was cancelled; of the last one with all that waits for it."""
+        """Remove a cancelled timer. With the last timer of a bucket, cancel the reactor's call."""
         bucket = self._buckets.get(grain)
         if bucket is not None and bucket.timers.pop(timer, timer) is None and not bucket.timers:
             del self._buckets[grain]
             bucket.reactor_call.cancel()
 
-    def _go_off(self, grain: int) -> None:
-        self._go_on(deque(self._buckets.pop(grain).timers))
+    def _fire(self, grain: int) -> None:
+        self._fire_some(deque(self._buckets.pop(grain).timers))
 
-    def _go_on(self, due: deque[Timer]) -> None:
-        for _ in range(min(TOGETHER, len(due))):
+    def _fire_some(self, due: deque[Timer]) -> None:
+        for _ in range(min(MAX_CALLS, len(due))):
             try:
-                due.popleft().go_off()
-            except Exception:  # noqa: BLE001 - one connection's fault is not the others'
+                due.popleft().fire()
+            except Exception:  # noqa: BLE001 - one connection's failure must not stop the others' timers
                 self._log.failure("a timer of a connection failed")
         if due:
-            self._reactor.callLater(0, self._go_on, due)
+            self._reactor.callLater(0, self._fire_some, due)

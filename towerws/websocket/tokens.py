@@ -1,4 +1,4 @@
-"""Tokens that come in a message: who may bring one, and what a client is told of one that is not taken."""
+"""Tokens that a client sends in a message: validation, and the error that the client gets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _log = Logger()
 
 
 def identify(context: ConnectionContext, message: TokenMessage, address: str) -> Deferred[Identity]:
-    """Fires with whose token this is. `address` is the client's.
+    """Fires with the user of this token. `address` is the client's.
 
-    Fails with `BadRequest`, whose code is `token` when it is not good and `unavailable` when that can't be found out. May be cancelled.
+    Fails with `BadRequest`: code `token` if the token isn't valid, `unavailable` if that can't be checked now. May be cancelled.
     """
     auth, began = context.auth, context.reactor.seconds()
     if not takes_tokens(auth):
@@ -46,7 +46,7 @@ def identify(context: ConnectionContext, message: TokenMessage, address: str) ->
 
 
 def renew(context: ConnectionContext, identity: Identity, message: TokenMessage, address: str) -> Deferred[Identity]:
-    """Fires with what takes the place of `identity`: the same user, by the same method. Fails as `identify` does."""
+    """Fires with the identity that replaces `identity`: the same user, by the same method. Fails as `identify` does."""
 
     def same(renewed: Identity) -> Identity:
         if (renewed.method, renewed.user_id) != (identity.method, identity.user_id):

@@ -1,11 +1,11 @@
-"""A visitor: who came without a credential, and may send nothing but a token. It is told nothing, and the hub does not know it.
+"""A connection without a credential: it may send nothing but a token, it gets no events, and the hub doesn't know it.
 
-state    | a token  | any other message | found good          | not good, third | can't be checked, third | `token_s` over
-waiting  | asking   | out, 1008         | -                   | -               | -                       | out, 1008
-asking   | held     | held              | a session takes over| waiting; 1008   | waiting; 1013           | out, 1013
-out      | -        | -                 | -                   | -               | -                       | -
+state    | a token  | other message | token valid        | invalid, third     | can't be checked, third | `token_s` over
+waiting  | checking | closed, 1008  | -                  | -                  | -                       | closed, 1008
+checking | queued   | queued        | becomes a session  | waiting; 1008      | waiting; 1013           | closed, 1013
+closed   | -        | -             | -                  | -                  | -                       | -
 
-What is held is followed, in its order, once the token before it is decided: a client need not wait for the answer.
+Queued messages are handled in their order once the token before them is checked. So a client need not wait for the answer.
 """
 
 from __future__ import annotations
@@ -27,65 +27,65 @@ from towerws.websocket.tokens import identify
 
 
 class UnauthenticatedConnection(Protocol):
-    """What a visitor needs of its connection."""
+    """What the session uses of its connection."""
 
     address: str
 
     def send(self, data: bytes) -> bool:
-        """Take whole frames."""
+        """Write complete frames."""
 
-    def identified(self, identity: Identity, held: list[tuple[bytes, bool]]) -> None:
-        """The visitor is known now. `held` are the messages that came meanwhile: payload, and whether it was binary."""
+    def identified(self, identity: Identity, queued: list[tuple[bytes, bool]]) -> None:
+        """The token is valid. `queued` are the messages that came meanwhile: payload, and whether it was binary."""
 
     def reject(self, reason: CloseReason, word: str) -> None:
-        """Close the connection, and count that under this word."""
+        """Close the connection, and count the refusal under this word."""
 
 
 class UnauthenticatedSession:
-    """The state of one. `message` and `close` are all that the connection calls."""
+    """Waits for a valid token on one connection, which calls `message` and `close`."""
 
-    __slots__ = ("_asking", "_closed", "_connection", "_context", "_failed", "_held", "_held_bytes", "_timer", "dialect")
+    __slots__ = ("_checking", "_closed", "_connection", "_context", "_failed", "_queued", "_queued_bytes", "_timer", "dialect")
 
     def __init__(self, context: ConnectionContext, connection: UnauthenticatedConnection, dialect: Dialect) -> None:
-        """Begin to wait."""
+        """Start the time `token_s`."""
         self._context = context
         self._connection = connection
         self.dialect = dialect
-        self._held: deque[tuple[bytes, bool]] = deque()
-        self._held_bytes = 0
-        self._asking: Deferred[Identity] | None = None
+        self._queued: deque[tuple[bytes, bool]] = deque()
+        self._queued_bytes = 0
+        self._checking: Deferred[Identity] | None = None
         self._failed = 0
         self._closed = False
-        # None once it went off: a call that was made still refers to this, which would be a cycle.
+        # None once it fired: the reactor's call still refers to this object, which would be a cycle.
         self._timer: Any = context.reactor.callLater(context.settings.token_s, self._expire)
 
     def message(self, payload: bytes, is_binary: bool) -> None:
-        """Take in one whole message."""
+        """Queue a message, and handle it when its turn comes."""
         if self._closed:
             return
-        self._held_bytes += len(payload) + MESSAGE_BYTES
-        if self._held and self._held_bytes > INBOX_BYTES:
+        self._queued_bytes += len(payload) + MESSAGE_BYTES
+        if self._queued and self._queued_bytes > INBOX_BYTES:
             self._connection.reject(CloseReason.POLICY, "no_token")
             return
-        self._held.append((payload, is_binary))
-        self._follow()
+        self._queued.append((payload, is_binary))
+        self._next()
 
     def close(self) -> None:
-        """Let go of everything: a token found good from here on opens nothing. A second call does nothing."""
+        """End: a token that is found valid later opens nothing. A second call does nothing."""
         self._closed = True
-        self._held.clear()
+        self._queued.clear()
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        asking, self._asking = self._asking, None
-        if asking is not None:
-            asking.cancel()
+        checking, self._checking = self._checking, None
+        if checking is not None:
+            checking.cancel()
 
-    def _follow(self) -> None:
-        if self._asking is not None or not self._held or self._closed:
+    def _next(self) -> None:
+        if self._checking is not None or not self._queued or self._closed:
             return
-        payload, is_binary = self._held.popleft()
-        self._held_bytes -= len(payload) + MESSAGE_BYTES
+        payload, is_binary = self._queued.popleft()
+        self._queued_bytes -= len(payload) + MESSAGE_BYTES
         context = self._context
         context.requests += 1
         try:
@@ -96,19 +96,19 @@ class UnauthenticatedSession:
             self._answer(error)
             self._connection.reject(CloseReason.NO_CREDENTIAL, "no_token")
             return
-        self._asking = identify(context, message, self._connection.address)
-        self._asking.addCallbacks(self._found_good, self._not_taken)
+        self._checking = identify(context, message, self._connection.address)
+        self._checking.addCallbacks(self._token_valid, self._token_refused)
 
-    def _found_good(self, identity: Identity) -> None:
+    def _token_valid(self, identity: Identity) -> None:
         if self._closed:
             return
-        held = list(self._held)
-        self._asking = None
+        queued = list(self._queued)
+        self._checking = None
         self.close()
-        self._connection.identified(identity, held)
+        self._connection.identified(identity, queued)
 
-    def _not_taken(self, failure: Failure) -> None:
-        self._asking = None
+    def _token_refused(self, failure: Failure) -> None:
+        self._checking = None
         if self._closed:
             return
         error = failure.value
@@ -116,7 +116,7 @@ class UnauthenticatedSession:
         self._answer(error)
         self._failed += 1
         if self._failed < MAX_WRONG_TOKENS:
-            self._follow()
+            self._next()
         elif error.code == "unavailable":
             self._connection.reject(CloseReason.UNCHECKED, "unavailable")
         else:
@@ -128,7 +128,7 @@ class UnauthenticatedSession:
 
     def _expire(self) -> None:
         self._timer = None
-        if self._asking is not None:
+        if self._checking is not None:
             self._connection.reject(CloseReason.UNCHECKED, "unavailable")
         else:
             self._connection.reject(CloseReason.NO_CREDENTIAL, "no_token")

@@ -1,16 +1,14 @@
-"""The opening handshake: what a connection is before it is open.
+"""The opening handshake (RFC 6455 section 4.2): a connection until it is open.
 
-Autobahn's own is not safe where requests come from strangers (each point reproduced in the tests) and takes half of what a
-connect and subscribe costs (core/http_head.py), so:
-- the request's head is read, bounded, checked and answered here; Autobahn sees nothing of it, and what comes behind it only
-  once the client is in;
-- a success that comes after the connection was lost opens nothing;
-- what refuses a client is a fixed text, never what it sent; Autobahn's own log lines, which repeat it, are dropped.
+This module replaces Autobahn's handshake, which isn't safe for requests from strangers and takes half of the cost of a connect and
+subscribe (core/upgrade.py). The tests reproduce each point:
+- The request's head is read, bounded, checked and answered here. Autobahn gets only the bytes behind it, once the connection is open.
+- An authentication that succeeds after the connection was lost opens nothing.
+- A refusal is a fixed text that never repeats the request. Autobahn's log lines, which do repeat it, are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
@@ -19,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import NotAdmitted, Refused, at_once, takes_tokens
-from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_address, read_node
+from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
@@ -36,38 +34,27 @@ from towerws.core.http_head import (
     switching_protocols,
 )
 from towerws.core.identity import Identity
-from towerws.core.origins import Origins, is_local
-from towerws.core.settings import AccessSettings, WebSocketSettings
+from towerws.core.settings import WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL
-from towerws.websocket.connection_log import ProxyLog
+from towerws.websocket.autobahn_parts import Inflater, NullLogger
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.inflater import Inflater
+from towerws.websocket.logs import ProxyLog
+from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import is_plain_tcp
 from towerws.websocket.timers import Timer, Timers
 
 DISCARDED_BYTES = 1024 * 1024
-"""How much a client may send after the end of our stream. `linger_s` bounds it as well."""
-
-
-class NullLogger:
-    """Stands in for Autobahn's logger: it formats several debug lines for each write, and repeats what clients sent."""
-
-    def _drop(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    trace = debug = info = warn = error = failure = _drop
+"""How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
 
 
 class ConnectionFactory(Protocol):
-    """What a connection needs of its factory while it opens."""
+    """The part of the factory that a connection uses during its handshake."""
 
     context: ConnectionContext
     settings: WebSocketSettings
     connections: dict[Any, None]
-    access: AccessSettings
     proxies: Proxies
-    origins: Origins
-    page_ports: Callable[[], Container[int]]
+    pages: PageCheck
     connection_limits: ConnectionLimits
     countConnections: int  # Autobahn's, which counts down
     timers: Timers
@@ -77,7 +64,7 @@ class ConnectionFactory(Protocol):
 
 
 class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
-    """A client at the door. The open connection derives from it and says what `opened`, `bytes` and `left` do."""
+    """A connection during its handshake. The subclass implements `opened`, `data_after_opening` and `left` for the open connection."""
 
     log = NullLogger()
     websocket_version = 13
@@ -86,7 +73,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     factory: ConnectionFactory
     _discarded = 0
     _is_for_head = False
-    # Autobahn's
+    # Autobahn's attributes
     closeHandshakeTimeoutCall: Timer | None
     openHandshakeTimeoutCall: Timer | None
     autoPingPendingCall: Timer | None
@@ -95,27 +82,27 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     _perMessageCompress: Any
     data: bytes
 
-    # the open connection's part
+    # the subclass implements these
 
     def opened(self, response: bytes) -> None:
-        """The client is in; `response`, the 101, is to be written before anything else."""
+        """The connection is open. `response`, the 101, must be written before anything else."""
         raise NotImplementedError
 
     def data_after_opening(self, data: bytes) -> None:
-        """Bytes from a client that is in, or on its way out."""
+        """Bytes of a connection that is open or closing."""
         raise NotImplementedError
 
     def left(self) -> None:
-        """The connection is gone, or to be taken for gone. Called more than once."""
+        """The connection is lost, or counts as lost. May be called more than once."""
         raise NotImplementedError
 
     # Twisted calls these
 
     def __init__(self) -> None:
-        """Autobahn's own makes what nobody asks for (lean.py)."""
+        """Skip Autobahn's constructor: its state is shared (autobahn_parts.py)."""
 
     def connectionMade(self) -> None:
-        """A client has connected; it is nobody yet."""
+        """Count the new connection. Its user isn't known yet."""
         self._head: bytes | None = b""
         self._early = b""
         self._asking: Deferred[Any] | None = None
@@ -123,7 +110,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._limit_met: str | None = None
         self.identity: Identity | None = None
         self.address = self._peer_address()
-        """Where the client is, as far as is known: in front of trusted proxies once the request's head is read."""
+        """The client's address. Behind trusted proxies it is known once the request's head was read."""
         factory = self.factory
         factory.connections[self] = None
         connection_limits = factory.connection_limits
@@ -134,14 +121,14 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._count_refusal(_limit_error("connections"))
             self.dropConnection(abort=True)
         elif connection_limits.full:
-            # Told once it has said something: what was not read when the socket closes would make the answer a reset.
+            # Answer after the first read: unread bytes at the close would turn the answer into a reset.
             self._limit_met = "connections"
             self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
         elif not self.factory.proxies.trust(self.address):
             self._limit_met = connection_limits.locate(self._slot, self.address)
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes from the client: to its end the request's head, which is ours; then Autobahn's."""
+        """Read the request's head, and pass everything behind it to `data_after_opening`."""
         if self._limit_met is not None:
             reason, self._limit_met = self._limit_met, None
             self._is_for_head = data.startswith(b"HEAD ")
@@ -150,13 +137,13 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._read_head(self._head + data)
         elif self.state == self.STATE_CONNECTING:
             self._keep_early(data)
-        elif self.state != self.STATE_CLOSED:  # Autobahn would keep what nobody reads any more
+        elif self.state != self.STATE_CLOSED:  # Autobahn would keep these bytes, though nothing reads them
             self.data_after_opening(data)
         else:
             self._discard(data)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The connection is gone, however it went."""
+        """The connection is lost, for any reason: release everything that it holds."""
         if self in self.factory.connections:
             del self.factory.connections[self]
             self.factory.connection_limits.leave(self._slot)
@@ -188,7 +175,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             check_route(head)
             upgrade = read_upgrade(head)
             self._locate(head)
-            self._check_page(head)
+            self.factory.pages.check_origin(head, self._peer_address())
         except HandshakeError as error:
             self._refuse(error)
             return
@@ -226,7 +213,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         factory.refused_for[error.reason] = factory.refused_for.get(error.reason, 0) + 1
 
     def _locate(self, head: Head) -> None:
-        """Find out for whom a trusted proxy speaks; `HandshakeError` when there are too many of those."""
+        """Take the client's address from a trusted proxy. Raises `HandshakeError` 503 if that address has too many connections."""
         proxies = self.factory.proxies
         if proxies.trust(self.address):
             nodes = forwarded_nodes(head.headers.get("x-forwarded-for"), head.headers.get("forwarded"))
@@ -236,22 +223,22 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             if (reason := self.factory.connection_limits.locate(self._slot, self.address)) is not None:
                 raise _limit_error(reason)
 
-    # who is it?
+    # authentication
 
     def _authenticate(self, head: Head, upgrade: Upgrade) -> None:
         began = self.factory.context.reactor.seconds()
         asked: Deferred[Identity | None] = maybeDeferred(self.factory.context.auth.authenticate, head, self.address)
         if (known := at_once(asked)) is not None:
             try:
-                self._let_in(known, head, upgrade, began)
-            except Exception:  # noqa: BLE001 - whatever it is, the connection must not stay half open
+                self._authenticated(known, head, upgrade, began)
+            except Exception:  # noqa: BLE001 - the connection must not stay half open, whatever failed
                 self._broken(Failure())
             return
 
         def authenticated(identity: Identity | None) -> None:
             self._asking = None
             if self.state == self.STATE_CONNECTING:
-                self._let_in(identity, head, upgrade, began)
+                self._authenticated(identity, head, upgrade, began)
 
         def failed(failure: Failure) -> None:
             self._asking = None
@@ -264,9 +251,9 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._asking = asked
         asked.addCallbacks(authenticated, failed).addErrback(self._broken)
 
-    def _let_in(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
+    def _authenticated(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
         try:
-            # With no credential, nobody yet: where tokens are taken the first message may bring one.
+            # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
             if identity is not None or not takes_tokens(self.factory.context.auth):
                 self.identity = self._admit(identity, head, began)
         except HandshakeError as error:
@@ -275,54 +262,23 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._open(upgrade)
 
     def _admit(self, identity: Identity | None, head: Head, began: float) -> Identity:
-        """Let this user in, or say with a `HandshakeError` why not."""
+        """Count the connection for its user, and return the user. Raises `HandshakeError` with the reason of a refusal."""
         factory = self.factory
         if identity is None:
             raise HandshakeError(403, "no credential was brought", "no_credential")
         if factory.context.credential_monitor.was_revoked(identity, began):
             raise HandshakeError(403, "the credential was refused", "revoked")
         if identity.session is None:
-            self._check_name(head)
+            factory.pages.check_host(head, self._peer_address(), getattr(self.transport.getHost(), "host", ""))
         if (reason := factory.connection_limits.admit(self._slot, identity.account)) is not None:
             raise _limit_error(reason)
         return identity
 
-    # which page is it?
-
-    def _check_page(self, head: Head) -> None:
-        """`HandshakeError` for a page of another origin. A client that names no origin is no browser."""
-        factory = self.factory
-        origin = head.headers.get("origin")
-        if origin is None or not factory.access.check_origin:
-            return
-        hosts = self._hosts(head)
-        # The ports of the daemon's own pages, which are a question to the kernel, are looked at last.
-        if not factory.origins.allow(origin, hosts) and not factory.origins.allow(origin, hosts, factory.page_ports()):
-            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
-
-    def _check_name(self, head: Head) -> None:
-        """`HandshakeError` for another name of this machine's own address, as on the admin port (DNS rebinding).
-
-        A browser that was led here by such a name has no credential for it, so this protects what needs none. A trusted proxy
-        passes on the name that its clients know it by.
-        """
-        host = head.headers["host"]
-        if is_local(host) or self.factory.origins.lists(host) or self.factory.proxies.trust(self._peer_address()):
-            return
-        listening = read_address(getattr(self.transport.getHost(), "host", ""))
-        if listening is not None and listening.is_loopback:
-            raise HandshakeError(403, "on this machine's own address the websocket answers for localhost and addresses only", "host")
-
-    def _hosts(self, head: Head) -> list[str]:
-        """The hosts that the browser may have asked for. Of a chain of trusted proxies the first to be asked knows best."""
-        forwarded = head.headers.get("x-forwarded-host") if self.factory.proxies.trust(self._peer_address()) else None
-        return [head.headers["host"], *(forwarded.split(",") if forwarded else [])]
-
     def _open(self, upgrade: Upgrade) -> None:
-        """Answer 101; from here on Autobahn reads what comes."""
+        """Answer 101. From here on Autobahn reads what the client sends."""
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in upgrade.subprotocols else None
         self.websocket_protocol_in_use = subprotocol
-        # What Autobahn's own `succeedHandshake` leaves behind.
+        # The state that Autobahn's `succeedHandshake` leaves.
         self.state = self.STATE_OPEN
         self.inside_message, self.current_frame = False, None
         if self.openHandshakeTimeoutCall is not None:
@@ -339,7 +295,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self.dataReceived(early)
 
     def _broken(self, failure: Failure) -> None:
-        """A fault of ours, after which the connection would be half open."""
+        """End a connection that an internal error would leave half open."""
         self._log.failure("a connection could not be opened", failure)
         self.left()
         self.dropConnection(abort=True)
@@ -347,22 +303,22 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     # Autobahn calls these
 
     def onOpenHandshakeTimeout(self) -> None:
-        """The handshake was not done in time."""
+        """The handshake did not end in time."""
         if self.state == self.STATE_CONNECTING:
             self.factory.context.limits["handshake_s"] += 1
         super().onOpenHandshakeTimeout()
 
     def dropConnection(self, abort: bool = False) -> None:
-        """End the TCP connection; one that does not end by itself is aborted after the linger time."""
+        """End the TCP connection. If the client doesn't end it within `linger_s`, abort it."""
         super().dropConnection(abort)
         if not abort and self.transport is not None:
             self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
 
     def _closeConnection(self, abort: bool = False) -> None:
-        """End the TCP connection so that the client can read what it was told, unless that is to be aborted.
+        """End the TCP connection so that the client can still read the answer, or abort it.
 
-        A client that may still be sending gets the end of our stream only. If its bytes found a closed socket, the kernel's
-        reset could overtake the answer.
+        If the client may still be sending, only the server's direction is closed. Bytes that reach a closed socket make the
+        kernel send a reset, which could overtake the answer.
         """
         if abort:
             self.transport.abortConnection()
@@ -372,30 +328,30 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self.transport.loseWriteConnection()
 
     def _discard(self, data: bytes) -> None:
-        """Read on after the end of our stream, to the end of the client's."""
+        """Read and drop what the client sends after the server closed its own direction."""
         self._discarded += len(data)
         if self._discarded > DISCARDED_BYTES:
             self.transport.abortConnection()
 
-    # for both parts
+    # for this class and its subclass
 
     def _peer_address(self) -> str:
         return getattr(self.transport.getPeer(), "host", UNIX)
 
     def arm(self, delay_s: float, call: Any) -> None:
-        """Call this after a while; in place of what was armed before."""
+        """Call this after `delay_s` seconds, instead of an earlier armed call."""
         self.disarm()
         self._timer = self.factory.context.reactor.callLater(delay_s, call)
 
     def disarm(self) -> None:
-        """Call nothing."""
+        """Cancel the armed call, if there is one."""
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
 
 
 def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
-    """What the log says beside the reason: of a credential more than its client is told, of a limit its option."""
+    """The detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less."""
     if isinstance(who, NotAdmitted):
         return str(who)
     option = OPTIONS.get(error.reason)

@@ -17,7 +17,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, Secret
-from towerws.websocket.refusal_log import FOLD_S, KINDS, LINES_BURST, LINES_PER_S, RefusalLog
+from towerws.websocket.logs import FOLD_S, MAX_KINDS, REFUSALS_BURST, REFUSALS_PER_S, RefusalLog
 
 
 @pytest.fixture
@@ -174,9 +174,9 @@ def test_refusals_from_everywhere(lines: Lines) -> None:
         for number in range(40):
             log.line(f"198.18.{second % 256}.{second // 256 * 100 + number}", "credential")
             sent += 1
-        assert len(lines.events) - before <= LINES_BURST + LINES_PER_S
+        assert len(lines.events) - before <= REFUSALS_BURST + REFUSALS_PER_S
         clock.advance(1)
-    assert len(log._said) <= KINDS
+    assert len(log._written) <= MAX_KINDS
     clock.advance(60)
     log.line("192.0.2.1", "credential")
     assert len(lines.events) + sum(event["unwritten"] for event in lines.events) == sent + 1

@@ -14,7 +14,7 @@ from tests.ws_kit import Client, Edge, Edges, edges, request, text
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_answers import Answer
 from towerws.core.settings import TowerSettings
-from towerws.websocket.pending_request import ANSWER_S
+from towerws.websocket.waits import ANSWER_S
 
 IDS = list(range(1, 201))
 

@@ -1,0 +1,55 @@
+"""The figures of `/status` (docs/operations.md explains each)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from towerws import __version__
+
+if TYPE_CHECKING:
+    from towerws.service import TowerwsService
+
+
+def status_figures(service: TowerwsService) -> Mapping[str, object]:
+    """Return the state and the counters of a daemon, as JSON-compatible values."""
+    source = service.source_status()
+    history, hub, ingest, websockets, context = service.history, service.hub, service.ingest, service.websockets, service.context
+    return {
+        "version": __version__,
+        "uptime_s": round(service.uptime_s, 1),
+        "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
+        "control": None
+        if service.control_listener is None
+        else {**service.control_listener.status, **service.control.counts, "others": service.control.others},
+        "ingest": {
+            "received": ingest.received,
+            "markers": ingest.markers,
+            "duplicates": ingest.duplicates,
+            "skipped": dict(ingest.bad),
+            "positions_waiting": ingest.waiting,
+        },
+        "history": {"deliveries": len(history), "bytes": history.weight_bytes, "position": history.head.position or None},
+        "hub": {
+            "subscribers": len(hub.subscribers) - context.credential_monitor.watchers,
+            "behind": sum(subscriber.behind for subscriber in hub.subscribers),
+            "topics": hub.topics - context.credential_monitor.watchers,
+            **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
+        },
+        "compression": {"frames": context.deflater.frames, "bytes": context.deflater.input_bytes, "saved": context.deflater.saved},
+        "connections": {
+            "present": len(websockets.connections),
+            "opened": websockets.opened,
+            "closed": websockets.closed,
+            "revoked": context.credential_monitor.revoked,
+            "limits": dict(context.limits),
+            "replays_delayed": context.replays.delays,
+            "renewed": context.renewed,
+            "accepted": websockets.connection_limits.arrived,
+            "accept_pauses": websockets.accept_throttle.pauses,
+            "refused": {str(status): count for status, count in websockets.refused.items()},
+            "refused_for": dict(websockets.refused_for),
+        },
+        "auth": service.auth.figures(),
+        "requests": {"taken": context.requests, "bad": context.bad_requests, "denied_topics": context.denied},
+    }

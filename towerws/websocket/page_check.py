@@ -1,0 +1,56 @@
+"""Decides which pages may connect, by the Origin and Host headers of the handshake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+
+from towerws.core.addresses import Proxies, read_address
+from towerws.core.errors import HandshakeError
+from towerws.core.http_head import Head
+from towerws.core.origins import Origins, is_local
+from towerws.core.settings import AccessSettings
+
+
+class PageCheck:
+    """The rules of `settings` for pages of other origins.
+
+    `page_ports` returns the ports of the daemon's own pages, which may always connect.
+    """
+
+    def __init__(self, settings: AccessSettings, proxies: Proxies, page_ports: Callable[[], Container[int]]) -> None:
+        self._check_origin = settings.check_origin
+        self._origins = Origins(settings.origins)
+        self._proxies = proxies
+        self._page_ports = page_ports
+
+    def check_origin(self, head: Head, peer: str) -> None:
+        """Refuse a page of another origin. A client without Origin is no browser, and passes.
+
+        `peer` is the address at the other end of the TCP connection. Raises `HandshakeError` 403 with the reason `origin`.
+        """
+        origin = head.headers.get("origin")
+        if origin is None or not self._check_origin:
+            return
+        hosts = self._hosts(head, peer)
+        # The daemon's own ports come last: to learn them costs system calls.
+        if not self._origins.allow(origin, hosts) and not self._origins.allow(origin, hosts, self._page_ports()):
+            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
+
+    def check_host(self, head: Head, peer: str, listening: str) -> None:
+        """Refuse a foreign host name for this machine's loopback address (DNS rebinding), as the admin port does.
+
+        Only for clients without a credential: a browser that was led here by a foreign name has no credential for it. A trusted proxy
+        passes on the name that its clients use. `listening` is the local address of the connection. Raises `HandshakeError` 403
+        with the reason `host`.
+        """
+        host = head.headers["host"]
+        if is_local(host) or self._origins.lists(host) or self._proxies.trust(peer):
+            return
+        local = read_address(listening)
+        if local is not None and local.is_loopback:
+            raise HandshakeError(403, "on this machine's own address the websocket answers for localhost and addresses only", "host")
+
+    def _hosts(self, head: Head, peer: str) -> list[str]:
+        """The host names that the browser may have asked for, those from a trusted proxy included."""
+        forwarded = head.headers.get("x-forwarded-host") if self._proxies.trust(peer) else None
+        return [head.headers["host"], *(forwarded.split(",") if forwarded else [])]
