@@ -159,7 +159,7 @@ def test_a_small_batch_is_written_at_once() -> None:
     peers = [parts.join("a.1")[1] for _ in range(2)]
     parts.send("a.1")
     parts.send("b.1", name="nobody's")
-    assert (got(*peers), parts.written, parts.waiting) == ([1, 1], ["turn", "nobody's"], [])
+    assert (got(*peers), parts.written, parts.waiting) == ([1, 1], ["batch", "nobody's"], [])
 
 
 def test_large_payloads_make_small_parts() -> None:
