@@ -172,8 +172,8 @@ def test_large_payloads_make_small_parts() -> None:
     assert got(*peers) == [1, 1, 0, 0]
 
 
-def test_a_turn_does_not_overtake_the_one_before() -> None:
-    """The next turn first has what is left of this one written, at once."""
+def test_a_batch_does_not_overtake_the_one_before() -> None:
+    """The next batch first has what is left of this one written, at once."""
     parts = Parts(1)
     peers = [parts.join("a.1")[1] for _ in range(3)]
     first = parts.send("a.1", name="first")
@@ -239,7 +239,7 @@ def test_who_comes_between_two_parts_gets_what_follows() -> None:
     assert got(late) == [1]
 
 
-@pytest.mark.parametrize("how", ["part", "request", "next turn"])
+@pytest.mark.parametrize("how", ["part", "request", "next batch"])
 def test_a_full_peer_falls_behind_the_batch(how: str) -> None:
     """A subscriber with a full send buffer stands before the whole batch, and is fed all of it, once."""
     parts = Parts(1)
@@ -265,7 +265,7 @@ def test_a_full_peer_falls_behind_the_batch(how: str) -> None:
 
 
 def test_who_catches_up_between_two_parts_gets_nothing_twice() -> None:
-    """It was behind when the turn ended, is fed the turn from history, and is passed over when it comes to its place."""
+    """It was behind when the batch ended, is fed the batch from history, and is passed over when it comes to its place."""
     parts = Parts(1)
     parts.join("a.1")
     subscriber, peer = parts.join("a.1")

@@ -41,7 +41,7 @@ class Log:
         self.count = 0
 
     def publish(self, topic: str, raw: int = 0) -> Delivery:
-        """Put a delivery into the open turn; its payload tells it from all others."""
+        """Put a delivery into the open batch; its payload tells it from all others."""
         self.offset += 1
         self.count += 1
         payload = b'{"n": %d, "pad": "%b"}' % (self.count, b"x" * raw)
@@ -50,7 +50,7 @@ class Log:
         return delivery
 
     def send(self, *topics: str, raw: int = 0) -> list[Delivery]:
-        """A whole turn."""
+        """A whole batch."""
         deliveries = [self.publish(topic, raw) for topic in topics]
         self.hub.flush()
         return deliveries
@@ -80,7 +80,7 @@ def payloads(deliveries: list[Delivery]) -> list[bytes]:
     return [delivery.payload for delivery in deliveries]
 
 
-# -- one turn ------------------------------------------------------------------------------------------------------------
+# -- one batch ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_is_one_write_in_the_logs_order() -> None:
@@ -115,7 +115,7 @@ def test_subscribers_that_get_the_same_share_the_very_same_bytes() -> None:
 
 
 def test_a_single_delivery_is_shared_too() -> None:
-    """The most common turn of all, one delivery, is framed once."""
+    """The most common batch of all, one delivery, is framed once."""
     log = Log()
     peers = [log.join(TOWER, "a.1")[1] for _ in range(3)]
     log.send("a.1")
@@ -123,7 +123,7 @@ def test_a_single_delivery_is_shared_too() -> None:
 
 
 def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
-    """It leaves nothing in the turn, writes nothing and counts no turn, though it is held."""
+    """It leaves nothing in the batch, writes nothing and counts no batch, though it is held."""
     log = Log()
     _, peer = log.join(V1, "a.1")
     delivery = log.publish("b.1")
@@ -201,7 +201,7 @@ def test_the_last_subscriber_removes_the_topic() -> None:
 
 
 def test_leaving_twice_and_being_fed_after_it_does_nothing() -> None:
-    """A connection that is gone gets nothing, from a turn that was already open or from history."""
+    """A connection that is gone gets nothing, from a batch that was already open or from history."""
     log = Log()
     subscriber, peer = log.join(V1, "a.1")
     peer.full = True
@@ -350,7 +350,7 @@ def test_a_resume_brings_what_was_missed_and_nothing_else() -> None:
 
 
 def test_a_resume_from_the_newest_position_is_live_at_once() -> None:
-    """Nothing was missed: nothing is replayed, and the next turn goes straight out."""
+    """Nothing was missed: nothing is replayed, and the next batch goes straight out."""
     log = Log()
     subscriber, peer = log.join(V1)
     change = log.resume(subscriber, Request(("a.1",), since=log.hub.position))
@@ -592,7 +592,7 @@ class HubMachine(RuleBasedStateMachine):
         first=st.lists(st.tuples(st.sampled_from([TOWER, V1]), st.lists(st.sampled_from(TOPICS), min_size=1, unique=True)), max_size=6),
     )
     def begin(self, max_bytes: int, epoch: str | Fingerprint, together: int, first: list[tuple[Dialect, list[str]]]) -> None:
-        """A fresh log, of a stream or of a queue; turns are written at once, or in parts."""
+        """A fresh log, of a stream or of a queue; batches are written at once, or in parts."""
         self.together = together
         self.log = Log(max_bytes, epoch, together)
         self.all: list[Delivery] = [self.log.history.head]
@@ -660,7 +660,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def leave(self, number: int) -> None:
-        """A client goes, perhaps in the middle of a turn."""
+        """A client goes, perhaps in the middle of a batch."""
         if client := self.client(number):
             self.log.hub.leave(client.subscriber)
             self.log.hub.feed(client.subscriber)
@@ -669,7 +669,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=8), raw=st.sampled_from([0, 0, 0, 30_000]))
     def publish(self, topics: list[str], raw: int) -> None:
-        """Deliveries come into the open turn."""
+        """Deliveries come into the open batch."""
         for topic in topics:
             delivery = self.log.publish(topic, raw)
             self.all.append(delivery)
@@ -677,20 +677,20 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=4))
     def send(self, topics: list[str]) -> None:
-        """A whole turn."""
+        """A whole batch."""
         self.publish(topics, 0)
         self.flush()
 
     @rule()
     def part(self) -> None:
-        """The next part of a turn is written."""
+        """The next part of a batch is written."""
         for call in [self.log.waiting.pop() for _ in self.log.waiting[:1]]:
             call()
         self.read_all()
 
     @rule()
     def flush(self) -> None:
-        """The turn ends: one write, of everything due, to each client that is live; none to any other."""
+        """The batch ends: one write, of everything due, to each client that is live; none to any other."""
         if self.together:
             for client in self.clients:
                 client.due += [one for one in self.batch if one.topic in client.topics]
@@ -767,7 +767,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def drain(self, number: int) -> None:
-        """A client reads what was written. A turn that is open ends first: none spans two turns of the reactor."""
+        """A client reads what was written. A batch that is open ends first: none spans two turns of the reactor."""
         if self.batch:
             self.flush()
         if client := self.client(number):
@@ -779,7 +779,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def feed(self, number: int) -> None:
-        """A client is fed though nobody asked for it; as with `drain`, never within a turn."""
+        """A client is fed though nobody asked for it; as with `drain`, never within a batch."""
         if self.batch:
             self.flush()
         if client := self.client(number):

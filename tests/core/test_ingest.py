@@ -59,7 +59,7 @@ class Feed:
         return self
 
     def marker(self, text: str, offset: int, *, hole: int | None = None) -> str:
-        """A marker comes, in a turn of its own; its position."""
+        """A marker comes, in a batch of its own; its position."""
         marker = Marker(text * 8, "d" * 16, hole)
         self.ingest.marker(marker, marker.body, offset, marker.text)
         self.ingest.end_batch(_written)
@@ -71,7 +71,7 @@ class Feed:
         return "pending" if isinstance(found, Pending) else "unknown" if found is None else "found"
 
     def batch(self, *messages: tuple[str, bytes, int] | tuple[str, bytes, int, str]) -> None:
-        """Deliver these as a turn: routing key, body, offset and perhaps a message id."""
+        """Deliver these as a batch: routing key, body, offset and perhaps a message id."""
         for message in messages:
             key, body, offset, *message_id = message
             self.ingest.deliver(key, body, offset, message_id[0] if message_id else None)
@@ -271,10 +271,10 @@ def test_a_message_id_is_forgotten_with_its_delivery() -> None:
     assert feed.ingest.duplicates == 0
 
 
-# -- turns ---------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_goes_out_when_it_ends() -> None:
+def test_a_batch_goes_out_when_it_ends() -> None:
     """Not before, and then in one write."""
     feed = Feed().start()
     _, peer = feed.join(TOWER)
@@ -286,7 +286,7 @@ def test_a_turn_goes_out_when_it_ends() -> None:
     assert peer.take() == [body(1), body(2), body(3)]
 
 
-def test_a_large_turn_is_split() -> None:
+def test_a_large_batch_is_split() -> None:
     """Beyond 256 KiB it goes out in parts, none much larger than that, in order."""
     feed = Feed().start()
     _, peer = feed.join(TOWER)
@@ -297,8 +297,8 @@ def test_a_large_turn_is_split() -> None:
     assert peer.take() == payloads
 
 
-def test_the_clock_is_asked_once_a_turn_and_old_deliveries_go() -> None:
-    """What a turn brought has one age; each end of a turn lets go of what is too old, busy or not."""
+def test_the_clock_is_asked_once_a_batch_and_old_deliveries_go() -> None:
+    """What a batch brought has one age; each end of a batch lets go of what is too old, busy or not."""
     feed = Feed(max_age_s=120).start()
     feed.batch(("a.1", body(1), 1), ("a.1", body(2), 2))
     feed.now += 120
@@ -727,7 +727,7 @@ def test_a_gap_marks_the_log() -> None:
     assert feed.recovered(gap["to"])
 
 
-def test_a_gap_ends_the_turn_before_it() -> None:
+def test_a_gap_ends_the_batch_before_it() -> None:
     """What came before the gap goes out before the notice."""
     feed = Feed().start()
     _, peer = feed.join()
@@ -761,8 +761,8 @@ def test_from_a_stream_to_a_queue_is_another_log() -> None:
     assert not feed.recovered(since)
 
 
-def test_a_turn_tells_what_it_wrote() -> None:
-    """The end of a turn gives the bytes of frames that went to connections since the last end, for all of them together."""
+def test_a_batch_tells_what_it_wrote() -> None:
+    """The end of a batch gives the bytes of frames that went to connections since the last end, for all of them together."""
     feed = Feed().start()
     peers = [feed.join(TOWER)[1] for _ in range(3)]
     for number in (1, 2):
@@ -774,7 +774,7 @@ def test_a_turn_tells_what_it_wrote() -> None:
     assert written == [60, 0]
 
 
-def test_a_turn_before_the_log_flows_is_written_at_once() -> None:
+def test_a_batch_before_the_log_flows_is_written_at_once() -> None:
     """While history is being refilled nothing is written, and the source is told so at once: it must not wait for ever."""
     feed = Feed()
     feed.ingest.begin("q")
