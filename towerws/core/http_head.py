@@ -9,7 +9,7 @@ read as Latin-1. So no code may use `strip()`, `split()`, `isdigit()` or `\s` on
 digits.
 
 Autobahn's own handshake parses the head once more, formats a dozen log lines that are never written, and answers after three
-Deferreds. With this one a connect and subscribe takes half of the CPU (make bench SCENARIO=storm).
+Deferreds. Without it a connect and subscribe takes half the CPU (make bench SCENARIO=storm).
 """
 
 from __future__ import annotations
