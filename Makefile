@@ -1,12 +1,14 @@
-.PHONY: help run test lint bench plot stress lock sbom audit
+.PHONY: help run test next lint docs bench plot stress lock sbom audit
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
 	@echo "make test   every test                              (script/test)"
+	@echo "make next   the tests with the newest pre-releases of Autobahn, Twisted and pika; ONLY=tests/insides takes seconds (script/next)"
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
-	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= BROKER=3|4"
+	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= LANES=2 BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
 	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
+	@echo "make docs   build/site, the documentation as HTML   (script/docs)"
 	@echo "make lock   requirements/*.txt anew, with hashes    (script/supply lock)"
 	@echo "make sbom   build/towerws.cdx.json, in CycloneDX    (script/supply sbom)"
 	@echo "make audit  known vulnerabilities of what is locked (script/supply audit)"
@@ -17,8 +19,14 @@ run:
 test:
 	@script/test
 
+next:
+	@script/next $(ONLY)
+
 lint:
 	@script/lint
+
+docs:
+	@script/docs
 
 bench:
 	@script/bench $(if $(QUICK),--size 0.1) $(addprefix --scenario ,$(SCENARIO))
@@ -27,7 +35,7 @@ plot:
 	@.venv/bin/python -m benchmarks.plot build/benchmarks.json docs/growth.svg
 
 stress:
-	@script/stress $(if $(ONLY),--only '$(ONLY)') $(addprefix --seed ,$(SEED)) $(addprefix --repeat ,$(REPEAT)) $(addprefix --broker ,$(BROKER))
+	@script/stress $(if $(ONLY),--only '$(ONLY)') $(addprefix --seed ,$(SEED)) $(addprefix --repeat ,$(REPEAT)) $(addprefix --lanes ,$(LANES)) $(addprefix --broker ,$(BROKER))
 
 lock sbom audit:
 	@script/supply $@

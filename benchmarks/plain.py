@@ -20,7 +20,7 @@ from twisted.internet import defer, protocol, reactor
 LISTENERS: dict[str, set[Any]] = {}
 
 
-class Client(WebSocketServerProtocol):  # type: ignore[misc]
+class Client(WebSocketServerProtocol):
     """One browser."""
 
     topics: Sequence[str] = ()

@@ -26,7 +26,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -115,8 +115,11 @@ class PrivateRabbit:
         epmd_port: int = 0,
         erlang_args: str = "",
         environment: Mapping[str, str] | None = None,
+        plugins: Sequence[str] = (),
     ) -> None:
         """`config` is added to rabbitmq.conf, `environment` to the server's (not to rabbitmqctl's). Both count from the next start on.
+
+        Without `plugins` none is switched on.
 
         Nodes of one cluster share a `cookie` and an `epmd_port`.
         """
@@ -130,6 +133,7 @@ class PrivateRabbit:
         self.environment = dict(environment or {})
         self._cookie = cookie
         self._erlang_args = erlang_args
+        self._plugins = plugins
         self.port, self._dist_port, self._epmd_port, self._ctl_port = _free_ports()
         self._epmd_port = epmd_port or self._epmd_port
         self._node: subprocess.Popen[bytes] | None = None
@@ -261,7 +265,7 @@ class PrivateRabbit:
             cookie.touch(0o600)
             cookie.write_text(self._cookie)
         (self.data_dir / "advanced.config").write_text("[].\n")
-        (self.data_dir / "enabled_plugins").write_text("[].\n")
+        (self.data_dir / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         (self.data_dir / "rabbitmq-env.conf").write_text("")
         self._lock = (self.data_dir / "lock").open("w")
         try:

@@ -119,10 +119,14 @@ def _start(parts: Parts, args: argparse.Namespace) -> None:
     parts.spawn("the daemon", [str(BIN / daemon[0]), *daemon[1:]])
     _wait_until_ready(parts, admin)
     source = ["--broker", broker] if broker else ["--admin", f"http://127.0.0.1:{admin}"]
-    parts.spawn("the demo producer", [str(BIN / "towerws"), "demo", *source])
+    parts.spawn("the demo producer", [str(BIN / "towerws"), "demo", "--quiet", *source])
     tail = f"{(BIN / 'towerws').relative_to(ROOT)} tail --url ws://127.0.0.1:{listen}/websocket/ --follow"
     _say(f"events are flowing; see them in a browser:  http://127.0.0.1:{admin}/")
     _say(f"or in another terminal:  {tail}")
+    # A URL that was given may hold a password, which nobody expects to see here.
+    where = "--broker URL" if args.broker else f"--broker {broker}" if broker else f"--admin http://127.0.0.1:{admin}"
+    event = """jobs.status_changed '{"unified_job_id": 42, "status": "running"}'"""
+    _say(f"an event of your own:  {(BIN / 'towerws').relative_to(ROOT)} publish {where} {event}")
     _say("Ctrl-C ends everything")
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
-import time
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from queue import Empty, Queue
+from threading import Thread
+from typing import IO, Any, Self
 
 from private_rabbitmq import tied_to_us
 from websockets.sync.client import ClientConnection, connect
@@ -31,6 +33,9 @@ FLAGS = (
 )
 
 
+_listens = re.compile(rb"DevTools listening on (ws://\S+)").match
+
+
 def chromium_binary() -> str | None:
     """The program, None where it is not installed. `PRIVATE_CHROMIUM` names another."""
     return shutil.which(os.environ.get("PRIVATE_CHROMIUM") or "chromium")
@@ -49,22 +54,24 @@ class Chromium:
     def __enter__(self) -> Self:
         program = chromium_binary()
         assert program is not None
-        profile = self._folder / "profile"
-        with (self._folder / "chromium.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                tied_to_us([program, *FLAGS, f"--user-data-dir={profile}", "about:blank"], "KILL"),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        where = profile / "DevToolsActivePort"
-        give_up = time.monotonic() + DEADLINE_S
-        while not (where.exists() and where.read_text().count("\n") == 1):
-            assert self._process.poll() is None, self._log()
-            assert time.monotonic() < give_up, self._log()
-            time.sleep(0.05)  # nothing announces the file: it is looked for
-        port, path = where.read_text().split("\n")
-        way = connect(f"ws://127.0.0.1:{port}{path}", open_timeout=DEADLINE_S, max_size=None, compression=None, ping_interval=None)
+        self._process = subprocess.Popen(
+            tied_to_us([program, *FLAGS, f"--user-data-dir={self._folder / 'profile'}", "about:blank"], "KILL"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        found: Queue[str] = Queue()
+        self._reader = Thread(target=self._read, args=(self._process.stdout, found), daemon=True)
+        self._reader.start()
+        try:
+            url = found.get(timeout=DEADLINE_S)
+        except Empty:
+            url = ""
+        if not url:
+            self._process.kill()
+            self._process.wait(DEADLINE_S)
+            raise AssertionError(f"it ended, or did not listen within {DEADLINE_S} s:\n{self._log()}")
+        way = connect(url, open_timeout=DEADLINE_S, max_size=None, compression=None, ping_interval=None)
         self._connection = self._leave.enter_context(way)
         return self
 
@@ -77,6 +84,17 @@ class Chromium:
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise
+        finally:
+            self._reader.join(DEADLINE_S)
+
+    def _read(self, output: IO[bytes], found: Queue[str]) -> None:
+        """Keep what it writes, and look for where it listens; an empty text when it ends."""
+        with output, (self._folder / "chromium.log").open("ab", buffering=0) as log:
+            for line in output:
+                log.write(line)
+                if match := _listens(line):
+                    found.put(match[1].decode())
+        found.put("")
 
     def open(self, url: str) -> Page:
         """A page in a profile of its own, so that it has no cookies of others."""

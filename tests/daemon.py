@@ -82,7 +82,7 @@ class Daemon:
                     return
             except OSError:
                 pass
-            time.sleep(0.02)  # between two questions of a poll; what is waited for is the answer
+            time.sleep(0.02)  # asked again and again, as a load balancer does: a daemon announces readiness to systemd alone
         raise AssertionError(f"{path} did not answer 200 within {DEADLINE_S} s:\n{self.log.read_text()[-3000:]}")
 
     def get(self, path: str) -> tuple[int, Any]:

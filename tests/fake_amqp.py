@@ -290,6 +290,8 @@ class FakeStream:
         self.unreadable: int | None = None
         self.clock_is_wrong = False
         """An interval delivers nothing of what was written before."""
+        self.young: dict[str, int] = {}
+        """By interval: the offset of the oldest entry that is young enough, where that is not the first."""
         self.silent: set[str] = set()
         """Starts, as text, that get nothing: the broker's answer is on its way."""
 
@@ -320,7 +322,7 @@ class FakeStream:
             return asked
         if asked in (None, "next") or self.clock_is_wrong:
             return self.next
-        return 0  # an interval: all of it is young enough
+        return self.young.get(str(asked), 0)  # an interval
 
 
 @implementer(IStreamClientEndpoint)

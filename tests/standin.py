@@ -1,20 +1,12 @@
-"""A stand-in for the daemon: `towerws.v1` as docs/protocol.md has it, over the `websockets` library, told what to do by a test.
-
-`python -m tests.standin` serves the live page and the demo's events, to look at the page without a daemon.
-"""
+"""A stand-in for the daemon: `towerws.v1` as docs/protocol.md has it, over the `websockets` library, told what to do by a test."""
 
 from __future__ import annotations
 
-import argparse
 import http
 import json
 import queue
-import random
 import threading
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
 from websockets.datastructures import Headers
@@ -23,10 +15,6 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 from websockets.typing import Subprotocol
 
-from towerws.commands.demo import events
-
-PAGE = Path(__file__).parents[1] / "towerws" / "static" / "live.html"
-
 
 class StandIn:
     """Listens on a port of its own until `stop`. `requests` has what clients asked, in order, with the connection's number."""
@@ -34,6 +22,8 @@ class StandIn:
     def __init__(self, port: int = 0, *, log: str = "standin", refuse: int | None = None, deny: tuple[str, ...] = ()) -> None:
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self.headers: list[Headers] = []
+        self.closes: queue.Queue[int | None] = queue.Queue()
+        """The codes of close frames that clients sent, None for a connection that ended without one."""
         self.history: list[tuple[str, bytes]] = []
         self.before_subscribed: Callable[[], None] | None = None
         """Called once, just before the next request is answered."""
@@ -109,11 +99,6 @@ class StandIn:
         self.headers.append(request.headers)
         if self._refuse is not None:
             return client.respond(http.HTTPStatus(self._refuse), "no\n")
-        if request.headers.get("Upgrade") is None:
-            page = PAGE.read_text(encoding="utf-8").replace("{{WEBSOCKET_PORT}}", str(self.port)).encode()
-            policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src ws: wss: 'self'; img-src data:"
-            headers = Headers({"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy, "Connection": "close"})
-            return Response(200, "OK", headers, page)
         return None
 
     def _handle(self, client: ServerConnection) -> None:
@@ -122,10 +107,12 @@ class StandIn:
             self._send(client, json.dumps({"type": "welcome", "user": "standin", "position": self._position(), "ping_s": 20}))
         try:
             for message in client:
-                self._subscribe(client, json.loads(message))
+                if "ping" not in (request := json.loads(message)):
+                    self._subscribe(client, request)
         except ConnectionClosed:
             pass
         finally:
+            self.closes.put(None if client.protocol.close_rcvd is None else client.protocol.close_rcvd.code)
             with self._lock:
                 del self._clients[client]
 
@@ -155,25 +142,3 @@ class StandIn:
                 if self.history[index][0] in topics:
                     self._send(client, self._frame(index))
         self.requests.put(request)
-
-
-def main() -> None:
-    """Serve the page and the demo's events until Ctrl-C."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--port", type=int, default=8051)
-    parser.add_argument("--rate", type=float, default=10)
-    parser.add_argument("--drop-every", type=int, default=0, help="drop all connections each so many events")
-    options = parser.parse_args()
-    with StandIn(options.port) as standin:
-        try:
-            for number, event in enumerate(events(random.randrange(1000), datetime.now(UTC), options.rate), 1):
-                time.sleep(event.delay_s)
-                standin.publish(event.topic, event.payload)
-                if options.drop_every and number % options.drop_every == 0:
-                    standin.drop()
-        except KeyboardInterrupt:
-            return
-
-
-if __name__ == "__main__":
-    main()

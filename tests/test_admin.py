@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.ws_kit import Edges, edges
-from towerws.admin import DISCARDED_BODIES, ENVELOPE_BYTES, AdminSite
+from towerws.admin import DISCARDED_BODIES, ENVELOPE_BYTES, AdminSite, PageContent
 from towerws.core.errors import BadDelivery
 from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus
@@ -57,7 +58,7 @@ class Admin:
         self.site = self.make_site(self.publish)
         self.transport = StringTransport()
 
-    def make_site(self, publish: Callable[[str, bytes], str] | None) -> AdminSite:
+    def make_site(self, publish: Callable[[str, bytes], str] | None, page: PageContent | None = None) -> AdminSite:
         """A site that runs on the edge's clock."""
         site = AdminSite(
             status=self.status,
@@ -66,6 +67,7 @@ class Admin:
             disconnect=self.disconnect,
             websocket_port=lambda: 18051,
             max_payload_bytes=LIMIT,
+            page=page,
         )
         site.reactor = self.edge.clock
         return site
@@ -137,6 +139,28 @@ def test_not_ready(admin: Admin) -> None:
     assert reply.status == 503
     assert reply.json == {"ready": False, "state": "backoff", "reason": "403 ACCESS_REFUSED"}
     assert admin.ask("GET", "/healthz").status == 200
+
+
+def test_what_the_live_page_is_told(admin: Admin) -> None:
+    """The groups, the methods and whether tokens are taken stand in it, escaped; topics and position can be asked for."""
+    groups = {"orders": {"events": ["o'clock", "<b>", "a&b"], "own": False}}
+    page = PageContent(
+        groups=groups, auth=("jwt", "tower"), takes_tokens=True, topics=lambda: ["orders.<b>"], position=lambda: "7-5b0c7e9f21aa"
+    )
+    admin.site = admin.make_site(admin.publish, page)
+    found: dict[str, str | None] = {}
+
+    class Body(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag == "body":
+                found.update(attrs)
+
+    Body().feed(admin.ask("GET", "/").body.decode())
+    assert json.loads(found.pop("data-groups") or "") == groups
+    assert found == {"data-websocket-port": "18051", "data-auth": "jwt tower", "data-takes-tokens": "yes"}
+    assert admin.ask("GET", "/topics").json == {"topics": ["orders.<b>"], "position": "7-5b0c7e9f21aa"}
+    foreign = admin.ask("GET", "/topics", Origin="http://evil.example")
+    assert foreign.status == 403
 
 
 def test_live_page(admin: Admin) -> None:

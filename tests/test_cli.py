@@ -29,6 +29,15 @@ def test_help(arguments: list[str]) -> None:
     assert "Usage:" in result.output
 
 
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_summaries_are_whole(columns: str) -> None:
+    """Findings O14: the list of commands has a sentence for each, none of them cut off."""
+    shown = CliRunner().invoke(main, ["--help"], env={"COLUMNS": columns}).output
+    commands = shown.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in commands] == ["check", "config", "demo", "publish", "tail"]
+    assert all(line.endswith(".") and not line.endswith("..") for line in commands), shown
+
+
 def test_version() -> None:
     """`--version` names it."""
     assert __version__ in CliRunner().invoke(main, ["--version"]).output

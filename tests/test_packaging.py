@@ -52,11 +52,12 @@ def test_the_wheel_has_what_it_should_and_no_more(wheel: Path) -> None:
 
 def test_the_source_distribution_has_what_an_operator_needs(tmp_path: Path) -> None:
     """Beside the package: the documents, the unit, nginx's configuration and the tests, each file of them."""
-    houses = ("deploy", "docs", "producer", "requirements", "script", "systemd", "tests")
+    houses = ("deploy", "docs", "producer", "requirements", "script", "stubs", "systemd", "tests")
     source = tmp_path / "source"
     for name in (*houses, "towerws", "twisted"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
-    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "SECURITY.md"):
+    papers = {"CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "noxfile.py"}
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", *papers):
         shutil.copy(ROOT / name, source)
     _run(sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('..')", cwd=source)
     (built,) = tmp_path.glob("*.tar.gz")
@@ -64,7 +65,7 @@ def test_the_source_distribution_has_what_an_operator_needs(tmp_path: Path) -> N
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {path.relative_to(source).as_posix() for name in houses for path in (source / name).rglob("*") if path.is_file()}
     assert wanted <= names
-    assert {"CHANGELOG.md", "LICENSE", "README.md", "towerws/static/live.html", "twisted/plugins/towerws_plugin.py"} <= names
+    assert {*papers, "towerws/static/live.html", "twisted/plugins/towerws_plugin.py"} <= names
 
 
 def test_twistd_offers_towerws(installed: Path) -> None:

@@ -1,3 +1,3 @@
 """towerws: live events from RabbitMQ to browsers."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

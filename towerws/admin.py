@@ -4,6 +4,8 @@
   GET  /healthz  200 as long as the reactor turns
   GET  /readyz   200 while the source is consuming, else 503 with the reason
   GET  /status   figures, JSON
+  GET  /topics   for the live page: the topics of the configuration's own groups that history holds, the newest first, and the
+                 position of the newest delivery
   POST /publish  {"topic": "job_events.42", "payload": {…}} or {"group": "job_events", "event": "42", "payload": {…}}: 202 with
                  the position; only with the embedded source
   POST /disconnect  {"user": 7} or {"session": "<hash>"}: closes the connections of a user or a credential, here and on the other
@@ -14,7 +16,9 @@ Every answer but the page is one JSON object; an error is {"error": …}. HEAD w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from importlib.resources import files
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -168,6 +172,21 @@ def _json(status: int, body: Mapping[str, object]) -> _Answer:
     return _Answer(status, json.dumps(body).encode("ascii") + b"\n")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageContent:
+    """What the live page needs to know of its daemon.
+
+    `groups` are those of the configuration (`GroupTable.configured`). `auth` names the methods, `takes_tokens` says whether a token
+    may come in a message. `topics` gives the newest topics of the configuration's groups, `position` that of the newest delivery.
+    """
+
+    groups: Mapping[str, object] = field(default_factory=dict)
+    auth: Sequence[str] = ("open",)
+    takes_tokens: bool = False
+    topics: Callable[[], Sequence[str]] = list
+    position: Callable[[], str | None] = lambda: None
+
+
 class AdminSite(Site):
     """The admin port's resources.
 
@@ -186,6 +205,7 @@ class AdminSite(Site):
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
+        page: PageContent | None = None,
     ) -> None:
         root = Resource()
         super().__init__(root, requestFactory=AdminRequest)
@@ -194,14 +214,16 @@ class AdminSite(Site):
         self._source_status = source_status
         self._publish = publish
         self._disconnect = disconnect
-        self._why_no_subscriber = why_no_subscriber
+        self._why_nobody = why_no_subscriber
         self._websocket_port = websocket_port
+        self._page = page or PageContent()
         root.putChild(b"", _Page(b"GET", self._live))
         root.putChild(b"live.css", _Page(b"GET", lambda request: _static("live.css", b"text/css; charset=utf-8")))
         root.putChild(b"live.js", _Page(b"GET", lambda request: _static("live.js", b"text/javascript; charset=utf-8")))
         root.putChild(b"healthz", _Page(b"GET", lambda request: _json(200, {"healthy": True})))
         root.putChild(b"readyz", _Page(b"GET", self._ready))
         root.putChild(b"status", _Page(b"GET", lambda request: _json(200, status())))
+        root.putChild(b"topics", _Page(b"GET", lambda request: self._topics()))
         root.putChild(b"publish", _Page(b"POST", self._take))
         root.putChild(b"disconnect", _Page(b"POST", self._revoke))
 
@@ -215,10 +237,20 @@ class AdminSite(Site):
         """No access log: it would hold URLs, and Twisted's takes its dates from the reactor's clock, which is monotonic."""
 
     def _live(self, request: Request) -> _Answer:
-        """The page that shows what happens, with the websocket's port written into it."""
+        """The page that shows what happens, with what it needs to know of this daemon written into it."""
         page = files("towerws").joinpath("static/live.html").read_text(encoding="utf-8")
-        body = page.replace("{{WEBSOCKET_PORT}}", str(self._websocket_port())).encode()
-        return _Answer(200, body, b"text/html; charset=utf-8")
+        content = {
+            "WEBSOCKET_PORT": str(self._websocket_port()),
+            "GROUPS": json.dumps(self._page.groups),
+            "AUTH": " ".join(self._page.auth),
+            "TAKES_TOKENS": "yes" if self._page.takes_tokens else "no",
+        }
+        for name, value in content.items():
+            page = page.replace(f"{{{{{name}}}}}", escape(value))
+        return _Answer(200, page.encode(), b"text/html; charset=utf-8")
+
+    def _topics(self) -> _Answer:
+        return _json(200, {"topics": list(self._page.topics()), "position": self._page.position()})
 
     def _ready(self, request: Request) -> _Answer:
         status = self._source_status()
@@ -232,7 +264,9 @@ class AdminSite(Site):
     def _take(self, request: Request) -> _Answer:
         if self._publish is None:
             raise Refusal(
-                404, "this daemon reads from a broker: publish to its exchange there, with any AMQP client (the README shows one)"
+                404,
+                "this daemon reads from a broker: publish to its exchange there, with `towerws publish --broker URL` "
+                "or any AMQP client (docs/publish.md)",
             )
         body = request.content.read() if request.content is not None else b""
         try:
@@ -244,7 +278,7 @@ class AdminSite(Site):
         except BadDelivery as bad:
             raise Refusal(413 if bad.reason == "too_large" else 400, str(bad)) from None
         answer: dict[str, object] = {"position": position}
-        if (warning := self._why_no_subscriber(publication.topic.group, publication.topic.event)) is not None:
+        if (warning := self._why_nobody(publication.topic.group, publication.topic.event)) is not None:
             answer["warning"] = warning
         return _json(202, answer)
 
@@ -324,7 +358,7 @@ def _disconnected(done: Disconnection) -> _Answer:
 
 
 def _nothing_here(request: Request) -> _Answer:
-    raise Refusal(404, "there is nothing here; try /healthz, /readyz, /status, /publish, /disconnect or the page at /")
+    raise Refusal(404, "there is nothing here; try /healthz, /readyz, /status, /topics, /publish, /disconnect or the page at /")
 
 
 def _own_host(request: Request) -> None:

@@ -44,14 +44,15 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Publish the events of made-up AWX jobs.")
 @click.option("--broker", metavar="URL", help="Publish to RabbitMQ: amqp://user:password@host:port/vhost (several: with commas).")
 @click.option("--admin", metavar="URL", help=f"Publish to a daemon with the embedded source, by its admin port.  [default: {ADMIN_URL}]")
 @click.option("--exchange", metavar="NAME", default=BrokerSettings(urls=()).exchange, show_default=True, help="The topic exchange.")
 @click.option("--rate", type=float, default=10.0, show_default=True, help="Events per second, on average.")
 @click.option("--seed", type=int, help="Play the same again: a number that decides everything.  [default: by chance]")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many events.  [default: never]")
-def demo(broker: str | None, admin: str | None, exchange: str, rate: float, seed: int | None, count: int | None) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="No counter: for a terminal that others write to, too.")
+def demo(broker: str | None, admin: str | None, exchange: str, rate: float, seed: int | None, count: int | None, *, quiet: bool) -> None:
     """Play AWX-like events: jobs that start, print and end. Until Ctrl-C."""
     status = StatusLine(sys.stderr)
     try:
@@ -72,7 +73,8 @@ def demo(broker: str | None, admin: str | None, exchange: str, rate: float, seed
                 due = time.monotonic()
             publisher.publish(event.topic, event.payload)
             published += 1
-            status.show(f"{published} events published")
+            if not quiet:
+                status.show(f"{published} events published")
     except KeyboardInterrupt:
         pass
     except BrokerError as error:
@@ -97,7 +99,7 @@ def _publisher(broker: str | None, admin: str | None, exchange: str, status: Sta
         raise click.BadParameter(str(error), param_hint="--broker") from None
 
 
-@main.command()
+@main.command(short_help="Show live events in the terminal.")
 @click.argument("topics", metavar="[TOPIC]...", nargs=-1)
 @click.option("--url", default=WEBSOCKET_URL, show_default=True, help="The daemon's websocket.")
 @click.option("--follow/--no-follow", default=None, help="Show the output of jobs that start, too.  [default: when no topic is given]")
@@ -124,9 +126,15 @@ def tail(topics: tuple[str, ...], url: str, follow: bool | None, raw: bool, toke
         follow=not topics if follow is None else follow,
         raw=raw,
         colour=sys.stdout.isatty(),
+        columns=_columns if sys.stdout.isatty() else None,
         token=_token(token),
     )
     sys.exit(_run_tail(options))
+
+
+def _columns() -> int:
+    """How wide the terminal is now; 80 for one that does not say."""
+    return os.get_terminal_size(sys.stdout.fileno()).columns or 80
 
 
 def _token(given: str | None) -> str | None:

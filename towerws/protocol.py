@@ -131,15 +131,17 @@ class WebSocketConnection(OpeningConnection):
 
     def onFrameBegin(self) -> None:
         """A frame's header was read. After the server's close only the answer matters, and other frames are bounded."""
+        frame = self.current_frame
+        assert frame is not None
         if self.state == self.STATE_CLOSING:
             settings = self.factory.settings
             self._frames_after_close += 1
-            kept = self.current_frame.opcode > 7 and self.current_frame.length > settings.message_bytes
+            kept = frame.opcode > 7 and frame.length > settings.message_bytes
             if kept or self._frames_after_close > settings.fragments:
                 self.data = b""
                 self.transport.pauseProducing()  # stop waiting for the answer: the close ends in an abort
         elif self._perMessageCompress is not None and not self.inside_message:
-            compressed = self.current_frame.rsv != 0
+            compressed = frame.rsv != 0
             limit = self._perMessageCompress.max_wire_bytes if compressed else self.factory.settings.message_bytes
             self.maxFramePayloadSize = self.maxMessagePayloadSize = limit
         super().onFrameBegin()
@@ -293,7 +295,7 @@ class WebSocketConnection(OpeningConnection):
         if self._controls.take(now) > 0:
             self.end(CloseReason.POLICY, "controls_per_s")
             return False
-        return self.state == self.STATE_OPEN  # type: ignore[no-any-return]
+        return self.state == self.STATE_OPEN
 
     def _watch_assembly(self) -> None:
         """Bound the time of an unfinished message. Most messages arrive complete, and start no timer."""
@@ -322,7 +324,7 @@ def _is_utf8(reason: bytes) -> bool:
     return True
 
 
-class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
+class WebSocketFactory(WebSocketServerFactory):
     """Makes the connections, with safe values for Autobahn's options (docs/architecture.md has the reason for each)."""
 
     protocol = WebSocketConnection
@@ -372,7 +374,7 @@ class WebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         )
         self.protocol = with_shared_state(self.protocol, self)
 
-    def buildProtocol(self, addr: object) -> WebSocketConnection:
+    def buildProtocol(self, addr: object) -> WebSocketConnection:  # type: ignore[override] # its `factory` is ours, Twisted's any
         """Make the connection of an accepted client."""
         self.accept_throttle.accepted()
         connection = self.protocol()

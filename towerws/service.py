@@ -11,7 +11,7 @@ import platform
 import resource
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, health_site
+from towerws.admin import AdminSite, PageContent, health_site
 from towerws.amqp import AmqpSource
+from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
@@ -49,11 +50,21 @@ from towerws.websocket.replay import ReplayBounds
 CLOSES_PER_S = 1000
 """Lowest rate at which connections are closed while draining. The drain window may need a higher one."""
 
+JOINABLE_S = 2.0
+"""How long a daemon that starts accepts no client while the broker has confirmed no marker of its own. Without one nobody can say what was
+published before a client subscribed, and what after. It takes 50 ms; a broker that is away keeps nobody waiting for longer than this."""
+
 STOP_GRACE_S = 3.0
 """How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
 
 RESERVED_DESCRIPTORS = 64
 """File descriptors reserved for the broker, the API, the admin port and the log."""
+
+PAGE_DELIVERIES = 2000
+"""How many of the newest deliveries are searched for the live page's topics: 0.08 ms."""
+
+PAGE_TOPICS = 100
+"""How many topics the live page gets at most."""
 
 FULL_S = 60.0
 """Shortest time between two log lines that say that the daemon is full."""
@@ -164,6 +175,13 @@ class TowerwsService(Service):
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_bytes=settings.max_payload_bytes,
             why_no_subscriber=groups.why_no_subscriber,
+            page=PageContent(
+                groups=groups.configured,
+                auth=settings.auth,
+                takes_tokens=takes_tokens(self.auth),
+                topics=lambda: self._page_topics(groups.configured),
+                position=lambda: self.history.head.position or None,
+            ),
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -186,6 +204,9 @@ class TowerwsService(Service):
         super().startService()
         assert self._reactor.seconds is time.monotonic, "the reactor's clock was changed back"
         self._started_at = self._reactor.seconds()
+        accept_throttle = self.websockets.accept_throttle
+        self.ingest.on_joinable = accept_throttle.release
+        accept_throttle.hold(JOINABLE_S)
         self.source.start()
         self._trim.start(1.0, now=False)
         self.context.credential_monitor.start()
@@ -309,12 +330,19 @@ class TowerwsService(Service):
         """Seconds since the start."""
         return float(self._reactor.seconds() - self._started_at)
 
+    def _page_topics(self, groups: Container[str]) -> list[str]:
+        recent = self.history.recent_topics(PAGE_DELIVERIES)
+        return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
+
     def source_status(self) -> SourceStatus:
         """Return the source's state. While the daemon stops, it is not ready."""
         status = self.source.status()
-        if not self._stopping:
-            return status
-        return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+        if self._stopping:
+            return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+        if self.websockets.accept_throttle.holding:
+            reason = f"no client is accepted before the broker has confirmed a marker, for at most {JOINABLE_S:g} s"
+            return replace(status, reason=f"{status.reason}; {reason}" if status.reason else reason)
+        return status
 
 
 def _position_key(settings: BrokerSettings) -> bytes:

@@ -75,7 +75,7 @@ class Events:
         raise NotImplementedError
 
 
-class _Resolved(AbstractIOReference):  # type: ignore[misc]  # pika has no annotations in all of its versions
+class _Resolved(AbstractIOReference):
     """A look-up that is over."""
 
     def cancel(self) -> bool:
@@ -83,7 +83,7 @@ class _Resolved(AbstractIOReference):  # type: ignore[misc]  # pika has no annot
         return False
 
 
-class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # as above
+class _Services(SelectorIOServicesAdapter):
     """pika's I/O, but names are looked up on our thread: pika starts one for that, which Python 3.12 forbids to an ending process."""
 
     def getaddrinfo(

@@ -129,7 +129,7 @@ class FakeTokens(Fake):
         super().__init__(name, answer)
         self.takes_tokens = takes_tokens
 
-    def identify(self, token: str) -> Deferred[Identity]:
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
         """Note the token."""
         self.asked.append((token, ""))
         return succeed(Identity(token, self.name))

@@ -51,6 +51,31 @@ def test_who_it_is_and_what_follows_from_the_credential() -> None:
     assert (outright.user_id, outright.cookie, outright.csrftoken) == (42, False, None)
 
 
+def test_a_token_in_a_message() -> None:
+    """It is asked about as one in the handshake is, refused and slowed down like it, and needs no page to vouch."""
+    bench = Bench()
+    bench.fetcher.answers = {ME: me(42)}
+    identity = now(bench.method.identify("t", HERE))
+    assert (identity.user_id, identity.cookie, identity.session) == (42, False, hashlib.sha256(b"t").hexdigest()[:32])
+    (_, headers, _) = bench.fetcher.asked[0]
+    assert ("Authorization", "Bearer t") in headers
+    assert ("X-Forwarded-For", HERE) in headers
+    now(bench.method.authenticate(head(authorization="Bearer t"), HERE))
+    assert len(bench.fetcher.asked) == 1, "the same credential, whichever way it came"
+    bench.fetcher.answers = {ME: NO}
+    with pytest.raises(Refused) as refused:
+        now(bench.method.identify("bad", HERE))
+    assert refused.value.credential == "token in a message"
+    for text in ("", "two words", "t\r\nCookie: a=b", "gr\u00fcn", "t" * 5000):
+        with pytest.raises(Refused):
+            now(bench.method.identify(text, HERE))
+    assert len(bench.fetcher.asked) == 2
+    failures: list[Failure] = []
+    for number in range(200):
+        bench.method.identify(f"guess{number}", HERE).addErrback(failures.append)
+    assert len(failures) == 99, "guessing is slowed down: a hundred of one address may fail at once"
+
+
 def test_what_is_asked() -> None:
     """The question is `GET …/api/v2/me/` with the credential, the quiet header, the client's program and address; nothing else."""
     bench = Bench()

@@ -1,24 +1,18 @@
-"""What towerws relies on in pika beyond its public interface, and what only the link itself can show."""
+"""What only the link itself can show. What it uses of pika beyond its public interface is in tests/insides."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import pika
 import pytest
-from pika import connection as pika_connection
 from pika import frame, spec
-from pika.adapters.twisted_connection import _TwistedConnectionAdapter
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
-from towerws.broker import connection as amqp_connection
 from towerws.broker.connection import BrokerConnection, quiet_pika
 from towerws.broker.content import Content
 from towerws.broker.failures import ConnectionFailure
@@ -128,29 +122,6 @@ def test_a_pause_has_a_deadline() -> None:
     for _ in range(21):
         clock.advance(1)
     assert "nothing read for 20 s, since a turn was still being written" in str(events.told[-1])
-
-
-def test_pika_is_as_we_know_it() -> None:
-    """The private names of pika that the link overrides, calls or reads exist and are used as in pika 1.4.4."""
-    connection = pika_connection.Connection
-    assert pika.__version__.startswith("1.4.")
-    for name in ("_adapter_disconnect_stream", "_adapter_emit_data", "connection_made", "data_received"):
-        assert callable(getattr(_TwistedConnectionAdapter, name))
-    for name in ("_on_data_available", "_process_frame", "_remove_heartbeat", "_terminate_stream"):
-        assert callable(getattr(connection, name))
-    read_loop = inspect.getsource(connection._on_data_available)
-    assert "self._frame_buffer += data_in" in read_loop
-    assert "self._process_frame(frame_value)" in read_loop
-    assert "self.bytes_received += byte_count" in inspect.getsource(connection._trim_frame_buffer)
-    end = inspect.getsource(connection._terminate_stream)
-    assert end.index("self._error = error") < end.index("self._adapter_disconnect_stream()")
-    assert "self._on_data_available(data)" in inspect.getsource(_TwistedConnectionAdapter.data_received)
-
-
-def test_private_names_stay_in_one_module() -> None:
-    """Only the link builds on pika's private adapter."""
-    package = Path(amqp_connection.__file__).parents[1]
-    assert {path.name for path in package.rglob("*.py") if "_TwistedConnectionAdapter" in path.read_text()} == {"connection.py"}
 
 
 def test_the_handshake_says_who_we_are() -> None:

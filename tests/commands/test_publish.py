@@ -14,6 +14,7 @@ from tests.commands.test_tail import TOWERWS
 from tests.daemon import DEADLINE_S
 from towerws.cli import main
 from towerws.commands.publish import why_no_event
+from towerws.commands.publisher import AdminPublisher
 
 LIMIT = 1000
 
@@ -135,6 +136,20 @@ def test_a_topic_that_nobody_can_subscribe_to(topic: str, text: str, admin: Admi
     assert ("warning" in result.stderr, text in result.stderr) == (bool(text), True)
 
 
+def test_the_daemons_warnings(admin: Admin) -> None:
+    """Findings O9: what the daemon warns of is passed on, once for each topic and for ten of them."""
+    admin.warning = "no client can subscribe to nope.1"
+    result = publish("nope.1", "-", "--admin", admin.url, stdin=b'{"n": 1}\n{"n": 2}\n')
+    assert (result.exit_code, len(admin.bodies)) == (0, 2)
+    assert result.stderr.count("towerws: warning: no client can subscribe to nope.1\n") == 1
+    told: list[str] = []
+    publisher = AdminPublisher(admin.url, told.append)
+    for number in range(20):
+        publisher.publish(f"nope.{number}", b"{}")
+    publisher.close()
+    assert len(told) == 10
+
+
 def test_refused_and_unreachable(admin: Admin) -> None:
     """The daemon's refusal is exit code 3, nobody there is 1; each names the next step."""
     admin.answers = [404]
@@ -142,7 +157,9 @@ def test_refused_and_unreachable(admin: Admin) -> None:
     assert (refused.exit_code, "no such thing" in refused.stderr) == (3, True)
     gone = publish("jobs.summary", "{}", "--admin", "http://127.0.0.1:1", "--timeout", "0.3")
     assert (gone.exit_code, "not confirmed within 0.3 s" in gone.stderr) == (1, True)
-    assert "Is the broker running" in gone.stderr
+    assert "Connection refused" in gone.stderr
+    assert "Errno" not in gone.stderr
+    assert "Is the daemon running" in gone.stderr
 
 
 def test_progress_on_a_terminal(admin: Admin) -> None:

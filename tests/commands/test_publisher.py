@@ -22,6 +22,7 @@ class Admin(HTTPServer):
         self.bodies: list[Any] = []
         self.connections: set[Any] = set()
         self.answers: list[int] = []
+        self.warning = ""
         self.hang_up = False
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
         self.thread.start()
@@ -49,6 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.connections.add(self.client_address)
         status = self.server.answers.pop(0) if self.server.answers else 202
         answer = b'{"error": "no such thing"}' if status != 202 else b'{"position": "1-a"}'
+        if self.server.warning:
+            answer = json.dumps({"position": "1-a", "warning": self.server.warning}).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import queue
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +111,49 @@ def test_terminal(standin: StandIn) -> None:
     assert b"\x1b[0;32mok: [web01]\x1b[0m" in read
     assert running.interrupt() == 0
     os.close(ours)
+
+
+def test_columns_of_a_terminal(standin: StandIn) -> None:
+    """Findings O14: on 80 columns the text of every topic begins in the same one, and half of the line is left to it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    topics = ("jobs.summary", "inventory_update_events.814123", "own.name-of-an-event-that-is-longer-than-what-has-room-for")
+    running = Running("--url", standin.url, "--no-follow", *topics, stdout=theirs)
+    os.close(theirs)
+    asked(standin)
+    for topic in topics:
+        standin.publish(topic, b'{"unified_job_id": 1, "stdout": "text"}' if "own" not in topic else b"[1]")
+    read = b""
+    while read.count(b"\n") < len(topics):
+        read += os.read(ours, 1024)
+    lines = [line[9:] for line in re.sub(r"\x1b\[[0-9;]*m", "", read.decode()).splitlines()]
+    assert lines == [
+        "jobs.summary                   text",
+        "inventory_update_events.814123 text",
+        "own.name-of-an-\u2026at-has-room-for [1]",
+    ]
+    assert running.interrupt() == 0
+    os.close(ours)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_its_end_is_a_close_frame(standin: StandIn, tails: list[Running], number: signal.Signals) -> None:
+    """Findings O14: Ctrl-C ends the connection in order, so that the daemon's log shows no lost client."""
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    tails[0].process.send_signal(number)
+    assert standin.closes.get(timeout=DEADLINE_S) == 1000
+    assert tails[0].process.wait(DEADLINE_S) == 0
+    assert tails[0]._err.empty()
+
+
+def test_ctrl_c_while_nobody_is_there(standin: StandIn, tails: list[Running]) -> None:
+    """Between two attempts there is no connection to close: it ends at once."""
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    standin.stop()
+    assert "connection lost" in tails[0].notice()
+    assert tails[0].interrupt() == 0
 
 
 def test_raw(standin: StandIn, tails: list[Running]) -> None:

@@ -53,12 +53,56 @@ def test_output(stdout: str, plain: list[str], coloured: list[str]) -> None:
         ("job_events.42", {"stdout": "", "event": "playbook_on_start"}, "(playbook_on_start)"),
         ("own.thing", {"ü": "\x1b[2J"}, r'{"ü": "\u001b[2J"}'),
         ("own.thing", [1], "[1]"),
+        ("orders.paid", {"order": 7, "status": "paid"}, '{"order": 7, "status": "paid"}'),
+        ("orders.paid", {"order": 7, "stdout": "text"}, '{"order": 7, "stdout": "text"}'),
         ("jobs.status_changed", {"status": "\x9bx", "type": "\x1b"}, r"\x1b None \x9bx"),
     ],
 )
 def test_lines(topic: str, payload: Any, line: str) -> None:
     """An event is a line: when, where, what."""
-    assert Printer(colour=False).lines("12:00:00", topic, payload) == [f"12:00:00 {topic:<26} {line}"]
+    assert Printer(colour=False).lines("12:00:00", topic, payload) == [f"12:00:00 {topic:<30} {line}"]
+
+
+LONG = "x" * 64 + "." + "y" * 128
+
+
+@pytest.mark.parametrize(
+    ("columns", "topic", "shown_as", "text_at"),
+    [
+        (None, "inventory_update_events.814123", "inventory_update_events.814123", 40),
+        (None, LONG, LONG, 203),
+        (80, "inventory_update_events.814123", "inventory_update_events.814123", 40),
+        (80, "inventory_update_events.81412345", "inventory_updat\u2026events.81412345", 41),
+        (200, "inventory_update_events.81412345", "inventory_update_events.81412345", 42),
+        (200, LONG, "x" * 30 + "\u2026" + "y" * 29, 70),
+        (10, "own.thing", "own.thing", 22),
+        (10, "own.long-thing", "own.lo\u2026thing", 22),
+    ],
+)
+def test_topic_column(columns: int | None, topic: str, shown_as: str, text_at: int) -> None:
+    """Findings O14: a topic never breaks the column, which grows with it; on a terminal half of the line is left to the text."""
+    printer = Printer(colour=False, columns=None if columns is None else lambda: columns)
+    (line,) = printer.lines("12:00:00", topic, [1])
+    assert (line.split()[1], line.index("[1]")) == (shown_as, text_at)
+    (after,) = printer.lines("12:00:00", "own.thing", [1])
+    assert after.index("[1]") == min(text_at, 70), "the column stays as wide as it was"
+
+
+@pytest.mark.parametrize(
+    ("columns", "text", "shown_as"),
+    [
+        (None, "PLAY [x] " + "*" * 70, "PLAY [x] " + "*" * 70),
+        (80, "PLAY [x] " + "*" * 70, "PLAY [x] " + "*" * 31),
+        (20, "PLAY [x] " + "*" * 70, "PLAY [x] ***"),
+        (80, "no banner " * 7 + "**", "no banner " * 7 + "**"),
+    ],
+)
+def test_banner(columns: int | None, text: str, shown_as: str) -> None:
+    """The asterisks that Ansible fills a line with don't fill a second one on a terminal."""
+    printer = Printer(colour=False, columns=None if columns is None else lambda: columns)
+    (line,) = printer.lines("12:00:00", "job_events.42", {"stdout": text})
+    assert line.split(None, 2)[2] == shown_as
+    assert columns != 80 or len(line) == 80 or "no banner" in text
 
 
 def test_status_has_a_colour_on_a_terminal() -> None:

@@ -241,6 +241,16 @@ def test_a_resume_costs_what_was_missed() -> None:
     assert counting.looks <= 10 + 20
 
 
+def test_recent_topics() -> None:
+    """The topics of the newest deliveries, the newest first, each once."""
+    log = Log()
+    assert log.history.recent_topics(10) == []
+    for topic in ("a.1", "b.1", "a.1", "c.1", "c.1"):
+        log.append(topic)
+    assert log.history.recent_topics(10) == ["c.1", "a.1", "b.1"]
+    assert log.history.recent_topics(3) == ["c.1", "a.1"]
+
+
 def test_a_piece_costs_its_size() -> None:
     """A reader that missed all of 20,000 deliveries gets a piece of them without looking at the others."""
     log = Log()

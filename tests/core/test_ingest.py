@@ -360,6 +360,22 @@ def test_clients_that_subscribe_during_the_refill_get_what_was_published_since()
     assert [message["payload"]["n"] for message in last.take_json()] == [8]
 
 
+def test_who_joins_is_told_of_when_nothing_can_be_missed_any_more() -> None:
+    """From the first marker that the broker has confirmed on; or from when deliveries flow, where there is none."""
+    told: list[str] = []
+    feed = Feed()
+    feed.ingest.on_joinable = lambda: told.append("joinable")
+    feed.ingest.proven(True)
+    feed.ingest.marker_sent("a" * 8)
+    assert told == []
+    feed.ingest.marker_confirmed("a" * 8)
+    assert told == ["joinable"]
+    without = Feed()
+    without.ingest.on_joinable = lambda: told.append("flowing")
+    without.ingest.caught_up()
+    assert told == ["joinable", "flowing"]
+
+
 def test_all_that_was_read_may_be_new_to_those_who_wait() -> None:
     """Where no marker can tell old from new, and clients have been there all the time, they get everything, and no gap (C2)."""
     feed = Feed()

@@ -273,6 +273,22 @@ def test_a_configuration_adds_groups(events: str | tuple[str, ...], item: object
     assert table.routing_key("job_events", 42) == "job_events.42"
 
 
+def test_groups_for_the_live_page() -> None:
+    """The groups of the configuration to which clients can subscribe, and what they can ask for in each."""
+    added = {
+        "orders": GroupSettings(events=("paid", "created")),
+        "sensors": GroupSettings(events="id"),
+        "inbox": GroupSettings(events="any", policy="own"),
+        "hidden": GroupSettings(events="any", policy="never"),
+    }
+    assert AWX.configured == {}
+    assert GroupTable(added).configured == {
+        "orders": {"events": ["created", "paid"], "own": False},
+        "sensors": {"events": "id", "own": False},
+        "inbox": {"events": "any", "own": True},
+    }
+
+
 def test_what_is_withheld_can_not_be_configured_back() -> None:
     """A session's key was once sent on `control.limit_reached`: no configuration makes a topic of it."""
     table = GroupTable({"control": GroupSettings(events="any")})
@@ -331,6 +347,10 @@ def test_whose_own() -> None:
         ("secret.x", True),
         ("metrics.x", True),
         ("control.limit_reached", True),
+        ("control.limit_reached_7", False),
+        ("job_events.0", False),
+        ("job_events.042", True),
+        ("Jobs.summary", True),
     ],
 )
 def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
@@ -339,3 +359,21 @@ def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
     said = table.why_no_subscriber(*topic.split("."))
     assert (said is not None) is nobody
     assert said is None or said.startswith(f"no client can subscribe to {topic}: ")
+
+
+@pytest.mark.parametrize(
+    ("topic", "advice"),
+    [
+        ("ordres.paid", "the groups are jobs, schedules,"),
+        ("orders.lost", "its events are paid"),
+        ("jobs.changed", "its events are status_changed, summary"),
+        ("job_events.forty", "its events are numbers of 1 to 18 digits"),
+        ("control.x", "its events are limit_reached_<number>"),
+        ("job_events.042", "a client that asks for it gets job_events.42; publish on that"),
+        ("secret.x", 'its policy is "never" in [groups.secret]'),
+    ],
+)
+def test_the_advice_for_a_topic_without_subscribers(topic: str, advice: str) -> None:
+    """Findings O9: it names what is possible in this group, or the groups that exist."""
+    table = GroupTable({"orders": GroupSettings(events=("paid",)), "secret": GroupSettings(policy="never")})
+    assert advice in (table.why_no_subscriber(*topic.split(".")) or "")

@@ -1,4 +1,4 @@
-"""`python -m tests.faults [--only NAME,…] [--seed N] [--repeat N] [--broker 3|4] [--list]`: run scenarios, print a table.
+"""`python -m tests.faults [--only NAME,…] [--seed N] [--repeat N] [--broker 3|4] [--lanes N] [--list]`: run scenarios, print a table.
 
 Exit status: 0 when every promise held, 3 when one broke or a scenario failed, 4 when something that was asked for is missing here.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import importlib
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,27 +53,62 @@ class Screen:
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
         self._written = False
+        self._lock = threading.Lock()
 
-    def line(self, text: str) -> None:
-        """A line that stays."""
-        self._clear()
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+    def line(self, *lines: str) -> None:
+        """Lines that stay."""
+        with self._lock:
+            self._clear()
+            sys.stdout.write("".join(f"{text}\n" for text in lines))
+            sys.stdout.flush()
 
     def progress(self, text: str) -> None:
         """What goes on now."""
-        self._clear()
-        if self._terminal:
-            sys.stdout.write(text[:150])
-            self._written = True
-        else:
-            sys.stdout.write(f"    {text}\n")
-        sys.stdout.flush()
+        with self._lock:
+            self._clear()
+            if self._terminal:
+                sys.stdout.write(text[:150])
+                self._written = True
+            else:
+                sys.stdout.write(f"    {text}\n")
+            sys.stdout.flush()
 
     def _clear(self) -> None:
         if self._written:
             sys.stdout.write("\r\x1b[K")
             self._written = False
+
+
+class Plan:
+    """What is still to run, for lanes that work side by side. A scenario waits more than it works.
+
+    The first lane has the cluster's, then it helps the others; what must run alone comes when all lanes are done (`take_alone`).
+    """
+
+    def __init__(self, scenarios: Sequence[Scenario], repeats: int, lanes: int) -> None:
+        runs = [(each, repeat) for repeat in range(repeats) for each in scenarios]
+        self._lock = threading.Lock()
+        self._alone = deque(run for run in runs if run[0].alone and lanes > 1)
+        beside = [run for run in runs if run not in self._alone]
+        self._cluster = deque(run for run in beside if run[0].cluster and lanes > 1)
+        self._rest = deque(run for run in beside if run not in self._cluster)
+
+    def take(self, lane: int) -> tuple[Scenario, int] | None:
+        """The next run for this lane, a scenario and the number of its repeat; None: there is none."""
+        with self._lock:
+            if not lane and self._cluster:
+                return self._cluster.popleft()
+            return self._rest.popleft() if self._rest else None
+
+    def take_alone(self) -> tuple[Scenario, int] | None:
+        """The same for what runs alone."""
+        return self._alone.popleft() if self._alone else None
+
+    def stop(self) -> None:
+        """Nothing more."""
+        with self._lock:
+            for runs in (self._cluster, self._rest, self._alone):
+                runs.clear()
 
 
 def load() -> dict[str, Scenario]:
@@ -156,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME[,NAME]", help="only these; * and ? are wildcards")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="repeat the choices of an earlier run")
     parser.add_argument("--repeat", type=int, default=1, help="run each scenario so many times, each with another seed")
+    parser.add_argument("--lanes", type=int, default=2, help="how many run side by side; 1: one after another")
     parser.add_argument("--keep", metavar="DIR", help="an empty folder for what daemons and brokers write: it stays, logs included")
     parser.add_argument("--broker", type=int, choices=VERSIONS, default=3, help="the major version of RabbitMQ")
     args = parser.parse_args(arguments)
@@ -166,21 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             screen.line(f"{each.name:<28} {each.text.splitlines()[0] if each.text else ''}")
         return 0
     screen.line(f"{len(chosen)} scenarios, seed {args.seed}, RabbitMQ {args.broker}")
-    results: list[Result] = []
     with ExitStack() as leave:
-        folder = args.keep or leave.enter_context(tempfile.TemporaryDirectory(prefix="towerws-faults-"))
-        brokers = Brokers(args.broker, Path(folder))
-        try:
-            for repeat in range(args.repeat):
-                for each in chosen:
-                    seed = f"{args.seed}/{repeat}/{each.name}"
-                    result = run(each, seed, brokers, screen, Path(folder) / f"{each.name}-{repeat}")
-                    results.append(result)
-                    _tell(screen, result)
-        except KeyboardInterrupt:
-            screen.line("interrupted")
-        finally:
-            brokers.spoil()
+        folder = Path(args.keep or leave.enter_context(tempfile.TemporaryDirectory(prefix="towerws-faults-")))
+        results = run_all(Plan(chosen, args.repeat, args.lanes), args, screen, folder)
+    names = [each.name for each in chosen]
+    results.sort(key=lambda result: (int(result.seed.split("/")[1]), names.index(result.name)))
     screen.line("\n" + plain_table(results))
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(markdown(results, args.seed, args.broker))
@@ -192,12 +221,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_MISSING if missing else 0
 
 
+def run_all(plan: Plan, args: argparse.Namespace, screen: Screen, folder: Path) -> list[Result]:
+    """Everything that is planned, in lanes. Each has brokers of its own, which end with its thread."""
+    results: list[Result] = []
+
+    def work(lane: int, take: Callable[[], tuple[Scenario, int] | None]) -> None:
+        brokers = Brokers(args.broker, folder / f"lane-{lane}")
+        try:
+            while (planned := take()) is not None:
+                each, repeat = planned
+                seed = f"{args.seed}/{repeat}/{each.name}"
+                result = run(each, seed, brokers, screen, folder / f"{each.name}-{repeat}")
+                results.append(result)
+                _tell(screen, result)
+        finally:
+            brokers.spoil()
+
+    others = [threading.Thread(target=work, args=(lane, functools.partial(plan.take, lane))) for lane in range(1, args.lanes)]
+    for thread in others:
+        thread.start()
+    try:
+        work(0, functools.partial(plan.take, 0))
+        for thread in others:
+            thread.join()
+        work(args.lanes, plan.take_alone)
+    except KeyboardInterrupt:
+        screen.line("interrupted: what runs in other lanes comes to its end")
+        plan.stop()
+    finally:
+        for thread in others:
+            thread.join()
+    return results
+
+
 def _tell(screen: Screen, result: Result) -> None:
-    screen.line(f"{result.name}: {result.verdict} in {result.seconds:.0f} s{f' ({result.missing})' if result.missing else ''}")
-    for text in result.outcome.broken:
-        screen.line(f"    broken: {text}")
-    for text in result.outcome.notes:
-        screen.line(f"    {text}")
+    screen.line(
+        f"{result.name}: {result.verdict} in {result.seconds:.0f} s{f' ({result.missing})' if result.missing else ''}",
+        *(f"    broken: {text}" for text in result.outcome.broken),
+        *(f"    {text}" for text in result.outcome.notes),
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,7 @@ VERSIONS: Final = (3, 4)
 MAKE_4: Final = Path(__file__).parents[2] / "script" / "rabbitmq4"
 MAKE_S: Final = 900.0
 
+_providing = threading.Lock()
 _refused: dict[int, str] = {}
 """Why a version can't be had here. It is asked once in a run."""
 
@@ -22,10 +25,10 @@ class MissingError(Exception):
     """Something that a scenario needs is not on this machine. The text names it, and how to get it."""
 
 
-def single_node(version: int, folder: Path, *, config: str = "") -> PrivateRabbit:
+def single_node(version: int, folder: Path, *, config: str = "", plugins: Sequence[str] = ()) -> PrivateRabbit:
     """A node of this major version that is not started yet. `MissingError` when there is none."""
     _provide(version)
-    return PrivateRabbit(folder, config=config)
+    return PrivateRabbit(folder, config=config, plugins=plugins)
 
 
 def cluster(version: int, folder: Path, *, partition_handling: str) -> PrivateCluster:
@@ -38,6 +41,11 @@ def cluster(version: int, folder: Path, *, partition_handling: str) -> PrivateCl
 
 def _provide(version: int) -> None:
     """Make this version the one that private nodes run."""
+    with _providing:
+        _provide_once(version)
+
+
+def _provide_once(version: int) -> None:
     if version in _refused:
         raise MissingError(_refused[version])
     if version == 4 and (rabbitmq_bin() is None or installed_version() != 4):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,10 @@ MANY: Final = (
 )
 STREAM_LIMITS: Final = {"x-max-age": "3600s", "x-max-length-bytes": 1 << 30, "x-stream-max-segment-size-bytes": 16 << 20}
 SETTLE_S: Final = 45.0
+CLIENTS: Final = 100
+TOWER: Final = 20
+"""How many clients there are, where a scenario does not need others, and how many of them speak the Tower dialect."""
+
 SPARE_DESCRIPTORS: Final = 12
 """Connections to the broker come and go: so many descriptors more than before are no leak."""
 
@@ -120,9 +124,9 @@ class Case:
         """The shared node is not to be used by another scenario."""
         self._leave.callback(self._shared.spoil)
 
-    def fresh_rabbit(self, *, config: str = "") -> PrivateRabbit:
+    def fresh_rabbit(self, *, config: str = "", plugins: Sequence[str] = ()) -> PrivateRabbit:
         """A started node of this scenario's own."""
-        node = brokers.single_node(self.version, self._new_folder("rabbit"), config=config)
+        node = brokers.single_node(self.version, self._new_folder("rabbit"), config=config, plugins=plugins)
         self._leave.callback(node.kill)
         node.start()
         return node
@@ -213,6 +217,27 @@ class Case:
             specs.append(Spec(**{"urls": urls, "topics": topics, "kinds": frozenset(kinds), "v1": number >= tower, **more}))
         return specs
 
+    def direct(
+        self,
+        *,
+        port: int = 0,
+        clients: int = CLIENTS,
+        tower: int = TOWER,
+        flags: tuple[str, ...] = (),
+        user: str = "guest:guest",
+        **flow: Any,
+    ) -> tuple[Daemon, Publisher]:
+        """The usual parts: a daemon on the shared node (or on `port`), a publisher there (`flow` are its arguments), and live clients."""
+        daemon = self.daemon(port or self.rabbit.port, flags=flags, user=user)
+        publisher = self.publisher(self.rabbit.port, **flow)
+        self.swarm.open(self.specs(clients, daemon, tower=tower))
+        return daemon, publisher
+
+    def proxied(self, **more: Any) -> tuple[FaultProxy, Daemon, Publisher]:
+        """The same with a proxy between daemon and node. `more` are arguments of `direct`."""
+        proxy = self.proxy(self.rabbit.port)
+        return proxy, *self.direct(port=proxy.port, **more)
+
     def declare(self, channel: Any, *, exchange_type: str = "topic", **limits: Any) -> None:
         """Declare exchange, stream and binding as the daemon does by default, as a producer with rights would."""
         channel.exchange_declare(self.exchange, exchange_type, durable=True)
@@ -254,7 +279,7 @@ class Case:
         while not is_so():
             if time.monotonic() > give_up:
                 raise AssertionError(f"waited {within_s:g} s in vain until {what}")
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two questions of a poll: what is asked has no event to wait for
 
     # the end
 

@@ -62,7 +62,7 @@ class Client(asyncio.Protocol):
     def __init__(self, loop: Loop, spec: Spec, number: int) -> None:
         self.spec = spec
         self.number = number
-        self.story = Story(spec.kinds, spec.v1, array("q"))
+        self.story = Story(spec.kinds, spec.v1, array("q"), roams=len(spec.urls) > 1)
         self.counts = Counts()
         self.position: str | None = None
         self.state = "down"

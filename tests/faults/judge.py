@@ -3,7 +3,8 @@
 The rules (docs/protocol.md):
 - A client that has read `subscribed` gets every later event of its topics. An event that was published before that is a bonus.
 - From its first event on a client that resumes misses nothing, unless it was told: by a `gap`, or by `recovered: false`.
-- A Tower client has no positions: each of its connections begins anew.
+- A Tower client has no positions: each of its connections is judged by itself. It may get again what it had on an earlier connection
+  to another daemon, which may be behind; not what it had from the same daemon.
 - Numbers come in the order in which they were published. Numbers that went out twice, after a lost confirm, may have changed places.
 """
 
@@ -51,6 +52,8 @@ class Story:
     v1: bool = True
     track: Any = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    roams: bool = False
+    """Whether its connections go to several daemons."""
 
     def event(self, number: int) -> None:
         """An event came."""
@@ -147,6 +150,9 @@ class _Trial:
         self._name = name
         self._due = judge.due(story.topics, v1=story.v1)
         self._seen: set[int] = set()
+        self._seen_before: set[int] = set()
+        """What a Tower client that stays with one daemon had on earlier connections."""
+        self._lost: set[int] = set()
         self._highest = -1
         self._missing: set[int] = set()
         self._excused: set[int] = set()
@@ -170,7 +176,8 @@ class _Trial:
             self._miss(len(self._due))
             if self._told:
                 self._explain(len(self._due))
-        lost = sorted(self._missing - self._seen)
+        self._lost |= self._missing - self._seen
+        lost = sorted(self._lost)
         tally.lost, tally.lost_numbers = len(lost), set(lost)
         if lost:
             tally.examples.append(f"{self._name} lost {len(lost)}: {_ranges(lost)}")
@@ -217,7 +224,15 @@ class _Trial:
         else:
             self._tally.closes_1013 += note.code == 1013
             if not self._story.v1:
-                self._listening = False
+                self._forget_connection()
+
+    def _forget_connection(self) -> None:
+        """A Tower client's connection ended: the next one is judged by itself."""
+        self._lost |= self._missing - self._seen
+        if not self._story.roams:
+            self._seen_before |= self._seen
+        self._seen, self._missing, self._highest = set(), set(), -1
+        self._listening, self._from, self._open = False, None, 0
 
     def _begin(self, at_ns: int) -> None:
         """Only what is published from now on must come, until the next event shows where the client stands."""
@@ -233,11 +248,12 @@ class _Trial:
     def _event(self, number: int) -> None:
         tally = self._tally
         tally.events += 1
-        if number in self._seen:
+        if number in self._seen or number in self._seen_before:
             tally.repeated += 1
             if len(tally.examples) < 10:
                 tally.examples.append(f"{self._name}: {number} again, after {self._highest}")
-            return
+            if number in self._seen:
+                return
         self._seen.add(number)
         index = bisect_left(self._due, number)
         if number < self._highest and self._from is not None:

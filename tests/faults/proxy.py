@@ -45,9 +45,9 @@ UP, DOWN = Direction.UP, Direction.DOWN
 class Conduct:
     """What happens to the bytes of one direction.
 
-    `delay_s` holds each piece back. `slice_bytes` cuts pieces to that size, `slice_pause_s` apart. `stopped` forwards nothing (a black
-    hole: the sender sees no error). `mark` is a byte pattern: what follows its AMQP frame is held back by `mark_delay_s`, once for each
-    occurrence.
+    `delay_s` holds each piece back. `slice_bytes` makes pieces of that size at most, `slice_pause_s` apart. `stopped` forwards nothing (a
+    black hole: the sender sees no error). `mark` is a byte pattern: what follows its AMQP frame is held back by `mark_delay_s`, once for
+    each occurrence.
     """
 
     delay_s: float = 0.0
@@ -391,6 +391,10 @@ class _Pipe:
                 await self._wait(left)
                 continue
             self._held.popleft()
+            # Each pause is for a whole slice, however small the pieces are that came: else the line would be slower than it is meant to be.
+            while self._held and len(data) < conduct.slice_bytes and self._held[0][0] + conduct.delay_s <= self._loop.time():
+                when, more = self._held.popleft()
+                data += more
             if 0 < conduct.slice_bytes < len(data):
                 self._held.appendleft((when, data[conduct.slice_bytes :]))
                 data = data[: conduct.slice_bytes]

@@ -35,13 +35,17 @@ class Scenario:
     """The major versions of RabbitMQ that it runs with; empty: it needs no broker."""
     short: bool
     """Part of the short selection that runs in the test suite."""
+    cluster: bool
+    """It runs on the cluster, of which there is one at a time."""
+    alone: bool
+    """Thousands of clients, or a latency that is judged: nothing else runs beside it."""
 
 
 SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(
-    name: str, *variants: Any, versions: tuple[int, ...] = (3, 4), short: bool = False
+    name: str, *variants: Any, versions: tuple[int, ...] = (3, 4), short: bool = False, cluster: bool = False, alone: bool = False
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Register a function under this name. With `variants`, once for each: it stands for `{}` in the name and is the second argument."""
 
@@ -54,7 +58,7 @@ def scenario(
             def run(case: Case, variant: Any = variant) -> Outcome:
                 return function(case) if variant is None else function(case, variant)
 
-            SCENARIOS[full] = Scenario(full, run, text, versions, short)
+            SCENARIOS[full] = Scenario(full, run, text, versions, short, cluster, alone)
         return function
 
     return register

@@ -26,9 +26,9 @@ def journal(count: int = 10) -> Journal:
     return made
 
 
-def judge(*items: int | Note, v1: bool = True, of: Journal | None = None) -> Tally:
+def judge(*items: int | Note, v1: bool = True, roams: bool = False, of: Journal | None = None) -> Tally:
     """What is counted for a client that was told this, in this order."""
-    story = Story(frozenset({0}), v1)
+    story = Story(frozenset({0}), v1, roams=roams)
     for item in items:
         if isinstance(item, int):
             story.event(item)
@@ -82,6 +82,7 @@ def test_a_client_with_positions(story: list[int | Note], expected: tuple[int, .
         pytest.param([START, *range(3), *range(4, 10)], (1, 0, 0, 0, 0, 0), id="lost while connected"),
         pytest.param([START, *range(3), CUT, Subscribed(5 * S, None), *range(6, 10)], (2, 0, 0, 0, 0, 0), id="lost after the answer"),
         pytest.param([START, *range(3), CUT, Subscribed(5 * S, None), *range(2, 10)], (0, 1, 0, 0, 0, 0), id="repeated"),
+        pytest.param([START, 0, 1, 3, CUT, Subscribed(5 * S, None), *range(2, 10)], (1, 1, 0, 0, 0, 0), id="lost on the first connection"),
         pytest.param([START, *range(3), CUT], (0, 0, 0, 0, 0, 0), id="left for good"),
         pytest.param([START, *range(3)], (7, 0, 0, 0, 0, 0), id="connected and deaf"),
     ],
@@ -89,6 +90,22 @@ def test_a_client_with_positions(story: list[int | Note], expected: tuple[int, .
 def test_a_client_without_positions(story: list[int | Note], expected: tuple[int, ...]) -> None:
     """What a Tower client was told is judged within each of its connections."""
     assert figures(judge(*story, v1=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("story", "expected"),
+    [
+        pytest.param([START, *range(5), CUT, Subscribed(5 * S, None), *range(2, 10)], (0, 0, 0, 0, 0, 0), id="had before"),
+        pytest.param([START, *range(5), CUT, Subscribed(5 * S, None), 2, 3, 3, *range(4, 10)], (0, 1, 0, 0, 0, 0), id="twice on one"),
+        pytest.param([START, *range(5), CUT, Subscribed(5 * S, None), 2, 4, 3, *range(5, 10)], (0, 0, 1, 0, 0, 0), id="swapped on one"),
+        pytest.param([START, *range(5), CUT, Subscribed(5 * S, None), 2, *range(4, 10)], (1, 0, 0, 0, 0, 0), id="lost, though had before"),
+        pytest.param([START, 0, 1, 3, CUT, Subscribed(5 * S, None), *range(2, 10)], (1, 0, 0, 0, 0, 0), id="lost, though had afterwards"),
+        pytest.param([START, *range(5), CUT, Subscribed(5 * S, None), *range(6, 10)], (2, 0, 0, 0, 0, 0), id="lost after the answer"),
+    ],
+)
+def test_a_client_without_positions_that_changes_daemons(story: list[int | Note], expected: tuple[int, ...]) -> None:
+    """The other daemon may be behind: what comes again there is no repetition, but within each connection nothing may be wrong."""
+    assert figures(judge(*story, v1=False, roams=True)) == expected
 
 
 def test_what_was_sent_twice_may_change_places() -> None:

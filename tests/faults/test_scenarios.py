@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.__main__ import Result, choose, load, main, markdown, plain_table
+from tests.faults.__main__ import Plan, Result, choose, load, main, markdown, plain_table
 from tests.faults.case import Brokers, Case
 from tests.faults.judge import Tally
 from tests.faults.scenario import Outcome
@@ -44,6 +44,40 @@ def test_list_and_globs(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     with pytest.raises(SystemExit, match="no scenario matches 'nonsense'"):
         choose(["nonsense"])
+
+
+def test_the_plan_for_two_lanes() -> None:
+    """The cluster's scenarios are one lane's, what must run alone comes last, and each run is planned once."""
+    scenarios = list(load().values())
+    plan = Plan(scenarios, 2, lanes=2)
+    second = [plan.take(1) for _ in range(3)]
+    first = list(iter(lambda: plan.take(0), None))
+    alone = list(iter(plan.take_alone, None))
+    assert plan.take(1) is None
+    everything = [run for run in second if run] + first + alone
+    assert sorted((each.name, repeat) for each, repeat in everything) == sorted(
+        (each.name, repeat) for each in scenarios for repeat in (0, 1)
+    )
+    clusters = [each.cluster for each, _ in first]
+    assert clusters == sorted(clusters, reverse=True)
+    assert not any(run and run[0].cluster for run in second)
+    assert [each.alone for each, _ in alone] == [True] * len(alone)
+    assert not any(each.alone for each, _ in first)
+
+
+def test_the_plan_for_one_lane() -> None:
+    """Everything in its order."""
+    scenarios = list(load().values())
+    plan = Plan(scenarios, 1, lanes=1)
+    assert [each for each, _ in iter(lambda: plan.take(0), None)] == scenarios
+    assert plan.take_alone() is None
+
+
+def test_a_plan_that_is_stopped() -> None:
+    """Nothing more is begun."""
+    plan = Plan(list(load().values()), 1, lanes=2)
+    plan.stop()
+    assert plan.take(0) is plan.take(1) is plan.take_alone() is None
 
 
 def test_the_table() -> None:

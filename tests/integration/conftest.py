@@ -11,6 +11,7 @@ from private_rabbitmq import PrivateRabbit, rabbitmq_bin
 
 from tests.chromium import Chromium, chromium_binary
 from tests.integration.redis_server import PrivateRedis, redis_binary
+from tests.integration.tower_api import Api, serve_tower
 from tests.nginx import Nginx, nginx_binary
 from tests.producer_pythons import PYENV, Environment
 
@@ -86,6 +87,13 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
     require(NO_REDIS, redis_binary())
     with PrivateRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture
+def tower() -> Iterator[tuple[type[Api], str]]:
+    """A Tower, and where it is."""
+    with serve_tower() as found:
+        yield found
 
 
 @pytest.fixture

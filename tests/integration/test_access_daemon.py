@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +17,13 @@ from click.testing import CliRunner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from tests.commands.test_tail import TOWERWS
 from tests.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
+from tests.integration.tower_api import CANARY, OAUTH, Api
 from towerws.commands.config import check_command
 
 SECRET = "0123456789abcdef0123456789abcdef"
-CANARY = "canary0session0id"
 TOKEN = "canary0csrftoken0value"
-
-
-class Api(BaseHTTPRequestHandler):
-    """What a Tower with one user, 7, one session and one job that the user sees, 42, would answer."""
-
-    sessions: set[str]
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        """http.server calls this."""
-        self.asked.append(f"{self.path} for {self.headers['X-Forwarded-For']}")
-        known = any(f"sessionid={session}" in self.headers.get("Cookie", "") for session in self.sessions)
-        if not known:
-            self._answer(401, {"detail": "Authentication credentials were not provided."})
-        elif self.path == "/api/v2/me/":
-            user = {"id": 7, "type": "user", "username": "ada", "is_superuser": False, "is_system_auditor": False}
-            self._answer(200, {"count": 1, "next": None, "previous": None, "results": [user]})
-        else:
-            self._answer(200 if self.path == "/api/v2/jobs/42/" else 404, {})
-
-    def _answer(self, status: int, body: object) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """No log."""
-
-
-@pytest.fixture
-def tower() -> Iterator[tuple[type[Api], str]]:
-    """A Tower, and where it is."""
-
-    class OwnApi(Api):
-        pass
-
-    OwnApi.sessions, OwnApi.asked = {CANARY}, []
-    with ThreadingHTTPServer(("127.0.0.1", 0), OwnApi) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield OwnApi, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join(DEADLINE_S)
 
 
 @contextmanager
@@ -246,3 +200,43 @@ def test_settings_that_cannot_be_used(tmp_path: Path, flags: list[str], said: st
     assert said in line
     checked = CliRunner().invoke(check_command, ["--auth", "open", *flags])
     assert (checked.exit_code, checked.stderr) == (2, f"{line}\n")
+
+
+def test_an_oauth_token_in_a_message(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
+    """A page can't set headers: in `towerws.v1` a token of AWX's may come in a message. AWX's own clients get their 403 as ever."""
+    api, url = tower
+    with Daemon(tmp_path, "embedded:", "--tower-url", url, auth="tower") as daemon:
+        assert status(daemon) == 403
+        with connect(daemon.url, subprotocols=[SUBPROTOCOL], open_timeout=DEADLINE_S) as client:
+            (refused,) = ask(client, {"token": "wrong"})
+            assert (refused["type"], refused["code"]) == ("error", "token")
+            (refused,) = ask(client, {"token": "no token at all"})
+            assert (refused["type"], refused["code"]) == ("error", "token")
+            (welcome,) = ask(client, {"token": OAUTH})
+            assert (welcome["type"], welcome["user"]) == ("welcome", 7)
+            (answer,) = ask(client, {"groups": {"job_events": [42, 43], "jobs": ["summary"]}})
+            assert answer["groups_current"] == ["job_events.42", "jobs.summary"]
+            assert api.asked[0] == "/api/v2/me/ for 127.0.0.1"
+            api.tokens.add("another")
+            (renewed,) = ask(client, {"token": "another", "id": 2})
+            assert renewed == {"type": "renewed", "id": 2, "user": 7}
+            assert daemon.ask("POST", "/disconnect", b'{"user": 7}') == (202, {"disconnected": 1})
+            assert close_code(client) == 1008
+        with connect(daemon.url, subprotocols=[SUBPROTOCOL], open_timeout=DEADLINE_S) as client:
+            (refused, bye) = ask(client, {"groups": {}}, 2)
+            assert (refused["code"], bye["reason"], bye["action"]) == ("no_token", "no credential", "authenticate")
+            assert close_code(client) == 1008
+        assert daemon.get("/status")[1]["auth"]["tower"]["refused"] == 2
+    log = daemon.log.read_text()
+    assert OAUTH not in log
+    assert 'credential="token in a message"' in log
+
+
+@pytest.mark.parametrize(("flags", "text"), [([], "give a token with --token"), (["--token", "wrong"], "is the token right?")])
+def test_tail_without_a_good_token(tmp_path: Path, tower: tuple[type[Api], str], flags: list[str], text: str) -> None:
+    """It is told at once, not when the time for a token is over."""
+    with Daemon(tmp_path, "embedded:", "--tower-url", tower[1], "--websocket-token-s", "300", auth="tower") as daemon:
+        command = [*TOWERWS, "tail", "--url", daemon.url, *flags]
+        environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        assert (done.returncode, text in done.stderr, done.stderr.count("\n")) == (3, True, 1), done.stderr

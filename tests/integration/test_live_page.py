@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import jwt
 import pytest
 
-from tests.chromium import Chromium
+from tests.chromium import Chromium, Page
 from tests.daemon import Daemon
+from tests.integration.tower_api import CANARY, OAUTH, Api
 
 HOSTILE = [
     {"unified_job_id": "9" * 70_000, "status": "running", "type": "job"},
@@ -20,27 +27,319 @@ HOSTILE = [
     {"unified_job_id": -1, "status": "constructor", "type": "constructor"},
 ]
 
+SECRET = "0123456789abcdef0123456789abcdef"
 
-@pytest.mark.parametrize("width", [390, 1280])
+GROUPS = """
+[groups.orders]
+events = ["created", "paid"]
+[groups.sensors]
+events = "id"
+[groups.things]
+events = "any"
+[groups.inbox]
+events = "any"
+policy = "own"
+[groups.hidden]
+events = "any"
+policy = "never"
+"""
+
+PHONE, DESK = 390, 1280
+
+
+class Screen:
+    """The live page of a daemon on a screen. What is waited for must come within 20 seconds."""
+
+    def __init__(self, chromium: Chromium, daemon: Daemon, width: int = DESK, *, dark: bool = False) -> None:
+        self.url = f"http://127.0.0.1:{daemon.admin_port}/"
+        self.page: Page = chromium.open("about:blank")
+        self._chromium = chromium
+        self.width = width
+        mobile = width < 800
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        # The policy that a page is served with is broken silently otherwise.
+        watch = (
+            "window.broken = []; addEventListener('securitypolicyviolation', e => broken.push(`${e.violatedDirective} ${e.blockedURI}`))"
+        )
+        self._call("Page.enable")
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=watch)
+        self.page.go(self.url)
+
+    def _call(self, method: str, **params: object) -> Any:
+        return self._chromium.call(method, self.page._session, **params)
+
+    def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true: looked at with each frame that the page shows."""
+        found = self.page.run(f"""new Promise(done => {{
+            const end = performance.now() + 20000;
+            const look = () => {{
+                if ({condition}) done("");
+                else if (performance.now() > end) done(document.body.innerText || "an empty page");
+                else requestAnimationFrame(look);
+            }};
+            look();
+        }})""")
+        assert found == "", f"{condition} did not come:\n{found}"
+
+    def until_live(self) -> None:
+        """Wait until it listens."""
+        self.until("document.getElementById('state').dataset.state === 'live'")
+
+    def until_shown(self, element: str, text: str) -> None:
+        """Wait until an element holds a text."""
+        self.until(f"document.getElementById({json.dumps(element)}).textContent.includes({json.dumps(text)})")
+
+    def text(self, element: str) -> str:
+        """What stands in an element."""
+        return str(self.page.run(f"document.getElementById({json.dumps(element)}).textContent"))
+
+    def is_visible(self, element: str) -> bool:
+        """Whether an element takes room."""
+        return bool(self.page.run(f"document.getElementById({json.dumps(element)}).getClientRects().length > 0"))
+
+    def sign_in(self, token: str, *, by: str = "click") -> None:
+        """Type a token, and send it by the button or the Enter key."""
+        self.until("document.getElementById('sign-in').getClientRects().length > 0")
+        self.page.run("document.getElementById('token').focus()")
+        self._call("Input.insertText", text=token)
+        if by == "click":
+            self.page.run("document.getElementById('sign-in-go').click()")
+        else:
+            for kind in ("keyDown", "keyUp"):
+                self._call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+
+    def fits(self) -> None:
+        """Nothing has to be scrolled sideways, neither the page nor a part of it; and nothing broke the page's policy."""
+        wide = """[document.documentElement, ...document.querySelectorAll('body *')]
+            .filter(e => e.scrollWidth > e.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
+            .map(e => `${e.tagName}#${e.id}: ${e.scrollWidth} of ${e.clientWidth}`)"""
+        assert self.page.run("document.documentElement.scrollWidth") <= self.width
+        assert self.page.run(wide) == []
+        assert self.page.run("broken") == []
+
+    def picture(self, path: Path) -> None:
+        """What it looks like, for a person."""
+        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """A maker of daemons with groups of their own; each is stopped at the end."""
+    with ExitStack() as leave:
+
+        def make(*flags: str, **more: Any) -> Daemon:
+            config = tmp_path / "towerws.toml"
+            config.write_text(GROUPS)
+            return leave.enter_context(Daemon(tmp_path, "embedded:", "--config", str(config), *flags, **more))
+
+        yield make
+
+
+@pytest.fixture
+def with_jwt(served: Callable[..., Daemon], tmp_path: Path) -> Daemon:
+    """A daemon that takes JSON Web Tokens."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    secret.chmod(0o600)
+    return served("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--jwt-leeway-s", "0", auth="jwt")
+
+
+def token(*, groups: list[str], lasts_s: float = 3600, key: str = SECRET) -> str:
+    """One for the user anna."""
+    return jwt.encode({"sub": "anna", "exp": time.time() + lasts_s, "groups": groups}, key, "HS256")
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
 def test_hostile_payloads(tmp_path: Path, chromium: Chromium, width: int) -> None:
     """The page lives on, shows marks of direction as escapes, runs nothing of it, and is no wider than its screen."""
     with Daemon(tmp_path, "embedded:") as daemon:
-        page = chromium.open("about:blank")
-        chromium.call("Emulation.setDeviceMetricsOverride", page._session, width=width, height=800, deviceScaleFactor=1, mobile=width < 800)
-        page.go(f"http://127.0.0.1:{daemon.admin_port}/")
-        live = "new Promise(done => { const look = () => %s ? done() : setTimeout(look, 20); look(); })"
-        page.run(live % "document.getElementById('state').dataset.state === 'live'")
+        screen = Screen(chromium, daemon, width)
+        screen.until_live()
         for payload in HOSTILE:
             daemon.publish("jobs.status_changed", payload)
         daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
-        page.run(live % "document.getElementById('jobs').textContent.includes('job 42')")
-        page.run(live % "document.getElementById('events').textContent.includes('job 42')")
-        shown = page.run("document.body.textContent")
+        screen.until_shown("jobs", "job 42")
+        screen.until_shown("events", "job 42")
+        daemon.publish("jobs.status_changed", {"unified_job_id": 43})
+        screen.until_shown("events", '{"unified_job_id":43}')
+        assert "43" not in screen.text("jobs"), "a job without a status is none"
+        shown = screen.page.run("document.body.textContent")
         assert "\u202e" not in shown
         assert "\u2066" not in shown
         assert "native code" not in shown
-        assert page.run("document.title") == "towerws live"
-        assert page.run("document.querySelectorAll('img').length") == 0
-        assert page.run("document.documentElement.scrollWidth") <= width
-        picture = chromium.call("Page.captureScreenshot", page._session)["data"]
-        (tmp_path / f"live-{width}.png").write_bytes(base64.b64decode(picture))
+        assert screen.page.run("document.title") == "towerws live"
+        assert screen.page.run("document.querySelectorAll('img').length") == 0
+        screen.fits()
+        screen.picture(tmp_path / f"hostile-{width}.png")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(PHONE, False), (PHONE, True), (DESK, False), (DESK, True)])
+def test_groups_of_one_s_own(chromium: Chromium, served: Callable[..., Daemon], tmp_path: Path, width: int, dark: bool) -> None:
+    """Findings O13: events of configured groups show up, whether their names are listed or only become known by being published."""
+    daemon = served()
+    screen = Screen(chromium, daemon, width, dark=dark)
+    screen.until_live()
+    assert not screen.is_visible("jobs-panel"), "there is no job"
+    assert "sensors, things join" in screen.text("listening")
+    daemon.publish("orders.paid", {"order": 1042, "status": "paid"})
+    screen.until_shown("events", '{"order":1042,"status":"paid"}')
+    daemon.publish("sensors.7", {"celsius": 21.5})
+    daemon.publish("things.x" + "-x" * 40, {"long": "v" * 3000})
+    daemon.publish("hidden.thing", {"a": 1})
+    screen.until_shown("events", '{"celsius":21.5}')
+    screen.until_shown("events", '{"long":"vvv')
+    screen.until_shown("listening", "sensors.7")
+    daemon.publish("sensors.7", {"celsius": 22.5})
+    screen.until_shown("events", '{"celsius":22.5}')
+    assert screen.text("events").count('{"celsius":21.5}') == 1
+    assert screen.text("total") == "4"
+    assert screen.text("notices") == ""
+    screen.fits()
+    screen.picture(tmp_path / f"own-{width}-{dark}.png")
+    daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+    screen.until_shown("jobs", "job 42")
+    assert screen.is_visible("jobs-panel")
+    screen.fits()
+
+
+def test_no_jobs_in_own_groups(chromium: Chromium, served: Callable[..., Daemon]) -> None:
+    """A payload of one's own that looks like AWX's is shown as it is."""
+    daemon = served()
+    screen = Screen(chromium, daemon)
+    screen.until_live()
+    daemon.publish("orders.created", {"stdout": "text", "status": "running", "unified_job_id": 42})
+    screen.until_shown("events", '{"stdout":"text","status":"running","unified_job_id":42}')
+    assert screen.text("jobs") == ""
+
+
+@pytest.mark.parametrize(("width", "by"), [(PHONE, "click"), (DESK, "enter")])
+def test_token(chromium: Chromium, with_jwt: Daemon, tmp_path: Path, width: int, by: str) -> None:
+    """Findings O13: the page asks for a token, keeps it for the tab, and it is nowhere else."""
+    screen = Screen(chromium, with_jwt, width)
+    screen.until_shown("state", "a token is needed")
+    assert screen.text("sign-in-text") == ""
+    screen.fits()
+    screen.picture(tmp_path / f"token-{width}.png")
+    good = token(groups=["orders.created", "things.*", "inbox.anna"])
+    screen.sign_in(f"Bearer {good}\n", by=by)
+    screen.until_live()
+    assert not screen.is_visible("sign-in")
+    assert screen.page.run("document.getElementById('token').value") == ""
+    assert screen.text("user") == "as anna"
+    # What is not granted is said once, and the rest goes on.
+    assert "orders.paid (not granted)" in screen.text("notices")
+    assert screen.page.run("document.getElementById('notices').children.length") == 1
+    with_jwt.publish("orders.created", {"order": 1})
+    with_jwt.publish("inbox.anna", {"hello": "anna"})
+    with_jwt.publish("inbox.bert", {"hello": "bert"})
+    screen.until_shown("events", '{"order":1}')
+    screen.until_shown("events", '{"hello":"anna"}')
+    assert "bert" not in screen.text("events")
+    assert screen.page.run("location.href") == screen.url
+    assert screen.page.run("[localStorage.length, document.cookie, sessionStorage.length]") == [0, "", 1]
+    assert good.rpartition(".")[2] not in with_jwt.log.read_text()
+    screen.page.go(screen.url)
+    screen.until_live()
+    assert screen.text("user") == "as anna", "a reload does not ask again"
+    screen.page.run("document.getElementById('forget').click()")
+    screen.until_shown("state", "a token is needed")
+    assert screen.page.run("sessionStorage.length") == 0
+    screen.page.go(screen.url)
+    screen.until_shown("state", "a token is needed")
+
+
+@pytest.mark.parametrize("bad", ["eyJhbGciOiJIUzI1NiJ9.e30.x", "not-a-jwt", "signed by another key", "ended"])
+def test_wrong_token(chromium: Chromium, with_jwt: Daemon, bad: str) -> None:
+    """The page says that the daemon refused it, keeps nothing, and takes the next one."""
+    texts = {"signed by another key": token(groups=[], key=SECRET[::-1]), "ended": token(groups=[], lasts_s=-60)}
+    screen = Screen(chromium, with_jwt)
+    for _ in range(4):  # the third ends the connection, and the page opens another one with the next
+        screen.sign_in(texts.get(bad, bad))
+        screen.until_shown("sign-in-text", "The daemon refused this token")
+        assert screen.page.run("sessionStorage.length") == 0
+        screen.until_shown("state", "a token is needed")
+    screen.sign_in(token(groups=["orders.created"]))
+    screen.until_live()
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"), [("", "Enter a token first"), ("two words", "This is no token"), ("gr\u00fcn", "This is no token")]
+)
+def test_no_token_at_all(chromium: Chromium, with_jwt: Daemon, typed: str, text: str) -> None:
+    """What can't be a token is not sent."""
+    screen = Screen(chromium, with_jwt)
+    screen.sign_in(typed)
+    screen.until_shown("sign-in-text", text)
+
+
+def test_token_that_ends(chromium: Chromium, with_jwt: Daemon) -> None:
+    """When the token ends, here since it is revoked, the page asks for another, and goes on where it was."""
+    screen = Screen(chromium, with_jwt)
+    screen.sign_in(token(groups=["orders.created"]))
+    screen.until_live()
+    with_jwt.publish("orders.created", {"order": 1})
+    screen.until_shown("events", '{"order":1}')
+    assert with_jwt.ask("POST", "/disconnect", b'{"user": "anna"}')[0] == 202
+    screen.until_shown("sign-in-text", "The token has ended")
+    assert screen.page.run("sessionStorage.length") == 0
+    with_jwt.publish("orders.created", {"order": 2})
+    screen.sign_in(token(groups=["orders.created"]))
+    screen.until_shown("events", '{"order":2}')
+    assert "nothing was missed" in screen.text("notices")
+    assert screen.text("total") == "2"
+
+
+def test_token_that_can_not_be_checked(chromium: Chromium, served: Callable[..., Daemon]) -> None:
+    """That is no refusal, and said so."""
+    daemon = served(
+        "--jwt-algorithms", "ES256", "--jwt-jwks-url", "http://127.0.0.1:9/keys", "--jwt-issuer", "https://i.example", auth="jwt"
+    )
+    screen = Screen(chromium, daemon)
+    screen.sign_in("eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbm5hIiwgImV4cCI6IDQxMDI0NDQ4MDAsICJpc3MiOiAiaHR0cHM6Ly9pLmV4YW1wbGUifQ.c2lnbmF0dXJl")
+    screen.until_shown("sign-in-text", "can't check the token just now")
+
+
+def test_awx_token(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:
+    """With AWX's users the page takes an OAuth token of AWX's."""
+    daemon = served("--tower-url", tower[1], auth="tower")
+    screen = Screen(chromium, daemon)
+    screen.sign_in("wrong")
+    screen.until_shown("sign-in-text", "The daemon refused this token")
+    screen.sign_in(OAUTH)
+    screen.until_live()
+    assert screen.text("user") == "as 7"
+    daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+    screen.until_shown("jobs", "job 42")
+    daemon.publish("job_events.42", {"counter": 1, "stdout": "PLAY [x]"})
+    screen.until_shown("output", "PLAY [x]")
+
+
+def test_awx_session(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:
+    """AWX's session lets the page in where it has the same host name; one that has ended does not, and the page says what to do."""
+    daemon = served("--tower-url", tower[1], auth="tower")
+    screen = Screen(chromium, daemon)
+    screen.until_shown("state", "a token is needed")
+    screen.page.run(f"document.cookie = 'sessionid={CANARY}'; document.cookie = 'csrftoken=abc'")
+    screen.page.go(screen.url)
+    screen.until_live()
+    assert not screen.is_visible("sign-in")
+    assert not screen.is_visible("forget")
+    assert screen.text("user") == "as 7"
+    screen.page.run("document.cookie = 'sessionid=ended'")
+    screen.page.go(screen.url)
+    screen.until_shown("notices", "sign in to AWX in this browser")
+    screen.until_shown("state", "not let in")
+
+
+def test_resumes(chromium: Chromium, served: Callable[..., Daemon]) -> None:
+    """A daemon that comes back is found again, without a reload."""
+    daemon = served()
+    screen = Screen(chromium, daemon)
+    screen.until_live()
+    daemon.kill()
+    screen.until_shown("notices", "connection lost")
+    daemon.start()
+    screen.until_live()
+    daemon.publish("orders.paid", {"order": 3})
+    screen.until_shown("events", '{"order":3}')

@@ -81,6 +81,7 @@ def test_a_copy_can_be_removed_and_made_again(cluster: PrivateCluster) -> None:
     _until(lambda: cluster.copies(STREAM) == set(_others(follower)))
     cluster.add_replica(STREAM, follower)
     cluster.wait_for_copies(STREAM)
+    assert cluster.copies(STREAM) == {0, 1, 2}
 
 
 def test_a_cut_cable_is_a_partition_that_heals(cluster: PrivateCluster) -> None:

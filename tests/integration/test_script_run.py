@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import pty
 import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
+
+from tests.daemon import DEADLINE_S, V1Client
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +51,55 @@ def test_a_signal_ends_everything_cleanly(number: signal.Signals) -> None:
         assert script.returncode == 0, output
         _assert_ended(parts)
         assert "Traceback" not in output
+
+
+def test_every_line_of_a_terminal_is_its_own() -> None:
+    """Findings O14: nothing is written into a line that others write to, so the daemon's log stays readable."""
+    ours, theirs = pty.openpty()
+    listen = free_port()
+    command = [sys.executable, str(ROOT / "script" / "run.py"), "--listen", str(listen), "--admin", str(free_port())]
+    read = b""
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs) as script:
+        os.close(theirs)
+        try:
+            while b"Ctrl-C ends everything" not in read:
+                read += os.read(ours, 4096)
+            client = V1Client(f"ws://127.0.0.1:{listen}/websocket/", {"jobs": ["status_changed"]}).open()
+            while len(client.payloads) < 2:
+                client.receive()
+            client.close()
+        finally:
+            script.send_signal(signal.SIGINT)
+        with suppress(OSError):  # nobody holds the other end any more
+            while more := os.read(ours, 4096):
+                read += more
+        assert script.wait(DEADLINE_S) == 0
+    os.close(ours)
+    assert b"\r" not in read.replace(b"\r\n", b""), read
+
+
+def test_the_lines_that_it_prints_work() -> None:
+    """Both commands do what is said of them: the event that one publishes comes out of the other."""
+    command = [sys.executable, str(ROOT / "script" / "run.py"), "--listen", str(free_port()), "--admin", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as script:
+        assert script.stdout is not None
+        said = {}
+        for line in script.stdout:
+            what, _, how = line.partition(":  ")
+            said[what] = how.strip()
+            if "Ctrl-C ends everything" in line:
+                break
+        listen, publish = said["==> or in another terminal"], said["==> an event of your own"]
+        try:
+            with subprocess.Popen(["/bin/sh", "-euc", f"exec {listen}"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as tail:
+                assert tail.stdout is not None
+                tail.stdout.readline()  # of the demo: it listens
+                subprocess.run(["/bin/sh", "-euc", publish], cwd=ROOT, check=True, timeout=DEADLINE_S, capture_output=True)
+                assert any(line.endswith("system job 42 running\n") for line in tail.stdout)
+                tail.terminate()
+        finally:
+            script.terminate()
+            script.communicate()
 
 
 def test_with_a_private_rabbitmq(rabbit: PrivateRabbit, tmp_path: Path) -> None:

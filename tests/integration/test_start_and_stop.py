@@ -79,6 +79,13 @@ class Process:
         """Wait until the reactor does."""
         return self.says("towerws 0.")
 
+    def healthz(self) -> int:
+        """The status with which its admin port answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=DEADLINE_S)
+        with closing(connection):
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status
+
     def signal(self, number: signal.Signals) -> None:
         """Send one."""
         os.kill(self.pid, number)
@@ -229,13 +236,11 @@ def test_a_pid_file_is_removed_when_the_start_ends(make: Start, tmp_path: Path) 
 
 def test_two_daemons_in_one_folder(make: Start, tmp_path: Path) -> None:
     """Nothing that the first one writes stops the second."""
-    make("--listen", tcp(free_port())).start().runs()
-    second = Process(tmp_path, "--listen", tcp(free_port()))
+    first = make("--listen", tcp(free_port())).start().runs()
+    second = make("--listen", tcp(free_port()))
     second.log = tmp_path / "second.log"
-    try:
-        second.start().runs()
-    finally:
-        second.clean_up()
+    second.start().runs()
+    assert (first.healthz(), second.healthz()) == (200, 200)
 
 
 def test_a_folder_that_can_t_be_written_to(make: Start) -> None:
@@ -442,7 +447,11 @@ def test_a_socket_whose_owner_is_too_busy_to_answer(make: Start, tmp_path: Path)
             client = waiting.enter_context(closing(socket.socket(socket.AF_UNIX)))
             client.setblocking(False)
             client.connect_ex(str(path))
-        make("--listen", f"unix:{path}").start().says("another process listens there")
+        inode = path.stat().st_ino
+        process = make("--listen", f"unix:{path}").start().says("another process listens there")
+        process.signal(signal.SIGTERM)
+        assert process.ends() == 0
+        assert path.stat().st_ino == inode, "the socket is the owner's still"
 
 
 def test_two_that_start_at_once(make: Start, tmp_path: Path) -> None:
@@ -452,9 +461,12 @@ def test_two_that_start_at_once(make: Start, tmp_path: Path) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         process = make("--listen", f"unix:{path}").start().says("trying again")
+        assert not path.exists()
     finally:
         os.close(folder)
     process.runs()
+    with unix_connect(str(path), "ws://127.0.0.1/websocket/", subprotocols=[V1]) as client:
+        assert json.loads(client.recv())["type"] == "welcome"
 
 
 def test_killed_in_a_container_and_started_again(make: Start, tmp_path: Path) -> None:

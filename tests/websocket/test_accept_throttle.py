@@ -134,6 +134,39 @@ def test_nothing_is_opened_again_after_the_end(port: ListeningPort, clock: Clock
     assert clock.getDelayedCalls() == []
 
 
+def test_nobody_is_accepted_before_the_release(port: ListeningPort, clock: Clock) -> None:
+    """Who connects meanwhile waits, and gets in at the release, or when the time is over. Nothing is left of either."""
+    port.waiting = 5
+    port.accept_throttle.hold(2.0)
+    port.accept_throttle.hold(2.0)
+    assert (port.turn(), port.accept_throttle.holding) == (0, True)
+    clock.advance(1.9)
+    assert port.turn() == 0
+    port.accept_throttle.release()
+    port.accept_throttle.release()
+    assert (port.turn(), port.accept_throttle.holding) == (5, False)
+    clock.advance(0)
+    assert clock.getDelayedCalls() == []
+    port.accept_throttle.hold(2.0)
+    assert not port.reading
+    clock.advance(2.0)
+    assert (port.reading, port.accept_throttle.holding) == (True, False)
+
+
+@pytest.mark.parametrize("end", ["leave", "closed"])
+def test_a_port_that_ends_while_nobody_is_accepted(port: ListeningPort, clock: Clock, end: str) -> None:
+    """It is not opened again."""
+    port.accept_throttle.hold(2.0)
+    if end == "leave":
+        port.accept_throttle.detach()
+    else:
+        port.connected = False
+    port.accept_throttle.release()
+    clock.advance(3)
+    assert not port.reading
+    assert clock.getDelayedCalls() == []
+
+
 def test_the_kernels_queue_is_made_longer(clock: Clock) -> None:
     """A port made with Twisted's 50 takes more before anybody is accepted; one with a backlog of its own is left alone."""
     for longer in (True, False):

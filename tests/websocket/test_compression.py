@@ -107,7 +107,9 @@ def test_requests_may_be_compressed(make: Edges) -> None:
     assert client.take()[0]["groups_joined"] == []
     client.send(frame(TEXT, b'{"groups": {}}'))
     assert client.take()[0]["groups_current"] == []
-    assert client.connection._perMessageCompress._reader is None
+    inflater = client.connection._perMessageCompress
+    assert inflater is not None
+    assert inflater._reader is None
 
 
 def test_a_bomb_is_not_inflated(make: Edges) -> None:

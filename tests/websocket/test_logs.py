@@ -56,7 +56,7 @@ class Visited(Says):
         """Fires at once."""
         return succeed(None)
 
-    def identify(self, token: str) -> Deferred[Identity]:
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
         """Fires at once."""
         return fail(Refused("the token has expired", "token in a message"))
 

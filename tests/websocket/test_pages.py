@@ -44,9 +44,9 @@ class Visited(Open):
         """Fires at once."""
         return succeed(None)
 
-    def identify(self, token: str) -> Deferred[Identity]:
-        """Never asked."""
-        raise NotImplementedError
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
+        """No test here sends a token."""
+        raise AssertionError("a token was looked at")
 
 
 def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOOPBACK, peer: str = "127.0.0.1") -> int:

@@ -52,7 +52,7 @@ class Issuer:
         """Whoever the query names; None without one."""
         return succeed(Identity(head.query, "issuer", session=f"first-{head.query}") if head.query else None)
 
-    def identify(self, token: str) -> Deferred[Identity]:
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
         """Note the question."""
         self.asked.append((token, Deferred(self.cancelled.append)))
         return self.asked[-1][1]

@@ -87,8 +87,19 @@ class TakesTokens(Protocol):
     name: str
     takes_tokens: bool
 
-    def identify(self, token: str) -> Deferred[Identity]:
-        """Fires with whose token this is; fails with `Refused` or `Unavailable`. May be cancelled."""
+    def identify(self, token: str, address: str) -> Deferred[Identity]:
+        """Fires with the user of this token, which a client at `address` sent. Fails with `Refused` or `Unavailable`. May be cancelled."""
+
+
+@runtime_checkable
+class ChoosesTokens(Protocol):
+    """What a `Method` that takes tokens offers too, when some tokens or clients are not for it. Without it, all are."""
+
+    tokens_from_awx_clients: bool
+    """Whether a client of the Tower dialect may connect without a credential. AWX's own clients never send a token: they need the 403."""
+
+    def recognizes(self, token: str) -> bool:
+        """Whether this can be a token of this method, by its form."""
 
 
 @runtime_checkable
@@ -151,3 +162,13 @@ def run(question: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
 def takes_tokens(method: Method) -> TypeGuard[TakesTokens]:
     """Whether this method's credential may come in a message."""
     return isinstance(method, TakesTokens) and method.takes_tokens
+
+
+def waits_for_token(method: Method, *, awx_client: bool) -> bool:
+    """Whether a client without a credential may connect, and then send a token."""
+    return takes_tokens(method) and not (awx_client and isinstance(method, ChoosesTokens) and not method.tokens_from_awx_clients)
+
+
+def recognizes(method: TakesTokens, token: str) -> bool:
+    """Whether this can be a token of this method."""
+    return not isinstance(method, ChoosesTokens) or method.recognizes(token)

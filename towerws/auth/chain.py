@@ -8,7 +8,18 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Method, Refused, Reports, Unavailable, at_once, takes_tokens, undecided, without_frames
+from towerws.auth.base import (
+    Method,
+    Refused,
+    Reports,
+    Unavailable,
+    at_once,
+    recognizes,
+    takes_tokens,
+    undecided,
+    waits_for_token,
+    without_frames,
+)
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
@@ -25,8 +36,9 @@ class Chain:
         self._methods = tuple(methods)
         self._by_name = {method.name: method for method in methods}
         self._counts = {method.name: {"accepted": 0, "refused": 0, "unavailable": 0} for method in methods}
-        self._tokens = next(filter(takes_tokens, self._methods), None)
-        self.takes_tokens = self._tokens is not None
+        self._token_methods = tuple(filter(takes_tokens, self._methods))
+        self.takes_tokens = bool(self._token_methods)
+        self.tokens_from_awx_clients = any(waits_for_token(method, awx_client=True) for method in self._methods)
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires with the first identity; with None when there is no credential of any kind. Fails as the methods do."""
@@ -43,10 +55,14 @@ class Chain:
                 return identity
         return None
 
-    def identify(self, token: str) -> Deferred[Identity]:
-        """What the first method says that takes tokens. `takes_tokens` tells whether there is one."""
-        assert self._tokens is not None
-        return self._counted(self._tokens.name, self._tokens.identify(token))
+    def recognizes(self, token: str) -> bool:
+        """Whether a method does."""
+        return any(recognizes(method, token) for method in self._token_methods)
+
+    def identify(self, token: str, address: str = "") -> Deferred[Identity]:
+        """What the first method says that recognizes the token, else the last that takes any. `takes_tokens` tells whether there is one."""
+        method = next((method for method in self._token_methods if recognizes(method, token)), self._token_methods[-1])
+        return self._counted(method.name, method.identify(token, address))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """What the method that vouches for this user says."""

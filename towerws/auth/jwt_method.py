@@ -41,6 +41,7 @@ class JwtMethod:
 
     name = "jwt"
     takes_tokens = True
+    tokens_from_awx_clients = True
 
     def __init__(self, settings: JwtSettings, reactor: Any, *, wall: Callable[[], float] = time.time) -> None:
         self._settings = settings
@@ -62,7 +63,11 @@ class JwtMethod:
         """
         return run(self._authenticate(head))
 
-    def identify(self, token: str) -> Deferred[Identity]:
+    def recognizes(self, token: str) -> bool:
+        """A JSON Web Token has three parts (RFC 7515 section 3.1)."""
+        return token.count(".") == 2
+
+    def identify(self, token: str, address: str = "") -> Deferred[Identity]:
         """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
         return run(self._identify(Credential(token, "token in a message")))
 

@@ -28,7 +28,7 @@ from towerws.auth.sign_ins import SignIns, patience
 from towerws.auth.single_flight import SingleFlight
 from towerws.auth.tower_answers import Me, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
-from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential
+from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential, token_credential
 from towerws.auth.tower_http import Fetcher, HttpFetcher, check_url
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
@@ -91,6 +91,8 @@ class TowerMethod:
     """
 
     name = "tower"
+    takes_tokens = True
+    tokens_from_awx_clients = False
 
     _logger = Logger()
 
@@ -123,11 +125,24 @@ class TowerMethod:
         credential = find_credential(head, self._settings.cookies)
         if credential is None:
             return succeed(None)
-        caller = find_caller(head, address)
-        key = cache_key(credential, caller)
         csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "") if credential.by_browser else ""
+        return self._ask(credential, find_caller(head, address), csrftoken)
 
-        def identify(known: _Known) -> Identity | None:
+    def recognizes(self, token: str) -> bool:
+        """Only the API knows what its tokens look like."""
+        return True
+
+    def identify(self, token: str, address: str = "") -> Deferred[Identity]:
+        """As `authenticate` does, for an OAuth token that came in a message."""
+        credential = token_credential(token)
+        if credential is None:
+            return fail(Refused("this can't be a token of the API's", "token in a message"))
+        return self._ask(credential, Caller(address, ""), "")
+
+    def _ask(self, credential: Credential, caller: Caller, csrftoken: str) -> Deferred[Any]:
+        key = cache_key(credential, caller)
+
+        def identify(known: _Known) -> Identity:
             return Identity(
                 user_id=known.me.user_id,
                 method=self.name,

@@ -102,6 +102,11 @@ def find_credential(head: Head, cookie_names: Sequence[str]) -> Credential | Non
     )
 
 
+def token_credential(token: str) -> Credential | None:
+    """An OAuth token that came in a message; None for what can't be one."""
+    return Credential("token in a message", (("Authorization", f"Bearer {token}"),), _digest(token)) if _is_token(token) else None
+
+
 def cache_key(credential: Credential, caller: Caller) -> bytes:
     """What answers about this credential are kept under: says nothing of it to who does not have it."""
     parts = (credential.headers, caller.address, caller.user_agent) if credential.bound else (credential.headers,)

@@ -31,7 +31,7 @@ INTERVAL_S: Final = 10.0
 OWN_EVERY_S: Final = 60.0
 """How often at least a daemon sends a marker of its own, whatever the others do: it measures the lag."""
 UNPROVEN_S: Final = 15.0
-"""After this long without a marker the daemon is not ready."""
+"""After this long without a marker the daemon is not ready. It is worked out when somebody asks: nothing delays it."""
 GRACE_S: Final = 2.0
 """How long a confirmed marker may be on its way before a second one goes straight to the stream, to tell late from lost."""
 RETRY_S: Final = 2.0
@@ -79,7 +79,9 @@ class BindingWatch:
         self._text = ""  # the marker that is on its way
         self._direct = ""  # the one that was sent straight to us after it
         self._sent_at = 0.0
-        self._proved_at = 0.0
+        self._proved_at: float | None = None
+        """When the newest marker came back, over whichever connection. None before the first connection."""
+        self._began_at = 0.0
         self._own_at = 0.0
         self._rebound_at = -REBIND_S
         self._alarm = False
@@ -104,7 +106,7 @@ class BindingWatch:
             return None
         if self._unbound is not None:
             return f"events don't reach us: {self._unbound}"
-        silent_s = self._reactor.seconds() - self._proved_at
+        silent_s = self._reactor.seconds() - (self._proved_at or 0.0)
         if self._refused is None and not self._in_alarm and silent_s > UNPROVEN_S:
             return f"no marker came back for {silent_s:.0f} s" + (f": {self._problem}" if self._problem else "")
         return None
@@ -130,7 +132,9 @@ class BindingWatch:
     def start(self, watched: Watched) -> None:
         """Consuming: watch."""
         self._watched = watched
-        self._proved_at = self._own_at = self._reactor.seconds()
+        self._began_at = self._own_at = self._reactor.seconds()
+        if self._proved_at is None:
+            self._proved_at = self._began_at
         self._text = self._direct = ""
         self._problem = None
         self._send()
@@ -178,7 +182,8 @@ class BindingWatch:
         if watched is None:
             return
         now = self._reactor.seconds()
-        if now - self._proved_at > self._deaf_s and self._refused is None and not self._in_alarm and self._unbound is None:
+        heard_at = max(self._began_at, self._proved_at or 0.0)
+        if now - heard_at > self._deaf_s and self._refused is None and not self._in_alarm and self._unbound is None:
             self._schedule(INTERVAL_S)
             watched.deaf(self.reason or "no marker came back")
             return
@@ -188,8 +193,8 @@ class BindingWatch:
             self._rebound_at = now
             watched.rebind(self._rebound_blindly)
             self._send()
-        elif now - self._proved_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
-            self._schedule(INTERVAL_S - (now - self._proved_at))
+        elif now - heard_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
+            self._schedule(INTERVAL_S - (now - heard_at))
         else:
             self._send()
 

@@ -1,6 +1,6 @@
 """One connection to a broker: pika's Twisted adapter, cut down to what holds when the network does not.
 
-This module alone uses private names of pika; `tests/broker/test_connection.py` fails loudly when pika changes them. What differs
+This module alone uses private names of pika; `tests/insides/test_pika.py` lists them, and fails when pika changes one. What differs
 from pika's own adapter, and why:
 
 - Every end of the connection goes through `BrokerConnection._die`: it aborts the transport (pika's `loseConnection` waits for a flush or
@@ -26,6 +26,7 @@ import pika
 from pika import exceptions as pika_exceptions
 from pika import frame as pika_frame
 from pika.adapters.twisted_connection import _TwistedConnectionAdapter
+from pika.channel import Channel
 from twisted.internet import interfaces, protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -144,10 +145,8 @@ class _Delivery:
         self._on_delivery(self._tag, self._routing_key, self._content, part)
 
 
-class _PikaConnection(_TwistedConnectionAdapter):  # type: ignore[misc]
+class _PikaConnection(_TwistedConnectionAdapter):
     """The connection of pika with our read loop. `_link` is told when pika wants the stream closed."""
-
-    _frame_buffer: bytes
 
     def __init__(self, owner: BrokerConnection, parameters: pika.ConnectionParameters, reactor: interfaces.IReactorTime) -> None:
         super().__init__(
@@ -234,7 +233,7 @@ class BrokerConnection(protocol.Protocol):
         """What the broker said of itself; empty before the handshake."""
         return self._amqp.server_properties or {}
 
-    def open_channel(self, opened: Callable[[Any], None], on_delivery: OnDelivery) -> Any:
+    def open_channel(self, opened: Callable[[Channel], None], on_delivery: OnDelivery) -> Channel:
         """A new pika channel; `opened(channel)` is called when the broker has opened it.
 
         What its consumers are sent goes to `on_delivery`, never to the callback given to pika's `basic_consume`.
@@ -292,6 +291,7 @@ class BrokerConnection(protocol.Protocol):
         self._heard_at = self._reactor.seconds()
         self._watchdog = self._reactor.callLater(self._silence_s, self._listen)
         transport = self.transport
+        assert transport is not None
         if interfaces.ITCPTransport.providedBy(transport):
             transport.bufferSize = FIRST_READ  # type: ignore[attr-defined] # abstract.FileDescriptor, beside the interface
             transport.setTcpNoDelay(True)  # the handshake writes twice before it reads: 40 ms each with a delayed ACK

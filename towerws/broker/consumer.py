@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
@@ -170,7 +171,7 @@ class Consumer:
 
     # pika calls these
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         if self._closed:
             return
         source = self._topology(channel)

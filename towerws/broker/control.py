@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
@@ -70,7 +71,7 @@ class ControlListener:
         self._last: str | None = None
         """Why it did not listen when it could have."""
         self._connection: BrokerConnection | None = None
-        self._channel: Any = None
+        self._channel: Channel | None = None
         self._deadline = Deadline(reactor)
         self._pause_s = PAUSE_MIN_S
         self._not_before = 0.0
@@ -119,7 +120,7 @@ class ControlListener:
 
     # pika calls these, each with the channel that it was asked for
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
         channel.add_on_cancel_callback(
@@ -129,7 +130,7 @@ class ControlListener:
         # Without acknowledgements: what is sent ahead is dealt with in the same read, and the queue dies with the connection.
         channel.basic_consume("", unused_callback, auto_ack=True, exclusive=True, callback=lambda _: self._listening(channel))
 
-    def _listening(self, channel: Any) -> None:
+    def _listening(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
         self._deadline.clear()
@@ -141,12 +142,12 @@ class ControlListener:
         self._hand_on(self._sink.listening)
         self._watch.begin()
 
-    def _bound(self, channel: Any) -> None:
+    def _bound(self, channel: Channel) -> None:
         if channel is self._channel and self._state == "listening":
             self._deadline.clear()
             self._watch.bound()
 
-    def _closed(self, channel: object, reason: Exception) -> None:
+    def _closed(self, channel: Channel, reason: Exception) -> None:
         if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
             failure = from_broker(reason.reply_code, reason.reply_text)
             self._lost(channel, replace(failure, hint=_HINTS.get(reason.reply_code, failure.hint)))
@@ -199,10 +200,10 @@ class ControlListener:
             self._settings.attempt_s, lambda: self._lost(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
         )
 
-    def _lost(self, channel: Any, failure: ConnectionFailure) -> None:
+    def _lost(self, channel: Channel | None, failure: ConnectionFailure) -> None:
         """Not, or no more: again after a pause, as long as the connection stands."""
         connection = self._connection
-        if channel is not self._channel or connection is None or connection.dead:
+        if channel is None or channel is not self._channel or connection is None or connection.dead:
             return
         self._channel = None
         self._watch.end()

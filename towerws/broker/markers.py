@@ -37,7 +37,7 @@ class MarkerPublisher:
         self._exchange = exchange
         self._reactor = reactor
         self._daemon = secrets.token_hex(8)
-        self._sent: OrderedDict[str, int] = OrderedDict()
+        self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._direct_refused_at: float | None = None
         self.count = 0
         """How many were sent. A marker's number tells whether it was sent after something else."""
@@ -49,7 +49,12 @@ class MarkerPublisher:
 
     def number(self, marker: Marker) -> int | None:
         """The number of a marker of ours, None for another daemon's."""
-        return self._sent.get(marker.text) if marker.daemon == self._daemon else None
+        sent = self._sent.get(marker.text) if marker.daemon == self._daemon else None
+        return None if sent is None else sent[0]
+
+    def sent_at(self, marker: Marker) -> float:
+        """When a marker that has a number was published, in monotonic seconds."""
+        return self._sent[marker.text][1]
 
     def send_through_exchange(self, done: Done, *, hole: int | None = None, sent: Callable[[str], None] = lambda _: None) -> str:
         """Publish a marker that proves the binding; its text. `sent` is called with that before anything else happens."""
@@ -73,7 +78,7 @@ class MarkerPublisher:
     def _send(self, exchange: str, routing_key: str, hole: int | None, done: Done, sent: Callable[[str], None]) -> str:
         marker = Marker(secrets.token_hex(16), self._daemon, hole)
         self.count += 1
-        self._sent[marker.text] = self.count
+        self._sent[marker.text] = self.count, self._reactor.seconds()
         if len(self._sent) > REMEMBERED:
             self._sent.popitem(last=False)
         sent(marker.text)

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import pika
 from pika import exceptions as pika_exceptions
 from pika import spec
+from pika.channel import Channel
 from twisted.internet import defer, interfaces
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -77,7 +78,7 @@ class PublishingConnection:
         self._reactor = reactor
         self._connecting: defer.Deferred[Any] | None = None
         self._connection: BrokerConnection | None = None
-        self._channel: Any = None
+        self._channel: Channel | None = None
         self._sent: dict[int, OutgoingMessage] = {}  # by delivery tag
         self._tag = 0
         self._over = False
@@ -99,6 +100,7 @@ class PublishingConnection:
         message.returned = False
         self._rest()
         properties = pika.BasicProperties(content_type="application/json", delivery_mode=1, message_id=message.message_id)
+        assert self._channel is not None
         self._channel.basic_publish(message.exchange, message.routing_key, message.body, properties, mandatory=True)
 
     def close(self) -> defer.Deferred[None]:
@@ -150,7 +152,7 @@ class PublishingConnection:
 
     # pika calls these
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         channel.confirm_delivery(self._answered, callback=self._confirming)
 
     def _confirming(self, _: object) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
+from pika.channel import Channel
 from twisted.internet import interfaces
 
 from towerws.broker.binding_watch import BindingWatch
@@ -57,7 +58,7 @@ class QueueReader:
     def begin(self) -> None:
         """Declare a queue and consume it; ends in `reader_live` or `reader_failed`, unless the connection dies or `close` is called."""
 
-        def topology(channel: Any) -> str:
+        def topology(channel: Channel) -> str:
             queue = declare_queue(channel, self._settings, self._named)
             set_prefetch(channel, self._settings)
             return queue

@@ -6,9 +6,10 @@ RabbitMQ offers neither the first nor the last offset of a stream over AMQP 0-9-
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import unused_callback
@@ -57,7 +58,7 @@ class Scout:
             if self._channel.is_open and not self._connection.dead:
                 self._channel.close()
 
-    def _opened(self, channel: Any) -> None:
+    def _opened(self, channel: Channel) -> None:
         if self._closed:
             return
         channel.basic_qos(prefetch_count=PREFETCH, callback=lambda _: None)

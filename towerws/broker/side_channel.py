@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.failures import ConnectionFailure, from_broker
 
 
 def on_side_channel(
-    connection: BrokerConnection, methods: Callable[[Any, Callable[[], None]], object], done: Callable[[ConnectionFailure | None], None]
+    connection: BrokerConnection, methods: Callable[[Channel, Callable[[], None]], object], done: Callable[[ConnectionFailure | None], None]
 ) -> None:
     """Open a channel, call `methods(channel, agreed)`, close the channel.
 
@@ -36,7 +36,7 @@ def on_side_channel(
         else:
             finish(ConnectionFailure(f"channel closed: {type(reason).__name__}"))
 
-    def opened(channel: Any) -> None:
+    def opened(channel: Channel) -> None:
         methods(channel, lambda: finish(None))
 
     channel = connection.open_channel(opened, _nothing_comes)

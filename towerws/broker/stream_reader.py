@@ -28,6 +28,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from pika import exceptions as pika_exceptions
+from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
@@ -57,8 +58,14 @@ ASK_EVERY_S: Final = 0.1
 CLOCK_MARGIN_S: Final = 10
 """The refill begins so much earlier, and a node's clock may be so far ahead of the clock of the stream's leader."""
 
-CLOCK_PROBE_S: Final = 3.0
-"""How long the node has to show that its clock is right. If it does not, more is read than was needed, and nothing else."""
+CLOCK_MARKER_S: Final = CLOCK_MARGIN_S - 1
+"""A marker that is older than this when the node is asked for the last ten seconds says nothing about the node's clock."""
+
+CLOCK_ANSWER_S: Final = 0.5
+"""A node whose clock is right answers at once. After this time another marker is written, so that any node has something to deliver."""
+
+CLOCK_PROBES: Final = 3
+"""How often the node is asked with a younger marker. A link may be too slow for any of them: then everything is read."""
 
 ANCHOR_REACH: Final = 50_000
 """A marker is the anchor only if no more than this was read behind it: all that is read once more."""
@@ -132,6 +139,10 @@ class StreamReader:
         self._proof_offset = -1
         self._proof: str | None = None
         """The text of our newest marker that was read and that proves that history is complete."""
+        self._proof_sent_at = 0.0
+        self._probing = False
+        """Whether the node is being asked for the last ten seconds."""
+        self._probes = 0
         self._shared: int | None = None
         self._upto: int | None = None
         """Without markers: where the scout says that new messages begin."""
@@ -152,6 +163,7 @@ class StreamReader:
         if not self._sink.history_complete:
             self._send_early_marker()
         self._shared = self._upto = self._proof = None
+        self._probes = 0
         self._state = _State.CHECKING
         self._check = self._connection.open_channel(self._checking, _nothing_comes)
         self._check.add_on_close_callback(self._check_closed)
@@ -195,7 +207,7 @@ class StreamReader:
 
     # checking: does the stream exist?
 
-    def _checking(self, channel: Any) -> None:
+    def _checking(self, channel: Channel) -> None:
         if channel is self._check:
             channel.queue_declare(self._settings.stream, passive=True, callback=lambda _: self._checked(missing=False))
 
@@ -225,7 +237,7 @@ class StreamReader:
             self._attach("first", bind=missing)
         elif feed.read is None:
             # Without markers nothing shows what is new. Attached before, and nothing came: all that there is by now is new to the clients.
-            feed.by_interval = not missing and (feed.attached is None or feed.unprovable is None)
+            feed.by_interval = not missing and not feed.skip and (feed.attached is None or feed.unprovable is None)
             if feed.unreadable and feed.evidence is None:
                 self._look_for_evidence()
             else:
@@ -242,12 +254,17 @@ class StreamReader:
         if feed.read is not None:
             start = feed.read + 1 + feed.skip if feed.skip else self._anchor(feed.read)
         elif feed.skip:
-            start = feed.evidence
+            start = f"{seconds}s" if (seconds := self._interval_s) else feed.evidence
         elif feed.by_interval:
-            start = f"{math.ceil(self._settings.refill_s) + CLOCK_MARGIN_S}s"
+            start = f"{self._interval_s}s"
         else:
             start = "first"
         self._attach(start, bind=bind)
+
+    @property
+    def _interval_s(self) -> int:
+        """How far back the refill begins: half as far for each time that an entry was met there that can't be read. 0: nothing is left."""
+        return (math.ceil(self._settings.refill_s) + CLOCK_MARGIN_S) >> self._feed.skip
 
     def _anchor(self, read: int) -> int:
         anchor, newest = self._feed.anchor, self._sink.newest
@@ -266,7 +283,7 @@ class StreamReader:
         self._sent_before = self._markers.count
         bind = bind or self._feed.unprovable is not None
 
-        def topology(channel: Any) -> str:
+        def topology(channel: Channel) -> str:
             stream = declare_stream(channel, self._settings, bind=bind)
             set_prefetch(channel, self._settings)
             return stream
@@ -334,6 +351,7 @@ class StreamReader:
             self._asking = False
             if number > self._sent_before:
                 self._proof, self._proof_offset = marker.text, offset
+                self._proof_sent_at = self._markers.sent_at(marker)
         self._watch.came(marker, routing_key, offset)
         if self._state is _State.REFILLING:
             self._refilled()
@@ -484,33 +502,50 @@ class StreamReader:
                 self._go_live()
             return
         if self._feed.by_interval:
-            if self._scout is None:
-                proof = self._proof_offset
-                self._open_scout(f"{CLOCK_MARGIN_S}s", lambda offset, _key, _body: self._clock_shown(recent=offset <= proof))
-                self._again.set(CLOCK_PROBE_S, self._clock_is_not_proven)
+            if not self._probing:
+                self._probe_clock()
             return
         self._sink.caught_up()
         self._go_live()
 
-    def _clock_shown(self, *, recent: bool) -> None:
-        """The node's clock is right if it counts our marker, which was just written, among the last ten seconds.
+    def _probe_clock(self) -> None:
+        """Ask the node for the last ten seconds. If its clock is right, our marker, which was just written, is among them.
 
-        To a node whose clock is ahead everything is older than that. Its scout gets what is written next, which lies behind the marker.
+        To a node whose clock is ahead everything is older than that, and it delivers what is written next. Another marker sees to it
+        that something is.
         """
-        if self._state is not _State.REFILLING or not self._feed.by_interval:
-            return
-        if not recent:
-            self._clock_is_not_proven()
-        else:
-            self._feed.by_interval = False
+        proof, sent_at = self._proof_offset, self._proof_sent_at
+        asked_at = 0.0
+
+        def ready() -> None:
+            nonlocal asked_at
+            asked_at = self._reactor.seconds()
+            self._again.set(CLOCK_ANSWER_S, self._send_marker)
+
+        def saw(offset: int, _routing_key: str, _body: bytes) -> None:
+            if not self._probing:
+                return
+            self._probing = self._progress_asked = False
             self._again.clear()
             self._close_scout()
-            self._refilled()
+            self._watch_progress()
+            if offset <= proof:
+                self._feed.by_interval = False
+                self._refilled()
+            elif asked_at - sent_at <= CLOCK_MARKER_S or self._probes >= CLOCK_PROBES:
+                self._clock_is_not_proven()
+            else:
+                # The marker was older than ten seconds itself.
+                self._proof = None
+                self._send_marker()
+
+        self._probing = True
+        self._probes += 1
+        self._open_scout(f"{CLOCK_MARGIN_S}s", saw, ready=ready)
+        self._deadline.set(self._settings.attempt_s * 3, self._unanswered)
 
     def _clock_is_not_proven(self) -> None:
         """Then read everything: that is right whatever clocks say."""
-        if self._state is not _State.REFILLING:
-            return
         self._log.warn(
             "the clock of {broker} seems to be ahead of the stream's leader: history is refilled from the stream's beginning",
             broker=str(self._connection.url),
@@ -659,6 +694,14 @@ class StreamReader:
 
     def _pass_over(self) -> None:
         feed = self._feed
+        if feed.read is None:
+            self._log.warn(
+                "stream {stream}: an entry of the last {seconds} s can't be read over AMQP 0-9-1; history begins behind it",
+                stream=self._settings.stream,
+                seconds=self._interval_s,
+            )
+            feed.skip += 1
+            return
         feed.skip = feed.skip + 1 if feed.skip < NEAR_SKIPS else feed.skip * 2
         self._log.warn(
             "stream {stream}: an entry behind offset {read} can't be read over AMQP 0-9-1; going on {skip} offsets behind it",
@@ -702,7 +745,7 @@ class StreamReader:
         """Let go of every channel."""
         self._deadline.clear()
         self._again.clear()
-        self._asking = self._progress_asked = False
+        self._asking = self._progress_asked = self._probing = False
         self._progress = None
         self._close_scout()
         check, self._check = self._check, None

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pika.channel import Channel
+
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
 
@@ -51,7 +53,7 @@ def choose_mode(consume: str, server_properties: Mapping[str, Any]) -> Mode:
     return Mode.QUEUE
 
 
-def declare_stream(channel: Any, settings: BrokerSettings, *, bind: bool, callback: Callable[[], None] | None = None) -> str:
+def declare_stream(channel: Channel, settings: BrokerSettings, *, bind: bool, callback: Callable[[], None] | None = None) -> str:
     """Declare exchange and stream on an open pika channel, or with `passive` only look for them; the stream's name.
 
     `bind` binds the stream as well. A binding that is there already is not looked at otherwise: AMQP has no way to ask, and to bind
@@ -68,7 +70,7 @@ def declare_stream(channel: Any, settings: BrokerSettings, *, bind: bool, callba
     return settings.stream
 
 
-def declare_queue(channel: Any, settings: BrokerSettings, named: Callable[[str], None]) -> str:
+def declare_queue(channel: Channel, settings: BrokerSettings, named: Callable[[str], None]) -> str:
     """Declare the exchange, or with `passive` only look for it, and this process's queue behind it; "", which is the queue declared last.
 
     `named` is told the name that the broker gave the queue.
@@ -82,25 +84,25 @@ def declare_queue(channel: Any, settings: BrokerSettings, named: Callable[[str],
     return ""
 
 
-def set_prefetch(channel: Any, settings: BrokerSettings) -> None:
+def set_prefetch(channel: Channel, settings: BrokerSettings) -> None:
     """Bound what the broker sends ahead of our acknowledgements. A stream refuses a consumer without it (406)."""
     channel.basic_qos(prefetch_count=settings.prefetch, callback=_go_on)
 
 
-def rebind_queue(channel: Any, settings: BrokerSettings, queue: str, callback: Callable[[], None]) -> None:
+def rebind_queue(channel: Channel, settings: BrokerSettings, queue: str, callback: Callable[[], None]) -> None:
     """Declare the exchange and bind this process's queue to it, once more."""
     channel.exchange_declare(settings.exchange, "topic", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_bind(queue, settings.exchange, "#", callback=lambda _: callback())
 
 
-def declare_control(channel: Any, settings: BrokerSettings) -> None:
+def declare_control(channel: Channel, settings: BrokerSettings) -> None:
     """Declare the control exchange, or with `passive` only look for it, and this connection's queue behind it: to be consumed as ""."""
     channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_declare("", exclusive=True, auto_delete=True, arguments=dict(_CONTROL_ARGUMENTS), callback=_go_on)
     channel.queue_bind("", settings.control, "", callback=_go_on)
 
 
-def bind_control(channel: Any, settings: BrokerSettings, bound: Callable[[], None]) -> None:
+def bind_control(channel: Channel, settings: BrokerSettings, bound: Callable[[], None]) -> None:
     """Declare (or with `passive` look for) the control exchange again, and bind the queue that this channel declared last.
 
     `bound` is called when the broker has done both. Repeating what is in force has no effect.

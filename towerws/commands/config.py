@@ -39,14 +39,14 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(f"--{CONFIG_FLAG}", default=None, metavar="FILE", help=CONFIG_HELP)(command)
 
 
-@click.command("config")
+@click.command("config", short_help="Print the configuration that is in force.")
 @config_options
 def config_command(**values: object) -> None:
     """Print the configuration that is in force, as a file that says where each value came from. Passwords are masked."""
     click.echo("\n".join(as_toml(_load(values))))
 
 
-@click.command("check")
+@click.command("check", short_help="Say whether the configuration can be used.")
 @config_options
 def check_command(**values: object) -> None:
     """Say what the daemon would do with this configuration, and whether its files and ports can be used. No broker or API is asked."""

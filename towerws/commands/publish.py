@@ -29,7 +29,7 @@ LINE_BYTES = 64 * 1024**2
 """A longer line is no event: what a daemon takes at most is far below, and nothing may fill the memory here."""
 
 
-@click.command("publish")
+@click.command("publish", short_help="Publish an event, or one for each line of input.")
 @click.argument("words", metavar="[TOPIC] JSON|-|@FILE", nargs=-1)
 @click.option("--group", metavar="GROUP", help="With --event, instead of TOPIC.")
 @click.option("--event", metavar="EVENT", help="With --group, instead of TOPIC.")
@@ -74,7 +74,7 @@ def publish_command(
         run.publish_all(publisher, source)
     except BrokerError as error:
         status.say(f"towerws: {error}")
-        status.say(_next_step(error, published=run.published))
+        status.say(_next_step(error, published=run.published, admin=admin is not None))
         sys.exit(FAILED if isinstance(error, GaveUp) else NO_QUEUE if isinstance(error, NoQueue) else REFUSED)
     except KeyboardInterrupt:
         status.say(f"towerws: stopped; {_count(run.published)} confirmed before")
@@ -217,8 +217,12 @@ def _warnings(topic: Topic, loaded: Loaded) -> Iterator[str]:
         yield f"nobody can subscribe to {topic.group}: {loaded.file} has no [groups.{topic.group}]"
 
 
-def _next_step(error: BrokerError, *, published: int) -> str:
+def _next_step(error: BrokerError, *, published: int, admin: bool) -> str:
     before = f" {_count(published)} confirmed before." if published else ""
+    if admin and isinstance(error, GaveUp):
+        return f"Is the daemon running, and is that its admin port (--admin of `twistd towerws`)?{before}"
+    if admin:
+        return f"Is that the admin port of a daemon with the embedded source?{before}"
     if isinstance(error, NoQueue):
         return f"Is the daemon running, and does it read from this exchange and virtual host? --no-mandatory publishes anyway.{before}"
     if isinstance(error, GaveUp):

@@ -6,6 +6,7 @@ bounded pause. What no waiting cures (a wrong password, a daemon that reads from
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
@@ -30,6 +31,9 @@ ATTEMPT_S = 10.0
 HEARTBEAT_S = 10  # RabbitMQ calls 5 to 20 s best
 
 MESSAGE_ID_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
+
+MAX_WARNINGS = 10
+"""Of the daemon's warnings so many are passed on."""
 
 TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
 
@@ -235,6 +239,8 @@ class AdminPublisher:
         self._url = url.rstrip("/")
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ATTEMPT_S)
         self._retry = Retry(tell, patience_s)
+        self._tell = tell
+        self._warned: set[str] = set()
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
         """Post it. An answer that got lost makes it come twice: the embedded source knows no message ids."""
@@ -250,14 +256,22 @@ class AdminPublisher:
                 self._connection.close()
                 if kept_alive and isinstance(error, ConnectionError):
                     continue  # the daemon ends idle connections, and is asked again on a new one
-                time.sleep(self._retry.lost(f"{self._url}: {str(error) or repr(error)}"))
+                time.sleep(self._retry.lost(f"{self._url}: {getattr(error, 'strerror', None) or str(error) or repr(error)}"))
                 continue
             if response.status == 202:
                 self._retry.works()
+                self._warn(topic, answer)
                 return
             if response.status < 500:
                 raise BrokerError(f"{self._url} refused: {_error_text(answer, response.status)}")
             time.sleep(self._retry.lost(f"{self._url} answers {response.status}"))
+
+    def _warn(self, topic: str, answer: bytes) -> None:
+        """Say once for each topic what the daemon warns of; for the first few topics."""
+        if b'"warning"' in answer and topic not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(topic)
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self._tell(f"towerws: warning: {json.loads(answer)['warning']}")
 
     def idle(self, seconds: float) -> None:
         """Wait."""

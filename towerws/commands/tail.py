@@ -48,7 +48,7 @@ _upgrade_status = re.compile(r"upgrade failed \[([0-9]{3})\]").search
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailOptions:
-    """What to show. `token` goes into the `Authorization` header."""
+    """What to show. `token` goes into the `Authorization` header. `columns` tells a terminal's width."""
 
     url: str
     topics: tuple[str, ...]
@@ -56,6 +56,7 @@ class TailOptions:
     raw: bool
     colour: bool
     token: str | None = None
+    columns: Callable[[], int] | None = None
 
 
 class Tail:
@@ -80,7 +81,7 @@ class Tail:
         self._say = say
         self._finish = finish
         self._following = Following(options.topics, follow=options.follow)
-        self._printer = Printer(colour=options.colour)
+        self._printer = Printer(colour=options.colour, columns=options.columns)
         self._connection: _Connection | None = None
         self._position: str | None = None
         self._asked: tuple[str, ...] | None = None
@@ -102,9 +103,7 @@ class Tail:
         self._asked, self._awaiting_reply = None, False
         headers = {"Authorization": f"Bearer {self._options.token}"} if self._options.token else {}
         agent = f"towerws-tail/{__version__}"
-        factory = WebSocketClientFactory(
-            self._options.url, protocols=[SUBPROTOCOL], useragent=agent, headers=headers, reactor=self._reactor
-        )
+        factory = _Factory(self._options.url, protocols=[SUBPROTOCOL], useragent=agent, headers=headers, reactor=self._reactor)
         factory.protocol = _Connection
         factory.noisy = False
         factory.tail = self
@@ -178,6 +177,9 @@ class Tail:
         self._connection = connection
         if connection.websocket_protocol_in_use != SUBPROTOCOL:
             self._end(FAILED, f"towerws: {self._options.url} does not speak {SUBPROTOCOL}: is it a towerws daemon?")
+        elif self._options.token is None:
+            # A daemon that waits for a token would say so in 10 s only; any other message it refuses at once.
+            connection.sendMessage(b'{"ping": null}')
 
     # What the daemon says
 
@@ -266,6 +268,9 @@ class Tail:
 
     def _error(self, frame: dict[str, Any], text: str) -> None:
         self._awaiting_reply = False
+        if frame["code"] == "no_token":
+            self._refused(CloseReason.NO_CREDENTIAL.value.reason)
+            return
         self._say(f"the daemon answers {shown(str(frame['code']))}: {shown(str(frame['message']))}")
         if not self._ever_online:
             self._end(FAILED)
@@ -291,8 +296,16 @@ _HANDLERS: dict[object, Callable[[Tail, dict[str, Any], str], None]] = {
 }
 
 
-class _Connection(WebSocketClientProtocol):  # type: ignore[misc]
+class _Factory(WebSocketClientFactory):
+    """Makes the connections of one `Tail`."""
+
+    tail: Tail
+
+
+class _Connection(WebSocketClientProtocol):
     """One connection; everything goes to the `Tail`."""
+
+    factory: _Factory
 
     # Autobahn calls these
 

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
-TOPIC_COLUMNS = 26
+from towerws.commands.tail_topics import OUTPUT_GROUPS
+
+TOPIC_COLUMNS = 30
+"""How wide the topics' column is to begin with: `inventory_update_events.123456`. It grows with longer topics, and stays so."""
+
+MAX_TOPIC_COLUMNS = 60
+"""As wide as it grows. On a terminal also no wider than leaves half of it to the text."""
+
+CLOCK_COLUMNS = 9
 
 _colour = re.compile(r"(\x1b\[[0-9;]{0,64}m)")
 # C0 but TAB, DEL, C1; marks that turn the direction of text or break a line; halves of surrogate pairs, which can't be encoded
 _unsafe = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_banner = re.compile(r"(?P<title>[^\x1b]*? \*{3})\*+").fullmatch
 
 _RESET = "\x1b[0m"
 _DIM = "\x1b[2m"
+_AWX = frozenset({"jobs", "schedules", "inventories", *OUTPUT_GROUPS.values()})
+"""Groups whose payloads are read as AWX's. Others may have a `status` or `stdout` that means something else."""
+
 _STATUS_COLOURS = {
     "pending": "\x1b[33m",
     "waiting": "\x1b[33m",
@@ -56,18 +69,38 @@ def output_lines(stdout: str, *, colour: bool) -> list[str]:
 
 
 class Printer:
-    """Makes lines of events. `colour` for a terminal."""
+    """Makes lines of events. `colour` for a terminal, whose width `columns` tells; None for a pipe."""
 
-    def __init__(self, *, colour: bool) -> None:
+    def __init__(self, *, colour: bool, columns: Callable[[], int] | None = None) -> None:
         self._colour = colour
+        self._columns = columns
+        self._width = TOPIC_COLUMNS
 
     def lines(self, clock: str, topic: str, payload: object) -> list[str]:
         """The lines of an event that came at `clock`."""
-        head = f"{self._paint(_DIM, clock)} {self._paint(_DIM, f'{shown(topic):<{TOPIC_COLUMNS}}')} "
-        return [head + line for line in self._body(topic, payload)]
+        head = f"{self._paint(_DIM, clock)} {self._paint(_DIM, self._column(shown(topic)))} "
+        return [head + self._without_wrap(line) for line in self._body(topic, payload)]
+
+    def _without_wrap(self, text: str) -> str:
+        """On a terminal, fewer of the asterisks that fill a line of Ansible's, if they don't fit."""
+        if self._columns is None or (banner := _banner(text)) is None:
+            return text
+        room = self._columns() - CLOCK_COLUMNS - self._width - 1
+        return text[: max(banner.end("title"), room)]
+
+    def _column(self, topic: str) -> str:
+        """The topic, as wide as the column. On a terminal one that is too long loses its middle; a script gets it whole."""
+        most = MAX_TOPIC_COLUMNS
+        if self._columns is not None:
+            most = max(12, min(most, self._columns() // 2 - CLOCK_COLUMNS))
+            if len(topic) > most:
+                begin = most // 2
+                topic = f"{topic[:begin]}…{topic[len(topic) - (most - begin - 1) :]}"
+        self._width = max(self._width, min(len(topic), most))
+        return f"{topic:<{min(self._width, most)}}"
 
     def _body(self, topic: str, payload: object) -> list[str]:
-        if isinstance(payload, dict):
+        if isinstance(payload, dict) and topic.partition(".")[0] in _AWX:
             if isinstance(stdout := payload.get("stdout"), str):
                 if stdout:
                     return output_lines(stdout, colour=self._colour)

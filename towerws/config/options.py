@@ -365,7 +365,7 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "websocket.token_s",
         _D,
-        "How long a client without a credential may take to send a valid token (auth jwt).",
+        "How long a client without a credential may take to send a valid token (auth jwt; auth tower in towerws.v1).",
         low=0.1,
         high=300,
     ),

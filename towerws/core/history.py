@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from heapq import merge
+from itertools import islice
 from operator import attrgetter
 
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, parse_position
@@ -110,6 +111,10 @@ class History:
         """Return the delivery with this offset, if it is held or was appended last."""
         newest = self.newest
         return newest if newest is not None and newest.offset == offset else self._offsets.get(offset)
+
+    def recent_topics(self, deliveries: int) -> list[str]:
+        """Return the topics of this many newest deliveries, newest first and each once."""
+        return list(dict.fromkeys(delivery.topic for delivery in islice(reversed(self._log), deliveries)))
 
     @property
     def oldest(self) -> Delivery | None:

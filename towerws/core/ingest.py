@@ -77,6 +77,8 @@ class Ingest:
         self.history_complete = False
         """Whether the refill has ended. Before that no position is judged, and no delivery goes to the hub."""
         self.on_position_asked: Callable[[], None] = _do_nothing
+        self.on_joinable: Callable[[], None] = _do_nothing
+        """Set by the service. Called when a client that subscribes from now on misses nothing. It may be called more than once."""
         self.received = 0
         self.duplicates = 0
         self.markers = 0
@@ -189,6 +191,7 @@ class Ingest:
         """Remember which connections have subscribed by now. A later one misses nothing that comes after this marker."""
         if not self.history_complete:
             self._subscribed_before[text] = frozenset(subscriber for subscriber in self._hub.subscribers if subscriber.topics)
+            self.on_joinable()
 
     def caught_up(self, *, replay: bool = False) -> None:
         """End the refill: hand deliveries to the hub from now on, and feed the clients that have subscribed during the refill."""
@@ -203,6 +206,7 @@ class Ingest:
         self._subscribed_before.clear()
         self._marker_places.clear()
         self._waiters.judge()
+        self.on_joinable()
 
     def _replay_after_markers(self) -> None:
         """Feed each client that subscribed during the refill from the newest marker that was confirmed before it subscribed.
@@ -332,4 +336,4 @@ def _shown(routing_key: str) -> str:
 
 
 def _do_nothing() -> None:
-    """Stand in for the source's callback: there is no source yet, or its positions need no proof."""
+    """Stand in for a callback that is not set: there is no source yet, or its positions need no proof."""

@@ -57,9 +57,10 @@ def check_payload(routing_key: str, body: bytes) -> None:
     except UnicodeDecodeError as error:
         raise BadDelivery("not_utf8", f"payload on {routing_key} is not UTF-8 at byte {error.start}") from None
     try:
-        if _depth(body) > MAX_DEPTH:
+        # Counted exactly, even if brackets stay open: the decoder's own limit depends on the version of Python.
+        if _depth(body, MAX_DEPTH) > MAX_DEPTH:
             raise RecursionError
-        _scan_leniently(text)  # raises it too where many brackets are open at the end
+        _scan_leniently(text)
     except RecursionError:
         raise BadDelivery("too_deep", f"payload on {routing_key} nests deeper than {MAX_DEPTH} levels") from None
     except JSONDecodeError as error:
@@ -68,11 +69,11 @@ def check_payload(routing_key: str, body: bytes) -> None:
         ) from None
 
 
-def _depth(body: bytes) -> int:
-    """Return the levels of nesting of a valid JSON text, or 0 if they are surely within the limit."""
-    if len(body.translate(None, _NO_BRACKETS)) <= _SHALLOW:
+def _depth(body: bytes, brackets: int = _SHALLOW) -> int:
+    """Return the levels of nesting of a JSON text, as far as it is valid, or 0 for a text with at most so many `brackets`."""
+    if len(body.translate(None, _NO_BRACKETS)) <= brackets:
         return 0
     # Every other piece between unescaped quotes stands outside of strings. Outside there are no backslashes.
     outside = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
-    brackets = b"".join(outside).translate(None, _NO_BRACKETS)
-    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
+    steps = b"".join(outside).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_STEP.__getitem__, steps)), default=0)

@@ -111,6 +111,15 @@ class Group:
     anything: bool = False
     policy: str = "authenticated"
 
+    @property
+    def description(self) -> str:
+        """The events in words."""
+        if self.anything:
+            return "any word"
+        if self.ids:
+            return f"numbers of 1 to {MAX_ID_DIGITS} digits"
+        return f"{self.id_prefix}<number>" if self.id_prefix else ", ".join(sorted(self.words))
+
     def event(self, item: object) -> str:
         """Return the event that a client's item names. Raise `UnknownItem` if there is none.
 
@@ -156,6 +165,7 @@ class GroupTable:
 
     def __init__(self, added: Mapping[str, GroupSettings] | None = None) -> None:
         self._groups = dict(AWX_GROUPS)
+        self._added = frozenset(added or {})
         for name, settings in (added or {}).items():
             if settings.events == "id":
                 self._groups[name] = Group(ids=True, policy=settings.policy)
@@ -175,13 +185,34 @@ class GroupTable:
             raise UnknownItem("no such event in this group")
         return routing_key
 
+    @property
+    def configured(self) -> dict[str, dict[str, object]]:
+        """The groups of the configuration to which a client can subscribe, for the live page.
+
+        `events` is `"id"`, `"any"` or a list of words. `own` is true if the event must be the user's id.
+        """
+        found: dict[str, dict[str, object]] = {}
+        for name, group in self._groups.items():
+            if name in self._added and group.policy != "never":
+                events = "id" if group.ids else "any" if group.anything else sorted(group.words)
+                found[name] = {"events": events, "own": group.policy == "own"}
+        return found
+
     def why_no_subscriber(self, group: str, event: str) -> str | None:
         """Return why no client can subscribe to this topic, as a hint for its producer. None if clients can."""
+        known = self._groups.get(group)
         try:
-            self.routing_key(group, event)
+            found = self.routing_key(group, event)
         except UnknownItem as problem:
-            known = ", ".join(self._groups)
-            return f"no client can subscribe to {group}.{event}: {problem}; the groups are {known}, and [groups.NAME] in the file adds one"
+            if known is None:
+                advice = f"the groups are {', '.join(self._groups)}, and [groups.NAME] in the configuration adds one"
+            elif known.policy == "never":
+                advice = f'its policy is "never" in [groups.{group}] of the configuration'
+            else:
+                advice = f"its events are {known.description}"
+            return f"no client can subscribe to {group}.{event}: {problem}; {advice}"
+        if found != f"{group}.{event}":
+            return f"no client can subscribe to {group}.{event}: a client that asks for it gets {found}; publish on that"
         return None
 
     def refusals(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:

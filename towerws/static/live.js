@@ -1,11 +1,16 @@
 "use strict";
 (() => {
   // Everything kept is bounded: a page like this stays open for days.
-  const MAX_JOBS = 60, MAX_FOLLOWED = 40, MAX_LINES = 1500, MAX_EVENTS = 100, MAX_NOTICES = 20, MAX_RAW = 20000, MAX_TEXT = 300, RATE_S = 5, SPARK_S = 60;
+  const MAX_JOBS = 60, MAX_FOLLOWED = 40, MAX_LINES = 1500, MAX_EVENTS = 100, MAX_NOTICES = 20, MAX_RAW = 20000, MAX_TEXT = 300, RATE_S = 5, SPARK_S = 60, LOOK_MS = 2000, SHOWN_TOPICS = 12;
   const PORT = document.body.dataset.websocketPort;
+  const TAKES_TOKENS = document.body.dataset.takesTokens === "yes";
+  const METHODS = document.body.dataset.auth.split(" ");
+  const GROUPS = new Map(Object.entries(JSON.parse(document.body.dataset.groups)));   // of the configuration; AWX's are not among them
+  const STORED = "towerws-token";
   const BASE = ["jobs.status_changed", "jobs.summary", "schedules.changed", "inventories.status_changed"];
   const OUTPUT = { job: "job_events", project_update: "project_update_events", inventory_update: "inventory_update_events",
     ad_hoc_command: "ad_hoc_command_events", workflow_job: "workflow_events", system_job: "system_job_events" };
+  const AWX = new Set(["jobs", "schedules", "inventories", ...Object.values(OUTPUT)]);
   const MARK = { new: "○", pending: "○", waiting: "◔", running: "▶", successful: "✔", failed: "✘", error: "✘", canceled: "■" };
   const ENDED = new Set(["successful", "failed", "error", "canceled"]);
   const HEAD = /^\{"type": ?"event", ?"position": ?"([^"]+)", ?"group": ?"([^"]+)", ?"event": ?"([^"]+)"/;
@@ -48,7 +53,7 @@
     const job = jobFor(payload.unified_job_id, type);
     job.type = type;
     const isNew = job.status === "";
-    job.status = visible(String(payload.status).slice(0, 40));
+    job.status = visible(payload.status.slice(0, 40));
     if (ENDED.has(job.status)) {
       job.late = job.late || isNew;
       job.ended = job.ended || Date.now();
@@ -97,9 +102,9 @@
     recent.unshift({ at: clock(), topic, text: visible(describe(topic, payload).slice(0, MAX_TEXT)), raw: raw.length > MAX_RAW ? `${raw.slice(0, MAX_RAW)} … (${raw.length} characters)` : raw });
     if (recent.length > MAX_EVENTS) recent.pop();
     dirty = eventsDirty = true;
-    if (payload === null || typeof payload !== "object") return;
+    if (payload === null || typeof payload !== "object" || !isAwx(topic)) return;
     const job = byTopic.get(topic);
-    if (topic === "jobs.status_changed" && Number.isSafeInteger(payload.unified_job_id)) noteStatus(payload);
+    if (topic === "jobs.status_changed" && Number.isSafeInteger(payload.unified_job_id) && typeof payload.status === "string") noteStatus(payload);
     else if (topic === "jobs.summary" && jobs.has(payload.unified_job_id)) {
       const ending = jobs.get(payload.unified_job_id);
       ending.final = Number.isInteger(payload.final_counter) ? payload.final_counter : 0;
@@ -107,11 +112,16 @@
     } else if (job) noteOutput(job, payload);
   }
 
+  const shortened = (text, most) => text.length > most ? `${text.slice(0, most)} …` : text;
+  const groupOf = (topic) => topic.slice(0, topic.indexOf("."));
+  const isAwx = (topic) => AWX.has(groupOf(topic)) && !GROUPS.has(groupOf(topic));
+
   function describe(topic, payload) {
     if (payload === null || typeof payload !== "object") return "a payload that is not plain JSON";
+    if (!isAwx(topic)) return shortened(JSON.stringify(payload), 160);
     if (typeof payload.stdout === "string") {
       const line = payload.stdout.replace(/\x1b\[[0-9;]*m/g, "").split("\n").map((part) => part.trim()).find((part) => part) || "";
-      return `${payload.event || ""} ${visible(line).slice(0, 160)}`;
+      return `${payload.event || ""} ${line.replace(/\s*\*{3,}$/, "").slice(0, 160)}`;
     }
     if (payload.status !== undefined) {
       const what = payload.unified_job_id !== undefined ? `${String(payload.type || "system_job").replaceAll("_", " ")} ${payload.unified_job_id}`
@@ -192,6 +202,8 @@
     }
     setText($("jobs-note"), `${running} under way, ${jobs.size - running} ended`);
     $("jobs-empty").hidden = jobs.size > 0;
+    // Where groups of one's own are configured there may never be a job.
+    $("main").dataset.layout = GROUPS.size && !jobs.size ? "events" : "all";
   }
 
   const setText = (element, text) => { if (element.textContent !== text) element.textContent = text; };
@@ -224,6 +236,7 @@
 
   function showEvents() {
     setText($("events-note"), paused ? "paused" : "");
+    $("events-empty").hidden = recent.length > 0;
     $("pause").setAttribute("aria-pressed", String(paused));
     setText($("pause"), paused ? "Go on" : "Pause");
     if (paused) return;
@@ -283,10 +296,119 @@
     while (list.children.length > MAX_NOTICES) list.lastChild.remove();
   }
 
+  // Attempts are repeated; what is said about them need not be.
+  function noticeOnce(text) {
+    const newest = $("notices").firstChild;
+    if (!newest || !newest.textContent.endsWith(text)) notice(text);
+  }
+
   function state(name, text) {
     $("state").dataset.state = name;
     setText($("state"), text);
   }
+
+  // ---- what is listened to
+
+  let recentTopics = [];       // of groups whose events can't be listed: those that the daemon saw lately
+  let headBefore = null;       // where the log stood when they were last looked for
+  let addFrom = null;          // where the log stood when we heard of what the next request adds
+  let user = null;
+  const refused = new Set();   // topics that this user may not listen to; not asked for again
+
+  const openEnded = () => [...GROUPS].some(([, group]) => !group.own && !Array.isArray(group.events));
+
+  function wanted() {
+    const topics = new Set([...BASE, ...byTopic.keys()]);
+    for (const [name, { events, own }] of GROUPS) {
+      if (own && user !== null) topics.add(`${name}.${user}`);
+      else if (Array.isArray(events)) for (const event of events) topics.add(`${name}.${event}`);
+    }
+    for (const topic of recentTopics) topics.add(topic);
+    return [...topics].filter((topic) => !refused.has(topic));
+  }
+
+  function showListening(current) {
+    const topics = current.filter((topic) => !byTopic.has(topic)).sort((one, other) => isAwx(one) - isAwx(other));
+    const more = topics.length > SHOWN_TOPICS ? ` and ${topics.length - SHOWN_TOPICS} more` : "";
+    const growing = [...GROUPS].filter(([, group]) => !group.own && !Array.isArray(group.events)).map(([name]) => name);
+    setText($("listening"), `Listening to ${topics.slice(0, SHOWN_TOPICS).join(", ") || "nothing"}${more}`
+      + (growing.length ? `; topics of ${growing.join(", ")} join when their first event comes` : ""));
+  }
+
+  // Of a group with any events, or any number, nobody can list the topics: the daemon says which it saw.
+  async function look() {
+    if (!openEnded() || !identified) return;
+    let found;
+    try {
+      const answer = await fetch("topics");
+      if (!answer.ok) return;
+      found = await answer.json();
+    } catch {
+      return;   // the connection will tell
+    }
+    const since = headBefore;
+    headBefore = found.position;
+    recentTopics = found.topics.filter((topic) => GROUPS.has(groupOf(topic)) && !GROUPS.get(groupOf(topic)).own);
+    addFrom ??= since;
+    if (identified) subscribe();
+  }
+  setInterval(look, LOOK_MS);
+
+  // ---- who is asking
+
+  let token = stored();
+  let identified = false;      // the daemon has said welcome on this connection
+  let stopped = false;         // nothing changes until somebody does something
+
+  function stored() {
+    try {
+      return sessionStorage.getItem(STORED);
+    } catch {
+      return null;   // a browser that keeps nothing
+    }
+  }
+
+  function keepToken(value) {
+    token = value;
+    try {
+      if (value === null) sessionStorage.removeItem(STORED);
+      else sessionStorage.setItem(STORED, value);
+    } catch { /* then it lasts as long as the page */ }
+  }
+
+  function askForToken(why) {
+    $("sign-in").hidden = false;
+    setText($("sign-in-text"), why);
+    state("off", "a token is needed");
+  }
+
+  function signIn() {
+    const value = $("token").value.trim().replace(/^bearer +/i, "");
+    if (!/^[\x21-\x7e]+$/.test(value)) {
+      setText($("sign-in-text"), value === "" ? "Enter a token first." : "This is no token: a token is printable ASCII without spaces.");
+      return;
+    }
+    $("token").value = "";
+    setText($("sign-in-text"), "");
+    token = value;   // kept for a reload once the daemon has taken it
+    stopped = false;
+    state("wait", "checking the token");
+    if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ token }));
+    else connect();
+  }
+
+  function forgetToken() {
+    keepToken(null);
+    position = null;
+    const old = socket;
+    socket = null;
+    if (old) old.close();
+    connect();
+  }
+
+  $("sign-in-go").addEventListener("click", signIn);
+  $("token").addEventListener("keydown", (key) => { if (key.key === "Enter") signIn(); });
+  $("forget").addEventListener("click", forgetToken);
 
   // ---- the connection: towerws.v1, resumed at the position of what came last
 
@@ -298,41 +420,64 @@
       state("off", "the daemon's websocket has no TCP port");
       return;
     }
-    state("wait", wasLive ? "reconnecting" : "connecting");
+    state("wait", position === null ? "connecting" : "reconnecting");
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const mine = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
+    let opened = false;
     asked = null;
-    awaiting = false;
+    awaiting = identified = false;
+    mine.onopen = () => {
+      opened = true;
+      if (mine !== socket || identified || !TAKES_TOKENS) return;
+      if (token !== null) mine.send(JSON.stringify({ token }));
+      // A cookie may have signed us in: then the welcome comes with the handshake.
+      else setTimeout(() => { if (mine === socket && !identified && $("sign-in").hidden) askForToken(""); }, 300);
+    };
     mine.onmessage = (message) => { if (mine === socket) received(message.data); };
-    mine.onclose = (close) => { if (mine === socket) lost(close); };
+    mine.onclose = (close) => { if (mine === socket) lost(close, opened); };
   }
 
-  function lost(close) {
+  function lost(close, opened) {
     socket = null;
-    if (comeBackMs === 0) {
-      state("off", `closed: ${close.reason || "not allowed"}`);
-      return;
-    }
+    identified = false;
+    if (stopped) return;
     const delayMs = (comeBackMs === null ? boundMs : comeBackMs) * (0.5 + Math.random() / 2);
     if (comeBackMs === null) boundMs = Math.min(2 * boundMs, 15000);
     comeBackMs = null;
     if (wasLive) notice(`connection lost (${close.code}${close.reason ? ` ${close.reason}` : ""}); it will be resumed where it was`);
     wasLive = false;
     state("off", position === null ? "can't connect; trying again" : "disconnected; trying again");
+    if (!opened) explain();
     timer = setTimeout(connect, delayMs);
   }
 
-  function subscribe() {
-    const topics = [...BASE, ...byTopic.keys()];
-    const key = topics.join(" ");
-    if (awaiting || key === asked) return;
-    const groups = {};
-    for (const topic of topics) {
-      const at = topic.indexOf(".");
-      (groups[topic.slice(0, at)] ||= []).push(topic.slice(at + 1));
+  // A page is not told why a handshake failed. Whether the daemon is there at all can be asked where this page came from.
+  async function explain() {
+    try {
+      if (!(await fetch("healthz")).ok) return;
+    } catch {
+      return;
     }
+    if (socket && identified) return;
+    state("off", "not let in; trying again");
+    const session = METHODS.includes("tower") ? " This daemon asks AWX: sign in to AWX in this browser, under the same host name as this page." : "";
+    noticeOnce(`The daemon is up, but does not let this page in: its log has the reason.${session}`);
+  }
+
+  function subscribe() {
+    const topics = wanted();
+    const key = [...topics].sort().join(" ");
+    if (key === asked) addFrom = null;
+    if (awaiting || key === asked || !identified) return;
+    const groups = {};
+    for (const topic of topics) (groups[groupOf(topic)] ||= []).push(topic.slice(topic.indexOf(".") + 1));
     const request = { groups };
     if (asked === null && resuming) request.since = position;
+    else if (addFrom !== null && asked !== null) request.since = addFrom;   // what comes before the request is followed
+    addFrom = null;
+    // Where a cookie of AWX's signs us in, this proves that the page may read its cookies.
+    const vouched = /(?:^|; )csrftoken=([^;]*)/.exec(document.cookie);
+    if (vouched) request.xrftoken = vouched[1];
     asked = key;
     awaiting = true;
     socket.send(JSON.stringify(request));
@@ -340,6 +485,16 @@
 
   // null: there is no place to resume from that is worth more than the one before
   const keep = (place) => { if (place !== null) position = place; };
+
+  function denied(items) {
+    const told = [];
+    for (const item of items) {
+      if (item.reason === "unavailable") continue;
+      refused.add(item.topic);
+      if (!byTopic.has(item.topic) && !recentTopics.includes(item.topic)) told.push(`${item.topic} (${item.reason})`);
+    }
+    if (told.length) noticeOnce(`not for you: ${told.join(", ")}`);
+  }
 
   function received(text) {
     let frame;
@@ -357,11 +512,22 @@
     if (frame.type === "event") {
       position = frame.position;
       note(`${frame.group}.${frame.event}`, frame.payload, text);
+      addFrom ??= position;
       subscribe();
     } else if (frame.type === "welcome") {
+      identified = true;
+      if (user !== frame.user) refused.clear();
+      user = frame.user;
+      if (token !== null) keepToken(token);
+      $("sign-in").hidden = true;
+      $("who").hidden = user === null;
+      $("forget").hidden = token === null;
+      setText($("user"), user === null ? "" : `as ${visible(String(user).slice(0, 60))}`);
       resuming = position !== null;
       if (!resuming) keep(frame.position);
+      headBefore = frame.position;
       subscribe();
+      look();
     } else if (frame.type === "subscribed") {
       awaiting = false;
       keep(frame.position);
@@ -369,26 +535,52 @@
         resuming = false;
         notice(frame.recovered ? "connected again; nothing was missed" : "connected again; what was published meanwhile is no longer held");
       }
-      for (const item of frame.denied) if (BASE.includes(item.topic)) notice(`${item.topic} denied: ${item.reason}`);
+      denied(frame.denied);
+      showListening(frame.groups_current);
       boundMs = 500;
       wasLive = true;
       state("live", "live");
       subscribe();
     } else if (frame.type === "revoked") {
       keep(frame.position);
-      for (const item of frame.denied) if (BASE.includes(item.topic)) notice(`${item.topic} denied: ${item.reason}`);
+      denied(frame.denied);
+      showListening(frame.groups_current);
     } else if (frame.type === "gap") {
       keep(frame.to);
       notice(`gap (${frame.reason}): events were lost on ${frame.topics.slice(0, 5).join(", ")}${frame.topics.length > 5 ? " …" : ""}`);
     } else if (frame.type === "error") {
-      awaiting = false;
-      notice(`the daemon answers ${frame.code}: ${frame.message}`);
+      failed(frame);
     } else if (frame.type === "bye") {
-      comeBackMs = frame.action === "stop" ? 0 : frame.reconnect_after_ms;
+      goodbye(frame);
     }
   }
 
-  addEventListener("online", () => { if (!socket && comeBackMs !== 0) connect(); });
+  function failed(frame) {
+    if (frame.code === "token" || frame.code === "bad_token" || frame.code === "no_token") {
+      keepToken(null);
+      askForToken("The daemon refused this token: it has ended, or is not one that this daemon takes. The daemon's log has the reason.");
+    } else if (frame.code === "unavailable") {
+      askForToken("The daemon can't check the token just now. Try again in a few seconds.");
+    } else {
+      awaiting = false;
+      notice(`the daemon answers ${frame.code}: ${frame.message}`);
+    }
+  }
+
+  function goodbye(frame) {
+    comeBackMs = frame.reconnect_after_ms;
+    if (frame.action === "stop") {
+      stopped = true;
+      state("off", `closed: ${frame.reason || "not allowed"}`);
+    } else if (frame.action === "authenticate" && TAKES_TOKENS) {
+      stopped = true;
+      const hadToken = identified && token !== null;
+      if (identified) keepToken(null);
+      askForToken(hadToken ? "The token has ended, or was revoked. Enter a new one." : $("sign-in-text").textContent);
+    }
+  }
+
+  addEventListener("online", () => { if (!socket && !stopped) connect(); });
   connect();
   requestAnimationFrame(show);
 })();

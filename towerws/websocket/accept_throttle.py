@@ -48,6 +48,7 @@ class AcceptThrottle:
         self._resetting: Any = None
         self._began = 0.0
         self._accepted = 0
+        self._holding: Any = None
         self.pauses = 0
         """Pauses since the start."""
 
@@ -62,6 +63,26 @@ class AcceptThrottle:
             port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it (tcp(7))
         if backlog:
             port.socket.listen(BACKLOG)  # a second call changes the length (Linux: inet_listen)
+
+    @property
+    def holding(self) -> bool:
+        """Whether no connection is accepted yet."""
+        return self._holding is not None
+
+    def hold(self, seconds: float) -> None:
+        """Accept no connection until `release`, or for `seconds`. Clients wait in the kernel's accept queue."""
+        if self._port is not None and not self.holding:
+            self._port.stopReading()
+            self._holding = self._reactor.callLater(seconds, self.release)
+
+    def release(self) -> None:
+        """Accept connections from now on. Does nothing without a `hold`."""
+        holding, self._holding = self._holding, None
+        if holding is None:
+            return
+        if holding.active():
+            holding.cancel()
+        self._resume()
 
     def accepted(self) -> None:
         """Count one accepted connection, and pause the port after `BATCH` of them."""
@@ -79,10 +100,10 @@ class AcceptThrottle:
     def detach(self) -> None:
         """Stop throttling: the port is closed, or about to be."""
         self._port = None
-        for call in (self._resuming, self._resetting):
+        for call in (self._resuming, self._resetting, self._holding):
             if call is not None:
                 call.cancel()
-        self._resuming = self._resetting = None
+        self._resuming = self._resetting = self._holding = None
 
     def _reset_accepts(self) -> None:
         self._resetting = None

@@ -65,7 +65,7 @@ def with_shared_state(base: Any, factory: Any) -> Any:
     return type(base.__name__, (base,), {**start, **options, **shared, "CONFIG_ATTRS": ()})
 
 
-class Inflater(PerMessageDeflate):  # type: ignore[misc]
+class Inflater(PerMessageDeflate):
     """Inflates the messages of one client (RFC 7692) exactly: a message is complete and within its bound, or it is refused.
 
     Autobahn's own reader truncates a message that is up to 256 bytes too long. It also accepts a stream without an end, or

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import NotAdmitted, Refused, at_once, takes_tokens
+from towerws.auth.base import NotAdmitted, Refused, at_once, waits_for_token
 from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
@@ -41,7 +42,7 @@ from towerws.websocket.context import ConnectionContext
 from towerws.websocket.logs import ProxyLog
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import is_plain_tcp
-from towerws.websocket.timers import Timer, Timers
+from towerws.websocket.timers import Timers
 
 DISCARDED_BYTES = 1024 * 1024
 """How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
@@ -63,7 +64,7 @@ class ConnectionFactory(Protocol):
     log_of_proxies: ProxyLog
 
 
-class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
+class OpeningConnection(WebSocketServerProtocol):
     """A connection during its handshake. The subclass implements `opened`, `data_after_opening` and `left` for the open connection."""
 
     log = NullLogger()
@@ -73,14 +74,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     factory: ConnectionFactory
     _discarded = 0
     _is_for_head = False
-    # Autobahn's attributes
-    closeHandshakeTimeoutCall: Timer | None
-    openHandshakeTimeoutCall: Timer | None
-    autoPingPendingCall: Timer | None
-    utf8validator: Any
-    current_frame: Any
-    _perMessageCompress: Any
-    data: bytes
+    _perMessageCompress: Inflater | None
 
     # the subclass implements these
 
@@ -142,7 +136,7 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
         else:
             self._discard(data)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is lost, for any reason: release everything that it holds."""
         if self in self.factory.connections:
             del self.factory.connections[self]
@@ -254,7 +248,8 @@ class OpeningConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _authenticated(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
         try:
             # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
-            if identity is not None or not takes_tokens(self.factory.context.auth):
+            awx_client = SUBPROTOCOL not in upgrade.subprotocols
+            if identity is not None or not waits_for_token(self.factory.context.auth, awx_client=awx_client):
                 self.identity = self._admit(identity, head, began)
         except HandshakeError as error:
             self._refuse(error, identity)

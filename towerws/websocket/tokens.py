@@ -42,7 +42,7 @@ def identify(context: ConnectionContext, message: TokenMessage, address: str) ->
             _log.failure("a token could not be checked", failure)
         return Failure(BadRequest("unavailable", UNCHECKED, message.request_id))
 
-    return maybeDeferred(auth.identify, message.token.reveal()).addCallback(not_revoked).addErrback(failed)
+    return maybeDeferred(auth.identify, message.token.reveal(), address).addCallback(not_revoked).addErrback(failed)
 
 
 def renew(context: ConnectionContext, identity: Identity, message: TokenMessage, address: str) -> Deferred[Identity]:

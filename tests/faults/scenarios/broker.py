@@ -7,12 +7,9 @@ from pathlib import Path
 
 from private_rabbitmq import PrivateRabbit, RabbitError
 
-from tests.faults.case import Case
+from tests.faults.case import CLIENTS, TOWER, Case
 from tests.faults.proxy import FaultProxy
 from tests.faults.scenario import Outcome, scenario
-
-CLIENTS = 100
-TOWER = 20
 
 
 @scenario("broker-calm")
@@ -59,12 +56,9 @@ def broker_stop(case: Case, seconds: int) -> Outcome:
 
     Injected: SIGSTOP of the broker for 1, 2, 5, 25 and 40 s under load. Counted: events of every client.
     """
-    node = case.rabbit
-    daemon = case.daemon(node.port)
-    publisher = case.publisher(node.port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    _, publisher = case.direct()
     publisher.wait_for(200)
-    _freeze(case, node, seconds)
+    _freeze(case, case.rabbit, seconds)
     publisher.wait_for(200)
     return case.finish(f"SIGSTOP {seconds} s")
 
@@ -75,11 +69,7 @@ def broker_stop_at_reconnect(case: Case) -> Outcome:
 
     Injected: the link is cut; within 50 ms of the daemon's next connection the broker is stopped for 1.5 s; six times. Counted: events.
     """
-    node = case.rabbit
-    proxy = case.proxy(node.port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(node.port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied()
     for number in range(6):
         publisher.wait_for(100)
         case.say(f"cut and stop {number + 1} of 6")
@@ -87,7 +77,7 @@ def broker_stop_at_reconnect(case: Case) -> Outcome:
         proxy.reset()
         assert proxy.wait_for_accepted(before + 1), "the daemon did not connect again"
         case.sleep(case.random.uniform(0.0, 0.05))
-        _freeze(case, node, 1.5)
+        _freeze(case, case.rabbit, 1.5)
         case.wait_ready(daemon)
     publisher.wait_for(100)
     return case.finish("cut, SIGSTOP 1.5 s within 50 ms, x6")
@@ -99,13 +89,10 @@ def broker_forced_close(case: Case) -> Outcome:
 
     Injected: `rabbitmqctl close_all_connections` six times under load. Counted: events of every client.
     """
-    node = case.rabbit
-    daemon = case.daemon(node.port)
-    publisher = case.publisher(node.port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    _, publisher = case.direct()
     for number in range(6):
         case.say(f"close {number + 1} of 6")
-        node.ctl("close_all_connections", "a fault is injected")
+        case.rabbit.ctl("close_all_connections", "a fault is injected")
         publisher.wait_for(100)
     return case.finish("close_all_connections x6")
 
@@ -117,10 +104,7 @@ def alarm(case: Case, kind: str) -> Outcome:
     Injected: a memory or a disk alarm for 6 s; in its middle the daemon's link is cut. Counted: events of every client.
     """
     node = case.rabbit
-    proxy = case.proxy(node.port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(node.port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, _, publisher = case.proxied()
     publisher.wait_for(200)
     on, off = {
         "memory": (("set_vm_memory_high_watermark", "0.000001"), ("set_vm_memory_high_watermark", "0.4")),
@@ -145,12 +129,7 @@ def permissions(case: Case) -> Outcome:
     Injected: the daemon's user loses every permission, its link is cut, 4 s later it gets them back; twice. Counted: events.
     """
     node = case.rabbit
-    proxy = case.proxy(node.port)
-    node.ctl("add_user", case.name, "secret")
-    node.ctl("set_permissions", case.name, ".*", ".*", ".*")
-    daemon = case.daemon(proxy.port, user=f"{case.name}:secret")
-    publisher = case.publisher(node.port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied(user=new_user(node, case.name))
     for _ in range(2):
         publisher.wait_for(200)
         node.ctl("clear_permissions", case.name)
@@ -169,12 +148,7 @@ def password(case: Case) -> Outcome:
     Injected: the daemon's password is changed, its link is cut, 4 s later the password is what it was. Counted: events.
     """
     node = case.rabbit
-    proxy = case.proxy(node.port)
-    node.ctl("add_user", case.name, "secret")
-    node.ctl("set_permissions", case.name, ".*", ".*", ".*")
-    daemon = case.daemon(proxy.port, user=f"{case.name}:secret")
-    publisher = case.publisher(node.port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied(user=new_user(node, case.name))
     publisher.wait_for(200)
     node.ctl("change_password", case.name, "another")
     proxy.reset()
@@ -227,10 +201,13 @@ def _freeze(case: Case, node: PrivateRabbit, seconds: float) -> None:
         node.resume()
 
 
-def drop_user(node: PrivateRabbit, name: str) -> None:
-    """Take a user away, if there is one."""
+def new_user(node: PrivateRabbit, name: str) -> str:
+    """Make a user who may do everything (anew, if there is one of that name); name and password."""
     with suppress(RabbitError):
         node.ctl("delete_user", name)
+    node.ctl("add_user", name, "secret")
+    node.ctl("set_permissions", name, ".*", ".*", ".*")
+    return f"{name}:secret"
 
 
 def cut_off(proxy: FaultProxy) -> None:

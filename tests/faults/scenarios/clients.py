@@ -58,7 +58,7 @@ def clients_gone_bad(case: Case, how: str) -> Outcome:
     return _with_bystanders(case, case.finish(f"100 clients that never read: {how}"))
 
 
-@scenario("clients-stalled-1000")
+@scenario("clients-stalled-1000", alone=True)
 def clients_stalled_1000(case: Case) -> Outcome:
     """Promise: what waits for a slow client is bounded, so that a thousand of them harm nobody.
 
@@ -84,7 +84,7 @@ def clients_stalled_1000(case: Case) -> Outcome:
     return _with_bystanders(case, case.finish("1,000 readers stall", broken=broken, notes=[f"memory grew by {grown} MiB"]))
 
 
-@scenario("clients-10000-handshakes")
+@scenario("clients-10000-handshakes", alone=True)
 def clients_handshakes(case: Case) -> Outcome:
     """Promise: a storm of handshakes waits its turn, and harms nobody who is in.
 

@@ -66,7 +66,7 @@ def clock_of_broker(case: Case) -> Outcome:
     return case.finish(f"broker's clock {', '.join(APART)} and right")
 
 
-@scenario("clock-nodes")
+@scenario("clock-nodes", cluster=True)
 def clock_of_nodes(case: Case) -> Outcome:
     """Promise: the nodes of a cluster may disagree about the time; a daemon that is restarted at any of them has its history back.
 

@@ -36,6 +36,17 @@ def load(case: Case, cluster: PrivateCluster, nodes: Sequence[int] = (0, 1, 2), 
     return case.publisher(hosts=[cluster.addresses[at] for at in nodes], per_s=per_s, size=size)
 
 
+def at_two_nodes(case: Case) -> tuple[PrivateCluster, Publisher]:
+    """One daemon at node 0, another at node 1; clients change between them all the time."""
+    cluster = case.cluster()
+    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
+    publisher = load(case, cluster)
+    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
+    case.swarm.wander(WANDER_PER_S)
+    publisher.wait_for(200)
+    return cluster, publisher
+
+
 def others(at: int) -> tuple[int, int]:
     """The other two nodes."""
     first, second = (node for node in range(3) if node != at)
@@ -60,19 +71,14 @@ def deaf_though_ready_s(daemon: Daemon, publisher: Publisher, within_s: float) -
     return worst
 
 
-@scenario("cluster-leader-killed")
+@scenario("cluster-leader-killed", cluster=True)
 def leader_killed(case: Case) -> Outcome:
     """Promise: a node of the cluster may die; nothing is lost, nothing is repeated.
 
     Injected: `kill -9` of the node that leads the stream, three times under load. One daemon reads at that node, the other elsewhere.
     Clients change between the two. Counted: events of every client.
     """
-    cluster = case.cluster()
-    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
-    publisher = load(case, cluster)
-    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
-    case.swarm.wander(WANDER_PER_S)
-    publisher.wait_for(200)
+    cluster, publisher = at_two_nodes(case)
     for number in range(3):
         leader = cluster.leader(case.stream)
         case.say(f"kill {number + 1} of 3: node {leader}")
@@ -84,7 +90,7 @@ def leader_killed(case: Case) -> Outcome:
     return case.finish("kill -9 of the leader x3")
 
 
-@scenario("cluster-far-behind")
+@scenario("cluster-far-behind", cluster=True)
 def far_behind(case: Case) -> Outcome:
     """Promise: a daemon that moves to a node whose copy of the stream is far behind waits for it.
 
@@ -121,18 +127,13 @@ def far_behind(case: Case) -> Outcome:
     return case.finish("daemon moves to a copy that is far behind", notes=notes)
 
 
-@scenario("cluster-rolling-restart")
+@scenario("cluster-rolling-restart", cluster=True)
 def rolling_restart(case: Case) -> Outcome:
     """Promise: the nodes may be restarted one after another, as an upgrade does; nothing is lost, nothing is repeated.
 
     Injected: an orderly restart of each node under load. Clients change between two daemons. Counted: events of every client.
     """
-    cluster = case.cluster()
-    daemons = [daemon_at(case, cluster, 0), daemon_at(case, cluster, 1)]
-    publisher = load(case, cluster)
-    case.swarm.open(case.specs(CLIENTS, *daemons, tower=TOWER))
-    case.swarm.wander(WANDER_PER_S)
-    publisher.wait_for(200)
+    cluster, publisher = at_two_nodes(case)
     for at, node in enumerate(cluster.nodes):
         case.say(f"restart of node {at}")
         node.restart()
@@ -142,7 +143,7 @@ def rolling_restart(case: Case) -> Outcome:
     return case.finish("rolling restart")
 
 
-@scenario("cluster-two-down-{}", "pause_minority")
+@scenario("cluster-two-down-{}", "pause_minority", cluster=True)
 def two_down(case: Case, partition_handling: str) -> Outcome:
     """Promise: while two of three nodes are down clients wait, and lose nothing.
 
@@ -172,7 +173,7 @@ def two_down(case: Case, partition_handling: str) -> Outcome:
     return case.finish("two of three down for 20 s", settle_s=60)
 
 
-@scenario("cluster-follower-{}", "stopped", "frozen")
+@scenario("cluster-follower-{}", "stopped", "frozen", cluster=True)
 def follower(case: Case, how: str) -> Outcome:
     """Promise: a node that does not lead the stream may stop; nothing is lost, nothing is repeated.
 
@@ -204,7 +205,7 @@ def follower(case: Case, how: str) -> Outcome:
     return case.finish(f"a follower {how} for {PAST_NET_TICK_S} s")
 
 
-@scenario("cluster-partition-{}", "pause_minority")
+@scenario("cluster-partition-{}", "pause_minority", cluster=True)
 def partition(case: Case, partition_handling: str) -> Outcome:
     """Promise: a partition of the cluster loses nothing, and a daemon that hears nothing says so within 15 s.
 
@@ -241,7 +242,7 @@ def partition(case: Case, partition_handling: str) -> Outcome:
     return case.finish("a follower cut off for 35 s", broken=broken, notes=notes, settle_s=60)
 
 
-@scenario("cluster-slow-copy")
+@scenario("cluster-slow-copy", cluster=True)
 def slow_copy(case: Case) -> Outcome:
     """Promise: clients may change daemons at any time; a position of a daemon that is ahead is good on one that is behind.
 
@@ -267,5 +268,5 @@ def slow_copy(case: Case) -> Outcome:
 
 
 # Last: each kind of partition handling has a cluster of its own, and one partition spoils this one.
-scenario("cluster-two-down-{}", "ignore")(two_down)
-scenario("cluster-partition-{}", "ignore")(partition)
+scenario("cluster-two-down-{}", "ignore", cluster=True)(two_down)
+scenario("cluster-partition-{}", "ignore", cluster=True)(partition)

@@ -6,15 +6,14 @@ import os
 import signal
 
 from tests.daemon import Daemon
-from tests.faults.case import Case
+from tests.faults.case import CLIENTS, TOWER, Case
 from tests.faults.proxy import DOWN
 from tests.faults.scenario import Outcome, scenario
-from tests.faults.scenarios.broker import CLIENTS, TOWER
 
 MIB_KIB = 1024
 
 
-@scenario("daemon-kill-5000")
+@scenario("daemon-kill-5000", alone=True)
 def daemon_kill_5000(case: Case) -> Outcome:
     """Promise: a daemon may be killed: the next one refills its history from the stream before it answers, and all resume exactly.
 
@@ -68,11 +67,7 @@ def daemon_kill_in_refill(case: Case) -> Outcome:
 
     Injected: history of 8 MB behind a slow link; the daemon is killed 0.2 to 1.5 s after its start, five times. Counted: events.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(port, size=1000)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied(size=1000)
     publisher.burst(8000)
     case.swarm.wait_for(publisher.journal)
     proxy.slice(DOWN, 50_000, 0.02)
@@ -118,10 +113,7 @@ def daemon_stopped(case: Case, seconds: int) -> Outcome:
 
     Injected: SIGSTOP of the daemon for 3 s and for 12 s (the broker drops its connection meanwhile) under load. Counted: events.
     """
-    port = case.rabbit.port
-    daemon = case.daemon(port)
-    publisher = case.publisher(port)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    daemon, publisher = case.direct()
     publisher.wait_for(200)
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
@@ -139,11 +131,7 @@ def daemon_lag(case: Case) -> Outcome:
     Injected: the link carries 100 KB a second for 60 s while 250 KB a second are published; history holds 8 MiB. Counted: events of
     clients that stay; the daemon's memory stays within 96 MiB of what it was.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port, flags=("--history-max-bytes=8MiB",))
-    publisher = case.publisher(port, per_s=200, size=1000)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied(size=1000, flags=("--history-max-bytes=8MiB",))
     publisher.wait_for(200)
     before = daemon.rss_kib()
     proxy.slice(DOWN, 5_000, 0.05)

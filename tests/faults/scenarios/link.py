@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.faults.case import Case
+from tests.faults.case import CLIENTS, TOWER, Case
 from tests.faults.proxy import CONSUME_OK, DOWN, UP
 from tests.faults.scenario import Outcome, scenario
-from tests.faults.scenarios.broker import CLIENTS, TOWER, cut_off
+from tests.faults.scenarios.broker import cut_off
 
 
 @scenario("link-late-data")
@@ -15,11 +15,7 @@ def link_late_data(case: Case) -> Outcome:
     Injected: the link is cut, two events are published, the link returns, and the broker's data come 1.3 s after each consume-ok.
     Counted: events, gaps and false answers of every client; some of them come back with older positions afterwards.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(port, per_s=0)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied(per_s=0)
     publisher.burst(50)
     case.swarm.wait_for(publisher.journal)
     for _ in range(2):
@@ -43,11 +39,7 @@ def link_empty_stream(case: Case) -> Outcome:
     Injected: an empty stream, clients subscribed, history of 1 s; the link is down for 3 s, five events come at its start, two after it.
     Counted: all seven events reach every client.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port, flags=("--history-max-age-s=1",))
-    publisher = case.publisher(port, per_s=0)
-    case.swarm.open(case.specs(50, daemon, tower=10))
+    proxy, daemon, publisher = case.proxied(per_s=0, flags=("--history-max-age-s=1",))
     cut_off(proxy)
     for _ in range(5):
         publisher.burst(1)  # each in a chunk of its own: the last chunk alone is easily found
@@ -65,18 +57,14 @@ def link_slow_start(case: Case, how: str) -> Outcome:
     Injected: the daemon is killed and started again while the broker's data come 0.4, 0.6 or 2 s after each consume-ok, or while the link
     is cut in the middle of the refill. Counted: every client resumes exactly, with no `recovered: false`.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(port, size=1000)
-    case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
+    proxy, daemon, publisher = case.proxied(size=1000)
     publisher.burst(1500)
     case.swarm.wait_for(publisher.journal)
     for number in range(3):
         case.say(f"restart {number + 1} of 3")
         daemon.kill()
         if how == "cut":
-            proxy.slice(DOWN, 20_000, 0.05)
+            proxy.slice(DOWN, 60_000, 0.05)
         else:
             proxy.delay_after(DOWN, CONSUME_OK, float(how[:-1]))
         daemon.start(ready=False)
@@ -113,11 +101,7 @@ def link_slices(case: Case) -> Outcome:
 
     Injected: pieces of 1 to 13 bytes in both directions. Counted: events of every client.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(port, per_s=50)
-    case.swarm.open(case.specs(50, daemon, tower=10))
+    proxy, _, publisher = case.proxied(per_s=50, clients=50, tower=10)
     for size in (1, 3, 7, 13):
         proxy.slice(DOWN, size)
         proxy.slice(UP, size)
@@ -131,11 +115,7 @@ def link_cuts(case: Case) -> Outcome:
 
     Injected: ten resets and ends of stream in either direction at random moments under load. Counted: events of every client.
     """
-    port = case.rabbit.port
-    proxy = case.proxy(port)
-    daemon = case.daemon(proxy.port)
-    publisher = case.publisher(port)
-    case.swarm.open(case.specs(50, daemon, tower=10))
+    proxy, _, publisher = case.proxied()
     for _ in range(10):
         case.sleep(case.random.uniform(0.1, 0.8))
         how = case.random.choice(["reset", "up", "down"])

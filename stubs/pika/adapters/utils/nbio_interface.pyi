@@ -1,0 +1,5 @@
+from abc import ABCMeta, abstractmethod
+
+class AbstractIOReference(metaclass=ABCMeta):
+    @abstractmethod
+    def cancel(self) -> bool: ...

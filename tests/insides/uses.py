@@ -1,0 +1,202 @@
+"""Finds where our code touches the insides of a library. It reads our sources, so that a renamed module needs no change here.
+
+A name is an inside of a library when it is private there, or public without being documented. There are three ways to use one:
+
+- an import of a private module or name;
+- in a class that derives from a class of the library: a name on `self`, `cls` or `super()`, or one that the class defines again;
+- on any other object, or as a string (`getattr`, a dictionary of attributes): known by its name alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"towerws": ROOT / "towerws", "towerws_producer": ROOT / "producer" / "towerws_producer"}
+
+NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
+"""Documented, and private in spelling only: a named tuple's fields have the other names."""
+
+_private_text = re.compile(r"_[a-z][A-Za-z0-9_]*").fullmatch
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A line of ours."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        """As compilers write it."""
+        return f"{self.path}:{self.line}"
+
+
+def is_private(name: str) -> bool:
+    """One underscore, not two: Python's own protocols are public."""
+    return name.startswith("_") and not name.startswith("__")
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Our modules, by their full names."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            name = ".".join([package, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """A source, parsed."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported_privately(library: str) -> dict[str, list[Place]]:
+    """The private names that we import from a library, with their module."""
+    found: dict[str, list[Place]] = defaultdict(list)
+    for path in sources().values():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == library:
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    if any(is_private(part) for part in full.split(".")):
+                        found[full].append(_place(path, node))
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name.split(".")[0] == library and any(is_private(part) for part in alias.name.split(".")):
+                        found[alias.name].append(_place(path, node))
+    return found
+
+
+@cache
+def inherited(library: str) -> dict[str, list[Place]]:
+    """What our classes use, or define again, of the classes of a library that they derive from."""
+    found: dict[str, list[Place]] = defaultdict(list)
+    for name, path in sources().items():
+        module = _imported(name)
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef) and module is not None and isinstance(ours := getattr(module, node.name, None), type):
+                theirs: set[str] = set()
+                for base in ours.__mro__:
+                    if base.__module__.split(".")[0] == library:
+                        theirs |= names_of(base)
+                if theirs:
+                    for used, place in _names_in_class(node, path):
+                        if used in theirs:
+                            found[used].append(place)
+    return found
+
+
+@cache
+def private_elsewhere() -> dict[str, list[Place]]:
+    """Private names of other objects, and such names as strings, that are nobody's of the module in which they stand."""
+    found: dict[str, list[Place]] = defaultdict(list)
+    for path in sources().values():
+        own = _own_names(tree(path))
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and is_private(node.attr) and not _is_self(node.value):
+                name = node.attr
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _private_text(node.value):
+                name = node.value
+            else:
+                continue
+            if name not in own and name not in NAMED_TUPLE:
+                found[name].append(_place(path, node))
+    return found
+
+
+def spelled(name: str, on: str = "") -> list[Place]:
+    """Where a name stands: an attribute, a string, or what a class defines. With `on` only attributes of what is spelled so at its end."""
+    found = []
+    for path in sources().values():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute):
+                hit = node.attr == name and (not on or ast.unparse(node.value).endswith(on))
+            elif isinstance(node, ast.Constant):
+                hit = node.value == name and not on
+            else:
+                hit = isinstance(node, ast.stmt) and name in _defined_by(node) and not on
+            if hit:
+                found.append(_place(path, node))
+    return sorted(set(found))
+
+
+@cache
+def names_of(cls: type) -> frozenset[str]:
+    """What a class itself defines, and what its methods set on `self`. Python's own names are left out."""
+    names = {name for name in vars(cls) if not name.startswith("__")}
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # compiled
+        return frozenset(names)
+    return frozenset(names | _set_on_self(ast.parse(source)))
+
+
+def _set_on_self(module: ast.Module) -> set[str]:
+    attributes = (node for node in ast.walk(module) if isinstance(node, ast.Attribute))
+    return {node.attr for node in attributes if isinstance(node.ctx, ast.Store) and _is_self(node.value)}
+
+
+def _is_self(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "super"
+    return isinstance(node, ast.Name) and node.id in {"self", "cls"}
+
+
+def _names_in_class(node: ast.ClassDef, path: Path) -> Iterator[tuple[str, Place]]:
+    for statement in node.body:
+        for name in _defined_by(statement):
+            yield name, _place(path, statement)
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Attribute) and _is_self(inner.value):
+            yield inner.attr, _place(path, inner)
+
+
+def _defined_by(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return [] if statement.name.startswith("__") else [statement.name]
+    if isinstance(statement, ast.AnnAssign):
+        return [statement.target.id] if isinstance(statement.target, ast.Name) else []
+    if isinstance(statement, ast.Assign):
+        return [target.id for target in statement.targets if isinstance(target, ast.Name) and target.id != "__slots__"]
+    return []
+
+
+@cache
+def _own_names(module: ast.Module) -> set[str]:
+    """What the module's own classes and functions are called, and have."""
+    names: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef):
+            names |= {name for statement in node.body for name in _defined_by(statement)}
+        elif isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+    return names | _set_on_self(module)
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # The producer's channel layers and Celery's signals need what this environment has not.
+        if (error.name or "").split(".")[0] in PACKAGES:
+            raise
+        return None
+
+
+def _place(path: Path, node: ast.AST) -> Place:
+    return Place(path.relative_to(ROOT).as_posix(), getattr(node, "lineno", 1))

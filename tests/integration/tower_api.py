@@ -1,0 +1,64 @@
+"""A Tower with one user, one session and one token, as far as a daemon asks it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.daemon import DEADLINE_S
+
+CANARY = "canary0session0id"
+OAUTH = "canary0oauth0token"
+
+
+class Api(BaseHTTPRequestHandler):
+    """Its answers: the user is 7, and sees the job 42. `sessions` and `tokens` are those that it knows."""
+
+    sessions: set[str]
+    tokens: set[str]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        self.asked.append(f"{self.path} for {self.headers['X-Forwarded-For']}")
+        known = any(f"sessionid={session}" in self.headers.get("Cookie", "") for session in self.sessions)
+        known = known or self.headers.get("Authorization", "").removeprefix("Bearer ") in self.tokens
+        if not known:
+            self._answer(401, {"detail": "Authentication credentials were not provided."})
+        elif self.path == "/api/v2/me/":
+            user = {"id": 7, "type": "user", "username": "ada", "is_superuser": False, "is_system_auditor": False}
+            self._answer(200, {"count": 1, "next": None, "previous": None, "results": [user]})
+        else:
+            self._answer(200 if self.path == "/api/v2/jobs/42/" else 404, {})
+
+    def _answer(self, status: int, body: object) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        """No log."""
+
+
+@contextmanager
+def serve_tower() -> Iterator[tuple[type[Api], str]]:
+    """Its answers, and where it is."""
+
+    class OwnApi(Api):
+        pass
+
+    OwnApi.sessions, OwnApi.tokens, OwnApi.asked = {CANARY}, {OAUTH}, []
+    with ThreadingHTTPServer(("127.0.0.1", 0), OwnApi) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield OwnApi, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(DEADLINE_S)
