@@ -37,6 +37,12 @@ class DeadlineQueue:
         heapq.heapify(self._heap)
         self._times = {name: time for time, name in self._heap}
 
+    def late(self, now: float) -> float:
+        """Return the seconds since the earliest deadline passed, or 0 if none has."""
+        while self._heap and self._times.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return max(0.0, now - self._heap[0][0]) if self._heap else 0.0
+
     def pop_due(self, now: float, limit: int) -> list[str]:
         """Remove and return the names whose deadline has passed, earliest first, at most `limit` of them."""
         popped: list[str] = []

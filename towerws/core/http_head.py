@@ -68,6 +68,8 @@ def find_head(data: bytes) -> tuple[int, int]:
     One empty line before the request is skipped (RFC 9112 section 2.2). Raise `HandshakeError` at once for data that begins no
     request. Its reason is `TLS` for a TLS ClientHello.
     """
+    if data[:1].isupper():  # nearly always
+        return 0, data.find(END)
     start = 2 if data.startswith(b"\r\n") else 0
     if data[:1] == TLS_HANDSHAKE:
         raise HandshakeError(400, "a client speaks TLS where none is expected: it uses wss:// or https:// on a plain port", TLS)
