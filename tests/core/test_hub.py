@@ -504,6 +504,23 @@ def test_a_notice_of_a_broken_link_that_finds_no_room_is_told_once_there_is_some
     assert not subscriber.behind
 
 
+def test_a_position_does_not_skip_a_gap_that_was_not_told_yet() -> None:
+    """A client whose buffer is full when a gap is told gets a position from before the gap, so that a resume brings the gap up."""
+    log = Log()
+    subscriber, peer = log.join(V1, "a.1")
+    (seen,) = log.send("a.1")
+    peer.take()
+    peer.full = True
+    end = log.history.mark(seen.offset, "mark")
+    log.hub.flush()
+    log.hub.gap(seen, end, "broker")
+    change = log.resume(subscriber, Request(("a.1",)))
+    assert change.position == seen.position
+    log.drain(subscriber, peer)
+    assert [(gap["type"], gap["from"], gap["to"]) for gap in peer.take_json()] == [("gap", seen.position, end.position)]
+    assert not subscriber.behind
+
+
 def test_a_member_that_is_behind_is_told_of_a_gap_in_its_place() -> None:
     """A client may resume from the end of a gap: it must have been told all that comes before it."""
     log = Log()
@@ -731,7 +748,13 @@ class HubMachine(RuleBasedStateMachine):
         text = named.position if named else since if isinstance(since, str) else None
         if named is None and text is not None:
             named = next((one for one in self.all if one.position == text and one.seq >= self.barrier), None)
-        recovered = named is not None and bool(text) and named.seq >= max(self.log.history.floor.seq, self.barrier)
+        # A position before a delivery counts once that delivery is held, and no delivery of this model begins a hole.
+        recovered = (
+            named is not None
+            and bool(text)
+            and not str(text).endswith(BEFORE)
+            and named.seq >= max(self.log.history.floor.seq, self.barrier)
+        )
         subscriber = client.subscriber
         stood = subscriber.cursor.seq if subscriber.behind else None
         change = self.log.resume(subscriber, Request(tuple(topics), since=text))

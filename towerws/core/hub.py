@@ -226,7 +226,8 @@ class Hub:
             if subscriber.behind:
                 subscriber.holes = [*subscriber.holes, hole]
             elif not self._notify_hole(subscriber, hole):
-                subscriber.fall_behind(self._flushed)  # it has got all deliveries before the gap
+                # If nothing has gone out behind the gap: its position must not skip a gap that it hasn't been told of.
+                subscriber.fall_behind(start if end.seq == self._flushed.seq else self._flushed)
                 subscriber.holes = [hole]
                 self.counters.fell_behind += 1
                 subscriber.peer.await_drain()
