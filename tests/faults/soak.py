@@ -1,11 +1,12 @@
-"""`python -m tests.faults.soak [--minutes N] [--broker 3|4] [--seed N]`: one daemon under a light load for long, and what grows.
+"""`python -m tests.faults.soak [--minutes N] [--broker 3|4] [--seed N]`: runs one daemon under a light load, and measures growth.
 
-Clients of both dialects come and go, are pinged, subscribe again and have their credentials checked again; events come
-steadily; the link to the broker is cut now and then. Samples of memory, descriptors, timers and connections are taken once
-a second. What counts is the slope of their means over `BLOCK_S` seconds after the warm-up, by ordinary least squares. Means of
-blocks: samples of neighbouring seconds are not independent, and their confidence interval would be too narrow.
+Clients of both dialects connect and disconnect, get pings, subscribe again and have their credentials checked again. Events
+come steadily, and the link to the broker is cut sometimes. Memory, descriptors, timers and connections are sampled once a
+second. The result is the slope of their means over `BLOCK_S` seconds after the warm-up, by ordinary least squares. Means are
+used because samples of neighbouring seconds are not independent: their confidence interval would be too narrow.
 
-Exit status: 0; 3 when a slope is above its limit with confidence, or a client lost something; 4 when the machine lacks something.
+Exit status: 0 without growth. 3 if a slope is above its limit with confidence, or a client lost something. 4 if the machine
+lacks a part.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ CUT_EVERY_S: Final = 45.0
 
 @dataclass(frozen=True)
 class Figure:
-    """What is sampled. A slope above `limit` (in units an hour) with confidence is growth."""
+    """A sampled quantity. It grows if its slope is above `limit` (in units an hour) with confidence."""
 
     name: str
     unit: str
@@ -63,7 +64,7 @@ FIGURES: Final = (
 
 @dataclass(frozen=True)
 class Slope:
-    """Units an hour, with the interval that holds the true one."""
+    """Units an hour, with the confidence interval."""
 
     per_hour: float
     low: float
@@ -91,18 +92,18 @@ def student(free: int) -> float:
 
 
 def blocks(samples: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Means over `BLOCK_S`, after the warm-up. The first column is the time."""
+    """Means over `BLOCK_S` seconds, after the warm-up. The first column is the time."""
     begin = samples[-1][0] * WARM_UP
     found: dict[int, list[tuple[float, ...]]] = {}
     for sample in samples:
         if sample[0] >= begin:
             found.setdefault(int((sample[0] - begin) / BLOCK_S), []).append(sample)
-    whole = list(found.values())[:-1]  # the last one is not full
+    whole = list(found.values())[:-1]  # the last one is incomplete
     return [tuple(map(fmean, zip(*block, strict=True))) for block in whole]
 
 
 def sample(daemon: Daemon) -> tuple[float, ...]:
-    """In the order of `FIGURES`."""
+    """One sample, in the order of `FIGURES`."""
     _, status = daemon.get("/status")
     process = status["process"]
     return (
@@ -112,7 +113,7 @@ def sample(daemon: Daemon) -> tuple[float, ...]:
 
 
 def table(samples: Sequence[tuple[float, ...]]) -> tuple[list[str], bool]:
-    """Lines of Markdown, and whether something grows."""
+    """Lines of Markdown, and whether a figure grows."""
     means = blocks(samples)
     times = [mean[0] for mean in means]
     lines = ["| figure | first | last | slope per hour | 95 % interval | limit | verdict |", "| --- | --- | --- | --- | --- | --- | --- |"]
@@ -129,7 +130,7 @@ def table(samples: Sequence[tuple[float, ...]]) -> tuple[list[str], bool]:
 
 
 def soak(case: Case, minutes: float, api: int, screen: Screen) -> tuple[list[tuple[float, ...]], list[str]]:
-    """The samples, with the time in seconds first, and what broke."""
+    """The samples, with the time in seconds first, and the broken promises."""
     proxy = case.proxy(case.rabbit.port)
     flags = (
         *("--auth=tower", f"--tower-url=http://127.0.0.1:{api}", "--tower-valid-s=1", "--revalidate-s=10"),
@@ -167,12 +168,12 @@ def soak(case: Case, minutes: float, api: int, screen: Screen) -> tuple[list[tup
 
 
 def say(values: Sequence[float]) -> str:
-    """The newest sample."""
+    """The newest sample as text."""
     return "  ".join(f"{figure.name} {value:.0f}" for figure, value in zip(FIGURES, values[1:], strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, print, write the report."""
+    """Run, print the table, and write the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="One daemon under a light load for long: what grows?")
     parser.add_argument("--minutes", type=float, default=30, help="how long (default 30); an hour tells more")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)

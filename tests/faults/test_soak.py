@@ -9,12 +9,12 @@ from tests.faults.soak import BLOCK_S, FIGURES, blocks, slope, student, table
 
 @pytest.mark.parametrize(("free", "quantile"), [(4, 2.776), (10, 2.228), (30, 2.042), (1000, 1.962)])
 def test_students_quantiles(free: int, quantile: float) -> None:
-    """As tables of the distribution have them, within 1 %."""
+    """They match tables of the distribution within 1 %."""
     assert student(free) == pytest.approx(quantile, rel=0.01)
 
 
 def test_the_interval_holds_the_true_slope() -> None:
-    """In 95 of 100 cases: with noise around a line of 36 units an hour."""
+    """In 95 of 100 cases, with noise around a line of 36 units an hour."""
     choice = random.Random(1)
     held = 0
     for _ in range(400):
@@ -25,7 +25,7 @@ def test_the_interval_holds_the_true_slope() -> None:
 
 
 def test_blocks_leave_the_warm_up_out() -> None:
-    """What grows in the first quarter only does not count."""
+    """Growth in the first quarter only does not count."""
     samples = [(float(second), min(second, 100) * 1.0) for second in range(600)]
     means = blocks(samples)
     assert means[0][0] >= 150
@@ -34,7 +34,7 @@ def test_blocks_leave_the_warm_up_out() -> None:
 
 
 def test_growth_is_told() -> None:
-    """10 MiB in ten minutes are 60 an hour, more than the limit; noise is none."""
+    """10 MiB in ten minutes are 60 an hour, more than the limit. Noise is no growth."""
     choice = random.Random(2)
     others = [0.0] * (len(FIGURES) - 1)
     steady = [(float(second), 60 + choice.gauss(0, 1), *others) for second in range(600)]

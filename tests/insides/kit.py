@@ -1,6 +1,6 @@
-"""What a list of insides is made of, and how an entry is compared with the library that is installed.
+"""The entries in the lists of insides, and their comparison with the installed library.
 
-An entry that fails says in one text: which name of which library changed, what we need it for, which lines use it, and what to do next.
+A failing entry has one text: which name of which library changed, what we need it for, which lines use it, and the next step.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ GONE = object()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inside:
-    """A name of a library that is private, or public without being documented."""
+    """A name of a library that is private, or public without documentation."""
 
     owner: str
-    """`package.module:Class`; `package.module` for a name of the module itself."""
+    """`package.module:Class`, or `package.module` for a name of the module itself."""
     name: str
     why: str
     """What we need it for. Completes "we need it …"."""
     signature: str | None = None
-    """Of a callable: its parameters without annotations, `(self, data)`."""
+    """For a callable: its parameters without annotations, `(self, data)`."""
     value: object = GONE
-    """Of a constant."""
+    """For a constant."""
     phrases: tuple[str, ...] = ()
-    """What stands in its source, in this order: behaviour that we rely on, or that we replace."""
+    """Texts in its source, in this order: behaviour that we rely on, or that we replace."""
     on: str = ""
-    """How the object is spelled in our sources, for a name that many objects have."""
+    """The object's spelling in our sources, for a name that many objects have."""
     through: str = ""
-    """The name by which we meet it, where ours nowhere spell its own."""
+    """The name by which our code reaches it, if our code never spells its own."""
 
     def __str__(self) -> str:
-        """For pytest's list."""
+        """The entry's name in pytest's list."""
         return f"{self.owner.partition(':')[2] or self.owner}.{self.name}"
 
     def places(self) -> list[Place]:
-        """The lines of ours that use it."""
+        """The lines in our sources that use it."""
         library, name = self.owner.split(".")[0], self.through or self.name
         found = {
             *uses.inherited(library).get(name, []),
@@ -55,7 +55,7 @@ class Inside:
 
 
 def check(inside: Inside, file: str) -> None:
-    """Fail when the installed library has it no more, or has it otherwise; and when nothing of ours uses it. `file` has the list."""
+    """Fail if the installed library lacks or changed it, or if our code does not use it. `file` has the list."""
     listed_in = Path(file).relative_to(uses.ROOT)
     places = inside.places()
     assert places, f"{inside} stands in {listed_in}, but nothing in towerws or the producer uses it: remove the entry"
@@ -72,7 +72,7 @@ def check(inside: Inside, file: str) -> None:
 
 
 def unlisted(found: dict[str, list[Place]], insides: Sequence[Inside], documented: frozenset[str] = frozenset()) -> list[str]:
-    """The names that are used and on no list, each with the lines."""
+    """The names that are used and on no list, each with its lines."""
     listed = {inside.name for inside in insides} | {f"{inside.owner}.{inside.name}" for inside in insides} | documented
     return [f"{name}: {', '.join(map(str, places))}" for name, places in sorted(found.items()) if name not in listed]
 
@@ -84,7 +84,7 @@ def _problem(inside: Inside) -> str | None:
         return f"can't be found ({error})"
     found = inspect.getattr_static(owner, inside.name, GONE)
     if found is GONE:
-        # What only instances have is seen in the source of the class that sets it.
+        # Names that only instances have are found in the source of the class that sets them.
         if not isinstance(owner, type) or not any(inside.name in uses.names_of(base) for base in owner.__mro__):
             return "is gone"
         return None

@@ -1,6 +1,6 @@
-"""The insides of Autobahn that towerws uses: the only list of them.
+"""The only list of Autobahn's insides that towerws uses.
 
-Autobahn documents what an application overrides (`DOCUMENTED`). All else that our connections touch is on the list, private or not.
+Autobahn documents the methods that an application overrides (`DOCUMENTED`). All others that our connections use are listed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ TIMERS = ("self.factory._batched_timer.call_later(",)
 _TWISTED = {"connectionLost", "connectionMade", "dataReceived", "protocol", "registerProducer", "unregisterProducer"}
 _AUTOBAHN = {"onClose", "onMessage", "onMessageBegin", "onMessageFrameBegin", "onOpen", "onPing", "onPong", "setProtocolOptions"}
 DOCUMENTED = frozenset(_TWISTED | _AUTOBAHN)
-"""What Autobahn's and Twisted's documentation gives to an application."""
+"""Names that Autobahn's and Twisted's documentation gives to an application."""
 
 INSIDES = [
-    # the state of a connection
+    # The state of a connection
     Inside(owner=PROTOCOL, name="STATE_CLOSED", value=0, why="to know what may be read and written"),
     Inside(owner=PROTOCOL, name="STATE_CONNECTING", value=1, why="to know what may be read and written"),
     Inside(owner=PROTOCOL, name="STATE_CLOSING", value=2, why="to know what may be read and written"),
@@ -45,7 +45,7 @@ INSIDES = [
     Inside(owner=PROTOCOL, name="is_closed", why="to put an object without listeners in its place: a Deferred each would be garbage"),
     Inside(owner=PROTOCOL, name="_transport_details", why="to keep none: nobody asks for them"),
     Inside(owner=ADAPTER, name="log", why="to drop its lines: they repeat what clients sent"),
-    # the opening handshake is ours
+    # The opening handshake is ours
     Inside(
         owner=SERVER,
         name="succeedHandshake",
@@ -57,7 +57,7 @@ INSIDES = [
     Inside(owner=SERVER, name="websocket_version", why="to say that every connection speaks version 13"),
     Inside(owner=PROTOCOL, name="openHandshakeTimeoutCall", why="to put our timer in place of Autobahn's"),
     Inside(owner=PROTOCOL, name="onOpenHandshakeTimeout", signature="(self)", why="to count handshakes that take too long"),
-    # timers
+    # Timers
     Inside(
         owner=FACTORY,
         name="_batched_timer",
@@ -66,7 +66,7 @@ INSIDES = [
     Inside(owner=PROTOCOL, name="_sendAutoPing", signature="(self)", phrases=TIMERS, why="to start the pings of an open connection"),
     Inside(owner=PROTOCOL, name="autoPingPendingCall", why="to start the pings of an open connection"),
     Inside(owner=PROTOCOL, name="onAutoPingTimeout", signature="(self)", why="to count pings without an answer"),
-    # reading
+    # Reading
     Inside(
         owner=PROTOCOL,
         name="_dataReceived",
@@ -91,7 +91,7 @@ INSIDES = [
         signature="(self, msg_size, max_msg_size, reason)",
         why="to close with 1009 and our own words",
     ),
-    # compression
+    # Compression
     Inside(owner=PROTOCOL, name="_perMessageCompress", why="to put our reader of compressed messages there"),
     Inside(owner=DEFLATE, name="start_decompress_message", signature="(self)", why="to read compressed messages exactly"),
     Inside(
@@ -102,7 +102,7 @@ INSIDES = [
     ),
     Inside(owner=DEFLATE, name="end_decompress_message", signature="(self)", why="to read compressed messages exactly"),
     Inside(owner=DEFLATE, name="max_message_size", why="as the bound of an inflated message"),
-    # closing
+    # Closing
     Inside(owner=PROTOCOL, name="onCloseFrame", signature="(self, code, reasonRaw)", why="to answer a close with the client's own code"),
     Inside(
         owner=PROTOCOL,

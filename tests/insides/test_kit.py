@@ -1,4 +1,4 @@
-"""The lists of insides fail with a text that says what to do."""
+"""The lists of insides fail with a text that names the next step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONNECTION = "pika.connection:Connection"
 
 
 def example(name: str, **more: Any) -> Inside:
-    """An entry for something that we meet in what the connection does with its error."""
+    """An entry for something that the connection's error handling uses."""
     return Inside(**{"owner": CONNECTION, "name": name, "why": "as an example", "through": "_error", **more})
 
 
@@ -31,7 +31,7 @@ def example(name: str, **more: Any) -> Inside:
     ids=["gone", "signature", "value", "phrase", "module", "class"],
 )
 def test_a_change_is_told_with_its_use_and_the_next_step(inside: Inside, problem: str) -> None:
-    """What changed, what we need it for, the lines that use it, and what to do."""
+    """The text has the change, the reason for the use, the lines that use it, and the next step."""
     with pytest.raises(AssertionError, match=problem) as failed:
         check(inside, __file__)
     text = str(failed.value)
@@ -42,27 +42,27 @@ def test_a_change_is_told_with_its_use_and_the_next_step(inside: Inside, problem
 
 
 def test_order_matters_in_a_source() -> None:
-    """Phrases that are all there, and in another order, are a change."""
+    """If all phrases are there in another order, that is a change."""
     turned = ("self._adapter_disconnect_stream()", "self._error = error")
     with pytest.raises(AssertionError, match="no longer in its place"):
         check(example("_terminate_stream", phrases=turned), __file__)
 
 
 def test_an_entry_that_nothing_uses_is_told() -> None:
-    """A list has no dead entries."""
+    """A list has no unused entries."""
     with pytest.raises(AssertionError, match="remove the entry"):
         check(Inside(owner=CONNECTION, name="_flush_output", why="for nothing"), __file__)
 
 
 def test_a_use_without_an_entry_is_told_with_its_lines() -> None:
-    """The name and each place."""
+    """The text has the name and each place."""
     found = {"_listed": [Place("towerws/x.py", 1)], "_new": [Place("towerws/x.py", 2), Place("towerws/y.py", 3)], "documented": []}
     listed = [Inside(owner=CONNECTION, name="_listed", why="")]
     assert unlisted(found, listed, frozenset({"documented"})) == ["_new: towerws/x.py:2, towerws/y.py:3"]
 
 
 def test_the_scan_sees_every_kind_of_use() -> None:
-    """Imports, what classes inherit, attributes of other objects, and names in strings."""
+    """Imports, inherited names, attributes of other objects, and names in strings."""
     assert "pika.adapters.twisted_connection._TwistedConnectionAdapter" in uses.imported_privately("pika")
     assert {"_process_frame", "_error"} <= uses.inherited("pika").keys()  # called, read
     assert {"_on_data_available", "bytes_received"} <= uses.inherited("pika").keys()  # overridden, public

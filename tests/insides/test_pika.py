@@ -1,4 +1,4 @@
-"""The insides of pika that towerws and its producer use: the only list of them."""
+"""The only list of pika's insides that towerws and its producer use."""
 
 from __future__ import annotations
 
@@ -122,6 +122,6 @@ def test_no_other_is_used() -> None:
 
 
 def test_its_private_adapter_is_known_to_one_module() -> None:
-    """What pika changes there is mended in one place."""
+    """If pika changes it, only that module needs a change."""
     places = uses.imported_privately("pika")["pika.adapters.twisted_connection._TwistedConnectionAdapter"]
     assert len(places) == 1

@@ -1,4 +1,4 @@
-"""The stubs say what the installed libraries have."""
+"""The stubs agree with the installed libraries."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tests.insides.uses import ROOT
 STUBS = ROOT / "stubs"
 
 WHOLE = ["pika"]
-"""Packages whose folder of stubs is checked as a whole."""
+"""Packages whose stubs are checked as a whole."""
 
 MODULES = sorted(
     ".".join(path.relative_to(STUBS).with_suffix("").parts) for path in (STUBS / "autobahn").rglob("*.pyi") if path.name != "__init__.pyi"
 )
-"""Autobahn as a whole can't be: its other modules import what is not installed."""
+"""Autobahn can't be checked as a whole: its other modules import packages that are not installed."""
 
 LEFT_OUT = (
-    "stub does not have parameter",  # a stub has the parameters that we give
+    "stub does not have parameter",  # a stub has only the parameters that we pass
     "is not keyword-only",  # and those by name
-    "has a default value of type type, which is incompatible",  # pika's mark for "not given"
+    "has a default value of type type, which is incompatible",  # pika's marker for "not given"
 )
 
 
 def test_the_stubs_agree_with_the_libraries() -> None:
-    """mypy's stubtest finds no name that is gone, and no signature that changed."""
+    """mypy's stubtest finds no name that is gone, and no changed signature."""
     result = subprocess.run(
         [sys.executable, "-m", "mypy.stubtest", "--ignore-missing-stub", "--concise", *WHOLE, *MODULES],
         env={**os.environ, "MYPYPATH": str(STUBS)},

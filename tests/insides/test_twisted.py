@@ -1,4 +1,4 @@
-"""The insides of Twisted that towerws uses: the only list of them."""
+"""The only list of Twisted's insides that towerws uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.insides.kit import Inside, check, unlisted
 DESCRIPTOR = "twisted.internet.abstract:FileDescriptor"
 
 INSIDES = [
-    # writing past the transport
+    # Writing past the transport
     Inside(
         owner=DESCRIPTOR,
         name="dataBuffer",
@@ -27,9 +27,9 @@ INSIDES = [
     ),
     Inside(owner="twisted.internet.tcp:Connection", name="socket", on="transport", why="to write to it when nothing waits"),
     Inside(owner="twisted.internet.tcp:Connection", name="TLS", value=False, why="to tell a plain connection from an encrypted one"),
-    # reading from the broker
+    # Reading from the broker
     Inside(owner=DESCRIPTOR, name="bufferSize", value=64 * 1024, why="to read more, or less, from the broker at once"),
-    # accepting
+    # Accepting
     Inside(
         owner="twisted.internet.tcp:Port",
         name="doRead",
@@ -38,7 +38,7 @@ INSIDES = [
         why="as the place that accepts so many at once, and changes the number",
     ),
     Inside(owner="twisted.internet.tcp:Port", name="numberAccepts", why="to accept a few connections at a time"),
-    # the reactor
+    # The reactor
     Inside(
         owner="twisted.internet.base:ReactorBase",
         name="callLater",
@@ -47,7 +47,7 @@ INSIDES = [
         why="to let every timer follow the monotonic clock by one assignment to `seconds`",
     ),
     Inside(owner="twisted.internet.base:ReactorBase", name="_exitSignal", value=None, why="to end with status 0 after an orderly stop"),
-    # the HTTP client
+    # The HTTP client
     Inside(owner="twisted.web.client:HTTPConnectionPool", name="_factory", why="to silence its two log lines for each connection"),
     Inside(
         owner="twisted.web.client:HTTPConnectionPool",
@@ -61,7 +61,7 @@ INSIDES = [
         name="_producer",
         why="to abort a connection of the HTTP client: its public way waits for the peer",
     ),
-    # the HTTP server
+    # The HTTP server
     Inside(
         owner="twisted.web.http:Request",
         name="handleContentChunk",
@@ -90,6 +90,6 @@ def test_no_other_is_used() -> None:
 
 
 def test_nobodys_private_name_is_used_unlisted() -> None:
-    """Whatever the library: a private name on a foreign object is on one of the lists."""
+    """For any library, a private name on a foreign object is on one of the lists."""
     everything = [*INSIDES, *test_autobahn.INSIDES, *test_pika.INSIDES]
     assert unlisted(uses.private_elsewhere(), everything) == []

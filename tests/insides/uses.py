@@ -1,10 +1,10 @@
-"""Finds where our code touches the insides of a library. It reads our sources, so that a renamed module needs no change here.
+"""Finds the lines that use the insides of a library. It reads our sources, so that a renamed module needs no change here.
 
-A name is an inside of a library when it is private there, or public without being documented. There are three ways to use one:
+A name is an inside of a library if it is private there, or public without documentation. There are three ways to use one:
 
 - an import of a private module or name;
-- in a class that derives from a class of the library: a name on `self`, `cls` or `super()`, or one that the class defines again;
-- on any other object, or as a string (`getattr`, a dictionary of attributes): known by its name alone.
+- in a class that derives from a class of the library: a name on `self`, `cls` or `super()`, or one that the class overrides;
+- on any other object, or as a string (`getattr`, a dictionary of attributes): recognized by its name alone.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"towerws": ROOT / "towerws", "towerws_producer": ROOT / "producer" / "towerws_producer"}
 
 NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
-"""Documented, and private in spelling only: a named tuple's fields have the other names."""
+"""Documented, and private in spelling only, because a named tuple's fields have the other names."""
 
 _private_text = re.compile(r"_[a-z][A-Za-z0-9_]*").fullmatch
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """A line of ours."""
+    """A line in our sources."""
 
     path: str
     line: int
 
     def __str__(self) -> str:
-        """As compilers write it."""
+        """In a compiler's format."""
         return f"{self.path}:{self.line}"
 
 
 def is_private(name: str) -> bool:
-    """One underscore, not two: Python's own protocols are public."""
+    """Whether it has one leading underscore. Two mean Python's own protocols, which are public."""
     return name.startswith("_") and not name.startswith("__")
 
 
@@ -60,7 +60,7 @@ def sources() -> dict[str, Path]:
 
 @cache
 def tree(path: Path) -> ast.Module:
-    """A source, parsed."""
+    """A source file, parsed."""
     return ast.parse(path.read_text())
 
 
@@ -84,7 +84,7 @@ def imported_privately(library: str) -> dict[str, list[Place]]:
 
 @cache
 def inherited(library: str) -> dict[str, list[Place]]:
-    """What our classes use, or define again, of the classes of a library that they derive from."""
+    """Names of a library's classes that our derived classes use or override."""
     found: dict[str, list[Place]] = defaultdict(list)
     for name, path in sources().items():
         module = _imported(name)
@@ -103,7 +103,7 @@ def inherited(library: str) -> dict[str, list[Place]]:
 
 @cache
 def private_elsewhere() -> dict[str, list[Place]]:
-    """Private names of other objects, and such names as strings, that are nobody's of the module in which they stand."""
+    """Private names on other objects, and such names as strings, that are not defined in the module itself."""
     found: dict[str, list[Place]] = defaultdict(list)
     for path in sources().values():
         own = _own_names(tree(path))
@@ -120,7 +120,7 @@ def private_elsewhere() -> dict[str, list[Place]]:
 
 
 def spelled(name: str, on: str = "") -> list[Place]:
-    """Where a name stands: an attribute, a string, or what a class defines. With `on` only attributes of what is spelled so at its end."""
+    """The places of a name: an attribute, a string, or a definition in a class. With `on` only attributes of objects spelled so."""
     found = []
     for path in sources().values():
         for node in ast.walk(tree(path)):
@@ -137,7 +137,7 @@ def spelled(name: str, on: str = "") -> list[Place]:
 
 @cache
 def names_of(cls: type) -> frozenset[str]:
-    """What a class itself defines, and what its methods set on `self`. Python's own names are left out."""
+    """Names that a class defines, and those that its methods set on `self`. Python's own names are left out."""
     names = {name for name in vars(cls) if not name.startswith("__")}
     try:
         source = textwrap.dedent(inspect.getsource(cls))
@@ -178,7 +178,7 @@ def _defined_by(statement: ast.stmt) -> list[str]:
 
 @cache
 def _own_names(module: ast.Module) -> set[str]:
-    """What the module's own classes and functions are called, and have."""
+    """Names of the module's own classes and functions, and of their attributes."""
     names: set[str] = set()
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef):
@@ -192,7 +192,7 @@ def _imported(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # The producer's channel layers and Celery's signals need what this environment has not.
+        # The producer's channel layers and Celery's signals need packages that this environment lacks.
         if (error.name or "").split(".")[0] in PACKAGES:
             raise
         return None

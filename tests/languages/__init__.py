@@ -1,6 +1,6 @@
-"""The languages beside Python that docs/publish.md has samples for: where they are, and what their samples import.
+"""The languages other than Python with samples in docs/publish.md: their tools, and the libraries of the samples.
 
-`python -m tests.languages` prepares those that are here (script/test does it before the tests), under build/languages: Node's packages,
+`python -m tests.languages` prepares the installed ones under build/languages (script/test does so before the tests): Node's packages,
 and Go's modules in compiled form. For Java and PHP the libraries are Debian's.
 """
 
@@ -22,7 +22,7 @@ INSTALL_S = 300
 
 
 class InstallError(Exception):
-    """The libraries of a language can't be had; the text says what the tool said."""
+    """The libraries of a language are not available. The text has the tool's output."""
 
 
 class Language(ABC):
@@ -30,20 +30,20 @@ class Language(ABC):
 
     name: str
     packages: str
-    """What `apt-get install` needs."""
+    """The packages for `apt-get install`."""
     file: str
-    """What the sample is saved as."""
+    """The file name for the sample."""
 
     @abstractmethod
     def here(self) -> bool:
         """Whether it and its library are on this machine, or can be fetched by its own tools."""
 
     def prepare(self) -> None:  # noqa: B027 - a library of Debian's is there with its package
-        """Fetch the library, unless that is done. `InstallError` when it can't be had."""
+        """Fetch the library, unless it is there. Raises `InstallError` if it is not available."""
 
     @abstractmethod
     def command(self, folder: Path) -> list[str]:
-        """The command that runs the sample, which is saved in this folder. It may put there what the sample needs, and is run there."""
+        """The command that runs the sample, which is in this folder. It may put other files there, and is run there."""
 
     def environ(self) -> dict[str, str]:
         """The environment of that command."""
@@ -51,22 +51,22 @@ class Language(ABC):
 
 
 class Node(Language):
-    """Node with amqplib, as the lock file has it."""
+    """Node with amqplib, as in the lock file."""
 
     name, packages, file = "Node", "nodejs npm", "publish.mjs"
     source = HERE / "node"
 
     @property
     def folder(self) -> Path:
-        """Where the packages are: named after the lock file, so that a changed one is installed."""
+        """The folder of the packages. It is named after the lock file, so that a changed one is installed."""
         return BUILD / f"node-{_digest(self.source / 'package-lock.json')}"
 
     def here(self) -> bool:
-        """Node, and npm to fetch amqplib."""
+        """Whether there are Node, and npm to fetch amqplib."""
         return shutil.which("node") is not None and shutil.which("npm") is not None
 
     def prepare(self) -> None:
-        """`npm ci`: what the lock file lists, by its hashes, and none of its scripts."""
+        """`npm ci`: installs the packages of the lock file, by their hashes, without their scripts."""
         with _lock("node"):
             if not self.folder.exists():
                 fresh = self.folder.with_name(f"{self.folder.name}.new")
@@ -76,35 +76,35 @@ class Node(Language):
                 fresh.rename(self.folder)
 
     def command(self, folder: Path) -> list[str]:
-        """Node looks for packages beside the file."""
+        """Node looks for packages in the folder of the file."""
         (folder / "node_modules").symlink_to(self.folder / "node_modules")
         return ["node", str(folder / self.file)]
 
 
 class Go(Language):
-    """Go with amqp091-go, as go.mod and go.sum have it."""
+    """Go with amqp091-go, as in go.mod and go.sum."""
 
     name, packages, file = "Go", "golang-go", "main.go"
     source = HERE / "go"
 
     def here(self) -> bool:
-        """Go's command."""
+        """Whether Go's command is installed."""
         return shutil.which("go") is not None
 
     def prepare(self) -> None:
-        """Compile the modules and what they need of Go's own library: 20 s of CPU the first time."""
+        """Compile the modules and the parts of Go's library that they need: 20 s of CPU the first time."""
         with _lock("go"):
             modules = ["github.com/rabbitmq/amqp091-go", "github.com/google/uuid"]
             _run(["go", "build", *modules], self.source, self.environ())
 
     def command(self, folder: Path) -> list[str]:
-        """A module with the sample as its only file."""
+        """Make a module with the sample as its only file."""
         for name in ("go.mod", "go.sum"):
             shutil.copy(self.source / name, folder)
         return ["go", "run", "."]
 
     def environ(self) -> dict[str, str]:
-        """Everything that Go keeps stays under build/, where it can be deleted."""
+        """Go keeps all its files under build/, where they can be deleted."""
         return {
             **os.environ,
             "GOPATH": str(BUILD / "gopath"),
@@ -115,17 +115,17 @@ class Go(Language):
 
 
 class Java(Language):
-    """Java with RabbitMQ's client; the JDK runs a source file as it is."""
+    """Java with RabbitMQ's client. The JDK runs a source file directly."""
 
     name, packages, file = "Java", "default-jdk-headless librabbitmq-client-java", "Publish.java"
     jars = (Path("/usr/share/java/amqp-client.jar"), Path("/usr/share/java/slf4j-api.jar"))
 
     def here(self) -> bool:
-        """A JDK, and Debian's jars."""
+        """Whether there are a JDK, and Debian's jars."""
         return shutil.which("javac") is not None and all(jar.exists() for jar in self.jars)
 
     def command(self, folder: Path) -> list[str]:
-        """Compiled in memory and run."""
+        """The file is compiled in memory and run."""
         return ["java", "-cp", os.pathsep.join(map(str, self.jars)), str(folder / self.file)]
 
 
@@ -136,11 +136,11 @@ class Php(Language):
     autoload = Path("/usr/share/php/PhpAmqpLib/autoload.php")
 
     def here(self) -> bool:
-        """PHP, and Debian's library."""
+        """Whether there are PHP, and Debian's library."""
         return shutil.which("php") is not None and self.autoload.exists()
 
     def command(self, folder: Path) -> list[str]:
-        """Debian's library in the place where Composer puts it."""
+        """Debian's library is linked to the place where Composer puts it."""
         (folder / "vendor").mkdir()
         (folder / "vendor" / "autoload.php").write_text(f"<?php require '{self.autoload}';\n")
         return ["php", str(folder / self.file)]

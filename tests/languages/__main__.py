@@ -1,4 +1,4 @@
-"""Prepares every language that is here, side by side, and names those that are not."""
+"""Prepares every installed language, in parallel, and names the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.languages import ALL, InstallError
 
 
 def main() -> int:
-    """0 when all that are here could be prepared."""
+    """Returns 0 if all installed languages could be prepared."""
     here = [language for language in ALL if language.here()]
     status = 0
     with ThreadPoolExecutor(len(ALL)) as pool:
