@@ -15,7 +15,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.ws_kit import Edges, edges
-from towerws.admin import DISCARDED_BODIES, ENVELOPE_BYTES, AdminSite, PageContent
+from towerws.admin import AdminSite, PageContent
+from towerws.admin.endpoint import DISCARDED_BODIES
+from towerws.admin.publish import ENVELOPE_BYTES
 from towerws.core.errors import BadDelivery
 from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus

@@ -18,7 +18,7 @@ PLAIN = ["core.*", "config.addresses", "config.broker_url", "config.options", "c
 """Plain Python: no Twisted, no I/O, no clock. Imports its like only."""
 
 EDGES = {
-    "admin": ["admin"],
+    "admin": ["admin", "admin.*"],
     "amqp": ["amqp", "broker.*"],
     "auth": ["auth", "auth.*"],
     "control": ["control"],
