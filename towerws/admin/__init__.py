@@ -10,7 +10,7 @@
 | `POST /publish` | 202 with the position; only with the embedded source |
 | `POST /disconnect` | 202 with the number of connections closed here; 503 if the other daemons don't know |
 
-Every answer is one JSON object, except the live page and its files. An error is `{"error": …}`. `HEAD` works wherever `GET` does.
+Every answer is one JSON object, except the live page and its files. An error is `{"error": …}`. Every path that takes `GET` takes `HEAD`.
 The port for probes (`health_site`) has `/healthz` and `/readyz` only.
 """
 
