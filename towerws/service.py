@@ -334,6 +334,11 @@ class TowerwsService(Service):
         recent = self.history.recent_topics(PAGE_DELIVERIES)
         return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
 
+    @property
+    def delayed_calls(self) -> int:
+        """Timers of the reactor."""
+        return len(self._reactor.getDelayedCalls())
+
     def source_status(self) -> SourceStatus:
         """Return the source's state. While the daemon stops, it is not ready."""
         status = self.source.status()

@@ -84,3 +84,17 @@ def test_a_name_that_was_discarded_and_came_back() -> None:
     assert deadlines.pop_due(15, 10) == []
     assert deadlines.pop_due(20, 10) == ["a"]
     assert deadlines.pop_due(100, 10) == []
+
+
+def test_how_late_the_earliest_is() -> None:
+    """Names that were discarded count no more."""
+    deadlines = DeadlineQueue()
+    assert deadlines.late(100) == 0
+    deadlines.add("a", 10)
+    deadlines.add("b", 20)
+    assert deadlines.late(5) == 0
+    assert deadlines.late(15) == 5
+    deadlines.discard("a")
+    assert deadlines.late(15) == 0
+    assert deadlines.late(23) == 3
+    assert deadlines.pop_due(23, 9) == ["b"]

@@ -1,11 +1,10 @@
-"""`towerws publish`: one event, or one for each line of standard input, confirmed before the command ends.
+"""`towerws publish`: publishes one event, or one per line of standard input, and waits until each is confirmed.
 
-Where events go, in this order: `--admin`; `--broker`, TOWERWS_BROKER or the daemon's configuration file.
+The destination is `--admin`. Without it, it is the broker of `--broker`, of TOWERWS_BROKER, or of the daemon's configuration file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -17,17 +16,18 @@ import click
 from towerws.commands.publisher import MESSAGE_ID_BYTES, AdminPublisher, AmqpPublisher, GaveUp, NoQueue, Publisher
 from towerws.commands.terminal import StatusLine
 from towerws.config.load import Loaded, load_all
-from towerws.core.errors import BrokerError, ConfigError
+from towerws.core.errors import BadDelivery, BrokerError, ConfigError
 from towerws.core.groups import AWX_GROUPS, WITHHELD
+from towerws.core.payload import check_payload
 from towerws.core.topics import Topic, parse_routing_key
 
 FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
-"""Exit codes: no confirm in time; a command line that can't be followed; refused; taken by no queue; some lines were no events."""
+"""Exit codes, as the command's help explains them."""
 
 TIMEOUT_S = 10.0
 BAD_LINES_SHOWN = 10
 LINE_BYTES = 64 * 1024**2
-"""A longer line is no event: what a daemon takes at most is far below, and nothing may fill the memory here."""
+"""A longer line is no event. It bounds the memory of this command, far above the largest payload of a daemon."""
 
 
 @click.command("publish", short_help="Publish an event, or one for each line of input.")
@@ -39,7 +39,14 @@ LINE_BYTES = 64 * 1024**2
 @click.option("--exchange", metavar="NAME", help="The topic exchange.  [default: towerws]")
 @click.option("--config", metavar="FILE", help="The daemon's configuration file: its broker, its exchange, its groups.")
 @click.option("--message-id", metavar="ID", help="Published again with the same id, an event reaches clients once.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=TIMEOUT_S, show_default=True, help="Seconds for each event's confirm.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    default=TIMEOUT_S,
+    show_default=True,
+    help="How long to wait for each event's confirm.",
+)
 @click.option("--mandatory/--no-mandatory", default=True, show_default=True, help="Fail when no queue takes the event.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing about what went well.")
 def publish_command(
@@ -55,10 +62,26 @@ def publish_command(
     mandatory: bool,
     quiet: bool,
 ) -> NoReturn:
-    """Publish an event on TOPIC (job_events.42): a JSON object, @FILE with one, or - for one in each line of standard input.
+    """Publish an event on TOPIC, and wait for the broker's confirm.
 
-    Exit codes: 0 all were confirmed, 1 no confirm in time, 2 usage, 3 refused, 4 no queue took an event, 5 some lines were no events.
-    """
+    The event is a JSON object, @FILE with one, or - for one in each line of standard input. TOWERWS_TLS_CA names a file of
+    authorities for amqps://.
+
+    \b
+    Examples:
+      towerws publish orders.1042 '{"status": "shipped"}'
+      towerws publish --group orders --event 1042 @event.json
+      generate-events | towerws publish job_events.42 -
+
+    \b
+    Exit codes:
+      0  all events were confirmed
+      1  an event was not confirmed in time
+      2  the command line is wrong
+      3  refused: credentials, certificate, permissions or exchange
+      4  no queue took an event: no daemon reads from this exchange
+      5  some lines were no events; the others were confirmed
+    """  # noqa: D301 - click wants the character: what follows keeps its lines
     topic, source = _what(words, group, event)
     if message_id is not None and not (source != "-" and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
         raise click.BadParameter(f"an id is 1 to {MESSAGE_ID_BYTES} bytes, and names one event", param_hint="--message-id")
@@ -91,7 +114,7 @@ def publish_command(
 
 
 class _Run:
-    """What one call of the command publishes, and how far it came."""
+    """One run of the command: publishes the events, and counts them."""
 
     def __init__(self, topic: Topic, message_id: str | None, status: StatusLine, *, max_payload: int, show_progress: bool) -> None:
         self._topic = topic
@@ -104,7 +127,7 @@ class _Run:
         self.bad = 0
 
     def publish_all(self, publisher: Publisher, source: str) -> None:
-        """Everything that the source names."""
+        """Publish all events of the source: JSON, `@FILE`, or `-` for standard input."""
         if source == "-":
             for line in _lines(sys.stdin.buffer):
                 self._publish_line(publisher, line)
@@ -113,7 +136,7 @@ class _Run:
             payload = Path(source[1:]).read_bytes() if source.startswith("@") else source.encode("utf-8")
         except (OSError, UnicodeEncodeError) as error:
             raise click.BadParameter(f"can't be read: {getattr(error, 'strerror', None) or error}", param_hint=source[:80]) from None
-        if (reason := why_no_event(payload, self._max_payload)) is not None:
+        if (reason := why_no_event(self._topic.routing_key, payload, self._max_payload)) is not None:
             raise click.BadParameter(reason, param_hint="JSON")
         publisher.publish(self._topic.routing_key, payload, self._message_id)
         self.published += 1
@@ -122,7 +145,7 @@ class _Run:
         self.lines += 1
         if not line.strip():
             return
-        if (reason := why_no_event(line, self._max_payload)) is not None:
+        if (reason := why_no_event(self._topic.routing_key, line, self._max_payload)) is not None:
             self.bad += 1
             if self.bad <= BAD_LINES_SHOWN:
                 self._status.say(f"towerws: line {self.lines}: {reason}; left out")
@@ -133,37 +156,31 @@ class _Run:
             self._status.show(f"{self.published} events published")
 
 
-def why_no_event(payload: bytes, most: int) -> str | None:
-    """Why this is no payload, or None. A daemon takes at most `most` bytes. The text never repeats any of the payload."""
+def why_no_event(routing_key: str, payload: bytes, most: int) -> str | None:
+    """Why a daemon would skip this payload, or None. It takes at most `most` bytes. The text never repeats any of the payload."""
     if len(payload) > LINE_BYTES:
         return f"longer than {LINE_BYTES} bytes"
     try:
-        found = json.loads(payload.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 at byte {error.start}"
-    except RecursionError:
-        return "nested too deeply"
-    except ValueError as error:
-        return f"not JSON: {error}"
-    if not isinstance(found, dict):
-        return 'a payload is a JSON object: {"key": "value"}'
+        check_payload(routing_key, payload)
+    except BadDelivery as error:
+        return str(error)
     return f"has {len(payload)} bytes, and the daemon skips what has more than {most}" if len(payload) > most else None
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines, each with at most one byte more than an event may have."""
+    """Yield the lines of the stream, each cut after one byte more than the limit."""
     while line := stream.readline(LINE_BYTES + 1):
         yield line
-        while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # the rest of a line that is too long
+        while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # skip the rest of a line that is too long
             line = stream.readline(LINE_BYTES + 1)
             if not line:
                 return
 
 
 def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple[Topic, str]:
-    """The topic, and the payload as it was written."""
+    """Return the topic, and the argument with the payload."""
     if (group is None) != (event is None):
-        raise click.UsageError("--group and --event belong together")
+        raise click.UsageError("--group and --event belong together: give both, or TOPIC")
     if group is None:
         if len(words) != 2:
             raise click.UsageError("expected TOPIC and a payload: JSON, @FILE, or - for a line each on standard input")
@@ -179,7 +196,7 @@ def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple
 
 
 def _configuration(config: str | None, broker: str | None, exchange: str | None) -> Loaded:
-    # What a daemon needs and a publisher doesn't is set to what is always valid.
+    # A publisher needs no auth and no listen, but the rules for settings do: these values are always valid.
     flags = {"config": config, "broker": broker, "exchange": exchange, "auth": "open", "listen": "tcp:8051:interface=127.0.0.1"}
     try:
         return load_all({name: value for name, value in flags.items() if value is not None}, os.environ)
@@ -213,9 +230,9 @@ def _warnings(topic: Topic, loaded: Loaded) -> Iterator[str]:
         return
     added = loaded.settings.groups.get(topic.group)
     if added is not None and added.policy == "never":
-        yield f'nobody may subscribe to {topic.group}: [groups.{topic.group}] in {loaded.file} says policy = "never"'
+        yield f'no client may subscribe to {topic.group}: [groups.{topic.group}] in {loaded.file} says policy = "never"'
     elif added is None and topic.group not in AWX_GROUPS and loaded.file:
-        yield f"nobody can subscribe to {topic.group}: {loaded.file} has no [groups.{topic.group}]"
+        yield f"no client can subscribe to {topic.group}: {loaded.file} has no [groups.{topic.group}]"
 
 
 def _next_step(error: BrokerError, *, published: int, admin: bool) -> str:

@@ -72,7 +72,8 @@ def forwarded_nodes(x_forwarded_for: str | None, forwarded: str | None) -> list[
     text, at = (forwarded or "")[::-1], 0
     while at < len(text):
         end = _element(text, at).end()  # type: ignore[union-attr]  # it matches anywhere
-        nodes.append(_node_of(text[at:end][::-1].strip(" \t")))
+        if element := text[at:end][::-1].strip(" \t"):  # an empty one is none (RFC 9110 section 5.6.1)
+            nodes.append(_node_of(element))
         if text[end : end + 1] != ",":  # the end, or a quote or backslash out of place
             return nodes if end == len(text) else [*nodes, ""]
         at = end + 1

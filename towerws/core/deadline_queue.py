@@ -37,6 +37,12 @@ class DeadlineQueue:
         heapq.heapify(self._heap)
         self._times = {name: time for time, name in self._heap}
 
+    def late(self, now: float) -> float:
+        """For how long the earliest name has been due; 0 when none is."""
+        while self._heap and self._times.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return max(0.0, now - self._heap[0][0]) if self._heap else 0.0
+
     def pop_due(self, now: float, most: int) -> list[str]:
         """The names whose time has come, from the earliest on, not more than `most`. They are forgotten."""
         taken: list[str] = []

@@ -61,6 +61,8 @@ def find_head(data: bytes) -> tuple[int, int]:
     One empty line before the request is passed over (RFC 9112 section 2.2). `HandshakeError` for what begins no request, so
     that nobody waits for the rest of it; for a TLS ClientHello with the reason `TLS`.
     """
+    if data[:1].isupper():  # nearly always
+        return 0, data.find(END)
     start = 2 if data.startswith(b"\r\n") else 0
     if data[:1] == TLS_HANDSHAKE:
         raise HandshakeError(400, "a client speaks TLS where none is expected: it uses wss:// or https:// on a plain port", TLS)

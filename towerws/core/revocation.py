@@ -106,6 +106,8 @@ class RecentRevocations:
         """
         if user is None and not sessions:
             return -inf
+        if not self._at:  # nearly always, and this is asked twice for each handshake
+            return self._everybody
         by_user = -inf if user is None else self._at.get(("user", str(user)), -inf)
         return max(self._everybody, by_user, *[self._at.get(("session", session), -inf) for session in sessions])
 

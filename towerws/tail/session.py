@@ -338,7 +338,7 @@ def check_url(url: str) -> None:
     """Raise `ValueError` with the rule, if this is no URL of a websocket."""
     parts = urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.fragment or parts.username is not None:
-        raise ValueError(f"{shown(url)} must be ws://host:port/websocket/ or wss://…, without a user or a fragment")
+        raise ValueError("the URL of a websocket must be ws://host:port/websocket/ or wss://…, without a user or a fragment")
     _ = parts.port  # raises if it is no port
 
 

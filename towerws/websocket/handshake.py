@@ -31,7 +31,7 @@ from towerws.websocket.autobahn_parts import Inflater, NullLogger
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.logs import ProxyLog
 from towerws.websocket.page_check import PageCheck
-from towerws.websocket.send_buffer import is_plain_tcp
+from towerws.websocket.send_buffer import has_arrived, is_plain_tcp
 from towerws.websocket.timers import Timers
 
 DISCARDED_BYTES = 1024 * 1024
@@ -304,10 +304,13 @@ class OpeningConnection(WebSocketServerProtocol):
 
         If the client may still be sending, only the server's direction is closed. Bytes that reach a closed socket make the
         kernel send a reset, which could overtake the answer.
+
+        An abort resets the connection only if bytes to the client are still on their way, which the kernel would keep. nginx logs an error
+        for each reset, and so for each laptop that sleeps.
         """
-        if abort:
+        if abort and not has_arrived(self.transport):
             self.transport.abortConnection()
-        elif self.wasClean or not is_plain_tcp(self.transport):
+        elif abort or self.wasClean or not is_plain_tcp(self.transport):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
