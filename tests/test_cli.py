@@ -29,6 +29,15 @@ def test_help(arguments: list[str]) -> None:
     assert "Usage:" in result.output
 
 
+@pytest.mark.parametrize("command", ["check", "config", "demo", "publish", "tail"])
+def test_help_teaches(command: str) -> None:
+    """Each command's help has examples and exit codes, and fits a terminal of 80 columns."""
+    shown = CliRunner().invoke(main, [command, "--help"], env={"COLUMNS": "80"}).output
+    assert f"\n    towerws {command}" in shown.partition("Examples:")[2]
+    assert "\n    0  " in shown.partition("Exit codes:")[2]
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("columns", ["80", "100"])
 def test_summaries_are_whole(columns: str) -> None:
     """The list of commands has a whole sentence for each (findings O14)."""

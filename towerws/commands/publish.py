@@ -81,7 +81,7 @@ def publish_command(
       3  refused: credentials, certificate, permissions or exchange
       4  no queue took an event: no daemon reads from this exchange
       5  some lines were no events; the others were confirmed
-    """  # noqa: D301 - click wants the character: what follows keeps its lines
+    """  # noqa: D301 - \b is click's mark for lines that it must not join
     topic, source = _what(words, group, event)
     if message_id is not None and not (source != "-" and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
         raise click.BadParameter(f"an id is 1 to {MESSAGE_ID_BYTES} bytes, and names one event", param_hint="--message-id")
