@@ -16,11 +16,11 @@ from towerws.auth.open import Open
 from towerws.clock import use_monotonic_clock
 from towerws.core.deflate import Deflater
 from towerws.core.frames import text_frame
-from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
 from towerws.core.settings import LimitSettings, WebSocketSettings
+from towerws.core.topics import GroupTable
 from towerws.protocol import WebSocketConnection, WebSocketFactory
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.send_buffer import open_send_buffer

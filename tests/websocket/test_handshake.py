@@ -20,7 +20,7 @@ from tests.ws_kit import (
 )
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.open import Open
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 
 

@@ -15,7 +15,7 @@ from towerws.auth.chain import Chain
 from towerws.auth.jwt_method import JwtMethod
 from towerws.auth.open import Open
 from towerws.core.errors import CloseReason
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, JwtSettings

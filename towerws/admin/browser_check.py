@@ -9,8 +9,8 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web.server import Request
 
 from towerws.admin.endpoint import HttpError
+from towerws.core.errors import printable
 from towerws.core.origins import is_local
-from towerws.core.printable import printable
 
 
 def check_browser(request: Request) -> None:

@@ -14,7 +14,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
-from towerws.core.printable import printable
+from towerws.core.errors import printable
 
 IDLE_S = 60
 """Seconds that a connection may be silent, unless a site has its own."""

@@ -23,12 +23,12 @@ _FROM_A_BROKER = (
 def publish_event(
     body: bytes,
     publish: Callable[[str, bytes], str] | None,
-    why_nobody: Callable[[str, str], str | None],
+    why_no_subscriber: Callable[[str, str], str | None],
 ) -> Answer:
     """Publish an event. Answers 202 with its position, and a warning if no client can subscribe to it.
 
     `publish` takes a routing key and a payload, and returns the position. It raises `BadDelivery`. It is None if the daemon reads
-    from a broker. `why_nobody` says why no client can subscribe to a group's event, or returns None.
+    from a broker. `why_no_subscriber` says why no client can subscribe to a group's event, or returns None.
     """
     if publish is None:
         raise HttpError(404, _FROM_A_BROKER)
@@ -41,6 +41,6 @@ def publish_event(
     except BadDelivery as bad:
         raise HttpError(413 if bad.reason == "too_large" else 400, str(bad)) from None
     answer: dict[str, object] = {"position": position}
-    if (warning := why_nobody(publication.topic.group, publication.topic.event)) is not None:
+    if (warning := why_no_subscriber(publication.topic.group, publication.topic.event)) is not None:
         answer["warning"] = warning
     return json_answer(202, answer)

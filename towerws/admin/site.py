@@ -20,7 +20,7 @@ class AdminSite(EndpointSite):
     """Answers the requests to the admin port, from what the service passes in.
 
     - `status` returns the figures, `source_status` the source's state.
-    - `publish` and `why_nobody` are those of `publish_event`.
+    - `publish` and `why_no_subscriber` are those of `publish_event`.
     - `disconnect` fires with the result of a revocation.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
     """
@@ -34,7 +34,7 @@ class AdminSite(EndpointSite):
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
-        why_nobody: Callable[[str, str], str | None] = lambda group, event: None,
+        why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: PageContent | None = None,
     ) -> None:
         content = page or PageContent()
@@ -54,7 +54,7 @@ class AdminSite(EndpointSite):
                 b"readyz": get(lambda: readiness(source_status())),
                 b"status": get(lambda: json_answer(200, status())),
                 b"topics": get(lambda: newest_topics(content)),
-                b"publish": post(lambda body: publish_event(body, publish, why_nobody)),
+                b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
             },
             help_text="try /healthz, /readyz, /status, /topics, /publish, /disconnect or the page at /",

@@ -29,7 +29,7 @@ from towerws.auth.tower_answers import Me, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential, token_credential
 from towerws.auth.tower_http import Fetcher, HttpFetcher, check_url
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.settings import Secret, TowerSettings
@@ -229,7 +229,7 @@ class TowerMethod:
 
     def forget(self, revocation: Revocation | None) -> None:
         """What is kept, and what the questions under way will bring, counts no more."""
-        self._revocations.note(revocation, self._clock.seconds())
+        self._revocations.add(revocation, self._clock.seconds())
 
     def stop(self) -> Deferred[None]:
         """Whatever is asked fails with `Unavailable` from now on."""

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from towerws.auth.cookies import parse_cookies
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 
 Headers = tuple[tuple[str, str], ...]
 

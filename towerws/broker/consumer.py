@@ -18,7 +18,7 @@ from towerws.broker.connection import BrokerConnection
 from towerws.broker.content import Content
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker
 from towerws.broker.topology import Mode
-from towerws.core.markers import MARKER_TOPIC, Marker, parse_marker
+from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import Sink
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 from twisted.python.failure import Failure
 
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
+from towerws.core.deliveries import MARKER_TOPIC, Marker
 from towerws.core.errors import BrokerError, PublishRefused
-from towerws.core.markers import MARKER_TOPIC, Marker
 
 REMEMBERED: Final = 1000
 """How many of our markers on their way are known again. One is on its way for milliseconds, and some are published per minute."""

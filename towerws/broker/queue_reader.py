@@ -21,7 +21,7 @@ from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.side_channel import on_side_channel
 from towerws.broker.stream_reader import ReaderEvents
 from towerws.broker.topology import Mode, declare_queue, rebind_queue, set_prefetch
-from towerws.core.markers import Marker
+from towerws.core.deliveries import Marker
 from towerws.core.settings import BrokerSettings
 
 RESTARTS: Final = 3

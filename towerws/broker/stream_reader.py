@@ -41,8 +41,8 @@ from towerws.broker.markers import MarkerPublisher
 from towerws.broker.scout import Scout
 from towerws.broker.side_channel import on_side_channel
 from towerws.broker.topology import Mode, declare_stream, set_prefetch
+from towerws.core.deliveries import Marker, parse_marker
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
-from towerws.core.markers import Marker, parse_marker
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import SourceState
 

@@ -17,9 +17,8 @@ from towerws.commands.publisher import MESSAGE_ID_BYTES, AdminPublisher, AmqpPub
 from towerws.commands.terminal import StatusLine
 from towerws.config.load import Loaded, load_all
 from towerws.core.errors import BadDelivery, BrokerError, ConfigError
-from towerws.core.groups import AWX_GROUPS, WITHHELD
 from towerws.core.payload import check_payload
-from towerws.core.topics import Topic, parse_routing_key
+from towerws.core.topics import AWX_GROUPS, WITHHELD, Topic, parse_routing_key
 
 FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
 """Exit codes, as the command's help explains them."""

@@ -22,8 +22,7 @@ from towerws.auth.base import Method
 from towerws.core.deadline_queue import DeadlineQueue
 from towerws.core.errors import CloseReason
 from towerws.core.hub import Hub
-from towerws.core.identity import Identity
-from towerws.core.registry import Registry
+from towerws.core.identity import Identity, Registry
 from towerws.core.requests import Request
 from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.subscribers import Subscriber
@@ -145,7 +144,7 @@ class CredentialMonitor:
 
         Answers from before can't authenticate it again: cached answers are dropped, and answers under way are refused (`was_revoked`).
         """
-        self._revocations.note(revocation, self._reactor.seconds())
+        self._revocations.add(revocation, self._reactor.seconds())
         self._auth.forget(revocation)
         registry, user = self._registry, revocation.user
         found = registry.of_user(user) if user is not None else registry.of_session(revocation.session or "")
@@ -160,7 +159,7 @@ class CredentialMonitor:
     def recheck_all(self) -> None:
         """Re-check all credentials as fast as the limit allows, and drop cached answers: revocations may have been missed."""
         self._auth.forget(None)
-        self._due.hasten(self._reactor.seconds())
+        self._due.bring_forward(self._reactor.seconds())
 
     def recheck_user(self, user: str) -> None:
         """Re-check all connections of a user now."""

@@ -1,7 +1,7 @@
 """The opening handshake (RFC 6455 section 4.2): a connection until it is open.
 
 This module replaces Autobahn's handshake, which isn't safe for requests from strangers and takes half of the cost of a connect and
-subscribe (core/upgrade.py). The tests reproduce each point:
+subscribe (core/http_head.py). The tests reproduce each point:
 - The request's head is read, bounded, checked and answered here. Autobahn gets only the bytes behind it, once the connection is open.
 - An authentication that succeeds after the connection was lost opens nothing.
 - A refusal is a fixed text that never repeats the request. Autobahn's log lines, which do repeat it, are dropped.
@@ -22,10 +22,20 @@ from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
-from towerws.core.handshake import END, TLS, Head, check_route, error_response, find_head, parse_head
+from towerws.core.http_head import (
+    END,
+    TLS,
+    Head,
+    Upgrade,
+    check_route,
+    error_response,
+    find_head,
+    parse_head,
+    read_upgrade,
+    switching_protocols,
+)
 from towerws.core.identity import Identity
 from towerws.core.settings import WebSocketSettings
-from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.autobahn_parts import Inflater, NullLogger
 from towerws.websocket.context import ConnectionContext

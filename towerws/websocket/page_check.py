@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 
 from towerws.core.addresses import Proxies, read_address
 from towerws.core.errors import HandshakeError
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.origins import Origins, is_local
 from towerws.core.settings import AccessSettings
 
