@@ -102,6 +102,12 @@ INSIDES = [
         why="to report a look-up in the loop's next turn",
     ),
     Inside(
+        owner="pika.adapters.utils.selector_ioloop_adapter:SelectorIOServicesAdapter",
+        name="connect_socket",
+        signature="(self, sock, resolved_addr, on_done)",
+        why="to remember the sockets of connections that end while they connect: pika leaves those open",
+    ),
+    Inside(
         owner="pika.adapters.utils.nbio_interface:AbstractIOReference",
         name="cancel",
         signature="(self)",

@@ -48,6 +48,17 @@ INSIDES = [
     ),
     Inside(owner="twisted.internet.base:ReactorBase", name="_exitSignal", value=None, why="to end with status 0 after an orderly stop"),
     # The HTTP client
+    Inside(owner="twisted.web._newclient", name="HTTP11ClientProtocol", why="as the base of our connections to the API"),
+    Inside(
+        owner="twisted.web._newclient:HTTP11ClientProtocol",
+        name="_disconnectParser",
+        signature="(self, reason)",
+        why="to break the cycle between a chunked answer's decoder and its parser",
+    ),
+    Inside(owner="twisted.web._newclient:HTTP11ClientProtocol", name="_parser", why="to reach the parser before Twisted drops it"),
+    Inside(
+        owner="twisted.internet.endpoints:_WrappingFactory", name="_connector", why="to break the cycle of a closed connection's connector"
+    ),
     Inside(owner="twisted.web.client:HTTPConnectionPool", name="_factory", why="to silence its two log lines for each connection"),
     Inside(
         owner="twisted.web.client:HTTPConnectionPool",
