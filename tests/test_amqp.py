@@ -345,6 +345,28 @@ class TestResume:
         assert [call[2] for call in house.sink.calls[before:]] == [b"c"]
         assert house.sink.is_proven
 
+    def test_the_marker_waits_for_the_scout(self) -> None:
+        """A stream that was made again empty shows nothing but our marker, and that only to a scout that is there before it."""
+        house = House().consuming()
+        house.write(*(b"%d" % number for number in range(20)))
+        house.broker.cut()
+        house.stream.entries, house.stream.next = [], 0
+        late: list[tuple[Peer, int, spec.Basic.Consume]] = []
+
+        def consume(peer: Peer, channel: int, method: spec.Basic.Consume) -> None:
+            if method.arguments.get("x-stream-offset") == "next":
+                late.append((peer, channel, method))
+            else:
+                house.broker.consume(peer, channel, method)
+
+        house.broker.answers[spec.Basic.Consume] = consume
+        house.until(lambda: bool(late), within_s=2)
+        house.advance(2)
+        house.broker.consume(*late[0])
+        house.advance(2)
+        assert house.state() is SourceState.CONSUMING
+        assert house.sink.named("rewind") == [("rewind", None)]
+
     @pytest.mark.parametrize("silent_s", [0.5, 1.5, 8, 50])
     def test_silence_after_a_lost_link_decides_nothing(self, silent_s: float) -> None:
         """The broker's data comes late, by whatever time: no gap, nothing twice, nothing forgotten (C1)."""

@@ -311,10 +311,10 @@ class StreamReader:
         else:
             self._state = _State.PROVING
             self._say(SourceState.PROVING, "position not proven: no delivery yet")
-            self._open_scout("next", self._scout_saw)
+            # The scout first: one that comes behind the marker may never see anything.
+            self._open_scout("next", self._scout_saw, ready=self._send_marker)
         if self._state is not _State.LIVE:
             self._watch_progress()
-            self._send_marker()
 
     def _accept(self) -> None:
         """What main delivers from now on is new: into history, and out to the connections if that is complete."""
@@ -328,6 +328,8 @@ class StreamReader:
         else:
             self._state = _State.REFILLING
             self._say(SourceState.REFILLING, "history is being refilled")
+            if self._markers.count == self._sent_before:
+                self._send_marker()
 
     # ConsumerEvents
 
