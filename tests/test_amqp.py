@@ -345,6 +345,28 @@ class TestResume:
         assert [call[2] for call in house.sink.calls[before:]] == [b"c"]
         assert house.sink.is_proven
 
+    def test_the_marker_waits_for_the_scout(self) -> None:
+        """A stream that was made again empty shows nothing but our marker, and that only to a scout that is there before it."""
+        house = House().consuming()
+        house.write(*(b"%d" % number for number in range(20)))
+        house.broker.cut()
+        house.stream.entries, house.stream.next = [], 0
+        late: list[tuple[Peer, int, spec.Basic.Consume]] = []
+
+        def consume(peer: Peer, channel: int, method: spec.Basic.Consume) -> None:
+            if method.arguments.get("x-stream-offset") == "next":
+                late.append((peer, channel, method))
+            else:
+                house.broker.consume(peer, channel, method)
+
+        house.broker.answers[spec.Basic.Consume] = consume
+        house.until(lambda: bool(late), within_s=2)
+        house.advance(2)
+        house.broker.consume(*late[0])
+        house.advance(2)
+        assert house.state() is SourceState.CONSUMING
+        assert house.sink.named("rewind") == [("rewind", None)]
+
     @pytest.mark.parametrize("silent_s", [0.5, 1.5, 8, 50])
     def test_silence_after_a_lost_link_decides_nothing(self, silent_s: float) -> None:
         """The broker's data comes late, by whatever time: no gap, nothing twice, nothing forgotten (C1)."""
@@ -586,6 +608,27 @@ class TestBinding:
         assert house.stream.bound
         assert house.sink.named("hole_told") == [("hole_told", 2)]
         assert len([event for event in events if "events don't reach us" in formatEvent(event)]) == 1
+
+    def test_the_hole_is_told_before_what_follows_it_however_late_the_broker_says_that_it_is_bound(self) -> None:
+        """Events come through the new binding before its bind-ok does. Markers straight to the stream are no end of the hole."""
+        house = House().consuming()
+        house.write(b"before")
+        house.stream.bound = False
+        asked: list[tuple[Peer, int, spec.Queue.Bind]] = []
+
+        def bind(peer: Peer, channel: int, method: spec.Queue.Bind) -> None:
+            asked.append((peer, channel, method))
+            house.stream.write(Marker("e" * 8, "dddddddd").body, key="towerws.events")  # another daemon's
+            house.stream.write(b"behind")
+
+        house.broker.answers[spec.Queue.Bind] = bind
+        house.until(lambda: bool(asked), within_s=15)
+        house.advance(0.5)
+        assert [call[0] for call in house.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver"]
+        house.broker.queue_bind(*asked[0])
+        house.until(lambda: house.source.status().ready, within_s=5)
+        house.write(b"later")
+        assert [call[0] for call in house.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver", "hole_told", "deliver"]
 
     def test_an_exchange_that_is_gone_is_declared_again(self) -> None:
         """404 for the marker: the exchange and the binding are made again, within one interval."""

@@ -51,7 +51,7 @@ class Watched(Protocol):
         """A marker is being published."""
 
     def tell_before_next(self) -> None:
-        """Bound again: events were lost before the next message. Clients are to hear of it before that message."""
+        """Events were lost before the next one. Clients are to hear of it before that. Markers straight to us may still come before."""
 
     def hole_closed(self) -> None:
         """The binding is proven again after it was missing."""
@@ -88,6 +88,10 @@ class BindingWatch:
         self._last_offset: int | None = None
         self._unbound: str | None = None
         self._hole: int | None = None
+        self._told = False
+        """Whether the reader was asked to tell the hole."""
+        self._last_before = ""
+        """The marker behind which nothing from before the hole is on its way to us."""
         self._covering: set[str] = set()
         """Our markers that tell of the hole."""
         self._refused: str | None = None
@@ -149,7 +153,10 @@ class BindingWatch:
         now = self._reactor.seconds()
         if routing_key != MARKER_TOPIC:
             if marker.text == self._direct and self._text:
-                self._found_unbound(f"a marker through exchange {self._exchange} was confirmed and did not arrive, a later one did")
+                reason = f"a marker through exchange {self._exchange} was confirmed and did not arrive, a later one did"
+                self._found_unbound(reason, all_read=True)
+            elif marker.text == self._last_before and self._unbound is not None:
+                self._rebind(all_read=True)
             return
         self._last_offset = offset
         self._proved_at = now
@@ -162,13 +169,11 @@ class BindingWatch:
             self._refused = None
         if self._unbound is not None and marker.text in self._covering:
             self._log.info("events of exchange {exchange} reach us again", exchange=self._exchange)
-            self._unbound = self._hole = None
-            self._covering.clear()
+            self._forget_hole()
             if self._watched is not None:
                 self._watched.hole_closed()
         elif self._unbound is not None and marker.hole is not None and (self._hole is None or marker.hole >= self._hole):
-            self._unbound = self._hole = None  # another daemon has told of it, to all
-            self._covering.clear()
+            self._forget_hole()  # another daemon has told of it, to all
         self._schedule(RETRY_S if self._unbound is not None else INTERVAL_S)
 
     # our own
@@ -259,7 +264,13 @@ class BindingWatch:
             self._problem = str(error)
             self._schedule(RETRY_S)
 
-    def _found_unbound(self, reason: str) -> None:
+    def _forget_hole(self) -> None:
+        self._unbound = self._hole = None
+        self._told, self._last_before = False, ""
+        self._covering.clear()
+
+    def _found_unbound(self, reason: str, *, all_read: bool = False) -> None:
+        """`all_read`: nothing that producers published before is still on its way to us."""
         self._text = self._direct = ""
         if self._unbound is None:
             self.unbound_count += 1
@@ -271,23 +282,53 @@ class BindingWatch:
         self._unbound = reason
         if self._passive or self._reactor.seconds() - self._rebound_at < RETRY_S:
             self._schedule(RETRY_S)
+        elif all_read:
+            self._rebind(all_read=True)
         else:
-            self._rebind()
+            self._read_all_first()
 
-    def _rebind(self) -> None:
+    def _read_all_first(self) -> None:
+        """A marker straight to us: what was published before the hole is read before it, and nothing but the new binding brings more.
+
+        So the hole can be told before the first event behind it, however late the broker says that it is bound. If the marker
+        doesn't come in time, the binding is made all the same.
+        """
+        watched = self._watched
+        if watched is None:
+            return
+        self._schedule(RETRY_S)
+
+        def sent(name: str) -> None:
+            self._last_before = name
+            watched.marker_sent(name)
+
+        def answered(error: BrokerError | None) -> None:
+            if error is not None and self._unbound is not None and self._watched is watched:
+                self._rebind()
+
+        self._markers.send_direct(watched.marker_key, answered, sent)
+
+    def _rebind(self, *, all_read: bool = False) -> None:
         watched = self._watched
         if watched is not None:
+            self._last_before = ""
+            if all_read:
+                self._tell_hole(watched)
             self._rebound_at = self._reactor.seconds()
             self._schedule(INTERVAL_S)
             watched.rebind(self._rebound)
+
+    def _tell_hole(self, watched: Watched) -> None:
+        if self._hole is not None and not self._told:
+            self._told = True
+            watched.tell_before_next()
 
     def _rebound(self, failure: ConnectionFailure | None) -> None:
         watched = self._watched
         if watched is None:
             return
         if failure is None:
-            if self._hole is not None:
-                watched.tell_before_next()
+            self._tell_hole(watched)
             self._send()
         else:
             if self._unbound is not None and str(failure) not in self._unbound:

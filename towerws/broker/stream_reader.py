@@ -143,6 +143,8 @@ class StreamReader:
         self._probing = False
         """Whether the node is being asked for the last ten seconds."""
         self._probes = 0
+        self._hole_open = False
+        """Whether the hole that is to be told may still go on."""
         self._shared: int | None = None
         self._upto: int | None = None
         """Without markers: where the scout says that new messages begin."""
@@ -311,10 +313,10 @@ class StreamReader:
         else:
             self._state = _State.PROVING
             self._say(SourceState.PROVING, "position not proven: no delivery yet")
-            self._open_scout("next", self._scout_saw)
+            # The scout first: one that comes behind the marker may never see anything.
+            self._open_scout("next", self._scout_saw, ready=self._send_marker)
         if self._state is not _State.LIVE:
             self._watch_progress()
-            self._send_marker()
 
     def _accept(self) -> None:
         """What main delivers from now on is new: into history, and out to the connections if that is complete."""
@@ -328,6 +330,8 @@ class StreamReader:
         else:
             self._state = _State.REFILLING
             self._say(SourceState.REFILLING, "history is being refilled")
+            if self._markers.count == self._sent_before:
+                self._send_marker()
 
     # ConsumerEvents
 
@@ -453,8 +457,13 @@ class StreamReader:
             consumer.skip(tag)
         elif read is None or feed.hole or offset <= read + 2:
             # A step of two leaves out the internal entry that opens a segment.
+            if self._hole_open and routing_key == self.marker_key and parse_marker(body) is not None:
+                # It needs no binding, so it may come before the end of the hole.
+                consumer.take(tag, routing_key, body, offset, message_id)
+                feed.read, consumer.expected = offset, None
+                return
             if feed.hole:
-                feed.hole = False
+                feed.hole = self._hole_open = False
                 self._sink.hole(routing_key, body, offset, message_id, "broker")
             feed.skip = 0
             consumer.take(tag, routing_key, body, offset, message_id)
@@ -664,6 +673,7 @@ class StreamReader:
         consumer = self._consumer
         if self._state is _State.LIVE and consumer is not None and consumer.expected is not None:
             self._feed.read, self._feed.hole = consumer.expected - 1, True
+            self._hole_open = True
             consumer.expected = None
 
     def hole_closed(self) -> None:
