@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from pika import exceptions as pika_exceptions
 from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.content import Content
-from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker
+from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_channel
 from towerws.broker.topology import Mode
 from towerws.core.markers import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.settings import BrokerSettings
@@ -26,6 +25,8 @@ BATCH_DELIVERIES: Final = 1024
 """The prefetch allows 1,000 in a read, if the operator does not say otherwise; beyond this a turn ends within the read."""
 ACK_DELIVERIES: Final = 128
 ACK_S: Final = 0.05
+SCOUT_PREFETCH: Final = 100
+SCOUT_ACK_DELIVERIES: Final = 50
 
 
 @dataclass(slots=True)
@@ -186,13 +187,10 @@ class Consumer:
             self._events.consumer_ok()
 
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
-        if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
-            failure = from_broker(reason.reply_code, reason.reply_text)
-            if failure.code == 404 and not self._passive:
-                failure = replace(failure, retry=RetryPolicy.FAST, hint="")  # declared, and gone a moment later: declare it again
-            self._lose(failure)
-        else:
-            self._lose(ConnectionFailure(f"channel closed: {type(reason).__name__}"))
+        failure = from_channel(reason)
+        if failure.code == 404 and not self._passive:
+            failure = replace(failure, retry=RetryPolicy.FAST, hint="")  # declared, and gone a moment later: declare it again
+        self._lose(failure)
 
     def _cancelled(self, _: object) -> None:
         self._lose(ConnectionFailure(f"the broker cancelled the consumer: its {self._mode.value} was deleted or moved", RetryPolicy.FAST))
@@ -275,3 +273,71 @@ class Consumer:
     def _ack_late(self) -> None:
         self._ack_timer = None
         self._ack()
+
+
+class Scout:
+    """Looks at `stream` from `start` on.
+
+    `ready` is called when the broker accepted the consumer, `saw(offset, routing_key, body)` with each message until `close`,
+    `lost` when the broker took the channel away.
+    """
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        stream: str,
+        start: object,
+        *,
+        ready: Callable[[], None],
+        saw: Callable[[int, str, bytes], None],
+        lost: Callable[[ConnectionFailure], None],
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._start = start
+        self._ready = ready
+        self._saw = saw
+        self._lost = lost
+        self._unacked = 0
+        self._closed = False
+        self._channel = connection.open_channel(self._opened, self._delivered)
+        self._channel.add_on_close_callback(self._channel_closed)
+        self._channel.add_on_cancel_callback(
+            lambda _: self._end(ConnectionFailure("the broker cancelled the scout: its stream was deleted or moved"))
+        )
+
+    def close(self) -> None:
+        """Look no more. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            if self._channel.is_open and not self._connection.dead:
+                self._channel.close()
+
+    def _opened(self, channel: Channel) -> None:
+        if self._closed:
+            return
+        channel.basic_qos(prefetch_count=SCOUT_PREFETCH, callback=lambda _: None)
+        arguments = {"x-stream-offset": self._start}
+        channel.basic_consume(self._stream, unused_callback, arguments=arguments, callback=self._consume_ok)
+
+    def _consume_ok(self, _: object) -> None:
+        if not self._closed:
+            self._ready()
+
+    def _delivered(self, tag: int, routing_key: str, content: Content, body: bytes) -> None:
+        if self._closed:
+            return
+        self._unacked += 1
+        if self._unacked >= SCOUT_ACK_DELIVERIES and self._channel.is_open and not self._connection.dead:
+            self._unacked = 0
+            self._channel.basic_ack(tag, multiple=True)
+        if content.offset is not None:
+            self._saw(content.offset, routing_key, body)
+
+    def _channel_closed(self, _channel: object, reason: Exception) -> None:
+        self._end(from_channel(reason))
+
+    def _end(self, failure: ConnectionFailure) -> None:
+        if not self._closed:
+            self.close()
+            self._lost(failure)

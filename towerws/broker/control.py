@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from pika import exceptions as pika_exceptions
 from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
@@ -31,7 +30,7 @@ from towerws.broker.consumer import unused_callback
 from towerws.broker.content import Content
 from towerws.broker.control_watch import SILENT_S, Announce, ControlWatch
 from towerws.broker.deadline import Deadline
-from towerws.broker.failures import ConnectionFailure, from_broker
+from towerws.broker.failures import ConnectionFailure, from_channel
 from towerws.broker.topology import bind_control, declare_control
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import ControlSink
@@ -148,11 +147,8 @@ class ControlListener:
             self._watch.bound()
 
     def _closed(self, channel: Channel, reason: Exception) -> None:
-        if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
-            failure = from_broker(reason.reply_code, reason.reply_text)
-            self._lost(channel, replace(failure, hint=_HINTS.get(reason.reply_code, failure.hint)))
-        else:
-            self._lost(channel, ConnectionFailure(f"channel closed: {type(reason).__name__}"))
+        failure = from_channel(reason)
+        self._lost(channel, replace(failure, hint=_HINTS.get(failure.code or 0, failure.hint)))
 
     # the link calls this, once per message
 

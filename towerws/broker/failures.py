@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from OpenSSL import SSL
+from pika import exceptions as pika_exceptions
 from service_identity import VerificationError
 from twisted.internet import error as net_error
 from twisted.python.failure import Failure
@@ -79,6 +80,13 @@ def from_broker(code: int, text: str) -> ConnectionFailure:
         retry = RetryPolicy.BACKOFF
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, said)), "")
     return ConnectionFailure(said, retry, code, hint)
+
+
+def from_channel(reason: Exception) -> ConnectionFailure:
+    """Why a channel was closed."""
+    if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
+        return from_broker(reason.reply_code, reason.reply_text)
+    return ConnectionFailure(f"channel closed: {type(reason).__name__}")
 
 
 def _inequivalent(match: re.Match[str]) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import pika
-from pika import exceptions as pika_exceptions
 from pika import spec
 from pika.channel import Channel
 from twisted.internet import defer, interfaces
@@ -21,7 +20,7 @@ from twisted.python.failure import Failure
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.content import Content
 from towerws.broker.deadline import Deadline
-from towerws.broker.failures import ConnectionFailure, from_broker, from_transport
+from towerws.broker.failures import ConnectionFailure, from_channel, from_transport
 from towerws.core.errors import BrokerError, NotRouted
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
@@ -177,10 +176,7 @@ class PublishingConnection:
             self._owner.publishing_answered(message, error)
 
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
-        if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
-            self._lost(from_broker(reason.reply_code, reason.reply_text))
-        else:
-            self._lost(ConnectionFailure(f"channel closed: {type(reason).__name__}"))
+        self._lost(from_channel(reason))
 
     def _returned(self, _tag: int, _routing_key: str, content: Content, _body: bytes) -> None:
         """Content on a channel without consumers is a Basic.Return's: no queue was bound. Its confirm follows."""

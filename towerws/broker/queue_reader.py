@@ -18,9 +18,8 @@ from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer, Feed
 from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
-from towerws.broker.side_channel import on_side_channel
 from towerws.broker.stream_reader import ReaderEvents
-from towerws.broker.topology import Mode, declare_queue, rebind_queue, set_prefetch
+from towerws.broker.topology import Mode, declare_queue, on_side_channel, rebind_queue, set_prefetch
 from towerws.core.markers import Marker
 from towerws.core.settings import BrokerSettings
 

@@ -34,13 +34,11 @@ from twisted.logger import Logger
 
 from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.connection import BrokerConnection
-from towerws.broker.consumer import Consumer, Feed
+from towerws.broker.consumer import Consumer, Feed, Scout
 from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.markers import MarkerPublisher
-from towerws.broker.scout import Scout
-from towerws.broker.side_channel import on_side_channel
-from towerws.broker.topology import Mode, declare_stream, set_prefetch
+from towerws.broker.topology import Mode, declare_stream, no_deliveries, on_side_channel, set_prefetch
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
 from towerws.core.markers import Marker, parse_marker
 from towerws.core.settings import BrokerSettings
@@ -165,7 +163,7 @@ class StreamReader:
         self._shared = self._upto = self._proof = None
         self._probes = 0
         self._state = _State.CHECKING
-        self._check = self._connection.open_channel(self._checking, _nothing_comes)
+        self._check = self._connection.open_channel(self._checking, no_deliveries)
         self._check.add_on_close_callback(self._check_closed)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
@@ -758,10 +756,6 @@ class StreamReader:
     def _fail(self, failure: ConnectionFailure) -> None:
         self.close()
         self._events.reader_failed(failure)
-
-
-def _nothing_comes(*_: object) -> None:
-    """A channel without consumers gets no deliveries."""
 
 
 def _nobody() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from pika.channel import Channel
 
+from towerws.broker.connection import BrokerConnection
+from towerws.broker.failures import ConnectionFailure, from_channel
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
 
@@ -109,6 +111,39 @@ def bind_control(channel: Channel, settings: BrokerSettings, bound: Callable[[],
     """
     channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_bind("", settings.control, "", callback=lambda _: bound())
+
+
+def on_side_channel(
+    connection: BrokerConnection, methods: Callable[[Channel, Callable[[], None]], object], done: Callable[[ConnectionFailure | None], None]
+) -> None:
+    """Open a channel, call `methods(channel, agreed)`, close the channel.
+
+    `methods` has `agreed` called when the broker answered the last one. `done` is told None then, or why the broker refused;
+    it is told nothing when the connection dies before that.
+    """
+    finished = False
+
+    def finish(failure: ConnectionFailure | None) -> None:
+        nonlocal finished
+        if finished or connection.dead:
+            return
+        finished = True
+        if channel.is_open:
+            channel.close()
+        done(failure)
+
+    def closed(_channel: object, reason: Exception) -> None:
+        finish(from_channel(reason))
+
+    def opened(channel: Channel) -> None:
+        methods(channel, lambda: finish(None))
+
+    channel = connection.open_channel(opened, no_deliveries)
+    channel.add_on_close_callback(closed)
+
+
+def no_deliveries(*_: object) -> None:
+    """A channel without consumers gets no deliveries."""
 
 
 def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
