@@ -280,7 +280,7 @@ class TestStreamStart:
         house.advance(6)
         ready, reason = house.ready()
         assert not ready
-        assert "markers don't get through" in reason
+        assert "markers can't be published" in reason
         assert house.sink.named("caught_up") == []
         house.write(b"new")
         assert house.state() is SourceState.CONSUMING

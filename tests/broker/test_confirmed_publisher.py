@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import now
 from tests.fake_amqp import FakeBroker, Peer, Publication, ack, nack
-from towerws.broker.confirmed_publisher import ROUNDS, TELL_S, WAITING, ConfirmedPublisher
+from towerws.broker.confirmed_publisher import CONFIRM_S, MAX_WAITING, ROUNDS, ConfirmedPublisher
 from towerws.broker.publishing_connection import CLOSE_S, IDLE_S
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
@@ -185,7 +185,7 @@ def test_the_host_that_works_is_asked_first() -> None:
 
 @pytest.mark.parametrize("step", ["tcp", "handshake", "channel", "confirms"])
 def test_a_mute_broker(step: str) -> None:
-    """Whatever is not answered, there is an answer within TELL_S; another host is tried before that."""
+    """Whatever is not answered, there is an answer within CONFIRM_S; another host is tried before that."""
     for hosts, fails in ((("one",), True), (("one", "two"), False)):
         house = House(*hosts)
         house.preferred = url("one")
@@ -195,7 +195,7 @@ def test_a_mute_broker(step: str) -> None:
             house.broker.mute = {"handshake": spec.Connection.StartOk, "channel": spec.Channel.Open, "confirms": spec.Confirm.Select}[step]
         told = house.tell()
         assert not fired(told)
-        house.advance(TELL_S)
+        house.advance(CONFIRM_S)
         assert fired(told)
         if fails:
             assert "connecting: no answer" in error(told)
@@ -210,7 +210,7 @@ def test_a_broker_that_takes_and_does_not_confirm() -> None:
     house = House()
     house.broker.confirm = silence
     told = house.tell()
-    house.advance(TELL_S)
+    house.advance(CONFIRM_S)
     assert "publishing: no answer from the broker within 5 s (is it in a memory or disk alarm?)" in error(told)
     assert house.broker.peer.transport.aborted
     assert house.clock.getDelayedCalls() == []
@@ -223,7 +223,7 @@ def test_one_that_is_late_does_not_end_the_wait_of_others() -> None:
     house = House()
     house.broker.confirm = silence
     early = house.tell("early")
-    house.advance(TELL_S - 1)
+    house.advance(CONFIRM_S - 1)
     late = house.tell("late")
     house.broker.confirm = ack
     house.advance(1)
@@ -323,12 +323,12 @@ def test_those_who_wait_are_bounded() -> None:
     """Beyond the bound the answer is no, at once; the others are not touched."""
     house = House()
     house.broker.connecting = []
-    waiting = [house.publisher.announce(b"{}", "m") for _ in range(WAITING)]
+    waiting = [house.publisher.announce(b"{}", "m") for _ in range(MAX_WAITING)]
     assert "wait for the broker already" in error(house.publisher.announce(b"{}", "m"))
     assert not any(told.called for told in waiting)
     for told in waiting:
         told.addErrback(lambda _: None)
-    house.advance(TELL_S)
+    house.advance(CONFIRM_S)
     assert all(told.called for told in waiting)
     assert house.clock.getDelayedCalls() == []
 
@@ -366,7 +366,7 @@ def test_a_connection_that_comes_too_late() -> None:
     house = House()
     house.broker.connecting = []
     told = house.tell()
-    house.advance(TELL_S)
+    house.advance(CONFIRM_S)
     assert isinstance(told.result, Failure)
     error(told)
     house.broker.accept()

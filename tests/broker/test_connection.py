@@ -36,16 +36,16 @@ class Events:
         """Written down."""
         self.told.append(("open", server_properties["version"]))
 
-    def connection_read(self) -> None:
+    def read(self) -> None:
         """Written down."""
         self.told.append("read")
         self.on_read()
 
-    def connection_lost(self, failure: ConnectionFailure) -> None:
+    def connection_failed(self, failure: ConnectionFailure) -> None:
         """Written down."""
         self.told.append(failure)
 
-    def connection_gone(self) -> None:
+    def connection_closed(self) -> None:
         """Written down."""
         self.told.append("gone")
 
@@ -66,6 +66,7 @@ def opened(**settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clo
     connection = BrokerConnection(
         BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events
     )
+    connection.on_read = events.read
     connection.makeConnection(transport)
     connection.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
     connection.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
@@ -121,7 +122,7 @@ def test_a_pause_has_a_deadline() -> None:
     connection.pause()
     for _ in range(21):
         clock.advance(1)
-    assert "nothing read for 20 s, since a turn was still being written" in str(events.told[-1])
+    assert "nothing read for 20 s, since a batch was still being written" in str(events.told[-1])
 
 
 def test_the_handshake_says_who_we_are() -> None:
@@ -194,7 +195,7 @@ def test_a_body_too_long_ends_the_link() -> None:
     connection, events, _, _ = opened()
     connection.open_channel(lambda _: None, lambda *_: None)
     connection.dataReceived(frame.Header(1, 1, spec.BasicProperties()).marshal() + frame.Body(1, b"ab").marshal())
-    assert "a body longer than its header said" in str(events.told[-1])
+    assert "a body is longer than its header says" in str(events.told[-1])
 
 
 def test_content_for_nobody_is_ignored() -> None:

@@ -7,7 +7,7 @@ from pika import spec
 
 from tests.auth.tower_kit import logged
 from tests.broker.control_kit import House, is_control
-from towerws.broker.control import PAUSE_MAX_S, SAY_AGAIN_S
+from towerws.broker.control import LOG_AGAIN_S, PAUSE_MAX_S
 
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
@@ -91,7 +91,7 @@ def test_a_refusal_stops_no_event(code: int, text: str, hint: str) -> None:
         assert len(told) == 1
         assert reason in told[0]
         assert 8 <= house.set_ups() <= 12
-        house.advance(SAY_AGAIN_S, 0.5)
+        house.advance(LOG_AGAIN_S, 0.5)
         assert len([line for line in lines.texts if "towerws.control" in line]) == 2
         house.allow()
         house.advance(PAUSE_MAX_S + 1, 0.5)

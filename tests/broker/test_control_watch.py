@@ -7,7 +7,7 @@ from pika import spec
 
 from tests.auth.tower_kit import logged
 from tests.broker.control_kit import House, is_control
-from towerws.broker.control_watch import COME_S, MARKER_S, PROVEN_S, REFUSED_S, SAY_AGAIN_S, SILENT_S
+from towerws.broker.control_watch import COME_S, LOG_AGAIN_S, MARKER_S, PROVEN_S, REFUSED_S, SILENT_S
 from towerws.core.errors import BrokerError
 
 RETURNED = BrokerError("no daemon listens to exchange towerws.control", 312)
@@ -211,7 +211,7 @@ def test_a_daemon_that_may_not_publish() -> None:
         assert len(house.announced) == 2
         house.fail(FORBIDDEN)
         assert len(lines.texts) == 1
-        house.advance(SAY_AGAIN_S + REFUSED_S, 0.5)
+        house.advance(LOG_AGAIN_S + REFUSED_S, 0.5)
         for _ in range(2):
             house.advance(REFUSED_S + MARKER_S, 0.5)
             if not house.announced[-1][1].called:
@@ -281,7 +281,7 @@ def test_a_channel_on_which_nothing_comes() -> None:
     assert house.state() == "listening"
     assert house.heard.calls == ["listening"] * 2
     assert len(house.broker.peers) == 1
-    assert "nothing has come for 60 s" in "".join(lines.texts)
+    assert "nothing arrived for 60 s" in "".join(lines.texts)
     house.prove()
 
 

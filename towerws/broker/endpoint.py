@@ -1,4 +1,4 @@
-"""Where a broker is reached: TCP, or TLS with the certificate and the host name verified."""
+"""The endpoint of a broker: TCP, or TLS with the certificate and the host name verified."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PEM_END = b"-----END CERTIFICATE-----"
 
 
 def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> IStreamClientEndpoint:
-    """The endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
+    """Return the endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
 
-    Raises OSError or ValueError when `tls_ca` can't be used: it is read anew for every attempt, so that a renewed one counts.
+    It is read again for every attempt, so a renewed file counts. Raises OSError or ValueError if `tls_ca` can't be used.
     """
     tcp = HostnameEndpoint(reactor, url.host, url.port, timeout=settings.attempt_s)
     if not url.tls:
@@ -30,10 +30,10 @@ def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> I
 def _authorities(path: str) -> Any:
     parts = Path(path).read_bytes().split(_PEM_END)[:-1]
     if not parts:
-        raise ValueError(f"tls_ca {path} holds no PEM certificate")
+        raise ValueError(f"tls_ca {path} has no PEM certificate")
     try:
         certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
     except crypto.Error:
-        raise ValueError(f"tls_ca {path} holds a certificate that is damaged") from None
+        raise ValueError(f"tls_ca {path} has a damaged certificate") from None
     trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
     return trust(certificates)
