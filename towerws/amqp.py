@@ -2,12 +2,12 @@
 
   state      | begins with                                | deadline                              | ends in
   idle       | the start of the process                   | -                                     | connecting (start)
-  connecting | an attempt at the next host                | attempt_s                             | handshake; backoff
-  handshake  | TCP is connected, and TLS if asked for     | the same attempt_s                    | topology; backoff
-  topology   | AMQP is open; or the channel was closed    | the same; or attempt_s again          | proving; refilling; consuming; backoff
-  proving    | consume-ok; or offsets were left out       | attempt_s without progress (1)        | refilling; consuming; topology; backoff
-  refilling  | consume-ok; or proven                      | the same                              | consuming; topology; backoff
-  consuming  | history is as complete as it can be        | silence_s, or 30 s without marker (2) | topology; proving; backoff
+  connecting | an attempt at the next host                | attempt_s                             | handshake, backoff
+  handshake  | TCP is connected, and TLS if asked for     | the same attempt_s                    | topology, backoff
+  topology   | AMQP is open; or the channel was closed    | the same; or attempt_s again          | proving, refilling, consuming, backoff
+  proving    | consume-ok; or offsets were left out       | attempt_s without progress (1)        | refilling, consuming, topology, backoff
+  refilling  | consume-ok; or proven                      | the same                              | consuming, topology, backoff
+  consuming  | history is as complete as it can be        | silence_s, or 30 s without marker (2) | topology, proving, backoff
   backoff    | a failure in any state                     | the delay                             | connecting
   stopped    | stop(), from any state                     | STOP_S                                | -
 

@@ -29,7 +29,7 @@ from towerws.broker.failures import RetryPolicy, from_broker, from_transport
     ],
 )
 def test_what_the_broker_says(code: int, text: str, retry: RetryPolicy, hint: str) -> None:
-    """Code and text are kept whole; the cure sets the pace; the hint names the next step where there is one."""
+    """Code and text are kept complete, the policy sets the pace, and the hint names the next step if there is one."""
     failure = from_broker(code, text)
     assert (failure.text, failure.code, failure.retry) == (f"{code} {text}", code, retry)
     assert hint in failure.hint
@@ -50,7 +50,7 @@ def test_what_the_broker_says(code: int, text: str, retry: RetryPolicy, hint: st
     ],
 )
 def test_what_differs_is_named(what: str, hint: str) -> None:
-    """A 406 for other arguments says which, what was asked, what is there, and which setting that is."""
+    """A 406 for other arguments names the argument, both values, and the setting."""
     failure = from_broker(406, f"PRECONDITION_FAILED - {what}")
     assert "'s1' exists with " in failure.hint
     assert hint in failure.hint
@@ -71,7 +71,7 @@ def test_what_differs_is_named(what: str, hint: str) -> None:
     ],
 )
 def test_what_the_network_says(reason: Exception, retry: RetryPolicy, text: str) -> None:
-    """Each usual failure of TCP, DNS and TLS is said in one line."""
+    """Each usual failure of TCP, DNS and TLS has a text of one line."""
     failure = from_transport(Failure(reason), "handshake", tls=False)
     assert text in str(failure)
     assert failure.retry is retry

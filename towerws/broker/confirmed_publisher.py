@@ -5,7 +5,7 @@ publishes, including its acknowledgements of events. The connection is made for 
 
   state      | begins with            | deadline           | ends in
   none       | no message             | -                  | connecting
-  connecting | a message              | part of CONFIRM_S  | ready; connecting (another host); none
+  connecting | a message              | part of CONFIRM_S  | ready, connecting (another host), none
   ready      | confirms are enabled   | IDLE_S, when idle  | none
 
 After a failure, the next host is tried, and every message that was not confirmed is sent again. A daemon that gets the same revocation

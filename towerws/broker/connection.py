@@ -76,7 +76,7 @@ class BrokerConnectionEvents(Protocol):
 
 
 def quiet_pika() -> None:
-    """Set pika's own loggers to WARNING at every log level of ours. Below that they log message bodies and whole frames.
+    """Set pika's own loggers to WARNING at any log level. Below that they log message bodies and whole frames.
 
     The channel's logger is set to ERROR: why the broker closed a channel is in our own log line, once and not at every attempt.
     """

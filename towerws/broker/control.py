@@ -2,9 +2,9 @@
 
   state     | begins with                              | deadline    | ends in
   off       | no connection to the broker              | -           | starting
-  starting  | AMQP is open, or the pause is over       | attempt_s   | listening; paused; off
-  listening | consume-ok                               | -           | paused; off
-  paused    | the broker refused, or closed the channel | the pause  | starting; off
+  starting  | AMQP is open, or the pause is over       | attempt_s   | listening, paused, off
+  listening | consume-ok                               | -           | paused, off
+  paused    | the broker refused, or closed the channel | the pause  | starting, off
   off       | the connection ended, from any state     | -           | starting
 
 While it listens, a `ControlWatch` proves by markers that the queue is still bound. If it is not, the queue is bound again.

@@ -7,14 +7,14 @@ silence. The facts about RabbitMQ's streams are from experiments with 3.10 and 4
 
   state      | what the reader does                             | what ends the state                           | next state
   checking   | asks whether the stream exists                   | it exists; 404 "no queue"                     | attaching
-  attaching  | main begins at the anchor: our newest marker,    | consume-ok                                    | proving; refilling
+  attaching  | main begins at the anchor: our newest marker,    | consume-ok                                    | proving, refilling
              | else the newest delivery. If nothing was read:   |                                               |
              | at an interval of the broker's clock             |                                               |
-  proving    | main reads the anchor again; a scout is at       | main reads the newest delivery again          | refilling; live
+  proving    | main reads the anchor again; a scout is at       | main reads the newest delivery again          | refilling, live
              | `next`; a marker goes straight to the stream     | other content, or the marker before our newest | comparing
              |                                                  | main begins after our newest                  | jumped
-  comparing  | main begins at the oldest delivery of history    | the first delivery that differs: a gap        | refilling; live
-  jumped     | offsets were left out: a scout is at `first`     | the first offset there is: a gap or none      | refilling; live
+  comparing  | main begins at the oldest delivery of history    | the first delivery that differs: a gap        | refilling, live
+  jumped     | offsets were left out: a scout is at `first`     | the first offset there is: a gap or none      | refilling, live
   refilling  | main reads into history                          | our marker, published after consume-ok, comes | live
 
 If markers are refused or an alarm blocks them, the first message that a scout at `next` gets takes the marker's place.
