@@ -278,7 +278,7 @@ class Reader:
 class FakeStream:
     """The stream behind a broker, or behind several: entries with their offsets, and where each consumer begins.
 
-    It begins as RabbitMQ does (3.10 and 4.0, by experiment). An offset in the stream is that message, an offset beyond the end waits for it.
+    It begins as RabbitMQ does (3.10 and 4.0, by experiment). An offset in the stream is that message. One beyond the end waits.
     `first` is the oldest message left, `next` the next one written. At the offset `unreadable` the broker ends the connection.
     """
 

@@ -180,7 +180,7 @@ class TestStreamStart:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=200)
         assert [call[0] for call in house.sink.calls] == ["deliver", "caught_up"]
 
-    def test_a_link_cut_in_the_middle_of_the_refill(self) -> None:
+    def test_a_connection_cut_in_the_middle_of_the_refill(self) -> None:
         """What was read is kept, the rest is read, and only then is history complete (C3)."""
         house = House()
         house.side.swallow = True
@@ -333,7 +333,7 @@ class TestResume:
         house.until(lambda: house.state() is not SourceState.BACKOFF, within_s=0.6)
         house.settle()
 
-    def test_a_lost_link_goes_on_where_it_was(self) -> None:
+    def test_a_failed_connection_goes_on_where_it_was(self) -> None:
         """Messages read after our newest marker are compared and dropped. Newer messages follow, without a gap."""
         house = House().consuming()
         house.write(b"a", b"b")
@@ -346,7 +346,7 @@ class TestResume:
         assert house.sink.is_proven
 
     @pytest.mark.parametrize("silent_s", [0.5, 1.5, 8, 50])
-    def test_silence_after_a_lost_link_decides_nothing(self, silent_s: float) -> None:
+    def test_silence_after_a_failure_decides_nothing(self, silent_s: float) -> None:
         """The broker's data is late, by any time: no gap, nothing twice, nothing missing (C1)."""
         house = House().consuming()
         house.write(b"a")
@@ -448,7 +448,7 @@ class TestResume:
         assert [call for call in house.sink.calls if call[0] in {"rewind", "hole"}] == [("hole", first)]
         assert house.sink.offsets[-5:] == list(range(first, first + 5))
 
-    def test_a_gap_that_was_not_told_yet_survives_the_link(self) -> None:
+    def test_a_gap_that_was_not_told_yet_survives_the_connection(self) -> None:
         """The connection fails after the missing messages were found, and before the next delivery. Clients are still told of the gap."""
         house = House().consuming()
         house.write(b"a")
@@ -890,7 +890,7 @@ class TestDeliveries:
         written(1000)
         assert not peer.transport.paused
 
-    def test_a_turn_written_after_the_link_is_lost_does_nothing(self) -> None:
+    def test_a_batch_written_after_the_connection_failed_does_nothing(self) -> None:
         """The end of a batch comes late. It affects neither the old transport nor the new one."""
         house = House().consuming()
         peer, house.sink.holding = house.broker.peer, True
@@ -1261,7 +1261,7 @@ class TestChannelFailures:
         assert len(house.broker.peers) == 1
         assert house.source.counters["last_code"] == 406
 
-    def test_too_many_are_a_lost_link(self) -> None:
+    def test_too_many_end_the_connection(self) -> None:
         """The fourth channel failure within 60 s ends the connection. The next attempt comes soon."""
         house = House(consume="queue")
         house.start()
@@ -1273,7 +1273,7 @@ class TestChannelFailures:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
         assert len(house.broker.peers) == 2
 
-    def test_silence_after_a_channel_loss_has_a_deadline(self) -> None:
+    def test_silence_after_a_channel_failure_has_a_deadline(self) -> None:
         """A topology that is not answered the second time ends the attempt, too."""
         house = House(consume="queue")
         house.start()

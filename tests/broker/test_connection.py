@@ -95,7 +95,7 @@ def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written:
     connection.abort()
 
 
-def test_a_paused_link_reads_nothing() -> None:
+def test_a_paused_connection_reads_nothing() -> None:
     """Pausing twice is pausing once. Resuming a connection that is not paused, or that ended, does nothing."""
     connection, _, transport, _ = opened()
     connection.pause()
@@ -177,7 +177,7 @@ def test_frames_cut_anywhere() -> None:
         b"\x01\x00\x01\x00\x00\x00\x04\xff\xff\xff\xff\xce",
     ],
 )
-def test_what_is_no_amqp_ends_the_link(data: bytes) -> None:
+def test_bytes_that_are_not_amqp_end_the_connection(data: bytes) -> None:
     """Bytes that are not AMQP end this connection with one reason, and dataReceived raises nothing."""
     connection, events, transport, clock = opened()
     connection.dataReceived(data)
@@ -190,7 +190,7 @@ def test_what_is_no_amqp_ends_the_link(data: bytes) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_a_body_too_long_ends_the_link() -> None:
+def test_a_body_too_long_ends_the_connection() -> None:
     """A body that is longer than its header says is an error of the peer."""
     connection, events, _, _ = opened()
     connection.open_channel(lambda _: None, lambda *_: None)

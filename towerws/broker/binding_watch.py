@@ -201,7 +201,7 @@ class BindingWatch:
             self._rebind()
         elif self._refused is not None and not self._passive and now - self._rebound_at >= REBIND_S:
             self._rebound_at = now
-            watched.rebind(self._rebound_blindly)
+            watched.rebind(self._rebound_unproven)
             self._send()
         elif now - marker_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
             self._schedule(INTERVAL_S - (now - marker_at))
@@ -310,6 +310,6 @@ class BindingWatch:
                 self._log.warn("events don't reach us: {reason}", reason=self._unbound)
             self._schedule(RETRY_S)
 
-    def _rebound_blindly(self, failure: ConnectionFailure | None) -> None:
+    def _rebound_unproven(self, failure: ConnectionFailure | None) -> None:
         if failure is not None:
             self._problem = str(failure)

@@ -67,7 +67,7 @@ class PublishingConnection:
     ) -> None:
         self.url = url
         self.blocked = False
-        """Whether the broker is in an alarm, as far as it said so on this connection."""
+        """Whether the broker takes no messages, by its last notice on this connection."""
         self.ready = False
         self.worked = False
         """Whether the broker confirmed anything on it."""
