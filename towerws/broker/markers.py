@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.deadline import Deadline
 from towerws.core.errors import BrokerError, PublishRefused
-from towerws.core.markers import MARKER_TOPIC, Marker
+from towerws.core.markers import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.sources import Sink
 
 REMEMBERED: Final = 1000
@@ -97,6 +98,70 @@ class MarkerPublisher:
         published = self._publisher.publish(exchange, routing_key, marker.body, marker.text)
         published.addCallbacks(lambda _: done(None), partial(_failed, done))
         return marker.text
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Our marker that was read: its offset, and when it was published (monotonic seconds)."""
+
+    offset: int
+    sent_at: float
+
+
+class ProofMarkers:
+    """Publishes markers straight to `stream` until one shows how far the log reaches. They are newer than the reader's consumer.
+
+    `answered` gets None when the broker has the marker `sending`, or why it was not published.
+    """
+
+    def __init__(self, markers: MarkerPublisher, stream: str, sink: Sink, reactor: interfaces.IReactorTime, answered: Done) -> None:
+        self.newest: Proof | None = None
+        """The newest of these markers that was read."""
+        self.sending = ""
+        """The text of the marker that was sent last."""
+        self._markers = markers
+        self._stream = stream
+        self._sink = sink
+        self._answered = answered
+        self._sent_before = 0
+        self._next = Deadline(reactor)
+
+    def consumer_accepted(self) -> None:
+        """Only markers that are sent from now on prove anything about the present consumer."""
+        self._sent_before = self._markers.count
+
+    def send(self) -> None:
+        """Publish a marker now."""
+        self._markers.send_direct(self._stream, self._answered, self._sent)
+
+    def send_after(self, delay_s: float) -> None:
+        """Publish a marker after `delay_s` seconds, unless `clear` is called before."""
+        self._next.set(delay_s, self.send)
+
+    def clear(self) -> None:
+        """Publish no more markers."""
+        self._next.clear()
+
+    def is_proof(self, body: bytes) -> bool:
+        """Whether `body` is our marker, sent after the broker accepted the present consumer."""
+        marker = parse_marker(body)
+        if marker is None:
+            return False
+        number = self._markers.number(marker)
+        return number is not None and number > self._sent_before
+
+    def arrived(self, marker: Marker, offset: int) -> bool:
+        """A marker was read. Returns whether it is ours."""
+        number = self._markers.number(marker)
+        if number is None:
+            return False
+        if number > self._sent_before:
+            self.newest = Proof(offset, self._markers.sent_at(marker))
+        return True
+
+    def _sent(self, text: str) -> None:
+        self.sending = text
+        self._sink.marker_sent(text)
 
 
 class PositionMarkers:

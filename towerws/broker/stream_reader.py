@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from pika import exceptions as pika_exceptions
 from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
@@ -38,11 +37,11 @@ from towerws.broker.consumer import Consumer, Scout
 from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.log_checks import Clock, ClockCheck, LogComparison, Same
-from towerws.broker.markers import MARKER_RETRY_S, MarkerPublisher, PositionMarkers
+from towerws.broker.markers import MARKER_RETRY_S, MarkerPublisher, PositionMarkers, Proof, ProofMarkers
 from towerws.broker.reader import CLOCK_MARGIN_S, ChannelRestarts, ReaderEvents, ReadProgress
-from towerws.broker.topology import Mode, declare_stream, no_deliveries, on_side_channel, set_prefetch
+from towerws.broker.topology import Mode, declare_stream, on_side_channel, set_prefetch, stream_exists
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
-from towerws.core.markers import Marker, parse_marker
+from towerws.core.markers import Marker
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import SourceState
 
@@ -80,31 +79,23 @@ class StreamReader:
         self._settings = settings
         self._progress = progress
         self._sink = progress.sink
-        self._markers = markers
+        self._proofs = ProofMarkers(markers, settings.stream, progress.sink, reactor, self._marker_answered)
         self._positions = PositionMarkers(markers, settings.stream, progress.sink, reactor)
         self._watch = watch
         self._reactor = reactor
         self._events = events
         self._closed = False
         self._state = _State.CHECKING
-        self._check: Any = None
+        self._check: object = None
         self._start: object = None
         self._consumer: Consumer | None = None
         self._scout: Scout | None = None
         self._deadline = Deadline(reactor)
-        self._next_marker = Deadline(reactor)
         self._restarts = ChannelRestarts(reactor)
         self._comparison = LogComparison(progress)
         self._clock_check = ClockCheck()
-        self._sent_before = 0
-        """How many markers had been sent when the broker accepted the present consumer."""
-        self._proof: str | None = None
-        """The text of our newest marker that was read, and that was published after that. It proves that history is complete."""
-        self._proof_offset = -1
-        self._proof_sent_at = 0.0
         self._new_from: int | None = None
         """Without markers: the offset at which the scout found the first new message."""
-        self._sending = ""
         self._expected_before: int | None = None
         self._progress_checked = False
 
@@ -118,11 +109,11 @@ class StreamReader:
         self._close_channels()
         if not self._sink.history_complete:
             self._positions.send_early()
-        self._comparison.shared = self._new_from = self._proof = None
+        self._comparison.shared = self._new_from = self._proofs.newest = None
         self._clock_check.reset()
         self._state = _State.CHECKING
-        self._check = self._connection.open_channel(self._check_opened, no_deliveries)
-        self._check.add_on_close_callback(self._check_closed)
+        self._check = check = object()  # an answer to an earlier check changes nothing
+        stream_exists(self._connection, self._settings.stream, lambda exists: self._checked(check, exists=exists))
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def end_read(self) -> None:
@@ -157,25 +148,10 @@ class StreamReader:
 
     # checking: does the stream exist?
 
-    def _check_opened(self, channel: Channel) -> None:
-        if channel is self._check:
-            channel.queue_declare(self._settings.stream, passive=True, callback=lambda _: self._checked(missing=False))
-
-    def _check_closed(self, channel: object, reason: Exception) -> None:
-        # Only the text "no queue" is an answer: a queue whose node is still starting gives a 404, too. The consumer's channel will
-        # meet any other refusal again, and report it.
-        if channel is self._check:
-            missing = (
-                isinstance(reason, pika_exceptions.ChannelClosedByBroker) and reason.reply_code == 404 and "no queue" in reason.reply_text
-            )
-            self._checked(missing=missing)
-
-    def _checked(self, *, missing: bool) -> None:
-        check, self._check = self._check, None
-        if check is None or self._closed:
+    def _checked(self, check: object, *, exists: bool) -> None:
+        if check is not self._check or self._closed:
             return
-        if check.is_open:
-            check.close()
+        self._check, missing = None, not exists
         progress, sink, unreadable = self._progress, self._sink, self._progress.unreadable
         if progress.last_mode is Mode.QUEUE or (missing and progress.read is not None):
             # The broker itself said that this is another log: the one that history holds does not exist any more.
@@ -210,7 +186,7 @@ class StreamReader:
         """Open main at `start`. `bind`: bind the stream to the exchange as well."""
         self._state = _State.ATTACHING
         self._start = start
-        self._sent_before = self._markers.count
+        self._proofs.consumer_accepted()
         bind = bind or self._progress.marker_problem is not None
 
         def topology(channel: Channel) -> str:
@@ -226,10 +202,10 @@ class StreamReader:
         progress, start = self._progress, self._start
         was_empty = progress.last_mode is Mode.STREAM and progress.read is None and start == "first" and not progress.hole
         progress.last_mode = Mode.STREAM
-        self._sent_before = self._markers.count
+        self._proofs.consumer_accepted()
         if self._state is _State.COMPARING:
             self._watch_progress()
-            self._send_marker()
+            self._proofs.send()
             return
         skip = progress.unreadable.skip
         if progress.read is None or skip or (progress.hole and isinstance(start, int) and start > progress.read):
@@ -245,7 +221,7 @@ class StreamReader:
             self._open_scout("next", self._scout_at_end)
         if self._state is not _State.LIVE:
             self._watch_progress()
-            self._send_marker()
+            self._proofs.send()
 
     def _accept(self) -> None:
         """It is the same log: from now on main's deliveries are new. They go into history, and to the clients if history is complete."""
@@ -276,13 +252,9 @@ class StreamReader:
 
     def consumer_marker(self, marker: Marker, routing_key: str, body: bytes, offset: int) -> None:
         """Main read a marker, ours or another daemon's."""
-        number = self._markers.number(marker)
-        if number is not None:
+        if self._proofs.arrived(marker, offset):
             self._progress.anchor = offset, body
             self._positions.marker_arrived()
-            if number > self._sent_before:
-                self._proof, self._proof_offset = marker.text, offset
-                self._proof_sent_at = self._markers.sent_at(marker)
         self._watch.marker_arrived(marker, routing_key, offset)
         if self._state is _State.REFILLING:
             self._check_refill()
@@ -317,18 +289,10 @@ class StreamReader:
         read = self._progress.read
         if self._state is not _State.PROVING or read is None or offset > read:
             return
-        if self._is_proof(body):
+        if self._proofs.is_proof(body):
             self._start_comparing(offset)
         elif self._comparison.differs(routing_key, body, offset):
             self._start_comparing(None)
-
-    def _is_proof(self, body: bytes) -> bool:
-        """Whether this is our marker, published after the broker accepted the present consumer."""
-        marker = parse_marker(body)
-        if marker is None:
-            return False
-        number = self._markers.number(marker)
-        return number is not None and number > self._sent_before
 
     # comparing: what does the log share with history?
 
@@ -345,7 +309,7 @@ class StreamReader:
         self._report(SourceState.PROVING, "the log was changed: looking for the part that is still the same")
 
     def _compare(self, routing_key: str, body: bytes, offset: int) -> None:
-        same = self._comparison.from_oldest(routing_key, body, offset, is_proof=self._is_proof)
+        same = self._comparison.from_oldest(routing_key, body, offset, is_proof=self._proofs.is_proof)
         if same is Same.YES:
             self._accept()
         elif same is Same.NO:
@@ -421,35 +385,35 @@ class StreamReader:
 
     def _check_refill(self) -> None:
         """History is complete once our marker was read, and the refill is known to have begun early enough."""
-        consumer = self._consumer
+        consumer, proof = self._consumer, self._proofs.newest
         if consumer is None:
             return
-        if self._proof is None:
+        if proof is None:
             if self._new_from is not None and consumer.expected is not None and consumer.expected > self._new_from:
                 self._sink.caught_up()
                 self._go_live()
             return
         if self._progress.by_interval:
             if not self._clock_check.running:
-                self._check_clock()
+                self._check_clock(proof)
             return
         self._sink.caught_up()
         self._go_live()
 
-    def _check_clock(self) -> None:
+    def _check_clock(self, proof: Proof) -> None:
         """Ask the node for the last ten seconds (`ClockCheck`). Another marker makes sure that it has something to deliver."""
         check = self._clock_check
 
         def ready() -> None:
             check.asked(self._reactor.seconds())
-            self._next_marker.set(CLOCK_ANSWER_S, self._send_marker)
+            self._proofs.send_after(CLOCK_ANSWER_S)
 
         def saw(offset: int, _routing_key: str, _body: bytes) -> None:
             if not check.running:
                 return
             clock = check.judge(offset)
             self._progress_checked = False
-            self._next_marker.clear()
+            self._proofs.clear()
             self._close_scout()
             self._watch_progress()
             if clock is Clock.RIGHT:
@@ -458,10 +422,10 @@ class StreamReader:
             elif clock is Clock.NOT_PROVEN:
                 self._refill_from_first()
             else:
-                self._proof = None
-                self._send_marker()
+                self._proofs.newest = None
+                self._proofs.send()
 
-        check.begin(self._proof_offset, self._proof_sent_at)
+        check.begin(proof.offset, proof.sent_at)
         self._open_scout(f"{CLOCK_MARGIN_S}s", saw, ready=ready)
         self._deadline.set(self._settings.attempt_s * 3, self._unanswered)
 
@@ -476,14 +440,14 @@ class StreamReader:
         self._sink.restart()
         self._progress.read = self._progress.anchor = None
         self._progress.by_interval = False
-        self._proof = None
+        self._proofs.newest = None
         self._attach("first", bind=False)
 
     def _go_live(self) -> None:
         self._state = _State.LIVE
         self._restarts.was_live = True
         self._deadline.clear()
-        self._next_marker.clear()
+        self._proofs.clear()
         self._close_scout()
         self._events.reader_live()
         self._watch.start(self)
@@ -492,20 +456,12 @@ class StreamReader:
 
     # markers
 
-    def _send_marker(self) -> None:
-        """Publish a marker straight to the stream. It was published after the broker accepted the consumer."""
-        self._markers.send_direct(self._settings.stream, self._marker_answered, self._marker_numbered)
-
-    def _marker_numbered(self, text: str) -> None:
-        self._sending = text
-        self._sink.marker_sent(text)
-
     def _marker_answered(self, error: BrokerError | None) -> None:
         if self._closed or self._state is _State.LIVE:
             return
         if error is None:
             self._progress.marker_problem = None
-            self._sink.marker_confirmed(self._sending)
+            self._sink.marker_confirmed(self._proofs.sending)
             return
         if isinstance(error, NotRouted):
             self._not_routed()
@@ -522,13 +478,13 @@ class StreamReader:
             SourceState.PROVING if self._state is not _State.REFILLING else SourceState.REFILLING,
             f"position not proven: no delivery yet; markers can't be published: {error}",
         )
-        self._next_marker.set(MARKER_RETRY_S, self._send_marker)
+        self._proofs.send_after(MARKER_RETRY_S)
 
     def _not_routed(self) -> None:
         """No queue took the marker. The stream was deleted, or its binding is missing and markers go through the exchange."""
         if self._state in {_State.PROVING, _State.COMPARING, _State.REFILLING}:
             self.rebind(lambda _: None)
-            self._next_marker.set(MARKER_RETRY_S, self._send_marker)
+            self._proofs.send_after(MARKER_RETRY_S)
 
     def _scout_found_new(self, offset: int, _routing_key: str, _body: bytes) -> None:
         if self._new_from is None and self._state is _State.REFILLING:
@@ -570,17 +526,17 @@ class StreamReader:
         """The broker ended the connection (541) where main has to begin: check whether it serves the end of this stream."""
         self._report(SourceState.PROVING, "the broker ends the connection at this place in the stream: checking whether it serves the rest")
         self._state = _State.ATTACHING
-        self._sent_before = self._markers.count
+        self._proofs.consumer_accepted()
 
         def saw(offset: int, _routing_key: str, body: bytes) -> None:
-            if not self._is_proof(body):
+            if not self._proofs.is_proof(body):
                 return
             # It does. If the broker ends the connection again, the reason is an entry at the place where main begins.
             self._close_scout()
             self._progress.unreadable.evidence = offset
             self._attach_again()
 
-        self._open_scout("next", saw, ready=self._send_marker)
+        self._open_scout("next", saw, ready=self._proofs.send)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def _pass_over(self) -> None:
@@ -643,14 +599,12 @@ class StreamReader:
     def _close_channels(self) -> None:
         """Close every channel, and end every wait."""
         self._deadline.clear()
-        self._next_marker.clear()
+        self._proofs.clear()
         self._positions.clear()
         self._clock_check.running = self._progress_checked = False
         self._expected_before = None
         self._close_scout()
-        check, self._check = self._check, None
-        if check is not None and check.is_open and not self._connection.dead:
-            check.close()
+        self._check = None
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.close()

@@ -142,11 +142,24 @@ def on_side_channel(
     def opened(channel: Channel) -> None:
         methods(channel, lambda: finish(None))
 
-    channel = connection.open_channel(opened, no_deliveries)
+    channel = connection.open_channel(opened, _no_deliveries)
     channel.add_on_close_callback(closed)
 
 
-def no_deliveries(*_: object) -> None:
+def stream_exists(connection: BrokerConnection, stream: str, done: Callable[[bool], None]) -> None:
+    """Ask the broker whether `stream` exists, on a channel of its own. `done` is not called if the connection ends before the answer.
+
+    Only a 404 with the text "no queue" means that it does not: a queue whose node is still starting gives a 404, too. The consumer's
+    channel will meet any other refusal again, and report it.
+    """
+
+    def answered(failure: ConnectionFailure | None) -> None:
+        done(failure is None or failure.code != 404 or "no queue" not in failure.text)
+
+    on_side_channel(connection, lambda channel, agreed: channel.queue_declare(stream, passive=True, callback=lambda _: agreed()), answered)
+
+
+def _no_deliveries(*_: object) -> None:
     """The delivery callback of a channel without consumers. It is never called."""
 
 
