@@ -139,7 +139,7 @@ class ControlWatch:
         self._sent = self._missing = None
         self._timer.set(MARKER_S, self._next)
         if missing is not None and not self._rechecked:
-            self._found_unbound("a marker that the broker confirmed did not come, but a later one did")
+            self._found_unbound("a marker that the broker confirmed did not come, and a later one did")
         self._rechecked = False
         if self._warned is not None:
             self._warned = None
