@@ -1,4 +1,4 @@
-.PHONY: help run test next lint docs bench plot stress lock sbom audit
+.PHONY: help run test next lint docs bench plot stress soak lock sbom audit
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
@@ -6,10 +6,11 @@ help:
 	@echo "make next   the tests with the newest pre-releases of Autobahn, Twisted and pika; ONLY=tests/insides takes seconds (script/next)"
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
 	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= LANES=2 BROKER=3|4"
+	@echo "make soak   one daemon under a light load: what grows in an hour? 30 minutes; MINUTES= SEED= BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
-	@echo "make lint   ruff, its formatter, mypy --strict      (script/lint)"
+	@echo "make lint   ruff, its formatter, mypy, the wording  (script/lint)"
 	@echo "make docs   build/site, the documentation as HTML   (script/docs)"
-	@echo "make lock   requirements/*.txt anew, with hashes    (script/supply lock)"
+	@echo "make lock   writes requirements/*.txt, with hashes  (script/supply lock)"
 	@echo "make sbom   build/towerws.cdx.json, in CycloneDX    (script/supply sbom)"
 	@echo "make audit  known vulnerabilities of what is locked (script/supply audit)"
 
@@ -36,6 +37,9 @@ plot:
 
 stress:
 	@script/stress $(if $(ONLY),--only '$(ONLY)') $(addprefix --seed ,$(SEED)) $(addprefix --repeat ,$(REPEAT)) $(addprefix --lanes ,$(LANES)) $(addprefix --broker ,$(BROKER))
+
+soak:
+	@script/soak $(addprefix --minutes ,$(MINUTES)) $(addprefix --seed ,$(SEED)) $(addprefix --broker ,$(BROKER))
 
 lock sbom audit:
 	@script/supply $@

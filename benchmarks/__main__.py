@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import compression, connections, fanout, growth, producer, tls
+from benchmarks import compression, connections, fanout, growth, producer, sign_in, tls
 from benchmarks.world import Row, world
 from towerws import __version__
 
@@ -20,7 +20,7 @@ SCENARIOS = {
     each.__name__: each
     for each in (
         *(fanout.burst, fanout.steady, fanout.unwatched, fanout.drain, fanout.mixed),
-        *(connections.memory, connections.storm, connections.resume),
+        *(connections.memory, connections.storm, sign_in.sign_in, connections.resume),
         *(fanout.large, fanout.v1, growth.growth, tls.tls, compression.compression, producer.producer),
     )
 }

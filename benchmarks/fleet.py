@@ -132,7 +132,7 @@ class Fleet:
             client.got = client.frames.count(client.tail) if client.spec.uneven else len(client.tail)
             client.tail = b""
 
-    def collect(self, within_s: float, size: int, expected: dict[int, Due], stamped: bool, slow: bool) -> Received:
+    def collect(self, within_s: float, message_bytes: int, expected: dict[int, Due], stamped: bool, slow: bool) -> Received:
         """Read until every client has what it is due; `expected` has the numbers for each client of the sample.
 
         With `slow` the slow ones read, without it the others.
@@ -148,7 +148,7 @@ class Fleet:
         clock = time.monotonic_ns
         ended = clock()
         by_fd = self._by_fd
-        header = self._frame_bytes - size
+        header = self._frame_bytes - message_bytes
         while missing > 0:
             ready = self._epoll.poll(0.2, 4096)
             if not ready and time.monotonic() > deadline:
@@ -178,9 +178,9 @@ class Fleet:
                 client.got += size
                 missing -= size
         ended = clock()
-        disorder = self._disorder(reading, size, expected)
-        size = sum(client.size for _, client in reading)
-        return Received(sum(client.due for _, client in reading), size, ended, disorder, sent, delays)
+        disorder = self._disorder(reading, message_bytes, expected)
+        total = sum(client.size for _, client in reading)
+        return Received(sum(client.due for _, client in reading), total, ended, disorder, sent, delays)
 
     def _unit(self, client: Client) -> int:
         """What is counted: messages, or the bytes of one."""

@@ -1,4 +1,4 @@
-r"""Three RabbitMQ nodes of one's own, each in a network namespace: one cluster, whose cables can be pulled.
+r"""Three private RabbitMQ nodes, each in a network namespace: one cluster, whose cables can be pulled.
 
 `python script/private_cluster.py --data DIR` starts a cluster, prints the URL of each node on a line and runs until SIGINT or SIGTERM.
 The fault kit imports `PrivateCluster`. Standard library only. It needs root (or a user namespace where one is root) and iproute2.
@@ -12,7 +12,7 @@ The fault kit imports `PrivateCluster`. Standard library only. It needs root (or
 - The cable to the switch carries what nodes say to each other. `cut` takes it down: that is a network partition, during which
   clients still reach every node.
 - No namespace has a name. Each lives as long as the process that holds it, which the kernel ends with us (`tied_to_us`). With the
-  last process of a namespace its cables vanish too, our ends included. So nothing stays, whatever ends us.
+  last process of a namespace its cables vanish too, our ends included. So nothing stays, even if this process is killed.
 - The addresses are those for benchmarks of networks (RFC 2544: 198.18.0.0/15), which nobody routes.
 """
 
@@ -42,7 +42,7 @@ NET_TICK_S: Final = 8
 """Erlang notices a silent node after 0.75 to 1.25 times this. RabbitMQ's default of 60 s would make each partition last minutes."""
 
 SWITCH_NET: Final = "198.18.0"
-"""No interface of ours is in it: clusters that run at the same time don't meet."""
+"""This process has no interface in it: clusters that run at the same time don't meet."""
 
 NEEDS: Final = ("ip", "tc", "nsenter", "unshare", "setpriv")
 
@@ -61,7 +61,7 @@ def missing_for_cluster() -> str:
 
 
 class _Namespace:
-    """A network namespace, held by one process of ours that does nothing."""
+    """A network namespace, held by one child process that does nothing."""
 
     def __init__(self) -> None:
         unshare = shutil.which("unshare") or "unshare"
@@ -330,7 +330,7 @@ def _until(done: Callable[[], bool], what: str) -> None:
 
 
 def _free_net() -> str:
-    """The first three parts of a network that no interface of ours is in."""
+    """The first three parts of a network in which this process has no interface."""
     taken = set(re.findall(r"inet (198\.19\.\d+)\.", _run(["ip", "-4", "address"]).stdout))
     return random.choice([net for net in (f"198.19.{third}" for third in range(256)) if net not in taken])  # noqa: S311 - not a secret
 

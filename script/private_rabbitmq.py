@@ -1,16 +1,16 @@
-"""A RabbitMQ node of one's own: own data directory, free ports on 127.0.0.1, no system service touched, nothing left behind.
+"""A private RabbitMQ node: its own data directory, free ports on 127.0.0.1, no system service touched, nothing left behind.
 
 `python script/private_rabbitmq.py --data DIR` starts a node, prints its URL on one line and runs until SIGINT or SIGTERM.
 Tests import `PrivateRabbit`. Standard library only, so that it runs before anything is installed.
 
-How it keeps to itself:
-- Debian's `/usr/sbin/rabbitmq-server` changes to the user `rabbitmq`; the script below `/usr/lib/rabbitmq` runs as whoever calls it.
+How it stays private:
+- Debian's `/usr/sbin/rabbitmq-server` changes to the user `rabbitmq`; the script below `/usr/lib/rabbitmq` runs as its caller.
 - A node registers with epmd, which Erlang starts as a daemon that outlives the node. Each node here has its own epmd, in the
   foreground and on a port of its own, so that exactly that one can be ended.
-- Ports are taken from below the kernel's ephemeral range (32768 and up): up there another program's outgoing connection may
+- Ports come from below the kernel's ephemeral range (32768 and up). In that range another program's outgoing connection may
   hold the port when the node comes back, and a client that retries may connect to itself.
 - The node is named after 127.0.0.1 (a long name): a minimal system has no `/etc/hosts` to look `localhost` up in.
-- `setpriv --pdeathsig` (util-linux) makes the kernel end both processes with the thread that started them, whatever ends it.
+- `setpriv --pdeathsig` (util-linux) makes the kernel end both processes with the thread that started them, even if that one is killed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def rabbitmq_version() -> str:
     folder = rabbitmq_bin()
     if folder is None:
         raise RabbitError("RabbitMQ is not installed: apt-get install rabbitmq-server")
-    # script/rabbitmq4 makes a folder of programs beside the /usr that they run with.
+    # script/rabbitmq4 makes a folder of programs next to the /usr that they run with.
     roots = [folder.parent / "lib", *folder.parent.glob("*/usr/lib/rabbitmq/lib")]
     names = [found.name for root in roots for found in root.glob("rabbitmq_server-*")]
     if not names:
@@ -90,7 +90,7 @@ def _epmd(folder: Path) -> str | None:
 
 
 def tied_to_us(command: list[str], signal_name: str) -> list[str]:
-    """The command, which the kernel will send this signal when the thread that starts it ends, whatever ended that."""
+    """The command, to which the kernel sends this signal when the thread that starts it ends for any reason."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         return command

@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from towerws.core.markers import MARKER_TOPIC, Marker
+from towerws.core.deliveries import MARKER_TOPIC, Marker
 from towerws.core.sources import Sink
 
 
@@ -70,15 +70,15 @@ class RecordingSink:
         if marker.hole is not None:
             self.calls.append(("hole_told", marker.hole))
 
-    def end_batch(self, written: Callable[[int], None]) -> None:
+    def end_batch(self, on_written: Callable[[int], None]) -> None:
         """Count the batch. Everything is written at once, unless the test holds it up."""
         self.batches += 1
         if self.broken_batches:
             raise RuntimeError("a sink that breaks its promise")
         if self.holding:
-            self.writing.append(written)
+            self.writing.append(on_written)
         else:
-            written(0)
+            on_written(0)
 
     def gap(self, reason: str) -> None:
         """Record the call."""

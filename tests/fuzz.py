@@ -24,7 +24,7 @@ from tests.ws_kit import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WALL, Cl
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.open import Open
 from towerws.core.errors import CloseReason
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import Secret
 

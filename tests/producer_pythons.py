@@ -93,12 +93,13 @@ class Environment:
 CHANNELS_1 = Environment("channels1", "3.6")
 CHANNELS_2 = Environment("channels2", "3.8")
 CHANNELS_3 = Environment("channels3", "3.9")
+CHANNELS_3_NOW = Environment("channels3now", "3.13")
 CHANNELS_4 = Environment("channels4", "3.13")
 CELERY = Environment("celery", "")
 PIKA = [Environment("pika", version) for version in ("3.7", "3.10", "3.11", "3.12")]
 """The Pythons that no other environment has."""
 
-ALL = [CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, CELERY, *PIKA]
+ALL = [CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_3_NOW, CHANNELS_4, CELERY, *PIKA]
 
 
 def find_python(version: str) -> Path | None:

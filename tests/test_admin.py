@@ -85,7 +85,7 @@ class Admin:
         """As the service does."""
         if len(payload) > LIMIT:
             raise BadDelivery("too_large", "too large")
-        self.edge.ingest.judge(routing_key, payload)
+        self.edge.ingest.check(routing_key, payload)
         return self.edge.source.publish(routing_key, payload)
 
     def raw(self, *pieces: bytes, at: IAddress = LOOPBACK) -> bytes:

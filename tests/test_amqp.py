@@ -13,7 +13,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from tests.fake_amqp import FakeBroker, Peer, Publication, RecordingSink, ack
 from towerws.amqp import AmqpSource
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
-from towerws.core.markers import Marker
+from towerws.core.deliveries import Marker
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
 

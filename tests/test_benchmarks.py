@@ -20,7 +20,7 @@ from benchmarks.messages import FrameCounter, frame, unframe
 ROOT = Path(__file__).parents[1]
 SCENARIOS = {
     *("burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1", "growth", "tls", "compression"),
-    "producer",
+    *("producer", "sign_in"),
 }
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -6,8 +6,7 @@ from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import logged, now
 from towerws.control import ANSWER_S, INTRODUCE_EVERY_S, LEAVE_S, MAX_WAITING, REPORT_EVERY_S, Control
-from towerws.core.control_messages import DaemonName, Done, Leaving, Marker, parse_control, revocation_id
-from towerws.core.daemons import MAX_DAEMONS, PRESENT_S
+from towerws.core.control_messages import MAX_DAEMONS, PRESENT_S, ControlMarker, DaemonName, Done, Leaving, parse_control, revocation_id
 from towerws.core.errors import BrokerError
 from towerws.core.revocation import Disconnection, Revocation
 
@@ -29,7 +28,7 @@ class House:
             None if alone else self.announce,
             self.clock,
             me.id,
-            lambda text: Marker(me, text).body,
+            lambda text: ControlMarker(me, text).body,
         )
 
     def disconnect(self, revocation: Revocation) -> int:
@@ -42,14 +41,14 @@ class House:
         self.announced.append((body, message_id, Deferred()))
         return self.announced[-1][2]
 
-    def hears(self, *messages: Marker | Done | Leaving) -> None:
+    def hears(self, *messages: ControlMarker | Done | Leaving) -> None:
         """Messages of other daemons come."""
         for message in messages:
             self.control.control(message.body, f"{message.daemon}.1")
 
     def knows(self, *daemons: DaemonName) -> House:
         """Markers of these have come; what it published because of that is put aside."""
-        self.hears(*(Marker(daemon, "x") for daemon in daemons))
+        self.hears(*(ControlMarker(daemon, "x") for daemon in daemons))
         self.clock.advance(INTRODUCE_EVERY_S)
         self.announced.clear()
         return self
@@ -251,14 +250,14 @@ def test_an_answer_that_can_not_be_published() -> None:
 def test_a_new_daemon_is_greeted() -> None:
     """It has to know the others before it can wait for them: they send it a marker now, and at most one in a second for all new ones."""
     house = House()
-    house.hears(Marker(OTHER, "x"), Marker(THIRD, "x"), Marker(ME, "its own"))
+    house.hears(ControlMarker(OTHER, "x"), ControlMarker(THIRD, "x"), ControlMarker(ME, "its own"))
     house.clock.advance(0)
-    assert [type(message) for message in house.messages] == [Marker]
+    assert [type(message) for message in house.messages] == [ControlMarker]
     house.announced[0][2].callback(None)
-    house.hears(Marker(OTHER, "x"), Marker(THIRD, "x"))
+    house.hears(ControlMarker(OTHER, "x"), ControlMarker(THIRD, "x"))
     house.clock.advance(INTRODUCE_EVERY_S / 2)
     assert len(house.announced) == 1
-    house.hears(*(Marker(DaemonName(f"{number:016x}", "x"), "x") for number in range(20)))
+    house.hears(*(ControlMarker(DaemonName(f"{number:016x}", "x"), "x") for number in range(20)))
     house.clock.advance(0.1)
     assert len(house.announced) == 1
     house.clock.advance(INTRODUCE_EVERY_S)
@@ -275,7 +274,7 @@ def test_leaving() -> None:
     for answer in ("confirmed", "refused", "never"):
         house = House().knows(OTHER)
         asked = house.control.revoke(Revocation(user=7))
-        house.hears(Marker(THIRD, "x"))
+        house.hears(ControlMarker(THIRD, "x"))
         left = house.control.leave()
         assert now(asked) == Disconnection(2, told=False, reason="the daemon is stopping")
         house.control.control(b'{"user": 8}', revocation_id(OTHER.id, 1))

@@ -18,7 +18,7 @@ from tests.ws_kit import CONTINUATION, PING, PONG, TEXT, Edge, Edges, SlowMethod
 from towerws.auth.open import Open
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_answers import Answer
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import AccessSettings, Secret, TowerSettings
 

@@ -6,8 +6,7 @@ from twisted.internet.selectreactor import SelectReactor
 
 from tests.fakes import FakePeer
 from tests.test_clock import close
-from towerws.core.batch import WRITE_BYTES
-from towerws.core.broadcast import PART_BYTES
+from towerws.core.batch import PART_BYTES, WRITE_BYTES
 from towerws.core.requests import Request
 from towerws.core.settings import Settings
 from towerws.core.wire import TOWER

@@ -20,14 +20,14 @@ from twisted.python.failure import Failure
 from towerws.auth.base import Method
 from towerws.auth.open import Open
 from towerws.core.errors import BadDelivery
-from towerws.core.groups import GroupTable
-from towerws.core.handshake import Head
 from towerws.core.history import History
+from towerws.core.http_head import Head
 from towerws.core.hub import Hub
 from towerws.core.identity import Identity
 from towerws.core.ingest import Ingest
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, GroupSettings, LimitSettings, WebSocketSettings
+from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.protocol import WebSocketConnection, WebSocketFactory
 from towerws.websocket.context import ConnectionContext

@@ -190,7 +190,7 @@ class PageContent:
 class AdminSite(Site):
     """The admin port's resources.
 
-    `why_nobody` says why no client can subscribe to a group's event, or None.
+    `why_no_subscriber` says why no client can subscribe to a group's event, or None.
     `status` gives the figures, `source_status` the source's state, `publish` takes a routing key and a payload and gives the
     position, or raises `BadDelivery`; None when the source takes no messages from here. `disconnect` fires with what came of it.
     """
@@ -204,7 +204,7 @@ class AdminSite(Site):
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
-        why_nobody: Callable[[str, str], str | None] = lambda group, event: None,
+        why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: PageContent | None = None,
     ) -> None:
         root = Resource()
@@ -214,7 +214,7 @@ class AdminSite(Site):
         self._source_status = source_status
         self._publish = publish
         self._disconnect = disconnect
-        self._why_nobody = why_nobody
+        self._why_nobody = why_no_subscriber
         self._websocket_port = websocket_port
         self._page = page or PageContent()
         root.putChild(b"", _Page(b"GET", self._live))

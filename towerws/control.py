@@ -23,10 +23,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.core.control_messages import Done, Leaving, Marker, parse_control, revocation_id, wants_answer
-from towerws.core.daemons import MAX_DAEMONS, Daemons
-from towerws.core.errors import BrokerError
-from towerws.core.printable import printable
+from towerws.core.control_messages import MAX_DAEMONS, ControlMarker, Daemons, Done, Leaving, parse_control, revocation_id, wants_answer
+from towerws.core.errors import BrokerError, printable
 from towerws.core.revocation import Disconnection, Revocation
 
 REPORT_EVERY_S: Final = 60.0
@@ -165,7 +163,7 @@ class Control:
 
     def listening(self) -> None:
         """The control exchange is consumed from here on. Earlier messages are lost to this daemon."""
-        self._others.was_deaf(self._clock.seconds())
+        self._others.restart_timeouts(self._clock.seconds())
         self._recheck_all()
 
     def control(self, body: bytes, message_id: str | None) -> None:
@@ -187,7 +185,7 @@ class Control:
             case Revocation():
                 self._counts["received"] += 1
                 self._carry_out(message, message_id)
-            case Marker(daemon=daemon) if daemon.id != self._me:
+            case ControlMarker(daemon=daemon) if daemon.id != self._me:
                 if self._others.heard(daemon, self._clock.seconds()):
                     self._introduce()
             case Done(daemon=by, message_id=followed):

@@ -23,9 +23,9 @@ from towerws.core.connection_limits import OPTIONS, ConnectionLimits
 from towerws.core.errors import CloseReason
 from towerws.core.frames import is_close_code, text_frame, whole_text
 from towerws.core.identity import Identity
+from towerws.core.rate_limits import TokenBucket
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
-from towerws.core.token_bucket import TokenBucket
-from towerws.core.wire import PLAIN, Dialect
+from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.autobahn_parts import NullLogger, with_shared_state
 from towerws.websocket.context import ConnectionContext
@@ -66,7 +66,7 @@ class WebSocketConnection(OpeningConnection):
     def opened(self, response: bytes) -> None:
         """Begin the session, or wait for a token. The 101 and the first frame leave in one write."""
         factory = self.factory
-        spoken = PLAIN if self._perMessageCompress is None else factory.context.deflated
+        spoken = DIALECTS if self._perMessageCompress is None else factory.context.deflated
         dialect = spoken[self.websocket_protocol_in_use]
         self._send_buffer = open_send_buffer(self.transport, factory.settings.backlog_bytes, factory.soon)
         if self.identity is None:

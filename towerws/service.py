@@ -30,15 +30,15 @@ from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
 from towerws.clock import use_monotonic_clock
 from towerws.control import Control
-from towerws.core.control_messages import DaemonName, Marker
+from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
 from towerws.core.errors import BadDelivery, CloseReason
-from towerws.core.groups import GroupTable
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
+from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
 from towerws.methods import make_methods
@@ -135,7 +135,7 @@ class TowerwsService(Service):
             self.source: Source = embedded
 
             def publish_checked(routing_key: str, payload: bytes) -> str:
-                self.ingest.judge(routing_key, payload)
+                self.ingest.check(routing_key, payload)
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
@@ -174,7 +174,7 @@ class TowerwsService(Service):
             disconnect=self.control.revoke,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
             max_payload_bytes=settings.max_payload_bytes,
-            why_nobody=groups.why_nobody,
+            why_no_subscriber=groups.why_no_subscriber,
             page=PageContent(
                 groups=groups.configured,
                 auth=settings.auth,
@@ -302,7 +302,7 @@ class TowerwsService(Service):
 
     def _marker(self, text: str) -> bytes:
         """Return the body of this daemon's control marker, with the current process id: twistd may have forked."""
-        return Marker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
+        return ControlMarker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
     def _trim_history(self) -> None:
         now = self._reactor.seconds()
@@ -333,6 +333,11 @@ class TowerwsService(Service):
     def _page_topics(self, groups: Container[str]) -> list[str]:
         recent = self.history.recent_topics(PAGE_DELIVERIES)
         return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
+
+    @property
+    def delayed_calls(self) -> int:
+        """Timers of the reactor."""
+        return len(self._reactor.getDelayedCalls())
 
     def source_status(self) -> SourceStatus:
         """Return the source's state. While the daemon stops, it is not ready."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
     return {
         "version": __version__,
         "uptime_s": round(service.uptime_s, 1),
+        "process": {"delayed_calls": service.delayed_calls, "full_collections": gc.get_stats()[2]["collections"]},
         "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
         "control": None
         if service.control_listener is None
@@ -42,6 +44,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "opened": websockets.opened,
             "closed": websockets.closed,
             "revoked": context.credential_monitor.revoked,
+            "rechecks": context.credential_monitor.figures(),
             "limits": dict(context.limits),
             "replays_delayed": context.replays.delays,
             "renewed": context.renewed,

@@ -62,6 +62,7 @@ class Options(usage.Options):
         self.settings = self.loaded.settings
         if self.parent is not None:
             _disable_pid_file(self.parent, sys.argv)
+            _check_files(self.parent)
 
 
 def _with_suggestion(text: str) -> str:
@@ -88,6 +89,27 @@ def _disable_pid_file(twistd: MutableMapping[str, Any], arguments: Sequence[str]
         with suppress(OSError, ValueError):
             if int(file.read_text(encoding="ascii")) == os.getpid():
                 file.unlink()
+
+
+def _check_files(twistd: Mapping[str, Any]) -> None:
+    """End the process where twistd itself would end in a traceback: at a folder that is not there, or a file that it can't write."""
+    folder = Path(twistd["rundir"])
+    if not folder.is_dir():
+        _give_up(f"--rundir = {twistd['rundir']!r}: there is no such folder; choose another one")
+    pidfile, logfile = twistd["pidfile"], twistd["logfile"]
+    files: dict[str, Path] = {}
+    if pidfile:
+        files["--pidfile"] = folder / pidfile  # twistd goes into that folder before it writes this
+    if logfile and logfile != "-":
+        files["--logfile"] = Path(logfile)
+    for flag, file in files.items():
+        was_there = file.exists()
+        try:
+            file.open("ab").close()
+        except OSError as error:
+            _give_up(f"{flag} = {twistd[flag[2:]]!r}: can't be written: {error.strerror}; choose another one")
+        if not was_there:
+            file.unlink()
 
 
 def _give_up(text: str) -> NoReturn:

@@ -272,5 +272,5 @@ def test_the_root_of_all_errors() -> None:
     import towerws_producer  # noqa: PLC0415
 
     errors = [item for item in vars(towerws_producer).values() if isinstance(item, type) and issubclass(item, ProducerError)]
-    assert len(errors) == 14
+    assert len(errors) == 15
     assert len({error.reason for error in errors}) == len(errors)

@@ -30,11 +30,11 @@ async def publish(
         except RuntimeError:
             return  # the loop was closed: nobody waits any more
 
-    event = producer.submit(topic, payload, resolve, message_id)
+    publication = producer.submit(topic, payload, resolve, message_id)
     try:
         error = await asyncio.wait_for(answer, timeout)
     except asyncio.TimeoutError:
-        raise producer.gave_up(event) from None
+        raise producer.gave_up(publication) from None
     if error is not None:
         raise error
-    return str(event.message_id)
+    return str(publication.message_id)

@@ -1,42 +1,70 @@
 """The bounded buffer between the callers and the thread that publishes.
 
-An event is waiting, then in flight, then gone. Both kinds count against one bound in bytes. What exceeds the bound makes the
-oldest waiting events go: of a live stream the newest ones are worth most. After a lost connection everything in flight waits
-again, in front and in its old order.
+An event is waiting, then in flight, then gone. An event that the broker did not take (a nack) is set aside, and waits again later.
+All kinds count against one bound in bytes. What exceeds the bound makes the oldest events go that are not in flight: of a live
+stream the newest ones are worth most. After a lost connection everything in flight waits again, in front and in its old order.
+
+A waiting event that was never sent is a plain tuple of texts and numbers. Python's garbage collector skips such tuples. With
+20,000 objects in their place a collection took 10 to 15 ms, and some emit had to wait for it.
 
 Nothing here waits or locks: the caller holds the lock (towerws_producer.worker).
 """
 
-from collections import OrderedDict, deque
-from typing import Callable, Deque, List, Optional
+from collections import deque
+from typing import Callable, Deque, Dict, List, Optional, Tuple
 
 from towerws_producer.errors import ProducerError
 
-EVENT_BYTES = 400
-"""What an event occupies beside its payload (CPython 3.11: the object, its strings, its places in the containers)."""
+EVENT_BYTES = 420
+"""What an event in flight occupies beside its payload (CPython 3.11, by tracemalloc). One that was never sent has 243 bytes."""
 
-EVICT_PART = 32
-"""Which part of the bound is freed at once when it is met."""
+EVICT_PART = 256
+"""Which part of the bound is freed at once when it is met. 64 KiB of 16 MiB are about 80 events, and 15 µs."""
 
-Resolve = Callable[[Optional[ProducerError]], None]
-"""Told once what became of an event: None when it was confirmed."""
+
+class Publication:
+    """Somebody waits for what becomes of an event. `resolve` is called once: with None when the event was confirmed."""
+
+    __slots__ = ("error", "message_id", "resolve")
+
+    def __init__(self, message_id: Optional[str], resolve: Optional[Callable[[Optional[ProducerError]], None]]) -> None:
+        self.message_id = message_id
+        self.resolve = resolve
+        self.error: Optional[ProducerError] = None
+        """Why the last attempt failed, if the event is tried again."""
+
+
+Entry = Tuple[str, bytes, int, int, Optional[Publication]]
+"""An event that was never sent: topic, body, number, time in seconds, publication."""
+
+Dropped = Tuple[str, Optional[Publication]]
+"""What remains of an event that had to go."""
 
 
 class Event:
-    """One event on its way."""
+    """An event that was sent at least once, or is about to be."""
 
-    __slots__ = ("body", "message_id", "resolve", "sends", "sent_at", "seq", "size", "timestamp", "topic")
+    __slots__ = ("body", "nacks", "number", "publication", "sends", "sent_at", "size", "timestamp", "topic")
 
-    def __init__(self, topic: str, body: bytes, seq: int, message_id: Optional[str], timestamp: int, resolve: Optional[Resolve]) -> None:
+    def __init__(self, topic: str, body: bytes, number: int, timestamp: int, publication: Optional[Publication]) -> None:
         self.topic = topic
         self.body = body
-        self.seq = seq
-        self.message_id = message_id
+        self.number = number
         self.timestamp = timestamp
-        self.resolve = resolve
+        self.publication = publication
         self.size = len(body) + EVENT_BYTES
         self.sends = 0
+        self.nacks = 0
         self.sent_at = 0.0
+
+
+class Watch:
+    """Counts down until the events that were buffered when it began are gone."""
+
+    def __init__(self, last: int, left: int, done: Callable[[], None]) -> None:
+        self.last = last
+        self.left = left
+        self.done = done
 
 
 class Buffer:
@@ -44,13 +72,16 @@ class Buffer:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._waiting: Deque[Event] = deque()
-        self._in_flight: OrderedDict[int, Event] = OrderedDict()
+        self._again: Deque[Event] = deque()  # these are sent before `_waiting`
+        self._waiting: Deque[Entry] = deque()
+        self._in_flight: Dict[int, Event] = {}
+        self._set_aside: Deque[Event] = deque()
+        self._watches: List[Watch] = []
         self.bytes = 0
         self.bytes_in_flight = 0
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._in_flight)
+        return len(self._again) + len(self._waiting) + len(self._in_flight) + len(self._set_aside)
 
     @property
     def in_flight(self) -> int:
@@ -59,75 +90,132 @@ class Buffer:
 
     @property
     def waiting(self) -> int:
-        """How many events were not sent, or have to be sent again."""
-        return len(self._waiting)
+        """How many events can be sent now."""
+        return len(self._again) + len(self._waiting)
 
     @property
-    def oldest(self) -> Optional[Event]:
-        """The event that has been here longest."""
-        if self._in_flight:
-            return next(iter(self._in_flight.values()))
-        return self._waiting[0] if self._waiting else None
+    def set_aside(self) -> int:
+        """How many events the broker did not take, and that wait for `release`."""
+        return len(self._set_aside)
 
-    def add(self, event: Event) -> List[Event]:
+    def add(self, entry: Entry) -> List[Dropped]:
         """Take an event. Returns those that had to go for it; when everything else is in flight, that is the event itself."""
-        self._waiting.append(event)
-        self.bytes += event.size
+        self._waiting.append(entry)
+        self.bytes += len(entry[1]) + EVENT_BYTES
         if self.bytes <= self._max_bytes:
             return []
         # A piece at once: an outage costs each caller the same little, and not a removal for each event.
         keep = self._max_bytes - self._max_bytes // EVICT_PART
-        gone = []
-        while self.bytes > keep and self._waiting:
-            victim = self._waiting.popleft()
-            self.bytes -= victim.size
-            gone.append(victim)
+        gone: List[Dropped] = []
+        while self.bytes > keep:
+            older = self._set_aside or self._again
+            if older:
+                event = older.popleft()
+                gone.append(self._gone(event.topic, event.body, event.number, event.publication))
+            elif self._waiting:
+                topic, body, number, _, publication = self._waiting.popleft()
+                gone.append(self._gone(topic, body, number, publication))
+            else:
+                break
         return gone
 
     def take(self, max_events: int, max_in_flight: int, max_bytes_in_flight: int) -> List[Event]:
         """Move the oldest waiting events into flight: as many as the bounds allow, but one event may always fly."""
         taken: List[Event] = []
-        while self._waiting and len(taken) < max_events and len(self._in_flight) < max_in_flight:
-            event = self._waiting[0]
-            if self._in_flight and self.bytes_in_flight + event.size > max_bytes_in_flight:
+        while self.waiting and len(taken) < max_events and len(self._in_flight) < max_in_flight:
+            body = self._again[0].body if self._again else self._waiting[0][1]
+            size = len(body) + EVENT_BYTES
+            if self._in_flight and self.bytes_in_flight + size > max_bytes_in_flight:
                 break
-            self._waiting.popleft()
-            self._in_flight[event.seq] = event
-            self.bytes_in_flight += event.size
+            event = self._again.popleft() if self._again else Event(*self._waiting.popleft())
+            self._in_flight[event.number] = event
+            self.bytes_in_flight += size
             taken.append(event)
         return taken
 
     def done(self, event: Event) -> bool:
-        """Let go of an event in flight. False when it is no longer here."""
-        if self._in_flight.pop(event.seq, None) is None:
+        """Let go of an event in flight. False when it is no longer there."""
+        if self._in_flight.pop(event.number, None) is None:
             return False
-        self.bytes -= event.size
         self.bytes_in_flight -= event.size
+        self._gone(event.topic, event.body, event.number, event.publication)
         return True
 
+    def put_aside(self, event: Event) -> bool:
+        """Keep an event in flight for `release`. False when it is no longer there."""
+        if self._in_flight.pop(event.number, None) is None:
+            return False
+        self.bytes_in_flight -= event.size
+        self._set_aside.append(event)
+        return True
+
+    def release(self, most: int) -> None:
+        """Have up to `most` of the events that were put aside wait again, in front. Those that were put aside first come first."""
+        released = [self._set_aside.popleft() for _ in range(min(most, len(self._set_aside)))]
+        self._again.extendleft(reversed(released))
+
     def recall(self) -> List[Event]:
-        """Have everything in flight wait again. Returns those events, oldest first."""
-        recalled = list(self._in_flight.values())
+        """Have everything that was sent wait again. Returns what was in flight, oldest first."""
+        recalled = sorted(self._in_flight.values(), key=_number)
+        everything = sorted([*recalled, *self._set_aside, *self._again], key=_number)
         self._in_flight.clear()
+        self._set_aside.clear()
         self.bytes_in_flight = 0
-        self._waiting.extendleft(reversed(recalled))
+        self._again = deque(everything)
         return recalled
 
-    def with_resolve(self) -> List[Event]:
-        """The events that somebody waits for."""
-        return [event for event in [*self._in_flight.values(), *self._waiting] if event.resolve is not None]
-
-    def remove_waiting(self, events: List[Event]) -> None:
-        """Let go of these events wherever they wait."""
-        gone = {event.seq for event in events}
-        kept = [event for event in self._waiting if event.seq not in gone]
-        self.bytes -= sum(event.size for event in self._waiting if event.seq in gone)
-        self._waiting = deque(kept)
-
-    def clear(self) -> List[Event]:
-        """Let go of everything. Returns it, oldest first."""
-        gone = [*self._in_flight.values(), *self._waiting]
-        self._in_flight.clear()
-        self._waiting.clear()
-        self.bytes = self.bytes_in_flight = 0
+    def remove_published(self) -> List[Dropped]:
+        """Let go of the waiting events that somebody waits for."""
+        gone: List[Dropped] = []
+        kept: Deque[Entry] = deque()
+        for events in (self._again, self._set_aside):
+            for event in [event for event in events if event.publication is not None and event.publication.resolve is not None]:
+                events.remove(event)
+                gone.append(self._gone(event.topic, event.body, event.number, event.publication))
+        for entry in self._waiting:
+            topic, body, number, _, publication = entry
+            if publication is None or publication.resolve is None:
+                kept.append(entry)
+            else:
+                gone.append(self._gone(topic, body, number, publication))
+        self._waiting = kept
         return gone
+
+    def remove_again(self, event: Event) -> None:
+        """Let go of an event that waits to be sent again."""
+        self._again.remove(event)
+        self._gone(event.topic, event.body, event.number, event.publication)
+
+    def clear(self) -> List[Dropped]:
+        """Let go of everything. Returns it, oldest first."""
+        self.recall()
+        gone = [self._gone(event.topic, event.body, event.number, event.publication) for event in self._again]
+        gone += [self._gone(topic, body, number, publication) for topic, body, number, _, publication in self._waiting]
+        self._again.clear()
+        self._waiting.clear()
+        return gone
+
+    def watch(self, last: int, done: Callable[[], None]) -> Optional[Watch]:
+        """Call `done` once every event that is here now is gone; all of them have numbers up to `last`. None when there is none."""
+        if not len(self):
+            return None
+        watch = Watch(last, len(self), done)
+        self._watches.append(watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """Forget it."""
+        self._watches.remove(watch)
+
+    def _gone(self, topic: str, body: bytes, number: int, publication: Optional[Publication]) -> Dropped:
+        self.bytes -= len(body) + EVENT_BYTES
+        for watch in self._watches:
+            if number <= watch.last:
+                watch.left -= 1
+                if not watch.left:
+                    watch.done()
+        return topic, publication
+
+
+def _number(event: Event) -> int:
+    return event.number

@@ -64,6 +64,12 @@ class Blocked(NotConfirmed):
     reason = "blocked"
 
 
+class Nacked(NotConfirmed):
+    """A queue did not take the event: it is full, say. The event stays in the buffer and is sent again."""
+
+    reason = "nacked"
+
+
 class Refused(ProducerError):
     """The broker refuses, and waiting doesn't cure it."""
 

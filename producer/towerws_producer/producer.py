@@ -5,11 +5,11 @@ import threading
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from towerws_producer import exits
-from towerws_producer.buffer import Event
-from towerws_producer.connection import forget_all_quiet
+from towerws_producer.buffer import Publication
 from towerws_producer.errors import ConfigError, ProducerError
 from towerws_producer.folded_log import FoldedLog
 from towerws_producer.payload import Payload, encode
+from towerws_producer.pika_log import forget_all_quiet
 from towerws_producer.settings import Settings
 from towerws_producer.topics import check_topic
 from towerws_producer.worker import Worker
@@ -85,26 +85,26 @@ class Producer:
             answers.append(error)
             done.set()
 
-        event = self.submit(topic, payload, resolve, message_id)
+        publication = self.submit(topic, payload, resolve, message_id)
         if not done.wait(timeout):
-            raise self.gave_up(event)
+            raise self.gave_up(publication)
         if answers[0] is not None:
             raise answers[0]
-        return str(event.message_id)
+        return str(publication.message_id)
 
     def submit(
         self, topic: str, payload: Payload, resolve: Callable[[Optional[ProducerError]], None], message_id: Optional[str] = None
-    ) -> Event:
+    ) -> Publication:
         """Buffer an event. `resolve` is called from another thread with None once it is confirmed, or with why it is not."""
         if message_id is not None and not 1 <= len(message_id.encode("utf-8", "replace")) <= 255:
             raise ConfigError("message_id: expected text of 1 to 255 bytes")
-        return self._worker().put(check_topic(topic), encode(payload, self._settings.max_payload_bytes), resolve, message_id)
+        publication = Publication(message_id, resolve)
+        self._worker().put(check_topic(topic), encode(payload, self._settings.max_payload_bytes), publication)
+        return publication
 
-    def gave_up(self, event: Event) -> ProducerError:
+    def gave_up(self, publication: Publication) -> ProducerError:
         """Nobody waits for this event any more. Returns the error that says why it isn't confirmed."""
-        worker = self._worker()
-        worker.withdraw(event)
-        return worker.why_not()
+        return self._worker().give_up(publication)
 
     def flush(self, timeout: float = FLUSH_S) -> bool:
         """Wait until the events so far are confirmed or dropped. False when that takes longer than `timeout` seconds."""
@@ -131,7 +131,7 @@ class Producer:
     def stats(self) -> Dict[str, Any]:
         """This process's figures.
 
-        Counts of events: emitted, sent, confirmed, resent, dropped (by reason), buffered (and buffered_bytes). How often it
+        Counts of events: emitted, sent, confirmed, resent, nacked, dropped (by reason), buffered (and buffered_bytes). How often it
         connected, its state (idle, connecting, ready, blocked, down), and the reason of the last two.
         """
         return self._worker().stats()

@@ -11,14 +11,18 @@ import random
 import threading
 import time
 from collections import Counter
+from itertools import count
 from typing import Any, Dict, List, Optional
 from uuid import uuid4
 
 from towerws_producer.address import Address
-from towerws_producer.buffer import Buffer, Event, Resolve
-from towerws_producer.connection import Connection, Events, Failure, forget_quiet, quiet_pika
+from towerws_producer.buffer import Buffer, Dropped, Event, Publication
+from towerws_producer.connection import Connection
 from towerws_producer.errors import Blocked, BufferFull, NotConfirmed, ProducerClosed, ProducerError, Unroutable
+from towerws_producer.failures import Failure
 from towerws_producer.folded_log import FoldedLog, say
+from towerws_producer.pika_log import forget_quiet, quiet_pika
+from towerws_producer.publishing import Events
 from towerws_producer.settings import MIB, Settings
 
 WINDOW_EVENTS = 1000
@@ -43,7 +47,8 @@ class Worker(Events):
         self._lock = threading.RLock()
         self._buffer = Buffer(settings.buffer_bytes)
         self._ids = uuid4().hex[:20]
-        self._seq = 0
+        self._numbers = count(1)  # counting is one step of C: a signal handler that emits meanwhile gets another number
+        self._emitted = 0
         self._thread: Optional[threading.Thread] = None
         self._connection: Optional[Connection] = None
         self._pause = threading.Event()
@@ -54,41 +59,38 @@ class Worker(Events):
         self._rounds_failed = 0
         self._suspects = 0
         self._may_declare = settings.declare
-        self._flushing: List[Any] = []
-        self.counters: Dict[str, int] = {"emitted": 0, "sent": 0, "confirmed": 0, "resent": 0, "connected": 0}
+        self.counters: Dict[str, int] = {"sent": 0, "confirmed": 0, "resent": 0, "nacked": 0, "connected": 0}
         self.dropped: Counter[str] = Counter()
 
     # Called from any thread
 
-    def put(self, topic: str, body: bytes, resolve: Optional[Resolve] = None, message_id: Optional[str] = None) -> Event:
+    def put(self, topic: str, body: bytes, publication: Optional[Publication] = None) -> None:
         """Buffer an event. It returns at once; the oldest events go when there is no room."""
+        timestamp = int(time.time())
         with self._lock:
             if self._closing:
                 raise ProducerClosed("the producer is closed")
-            self._seq += 1
-            event = Event(topic, body, self._seq, message_id, int(time.time()), resolve)
-            self.counters["emitted"] += 1
-            gone = self._buffer.add(event)
-            if self._thread is None:
-                self._start()
+            self._emitted += 1
+            gone = self._buffer.add((topic, body, next(self._numbers), timestamp, publication))
             if not self._awake:
-                self._awake = True
-                if self._connection is not None:
-                    self._connection.wake()
+                self._wake()
         if gone:
             self._evict(gone)
-        return event
 
     def message_id(self, event: Event) -> str:
-        """The event's id: given by its publisher, or made once it is needed."""
-        if event.message_id is None:
-            event.message_id = f"{self._ids}-{event.seq:x}"
-        return event.message_id
+        """The event's id: given by its publisher, or made of its number."""
+        publication = event.publication
+        if publication is None:
+            return f"{self._ids}-{event.number:x}"
+        if publication.message_id is None:
+            publication.message_id = f"{self._ids}-{event.number:x}"
+        return publication.message_id
 
-    def withdraw(self, event: Event) -> None:
-        """Stop telling anybody about this event; it is still published."""
+    def give_up(self, publication: Publication) -> ProducerError:
+        """Stop telling anybody about this event; it is still published. Returns why it isn't confirmed yet."""
         with self._lock:
-            event.resolve = None
+            publication.resolve = None
+            return publication.error or self.why_not()
 
     def why_not(self) -> ProducerError:
         """Why an event was not confirmed in the time its publisher gave it."""
@@ -106,10 +108,9 @@ class Worker(Events):
         """
         done = threading.Event()
         with self._lock:
-            last = self._seq
-            if not self._holds(last):
-                return True
-            self._flushing.append((last, done))
+            watch = self._buffer.watch(next(self._numbers), done.set)
+        if watch is None:
+            return True
         deadline = time.monotonic() + timeout
         moved, progress = time.monotonic(), -1
         try:
@@ -128,7 +129,7 @@ class Worker(Events):
                 done.wait(left)
         finally:
             with self._lock:
-                self._flushing = [entry for entry in self._flushing if entry[1] is not done]
+                self._buffer.unwatch(watch)
         return True
 
     def close(self) -> None:
@@ -147,13 +148,14 @@ class Worker(Events):
         """Give up what is buffered."""
         with self._lock:
             gone = self._buffer.clear()
-        for event in gone:
-            self._lose(event, ProducerClosed("the producer ended before the event was confirmed"))
+        for dropped in gone:
+            self._lose(dropped, ProducerClosed("the producer ended before the event was confirmed"))
 
     def stats(self) -> Dict[str, Any]:
         """The figures."""
         with self._lock:
             return {
+                "emitted": self._emitted,
                 **self.counters,
                 "dropped": dict(self.dropped),
                 "buffered": len(self._buffer),
@@ -171,8 +173,6 @@ class Worker(Events):
             events = self._buffer.take(most, window, WINDOW_BYTES)
             # What waits now waits for a confirm or for the next turn, both of which take again. Otherwise the next event wakes us.
             self._awake = self._buffer.waiting > 0
-            for event in events:
-                self.message_id(event)
             self.counters["sent"] += len(events)
             self.counters["resent"] += sum(event.sends > 0 for event in events)
         return events
@@ -184,13 +184,12 @@ class Worker(Events):
             for event in events:
                 if self._buffer.done(event):
                     self.counters["confirmed"] += 1
-                    if event.resolve is not None:
-                        told.append(event.resolve)
+                    if event.publication is not None:
+                        told.append(event.publication)
             self._rounds_failed = 0
             self._suspects = max(0, self._suspects - len(events))
-        for resolve in told:
-            resolve(None)
-        self._flushed()
+        for publication in told:
+            _resolve(publication, None)
 
     def failed(self, event: Event, error: ProducerError) -> None:
         """Drop it, and tell who waits."""
@@ -200,8 +199,27 @@ class Worker(Events):
             if isinstance(error, Unroutable):
                 self._rounds_failed = 0
         if ours:
-            self._lose(event, error)
-        self._flushed()
+            self._lose((event.topic, event.publication), error)
+
+    def nacked(self, events: List[Event], error: ProducerError) -> None:
+        """Keep them for `retry`, and say so."""
+        with self._lock:
+            for event in events:
+                if self._buffer.put_aside(event):
+                    self.counters["nacked"] += 1
+                    event.nacks += 1
+                    if event.publication is not None:
+                        event.publication.error = error
+            self._suspects = max(0, self._suspects - len(events))
+            self._rounds_failed = 0
+        if events:
+            self._log.fold("nacked", f"{error} They are sent again, and kept meanwhile, up to {self._settings.buffer_bytes} bytes")
+
+    def retry(self, most: int) -> bool:
+        """Have up to `most` of the nacked events wait again. Whether there are more."""
+        with self._lock:
+            self._buffer.release(most)
+            return self._buffer.set_aside > 0
 
     def ready(self) -> None:
         """Say so once after an outage."""
@@ -222,6 +240,14 @@ class Worker(Events):
             self._log.fold("blocked", f"{self._down}; events are kept, up to {self._settings.buffer_bytes} bytes")
 
     # The thread
+
+    def _wake(self) -> None:
+        """Have the thread take what waits. The caller holds the lock."""
+        if self._thread is None:
+            self._start()
+        self._awake = True
+        if self._connection is not None:
+            self._connection.wake()
 
     def _start(self) -> None:
         """Start the thread. An ending interpreter starts none any more: the event then stays buffered, and is counted at the exit."""
@@ -274,8 +300,7 @@ class Worker(Events):
     def _note(self, failure: Failure) -> None:
         """Have what was in flight wait again; tell those who wait for a publication that can't succeed."""
         error = failure.error
-        culprit = None
-        told: List[Event] = []
+        told: List[Dropped] = []
         with self._lock:
             self._down = error
             recalled = self._buffer.recall()
@@ -284,21 +309,17 @@ class Worker(Events):
                 return
             if failure.suspect:
                 # One of these made the broker close the channel. Alone in flight, it is known.
-                if len(recalled) == 1:
-                    culprit = recalled[0]
                 self._suspects = len(recalled)
+                if len(recalled) == 1:
+                    (culprit,) = recalled
+                    self._buffer.remove_again(culprit)
+                    told.append((culprit.topic, culprit.publication))
+                    self._suspects = 0
             elif not failure.retryable:
-                told = self._buffer.with_resolve()
-                self._buffer.remove_waiting(told)
-        if culprit is not None:
-            with self._lock:
-                self._buffer.remove_waiting([culprit])
-                self._suspects = 0
-            self._lose(culprit, error)
-        for event in told:
-            self._lose(event, error)
+                told = self._buffer.remove_published()
+        for dropped in told:
+            self._lose(dropped, error)
         self._log.fold("down " + error.reason, f"{error}; events are kept, up to {self._settings.buffer_bytes} bytes")
-        self._flushed()
 
     def _wait(self, failure: Failure) -> None:
         """Back off, with jitter under a bound that doubles until something is confirmed."""
@@ -309,25 +330,20 @@ class Worker(Events):
             bound = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self._rounds_failed, 10))
         self._pause.wait(random.uniform(bound / 2, bound))  # noqa: S311 - only spreads the attempts
 
-    def _lose(self, event: Event, error: ProducerError) -> None:
+    def _lose(self, dropped: Dropped, error: ProducerError) -> None:
+        topic, publication = dropped
         with self._lock:
             self.dropped[error.reason] += 1
-            resolve, event.resolve = event.resolve, None
-        if resolve is not None:
-            resolve(error)
-        else:
-            self.dropped_one(event.topic, error)
+        if publication is None or not _resolve(publication, error):
+            self.dropped_one(topic, error)
 
-    def _evict(self, events: List[Event]) -> None:
+    def _evict(self, gone: List[Dropped]) -> None:
         error = BufferFull(f"the buffer of {self._settings.buffer_bytes} bytes is full")
-        nobody = [event for event in events if event.resolve is None]
         with self._lock:
-            self.dropped[error.reason] += len(nobody)
-        if nobody:
-            self.dropped_one(nobody[0].topic, error)
-        for event in events:
-            if event.resolve is not None:
-                self._lose(event, error)
+            self.dropped[error.reason] += len(gone)
+        unseen = [topic for topic, publication in gone if publication is None or not _resolve(publication, error)]
+        if unseen:
+            self.dropped_one(unseen[0], error)
 
     def dropped_one(self, topic: str, error: ProducerError) -> None:
         """Log a dropped event, folded. Never its payload."""
@@ -338,13 +354,11 @@ class Worker(Events):
         with self._lock:
             self.dropped[error.reason] += 1
 
-    def _holds(self, seq: int) -> bool:
-        oldest = self._buffer.oldest
-        return oldest is not None and oldest.seq <= seq
 
-    def _flushed(self) -> None:
-        if self._flushing:
-            with self._lock:
-                for last, done in self._flushing:
-                    if not self._holds(last):
-                        done.set()
+def _resolve(publication: Publication, error: Optional[ProducerError]) -> bool:
+    """Tell who waits for this event. False when nobody does any more."""
+    resolve, publication.resolve = publication.resolve, None
+    if resolve is None:
+        return False
+    resolve(error)
+    return True

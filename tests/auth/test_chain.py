@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, takes_tokens
 from towerws.auth.chain import Chain
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 

@@ -17,7 +17,7 @@ from towerws.auth.base import Method, Refused
 from towerws.auth.jwt_credentials import find_credential
 from towerws.auth.jwt_method import NOT_GRANTED, JwtMethod
 from towerws.core.errors import ConfigError
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import JwtSettings, Secret
 

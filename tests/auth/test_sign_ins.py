@@ -12,7 +12,7 @@ from tests.auth.tower_kit import Bench, cookie, head, me, now
 from towerws.auth.base import NotAdmitted, Refused, Throttled
 from towerws.auth.sign_ins import ACCOUNT_BURST, ACCOUNT_RATE, ADDRESS_BURST, ADDRESS_RATE, GUESS_BURST, GUESS_RATE
 from towerws.auth.tower_answers import Answer
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 
 BAD = Answer(401, b"")
 HERE, THERE = "192.0.2.1", "203.0.113.7"

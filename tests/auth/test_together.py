@@ -11,7 +11,7 @@ from tests.auth.jwt_kit import CANARY, NOW, claims, make_method, sign
 from tests.auth.tower_kit import Bench, head, me, now
 from towerws.auth.base import Method, Refused, Unavailable
 from towerws.auth.chain import Chain
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 
 GOOD = sign()
 BAD = {

@@ -11,10 +11,10 @@ from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.auth.tower_answers import Answer
 from towerws.core.errors import ConfigError
-from towerws.core.groups import AWX_GROUPS
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import Secret, TowerSettings
+from towerws.core.topics import AWX_GROUPS
 
 HERE = "192.0.2.1"
 ME = "/api/v2/me/"

@@ -19,7 +19,7 @@ from tests.broker.test_endpoint import until
 from tests.fake_tower import FakeTower, User
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import TowerSettings
 

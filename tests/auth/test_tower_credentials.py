@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.auth.tower_kit import head
 from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential
-from towerws.core.handshake import Head, parse_head
+from towerws.core.http_head import Head, parse_head
 from towerws.core.settings import TowerSettings
 
 NAMES = TowerSettings(url="http://h").cookies

@@ -15,17 +15,20 @@ from twisted.internet.error import DNSLookupError
 from twisted.python.failure import Failure
 from twisted.web._newclient import TransportProxyProducer
 from twisted.web.client import ResponseDone
+from twisted.web.http_headers import Headers
 
 from tests.auth.tower_kit import now, run
 from tests.broker.test_endpoint import certificate, until
 from tests.fake_tower import FakeTower, User
 from towerws.auth.base import Unavailable
+from towerws.auth.http_get import Response, _Body
 from towerws.auth.tower_answers import Answer
-from towerws.auth.tower_http import MAX_BODY_BYTES, HttpFetcher, _Body, _why, check_url
+from towerws.auth.tower_http import MAX_BODY_BYTES, HttpFetcher, _why, check_url
 from towerws.core.errors import ConfigError
 
 reactor: Any = _reactor
 
+HEADERS = Headers()
 BEARER = (("Authorization", "Bearer t"),)
 
 
@@ -134,18 +137,18 @@ async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool)
 
 def test_a_body_after_its_end() -> None:
     """A body of exactly the bound is whole, one byte more is too long; what follows is dropped, also when the connection has ended."""
-    body = _Body(200)
+    body = _Body(200, HEADERS, MAX_BODY_BYTES)
     body.makeConnection(TransportProxyProducer(None))
     body.dataReceived(b"x" * MAX_BODY_BYTES)
     assert not body.done.called
     body.dataReceived(b"x")
     body.dataReceived(b"x" * MAX_BODY_BYTES * 2)
     body.connectionLost()
-    assert now(body.done) == Answer(200, None)
-    whole = _Body(200)
+    assert now(body.done) == Response(200, HEADERS, None)
+    whole = _Body(200, HEADERS, MAX_BODY_BYTES)
     whole.dataReceived(b"x" * MAX_BODY_BYTES)
     whole.connectionLost(Failure(ResponseDone()))
-    assert now(whole.done) == Answer(200, b"x" * MAX_BODY_BYTES)
+    assert now(whole.done) == Response(200, HEADERS, b"x" * MAX_BODY_BYTES)
 
 
 @run

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_answers import Answer
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.settings import TowerSettings
 
 T = TypeVar("T")

@@ -63,22 +63,23 @@ def test_lines(admin: Admin) -> None:
 @pytest.mark.parametrize(
     ("payload", "text"),
     [
-        (b"", "not JSON"),
-        (b"{", "not JSON"),
-        (b'{"a": 1} {"b": 2}', "not JSON"),
-        (b"[1]", "JSON object"),
-        (b'"text"', "JSON object"),
-        (b"null", "JSON object"),
+        (b"", "not a JSON object"),
+        (b"{", "not one JSON object: "),
+        (b'{"a": 1} {"b": 2}', "not one JSON object: Extra data at character 9"),
+        (b"[1]", "not a JSON object"),
+        (b'"text"', "not a JSON object"),
+        (b"null", "not a JSON object"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b'{"a": "%b"}' % (b"x" * LIMIT), "more than 1000"),
-        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nests deeper than 512 levels"),
+        (b'{"a":' * 513 + b"1" + b"}" * 513, "nests deeper than 512 levels"),
         (b'{"a": "\\ud83d", "b": NaN}', None),
         (b" \n{}\t", None),
     ],
 )
 def test_why_no_event(payload: bytes, text: str | None) -> None:
     """Each fault has its own words; what AWX sends (lone surrogates, NaN) is none."""
-    reason = why_no_event(payload, LIMIT)
+    reason = why_no_event("jobs.summary", payload, LIMIT)
     assert reason == text if text is None else text in str(reason)
 
 
@@ -92,7 +93,7 @@ def test_why_no_event(payload: bytes, text: str | None) -> None:
         (["jobs.summary", "{}", "more"], "expected TOPIC and a payload"),
         (["--group", "jobs", "{}"], "belong together"),
         (["--group", "jobs", "--event", "summary", "jobs.summary", "{}"], "a payload alone"),
-        (["jobs.summary", "nonsense"], "not JSON"),
+        (["jobs.summary", "nonsense"], "payload on jobs.summary is not a JSON object"),
         (["jobs.summary", "@/nowhere/at/all"], "can't be read"),
         (["jobs.summary", "{}", "--admin", "https://h"], "--admin"),
         (["jobs.summary", "{}", "--admin", "http://h:1", "--broker", "amqp://h"], "one of them"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from towerws.core.connection_limits import SURPLUS, ConnectionLimits, ConnectionSlot
+from towerws.core.connection_limits import MAX_SURPLUS, ConnectionLimits, ConnectionSlot
 from towerws.core.settings import LimitSettings
 
 LIMITS = LimitSettings(connections=10, per_address=4, per_user=3, half_open=2)
@@ -18,13 +18,13 @@ def test_all() -> None:
     """All together: as many as are allowed, and a few more who are told so."""
     connection_limits = ConnectionLimits(LIMITS)
     slots, states = [], []
-    for _ in range(11 + SURPLUS):
+    for _ in range(11 + MAX_SURPLUS):
         slots.append(connection_limits.arrive())
         states.append((connection_limits.full, connection_limits.overflowing))
-    assert states == [(False, False)] * 10 + [(True, False)] * SURPLUS + [(True, True)]
+    assert states == [(False, False)] * 10 + [(True, False)] * MAX_SURPLUS + [(True, True)]
     for slot in slots:
         connection_limits.leave(slot)
-    assert (connection_limits.present, connection_limits.arrived) == (0, 11 + SURPLUS)
+    assert (connection_limits.present, connection_limits.arrived) == (0, 11 + MAX_SURPLUS)
 
 
 def test_by_address() -> None:
@@ -40,8 +40,8 @@ def test_by_address() -> None:
     assert enter(connection_limits)[1] is None
 
 
-def test_at_the_door() -> None:
-    """Who is not authenticated yet counts more: a few slow ones do not fill an address's share."""
+def test_during_the_handshake() -> None:
+    """Connections that are not authenticated yet have a lower limit: a few slow ones do not fill an address's."""
     connection_limits = ConnectionLimits(LIMITS)
     first, second, third = connection_limits.arrive(), connection_limits.arrive(), connection_limits.arrive()
     assert connection_limits.locate(first, "192.0.2.1") is None
@@ -62,7 +62,7 @@ def test_a_proxy_is_not_counted_for_its_clients() -> None:
 
 
 def test_by_user() -> None:
-    """A user's connections are counted wherever they come from; nobody in particular is not counted."""
+    """A user's connections are counted from all addresses. Anonymous users are not counted."""
     connection_limits = ConnectionLimits(LIMITS)
     assert [enter(connection_limits, f"192.0.2.{number}", "7")[1] for number in range(4)] == [None, None, None, "user"]
     assert [enter(connection_limits, f"198.51.100.{number}", None)[1] for number in range(6)] == [None] * 6

@@ -31,13 +31,13 @@ def test_not_more_than_asked_for() -> None:
     assert deadlines.pop_due(9, 9) == ["2", "1", "0"]
 
 
-def test_hasten() -> None:
-    """What is later than that is due by then; what is earlier stays where it was."""
+def test_bring_forward() -> None:
+    """Later deadlines become this one. Earlier ones stay."""
     deadlines = DeadlineQueue()
     deadlines.add("late", 9)
     deadlines.add("late", 8)
     deadlines.add("early", 1)
-    deadlines.hasten(2)
+    deadlines.bring_forward(2)
     assert deadlines.pop_due(1, 9) == ["early"]
     assert deadlines.pop_due(2, 9) == ["late"]
     assert deadlines.pop_due(9, 9) == []
@@ -45,11 +45,11 @@ def test_hasten() -> None:
 
 @given(st.lists(st.one_of(st.tuples(st.sampled_from("abc"), st.integers(0, 20)), st.integers(0, 20), st.none())))
 def test_like_a_naive_one(steps: list[tuple[str, int] | int | None]) -> None:
-    """Whatever is added, taken and hastened in whatever order: what is due is what a plain dictionary says."""
+    """After any steps in any order the popped names are those of a plain dictionary."""
     deadlines, naive = DeadlineQueue(), dict[str, float]()
     for step in steps:
         if step is None:
-            deadlines.hasten(7)
+            deadlines.bring_forward(7)
             naive = {name: min(at, 7) for name, at in naive.items()}
         elif isinstance(step, int):
             due = {name for name, at in naive.items() if at <= step}
@@ -84,3 +84,17 @@ def test_a_name_that_was_discarded_and_came_back() -> None:
     assert deadlines.pop_due(15, 10) == []
     assert deadlines.pop_due(20, 10) == ["a"]
     assert deadlines.pop_due(100, 10) == []
+
+
+def test_how_late_the_earliest_is() -> None:
+    """Names that were discarded count no more."""
+    deadlines = DeadlineQueue()
+    assert deadlines.late(100) == 0
+    deadlines.add("a", 10)
+    deadlines.add("b", 20)
+    assert deadlines.late(5) == 0
+    assert deadlines.late(15) == 5
+    deadlines.discard("a")
+    assert deadlines.late(15) == 0
+    assert deadlines.late(23) == 3
+    assert deadlines.pop_due(23, 9) == ["b"]

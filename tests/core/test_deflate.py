@@ -89,7 +89,7 @@ def test_a_list_is_read_in_linear_time() -> None:
 
 @given(st.text(alphabet=st.sampled_from(' ;,="permessage-deflate_windobt019x')))
 def test_any_header_is_read(offers: str) -> None:
-    """Whatever a client writes there, the answer is one of the few that there are."""
+    """For any text from a client the answer is one of the few that exist."""
     assert negotiate(offers) in (None, PLAIN_ANSWER, f"{PLAIN_ANSWER}; server_max_window_bits=12")
 
 

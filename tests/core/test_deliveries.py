@@ -35,7 +35,7 @@ def test_the_position_in_a_stream_is_made_of_what_every_process_sees() -> None:
 
 
 def test_without_the_key_a_position_says_nothing() -> None:
-    """Who may not hear an event can't try out what it might have said (C11)."""
+    """A client that may not see an event can't try out what its content was (C11)."""
     guess = Delivery(1, "a.1", b"{}", 7, Fingerprint(b""))
     assert guess.position != stream().position
     assert Delivery(1, "a.1", b"{}", 7, Fingerprint(b"another key")).position != stream().position

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Any, SupportsIndex
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
-from towerws.core.history import ENTRY_BYTES, MAX_FORMER_TOPICS, MESSAGE_ID_BYTES, READ_BYTES, TOPIC_BYTES, History
+from towerws.core.history import ENTRY_BYTES, MAX_EVICTED_TOPICS, MESSAGE_ID_BYTES, READ_BYTES, TOPIC_BYTES, History
 
 NO_BOUND = 10**9
 STREAM = Fingerprint(b"a key")
@@ -70,7 +72,7 @@ class Log:
         return mark
 
     def clear(self) -> None:
-        """Mark and clear both; offsets begin anew."""
+        """Mark and clear both. Offsets begin again."""
         self.mark(0)
         self.offset = -1
         self.history.clear()
@@ -84,11 +86,11 @@ class Log:
         return self.all[self.dropped - 1].seq if self.dropped else 0
 
     def after(self, seq: int, topics: dict[str, int], upto: int) -> list[Delivery]:
-        """What a reader at `seq` is due."""
+        """What a reader at `seq` must get."""
         return [one for one in self.held if one.topic in topics and max(seq, topics[one.topic]) < one.seq <= upto]
 
     def lost(self, seq: int, topics: dict[str, int]) -> set[str]:
-        """The topics on which a reader at `seq` can't have all it is due."""
+        """The topics on which a reader at `seq` can't get everything that it should."""
         gone = self.all[: self.dropped]
         return {one.topic for one in gone if one.topic in topics and one.seq > max(seq, topics[one.topic])}
 
@@ -111,7 +113,7 @@ _operations = st.lists(
 def test_history_agrees_with_a_plain_list(
     operations: list[tuple[Any, ...]], max_bytes: int, max_age_s: float, epoch: str | Fingerprint, data: st.DataObject
 ) -> None:
-    """Whatever is appended, dropped by bytes or age, marked and cleared: every index says what a plain list would."""
+    """After any appends, drops by bytes or age, marks and clears every index says what a plain list would."""
     log = Log(max_bytes, max_age_s, epoch)
     history = log.history
     for name, *arguments in operations:
@@ -166,7 +168,7 @@ def test_the_bound_in_bytes_counts_each_delivery_with_its_own_weight() -> None:
 
 
 def test_one_delivery_above_the_bound_is_not_held() -> None:
-    """A delivery that is larger than all of history empties it, and whoever was behind is told."""
+    """A delivery that is larger than all of history empties it, and readers that are behind are told."""
     log = Log(max_bytes=1000)
     small, large = log.append(), log.append(payload=b"x" * 2000)
     assert len(log.history) == log.history.weight_bytes == 0
@@ -275,7 +277,7 @@ def test_a_topic_that_nobody_asked_for_costs_nothing() -> None:
 
 
 def test_a_piece_ends_where_its_bytes_are_reached() -> None:
-    """A piece is at most so many bytes, frames' own included; but it is never empty while something is due."""
+    """A piece has at most so many bytes, with its frames' own. But it is never empty while something is left."""
     log = Log()
     deliveries = [log.append(f"t.{number % 2}", b"x" * 100) for number in range(6)]
     topics = {"t.0": 0, "t.1": 0}
@@ -301,7 +303,7 @@ def test_a_topic_that_was_dropped_and_came_back_still_counts_as_lost() -> None:
 
 
 def test_a_quiet_topic_is_not_lost() -> None:
-    """A topic that never had a delivery lost none, however much of others was dropped."""
+    """A topic that never had a delivery lost none, however much of other topics was dropped."""
     log = Log(max_bytes=bound(2, 2))
     start = log.append("busy.1")
     for _ in range(10):
@@ -314,12 +316,12 @@ def test_beyond_the_topics_it_can_remember_a_loss_is_assumed() -> None:
     """What was dropped of very many topics is remembered for a bounded number; a reader from before that is told of a loss."""
     log = Log(max_bytes=1)
     start = log.history.append("t.start", b"{}", 0, "q", None, 0.0)
-    for number in range(MAX_FORMER_TOPICS + 1):
+    for number in range(MAX_EVICTED_TOPICS + 1):
         log.history.append(f"t.{number}", b"{}", number + 1, "q", None, 0.0)
     history = log.history
     assert history.lost(start.seq, {"t.0": 0, "never.1": 0}) == ["t.0", "never.1"]
     assert history.lost(start.seq + 1, {"t.0": 0, "never.1": 0, "t.5": 0}) == ["t.5"]
-    assert len(history._former_topics) == MAX_FORMER_TOPICS
+    assert len(history._evicted_topics) == MAX_EVICTED_TOPICS
 
 
 @pytest.mark.parametrize(
@@ -463,7 +465,7 @@ def test_the_same_id_on_another_topic_is_another_message() -> None:
 
 
 def test_another_message_at_the_same_offset_is_another_position() -> None:
-    """A position from a stream that was deleted and made anew does not match, though its offset is held."""
+    """A position from a stream that was deleted and declared again does not match, though its offset is held."""
     old, new = History(NO_BOUND, NO_BOUND), History(NO_BOUND, NO_BOUND)
     for number in range(3):
         old.append("a.1", b'{"old": %d}' % number, number, STREAM, None, 0.0)
@@ -503,7 +505,7 @@ def test_a_mark_is_lost_once_something_behind_it_was_dropped() -> None:
 
 
 def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
-    """After `clear` nothing of the old log can be had, under whatever name; the mark before it is where the new one begins."""
+    """After `clear` no delivery of the old log is found by any key. The mark before it is where the new log begins."""
     log = Log(epoch=STREAM)
     old = [log.append(message_id=f"m{number}", payload=b"%d" % number) for number in range(3)]
     log.clear()
@@ -518,3 +520,25 @@ def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
     assert history.after(old[0].seq, {"a.1": 0}, new.seq, NO_BOUND) == [new]
     assert history.lost(old[0].seq, {"a.1": 0}) == ["a.1"]
     assert history.lost(old[2].seq, {"a.1": 0}) == []
+
+
+@pytest.mark.parametrize("message_id", [False, True])
+@pytest.mark.parametrize("count", [20_000, 40_000])
+@pytest.mark.parametrize(("topics", "raw"), [(1, 40), (50, 40), (5_000, 40), (1 << 30, 40), (1 << 30, 2), (10, 400), (50, 4_000)])
+def test_what_is_counted_is_what_it_weighs(topics: int, raw: int, count: int, message_id: bool) -> None:
+    """Within 15 %, for few topics and many, small payloads and large ones, with `message_id` and without."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        history = History(1 << 40, 120)
+        for number in range(count):
+            name = f"{number:032x}" if message_id else None
+            payload = bytes(raw)
+            history.append(f"job_events.{number % topics}", payload, 100_000 + number, STREAM, name, float(number))
+        gc.collect()
+        weight, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert history.weight_bytes == pytest.approx(weight, rel=0.15)
+    history.clear()
+    assert history.weight_bytes == 0

@@ -16,7 +16,7 @@ from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.history import ENTRY_BYTES, TOPIC_BYTES, History
-from towerws.core.hub import PIECE_BYTES, REPLAYED_BYTES, Hub
+from towerws.core.hub import PIECE_BYTES, REPLAY_CACHE_BYTES, Hub
 from towerws.core.requests import Request
 from towerws.core.subscribers import Subscriber
 from towerws.core.wire import TOWER, V1, Change, Dialect
@@ -29,7 +29,7 @@ class Log:
     """A history and a hub, and the log that feeds them."""
 
     def __init__(self, max_bytes: int = NO_BOUND, epoch: str | Fingerprint = "q", together: int = 0) -> None:
-        """With `together` so many members at most are written to in one turn of the reactor; `waiting` has what is to come."""
+        """With `together` at most so many subscribers get a write in one turn of the reactor. `waiting` has the later turns."""
         self.history = History(max_bytes, NO_BOUND)
         self.epoch = epoch
         self.waiting: list[Callable[[], None]] = []
@@ -41,7 +41,7 @@ class Log:
         self.count = 0
 
     def publish(self, topic: str, raw: int = 0) -> Delivery:
-        """Put a delivery into the open turn; its payload tells it from all others."""
+        """Put a delivery into the open batch; its payload tells it from all others."""
         self.offset += 1
         self.count += 1
         payload = b'{"n": %d, "pad": "%b"}' % (self.count, b"x" * raw)
@@ -50,13 +50,13 @@ class Log:
         return delivery
 
     def send(self, *topics: str, raw: int = 0) -> list[Delivery]:
-        """A whole turn."""
+        """A whole batch."""
         deliveries = [self.publish(topic, raw) for topic in topics]
         self.hub.flush()
         return deliveries
 
     def join(self, dialect: Dialect, *topics: str) -> tuple[Subscriber, FakePeer]:
-        """A member that listens to these."""
+        """Add a subscriber of these topics."""
         peer = FakePeer()
         subscriber = self.hub.join(peer, dialect)
         self.hub.subscribe(subscriber, Request(topics))
@@ -80,11 +80,11 @@ def payloads(deliveries: list[Delivery]) -> list[bytes]:
     return [delivery.payload for delivery in deliveries]
 
 
-# -- one turn ------------------------------------------------------------------------------------------------------------
+# -- one batch ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_is_one_write_in_the_logs_order() -> None:
-    """All that a connection is due of a turn goes out in one write, over all its topics in the order of the log."""
+def test_a_batch_is_one_write_in_the_logs_order() -> None:
+    """A connection gets its deliveries of a batch in one write, in the order of the log over all its topics."""
     log = Log()
     _, peer = log.join(TOWER, "a.1", "b.1", "c.1")
     sent = log.send("c.1", "a.1", "other.1", "c.1", "b.1", "a.1")
@@ -92,8 +92,8 @@ def test_a_turn_is_one_write_in_the_logs_order() -> None:
     assert peer.take() == [one.payload for one in sent if one.topic != "other.1"]
 
 
-def test_members_that_are_due_the_same_share_the_very_same_bytes() -> None:
-    """One object for all with the same dialect and the same topics of a turn, whatever else they listen to."""
+def test_subscribers_that_get_the_same_share_the_very_same_bytes() -> None:
+    """There is one object for all with the same dialect and the same topics of a batch, with any other topics besides."""
     log = Log()
     peers = {
         name: log.join(dialect, *topics)[1]
@@ -115,7 +115,7 @@ def test_members_that_are_due_the_same_share_the_very_same_bytes() -> None:
 
 
 def test_a_single_delivery_is_shared_too() -> None:
-    """The most common turn of all, one delivery, is framed once."""
+    """The most common batch of all, one delivery, is framed once."""
     log = Log()
     peers = [log.join(TOWER, "a.1")[1] for _ in range(3)]
     log.send("a.1")
@@ -123,7 +123,7 @@ def test_a_single_delivery_is_shared_too() -> None:
 
 
 def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
-    """It leaves nothing in the turn, writes nothing and counts no turn, though it is held."""
+    """It leaves nothing in the batch, writes nothing and counts no batch, though it is held."""
     log = Log()
     _, peer = log.join(V1, "a.1")
     delivery = log.publish("b.1")
@@ -134,8 +134,8 @@ def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
     assert log.hub.position == delivery.position, "it moves the position all the same"
 
 
-def test_the_bytes_of_a_turn_are_counted_and_begin_anew() -> None:
-    """Payload bytes of what somebody wants, until the turn ends."""
+def test_the_bytes_of_a_batch_are_counted() -> None:
+    """The payload bytes of deliveries with a subscriber, from 0 for each batch."""
     log = Log()
     log.join(TOWER, "a.1")
     delivery = log.publish("a.1", 100)
@@ -186,8 +186,8 @@ def test_the_same_request_again_changes_nothing() -> None:
     assert len(peer.take()) == 1
 
 
-def test_the_last_member_takes_the_topic_along() -> None:
-    """Nothing is left of a topic that nobody listens to, whether its members left or asked for something else."""
+def test_the_last_subscriber_removes_the_topic() -> None:
+    """Nothing is left of a topic with no subscriber, whether its subscribers left or asked for other topics."""
     log = Log()
     first, _ = log.join(TOWER, "a.1", "b.1")
     second, _ = log.join(V1, "a.1")
@@ -201,7 +201,7 @@ def test_the_last_member_takes_the_topic_along() -> None:
 
 
 def test_leaving_twice_and_being_fed_after_it_does_nothing() -> None:
-    """A connection that is gone gets nothing, from a turn that was already open or from history."""
+    """A connection that is gone gets nothing, from a batch that was already open or from history."""
     log = Log()
     subscriber, peer = log.join(V1, "a.1")
     peer.full = True
@@ -238,7 +238,7 @@ def test_a_full_peer_falls_behind_and_catches_up() -> None:
 
 
 def test_the_others_do_not_notice_a_full_peer() -> None:
-    """A turn goes out to everybody else in the same order, whoever refuses it."""
+    """A batch goes out to all other subscribers in the same order when one refuses it."""
     log = Log()
     _, full = log.join(TOWER, "a.1")
     _, other = log.join(TOWER, "a.1")
@@ -276,7 +276,7 @@ def test_a_piece_that_finds_no_room_is_tried_again() -> None:
 
 
 def test_topics_left_while_behind_are_not_fed() -> None:
-    """No event of a topic that was left follows the answer, not even one that was due before; what is kept is fed."""
+    """No event of a topic that was left follows the answer, not even an earlier one. The topics that are kept are fed."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1", "b.1")
     peer.full = True
@@ -288,7 +288,7 @@ def test_topics_left_while_behind_are_not_fed() -> None:
 
 
 def test_a_topic_joined_while_behind_begins_there() -> None:
-    """Of a topic that is new to it a member gets nothing from before it asked, though it is fed from before that."""
+    """A subscriber gets nothing of a new topic from before its request, though its other topics are fed from before that."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
@@ -299,8 +299,8 @@ def test_a_topic_joined_while_behind_begins_there() -> None:
     assert peer.take() == payloads([before[0], *after])
 
 
-def test_a_topic_left_and_joined_again_while_behind_begins_anew() -> None:
-    """What was due before it was left is gone with it."""
+def test_a_topic_left_and_joined_again_while_behind_begins_again() -> None:
+    """Its deliveries from before it was left are not fed."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1")
     peer.full = True
@@ -350,7 +350,7 @@ def test_a_resume_brings_what_was_missed_and_nothing_else() -> None:
 
 
 def test_a_resume_from_the_newest_position_is_live_at_once() -> None:
-    """Nothing was missed: nothing is replayed, and the next turn goes straight out."""
+    """Nothing was missed: nothing is replayed, and the next batch goes straight out."""
     log = Log()
     subscriber, peer = log.join(V1)
     change = log.resume(subscriber, Request(("a.1",), since=log.hub.position))
@@ -362,7 +362,7 @@ def test_a_resume_from_the_newest_position_is_live_at_once() -> None:
 
 
 def test_an_unknown_position_replays_nothing() -> None:
-    """The subscription is in force all the same, and says that nothing was recovered."""
+    """The subscription is still in force, and the answer says that nothing was recovered."""
     log = Log()
     log.send("a.1")
     subscriber, peer = log.join(V1)
@@ -375,7 +375,7 @@ def test_an_unknown_position_replays_nothing() -> None:
 
 
 def test_a_position_while_behind_repeats_nothing_of_what_was_held() -> None:
-    """Wherever the client says it stands: of the topics that it keeps it gets what it has not had, once."""
+    """From any position that a client sends: of the topics that it keeps it gets what it has not got, once."""
     log = Log()
     subscriber, peer = log.join(V1, "a.1")
     first, *_ = log.send("a.1", "a.1", "b.1")
@@ -468,7 +468,7 @@ def test_a_broken_link_is_told_once_to_everyone_who_listens() -> None:
 
 
 def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
-    """A member that had also fallen out of history is told of that first, from where it really stands, and of the link in its place."""
+    """A subscriber that also fell out of history is told of that first, from its real place, and then of the lost connection."""
     log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
     subscriber, peer = log.join(V1, "a.1")
     (seen,) = log.send("a.1")
@@ -501,6 +501,23 @@ def test_a_notice_of_a_broken_link_that_finds_no_room_is_told_once_there_is_some
     log.drain(subscriber, peer)
     gap, event = peer.take_json()
     assert (gap["from"], gap["to"], event["position"]) == (seen.position, end.position, after.position)
+    assert not subscriber.behind
+
+
+def test_a_position_does_not_skip_a_gap_that_was_not_told_yet() -> None:
+    """A client whose buffer is full when a gap is told gets a position from before the gap, so that a resume brings the gap up."""
+    log = Log()
+    subscriber, peer = log.join(V1, "a.1")
+    (seen,) = log.send("a.1")
+    peer.take()
+    peer.full = True
+    end = log.history.mark(seen.offset, "mark")
+    log.hub.flush()
+    log.hub.gap(seen, end, "broker")
+    change = log.resume(subscriber, Request(("a.1",)))
+    assert change.position == seen.position
+    log.drain(subscriber, peer)
+    assert [(gap["type"], gap["from"], gap["to"]) for gap in peer.take_json()] == [("gap", seen.position, end.position)]
     assert not subscriber.behind
 
 
@@ -583,7 +600,7 @@ class Client:
 
 
 class HubMachine(RuleBasedStateMachine):
-    """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client is due."""
+    """Random clients, topics, floods, stalls and broken links, against a model that only knows what each client must get."""
 
     @initialize(
         max_bytes=st.sampled_from([1300, 4000, 150_000]),
@@ -592,7 +609,7 @@ class HubMachine(RuleBasedStateMachine):
         first=st.lists(st.tuples(st.sampled_from([TOWER, V1]), st.lists(st.sampled_from(TOPICS), min_size=1, unique=True)), max_size=6),
     )
     def begin(self, max_bytes: int, epoch: str | Fingerprint, together: int, first: list[tuple[Dialect, list[str]]]) -> None:
-        """A fresh log, of a stream or of a queue; turns are written at once, or in parts."""
+        """A fresh log, of a stream or of a queue; batches are written at once, or in parts."""
         self.together = together
         self.log = Log(max_bytes, epoch, together)
         self.all: list[Delivery] = [self.log.history.head]
@@ -611,7 +628,7 @@ class HubMachine(RuleBasedStateMachine):
         return self.clients[number % len(self.clients)] if self.clients else None
 
     def read(self, client: Client) -> None:
-        """Read what a client got: the next that it is due, or a gap that names exactly what it can't get any more."""
+        """Read what a client got: its next deliveries, or a gap that names exactly what it can no longer get."""
         history = self.log.history
         for payload in client.peer.take():
             if client.dialect is TOWER:
@@ -660,16 +677,16 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def leave(self, number: int) -> None:
-        """A client goes, perhaps in the middle of a turn."""
+        """A client goes, perhaps in the middle of a batch."""
         if client := self.client(number):
             self.log.hub.leave(client.subscriber)
             self.log.hub.feed(client.subscriber)
             assert client.peer.writes == []
-            self.clients.remove(client)  # a turn that is open may hold what it was due
+            self.clients.remove(client)  # an open batch may hold deliveries for it
 
     @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=8), raw=st.sampled_from([0, 0, 0, 30_000]))
     def publish(self, topics: list[str], raw: int) -> None:
-        """Deliveries come into the open turn."""
+        """Deliveries come into the open batch."""
         for topic in topics:
             delivery = self.log.publish(topic, raw)
             self.all.append(delivery)
@@ -677,20 +694,20 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=4))
     def send(self, topics: list[str]) -> None:
-        """A whole turn."""
+        """A whole batch."""
         self.publish(topics, 0)
         self.flush()
 
     @rule()
     def part(self) -> None:
-        """The next part of a turn is written."""
+        """The next part of a batch is written."""
         for call in [self.log.waiting.pop() for _ in self.log.waiting[:1]]:
             call()
         self.read_all()
 
     @rule()
     def flush(self) -> None:
-        """The turn ends: one write, of everything due, to each client that is live; none to any other."""
+        """The batch ends: one write, of everything due, to each client that is live; none to any other."""
         if self.together:
             for client in self.clients:
                 client.due += [one for one in self.batch if one.topic in client.topics]
@@ -731,12 +748,18 @@ class HubMachine(RuleBasedStateMachine):
         text = named.position if named else since if isinstance(since, str) else None
         if named is None and text is not None:
             named = next((one for one in self.all if one.position == text and one.seq >= self.barrier), None)
-        recovered = named is not None and bool(text) and named.seq >= max(self.log.history.floor.seq, self.barrier)
+        # A position before a delivery counts once that delivery is held, and no delivery of this model begins a hole.
+        recovered = (
+            named is not None
+            and bool(text)
+            and not str(text).endswith(BEFORE)
+            and named.seq >= max(self.log.history.floor.seq, self.barrier)
+        )
         subscriber = client.subscriber
         stood = subscriber.cursor.seq if subscriber.behind else None
         change = self.log.resume(subscriber, Request(tuple(topics), since=text))
         if self.together:
-            self.read(client)  # what it was due of a turn that is only partly written
+            self.read(client)  # its part of a batch that is only partly written
         assert client.peer.writes == []
         assert change.recovered == (None if text is None else recovered)
         joined = set(topics) - client.topics
@@ -767,7 +790,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def drain(self, number: int) -> None:
-        """A client reads what was written. A turn that is open ends first: none spans two turns of the reactor."""
+        """A client reads what was written. A batch that is open ends first: none spans two turns of the reactor."""
         if self.batch:
             self.flush()
         if client := self.client(number):
@@ -779,7 +802,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 99))
     def feed(self, number: int) -> None:
-        """A client is fed though nobody asked for it; as with `drain`, never within a turn."""
+        """A client is fed though nobody asked for it; as with `drain`, never within a batch."""
         if self.batch:
             self.flush()
         if client := self.client(number):
@@ -805,7 +828,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        """The link to the broker was down, and what came meanwhile can't be had."""
+        """The connection to the broker was down, and the deliveries of that time are lost."""
         self.flush()
         start = self.log.history.head
         self.mark(max(0, start.offset))
@@ -814,7 +837,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def recreate(self) -> None:
-        """The stream was deleted and made anew (a log of our own never is: its name would be another)."""
+        """The stream was deleted and declared again. A log of this process never is: it would have another name."""
         if isinstance(self.log.epoch, str):
             return
         self.flush()
@@ -850,7 +873,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
-        """Who is live is due nothing; who is behind will be fed; topics are held by exactly those who asked."""
+        """A live subscriber has got everything, and one that is behind will be fed. Topics have exactly the subscribers that asked."""
         if not hasattr(self, "log"):
             return
         assert list(self.log.hub.subscribers) == [client.subscriber for client in self.clients]
@@ -860,7 +883,7 @@ class HubMachine(RuleBasedStateMachine):
         assert self.log.hub.topics == len({topic for client in self.clients for topic in client.topics})
 
     def teardown(self) -> None:
-        """Everyone reads everything: then everyone has got all it was due, and is live."""
+        """Every client reads everything. Then each has got all its deliveries, and is live."""
         if not hasattr(self, "log"):
             return
         self.flush()
@@ -905,10 +928,10 @@ def test_frames_kept_for_readers_that_are_behind_are_bounded() -> None:
     log = Log()
     log.send("b.1")
     since = log.hub.position
-    log.send(*["a.1"] * 10, raw=REPLAYED_BYTES // 3)
+    log.send(*["a.1"] * 10, raw=REPLAY_CACHE_BYTES // 3)
     subscriber, peer = log.join(V1)
     log.resume(subscriber, Request(("a.1",), since=since))
     log.hub.feed(subscriber)
     log.drain(subscriber, peer)
     assert len(peer.take()) == 10
-    assert sum(map(len, log.hub._replayed.values())) < 2 * REPLAYED_BYTES
+    assert sum(map(len, log.hub._replay_cache.values())) < 2 * REPLAY_CACHE_BYTES

@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakePeer
-from towerws.core.deliveries import Delivery
+from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
-from towerws.core.groups import WITHHELD
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import BATCH_BYTES, REPORT_EVERY_S, Ingest
-from towerws.core.markers import MARKER_TOPIC, Marker
+from towerws.core.positions import Pending
 from towerws.core.requests import Request
 from towerws.core.subscribers import Subscriber
-from towerws.core.waiting import Pending
+from towerws.core.topics import WITHHELD
 from towerws.core.wire import TOWER, V1, Dialect
 
 MAX_PAYLOAD_BYTES = 2**20
@@ -29,7 +28,7 @@ def _written(raw: int) -> None:
 
 
 class Feed:
-    """An intake with all that is behind it, and the part of a source that talks to it."""
+    """An `Ingest` with its history and hub, and the part of a source that calls it."""
 
     def __init__(self, *, max_bytes: int = 10**9, max_age_s: float = 120) -> None:
         self.now = 1000.0
@@ -60,7 +59,7 @@ class Feed:
         return self
 
     def marker(self, text: str, offset: int, *, hole: int | None = None) -> str:
-        """A marker comes, in a turn of its own; its position."""
+        """A marker comes, in a batch of its own; its position."""
         marker = Marker(text * 8, "d" * 16, hole)
         self.ingest.marker(marker, marker.body, offset, marker.text)
         self.ingest.end_batch(_written)
@@ -72,14 +71,14 @@ class Feed:
         return "pending" if isinstance(found, Pending) else "unknown" if found is None else "found"
 
     def batch(self, *messages: tuple[str, bytes, int] | tuple[str, bytes, int, str]) -> None:
-        """Deliver these as a turn: routing key, body, offset and perhaps a message id."""
+        """Deliver these as a batch: routing key, body, offset and perhaps a message id."""
         for message in messages:
             key, body, offset, *message_id = message
             self.ingest.deliver(key, body, offset, message_id[0] if message_id else None)
         self.ingest.end_batch(_written)
 
     def join(self, dialect: Dialect = V1, *topics: str) -> tuple[Subscriber, FakePeer]:
-        """A member that listens to these, or to `a.1`."""
+        """Add a subscriber of these topics, or of `a.1`."""
         peer = FakePeer()
         subscriber = self.hub.join(peer, dialect)
         self.hub.subscribe(subscriber, Request(topics or ("a.1",)))
@@ -165,7 +164,7 @@ def test_a_bad_message_is_skipped_and_the_next_one_arrives(key: str, payload: by
 
 
 def test_a_report_is_short_and_can_be_printed() -> None:
-    """Whatever came, the text for the log is a line, quoted and shortened."""
+    """For any input the text for the log is one line, quoted and shortened."""
     feed = Feed().start()
     for number, (key, payload, _) in enumerate([*BAD, ("\x1b[31m" * 1000 + "\n", b"{}", ""), ("a.1", b"\x1b\r\n" * 100_000, "")]):
         feed.now += REPORT_EVERY_S
@@ -272,10 +271,10 @@ def test_a_message_id_is_forgotten_with_its_delivery() -> None:
     assert feed.ingest.duplicates == 0
 
 
-# -- turns ---------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_goes_out_when_it_ends() -> None:
+def test_a_batch_goes_out_when_it_ends() -> None:
     """Not before, and then in one write."""
     feed = Feed().start()
     _, peer = feed.join(TOWER)
@@ -287,7 +286,7 @@ def test_a_turn_goes_out_when_it_ends() -> None:
     assert peer.take() == [body(1), body(2), body(3)]
 
 
-def test_a_large_turn_is_split() -> None:
+def test_a_large_batch_is_split() -> None:
     """Beyond 256 KiB it goes out in parts, none much larger than that, in order."""
     feed = Feed().start()
     _, peer = feed.join(TOWER)
@@ -298,8 +297,8 @@ def test_a_large_turn_is_split() -> None:
     assert peer.take() == payloads
 
 
-def test_the_clock_is_asked_once_a_turn_and_old_deliveries_go() -> None:
-    """What a turn brought has one age; each end of a turn lets go of what is too old, busy or not."""
+def test_the_clock_is_asked_once_a_batch_and_old_deliveries_go() -> None:
+    """What a batch brought has one age; each end of a batch lets go of what is too old, busy or not."""
     feed = Feed(max_age_s=120).start()
     feed.batch(("a.1", body(1), 1), ("a.1", body(2), 2))
     feed.now += 120
@@ -533,7 +532,7 @@ def test_a_client_that_has_gone_is_told_nothing() -> None:
 
 
 def test_many_who_wait_are_answered_each_by_its_own_position() -> None:
-    """In one turn, whatever the order they came in."""
+    """In one batch, and in any order of their requests."""
     ahead, feed = Feed().start(None), Feed().start(None)
     feed.batch(*stream(0))
     positions = {}
@@ -672,7 +671,7 @@ def test_a_marker_goes_to_nobody_and_its_position_is_good() -> None:
 
 
 def test_a_message_on_the_markers_topic_that_is_none_is_skipped() -> None:
-    """Whatever else comes there is withheld."""
+    """Any other message on that topic is withheld."""
     feed = Feed().start(None)
     _, peer = feed.join(TOWER, MARKER_TOPIC)
     feed.batch((MARKER_TOPIC, b'{"marker": "mine"}', 1))
@@ -744,7 +743,7 @@ def test_a_gap_marks_the_log() -> None:
     assert feed.recovered(gap["to"])
 
 
-def test_a_gap_ends_the_turn_before_it() -> None:
+def test_a_gap_ends_the_batch_before_it() -> None:
     """What came before the gap goes out before the notice."""
     feed = Feed().start()
     _, peer = feed.join()
@@ -778,8 +777,8 @@ def test_from_a_stream_to_a_queue_is_another_log() -> None:
     assert not feed.recovered(since)
 
 
-def test_a_turn_tells_what_it_wrote() -> None:
-    """The end of a turn gives the bytes of frames that went to connections since the last end, for all of them together."""
+def test_a_batch_tells_what_it_wrote() -> None:
+    """The end of a batch gives the bytes of frames that went to connections since the last end, for all of them together."""
     feed = Feed().start()
     peers = [feed.join(TOWER)[1] for _ in range(3)]
     for number in (1, 2):
@@ -791,7 +790,7 @@ def test_a_turn_tells_what_it_wrote() -> None:
     assert written == [60, 0]
 
 
-def test_a_turn_before_the_log_flows_is_written_at_once() -> None:
+def test_a_batch_before_the_log_flows_is_written_at_once() -> None:
     """While history is being refilled nothing is written, and the source is told so at once: it must not wait for ever."""
     feed = Feed()
     feed.ingest.begin("q")

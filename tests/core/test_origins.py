@@ -17,14 +17,14 @@ def test_table_of_origins(origin: str | None, host: str, allowed: bool) -> None:
 
 
 def test_any_of_the_hosts() -> None:
-    """A proxy may tell the host that the browser asked for beside the one that it asks for itself."""
+    """A proxy may send the browser's host in addition to its own."""
     assert OURS.allow("https://tower.example.com", ["127.0.0.1:8051", " tower.example.com"])
     assert not OURS.allow("https://tower.example.com", [])
 
 
 @given(st.text(alphabet=st.characters(codec="ascii")))
 def test_nothing_else_gets_in(origin: str) -> None:
-    """What is not an origin is refused, whatever the host says, and raises nothing."""
+    """A text that is not an origin is refused for any host, and raises nothing."""
     if not origin.lower().startswith(("http", "ws")):
         assert not OURS.allow(origin, [origin, "tower.example.com"])
     assert not OURS.allow(f"https://{origin}.evil.example", ["tower.example.com"])

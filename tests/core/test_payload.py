@@ -247,7 +247,7 @@ def in_a_deep_stack(levels: int, call: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("body", [nested(MAX_DEPTH), nested(MAX_DEPTH + 1), nested(MAX_DEPTH - 1).replace(b"[]", b"[NaN]")])
 def test_the_verdict_does_not_depend_on_the_stack(body: bytes) -> None:
-    """Two daemons that read one stream skip the same messages, wherever each calls from."""
+    """Two daemons that read one stream skip the same messages, at any depth of the stack."""
     deeper = (sys.getrecursionlimit() - MAX_DEPTH) // 2
     assert in_a_deep_stack(deeper, lambda: refusal(body)) == refusal(body)
     assert in_a_deep_stack(deeper, lambda: is_plain_object(body)) == is_plain_object(body)
@@ -262,7 +262,7 @@ TOKENS = [
 
 @given(st.lists(st.sampled_from(TOKENS), max_size=12).map(b"".join) | st.binary(max_size=40))
 def test_an_independent_parser_agrees(body: bytes) -> None:
-    """Whatever comes: it is taken exactly when the standard library reads it as one object, and the short check passes no more."""
+    """Any body passes exactly when the standard library reads it as one object. The short check passes no others."""
     for each in (body, b"{" + body + b"}", b'{"a":' + body + b"}"):
         try:
             expected = isinstance(json.loads(each.decode()), dict)

@@ -44,7 +44,7 @@ def test_an_envelope_names_its_topic_in_two_ways(body: str, topic: Topic) -> Non
     ],
 )
 def test_the_payload_is_kept_byte_for_byte(payload: str) -> None:
-    """It is never encoded again; whether it is an object is for the intake to judge, as with the broker's."""
+    """It is never encoded again. `Ingest` checks that it is an object, as for a message from the broker."""
     for body in (f'{{"topic":"a.1","payload":{payload}}}', f'{{"payload" : {payload} , "topic" : "a.1"}}'):
         assert parse_publication(body.encode()).payload == payload.encode()
 
@@ -65,8 +65,8 @@ def test_the_payload_is_kept_byte_for_byte(payload: str) -> None:
         (b'{"topic": "a.1", "payload": {}}{}', "something follows the object"),
         (b'{1: "a.1", "payload": {}}', "expected a key"),
         (b'{"topic": "a.1", "payload": {"a": }}', "the body is not"),
-        (b'{"topic": "a.1", "topic": "a.2", "payload": {}}', "the key 'topic' stands there twice"),
-        (b'{"topic": "a.1", "payload": {}, "\\u0070ayload": {}}', "the key 'payload' stands there twice"),
+        (b'{"topic": "a.1", "topic": "a.2", "payload": {}}', "it has the key 'topic' twice"),
+        (b'{"topic": "a.1", "payload": {}, "\\u0070ayload": {}}', "it has the key 'payload' twice"),
         (b'\xef\xbb\xbf{"topic": "a.1", "payload": {}}', "expected { at character 0"),
         (b'{"topic": "a.1", "payload": "\xff"}', "the body is not"),
         (b'{"topic": "a.1", "payload": "\xed\xa0\x80"}', "the body is not"),

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towerws.core.errors import BadRequest
-from towerws.core.groups import GroupTable
 from towerws.core.requests import (
     MAX_BRACKETS,
     MAX_DEPTH,
@@ -25,6 +24,7 @@ from towerws.core.requests import (
     parse_request,
 )
 from towerws.core.settings import GroupSettings
+from towerws.core.topics import GroupTable
 
 GROUPS = GroupTable({"notes": GroupSettings(events="any")})
 MESSAGE_BYTES = 64 * 1024
@@ -297,7 +297,7 @@ _group = st.sampled_from(["jobs", "job_events", "control", "notes", "metrics", "
 
 @given(st.dictionaries(_group, _json | st.lists(_json, max_size=5), max_size=5), st.booleans())
 def test_names_are_inert(groups: dict[str, Any], ascii_only: bool) -> None:
-    """Whatever is asked for, only exact names of known groups come out, and nothing but `BadRequest` is raised."""
+    """For any request only exact names of known groups come out, and nothing but `BadRequest` is raised."""
     text = json.dumps({"groups": groups}, ensure_ascii=ascii_only)
     try:
         request = parse(text)
@@ -318,7 +318,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_a_token_is_read_and_not_shown() -> None:
-    """A message with a token is one of its own kind, whatever else stands in it; its `repr` gives nothing away."""
+    """A message with a token is a `TokenMessage`, with any other keys but `groups`. Its `repr` does not show the token."""
     message = parse_request('{"token": "canary", "id": [1], "since": 7}', GROUPS, 1000)
     assert isinstance(message, TokenMessage)
     assert (message.token.reveal(), message.request_id) == ("canary", [1])

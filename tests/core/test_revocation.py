@@ -60,27 +60,27 @@ def test_what_is_written_is_read(revocation: Revocation) -> None:
 
 
 def test_the_latest_revocation_of_each() -> None:
-    """A user is known by the text of its id; by user and by session the later one counts; nobody else is touched."""
+    """A user is known by its id as text. Of user and session the later one counts. Other users are not touched."""
     recent = RecentRevocations(300)
     assert recent.latest(7, "a") == -inf
-    recent.note(Revocation(user=7), 10)
-    recent.note(Revocation(session="b"), 11)
-    recent.note(Revocation(session="7"), 12)
+    recent.add(Revocation(user=7), 10)
+    recent.add(Revocation(session="b"), 11)
+    recent.add(Revocation(session="7"), 12)
     assert recent.latest(7, "a") == recent.latest("7") == 10
     assert recent.latest(7, "b") == recent.latest(8, "b") == recent.latest(None, "b") == 11
     assert recent.latest(8, "a") == -inf
     assert recent.latest(None) == -inf
-    recent.note(Revocation(user="7"), 13)
+    recent.add(Revocation(user="7"), 13)
     assert recent.latest(7, "a") == 13
     assert recent.count == 4
 
 
 def test_revoking_everybody() -> None:
-    """None names all who can be named; later ones count beside it."""
+    """None revokes every user and credential that has a name. Later revocations count as well."""
     recent = RecentRevocations(300)
-    recent.note(Revocation(user=7), 10)
-    recent.note(None, 20)
-    recent.note(Revocation(user=8), 30)
+    recent.add(Revocation(user=7), 10)
+    recent.add(None, 20)
+    recent.add(Revocation(user=8), 30)
     assert [recent.latest(user) for user in (7, 8, 9)] == [20, 30, 20]
     assert recent.latest(None) == -inf
 
@@ -89,7 +89,7 @@ def test_old_ones_are_forgotten() -> None:
     """After `kept_s` nothing is left of a revocation: no memory, and nothing that counts for anybody."""
     recent = RecentRevocations(300, names=3)
     for number in range(1000):
-        recent.note(Revocation(user=number), 301.0 * number)
+        recent.add(Revocation(user=number), 301.0 * number)
         assert len(recent._at) == 1
     assert recent.latest(0) == -inf
 
@@ -98,19 +98,19 @@ def test_a_flood_lets_nobody_through() -> None:
     """Beyond the bound the oldest name is forgotten, and from then on everybody counts as revoked at that time."""
     recent = RecentRevocations(300, names=3)
     for number in range(10):
-        recent.note(Revocation(user=number), number)
+        recent.add(Revocation(user=number), number)
         assert len(recent._at) <= 3
     assert recent.latest(0) == recent.latest(99, "x") == 6
     assert recent.latest(9) == 9
-    recent.note(Revocation(user=7), 10)
+    recent.add(Revocation(user=7), 10)
     assert recent.latest(7) == 10
 
 
 def test_any_of_several_credentials() -> None:
     """The latest revocation of any of a connection's names counts."""
     recent = RecentRevocations(300)
-    recent.note(Revocation(session="b"), 11)
-    recent.note(Revocation(session="c"), 12)
+    recent.add(Revocation(session="b"), 11)
+    recent.add(Revocation(session="c"), 12)
     assert recent.latest(7, "a", "b") == 11
     assert recent.latest(7, "a", "b", "c") == recent.latest(None, "c", "b") == 12
     assert recent.latest(7, "a") == -inf

@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from towerws.core.identity import Identity
+from towerws.core.settings import GroupSettings
 from towerws.core.topics import (
+    AWX_GROUPS,
     MAX_EVENT_BYTES,
     MAX_GROUP_BYTES,
+    MAX_ID_DIGITS,
     MAX_ROUTING_KEY_BYTES,
+    WITHHELD,
+    GroupTable,
     Topic,
+    UnknownItem,
     flat_name,
     is_event,
     is_group,
@@ -114,3 +121,259 @@ def test_what_is_wrong_is_shortened() -> None:
         with pytest.raises(ValueError, match="expected") as caught:
             parse_routing_key(text)
         assert len(str(caught.value)) < 250
+
+
+AWX = GroupTable()
+IDS = [
+    "job_events",
+    "ad_hoc_command_events",
+    "project_update_events",
+    "inventory_update_events",
+    "system_job_events",
+    "workflow_events",
+]
+
+
+def test_the_groups_known_without_configuration_are_awxs() -> None:
+    """Exactly those of awx-contract 2.1, without `metrics`."""
+    assert set(AWX_GROUPS) == {*IDS, "jobs", "schedules", "inventories", "control"}
+
+
+@pytest.mark.parametrize("group", IDS)
+@pytest.mark.parametrize(
+    ("item", "event"),
+    [
+        (42, "42"),
+        ("42", "42"),
+        ("042", "42"),
+        (0, "0"),
+        ("000", "0"),
+        (10**MAX_ID_DIGITS - 1, "9" * MAX_ID_DIGITS),
+        ("9" * MAX_ID_DIGITS, "9" * 18),
+    ],
+)
+def test_a_number_is_an_id_as_integer_and_as_text(group: str, item: object, event: str) -> None:
+    """Both name the same topic, of up to 18 digits."""
+    assert AWX.routing_key(group, item) == f"{group}.{event}"
+
+
+@pytest.mark.parametrize("group", IDS)
+@pytest.mark.parametrize(
+    "item",
+    [
+        None,
+        True,
+        False,
+        1.0,
+        42.5,
+        float("nan"),
+        -1,
+        "-1",
+        10**MAX_ID_DIGITS,
+        10**400,
+        "1" * (MAX_ID_DIGITS + 1),
+        "0" * (MAX_ID_DIGITS + 1),
+        "",
+        " 42",
+        "42 ",
+        "42\n",
+        "4_2",
+        "+42",
+        "0x2a",
+        "42.0",
+        "1e3",
+        "\u0664\u0662",
+        "\uff14\uff12",
+        "\u00b2",
+        "abc",
+        "#",
+        "*",
+        "42.*",
+        "42-43",
+        "\0",
+        "\ud800",
+        "x" * 300,
+        [],
+        [42],
+        {},
+        {"id": 42},
+    ],
+    ids=repr,
+)
+def test_nothing_else_is_an_id(group: str, item: object) -> None:
+    """Neither what Python takes for a number (true, fractions, other digits) nor any text but digits."""
+    with pytest.raises(UnknownItem):
+        AWX.routing_key(group, item)
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [("jobs", ["status_changed", "summary"]), ("schedules", ["changed"]), ("inventories", ["status_changed"])],
+)
+def test_a_group_of_words_has_these_words(group: str, words: list[str]) -> None:
+    """Each word is an event; another, a number, a part of one or another case is not."""
+    for word in words:
+        assert AWX.routing_key(group, word) == f"{group}.{word}"
+        for other in (word.upper(), word[:-1], word + "\n", f" {word}", f"{word}.x"):
+            with pytest.raises(UnknownItem):
+                AWX.routing_key(group, other)
+    for item in (42, "42", "foo", "", None, "#", "*"):
+        with pytest.raises(UnknownItem):
+            AWX.routing_key(group, item)
+
+
+def test_control_is_one_topic_per_user() -> None:
+    """`limit_reached_<user id>`, which React's pages ask for with 1; the global one of older AWX is never available."""
+    assert AWX.routing_key("control", "limit_reached_1") == "control.limit_reached_1"
+    for item in ("limit_reached", "limit_reached_", "limit_reached_x", "limit_reached_1 ", "limit_reached_1.0", "limit_reached_-1", 1, "1"):
+        with pytest.raises(UnknownItem):
+            AWX.routing_key("control", item)
+
+
+@pytest.mark.parametrize(
+    "group", ["", "metrics", "broadcast-group_send", "job_events-42", "job_events.42", "JOBS", "jobs ", "#", "*", "g" * 300]
+)
+def test_an_unknown_group_has_no_topics(group: str) -> None:
+    """For any item the group is looked up as it is written."""
+    for item in (42, "42", "status_changed", "x"):
+        with pytest.raises(UnknownItem, match=r"^no such group$"):
+            AWX.routing_key(group, item)
+
+
+@pytest.mark.parametrize(
+    ("events", "item", "event"),
+    [
+        ("id", 7, "7"),
+        ("id", "x", None),
+        ("any", "x", "x"),
+        ("any", 7, "7"),
+        ("any", "a-b", "a-b"),
+        ("any", -7, None),
+        ("any", 10**MAX_ID_DIGITS, None),
+        ("any", "a.b", None),
+        ("any", "*", None),
+        ("any", "", None),
+        ("any", "x" * 129, None),
+        ("any", True, None),
+        ("any", None, None),
+        (("up", "down"), "up", "up"),
+        (("up", "down"), "left", None),
+        (("up", "down"), "any", None),
+        (("1",), 1, "1"),
+    ],
+)
+def test_a_configuration_adds_groups(events: str | tuple[str, ...], item: object, event: str | None) -> None:
+    """With ids, with any name that is one, or with the words that it lists; AWX's stay."""
+    table = GroupTable({"mine": GroupSettings(events=events)})
+    if event is None:
+        with pytest.raises(UnknownItem):
+            table.routing_key("mine", item)
+    else:
+        assert table.routing_key("mine", item) == f"mine.{event}"
+    assert table.routing_key("job_events", 42) == "job_events.42"
+
+
+def test_groups_for_the_live_page() -> None:
+    """The groups of the configuration to which clients can subscribe, and what they can ask for in each."""
+    added = {
+        "orders": GroupSettings(events=("paid", "created")),
+        "sensors": GroupSettings(events="id"),
+        "inbox": GroupSettings(events="any", policy="own"),
+        "hidden": GroupSettings(events="any", policy="never"),
+    }
+    assert AWX.configured == {}
+    assert GroupTable(added).configured == {
+        "orders": {"events": ["created", "paid"], "own": False},
+        "sensors": {"events": "id", "own": False},
+        "inbox": {"events": "any", "own": True},
+    }
+
+
+def test_what_is_withheld_can_not_be_configured_back() -> None:
+    """A session's key was once sent on `control.limit_reached`: no configuration makes a topic of it."""
+    table = GroupTable({"control": GroupSettings(events="any")})
+    assert table.routing_key("control", "limit_reached_1")
+    with pytest.raises(UnknownItem):
+        table.routing_key("control", "limit_reached")
+    assert {"metrics", "control.limit_reached", "towerws.marker"} == WITHHELD
+
+
+def test_nobody_subscribes_to_markers() -> None:
+    """Not even where a group of that name is configured."""
+    for events in ("any", ("marker", "other")):
+        table = GroupTable({"towerws": GroupSettings(events=events)})
+        assert table.routing_key("towerws", "other") == "towerws.other"
+        with pytest.raises(UnknownItem):
+            table.routing_key("towerws", "marker")
+
+
+def test_an_error_never_repeats_the_item() -> None:
+    """Its text is fixed."""
+    for group, item in [("jobs", "c4n4ry"), ("c4n4ry", 1), ("job_events", "c4n4ry"), ("control", "limit_reached_c4n4ry")]:
+        with pytest.raises(UnknownItem) as caught:
+            AWX.routing_key(group, item)
+        assert "c4n4ry" not in str(caught.value)
+
+
+@pytest.mark.parametrize("events", ["any", "id", ("paid",)])
+def test_a_group_that_is_never_heard(events: str | tuple[str, ...]) -> None:
+    """Its events are refused one by one, as those of a group that does not exist."""
+    table = GroupTable({"orders": GroupSettings(events=events, policy="never")})
+    for item in ("paid", 1):
+        with pytest.raises(UnknownItem):
+            table.routing_key("orders", item)
+
+
+def test_whose_own() -> None:
+    """`control` is each user's own, and so is any group that the configuration says is; the rest is not this table's to refuse."""
+    table = GroupTable({"inbox": GroupSettings(policy="own"), "desk": GroupSettings(events="id", policy="own")})
+    topics = ["control.limit_reached_7", "control.limit_reached_17", "inbox.7", "inbox.x_7", "desk.7", "desk.70", "jobs.summary"]
+    others = {"control.limit_reached_17", "inbox.x_7", "desk.70"}
+    assert table.refusals(Identity(7, "tower"), topics) == dict.fromkeys(others, "another user's")
+    assert table.refusals(Identity("7", "jwt"), topics).keys() == others
+    assert table.refusals(Identity(), topics) == {}
+
+
+@pytest.mark.parametrize(
+    ("topic", "nobody"),
+    [
+        ("jobs.status_changed", False),
+        ("job_events.42", False),
+        ("orders.paid", False),
+        ("deploys.anything", False),
+        ("ordres.paid", True),
+        ("orders.lost", True),
+        ("job_events.forty", True),
+        ("secret.x", True),
+        ("metrics.x", True),
+        ("control.limit_reached", True),
+        ("control.limit_reached_7", False),
+        ("job_events.0", False),
+        ("job_events.042", True),
+        ("Jobs.summary", True),
+    ],
+)
+def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
+    """The producer of a message to an unknown group is told so, and what to do."""
+    table = GroupTable({"orders": GroupSettings(events=("paid",)), "deploys": GroupSettings(), "secret": GroupSettings(policy="never")})
+    said = table.why_no_subscriber(*topic.split("."))
+    assert (said is not None) is nobody
+    assert said is None or said.startswith(f"no client can subscribe to {topic}: ")
+
+
+@pytest.mark.parametrize(
+    ("topic", "advice"),
+    [
+        ("ordres.paid", "the groups are jobs, schedules,"),
+        ("orders.lost", "its events are paid"),
+        ("jobs.changed", "its events are status_changed, summary"),
+        ("job_events.forty", "its events are numbers of 1 to 18 digits"),
+        ("control.x", "its events are limit_reached_<number>"),
+        ("job_events.042", "a client that asks for it gets job_events.42; publish on that"),
+        ("secret.x", 'its policy is "never" in [groups.secret]'),
+    ],
+)
+def test_the_advice_for_a_topic_without_subscribers(topic: str, advice: str) -> None:
+    """Findings O9: it names what is possible in this group, or the groups that exist."""
+    table = GroupTable({"orders": GroupSettings(events=("paid",)), "secret": GroupSettings(policy="never")})
+    assert advice in (table.why_no_subscriber(*topic.split(".")) or "")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from towerws.core.deliveries import Delivery, Fingerprint
 from towerws.core.errors import BadRequest, CloseReason
-from towerws.core.groups import GroupTable
 from towerws.core.identity import Identity
 from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_request
+from towerws.core.topics import GroupTable
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Change, Dialect, Gap
 
 SAMPLES = {
@@ -92,7 +92,7 @@ def test_towers_answer_to_a_token_is_its_first_frame() -> None:
 
 @pytest.mark.parametrize(("user_id", "told"), [(7, 7), (0, 0), (None, 0), ("ada", 0)])
 def test_towers_first_frame_tells_a_number(user_id: int | str | None, told: int) -> None:
-    """`{"accept": true, "user": <int>}` whoever it is (awx-contract 1.4 point 5)."""
+    """`{"accept": true, "user": <int>}` for every user (awx-contract 1.4 point 5)."""
     assert json.loads(TOWER.welcome(Identity(user_id), "0-q", 20)) == {"accept": True, "user": told}
 
 
@@ -164,7 +164,7 @@ def test_v1_lists_what_was_left_out_in_its_answer() -> None:
 
 @pytest.mark.parametrize("request_id", [None, 0, 7, "a", "\u20ac\U0001f680", [1, {"a": None}], 1.5, True])
 def test_v1_repeats_the_requests_id(request_id: object) -> None:
-    """Whatever it was, in both kinds of answers."""
+    """The same value, in both kinds of answers."""
     assert json.loads(V1.subscribed(CHANGE, [], request_id))["id"] == request_id
     assert json.loads(V1.error(BadRequest("x", "y", request_id)))["id"] == request_id
 

@@ -41,6 +41,8 @@ class Spec:
     """Whether it connects again when its connection ends."""
     pem: str = ""
     """With a certificate's file: TLS."""
+    headers: str = ""
+    """More lines of the opening handshake, each with its end."""
     group_name: str = ""
     """A name under which commands address some clients."""
 
@@ -162,7 +164,7 @@ class Client(asyncio.Protocol):
         protocol = "Sec-WebSocket-Protocol: towerws.v1\r\n" if self.spec.v1 else ""
         self._transport.write(
             f"GET /websocket/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{protocol}\r\n".encode()
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{protocol}{self.spec.headers}\r\n".encode()
         )
         self._opening = self._loop.loop.call_later(OPEN_S, self._abort)
 
@@ -265,16 +267,20 @@ class Client(asyncio.Protocol):
     asked_since: str | None = None
     """The position that the last request carried."""
 
-    def _ask(self) -> None:
+    def _ask(self, *, again: bool = False) -> None:
         groups: dict[str, list[str]] = {}
         for topic in self.spec.topics:
             group, _, event = topic.partition(".")
             groups.setdefault(group, []).append(event)
         request: dict[str, Any] = {"groups": groups}
-        self.asked_since = self.position if self.spec.v1 else None
+        self.asked_since = self.position if self.spec.v1 and not again else None
         if self.asked_since is not None:
             request["since"] = self.asked_since
         self._send(TEXT, json.dumps(request).encode())
+
+    def ask_again(self) -> None:
+        """Subscribe to the same again on the open connection."""
+        self._ask(again=True)
 
     def _subscribed(self, recovered: bool | None) -> None:
         if self._opening is not None:

@@ -98,6 +98,12 @@ class Loop:
 
             step()
 
+    async def ask_again(self, share: float) -> None:
+        """This share of the clients subscribe again on their open connections, by chance."""
+        for client in self.clients:
+            if client.state == "live" and self.random.random() < share:
+                client.ask_again()
+
     async def misbehave(self, name: str, how: str, low_s: float, high_s: float) -> None:
         """Stop reading; see `Client.misbehave`. The time is between the two, by chance."""
         for client in self.of(name):
@@ -204,6 +210,10 @@ class Swarm:
     def wander(self, per_s: float, name: str = "") -> None:
         """Cut so many connections a second until it is set to 0."""
         self._call("wander", name, per_s)
+
+    def ask_again(self, share: float) -> None:
+        """This share of the clients subscribe again on their open connections."""
+        self._call("ask_again", share)
 
     def misbehave(self, name: str, how: str, low_s: float = 0.0, high_s: float = 0.0) -> None:
         """Let these clients `stall` for a time, `never` read again, `talk` without reading, or `close` and not read."""

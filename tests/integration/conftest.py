@@ -24,6 +24,7 @@ NO_NGINX = "nginx is not installed"
 NO_CHROMIUM = "Chromium is not installed"
 NO_REDIS = "Redis is not installed"
 NO_PYTHON = "this Python is missing"
+NO_LANGUAGE = "this language is missing"
 NO_FAIL2BAN = "fail2ban is not installed"
 
 PARTS = {
@@ -31,6 +32,10 @@ PARTS = {
     NO_NGINX: ("NGINX", "apt-get install nginx"),
     NO_CHROMIUM: ("CHROMIUM", "apt-get install chromium"),
     NO_REDIS: ("REDIS", "apt-get install redis-server"),
+    NO_LANGUAGE: (
+        "OTHER LANGUAGES",
+        "apt-get install nodejs npm golang-go default-jdk-headless librabbitmq-client-java php-cli php-amqplib",
+    ),
     NO_FAIL2BAN: ("FAIL2BAN", "apt-get install fail2ban"),
     NO_PYTHON: ("OLD PYTHONS", "pyenv install 3.6 3.7 3.8 3.9 3.10 3.11 3.12 3.13"),
 }

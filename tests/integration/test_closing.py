@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker.test_endpoint import certificate
 from tests.daemon import DEADLINE_S, Daemon
 from tests.integration.test_websocket_daemon import present, wait_until
 from tests.integration.test_websocket_transports import tls, unix
 from tests.nginx import Nginx
+from tests.websocket.test_compression import deflate
 from tests.ws_kit import BINARY, CLOSE, PING, TEXT, close, frame, request, text
 
 Dial = Callable[[], socket.socket]
@@ -181,40 +185,123 @@ CLIENT_ENDS: dict[str, Callable[[socket.socket], object]] = {
 }
 
 
-def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
-    """Findings P5: 100 clients connect, subscribe, hear an event and end in all ways, and nginx writes no error for any of them."""
-    with Daemon(tmp_path, "embedded:", "--trusted-proxies", "127.0.0.1") as daemon, ExitStack() as leave:
-        proxy = nginx(f"127.0.0.1:{daemon.port}", errors="warn")
+COMPRESSED_ENDS: dict[str, Callable[[socket.socket], object]] = {
+    "what can't be inflated": answers(frame(TEXT, b"\xff\xff", rsv=4)),
+    "a bomb": answers(frame(TEXT, deflate(b"x" * 500_000), rsv=4)),
+    "a compressed request before the close": sends(frame(TEXT, deflate(b'{"groups": {}}'), rsv=4) + close(1001)),
+}
 
-        def enter(number: int) -> socket.socket:
-            client = leave.enter_context(socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S, (f"127.0.5.{number + 1}", 0)))
-            client.sendall(request(host="localhost") + text({"groups": {"job_events": [1]}}))
-            until(client, b"groups_current")
-            return client
+REFUSED_BY_US = [
+    request(host="localhost", without=["Sec-WebSocket-Key"]),
+    request(host="localhost", without=["Upgrade"]),
+    request(host="localhost").replace(b"GET", b"HEAD"),
+    request(host="localhost", added=["Origin: https://evil.example"]),
+    request(host="localhost", added=["Sec-WebSocket-Extensions: ;;;"]),
+]
 
-        def until(client: socket.socket, word: bytes) -> None:
-            came = b""
-            while word not in came or not came.endswith(b"}"):
-                came += client.recv(65536)
 
-        ends = list(CLIENT_ENDS.values())
-        clients = [enter(number) for number in range(100)]
-        daemon.publish("job_events.1", {"n": 1})
+class Day:
+    """A daemon behind nginx, and its clients: with TLS and compression, or with neither. All of it ends with `leave`."""
+
+    def __init__(self, folder: Path, nginx: Callable[..., Nginx], leave: ExitStack, *flags: str, secure: bool) -> None:
+        files = certificate(folder) if secure else None
+        self._trust = None if files is None else ssl.create_default_context(cafile=str(files[0]))
+        self._offer = ["Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"] if secure else []
+        compression = ["--websocket-compression"] if secure else []
+        self._leave = leave
+        self.daemon = leave.enter_context(Daemon(folder, "embedded:", "--trusted-proxies", "127.0.0.1", *compression, *flags))
+        self.proxy = nginx(f"127.0.0.1:{self.daemon.port}", errors="warn", certificate=files)
+        self.entered = 0
+
+    def dial(self) -> socket.socket:
+        """A connection, each from an address of its own."""
+        self.entered += 1
+        client = socket.create_connection(("127.0.0.1", self.proxy.port), DEADLINE_S, (f"127.0.5.{self.entered}", 0))
+        self._leave.enter_context(client)
+        return client if self._trust is None else self._leave.enter_context(self._trust.wrap_socket(client, server_hostname="127.0.0.1"))
+
+    def enter(self) -> socket.socket:
+        """A client that has subscribed."""
+        client = self.dial()
+        client.sendall(request(host="localhost", added=self._offer) + text({"groups": {"job_events": [1]}}))
+        hear(client, b"groups_current")
+        return client
+
+    def errors(self) -> str:
+        """All that nginx complained about."""
+        logs = self.proxy.logs()
+        return logs["towerws-error.log"] + "".join(line for line in logs["error.log"].splitlines() if "[notice]" not in line)
+
+
+def hear(client: socket.socket, word: bytes) -> bytes:
+    """All that comes, to the end of the message with this word."""
+    came = b""
+    while word not in came or not came.endswith(b"}"):
+        came += client.recv(65536)
+    return came
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "with TLS and compression"])
+def secure(request: pytest.FixtureRequest) -> bool:
+    """Both."""
+    return bool(request.param)
+
+
+def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
+    """Findings P5: 100 clients connect, subscribe, hear events and end in all ways, and nginx writes no error for any of them."""
+    ends = [*CLIENT_ENDS.values(), *(COMPRESSED_ENDS.values() if secure else [])]
+    with ExitStack() as leave:
+        day = Day(tmp_path, nginx, leave, secure=secure)
+        clients = [day.enter() for _ in range(100)]
+        day.daemon.publish("job_events.1", {"stdout": "ok: [localhost]\r\n" * 50})
+        day.daemon.publish("job_events.1", {"n": 1})
         for client in clients:
-            until(client, b'"n": 1')
-        staying, leaving = clients[: len(ends)], clients[len(ends) :]
+            assert hear(client, b'"n": 1').startswith(b"\xc1" if secure else b"\x81")
+        staying, leaving = clients[:20], clients[20:]
         for number, client in enumerate(leaving):
             ends[number % len(ends)](client)
-        for refused in (request(without=["Sec-WebSocket-Key"]), request(without=["Upgrade"]), request().replace(b"GET", b"HEAD")):
-            with socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S) as client:
-                client.sendall(refused)
-                assert client.recv(12)[:10] == b"HTTP/1.1 4"
-        wait_until(lambda: present(daemon) == len(staying))
-        daemon.begin_stop()
+        for refused in REFUSED_BY_US:
+            client = day.dial()
+            client.sendall(refused)
+            assert client.recv(12)[:10] == b"HTTP/1.1 4"
+        wait_until(lambda: present(day.daemon) == len(staying))
+        day.daemon.begin_stop()
         for client in staying:
             assert answered(client, b"") == 1012
-        daemon.stop()
-    logs = proxy.logs()
-    assert logs["towerws.log"].count('" 101 ') == len(clients)
-    errors = logs["towerws-error.log"] + "".join(line for line in logs["error.log"].splitlines() if "[notice]" not in line)
-    assert errors == ""
+        day.daemon.stop()
+        assert day.proxy.logs()["towerws.log"].count('" 101 ') == 100
+        assert day.errors() == ""
+
+
+def test_nginx_does_not_complain_about_clients_that_sleep(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
+    """Findings P5: nor for clients that answer neither pings nor our close: laptops that sleep, while the daemon stops or not."""
+    flags = ("--websocket-ping-s=1", "--websocket-pong-s=1", f"--websocket-linger-s={LINGER_S}", "--websocket-drain-s=1")
+    with ExitStack() as leave:
+        day = Day(tmp_path, nginx, leave, *flags, secure=secure)
+        sleeping = [day.enter() for _ in range(5)]
+        for client in sleeping:
+            assert b"\x88" not in rest(client)
+        told = [day.enter() for _ in range(5)]
+        for client in told:
+            client.sendall(frame(3))
+        assert [code_of(rest(client)) for client in told] == [1002] * 5
+        stopped = [day.enter() for _ in range(5)]
+        day.daemon.stop()
+        assert [code_of(rest(client)) for client in stopped] == [1012] * 5
+        assert day.errors() == ""
+
+
+def test_nginx_does_not_complain_about_slow_clients(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
+    """Findings P5: nor for one that read so slowly that it fell out of history, and is closed with 1013."""
+    small = ("--max-payload-bytes", "65536", "--history-max-bytes", "524288")
+    with ExitStack() as leave:
+        day = Day(tmp_path, nginx, leave, *small, secure=secure)
+        slow, bystander = day.enter(), day.enter()
+        for number in range(400):  # 24 MB, which is more than all the sockets' buffers hold
+            day.daemon.publish("job_events.1", {"x": random.randbytes(30_000).hex()})
+            day.daemon.publish("job_events.1", {"n": number})
+            hear(bystander, b'"n": %d}' % number)
+        assert day.daemon.get("/status")[1]["hub"]["behind"] == 1
+        came = rest(slow)
+        assert came.endswith(b"\x88\x15\x03\xf5fell out of history"), came[-40:]
+        assert day.errors() == ""

@@ -21,8 +21,10 @@ from uuid import uuid4
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
 
-from tests.daemon import DEADLINE_S, Daemon
+from tests.daemon import DEADLINE_S, Daemon, V1Client
+from tests.integration.conftest import NO_NGINX, require
 from tests.integration.redis_server import PrivateRedis
+from tests.nginx import NGINX_CONF, Nginx, adapted, nginx_binary
 from tests.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, PRODUCER, Environment
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "migrate-awx.md").read_text()
@@ -184,3 +186,34 @@ def wait_for_a_subscriber(daemon: Daemon) -> None:
             return
         threading.Event().wait(0.05)  # between two questions of a poll
     raise AssertionError(f"nobody subscribed: {status}")
+
+
+class GuidesNginx(Nginx):
+    """nginx with the guide's blocks in a server of its own. Nothing listens where daphne would."""
+
+    def __init__(self, folder: Path, upstream: str) -> None:
+        self.port, self.tls = free_port(), False
+        self._folder, self._process = folder, None
+        (folder / "conf.d").mkdir(parents=True)
+        user = "user root;" if os.geteuid() == 0 else ""  # its worker has to get into a folder of the test's
+        (folder / "nginx.conf").write_text(NGINX_CONF.format(folder=folder, user=user, more="access_log off;"))
+        whole, relay = blocks("nginx")
+        ours, _, location = adapted(whole, ("127.0.0.1:8061", upstream)).partition("\n\n")
+        server = f"upstream daphne {{ server 127.0.0.1:9; }}\nserver {{\nlisten 127.0.0.1:{self.port};\n{relay}{location}}}\n"
+        (folder / "conf.d" / "guide.conf").write_text(f"{ours}\n{server}")
+
+
+def test_the_guides_nginx(tmp_path: Path) -> None:
+    """Clients reach the daemon through it, the guide's check prints the same as without it, and daphne keeps its path."""
+    require(NO_NGINX, nginx_binary())
+    with Daemon(tmp_path, "embedded:") as daemon, GuidesNginx(tmp_path / "nginx", f"127.0.0.1:{daemon.port}") as nginx:
+        client = V1Client(nginx.url, {"jobs": ["status_changed"]}).open()
+        daemon.publish("jobs.status_changed", {"n": 1})
+        client.until({"n": 1})
+        client.close()
+        check, printed = next(
+            (command, printed) for command, printed in commands().items() if "/websocket/" in command and "curl" in command
+        )
+        for path, said in (("/websocket/", printed.strip()), ("/websocket/relay/", "502")):
+            command = check.replace("127.0.0.1:8061/websocket/", f"127.0.0.1:{nginx.port}{path}")
+            assert subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True).stdout.strip() == said

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pika
 import pytest
 from private_rabbitmq import PrivateRabbit
 
@@ -25,6 +26,7 @@ from towerws_producer import (
     Blocked,
     BufferFull,
     CredentialsRefused,
+    Nacked,
     NoSuchExchange,
     NotConfirmed,
     PayloadTooLarge,
@@ -123,10 +125,11 @@ def test_each_fault_has_a_name_and_a_text(
     broker, settings = broken(rabbit.url)
     producer = make(broker, **settings)
     with pytest.raises(error, match=text) as raised:
-        producer.publish("job_events.42", {"secret": "payload-word"}, timeout=2)
+        # What waiting may cure is raised at the end of the time, everything else at once.
+        producer.publish("job_events.42", {"secret": "payload-word"}, timeout=1 if error is Unreachable else DEADLINE_S)
     for _ in range(20):
         producer.emit("job_events.42", {"secret": "payload-word"})
-    producer.flush(1)
+    producer.flush(0.2)
     ours = [record.getMessage() for record in caplog.records if record.name == "towerws_producer" and record.levelno >= logging.WARNING]
     assert 1 <= len(ours) <= 2
     assert text in " ".join(ours)
@@ -224,30 +227,90 @@ def test_threads_share_one_connection(rabbit: PrivateRabbit, exchange: str, make
             thread.join()
         assert producer.flush(DEADLINE_S)
         got = [json.loads(queue.get()[2]) for _ in range(1600)]
-        connections = rabbit.ctl("list_connections", "client_properties").count('"towerws-producer"')
     for number in range(8):
         assert [event["n"] for event in got if event["t"] == number] == list(range(200))
-    assert connections >= 1
-    assert producer.stats()["confirmed"] == 1600
+    stats = producer.stats()
+    assert (stats["connected"], stats["confirmed"]) == (1, 1600)
 
 
 def test_the_next_host_is_tried(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """Of several brokers, the first that answers."""
-    with Queue(rabbit.url, exchange):
+    with Queue(rabbit.url, exchange) as queue:
         producer = make(f"amqp://127.0.0.1:1,{rabbit.url.replace('%2F', '')}")
-        producer.publish("a.b", {}, timeout=DEADLINE_S)
+        producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)
+        assert queue.payloads(1) == [{"n": 1}]
+
+
+def test_a_nacked_event_is_sent_again(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """A queue at its maximum length nacks. Nothing is lost: once there is room, each event arrives, with the id it had before."""
+    fits, events = 5, 300
+    with closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange, "topic", durable=True)
+        channel.queue_declare(exchange, arguments={"x-max-length": fits, "x-overflow": "reject-publish"})
+        channel.queue_bind(exchange, exchange, "full.*")
+        seen = channel.queue_declare("", exclusive=True).method.queue  # it takes every copy, those of a nacked event included
+        channel.queue_bind(seen, exchange, "#")
+        producer = make(rabbit.url)
+        for number in range(events):
+            producer.emit("full.1", {"n": number})
+        producer.publish("free.1", {"n": "beside"}, timeout=DEADLINE_S)  # a neighbour doesn't wait for them
+        wait_until(lambda: producer.stats()["nacked"] >= events - fits)
+        with pytest.raises(Nacked, match=r"takes no events \(nack\)"):
+            producer.publish("full.1", {"n": events}, timeout=0.2, message_id="mine")
+        assert not producer.flush(0.1)
+        assert producer.stats()["dropped"] == {}
+        got = []
+        for _method, properties, body in channel.consume(exchange, auto_ack=True, inactivity_timeout=DEADLINE_S):
+            assert properties is not None, f"nothing came: {producer.stats()}"
+            got.append((properties.message_id, json.loads(body)["n"]))
+            if len(got) == events + 1:
+                break
+        assert producer.flush(DEADLINE_S)
+        copies: dict[str, set[int | str]] = {}
+        while (message := channel.basic_get(seen, auto_ack=True))[0] is not None:
+            copies.setdefault(message[1].message_id, set()).add(json.loads(message[2])["n"])
+        channel.queue_delete(exchange)
+    assert sorted(number for _, number in got) == list(range(events + 1))
+    assert ("mine", events) in got
+    assert len(copies) == events + 2  # one id for each event, however often it was sent
+    assert all(len(numbers) == 1 for numbers in copies.values())
+    stats = producer.stats()
+    assert (stats["confirmed"], stats["buffered"]) == (events + 2, 0)
+    assert stats["resent"] == stats["nacked"] >= events - fits
+
+
+def test_events_that_are_nacked_for_ever_stay_within_the_bound(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """The oldest go then, counted; the thread pauses between its attempts, and the end of the producer gives up the rest."""
+    with closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange, "topic", durable=True)
+        channel.queue_declare(exchange, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, exclusive=True)
+        channel.queue_bind(exchange, exchange, "#")
+        producer = make(rabbit.url, buffer_bytes=100_000)
+        for number in range(1000):
+            producer.emit("full.1", {"n": number})
+        wait_until(lambda: producer.stats()["nacked"] > 400)
+        stats = producer.stats()
+        assert stats["buffered_bytes"] <= 100_000
+        producer.flush_at_exit()
+    stats = producer.stats()
+    assert stats["emitted"] == 1000 == stats["confirmed"] + sum(stats["dropped"].values())
+    assert set(stats["dropped"]) == {"buffer_full", "closed"}
 
 
 EMITS = 100_000
+OUTAGE = 10**6  # the number of the first event that is emitted while the broker is dead
 BODY = json.dumps({"stdout": "x" * 300})
 
 
-def emit_all(producer: Producer) -> float:
-    """Emit 100,000 events, each with its number. Returns the seconds that it took."""
-    began = time.perf_counter()
-    for number in range(EMITS):
+def emit_all(producer: Producer, first: int = 0) -> None:
+    """Emit 100,000 events, each with its number. `make bench SCENARIO=producer` has a bar on what that costs."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    for number in range(first, first + EMITS):
         producer.emit("job_events.42", f'{{"n": {number}, {BODY[1:]}')
-    return time.perf_counter() - began
+    cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
+    print(f"{EMITS} emits: {cpu:.2f} s of the caller's CPU, {wall:.2f} s by the clock")  # noqa: T201 - shown by -s
 
 
 def rabbit_pids(node: PrivateRabbit) -> list[int]:
@@ -258,14 +321,14 @@ def rabbit_pids(node: PrivateRabbit) -> list[int]:
 
 
 def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, make: Callable[..., Producer]) -> None:
-    """Killed and back while events are emitted: the daemon's client has everything that was confirmed, each once, in order."""
+    """Killed and back while events are emitted, 100,000 of them in the outage: the daemon's client gets every confirmed event once."""
     node = own_rabbit
     exchange = f"killed-{uuid4().hex}"
     with Daemon(tmp_path, node.url, "--exchange", exchange, "--stream", f"{exchange}.events") as daemon:
         node.restart()  # so that what was declared survives the kill
         daemon.wait_for("/readyz")
         client = V1Client(daemon.url, {"job_events": [42]}).open()
-        producer = make(node.url, exchange=exchange)
+        producer = make(node.url, exchange=exchange, buffer_bytes=256 * 1024**2)  # room for the whole outage
         ended = threading.Event()
         emitted = [0]
 
@@ -280,21 +343,22 @@ def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, m
         wait_until(lambda: producer.stats()["confirmed"] > 300)
         node.kill()
         wait_until(lambda: producer.stats()["state"] == "down")
+        emit_all(producer, OUTAGE)
         node.start()
         confirmed = producer.stats()["confirmed"]
         wait_until(lambda: producer.stats()["confirmed"] > confirmed + 300)
         ended.set()
         thread.join()
-        assert producer.flush(DEADLINE_S)
+        assert producer.flush(4 * DEADLINE_S)
         stats = producer.stats()
         producer.publish("job_events.42", {"n": "last"}, timeout=DEADLINE_S)
         client.until({"n": "last"})
         numbers = [payload["n"] for payload in client.payloads[:-1]]
         client.close()
-    assert stats["confirmed"] == emitted[0]
+    assert stats["confirmed"] == emitted[0] + EMITS
     assert stats["dropped"] == {}
     # Transient messages that the dead node had confirmed may be gone from a queue, but not from a stream.
-    assert sorted(set(numbers)) == list(range(1, emitted[0] + 1))
+    assert sorted(set(numbers)) == [*range(1, emitted[0] + 1), *range(OUTAGE, OUTAGE + EMITS)]
     assert len(numbers) == len(set(numbers))
 
 
@@ -307,7 +371,7 @@ def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callabl
         for pid in rabbit_pids(node):
             os.killpg(pid, signal.SIGSTOP)
         try:
-            seconds = emit_all(producer)
+            emit_all(producer)
             wait_until(lambda: producer.stats()["state"] != "ready")
             with pytest.raises(NotConfirmed):
                 producer.publish("job_events.42", {}, timeout=0.2)
@@ -316,8 +380,6 @@ def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callabl
                 os.killpg(pid, signal.SIGCONT)
         assert producer.flush(DEADLINE_S)
         stats = producer.stats()
-    print(f"{seconds:.2f} s for {EMITS} emits")  # noqa: T201 - shown by -s
-    assert seconds < DEADLINE_S
     assert stats["emitted"] == EMITS + 2 == stats["confirmed"] + sum(stats["dropped"].values())
     assert stats["dropped"]["buffer_full"] > 0
 
@@ -331,14 +393,12 @@ def test_a_blocked_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callab
         node.ctl("set_vm_memory_high_watermark", "0.00001")
         producer.emit("job_events.42", {})  # the broker tells a connection only once it publishes
         wait_until(lambda: producer.stats()["state"] == "blocked")
-        seconds = emit_all(producer)
+        emit_all(producer)
         with pytest.raises(Blocked, match="takes no messages"):
             producer.publish("job_events.42", {}, timeout=0.2)
         node.ctl("set_vm_memory_high_watermark", "0.4")
         assert producer.flush(DEADLINE_S)
         stats = producer.stats()
-    print(f"{seconds:.2f} s for {EMITS} emits")  # noqa: T201 - shown by -s
-    assert seconds < DEADLINE_S
     assert stats["emitted"] == EMITS + 3 == stats["confirmed"] + sum(stats["dropped"].values())
     assert stats["state"] == "ready"
 
@@ -347,13 +407,11 @@ def test_a_black_hole(make: Callable[..., Producer]) -> None:
     """Something accepts connections and never answers: 100,000 emits cost what they cost, and an exit waits for nothing."""
     with closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as hole:
         producer = make(f"amqp://127.0.0.1:{hole.getsockname()[1]}", attempt_s=0.5, buffer_bytes=1024**2)
-        seconds = emit_all(producer)
+        emit_all(producer)
         with pytest.raises(Unreachable, match="no answer"):
-            producer.publish("a.b", {}, timeout=3)
+            producer.publish("a.b", {}, timeout=1.5)
         producer.flush_at_exit()
         stats = producer.stats()
-    print(f"{seconds:.2f} s for {EMITS} emits")  # noqa: T201 - shown by -s
-    assert seconds < DEADLINE_S
     assert stats["emitted"] == EMITS + 1 == sum(stats["dropped"].values())
 
 

@@ -14,7 +14,7 @@ from private_rabbitmq import PrivateRabbit
 
 from tests.daemon import DEADLINE_S, Daemon, V1Client
 from tests.integration.redis_server import PrivateRedis
-from tests.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, PRODUCER, Environment
+from tests.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_3_NOW, CHANNELS_4, PRODUCER, Environment
 
 EVENTS, WRITERS, EACH = 3000, 4, 250
 
@@ -26,6 +26,7 @@ LAYERS = [
     pytest.param(CHANNELS_1, "awx_channels1.py", "", "1.1.8", id="AWX 1.0 to 9.3: channels 1.1.8, Python 3.6"),
     pytest.param(CHANNELS_2, "awx_channels2.py", PLAIN_LAYER, "2.4.0", id="AWX 10 to 18: channels 2.4.0, Python 3.8"),
     pytest.param(CHANNELS_3, "awx_channels2.py", REDIS_LAYER, "3.0.5", id="AWX 19 to 24: channels 3.0.5 and channels_redis, Python 3.9"),
+    pytest.param(CHANNELS_3_NOW, "awx_channels2.py", REDIS_LAYER, "3.0.5", id="channels 3.0.5 and channels_redis, Python 3.13"),
     pytest.param(CHANNELS_4, "awx_channels2.py", REDIS_LAYER, "4.3.2", id="channels 4.3 and channels_redis, Python 3.13"),
     pytest.param(CHANNELS_4, "awx_channels2.py", PLAIN_LAYER, "4.3.2", id="channels 4.3, Python 3.13"),
 ]

@@ -71,6 +71,23 @@ def test_children_have_connections_of_their_own(
     assert (figures["stats"]["connected"], figures["stats"]["resent"], figures["stats"]["confirmed"]) == (1, 0, 51)
 
 
+@pytest.mark.parametrize("environment", [CHANNELS_1, CHANNELS_4], ids=["Python 3.6", "Python 3.13"])
+def test_a_fork_while_threads_emit(environment: Environment, rabbit: PrivateRabbit, exchange: str, producer_python: Python) -> None:
+    """No child hangs on a lock that a thread of its parent held. Each has a connection of its own, and nothing is lost or doubled."""
+    python = producer_python(environment)
+    with Queue(rabbit.url, exchange) as queue:
+        figures = run(python, environment, "forking.py", TOWERWS_BROKER=rabbit.url, TOWERWS_EXCHANGE=exchange)
+        children, each = len(figures["statuses"]), 50
+        got = queue.payloads(1 + sum(figures["emitted"]) + children * each)
+    assert figures["statuses"] == [0] * children
+    for child in range(children):
+        assert [event["n"] for event in got if event["by"] == f"child {child}"] == list(range(each))
+    for thread, emitted in enumerate(figures["emitted"]):
+        assert [event["n"] for event in got if event["by"] == f"thread {thread}"] == list(range(emitted))
+    stats = figures["stats"]
+    assert (figures["flushed"], stats["connected"], stats["resent"], stats["dropped"]) == (True, 1, 0, {})
+
+
 def test_celery_prefork(rabbit: PrivateRabbit, exchange: str, tmp_path: Path, producer_python: Python) -> None:
     """Each child ends right after its only task: what it emitted arrives all the same. The worker ends on SIGTERM."""
     tasks, each = 6, 25

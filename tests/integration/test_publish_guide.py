@@ -1,4 +1,4 @@
-"""The samples of docs/publish.md that are marked with *run*, exactly as they are written: one event each, on the exchange towerws."""
+"""The samples of docs/publish.md, exactly as they are written: one event each, on the exchange towerws."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from private_rabbitmq import PrivateRabbit
 
 from tests.daemon import DEADLINE_S, Daemon, V1Client
+from tests.integration.conftest import NO_LANGUAGE, require
 from tests.integration.producer_queue import Queue
+from tests.languages import ALL as LANGUAGES
 from tests.producer_pythons import CELERY, CHANNELS_4, Environment
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +24,13 @@ GUIDE = (ROOT / "docs" / "publish.md").read_text()
 
 # The heading, and the first block after it.
 SAMPLES = dict(re.findall(r"^## (.*?)\n(?:(?!^## ).)*?^```\w+\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL))
-RUN = [heading for heading in SAMPLES if heading.endswith("(run)")]
+
+OTHERS = {heading: language for heading in SAMPLES for language in LANGUAGES if heading.startswith(f"{language.name},")}
+"""The samples that are not Python's."""
 
 DJANGO_SETTINGS = """
-import django, os
+import django, logging, os
+logging.basicConfig()
 from django.conf import settings
 settings.configure(
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}, TOWERWS_BROKER=os.environ["TOWERWS_BROKER"]
@@ -33,39 +39,77 @@ django.setup()
 """
 
 
+@pytest.fixture(scope="module")
+def broker(rabbit: PrivateRabbit) -> str:
+    """A virtual host in which no other test uses the exchange of the page."""
+    name = f"guide-{uuid4().hex}"
+    rabbit.ctl("add_vhost", name)
+    rabbit.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    return rabbit.url.replace("%2F", name)
+
+
 def test_the_list_of_samples() -> None:
     """Every way that this project names."""
     words = ("Shell", "towerws-producer", "Django", "Celery", "pika", "aio-pika", "curl", "Node", "Go", "Java", "PHP")
     assert all(any(word in heading for heading in SAMPLES) for word in words)
-    assert len(RUN) == 7
+    assert len(SAMPLES) == len(words)
+    assert len(OTHERS) == len(LANGUAGES)
 
 
-@pytest.mark.parametrize("heading", [heading for heading in RUN if "curl" not in heading])
-def test_a_sample(heading: str, rabbit: PrivateRabbit, producer_python: Callable[[Environment], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("heading", [heading for heading in SAMPLES if "curl" not in heading and heading not in OTHERS])
+def test_a_sample(heading: str, broker: str, producer_python: Callable[[Environment], Path], tmp_path: Path) -> None:
     """It ends well, and its event is on the broker with all that the page asks for."""
     environment = CHANNELS_4 if "Django" in heading else CELERY
     code = (DJANGO_SETTINGS if "Django" in heading else "") + SAMPLES[heading]
     if "Shell" in heading:
         command = ["/bin/sh", "-euc", code]
         environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-        environ["TOWERWS_BROKER"] = rabbit.url
     else:
         sample = tmp_path / "sample.py"
         sample.write_text(code)
         command = [str(producer_python(environment)), str(sample)]
-        environ = environment.environ(TOWERWS_BROKER=rabbit.url)
-    with Queue(rabbit.url, "towerws") as queue:
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
+        environ = environment.environ()
+    run(command, environ, broker, tmp_path)
+
+
+@pytest.mark.parametrize("heading", OTHERS)
+def test_a_sample_in_another_language(heading: str, broker: str, tmp_path: Path) -> None:
+    """The same, with the language's own tools."""
+    language = OTHERS[heading]
+    require(f"{NO_LANGUAGE}: {language.name} (apt-get install {language.packages})", True if language.here() else None)
+    language.prepare()
+    (tmp_path / language.file).write_text(SAMPLES[heading])
+    run(language.command(tmp_path), language.environ(), broker, tmp_path)
+
+
+def run(command: list[str], environ: dict[str, str], broker: str, folder: Path) -> None:
+    """Run a sample, and look at its event. Run it again with no queue there: it has to say so."""
+
+    def sample() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env={**environ, "TOWERWS_BROKER": broker},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=4 * DEADLINE_S,
+            check=False,
+        )
+
+    with Queue(broker, "towerws") as queue:
+        done = sample()
         assert done.returncode == 0, done.stderr
         method, properties, body = queue.get()
     assert (method.routing_key, body.replace(b" ", b"")) == ("orders.1042", b'{"status":"shipped"}')
     assert (properties.content_type, properties.delivery_mode) == ("application/json", 1)
     assert properties.message_id
+    done = sample()
+    assert done.returncode != 0 or "no queue took orders.1042" in done.stderr or "no queue is bound" in done.stderr, done.stderr
 
 
 def test_the_sample_for_curl(tmp_path: Path) -> None:
     """To the embedded source, whose client sees the event. The page's group is in the configuration."""
-    (heading,) = [heading for heading in RUN if "curl" in heading]
+    (heading,) = [heading for heading in SAMPLES if "curl" in heading]
     (groups,) = re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     config = tmp_path / "towerws.toml"
     config.write_text(groups)

@@ -95,6 +95,8 @@ def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None
     at = rabbit.url.rpartition("@")[2]
     code, said = publish(broker=f"amqp://guest:s3cret@{at}")
     assert (code, "password is wrong" in said, "s3cret" in said) == (3, True, False)
+    code, said = publish(broker=f"amqps://guest:s3cret@{at}")
+    assert (code, "that port doesn't speak TLS" in said, "s3cret" in said) == (3, True, False)
     connection = pika.BlockingConnection(pika.URLParameters(rabbit.url))
     channel = connection.channel()
     channel.exchange_declare(exchange, "topic", durable=True)
@@ -107,6 +109,10 @@ def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None
     method, properties, body = channel.basic_get(queue, auto_ack=True)
     assert (method.routing_key, properties.message_id, body) == ("jobs.summary", "mine", b'{"n": 1}')
     assert properties.timestamp
+    channel.queue_declare(exchange, exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    channel.queue_bind(exchange, exchange, "#")
+    code, said = publish("--timeout", "1")
+    assert (code, "is it at its maximum length?" in said) == (1, True)
     connection.close()
     code, said = publish("--timeout", "1", broker="amqp://127.0.0.1:1")
     assert (code, "not confirmed within 1 s" in said) == (1, True)

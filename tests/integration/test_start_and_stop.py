@@ -251,6 +251,27 @@ def test_a_folder_that_can_t_be_written_to(make: Start) -> None:
     assert "Traceback" not in process.output
 
 
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--pidfile=nowhere/own.pid", "can't be written: No such file or directory"),
+        ("--pidfile=/proc/own.pid", "can't be written: No such file or directory"),
+        ("--pidfile=.", "can't be written: Is a directory"),
+        ("--logfile=nowhere/own.log", "can't be written: No such file or directory"),
+        ("--logfile=/proc/own.log", "can't be written: No such file or directory"),
+        ("--logfile=.", "can't be written: Is a directory"),
+        ("--rundir=nowhere", "there is no such folder"),
+    ],
+)
+def test_files_of_twistd_s_that_can_t_be_written(make: Start, tmp_path: Path, flag: str, reason: str) -> None:
+    """O7: one line that names the flag, and the status of a bad configuration."""
+    process = make("--listen", tcp(free_port()), before=(flag,)).start()
+    assert process.ends() == EXIT_BAD_CONFIG
+    name, _, value = flag.partition("=")
+    assert process.output == f"towerws: {name} = {value!r}: {reason}; choose another one\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"output.log"}
+
+
 # O2: the address
 
 

@@ -7,8 +7,8 @@ from twisted.internet.defer import Deferred, succeed
 
 from tests.ws_kit import Client, Edge, Edges, SlowMethod, edges, request
 from towerws.auth.open import Open
-from towerws.core.connection_limits import SURPLUS
-from towerws.core.handshake import Head
+from towerws.core.connection_limits import MAX_SURPLUS
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, LimitSettings
@@ -60,11 +60,11 @@ def test_too_many_in_all(make: Edges) -> None:
 def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
     """It holds its descriptor for the linger time at most; many of them are cut off at once."""
     edge = make(limits={"connections": 1})
-    silent = [edge.connect() for _ in range(1 + SURPLUS + 1)]
+    silent = [edge.connect() for _ in range(1 + MAX_SURPLUS + 1)]
     edge.advance(0)
     assert [client.transport.lost for client in silent[-2:]] == [False, True]
     edge.advance(edge.settings.linger_s + 0.5)
-    assert [client.transport.lost for client in silent] == [False] + [True] * (SURPLUS + 1)
+    assert [client.transport.lost for client in silent] == [False] + [True] * (MAX_SURPLUS + 1)
 
 
 def test_too_many_from_an_address(make: Edges) -> None:

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from tests.ws_kit import WALL, Client, Edge, Edges, edges, request
 from towerws.auth.base import Refused, Unavailable
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings
-from towerws.websocket.credential_monitor import CREDENTIALS_PER_TICK
+from towerws.websocket.credential_monitor import CREDENTIALS_AT_ONCE, CREDENTIALS_PER_TICK
 from towerws.websocket.session import STATIC_S
 
 
@@ -240,9 +242,60 @@ def test_not_all_at_once(make: Edges) -> None:
         enter(edge, f"{number}-{number}")
     edge.clock.advance(60)
     edge.context.credential_monitor.tick()
+    assert len(method.asked) == CREDENTIALS_AT_ONCE
+    edge.clock.advance(0)
     assert len(method.asked) == CREDENTIALS_PER_TICK
     edge.context.credential_monitor.tick()
     assert len(method.asked) == CREDENTIALS_PER_TICK + 20
+
+
+class Session:
+    """What the guard sees of a connection."""
+
+    def __init__(self, number: int) -> None:
+        self.identity = Identity(number, "tower", session=str(number))
+
+    def recheck(self) -> None:
+        """All is well."""
+
+    def revoke(self) -> None:
+        """Not expected."""
+        raise AssertionError
+
+
+def test_how_late_re_checks_are(make: Edges) -> None:
+    """With more credentials than a round has room for, `/status` and the log say by how much the interval is missed."""
+    edge = make(Tower(), access=AccessSettings(revalidate_s=10))
+    credential_monitor = edge.context.credential_monitor
+    lines: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        if "re-checks are late" in (event.get("log_format") or ""):
+            lines.append(str(formatEvent(event)))
+
+    room = 6 * CREDENTIALS_PER_TICK
+    sessions = [Session(number) for number in range(3 * room)]
+    globalLogPublisher.addObserver(cast("ILogObserver", observe))
+    try:
+        for session in sessions[:room]:
+            credential_monitor.enter(session)
+        watch(edge, 40)
+        assert credential_monitor.figures() == {"credentials": room, "per_s": CREDENTIALS_PER_TICK, "late_s": 0.0}
+        assert lines == []
+        for session in sessions[room:]:
+            credential_monitor.enter(session)
+        watch(edge, 100)
+        assert 5 < float(str(credential_monitor.figures()["late_s"])) < 15  # 18 s for all of them, and rounds of 8 to 10 s
+        assert len(lines) == 2
+        assert "4500 credentials are connected, 250 a second are checked" in lines[0]
+        for session in sessions[room:]:
+            credential_monitor.leave(session)
+        watch(edge, 20)
+        assert credential_monitor.figures()["late_s"] == 0.0
+    finally:
+        globalLogPublisher.removeObserver(cast("ILogObserver", observe))
+        for session in sessions[:room]:
+            credential_monitor.leave(session)
 
 
 def test_a_role_that_was_taken_away(make: Edges) -> None:

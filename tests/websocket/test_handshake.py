@@ -20,7 +20,7 @@ from tests.ws_kit import (
 )
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.open import Open
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 
 
@@ -48,9 +48,27 @@ def test_subprotocol_chooses_dialect(make: Edges) -> None:
     client = edge.connect().send(request(added=["Sec-WebSocket-Protocol: chat, towerws.v1"]))
     assert b"Sec-WebSocket-Protocol: towerws.v1\r\n" in client.response
     assert client.take()[0]["type"] == "welcome"
-    other = edge.connect().send(request(added=["Sec-WebSocket-Protocol: chat"]))
-    assert b"Sec-WebSocket-Protocol" not in other.response
-    assert other.take() == [{"accept": True, "user": 0}]
+    for among in (
+        ["Sec-WebSocket-Protocol: towerws.v2, ,towerws.v1,"],
+        ["Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: towerws.v1"],
+    ):
+        assert edge.connect().send(request(added=among)).take()[0]["type"] == "welcome"
+    # Findings P10: a client that needs v1 must look at what was chosen.
+    for name in (
+        "chat",
+        "towerws.v2",
+        "TOWERWS.V1",
+        "towerws.v1.1",
+        "towerws.v",
+        "xtowerws.v1",
+        "towerws.v2, chat",
+        "",
+        ",",
+        "towerws.v1\xa0",
+    ):
+        other = edge.connect().send(request(added=[f"Sec-WebSocket-Protocol: {name}"]))
+        assert b"Sec-WebSocket-Protocol" not in other.response
+        assert other.take() == [{"accept": True, "user": 0}]
 
 
 def test_handshake_byte_by_byte_with_frames_behind_it(make: Edges) -> None:

@@ -13,7 +13,7 @@ from tests.ws_kit import Edge, Edges, edges, request, text
 from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable
 from towerws.auth.chain import Chain
 from towerws.auth.open import Open
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, Secret

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 
 from tests.auth.jwt_kit import SECRET, claims, sign
 from tests.ws_kit import BINARY, PING, PONG, WALL, Client, Edge, Edges, SlowMethod, edges, frame, request, text
@@ -14,7 +15,7 @@ from towerws.auth.chain import Chain
 from towerws.auth.jwt_method import JwtMethod
 from towerws.auth.open import Open
 from towerws.core.errors import CloseReason
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, JwtSettings
@@ -481,3 +482,88 @@ def test_a_token_in_place_of_a_cookie(make: Edges, jwt: Chain) -> None:
     client.send(text({"token": lasting(200)})).take()
     client.ask({"job_events": [1]})
     assert client.take()[0]["groups_current"] == ["job_events.1"]
+
+
+# a wall clock that is set
+
+
+class Wall:
+    """The wall clock of both the method and the guard: it goes with the reactor's, and can be set."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.ahead_s = 0.0
+        self._clock = clock
+
+    def __call__(self) -> float:
+        """Seconds since 1970."""
+        return WALL + self.ahead_s + self._clock.seconds()
+
+
+def with_wall(make: Edges, folder: Path) -> tuple[Edge, Wall]:
+    """An edge whose users bring tokens, and its clock."""
+    path = folder / "secret"
+    path.write_bytes(SECRET)
+    settings = JwtSettings(algorithms=("HS256",), secret_file=str(path), leeway_s=10)
+    wall = Wall(make.clock)
+    edge = make(Chain([JwtMethod(settings, make.clock, wall=wall)]), ping_s=3600)
+    edge.context.credential_monitor._wall = wall
+    return edge, wall
+
+
+@pytest.mark.parametrize("back_s", [5.0, 3600.0, 86400.0])
+def test_a_renewed_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: Path, back_s: float) -> None:
+    """A renewal gives the time that the new token has left then; a clock that is put back before or after it adds nothing."""
+    edge, wall = with_wall(make, tmp_path)
+    client = enter(edge, lasting(60))
+    watch(edge, 30)
+    client.send(text({"token": lasting(90)})).take()
+    wall.ahead_s = -back_s
+    watch(edge, 59)
+    assert client.close_code() is None
+    watch(edge, 2)
+    assert client.close_code() == 1008
+
+
+@pytest.mark.parametrize("back_s", [5.0, 3600.0, 86400.0])
+def test_a_first_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: Path, back_s: float) -> None:
+    """The same for a token that came in the first message."""
+    edge, wall = with_wall(make, tmp_path)
+    client = edge.connect().send(request(v1=True))
+    client.send(text({"token": lasting(60)}))
+    assert [message["type"] for message in client.take()][-1] == "welcome"
+    wall.ahead_s = -back_s
+    watch(edge, 59)
+    assert client.close_code() is None
+    watch(edge, 2)
+    assert client.close_code() == 1008
+
+
+def test_a_clock_that_is_put_forward_ends_what_has_ended(make: Edges, tmp_path: Path) -> None:
+    """By the wall clock a token that was renewed, and a first one, are over at once."""
+    edge, wall = with_wall(make, tmp_path)
+    renewed, first = enter(edge, lasting(60)), edge.connect().send(request(v1=True))
+    renewed.send(text({"token": lasting(90)})).take()
+    first.send(text({"token": lasting(90)})).take()
+    wall.ahead_s = 91
+    watch(edge, 1)
+    assert renewed.close_code() == first.close_code() == 1008
+
+
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+def test_a_token_of_the_future(make: Edges, tmp_path: Path, claim: str) -> None:
+    """A clock that is put back makes a token one of the future: it opens nothing until its time, while who is in with it stays."""
+    edge, wall = with_wall(make, tmp_path)
+    token = sign(claims(**{"sub": "anna", "iat": WALL - 10, "exp": WALL + 7200, claim: WALL}))
+    client = enter(edge, token)
+    wall.ahead_s = -60
+    late = edge.connect().send(request(v1=True))
+    late.take()
+    late.send(text({"token": token}))
+    assert code(late) == "token"
+    client.send(text({"token": token}))
+    assert code(client) == "token"
+    watch(edge, 40)
+    assert client.close_code() is None
+    wall.ahead_s = 0
+    assert edge.connect().send(request(v1=True, added=[f"Authorization: Bearer {token}"])).status == 101
+    assert client.close_code() is None

@@ -20,7 +20,7 @@ from towerws.auth.base import (
     waits_for_token,
     without_frames,
 )
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 

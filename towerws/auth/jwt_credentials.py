@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from towerws.auth.base import Refused
 from towerws.auth.jwt_token import is_shaped_like_token
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.settings import Secret
 
 

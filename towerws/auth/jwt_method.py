@@ -23,7 +23,7 @@ from towerws.auth.jwt_jwks import Jwks
 from towerws.auth.jwt_keys import KeySource, check_algorithms, read_public_key, read_secret, use_secret
 from towerws.auth.jwt_token import Token, parse_token, read_object
 from towerws.core.errors import ConfigError
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import JwtSettings

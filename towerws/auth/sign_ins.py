@@ -13,7 +13,7 @@ from towerws.auth.base import Throttled
 from towerws.auth.cache import TtlCache
 from towerws.auth.tower_credentials import Credential
 from towerws.core.addresses import address_key
-from towerws.core.throttle import Throttle
+from towerws.core.rate_limits import Throttle
 
 SEEN_S: Final = 3600.0
 """For how long it is remembered that a credential was tried."""

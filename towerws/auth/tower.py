@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -30,7 +29,7 @@ from towerws.auth.tower_answers import Me, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential, token_credential
 from towerws.auth.tower_http import Fetcher, HttpFetcher, check_url
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.settings import Secret, TowerSettings
@@ -62,9 +61,8 @@ _NOT_VISIBLE: Final = "not visible to this user"
 _is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Holder:
-    """What this method keeps of a user: shown to nobody."""
+class _Holder(NamedTuple):
+    """What this method keeps of a user: shown to nobody. A tuple, as `Credential` is."""
 
     credential: Credential
     caller: Caller
@@ -75,6 +73,9 @@ class _Holder:
 
     All connections of a credential that are checked in one round have the same, and so share the answers.
     """
+
+    def __repr__(self) -> str:
+        return "<a user's>"
 
 
 class _Known(NamedTuple):
@@ -122,10 +123,11 @@ class TowerMethod:
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Ask the API whose credential it is, unless that is known. Never tried again: the client's page does that."""
-        credential = find_credential(head, self._settings.cookies)
+        cookies = parse_cookies(head.headers.get("cookie", ""))
+        credential = find_credential(head, self._settings.cookies, cookies)
         if credential is None:
             return succeed(None)
-        csrftoken = parse_cookies(head.headers.get("cookie", "")).get("csrftoken", "") if credential.by_browser else ""
+        csrftoken = cookies.get("csrftoken", "") if credential.by_browser else ""
         return self._ask(credential, find_caller(head, address), csrftoken)
 
     def recognizes(self, token: str) -> bool:
@@ -141,27 +143,30 @@ class TowerMethod:
 
     def _ask(self, credential: Credential, caller: Caller, csrftoken: str) -> Deferred[Any]:
         key = cache_key(credential, caller)
+        if (kept := self._kept(credential, key)) is not None:  # the usual case; callbacks on a Deferred cost more than the answer
+            return succeed(self._identity(kept, credential, caller, key, csrftoken))
 
         def identify(known: _Known) -> Identity:
-            return Identity(
-                user_id=known.me.user_id,
-                method=self.name,
-                session=credential.session,
-                also=credential.also,
-                cookie=credential.by_browser,
-                csrftoken=Secret(csrftoken) if csrftoken else None,
-                checked_at=known.at,
-                private=_Holder(credential, caller, key, known.me, since=known.at),
-            )
+            return self._identity(known, credential, caller, key, csrftoken)
 
         def not_admitted(failure: Failure) -> Failure:
             if isinstance(failure.value, NotAdmitted):
                 return Failure(failure.value.about(credential.kind, credential.session))
             return failure
 
-        if (kept := self._kept(credential, key)) is not None:  # nearly always, and callbacks on a Deferred cost more than the answer
-            return succeed(identify(kept))
         return self._identified(credential, caller, key).addCallbacks(identify, not_admitted)
+
+    def _identity(self, known: _Known, credential: Credential, caller: Caller, key: bytes, csrftoken: str) -> Identity:
+        return Identity(
+            user_id=known.me.user_id,
+            method=self.name,
+            session=credential.session,
+            also=credential.also,
+            cookie=credential.by_browser,
+            csrftoken=Secret(csrftoken) if csrftoken else None,
+            checked_at=known.at,
+            private=_Holder(credential, caller, key, known.me, since=known.at),
+        )
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Ask about a few objects at a time; what can't be asked is tried again for `retry_s`, then refused as unavailable."""
@@ -215,7 +220,7 @@ class TowerMethod:
         def renew(known: _Known) -> Identity:
             if known.me.user_id != identity.user_id:
                 raise Refused("the credential belongs to another user now")
-            return dataclasses.replace(identity, checked_at=known.at, private=dataclasses.replace(holder, me=known.me, since=known.at))
+            return dataclasses.replace(identity, checked_at=known.at, private=holder._replace(me=known.me, since=known.at))
 
         # Apart from the questions of handshakes: the answer to one that was put earlier may be from before a revocation.
         flight = (holder.key, "again", self._revocations.count)
@@ -224,7 +229,7 @@ class TowerMethod:
 
     def forget(self, revocation: Revocation | None) -> None:
         """What is kept, and what the questions under way will bring, counts no more."""
-        self._revocations.note(revocation, self._clock.seconds())
+        self._revocations.add(revocation, self._clock.seconds())
 
     def stop(self) -> Deferred[None]:
         """Whatever is asked fails with `Unavailable` from now on."""

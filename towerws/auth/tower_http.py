@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet import error as net_error
-from twisted.internet import ssl
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseDone
 from twisted.web.client import ResponseFailed as _ResponseFailed
-from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
+from towerws.auth import http_get
 from towerws.auth.base import Unavailable
 from towerws.auth.tower_answers import Answer
 from towerws.core.errors import ConfigError
@@ -27,8 +22,6 @@ from towerws.core.errors import ConfigError
 MAX_BODY_BYTES: Final = 1024**2
 IDLE_S: Final = 30.0
 """How long a connection is kept for the next question; less than nginx's 65 to 75 s."""
-
-_PEM_END: Final = b"-----END CERTIFICATE-----"
 
 
 class Fetcher(Protocol):
@@ -48,20 +41,16 @@ class HttpFetcher:
     """
 
     def __init__(self, reactor: Any, connections: int, tls_ca: str = "") -> None:
-        pool: Any = HTTPConnectionPool(reactor)
-        pool.maxPersistentPerHost = connections
-        pool.cachedConnectionTimeout = IDLE_S
-        pool._factory = _quiet_factory  # noqa: SLF001
-        self._pool = pool
-        self._agent: Any = Agent(reactor, BrowserLikePolicyForHTTPS(_authorities(tls_ca) if tls_ca else None), pool=self._pool)
+        trust = _authorities(tls_ca) if tls_ca else None
+        self._pool = http_get.make_pool(reactor, connections, IDLE_S)
+        self._agent = http_get.make_agent(reactor, self._pool, trust)
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
         """Ask. The body is read to its end, so that the connection serves the next question, or given up when it is too long."""
         sent = Headers()
         for name, value in headers:
             sent.addRawHeader(name.encode("ascii"), value.encode("ascii"))
-        asked: Deferred[Any] = self._agent.request(b"GET", url.encode("ascii"), sent)
-        return asked.addCallback(_read_body).addErrback(_unavailable)
+        return http_get.get(self._agent, url, sent, MAX_BODY_BYTES).addCallbacks(_answer, _unavailable)
 
     def stop(self) -> Deferred[None]:
         """Close what is kept."""
@@ -69,55 +58,8 @@ class HttpFetcher:
         return closed
 
 
-def _quiet_factory(*args: Any) -> Any:
-    """Twisted's, without its two log lines for each connection."""
-    factory = HTTPConnectionPool._factory(*args)  # noqa: SLF001
-    factory.noisy = False
-    return factory
-
-
-class _Body(TwistedProtocol):
-    """Collects a response's body."""
-
-    transport: Any
-
-    def __init__(self, status: int) -> None:
-        self.done: Deferred[Answer] = Deferred(self._cancel)
-        self._status = status
-        self._body: bytearray = bytearray()
-
-    def dataReceived(self, data: bytes) -> None:
-        if self.done.called:  # what was read together with the last that counted
-            return
-        self._body += data
-        if len(self._body) > MAX_BODY_BYTES:
-            self._body.clear()
-            self._abort()
-            self.done.callback(Answer(self._status, None))
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.done.called:
-            return
-        # Without Content-Length nobody can tell an end from a cut; a body that was cut is not understood.
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.done.callback(Answer(self._status, bytes(self._body)))
-        else:
-            self.done.errback(reason)
-
-    def _cancel(self, _: object) -> None:
-        self._abort()
-
-    def _abort(self) -> None:
-        # Twisted's proxy of the transport offers loseConnection only, which over TLS waits for a peer that may never answer.
-        connection = self.transport._producer  # noqa: SLF001
-        if connection is not None:
-            connection.abortConnection()
-
-
-def _read_body(response: Any) -> Deferred[Answer]:
-    body = _Body(response.code)
-    response.deliverBody(body)
-    return body.done
+def _answer(response: http_get.Response) -> Answer:
+    return Answer(response.status, response.body)
 
 
 def _unavailable(failure: Failure) -> Failure:
@@ -159,13 +101,9 @@ def check_url(url: str) -> str:
 
 def _authorities(path: str) -> Any:
     try:
-        parts = Path(path).read_bytes().split(_PEM_END)[:-1]
-        certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tower.tls_ca = {path!r}: can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
-    except crypto.Error:
-        raise ConfigError(f"tower.tls_ca = {path!r}: holds a certificate that is damaged") from None
-    if not certificates:
-        raise ConfigError(f"tower.tls_ca = {path!r}: must be a file with certificates in PEM")
-    trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
-    return trust(certificates)
+        return http_get.authorities(path)
+    except OSError as error:
+        why = f"can't be read: {error.strerror}"
+    except ValueError as error:
+        why = str(error) if path.isprintable() else "can't be read: not a path"
+    raise ConfigError(f"tower.tls_ca = {path!r}: {why}")

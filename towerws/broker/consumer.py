@@ -15,7 +15,7 @@ from towerws.broker.content import Content
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_channel
 from towerws.broker.reader import ReadProgress
 from towerws.broker.topology import Mode
-from towerws.core.markers import MARKER_TOPIC, Marker, parse_marker
+from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.settings import BrokerSettings
 
 BATCH_DELIVERIES: Final = 1024

@@ -19,8 +19,8 @@ from twisted.python.failure import Failure
 
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.deadline import Deadline
+from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.errors import BrokerError, PublishRefused
-from towerws.core.markers import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.sources import Sink
 
 REMEMBERED: Final = 1000

@@ -17,7 +17,7 @@ from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.reader import ChannelRestarts, ReaderEvents, ReadProgress
 from towerws.broker.topology import Mode, declare_queue, on_side_channel, rebind_queue, set_prefetch
-from towerws.core.markers import Marker
+from towerws.core.deliveries import Marker
 from towerws.core.settings import BrokerSettings
 
 

@@ -40,8 +40,8 @@ from towerws.broker.log_checks import Clock, ClockCheck, LogComparison, Same
 from towerws.broker.markers import MARKER_RETRY_S, MarkerPublisher, PositionMarkers, Proof, ProofMarkers
 from towerws.broker.reader import CLOCK_MARGIN_S, ChannelRestarts, ReaderEvents, ReadProgress
 from towerws.broker.topology import Mode, declare_stream, on_side_channel, set_prefetch, stream_exists
+from towerws.core.deliveries import Marker
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
-from towerws.core.markers import Marker
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import SourceState
 

@@ -5,7 +5,6 @@ Where events go, in this order: `--admin`; `--broker`, TOWERWS_BROKER or the dae
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ import click
 from towerws.commands.publisher import MESSAGE_ID_BYTES, AdminPublisher, AmqpPublisher, GaveUp, NoQueue, Publisher
 from towerws.commands.terminal import StatusLine
 from towerws.config.load import Loaded, load_all
-from towerws.core.errors import BrokerError, ConfigError
-from towerws.core.groups import AWX_GROUPS, WITHHELD
-from towerws.core.topics import Topic, parse_routing_key
+from towerws.core.errors import BadDelivery, BrokerError, ConfigError
+from towerws.core.payload import check_payload
+from towerws.core.topics import AWX_GROUPS, WITHHELD, Topic, parse_routing_key
 
 FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
 """Exit codes: no confirm in time; a command line that can't be followed; refused; taken by no queue; some lines were no events."""
@@ -39,7 +38,14 @@ LINE_BYTES = 64 * 1024**2
 @click.option("--exchange", metavar="NAME", help="The topic exchange.  [default: towerws]")
 @click.option("--config", metavar="FILE", help="The daemon's configuration file: its broker, its exchange, its groups.")
 @click.option("--message-id", metavar="ID", help="Published again with the same id, an event reaches clients once.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=TIMEOUT_S, show_default=True, help="Seconds for each event's confirm.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    default=TIMEOUT_S,
+    show_default=True,
+    help="How long to wait for each event's confirm.",
+)
 @click.option("--mandatory/--no-mandatory", default=True, show_default=True, help="Fail when no queue takes the event.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing about what went well.")
 def publish_command(
@@ -55,10 +61,26 @@ def publish_command(
     mandatory: bool,
     quiet: bool,
 ) -> NoReturn:
-    """Publish an event on TOPIC (job_events.42): a JSON object, @FILE with one, or - for one in each line of standard input.
+    """Publish an event on TOPIC, and wait for the broker's confirm.
 
-    Exit codes: 0 all were confirmed, 1 no confirm in time, 2 usage, 3 refused, 4 no queue took an event, 5 some lines were no events.
-    """
+    The event is a JSON object, @FILE with one, or - for one in each line of standard input. TOWERWS_TLS_CA names a file of
+    authorities for amqps://.
+
+    \b
+    Examples:
+      towerws publish orders.1042 '{"status": "shipped"}'
+      towerws publish --group orders --event 1042 @event.json
+      generate-events | towerws publish job_events.42 -
+
+    \b
+    Exit codes:
+      0  all events were confirmed
+      1  an event was not confirmed in time
+      2  the command line is wrong
+      3  refused: credentials, certificate, permissions or exchange
+      4  no queue took an event: no daemon reads from this exchange
+      5  some lines were no events; the others were confirmed
+    """  # noqa: D301 - click wants the character: what follows keeps its lines
     topic, source = _what(words, group, event)
     if message_id is not None and not (source != "-" and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
         raise click.BadParameter(f"an id is 1 to {MESSAGE_ID_BYTES} bytes, and names one event", param_hint="--message-id")
@@ -113,7 +135,7 @@ class _Run:
             payload = Path(source[1:]).read_bytes() if source.startswith("@") else source.encode("utf-8")
         except (OSError, UnicodeEncodeError) as error:
             raise click.BadParameter(f"can't be read: {getattr(error, 'strerror', None) or error}", param_hint=source[:80]) from None
-        if (reason := why_no_event(payload, self._max_payload)) is not None:
+        if (reason := why_no_event(self._topic.routing_key, payload, self._max_payload)) is not None:
             raise click.BadParameter(reason, param_hint="JSON")
         publisher.publish(self._topic.routing_key, payload, self._message_id)
         self.published += 1
@@ -122,7 +144,7 @@ class _Run:
         self.lines += 1
         if not line.strip():
             return
-        if (reason := why_no_event(line, self._max_payload)) is not None:
+        if (reason := why_no_event(self._topic.routing_key, line, self._max_payload)) is not None:
             self.bad += 1
             if self.bad <= BAD_LINES_SHOWN:
                 self._status.say(f"towerws: line {self.lines}: {reason}; left out")
@@ -133,20 +155,14 @@ class _Run:
             self._status.show(f"{self.published} events published")
 
 
-def why_no_event(payload: bytes, most: int) -> str | None:
-    """Why this is no payload, or None. A daemon takes at most `most` bytes. The text never repeats any of the payload."""
+def why_no_event(routing_key: str, payload: bytes, most: int) -> str | None:
+    """Why a daemon would skip this payload, or None. It takes at most `most` bytes. The text never repeats any of the payload."""
     if len(payload) > LINE_BYTES:
         return f"longer than {LINE_BYTES} bytes"
     try:
-        found = json.loads(payload.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 at byte {error.start}"
-    except RecursionError:
-        return "nested too deeply"
-    except ValueError as error:
-        return f"not JSON: {error}"
-    if not isinstance(found, dict):
-        return 'a payload is a JSON object: {"key": "value"}'
+        check_payload(routing_key, payload)
+    except BadDelivery as error:
+        return str(error)
     return f"has {len(payload)} bytes, and the daemon skips what has more than {most}" if len(payload) > most else None
 
 

@@ -214,18 +214,28 @@ def _refusal(error: Exception) -> str | None:
         return "the virtual host does not exist, or the user has no access to it"
     if isinstance(error, pika_exceptions.ChannelClosedByBroker) and error.reply_code in {403, 404, 406}:
         return str(error.reply_text)
+    inner = _inner(error)
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return f"TLS failed: {inner.verify_message or inner}; check the certificate, or the authorities that TOWERWS_TLS_CA names"
+    if isinstance(inner, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(inner):
+        return "TLS failed: that port doesn't speak TLS; amqp:// is for plain TCP"
     return None
 
 
 def _reason(error: Exception) -> str:
     """One line of what pika wraps in several exceptions, most of which have no text."""
     if isinstance(error, pika_exceptions.NackError):
-        return "the broker did not take the message"
+        return "a queue did not take the event (nack): is it at its maximum length?"
+    inner = _inner(error)
+    return str(inner) or repr(inner)
+
+
+def _inner(error: Exception) -> object:
+    """What pika wraps."""
     inner: object = error
     while isinstance(inner, pika_exceptions.AMQPConnectionError) and len(inner.args) == 1:
         inner = inner.args[0]
-    inner = getattr(inner, "exception", inner)  # AMQPConnectorSocketConnectError and the like carry the OSError
-    return str(inner) or repr(inner)
+    return getattr(inner, "exception", inner)  # AMQPConnectorSocketConnectError and the like carry the OSError
 
 
 class AdminPublisher:

@@ -1,8 +1,8 @@
-"""Whose address counts: the TCP peer's, or what proxies that are trusted say of it.
+"""The client's address: the TCP peer's, or the one that trusted proxies forward.
 
-`X-Forwarded-For` and `Forwarded` (RFC 7239) grow to the right: each proxy appends the address of who spoke to it, behind
-whatever that one sent. So they are read from the right, only as long as the speaker is trusted; what an untrusted one put in
-front of it is never looked at. Where both are there, `X-Forwarded-For` counts: proxies that write it pass `Forwarded` on.
+`X-Forwarded-For` and `Forwarded` (RFC 7239) grow to the right: each proxy appends the address of its peer after the text that this
+peer sent. So they are read from the right, and only while the writer is trusted. Text before an untrusted address is ignored. If both
+headers are there, `X-Forwarded-For` counts: proxies that write it pass `Forwarded` on unchanged.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 UNIX = "unix"
-"""What stands for the address of a peer on a UNIX socket, also in the list of trusted proxies."""
+"""Stands for the address of a peer on a UNIX socket, also in the list of trusted proxies."""
 
-LONGEST = 45
-"""The bytes of the longest address (`INET6_ADDRSTRLEN` less its NUL)."""
+MAX_ADDRESS_CHARACTERS = 45
+"""The length of the longest address (`INET6_ADDRSTRLEN` without its NUL)."""
 
 ADDRESS_KEY_BITS = 64
-"""An IPv6 host owns at least a /64 (RFC 6177): its addresses count as one."""
+"""An IPv6 host has at least a /64 (RFC 6177). Its addresses count as one."""
 
 
 class Proxies:
-    """The proxies that are believed."""
+    """The trusted proxies."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        """`ValueError` for what is neither an address, a network (`10.0.0.0/8`) nor `unix`."""
+        """Raise `ValueError` for a text that is not an address, a network (`10.0.0.0/8`) or `unix`."""
         self._unix = UNIX in texts
         self._networks: list[Network] = [ip_network(text) for text in texts if text != UNIX]
 
     def trust(self, address: str) -> bool:
-        """Whether what this peer says of others is believed."""
+        """Return whether this peer is a trusted proxy."""
         if address == UNIX:
             return self._unix
         if not self._networks:
@@ -43,9 +43,9 @@ class Proxies:
         return known is not None and self._trust(known)
 
     def client(self, peer: str, nodes: Sequence[str]) -> str:
-        """The address of the client: the first of the nodes (see `forwarded_nodes`) that is not a trusted proxy's.
+        """Return the client's address: the first of the nodes (see `forwarded_nodes`) that is not a trusted proxy.
 
-        Where there are none, or one is no address, it is that of the last speaker that could be read.
+        Without nodes, or at a node that is not an address, it is the last address that could be read.
         """
         if not nodes or not self.trust(peer):
             return peer
@@ -64,15 +64,16 @@ class Proxies:
 
 
 def forwarded_nodes(x_forwarded_for: str | None, forwarded: str | None) -> list[str]:
-    """Whom the proxies say they speak for, the newest first, as they wrote it. An unreadable element of `Forwarded` is ''."""
+    """Return the addresses that the proxies wrote into the headers, newest first. An unreadable element of `Forwarded` is ''."""
     if x_forwarded_for is not None:
         return [node for text in reversed(x_forwarded_for.split(",")) if (node := text.strip(" \t"))]
     nodes: list[str] = []
-    # From the right, so that a quote which a client leaves open can't swallow what the proxy appended.
+    # From the right: a quote that a client leaves open can't hide what the proxy appended.
     text, at = (forwarded or "")[::-1], 0
     while at < len(text):
         end = _element(text, at).end()  # type: ignore[union-attr]  # it matches anywhere
-        nodes.append(_node_of(text[at:end][::-1].strip(" \t")))
+        if element := text[at:end][::-1].strip(" \t"):  # an empty one is none (RFC 9110 section 5.6.1)
+            nodes.append(_node_of(element))
         if text[end : end + 1] != ",":  # the end, or a quote or backslash out of place
             return nodes if end == len(text) else [*nodes, ""]
         at = end + 1
@@ -85,7 +86,7 @@ _pair = re.compile(rf'[ \t]*+({_WORD})=("[^"\\]*+"|[^\s",;\\]++)[ \t]*+(?:;|$)')
 
 
 def _node_of(element: str) -> str:
-    """The value of `for` in one element of `Forwarded`; '' if there is none, or two, or the element is malformed."""
+    """Return the value of `for` in one element of `Forwarded`: '' if there is none or more than one, or the element is malformed."""
     nodes, at = [], 0
     while at < len(element):
         pair = _pair(element, at)
@@ -98,7 +99,7 @@ def _node_of(element: str) -> str:
 
 
 def read_node(text: str) -> Address | None:
-    """An address as proxies write it: alone, with a port (`192.0.2.1:5000`), or in brackets (`[2001:db8::1]:443`)."""
+    """Read an address as proxies write it: alone, with a port (`192.0.2.1:5000`), or in brackets (`[2001:db8::1]:443`)."""
     found = _is_with_port(text)
     return read_address(text if found is None else found[1] or found[2])
 
@@ -107,11 +108,11 @@ _is_with_port = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[
 
 
 def read_address(text: str) -> Address | None:
-    """An address as such, without a port or a zone; an IPv4 address in IPv6 clothes (`::ffff:192.0.2.1`) is the IPv4 one."""
-    return None if "%" in text or len(text) > LONGEST else _read_address(text)
+    """Read an address without a port or a zone. An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) becomes the IPv4 one."""
+    return None if "%" in text or len(text) > MAX_ADDRESS_CHARACTERS else _read_address(text)
 
 
-@lru_cache(8192)  # a client's is read three times at its handshake: 10 % of a connect and subscribe (make bench SCENARIO=storm)
+@lru_cache(8192)  # a handshake reads it three times: saves 10 % of a connect and subscribe (make bench SCENARIO=storm)
 def _read_address(text: str) -> Address | None:
     try:
         address = ip_address(text)
@@ -121,9 +122,9 @@ def _read_address(text: str) -> Address | None:
 
 
 def address_key(address: str) -> str:
-    """What an address is counted as: itself, or its /64."""
+    """Return the key under which an address is counted: the address, or an IPv6 address's /64."""
     if "." in address and ":" not in address:
-        return address  # as it is written: there is one way only
+        return address  # IPv4 has only one way to write it
     known = read_address(address)
     if not isinstance(known, IPv6Address):
         return str(known or address)

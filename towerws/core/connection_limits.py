@@ -1,7 +1,7 @@
-"""How many may be in: all together, from one address, of one user, and at the door at once. Counting only; pure Python.
+"""Limits on the number of connections: all together, by address, by user, and by address during the opening handshake.
 
-A guest is one TCP connection, from its first moment to its last. It is counted by address once its address is known (behind
-a trusted proxy that takes the request's head), and by user once it is authenticated.
+A connection has one slot from its acceptance to its end. It counts under its address once that is known: behind a trusted proxy only
+after the request's head. It counts under its user once it is authenticated.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import Counter
 from towerws.core.addresses import address_key
 from towerws.core.settings import LimitSettings
 
-SURPLUS = 32
-"""How many beyond all may wait to be told so; from there on they are cut off without a word, to keep descriptors free."""
+MAX_SURPLUS = 32
+"""This many connections beyond the limit may wait for their refusal. Further ones are aborted, to keep descriptors free."""
 
 LIMIT_TEXTS = {
     "connections": "there are too many connections",
@@ -20,7 +20,7 @@ LIMIT_TEXTS = {
     "half_open": "too many connections from this address are at their opening handshake",
     "user": "this user has too many connections",
 }
-"""The reasons for which a guest is turned away, each with the text that it is told."""
+"""The reasons for which a connection is refused, each with the text that the client gets."""
 
 OPTIONS = {
     "connections": "limits.connections",
@@ -28,11 +28,11 @@ OPTIONS = {
     "half_open": "limits.half_open",
     "user": "limits.per_user",
 }
-"""The options that set these limits."""
+"""The option that sets each of these limits."""
 
 
 class ConnectionSlot:
-    """One connection's place in the counts."""
+    """One connection, and where it is counted."""
 
     __slots__ = ("address", "opening", "user")
 
@@ -43,7 +43,10 @@ class ConnectionSlot:
 
 
 class ConnectionLimits:
-    """The counts. Every guest that arrives must leave once."""
+    """Counts connections. Each `arrive` needs one `leave`.
+
+    `arrive`, `locate` and `admit` count the connection in any case. A caller that gets a reason must refuse the connection.
+    """
 
     def __init__(self, limits: LimitSettings) -> None:
         self._limits = limits
@@ -51,35 +54,35 @@ class ConnectionLimits:
         self._half_open: Counter[str] = Counter()
         self._users: Counter[str] = Counter()
         self.arrived = 0
-        """Connections since the start."""
+        """Connections accepted since the start."""
         self.present = 0
-        """Connections now, those that are being turned away included."""
+        """Connections now, including those that are being refused."""
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for one more."""
+        """Whether there are more connections than allowed, so that the newest one must be refused."""
         return self.present > self._limits.connections
 
     @property
     def overflowing(self) -> bool:
-        """Whether there is not even room to say so."""
-        return self.present > self._limits.connections + SURPLUS
+        """Whether the newest connection must be aborted without an answer."""
+        return self.present > self._limits.connections + MAX_SURPLUS
 
     def arrive(self) -> ConnectionSlot:
-        """A guest is at the door."""
+        """Count a connection that was just accepted."""
         self.arrived += 1
         self.present += 1
         return ConnectionSlot()
 
     def locate(self, slot: ConnectionSlot, address: str) -> str | None:
-        """Count it where it comes from, in place of where it was counted before; gives why it can't stay, or None."""
+        """Count it under this address, and no longer under an earlier one. Return the reason to refuse it, or None."""
         self._move(slot, address_key(address))
         if self._half_open[slot.address or ""] > self._limits.half_open:
             return "half_open"
         return "address" if self._addresses[slot.address or ""] > self._limits.per_address else None
 
     def admit(self, slot: ConnectionSlot, user: str | None) -> str | None:
-        """It is authenticated, as nobody in particular if `user` is None; gives why it can't stay, or None."""
+        """Count it under its user, once it is authenticated (None: anonymous). Return the reason to refuse it, or None."""
         self._end_handshake(slot)
         if user is None:
             return None
@@ -88,14 +91,14 @@ class ConnectionLimits:
         return "user" if self._users[user] > self._limits.per_user else None
 
     def dismiss(self, slot: ConnectionSlot) -> None:
-        """It is being turned away: it takes nobody's place any more but that of one descriptor."""
+        """Count it only as present: it is being refused, and takes no client's place any more."""
         self._move(slot, None)
         if slot.user is not None:
             _less(self._users, slot.user)
             slot.user = None
 
     def leave(self, slot: ConnectionSlot) -> None:
-        """It is gone."""
+        """Count it no longer: it is closed."""
         self.dismiss(slot)
         self.present -= 1
 

@@ -1,7 +1,8 @@
-"""`permessage-deflate` (RFC 7692) where one message goes to many: compressed once, and the same bytes for all who negotiated it.
+"""`permessage-deflate` (RFC 7692) for messages that go to many clients: compressed once, with the same bytes for all.
 
-That needs messages that do not refer to earlier ones (`no_context_takeover`, in both directions) and one window for all: 4 KiB,
-which every client takes that takes any, and which costs a fifth of the usual 32 KiB to set up for each message.
+For that no message may refer to an earlier one (`no_context_takeover`, in both directions), and there must be one window for all.
+The window is 4 KiB. Every client that accepts a window accepts this one, and it takes a fifth of the usual 32 KiB's time to set up
+for each message.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from towerws.core.wire import Dialect, TowerDialect, V1Dialect
 WINDOW_BITS = 12
 MEMORY_LEVEL = 5
 LEVEL = 6
-_TAIL = b"\x00\x00\xff\xff"  # what a sync flush ends with, and RFC 7692 section 7.2.1 takes away
+_TAIL = b"\x00\x00\xff\xff"  # the end of a sync flush, which RFC 7692 section 7.2.1 removes
 
 _NAME = "permessage-deflate"
 _FLAGS = ("server_no_context_takeover", "client_no_context_takeover")
 
-# RFC 6455 section 9.1. A quoted value is a token, too, so no `,` or `;` can stand between quotes. Possessive: linear.
+# RFC 6455 section 9.1. A quoted value is a token, too, so there is no `,` or `;` between quotes. Possessive, so linear in time.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _PARAMETER = rf"[ \t]*+;[ \t]*+{_WORD}(?:[ \t]*+=[ \t]*+(?:{_WORD}|\"{_WORD}\"))?+"
 _ITEM = rf"[ \t]*+(?:{_WORD}(?:{_PARAMETER})*+[ \t]*+)?+"  # or nothing between two commas (RFC 9110 section 5.6.1)
@@ -30,12 +31,12 @@ _is_list = re.compile(rf"{_ITEM}(?:,{_ITEM})*+").fullmatch
 
 
 def is_extension_list(header: str) -> bool:
-    """Whether this is a `Sec-WebSocket-Extensions` header, of any extensions."""
+    """Return whether this is the value of a `Sec-WebSocket-Extensions` header, with any extensions."""
     return _is_list(header) is not None
 
 
 def negotiate(offers: str) -> str | None:
-    """The answer to a `Sec-WebSocket-Extensions` header: the first offer that can be met, or None (RFC 7692 section 7.1)."""
+    """Return the answer to a `Sec-WebSocket-Extensions` header: the first offer we can accept, or None (RFC 7692 section 7.1)."""
     if not is_extension_list(offers):
         return None
     for offer in offers.split(","):
@@ -57,7 +58,7 @@ def _answer(parameters: list[str]) -> str | None:
         if name == "server_max_window_bits" and bits in _WINDOWS[WINDOW_BITS - 8 :]:
             answer += f"; {name}={WINDOW_BITS}"
         elif name == "client_max_window_bits" and (not has_value or bits in _WINDOWS):
-            pass  # whatever window the client uses, the largest reads it
+            pass  # we read with the largest window, so any window of the client's will do
         elif name not in _FLAGS or has_value:
             return None
     return answer
@@ -68,19 +69,19 @@ _WINDOWS = tuple(str(bits) for bits in range(8, 16))
 
 @dataclass(slots=True)
 class Deflater:
-    """Makes frames, those of at least `at_least` bytes compressed, and counts what that brought."""
+    """Makes frames. Compresses payloads of at least `min_bytes`, and counts what that saves."""
 
-    at_least: int
+    min_bytes: int
     frames: int = 0
-    """Compressed, each of them once."""
+    """Compressed frames. Each counts once, however many clients get it."""
     input_bytes: int = 0
-    """Their payloads' bytes."""
+    """The bytes of their payloads before compression."""
     saved: int = 0
-    """By how many of these the frames are shorter."""
+    """Bytes saved by compression."""
 
     def frame(self, payload: bytes) -> bytes:
-        """One whole text message, compressed if it is long enough and that makes it shorter."""
-        if len(payload) < self.at_least:
+        """Return one whole text message, compressed if it is long enough and compression makes it shorter."""
+        if len(payload) < self.min_bytes:
             return text_frame(payload)
         compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -WINDOW_BITS, MEMORY_LEVEL)
         deflated = (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_TAIL)
@@ -93,7 +94,7 @@ class Deflater:
 
 
 class DeflatedTower(TowerDialect):
-    """The Tower dialect with its events compressed."""
+    """The Tower dialect with compressed events."""
 
     name = "tower, deflated"
 
@@ -101,12 +102,12 @@ class DeflatedTower(TowerDialect):
         self._deflater = deflater
 
     def frame(self, delivery: Delivery) -> bytes:
-        """A delivery as a whole frame."""
+        """Write a delivery as a whole frame, compressed if that makes it shorter."""
         return self._deflater.frame(self.event(delivery))
 
 
 class DeflatedV1(V1Dialect):
-    """`towerws.v1` with its events compressed."""
+    """`towerws.v1` with compressed events."""
 
     name = "v1, deflated"
 
@@ -114,10 +115,10 @@ class DeflatedV1(V1Dialect):
         self._deflater = deflater
 
     def frame(self, delivery: Delivery) -> bytes:
-        """A delivery as a whole frame."""
+        """Write a delivery as a whole frame, compressed if that makes it shorter."""
         return self._deflater.frame(self.event(delivery))
 
 
 def deflated(deflater: Deflater) -> dict[str | None, Dialect]:
-    """Both dialects, by subprotocol, with their events compressed by this one."""
+    """Return both dialects, by subprotocol, with their events compressed by this `Deflater`."""
     return {dialect.subprotocol: dialect for dialect in (DeflatedTower(deflater), DeflatedV1(deflater))}

@@ -1,21 +1,30 @@
-"""A delivery: one message of the log, and where it stands there.
+"""The entries of the log: deliveries with their positions, and the daemons' own markers.
 
-Positions are opaque text for clients: `<offset>-<epoch>`. The offset says where, the epoch says in which log.
-- A log that exists in this process only (a queue, the embedded source) has a random name. That name is the epoch.
-- A stream has no name that AMQP 0-9-1 would tell, and may be deleted and declared again. There the epoch is a keyed
-  fingerprint of the delivery itself. Every daemon of a broker computes the same one, and another message at the same offset
-  has another one. Without the key a position says nothing about the content of the delivery.
+A position is opaque text for clients: `<offset>-<epoch>`. The offset says where in the log, the epoch says in which log.
+- A log of this process (a queue, the embedded source) has a random name. That name is the epoch.
+- AMQP 0-9-1 has no identity for a stream, and a stream may be deleted and declared again. There the epoch is a keyed fingerprint
+  of the delivery. Every daemon of a broker computes the same one, and another message at the same offset has another one. Without
+  the key a position says nothing about the delivery's content.
 - `<offset>-<epoch>.b` is the place just before that delivery: the end of a gap.
+
+A daemon publishes a marker and reads it back from the log. Then everything that producers had confirmed before has been read too,
+and the log is the one to which the broker writes. A marker that went through the events exchange also proves the binding. Its text
+is random, so no other log holds it. Clients never get markers, and can't subscribe to their topic.
+
+A marker may report a hole: events that producers published between two places of the log never reached it. Every daemon reads the
+marker at the same place, and tells its clients the same.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from hashlib import blake2b, scrypt
+from typing import NamedTuple
 
 BEFORE = ".b"
-"""Ends the position of the place just before a delivery."""
+"""The end of a position that means: just before this delivery."""
 
 _FINGERPRINT_BYTES = 6
 
@@ -23,10 +32,10 @@ parse_position = re.compile(r"([0-9]{1,19})-([0-9a-z.]{1,32})", re.ASCII).fullma
 
 
 def derive_key(secret: bytes, salt: bytes) -> bytes:
-    """The key of a `Fingerprint` from a secret that may be a password.
+    """Derive the key of a `Fingerprint` from a secret that may be a password.
 
-    scrypt makes each guess expensive (some 50 ms and 16 MiB): a reader knows events and their positions, and could otherwise try passwords
-    at the speed of a hash. Called once per process.
+    A client knows events and their positions, so it could try passwords at the speed of a hash. scrypt makes each guess expensive:
+    some 50 ms and 16 MiB. Call it once per process.
     """
     return scrypt(secret, salt=salt, n=2**14, r=8, p=1, dklen=32)
 
@@ -40,7 +49,7 @@ class Fingerprint:
         self._key = key
 
     def __call__(self, topic: str, message_id: str | None, payload: bytes) -> str:
-        """Twelve hexadecimal digits: 48 bits of keyed BLAKE2b."""
+        """Return twelve hexadecimal digits: 48 bits of keyed BLAKE2b (RFC 7693)."""
         text = f"{topic}\0{message_id or ''}\0".encode()
         return blake2b(text + payload, digest_size=_FINGERPRINT_BYTES, key=self._key).hexdigest()
 
@@ -50,22 +59,69 @@ class Delivery:
     """One message of the log, or a mark between two of them (then `topic` is empty and `epoch` is text)."""
 
     seq: int
-    """Counts deliveries and marks in this process, from 0; the order in which everything goes out."""
+    """The number of this delivery or mark in this process, from 0. Everything is sent in this order."""
     topic: str
     payload: bytes
     offset: int
     epoch: str | Fingerprint
-    """Names the log. A stream's deliveries share the `Fingerprint` that computes it. Empty: a place that no client can resume from."""
+    """Names the log. A stream's deliveries share one `Fingerprint`, which computes it. Empty: no client can resume from here."""
     message_id: str | None = None
     arrived: float = 0.0
-    """Seconds of the clock that history uses."""
+    """When it was read, in seconds of history's clock."""
 
     @property
     def position(self) -> str:
-        """What a client quotes to resume after this delivery, or "" where it can't. Computed on demand."""
+        """The text with which a client resumes after this delivery, or "" where it can't. Computed on demand."""
         epoch = self.epoch
         if not isinstance(epoch, str):
             epoch = epoch(self.topic, self.message_id, self.payload)
         elif not epoch:
             return ""
         return f"{self.offset}-{epoch}"
+
+
+MARKER_TOPIC = "towerws.marker"
+"""The routing key of markers that go through the events exchange, and the topic of all markers in history."""
+
+MAX_MARKER_BYTES = 256
+
+_is_name = re.compile("[0-9a-f]{8,64}", re.ASCII).fullmatch
+
+
+class Marker(NamedTuple):
+    """A message that a daemon publishes to the log and reads back.
+
+    `text` names the marker, and `daemon` the process that published it. Both are random hexadecimal digits. `hole`: events between
+    the delivery at this offset and the marker did not reach the stream. None: the daemon knows of no hole.
+    """
+
+    text: str
+    daemon: str
+    hole: int | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The message's body: one JSON object in ASCII."""
+        message: dict[str, object] = {"marker": self.text, "daemon": self.daemon}
+        if self.hole is not None:
+            message["hole"] = self.hole
+        return json.dumps(message).encode("ascii")
+
+
+def parse_marker(body: bytes) -> Marker | None:
+    """Return the marker in a message, or None if the message is not a marker."""
+    if len(body) > MAX_MARKER_BYTES:
+        return None
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict):
+        return None
+    text, daemon = message.get("marker"), message.get("daemon")
+    if not isinstance(text, str) or not isinstance(daemon, str) or not _is_name(text) or not _is_name(daemon):
+        return None
+    hole = message.get("hole")
+    if hole is not None and (type(hole) is not int or not 0 <= hole < 2**63):
+        return None
+    return Marker(text, daemon, hole)

@@ -1,8 +1,8 @@
-"""The exception tree, and the table of close codes.
+"""The exceptions, the table of close codes, and `printable` for texts from outside.
 
-*Their fault* is a `PeerError` (a client) or a `BadDelivery` (a producer): it becomes one reply, one close code or one
-counter, and never a traceback. *The operator's* is a `ConfigError` or a `BrokerError`: one line that names the thing, the
-value and the rule. Everything else is ours.
+A fault of a client (`BadRequest`, `HandshakeError`) or of a producer (`BadDelivery`) becomes one reply, one HTTP answer or one
+counter, and never a traceback. For the operator there are `ConfigError` and `BrokerError`: one line that names the thing, the value
+and the rule. Any other exception is a fault of towerws.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 class TowerwsError(Exception):
-    """The root of every error that towerws raises on purpose."""
+    """The base of every error that towerws raises on purpose."""
 
 
 class ConfigError(TowerwsError):
@@ -20,9 +20,9 @@ class ConfigError(TowerwsError):
 
 
 class BrokerError(TowerwsError):
-    """The broker refused or can't be used. Its text is what an operator should read.
+    """The broker refused something, or can't be used. The text is for an operator.
 
-    `code` is the AMQP reply code that the broker gave, 312 for a message that it returned; None when it gave none.
+    `code` is the broker's AMQP reply code, 312 for a message that it returned, or None if it gave none.
     """
 
     def __init__(self, text: str, code: int | None = None) -> None:
@@ -31,24 +31,24 @@ class BrokerError(TowerwsError):
 
 
 class NotRouted(BrokerError):
-    """No queue took a message that was published: nothing is bound to the exchange."""
+    """No queue took a published message: nothing is bound to the exchange."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, 312)
 
 
 class PublishRefused(BrokerError):
-    """The broker does not let this user publish there (403), or has no such exchange (404)."""
+    """The broker does not let this user publish to this exchange (403), or has no such exchange (404)."""
 
 
 class PublishersBlocked(BrokerError):
-    """The broker is in a memory or disk alarm: it takes no message from anybody."""
+    """The broker has a memory or disk alarm, and takes no message from any publisher."""
 
 
 class BadDelivery(TowerwsError):
     """A message from the broker that can't be forwarded.
 
-    `reason` is one word of a fixed set (it labels a counter); the text says more.
+    `reason` is one word of a fixed set, which labels a counter. The text says more.
     """
 
     def __init__(self, reason: str, text: str) -> None:
@@ -57,10 +57,10 @@ class BadDelivery(TowerwsError):
 
 
 class BadRequest(TowerwsError):
-    """A client's message that as a whole can't be followed; nothing was changed by it.
+    """A client's message can't be followed as a whole. It changed nothing.
 
-    `code` is one word of a fixed set (docs/protocol.md lists them), the text is for a person.
-    `request_id` is the message's own `id` where it could be read.
+    `code` is one word of a fixed set (docs/protocol.md lists them). The text is for a person. `request_id` is the message's `id` if
+    it could be read.
     """
 
     def __init__(self, code: str, text: str, request_id: object = None) -> None:
@@ -70,9 +70,9 @@ class BadRequest(TowerwsError):
 
 
 class HandshakeError(TowerwsError):
-    """An opening handshake is refused with an HTTP status. The text is a fixed one: it never repeats what the client sent.
+    """An opening handshake is refused with an HTTP status. The text is fixed: it never repeats what the client sent.
 
-    `reason` is one word of a fixed set (it labels a counter).
+    `reason` is one word of a fixed set, which labels a counter.
     """
 
     def __init__(self, status: int, text: str, reason: str = "request") -> None:
@@ -83,9 +83,9 @@ class HandshakeError(TowerwsError):
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """One way in which the server ends a connection: the code on the wire, the word for it, and what the client should do next.
+    """One way in which the server closes a connection: the code on the wire, the reason, and what the client should do next.
 
-    `action` is "reconnect", "authenticate" (reconnect with another credential) or "stop" (the same would happen again).
+    `action` is "reconnect", "authenticate" (reconnect with another credential) or "stop" (a reconnect would end the same way).
     """
 
     code: int
@@ -94,9 +94,9 @@ class Close:
 
 
 class CloseReason(enum.Enum):
-    """Every close the server starts itself (RFC 6455 section 7.4). Clients rely on these: they are API.
+    """Every close that the server starts (RFC 6455 section 7.4). Clients rely on these: they are API.
 
-    Never 1000: AWX's React pages take that as final (awx/ui/src/screens/Job/JobOutput/connectJobSocket.js).
+    Never 1000: AWX's React pages don't reconnect after that code (awx/ui/src/screens/Job/JobOutput/connectJobSocket.js).
     """
 
     POLICY = Close(1008, "policy", "stop")
@@ -109,3 +109,18 @@ class CloseReason(enum.Enum):
     NOT_YET = Close(1013, "position can't be judged yet", "reconnect")
     UNCHECKED = Close(1013, "credential can't be checked", "reconnect")
     TOO_MANY_CONNECTIONS = Close(1013, "too many connections", "reconnect")
+
+
+MAX_PRINTABLE_CHARACTERS = 128
+
+
+def printable(text: object) -> str:
+    """Return a text from outside for use in a log line: shortened, with everything escaped that is not printable.
+
+    Control characters, all kinds of line ends, and marks of direction are escaped. So the text can't look like another log line.
+    """
+    whole = str(text)
+    shown = whole[:MAX_PRINTABLE_CHARACTERS]
+    if not shown.isprintable() or "\\" in shown:
+        shown = "".join(each if each.isprintable() and each != "\\" else each.encode("unicode_escape").decode() for each in shown)
+    return shown if len(whole) <= MAX_PRINTABLE_CHARACTERS else f"{shown}…"

@@ -1,6 +1,6 @@
-"""Websocket frames, built once and shared by everyone who gets them (RFC 6455 section 5.2).
+"""Websocket frames (RFC 6455 section 5.2): text frames are built once, and all clients get the same bytes.
 
-A server's frames are not masked, so the same bytes serve every connection; nothing here is per client.
+A server's frames are not masked, so nothing in them depends on the client.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import struct
 
 _TEXT = 0x81  # FIN and opcode 1: a text message in one frame
 _MASKED = 0x80
-_DEFLATED = 0xC1  # and RSV1: its payload is compressed (RFC 7692 section 6)
+_DEFLATED = 0xC1  # FIN, opcode 1 and RSV1: the payload is compressed (RFC 7692 section 6)
 
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
 """IANA's registry without 1004, 1005, 1006 and 1015, which no endpoint may send."""
@@ -19,24 +19,25 @@ _header_64 = struct.Struct("!BBQ").pack
 
 
 def text_frame(payload: bytes) -> bytes:
-    """One whole text message. `payload` must be UTF-8: clients fail the connection otherwise (RFC 6455 section 8.1)."""
+    """Return one whole text message. `payload` must be UTF-8: clients fail the connection otherwise (RFC 6455 section 8.1)."""
     return _frame(_TEXT, payload)
 
 
 def deflated_frame(payload: bytes) -> bytes:
-    """The same, for a `payload` that was compressed, and for clients with whom that was negotiated."""
+    """Return one whole text message with a compressed `payload`, for clients that negotiated `permessage-deflate`."""
     return _frame(_DEFLATED, payload)
 
 
 def is_close_code(code: int | None) -> bool:
-    """Whether a client may say this in a close frame (RFC 6455 section 7.4, and the codes that IANA has registered since)."""
+    """Return whether a client may send this code in a close frame (RFC 6455 section 7.4, and IANA's registry). None: no code."""
     return code is None or 3000 <= code <= 4999 or code in _CLOSE_CODES
 
 
 def whole_text(data: bytes, max_bytes: int) -> bytes | None:
-    """The payload, if these bytes from a client are just one whole text message, masked and in UTF-8; None for all else.
+    """Return the payload if these bytes from a client are exactly one whole text message, masked and in UTF-8. Else return None.
 
-    Autobahn reads all else. With this a connect and subscribe costs 181 µs in memory, with its way through each frame 245.
+    Autobahn reads everything else. With this function a connect and subscribe takes 181 µs in memory. With Autobahn's reading of
+    each frame it takes 245 µs.
     """
     size = len(data)
     if size < 6 or data[0] != _TEXT:

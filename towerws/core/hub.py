@@ -1,20 +1,19 @@
-"""The hub: who is due what, and one write per connection and turn.
+"""The hub: which connection listens to what, and one write for each connection and batch.
 
-A *turn* is what one read from the broker brought. Its deliveries are noted by `publish` and go out together at `flush`: each
-connection gets one write with everything it is due, in the log's order over all its topics, and connections that are due
-the same share the same bytes. What costs per delivery is a look-up; what costs per connection is one write.
+A *batch* is the deliveries of one read from the broker. `publish` collects them, and `flush` writes them. Each connection gets
+one write with all its deliveries, in the log's order over all its topics. Connections that get the same deliveries share the same
+bytes. A delivery costs one look-up, and a connection costs one write.
 
-          | turn is due        | write refused        | resumes          | drained                    | nothing left to feed
-  live    | write              | behind, wait         | behind, feed     | (never asked for)          | -
-  behind  | skip               | wait                 | behind, feed     | feed; lost? notice, feed   | live
+          | batch              | send refused         | resumes          | drained                    | history is read
+  live    | write              | behind, await drain  | behind, feed     | (never asked for)          | -
+  behind  | skip               | await drain          | behind, feed     | feed; lost? notice, feed   | live
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from towerws.core.batch import Batch
-from towerws.core.broadcast import PART_BYTES, Broadcast
+from towerws.core.batch import PART_BYTES, Batch, Broadcast, route
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
@@ -24,87 +23,87 @@ from towerws.core.subscribers import Hole, HubCounters, Peer, Subscriber
 from towerws.core.wire import Change, Dialect, Gap
 
 PIECE_BYTES = 64 * 1024
-"""How much of history is written to a reader at once: a common size of a socket's send buffer."""
+"""How much of history is written to a subscriber at once: a common size of a socket's send buffer."""
 
-REPLAYED_BYTES = 4 * 1024 * 1024
-"""Frames made for one reader that is behind are kept for the next: after an outage all ask for the same. Takes a resume that
-missed 100 deliveries from 520 to 197 µs of CPU (make bench SCENARIO=resume, its connecting subtracted)."""
+REPLAY_CACHE_BYTES = 4 * 1024 * 1024
+"""Frames that were replayed to one subscriber are kept for the next: after an outage all clients ask for the same ones. The cache
+takes a resume that missed 100 deliveries from 520 to 197 µs of CPU (make bench SCENARIO=resume, its connecting subtracted)."""
 
 
 class Hub:
-    """All members, what each listens to, and the way of a turn to them."""
+    """All subscribers, the topics of each, and the way of a batch to them."""
 
     def __init__(
-        self, history: History, soon: Callable[[Callable[[], None]], object] | None = None, *, part_bytes: int = PART_BYTES
+        self, history: History, call_soon: Callable[[Callable[[], None]], object] | None = None, *, part_bytes: int = PART_BYTES
     ) -> None:
-        """`soon` runs a callable in another turn of the reactor; without it a turn is written at once, however long that takes."""
+        """`call_soon` runs a callable in the next turn of the reactor. Without it a batch is written at once, however large it is."""
         self._history = history
-        self._subscribers: dict[Dialect, dict[str, dict[Subscriber, None]]] = {}
-        self._listened: dict[str, int] = {}  # topic -> in how many dialects somebody listens to it
+        self._by_topic: dict[Dialect, dict[str, dict[Subscriber, None]]] = {}
+        self._topic_uses: dict[str, int] = {}  # topic -> the number of dialects in which it has a subscriber
         self._batch: list[Delivery] = []
         self._flushed = history.head
         self._position: tuple[Delivery, str] | None = None
-        self._replayed: dict[tuple[Dialect, int], bytes] = {}  # by dialect and seq
-        self._replayed_bytes = 0
+        self._replay_cache: dict[tuple[Dialect, int], bytes] = {}  # by dialect and seq
+        self._replay_cache_bytes = 0
         self._holes: list[Hole] = []
-        """Those that a client that resumes from before them is told of when it gets there."""
+        """The holes before which a client may resume. It is told of each when it gets there."""
         self.subscribers: dict[Subscriber, None] = {}
         self.counters = HubCounters()
-        self._broadcast = Broadcast(self.counters, soon, part_bytes)
+        self._broadcast = Broadcast(self.counters, call_soon, part_bytes)
         self.batch_bytes = 0
-        """Payload bytes noted for the turn so far."""
+        """The payload bytes in the batch so far."""
 
     @property
     def topics(self) -> int:
-        """How many topics somebody listens to."""
-        return len(self._listened)
+        """The number of topics that have a subscriber."""
+        return len(self._topic_uses)
 
     @property
     def flushed_seq(self) -> int:
-        """How far the log has gone out to everyone who is live."""
+        """The `seq` up to which all deliveries were flushed to the live subscribers."""
         return self._flushed.seq
 
     @property
     def position(self) -> str:
-        """Where the log stands for everyone who is live; "" where nothing could be resumed from that.
+        """The position of the last flushed delivery or mark, or "" if no client can resume from there.
 
-        A storm of clients asks for the same one, and a stream's is a hash of the delivery: it is kept.
+        It is cached: many clients ask for the same one during a storm, and the position in a stream is a hash of the delivery.
         """
         if self._position is None or self._position[0] is not self._flushed:
             self._position = self._flushed, self._flushed.position
         return self._position[1]
 
     def join(self, peer: Peer, dialect: Dialect) -> Subscriber:
-        """Add a connection; it listens to nothing yet."""
+        """Add a connection, without topics."""
         subscriber = Subscriber(peer, dialect, self._flushed)
-        self._subscribers.setdefault(dialect, {})
+        self._by_topic.setdefault(dialect, {})
         self.subscribers[subscriber] = None
         return subscriber
 
     def leave(self, subscriber: Subscriber) -> None:
-        """Remove a connection. Costs what it listened to; a second call does nothing."""
+        """Remove a connection. The cost depends on its own topics only. A second call does nothing."""
         self._broadcast.drop_subscriber(subscriber)
         self.subscribers.pop(subscriber, None)
         self._unsubscribe(subscriber, list(subscriber.topics))
 
     def _unsubscribe(self, subscriber: Subscriber, topics: Iterable[str]) -> None:
-        by_topic = self._subscribers[subscriber.dialect]
+        by_topic = self._by_topic[subscriber.dialect]
         for topic in topics:
             del subscriber.topics[topic]
-            listeners = by_topic[topic]
-            del listeners[subscriber]
-            if not listeners:
+            subscribers = by_topic[topic]
+            del subscribers[subscriber]
+            if not subscribers:
                 del by_topic[topic]
-                self._listened[topic] -= 1
-                if not self._listened[topic]:
-                    del self._listened[topic]
+                self._topic_uses[topic] -= 1
+                if not self._topic_uses[topic]:
+                    del self._topic_uses[topic]
 
     def subscribe(self, subscriber: Subscriber, request: Request, since: Delivery | None = None) -> Change:
-        """Replace what a member listens to, and put it behind `since`, the place that it resumes from.
+        """Replace the subscriber's topics with those of the request. Put it behind `since`, the place from which it resumes.
 
-        What it listened to before and still does goes on without a gap and without a repetition: `since` counts for the topics
-        that it joins. `since` must not be newer than what has gone out (`flushed_seq`). Nothing is written: once the answer
-        is out, `feed` must be called for a member that is behind.
+        Topics that it keeps go on without a gap and without a repetition: `since` counts for the topics that it joins. `since`
+        must not be newer than the last flushed delivery (`flushed_seq`). Nothing is written here. Once the answer is sent, the
+        caller must call `feed` for a subscriber that is behind.
         """
         self._broadcast.flush_subscriber(subscriber)
         wanted = dict.fromkeys(request.topics)
@@ -112,10 +111,10 @@ class Hub:
         joined = [topic for topic in wanted if topic not in subscriber.topics]
         self._unsubscribe(subscriber, left)
         if since is not None:
-            # Of the topics that it keeps it has had all up to where it stands.
-            stands = subscriber.cursor.seq if subscriber.behind else self._flushed.seq
+            # The topics that it keeps have been delivered up to this place.
+            delivered = subscriber.cursor.seq if subscriber.behind else self._flushed.seq
             for topic, seq in subscriber.topics.items():
-                subscriber.topics[topic] = max(seq, stands)
+                subscriber.topics[topic] = max(seq, delivered)
             if not subscriber.behind or since.seq < subscriber.cursor.seq:
                 subscriber.fall_behind(since)
                 self._holes = [hole for hole in self._holes if hole.end.seq > self._history.floor.seq]
@@ -123,58 +122,65 @@ class Hub:
             self.counters.resumed += 1
         elif request.since is not None:
             self.counters.not_recovered += 1
-        by_topic = self._subscribers[subscriber.dialect]
+        by_topic = self._by_topic[subscriber.dialect]
         start = self._flushed.seq if since is None else since.seq
         for topic in joined:
             subscriber.topics[topic] = start
-            if (listeners := by_topic.get(topic)) is None:
-                listeners = by_topic[topic] = {}
-                self._listened[topic] = self._listened.get(topic, 0) + 1
-            listeners[subscriber] = None
+            if (subscribers := by_topic.get(topic)) is None:
+                subscribers = by_topic[topic] = {}
+                self._topic_uses[topic] = self._topic_uses.get(topic, 0) + 1
+            subscribers[subscriber] = None
         if not subscriber.topics:
             subscriber.holes = ()
         return Change(
             current=tuple(sorted(subscriber.topics)),
             joined=tuple(sorted(joined)),
             left=tuple(sorted(left)),
-            # Not where the log stands, for a member that is behind: it has not been told all that came before that.
+            # A subscriber that is behind has not got everything up to the hub's position.
             position=subscriber.cursor.position if subscriber.behind else self.position,
             recovered=None if request.since is None else since is not None,
         )
 
+    # The hot path: `publish` for each delivery, `flush` for each batch.
+
     def publish(self, delivery: Delivery) -> None:
-        """Note a delivery for this turn. One that nobody listens to costs this look-up, however many topics there are."""
-        if delivery.topic in self._listened:
+        """Add a delivery to the batch. One without a subscriber costs this look-up, however many topics there are."""
+        if delivery.topic in self._topic_uses:
             self._batch.append(delivery)
             self.batch_bytes += len(delivery.payload)
 
-    def flush(self, written: Callable[[], None] | None = None) -> None:
-        """End the turn: one write to each live member that is due anything, in the log's order.
+    def flush(self, on_written: Callable[[], None] | None = None) -> None:
+        """End the batch: write to each live subscriber its deliveries, in the log's order.
 
-        `written` is called once all is written: now, or, where that would keep everybody else waiting, in a later turn of the
-        reactor. The next turn overtakes nothing: what is left of this one is written before it.
+        `on_written` is called once all is written. A large batch is written in several turns of the reactor, a small one before
+        this method returns. The next batch never overtakes: the rest of this one is written before it.
         """
         before, self._flushed = self._flushed, self._history.head
         batches: list[Batch[Subscriber]] = []
         if self._batch:
-            batches = [Batch(self._batch, dialect, by_topic) for dialect, by_topic in self._subscribers.items() if by_topic]
+            batches = [route(self._batch, by_topic, dialect) for dialect, by_topic in self._by_topic.items() if by_topic]
             self._batch.clear()
             self.batch_bytes = 0
             self.counters.batches += 1
-        self._broadcast.begin(batches, before, written)
+        self._broadcast.begin(batches, before, on_written)
+
+    # Subscribers that are behind.
 
     def feed(self, subscriber: Subscriber) -> int:
-        """Give a member that is behind its next piece of history, or let it go live when there is none left. The bytes of the piece."""
+        """Write the next piece of history to a subscriber that is behind, or make it live when nothing is left.
+
+        Return the bytes that were written.
+        """
         if not subscriber.behind or subscriber not in self.subscribers:
             return 0
-        if (lost := self._history.lost(subscriber.cursor.seq, subscriber.topics)) and not self._tell_lost(subscriber, lost):
+        if (lost := self._history.lost(subscriber.cursor.seq, subscriber.topics)) and not self._notify_lost(subscriber, lost):
             return 0
         holes = subscriber.holes
         piece = self._history.after(
             subscriber.cursor.seq, subscriber.topics, holes[0].start.seq if holes else self._flushed.seq, PIECE_BYTES
         )
         if piece:
-            data = b"".join([self._replay(subscriber.dialect, delivery) for delivery in piece])
+            data = b"".join([self._replay_frame(subscriber.dialect, delivery) for delivery in piece])
             sent = subscriber.send(data)
             if sent:
                 subscriber.cursor = piece[-1]
@@ -183,29 +189,54 @@ class Hub:
             return len(data) if sent else 0
         if holes:
             hole = holes[0]
-            if self._tell_hole(subscriber, hole):
+            if self._notify_hole(subscriber, hole):
                 subscriber.holes = holes[1:]
                 if hole.end.seq > subscriber.cursor.seq:
                     subscriber.cursor = hole.end
                 return self.feed(subscriber)
             subscriber.peer.await_drain()
         else:
-            self._broadcast.drop_subscriber(subscriber)  # it has been fed what it was due of it
+            self._broadcast.drop_subscriber(subscriber)  # history has given it the unwritten batch, too
             subscriber.behind = False
             self.counters.caught_up += 1
         return 0
 
     def replay(self, since: Delivery, subscribers: Iterable[Subscriber]) -> None:
-        """Feed these members from this place: nothing behind it has gone out to them."""
+        """Feed these subscribers from this place. They must not have got anything after it."""
         for subscriber in subscribers:
             if subscriber.topics and not subscriber.behind:
                 subscriber.fall_behind(since)
                 self.feed(subscriber)
 
-    def _tell_lost(self, subscriber: Subscriber, lost: list[str]) -> bool:
-        """Tell a member that is behind what has fallen out of history. False: it must drain first, or it was closed instead.
+    def gap(
+        self, start: Delivery, end: Delivery, reason: str, subscribers: Iterable[Subscriber] | None = None, *, resumable: bool = False
+    ) -> None:
+        """Tell every subscriber with a topic that the deliveries between two places of the log are lost.
 
-        A hole that begins where history does is told with it: for the client both are one.
+        A subscriber that is behind is told once it has been fed up to the gap. `subscribers` limits the notice to these.
+        `resumable`: a client may later resume from before the gap, and is told of it then.
+        """
+        self._broadcast.finish()
+        hole = Hole(start, end, reason)
+        if resumable:
+            self._holes.append(hole)
+        for subscriber in list(self.subscribers if subscribers is None else subscribers):
+            if not subscriber.topics or subscriber not in self.subscribers:
+                continue
+            if subscriber.behind:
+                subscriber.holes = [*subscriber.holes, hole]
+            elif not self._notify_hole(subscriber, hole):
+                # If nothing has gone out behind the gap: its position must not skip a gap that it hasn't been told of.
+                subscriber.fall_behind(start if end.seq == self._flushed.seq else self._flushed)
+                subscriber.holes = [hole]
+                self.counters.fell_behind += 1
+                subscriber.peer.await_drain()
+
+    def _notify_lost(self, subscriber: Subscriber, lost: list[str]) -> bool:
+        """Tell a subscriber that is behind which topics lost deliveries from history.
+
+        Return False if it must drain first, or if it was closed because its dialect has no notice. A hole that begins where
+        history does is told in the same notice: for the client both are one gap.
         """
         end, reason = self._history.floor, "history"
         holes = [hole for hole in subscriber.holes if hole.end.seq > end.seq]
@@ -223,8 +254,8 @@ class Hub:
         subscriber.cursor, subscriber.holes = end, holes or ()
         return True
 
-    def _tell_hole(self, subscriber: Subscriber, hole: Hole) -> bool:
-        """Tell a member of a hole in the log, where its dialect has a word for it. False: its buffer is full."""
+    def _notify_hole(self, subscriber: Subscriber, hole: Hole) -> bool:
+        """Tell a subscriber of a hole in the log, if its dialect has a notice for that. Return False if its send buffer is full."""
         if not subscriber.topics:
             return True
         notice = subscriber.dialect.gap(Gap(tuple(sorted(subscriber.topics)), hole.start.position, hole.end.position, hole.reason))
@@ -235,35 +266,12 @@ class Hub:
         self.counters.gaps += 1
         return True
 
-    def _replay(self, dialect: Dialect, delivery: Delivery) -> bytes:
+    def _replay_frame(self, dialect: Dialect, delivery: Delivery) -> bytes:
         key = (dialect, delivery.seq)
-        if (frame := self._replayed.get(key)) is None:
-            if self._replayed_bytes > REPLAYED_BYTES:
-                self._replayed.clear()
-                self._replayed_bytes = 0
-            frame = self._replayed[key] = dialect.frame(delivery)
-            self._replayed_bytes += len(frame)
+        if (frame := self._replay_cache.get(key)) is None:
+            if self._replay_cache_bytes > REPLAY_CACHE_BYTES:
+                self._replay_cache.clear()
+                self._replay_cache_bytes = 0
+            frame = self._replay_cache[key] = dialect.frame(delivery)
+            self._replay_cache_bytes += len(frame)
         return frame
-
-    def gap(
-        self, start: Delivery, end: Delivery, reason: str, subscribers: Iterable[Subscriber] | None = None, *, resumable: bool = False
-    ) -> None:
-        """Tell every member that listens to anything: deliveries between two places of the log can't be had.
-
-        A member that is behind is told when it has been fed what came before. `members`: tell these alone. `resumable`: a client
-        that resumes from before it later is told in its place, too.
-        """
-        self._broadcast.finish()
-        hole = Hole(start, end, reason)
-        if resumable:
-            self._holes.append(hole)
-        for subscriber in list(self.subscribers if subscribers is None else subscribers):
-            if not subscriber.topics or subscriber not in self.subscribers:
-                continue
-            if subscriber.behind:
-                subscriber.holes = [*subscriber.holes, hole]
-            elif not self._tell_hole(subscriber, hole):
-                subscriber.fall_behind(self._flushed)  # it has had all that came before
-                subscriber.holes = [hole]
-                self.counters.fell_behind += 1
-                subscriber.peer.await_drain()

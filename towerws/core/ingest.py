@@ -1,14 +1,14 @@
-"""Intake: what a source feeds. It judges each message, keeps it in history, and hands it to the hub.
+"""Ingest: checks each message from the broker, keeps it in history, and hands it to the hub.
 
-A message is forwarded if its payload is one JSON object in UTF-8 (`payload.py`), its routing key usable and its size within the
-bound. What fails is counted by reason, the first of a burst is reported, and the next one arrives.
+A message is forwarded if its payload is one JSON object in UTF-8 (`towerws.core.payload`), its routing key is a topic, and its
+size is within the bound. A bad message is skipped and counted by its reason. The first one of a burst is reported.
 
-  state     | deliver                         | caught_up         | a client's position
-  filling   | into history only               | flowing, tell all | waits, unless it can never be good
-  flowing   | into history and to the hub     | flowing           | found; or waits for a proof; or unknown
+  state     | deliver                         | caught_up            | a client's position
+  filling   | into history only               | complete, feed all   | waits, unless it can never be held
+  complete  | into history and to the hub     | complete             | found, or waits for a proof, or unknown
 
-A position that isn't held is unknown only when something that was read says so: the log is proven to be the one that
-history holds, and it reaches beyond the position. Else the client waits, in `towerws.core.waiting`.
+A position that isn't held is unknown only when something that was read proves it: history holds the log that is read now, and
+that log reaches beyond the position. Otherwise the client waits (`towerws.core.positions`).
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, parse_position
+from towerws.core.deliveries import BEFORE, MARKER_TOPIC, Delivery, Fingerprint, Marker, parse_position
 from towerws.core.errors import BadDelivery
-from towerws.core.groups import WITHHELD
 from towerws.core.history import History
 from towerws.core.hub import Hub
-from towerws.core.markers import MARKER_TOPIC, Marker
 from towerws.core.payload import check_payload, is_plain_object
+from towerws.core.positions import PENDING, Judged, PositionWaiters
 from towerws.core.subscribers import Subscriber
-from towerws.core.topics import is_routing_key
-from towerws.core.waiting import PENDING, Judged, PositionWaiters
+from towerws.core.topics import WITHHELD, is_routing_key
 
 BATCH_BYTES = 256 * 1024
-"""A turn ends early beyond this, so that what one write leaves in a socket's buffer stays within the connection's bound."""
+"""A batch with more payload bytes than this is flushed early, so that one write leaves no more in a send buffer than its bound."""
 
 REPORT_EVERY_S = 60
-"""A burst of messages that are bad for the same reason is reported once in this time; the counter tells how many there were."""
+"""Messages that are bad for the same reason are reported once in this time. The counter `bad` has their number."""
 
 
 class Ingest:
-    """The `Sink` of the daemon's source (see `towerws.core.sources.Sink` for what each call promises).
+    """The `Sink` of the daemon's source. `towerws.core.sources.Sink` documents what each of its methods promises.
 
-    `clock` gives monotonic seconds; `report` is called with the text of a bad delivery, at most once a minute per reason;
-    `new_epoch` makes a random text that names a mark in the log; `key` is the key of positions in a stream.
+    `clock` returns monotonic seconds. `report` gets a bad delivery, at most once in `REPORT_EVERY_S` for each reason. `new_epoch`
+    returns a random text that names a mark in the log. `key` is the key of a stream's positions.
     """
 
     def __init__(
@@ -62,43 +60,44 @@ class Ingest:
         self._fingerprint = Fingerprint(key)
         self._epoch: str | Fingerprint = self._fingerprint
         self._now: float | None = None
-        self._bytes_out = 0  # of the hub's counter, those that a turn has accounted for
+        self._bytes_out = 0  # the hub's counter at the end of the last batch
         self._reported: dict[str, float] = {}
         self._cut: tuple[Delivery, bool] | None = None
-        """Where the log was cut off, and whether something before that is left, until the first delivery behind it comes."""
-        self._hole_told = -1
-        """Up to where holes that markers tell of have been told."""
-        self._told_early = False
-        self._early: dict[str, frozenset[Subscriber]] = {}
-        """While history is refilled, by marker of ours: who had subscribed before the broker confirmed it."""
-        self._places: dict[str, Delivery] = {}
-        """And where it stands in history."""
+        """After `rewind`: where the log was cut off, and whether anything before that is still held. Until `hole` is called."""
+        self._holes_told_to = -1
+        """The offset up to which clients have been told of holes. A marker may tell of the same hole again."""
+        self._hole_end_open = False
+        """Whether the last hole was told before a marker said where it ends."""
+        self._subscribed_before: dict[str, frozenset[Subscriber]] = {}
+        """During the refill, for each marker of this daemon: the connections that had subscribed before the broker confirmed it."""
+        self._marker_places: dict[str, Delivery] = {}
+        """During the refill, for each of these markers: its place in history."""
         self._waiters = PositionWaiters(self.judge_position)
         self._proven = False
         self.history_complete = False
-        """Whether history has been refilled, so that positions can be judged and deliveries go out."""
-        self.on_position_asked: Callable[[], None] = _nobody_asks
-        self.on_joinable: Callable[[], None] = _nobody_asks
-        """Set by the service. Called when a client that subscribes from now on misses nothing; perhaps more than once."""
+        """Whether the refill has ended. Before that no position is judged, and no delivery goes to the hub."""
+        self.on_position_asked: Callable[[], None] = _do_nothing
+        self.on_joinable: Callable[[], None] = _do_nothing
+        """Set by the service. Called when a client that subscribes from now on misses nothing. It may be called more than once."""
         self.received = 0
         self.duplicates = 0
         self.markers = 0
         self.bad: Counter[str] = Counter()
         """Deliveries skipped, by reason."""
 
-    # what a session asks
+    # For the sessions.
 
     def judge_position(self, position: str, *, final: bool = False) -> Judged:
-        """Where in history a client's position is, None when it is unknown for sure, else `PENDING`.
+        """Return a position's place in history, None if it is surely unknown, or `PENDING` while that can't be proven.
 
-        `final`: a marker that was published after the client asked has been read, so the log does not reach further.
+        `final`: a marker that was published after the client asked has been read. So the log does not reach further.
         """
         found = self._history.find(position)
         if found is not None:
             return found if self.history_complete and found.seq <= self._hub.flushed_seq else PENDING
         if not (match := parse_position(position)):
             return None
-        if isinstance(self._epoch, str):  # a log of this process: what it does not hold, nobody will ever bring
+        if isinstance(self._epoch, str):  # a log of this process: a position that it does not hold will never come
             return None if self.history_complete else PENDING
         if not self._proven or not self.history_complete:
             return PENDING
@@ -107,98 +106,28 @@ class Ingest:
             return None
         return PENDING
 
-    def wait_for_position(self, position: str, call: Callable[[Delivery | None], None]) -> Callable[[], None]:
-        """Call this once a position that was `PENDING` is judged. What is returned takes the request back."""
-        forget = self._waiters.add(position, call)
+    def wait_for_position(self, position: str, callback: Callable[[Delivery | None], None]) -> Callable[[], None]:
+        """Call `callback` once a position that was `PENDING` is judged. Return a function that cancels this."""
+        cancel = self._waiters.add(position, callback)
         self.on_position_asked()
-        return forget
+        return cancel
 
     @property
     def waiting(self) -> int:
-        """How many clients wait for their position to be judged."""
+        """The number of clients that wait for their position to be judged."""
         return len(self._waiters)
 
-    # Sink
-
-    @property
-    def newest(self) -> int | None:
-        """The offset of the newest delivery."""
-        return None if self._history.newest is None else self._history.newest.offset
-
-    @property
-    def oldest(self) -> int | None:
-        """The offset of the oldest one that is known."""
-        return None if self._history.oldest is None else self._history.oldest.offset
-
-    def begin(self, log: str) -> None:
-        """Deliveries will come from a log of this process."""
-        self._epoch = log
-        if not self._history.head.seq:
-            self._history.begin(0, log)
-        self._hub.flush()
-        self._proven = True
-
-    def proven(self, proven: bool) -> None:
-        """Whether the log that is read is history's."""
-        self._epoch = self._fingerprint
-        self._proven = proven
-        if proven:
-            self._waiters.judge()
-            if self._waiters:
-                self.on_position_asked()
-
-    def marker_sent(self, text: str) -> None:
-        """Who asked until now can be answered when it arrives."""
-        self._waiters.marker_sent(text)
-
-    def marker_confirmed(self, text: str) -> None:
-        """Who subscribes from now on misses nothing that comes behind it."""
-        if not self.history_complete:
-            self._early[text] = frozenset(subscriber for subscriber in self._hub.subscribers if subscriber.topics)
-            self.on_joinable()
-
-    def caught_up(self, *, replay: bool = False) -> None:
-        """Let deliveries flow. A client that had subscribed before can't know what it missed, and is told so."""
-        if self.history_complete:
-            return
-        self._hub.flush()
-        self.history_complete = True
-        if replay:
-            self._hub.replay(self._history.floor, list(self._hub.subscribers))
-        else:
-            self._replay_early()
-        self._early.clear()
-        self._places.clear()
-        self._waiters.judge()
-        self.on_joinable()
-
-    def _replay_early(self) -> None:
-        """Clients that subscribed during the refill get what lies behind the newest marker that the broker had confirmed before that.
-
-        A client that subscribed before the first one gets what lies behind that. What was published in the moment before may be missing,
-        and it is told so.
-        """
-        left = [subscriber for subscriber in self._hub.subscribers if subscriber.topics]
-        known = [(place, before) for text, before in reversed(self._early.items()) if (place := self._places.get(text)) is not None]
-        first = known[-1][0] if known else self._history.head
-        self._hub.gap(
-            self._history.floor, first, "broker", [subscriber for subscriber in left if all(subscriber in before for _, before in known)]
-        )
-        for place, before in known:
-            self._hub.replay(place, [subscriber for subscriber in left if subscriber not in before])
-            left = [subscriber for subscriber in left if subscriber in before]
-        if known:
-            self._hub.replay(first, left)
+    # `Sink`, for the source. The hot path: `deliver` for each message, `end_batch` for each read.
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        """Judge, keep, hand on."""
+        """Check a message, keep it in history, and hand it to the hub."""
         self.received += 1
         if (now := self._now) is None:
             now = self._now = self._clock()
         history = self._history
         if routing_key not in history or len(body) > self._max_payload_bytes or not is_plain_object(body):
             try:
-                self.judge(routing_key, body)
+                self.check(routing_key, body)
             except BadDelivery as bad:
                 self._skip(bad, now)
                 return
@@ -211,42 +140,123 @@ class Ingest:
             if self._hub.batch_bytes > BATCH_BYTES:
                 self._hub.flush()
 
+    def end_batch(self, on_written: Callable[[int], None]) -> None:
+        """Flush the batch, and drop what is too old. `on_written` gets the bytes that were written since the last batch."""
+        self._now = None
+        self._history.trim(self._clock())
+        if self.history_complete:
+            self._hub.flush(partial(self._report_written, on_written))
+            if self._waiters:
+                newest = self.newest
+                self._waiters.judge(upto=-1 if newest is None else newest)
+        else:
+            on_written(0)
+
+    def _report_written(self, on_written: Callable[[int], None]) -> None:
+        before, self._bytes_out = self._bytes_out, self._hub.counters.bytes_out
+        on_written(self._bytes_out - before)
+
+    @property
+    def newest(self) -> int | None:
+        """The offset of the newest delivery, None before the first."""
+        return None if self._history.newest is None else self._history.newest.offset
+
+    @property
+    def oldest(self) -> int | None:
+        """The offset of the oldest delivery that `compare` knows, or None."""
+        return None if self._history.oldest is None else self._history.oldest.offset
+
+    def begin(self, log: str) -> None:
+        """Read a log of this process from now on. `log` is its epoch."""
+        self._epoch = log
+        if not self._history.head.seq:
+            self._history.begin(0, log)
+        self._hub.flush()
+        self._proven = True
+
+    def proven(self, proven: bool) -> None:
+        """Set whether the log that is read now is the one that history holds."""
+        self._epoch = self._fingerprint
+        self._proven = proven
+        if proven:
+            self._waiters.judge()
+            if self._waiters:
+                self.on_position_asked()
+
+    def marker_sent(self, text: str) -> None:
+        """Remember which clients wait now: this marker answers them when it arrives."""
+        self._waiters.marker_sent(text)
+
+    def marker_confirmed(self, text: str) -> None:
+        """Remember which connections have subscribed by now. A later one misses nothing that comes after this marker."""
+        if not self.history_complete:
+            self._subscribed_before[text] = frozenset(subscriber for subscriber in self._hub.subscribers if subscriber.topics)
+            self.on_joinable()
+
+    def caught_up(self, *, replay: bool = False) -> None:
+        """End the refill: hand deliveries to the hub from now on, and feed the clients that have subscribed during the refill."""
+        if self.history_complete:
+            return
+        self._hub.flush()
+        self.history_complete = True
+        if replay:
+            self._hub.replay(self._history.floor, list(self._hub.subscribers))
+        else:
+            self._replay_after_markers()
+        self._subscribed_before.clear()
+        self._marker_places.clear()
+        self._waiters.judge()
+        self.on_joinable()
+
+    def _replay_after_markers(self) -> None:
+        """Feed each client that subscribed during the refill from the newest marker that was confirmed before it subscribed.
+
+        A client that subscribed before the first marker is fed from that one. It may have missed deliveries before the marker, and
+        gets a gap notice.
+        """
+        left = [subscriber for subscriber in self._hub.subscribers if subscriber.topics]
+        # From the newest marker to the oldest: its place, and the connections that had subscribed before it was confirmed.
+        known = [
+            (place, before)
+            for text, before in reversed(self._subscribed_before.items())
+            if (place := self._marker_places.get(text)) is not None
+        ]
+        first = known[-1][0] if known else self._history.head
+        earliest = [subscriber for subscriber in left if all(subscriber in before for _, before in known)]
+        self._hub.gap(self._history.floor, first, "broker", earliest)
+        for place, before in known:
+            self._hub.replay(place, [subscriber for subscriber in left if subscriber not in before])
+            left = [subscriber for subscriber in left if subscriber in before]
+        if known:
+            self._hub.replay(first, left)
+
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
-        """Keep it, and tell of the hole that it tells of. Whom it answers is judged once the turn that it came in has gone out."""
+        """Keep a marker in history, and tell clients of the hole that it reports.
+
+        The clients that it answers are judged at the end of the batch.
+        """
         self.markers += 1
         kept = self._history.append(MARKER_TOPIC, body, offset, self._epoch, message_id, self._clock())
-        self._waiters.marker_came(marker.text)
-        if not self.history_complete and marker.text in self._early:
-            self._places[marker.text] = kept
-        # Two daemons that found the same hole tell of it in two markers: the second one begins before the first one's place.
+        self._waiters.marker_received(marker.text)
+        if not self.history_complete and marker.text in self._subscribed_before:
+            self._marker_places[marker.text] = kept
         if marker.hole is None:
             return
-        if marker.hole < self._hole_told:
-            if self._told_early:  # before its end was known
-                self._told_early = False
+        # Two daemons that found the same hole report it in two markers. The second hole begins before the first marker's place.
+        if marker.hole < self._holes_told_to:
+            if self._hole_end_open:
+                self._hole_end_open = False
                 self._history.barrier = kept
             return
-        self._hole_told = offset
+        self._holes_told_to = offset
         self._hub.flush()
         start = self._history.at(marker.hole) or self._history.floor
         self._history.barrier = kept
         if self.history_complete:
             self._hub.gap(start, kept, "broker")
 
-    def end_batch(self, written: Callable[[int], None]) -> None:
-        """Write the turn to the connections, and let go of what is too old. `written` is told the bytes since the last turn."""
-        self._now = None
-        self._history.trim(self._clock())
-        if self.history_complete:
-            self._hub.flush(partial(self._batch_written, written))
-            if self._waiters:
-                newest = self.newest
-                self._waiters.judge(upto=-1 if newest is None else newest)
-        else:
-            written(0)
-
     def gap(self, reason: str) -> None:
-        """Mark the log: nobody resumes from before this, and everyone is told once."""
+        """Put a mark into history from which clients may resume, but from nothing before it. Tell every client of the gap."""
         self._hub.flush()
         start = self._history.head
         end = self._history.mark(max(start.offset, 0), self._new_epoch())
@@ -255,27 +265,27 @@ class Ingest:
             self._hub.gap(start, end, reason)
 
     def compare(self, routing_key: str, body: bytes, offset: int) -> bool | None:
-        """Whether history holds the very same at this offset."""
+        """Return whether history holds this very message at this offset, or None if it holds nothing there."""
         held = self._history.at(offset)
         if held is None:
             return None
         return held.payload == body and held.topic in {routing_key, MARKER_TOPIC}
 
     def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
-        """Mark the place just before this delivery."""
+        """Put a mark just before this delivery, which comes next, and tell every client of the gap before it."""
         self._hub.flush()
-        self._hole_told, self._told_early = offset, True
+        self._holes_told_to, self._hole_end_open = offset, True
         start, shared = self._cut or (self._history.head, False)
         self._cut = None
         epoch = self._fingerprint(routing_key, message_id, body) + BEFORE
-        # Where the log was cut off, what clients missed before that is still there for them: they may resume from before the hole.
+        # Where the log was only cut off, the deliveries before the cut are still held. Clients may resume from before the hole.
         end = self._history.mark(offset, epoch, barrier=not shared)
         self._hub.flush()
         if self.history_complete:
             self._hub.gap(start, end, reason, resumable=shared)
 
     def rewind(self, offset: int | None) -> None:
-        """Forget what the log lost."""
+        """Forget the deliveries that the log lost: those after this offset, or all of them."""
         self._hub.flush()
         history = self._history
         left = None if offset is None else history.rewind(offset)
@@ -286,23 +296,22 @@ class Ingest:
             self._cut = history.head, False
             history.mark(0, "")
             history.clear()
-        self._hole_told = -1
+        self._holes_told_to = -1
         self._hub.flush()
 
     def restart(self) -> None:
-        """History begins again."""
+        """Forget everything: the refill starts over."""
         self._history.mark(0, "")
         self._history.clear()
-        self._hole_told = -1
+        self._holes_told_to = -1
 
-    def _batch_written(self, written: Callable[[int], None]) -> None:
-        before, self._bytes_out = self._bytes_out, self._hub.counters.bytes_out
-        written(self._bytes_out - before)
+    # The check of a message.
 
-    # how a delivery is judged
+    def check(self, routing_key: str, body: bytes) -> None:
+        """Raise `BadDelivery` for a message that can't be forwarded, with the reason that fits best.
 
-    def judge(self, routing_key: str, body: bytes) -> None:
-        """Raise `BadDelivery` with the reason that fits best; the whole check, for whatever the short one did not pass."""
+        This is the whole check. `deliver` calls it only for messages that its short check did not pass.
+        """
         if routing_key in WITHHELD:
             raise BadDelivery("withheld", f"{routing_key} is never forwarded")
         if not is_routing_key(routing_key):
@@ -314,7 +323,7 @@ class Ingest:
     def _skip(self, bad: BadDelivery, now: float) -> None:
         self.bad[bad.reason] += 1
         if bad.reason == "withheld":
-            return  # expected: AWX sends them all day
+            return  # no fault: AWX sends these all the time
         last = self._reported.get(bad.reason)
         if last is None or now - last >= REPORT_EVERY_S:
             self._reported[bad.reason] = now
@@ -322,9 +331,9 @@ class Ingest:
 
 
 def _shown(routing_key: str) -> str:
-    """The start of a name that came from outside, for a log line."""
+    """Return the start of a name from outside, quoted for a log line."""
     return repr(routing_key[:60]) + ("…" if len(routing_key) > 60 else "")
 
 
-def _nobody_asks() -> None:
-    """There is no source yet, or one whose positions need no proof."""
+def _do_nothing() -> None:
+    """Stand in for a callback that is not set: there is no source yet, or its positions need no proof."""

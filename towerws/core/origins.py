@@ -1,8 +1,8 @@
-"""Which page speaks: a browser opens a websocket for any page, but it says the page's origin.
+"""The origins of pages that may connect: browsers let any page open a websocket, but they send the page's origin.
 
-A page is ours when its origin has the host and port that it connects to, or that host and the port of the daemon's own pages.
-The scheme says nothing here: TLS ends at a proxy. An origin without a port has its scheme's; a `Host` without one has
-whichever the browser's scheme had.
+A page may connect if its origin has the host and port to which it connects, or that host and the port of the daemon's own pages. The
+scheme is not compared, because TLS ends at a proxy. An origin without a port has its scheme's default. A `Host` without a port has the
+default of the origin's scheme.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _is_authority = re.compile(_HOST, re.ASCII).fullmatch
 
 
 class Origin(NamedTuple):
-    """A page's origin, in lower case, its port written out."""
+    """A page's origin, in lower case and with its port."""
 
     scheme: str
     host: str
@@ -32,11 +32,11 @@ class Origin(NamedTuple):
 
 
 def read_origin(text: str) -> Origin | None:
-    """An origin as browsers write it (`https://tower.example.com`), or None: for `null`, `file://` and whatever else is none."""
+    """Read an origin as browsers write it (`https://tower.example.com`). Return None for `null`, `file://` and any other text."""
     return _read_origin(text) if len(text) <= MAX_ORIGIN_BYTES else None
 
 
-@lru_cache(1024)  # the pages of a site all have the same: 4 of 60 µs of a handshake in memory
+@lru_cache(1024)  # all pages of a site have the same origin: saves 4 of 60 µs of a handshake in memory
 def _read_origin(text: str) -> Origin | None:
     found = _is_origin(text.lower())
     if found is None:
@@ -44,11 +44,22 @@ def _read_origin(text: str) -> Origin | None:
     return Origin(found["scheme"], found["host"], int(found["port"] or DEFAULT_PORTS[found["scheme"]]))
 
 
+def _read_host(text: str) -> tuple[str, int | None] | None:
+    """Return the host and the port (None if there is none) of a value of `Host`. Return None for any other text."""
+    return _read_authority(text) if len(text) <= MAX_ORIGIN_BYTES else None
+
+
+@lru_cache(1024)  # all clients of a site send the same host: saves 2 of 36 µs
+def _read_authority(text: str) -> tuple[str, int | None] | None:
+    found = _is_authority(text.strip(" \t").lower())
+    return None if found is None else (found["host"], int(found["port"]) if found["port"] else None)
+
+
 class Origins:
-    """The origins that are ours beside the host's own."""
+    """The origins from which pages may connect, besides the host's own."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        """`ValueError` for what is no origin."""
+        """Raise `ValueError` for a text that is not an origin."""
         self._listed = set()
         for text in texts:
             if (origin := read_origin(text)) is None:
@@ -56,35 +67,39 @@ class Origins:
             self._listed.add(origin)
 
     def allow(self, text: str | None, hosts: Iterable[str], own_ports: Container[int] = ()) -> bool:
-        """Whether a page of this origin may connect to one of these hosts (values of `Host`).
+        """Return whether a page of this origin may connect to one of these hosts (values of `Host`).
 
-        `own_ports` are the ports at which the daemon serves pages of its own. No origin at all is allowed: only what is no
-        browser leaves it out.
+        `own_ports` are the ports where the daemon serves its own pages. A request without an origin is allowed: a browser always
+        sends one.
         """
         if text is None:
             return True
         origin = read_origin(text)
         if origin is None:
             return False
-        return origin in self._listed or any(_same_place(origin, host.strip(" \t").lower(), own_ports) for host in hosts)
+        for host in hosts:  # a loop: the first nearly always matches, and a generator costs as much as the comparison
+            if _same_place(origin, host, own_ports):
+                return True
+        return origin in self._listed
 
     def lists(self, host: str) -> bool:
-        """Whether an origin with this host and port (a value of `Host`) is listed."""
-        host = host.strip(" \t").lower()
+        """Return whether an origin with this host and port (a value of `Host`) is listed."""
         return any(_same_place(origin, host, ()) for origin in self._listed)
 
 
 def is_local(host: str) -> bool:
-    """Whether a value of `Host` names this machine as only the machine itself can: `localhost`, or an address.
+    """Return whether a value of `Host` is `localhost` or an address.
 
-    Anyone can make another name point to 127.0.0.1, and a page of that name is then no foreign one to a browser (DNS rebinding).
+    An attacker can make any other name point to 127.0.0.1. To a browser a page of that name then has the same origin as the daemon
+    (DNS rebinding).
     """
-    found = _is_authority(host.strip(" \t").lower())
-    return found is not None and (found["host"] == "localhost" or read_address(found["host"].strip("[]")) is not None)
+    found = _read_host(host)
+    return found is not None and (found[0] == "localhost" or read_address(found[0].strip("[]")) is not None)
 
 
 def _same_place(origin: Origin, host: str, own_ports: Container[int]) -> bool:
-    found = _is_authority(host)
-    if found is None or found["host"] != origin.host:
+    found = _read_host(host)
+    if found is None or found[0] != origin.host:
         return False
-    return origin.port in own_ports or origin.port == (int(found["port"]) if found["port"] else DEFAULT_PORTS[origin.scheme])
+    port = DEFAULT_PORTS[origin.scheme] if found[1] is None else found[1]
+    return origin.port == port or origin.port in own_ports

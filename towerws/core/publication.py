@@ -1,6 +1,6 @@
-"""The body of `POST /publish`: an envelope around a payload whose bytes are kept as they came.
+"""Reads the body of `POST /publish`: an envelope around a payload whose bytes are kept as they came.
 
-All of it is read in one turn of the reactor, so what it may hold is bounded before it is decoded: 4 MiB of keys take a second.
+A body is read in one turn of the reactor. So the number of its values is bounded before it is decoded: 4 MiB of keys take a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from json.decoder import JSONDecoder
 from towerws.core.topics import Topic, parse_routing_key
 
 MAX_VALUES = 100_000
-"""What a payload may hold: AWX's largest events have a tenth of it. Decoding so many takes 60 ms."""
+"""The most values in a body: AWX's largest events have a tenth of it. Decoding this many takes 60 ms."""
 
 _KEYS = frozenset({"topic", "group", "event", "payload"})
 
@@ -24,22 +24,22 @@ _space = re.compile(r"[ \t\r\n]*").match
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What is to be published: a payload, as it was sent, on a topic."""
+    """A payload, byte for byte as it was sent, and its topic."""
 
     topic: Topic
     payload: bytes
 
 
 def parse_publication(body: bytes) -> Publication:
-    """Read an envelope: `payload`, and either `topic` or `group` and `event`. `ValueError` says what is wrong with any other.
+    """Read an envelope: `payload`, and either `topic` or `group` and `event`. Raise `ValueError` that says what is wrong.
 
-    `NaN` and lone surrogates in a payload are let through, as they are from the broker.
+    `NaN` and lone surrogates in a payload pass, as they do in a message from the broker.
     """
     try:
         text = body.decode()
         if _has_too_many_values(text):
             raise ValueError(f"it holds more than {MAX_VALUES} values")
-        found = _members(text)
+        found = _keys(text)
     except (ValueError, RecursionError) as error:
         text = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f'the body is not {{"topic": "group.event", "payload": {{…}}}}: {text}') from None
@@ -64,8 +64,8 @@ def _string(name: str, value: object) -> str:
     return value
 
 
-def _members(text: str) -> dict[str, str]:
-    """The members of the object that `text` is, each value as it was written."""
+def _keys(text: str) -> dict[str, str]:
+    """Return the keys of the object in `text`, each with its value as it was written."""
     found: dict[str, str] = {}
     at = _after(text, 0, "{")
     if text[at : at + 1] == "}":
@@ -78,7 +78,7 @@ def _members(text: str) -> dict[str, str]:
             if name not in _KEYS:
                 raise ValueError(f"unknown key {name[:80]!r}: expected topic (or group and event), and payload")
             if name in found:
-                raise ValueError(f"the key {name[:80]!r} stands there twice")
+                raise ValueError(f"it has the key {name[:80]!r} twice")
             start = _after(text, end, ":")
             _, end = _decode(text, start)
             found[name] = text[start:end]
@@ -95,14 +95,14 @@ def _members(text: str) -> dict[str, str]:
 def _has_too_many_values(text: str) -> bool:
     if _count(text) <= MAX_VALUES:
         return False
-    # Quotes that are not escaped: two for each string, and none too many. It saves the search for strings where they are the many.
+    # At most the number of unescaped quotes, of which each string has two. It saves the search for strings in a text of strings.
     if text.count('"') - text.count('\\"') > 2 * MAX_VALUES:
         return True
     return _count(_drop_strings("", text)) > MAX_VALUES
 
 
 def _count(text: str) -> int:
-    """At least as many as the text has values, but for one."""
+    """Return an upper bound for the number of values in the text, less one."""
     return text.count(",") + text.count("[") + text.count("{")
 
 

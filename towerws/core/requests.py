@@ -1,10 +1,15 @@
-"""What a client may ask for: strict reading of its three kinds of message (docs/protocol.md, awx-contract 1.3).
+"""Reads a client's messages strictly (docs/protocol.md, awx-contract 1.3).
 
-`{"groups": {"<group>": [<event>, …], …}, "since": "<position>"?, "id": <any>?, "xrftoken": "…"?}`, `{"token": "…", "id": <any>?}` or
-`{"ping": <any>}`. Whatever can't be followed as a whole raises `BadRequest` and changes nothing; a single item that can't is a
-`Denied`, and the rest goes on.
-The text is looked at before it is parsed: JSON that nests deeply, or holds numbers of thousands of digits, costs the parser
-far more than its size (measured on CPython 3.11: 64 KiB of `[` is a RecursionError, of digits a quadratic conversion).
+There are three kinds of message:
+- `{"groups": {"<group>": [<event>, …], …}, "since": "<position>"?, "id": <any>?, "xrftoken": "…"?}`
+- `{"token": "…", "id": <any>?}`
+- `{"ping": <any>}`
+
+A message that can't be followed as a whole raises `BadRequest` and changes nothing. A single item that can't be followed becomes a
+`Denied`, and the rest counts.
+
+The text is checked before it is parsed. Deep nesting and numbers with thousands of digits cost the parser far more than their size.
+On CPython 3.11 64 KiB of `[` raise a RecursionError, and digits take quadratic time.
 """
 
 from __future__ import annotations
@@ -16,19 +21,19 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from towerws.core.errors import BadRequest
-from towerws.core.groups import GroupTable, UnknownItem
 from towerws.core.settings import Secret
+from towerws.core.topics import GroupTable, UnknownItem
 
 MAX_DEPTH = 8
 MAX_BRACKETS = 4096
-"""No request of 1,000 topics has half as many. 64 KiB of them would take 13 ms to look at, this many take 1 ms."""
+"""More than twice what a request of 1,000 topics has. Checking this many takes 1 ms, and checking 64 KiB of them takes 13 ms."""
 
 MAX_NUMBER_DIGITS = 20
 MAX_ID_BYTES = 256
 MAX_SHOWN = 80
-"""How much of an item is repeated to the client that sent it."""
+"""The characters of an item that are repeated to the client that sent it."""
 
-# A string that never ends is taken to the end of the text: trying each quote in it anew would be quadratic.
+# A string without an end matches up to the end of the text: trying each quote in it again would be quadratic.
 _drop_all_but_brackets = re.compile(r'(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[^][{}"]++)++', re.DOTALL).sub
 _square = str.maketrans("{}", "[]")
 _has_long_number = re.compile(rf"[0-9]{{{MAX_NUMBER_DIGITS + 1}}}").search
@@ -37,7 +42,7 @@ _has_surrogate = re.compile("[\ud800-\udfff]").search
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """An item of a request that was left out. `group` and `item` are what the client wrote, shortened, as text."""
+    """An item of a request that was left out. `group` and `item` are the client's own, as text and shortened."""
 
     group: str
     item: str
@@ -45,7 +50,7 @@ class Denied:
 
 
 class Request(NamedTuple):
-    """A whole new set of topics (routing keys, in the client's order), and what was left out of it."""
+    """A whole new set of topics (routing keys, in the client's order), and the items that were left out of it."""
 
     topics: tuple[str, ...]
     denied: tuple[Denied, ...] = ()
@@ -56,7 +61,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenMessage:
-    """A credential: the connection's first one, or one in place of that which it has."""
+    """A credential: the connection's first one, or one that replaces it."""
 
     token: Secret
     request_id: object = None
@@ -64,7 +69,7 @@ class TokenMessage:
 
 @dataclass(frozen=True, slots=True)
 class PingMessage:
-    """A client wants to know whether the connection lives. Browsers show pages no ping frames."""
+    """A client asks whether the connection is alive. Browsers don't show ping frames to pages."""
 
     ping: object
 
@@ -73,7 +78,7 @@ Message = Request | TokenMessage | PingMessage
 
 
 def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_binary: bool) -> Message:
-    """Read one websocket message. `BadRequest` for whatever can't be followed as a whole."""
+    """Read one websocket message. Raise `BadRequest` if it can't be followed as a whole."""
     if is_binary:
         raise BadRequest("binary", "message is binary, not text")
     try:
@@ -84,7 +89,7 @@ def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_bin
 
 
 def parse_request(text: str, groups: GroupTable, max_topics: int) -> Message:
-    """Read one message's text. `BadRequest` for whatever can't be followed as a whole."""
+    """Read the text of one message. Raise `BadRequest` if it can't be followed as a whole."""
     message = _object(text)
     request_id = message.get("id")
     if request_id is not None and len(json.dumps(request_id)) > MAX_ID_BYTES:
@@ -101,9 +106,9 @@ def parse_request(text: str, groups: GroupTable, max_topics: int) -> Message:
 
 
 def _token(message: dict[str, object], request_id: object) -> TokenMessage:
-    # One kind at a time: what a request is allowed depends on the token before it, and that may take a while to be checked.
+    # A message has a token or groups, not both: what the groups may be depends on the token, whose check may take a while.
     if not isinstance(token := message["token"], str) or "groups" in message:
-        raise BadRequest("bad_token", '"token" is not a string, or "groups" stands beside it')
+        raise BadRequest("bad_token", '"token" must be a string, and "groups" must come in another message')
     return TokenMessage(Secret(token), request_id)
 
 
@@ -126,7 +131,7 @@ def _request(message: dict[str, object], groups: GroupTable, max_topics: int, re
     count = 0
     for items in asked.values():
         if not isinstance(items, list):
-            # Up to AWX 9.3.0 such a value joined the bare name without any access check (fixed in its commit 04dd1352c9).
+            # Up to AWX 9.3.0 such a value joined the bare name without an access check (fixed in AWX's commit 04dd1352c9).
             raise BadRequest("not_a_list", "the value of each group must be a list")
         count += len(items)
     if count > max_topics:
@@ -145,7 +150,7 @@ def _request(message: dict[str, object], groups: GroupTable, max_topics: int, re
 def _object(text: str) -> dict[str, object]:
     if _depth_exceeds(text, MAX_DEPTH):
         raise BadRequest("too_deep", f"message nests deeper than {MAX_DEPTH} levels, or holds more than {MAX_BRACKETS} brackets")
-    # Without a long number anywhere the parser converts by itself: 30,000 integers take 1 ms instead of 6.
+    # Without a long number the parser converts integers itself: 30,000 of them take 1 ms instead of 6 ms.
     decode = _decode_long if _has_long_number(text) else _decode
     try:
         message = decode(text)
@@ -161,7 +166,10 @@ def _object(text: str) -> dict[str, object]:
 
 
 def _depth_exceeds(text: str, levels: int) -> bool:
-    """Each round takes the innermost pairs away, at the speed of `str.replace`; what is left after `levels` is too deep."""
+    """Return whether a text nests deeper than `levels`, or holds more than `MAX_BRACKETS` opening brackets.
+
+    Each round removes the innermost pairs, at the speed of `str.replace`. Pairs that are left after `levels` rounds are too deep.
+    """
     opening = text.count("[") + text.count("{")
     if opening <= levels:
         return False
@@ -180,7 +188,7 @@ def _integer(digits: str) -> int:
 
 
 def _fraction(text: str) -> float:
-    # 1e999 is JSON, but Python makes an infinity of it, which could not be sent back as JSON.
+    # 1e999 is JSON, but Python reads it as an infinity, which can't be written as JSON again.
     if math.isinf(number := float(text)):
         raise BadRequest("number_too_long", "message holds a number that is too large")
     return number
@@ -198,7 +206,7 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _shown(item: object) -> str:
-    # str for text and numbers, JSON for the rest: AWX's clients see "resource id None" or "abc" in its error text
+    # AWX writes items into its error text with `str`: "resource id None", "resource id abc".
     text = item if isinstance(item, str) else str(item)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 

@@ -1,8 +1,8 @@
-"""Revocations: whose connections are to be closed, and how long that has to be remembered.
+"""Revocations: the messages, and the memory of recent ones.
 
-The body of `POST /disconnect` and a message on the control exchange are the same small object. What was found out about a
-credential before a revocation counts no more after it; `RecentRevocations` tells the two apart for as long as an answer from
-before can still be under way, or kept.
+A revocation names the connections that are to be closed. The body of `POST /disconnect` and a message on the control exchange are
+the same small object. A credential that was checked before its revocation must be checked again. `RecentRevocations` remembers
+each revocation for as long as an earlier check may still be under way, or cached.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, Final
 MAX_NAME_CHARACTERS: Final = 512
 
 MAX_REVOCATION_BYTES: Final = 8 * 1024
-"""A name of that length takes 6 KiB where all of it is written as escapes."""
+"""A name of that length takes 6 KiB if all of it is written as escapes."""
 
 _SHAPE: Final = '{"user": 7} or {"session": "…"}'
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """Either a user's id, or the hash that names a credential (the log and `Identity.session` have it)."""
+    """Either a user's id, or the hash that names a credential (as in the log, and in `Identity.session`)."""
 
     user: int | str | None = None
     session: str | None = None
 
     @property
     def body(self) -> bytes:
-        """What `parse_revocation` reads: one object, ASCII."""
+        """The message's body, as `parse_revocation` reads it: one object in ASCII."""
         named: dict[str, int | str | None] = {"session": self.session} if self.user is None else {"user": self.user}
         return json.dumps(named).encode("ascii")
 
@@ -39,7 +39,10 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class Disconnection:
-    """What came of a revocation: the connections closed here, and whether all other daemons followed it (None: there are none)."""
+    """The result of a revocation: how many connections were closed here, and whether all other daemons followed it.
+
+    `told` is None if there are no other daemons.
+    """
 
     closed: int
     told: bool | None = None
@@ -50,7 +53,7 @@ class Disconnection:
 
 
 def parse_revocation(body: bytes) -> Revocation:
-    """Read `{"user": 7}` or `{"session": "…"}`. `ValueError` says what is wrong with anything else; it repeats nothing."""
+    """Read `{"user": 7}` or `{"session": "…"}`. Raise `ValueError` that says what is wrong, and repeats nothing of the body."""
     if len(body) > MAX_REVOCATION_BYTES:
         raise ValueError(f"a revocation has at most {MAX_REVOCATION_BYTES} bytes")
     try:
@@ -63,31 +66,31 @@ def parse_revocation(body: bytes) -> Revocation:
         case {"session": str() as session, **rest} if not rest and _is_name(session):
             return Revocation(session=session)
     raise ValueError(
-        f'give either "user", a number or text, or "session", text; of at most {MAX_NAME_CHARACTERS} characters, and nothing else'
+        f'give either "user" (a number or text) or "session" (text), with at most {MAX_NAME_CHARACTERS} characters, and nothing else'
     )
 
 
 class RecentRevocations:
-    """When users and credentials were revoked last, as monotonic seconds. A user is known by the text of its id.
+    """Remembers when users and credentials were last revoked, in monotonic seconds. A user is known by its id as text.
 
-    A revocation is forgotten after `kept_s`. Of more than `names` the oldest is forgotten before: from then on nothing from before
-    it counts for anybody, so that a flood makes more questions, and lets nobody through.
+    A revocation is forgotten after `kept_s`. Beyond `names` revocations the oldest is forgotten earlier. Then every user counts as
+    revoked at that time. So a flood of revocations costs more checks, but no revoked user gets in.
     """
 
     def __init__(self, kept_s: float, names: int = 4096) -> None:
         self._kept_s = kept_s
         self._names = names
         self._at: dict[tuple[str, str], float] = {}  # from the oldest to the newest
-        self._everybody = -inf
+        self._all_at = -inf
         self.count = 0
-        """How many there were. What was begun at another count may be from before one of them."""
+        """The number of revocations so far. A check that began at another count may be older than one of them."""
 
-    def note(self, revocation: Revocation | None, now: float) -> None:
-        """Remember one; None revokes everybody."""
+    def add(self, revocation: Revocation | None, now: float) -> None:
+        """Remember a revocation. None revokes every user."""
         self.count += 1
         if revocation is None:
             self._at.clear()
-            self._everybody = now
+            self._all_at = now
             return
         named = ("session", revocation.session or "") if revocation.user is None else ("user", str(revocation.user))
         self._at.pop(named, None)
@@ -96,22 +99,24 @@ class RecentRevocations:
             if now - oldest[1] <= self._kept_s:
                 if len(self._at) <= self._names:
                     return
-                self._everybody = oldest[1]
+                self._all_at = oldest[1]
             del self._at[oldest[0]]
 
     def latest(self, user: int | str | None, *sessions: str) -> float:
-        """When this user or one of these credentials was revoked last; minus infinity if that was long ago, or never.
+        """Return when this user or one of these credentials was last revoked: minus infinity if that was long ago, or never.
 
-        A client that has neither (auth open) can't be named, and is never revoked.
+        A client that has neither (auth open) has no name, and is never revoked.
         """
         if user is None and not sessions:
             return -inf
+        if not self._at:  # nearly always, and this is asked twice for each handshake
+            return self._all_at
         by_user = -inf if user is None else self._at.get(("user", str(user)), -inf)
-        return max(self._everybody, by_user, *[self._at.get(("session", session), -inf) for session in sessions])
+        return max(self._all_at, by_user, *[self._at.get(("session", session), -inf) for session in sessions])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; one that says the same key twice may mean two users."""
+    """Return the object, or raise `ValueError` for a key that occurs twice: that could mean two users."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key twice")

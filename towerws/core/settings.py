@@ -1,4 +1,4 @@
-"""The settings: typed, frozen, valid by the time they exist. `towerws/config/load.py` makes them from flags, environment and file."""
+"""The settings: typed, frozen and valid. `towerws/config/load.py` makes them from flags, environment and file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 
 class Secret:
-    """A password or token: never shown by `str`, `repr` or a traceback; `.reveal()` gives it to the one place that needs it."""
+    """A password or token. `str`, `repr` and tracebacks never show it. Call `.reveal()` only where it is used."""
 
     __slots__ = ("_value",)
 
@@ -15,7 +15,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The secret itself."""
+        """Return the secret itself."""
         return self._value
 
     def __repr__(self) -> str:
@@ -30,7 +30,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class BrokerUrl:
-    """One `amqp://user:password@host:port/vhost`, taken apart. `str()` of it masks the password."""
+    """The parts of one `amqp://user:password@host:port/vhost`. `str()` masks the password."""
 
     host: str
     port: int
@@ -47,7 +47,7 @@ class BrokerUrl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
-    """How to reach RabbitMQ and what to consume there. Bytes and seconds throughout."""
+    """How to reach RabbitMQ, and what to consume there. All sizes are bytes, all times seconds."""
 
     urls: tuple[BrokerUrl, ...]
     consume: str = "auto"  # "auto" | "stream" | "queue"
@@ -70,7 +70,7 @@ class BrokerSettings:
     refill_s: float = 120
     position_key_file: str = ""
     position_key: Secret | None = None
-    """What is in that file; None: the key is derived from the credentials in `urls`."""
+    """The content of that file. None: the key is derived from the credentials in `urls`."""
 
     @property
     def control(self) -> str:
@@ -80,7 +80,7 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistorySettings:
-    """The bounds of history. Whichever is reached first drops the oldest delivery."""
+    """The bounds of history. The one that is reached first drops the oldest delivery."""
 
     max_bytes: int = 64 * 1024**2
     max_age_s: float = 120
@@ -88,7 +88,7 @@ class HistorySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebSocketSettings:
-    """The limits of one connection (sources of the numbers: docs/operations.md). Bytes and seconds throughout."""
+    """The limits of one connection. All sizes are bytes, all times seconds. docs/operations.md has the sources of the numbers."""
 
     head_bytes: int = 16 * 1024
     head_count: int = 100
@@ -115,7 +115,7 @@ class WebSocketSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    """The rules around every way of authenticating (docs/security.md). Seconds."""
+    """The rules for every method of authentication (docs/security.md). All times are seconds."""
 
     trusted_proxies: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class AccessSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
-    """How many connections there may be, and of whom. `connections` 0: what the process's descriptors allow."""
+    """The limits on connections, in all and by address and user. `connections` 0: as many as the process's descriptors allow."""
 
     connections: int = 0
     per_address: int = 1000
@@ -138,10 +138,13 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSettings:
-    """Which events a group has: `"id"` (a number), `"any"` (any word), or a list of words; and who may listen to them.
+    """The events of a group, and the users who may subscribe to them.
 
-    `policy` is `"authenticated"` (whoever is in), `"own"` (the event is the user's id), `"object"` (whoever Tower shows the
-    object to, which is at `object_url`, with `{id}` for the event) or `"never"`.
+    `events` is `"id"` (a number), `"any"` (any word), or a list of words. `policy` is one of:
+    - `"authenticated"`: every authenticated user,
+    - `"own"`: the user whose id the event is,
+    - `"object"`: the users to whom Tower shows the object at `object_url`, with `{id}` for the event,
+    - `"never"`: no client.
     """
 
     events: str | tuple[str, ...] = "any"
@@ -151,7 +154,7 @@ class GroupSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that is in force. `broker` is None for the embedded source, `tower` and `jwt` unless `auth` names them."""
+    """All settings. `broker` is None for the embedded source. `tower` and `jwt` are None unless `auth` names them."""
 
     broker: BrokerSettings | None
     auth: tuple[str, ...]
@@ -173,12 +176,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TowerSettings:
-    """Where the API of AWX or Tower is, and for how long and how often it is asked. Seconds and numbers throughout."""
+    """Where the API of AWX or Tower is, how long its answers are cached, and how often it is called. All times are seconds."""
 
     url: str
     tls_ca: str = ""
     cookies: tuple[str, ...] = ("sessionid", "awx_sessionid", "awxsessionid")
-    """What the session cookie may be called: to AWX 20.0.0, since 20.0.1, in 19.5.0."""
+    """The names of the session cookie: up to AWX 20.0.0, since 20.0.1, and in 19.5.0."""
     valid_s: float = 45
     invalid_s: float = 10
     allowed_s: float = 45
@@ -187,10 +190,10 @@ class TowerSettings:
     calls: int = 20
     calls_waiting: int = 200
     deadline_s: float = 2.0
-    """AWX's AngularJS pages give up a handshake after 3 s; 2.5 s are left for all of it."""
+    """AWX's AngularJS pages give up a handshake after 3 s. About 2.5 s of these are left for the API."""
     password_calls: int = 4
     password_deadline_s: float = 5.0
-    """Django's password hash takes 0.1 to 0.5 s of a core, several times that on a busy one. No browser waits: programs do."""
+    """Django's password hash takes 0.1 to 0.5 s of a core, and several times that on a busy one. Only programs send passwords."""
     retry_s: float = 4.0
     breaker_failures: int = 5
     breaker_probe_s: float = 5
@@ -198,7 +201,7 @@ class TowerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtSettings:
-    """Which tokens count (`towerws.auth.jwt_method`). Exactly one of the two files and the URL says where keys come from."""
+    """Which tokens are accepted (`towerws.auth.jwt_method`). Keys come from exactly one of the two files and the URL."""
 
     algorithms: tuple[str, ...]
     secret_file: str = ""

@@ -1,7 +1,7 @@
-"""What a source of deliveries is, and what it feeds: the seam between `amqp.py`/`embedded.py` and the core.
+"""The interface between a source of deliveries (`amqp.py`, `embedded.py`) and the core.
 
-A source finds deliveries and hands them to a `Sink`, one call each, in the log's order, followed by `end_batch` once per
-reactor turn. It tells the sink about the log in between: which log it reads, what was lost, and what has been proven.
+A source finds messages and hands them to a `Sink`: one call for each, in the log's order, and one `end_batch` after each read.
+In between it tells the sink about the log: which one it reads, what was lost, and what has been proven.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from towerws.core.markers import Marker
+from towerws.core.deliveries import Marker
 
 
 class SourceState(enum.Enum):
-    """Where a source stands. Only CONSUMING is ready; every other state has a deadline of its own."""
+    """The states of a source. Only CONSUMING is ready. Each other state has a deadline."""
 
     IDLE = "idle"
     CONNECTING = "connecting"
@@ -30,10 +30,10 @@ class SourceState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """What an operator may know of a source.
+    """A source's state, for operators.
 
-    `reason` says in a line why the source is not ready, None when it is. `unproven` lists what a ready source can't prove,
-    each in a line.
+    `reason` says in one line why the source is not ready, and is None when it is. `unproven` has one line for each thing that a
+    ready source can't prove.
     """
 
     state: SourceState
@@ -43,58 +43,59 @@ class SourceStatus:
 
     @property
     def ready(self) -> bool:
-        """True while deliveries flow, history has been refilled, and nothing says otherwise."""
+        """Whether deliveries flow and history has been refilled, without a reason against it."""
         return self.state is SourceState.CONSUMING and self.reason is None
 
 
 class ControlSink(Protocol):
-    """What hears the control exchange. All calls come from the reactor's thread."""
+    """Gets the messages of the control exchange. All calls come from the reactor's thread."""
 
     def listening(self) -> None:
-        """Messages will come from now on; some may have been missed before. Called again when the binding was found missing."""
+        """Messages come from now on. Earlier ones may have been missed. Called again when the binding was found missing."""
 
     def control(self, body: bytes, message_id: str | None) -> None:
-        """One message."""
+        """Take one message."""
 
 
 class Sink(Protocol):
-    """What a source feeds. All calls come from the reactor's thread; none of them raises.
+    """Takes what a source reads. All calls come from the reactor's thread. None of them raises.
 
-    A source of a stream says what it knows of the log by `proven` and `marker_sent`, and finds out whether it reads the same log
-    as before by `compare`. A source of a log of its own (a queue, the embedded source) calls `begin` and, after a loss, `gap`.
+    A source that reads a stream says with `proven` and `marker_sent` what it knows of the log. With `compare` it finds out
+    whether that is the log that it read before. A source with a log of this process (a queue, the embedded source) calls `begin`
+    and, after a loss, `gap`.
     """
 
     on_position_asked: Callable[[], None]
-    """Set by the source. Called when a client waits for a position that only a marker can judge."""
+    """Set by the source. Called when a client waits for the verdict on a position: the source should send a marker soon."""
 
     def begin(self, log: str) -> None:
-        """Deliveries will come from a log of this process. `log` names it in positions. Proven from its first delivery on."""
+        """Deliveries come from a log of this process. `log` is its epoch in positions. Such a log needs no proof."""
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        """One message of the log. A bad one is counted and skipped."""
+        """Take one message of the log. A bad one is counted and skipped."""
 
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
-        """A marker, of this daemon or another. It is kept like a delivery and goes to nobody."""
+        """Take a marker, from this daemon or another one. It is kept like a delivery. No client gets it."""
 
-    def end_batch(self, written: Callable[[int], None]) -> None:
-        """The deliveries since the last call are a batch: write to each connection what it is due.
+    def end_batch(self, on_written: Callable[[int], None]) -> None:
+        """Write the deliveries since the last call to the connections, as one batch.
 
-        `written` is called with the bytes that this came to, at once or in a later turn of the reactor. Until then the source
-        should read no more; what it does bring is written behind this, with everybody waiting.
+        `on_written` is called with the number of bytes written, at once or in a later turn of the reactor. Until then the source
+        should not read. A batch that comes earlier makes the sink write the rest of this one at once, which blocks the reactor.
         """
 
     def caught_up(self, *, replay: bool = False) -> None:
-        """History is as full as it can be made; from now on deliveries go out to the connections. Later calls change nothing.
+        """The refill of history has ended. From now on deliveries go to the connections. Later calls change nothing.
 
-        A client that subscribed before gets what lies behind the newest marker of ours that the broker had confirmed by then. Where
-        there is none it may have missed something, and is told so. `replay`: all that was read is new to the clients that are
-        there, and goes out to them.
+        A client that subscribed during the refill gets what follows the newest marker of this daemon that the broker had
+        confirmed before. Without such a marker the client may have missed deliveries, and gets a gap notice. `replay`: everything
+        that was read is new to the present clients, and goes to them.
         """
 
     def gap(self, reason: str) -> None:
-        """Deliveries may have been lost between the last one and the next; every client is told once."""
+        """Deliveries may be lost between the last one and the next. Every client is told once."""
 
-    # the log of a stream
+    # For a source that reads a stream.
 
     @property
     def history_complete(self) -> bool:
@@ -102,36 +103,36 @@ class Sink(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How many clients wait for their position to be judged."""
+        """The number of clients that wait for their position to be judged."""
 
     @property
     def newest(self) -> int | None:
-        """The offset of the newest delivery; None before the first."""
+        """The offset of the newest delivery, None before the first."""
 
     @property
     def oldest(self) -> int | None:
-        """The offset of the oldest delivery that `compare` knows; None when it knows none."""
+        """The offset of the oldest delivery that `compare` knows, None when it knows none."""
 
     def compare(self, routing_key: str, body: bytes, offset: int) -> bool | None:
-        """Whether this is the delivery that was read at this offset before. None: the sink doesn't hold one for that offset."""
+        """Return whether this is the delivery that was read at this offset before. None: the sink holds none for that offset."""
 
     def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
-        """Deliveries before this one are lost; it has not been delivered yet. Every client is told once.
+        """Deliveries before this one are lost. The source calls `deliver` for it next. Every client is told once.
 
-        Nobody resumes from before it any more.
+        No client can resume from before it, except after `rewind` from a place that is still held.
         """
 
     def rewind(self, offset: int | None) -> None:
-        """The log lost its deliveries behind this offset (None: all of them). The first one of what replaced them comes with `hole`."""
+        """The log lost its deliveries after this offset (None: all of them). The source calls `hole` for the first new one."""
 
     def restart(self) -> None:
-        """Forget what was read so far: the refill starts over from an earlier place. Only before `caught_up`."""
+        """Forget what was read so far: the refill starts over from an earlier place. Only allowed before `caught_up`."""
 
     def proven(self, proven: bool) -> None:
-        """Whether the log that is read now is the one that history holds."""
+        """Say whether the log that is read now is the one that history holds."""
 
     def marker_sent(self, text: str) -> None:
-        """A marker of this daemon is being published. A client that asked before can be answered for sure when it arrives."""
+        """A marker of this daemon is being published. When it is read, the clients that wait now can be answered."""
 
     def marker_confirmed(self, text: str) -> None:
-        """The broker has it: what is published from now on comes behind it."""
+        """The broker has confirmed this marker. Messages that are published from now on come after it in the log."""

@@ -1,8 +1,9 @@
-"""Who is in the hub: members, the way to their clients, and what is counted of them.
+"""The subscribers of the hub, the interface to their connections, and the hub's counters.
 
-A member is **live** (a turn goes straight out) or **behind** (nothing is queued for it: it keeps its place in the log and is
-fed from history, a piece each time its socket has drained, until it has caught up). Behind is one mechanism for three cases:
-a client that resumes, a socket that is full, and a broker link that was down.
+A subscriber is **live** or **behind**. A batch goes straight to a live subscriber. For a subscriber that is behind nothing is
+queued: it keeps its place in the log, and the hub feeds it from history, one piece each time its socket has drained. Once it has
+caught up, it is live again. "Behind" is one mechanism for three cases: a client that resumes, a socket whose buffer is full, and
+a connection to the broker that was lost.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from towerws.core.wire import Dialect
 
 
 class Peer(Protocol):
-    """The way to a client, as the hub sees it."""
+    """A client's connection, as the hub sees it."""
 
     def send(self, data: bytes) -> bool:
-        """Take whole frames; False, and nothing taken, when more is waiting in its buffer than is allowed. Never raises."""
+        """Take whole frames. Return False, and take nothing, when the send buffer already holds more than its bound. Never raise."""
 
     def await_drain(self) -> None:
-        """Call `Hub.feed` for this member once what was sent has left the buffer, in another turn of the reactor."""
+        """Call `Hub.feed` for this subscriber once its send buffer is empty, in a later turn of the reactor."""
 
     def end(self, reason: CloseReason) -> None:
         """Close the connection."""
@@ -35,9 +36,9 @@ class HubCounters:
 
     batches: int = 0
     deliveries_out: int = 0
-    """Deliveries written to connections: one for each connection that got it."""
+    """Deliveries written to connections. A delivery counts once for each connection that got it."""
     bytes_out: int = 0
-    """The bytes of their frames, those of turns; what is replayed from history is not among them."""
+    """The bytes of their frames, without those that were replayed from history."""
     fell_behind: int = 0
     caught_up: int = 0
     resumed: int = 0
@@ -46,7 +47,7 @@ class HubCounters:
 
 
 class Hole(NamedTuple):
-    """Deliveries between two places of the log that can't be had, and why."""
+    """The deliveries between two places of the log are lost, for this reason."""
 
     start: Delivery
     end: Delivery
@@ -54,7 +55,7 @@ class Hole(NamedTuple):
 
 
 class Subscriber:
-    """One connection in the hub. The hub alone changes it."""
+    """One connection in the hub. Only the hub changes it."""
 
     __slots__ = ("behind", "cursor", "dialect", "holes", "peer", "send", "topics")
 
@@ -63,13 +64,13 @@ class Subscriber:
         self.send = peer.send
         self.dialect = dialect
         self.topics: dict[str, int] = {}
-        """Topic to the `seq` behind which its deliveries are due."""
+        """By topic (routing key) the `seq` after which the subscriber gets its deliveries."""
         self.behind = False
         self.cursor = cursor
-        """Where a member that is behind stands; means nothing while it is live."""
+        """The last delivery that a subscriber that is behind has got. Has no meaning while it is live."""
         self.holes: Sequence[Hole] = ()
-        """Those that a member that is behind has still to be told of. Empty and shared, but for the few that have any."""
+        """The holes of which a subscriber that is behind must still be told. The empty tuple is shared: few have any."""
 
     def fall_behind(self, cursor: Delivery) -> None:
-        """From here on it is fed from history."""
+        """Feed it from history from here on."""
         self.cursor, self.behind = cursor, True

@@ -10,10 +10,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from towerws.auth.base import Method
 from towerws.core.deflate import Deflater, deflated
-from towerws.core.groups import GroupTable
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
 from towerws.core.settings import HistorySettings, LimitSettings, WebSocketSettings
+from towerws.core.topics import GroupTable
 from towerws.websocket.credential_monitor import CredentialMonitor
 from towerws.websocket.logs import RefusalLog
 from towerws.websocket.replay import ReplayBounds

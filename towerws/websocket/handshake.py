@@ -1,7 +1,7 @@
 """The opening handshake (RFC 6455 section 4.2): a connection until it is open.
 
 This module replaces Autobahn's handshake, which isn't safe for requests from strangers and takes half of the cost of a connect and
-subscribe (core/upgrade.py). The tests reproduce each point:
+subscribe (core/http_head.py). The tests reproduce each point:
 - The request's head is read, bounded, checked and answered here. Autobahn gets only the bytes behind it, once the connection is open.
 - An authentication that succeeds after the connection was lost opens nothing.
 - A refusal is a fixed text that never repeats the request. Autobahn's log lines, which do repeat it, are dropped.
@@ -22,16 +22,26 @@ from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
-from towerws.core.handshake import END, TLS, Head, check_route, error_response, find_head, parse_head
+from towerws.core.http_head import (
+    END,
+    TLS,
+    Head,
+    Upgrade,
+    check_route,
+    error_response,
+    find_head,
+    parse_head,
+    read_upgrade,
+    switching_protocols,
+)
 from towerws.core.identity import Identity
 from towerws.core.settings import WebSocketSettings
-from towerws.core.upgrade import Upgrade, read_upgrade, switching_protocols
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.autobahn_parts import Inflater, NullLogger
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.logs import ProxyLog
 from towerws.websocket.page_check import PageCheck
-from towerws.websocket.send_buffer import is_plain_tcp
+from towerws.websocket.send_buffer import has_arrived, is_plain_tcp
 from towerws.websocket.timers import Timers
 
 DISCARDED_BYTES = 1024 * 1024
@@ -304,10 +314,13 @@ class OpeningConnection(WebSocketServerProtocol):
 
         If the client may still be sending, only the server's direction is closed. Bytes that reach a closed socket make the
         kernel send a reset, which could overtake the answer.
+
+        An abort resets the connection only if bytes to the client are still on their way, which the kernel would keep. nginx logs an error
+        for each reset, and so for each laptop that sleeps.
         """
-        if abort:
+        if abort and not has_arrived(self.transport):
             self.transport.abortConnection()
-        elif self.wasClean or not is_plain_tcp(self.transport):
+        elif abort or self.wasClean or not is_plain_tcp(self.transport):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()

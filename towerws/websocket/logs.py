@@ -22,8 +22,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 
 from towerws.core.addresses import address_key
-from towerws.core.printable import printable
-from towerws.core.token_bucket import TokenBucket
+from towerws.core.errors import printable
+from towerws.core.rate_limits import TokenBucket
 
 CONNECTIONS_PER_S: Final = 40
 CONNECTIONS_BURST: Final = 50

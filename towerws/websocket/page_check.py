@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 
 from towerws.core.addresses import Proxies, read_address
 from towerws.core.errors import HandshakeError
-from towerws.core.handshake import Head
+from towerws.core.http_head import Head
 from towerws.core.origins import Origins, is_local
 from towerws.core.settings import AccessSettings
 
@@ -52,5 +52,7 @@ class PageCheck:
 
     def _hosts(self, head: Head, peer: str) -> list[str]:
         """The host names that the browser may have asked for, those from a trusted proxy included."""
-        forwarded = head.headers.get("x-forwarded-host") if self._proxies.trust(peer) else None
-        return [head.headers["host"], *(forwarded.split(",") if forwarded else [])]
+        host, forwarded = head.headers["host"], head.headers.get("x-forwarded-host")
+        if forwarded and self._proxies.trust(peer):
+            return [host, *forwarded.split(",")]
+        return [host]

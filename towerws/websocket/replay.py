@@ -13,8 +13,8 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.hub import Hub
+from towerws.core.rate_limits import Throttle
 from towerws.core.subscribers import Subscriber
-from towerws.core.throttle import Throttle
 
 HISTORIES_AT_ONCE: Final = 4
 """Full histories that one user gets at full speed, over all its connections: enough for a few pages that were away for long."""

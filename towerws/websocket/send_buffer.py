@@ -7,6 +7,8 @@ raises: the reactor discovers a broken socket.
 
 from __future__ import annotations
 
+import fcntl
+import termios
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -41,6 +43,17 @@ def open_send_buffer(transport: Any, bound: int, soon: Callable[[Callable[[], No
 def is_plain_tcp(transport: Any) -> bool:
     """Whether the transport writes bytes to its socket unchanged. True for a UNIX socket, too."""
     return isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False)
+
+
+def has_arrived(transport: Any) -> bool:
+    """Whether the other end's kernel has taken all that was written. False where that can't be asked."""
+    if not is_plain_tcp(transport) or transport.dataBuffer or transport._tempDataLen:  # noqa: SLF001 - as in `SocketSendBuffer.waiting`
+        return False
+    try:
+        in_kernel = fcntl.ioctl(transport.socket.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return False
+    return not any(in_kernel)
 
 
 @implementer(IPullProducer)

@@ -22,11 +22,11 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
 from towerws.core.identity import Identity
+from towerws.core.positions import Pending
+from towerws.core.rate_limits import TokenBucket
 from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message
 from towerws.core.subscribers import Subscriber
-from towerws.core.token_bucket import TokenBucket
 from towerws.core.topics import parse_routing_key
-from towerws.core.waiting import Pending
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import Replay
@@ -194,7 +194,7 @@ class Session:
             self._reply(self.dialect.pong(message.ping, subscriber.cursor.position if subscriber.behind else context.hub.position))
         elif isinstance(message, TokenMessage):
             self._renew(message)
-        elif context.check_xrftoken and not self.identity.vouched_for_by(message.xrftoken):
+        elif context.check_xrftoken and not self.identity.accepts_xrftoken(message.xrftoken):
             self._refuse_xrftoken(BadRequest("xrftoken", "access denied to channel", message.request_id))
         else:
             self._authorize(message)
@@ -300,7 +300,7 @@ class Session:
             message = parse_message(payload, context.groups, context.settings.topics, is_binary=is_binary)
         except BadRequest:
             return False
-        return isinstance(message, Request) and (not context.check_xrftoken or self.identity.vouched_for_by(message.xrftoken))
+        return isinstance(message, Request) and (not context.check_xrftoken or self.identity.accepts_xrftoken(message.xrftoken))
 
     def _wait_for(self, asked: Deferred[None]) -> None:
         """Handle no other message before `asked` has fired. It never fails."""

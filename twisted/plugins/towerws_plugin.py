@@ -1,4 +1,4 @@
-"""What lets `twistd` offer `towerws`. twistd reads this for every command, so it imports nothing of ours."""
+"""Makes `twistd` offer `towerws`. twistd imports this for every command, so it imports nothing of towerws."""
 
 from twisted.application.service import ServiceMaker
 

@@ -1,0 +1,106 @@
+"""Why a connection ended or a message was not taken, in words that a publisher can act on."""
+
+import ssl
+from typing import Any, Tuple
+
+from pika import exceptions as pika_exceptions
+
+from towerws_producer.errors import CredentialsRefused, Nacked, NoSuchExchange, ProducerError, Refused, Unreachable, Unroutable
+
+
+class Failure:
+    """Why a connection ended. `error` is what a waiting `publish` raises. `retryable` is False when waiting is no use."""
+
+    def __init__(self, error: ProducerError, retryable: bool = True, suspect: bool = False, may_not_declare: bool = False) -> None:
+        self.error = error
+        self.retryable = retryable
+        self.suspect = suspect
+        """The broker closed the channel because of a message that was in flight."""
+        self.may_not_declare = may_not_declare
+
+
+def unroutable(exchange: str) -> ProducerError:
+    """The error of an event that no queue took."""
+    return Unroutable(
+        f"no queue is bound to the exchange {exchange!r} for this topic: is a towerws daemon running, and does it read from this exchange "
+        "and virtual host?"
+    )
+
+
+def nacked(exchange: str) -> ProducerError:
+    """The error of an event that a queue does not take for now."""
+    return Nacked(f"a queue behind the exchange {exchange!r} takes no events (nack): is it at its maximum length?")
+
+
+def judge(error: BaseException, doing: str, exchange: str, ready: bool) -> Failure:
+    """Sort what pika says into what a publisher can do about it."""
+    inner = _unwrapped(error)
+    code, text = _reply(inner)
+    if isinstance(inner, (pika_exceptions.ProbableAuthenticationError, pika_exceptions.AuthenticationError)) or (
+        not ready and code == 403 and "login" in text.lower()
+    ):
+        return Failure(CredentialsRefused(f"{doing}: user name or password is wrong"), retryable=False)
+    if isinstance(inner, pika_exceptions.ProbableAccessDeniedError) or (
+        isinstance(inner, pika_exceptions.ConnectionClosed) and code == 530
+    ):
+        return Failure(CredentialsRefused(f"{doing}: the virtual host does not exist, or the user may not use it"), retryable=False)
+    if isinstance(inner, pika_exceptions.ChannelClosed):
+        return _judge_channel(code, text, doing, exchange, ready)
+    if isinstance(inner, ssl.SSLError) and not isinstance(inner, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
+        hint = "does that port speak TLS?" if "VERSION" in str(inner).upper() else "check the certificate, or tls_ca"
+        return Failure(Refused(f"{doing}: TLS failed: {_short(inner)}; {hint}"), retryable=False)
+    return Failure(Unreachable(f"{doing}: {_short(inner)}"))
+
+
+def _judge_channel(code: int, text: str, doing: str, exchange: str, ready: bool) -> Failure:
+    if code == 404:
+        return Failure(
+            NoSuchExchange(f"{doing}: there is no exchange {exchange!r}: start the towerws daemon, or check `exchange`"),
+            retryable=False,
+        )
+    if code == 403:
+        if not ready:  # declaring needs the right to configure; publishing doesn't, where the daemon has declared
+            return Failure(Refused(f"{doing}: may not declare the exchange {exchange!r}"), may_not_declare=True)
+        return Failure(
+            Refused(f"{doing}: the user may not write to the exchange {exchange!r} or to this topic there"),
+            retryable=False,
+            suspect=True,
+        )
+    if code == 406 and not ready:
+        return Failure(
+            NoSuchExchange(f"{doing}: {exchange!r} exists and is no durable topic exchange: choose another `exchange`"),
+            retryable=False,
+        )
+    return Failure(Refused(f"{doing}: the broker refused a message: {text}"), suspect=True)
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """pika wraps what happened in several exceptions, most of which have no text."""
+    for _ in range(10):
+        inner: Any = getattr(error, "exceptions", None)
+        if inner:
+            inner = inner[-1]
+        else:
+            inner = getattr(error, "exception", None)
+            if inner is None and isinstance(error, pika_exceptions.AMQPConnectionError) and len(error.args) == 1:
+                inner = error.args[0]
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+    return error
+
+
+def _reply(error: BaseException) -> Tuple[int, str]:
+    code = getattr(error, "reply_code", 0)
+    return (code if isinstance(code, int) else 0), " ".join(str(getattr(error, "reply_text", "")).split())[:200]
+
+
+def _short(error: BaseException) -> str:
+    if isinstance(error, pika_exceptions.AMQPHeartbeatTimeout):
+        return "no heartbeat came"
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
+    code, text = _reply(error)
+    if text:
+        return f"{text} ({code})"
+    return " ".join(str(error).split())[:200] or type(error).__name__

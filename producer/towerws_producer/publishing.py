@@ -1,0 +1,186 @@
+"""Sends events on an open channel and sorts the broker's answers: confirmed, returned, or nacked.
+
+An event that the broker does not take (a nack) is sent again after a pause. The pause doubles while nothing that was sent again is
+confirmed. Other events go on meanwhile.
+"""
+
+import random
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from typing import Any, Dict, List, Optional
+
+import pika
+
+from towerws_producer.buffer import Event
+from towerws_producer.errors import ProducerError
+from towerws_producer.failures import nacked, unroutable
+from towerws_producer.settings import Settings
+
+BATCH = 8
+"""Events per turn of the loop. Each turn ends in a write, which lets other threads run: 8 events are about 0.4 ms of pika."""
+
+RETRY_MIN_S = 0.1
+RETRY_MAX_S = 5.0
+RETRY_EVENTS = 100
+"""Events that were nacked wait this long before they are sent again, and so many at once: a queue that is full stays full for a while."""
+
+TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
+
+
+class Events(ABC):
+    """What a connection publishes, and whom it tells. The worker provides it; every call comes from the producer's thread."""
+
+    @abstractmethod
+    def take(self, most: int) -> List[Event]:
+        """Up to `most` events to send now."""
+
+    @abstractmethod
+    def confirmed(self, events: List[Event]) -> None:
+        """The broker has them."""
+
+    @abstractmethod
+    def failed(self, event: Event, error: ProducerError) -> None:
+        """The broker doesn't take this one, and never will."""
+
+    @abstractmethod
+    def nacked(self, events: List[Event], error: ProducerError) -> None:
+        """The broker doesn't take these for now."""
+
+    @abstractmethod
+    def retry(self, most: int) -> bool:
+        """Offer up to so many nacked events to `take` again. Whether there are more."""
+
+    @abstractmethod
+    def message_id(self, event: Event) -> str:
+        """The event's id, which is the same each time that it is sent."""
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Events can be published now."""
+
+    @abstractmethod
+    def blocked(self, reason: Optional[str]) -> None:
+        """The broker takes nothing for this reason; None when it takes events again."""
+
+
+class Publishing:
+    """The events in flight on one channel. Between `start` and `pause` it sends what there is."""
+
+    def __init__(self, settings: Settings, events: Events, loop: Any) -> None:
+        self._settings = settings
+        self._events = events
+        self._loop = loop
+        self._channel: Any = None
+        self._running = False
+        self._pumping = False
+        self._tag = 0
+        self._unconfirmed: OrderedDict[int, Event] = OrderedDict()
+        self._returned: Dict[str, str] = {}
+        self._retry_s = RETRY_MIN_S
+        self._retrying = False
+
+    @property
+    def waits_since(self) -> Optional[float]:
+        """When the oldest event in flight was sent, by the monotonic clock; None when there is none."""
+        oldest = next(iter(self._unconfirmed.values()), None)
+        return None if oldest is None else oldest.sent_at
+
+    def confirm_on(self, channel: Any, callback: Any) -> None:
+        """Have the broker confirm what this channel publishes, and call back once it will."""
+        self._channel = channel
+        channel.add_on_return_callback(self._take_back)
+        channel.confirm_delivery(self._confirm, callback=callback)
+
+    def start(self) -> None:
+        """Send. A confirm may take its full time from now on: a broker that was blocked did not read."""
+        self._running = True
+        now = time.monotonic()
+        for event in self._unconfirmed.values():
+            event.sent_at = now
+        self.pump()
+
+    def pause(self) -> None:
+        """Send nothing more."""
+        self._running = False
+
+    def pump(self) -> None:
+        """Send a batch; while batches are full, the next one follows in the loop's next turn."""
+        if not self._running:
+            return
+        events = self._events.take(BATCH)
+        now = time.monotonic()
+        for event in events:
+            self._tag += 1
+            self._unconfirmed[self._tag] = event
+            event.sends += 1
+            event.sent_at = now
+            self._channel.basic_publish(
+                self._settings.exchange,
+                event.topic,
+                event.body,
+                pika.BasicProperties(
+                    content_type="application/json",
+                    delivery_mode=TRANSIENT,
+                    message_id=self._events.message_id(event),
+                    timestamp=event.timestamp,
+                ),
+                mandatory=self._settings.mandatory,
+            )
+        if len(events) == BATCH and not self._pumping:
+            self._pumping = True
+            self._loop.add_callback_threadsafe(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._pumping = False
+        self.pump()
+
+    def _confirm(self, frame: Any) -> None:
+        events = self._answered(frame.method)
+        if isinstance(frame.method, pika.spec.Basic.Nack):
+            self._events.nacked(events, nacked(self._settings.exchange))
+            self._retry_later()
+        else:
+            if any(event.nacks for event in events):
+                self._retry_s = RETRY_MIN_S
+            if self._returned:
+                self._confirm_some_returned(events)
+            elif events:
+                self._events.confirmed(events)
+        self.pump()
+
+    def _answered(self, method: Any) -> List[Event]:
+        """The events that a confirm or a nack is about; let go of them here."""
+        tags = [method.delivery_tag]
+        if method.multiple:
+            tags = []
+            for tag in self._unconfirmed:
+                if tag > method.delivery_tag:
+                    break
+                tags.append(tag)
+        return [event for event in (self._unconfirmed.pop(tag, None) for tag in tags) if event is not None]
+
+    def _confirm_some_returned(self, events: List[Event]) -> None:
+        for event in events:
+            error = self._returned.pop(self._events.message_id(event), None)
+            if error is None:
+                self._events.confirmed([event])
+            else:
+                self._events.failed(event, unroutable(self._settings.exchange))
+
+    def _take_back(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        """No queue took it. The confirm follows behind this, and only then is the event done."""
+        self._returned[str(properties.message_id)] = str(method.reply_text)
+
+    def _retry_later(self) -> None:
+        if not self._retrying:
+            self._retrying = True
+            self._loop.call_later(random.uniform(self._retry_s / 2, self._retry_s), self._retry)  # noqa: S311 - only spreads the attempts
+            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+
+    def _retry(self) -> None:
+        """Send some again. While there are more, the next ones follow after another pause."""
+        self._retrying = False
+        if self._events.retry(RETRY_EVENTS):
+            self._retry_later()
+        self.pump()
