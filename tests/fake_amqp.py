@@ -1,6 +1,6 @@
-"""A RabbitMQ that does what a test says, in memory: built from pika's frame classes, driven by a `Clock`.
+"""A RabbitMQ in memory that a test controls: built from pika's frame classes, driven by a `Clock`.
 
-Bytes travel when the test lets them (`FakeBroker.settle`), so nothing re-enters anything, as on a real network.
+Bytes travel only in `FakeBroker.settle`. So no call re-enters another one, as on a real network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from towerws.core.sources import Sink
 
 
 class RecordingSink:
-    """A `Sink` that writes down every call; it knows what it was handed as the real one does."""
+    """A `Sink` that records every call. It knows the deliveries that it got, as the real one does."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -39,39 +39,39 @@ class RecordingSink:
 
     @property
     def newest(self) -> int | None:
-        """The newest offset."""
+        """Return the newest offset."""
         return max(self.held, default=None)
 
     @property
     def oldest(self) -> int | None:
-        """The oldest offset."""
+        """Return the oldest offset."""
         return min(self.held, default=None)
 
     def begin(self, log: str) -> None:
-        """Written down."""
+        """Record the call."""
         self.calls.append(("begin", log))
 
     def caught_up(self, *, replay: bool = False) -> None:
-        """Written down, the first time."""
+        """Record the first call."""
         if not self.history_complete:
             self.history_complete = True
             self.calls.append(("caught_up", "replay") if replay else ("caught_up",))
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        """Written down, and kept."""
+        """Record and keep the delivery."""
         if self.broken:
             raise RuntimeError("a sink that breaks its promise")
         self.calls.append(("deliver", routing_key, body, offset, message_id))
         self.held[offset] = routing_key, body
 
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
-        """Kept; written down only where it tells of a hole."""
+        """Keep the marker. Record it only if it tells of a hole."""
         self.held[offset] = MARKER_TOPIC, body
         if marker.hole is not None:
             self.calls.append(("hole_told", marker.hole))
 
     def end_batch(self, on_written: Callable[[int], None]) -> None:
-        """Counted; all is written at once, unless that is held up."""
+        """Count the batch. Everything is written at once, unless the test holds it up."""
         self.batches += 1
         if self.broken_batches:
             raise RuntimeError("a sink that breaks its promise")
@@ -81,45 +81,45 @@ class RecordingSink:
             on_written(0)
 
     def gap(self, reason: str) -> None:
-        """Written down."""
+        """Record the call."""
         self.calls.append(("gap", reason))
 
     def compare(self, routing_key: str, body: bytes, offset: int) -> bool | None:
-        """By what was handed on."""
+        """Compare with the deliveries that were kept."""
         held = self.held.get(offset)
         return None if held is None else held[1] == body and held[0] in {routing_key, MARKER_TOPIC}
 
     def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
-        """Written down."""
+        """Record the call."""
         self.calls.append(("hole", offset))
 
     def rewind(self, offset: int | None) -> None:
-        """Written down, and forgotten."""
+        """Record the call, and forget later deliveries."""
         self.calls.append(("rewind", offset))
         self.held = {} if offset is None else {at: what for at, what in self.held.items() if at <= offset}
 
     def restart(self) -> None:
-        """Written down, and forgotten."""
+        """Record the call, and forget all deliveries."""
         self.calls.append(("restart",))
         self.held.clear()
 
     def proven(self, proven: bool) -> None:
-        """Kept."""
+        """Keep the value."""
         self.is_proven = proven
 
     def marker_sent(self, text: str) -> None:
-        """Nobody waits here."""
+        """No client waits here."""
 
     def marker_confirmed(self, text: str) -> None:
-        """Nobody waits here."""
+        """No client waits here."""
 
     @property
     def offsets(self) -> list[int]:
-        """The offsets delivered, in order."""
+        """Return the delivered offsets, in order."""
         return [call[3] for call in self.calls if call[0] == "deliver" and isinstance(call[3], int)]
 
     def named(self, name: str) -> list[tuple[object, ...]]:
-        """The calls of one name."""
+        """Return the calls with one name."""
         return [call for call in self.calls if call[0] == name]
 
 
@@ -127,7 +127,7 @@ _: type[Sink] = RecordingSink
 
 
 class FakeTransport:
-    """One end of a TCP connection: a black hole does not even close, unless it is aborted."""
+    """One end of a TCP connection. A black hole does not close, unless it is aborted."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -136,7 +136,7 @@ class FakeTransport:
         self.paused = False
 
     def pauseProducing(self) -> None:
-        """Nothing is read for now."""
+        """Read nothing for now."""
         self.paused = True
 
     def resumeProducing(self) -> None:
@@ -144,22 +144,22 @@ class FakeTransport:
         self.paused = False
 
     def write(self, data: bytes) -> None:
-        """Queue for the peer."""
+        """Queue bytes for the peer."""
         self.peer.sent_to_us += data
 
     def loseConnection(self) -> None:
-        """Waits for a flush that never comes, as Twisted does with a peer that is gone."""
+        """Wait for a flush that never comes, as Twisted does with a dead peer."""
         self.losing = True
 
     def abortConnection(self) -> None:
-        """At once."""
+        """Close at once."""
         if not self.aborted:
             self.aborted = True
             self.peer.broker.clock.callLater(0, self.peer.protocol.connectionLost, Failure(error.ConnectionAborted()))
 
 
 class Publication:
-    """A message that was published: the method, and its content as far as it has come."""
+    """A published message: the method, and the content as far as it has arrived."""
 
     def __init__(self, channel: int, method: Any, number: int) -> None:
         self.channel, self.method, self.number = channel, method, number
@@ -169,12 +169,12 @@ class Publication:
 
     @property
     def whole(self) -> bool:
-        """Whether all of it is there."""
+        """Whether the message is complete."""
         return self.properties is not None and len(self.body) >= self.size
 
 
 class Peer:
-    """One connection to the fake broker, from its side."""
+    """The broker's side of one connection."""
 
     def __init__(self, broker: FakeBroker, protocol: Any) -> None:
         self.broker = broker
@@ -190,11 +190,11 @@ class Peer:
 
     @property
     def channel(self) -> int:
-        """The channel of the newest consumer."""
+        """Return the channel of the newest consumer."""
         return next(reversed(self.consumers))
 
     def seen(self, kind: type) -> list[Any]:
-        """The methods of one class that were received, in order."""
+        """Return the received methods of one class, in order."""
         return [method for _, method in self.methods if isinstance(method, kind)]
 
     def send(self, channel: int, method: Any) -> None:
@@ -240,7 +240,7 @@ class Peer:
                 self.receive_content(value)
 
     def receive_content(self, value: Any) -> None:
-        """A piece of what is being published; `FakeBroker.confirm` answers the whole."""
+        """Add a piece of a message that is being published. `FakeBroker.confirm` answers the complete message."""
         publication = self.published[-1]
         if isinstance(value, frame.Header):
             publication.properties, publication.size = value.properties, value.body_size
@@ -250,7 +250,7 @@ class Peer:
             self.broker.confirm(self, publication)
 
     def give_back(self, publication: Publication) -> None:
-        """Queue a Basic.Return: no queue was bound for it."""
+        """Queue a Basic.Return: no queue was bound for the message."""
         exchange, key = publication.method.exchange, publication.method.routing_key
         self.send(publication.channel, spec.Basic.Return(312, "NO_ROUTE", exchange, key))
         self.to_send += frame.Header(publication.channel, len(publication.body), publication.properties).marshal()
@@ -268,7 +268,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Reader:
-    """A consumer of the stream: `next` is the offset that it waits for, None for what is written from now on."""
+    """A consumer of the stream. `next` is the offset that it waits for. None: it waits for the next message written."""
 
     peer: Peer
     channel: int
@@ -278,8 +278,8 @@ class Reader:
 class FakeStream:
     """The stream behind a broker, or behind several: entries with their offsets, and where each consumer begins.
 
-    As RabbitMQ does it (3.10 and 4.0, by experiment): a number inside is that message, one beyond the end waits for it, `first` is what
-    is left, `next` what comes. `unreadable` is an offset at which the broker ends the connection.
+    It begins as RabbitMQ does (3.10 and 4.0, by experiment). An offset in the stream is that message. One beyond the end waits.
+    `first` is the oldest message left, `next` the next one written. At the offset `unreadable` the broker ends the connection.
     """
 
     def __init__(self) -> None:
@@ -289,33 +289,33 @@ class FakeStream:
         self.bound = True
         self.unreadable: int | None = None
         self.clock_is_wrong = False
-        """An interval delivers nothing of what was written before."""
+        """An interval delivers no message that was written before."""
         self.young: dict[str, int] = {}
-        """By interval: the offset of the oldest entry that is young enough, where that is not the first."""
+        """For each interval, the offset of the oldest entry that is young enough, if that is not the first."""
         self.silent: set[str] = set()
-        """Starts, as text, that get nothing: the broker's answer is on its way."""
+        """Starts, as text, that get no delivery: the broker's answer is on its way."""
 
     def write(self, body: bytes, key: str = "jobs.x", message_id: str | None = None) -> int:
-        """Append; the offset."""
+        """Append a message, and return its offset."""
         self.entries.append(Entry(self.next, key, body, message_id))
         self.next += 1
         return self.next - 1
 
     def skip(self, offsets: int = 1) -> None:
-        """Internal entries take offsets that no message has."""
+        """Append internal entries. They take offsets that no message has."""
         self.next += offsets
 
     def trim(self, first: int) -> None:
-        """Retention: nothing before this offset is left."""
+        """Retention: delete everything before this offset."""
         self.entries = [entry for entry in self.entries if entry.offset >= first]
 
     def cut(self, last: int) -> None:
-        """A power loss: nothing behind this offset is left, and the offsets are given again."""
+        """A power failure: everything after this offset is lost, and its offsets are used again."""
         self.entries = [entry for entry in self.entries if entry.offset <= last]
         self.next = last + 1
 
     def start(self, asked: object) -> int:
-        """Where a consumer that asks for this begins."""
+        """Return the offset where a consumer with this start begins."""
         if asked == "first":
             return 0
         if isinstance(asked, int):
@@ -327,9 +327,9 @@ class FakeStream:
 
 @implementer(IStreamClientEndpoint)
 class FakeBroker:
-    """Answers every method as RabbitMQ does, but for those that a test overrides in `answers` or leaves out in `mute`.
+    """Answers every method as RabbitMQ does, except those that a test overrides in `answers` or mutes with `mute`.
 
-    `stream` is what it holds; `refuse` answers TCP with a refusal, `connecting` with silence.
+    `stream` has the messages. `refuse` makes it refuse TCP, `connecting` makes it keep silent.
     """
 
     def __init__(self, clock: Clock, version: str = "3.10.8") -> None:
@@ -365,7 +365,7 @@ class FakeBroker:
         return fired
 
     def accept(self) -> Any:
-        """A new TCP connection to our protocol."""
+        """Open a new TCP connection to our protocol."""
         assert self.factory is not None
         protocol = self.factory.buildProtocol(None)  # type: ignore[arg-type]  # no address in memory
         peer = Peer(self, protocol)
@@ -375,16 +375,16 @@ class FakeBroker:
 
     @property
     def peer(self) -> Peer:
-        """The newest connection."""
+        """Return the newest connection."""
         return self.peers[-1]
 
     @property
     def markers(self) -> list[Publication]:
-        """All markers that were published, in order."""
+        """Return all published markers, in order."""
         return [publication for peer in self.peers for publication in peer.published]
 
     def settle(self) -> bool:
-        """Let bytes travel until nothing moves any more; the clock stands still. Whether anything moved."""
+        """Let bytes travel until nothing moves, without letting time pass. Returns whether anything moved."""
         moved = False
         moving = True
         while moving:
@@ -402,7 +402,7 @@ class FakeBroker:
         return moved
 
     def serve(self) -> bool:
-        """Send the consumers of the stream what is there for them; whether anything was."""
+        """Deliver to the consumers of the stream. Returns whether there was anything to deliver."""
         served = False
         for reader in list(self.readers):
             if reader.peer.transport.aborted or reader.channel not in reader.peer.consumers:
@@ -420,13 +420,13 @@ class FakeBroker:
         return served
 
     def write(self, *bodies: bytes, key: str = "jobs.x", message_id: str | None = None) -> None:
-        """A producer publishes these; all that is due travels."""
+        """A producer publishes these bodies, and they are delivered."""
         for body in bodies:
             self.stream.write(body, key, message_id)
         self.settle()
 
     def delete_stream(self) -> None:
-        """The stream goes, its bindings with it; consumers are told."""
+        """Delete the stream with its bindings, and cancel its consumers."""
         self.stream.exists = self.stream.bound = False
         self.stream.entries, self.stream.next = [], 0
         for reader in self.readers:
@@ -435,7 +435,7 @@ class FakeBroker:
         self.readers.clear()
 
     def route(self, peer: Peer, publication: Publication) -> None:
-        """A `confirm`: into the stream, or back, or refused."""
+        """A `confirm`: put the message into the stream, return it, or refuse it."""
         if self.swallow:
             return
         method = publication.method
@@ -451,7 +451,7 @@ class FakeBroker:
             ack(peer, publication)
 
     def cut(self) -> None:
-        """The newest connection is reset by the peer."""
+        """The peer resets the newest connection."""
         self.peer.transport.aborted = True
         self.peer.protocol.connectionLost(Failure(error.ConnectionLost()))
 
@@ -465,11 +465,11 @@ class FakeBroker:
             reply(self, peer, channel, method)
 
     def close_connection(self, code: int, text: str) -> Callable[[Peer, int, Any], None]:
-        """An answer for `answers`: the whole connection is closed."""
+        """An answer for `answers`: close the whole connection."""
         return lambda peer, channel, method: peer.send(0, spec.Connection.Close(code, text, 0, 0))
 
     def close_channel(self, code: int, text: str) -> Callable[[Peer, int, Any], None]:
-        """An answer for `answers`: the channel is closed."""
+        """An answer for `answers`: close the channel."""
         return lambda peer, channel, method: peer.send(channel, spec.Channel.Close(code, text, 0, 0))
 
     def hello(self, peer: Peer, _: int, __: Any) -> None:
@@ -479,12 +479,12 @@ class FakeBroker:
         peer.send(0, spec.Connection.Start(0, 9, properties, "PLAIN AMQPLAIN", "en_US"))
 
     def channel_close(self, peer: Peer, channel: int, _: Any) -> None:
-        """Channel.CloseOk; its consumer is gone."""
+        """Channel.CloseOk, and the end of its consumer."""
         peer.consumers.pop(channel, None)
         peer.send(channel, spec.Channel.CloseOk())
 
     def queue_declare(self, peer: Peer, channel: int, method: Any) -> None:
-        """Queue.DeclareOk, or 404 for a passive one of what is not there."""
+        """Queue.DeclareOk, or 404 for a passive declaration of a missing queue."""
         if method.queue and not self.stream.exists:
             if method.passive:
                 peer.send(channel, spec.Channel.Close(404, f"NOT_FOUND - no queue '{method.queue}' in vhost '/'", 50, 10))
@@ -493,7 +493,7 @@ class FakeBroker:
         peer.send(channel, spec.Queue.DeclareOk(method.queue or "amq.gen-x", 0, 0))
 
     def exchange_declare(self, peer: Peer, channel: int, method: Any) -> None:
-        """Exchange.DeclareOk, or 404 for a passive one of what is not there."""
+        """Exchange.DeclareOk, or 404 for a passive declaration of a missing exchange."""
         if not self.exchange_exists and method.passive:
             peer.send(channel, spec.Channel.Close(404, f"NOT_FOUND - no exchange '{method.exchange}' in vhost '/'", 40, 10))
             return
@@ -506,7 +506,7 @@ class FakeBroker:
         peer.send(channel, spec.Queue.BindOk())
 
     def consume(self, peer: Peer, channel: int, method: Any) -> None:
-        """Basic.ConsumeOk, and what there is from there on."""
+        """Basic.ConsumeOk, and the deliveries from there on."""
         if method.queue and not self.stream.exists:
             peer.send(channel, spec.Channel.Close(404, f"NOT_FOUND - no queue '{method.queue}' in vhost '/'", 60, 20))
             return
@@ -520,12 +520,12 @@ class FakeBroker:
 
 
 def ack(peer: Peer, publication: Publication) -> None:
-    """A `FakeBroker.confirm`: every queue has it."""
+    """A `FakeBroker.confirm`: every queue has the message."""
     peer.send(publication.channel, spec.Basic.Ack(publication.number))
 
 
 def nack(peer: Peer, publication: Publication) -> None:
-    """A `FakeBroker.confirm`: a queue has refused it."""
+    """A `FakeBroker.confirm`: a queue refused the message."""
     peer.send(publication.channel, spec.Basic.Nack(publication.number))
 
 

@@ -21,13 +21,13 @@ PASSWORD = "canary-hunter2"
 
 
 def url(host: str) -> BrokerUrl:
-    """A broker of that name."""
+    """Return the URL of a broker with this host name."""
     return BrokerUrl(host, 5672, "towerws", Secret(PASSWORD), "/", tls=False)
 
 
 @pytest.fixture
 def events() -> Iterator[list[LogEvent]]:
-    """What was logged meanwhile."""
+    """Collect the log events of the test."""
     seen: list[LogEvent] = []
     observe = cast("ILogObserver", seen.append)
     globalLogPublisher.addObserver(observe)
@@ -38,7 +38,7 @@ def events() -> Iterator[list[LogEvent]]:
 class House:
     """A source with fake brokers by host name, a recording sink and a clock. All brokers have one stream.
 
-    Markers go to a broker of their own, `side`, so that a test can do something to one way and not to the other.
+    Markers go to a separate broker, `side`. So a test can disturb one of the two connections alone.
     """
 
     def __init__(self, brokers: dict[str, FakeBroker] | None = None, *, sink: RecordingSink | None = None, **settings: object) -> None:
@@ -51,7 +51,7 @@ class House:
             broker.clock = self.clock
             broker.stream = self.stream
         urls = tuple(url(host) for host in self.brokers)
-        self.heartbeats = "silence_s" in settings  # a test of long times is about something else
+        self.heartbeats = "silence_s" in settings  # a test of long times sets silence_s itself
         self.settings = BrokerSettings(urls=urls, **settings)  # type: ignore[arg-type]
         self.source = AmqpSource(
             self.settings,
@@ -64,15 +64,15 @@ class House:
 
     @property
     def broker(self) -> FakeBroker:
-        """The first of the brokers."""
+        """Return the first broker."""
         return next(iter(self.brokers.values()))
 
     def state(self) -> SourceState:
-        """Where the source stands."""
+        """Return the source's state."""
         return self.source.status().state
 
     def settle(self) -> None:
-        """Let bytes travel; the clock stands still."""
+        """Let bytes travel, without letting time pass."""
         moving = True
         while moving:
             moving = False
@@ -80,7 +80,7 @@ class House:
                 moving = broker.settle() or moving
 
     def advance(self, seconds: float, step: float = 0.05) -> None:
-        """Let time pass with bytes travelling meanwhile."""
+        """Let time pass, while bytes travel."""
         for number in range(round(seconds / step)):
             if self.heartbeats and not number % round(2 / step):
                 for broker in (*self.brokers.values(), self.side):
@@ -90,34 +90,34 @@ class House:
             self.settle()
 
     def start(self) -> None:
-        """Start the source, and let it come as far as it does at once."""
+        """Start the source, and let it get as far as it does at once."""
         self.source.start()
         self.settle()
 
     def consuming(self) -> House:
-        """Started, and past the proof that history is complete."""
+        """Start the source, and wait until history is proven to be complete."""
         self.start()
         assert self.state() is SourceState.CONSUMING, self.source.status()
         return self
 
     @property
     def next(self) -> int:
-        """The offset that the next message of the stream has."""
+        """Return the offset of the stream's next message."""
         return self.stream.next
 
     def write(self, *bodies: bytes, **more: str) -> list[int]:
-        """A producer publishes these; all that is due travels. Their offsets."""
+        """A producer publishes these bodies, and they are delivered. Returns their offsets."""
         offsets = [self.stream.write(body, **more) for body in bodies]
         self.settle()
         return offsets
 
     def ready(self) -> tuple[bool, str]:
-        """What `/readyz` would say."""
+        """Return what `/readyz` answers."""
         status = self.source.status()
         return status.ready, status.reason or ""
 
     def until(self, what: Callable[[], bool], within_s: float) -> float:
-        """Advance until it is so; how long it took."""
+        """Advance until the condition holds. Returns how long that took."""
         start = self.clock.seconds()
         while not what():
             assert self.clock.seconds() - start <= within_s, f"not within {within_s} s: {self.source.status()}"
@@ -126,15 +126,15 @@ class House:
 
 
 def consume_starts(broker: FakeBroker) -> list[object]:
-    """The x-stream-offset of every consumer there was."""
+    """Return the x-stream-offset of every consumer so far."""
     return [method.arguments.get("x-stream-offset") for peer in broker.peers for method in peer.seen(spec.Basic.Consume)]
 
 
 class TestStreamStart:
-    """The first attach to a stream."""
+    """The first time that the source attaches to a stream."""
 
     def test_a_missing_stream_is_declared_bound_and_consumed(self) -> None:
-        """The first start declares everything and consumes with manual acks and the configured prefetch."""
+        """The first start declares everything, and consumes with manual acks and the configured prefetch."""
         house = House(prefetch=77)
         house.stream.exists = house.stream.bound = False
         house.consuming()
@@ -167,7 +167,7 @@ class TestStreamStart:
 
     @pytest.mark.parametrize("silent", [("130s",), ("130s", "10s")])
     def test_silence_is_no_completeness(self, silent: tuple[str, ...]) -> None:
-        """However long nothing comes: history is not complete, and nobody is told that it is (C3)."""
+        """However long nothing comes, history is not complete, and no client is told that it is (C3)."""
         house = House()
         house.stream.write(b"{}")
         house.stream.silent.update(silent)
@@ -180,7 +180,7 @@ class TestStreamStart:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=200)
         assert [call[0] for call in house.sink.calls] == ["deliver", "caught_up"]
 
-    def test_a_link_cut_in_the_middle_of_the_refill(self) -> None:
+    def test_a_connection_cut_in_the_middle_of_the_refill(self) -> None:
         """What was read is kept, the rest is read, and only then is history complete (C3)."""
         house = House()
         house.side.swallow = True
@@ -193,7 +193,7 @@ class TestStreamStart:
         assert [call[0] for call in house.sink.calls] == ["deliver", "deliver", "caught_up"]
 
     def test_a_node_whose_clock_is_ahead(self, events: list[LogEvent]) -> None:
-        """To it everything is too old for the interval: that shows when what was just written is, and then all is read (C10)."""
+        """A node whose clock is ahead takes everything for too old. The next message that it delivers shows that, and all is read (C10)."""
         house = House()
         house.stream.write(b"0")
         house.stream.clock_is_wrong = True
@@ -207,7 +207,7 @@ class TestStreamStart:
         assert any("clock" in formatEvent(event) for event in events)
 
     def test_a_node_whose_clock_is_ahead_under_load(self) -> None:
-        """What is written next comes to the scout, and lies behind the marker: that proves the clock wrong, not right (C10)."""
+        """The scout gets the next message, which lies behind the marker. That proves the clock wrong, not right (C10)."""
         house = House()
         house.stream.write(b"0")
         house.stream.clock_is_wrong = True
@@ -219,7 +219,7 @@ class TestStreamStart:
         assert [call[2] for call in house.sink.named("deliver")][-2:] == [b"0", b"1"]
 
     def test_a_node_that_answers_late_has_no_wrong_clock(self) -> None:
-        """However long the node takes to show the last ten seconds: silence is no proof that its clock is ahead (C3, C10)."""
+        """However long the node takes to deliver the last ten seconds: silence is no proof that its clock is ahead (C3, C10)."""
         house = House()
         house.stream.write(b"0")
         house.stream.silent.add("10s")
@@ -233,7 +233,7 @@ class TestStreamStart:
         assert "first" not in consume_starts(house.broker)
 
     def test_a_marker_that_is_too_old_says_nothing_about_the_clock(self) -> None:
-        """A slow link: ten seconds have passed between the marker and the question. Another marker is younger (C10)."""
+        """A slow connection: ten seconds passed between the marker and the question. Another marker is younger (C10)."""
         house = House()
         house.stream.write(b"0")
         asked: list[tuple[Peer, int, spec.Basic.Consume]] = []
@@ -247,7 +247,7 @@ class TestStreamStart:
         house.broker.answers[spec.Basic.Consume] = late
         house.start()
         house.advance(11)
-        house.stream.clock_is_wrong = True  # so old is all that was written by then
+        house.stream.clock_is_wrong = True  # everything written so far is too old
         house.broker.consume(*asked[0])
         house.stream.clock_is_wrong = False
         house.advance(1)
@@ -256,7 +256,7 @@ class TestStreamStart:
         assert house.sink.named("restart") == []
 
     def test_an_alarm_that_ends_during_the_refill(self) -> None:
-        """The marker that could not be published at first is published then, and history is complete."""
+        """A marker that could not be published at first is published later, and then history is complete."""
         house = House(silence_s=1000)
         house.stream.write(b"old")
         house.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on memory"))
@@ -270,7 +270,7 @@ class TestStreamStart:
 
     @pytest.mark.parametrize("refusal", ["permission", "alarm"])
     def test_without_markers_the_first_new_message_takes_their_place(self, refusal: str) -> None:
-        """Not ready until then, with the reason; then what the scout saw first is where the new begins."""
+        """The source is not ready, and gives the reason. The first message that the scout gets shows where the new messages begin."""
         house = House(silence_s=1000)
         house.stream.write(b"old")
         house.side.may_publish = refusal != "permission"
@@ -280,7 +280,7 @@ class TestStreamStart:
         house.advance(6)
         ready, reason = house.ready()
         assert not ready
-        assert "markers don't get through" in reason
+        assert "markers can't be published" in reason
         assert house.sink.named("caught_up") == []
         house.write(b"new")
         assert house.state() is SourceState.CONSUMING
@@ -290,7 +290,7 @@ class TestStreamStart:
         assert len(house.source.status().unproven) == 1
 
     def test_nothing_read_and_no_markers_begins_at_first(self) -> None:
-        """Clients have been there all the time: what was written while the link was down is new to them (C2)."""
+        """The clients stayed connected: events written while the broker connection was down are new to them (C2)."""
         house = House()
         house.side.may_publish = False
         house.start()
@@ -307,13 +307,13 @@ class TestStreamStart:
         assert house.sink.offsets == [0, 1, 2, 3, 4]
 
     def test_passive_declares_nothing(self) -> None:
-        """With passive set every declaration only looks, and nothing is bound."""
+        """With passive set, every declaration only checks, and nothing is bound."""
         house = House(passive=True).consuming()
         assert all(m.passive for m in house.broker.peer.seen(spec.Exchange.Declare) + house.broker.peer.seen(spec.Queue.Declare))
         assert house.broker.peer.seen(spec.Queue.Bind) == []
 
     def test_passive_says_what_is_missing(self) -> None:
-        """A missing exchange in passive mode is an operator's matter: named, with the next step."""
+        """In passive mode an operator has to create a missing exchange. The reason names it, with the next step."""
         house = House(passive=True)
         house.broker.answers[spec.Exchange.Declare] = house.broker.close_channel(404, "NOT_FOUND - no exchange 'towerws' in vhost '/'")
         house.start()
@@ -324,17 +324,17 @@ class TestStreamStart:
 
 
 class TestResume:
-    """Going on in a stream after a loss."""
+    """Going on in a stream after a connection failure."""
 
     def lose(self, house: House) -> None:
-        """The link is lost and found again."""
+        """The connection fails, and the next one works."""
         house.broker.cut()
         assert house.state() is SourceState.BACKOFF
         house.until(lambda: house.state() is not SourceState.BACKOFF, within_s=0.6)
         house.settle()
 
-    def test_a_lost_link_goes_on_where_it_was(self) -> None:
-        """What was read behind our newest marker is compared and dropped; what came meanwhile follows, without a gap."""
+    def test_a_failed_connection_goes_on_where_it_was(self) -> None:
+        """Messages read after our newest marker are compared and dropped. Newer messages follow, without a gap."""
         house = House().consuming()
         house.write(b"a", b"b")
         house.broker.cut()
@@ -368,8 +368,8 @@ class TestResume:
         assert house.sink.named("rewind") == [("rewind", None)]
 
     @pytest.mark.parametrize("silent_s", [0.5, 1.5, 8, 50])
-    def test_silence_after_a_lost_link_decides_nothing(self, silent_s: float) -> None:
-        """The broker's data comes late, by whatever time: no gap, nothing twice, nothing forgotten (C1)."""
+    def test_silence_after_a_failure_decides_nothing(self, silent_s: float) -> None:
+        """The broker's data is late, by any time: no gap, nothing twice, nothing missing (C1)."""
         house = House().consuming()
         house.write(b"a")
         house.broker.cut()
@@ -385,7 +385,7 @@ class TestResume:
         assert [call[0] for call in house.sink.calls if call[0] != "deliver"] == ["caught_up"]
 
     def test_an_outage_with_an_empty_stream(self) -> None:
-        """The marker of the start is where it goes on: not one event of the outage is missing, however long it was (C2)."""
+        """Reading goes on at the marker of the start: no event of the outage is missing, however long it was (C2)."""
         house = House().consuming()
         house.broker.cut()
         house.broker.refuse = True
@@ -398,7 +398,7 @@ class TestResume:
         assert [call[2] for call in house.sink.named("deliver")] == [b"%d" % number for number in range(7)]
 
     def test_a_stream_that_was_deleted(self) -> None:
-        """The broker says "no queue": another log, from its first, declared again; one gap before what it brings."""
+        """The broker answers "no queue": the log is new, declared again and read from its first message, after one gap."""
         house = House().consuming()
         house.write(b"a")
         house.broker.cut()
@@ -411,7 +411,7 @@ class TestResume:
 
     @pytest.mark.parametrize("messages", [0, 1, 2, 3, 4, 50])
     def test_a_stream_that_was_made_again_by_others(self, messages: int) -> None:
-        """Shorter, as long, or longer: our marker below what we read, or other content there, shows it (C1, C7)."""
+        """The new log is shorter, as long, or longer. Our marker at a lower offset, or other content, shows that it is new (C1, C7)."""
         house = House().consuming()
         house.write(b"a", b"b")
         house.broker.cut()
@@ -425,7 +425,7 @@ class TestResume:
         assert calls[2:4] == [("rewind", None), ("hole", 0)]
 
     def test_equal_messages_do_not_deceive(self) -> None:
-        """A stream made again with the very same events: our marker isn't in it."""
+        """A stream that was made again with the same events: our marker isn't in it."""
         house = House().consuming()
         house.write(b"same", b"same")
         house.broker.cut()
@@ -436,7 +436,7 @@ class TestResume:
         assert ("rewind", None) in house.sink.calls
 
     def test_a_cut_off_tail(self) -> None:
-        """What both logs share is kept, and the gap is told before the first that differs."""
+        """The part that both logs share is kept. Clients are told of the gap before the first delivery that differs."""
         house = House().consuming()
         first, second, _, _ = house.write(b"a", b"b", b"c", b"d")
         house.broker.cut()
@@ -449,7 +449,7 @@ class TestResume:
         del first
 
     def test_a_cut_off_tail_that_nothing_follows(self) -> None:
-        """Our marker is the first thing behind it: it shows the cut, and ends the gap."""
+        """Our marker is the first message after the cut: it shows the cut, and ends the gap."""
         house = House().consuming()
         _, second, _, _ = house.write(b"a", b"b", b"c", b"d")
         house.broker.cut()
@@ -458,7 +458,7 @@ class TestResume:
         assert [call for call in house.sink.calls if call[0] in {"rewind", "hole"}] == [("rewind", second), ("hole", second + 1)]
 
     def test_a_trimmed_stream_is_one_gap(self) -> None:
-        """Retention overtook us while the link was down: one gap, before the first that is left."""
+        """Retention deleted unread messages while the connection was down: one gap, before the first message that is left."""
         house = House().consuming()
         house.write(b"a")
         house.broker.cut()
@@ -470,8 +470,8 @@ class TestResume:
         assert [call for call in house.sink.calls if call[0] in {"rewind", "hole"}] == [("hole", first)]
         assert house.sink.offsets[-5:] == list(range(first, first + 5))
 
-    def test_a_gap_that_was_not_told_yet_survives_the_link(self) -> None:
-        """The link is lost between what shows the loss and the first delivery behind it: clients are told all the same."""
+    def test_a_gap_that_was_not_told_yet_survives_the_connection(self) -> None:
+        """The connection fails after the missing messages were found, and before the next delivery. Clients are still told of the gap."""
         house = House().consuming()
         house.write(b"a")
         house.side.swallow = True
@@ -486,7 +486,7 @@ class TestResume:
         assert len(house.sink.named("hole")) == 1
 
     def test_deliveries_of_an_abandoned_consumer_are_ignored(self) -> None:
-        """What the first consumer of a start sends after the second one took over reaches nobody."""
+        """Deliveries of a start's first consumer go nowhere after the second one took over."""
         house = House().consuming()
         house.write(b"a")
         peer = house.broker.peer
@@ -497,7 +497,7 @@ class TestResume:
         assert [call[2] for call in house.sink.named("deliver")] == [b"a"]
 
     def test_an_entry_that_cannot_be_read_is_passed_over(self) -> None:
-        """The broker ends each connection that comes to it (541). It is passed by its offset, with one gap, and never for good."""
+        """The broker ends each connection that reads it (541). It is passed over by its offset, with one gap, and within a bounded time."""
         house = House().consuming()
         (offset,) = house.write(b"a")
         house.stream.skip()
@@ -515,7 +515,7 @@ class TestResume:
     def test_history_is_refilled_from_behind_an_entry_that_cannot_be_read(
         self, young: dict[str, int], held: list[int], events: list[LogEvent]
     ) -> None:
-        """A daemon that starts goes half as far back each time, until the broker serves it; at worst it begins with its own marker."""
+        """A daemon that starts goes half as far back each time, until the broker serves it. At worst it begins with its own marker."""
         house = House()
         house.stream.skip()
         house.stream.unreadable = 0
@@ -534,7 +534,7 @@ class TestResume:
 
 
 class TestJumps:
-    """Offsets that are left out on a living channel (C6)."""
+    """Offsets that are left out on an open channel (C6)."""
 
     def test_a_step_of_two_is_nothing(self) -> None:
         """An internal entry opens each later segment: no scout, no gap."""
@@ -548,7 +548,7 @@ class TestJumps:
 
     @pytest.mark.parametrize("left_out", [2, 7, 1000])
     def test_a_jump_with_nothing_lost_stays_silent(self, left_out: int) -> None:
-        """The stream begins before it: nothing was trimmed, whatever the size of the jump."""
+        """The stream begins at a lower offset: nothing was trimmed, for any size of the jump."""
         house = House().consuming()
         house.write(b"a")
         house.stream.skip(left_out)
@@ -559,7 +559,7 @@ class TestJumps:
         assert house.source.status().ready
 
     def test_retention_that_overtakes_a_reader_is_one_gap(self) -> None:
-        """The broker moved us forward: the gap is told before anything that came behind it."""
+        """The broker went on at a later place: clients are told of the gap before any later event."""
         house = House().consuming()
         house.write(b"a")
         house.stream.skip(500)
@@ -573,7 +573,7 @@ class TestJumps:
         assert house.sink.named("hole") == [("hole", first)]
 
     def test_a_jump_that_nothing_explains_is_tried_again(self) -> None:
-        """The scout gets no answer: no verdict, not ready, and the connection is given up in the end. What was left out is judged then."""
+        """The scout gets no answer: no verdict, not ready, and the connection is given up. The next one judges what was left out."""
         house = House(silence_s=1000).consuming()
         house.write(b"a")
         house.stream.silent.add("first")
@@ -591,10 +591,10 @@ class TestJumps:
 
 
 class TestBinding:
-    """What producers publish must reach us, or it is said (C5, C13)."""
+    """Events that producers publish reach us, or the daemon reports that they don't (C5, C13)."""
 
     def test_a_binding_that_is_gone_is_made_again(self, events: list[LogEvent]) -> None:
-        """Found by a marker that is returned: not ready with the reason, bound again, and the hole is told by the next marker."""
+        """A returned marker shows it: not ready with the reason, bound again, and the next marker tells of the hole."""
         house = House().consuming()
         house.write(b"a")
         house.stream.bound = False
@@ -631,7 +631,7 @@ class TestBinding:
         assert [call[0] for call in house.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver", "hole_told", "deliver"]
 
     def test_an_exchange_that_is_gone_is_declared_again(self) -> None:
-        """404 for the marker: the exchange and the binding are made again, within one interval."""
+        """The marker gets a 404: the exchange and the binding are made again, within one interval."""
         house = House().consuming()
         house.side.exchange_exists = house.stream.bound = False
 
@@ -645,7 +645,7 @@ class TestBinding:
         assert len(house.sink.named("hole_told")) == 1
 
     def test_a_binding_that_is_gone_while_others_are_bound(self) -> None:
-        """The marker is confirmed, since somebody else's queue took it, and does not come; one straight to the stream does."""
+        """The marker is confirmed, since another queue took it, and does not arrive. A marker straight to the stream does."""
         house = House().consuming()
         house.stream.bound = False
         route = house.side.route
@@ -664,7 +664,7 @@ class TestBinding:
         assert len(house.sink.named("hole_told")) == 1
 
     def test_under_passive_it_is_reported_and_the_hole_told_when_it_is_mended(self) -> None:
-        """Nothing is bound by us: 503 with the reason until somebody else does it."""
+        """The daemon binds nothing. It answers 503 with the reason until an operator binds the stream."""
         house = House(passive=True).consuming()
         house.stream.bound = False
         house.advance(60, step=0.5)
@@ -675,7 +675,7 @@ class TestBinding:
         assert len(house.sink.named("hole_told")) == 1
 
     def test_an_exchange_of_another_type_is_named(self) -> None:
-        """406 when it is declared again: both types stand in the reason."""
+        """Declaring again gets a 406: the reason names both types."""
         house = House().consuming()
         house.stream.bound = False
         what = "inequivalent arg 'type' for exchange 'towerws' in vhost '/': received 'topic' but current is 'direct'"
@@ -684,7 +684,7 @@ class TestBinding:
         assert "exchange 'towerws' exists with type 'direct', we asked for 'topic'" in house.ready()[1]
 
     def test_markers_that_do_not_come_back_are_no_verdict_but_no_readiness_either(self) -> None:
-        """15 s without one: 503 with the reason. The consumer is kept; after a minute the connection is tried again (C13)."""
+        """503 with the reason after 15 s without a marker. The consumer is kept. After a minute the next connection is tried (C13)."""
         house = House(silence_s=1000).consuming()
         house.side.swallow = True
         house.advance(14.5)
@@ -700,7 +700,7 @@ class TestBinding:
 
     @pytest.mark.parametrize("hosts", [("one",), ("one", "two")], ids=["one host", "two hosts"])
     def test_a_new_connection_is_no_proof_that_anything_is_heard(self, hosts: tuple[str, ...]) -> None:
-        """A deaf daemon tries again, and stays 503 however often it connects, until a marker comes back (C13)."""
+        """A daemon that gets no markers tries again. It stays at 503 however often it connects, until a marker comes back (C13)."""
         clock = Clock()
         house = House({host: FakeBroker(clock) for host in hosts}, silence_s=1000).consuming()
         house.side.swallow = True
@@ -709,7 +709,7 @@ class TestBinding:
         for _ in range(400):
             assert not house.source.status().ready
             house.advance(0.5, step=0.5)
-        # Each is kept for a while all the same: a living consumer is worth more than a new one.
+        # Each connection is kept for a while, though: a live consumer is worth more than a new one.
         assert 2 <= sum(broker.attempts for broker in house.brokers.values()) - before <= 8
         house.side.swallow = False
         house.until(lambda: house.source.status().ready, within_s=30)
@@ -727,7 +727,7 @@ class TestBinding:
         assert house.source.counters["markers"]["sent"] > sent  # type: ignore[index]
 
     def test_a_user_who_may_not_publish(self) -> None:
-        """Ready once something was read, with a line about what is not proven; bound again now and then, and never closed for it."""
+        """Ready once something was read, with a line about what is not proven. It is bound again at intervals."""
         house = House(silence_s=1000).consuming()
         house.side.may_publish = False
         house.advance(12)
@@ -740,7 +740,7 @@ class TestBinding:
         assert (house.broker.attempts, house.source.status().ready) == (1, True)
 
     def test_an_alarm_is_said_and_waited_for(self) -> None:
-        """No publisher gets anything in, and neither do we: ready as before, with what is not proven, and proven when it ends."""
+        """Nobody can publish, including us: ready as before, with what is not proven, and proven again after the alarm."""
         house = House(silence_s=1000).consuming()
         house.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on disk"))
         house.advance(100, step=0.5)
@@ -754,7 +754,7 @@ class TestBinding:
         assert house.source.status().unproven == ()
 
     def test_a_queue_that_is_unbound_is_bound_again_and_told_of(self) -> None:
-        """Queue mode has the same watch; what was published meanwhile is one gap."""
+        """Queue mode has the same watch. Events that were published without the binding are one gap."""
         house = House(consume="queue", silence_s=1000)
         house.stream.bound = False
         house.side.confirm = lambda peer, publication: queue_route(house, peer, publication)
@@ -767,7 +767,7 @@ class TestBinding:
         assert house.sink.named("gap") == [("gap", "broker")]
 
     def test_a_client_that_waits_for_a_position_has_a_marker_sent(self) -> None:
-        """One at a time, and again as long as somebody waits; at most a few a second."""
+        """One marker at a time, repeated while a client waits, and at most a few per second."""
         house = House(silence_s=1000).consuming()
         sent = len(house.side.markers)
         house.sink.waiting = 3
@@ -782,7 +782,7 @@ class TestBinding:
 
 
 def queue_route(house: House, peer: Peer, publication: Publication) -> None:
-    """What a broker does with a marker where we have a queue: to our consumer, or back."""
+    """What a broker does with a marker for a queue: it delivers it to our consumer, or returns it."""
     if house.stream.bound or not publication.method.exchange:
         method = publication.method
         house.broker.peer.deliver(publication.body, key=method.routing_key, message_id=publication.properties.message_id)
@@ -792,7 +792,7 @@ def queue_route(house: House, peer: Peer, publication: Publication) -> None:
 
 
 class TestQueueMode:
-    """The queue of a broker without streams, and the choice between the two."""
+    """The queue of a broker without streams, and the choice between stream and queue."""
 
     def test_topology(self) -> None:
         """An exclusive, auto-delete queue with the broker's name, bounded on the broker, bound with #."""
@@ -806,7 +806,7 @@ class TestQueueMode:
         assert [(m.queue, m.routing_key) for m in peer.seen(spec.Queue.Bind)] == [("", "#")]
 
     def test_one_gap_per_outage_and_offsets_go_on(self) -> None:
-        """Offsets are counted from 1 for the life of the process; each outage is one gap, told once consuming again."""
+        """Offsets are counted from 1 for the life of the process. Each outage is one gap, which clients are told of afterwards."""
         house = House(consume="queue")
         house.start()
         house.broker.peer.deliver(b"{}")
@@ -837,7 +837,7 @@ class TestQueueMode:
         ("version", "mode"), [("3.10.8", "stream"), ("3.9.0", "stream"), ("4.1.0", "stream"), ("3.8.35", "queue"), ("?", "queue")]
     )
     def test_auto_looks_at_the_version_first(self, version: str, mode: str) -> None:
-        """Streams came with 3.9; an older broker, or one that does not say, gets a queue."""
+        """Streams came with 3.9. An older broker, or one that names no version, gets a queue."""
         house = House()
         house.broker.version = version
         house.consuming()
@@ -845,7 +845,7 @@ class TestQueueMode:
         assert house.source.counters["broker_version"] == version
 
     def test_a_stream_on_an_old_broker_is_an_error(self) -> None:
-        """An old broker would make one queue that the processes share: nothing is declared, the reason is clear."""
+        """An old broker would make one queue that the processes share: nothing is declared, and the reason is clear."""
         house = House(consume="stream")
         house.broker.version = "3.7.21"
         house.start()
@@ -856,7 +856,7 @@ class TestQueueMode:
         assert house.broker.attempts == 1
 
     def test_an_upgraded_broker_changes_the_log(self) -> None:
-        """From queue to stream: the sink is attached anew without a check, and told of the gap."""
+        """From queue to stream: the sink is attached again without a comparison, and told of the gap."""
         house = House()
         house.broker.version = "3.8.0"
         house.start()
@@ -869,10 +869,10 @@ class TestQueueMode:
 
 
 class TestDeliveries:
-    """From the socket to the sink, and the acknowledgements."""
+    """The way from the socket to the sink, and the acknowledgements."""
 
     def test_what_the_sink_gets(self) -> None:
-        """Routing key, body, offset and message id arrive; one turn per read."""
+        """Routing key, body, offset and message id arrive, in one batch per read."""
         house = House().consuming()
         peer = house.broker.peer
         first, batches, before = house.next, house.sink.batches, dict(house.source.counters)
@@ -896,7 +896,7 @@ class TestDeliveries:
         assert house.sink.offsets[0] > 2**40
 
     def test_a_body_in_pieces(self) -> None:
-        """Frames cut anywhere, and a body of many frames, come out whole."""
+        """Frames that are cut at any place, and a body of many frames, arrive complete."""
         house = House().consuming()
         peer = house.broker.peer
         peer.deliver(b"x" * 100_000, house.next)
@@ -912,7 +912,7 @@ class TestDeliveries:
         assert [len(call[2]) for call in house.sink.named("deliver")] == [100_000, 7, 300_000]  # type: ignore[arg-type]
 
     def test_a_turn_ends_after_1024(self) -> None:
-        """A read that brings very many small deliveries is cut into turns."""
+        """A read with very many small deliveries is cut into batches."""
         house = House().consuming()
         batches = house.sink.batches
         for number in range(2100):
@@ -921,7 +921,7 @@ class TestDeliveries:
         assert house.sink.batches == batches + 3
 
     def test_nothing_is_read_while_a_turn_is_written(self) -> None:
-        """What one read brought is written before the next one is begun; deliveries are acknowledged all the same."""
+        """The deliveries of one read are written before the next read begins. They are acknowledged without waiting for that."""
         house = House().consuming()
         peer, house.sink.holding = house.broker.peer, True
         for number in range(200):
@@ -933,8 +933,8 @@ class TestDeliveries:
         written(1000)
         assert not peer.transport.paused
 
-    def test_a_turn_written_after_the_link_is_lost_does_nothing(self) -> None:
-        """Its end comes late, and touches neither the old transport nor the new one."""
+    def test_a_batch_written_after_the_connection_failed_does_nothing(self) -> None:
+        """The end of a batch comes late. It affects neither the old transport nor the new one."""
         house = House().consuming()
         peer, house.sink.holding = house.broker.peer, True
         peer.deliver(b"{}", house.next)
@@ -946,7 +946,7 @@ class TestDeliveries:
         assert peer.transport.paused
 
     def test_a_sink_that_raises_at_the_end_of_a_turn_holds_nothing_up(self, events: list[LogEvent]) -> None:
-        """Nobody would say that it is written: reading goes on."""
+        """No call would report that the batch is written: reading goes on."""
         house = House().consuming()
         house.sink.broken_batches = True
         house.broker.peer.deliver(b"{}", house.next)
@@ -956,7 +956,7 @@ class TestDeliveries:
         assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
 
     def test_acks_go_in_batches(self) -> None:
-        """128 deliveries are acknowledged at once, fewer after 50 ms, and no timer runs when nothing is open."""
+        """128 deliveries are acknowledged at once, fewer after 50 ms, and no timer runs when none is open."""
         house = House().consuming()
         house.advance(0.05)
         peer = house.broker.peer
@@ -974,7 +974,7 @@ class TestDeliveries:
         assert acks == [(127, True), (255, True)]
 
     def test_a_small_prefetch_is_not_starved(self) -> None:
-        """With a prefetch below the batch, acks go at half of it."""
+        """With a prefetch below the batch, deliveries are acknowledged at half of it."""
         house = House(prefetch=10).consuming()
         for number in range(2):
             house.broker.peer.deliver(b"{}", house.next + number)
@@ -982,7 +982,7 @@ class TestDeliveries:
         assert [ack.delivery_tag for ack in house.broker.peer.seen(spec.Basic.Ack)] == [5]  # three markers came before
 
     def test_a_sink_that_raises_ends_nothing(self, events: list[LogEvent]) -> None:
-        """An exception from the sink is logged once and counted; the connection stands and the next delivery arrives."""
+        """An exception from the sink is logged once and counted. The connection stays, and the next delivery arrives."""
         house = House().consuming()
         house.sink.broken = True
         house.write(b"{}", b"{}")
@@ -994,7 +994,7 @@ class TestDeliveries:
         assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
 
     def test_a_routing_key_that_is_not_utf8_stays_distinct(self) -> None:
-        """Bytes that are no UTF-8 come escaped, so that the sink can refuse them by name."""
+        """Bytes that are not UTF-8 arrive escaped, so that the sink can refuse them by name."""
         house = House().consuming()
         house.broker.peer.deliver_raw(stream_properties(b"", house.next), b"{}", key=b"jobs.\xff")
         house.settle()
@@ -1002,18 +1002,18 @@ class TestDeliveries:
 
 
 def field(name: bytes, kind: bytes, value: bytes) -> bytes:
-    """One entry of a field table."""
+    """Return one entry of a field table."""
     return bytes([len(name)]) + name + kind + value
 
 
 def stream_properties(fields: bytes, offset: int) -> bytes:
-    """Property flags and headers: the given fields, then the stream's offset."""
+    """Return property flags and headers: the given fields, then the stream's offset."""
     table = fields + field(b"x-stream-offset", b"l", struct.pack(">q", offset))
     return struct.pack(">HI", 0x2000, len(table)) + table
 
 
 def nested(depth: int) -> bytes:
-    """An array in an array in an array."""
+    """Return an array in an array in an array."""
     value = b""
     for _ in range(depth):
         value = b"A" + struct.pack(">I", len(value)) + value
@@ -1038,7 +1038,7 @@ class TestPoisonHeaders:
 
     @pytest.mark.parametrize("name", HARMLESS)
     def test_what_pika_cannot_decode_is_no_harm(self, name: str) -> None:
-        """A header that ends pika's connection is not decoded at all: the message and its neighbours arrive."""
+        """A header that would end pika's connection is not decoded: the message and its neighbours arrive."""
         house = House().consuming()
         peer = house.broker.peer
         first = house.next
@@ -1051,7 +1051,7 @@ class TestPoisonHeaders:
 
     @pytest.mark.parametrize("name", DAMAGED)
     def test_a_damaged_header_costs_its_own_message(self, name: str) -> None:
-        """A header whose offset can't be found is counted, skipped and acknowledged; nothing is fetched again."""
+        """A delivery whose header has no readable offset is counted, skipped and acknowledged. Nothing is fetched again."""
         house = House().consuming()
         peer = house.broker.peer
         first = house.next
@@ -1093,7 +1093,7 @@ class TestSilence:
     @pytest.mark.parametrize("step", STEPS)
     @pytest.mark.parametrize("consume", ["queue", "stream"])
     def test_a_mute_broker_costs_one_deadline(self, step: str, consume: str) -> None:
-        """Silence at any step ends the attempt within attempt_s, aborts the transport, and the other host is tried."""
+        """Silence at any step ends the attempt within attempt_s and aborts the transport, and the other host is tried."""
         clock = Clock()
         mute, good = FakeBroker(clock), FakeBroker(clock)
         house = House({"mute": mute, "good": good}, consume=consume)
@@ -1111,7 +1111,7 @@ class TestSilence:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
 
     def test_tcp_silence_counts_too(self) -> None:
-        """A SYN that is never answered ends at the same deadline; what comes of it later is aborted."""
+        """A SYN that is never answered ends at the same deadline. A later answer is aborted."""
         house = House()
         house.broker.connecting = []
         house.start()
@@ -1123,7 +1123,7 @@ class TestSilence:
         assert house.state() is SourceState.BACKOFF
 
     def test_the_backoff_grows_to_its_cap(self) -> None:
-        """Attempts against a mute broker come at growing distances, never more than backoff_max_s apart, for ever."""
+        """Attempts at a mute broker come at growing intervals, never more than backoff_max_s apart, without end."""
         house = House()
         house.broker.mute = frame.ProtocolHeader
         house.start()
@@ -1137,7 +1137,7 @@ class TestSilence:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=21)
 
     def test_nothing_received_aborts(self) -> None:
-        """A black hole is noticed after silence_s although unsent bytes are queued; the close is an abort."""
+        """A dead network is noticed after silence_s although unsent bytes are queued. The connection is aborted."""
         house = House().consuming()
         peer = house.broker.peer
         house.write(b"{}")
@@ -1176,7 +1176,7 @@ class TestFailures:
         ],
     )
     def test_a_refusal_is_explained(self, step: type, code: int, text: str, hint: str) -> None:
-        """The broker's code and text are kept, with the next step; retried at the slow end, and no password is shown."""
+        """The broker's code and text are kept, with the next step. It is retried slowly, and no password is shown."""
         house = House()
         house.broker.answers[step] = house.broker.close_connection(code, text)
         house.start()
@@ -1192,7 +1192,7 @@ class TestFailures:
         assert house.broker.attempts == 2
 
     def test_a_forced_close_is_named_and_short(self) -> None:
-        """320 while consuming: kept with its text, and the next attempt comes within backoff_min_s."""
+        """320 while consuming: its text is kept, and the next attempt comes within backoff_min_s."""
         house = House().consuming()
         house.broker.peer.send(0, spec.Connection.Close(320, "CONNECTION_FORCED - Closed via management", 0, 0))
         house.settle()
@@ -1200,7 +1200,7 @@ class TestFailures:
         house.until(lambda: house.broker.attempts == 2, within_s=0.55)
 
     def test_where_nobody_listens_is_asked_often(self) -> None:
-        """A refused connection is retried about every second at most, so that the return of the broker is noticed soon."""
+        """A refused connection is retried about every second at most, so that a broker that returns is found soon."""
         house = House()
         house.broker.refuse = True
         house.start()
@@ -1211,7 +1211,7 @@ class TestFailures:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1.5)
 
     def test_one_log_line_per_reason_and_minute(self, events: list[LogEvent]) -> None:
-        """A reason that repeats is said once a minute; the state always tells it."""
+        """A repeated reason is logged once a minute. The status always has it."""
         house = House()
         house.broker.refuse = True
         house.start()
@@ -1221,7 +1221,7 @@ class TestFailures:
         assert len([event for event in events if "connection refused" in formatEvent(event)]) == 2
 
     def test_406_says_which_argument_differs(self) -> None:
-        """An existing stream with other arguments: which one, what was asked, what is there, and what to do."""
+        """A stream that exists with other arguments: the reason names the argument, both values, and the next step."""
         what = "inequivalent arg 'x-max-age' for queue 'towerws.events' in vhost '/': received '3600s' but current is '7200s'"
         text = f"PRECONDITION_FAILED - {what}"
         house = House()
@@ -1232,7 +1232,7 @@ class TestFailures:
         assert "queue 'towerws.events' exists with x-max-age '7200s', we asked for '3600s': set stream_max_age_s" in reason
 
     def test_a_node_without_a_replica_is_left_for_the_next(self) -> None:
-        """406 for want of a local replica is cured by another node, at once."""
+        """406 for a missing local replica: another node is tried at once."""
         clock = Clock()
         house = House({"a": FakeBroker(clock), "b": FakeBroker(clock)})
         text = "PRECONDITION_FAILED - stream queue 'towerws.events' in vhost '/' does not have a replica on the local node"
@@ -1246,7 +1246,7 @@ class TestFailures:
         assert (first.attempts, other.attempts) == (1, 1)
 
     def test_what_is_not_amqp_is_said(self) -> None:
-        """A web server on that port is recognised by its first bytes, not by the deadline."""
+        """A web server on that port is recognized by its first bytes, not by the deadline."""
         house = House()
         house.broker.mute = frame.ProtocolHeader
         house.start()
@@ -1273,7 +1273,7 @@ class TestFailures:
 
 
 class TestChannelFailures:
-    """What the broker takes away while the connection stands."""
+    """What the broker takes away while the connection is open."""
 
     def cancel(self, house: House) -> None:
         """The broker cancels the newest consumer."""
@@ -1294,7 +1294,7 @@ class TestChannelFailures:
         assert len(house.broker.peer.seen(spec.Channel.Close)) == 1
 
     def test_a_closed_channel_is_opened_again(self) -> None:
-        """406 on the consuming channel (an unknown delivery tag, an ack timeout) is healed on the same connection."""
+        """406 on the consuming channel (an unknown delivery tag, an ack timeout): a new channel on the same connection."""
         house = House(consume="queue")
         house.start()
         peer = house.broker.peer
@@ -1304,8 +1304,8 @@ class TestChannelFailures:
         assert len(house.broker.peers) == 1
         assert house.source.counters["last_code"] == 406
 
-    def test_too_many_are_a_lost_link(self) -> None:
-        """The fourth loss of a channel within 60 s ends the connection; the next attempt comes soon."""
+    def test_too_many_end_the_connection(self) -> None:
+        """The fourth channel failure within 60 s ends the connection. The next attempt comes soon."""
         house = House(consume="queue")
         house.start()
         for _ in range(3):
@@ -1316,8 +1316,8 @@ class TestChannelFailures:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
         assert len(house.broker.peers) == 2
 
-    def test_silence_after_a_channel_loss_has_a_deadline(self) -> None:
-        """A topology that is not answered the second time ends the attempt as well."""
+    def test_silence_after_a_channel_failure_has_a_deadline(self) -> None:
+        """A topology that is not answered the second time ends the attempt, too."""
         house = House(consume="queue")
         house.start()
         house.broker.mute = spec.Channel.Open
@@ -1330,10 +1330,10 @@ class TestChannelFailures:
 
 
 class TestLate:
-    """Events of attempts that are over."""
+    """Events of attempts that have ended."""
 
     def test_an_old_attempt_is_not_heard(self) -> None:
-        """Whatever the transport of an ended attempt still brings changes nothing."""
+        """Late events of an ended attempt's transport change nothing."""
         house = House(consume="queue")
         house.start()
         old = house.broker.peer
@@ -1351,7 +1351,7 @@ class TestLate:
 
 
 class TestStop:
-    """The end."""
+    """Stopping the source."""
 
     def test_an_orderly_end(self) -> None:
         """Everything is acknowledged, the channel and the connection are closed, and no timer is left."""
@@ -1368,7 +1368,7 @@ class TestStop:
         assert house.clock.getDelayedCalls() == []
 
     def test_a_black_hole_does_not_hold_it_up(self) -> None:
-        """Within 2 s, always."""
+        """A stop ends within 2 s, always."""
         house = House().consuming()
         house.broker.mute = object
         done: list[None] = []
@@ -1383,7 +1383,7 @@ class TestStop:
 
     @pytest.mark.parametrize("when", ["idle", "connecting", "handshake", "topology", "backoff", "stopped"])
     def test_from_every_state(self, when: str) -> None:
-        """stop fires from wherever the source stands, nothing is attempted after it, and start is then without effect."""
+        """stop fires in every state. After it nothing is attempted, and start has no effect."""
         house = House(consume="queue")
         if when == "connecting":
             house.broker.connecting = []
@@ -1405,7 +1405,7 @@ class TestStop:
         assert house.clock.getDelayedCalls() == []
 
     def test_nothing_is_delivered_after_it(self) -> None:
-        """Deliveries on the way when stop is called reach nobody."""
+        """Deliveries on the way go nowhere after stop was called."""
         house = House().consuming()
         house.broker.peer.deliver(b"{}", 1)
         house.source.stop()

@@ -1,4 +1,4 @@
-"""What the tests of the control exchange share: a source with a listener, against a fake broker."""
+"""Shared by the tests of the control exchange: a source with a listener, against a fake broker."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ URL = BrokerUrl("one", 5672, "towerws", Secret("canary"), "/", tls=False)
 
 
 class Heard:
-    """A `ControlSink` that writes down what it hears."""
+    """A `ControlSink` that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []
         self.broken = False
 
     def listening(self) -> None:
-        """Written down."""
+        """Record the call."""
         self.calls.append("listening")
 
     def control(self, body: bytes, message_id: str | None) -> None:
-        """Written down."""
+        """Record the message."""
         if self.broken:
             raise RuntimeError("a sink that breaks its promise")
         self.calls.append((body, message_id))
@@ -61,14 +61,14 @@ class House:
         )
 
     def settle(self) -> None:
-        """Let bytes travel on both ways."""
+        """Let bytes travel on both connections."""
         moving = True
         while moving:
             moving = self.broker.settle()
             moving = self.side.settle() or moving
 
     def announce(self, body: bytes, message_id: str) -> Deferred[None]:
-        """Publish a marker: its message id, and the broker's answer."""
+        """Publish a marker. Returns a Deferred of the broker's answer."""
         assert body == message_id.encode()
         answer: Deferred[None] = succeed(None) if self.echo else Deferred()
         self.announced.append((message_id, answer))
@@ -77,29 +77,29 @@ class House:
         return answer
 
     def come(self, message_id: str, body: bytes = b"{}") -> None:
-        """A message comes through the control exchange."""
+        """Deliver a message through the control exchange."""
         self.broker.peer.deliver(body, channel=self.channel, key="", message_id=message_id)
         if not self.echo:
             self.settle()
 
     def confirm(self, number: int = -1) -> None:
-        """The broker has put the marker into every queue there is."""
+        """Confirm the newest marker: the broker put it into every bound queue."""
         self.announced[number][1].callback(None)
         self.settle()
 
     def fail(self, error: Exception) -> None:
-        """The newest marker could not be published."""
+        """Fail the newest marker."""
         self.announced[-1][1].errback(error)
         self.settle()
 
     def advance(self, seconds: float, step: float = 0.05) -> None:
-        """Let time pass with bytes travelling meanwhile."""
+        """Let time pass, while bytes travel."""
         for _ in range(round(seconds / step)):
             self.clock.advance(step)
             self.settle()
 
     def start(self) -> House:
-        """Started; events are consumed."""
+        """Start the source, until it consumes events."""
         self.source.start()
         self.settle()
         self.advance(0.4)
@@ -112,24 +112,24 @@ class House:
         return self.source.status().state is SourceState.CONSUMING
 
     def state(self) -> object:
-        """Where the listener stands."""
+        """Return the listener's state."""
         return self.listener.status["state"]
 
     @property
     def channel(self) -> int:
-        """The number of the newest channel on which a fanout exchange was declared."""
+        """Return the number of the newest channel on which a fanout exchange was declared."""
         return [channel for channel, method in self.broker.peer.methods if is_control(method)][-1]
 
     def set_ups(self) -> int:
-        """How often the control exchange was declared, on all connections."""
+        """Return how often the control exchange was declared, on all connections."""
         return sum(is_control(method) for peer in self.broker.peers for _, method in peer.methods)
 
     def refuse(self, code: int, text: str) -> None:
-        """The broker closes the channel when the control exchange is declared."""
+        """Close the channel when the control exchange is declared."""
         self.answer(self.broker.close_channel(code, text))
 
     def answer(self, call: Any) -> None:
-        """What the broker does when the control exchange is declared."""
+        """Set what the broker does when the control exchange is declared."""
 
         def declared(peer: Peer, channel: int, method: Any) -> None:
             if is_control(method):
@@ -140,7 +140,7 @@ class House:
         self.broker.answers[spec.Exchange.Declare] = declared
 
     def allow(self) -> None:
-        """No longer."""
+        """Answer normally again."""
         self.broker.answers.clear()
 
 

@@ -1,4 +1,4 @@
-"""Telling the other daemons, against fake brokers."""
+"""Publishing with confirms, against fake brokers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import now
 from tests.fake_amqp import FakeBroker, Peer, Publication, ack, nack
-from towerws.broker.confirmed_publisher import ROUNDS, TELL_S, WAITING, ConfirmedPublisher
+from towerws.broker.confirmed_publisher import CONFIRM_S, MAX_WAITING, ROUNDS, ConfirmedPublisher
 from towerws.broker.publishing_connection import CLOSE_S, IDLE_S
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 
 
 def url(host: str) -> BrokerUrl:
-    """A broker of that name."""
+    """Return the URL of a broker with this host name."""
     return BrokerUrl(host, 5672, "towerws", Secret("canary"), "/", tls=False)
 
 
 class House:
-    """An announcer with fake brokers by host name."""
+    """A publisher with fake brokers by host name."""
 
     def __init__(self, *hosts: str, **settings: Any) -> None:
         self.clock = Clock()
@@ -40,34 +40,34 @@ class House:
 
     @property
     def broker(self) -> FakeBroker:
-        """The first of the brokers."""
+        """Return the first broker."""
         return next(iter(self.brokers.values()))
 
     def settle(self) -> None:
-        """Let bytes travel; the clock stands still."""
+        """Let bytes travel, without letting time pass."""
         for broker in self.brokers.values():
             broker.settle()
 
     def advance(self, seconds: float, step: float = 0.05) -> None:
-        """Let time pass with bytes travelling meanwhile, and a step more: sums of floats fall short."""
+        """Let time pass, while bytes travel, and a step more: sums of floats are a little too small."""
         for _ in range(round(seconds / step) + 1):
             self.clock.advance(step)
             self.settle()
 
     def tell(self, name: str = "m", body: bytes = b"{}") -> Deferred[None]:
-        """Announce something, and let it come as far as it does at once."""
+        """Announce a message, and let it get as far as it does at once."""
         told = self.publisher.announce(body, name)
-        told.addErrback(lambda failure: failure)  # looked at by the test
+        told.addErrback(lambda failure: failure)  # the test checks it
         self.settle()
         return told
 
     def attempts(self) -> int:
-        """Connections asked for, of all brokers."""
+        """Return the number of connections that were asked for, at all brokers."""
         return sum(broker.attempts for broker in self.brokers.values())
 
 
 def error(told: Deferred[None]) -> str:
-    """Why it could not be told."""
+    """Return why the message could not be published."""
     with pytest.raises(BrokerError) as raised:
         now(told)
     return str(raised.value)
@@ -79,7 +79,7 @@ def fired(told: Deferred[None]) -> bool:
 
 
 def silence(peer: Peer, publication: Publication) -> None:
-    """A `FakeBroker.confirm` that never comes."""
+    """A `FakeBroker.confirm` that never answers."""
 
 
 def unroutable(peer: Peer, publication: Publication) -> None:
@@ -89,7 +89,7 @@ def unroutable(peer: Peer, publication: Publication) -> None:
 
 
 def test_a_message_is_published_and_confirmed() -> None:
-    """To the control exchange, on a connection of its own with confirms on, transient, with its id; nothing is declared."""
+    """To the control exchange, on a connection of its own with confirms, transient, with its id. Nothing is declared."""
     house = House(exchange="x")
     told = house.tell("id-1", b'{"user": 7}')
     assert now(told) is None
@@ -106,7 +106,7 @@ def test_a_message_is_published_and_confirmed() -> None:
 
 
 def test_it_is_not_told_before_the_confirm() -> None:
-    """Several wait for theirs at the same time on one connection; one confirm may be for all up to it."""
+    """Several messages wait on one connection at the same time. One confirm may be for all up to it."""
     house = House()
     house.broker.confirm = silence
     asked = [house.tell(str(number)) for number in range(4)]
@@ -126,7 +126,7 @@ def test_it_is_not_told_before_the_confirm() -> None:
 
 
 def test_one_connection_for_a_burst_and_none_when_idle() -> None:
-    """What follows within IDLE_S goes over the same connection; then it is closed in order, and made anew when needed."""
+    """Messages within IDLE_S use the same connection. Then it is closed in order, and a new one is made when needed."""
     house = House(heartbeat_s=100, silence_s=300)
     for _ in range(3):
         assert now(house.tell()) is None
@@ -147,7 +147,7 @@ def test_one_connection_for_a_burst_and_none_when_idle() -> None:
     ],
 )
 def test_what_did_not_reach_everybody(confirm: Callable[[Peer, Publication], None], reason: str) -> None:
-    """A queue that refused it, or no queue at all: told as a failure; the next message on the same connection is not touched by that."""
+    """A queue that refused the message, or no queue: the caller gets a failure. The next message on the connection is not affected."""
     house = House()
     house.broker.confirm = confirm
     assert reason in error(house.tell("m1", b'{"user": 7}'))
@@ -157,7 +157,7 @@ def test_what_did_not_reach_everybody(confirm: Callable[[Peer, Publication], Non
 
 
 def test_a_broker_that_is_down() -> None:
-    """Nobody listens: the answer comes at once, with the host and the reason, and nothing goes on in the background."""
+    """Nothing listens: the answer comes at once, with the host and the reason, and nothing goes on in the background."""
     house = House("one", "two")
     for broker in house.brokers.values():
         broker.refuse = True
@@ -172,7 +172,7 @@ def test_a_broker_that_is_down() -> None:
 
 
 def test_the_host_that_works_is_asked_first() -> None:
-    """The one that events come from; if it is gone just now, the next."""
+    """The broker that events come from is tried first. If it is down, the next one is."""
     house = House("one", "two", "three")
     house.preferred = url("two")
     assert now(house.tell()) is None
@@ -185,7 +185,7 @@ def test_the_host_that_works_is_asked_first() -> None:
 
 @pytest.mark.parametrize("step", ["tcp", "handshake", "channel", "confirms"])
 def test_a_mute_broker(step: str) -> None:
-    """Whatever is not answered, there is an answer within TELL_S; another host is tried before that."""
+    """Without an answer at any step, the caller gets one within CONFIRM_S. Another host is tried before that."""
     for hosts, fails in ((("one",), True), (("one", "two"), False)):
         house = House(*hosts)
         house.preferred = url("one")
@@ -195,7 +195,7 @@ def test_a_mute_broker(step: str) -> None:
             house.broker.mute = {"handshake": spec.Connection.StartOk, "channel": spec.Channel.Open, "confirms": spec.Confirm.Select}[step]
         told = house.tell()
         assert not fired(told)
-        house.advance(TELL_S)
+        house.advance(CONFIRM_S)
         assert fired(told)
         if fails:
             assert "connecting: no answer" in error(told)
@@ -206,11 +206,11 @@ def test_a_mute_broker(step: str) -> None:
 
 
 def test_a_broker_that_takes_and_does_not_confirm() -> None:
-    """As in a memory alarm: the deadline ends the wait and the connection, and the next message gets a new one."""
+    """In a memory alarm: the deadline ends the wait and the connection, and the next message gets a new one."""
     house = House()
     house.broker.confirm = silence
     told = house.tell()
-    house.advance(TELL_S)
+    house.advance(CONFIRM_S)
     assert "publishing: no answer from the broker within 5 s (is it in a memory or disk alarm?)" in error(told)
     assert house.broker.peer.transport.aborted
     assert house.clock.getDelayedCalls() == []
@@ -219,11 +219,11 @@ def test_a_broker_that_takes_and_does_not_confirm() -> None:
 
 
 def test_one_that_is_late_does_not_end_the_wait_of_others() -> None:
-    """Those who asked later are published again on a new connection, and answered there."""
+    """Later messages are published again on a new connection, and answered there."""
     house = House()
     house.broker.confirm = silence
     early = house.tell("early")
-    house.advance(TELL_S - 1)
+    house.advance(CONFIRM_S - 1)
     late = house.tell("late")
     house.broker.confirm = ack
     house.advance(1)
@@ -233,7 +233,7 @@ def test_one_that_is_late_does_not_end_the_wait_of_others() -> None:
 
 
 def test_a_connection_that_is_lost_while_it_waits() -> None:
-    """What was not confirmed is published again, under its id, on the next connection."""
+    """An unconfirmed message is published again, with the same id, on the next connection."""
     house = House()
     house.broker.confirm = silence
     told = house.tell("m7")
@@ -245,7 +245,7 @@ def test_a_connection_that_is_lost_while_it_waits() -> None:
 
 
 def test_an_idle_connection_that_died() -> None:
-    """Found out when it is lost: the next message gets a new one, also where the whole round had been used up."""
+    """It is noticed when the connection fails. The next message gets a new one, even if all rounds were used up."""
     house = House()
     for connections in range(1, 6):
         assert now(house.tell()) is None
@@ -254,7 +254,7 @@ def test_an_idle_connection_that_died() -> None:
 
 
 def test_a_connection_that_is_lost_again_and_again() -> None:
-    """As long as each one confirmed something before, whoever waits is answered on the next."""
+    """If each connection confirmed something before it failed, the waiting caller gets an answer on the next one."""
     house = House()
     for number in range(6):
         assert now(house.tell()) is None
@@ -274,7 +274,7 @@ def test_a_connection_that_is_lost_again_and_again() -> None:
     ],
 )
 def test_a_refusal_is_told_once(code: int, text: str) -> None:
-    """No permission, or no exchange: the broker's own words, without trying the same again."""
+    """No permission, or no exchange: the caller gets the broker's own text, without a second attempt."""
     house = House()
     house.broker.confirm = lambda peer, publication: peer.send(publication.channel, spec.Channel.Close(code, text, 60, 40))
     assert f"{code} {text}" in error(house.tell())
@@ -296,12 +296,12 @@ def test_the_brokers_code_comes_with_the_error() -> None:
 
 
 def closing(code: int) -> Callable[[Peer, Publication], None]:
-    """A `FakeBroker.confirm`: the channel is closed with this code."""
+    """A `FakeBroker.confirm`: close the channel with this code."""
     return lambda peer, publication: peer.send(publication.channel, spec.Channel.Close(code, "x", 60, 40))
 
 
 def test_a_broker_that_drops_every_connection() -> None:
-    """As many attempts as there are rounds, not as fast as they fail until the deadline."""
+    """There are as many attempts as rounds. They don't go on until the deadline."""
     house = House()
     house.broker.confirm = lambda peer, _: peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
     assert "541 INTERNAL_ERROR" in error(house.tell())
@@ -309,7 +309,7 @@ def test_a_broker_that_drops_every_connection() -> None:
 
 
 def test_settings_that_cannot_be_used() -> None:
-    """A CA file that is gone is an answer, not an exception."""
+    """A missing CA file is an answer, not an exception."""
     house = House()
 
     def broken(_: BrokerUrl) -> Any:
@@ -320,22 +320,22 @@ def test_settings_that_cannot_be_used() -> None:
 
 
 def test_those_who_wait_are_bounded() -> None:
-    """Beyond the bound the answer is no, at once; the others are not touched."""
+    """Beyond the limit a message is refused at once. The others are not affected."""
     house = House()
     house.broker.connecting = []
-    waiting = [house.publisher.announce(b"{}", "m") for _ in range(WAITING)]
+    waiting = [house.publisher.announce(b"{}", "m") for _ in range(MAX_WAITING)]
     assert "wait for the broker already" in error(house.publisher.announce(b"{}", "m"))
     assert not any(told.called for told in waiting)
     for told in waiting:
         told.addErrback(lambda _: None)
-    house.advance(TELL_S)
+    house.advance(CONFIRM_S)
     assert all(told.called for told in waiting)
     assert house.clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("when", ["never used", "connecting", "handshake", "publishing", "idle", "black hole"])
 def test_stop(when: str) -> None:
-    """From every state: whoever waits is told, the connection ends, in order where it can, within CLOSE_S; later calls are refused."""
+    """In every state: waiting callers get an answer, and the connection ends within CLOSE_S. Later calls are refused."""
     house = House()
     waiting: list[Deferred[None]] = []
     if when == "connecting":
@@ -362,11 +362,11 @@ def test_stop(when: str) -> None:
 
 
 def test_a_connection_that_comes_too_late() -> None:
-    """TCP that stands after the line was given up is closed at once, and publishes nothing."""
+    """TCP that connects after its connection was given up is closed at once, and publishes nothing."""
     house = House()
     house.broker.connecting = []
     told = house.tell()
-    house.advance(TELL_S)
+    house.advance(CONFIRM_S)
     assert isinstance(told.result, Failure)
     error(told)
     house.broker.accept()

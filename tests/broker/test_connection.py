@@ -1,4 +1,4 @@
-"""What only the link itself can show. What it uses of pika beyond its public interface is in tests/insides."""
+"""What only the connection itself can show. What it uses of pika's insides is in tests/insides."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ KIB, MIB = 1024, 1024**2
 
 
 class Events:
-    """Writes down what a link tells."""
+    """Records what a connection tells."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
         self.on_read: Callable[[], object] = lambda: None
 
     def connection_up(self) -> None:
-        """Written down."""
+        """Record the call."""
         self.told.append("up")
 
     def connection_open(self, server_properties: Mapping[str, Any]) -> None:
-        """Written down."""
+        """Record the call."""
         self.told.append(("open", server_properties["version"]))
 
-    def connection_read(self) -> None:
-        """Written down."""
+    def read(self) -> None:
+        """Record the call."""
         self.told.append("read")
         self.on_read()
 
-    def connection_lost(self, failure: ConnectionFailure) -> None:
-        """Written down."""
+    def connection_failed(self, failure: ConnectionFailure) -> None:
+        """Record the failure."""
         self.told.append(failure)
 
-    def connection_gone(self) -> None:
-        """Written down."""
+    def connection_closed(self) -> None:
+        """Record the call."""
         self.told.append("gone")
 
 
 @implementer(ITCPTransport)
 class TcpTransport(StringTransport):  # type: ignore[misc]
-    """A transport that says that it is TCP, and so has a size of its reads."""
+    """A transport that provides TCP's interface, so its reads have a size."""
 
     bufferSize = 65536
 
@@ -61,11 +61,12 @@ class TcpTransport(StringTransport):  # type: ignore[misc]
 
 
 def opened(**settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clock]:
-    """A link with the handshake done."""
+    """Return a connection with the handshake done."""
     clock, events, transport = Clock(), Events(), TcpTransport()
     connection = BrokerConnection(
         BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events
     )
+    connection.on_read = events.read
     connection.makeConnection(transport)
     connection.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
     connection.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
@@ -86,7 +87,7 @@ def opened(**settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clo
     ],
 )
 def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written: int, then: int) -> None:
-    """A read for which more than 512 MiB go to clients is followed by a smaller one; what costs little is read 256 KiB at a time."""
+    """A read for which more than 512 MiB go to clients is followed by a smaller one. Other reads have 256 KiB."""
     connection, events, transport, _ = opened()
     events.on_read = lambda: connection.resume(written)
     connection.dataReceived(b"\x08\0\0\0\0\0\0\xce" * (read // 8))
@@ -94,8 +95,8 @@ def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written:
     connection.abort()
 
 
-def test_a_paused_link_reads_nothing() -> None:
-    """Pausing twice is pausing once; resuming a link that is not paused, or dead, does nothing."""
+def test_a_paused_connection_reads_nothing() -> None:
+    """Pausing twice is pausing once. Resuming a connection that is not paused, or that ended, does nothing."""
     connection, _, transport, _ = opened()
     connection.pause()
     connection.pause()
@@ -110,7 +111,7 @@ def test_a_paused_link_reads_nothing() -> None:
 
 
 def test_a_pause_has_a_deadline() -> None:
-    """One that ends in time counts as if something had been heard; one that does not ends the link, and says why."""
+    """A pause that ends in time counts as if something had been received. Another one ends the connection, with the reason."""
     connection, events, _, clock = opened(silence_s=20, heartbeat_s=60)
     connection.pause()
     clock.advance(15)
@@ -121,11 +122,11 @@ def test_a_pause_has_a_deadline() -> None:
     connection.pause()
     for _ in range(21):
         clock.advance(1)
-    assert "nothing read for 20 s, since a turn was still being written" in str(events.told[-1])
+    assert "nothing read for 20 s, since a batch was still being written" in str(events.told[-1])
 
 
 def test_the_handshake_says_who_we_are() -> None:
-    """The broker's operator sees product, version, host and process; heartbeats are the configured ones."""
+    """The broker's operator sees product, version, host and process. Heartbeats are as configured."""
     _, events, transport, clock = opened(heartbeat_s=6, silence_s=60)
     assert events.told[:2] == ["up", "read"]
     sent = transport.value()
@@ -142,7 +143,7 @@ def test_the_handshake_says_who_we_are() -> None:
 
 
 def test_frames_cut_anywhere() -> None:
-    """A delivery that comes byte by byte is the same delivery."""
+    """A delivery that arrives byte by byte is the same delivery."""
     connection, events, _, _ = opened()
     got: list[tuple[int, str, int | None, bytes]] = []
 
@@ -176,8 +177,8 @@ def test_frames_cut_anywhere() -> None:
         b"\x01\x00\x01\x00\x00\x00\x04\xff\xff\xff\xff\xce",
     ],
 )
-def test_what_is_no_amqp_ends_the_link(data: bytes) -> None:
-    """Bytes that are no AMQP end this link with one reason, and no exception leaves dataReceived."""
+def test_bytes_that_are_not_amqp_end_the_connection(data: bytes) -> None:
+    """Bytes that are not AMQP end this connection with one reason, and dataReceived raises nothing."""
     connection, events, transport, clock = opened()
     connection.dataReceived(data)
     assert transport.disconnecting
@@ -189,12 +190,12 @@ def test_what_is_no_amqp_ends_the_link(data: bytes) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_a_body_too_long_ends_the_link() -> None:
-    """More body than its header announced is an error of the peer."""
+def test_a_body_too_long_ends_the_connection() -> None:
+    """A body that is longer than its header says is an error of the peer."""
     connection, events, _, _ = opened()
     connection.open_channel(lambda _: None, lambda *_: None)
     connection.dataReceived(frame.Header(1, 1, spec.BasicProperties()).marshal() + frame.Body(1, b"ab").marshal())
-    assert "a body longer than its header said" in str(events.told[-1])
+    assert "a body is longer than its header says" in str(events.told[-1])
 
 
 def test_content_for_nobody_is_ignored() -> None:

@@ -66,7 +66,7 @@ def test_no_bytes_raise(data: bytes) -> None:
 
 @given(PROPERTIES, st.dictionaries(NAMES, VALUES, max_size=5), st.data())
 def test_no_damage_reaches_beyond_its_frame(properties: dict[str, Any], headers: dict[str, Any], data: st.DataObject) -> None:
-    """One byte changed at random never raises, and what is read comes from inside the frame or is marked as damaged."""
+    """One byte changed at random never raises. The values come from inside the frame, or the header is marked as damaged."""
     raw = bytearray(b"".join(spec.BasicProperties(headers={**headers, "x-stream-offset": 7}, **properties).encode()))
     at = data.draw(st.integers(0, len(raw) - 1))
     raw[at] = data.draw(st.integers(0, 255))
@@ -77,7 +77,7 @@ def test_no_damage_reaches_beyond_its_frame(properties: dict[str, Any], headers:
 
 
 def test_a_message_id_that_is_not_utf8_stays_distinct() -> None:
-    """Two ids that are no UTF-8 are not taken for one another."""
+    """Two ids that are not UTF-8 are not taken for one another."""
     ids = {read_content(b"\x00\x80" + bytes([1]) + byte, 0, 4).message_id for byte in (b"\xfe", b"\xff")}
     assert len(ids) == 2
 

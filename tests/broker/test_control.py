@@ -1,4 +1,4 @@
-"""The control exchange as the source's connections bring it, against a fake broker."""
+"""The control exchange on the connections of the source, against a fake broker."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pika import spec
 
 from tests.auth.tower_kit import logged
 from tests.broker.control_kit import House, is_control
-from towerws.broker.control import PAUSE_MAX_S, SAY_AGAIN_S
+from towerws.broker.control import LOG_AGAIN_S, PAUSE_MAX_S
 
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
 def test_topology(consume: str) -> None:
-    """In both modes: a durable fanout exchange, and a bounded queue of the connection's own, consumed on a channel of its own."""
+    """In both modes: a durable fanout exchange, and a bounded queue of the connection, consumed on a separate channel."""
     house = House(consume=consume, exchange="x").start()
     peer, channel = house.broker.peer, house.channel
     exchange, queue, bind, consume_ = [method for number, method in peer.methods if number == channel][1:5]
@@ -34,7 +34,7 @@ def test_topology(consume: str) -> None:
 
 
 def test_its_name_and_passive() -> None:
-    """The exchange can have a name of its own; with passive it is only looked for, and the queue is still made."""
+    """The exchange's name can be set. With passive it is only checked, and the queue is still declared."""
     house = House(control_exchange="own", passive=True).start()
     (exchange,) = [method for _, method in house.broker.peer.methods if is_control(method)]
     assert (exchange.exchange, exchange.passive) == ("own", True)
@@ -42,7 +42,7 @@ def test_its_name_and_passive() -> None:
 
 
 def test_messages_are_handed_on_with_their_id() -> None:
-    """Whatever the routing key; the events' sink hears nothing of them, and nothing is acknowledged."""
+    """Any routing key is accepted. The events' sink gets none of the messages, and none is acknowledged."""
     house = House(consume="queue").start()
     house.broker.peer.deliver(b'{"user":7}', channel=house.channel, key="", message_id="m1")
     house.broker.peer.deliver(b"", channel=house.channel, key="anything.at.all")
@@ -53,7 +53,7 @@ def test_messages_are_handed_on_with_their_id() -> None:
 
 
 def test_a_sink_that_raises_ends_nothing() -> None:
-    """It is counted and logged once; the connection stays, and events go on."""
+    """It is counted and logged once. The connection stays, and events go on."""
     house = House(consume="queue").start()
     house.heard.broken = True
     with logged() as lines:
@@ -75,7 +75,7 @@ def test_a_sink_that_raises_ends_nothing() -> None:
     ],
 )
 def test_a_refusal_stops_no_event(code: int, text: str, hint: str) -> None:
-    """Events flow on the same connection; the status and one log line say why, with the next step; cured, it listens within a minute."""
+    """Events flow on the same connection. The status and one log line give the reason with the next step. Once cured, it listens."""
     house = House(heartbeat_s=5000, silence_s=10_000)
     house.refuse(code, text)
     with logged() as lines:
@@ -91,7 +91,7 @@ def test_a_refusal_stops_no_event(code: int, text: str, hint: str) -> None:
         assert len(told) == 1
         assert reason in told[0]
         assert 8 <= house.set_ups() <= 12
-        house.advance(SAY_AGAIN_S, 0.5)
+        house.advance(LOG_AGAIN_S, 0.5)
         assert len([line for line in lines.texts if "towerws.control" in line]) == 2
         house.allow()
         house.advance(PAUSE_MAX_S + 1, 0.5)
@@ -102,7 +102,7 @@ def test_a_refusal_stops_no_event(code: int, text: str, hint: str) -> None:
 
 
 def test_a_broker_that_does_not_answer() -> None:
-    """The set-up has a deadline; events flow meanwhile."""
+    """The set-up has a deadline. Events flow meanwhile."""
     house = House(attempt_s=10)
     house.answer(lambda *_: None)
     house.start()
@@ -118,7 +118,7 @@ def test_a_broker_that_does_not_answer() -> None:
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
 def test_a_queue_that_is_taken_away_is_made_anew(how: str) -> None:
-    """After a second, on the same connection; what may have been missed is said, and events do not notice."""
+    """After a second, on the same connection. The sink is told that messages may have been missed, and events go on."""
     house = House().start()
     for failures in (1, 2, 3):
         peer, channel = house.broker.peer, house.channel
@@ -134,7 +134,7 @@ def test_a_queue_that_is_taken_away_is_made_anew(how: str) -> None:
 
 
 def test_every_connection_listens() -> None:
-    """After a lost link it listens on the next one at once, and says that something may have been missed."""
+    """After a connection failure it listens on the next connection at once, and tells the sink that messages may have been missed."""
     house = House().start()
     for connections in (2, 3):
         house.broker.cut()
@@ -149,7 +149,7 @@ def test_every_connection_listens() -> None:
 
 
 def test_what_ends_the_connection_is_tried_ever_less() -> None:
-    """If the set-up should be why the broker ends the connection, events get up to a minute between two attempts."""
+    """If the broker ends the connection because of the set-up, events get up to a minute between two attempts."""
     house = House(consume="queue")
     house.answer(house.broker.close_connection(530, "NOT_ALLOWED - number of channels has reached the limit"))
     house.source.start()
@@ -166,7 +166,7 @@ def test_what_ends_the_connection_is_tried_ever_less() -> None:
 
 @pytest.mark.parametrize("when", ["starting", "listening", "paused"])
 def test_stop(when: str) -> None:
-    """From every state nothing is left ticking, and nothing is heard any more."""
+    """In every state no timer is left, and no message is handled any more."""
     house = House(consume="queue")
     if when == "starting":
         house.answer(lambda *_: None)

@@ -1,4 +1,4 @@
-"""The binding of the control queue is proven by markers. What was read decides; silence never does."""
+"""The binding of the control queue is proven by markers. What was read decides, never silence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pika import spec
 
 from tests.auth.tower_kit import logged
 from tests.broker.control_kit import House, is_control
-from towerws.broker.control_watch import COME_S, MARKER_S, PROVEN_S, REFUSED_S, SAY_AGAIN_S, SILENT_S
+from towerws.broker.control_watch import COME_S, LOG_AGAIN_S, MARKER_S, PROVEN_S, REFUSED_S, SILENT_S
 from towerws.core.errors import BrokerError
 
 RETURNED = BrokerError("no daemon listens to exchange towerws.control", 312)
@@ -18,7 +18,7 @@ NACK = BrokerError("the broker did not put it into every queue: a daemon's is fu
 
 
 class Watched(House):
-    """A house whose first marker is on its way; the test answers for the broker."""
+    """A source whose first marker is on its way. The test answers for the broker."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(heartbeat_s=5000, silence_s=10_000, **settings)
@@ -27,24 +27,24 @@ class Watched(House):
 
     @property
     def newest(self) -> str:
-        """The message id of the newest marker."""
+        """Return the message id of the newest marker."""
         return self.announced[-1][0]
 
     @property
     def bindings(self) -> int:
-        """How often the control queue was bound on the newest channel."""
+        """Return how often the control queue was bound on the newest channel."""
         channel = self.channel
         return sum(number == channel and isinstance(method, spec.Queue.Bind) for number, method in self.broker.peer.methods)
 
     @property
     def status(self) -> tuple[object, object, object]:
-        """The state, whether it is proven, and how often it was unbound."""
+        """Return the state, whether it is proven, and how often it was unbound."""
         status = self.listener.status
         return status["state"], status["proven"], status["unbound"]
 
     @property
     def reason(self) -> str:
-        """Why it is not listening, or not proven."""
+        """Return why it is not listening, or not proven."""
         return str(self.listener.status["reason"])
 
     def prove(self) -> None:
@@ -56,7 +56,7 @@ class Watched(House):
 
 
 def test_a_marker_every_few_seconds() -> None:
-    """The first goes out at once; each that comes back proves the binding, is not handed on, and nothing is bound again."""
+    """The first marker goes out at once. Each one that comes back proves the binding. The sink gets none, and nothing is bound again."""
     house = Watched()
     assert house.status == ("listening", False, 0)
     assert "no marker has come back yet" in house.reason
@@ -71,7 +71,7 @@ def test_a_marker_every_few_seconds() -> None:
 
 
 def test_a_marker_may_come_before_or_after_its_confirm() -> None:
-    """Also with some time between the two."""
+    """The order of the two does not matter, even with some time between them."""
     house = Watched()
     house.confirm()
     house.advance(COME_S / 2)
@@ -87,7 +87,7 @@ def test_a_marker_may_come_before_or_after_its_confirm() -> None:
 
 @pytest.mark.parametrize("error", [RETURNED, NO_EXCHANGE])
 def test_unbound(error: BrokerError) -> None:
-    """The broker itself says that no queue took the marker: bind again, doubt what is kept, say so once, and prove it anew."""
+    """The broker returns the marker: bind again, re-check the credentials, log it once, and prove the binding again."""
     house = Watched()
     house.prove()
     with logged() as lines:
@@ -108,7 +108,7 @@ def test_unbound(error: BrokerError) -> None:
 
 
 def test_only_this_daemon_is_unbound() -> None:
-    """The other daemons' queues take the marker, so it is confirmed. That it is missing is proven by a later one that comes."""
+    """Other daemons' queues take the marker, so it is confirmed. A later one that comes proves that it is missing here."""
     house = Watched()
     house.prove()
     house.advance(MARKER_S, 0.5)
@@ -128,7 +128,7 @@ def test_only_this_daemon_is_unbound() -> None:
 
 
 def test_a_slow_marker_is_not_a_missing_one() -> None:
-    """It comes after the queue was bound again, and before the next: nothing was missed, and nobody is doubted."""
+    """It comes after the queue was bound again, and before the next one: nothing was missed, and nothing is re-checked."""
     house = Watched()
     house.confirm()
     house.advance(COME_S + 0.1)
@@ -166,7 +166,7 @@ def test_a_slow_connection(late: str) -> None:
 
 @pytest.mark.parametrize("error", [ALARM, NACK, BrokerError("connecting: connection refused"), ValueError("a bug")])
 def test_a_marker_that_says_nothing(error: Exception) -> None:
-    """An alarm, a full queue, no connection: not proven after a while, with the reason. Nothing is bound, doubted or begun anew."""
+    """An alarm, a full queue, no connection: not proven after a while, with the reason. Nothing is bound, re-checked or restarted."""
     house = Watched()
     house.prove()
     with logged() as lines:
@@ -195,7 +195,7 @@ def test_it_counts_as_proven_for_a_while() -> None:
 
 
 def test_a_daemon_that_may_not_publish() -> None:
-    """It says so, binds again at each interval instead, tries to publish once a minute, and what others publish proves its binding."""
+    """It reports that, binds again at each interval, and publishes once a minute. Other daemons' messages prove its binding."""
     house = Watched()
     with logged() as lines:
         house.fail(FORBIDDEN)
@@ -211,7 +211,7 @@ def test_a_daemon_that_may_not_publish() -> None:
         assert len(house.announced) == 2
         house.fail(FORBIDDEN)
         assert len(lines.texts) == 1
-        house.advance(SAY_AGAIN_S + REFUSED_S, 0.5)
+        house.advance(LOG_AGAIN_S + REFUSED_S, 0.5)
         for _ in range(2):
             house.advance(REFUSED_S + MARKER_S, 0.5)
             if not house.announced[-1][1].called:
@@ -232,7 +232,7 @@ def test_a_daemon_that_may_not_publish() -> None:
     ],
 )
 def test_what_can_not_be_bound_again(code: int, text: str, passive: bool) -> None:
-    """Another type, a missing exchange with passive, no permission: the status has the broker's words. Once cured, it listens."""
+    """Another type, a missing exchange with passive, no permission: the status has the broker's text. Once cured, it listens."""
     house = Watched(passive=passive)
     house.prove()
     house.advance(MARKER_S, 0.5)
@@ -248,7 +248,7 @@ def test_what_can_not_be_bound_again(code: int, text: str, passive: bool) -> Non
 
 
 def test_bound_again_and_still_returned() -> None:
-    """It is tried once per interval, not in a loop; all are doubted once; the status and one line say what is wrong."""
+    """It is tried once per interval, not in a loop. Credentials are re-checked once. The status and one log line give the reason."""
     house = Watched()
     with logged() as lines:
         for _ in range(5):
@@ -267,7 +267,7 @@ def test_bound_again_and_still_returned() -> None:
 
 
 def test_a_channel_on_which_nothing_comes() -> None:
-    """The broker confirms all markers and delivers none: after a minute another channel and queue take its place."""
+    """The broker confirms all markers and delivers none: after a minute another channel and queue replace them."""
     house = Watched()
     house.prove()
     with logged() as lines:
@@ -281,12 +281,12 @@ def test_a_channel_on_which_nothing_comes() -> None:
     assert house.state() == "listening"
     assert house.heard.calls == ["listening"] * 2
     assert len(house.broker.peers) == 1
-    assert "nothing has come for 60 s" in "".join(lines.texts)
+    assert "nothing arrived for 60 s" in "".join(lines.texts)
     house.prove()
 
 
 def test_no_answer_to_the_binding() -> None:
-    """It has a deadline, as setting up has; events flow meanwhile."""
+    """It has a deadline, as the set-up has. Events flow meanwhile."""
     house = Watched(attempt_s=5)
     house.prove()
     house.advance(MARKER_S, 0.5)
@@ -300,7 +300,7 @@ def test_no_answer_to_the_binding() -> None:
 @pytest.mark.parametrize("answer", ["confirmed", "returned", "refused", "comes"])
 @pytest.mark.parametrize("how", ["cut", "cancelled"])
 def test_an_answer_that_comes_too_late(how: str, answer: str) -> None:
-    """A marker of a channel that is gone says nothing of the next one."""
+    """A marker of a closed channel says nothing about the next one."""
     house = Watched()
     text = house.newest
     if how == "cut":
@@ -328,7 +328,7 @@ def test_an_answer_that_comes_too_late(how: str, answer: str) -> None:
 
 @pytest.mark.parametrize("when", ["on its way", "confirmed", "binding", "refused", "proven"])
 def test_stop(when: str) -> None:
-    """Nothing is left ticking."""
+    """No timer is left."""
     house = Watched()
     if when == "confirmed":
         house.confirm()

@@ -34,7 +34,7 @@ def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
 
 
 async def until(what: Callable[[], bool]) -> None:
-    """Return once it is so."""
+    """Return once the condition holds."""
     start = time.monotonic()
     while not what():
         assert time.monotonic() - start < 10, "not within 10 s"
@@ -42,7 +42,7 @@ async def until(what: Callable[[], bool]) -> None:
 
 
 def certificate(folder: Path, *, address: str = "127.0.0.1") -> tuple[Path, Path]:
-    """A self-signed certificate for an address, and its key."""
+    """Return a self-signed certificate for an address, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
     now = dt.datetime.now(dt.UTC)
@@ -66,18 +66,18 @@ def certificate(folder: Path, *, address: str = "127.0.0.1") -> tuple[Path, Path
 
 
 class Mute(protocol.Protocol):
-    """Accepts, listens, and says nothing, not even goodbye."""
+    """Accepts connections, and never answers, not even a close."""
 
     def connectionMade(self) -> None:
-        """Counted."""
+        """Count the connection."""
         cast("MuteFactory", self.factory).open += 1
 
     def dataReceived(self, data: bytes) -> None:
-        """Kept."""
+        """Keep the bytes."""
         cast("MuteFactory", self.factory).received += data
 
     def connectionLost(self, reason: Any = None) -> None:
-        """Counted."""
+        """Count the end."""
         cast("MuteFactory", self.factory).open -= 1
 
 
@@ -94,7 +94,7 @@ class MuteFactory(protocol.ServerFactory):
 
 @asynccontextmanager
 async def listening(files: tuple[Path, Path] | None) -> AsyncIterator[tuple[int, MuteFactory]]:
-    """A mute server, with TLS when there is a certificate."""
+    """Run a mute server, with TLS if there is a certificate."""
     factory = MuteFactory()
     if files is None:
         port = reactor.listenTCP(0, factory, interface="127.0.0.1")
@@ -109,7 +109,7 @@ async def listening(files: tuple[Path, Path] | None) -> AsyncIterator[tuple[int,
 
 @asynccontextmanager
 async def source_to(port: int, *, tls: bool, **changes: Any) -> AsyncIterator[AmqpSource]:
-    """A source that tries that port."""
+    """Return a source that tries that port."""
     url = BrokerUrl("127.0.0.1", port, "u", Secret("canary"), "/", tls=tls)
     source = AmqpSource(BrokerSettings(urls=(url,), **changes), RecordingSink(), reactor)
     source.start()
@@ -121,7 +121,7 @@ async def source_to(port: int, *, tls: bool, **changes: Any) -> AsyncIterator[Am
 
 @run
 async def test_an_unknown_authority_is_refused(tmp_path: Path) -> None:
-    """Certificates are verified by default; the reason says what to do."""
+    """Certificates are verified by default. The reason has the next step."""
     async with listening(certificate(tmp_path)) as (port, factory), source_to(port, tls=True) as source:
         await until(lambda: source.counters["last_failure"] is not None)
         reason = str(source.counters["last_failure"])
@@ -132,7 +132,7 @@ async def test_an_unknown_authority_is_refused(tmp_path: Path) -> None:
 
 @run
 async def test_the_authority_in_tls_ca_is_trusted(tmp_path: Path) -> None:
-    """With tls_ca the handshake begins, and a broker that stays silent over TLS is aborted at the deadline (pitfall F1)."""
+    """With tls_ca the handshake begins. A broker that stays silent over TLS is aborted at the deadline (pitfall F1)."""
     files = certificate(tmp_path)
     async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0]), attempt_s=1) as source:
         await until(lambda: factory.received == b"AMQP\x00\x00\x09\x01")
@@ -143,7 +143,7 @@ async def test_the_authority_in_tls_ca_is_trusted(tmp_path: Path) -> None:
 
 @run
 async def test_a_certificate_for_another_host_is_refused(tmp_path: Path) -> None:
-    """A trusted certificate of somebody else opens nothing."""
+    """A trusted certificate for another name is refused."""
     files = certificate(tmp_path, address="127.0.0.2")
     async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0])) as source:
         await until(lambda: source.counters["last_failure"] is not None)
@@ -153,7 +153,7 @@ async def test_a_certificate_for_another_host_is_refused(tmp_path: Path) -> None
 
 @run
 async def test_tls_to_a_port_without(tmp_path: Path) -> None:
-    """amqps:// to a port that speaks plain AMQP is not silent for ever."""
+    """amqps:// to a port with plain AMQP ends with a reason."""
     async with listening(None) as (port, factory), source_to(port, tls=True, attempt_s=0.3) as source:
         await until(lambda: source.counters["last_failure"] is not None)
         assert factory.received[:1] == b"\x16"
@@ -161,7 +161,7 @@ async def test_tls_to_a_port_without(tmp_path: Path) -> None:
 
 @run
 async def test_an_unusable_tls_ca_is_a_reason(tmp_path: Path) -> None:
-    """A tls_ca that is gone when it is needed is said like any other loss, and retried."""
+    """A tls_ca that is missing when it is needed is reported like any other failure, and retried."""
     async with source_to(1, tls=True, tls_ca=str(tmp_path / "gone.pem")) as source:
         assert source.status().state is SourceState.BACKOFF
         assert "gone.pem" in str(source.status().reason)
@@ -169,7 +169,7 @@ async def test_an_unusable_tls_ca_is_a_reason(tmp_path: Path) -> None:
 
 @run
 async def test_stop_over_tls_is_quick(tmp_path: Path) -> None:
-    """A peer that never answers TLS's close does not hold up the stop."""
+    """A peer that never answers TLS's close does not delay the stop."""
     files = certificate(tmp_path)
     async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0])) as source:
         await until(lambda: factory.received != b"")

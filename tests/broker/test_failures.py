@@ -16,7 +16,12 @@ from towerws.broker.failures import RetryPolicy, from_broker, from_transport
         (530, "NOT_ALLOWED - vhost nope not found", RetryPolicy.SLOW, "add_vhost"),
         (530, "NOT_ALLOWED - access to vhost '/' refused for user 'u'", RetryPolicy.SLOW, "set_permissions -p"),
         (404, "NOT_FOUND - no exchange 'x' in vhost '/'", RetryPolicy.SLOW, "passive = false"),
-        (404, "NOT_FOUND - home node 'r@h' of durable queue 's' in vhost '/' is down or inaccessible", RetryPolicy.BACKOFF, "coming up"),
+        (
+            404,
+            "NOT_FOUND - home node 'r@h' of durable queue 's' in vhost '/' is down or inaccessible",
+            RetryPolicy.BACKOFF,
+            "still starting",
+        ),
         (406, "PRECONDITION_FAILED - stream 's' does not have a replica on the local node", RetryPolicy.BACKOFF, "add_replica"),
         (406, "PRECONDITION_FAILED - unknown delivery tag 5", RetryPolicy.SLOW, ""),
         (320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'", RetryPolicy.BACKOFF, ""),
@@ -24,7 +29,7 @@ from towerws.broker.failures import RetryPolicy, from_broker, from_transport
     ],
 )
 def test_what_the_broker_says(code: int, text: str, retry: RetryPolicy, hint: str) -> None:
-    """Code and text are kept whole; the cure sets the pace; the hint names the next step where there is one."""
+    """Code and text are kept complete, the policy sets the pace, and the hint names the next step if there is one."""
     failure = from_broker(code, text)
     assert (failure.text, failure.code, failure.retry) == (f"{code} {text}", code, retry)
     assert hint in failure.hint
@@ -45,7 +50,7 @@ def test_what_the_broker_says(code: int, text: str, retry: RetryPolicy, hint: st
     ],
 )
 def test_what_differs_is_named(what: str, hint: str) -> None:
-    """A 406 for other arguments says which, what was asked, what is there, and which setting that is."""
+    """A 406 for other arguments names the argument, both values, and the setting."""
     failure = from_broker(406, f"PRECONDITION_FAILED - {what}")
     assert "'s1' exists with " in failure.hint
     assert hint in failure.hint
@@ -57,16 +62,16 @@ def test_what_differs_is_named(what: str, hint: str) -> None:
     [
         (error.ConnectionRefusedError(), RetryPolicy.FAST, "connection refused"),
         (error.DNSLookupError("x"), RetryPolicy.BACKOFF, "can't be resolved"),
-        (error.ConnectionDone(), RetryPolicy.BACKOFF, "the broker closed the connection (is this an AMQP port without TLS?"),
+        (error.ConnectionDone(), RetryPolicy.BACKOFF, "the broker closed the connection (check that this is an AMQP port without TLS"),
         (error.ConnectionLost(), RetryPolicy.BACKOFF, "non-clean"),
         (SSL.Error([("SSL routines", "", "certificate verify failed")]), RetryPolicy.SLOW, "certificate verify failed"),
-        (SSL.Error([("SSL routines", "", "wrong version number")]), RetryPolicy.SLOW, "that port doesn't speak TLS"),
+        (SSL.Error([("SSL routines", "", "wrong version number")]), RetryPolicy.SLOW, "that port doesn't use TLS"),
         (SSL.Error([("SSL routines", "", "internal error")]), RetryPolicy.SLOW, "check the TLS settings"),
         (SSL.Error(), RetryPolicy.SLOW, "TLS failed: Error"),
     ],
 )
 def test_what_the_network_says(reason: Exception, retry: RetryPolicy, text: str) -> None:
-    """Each usual failure of TCP, DNS and TLS is said in one line."""
+    """Each usual failure of TCP, DNS and TLS has a text of one line."""
     failure = from_transport(Failure(reason), "handshake", tls=False)
     assert text in str(failure)
     assert failure.retry is retry

@@ -1,17 +1,18 @@
-"""Watches that what producers publish reaches what this daemon reads.
+"""Watches whether the events that producers publish reach this daemon.
 
-A binding that is gone makes no sound: the broker confirms to producers, and the consumer waits. So a marker goes through the
-events exchange at intervals, and comes back if all is well. Daemons of one stream share their markers: each proves the same.
+A missing binding causes no error: the broker confirms to producers, and the consumer waits. So a daemon publishes a marker through the
+events exchange at intervals. If all is well, the marker comes back. Daemons that read the same stream share their markers: each marker
+proves the binding for all of them.
 
-  state    | begins with                                  | what it does
-  watching | a marker came back, or consuming began       | sends one every `INTERVAL_S`, unless another daemon's came
-  unbound  | a marker was returned; or there is no such   | declares and binds, again until a marker of ours comes back that
-           | exchange; or it was confirmed and did not    | tells of the hole (under `passive`: only reports)
-           | come, and a later one straight to us did     |
-  refused  | the user may not publish (403)               | binds again at intervals; says that the binding is not verified
-  alarm    | the broker takes no messages                 | waits for its end
+  state    | begins with                                    | what the watch does
+  watching | a marker came back, or consuming began         | sends a marker every `INTERVAL_S`, unless another daemon's came
+  unbound  | a marker was returned; or the exchange does    | declares and binds, again and again, until our marker that tells of the
+           | not exist; or a marker was confirmed and did   | hole comes back. With `passive` it only reports
+           | not come, and a later one straight to us did   |
+  refused  | the user may not publish (403)                 | binds again at intervals, and reports that the binding is not proven
+  alarm    | the broker takes no messages                   | waits for the end of the alarm
 
-A marker that does not come in time proves nothing. It turns `/readyz` to 503, and starts the next attempt.
+A marker that is late proves nothing. It turns `/readyz` to 503, and another marker is sent.
 """
 
 from __future__ import annotations
@@ -29,83 +30,90 @@ from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, Publi
 
 INTERVAL_S: Final = 10.0
 OWN_EVERY_S: Final = 60.0
-"""How often at least a daemon sends a marker of its own, whatever the others do: it measures the lag."""
+"""A daemon sends a marker of its own at least this often, even if others do. It measures the lag."""
 UNPROVEN_S: Final = 15.0
-"""After this long without a marker the daemon is not ready. It is worked out when somebody asks: nothing delays it."""
+"""After this long without a marker the daemon is not ready. `reason` computes it when it is read, so no timer can delay it."""
 GRACE_S: Final = 2.0
-"""How long a confirmed marker may be on its way before a second one goes straight to the stream, to tell late from lost."""
+"""How long a confirmed marker may be on its way. Then a second one goes straight to the stream, to tell late from lost."""
 RETRY_S: Final = 2.0
 REBIND_S: Final = 60.0
+"""How often the queue is bound again while markers are refused."""
 
 
 class Watched(Protocol):
-    """What is watched: the reader of a stream or a queue, while it consumes."""
+    """The reader of a stream or a queue, while it consumes."""
 
     marker_key: str
-    """The routing key by which a marker goes straight to it."""
+    """The routing key with which a marker goes straight to the stream or queue."""
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare and bind once more; `done` is told why it could not be done, or None."""
+        """Declare and bind again. `done` gets None, or why the broker refused."""
 
     def marker_sent(self, text: str) -> None:
         """A marker is being published."""
 
-    def tell_before_next(self) -> None:
-        """Events were lost before the next one. Clients are to hear of it before that. Markers straight to us may still come before."""
+    def gap_before_next(self) -> None:
+        """Events before the next event were lost: tell the clients before it. Markers straight to the queue may still come first."""
 
-    def hole_closed(self) -> None:
-        """The binding is proven again after it was missing."""
+    def binding_restored(self) -> None:
+        """The binding is proven again, after it was missing."""
 
-    def deaf(self, reason: str) -> None:
-        """No marker came for very long, and nothing else either: this connection may be of no more use."""
+    def no_markers(self, reason: str) -> None:
+        """No marker came for `no_marker_s`: give the connection up."""
 
 
 class BindingWatch:
-    """One for a source, for all of its connections: a hole that was found is told when the next marker arrives, whenever that is.
+    """Watches the binding of `exchange`. A source has one watch for all of its connections, so a hole is reported even after a new one.
 
-    `deaf_s` is how long no marker may come back before the connection is given up.
+    With `passive` a missing binding is only reported. The connection is given up after `no_marker_s` without a marker.
     """
 
     _log = Logger()
 
-    def __init__(self, markers: MarkerPublisher, reactor: Any, *, exchange: str, passive: bool, deaf_s: float) -> None:
+    def __init__(self, markers: MarkerPublisher, reactor: Any, *, exchange: str, passive: bool, no_marker_s: float) -> None:
         self._markers = markers
         self._reactor = reactor
         self._exchange = exchange
         self._passive = passive
-        self._deaf_s = deaf_s
+        self._no_marker_s = no_marker_s
         self._watched: Watched | None = None
         self._timer = Deadline(reactor)
-        self._text = ""  # the marker that is on its way
-        self._direct = ""  # the one that was sent straight to us after it
+        self._text = ""  # of the marker that is on its way
+        self._direct = ""  # of the marker that was sent straight to the stream after it
         self._sent_at = 0.0
         self._proved_at: float | None = None
-        """When the newest marker came back, over whichever connection. None before the first connection."""
+        """When the newest marker came back, on any connection. None before the first connection."""
         self._began_at = 0.0
         self._own_at = 0.0
         self._rebound_at = -REBIND_S
         self._alarm = False
         self._last_offset: int | None = None
         self._unbound: str | None = None
+        """Why events don't reach us. None: nothing is known against it."""
         self._hole: int | None = None
-        self._told = False
-        """Whether the reader was asked to tell the hole."""
+        """The offset after which events were lost."""
+        self._gap_requested = False
+        """Whether the reader was asked to tell the clients of the hole."""
         self._last_before = ""
-        """The marker behind which nothing from before the hole is on its way to us."""
+        """The marker after which no event from before the hole is on its way."""
         self._covering: set[str] = set()
         """Our markers that tell of the hole."""
         self._refused: str | None = None
+        """Why the user may not publish markers."""
         self._problem: str | None = None
+        """Why the last marker could not be published."""
         self.lag_s: float | None = None
-        """How long the newest marker of our own was on its way, there and back."""
+        """Round trip of our newest marker through the broker, in seconds."""
         self.unbound_count = 0
+        """How often the binding was found missing."""
         self.proved = 0
+        """How many markers came back."""
 
-    # what an operator reads
+    # for /status and /readyz
 
     @property
     def reason(self) -> str | None:
-        """Why the daemon is not ready; None when nothing is known against it."""
+        """Why the daemon is not ready. None: nothing is known against it."""
         if self._watched is None:
             return None
         if self._unbound is not None:
@@ -117,7 +125,7 @@ class BindingWatch:
 
     @property
     def unproven(self) -> tuple[str, ...]:
-        """What can't be proven just now."""
+        """What can't be proven at present, each in a line."""
         if self._watched is None:
             return ()
         if self._in_alarm:
@@ -128,13 +136,13 @@ class BindingWatch:
 
     @property
     def _in_alarm(self) -> bool:
-        """The broker takes no messages: it said so of the last marker, or says so on the connection that there is."""
+        """Whether the broker takes no messages, by its answer to the last marker or by its notice on the present connection."""
         return self._alarm or self._markers.blocked
 
-    # what the source calls
+    # the reader calls these
 
     def start(self, watched: Watched) -> None:
-        """Consuming: watch."""
+        """The reader consumes: watch."""
         self._watched = watched
         self._began_at = self._own_at = self._reactor.seconds()
         if self._proved_at is None:
@@ -144,16 +152,16 @@ class BindingWatch:
         self._send()
 
     def stop(self) -> None:
-        """No longer consuming. What was found is kept."""
+        """The reader consumes no more. A hole that was found is kept."""
         self._watched = None
         self._timer.clear()
 
-    def came(self, marker: Marker, routing_key: str, offset: int) -> None:
-        """A marker was read, in the log's order."""
+    def marker_arrived(self, marker: Marker, routing_key: str, offset: int) -> None:
+        """A marker was read, in the order of the log."""
         now = self._reactor.seconds()
         if routing_key != MARKER_TOPIC:
             if marker.text == self._direct and self._text:
-                reason = f"a marker through exchange {self._exchange} was confirmed and did not arrive, a later one did"
+                reason = f"a marker through exchange {self._exchange} was confirmed and did not arrive, and a later one straight to us did"
                 self._found_unbound(reason, all_read=True)
             elif marker.text == self._last_before and self._unbound is not None:
                 self._rebind(all_read=True)
@@ -171,35 +179,35 @@ class BindingWatch:
             self._log.info("events of exchange {exchange} reach us again", exchange=self._exchange)
             self._forget_hole()
             if self._watched is not None:
-                self._watched.hole_closed()
+                self._watched.binding_restored()
         elif self._unbound is not None and marker.hole is not None and (self._hole is None or marker.hole >= self._hole):
-            self._forget_hole()  # another daemon has told of it, to all
+            self._forget_hole()  # another daemon's marker told all daemons of the hole
         self._schedule(RETRY_S if self._unbound is not None else INTERVAL_S)
 
     # our own
 
     def _schedule(self, delay_s: float) -> None:
         if self._watched is not None:
-            self._timer.set(delay_s, self._turn)
+            self._timer.set(delay_s, self._next)
 
-    def _turn(self) -> None:
+    def _next(self) -> None:
         watched = self._watched
         if watched is None:
             return
         now = self._reactor.seconds()
-        heard_at = max(self._began_at, self._proved_at or 0.0)
-        if now - heard_at > self._deaf_s and self._refused is None and not self._in_alarm and self._unbound is None:
+        marker_at = max(self._began_at, self._proved_at or 0.0)
+        if now - marker_at > self._no_marker_s and self._refused is None and not self._in_alarm and self._unbound is None:
             self._schedule(INTERVAL_S)
-            watched.deaf(self.reason or "no marker came back")
+            watched.no_markers(self.reason or "no marker came back")
             return
         if self._unbound is not None and not self._passive:
             self._rebind()
         elif self._refused is not None and not self._passive and now - self._rebound_at >= REBIND_S:
             self._rebound_at = now
-            watched.rebind(self._rebound_blindly)
+            watched.rebind(self._rebound_unproven)
             self._send()
-        elif now - heard_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
-            self._schedule(INTERVAL_S - (now - heard_at))
+        elif now - marker_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
+            self._schedule(INTERVAL_S - (now - marker_at))
         else:
             self._send()
 
@@ -228,7 +236,7 @@ class BindingWatch:
         self._alarm = isinstance(error, PublishersBlocked)
         if error is None:
             self._refused = None
-            if text == self._text:  # confirmed, and not here yet
+            if text == self._text:  # confirmed, and not read yet
                 self._timer.set(GRACE_S, lambda: self._ask_directly(text))
         elif isinstance(error, NotRouted):
             self._found_unbound(f"no queue is bound to exchange {self._exchange}")
@@ -236,7 +244,11 @@ class BindingWatch:
             self._found_unbound(str(error))
         elif isinstance(error, PublishRefused):
             if self._refused is None:
-                self._log.warn("markers are refused, so that the binding can't be verified: {reason}", reason=str(error))
+                self._log.warn(
+                    "markers are refused, so the binding of exchange {exchange} can't be proven: {reason}; grant the user write on it",
+                    exchange=self._exchange,
+                    reason=str(error),
+                )
             self._text, self._refused = "", str(error)
             self._schedule(REBIND_S)
         else:
@@ -244,12 +256,12 @@ class BindingWatch:
             self._schedule(RETRY_S)
 
     def _ask_directly(self, text: str) -> None:
-        """The marker is late, or the binding is gone. One that needs no binding, published after the confirm, tells."""
+        """The marker is late, or the binding is missing. A marker that needs no binding, published after the confirm, shows which."""
         watched = self._watched
         if watched is None:
             return
         if text != self._text:
-            self._turn()
+            self._next()
             return
         self._schedule(INTERVAL_S)
 
@@ -266,17 +278,18 @@ class BindingWatch:
 
     def _forget_hole(self) -> None:
         self._unbound = self._hole = None
-        self._told, self._last_before = False, ""
+        self._gap_requested, self._last_before = False, ""
         self._covering.clear()
 
     def _found_unbound(self, reason: str, *, all_read: bool = False) -> None:
-        """`all_read`: nothing that producers published before is still on its way to us."""
+        """`all_read`: no event that producers published before is still on its way."""
         self._text = self._direct = ""
         if self._unbound is None:
             self.unbound_count += 1
             self._hole = self._last_offset
             self._log.warn(
-                "events don't reach us: {reason}; " + ("passive is set: bind it on the broker" if self._passive else "binding again"),
+                "events don't reach us: {reason}; "
+                + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
                 reason=reason,
             )
         self._unbound = reason
@@ -288,10 +301,10 @@ class BindingWatch:
             self._read_all_first()
 
     def _read_all_first(self) -> None:
-        """A marker straight to us: what was published before the hole is read before it, and nothing but the new binding brings more.
+        """Publish a marker straight to the queue, and bind when it comes back.
 
-        So the hole can be told before the first event behind it, however late the broker says that it is bound. If the marker
-        doesn't come in time, the binding is made all the same.
+        Events from before the hole are read before this marker, and only the new binding brings more events. So the gap can be told before
+        the first event after the hole, however late the bind-ok comes. If the marker doesn't come in time, the queue is bound anyway.
         """
         watched = self._watched
         if watched is None:
@@ -313,29 +326,29 @@ class BindingWatch:
         if watched is not None:
             self._last_before = ""
             if all_read:
-                self._tell_hole(watched)
+                self._request_gap(watched)
             self._rebound_at = self._reactor.seconds()
             self._schedule(INTERVAL_S)
             watched.rebind(self._rebound)
 
-    def _tell_hole(self, watched: Watched) -> None:
-        if self._hole is not None and not self._told:
-            self._told = True
-            watched.tell_before_next()
+    def _request_gap(self, watched: Watched) -> None:
+        if self._hole is not None and not self._gap_requested:
+            self._gap_requested = True
+            watched.gap_before_next()
 
     def _rebound(self, failure: ConnectionFailure | None) -> None:
         watched = self._watched
         if watched is None:
             return
         if failure is None:
-            self._tell_hole(watched)
+            self._request_gap(watched)
             self._send()
         else:
             if self._unbound is not None and str(failure) not in self._unbound:
-                self._unbound = f"can't bind again: {failure}"
-                self._log.warn("{reason}", reason=self._unbound)
+                self._unbound = f"the exchange can't be bound again: {failure}"
+                self._log.warn("events don't reach us: {reason}", reason=self._unbound)
             self._schedule(RETRY_S)
 
-    def _rebound_blindly(self, failure: ConnectionFailure | None) -> None:
+    def _rebound_unproven(self, failure: ConnectionFailure | None) -> None:
         if failure is not None:
             self._problem = str(failure)

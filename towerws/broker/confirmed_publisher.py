@@ -1,17 +1,16 @@
-"""Publishes, to the control exchange or elsewhere, each message confirmed by the broker within `TELL_S`.
+"""Publishes messages to the control exchange or elsewhere. The broker confirms each one within `CONFIRM_S`, or the caller gets the reason.
 
-On a connection of its own, never on the one that consumes: a broker in a memory or disk alarm stops reading from a connection
-that publishes, its acknowledgements of events included. It is made when there is something to say and closed when there was
-nothing more for `IDLE_S`; so nothing has to be kept alive, and nothing comes back by itself.
+It uses a connection of its own, never the one that consumes. A broker in a memory or disk alarm stops reading from a connection that
+publishes, including its acknowledgements of events. The connection is made for a message, and closed after `IDLE_S` without one.
 
-  state      | begins with                  | deadline             | ends in
-  none       | nothing to say               | -                    | connecting
-  connecting | something to say             | a share of TELL_S    | ready; connecting (another host); none
-  ready      | confirms are switched on     | IDLE_S, when idle    | none
+  state      | begins with            | deadline           | ends in
+  none       | no message             | -                  | connecting
+  connecting | a message              | part of CONFIRM_S  | ready, connecting (another host), none
+  ready      | confirms are enabled   | IDLE_S, when idle  | none
 
-A connection that is lost is made anew, at the next host, and what it had not confirmed is sent again: who hears the same
-revocation twice does the same twice. After `ROUNDS` rounds over the hosts in vain, or `TELL_S`, whoever waits is told the
-reason. A host whose refusal only an operator can cure is not tried twice.
+After a failure, the next host is tried, and every message that was not confirmed is sent again. A daemon that gets the same revocation
+twice carries it out twice, which changes nothing. After `ROUNDS` rounds over the hosts, or `CONFIRM_S`, the callers get the reason. A host
+whose refusal needs an operator is not tried twice.
 """
 
 from __future__ import annotations
@@ -27,19 +26,20 @@ from towerws.broker.publishing_connection import OutgoingMessage, PublishingConn
 from towerws.core.errors import BrokerError, PublishersBlocked, PublishRefused
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
-TELL_S: Final = 5.0
-"""A connection, with TLS, and a confirm take some 20 ms; the rest is for a machine that is busy, or another host."""
+CONFIRM_S: Final = 5.0
+"""Connecting with TLS and a confirm take about 20 ms. The rest is for a busy machine, or for another host."""
 ROUNDS: Final = 2
-WAITING: Final = 1000
-"""How many may wait for their confirm: at 8 KiB each that is 8 MiB."""
+"""How often each host is tried."""
+MAX_WAITING: Final = 1000
+"""How many messages may wait for their confirm. At 8 KiB each that is 8 MiB."""
 
 Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
 
 class ConfirmedPublisher:
-    """`announce` says something to all daemons, `publish` anything anywhere.
+    """Publishes to all daemons with `announce`, and to any exchange with `publish`.
 
-    `prefer` gives the broker that is known to work just now, if any. `purpose` is what the broker shows of the connection.
+    `prefer` returns the broker that is known to work, if any. The broker shows `purpose` in the connection's name.
     """
 
     def __init__(
@@ -56,32 +56,32 @@ class ConfirmedPublisher:
         self._reactor = reactor
         self._prefer = prefer
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
-        self._waiting: dict[OutgoingMessage, None] = {}  # in their order
+        self._waiting: dict[OutgoingMessage, None] = {}  # in the order of publishing
         self._connection: PublishingConnection | None = None
-        self._hosts: list[BrokerUrl] = []  # still to be tried
+        self._hosts: list[BrokerUrl] = []  # to be tried next
         self._stopped = False
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker said that it takes no messages, and has not said otherwise since."""
+        """Whether the broker takes no messages, by its last notice on this connection."""
         return self._connection is not None and self._connection.blocked
 
     def announce(self, body: bytes, message_id: str) -> defer.Deferred[None]:
-        """Fires once the broker has confirmed that every daemon's queue has it; fails with `BrokerError` within `TELL_S`."""
+        """Publish to all daemons. Fires with None when every daemon's queue has it. Fails with `BrokerError` within `CONFIRM_S`."""
         return self.publish(self._settings.control, "", body, message_id)
 
     def publish(self, exchange: str, routing_key: str, body: bytes, message_id: str) -> defer.Deferred[None]:
-        """Fires once the broker has confirmed the message, and some queue has it. Fails within `TELL_S`.
+        """Publish a message. Fires with None when the broker has confirmed that the bound queues have it.
 
-        Fails with `NotRouted` where no queue took it, `PublishRefused` where the user may not publish there or there is no such
-        exchange, `PublishersBlocked` during an alarm, and `BrokerError` where no broker answered.
+        Fails within `CONFIRM_S` with a `BrokerError`: `NotRouted` if no queue is bound, `PublishRefused` if the user may not publish there
+        or the exchange does not exist, `PublishersBlocked` in an alarm, else if no broker answered.
         """
         if self._stopped:
             return defer.fail(BrokerError("the daemon is stopping"))
-        if len(self._waiting) >= WAITING:
-            return defer.fail(BrokerError(f"{WAITING} messages wait for the broker already"))
+        if len(self._waiting) >= MAX_WAITING:
+            return defer.fail(BrokerError(f"{MAX_WAITING} messages wait for the broker already"))
         message = OutgoingMessage(exchange, routing_key, body, message_id)
-        message.deadline = self._reactor.callLater(TELL_S, self._late, message)
+        message.deadline = self._reactor.callLater(CONFIRM_S, self._late, message)
         self._waiting[message] = None
         if self._connection is None:
             first, urls = self._prefer(), self._settings.urls
@@ -92,38 +92,38 @@ class ConfirmedPublisher:
         return message.confirmed
 
     def stop(self) -> defer.Deferred[None]:
-        """Whoever waits is told so; the connection is closed in order, or by force. Fires within `CLOSE_S`."""
+        """Fail the waiting messages, and close the connection. Fires with None within `CLOSE_S`, and never fails."""
         self._stopped = True
         self._give_up(BrokerError("the daemon is stopping"))
         connection, self._connection = self._connection, None
         return defer.succeed(None) if connection is None else connection.close()
 
-    # the line calls these
+    # PublishingOwner
 
     def publishing_ready(self, connection: PublishingConnection) -> None:
-        """Say what there is to say."""
+        """The connection takes messages: publish all that wait."""
         if connection is self._connection:
             for message in list(self._waiting):
                 connection.publish(message)
 
     def publishing_answered(self, message: OutgoingMessage, error: BrokerError | None) -> None:
-        """The broker has confirmed it, or not taken it."""
-        self._settle(message, error)
+        """The broker confirmed `message`, or refused it."""
+        self._finish(message, error)
 
     def publishing_idle(self, connection: PublishingConnection) -> None:
-        """Nothing was said for a while."""
+        """Nothing was published for `IDLE_S`."""
         if connection is self._connection and not self._waiting:
             self._connection = None
             connection.close()
 
-    def publishing_lost(self, connection: PublishingConnection, failure: ConnectionFailure) -> None:
-        """Try the next host while somebody waits."""
+    def publishing_failed(self, connection: PublishingConnection, failure: ConnectionFailure) -> None:
+        """The connection ended: try the next host if messages wait."""
         if connection is not self._connection:
             return
         self._connection = None
         if connection.worked:
             self._hosts = list(self._settings.urls)
-        if failure.retry is RetryPolicy.SLOW:  # it would say the same again; another host may not
+        if failure.retry is RetryPolicy.SLOW:  # it would refuse again; another host may not
             self._hosts = [url for url in self._hosts if url != connection.url]
         if self._waiting and self._hosts:
             self._connect()
@@ -134,28 +134,28 @@ class ConfirmedPublisher:
     # our own
 
     def _connect(self) -> None:
-        share_s = TELL_S / min(len(self._settings.urls), 3)
+        connect_s = CONFIRM_S / min(len(self._settings.urls), 3)
         connection = self._connection = PublishingConnection(
-            self, self._hosts.pop(0), self._settings, self._reactor, connect_s=share_s, purpose=self._purpose
+            self, self._hosts.pop(0), self._settings, self._reactor, connect_s=connect_s, purpose=self._purpose
         )
         try:
             connection.connect(self._endpoint(connection.url))
         except (OSError, ValueError) as error:
-            self.publishing_lost(connection, ConnectionFailure(f"connecting: {error}", RetryPolicy.SLOW))
+            self.publishing_failed(connection, ConnectionFailure(f"connecting: {error}", RetryPolicy.SLOW))
 
     def _late(self, message: OutgoingMessage) -> None:
-        """The deadline is over. A line that has not answered for so long is of no use to the others either."""
+        """The deadline of `message` is over. Replace the connection, unless it answered recently or no message needs it."""
         connection = self._connection
         if connection is not None and connection.blocked:
-            self._settle(message, PublishersBlocked("the broker is in a memory or disk alarm: it takes no messages"))
+            self._finish(message, PublishersBlocked("the broker is in a memory or disk alarm: it takes no messages"))
             return
         published = connection is not None and connection.ready
         doing, hint = ("publishing", " (is it in a memory or disk alarm?)") if published else ("connecting", "")
-        self._settle(message, BrokerError(f"{doing}: no answer from the broker within {TELL_S:g} s{hint}"))
+        self._finish(message, BrokerError(f"{doing}: no answer from the broker within {CONFIRM_S:g} s{hint}"))
         if connection is None:
             return
         wanted = connection.ready or bool(self._waiting)
-        if wanted and self._reactor.seconds() - connection.heard_at < TELL_S / 2:
+        if wanted and self._reactor.seconds() - connection.answered_at < CONFIRM_S / 2:
             return
         self._connection = None
         connection.abort()
@@ -165,9 +165,9 @@ class ConfirmedPublisher:
 
     def _give_up(self, error: BrokerError) -> None:
         for message in list(self._waiting):
-            self._settle(message, error)
+            self._finish(message, error)
 
-    def _settle(self, message: OutgoingMessage, error: BrokerError | None) -> None:
+    def _finish(self, message: OutgoingMessage, error: BrokerError | None) -> None:
         if message not in self._waiting:
             return
         del self._waiting[message]

@@ -1,15 +1,15 @@
-"""One connection to a broker: pika's Twisted adapter, cut down to what holds when the network does not.
+"""One connection to a broker: pika's Twisted adapter, reduced to the parts that work on a bad network, too.
 
-This module alone uses private names of pika; `tests/insides/test_pika.py` lists them, and fails when pika changes one. What differs
+Only this module uses private names of pika. `tests/insides/test_pika.py` lists them, and fails when pika changes one. What differs
 from pika's own adapter, and why:
 
-- Every end of the connection goes through `BrokerConnection._die`: it aborts the transport (pika's `loseConnection` waits for a flush or
-  a TLS close that a black hole never grants), stops pika's timers and tells the reason once. After that nothing is called.
-- The code and text of the broker's Connection.Close are kept (pika overwrites them when the TCP connection ends).
-- Nothing received for `silence_s`: the link dies. pika's heartbeats are sent, its check is only a second opinion.
-- The read loop walks the buffer by index (pika copies the rest of the buffer for each frame) and puts deliveries together
-  itself, with content headers read by `broker.content`: 5.1 µs a delivery with an empty callback, pika's
-  way takes 24 (20,000 of 300 bytes with three headers, in reads of 64 KiB, CPython 3.11). All other methods are pika's.
+- Every end of the connection goes through `BrokerConnection._end`. It aborts the transport, stops pika's timers and reports the reason
+  once. After that it calls nothing. pika's `loseConnection` waits for a flush or a TLS close, which never happens on a dead network.
+- The code and text of the broker's Connection.Close are kept. pika overwrites them when the TCP connection ends.
+- If nothing is received for `silence_s`, the connection ends. pika sends heartbeats, and its own check is only a second one.
+- The read loop walks the buffer by index. pika copies the rest of the buffer for each frame.
+- The read loop assembles deliveries itself, with `broker.content` for the content headers: 5.1 µs per delivery with an empty callback.
+  pika takes 24 µs (20,000 of 300 bytes with three headers, in reads of 64 KiB, CPython 3.11). All other methods are pika's.
 - Raw callbacks only. pika's Deferreds break when they are cancelled, and cost a queue entry per message.
 """
 
@@ -40,11 +40,11 @@ _FRAME_HEAD: Final = struct.Struct(">BHI")
 _U64: Final = struct.Struct(">Q")
 _METHOD, _HEADER, _BODY, _FRAME_END = 1, 2, 3, 0xCE
 _DELIVER: Final = bytes.fromhex("003c003c")  # class 60, method 60
-# pika announces frame_max 131072, and RabbitMQ keeps to it: a longer one is no AMQP.
+# pika announces frame_max 131072, and RabbitMQ keeps to it: a longer frame is not AMQP.
 _LONGEST_FRAME: Final = 131072
-# What one read brought goes out together. A larger one saves writes: mixed 0.69 -> 0.40 µs of CPU a delivery with 256 KiB
-# (make bench SCENARIO=mixed), where Twisted reads 64. But to ten thousand clients of one topic that is also 2.5 GB, which the
-# kernel would have to hold for them: so a read is no larger than what is written for it allows.
+# The deliveries of one read are written together. A larger read saves writes: 0.69 -> 0.40 µs of CPU per delivery with 256 KiB
+# instead of Twisted's 64 KiB (make bench SCENARIO=mixed). But for ten thousand clients of one topic 256 KiB come to 2.5 GB, and the
+# kernel would have to hold them. So the size of a read follows from the bytes that were written for the last one.
 SMALLEST_READ: Final = 16 * 1024
 LARGEST_READ: Final = 256 * 1024
 FIRST_READ: Final = 64 * 1024
@@ -52,36 +52,33 @@ WRITTEN_BYTES: Final = 512 * 1024 * 1024
 
 
 class NotAmqp(Exception):
-    """What came from the peer is not AMQP 0-9-1."""
+    """The peer sent something that is not AMQP 0-9-1."""
 
 
 OnDelivery = Callable[[int, str, Content, bytes], None]
-"""Called with the delivery tag, the routing key, what the content header says, and the body."""
+"""Called with the delivery tag, the routing key, the content header, and the body."""
 
 
 class BrokerConnectionEvents(Protocol):
-    """What a link tells its owner. All from the reactor's thread; nothing after `connection_lost` but `connection_gone`."""
+    """What a connection tells its owner, in the reactor's thread. Only `connection_closed` may follow `connection_failed`."""
 
     def connection_up(self) -> None:
-        """The TCP connection stands; the AMQP handshake begins."""
+        """TCP is connected, and TLS if the URL asks for it. The AMQP handshake begins."""
 
     def connection_open(self, server_properties: Mapping[str, Any]) -> None:
-        """The AMQP handshake is done; channels may be opened."""
+        """The AMQP handshake is done. Channels may be opened."""
 
-    def connection_read(self) -> None:
-        """The frames of one read from the socket were handled."""
+    def connection_failed(self, failure: ConnectionFailure) -> None:
+        """The connection ended, and its transport is being aborted. Called once."""
 
-    def connection_lost(self, failure: ConnectionFailure) -> None:
-        """The link is dead. Told once; the transport is being aborted."""
-
-    def connection_gone(self) -> None:
+    def connection_closed(self) -> None:
         """The transport is closed."""
 
 
 def quiet_pika() -> None:
-    """Pin pika's own loggers at WARNING: below it they log message bodies and whole frames, at any setting of ours.
+    """Set pika's own loggers to WARNING at any log level. Below that they log message bodies and whole frames.
 
-    What the broker says when it closes a channel is in our own line about that, once and not at every attempt.
+    The channel's logger is set to ERROR: why the broker closed a channel is in our own log line, once and not at every attempt.
     """
     logging.getLogger("pika").setLevel(logging.WARNING)
     logging.getLogger("pika.channel").setLevel(logging.ERROR)
@@ -104,7 +101,7 @@ def _parameters(url: BrokerUrl, settings: BrokerSettings, purpose: str) -> pika.
 
 
 class _Delivery:
-    """The delivery that is just coming in on one channel: method, header, then any number of body frames."""
+    """The delivery that is being read on one channel: a method frame, a header frame, then any number of body frames."""
 
     __slots__ = ("_content", "_missing", "_on_delivery", "_parts", "_routing_key", "_tag")
 
@@ -116,16 +113,16 @@ class _Delivery:
         self._parts: list[bytes] = []
 
     def begin(self, data: bytes, at: int) -> None:
-        """Basic.Deliver: consumer tag, delivery tag, redelivered, exchange, routing key."""
+        """Read Basic.Deliver: consumer tag, delivery tag, redelivered, exchange, routing key."""
         at += 1 + data[at]
         self._tag = _U64.unpack_from(data, at)[0]
         at += 9
         at += 1 + data[at]
-        # What is not UTF-8 comes escaped, and the sink refuses it by name.
+        # A key that is not UTF-8 is passed on with escapes. The sink refuses it by name.
         self._routing_key = data[at + 1 : at + 1 + data[at]].decode("utf-8", "backslashreplace")
 
     def describe(self, body_size: int, content: Content) -> None:
-        """The content header."""
+        """Note the content header. A message without a body is complete with it."""
         self._content = content
         self._missing = body_size
         self._parts = []
@@ -133,10 +130,10 @@ class _Delivery:
             self._on_delivery(self._tag, self._routing_key, content, b"")
 
     def add(self, part: bytes) -> None:
-        """A body frame; most bodies have one, which is then the body, without a copy."""
+        """Add a body frame. Most bodies have one frame, which is then passed on without a copy."""
         missing = self._missing = self._missing - len(part)
         if missing < 0:
-            raise NotAmqp("a body longer than its header said")
+            raise NotAmqp("a body is longer than its header says")
         if self._parts or missing:
             self._parts.append(part)
             if missing:
@@ -146,7 +143,7 @@ class _Delivery:
 
 
 class _PikaConnection(_TwistedConnectionAdapter):
-    """The connection of pika with our read loop. `_link` is told when pika wants the stream closed."""
+    """pika's connection with our read loop. It tells `owner` when pika wants the transport closed."""
 
     def __init__(self, owner: BrokerConnection, parameters: pika.ConnectionParameters, reactor: interfaces.IReactorTime) -> None:
         super().__init__(
@@ -162,7 +159,7 @@ class _PikaConnection(_TwistedConnectionAdapter):
     # pika calls these
 
     def _adapter_disconnect_stream(self) -> None:
-        # `_error` is why: Connection.Close from the broker, heartbeats missed, CloseOk to our close, a failed handshake.
+        # `_error` is the reason: the broker's Connection.Close, missed heartbeats, CloseOk to our close, or a failed handshake.
         self._owner.disconnected(self._error)
 
     def _on_data_available(self, data_in: bytes) -> None:
@@ -195,19 +192,19 @@ class _PikaConnection(_TwistedConnectionAdapter):
         self._frame_buffer = buffer[start:]
 
     def stop_timers(self) -> None:
-        """No heartbeat is sent or checked any more."""
+        """Stop sending and checking heartbeats."""
         self._remove_heartbeat()
 
 
 def _ignore(*_: object) -> None:
-    """pika wants a callback for an end that `BrokerConnection` tells by itself."""
+    """pika demands a callback for an end that `BrokerConnection` reports itself."""
 
 
 class BrokerConnection(protocol.Protocol):
     """One connection to one broker, from TCP to its end.
 
-    `open_channel` after `connection_open`; `close` for an orderly end; `abort` for the other. Whatever happens, `connection_lost` is
-    told once unless it was `abort` that ended it, and nothing else after it but `connection_gone`.
+    Use `open_channel` after `connection_open`, `close` for an orderly end, and `abort` for an immediate one. `connection_failed` is
+    called once, unless `abort` ended the connection. Only `connection_closed` follows.
     """
 
     _log = Logger()
@@ -215,14 +212,17 @@ class BrokerConnection(protocol.Protocol):
     def __init__(
         self, url: BrokerUrl, settings: BrokerSettings, reactor: interfaces.IReactorTime, events: BrokerConnectionEvents, purpose: str = ""
     ) -> None:
-        """`purpose` is written behind the name that the broker shows of this connection."""
+        """Prepare the connection. `purpose` is appended to the connection's name in the broker's lists."""
         self.url = url
         self.dead = False
+        """The connection has ended: it calls nothing any more but `connection_closed`."""
+        self.on_read: Callable[[], None] = _ignore
+        """Called when the frames of one read from the socket were handled."""
         self._silence_s = settings.silence_s
         self._reactor = reactor
         self._events = events
-        self._doing = "handshake"
-        self._heard_at = 0.0
+        self._phase = "handshake"
+        self._received_at = 0.0
         self._bytes = 0
         self._paused = False
         self._watchdog: interfaces.IDelayedCall | None = None
@@ -230,46 +230,46 @@ class BrokerConnection(protocol.Protocol):
 
     @property
     def server_properties(self) -> Mapping[str, Any]:
-        """What the broker said of itself; empty before the handshake."""
+        """The broker's description of itself. Empty before the handshake."""
         return self._amqp.server_properties or {}
 
     def open_channel(self, opened: Callable[[Channel], None], on_delivery: OnDelivery) -> Channel:
-        """A new pika channel; `opened(channel)` is called when the broker has opened it.
+        """Return a new pika channel. `opened(channel)` is called when the broker has opened it.
 
-        What its consumers are sent goes to `on_delivery`, never to the callback given to pika's `basic_consume`.
+        Deliveries for its consumers go to `on_delivery`, never to the callback given to pika's `basic_consume`.
         """
         channel = self._amqp.channel(on_open_callback=opened)
         self._amqp.deliveries[channel.channel_number] = _Delivery(on_delivery)
         return channel
 
     def watch_alarms(self, blocked: Callable[[bool], None]) -> None:
-        """Call this with True when the broker stops taking messages (Connection.Blocked), and with False when it takes them again."""
+        """Call `blocked(True)` when the broker stops taking messages (Connection.Blocked), and `blocked(False)` when it resumes."""
         self._amqp.add_on_connection_blocked_callback(lambda *_: blocked(True))
         self._amqp.add_on_connection_unblocked_callback(lambda *_: blocked(False))
 
     def pause(self) -> None:
-        """Read nothing until `resume`: what the last read brought is still being written to clients.
+        """Read nothing until `resume`: the last batch is still being written to clients.
 
-        If that takes `silence_s`, the link dies as if nothing had come: it is not held up for ever by what never ends.
+        If that takes `silence_s`, the connection ends as if nothing had been received.
         """
         if not self.dead and not self._paused:
             self._paused = True
             cast("interfaces.IPushProducer", self.transport).pauseProducing()
 
     def resume(self, written: int) -> None:
-        """What the last read brought had so many bytes written to clients: read less next time, or more."""
+        """Read again. `written` bytes were written to clients for the last read: the size of the next read follows from that."""
         if self.dead:
             return
         if written and interfaces.ITCPTransport.providedBy(self.transport):
-            transport: Any = self.transport  # bufferSize is abstract.FileDescriptor's, beside the interface
+            transport: Any = self.transport  # bufferSize belongs to abstract.FileDescriptor, not to the interface
             transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._bytes * WRITTEN_BYTES // written))
         if self._paused:
             self._paused = False
-            self._heard_at = self._reactor.seconds()  # nothing could be heard meanwhile
+            self._received_at = self._reactor.seconds()  # nothing could be received while it was paused
             cast("interfaces.IPushProducer", self.transport).resumeProducing()
 
     def close(self) -> None:
-        """End in order: channels, then the connection, then `connection_lost`. Has no deadline: see `abort`."""
+        """Close the channels, then the connection, in order. `connection_failed` follows. It has no deadline: see `abort`."""
         if self.dead:
             return
         if self._amqp.is_open:
@@ -278,84 +278,84 @@ class BrokerConnection(protocol.Protocol):
             self.abort()
 
     def abort(self) -> None:
-        """End now, without a word."""
-        self._die(None)
+        """End now, without telling the broker."""
+        self._end(None)
 
     # Twisted calls these
 
     def connectionMade(self) -> None:
-        """TCP stands: begin the handshake."""
+        """TCP is connected: begin the AMQP handshake."""
         if self.dead:
             self._abort_transport()
             return
-        self._heard_at = self._reactor.seconds()
-        self._watchdog = self._reactor.callLater(self._silence_s, self._listen)
+        self._received_at = self._reactor.seconds()
+        self._watchdog = self._reactor.callLater(self._silence_s, self._check_silence)
         transport = self.transport
         assert transport is not None
         if interfaces.ITCPTransport.providedBy(transport):
-            transport.bufferSize = FIRST_READ  # type: ignore[attr-defined] # abstract.FileDescriptor, beside the interface
-            transport.setTcpNoDelay(True)  # the handshake writes twice before it reads: 40 ms each with a delayed ACK
+            transport.bufferSize = FIRST_READ  # type: ignore[attr-defined] # of abstract.FileDescriptor, not of the interface
+            transport.setTcpNoDelay(True)  # the handshake writes twice before it reads: 40 ms each time with a delayed ACK
         self._events.connection_up()
         self._amqp.connection_made(transport)
 
     def dataReceived(self, data: bytes) -> None:
-        """Handle every whole frame; no exception leaves this."""
+        """Handle every complete frame. Never raises."""
         if self.dead:
             return
-        self._heard_at = self._reactor.seconds()
+        self._received_at = self._reactor.seconds()
         self._bytes = len(data)
         try:
             self._amqp.data_received(data)
         except NotAmqp as error:
-            self._die(ConnectionFailure(f"{self._doing}: not AMQP 0-9-1: {error}", hint="check host and port in the broker URL"))
-        except Exception as error:  # noqa: BLE001 - whatever pika can't handle ends this link only
-            self._log.failure("the link to {url} ends on an error", url=self.url)
-            self._die(ConnectionFailure(f"{self._doing}: can't read what the broker sent: {type(error).__name__}"))
+            self._end(ConnectionFailure(f"{self._phase}: not AMQP 0-9-1: {error}", hint="check host and port in the broker URL"))
+        except Exception as error:  # noqa: BLE001 - an error in pika ends this connection only
+            self._log.failure("the connection to {url} is closed because of an error in reading; towerws connects again", url=self.url)
+            self._end(ConnectionFailure(f"{self._phase}: can't read what the broker sent: {type(error).__name__}"))
         if not self.dead:
-            self._events.connection_read()
+            self.on_read()
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
-        """The transport is closed, by whomever."""
-        self._die(from_transport(reason, self._doing, tls=self.url.tls))
-        self._events.connection_gone()
+        """The transport is closed."""
+        self._end(from_transport(reason, self._phase, tls=self.url.tls))
+        self._events.connection_closed()
 
-    # `_Connection` calls these
+    # `_PikaConnection` calls these
 
     def opened(self, _: object) -> None:
         """The AMQP handshake is done."""
-        self._doing = "connection lost"
+        self._phase = "connection lost"
         self._events.connection_open(self.server_properties)
 
     def disconnected(self, error: Exception | None) -> None:
-        """The connection was given up by pika, because of `error`."""
+        """pika gave the connection up because of `error`."""
         if isinstance(error, pika_exceptions.ConnectionClosedByBroker):
-            self._die(from_broker(error.reply_code, error.reply_text))
+            self._end(from_broker(error.reply_code, error.reply_text))
         elif isinstance(error, pika_exceptions.ConnectionClosedByClient):
-            self._die(ConnectionFailure("closed by towerws"))
+            self._end(ConnectionFailure("closed by towerws"))
         elif isinstance(error, pika_exceptions.AMQPHeartbeatTimeout):
-            self._die(ConnectionFailure(f"{self._doing}: no heartbeat from the broker", RetryPolicy.FAST))
+            self._end(ConnectionFailure(f"{self._phase}: no heartbeat from the broker", RetryPolicy.FAST))
         else:
-            self._die(ConnectionFailure(f"{self._doing}: {type(error).__name__}"))
+            self._end(ConnectionFailure(f"{self._phase}: {type(error).__name__}"))
 
-    # Our own
+    # our own
 
-    def _listen(self) -> None:
-        """Nothing received for `silence_s`? Then the peer or the way to it is dead, whatever TCP says."""
+    def _check_silence(self) -> None:
+        """End the connection if nothing was received for `silence_s`. The peer or the network is dead, even if TCP doesn't know yet."""
         self._watchdog = None
-        silent_s = self._reactor.seconds() - self._heard_at
+        silent_s = self._reactor.seconds() - self._received_at
         if silent_s < self._silence_s - 0.001:  # less is rounding
-            self._watchdog = self._reactor.callLater(self._silence_s - silent_s, self._listen)
+            self._watchdog = self._reactor.callLater(self._silence_s - silent_s, self._check_silence)
         elif self._paused:
-            self._die(
+            self._end(
                 ConnectionFailure(
-                    f"{self._doing}: nothing read for {self._silence_s:g} s, since a turn was still being written to clients",
+                    f"{self._phase}: nothing read for {self._silence_s:g} s, since a batch was still being written to clients",
                     RetryPolicy.FAST,
                 )
             )
         else:
-            self._die(ConnectionFailure(f"{self._doing}: nothing received for {self._silence_s:g} s", RetryPolicy.FAST))
+            self._end(ConnectionFailure(f"{self._phase}: nothing received for {self._silence_s:g} s", RetryPolicy.FAST))
 
-    def _die(self, failure: ConnectionFailure | None) -> None:
+    def _end(self, failure: ConnectionFailure | None) -> None:
         if self.dead:
             return
         self.dead = True
@@ -365,7 +365,7 @@ class BrokerConnection(protocol.Protocol):
             self._watchdog = None
         self._abort_transport()
         if failure is not None:
-            self._events.connection_lost(failure)
+            self._events.connection_failed(failure)
 
     def _abort_transport(self) -> None:
         if self.transport is not None:

@@ -1,10 +1,11 @@
-"""Reads from an AMQP content header the two things that are used: the stream's offset and the message id.
+"""Reads the two used values from an AMQP content header: the stream's offset and the message id.
 
-pika decodes every header into Python objects and raises for what it can't represent (NaN, infinity, dates beyond the year
-9999, field types it doesn't know, deep nesting); that ends the connection, and again after every redelivery. Here a header
-is walked over by its lengths and never decoded, so that none of these can hurt, and the neighbours of such a message and
-the message itself arrive. What is damaged beyond walking (a field type whose size is unknown, a length that leads out of
-the frame) yields no offset, and the delivery is counted and skipped; the frame's own length says where the next begins.
+pika decodes every header into Python objects. It raises for values that it can't represent: NaN, infinity, dates after the year 9999,
+unknown field types, deep nesting. That ends the connection, and does so again after every redelivery.
+
+Here a header is skipped through by its lengths and never decoded. So a message with such a value arrives, and so do its neighbours. A
+damaged header has a field type of unknown size, or a length that leads out of the frame. It gives no offset, and the delivery is
+counted and skipped. The frame's own length says where the next one begins.
 
 Layout: AMQP 0-9-1 sections 4.2.6.1 (content header) and 4.2.5.5 (field tables), with RabbitMQ's errata for the field types.
 """
@@ -15,7 +16,7 @@ import struct
 from typing import Final
 
 _STREAM_OFFSET: Final = b"\x0fx-stream-offset"
-# Bytes of a field's value by its type; those of _LONG begin with a 32-bit length of their own.
+# Bytes of a field's value by its type. The values of the types in _LONG begin with a 32-bit length.
 _SIZES: Final = {ord(kind): size for kinds, size in (("tbB", 1), ("Uus", 2), ("Iif", 4), ("LldT", 8), ("D", 5), ("V", 0)) for kind in kinds}
 _LONG: Final = frozenset(b"SxAF")
 _INTEGERS: Final = {
@@ -35,7 +36,7 @@ _MORE_FLAGS = 0x0001
 
 
 class Content:
-    """What a content header says. `offset` and `message_id` are None when absent, `damaged` when it could not be walked."""
+    """The values of a content header. `offset` and `message_id` are None if absent. `damaged`: the header could not be read to its end."""
 
     __slots__ = ("damaged", "message_id", "offset")
 
@@ -46,7 +47,7 @@ class Content:
 
 
 def read_content(data: bytes, at: int, end: int) -> Content:
-    """The properties in `data[at:end]`, which begins at the property flags. Never raises."""
+    """Return the values of the header in `data[at:end]`, which begins at the property flags. Never raises."""
     offset: int | None = None
     message_id: str | None = None
     try:
@@ -70,7 +71,7 @@ def read_content(data: bytes, at: int, end: int) -> Content:
             id_end = at + 1 + data[at]
             if id_end > end:
                 return Content(offset, None, damaged=True)
-            # Not UTF-8 is allowed on the wire; two different ids must stay different.
+            # Bytes that are not UTF-8 are allowed here. Two different ids must stay different.
             message_id = data[at + 1 : id_end].decode("utf-8", "backslashreplace") or None
     except (IndexError, KeyError, struct.error):
         return Content(offset, None, damaged=True)
@@ -86,7 +87,7 @@ def _skip_to_message_id(data: bytes, at: int, flags: int) -> int:
 
 
 def _find_offset(data: bytes, at: int, end: int) -> int | None:
-    """The value of `x-stream-offset` at the top of a field table. Raises KeyError for a field type of unknown size."""
+    """Return the value of `x-stream-offset` at the top level of a field table. Raises KeyError for a field type of unknown size."""
     while at < end:
         kind_at = at + 1 + data[at]
         kind = data[kind_at]

@@ -1,18 +1,19 @@
-"""Listens to the control exchange: on every connection to the broker, on a channel of its own beside the one for events.
+"""Listens to the control exchange, on each connection to the broker, on a channel separate from the one for events.
 
-  state     | begins with                             | deadline    | ends in
-  off       | no connection to the broker             | -           | starting
-  starting  | AMQP is open, or the pause is over      | attempt_s   | listening; paused; off
-  listening | consume-ok                              | -           | paused; off
-  paused    | the broker refused, or took it away     | the pause   | starting; off
-  off       | the connection is lost, from any state  | -           | starting
+  state     | begins with                              | deadline    | ends in
+  off       | no connection to the broker              | -           | starting
+  starting  | AMQP is open, or the pause is over       | attempt_s   | listening, paused, off
+  listening | consume-ok                               | -           | paused, off
+  paused    | the broker refused, or closed the channel | the pause  | starting, off
+  off       | the connection ended, from any state     | -           | starting
 
-While it listens, a `ControlWatch` proves by markers that the queue is still bound, and has it bound again when it is not.
+While it listens, a `ControlWatch` proves by markers that the queue is still bound. If it is not, the queue is bound again.
 
-What goes wrong here costs the channel and is told, and events go on: a user without permission for this exchange still gets
-its events, and who may listen is asked about every minute anyway. A set-up that did not end well, also one that the connection
-ended with, doubles the pause before the next, from 1 s to a minute: if it should be the broker's reason to end the connection
-(a limit on channels, say), events have a minute at a time.
+An error here costs only this channel and is logged. Events continue, even for a broker user without permission for this exchange.
+Credentials are re-checked at intervals anyway.
+
+A set-up that fails doubles the pause before the next one, from 1 s to a minute. That includes a set-up during which the connection ended:
+perhaps the broker ended it because of this channel, for example by a limit on channels. Then events still get a minute at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from pika import exceptions as pika_exceptions
 from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
@@ -31,14 +31,15 @@ from towerws.broker.consumer import unused_callback
 from towerws.broker.content import Content
 from towerws.broker.control_watch import SILENT_S, Announce, ControlWatch
 from towerws.broker.deadline import Deadline
-from towerws.broker.failures import ConnectionFailure, from_broker
+from towerws.broker.failures import ConnectionFailure, from_channel
 from towerws.broker.topology import bind_control, declare_control
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import ControlSink
 
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 60.0
-SAY_AGAIN_S: Final = 600.0
+LOG_AGAIN_S: Final = 600.0
+"""The same failure is logged at most once in this time."""
 
 _HINTS: Final = {
     403: "grant the user configure and read on it and on queues named amq.gen-…: docs/operations.md",
@@ -48,9 +49,9 @@ _HINTS: Final = {
 
 
 class ControlListener:
-    """Feeds `sink` with what is published to the control exchange while there is a connection. `begin` and `end` take turns.
+    """Passes the messages of the control exchange to `sink`, between `begin` and `end` of each connection.
 
-    `marker` gives the body of this daemon's marker with a text, and `announce` publishes it.
+    `marker(text)` returns the body of this daemon's marker. `announce` publishes it.
     """
 
     _log = Logger()
@@ -68,8 +69,8 @@ class ControlListener:
         self._sink = sink
         self._reactor = reactor
         self._state = "off"
-        self._last: str | None = None
-        """Why it did not listen when it could have."""
+        self._last_failure: str | None = None
+        """Why it did not listen although there was a connection."""
         self._connection: BrokerConnection | None = None
         self._channel: Channel | None = None
         self._deadline = Deadline(reactor)
@@ -77,14 +78,14 @@ class ControlListener:
         self._not_before = 0.0
         self._failures = 0
         self._errors = 0
-        self._said: tuple[str, float] | None = None
+        self._logged: tuple[str, float] | None = None
         self._watch = ControlWatch(settings.control, marker, announce, self, reactor)
 
     @property
     def status(self) -> Mapping[str, object]:
-        """Where it stands, whether its binding is proven, why it does not listen or is not proven, and how often it could not."""
+        """The state, whether the binding is proven, the reason if not, and counts since the start."""
         why = {"off": "no connection to the broker", "starting": "waiting for the broker's answer", "listening": self._watch.reason}
-        reason = "; before that: ".join(filter(None, (why.get(self._state), self._last))) or None
+        reason = "; before that: ".join(filter(None, (why.get(self._state), self._last_failure))) or None
         return {
             "state": self._state,
             "proven": self._watch.reason is None,
@@ -95,7 +96,7 @@ class ControlListener:
         }
 
     def begin(self, connection: BrokerConnection) -> None:
-        """A connection is open: listen on it, at once or when the pause is over."""
+        """`connection` is open: listen on it, at once or after the pause."""
         self.end()
         self._connection = connection
         wait_s = self._not_before - self._reactor.seconds()
@@ -106,28 +107,28 @@ class ControlListener:
             self._start()
 
     def end(self) -> None:
-        """The connection is gone, or going. A second call does nothing."""
+        """The connection ended, or is about to. A second call does nothing."""
         if self._connection is None:
             return
         if self._state == "starting":
             self._pause()
             self._failures += 1
-            self._last = "the connection was lost while this was set up"
+            self._last_failure = "the connection was lost while this was set up"
         self._deadline.clear()
         self._watch.end()
         self._connection = self._channel = None
         self._state = "off"
 
-    # pika calls these, each with the channel that it was asked for
+    # pika calls these, each with the channel that it is about
 
     def _opened(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
         channel.add_on_cancel_callback(
-            lambda _: self._lost(channel, ConnectionFailure("the broker cancelled the consumer: its queue was deleted"))
+            lambda _: self._fail(channel, ConnectionFailure("the broker cancelled the consumer: its queue was deleted"))
         )
         declare_control(channel, self._settings)
-        # Without acknowledgements: what is sent ahead is dealt with in the same read, and the queue dies with the connection.
+        # Without acknowledgements: messages are handled in the read that they came with, and the queue ends with the connection.
         channel.basic_consume("", unused_callback, auto_ack=True, exclusive=True, callback=lambda _: self._listening(channel))
 
     def _listening(self, channel: Channel) -> None:
@@ -135,11 +136,11 @@ class ControlListener:
             return
         self._deadline.clear()
         self._pause_s, self._not_before = PAUSE_MIN_S, 0.0
-        self._state, self._last = "listening", None
-        if self._said is not None:
-            self._said = None
+        self._state, self._last_failure = "listening", None
+        if self._logged is not None:
+            self._logged = None
             self._log.info("listening to control exchange {exchange} again", exchange=self._settings.control)
-        self._hand_on(self._sink.listening)
+        self._call_sink(self._sink.listening)
         self._watch.begin()
 
     def _bound(self, channel: Channel) -> None:
@@ -148,43 +149,40 @@ class ControlListener:
             self._watch.bound()
 
     def _closed(self, channel: Channel, reason: Exception) -> None:
-        if isinstance(reason, pika_exceptions.ChannelClosedByBroker):
-            failure = from_broker(reason.reply_code, reason.reply_text)
-            self._lost(channel, replace(failure, hint=_HINTS.get(reason.reply_code, failure.hint)))
-        else:
-            self._lost(channel, ConnectionFailure(f"channel closed: {type(reason).__name__}"))
+        failure = from_channel(reason)
+        self._fail(channel, replace(failure, hint=_HINTS.get(failure.code or 0, failure.hint)))
 
-    # the link calls this, once per message
+    # BrokerConnection calls this, once per message
 
     def _deliver(self, _tag: int, _routing_key: str, content: Content, body: bytes) -> None:
-        if self._state == "listening" and not self._watch.came(content.message_id):
-            self._hand_on(lambda: self._sink.control(body, content.message_id))
+        if self._state == "listening" and not self._watch.message_arrived(content.message_id):
+            self._call_sink(lambda: self._sink.control(body, content.message_id))
 
     # WatchOwner
 
     def bind_again(self) -> None:
-        """Declare and bind once more on the channel that consumes; no answer ends it."""
+        """Declare and bind again, on the channel that consumes. Without an answer within `attempt_s` the channel is closed."""
         channel = self._channel
         if channel is None or not channel.is_open:
             return
         bind_control(channel, self._settings, lambda: self._bound(channel))
         self._deadline.set(
-            self._settings.attempt_s, lambda: self._lost(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
+            self._settings.attempt_s, lambda: self._fail(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
         )
 
     def was_unbound(self, how: str) -> None:
-        """Say so; what was missed is made up for as after any other loss."""
+        """Log it, and re-check all credentials, as after any other interruption."""
         self._log.warn(
-            "control exchange {exchange}: this daemon's queue was not bound to it any more ({how}); it was bound again, and all"
-            " credentials are checked again, since revocations may have been missed",
+            "control exchange {exchange}: this daemon's queue was not bound to it any more ({how}). It was bound again. Revocations may"
+            " have been missed, so all credentials are checked again",
             exchange=self._settings.control,
             how=how,
         )
-        self._hand_on(self._sink.listening)
+        self._call_sink(self._sink.listening)
 
     def channel_silent(self) -> None:
-        """Begin with another channel and queue."""
-        self._lost(self._channel, ConnectionFailure(f"the broker confirms markers, and nothing has come for {SILENT_S:g} s"))
+        """Close the channel, and begin with another channel and queue."""
+        self._fail(self._channel, ConnectionFailure(f"the broker confirms markers, but nothing arrived for {SILENT_S:g} s"))
 
     # our own
 
@@ -197,23 +195,24 @@ class ControlListener:
         channel = self._channel = connection.open_channel(self._opened, self._deliver)
         channel.add_on_close_callback(self._closed)
         self._deadline.set(
-            self._settings.attempt_s, lambda: self._lost(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
+            self._settings.attempt_s, lambda: self._fail(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
         )
 
-    def _lost(self, channel: Channel | None, failure: ConnectionFailure) -> None:
-        """Not, or no more: again after a pause, as long as the connection stands."""
+    def _fail(self, channel: Channel | None, failure: ConnectionFailure) -> None:
+        """The channel ended, or could not be set up: try again after a pause, if the connection is open."""
         connection = self._connection
         if channel is None or channel is not self._channel or connection is None or connection.dead:
             return
         self._channel = None
         self._watch.end()
         self._failures += 1
-        self._state, self._last = "paused", str(failure)
+        self._state, self._last_failure = "paused", str(failure)
         now = self._reactor.seconds()
-        if self._said is None or self._said[0] != str(failure) or now - self._said[1] >= SAY_AGAIN_S:
-            self._said = (str(failure), now)
+        if self._logged is None or self._logged[0] != str(failure) or now - self._logged[1] >= LOG_AGAIN_S:
+            self._logged = (str(failure), now)
             self._log.warn(
-                "control exchange {exchange}: {reason}; until that is cured nobody can end connections here but by POST /disconnect",
+                "control exchange {exchange}: {reason}; until that is cured, revocations by other daemons don't reach this one: send"
+                " POST /disconnect to its admin port as well",
                 exchange=self._settings.control,
                 reason=str(failure),
             )
@@ -222,16 +221,18 @@ class ControlListener:
         self._deadline.set(self._pause(), self._start)
 
     def _pause(self) -> float:
-        """Take a pause, and make the next one longer."""
+        """Note when the pause ends, and double the next one. Returns the length of the pause in seconds."""
         pause_s = self._pause_s
         self._pause_s = min(2 * pause_s, PAUSE_MAX_S)
         self._not_before = self._reactor.seconds() + pause_s
         return pause_s
 
-    def _hand_on(self, call: Callable[[], None]) -> None:
+    def _call_sink(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception:  # noqa: BLE001 - ours to mend, but it must not end the connection
+        except Exception:  # noqa: BLE001 - a bug of ours must not end the connection
             self._errors += 1
             if self._errors == 1:
-                self._log.failure("a control message could not be followed; further failures are only counted")
+                self._log.failure(
+                    "a control message was lost by an error in towerws: report it with this traceback; further errors are only counted"
+                )

@@ -1,20 +1,20 @@
-"""Watches over the binding of this daemon's control queue, by markers that must come back through the control exchange.
+"""Watches the binding of this daemon's control queue, by markers that must come back through the control exchange.
 
-A broker says nothing when an exchange is deleted, made again with another type, or a binding is removed. So a marker is
-published every `MARKER_S`. What was read decides; silence never does:
+A broker reports nothing when an exchange is deleted or made again with another type, or when a binding is removed. So a marker is
+published every `MARKER_S`. Only what was read decides, never silence:
 
   what happened to a marker                                 | what follows
   it came back                                              | the binding is proven
   returned (312), or no exchange (404)                      | unbound: bind again, re-check all credentials, send another marker
-  confirmed, and not back within `COME_S`                   | not proven: bind again, which has no effect on a binding that is in
-                                                            | force, and send another marker
-  confirmed and not back, though a later one came           | it was unbound in between: re-check all credentials
+  confirmed, and not back within `COME_S`                   | not proven: bind again, which changes nothing if the binding exists, and
+                                                            | send another marker
+  confirmed and not back, but a later one came              | it was unbound in between: re-check all credentials
   refused (403)                                             | not proven: bind again every `MARKER_S`, a marker every `REFUSED_S`
   anything else (an alarm, no connection, a full queue)     | not proven, no conclusion
-  nothing came at all for `SILENT_S`, though confirmed      | not proven: a new channel, with a queue of its own
+  confirmed, but nothing at all came for `SILENT_S`         | not proven: a new channel with a new queue
 
-A marker that is sent after the confirm of an earlier one can't overtake it: a confirm means that every bound queue has it, and a
-queue keeps its order. Other daemons' messages prove the binding too, but not that nothing was missed.
+A marker that is sent after the confirm of an earlier one can't overtake it. A confirm means that every bound queue has the message, and a
+queue keeps its order. Other daemons' messages prove the binding, too, but not that nothing was missed.
 """
 
 from __future__ import annotations
@@ -34,37 +34,39 @@ from towerws.core.errors import BrokerError
 
 MARKER_S: Final = 10.0
 COME_S: Final = 1.0
-"""A marker takes 3 ms on an idle machine, and may be read before its confirm. Binding again for nothing costs the broker 10 ms."""
+"""A marker takes 3 ms on an idle machine, and may be read before its confirm. Needless binding costs the broker 10 ms."""
 REFUSED_S: Final = 60.0
-"""Each refused marker costs the publishing connection."""
+"""A refused marker ends the connection that publishes, so it is rare."""
 PROVEN_S: Final = 30.0
+"""A marker proves the binding for this long."""
 SILENT_S: Final = 60.0
-SAY_AGAIN_S: Final = 600.0
+LOG_AGAIN_S: Final = 600.0
+"""The same reason is logged at most once in this time."""
 
 NO_ROUTE: Final = 312
 NOT_FOUND: Final = 404
 ACCESS_REFUSED: Final = 403
 
 Announce = Callable[[bytes, str], defer.Deferred[None]]
-"""As `ConfirmedPublisher.announce`. Its `BrokerError` has the broker's code."""
+"""Works as `ConfirmedPublisher.announce`. Its `BrokerError` has the broker's code."""
 
 
 class WatchOwner(Protocol):
-    """The listener, whose channel is watched."""
+    """The listener whose channel is watched."""
 
     def bind_again(self) -> None:
-        """Declare and bind once more; `ControlWatch.bound` tells that the broker did. A refusal ends the channel."""
+        """Declare and bind again, and call `ControlWatch.bound` when the broker did. A refusal closes the channel."""
 
     def was_unbound(self, how: str) -> None:
-        """Messages were missed, for as long as one interval of the markers and maybe longer."""
+        """Messages were missed, during one interval of the markers or longer. `how` says by what that was found."""
 
     def channel_silent(self) -> None:
-        """Nothing comes on this channel although the broker confirms markers: begin with another."""
+        """Nothing arrives on this channel although the broker confirms markers: open another one."""
 
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """A marker on its way. `again`: it was sent because another one did not come."""
+    """A marker on its way. `again`: it was sent because an earlier one did not come."""
 
     text: str
     again: bool
@@ -72,7 +74,10 @@ class _Sent:
 
 
 class ControlWatch:
-    """See the module. `begin` and `end` take turns; `came` is told of every message. `marker` gives the body of one with a text."""
+    """Watches the binding to `exchange`, between `begin` and `end` of each channel.
+
+    `marker(text)` returns the body of a marker. `announce` publishes it.
+    """
 
     _log = Logger()
 
@@ -92,16 +97,16 @@ class ControlWatch:
         self._missing: _Sent | None = None
         """The oldest marker that was confirmed and has not come."""
         self._rechecked = False
-        """Whether messages are known to be missed since the last marker that came, and the owner was told."""
+        """Whether the owner was told of missed messages since the last marker that came."""
         self._after_bind: Callable[[], None] | None = None
         self._refused_at = -inf
-        self._proven_at = self._heard_at = -inf
+        self._proven_at = self._received_at = -inf
         self._reason = "no marker has come back yet"
         self._warned: tuple[str, float] | None = None
 
     @property
     def reason(self) -> str | None:
-        """Why the binding is not proven; None when it is."""
+        """Why the binding is not proven. None: it is."""
         if self._watching and self._reactor.seconds() - self._proven_at <= PROVEN_S:
             return None
         return f"binding not proven: {self._reason}"
@@ -111,20 +116,20 @@ class ControlWatch:
         self.end()
         self._watching = True
         self._proven_at = -inf
-        self._heard_at = self._reactor.seconds()
+        self._received_at = self._reactor.seconds()
         self._reason = "no marker has come back yet"
         self._send()
 
     def end(self) -> None:
-        """The channel is gone. A second call does nothing."""
+        """The channel ended. A second call does nothing."""
         self._watching = False
         self._timer.clear()
         self._sent = self._missing = self._after_bind = None
         self._rechecked = False
 
-    def came(self, message_id: str | None) -> bool:
-        """A message came through the exchange, whoever sent it. True when it is a marker of this watch."""
-        self._proven_at = self._heard_at = self._reactor.seconds()
+    def message_arrived(self, message_id: str | None) -> bool:
+        """A message came through the exchange, from any daemon. Returns whether it is a marker of this watch."""
+        self._proven_at = self._received_at = self._reactor.seconds()
         sent, missing = self._sent, self._missing
         if missing is not None and message_id == missing.text:
             self._missing = None
@@ -147,7 +152,7 @@ class ControlWatch:
         if self._watching and then is not None:
             then()
 
-    # within
+    # our own
 
     def _send(self, *, again: bool = False) -> None:
         sent = self._sent = _Sent(secrets.token_hex(8), again)
@@ -156,12 +161,12 @@ class ControlWatch:
         announced.addCallbacks(self._confirmed, self._failed, callbackArgs=(sent,), errbackArgs=(sent,))
 
     def _next(self) -> None:
-        """It is time for a marker, or in its place for binding again."""
+        """Send the next marker. While markers are refused, bind again instead."""
         now = self._reactor.seconds()
         if now - self._refused_at < REFUSED_S:
             self._timer.set(MARKER_S, self._next)
             self._bind(lambda: None)
-        elif self._missing is not None and now - self._heard_at >= SILENT_S:
+        elif self._missing is not None and now - self._received_at >= SILENT_S:
             self._owner.channel_silent()
         else:
             self._send()
@@ -173,7 +178,7 @@ class ControlWatch:
             self._timer.set(COME_S, lambda: self._absent(sent))
 
     def _absent(self, sent: _Sent) -> None:
-        """Confirmed, and not here. That may be a slow connection."""
+        """The marker was confirmed and did not come. The connection may just be slow."""
         self._timer.set(MARKER_S - COME_S, self._next)
         if self._missing is None:
             self._missing = sent
@@ -217,12 +222,12 @@ class ControlWatch:
         self._owner.bind_again()
 
     def _warn(self, reason: str) -> None:
-        """Say once why the binding is not proven, and again after a while."""
+        """Log why the binding is not proven, unless the same reason was logged less than `LOG_AGAIN_S` ago."""
         now = self._reactor.seconds()
-        if self._warned is None or self._warned[0] != reason or now - self._warned[1] >= SAY_AGAIN_S:
+        if self._warned is None or self._warned[0] != reason or now - self._warned[1] >= LOG_AGAIN_S:
             self._warned = (reason, now)
             self._log.warn(
-                "control exchange {exchange}: binding not proven: {reason}; revocations may not be heard",
+                "control exchange {exchange}: binding not proven: {reason}; revocations by other daemons may not reach this one",
                 exchange=self._exchange,
                 reason=reason,
             )

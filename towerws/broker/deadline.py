@@ -1,4 +1,4 @@
-"""The one deadline that something waiting for the broker has at a time."""
+"""A deadline for an answer of the broker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from twisted.internet import interfaces
 
 
 class Deadline:
-    """Calls once, unless it is set anew or cleared before. What it belongs to may go at any time once it is cleared."""
+    """Calls a function once after a delay, unless it is set again or cleared before that."""
 
     __slots__ = ("_reactor", "_timer")
 
@@ -17,12 +17,12 @@ class Deadline:
         self._timer: interfaces.IDelayedCall | None = None
 
     def set(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Call this after so many seconds, in place of what was set before."""
+        """Call `call` after `delay_s` seconds, and forget any earlier one."""
         self.clear()
         self._timer = self._reactor.callLater(delay_s, call)
 
     def clear(self) -> None:
-        """Call nothing."""
+        """Call nothing. A second call does nothing."""
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()

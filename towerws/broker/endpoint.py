@@ -1,4 +1,4 @@
-"""Where a broker is reached: TCP, or TLS with the certificate and the host name verified."""
+"""The endpoint of a broker: TCP, or TLS with the certificate and the host name verified."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PEM_END = b"-----END CERTIFICATE-----"
 
 
 def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> IStreamClientEndpoint:
-    """The endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
+    """Return the endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
 
-    Raises OSError or ValueError when `tls_ca` can't be used: it is read anew for every attempt, so that a renewed one counts.
+    It is read again for every attempt, so a renewed file counts. Raises OSError or ValueError if `tls_ca` can't be used.
     """
     tcp = HostnameEndpoint(reactor, url.host, url.port, timeout=settings.attempt_s)
     if not url.tls:
@@ -30,9 +30,10 @@ def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> I
 
 @lru_cache(maxsize=16)
 def _tls(host: str, path: str, pem: bytes | None) -> Any:
-    """One TLS context for all attempts: a connection that ends leaves cycles around it, and the system's authorities weigh 870 KiB.
+    """Return the TLS context for a host: one for all attempts, as long as the file stays the same.
 
-    That figure was measured with the HTTP client, which stands on the same parts (auth/http_get.py).
+    A connection that ends leaves reference cycles around its context, and the system's authorities take 870 KiB. That was measured with
+    the HTTP client, which uses the same parts (auth/http_get.py).
     """
     return ssl.optionsForClientTLS(host, trustRoot=None if pem is None else _authorities(path, pem))
 
@@ -40,10 +41,10 @@ def _tls(host: str, path: str, pem: bytes | None) -> Any:
 def _authorities(path: str, pem: bytes) -> Any:
     parts = pem.split(_PEM_END)[:-1]
     if not parts:
-        raise ValueError(f"tls_ca {path} holds no PEM certificate")
+        raise ValueError(f"tls_ca {path} has no PEM certificate")
     try:
         certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
     except crypto.Error:
-        raise ValueError(f"tls_ca {path} holds a certificate that is damaged") from None
+        raise ValueError(f"tls_ca {path} has a damaged certificate") from None
     trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
     return trust(certificates)

@@ -1,8 +1,8 @@
-"""Publishes this daemon's markers, and knows them again when they come back.
+"""Publishes this daemon's markers, and recognizes them when they come back.
 
-A marker goes straight to the stream or queue (the default exchange, with its name as routing key), which needs no binding but
-the permission to write to `amq.default`; or through the events exchange, which proves the binding as well. Where the first is
-refused the second takes its place.
+A marker takes one of two ways. Through the default exchange it goes straight to the stream or queue, whose name is the routing key. That
+needs no binding, but permission to write to `amq.default`. Through the events exchange it proves the binding as well. If the broker
+refuses the first way, the marker takes the second.
 """
 
 from __future__ import annotations
@@ -10,27 +10,40 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from twisted.internet import interfaces
 from twisted.python.failure import Failure
 
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
-from towerws.core.deliveries import MARKER_TOPIC, Marker
+from towerws.broker.deadline import Deadline
+from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.errors import BrokerError, PublishRefused
+from towerws.core.sources import Sink
 
 REMEMBERED: Final = 1000
-"""How many of our markers on their way are known again. One is on its way for milliseconds, and some are published per minute."""
+"""Number of our newest markers that are recognized. A marker takes milliseconds, and a few are published per minute."""
 
-DIRECT_AGAIN_S: Final = 300.0
-"""For how long a refusal to publish straight to the stream is believed."""
+REFUSAL_S: Final = 300.0
+"""How long a refusal to publish straight to the stream is taken for granted."""
+
+MARKER_RETRY_S: Final = 1.0
+"""Delay before the next marker, after one that could not be published."""
+
+ASK_EVERY_S: Final = 0.1
+"""At most one marker in this time is published for clients that wait for a position, however many they are."""
 
 Done = Callable[[BrokerError | None], None]
-"""Told what the broker said of a marker: None, it has it; else why not."""
+"""Called with the broker's answer to a marker: None if a queue has it, else why not."""
 
 
 class MarkerPublisher:
-    """`publisher` has a connection of its own: an alarm stops a connection that publishes, its acknowledgements included."""
+    """Publishes markers with `publisher`, to the events exchange `exchange` or straight to a stream or queue.
+
+    `publisher` has a connection of its own: an alarm stops the connection that publishes, including its acknowledgements.
+    """
 
     def __init__(self, publisher: ConfirmedPublisher, exchange: str, reactor: Any) -> None:
         self._publisher = publisher
@@ -40,15 +53,15 @@ class MarkerPublisher:
         self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._direct_refused_at: float | None = None
         self.count = 0
-        """How many were sent. A marker's number tells whether it was sent after something else."""
+        """How many markers were sent. A marker's number shows whether it was sent after something else."""
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker said that it is in an alarm."""
+        """Whether the broker reported an alarm."""
         return self._publisher.blocked
 
     def number(self, marker: Marker) -> int | None:
-        """The number of a marker of ours, None for another daemon's."""
+        """The number of our marker. None: it is another daemon's."""
         sent = self._sent.get(marker.text) if marker.daemon == self._daemon else None
         return None if sent is None else sent[0]
 
@@ -57,13 +70,13 @@ class MarkerPublisher:
         return self._sent[marker.text][1]
 
     def send_through_exchange(self, done: Done, *, hole: int | None = None, sent: Callable[[str], None] = lambda _: None) -> str:
-        """Publish a marker that proves the binding; its text. `sent` is called with that before anything else happens."""
+        """Publish a marker that proves the binding, and return its text. `sent` is called with the text before anything else happens."""
         return self._send(self._exchange, MARKER_TOPIC, hole, done, sent)
 
     def send_direct(self, key: str, done: Done, sent: Callable[[str], None] = lambda _: None) -> str:
-        """Publish a marker straight to the stream or queue of that name, or through the exchange where that is refused."""
+        """Publish a marker straight to the stream or queue `key`, and return its text. If that is refused, it goes through the exchange."""
         refused_at = self._direct_refused_at
-        if refused_at is not None and self._reactor.seconds() - refused_at < DIRECT_AGAIN_S:
+        if refused_at is not None and self._reactor.seconds() - refused_at < REFUSAL_S:
             return self.send_through_exchange(done, sent=sent)
 
         def answered(error: BrokerError | None) -> None:
@@ -82,9 +95,147 @@ class MarkerPublisher:
         if len(self._sent) > REMEMBERED:
             self._sent.popitem(last=False)
         sent(marker.text)
-        told = self._publisher.publish(exchange, routing_key, marker.body, marker.text)
-        told.addCallbacks(lambda _: done(None), partial(_failed, done))
+        published = self._publisher.publish(exchange, routing_key, marker.body, marker.text)
+        published.addCallbacks(lambda _: done(None), partial(_failed, done))
         return marker.text
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Our marker that was read: its offset, and when it was published (monotonic seconds)."""
+
+    offset: int
+    sent_at: float
+
+
+class ProofMarkers:
+    """Publishes markers straight to `stream` until one shows how far the log reaches. They are newer than the reader's consumer.
+
+    `answered` gets None when the broker has the marker `sending`, or why it was not published.
+    """
+
+    def __init__(self, markers: MarkerPublisher, stream: str, sink: Sink, reactor: interfaces.IReactorTime, answered: Done) -> None:
+        self.newest: Proof | None = None
+        """The newest of these markers that was read."""
+        self.sending = ""
+        """The text of the marker that was sent last."""
+        self._markers = markers
+        self._stream = stream
+        self._sink = sink
+        self._answered = answered
+        self._sent_before = 0
+        self._next = Deadline(reactor)
+
+    def consumer_accepted(self) -> None:
+        """Only markers that are sent from now on prove anything about the present consumer."""
+        self._sent_before = self._markers.count
+
+    @property
+    def none_sent(self) -> bool:
+        """Whether no marker was published since the broker accepted the present consumer."""
+        return self._markers.count == self._sent_before
+
+    def send(self) -> None:
+        """Publish a marker now."""
+        self._markers.send_direct(self._stream, self._answered, self._sent)
+
+    def send_after(self, delay_s: float) -> None:
+        """Publish a marker after `delay_s` seconds, unless `clear` is called before."""
+        self._next.set(delay_s, self.send)
+
+    def clear(self) -> None:
+        """Publish no more markers."""
+        self._next.clear()
+
+    def is_proof(self, body: bytes) -> bool:
+        """Whether `body` is our marker, sent after the broker accepted the present consumer."""
+        marker = parse_marker(body)
+        if marker is None:
+            return False
+        number = self._markers.number(marker)
+        return number is not None and number > self._sent_before
+
+    def arrived(self, marker: Marker, offset: int) -> bool:
+        """A marker was read. Returns whether it is ours."""
+        number = self._markers.number(marker)
+        if number is None:
+            return False
+        if number > self._sent_before:
+            self.newest = Proof(offset, self._markers.sent_at(marker))
+        return True
+
+    def _sent(self, text: str) -> None:
+        self.sending = text
+        self._sink.marker_sent(text)
+
+
+class PositionMarkers:
+    """Publishes markers to `stream` for clients that wait for a position. A marker that comes back shows how far the log reaches."""
+
+    def __init__(self, markers: MarkerPublisher, stream: str, sink: Sink, reactor: interfaces.IReactorTime) -> None:
+        self._markers = markers
+        self._stream = stream
+        self._sink = sink
+        self._reactor = reactor
+        self._closed = False
+        self._asking = False
+        self._asked_at = -ASK_EVERY_S
+        self._next = Deadline(reactor)
+
+    def send_early(self) -> None:
+        """Publish a marker before the refill.
+
+        A client that subscribes during the refill gets the events after the markers that were confirmed by then. So an early marker
+        spares it a gap.
+        """
+        text = ""
+
+        def sent(name: str) -> None:
+            nonlocal text
+            text = name
+
+        def answered(error: BrokerError | None) -> None:
+            if error is None and not self._closed:
+                self._sink.marker_confirmed(text)
+
+        self._markers.send_direct(self._stream, answered, sent)
+
+    def ask(self) -> None:
+        """A client waits: publish a marker, unless one is on its way. The next one follows when that has come back, or should have."""
+        if self._asking:
+            return
+        self._asking = True
+        now = self._reactor.seconds()
+        if now - self._asked_at < ASK_EVERY_S:
+            self._next.set(ASK_EVERY_S, self._ask_again)
+            return
+        self._asked_at = now
+
+        def answered(error: BrokerError | None) -> None:
+            if error is not None and not self._closed:
+                self._next.set(MARKER_RETRY_S, self._ask_again)
+
+        self._next.set(MARKER_RETRY_S, self._ask_again)
+        self._markers.send_direct(self._stream, answered, self._sink.marker_sent)
+
+    def marker_arrived(self) -> None:
+        """One of our markers was read: the next question needs a new one."""
+        self._asking = False
+
+    def clear(self) -> None:
+        """Publish no more until `ask` is called again."""
+        self._asking = False
+        self._next.clear()
+
+    def close(self) -> None:
+        """End it permanently."""
+        self._closed = True
+        self.clear()
+
+    def _ask_again(self) -> None:
+        self._asking = False
+        if self._sink.waiting:
+            self._sink.on_position_asked()  # the reader calls `ask` if it is still live
 
 
 def _failed(done: Done, failure: Failure) -> None:

@@ -1,41 +1,34 @@
-"""Reads this process's own queue on one open connection: for brokers without streams, or where the operator asks for it.
+"""Reads this process's own queue on one open connection, for brokers without streams or with `consume = "queue"`.
 
-The queue is exclusive and ends with the connection. Its offsets are counted here, and each interruption is a gap.
+The queue is exclusive and ends with the connection. So its offsets are counted here, and each interruption is a gap.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Final
 
 from pika.channel import Channel
 from twisted.internet import interfaces
 
 from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.connection import BrokerConnection
-from towerws.broker.consumer import Consumer, Feed
+from towerws.broker.consumer import Consumer
 from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
-from towerws.broker.side_channel import on_side_channel
-from towerws.broker.stream_reader import ReaderEvents
-from towerws.broker.topology import Mode, declare_queue, rebind_queue, set_prefetch
+from towerws.broker.reader import ChannelRestarts, ReaderEvents, ReadProgress
+from towerws.broker.topology import Mode, declare_queue, on_side_channel, rebind_queue, set_prefetch
 from towerws.core.deliveries import Marker
 from towerws.core.settings import BrokerSettings
 
-RESTARTS: Final = 3
-RESTARTS_S: Final = 60.0
-
 
 class QueueReader:
-    """See the module. Tells its owner the same as a `StreamReader`."""
+    """Reads the queue on `connection` into the sink of `progress`. It has the same methods as a `StreamReader`."""
 
     def __init__(
         self,
         connection: BrokerConnection,
         settings: BrokerSettings,
-        feed: Feed,
+        progress: ReadProgress,
         watch: BindingWatch,
         reactor: interfaces.IReactorTime,
         events: ReaderEvents,
@@ -43,27 +36,25 @@ class QueueReader:
         self.marker_key = ""
         self._connection = connection
         self._settings = settings
-        self._feed = feed
+        self._progress = progress
         self._watch = watch
         self._reactor = reactor
         self._events = events
-        self._closed = False
-        self._was_live = False
         self._consumer: Consumer | None = None
         self._deadline = Deadline(reactor)
-        self._restarts: deque[float] = deque(maxlen=RESTARTS)
+        self._restarts = ChannelRestarts(reactor)
 
-    # what the owner calls
+    # the session calls these
 
     def begin(self) -> None:
-        """Declare a queue and consume it; ends in `reader_live` or `reader_failed`, unless the connection dies or `close` is called."""
+        """Declare a queue and consume it. It ends in `reader_live` or `reader_failed`, unless the connection ends or `close` is called."""
 
         def topology(channel: Channel) -> str:
             queue = declare_queue(channel, self._settings, self._named)
             set_prefetch(channel, self._settings)
             return queue
 
-        self._consumer = Consumer(self._connection, Mode.QUEUE, topology, None, self._settings, self._feed, self._reactor, self)
+        self._consumer = Consumer(self._connection, Mode.QUEUE, topology, None, self._settings, self._progress, self._reactor, self)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def end_read(self) -> None:
@@ -72,88 +63,86 @@ class QueueReader:
             self._consumer.end_read()
 
     def close(self) -> None:
-        """Acknowledge and end the channel; nothing reaches the sink any more."""
-        self._closed = True
+        """Acknowledge what was read, and close the channel. Nothing reaches the sink after that."""
         self._interrupted()
         self._deadline.clear()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.close()
 
-    def connection_lost(self, failure: ConnectionFailure) -> None:
-        """The queue is gone with it."""
+    def connection_failed(self, failure: ConnectionFailure) -> None:
+        """The connection ended, and the queue with it. The session calls `close` next."""
 
     # ConsumerEvents
 
     def consumer_ok(self) -> None:
-        """Whatever was lost is told before the first delivery."""
-        feed = self._feed
+        """The broker accepted the consumer. Clients are told of a gap before the first delivery, if anything was lost."""
+        progress = self._progress
         self._deadline.clear()
-        if feed.attached is not Mode.QUEUE:
-            feed.sink.begin(feed.log)
-        if feed.attached is not None and (feed.interrupted or feed.attached is not Mode.QUEUE):
-            feed.sink.gap("broker")
-        feed.attached, feed.interrupted = Mode.QUEUE, False
-        feed.sink.caught_up()
-        self._was_live = True
+        if progress.last_mode is not Mode.QUEUE:
+            progress.sink.begin(progress.log)
+        if progress.last_mode is not None and (progress.interrupted or progress.last_mode is not Mode.QUEUE):
+            progress.sink.gap("broker")
+        progress.last_mode, progress.interrupted = Mode.QUEUE, False
+        progress.sink.caught_up()
+        self._restarts.was_live = True
         self._events.reader_live()
         self._watch.start(self)
 
-    def consumer_saw(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        """Only a stream has offsets that may be out of step."""
+    def consumer_unexpected(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        """Never called: only a stream's offsets can be out of step."""
 
     def consumer_marker(self, marker: Marker, routing_key: str, body: bytes, offset: int) -> None:
         """A marker was read."""
-        self._watch.came(marker, routing_key, offset)
+        self._watch.marker_arrived(marker, routing_key, offset)
 
-    def consumer_lost(self, failure: ConnectionFailure) -> None:
-        """Again on a new channel; or give the connection up when that happens too often or was refused."""
+    def consumer_failed(self, failure: ConnectionFailure) -> None:
+        """The broker closed the channel: open a new one, or give the connection up."""
         self._consumer = None
         self._deadline.clear()
         self._interrupted()
-        now = self._reactor.seconds()
-        worn_out = len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTARTS_S
-        if not self._was_live or worn_out:
-            self.close()
-            self._events.reader_failed(replace(failure, retry=RetryPolicy.FAST) if worn_out else failure)
+        final = self._restarts.refuse(failure)
+        if final is not None:
+            self._fail(final)
             return
-        self._restarts.append(now)
         self._events.reader_restarted(failure)
         self.begin()
 
     # Watched
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare the exchange and bind the queue once more, on a channel of its own."""
+        """Declare the exchange and bind the queue again, on a channel of its own. `done` gets None, or why the broker refused."""
         on_side_channel(self._connection, lambda channel, agreed: rebind_queue(channel, self._settings, self.marker_key, agreed), done)
 
     def marker_sent(self, text: str) -> None:
-        """No position of a queue waits for a marker."""
+        """Nothing to do: no client waits for a marker of a queue."""
 
-    def tell_before_next(self) -> None:
-        """Told when the marker comes."""
+    def gap_before_next(self) -> None:
+        """Nothing to do: `binding_restored` tells of the gap."""
 
-    def hole_closed(self) -> None:
-        """What was published meanwhile is lost for this queue."""
-        self._feed.sink.gap("broker")
+    def binding_restored(self) -> None:
+        """Tell clients of a gap: what was published while the queue was not bound is lost."""
+        self._progress.sink.gap("broker")
 
-    def deaf(self, reason: str) -> None:
-        """Another connection may hear more."""
-        self.close()
-        self._events.reader_failed(ConnectionFailure(reason, RetryPolicy.FAST))
+    def no_markers(self, reason: str) -> None:
+        """Give this connection up. Another one may get markers."""
+        self._fail(ConnectionFailure(reason, RetryPolicy.FAST))
 
     # our own
 
     def _named(self, queue: str) -> None:
         self.marker_key = queue
         if self._consumer is not None:
-            self._consumer.markers_to(queue)
+            self._consumer.set_marker_key(queue)
 
     def _unanswered(self) -> None:
-        self.close()
-        self._events.reader_failed(ConnectionFailure(f"topology: no answer from the broker within {self._settings.attempt_s:g} s"))
+        self._fail(ConnectionFailure(f"topology: no answer from the broker within {self._settings.attempt_s:g} s"))
 
     def _interrupted(self) -> None:
-        """Deliveries stopped coming: they are lost from here on."""
+        """Deliveries stopped: what is published from here on is lost."""
         self._watch.stop()
-        self._feed.interrupted = self._feed.attached is Mode.QUEUE
+        self._progress.interrupted = self._progress.last_mode is Mode.QUEUE
+
+    def _fail(self, failure: ConnectionFailure) -> None:
+        self.close()
+        self._events.reader_failed(failure)

@@ -1,93 +1,52 @@
-"""Reads a stream on one open connection: where to begin, when it is the same log, when history is complete, what was lost.
+"""Reads a stream on one open connection: where to begin, whether it is the same log, when history is complete, what was lost.
 
-Every decision follows from something that was read. A timeout tries again, or gives the connection up; it never decides.
-The facts about RabbitMQ's streams are from experiments with 3.10 and 4.0 (docs/reliability.md).
+The reader decides only by what it read. After a timeout it tries again, or gives the connection up. It never concludes anything from
+silence. The facts about RabbitMQ's streams are from experiments with 3.10 and 4.0 (docs/reliability.md).
 
-  state      | what is done                                     | what ends it                                  | next
-  checking   | look whether the stream exists                   | it does; 404 "no queue"                       | attaching
-  attaching  | main consumer at the anchor (our newest marker,  | consume-ok                                    | proving; refilling
-             | else the newest delivery); nothing read yet: at  |                                               |
-             | an interval of the broker's clock                |                                               |
-  proving    | main repeats what was read; a scout at `next`;   | main repeats the newest delivery              | refilling; live
-             | a marker straight to the stream                  | other content, or the marker below our newest | comparing
-             |                                                  | main begins behind our newest                 | jumped
-  comparing  | main at the oldest delivery that history holds   | the first that differs: a gap                 | refilling; live
-  jumped     | offsets were left out: a scout at `first`        | the first offset that there is: a gap or none | refilling; live
-  refilling  | read into history                                | our marker, published after consume-ok, comes | live
+"Main" is the consumer that feeds history. A "scout" is a second consumer that only looks.
 
-Where markers are refused, or an alarm blocks them, the first message that a scout at `next` gets takes the marker's place.
+  state      | what the reader does                             | what ends the state                           | next state
+  checking   | asks whether the stream exists                   | it exists; 404 "no queue"                     | attaching
+  attaching  | main begins at the anchor: our newest marker,    | consume-ok                                    | proving, refilling
+             | else the newest delivery. If nothing was read:   |                                               |
+             | at an interval of the broker's clock             |                                               |
+  proving    | main reads the anchor again; a scout is at       | main reads the newest delivery again          | refilling, live
+             | `next`; a marker goes straight to the stream     | other content, or the marker before our newest | comparing
+             |                                                  | main begins after our newest                  | jumped
+  comparing  | main begins at the oldest delivery of history    | the first delivery that differs: a gap        | refilling, live
+  jumped     | offsets were left out: a scout is at `first`     | the first offset there is: a gap or none      | refilling, live
+  refilling  | main reads into history                          | our marker, published after consume-ok, comes | live
+
+If markers are refused or an alarm blocks them, the first message that a scout at `next` gets takes the marker's place.
+`log_checks` judges what was read. What outlives the connection is in `reader.ReadProgress`.
 """
 
 from __future__ import annotations
 
 import enum
-import math
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Final
 
-from pika import exceptions as pika_exceptions
 from pika.channel import Channel
 from twisted.internet import interfaces
 from twisted.logger import Logger
 
 from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.connection import BrokerConnection
-from towerws.broker.consumer import Consumer, Feed
+from towerws.broker.consumer import Consumer, Scout
 from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
-from towerws.broker.markers import MarkerPublisher
-from towerws.broker.scout import Scout
-from towerws.broker.side_channel import on_side_channel
-from towerws.broker.topology import Mode, declare_stream, set_prefetch
+from towerws.broker.log_checks import Clock, ClockCheck, LogComparison, Same
+from towerws.broker.markers import MARKER_RETRY_S, MarkerPublisher, PositionMarkers, Proof, ProofMarkers
+from towerws.broker.reader import CLOCK_MARGIN_S, ChannelRestarts, ReaderEvents, ReadProgress
+from towerws.broker.topology import Mode, declare_stream, on_side_channel, set_prefetch, stream_exists
 from towerws.core.deliveries import Marker, parse_marker
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import SourceState
 
-RESTARTS: Final = 3
-RESTARTS_S: Final = 60.0
-
-MARKER_AGAIN_S: Final = 1.0
-"""How long after a marker that could not be published the next one is tried."""
-
-ASK_EVERY_S: Final = 0.1
-"""However many clients ask what their position is worth, no more markers than one in this time are published for them."""
-
-CLOCK_MARGIN_S: Final = 10
-"""The refill begins so much earlier, and a node's clock may be so far ahead of the clock of the stream's leader."""
-
-CLOCK_MARKER_S: Final = CLOCK_MARGIN_S - 1
-"""A marker that is older than this when the node is asked for the last ten seconds says nothing about the node's clock."""
-
 CLOCK_ANSWER_S: Final = 0.5
-"""A node whose clock is right answers at once. After this time another marker is written, so that any node has something to deliver."""
-
-CLOCK_PROBES: Final = 3
-"""How often the node is asked with a younger marker. A link may be too slow for any of them: then everything is read."""
-
-ANCHOR_REACH: Final = 50_000
-"""A marker is the anchor only if no more than this was read behind it: all that is read once more."""
-
-NEAR_SKIPS: Final = 8
-"""So many offsets are tried one by one behind an entry that can't be read; from then on the distance doubles."""
-
-
-class ReaderEvents(Protocol):
-    """What a reader tells its owner. Nothing after `reader_failed` or `close`."""
-
-    def reader_state(self, state: SourceState, reason: str) -> None:
-        """It is not live; in a line what it waits for."""
-
-    def reader_live(self) -> None:
-        """Deliveries come as they are published."""
-
-    def reader_restarted(self, failure: ConnectionFailure) -> None:
-        """The channel was lost, a new one is being set up on the same connection."""
-
-    def reader_failed(self, failure: ConnectionFailure) -> None:
-        """This connection is of no more use."""
+"""A node whose clock is right answers at once. After this time we publish another marker, so that any node has something to deliver."""
 
 
 class _State(enum.Enum):
@@ -101,7 +60,7 @@ class _State(enum.Enum):
 
 
 class StreamReader:
-    """See the module. `hosts` is how many there are: with another one to try, a connection that proves nothing is given up sooner."""
+    """Reads the stream of `settings` on `connection` into the sink of `progress`, and tells `events` how far it got."""
 
     _log = Logger()
 
@@ -109,7 +68,7 @@ class StreamReader:
         self,
         connection: BrokerConnection,
         settings: BrokerSettings,
-        feed: Feed,
+        progress: ReadProgress,
         markers: MarkerPublisher,
         watch: BindingWatch,
         reactor: interfaces.IReactorTime,
@@ -118,57 +77,45 @@ class StreamReader:
         self.marker_key = settings.stream
         self._connection = connection
         self._settings = settings
-        self._feed = feed
-        self._sink = feed.sink
-        self._markers = markers
+        self._progress = progress
+        self._sink = progress.sink
+        self._proofs = ProofMarkers(markers, settings.stream, progress.sink, reactor, self._marker_answered)
+        self._positions = PositionMarkers(markers, settings.stream, progress.sink, reactor)
         self._watch = watch
         self._reactor = reactor
         self._events = events
         self._closed = False
         self._state = _State.CHECKING
-        self._was_live = False
-        self._check: Any = None
+        self._check: object = None
         self._start: object = None
         self._consumer: Consumer | None = None
         self._scout: Scout | None = None
         self._deadline = Deadline(reactor)
-        self._again = Deadline(reactor)
-        self._restarts: deque[float] = deque(maxlen=RESTARTS)
-        self._sent_before = 0
-        """How many markers had been sent when the present consumer was accepted."""
-        self._proof_offset = -1
-        self._proof: str | None = None
-        """The text of our newest marker that was read and that proves that history is complete."""
-        self._proof_sent_at = 0.0
-        self._probing = False
-        """Whether the node is being asked for the last ten seconds."""
-        self._probes = 0
+        self._restarts = ChannelRestarts(reactor)
+        self._comparison = LogComparison(progress)
+        self._clock_check = ClockCheck()
         self._hole_open = False
-        """Whether the hole that is to be told may still go on."""
-        self._shared: int | None = None
-        self._upto: int | None = None
-        """Without markers: where the scout says that new messages begin."""
-        self._asking = False
-        self._asked_at = -ASK_EVERY_S
-        self._sending = ""
-        self._progress: int | None = None
-        self._progress_asked = False
+        """Whether the hole of which clients are still to be told may still go on."""
+        self._new_from: int | None = None
+        """Without markers: the offset at which the scout found the first new message."""
+        self._expected_before: int | None = None
+        self._progress_checked = False
 
-    # what the owner calls
+    # the session calls these
 
     def begin(self) -> None:
-        """Set everything up; ends in `reader_live` or `reader_failed`, unless the connection dies or `close` is called."""
+        """Set everything up. It ends in `reader_live` or `reader_failed`, unless the connection ends or `close` is called."""
         self._sink.proven(False)
-        self._sink.on_position_asked = self._prove_head
+        self._sink.on_position_asked = self._prove_position
         self._watch.stop()
-        self._drop()
+        self._close_channels()
         if not self._sink.history_complete:
-            self._send_early_marker()
-        self._shared = self._upto = self._proof = None
-        self._probes = 0
+            self._positions.send_early()
+        self._comparison.shared = self._new_from = self._proofs.newest = None
+        self._clock_check.reset()
         self._state = _State.CHECKING
-        self._check = self._connection.open_channel(self._checking, _nothing_comes)
-        self._check.add_on_close_callback(self._check_closed)
+        self._check = check = object()  # an answer to an earlier check changes nothing
+        stream_exists(self._connection, self._settings.stream, lambda exists: self._checked(check, exists=exists))
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def end_read(self) -> None:
@@ -178,101 +125,59 @@ class StreamReader:
             return
         consumer.end_read()
         if self._state is _State.REFILLING:
-            self._refilled()
+            self._check_refill()
         elif self._sink.waiting:
-            self._prove_head()
+            self._prove_position()
 
     def close(self) -> None:
-        """Acknowledge and end the channels; nothing reaches the sink any more."""
+        """Acknowledge what was read, and close the channels. Nothing reaches the sink after that."""
         if not self._closed:
             self._closed = True
             self._sink.proven(False)
-            self._sink.on_position_asked = _nobody
+            self._sink.on_position_asked = _no_reader
             self._watch.stop()
-            self._drop()
+            self._positions.close()
+            self._close_channels()
 
-    def connection_lost(self, failure: ConnectionFailure) -> None:
-        """The connection is gone, perhaps for an entry that AMQP 0-9-1 can't read.
-
-        Then the broker ends it (541) each time at the same place. 541 has other causes too, all of which pass: only one that comes again,
-        with nothing read in between and after the end of the stream was read at this broker, is taken for such an entry.
-        """
-        feed, consumer = self._feed, self._consumer
+    def connection_failed(self, failure: ConnectionFailure) -> None:
+        """The connection ended. Note the place if that was with 541, because of an entry that AMQP 0-9-1 can't represent."""
+        progress, consumer = self._progress, self._consumer
         if failure.code != 541 or consumer is None or self._state is _State.ATTACHING:
             return
-        read = feed.read if consumer.expected is None else consumer.expected - 1
-        if feed.unreadable and feed.stuck_at == read:
-            if feed.evidence is not None:
-                self._pass_over()
-        else:
-            feed.unreadable, feed.stuck_at, feed.evidence, feed.skip = True, read, None, 0
+        read = progress.read if consumer.expected is None else consumer.expected - 1
+        if progress.unreadable.connection_ended(read):
+            self._pass_over()
 
     # checking: does the stream exist?
 
-    def _checking(self, channel: Channel) -> None:
-        if channel is self._check:
-            channel.queue_declare(self._settings.stream, passive=True, callback=lambda _: self._checked(missing=False))
-
-    def _check_closed(self, channel: object, reason: Exception) -> None:
-        # "No queue" is an answer. 404 alone is not: a queue whose node is just coming up has it too. Any other refusal the consumer's
-        # channel meets again, and reports.
-        if channel is self._check:
-            missing = (
-                isinstance(reason, pika_exceptions.ChannelClosedByBroker) and reason.reply_code == 404 and "no queue" in reason.reply_text
-            )
-            self._checked(missing=missing)
-
-    def _checked(self, *, missing: bool) -> None:
-        check, self._check = self._check, None
-        if check is None or self._closed:
+    def _checked(self, check: object, *, exists: bool) -> None:
+        if check is not self._check or self._closed:
             return
-        if check.is_open:
-            check.close()
-        feed, sink = self._feed, self._sink
-        if feed.attached is Mode.QUEUE or (missing and feed.read is not None):
-            # Another log, by what the broker said: the one that history holds is gone.
-            if feed.attached is not Mode.QUEUE:
-                self._log.warn("stream {stream} was deleted: its log begins again", stream=self._settings.stream)
+        self._check, missing = None, not exists
+        progress, sink, unreadable = self._progress, self._sink, self._progress.unreadable
+        if progress.last_mode is Mode.QUEUE or (missing and progress.read is not None):
+            # The broker itself said that this is another log: the one that history holds does not exist any more.
+            if progress.last_mode is not Mode.QUEUE:
+                self._log.warn(
+                    "stream {stream} was deleted: the log begins again, and clients are told of a gap", stream=self._settings.stream
+                )
             sink.rewind(None)
-            feed.read = feed.anchor = None
-            self._feed.hole = True
+            progress.read = progress.anchor = None
+            progress.hole = True
             self._attach("first", bind=missing)
-        elif feed.read is None:
-            # Without markers nothing shows what is new. Attached before, and nothing came: all that there is by now is new to the clients.
-            feed.by_interval = not missing and not feed.skip and (feed.attached is None or feed.unprovable is None)
-            if feed.unreadable and feed.evidence is None:
-                self._look_for_evidence()
-            else:
-                self._attach_again(bind=missing)
-        elif feed.unreadable and feed.evidence is None:
+            return
+        if progress.read is None:
+            # Without markers nothing shows what is new. If the stream was empty the last time, all that it holds now is new to the clients.
+            began = progress.last_mode is None or progress.marker_problem is None
+            progress.by_interval = not missing and not unreadable.skip and began
+        if unreadable.suspected and unreadable.evidence is None:
             self._look_for_evidence()
         else:
-            self._attach_again()
+            self._attach_again(bind=missing)
 
     def _attach_again(self, *, bind: bool = False) -> None:
-        """Where we were; where nothing was read yet, as far back as history should reach; or behind what can't be read."""
-        feed = self._feed
-        start: object
-        if feed.read is not None:
-            start = feed.read + 1 + feed.skip if feed.skip else self._anchor(feed.read)
-        elif feed.skip:
-            start = f"{seconds}s" if (seconds := self._interval_s) else feed.evidence
-        elif feed.by_interval:
-            start = f"{self._interval_s}s"
-        else:
-            start = "first"
-        self._attach(start, bind=bind)
-
-    @property
-    def _interval_s(self) -> int:
-        """How far back the refill begins: half as far for each time that an entry was met there that can't be read. 0: nothing is left."""
-        return (math.ceil(self._settings.refill_s) + CLOCK_MARGIN_S) >> self._feed.skip
-
-    def _anchor(self, read: int) -> int:
-        anchor, newest = self._feed.anchor, self._sink.newest
-        if anchor is not None and read - anchor[0] <= ANCHOR_REACH:
-            return anchor[0]
-        return read if newest is None else newest
+        """Attach where the reader was, or where the refill begins."""
+        self._attach(self._progress.start(self._settings.refill_s), bind=bind)
 
     def _unanswered(self) -> None:
         self._fail(ConnectionFailure(f"{self._state.value}: no answer from the stream within {self._settings.attempt_s:g} s"))
@@ -280,63 +185,65 @@ class StreamReader:
     # attaching
 
     def _attach(self, start: object, *, bind: bool) -> None:
+        """Open main at `start`. `bind`: bind the stream to the exchange as well."""
         self._state = _State.ATTACHING
         self._start = start
-        self._sent_before = self._markers.count
-        bind = bind or self._feed.unprovable is not None
+        self._proofs.consumer_accepted()
+        bind = bind or self._progress.marker_problem is not None
 
         def topology(channel: Channel) -> str:
             stream = declare_stream(channel, self._settings, bind=bind)
             set_prefetch(channel, self._settings)
             return stream
 
-        self._consumer = Consumer(self._connection, Mode.STREAM, topology, start, self._settings, self._feed, self._reactor, self)
+        self._consumer = Consumer(self._connection, Mode.STREAM, topology, start, self._settings, self._progress, self._reactor, self)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def consumer_ok(self) -> None:
-        """Attached: prove, or refill."""
-        feed = self._feed
-        again = feed.attached is Mode.STREAM and feed.read is None and self._start == "first" and not self._feed.hole
-        feed.attached = Mode.STREAM
-        self._sent_before = self._markers.count
+        """The broker accepted main: prove that it is the same log, or refill."""
+        progress, start = self._progress, self._start
+        was_empty = progress.last_mode is Mode.STREAM and progress.read is None and start == "first" and not progress.hole
+        progress.last_mode = Mode.STREAM
+        self._proofs.consumer_accepted()
         if self._state is _State.COMPARING:
             self._watch_progress()
-            self._send_marker()
+            self._proofs.send()
             return
-        if feed.read is None or feed.skip or (feed.hole and isinstance(self._start, int) and self._start > feed.read):
-            if feed.skip:
-                feed.hole = feed.read is not None
+        skip = progress.unreadable.skip
+        if progress.read is None or skip or (progress.hole and isinstance(start, int) and start > progress.read):
+            if skip:
+                progress.hole = progress.read is not None
             self._accept()
-            if again and self._feed.unprovable is not None:
+            if was_empty and progress.marker_problem is not None:
                 self._sink.caught_up(replay=True)
                 self._go_live()
         else:
             self._state = _State.PROVING
-            self._say(SourceState.PROVING, "position not proven: no delivery yet")
-            # The scout first: one that comes behind the marker may never see anything.
-            self._open_scout("next", self._scout_saw, ready=self._send_marker)
+            self._report(SourceState.PROVING, "position not proven: no delivery yet")
+            # The marker waits until the scout is accepted. A scout that comes after the marker may never read anything.
+            self._open_scout("next", self._scout_at_end, ready=self._proofs.send)
         if self._state is not _State.LIVE:
             self._watch_progress()
 
     def _accept(self) -> None:
-        """What main delivers from now on is new: into history, and out to the connections if that is complete."""
-        feed = self._feed
+        """It is the same log: from now on main's deliveries are new. They go into history, and to the clients if history is complete."""
+        progress = self._progress
         self._close_scout()
-        if self._consumer is not None and feed.read is not None and not feed.hole:
-            self._consumer.expected = feed.read + 1
+        if self._consumer is not None and progress.read is not None and not progress.hole:
+            self._consumer.expected = progress.read + 1
         self._sink.proven(True)
         if self._sink.history_complete:
             self._go_live()
         else:
             self._state = _State.REFILLING
-            self._say(SourceState.REFILLING, "history is being refilled")
-            if self._markers.count == self._sent_before:
-                self._send_marker()
+            self._report(SourceState.REFILLING, "history is being refilled")
+            if self._proofs.none_sent:
+                self._proofs.send()
 
     # ConsumerEvents
 
-    def consumer_saw(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        """A message that is not simply the next one."""
+    def consumer_unexpected(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        """Main read a message that is not simply the next one."""
         if consumer is not self._consumer:
             return
         if self._state is _State.PROVING:
@@ -348,134 +255,118 @@ class StreamReader:
             self._step(consumer, tag, routing_key, body, offset, message_id)
 
     def consumer_marker(self, marker: Marker, routing_key: str, body: bytes, offset: int) -> None:
-        """A marker was read."""
-        number = self._markers.number(marker)
-        if number is not None:
-            self._feed.anchor = offset, body
-            self._asking = False
-            if number > self._sent_before:
-                self._proof, self._proof_offset = marker.text, offset
-                self._proof_sent_at = self._markers.sent_at(marker)
-        self._watch.came(marker, routing_key, offset)
+        """Main read a marker, ours or another daemon's."""
+        if self._proofs.arrived(marker, offset):
+            self._progress.anchor = offset, body
+            self._positions.marker_arrived()
+        self._watch.marker_arrived(marker, routing_key, offset)
         if self._state is _State.REFILLING:
-            self._refilled()
+            self._check_refill()
 
-    def consumer_lost(self, failure: ConnectionFailure) -> None:
-        """Again on a new channel; or give the connection up when that happens too often or was refused."""
+    def consumer_failed(self, failure: ConnectionFailure) -> None:
+        """The broker closed main's channel: open a new one, or give the connection up."""
         self._consumer = None
-        now = self._reactor.seconds()
-        worn_out = len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTARTS_S
-        if not self._was_live or worn_out:
-            self._fail(replace(failure, retry=RetryPolicy.FAST) if worn_out else failure)
+        final = self._restarts.refuse(failure)
+        if final is not None:
+            self._fail(final)
             return
-        self._restarts.append(now)
         self._events.reader_restarted(failure)
         self.begin()
 
     # proving: is it the same log?
 
     def _prove(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        feed, newest = self._feed, self._sink.newest
-        assert feed.read is not None
-        if offset > feed.read:
+        assert self._progress.read is not None
+        if offset > self._progress.read:
             self._accept()
             self._step(consumer, tag, routing_key, body, offset, message_id)
             return
         consumer.skip(tag)
-        same = self._sink.compare(routing_key, body, offset)
-        if same is None and feed.anchor is not None and offset == feed.anchor[0]:
-            same = body == feed.anchor[1]
-        if same is False:
+        same = self._comparison.repeated(routing_key, body, offset)
+        if same is Same.NO:
             self._start_comparing(None)
-        elif newest is None or offset >= newest:
+        elif same is Same.YES:
             self._accept()
 
-    def _scout_saw(self, offset: int, routing_key: str, body: bytes) -> None:
-        """While main is silent, what is written at the end of the log tells more. Only main feeds history."""
-        read = self._feed.read
+    def _scout_at_end(self, offset: int, routing_key: str, body: bytes) -> None:
+        """While main gets nothing, the messages at the end of the log tell more. Only main feeds history."""
+        read = self._progress.read
         if self._state is not _State.PROVING or read is None or offset > read:
             return
-        if self._is_proof(body):
+        if self._proofs.is_proof(body):
             self._start_comparing(offset)
-        elif self._sink.compare(routing_key, body, offset) is False:
+        elif self._comparison.differs(routing_key, body, offset):
             self._start_comparing(None)
-
-    def _is_proof(self, body: bytes) -> bool:
-        """Whether this is a marker of ours that was published after the present consumer was accepted."""
-        marker = parse_marker(body)
-        if marker is None:
-            return False
-        number = self._markers.number(marker)
-        return number is not None and number > self._sent_before
 
     # comparing: what does the log share with history?
 
     def _start_comparing(self, marker_offset: int | None) -> None:
+        """Read the log again from history's oldest delivery. If our new marker's offset is lower than that, nothing of the log is left."""
         oldest = self._sink.oldest
-        self._drop()
-        self._shared = None
+        self._close_channels()
+        self._comparison.shared = None
         if oldest is None or (marker_offset is not None and marker_offset < oldest):
             self._diverged()
             return
         self._attach(oldest, bind=False)
         self._state = _State.COMPARING
-        self._say(SourceState.PROVING, "the log was changed; looking for what is left of it")
+        self._report(SourceState.PROVING, "the log was changed: looking for the part that is still the same")
 
     def _compare(self, routing_key: str, body: bytes, offset: int) -> None:
-        newest = self._sink.newest
-        same = self._sink.compare(routing_key, body, offset)
-        if same:
-            self._shared = offset
-            if offset == newest:
-                self._accept()
-        elif same is False or newest is None or offset > newest or self._is_proof(body):
+        same = self._comparison.from_oldest(routing_key, body, offset, is_proof=self._proofs.is_proof)
+        if same is Same.YES:
+            self._accept()
+        elif same is Same.NO:
             self._diverged()
 
     def _diverged(self) -> None:
-        """The log is another one, or was cut off and written on."""
-        feed, shared = self._feed, self._shared
+        """It is another log, or the log was cut off and continued. Go on behind the part that is the same, after a gap."""
+        progress, shared = self._progress, self._comparison.shared
         self._log.warn(
             "stream {stream} is not the one that was read up to offset {read}: {shared}; clients are told of a gap",
             stream=self._settings.stream,
-            read=feed.read,
-            shared="nothing of it is left" if shared is None else f"the same up to {shared}, other content from there",
+            read=progress.read,
+            shared="nothing of it is left" if shared is None else f"it is the same up to {shared}, and has other content from there",
         )
-        self._drop()
+        self._close_channels()
         self._sink.rewind(shared)
-        feed.read = shared
-        if feed.anchor is not None and (shared is None or feed.anchor[0] > shared):
-            feed.anchor = None
-        self._feed.hole = True
+        progress.read = shared
+        if progress.anchor is not None and (shared is None or progress.anchor[0] > shared):
+            progress.anchor = None
+        progress.hole = True
         self._attach("first" if shared is None else shared + 1, bind=False)
 
     # a step in the offsets
 
     def _step(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        feed = self._feed
-        read = feed.read if consumer.expected is None else consumer.expected - 1
+        progress = self._progress
+        read = progress.read if consumer.expected is None else consumer.expected - 1
         if read is not None and offset <= read:
             consumer.skip(tag)
-        elif read is None or feed.hole or offset <= read + 2:
+        elif read is None or progress.hole or offset <= read + 2:
             # A step of two leaves out the internal entry that opens a segment.
             if self._hole_open and routing_key == self.marker_key and parse_marker(body) is not None:
-                # It needs no binding, so it may come before the end of the hole.
-                consumer.take(tag, routing_key, body, offset, message_id)
-                feed.read, consumer.expected = offset, None
+                # A marker that needs no binding may come before the end of the hole.
+                consumer.deliver(tag, routing_key, body, offset, message_id)
+                progress.read, consumer.expected = offset, None
                 return
-            if feed.hole:
-                feed.hole = self._hole_open = False
+            if progress.hole:
+                progress.hole = self._hole_open = False
                 self._sink.hole(routing_key, body, offset, message_id, "broker")
-            feed.skip = 0
-            consumer.take(tag, routing_key, body, offset, message_id)
+            progress.unreadable.skip = 0
+            consumer.deliver(tag, routing_key, body, offset, message_id)
         else:
             self._jump(read, offset)
 
     def _jump(self, read: int, offset: int) -> None:
-        """Its size says nothing. Where the stream begins now says whether anything was lost, asked on the connection that jumped."""
-        self._drop()
-        self._feed.read = read
+        """Offsets were left out. Their number says nothing. Where the stream begins now says whether anything was lost.
+
+        The same connection is asked: another node might hold another part of the stream.
+        """
+        self._close_channels()
+        self._progress.read = read
         self._state = _State.JUMPED
-        self._say(SourceState.PROVING, f"offsets {read + 1} to {offset - 1} were left out; looking whether anything is lost")
+        self._report(SourceState.PROVING, f"offsets {read + 1} to {offset - 1} were left out: checking whether anything is lost")
 
         def saw(first: int, _routing_key: str, _body: bytes) -> None:
             if self._state is not _State.JUMPED:
@@ -491,9 +382,9 @@ class StreamReader:
                 verdict="events were lost, clients are told of a gap" if lost else "nothing was lost",
             )
             if lost:
-                self._feed.hole = True
+                self._progress.hole = True
             else:
-                self._feed.read = offset - 1
+                self._progress.read = offset - 1
             self._attach(offset, bind=False)
 
         self._open_scout("first", saw)
@@ -501,230 +392,189 @@ class StreamReader:
 
     # refilling: is history complete?
 
-    def _refilled(self) -> None:
-        consumer = self._consumer
+    def _check_refill(self) -> None:
+        """History is complete once our marker was read, and the refill is known to have begun early enough."""
+        consumer, proof = self._consumer, self._proofs.newest
         if consumer is None:
             return
-        if self._proof is None:
-            if self._upto is not None and consumer.expected is not None and consumer.expected > self._upto:
+        if proof is None:
+            if self._new_from is not None and consumer.expected is not None and consumer.expected > self._new_from:
                 self._sink.caught_up()
                 self._go_live()
             return
-        if self._feed.by_interval:
-            if not self._probing:
-                self._probe_clock()
+        if self._progress.by_interval:
+            if not self._clock_check.running:
+                self._check_clock(proof)
             return
         self._sink.caught_up()
         self._go_live()
 
-    def _probe_clock(self) -> None:
-        """Ask the node for the last ten seconds. If its clock is right, our marker, which was just written, is among them.
-
-        To a node whose clock is ahead everything is older than that, and it delivers what is written next. Another marker sees to it
-        that something is.
-        """
-        proof, sent_at = self._proof_offset, self._proof_sent_at
-        asked_at = 0.0
+    def _check_clock(self, proof: Proof) -> None:
+        """Ask the node for the last ten seconds (`ClockCheck`). Another marker makes sure that it has something to deliver."""
+        check = self._clock_check
 
         def ready() -> None:
-            nonlocal asked_at
-            asked_at = self._reactor.seconds()
-            self._again.set(CLOCK_ANSWER_S, self._send_marker)
+            check.asked(self._reactor.seconds())
+            self._proofs.send_after(CLOCK_ANSWER_S)
 
         def saw(offset: int, _routing_key: str, _body: bytes) -> None:
-            if not self._probing:
+            if not check.running:
                 return
-            self._probing = self._progress_asked = False
-            self._again.clear()
+            clock = check.judge(offset)
+            self._progress_checked = False
+            self._proofs.clear()
             self._close_scout()
             self._watch_progress()
-            if offset <= proof:
-                self._feed.by_interval = False
-                self._refilled()
-            elif asked_at - sent_at <= CLOCK_MARKER_S or self._probes >= CLOCK_PROBES:
-                self._clock_is_not_proven()
+            if clock is Clock.RIGHT:
+                self._progress.by_interval = False
+                self._check_refill()
+            elif clock is Clock.NOT_PROVEN:
+                self._refill_from_first()
             else:
-                # The marker was older than ten seconds itself.
-                self._proof = None
-                self._send_marker()
+                self._proofs.newest = None
+                self._proofs.send()
 
-        self._probing = True
-        self._probes += 1
+        check.begin(proof.offset, proof.sent_at)
         self._open_scout(f"{CLOCK_MARGIN_S}s", saw, ready=ready)
         self._deadline.set(self._settings.attempt_s * 3, self._unanswered)
 
-    def _clock_is_not_proven(self) -> None:
-        """Then read everything: that is right whatever clocks say."""
+    def _refill_from_first(self) -> None:
+        """The node's clock is not proven: read everything. That is right with any clock."""
         self._log.warn(
-            "the clock of {broker} seems to be ahead of the stream's leader: history is refilled from the stream's beginning",
+            "the clock of {broker} seems to be ahead of the stream's leader: history is refilled from the stream's beginning;"
+            " synchronize the clocks of the broker's nodes",
             broker=str(self._connection.url),
         )
-        self._drop()
+        self._close_channels()
         self._sink.restart()
-        self._feed.read = self._feed.anchor = None
-        self._feed.by_interval = False
-        self._proof = None
+        self._progress.read = self._progress.anchor = None
+        self._progress.by_interval = False
+        self._proofs.newest = None
         self._attach("first", bind=False)
 
     def _go_live(self) -> None:
         self._state = _State.LIVE
-        self._was_live = True
+        self._restarts.was_live = True
         self._deadline.clear()
-        self._again.clear()
+        self._proofs.clear()
         self._close_scout()
         self._events.reader_live()
         self._watch.start(self)
         if self._sink.waiting:
-            self._prove_head()
+            self._prove_position()
 
     # markers
-
-    def _send_marker(self) -> None:
-        """A marker straight to the stream, published after the consumer was accepted."""
-        self._markers.send_direct(self._settings.stream, self._marker_answered, self._sink_marker_sent)
-
-    def _send_early_marker(self) -> None:
-        """Clients that subscribe during the refill are due what lies behind the markers confirmed by then: the sooner, the better."""
-        text = ""
-
-        def sent(name: str) -> None:
-            nonlocal text
-            text = name
-
-        def answered(error: BrokerError | None) -> None:
-            if error is None and not self._closed:
-                self._sink.marker_confirmed(text)
-
-        self._markers.send_direct(self._settings.stream, answered, sent)
-
-    def _sink_marker_sent(self, text: str) -> None:
-        self._sending = text
-        self._sink.marker_sent(text)
 
     def _marker_answered(self, error: BrokerError | None) -> None:
         if self._closed or self._state is _State.LIVE:
             return
         if error is None:
-            self._feed.unprovable = None
-            self._sink.marker_confirmed(self._sending)
+            self._progress.marker_problem = None
+            self._sink.marker_confirmed(self._proofs.sending)
             return
         if isinstance(error, NotRouted):
-            self._missing_route()
+            self._not_routed()
             return
         if isinstance(error, (PublishRefused, PublishersBlocked)):
-            if self._feed.unprovable is None:
-                self._log.warn("no marker can be published: {reason}", reason=str(error))
-            self._feed.unprovable = str(error)
+            if self._progress.marker_problem is None:
+                self._log.warn(
+                    "no marker can be published: {reason}; until that is cured it is not proven that all events arrive", reason=str(error)
+                )
+            self._progress.marker_problem = str(error)
             if self._state is _State.REFILLING and self._scout is None:
-                self._open_scout("next", self._scout_found_the_end)
-        self._say(
+                self._open_scout("next", self._scout_found_new)
+        self._report(
             SourceState.PROVING if self._state is not _State.REFILLING else SourceState.REFILLING,
-            f"position not proven: no delivery yet; markers don't get through: {error}",
+            f"position not proven: no delivery yet; markers can't be published: {error}",
         )
-        self._again.set(MARKER_AGAIN_S, self._send_marker)
+        self._proofs.send_after(MARKER_RETRY_S)
 
-    def _missing_route(self) -> None:
-        """No queue took it: the stream is gone; or the binding, where markers go through the exchange."""
+    def _not_routed(self) -> None:
+        """No queue took the marker. The stream was deleted, or its binding is missing and markers go through the exchange."""
         if self._state in {_State.PROVING, _State.COMPARING, _State.REFILLING}:
             self.rebind(lambda _: None)
-            self._again.set(MARKER_AGAIN_S, self._send_marker)
+            self._proofs.send_after(MARKER_RETRY_S)
 
-    def _scout_found_the_end(self, offset: int, _routing_key: str, _body: bytes) -> None:
-        if self._upto is None and self._state is _State.REFILLING:
-            self._upto = offset
-            self._refilled()
+    def _scout_found_new(self, offset: int, _routing_key: str, _body: bytes) -> None:
+        if self._new_from is None and self._state is _State.REFILLING:
+            self._new_from = offset
+            self._check_refill()
 
-    def _prove_head(self) -> None:
-        """A client waits for a position: a marker that is published now tells how far the log reaches."""
-        if self._state is not _State.LIVE or self._asking:
-            return
-        self._asking = True
-        now = self._reactor.seconds()
-        if now - self._asked_at < ASK_EVERY_S:
-            self._again.set(ASK_EVERY_S, self._ask_again)
-            return
-        self._asked_at = now
-
-        def answered(error: BrokerError | None) -> None:
-            if error is not None:
-                self._again.set(MARKER_AGAIN_S, self._ask_again)
-
-        # The next one goes out when this one has come back, or should have.
-        self._again.set(MARKER_AGAIN_S, self._ask_again)
-        self._markers.send_direct(self._settings.stream, answered, self._sink.marker_sent)
-
-    def _ask_again(self) -> None:
-        self._asking = False
-        if self._sink.waiting:
-            self._prove_head()
+    def _prove_position(self) -> None:
+        """A client waits for a position: find out how far the log reaches."""
+        if self._state is _State.LIVE:
+            self._positions.ask()
 
     # Watched
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare and bind once more, on a channel of its own."""
+        """Declare and bind again, on a channel of its own. `done` gets None, or why the broker refused."""
         on_side_channel(self._connection, lambda channel, agreed: declare_stream(channel, self._settings, bind=True, callback=agreed), done)
 
     def marker_sent(self, text: str) -> None:
-        """The sink remembers who waits."""
+        """A marker is being published: the sink notes which clients wait for it."""
         self._sink.marker_sent(text)
 
-    def tell_before_next(self) -> None:
-        """The next message is looked at, and the gap told before it. What a client then fetches is from after the hole."""
+    def gap_before_next(self) -> None:
+        """Tell clients of a gap before the next message. What they fetch then is newer than the hole."""
         consumer = self._consumer
         if self._state is _State.LIVE and consumer is not None and consumer.expected is not None:
-            self._feed.read, self._feed.hole = consumer.expected - 1, True
+            self._progress.read, self._progress.hole = consumer.expected - 1, True
             self._hole_open = True
             consumer.expected = None
 
-    def hole_closed(self) -> None:
-        """The marker itself tells of the hole, to every daemon."""
+    def binding_restored(self) -> None:
+        """Nothing to do: the marker itself tells every daemon of the hole."""
 
-    def deaf(self, reason: str) -> None:
-        """Another connection, at another host where there is one, may hear more. This one is not worth keeping."""
+    def no_markers(self, reason: str) -> None:
+        """Give this connection up. Another one may get markers, to another host if there is one."""
         self._fail(ConnectionFailure(reason, RetryPolicy.FAST))
 
-    # our own
+    # an entry that can't be read
 
     def _look_for_evidence(self) -> None:
-        """The broker ended the connection (541) where main should begin: see whether it serves the end of this stream."""
-        self._say(SourceState.PROVING, "the broker ends the connection where we read on; looking whether the stream works otherwise")
+        """The broker ended the connection (541) where main has to begin: check whether it serves the end of this stream."""
+        self._report(SourceState.PROVING, "the broker ends the connection at this place in the stream: checking whether it serves the rest")
         self._state = _State.ATTACHING
-        self._sent_before = self._markers.count
+        self._proofs.consumer_accepted()
 
         def saw(offset: int, _routing_key: str, body: bytes) -> None:
-            if not self._is_proof(body):
+            if not self._proofs.is_proof(body):
                 return
-            # It does. If the broker ends the connection again, it is for something that lies where we read on.
+            # It does. If the broker ends the connection again, the reason is an entry at the place where main begins.
             self._close_scout()
-            self._feed.evidence = offset
+            self._progress.unreadable.evidence = offset
             self._attach_again()
 
-        self._open_scout("next", saw, ready=self._send_marker)
+        self._open_scout("next", saw, ready=self._proofs.send)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def _pass_over(self) -> None:
-        feed = self._feed
-        if feed.read is None:
+        progress, unreadable = self._progress, self._progress.unreadable
+        if progress.read is None:
             self._log.warn(
-                "stream {stream}: an entry of the last {seconds} s can't be read over AMQP 0-9-1; history begins behind it",
+                "stream {stream}: an entry of the last {seconds} s can't be read over AMQP 0-9-1; history begins after it",
                 stream=self._settings.stream,
-                seconds=self._interval_s,
+                seconds=progress.refill_interval_s(self._settings.refill_s),
             )
-            feed.skip += 1
+            unreadable.pass_over(nothing_read=True)
             return
-        feed.skip = feed.skip + 1 if feed.skip < NEAR_SKIPS else feed.skip * 2
+        unreadable.pass_over(nothing_read=False)
         self._log.warn(
-            "stream {stream}: an entry behind offset {read} can't be read over AMQP 0-9-1; going on {skip} offsets behind it",
+            "stream {stream}: an entry after offset {read} can't be read over AMQP 0-9-1; {skip} offsets are passed over, and clients are"
+            " told of a gap",
             stream=self._settings.stream,
-            read=feed.read,
-            skip=feed.skip,
+            read=progress.read,
+            skip=unreadable.skip,
         )
+
+    # our own
 
     def _open_scout(self, start: object, saw: Callable[[int, str, bytes], None], ready: Callable[[], None] = lambda: None) -> None:
         self._close_scout()
-        self._scout = Scout(self._connection, self._settings.stream, start, ready=ready, saw=saw, lost=self._scout_lost)
+        self._scout = Scout(self._connection, self._settings.stream, start, ready=ready, saw=saw, failed=self._scout_failed)
 
-    def _scout_lost(self, failure: ConnectionFailure) -> None:
+    def _scout_failed(self, failure: ConnectionFailure) -> None:
         self._scout = None
         if self._state is not _State.LIVE:
             self._fail(failure)
@@ -735,32 +585,36 @@ class StreamReader:
             scout.close()
 
     def _watch_progress(self) -> None:
-        """Nothing proven within this time, and nothing read: the next host. An alarm or a refusal lasts as long as it lasts."""
+        """Give the connection up if nothing is proven and nothing is read within `_patience_s`.
+
+        An alarm or a refusal of markers is waited out: another host would not help.
+        """
         consumer = self._consumer
-        at = None if consumer is None else consumer.expected
-        if self._feed.unprovable is None and at == self._progress and self._state is not _State.ATTACHING and self._progress_asked:
+        expected = None if consumer is None else consumer.expected
+        stuck = self._progress_checked and expected == self._expected_before
+        if stuck and self._progress.marker_problem is None and self._state is not _State.ATTACHING:
             self._fail(ConnectionFailure(f"{self._state.value}: nothing was proven within {self._patience_s:g} s", RetryPolicy.FAST))
             return
-        self._progress, self._progress_asked = at, True
+        self._expected_before, self._progress_checked = expected, True
         self._deadline.set(self._patience_s, self._watch_progress)
 
     @property
     def _patience_s(self) -> float:
+        """Longer with a single host, since there is no other to try."""
         return self._settings.attempt_s * (1 if len(self._settings.urls) > 1 else 6)
 
-    def _say(self, state: SourceState, reason: str) -> None:
+    def _report(self, state: SourceState, reason: str) -> None:
         self._events.reader_state(state, reason)
 
-    def _drop(self) -> None:
-        """Let go of every channel."""
+    def _close_channels(self) -> None:
+        """Close every channel, and end every wait."""
         self._deadline.clear()
-        self._again.clear()
-        self._asking = self._progress_asked = self._probing = False
-        self._progress = None
+        self._proofs.clear()
+        self._positions.clear()
+        self._clock_check.running = self._progress_checked = False
+        self._expected_before = None
         self._close_scout()
-        check, self._check = self._check, None
-        if check is not None and check.is_open and not self._connection.dead:
-            check.close()
+        self._check = None
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.close()
@@ -770,9 +624,5 @@ class StreamReader:
         self._events.reader_failed(failure)
 
 
-def _nothing_comes(*_: object) -> None:
-    """A channel without consumers gets no deliveries."""
-
-
-def _nobody() -> None:
-    """No reader is there to ask."""
+def _no_reader() -> None:
+    """No reader can prove a position."""

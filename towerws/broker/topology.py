@@ -1,8 +1,10 @@
-"""What towerws has on the broker: one topic exchange, and behind it a stream for all processes or a queue for this one; and
-the control exchange with a queue for each process.
+"""Declares what towerws uses on the broker.
 
-pika holds back each method until the one before it was answered, so a whole topology is written down at once; the first
-refusal closes the channel, and nothing after it is sent.
+The events exchange is bound to a stream for all processes, or to a queue for each process. The control exchange is bound to a queue for
+each process.
+
+pika holds each method back until the one before it was answered. So a whole topology is written down at once. The first refusal
+closes the channel, and pika sends nothing after it.
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ from typing import Any
 
 from pika.channel import Channel
 
+from towerws.broker.connection import BrokerConnection
+from towerws.broker.failures import ConnectionFailure, from_channel
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
 
 STREAMS_SINCE = (3, 9)
-"""The first RabbitMQ with streams. An older one ignores `x-queue-type` and makes a queue that the processes would share."""
-
+"""The first RabbitMQ with streams. An older one ignores `x-queue-type`, and makes a queue that the processes would share."""
 
 _CONTROL_ARGUMENTS: Mapping[str, Any] = {
     "x-max-length": 10_000,
     "x-max-length-bytes": 1024**2,
-    # A daemon that is stuck for long misses some. Who revokes is told so by a nack; an older revocation that made room for it
-    # (drop-head) would be lost without a word.
+    # A daemon that is stuck for long misses messages. With reject-publish the daemon that publishes a revocation gets a nack. With
+    # drop-head an older revocation would be dropped silently.
     "x-overflow": "reject-publish",
 }
 
@@ -38,9 +41,9 @@ class Mode(enum.Enum):
 
 
 def choose_mode(consume: str, server_properties: Mapping[str, Any]) -> Mode:
-    """The mode for this broker: "auto" takes the stream where there are streams.
+    """Return the mode for this broker. "auto" is the stream if the broker has streams.
 
-    Raises `BrokerError` when a stream is demanded of a broker that has none.
+    Raises `BrokerError` for "stream" on a broker without streams.
     """
     if consume == "queue":
         return Mode.QUEUE
@@ -54,10 +57,10 @@ def choose_mode(consume: str, server_properties: Mapping[str, Any]) -> Mode:
 
 
 def declare_stream(channel: Channel, settings: BrokerSettings, *, bind: bool, callback: Callable[[], None] | None = None) -> str:
-    """Declare exchange and stream on an open pika channel, or with `passive` only look for them; the stream's name.
+    """Declare exchange and stream on an open pika channel, and return the stream's name. With `passive` only check that they exist.
 
-    `bind` binds the stream as well. A binding that is there already is not looked at otherwise: AMQP has no way to ask, and to bind
-    again would hide that it was missing. `callback` is called when the broker agreed to all of it.
+    `bind` binds the stream as well. Without it an existing binding is not checked: AMQP can't ask for it, and binding again would hide
+    that it was missing. `callback` is called when the broker agreed to everything.
     """
     passive = settings.passive
     channel.exchange_declare(settings.exchange, "topic", passive=passive, durable=True, callback=_go_on)
@@ -71,9 +74,9 @@ def declare_stream(channel: Channel, settings: BrokerSettings, *, bind: bool, ca
 
 
 def declare_queue(channel: Channel, settings: BrokerSettings, named: Callable[[str], None]) -> str:
-    """Declare the exchange, or with `passive` only look for it, and this process's queue behind it; "", which is the queue declared last.
+    """Declare the exchange and this process's queue, and bind it. With `passive` only check that the exchange exists.
 
-    `named` is told the name that the broker gave the queue.
+    Returns "", which is AMQP's name for the queue declared last. `named` is called with the name that the broker gave the queue.
     """
     channel.exchange_declare(settings.exchange, "topic", passive=settings.passive, durable=True, callback=_go_on)
     # Exclusive and not durable: RabbitMQ 4.3 ends the connection for a transient queue that is not exclusive.
@@ -85,30 +88,79 @@ def declare_queue(channel: Channel, settings: BrokerSettings, named: Callable[[s
 
 
 def set_prefetch(channel: Channel, settings: BrokerSettings) -> None:
-    """Bound what the broker sends ahead of our acknowledgements. A stream refuses a consumer without it (406)."""
+    """Limit the deliveries that the broker sends ahead of our acknowledgements. A stream refuses a consumer without that limit (406)."""
     channel.basic_qos(prefetch_count=settings.prefetch, callback=_go_on)
 
 
 def rebind_queue(channel: Channel, settings: BrokerSettings, queue: str, callback: Callable[[], None]) -> None:
-    """Declare the exchange and bind this process's queue to it, once more."""
+    """Declare the exchange and bind this process's queue to it again. `callback` is called when the broker agreed."""
     channel.exchange_declare(settings.exchange, "topic", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_bind(queue, settings.exchange, "#", callback=lambda _: callback())
 
 
 def declare_control(channel: Channel, settings: BrokerSettings) -> None:
-    """Declare the control exchange, or with `passive` only look for it, and this connection's queue behind it: to be consumed as ""."""
+    """Declare the control exchange and this connection's queue, and bind it. With `passive` only check that the exchange exists.
+
+    The queue is consumed as "", which is AMQP's name for the queue declared last.
+    """
     channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_declare("", exclusive=True, auto_delete=True, arguments=dict(_CONTROL_ARGUMENTS), callback=_go_on)
     channel.queue_bind("", settings.control, "", callback=_go_on)
 
 
 def bind_control(channel: Channel, settings: BrokerSettings, bound: Callable[[], None]) -> None:
-    """Declare (or with `passive` look for) the control exchange again, and bind the queue that this channel declared last.
+    """Declare the control exchange again (with `passive`: check that it exists), and bind the queue that this channel declared last.
 
-    `bound` is called when the broker has done both. Repeating what is in force has no effect.
+    `bound` is called when the broker has done both. If both are in force already, nothing changes.
     """
     channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_bind("", settings.control, "", callback=lambda _: bound())
+
+
+def on_side_channel(
+    connection: BrokerConnection, methods: Callable[[Channel, Callable[[], None]], object], done: Callable[[ConnectionFailure | None], None]
+) -> None:
+    """Open a channel, call `methods(channel, agreed)`, and close the channel. A refusal costs this channel only.
+
+    `methods` must call `agreed` when the broker has answered its last method. `done` gets None then, or why the broker refused. It is not
+    called if the connection ends before that.
+    """
+    finished = False
+
+    def finish(failure: ConnectionFailure | None) -> None:
+        nonlocal finished
+        if finished or connection.dead:
+            return
+        finished = True
+        if channel.is_open:
+            channel.close()
+        done(failure)
+
+    def closed(_channel: object, reason: Exception) -> None:
+        finish(from_channel(reason))
+
+    def opened(channel: Channel) -> None:
+        methods(channel, lambda: finish(None))
+
+    channel = connection.open_channel(opened, _no_deliveries)
+    channel.add_on_close_callback(closed)
+
+
+def stream_exists(connection: BrokerConnection, stream: str, done: Callable[[bool], None]) -> None:
+    """Ask the broker whether `stream` exists, on a channel of its own. `done` is not called if the connection ends before the answer.
+
+    Only a 404 with the text "no queue" means that it does not: a queue whose node is still starting gives a 404, too. The consumer's
+    channel will meet any other refusal again, and report it.
+    """
+
+    def answered(failure: ConnectionFailure | None) -> None:
+        done(failure is None or failure.code != 404 or "no queue" not in failure.text)
+
+    on_side_channel(connection, lambda channel, agreed: channel.queue_declare(stream, passive=True, callback=lambda _: agreed()), answered)
+
+
+def _no_deliveries(*_: object) -> None:
+    """The delivery callback of a channel without consumers. It is never called."""
 
 
 def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
@@ -116,7 +168,7 @@ def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
         "x-queue-type": "stream",
         "x-max-age": f"{settings.stream_max_age_s}s",
         "x-max-length-bytes": settings.stream_max_bytes,
-        # Retention drops whole segments: with RabbitMQ's 500 MB the two bounds above would do nothing.
+        # Retention drops whole segments. With RabbitMQ's default of 500 MB the two limits above would have no effect.
         "x-stream-max-segment-size-bytes": settings.stream_segment_bytes,
     }
 
@@ -130,4 +182,4 @@ def _queue_arguments(settings: BrokerSettings) -> dict[str, Any]:
 
 
 def _go_on(_: object) -> None:
-    """The broker agreed; pika sends the next method by itself."""
+    """The broker agreed. pika sends the next method by itself."""

@@ -1,0 +1,78 @@
+"""What the stream reader concludes from what it read: the same log or another one, and the node's clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fake_amqp import RecordingSink
+from towerws.broker.log_checks import CLOCK_CHECKS, CLOCK_MARKER_S, Clock, ClockCheck, LogComparison, Same
+from towerws.broker.reader import ReadProgress
+
+KEY = "jobs.x"
+
+
+def comparison(*, anchor: tuple[int, bytes] | None = None, upto: int = 12) -> LogComparison:
+    """Return a comparison with history from offset 10 on, where each body is its offset."""
+    sink = RecordingSink()
+    for offset in range(10, upto + 1):
+        sink.deliver(KEY, b"%d" % offset, offset, None)
+    return LogComparison(ReadProgress(sink, log="", read=upto, anchor=anchor))
+
+
+@pytest.mark.parametrize(
+    ("offset", "body", "same"),
+    [(10, b"10", Same.UNDECIDED), (12, b"12", Same.YES), (12, b"other", Same.NO), (10, b"other", Same.NO), (9, b"9", Same.UNDECIDED)],
+)
+def test_the_newest_delivery_decides(offset: int, body: bytes, same: Same) -> None:
+    """An older delivery that is equal decides nothing. One that differs means another log."""
+    assert comparison().repeated(KEY, body, offset) is same
+
+
+@pytest.mark.parametrize(("body", "same"), [(b"marker", Same.YES), (b"other", Same.NO)])
+def test_the_anchor_is_compared_by_its_body(body: bytes, same: Same) -> None:
+    """History does not hold the anchor if it is newer than all deliveries."""
+    assert comparison(anchor=(13, b"marker")).repeated("towerws.marker", body, 13) is same
+
+
+def test_the_shared_part_ends_before_the_first_difference() -> None:
+    """Reading from the oldest delivery, `shared` moves on with each equal delivery."""
+    compare = comparison()
+    judged = [compare.from_oldest(KEY, body, offset, is_proof=lambda _: False) for offset, body in ((10, b"10"), (11, b"11"), (12, b"new"))]
+    assert judged == [Same.UNDECIDED, Same.UNDECIDED, Same.NO]
+    assert compare.shared == 11
+
+
+def test_a_log_that_ends_early_is_another_one() -> None:
+    """Our new marker comes where history has nothing: the log was cut off there. Nothing at all is left in the other case."""
+    compare = comparison()
+    assert compare.from_oldest(KEY, b"marker", 9, is_proof=lambda body: body == b"marker") is Same.NO
+    assert compare.from_oldest(KEY, b"13", 13, is_proof=lambda _: False) is Same.NO
+    assert compare.shared is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "age_s", "clock"),
+    [
+        (99, 0.0, Clock.RIGHT),
+        (100, 60.0, Clock.RIGHT),
+        (101, CLOCK_MARKER_S, Clock.NOT_PROVEN),
+        (101, CLOCK_MARKER_S + 0.1, Clock.ASK_AGAIN),
+    ],
+)
+def test_the_node_shows_its_clock(offset: int, age_s: float, clock: Clock) -> None:
+    """A node that delivers our marker or an older message is right. A marker that was too old when it was asked proves nothing."""
+    check = ClockCheck()
+    check.begin(100, sent_at=1000.0)
+    check.asked(1000.0 + age_s)
+    assert check.judge(offset) is clock
+    assert not check.running
+
+
+def test_the_node_is_asked_a_few_times_only() -> None:
+    """On a very slow connection each marker is too old. Then everything is read."""
+    check, judged = ClockCheck(), []
+    for _ in range(CLOCK_CHECKS):
+        check.begin(100, sent_at=0.0)
+        check.asked(60.0)
+        judged.append(check.judge(101))
+    assert judged == [Clock.ASK_AGAIN] * (CLOCK_CHECKS - 1) + [Clock.NOT_PROVEN]
