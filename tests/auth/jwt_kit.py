@@ -15,7 +15,7 @@ from jwt.algorithms import get_default_algorithms
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from towerws.auth.jwt_method import JwtMethod
+from towerws.auth.jwt import JwtMethod
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import JwtSettings

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from towerws.auth.cache import TtlCache
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, succeed
+
+from tests.auth.tower_kit import now
+from towerws.auth.cache import SingleFlight, TtlCache
 
 
 def test_an_answer_is_good_for_its_lifetime() -> None:
@@ -43,3 +47,81 @@ def test_what_is_discarded_is_gone() -> None:
     cache.discard("k")
     cache.discard("k")
     assert cache.get("k", 0) is None
+
+
+class Calls:
+    """Counts calls, and lets them end."""
+
+    def __init__(self) -> None:
+        self.made: list[Deferred[int]] = []
+
+    def __call__(self) -> Deferred[int]:
+        """One call."""
+        self.made.append(Deferred())
+        return self.made[-1]
+
+
+def test_equal_questions_are_one_call() -> None:
+    """Whoever asks while a call is under way gets its answer; other questions, and later ones, are calls of their own."""
+    flight: SingleFlight[int] = SingleFlight()
+    calls = Calls()
+    waiting = [flight.ask("a", calls) for _ in range(5)]
+    other = flight.ask("b", calls)
+    assert len(calls.made) == 2
+    calls.made[0].callback(1)
+    assert [now(waiter) for waiter in waiting] == [1] * 5
+    assert not other.called
+    calls.made[1].callback(2)
+    assert now(other) == 2
+    flight.ask("a", calls)
+    assert len(calls.made) == 3
+
+
+def test_all_get_the_failure() -> None:
+    """A failure reaches everybody who waits, and is not kept."""
+    flight: SingleFlight[int] = SingleFlight()
+    calls = Calls()
+    waiting = [flight.ask("a", calls) for _ in range(2)]
+    calls.made[0].errback(ValueError("no"))
+    for waiter in waiting:
+        with pytest.raises(ValueError, match="no"):
+            now(waiter)
+    assert now(flight.ask("a", lambda: succeed(3))) == 3
+
+
+def test_one_who_cancels_takes_nobody_along() -> None:
+    """The others get their answer, also when all that came before them have gone; and the call goes on when nobody waits."""
+    flight: SingleFlight[int] = SingleFlight()
+    calls = Calls()
+    gone = flight.ask("a", calls)
+    stays = flight.ask("a", calls)
+    gone.cancel()
+    with pytest.raises(CancelledError):
+        now(gone)
+    stays.addErrback(lambda _: None).cancel()
+    late = flight.ask("a", calls)
+    assert len(calls.made) == 1
+    assert not calls.made[0].called
+    calls.made[0].callback(1)
+    assert now(late) == 1
+
+
+def test_cancelling_another_from_within_an_answer() -> None:
+    """One who is told may cancel the next: that one is not told."""
+    flight: SingleFlight[int] = SingleFlight()
+    calls = Calls()
+    first = flight.ask("a", calls)
+    second = flight.ask("a", calls)
+    third = flight.ask("a", calls)
+    first.addCallback(lambda _: second.cancel())
+    calls.made[0].callback(1)
+    with pytest.raises(CancelledError):
+        now(second)
+    assert now(third) == 1
+
+
+def test_an_answer_that_is_there_at_once() -> None:
+    """A call that has ended when it returns is answered at once."""
+    flight: SingleFlight[int] = SingleFlight()
+    assert now(flight.ask("a", lambda: succeed(1))) == 1
+    assert now(flight.ask("a", lambda: succeed(2))) == 2

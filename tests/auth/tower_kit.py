@@ -14,7 +14,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from towerws.auth.tower import TowerMethod
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer
 from towerws.core.http_head import Head
 from towerws.core.settings import TowerSettings
 

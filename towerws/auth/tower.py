@@ -20,15 +20,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop_frames, run
-from towerws.auth.cache import TtlCache
+from towerws.auth.cache import SingleFlight, TtlCache
 from towerws.auth.cookies import parse_cookies
 from towerws.auth.folded_log import FoldedLog
-from towerws.auth.sign_ins import SignIns, patience
-from towerws.auth.single_flight import SingleFlight
-from towerws.auth.tower_answers import Me, read_me, read_visible
+from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, check_url, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential, token_credential
-from towerws.auth.tower_http import Fetcher, HttpFetcher, check_url
+from towerws.auth.tower_limits import SignIns, patience
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import RecentRevocations, Revocation

@@ -25,12 +25,10 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, drop_frames
-from towerws.auth.breaker import Breaker
-from towerws.auth.fair_queue import FairQueue
 from towerws.auth.folded_log import FoldedLog
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer, Fetcher
 from towerws.auth.tower_credentials import Headers
-from towerws.auth.tower_http import Fetcher
+from towerws.auth.tower_limits import Breaker, FairQueue
 from towerws.core.addresses import address_key
 from towerws.core.settings import TowerSettings
 

@@ -32,7 +32,7 @@ def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> I
 def _tls(host: str, path: str, pem: bytes | None) -> Any:
     """One TLS context for all attempts: a connection that ends leaves cycles around it, and the system's authorities weigh 870 KiB.
 
-    That figure was measured with the HTTP client, which stands on the same parts (auth/http_get.py).
+    That figure was measured with the HTTP client, which stands on the same parts (auth/http_client.py).
     """
     return ssl.optionsForClientTLS(host, trustRoot=None if pem is None else _authorities(path, pem))
 

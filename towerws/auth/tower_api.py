@@ -1,8 +1,13 @@
-"""HTTP GET with bounds, over persistent connections. Redirects are not followed; certificates are verified."""
+"""HTTP GET with bounds, over persistent connections. Redirects are not followed; certificates are verified.
+
+What the API's answers mean. Whatever is not one of the known answers means that the question could not be put.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -14,9 +19,8 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed as _ResponseFailed
 from twisted.web.http_headers import Headers
 
-from towerws.auth import http_get
-from towerws.auth.base import Unavailable
-from towerws.auth.tower_answers import Answer
+from towerws.auth import http_client
+from towerws.auth.base import Refused, Unavailable
 from towerws.core.errors import ConfigError
 
 MAX_BODY_BYTES: Final = 1024**2
@@ -42,15 +46,15 @@ class HttpFetcher:
 
     def __init__(self, reactor: Any, connections: int, tls_ca: str = "") -> None:
         trust = _authorities(tls_ca) if tls_ca else None
-        self._pool = http_get.make_pool(reactor, connections, IDLE_S)
-        self._agent = http_get.make_agent(reactor, self._pool, trust)
+        self._pool = http_client.make_pool(reactor, connections, IDLE_S)
+        self._agent = http_client.make_agent(reactor, self._pool, trust)
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
         """Ask. The body is read to its end, so that the connection serves the next question, or given up when it is too long."""
         sent = Headers()
         for name, value in headers:
             sent.addRawHeader(name.encode("ascii"), value.encode("ascii"))
-        return http_get.get(self._agent, url, sent, MAX_BODY_BYTES).addCallbacks(_answer, _unavailable)
+        return http_client.get(self._agent, url, sent, MAX_BODY_BYTES).addCallbacks(_answer, _unavailable)
 
     def stop(self) -> Deferred[None]:
         """Close what is kept."""
@@ -58,7 +62,7 @@ class HttpFetcher:
         return closed
 
 
-def _answer(response: http_get.Response) -> Answer:
+def _answer(response: http_client.Response) -> Answer:
     return Answer(response.status, response.body)
 
 
@@ -101,9 +105,70 @@ def check_url(url: str) -> str:
 
 def _authorities(path: str) -> Any:
     try:
-        return http_get.authorities(path)
+        return http_client.authorities(path)
     except OSError as error:
         why = f"can't be read: {error.strerror}"
     except ValueError as error:
         why = str(error) if path.isprintable() else "can't be read: not a path"
     raise ConfigError(f"tower.tls_ca = {path!r}: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer: its status, and its body, or None when that was longer than is read."""
+
+    status: int
+    body: bytes | None
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the API itself is at fault. Not so a redirect: AWX sends one while it migrates its database, but a gateway in front
+        of it does so for whoever it does not know.
+        """
+        return self.status >= 500
+
+
+@dataclass(frozen=True, slots=True)
+class Me:
+    """What `/api/v2/me/` says of a user: the id, and whether it may read everything (superusers and auditors)."""
+
+    user_id: int
+    reads_all: bool
+
+
+def read_me(answer: Answer) -> Me:
+    """Who it is. `Refused` when the credential is not good, `Unavailable` when the answer says neither."""
+    if answer.status in (401, 403):
+        raise Refused("the API rejected the credential")
+    if answer.status != 200:
+        raise Unavailable(_unexpected(answer))
+    try:
+        content = json.loads(answer.body or b"")
+        count, results = content["count"], content["results"]
+        if type(count) is int and count == 0:
+            raise Refused("the API knows no user for the credential")
+        user = results[0]
+        user_id = user["id"]
+        if type(user_id) is not int or count != 1:
+            raise ValueError("not one user with a number")
+        return Me(user_id, user.get("is_superuser") is True or user.get("is_system_auditor") is True)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        # Without the error that says where: it holds what was read.
+        raise Unavailable("the API's answer to /api/v2/me/ is not understood: is tower.url the API's own address?") from None
+
+
+def read_visible(answer: Answer) -> bool:
+    """Whether the object is visible to the user. `Refused` when the credential has ended, `Unavailable` when the answer says nothing."""
+    if answer.status == 200:
+        return True
+    if answer.status in (403, 404):
+        return False
+    if answer.status == 401:
+        raise Refused("the API rejects the credential now")
+    raise Unavailable(_unexpected(answer))
+
+
+def _unexpected(answer: Answer) -> str:
+    if 300 <= answer.status < 400:
+        return f"the API answered {answer.status}, a redirect: AWX is migrating its database, or tower.url is not the API's own address"
+    return f"the API answered {answer.status}"

@@ -13,8 +13,7 @@ from twisted.web._newclient import ResponseNeverReceived
 
 from tests.auth.jwt_kit import CANARY, jwk, jwks, result
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.jwt_fetch import Fetched, FetchError
-from towerws.auth.jwt_jwks import MAX_KEYS, MAX_TRIED, RETRY_S, UNKNOWN_KID_S, Jwks
+from towerws.auth.jwt_key_set import MAX_KEYS, MAX_TRIED, RETRY_S, UNKNOWN_KID_S, Fetched, FetchError, Jwks
 from towerws.auth.jwt_keys import Key
 
 MAX_AGE_S, STALE_S = 1000, 500

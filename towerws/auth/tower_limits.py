@@ -2,18 +2,25 @@
 
 A credential that was tried before is no guess, whether it was good or not. So neither is a session that works slowed down by what
 others of the same address try, nor does a page count whose session has ended and that comes back each second.
+
+A bounded queue in which everyone gets a share, however many entries somebody puts in.
+
+A circuit breaker: a service that fails again and again is left alone, but for a probe now and then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final, Generic, TypeVar
 
 from towerws.auth.base import Throttled
 from towerws.auth.cache import TtlCache
 from towerws.auth.tower_credentials import Credential
 from towerws.core.addresses import address_key
 from towerws.core.rate_limits import Throttle
+
+T = TypeVar("T")
 
 SEEN_S: Final = 3600.0
 """For how long it is remembered that a credential was tried."""
@@ -87,3 +94,93 @@ class SignIns:
         kept, other = (self._good, self._bad) if good else (self._bad, self._good)
         other.discard(key)
         kept.put(key, answer=True, now=now)
+
+
+class FairQueue(Generic[T]):
+    """Entries that wait, by owner. The owner with the fewest entries under way goes first; each owner's own are first in, first out."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: dict[str, deque[T]] = {}  # from the owner that waits longest for its turn
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, owner: str, entry: T) -> T | None:
+        """Put an entry in. Gives one that has no room: the newest of the owner with the most, which may be this entry."""
+        self._waiting.setdefault(owner, deque()).append(entry)
+        self._count += 1
+        if self._count <= self._most:
+            return None
+        # This owner loses among equals: so it takes nothing away from one that has no more than itself.
+        longest = max(self._waiting, key=lambda each: (len(self._waiting[each]), each == owner))
+        dropped = self._waiting[longest].pop()
+        self._less(longest)
+        return dropped
+
+    def pop(self, under_way: Mapping[str, int]) -> T:
+        """Take out the entry whose turn it is. `under_way` says how many each owner has under way. Needs an entry."""
+        owner = min(self._waiting, key=lambda each: under_way.get(each, 0))
+        entries = self._waiting.pop(owner)
+        entry = entries.popleft()
+        self._waiting[owner] = entries  # behind the others
+        self._less(owner)
+        return entry
+
+    def remove(self, owner: str, entry: T) -> None:
+        """Take out an entry, wherever it stands; one that is not there is no error."""
+        entries = self._waiting.get(owner)
+        if entries is not None and entry in entries:
+            entries.remove(entry)
+            self._less(owner)
+
+    def _less(self, owner: str) -> None:
+        self._count -= 1
+        if not self._waiting[owner]:
+            del self._waiting[owner]
+
+
+class Breaker:
+    """Closed, all calls are admitted. After `failures` in a row it is open: one call per `probe_s` is admitted, until one succeeds.
+
+    No clock of its own: times are monotonic seconds.
+    """
+
+    def __init__(self, failures: int, probe_s: float) -> None:
+        self._limit = failures
+        self._probe_s = probe_s
+        self._failed = 0
+        self._probe_at = 0.0
+
+    @property
+    def state(self) -> str:
+        """`closed`, or `open` until a probe has succeeded."""
+        return "closed" if self._failed < self._limit else "open"
+
+    def is_open(self, now: float) -> bool:
+        """Whether a call made now would fail at once."""
+        return self._failed >= self._limit and now < self._probe_at
+
+    def admit(self, now: float) -> bool:
+        """Whether this call may be made. While open, the call admitted is the probe."""
+        if self._failed < self._limit:
+            return True
+        if now < self._probe_at:
+            return False
+        self._probe_at = now + self._probe_s
+        return True
+
+    def succeeded(self) -> bool:
+        """A call got an answer. Whether that closed an open breaker."""
+        closed = self._failed >= self._limit
+        self._failed = 0
+        return closed
+
+    def failed(self, now: float) -> bool:
+        """A call got none. Whether that opened the breaker; the failures of calls made before that change nothing more."""
+        self._failed += 1
+        if self._failed != self._limit:
+            return False
+        self._probe_at = now + self._probe_s
+        return True

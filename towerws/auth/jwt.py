@@ -15,13 +15,10 @@ from typing import Any
 from twisted.internet.defer import Deferred, execute, succeed
 
 from towerws.auth.base import Refused, Unavailable, drop_frames, run
-from towerws.auth.jwt_claims import check_claims
-from towerws.auth.jwt_credentials import Credential, find_credential
-from towerws.auth.jwt_fetch import check_url, fetch, make_agent
-from towerws.auth.jwt_grants import Grants, parse_grants
-from towerws.auth.jwt_jwks import Jwks
+from towerws.auth.jwt_claims import Grants, check_claims, parse_grants
+from towerws.auth.jwt_key_set import Jwks, check_url, fetch, make_agent
 from towerws.auth.jwt_keys import KeySource, check_algorithms, read_public_key, read_secret, use_secret
-from towerws.auth.jwt_token import Token, parse_token, read_object
+from towerws.auth.jwt_token import Credential, Token, find_credential, parse_token, read_object
 from towerws.core.errors import ConfigError
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity

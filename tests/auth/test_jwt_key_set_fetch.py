@@ -19,8 +19,7 @@ from zope.interface import implementer
 from tests.auth.jwt_kit import CANARY, NOW, head, jwk, jwks, make_method, sign
 from tests.broker.test_endpoint import certificate, run, until
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.jwt_fetch import MAX_BODY_BYTES, FetchError, check_url, fetch, make_agent
-from towerws.auth.jwt_jwks import RETRY_S
+from towerws.auth.jwt_key_set import MAX_BODY_BYTES, RETRY_S, FetchError, check_url, fetch, make_agent
 from towerws.core.errors import ConfigError
 
 reactor: Any = _reactor

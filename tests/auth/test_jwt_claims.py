@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from towerws.auth.jwt_grants import MAX_GRANTS, Grants, parse_grants, read_claim
+from towerws.auth.jwt_claims import MAX_GRANTS, Grants, parse_grants, read_claim
 
 
 @pytest.mark.parametrize(

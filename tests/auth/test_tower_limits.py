@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,8 +12,8 @@ from twisted.internet.defer import Deferred
 
 from tests.auth.tower_kit import Bench, cookie, head, me, now
 from towerws.auth.base import NotAdmitted, Refused, Throttled
-from towerws.auth.sign_ins import ACCOUNT_BURST, ACCOUNT_RATE, ADDRESS_BURST, ADDRESS_RATE, GUESS_BURST, GUESS_RATE
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer
+from towerws.auth.tower_limits import ACCOUNT_BURST, ACCOUNT_RATE, ADDRESS_BURST, ADDRESS_RATE, GUESS_BURST, GUESS_RATE, Breaker, FairQueue
 from towerws.core.http_head import Head
 
 BAD = Answer(401, b"")
@@ -199,3 +201,108 @@ def test_stop_while_a_sign_in_is_delayed() -> None:
     with pytest.raises(NotAdmitted, match="stopping"):
         now(delayed)
     assert bench.clock.getDelayedCalls() == []
+
+
+def test_first_in_first_out_for_each_owner() -> None:
+    """Owners take turns; each one's own entries keep their order."""
+    queue: FairQueue[str] = FairQueue(100)
+    for entry in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        assert queue.push(entry[0], entry) is None
+    assert [queue.pop({}) for _ in range(len(queue))] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert not queue
+
+
+@pytest.mark.parametrize(
+    ("under_way", "first"),
+    [({}, "a"), ({"a": 1}, "b"), ({"a": 1, "b": 1}, "c"), ({"a": 2, "b": 1, "c": 1}, "b"), ({"a": 1, "b": 1, "c": 1}, "a")],
+)
+def test_whoever_has_least_goes_first(under_way: dict[str, int], first: str) -> None:
+    """What an owner has under way counts; among equals the one that waits longest is next."""
+    queue: FairQueue[str] = FairQueue(100)
+    for owner in "abc":
+        queue.push(owner, owner)
+    assert queue.pop(under_way) == first
+
+
+@pytest.mark.parametrize(
+    ("entries", "pushed", "dropped"),
+    [
+        (["a1", "a2", "a3"], "b1", "a3"),
+        (["a1", "a2", "b1"], "b2", "b2"),
+        (["a1", "b1", "c1"], "d1", "d1"),
+        (["a1", "a2", "b1"], "c1", "a2"),
+        (["a1", "a2", "a3"], "a4", "a4"),
+        ([], "a1", None),
+    ],
+)
+def test_what_has_no_room(entries: list[str], pushed: str, dropped: str | None) -> None:
+    """It is the newest of the owner with the most, and never one of an owner that has no more than the one who pushes."""
+    queue: FairQueue[str] = FairQueue(3)
+    for entry in entries:
+        queue.push(entry[0], entry)
+    assert queue.push(pushed[0], pushed) == dropped
+    assert len(queue) == min(3, len(entries) + 1)
+
+
+def test_against_a_plain_model() -> None:
+    """Under random operations nothing is lost, doubled or left behind, and the bound holds."""
+    queue: FairQueue[int] = FairQueue(20)
+    chance = random.Random(3)
+    waiting: dict[int, str] = {}
+    for number in range(5000):
+        match chance.randrange(3):
+            case 0:
+                owner = chance.choice("abcd")
+                waiting[number] = owner
+                dropped = queue.push(owner, number)
+                if dropped is not None:
+                    del waiting[dropped]
+            case 1 if waiting:
+                gone = chance.choice(list(waiting))
+                queue.remove(waiting.pop(gone), gone)
+                queue.remove("a", gone)
+            case 2 if waiting:
+                del waiting[queue.pop(Counter())]
+        assert len(queue) == len(waiting) <= 20
+    assert queue._waiting.keys() == set(waiting.values())
+
+
+def test_it_opens_after_so_many_failures_in_a_row() -> None:
+    """Five failures in a row open it, four do not, and a success in between starts the count anew."""
+    breaker = Breaker(5, 5)
+    for _ in range(4):
+        assert not breaker.failed(100)
+    assert not breaker.succeeded()
+    for _ in range(4):
+        assert not breaker.failed(100)
+    assert breaker.admit(100)
+    assert not breaker.is_open(100)
+    assert breaker.failed(100)
+    assert breaker.is_open(100)
+    assert not breaker.admit(104.9)
+
+
+def test_one_probe_per_period_until_one_succeeds() -> None:
+    """While open, one call in five seconds is admitted; its success closes the breaker, and says so once."""
+    breaker = Breaker(1, 5)
+    breaker.failed(100)
+    assert not breaker.is_open(105)
+    assert breaker.admit(105)
+    assert not breaker.admit(105)
+    assert not breaker.failed(106)
+    assert breaker.is_open(109.9)
+    assert not breaker.admit(109.9)
+    assert breaker.admit(110)
+    assert breaker.succeeded()
+    assert not breaker.succeeded()
+    assert breaker.admit(110)
+    assert breaker.admit(110)
+
+
+def test_late_failures_do_not_put_off_the_probe() -> None:
+    """Calls that were under way when it opened, and fail later, change nothing."""
+    breaker = Breaker(2, 5)
+    breaker.failed(100)
+    breaker.failed(100)
+    breaker.failed(102)
+    assert breaker.admit(105)

@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from tests.auth.jwt_kit import CANARY, NOW, SECRET, b64, claims, head, identify, make_method, public_pem, result, sign
 from towerws.auth.base import Method, Refused
-from towerws.auth.jwt_credentials import find_credential
-from towerws.auth.jwt_method import NOT_GRANTED, JwtMethod
+from towerws.auth.jwt import NOT_GRANTED, JwtMethod
+from towerws.auth.jwt_token import find_credential
 from towerws.core.errors import ConfigError
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
