@@ -15,7 +15,7 @@ from zope.interface import implementer
 from tests.auth.jwt_kit import CANARY, NOW, SECRET, b64, claims, head, identify, make_method, public_pem, result, sign
 from towerws.auth.base import Method, Refused
 from towerws.auth.jwt import NOT_GRANTED, JwtMethod
-from towerws.auth.jwt_token import find_credential
+from towerws.auth.jwt_token import find_token
 from towerws.core.errors import ConfigError
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
@@ -141,7 +141,7 @@ def test_two_tokens_in_one_place(method: JwtMethod) -> None:
 
 def test_a_credential_does_not_show_itself() -> None:
     """Neither the token nor the cookie beside it is in the repr."""
-    found = find_credential(head(cookie=f"session={sign()}; csrftoken={CANARY}"), "session")
+    found = find_token(head(cookie=f"session={sign()}; csrftoken={CANARY}"), "session")
     assert found is not None
     assert sign() not in repr(found)
     assert CANARY not in repr(found)

@@ -25,7 +25,7 @@ from tests.auth.tower_kit import now, run
 from tests.broker.test_endpoint import certificate, until
 from tests.fake_tower import FakeTower, User
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.http_client import Response, _Body
+from towerws.auth.http_client import Response, _BodyCollector
 from towerws.auth.tower_api import MAX_BODY_BYTES, Answer, HttpFetcher, Me, _why, check_url, read_me, read_visible
 from towerws.core.errors import ConfigError
 
@@ -140,7 +140,7 @@ async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool)
 
 def test_a_body_after_its_end() -> None:
     """A body of exactly the bound is whole, one byte more is too long; what follows is dropped, also when the connection has ended."""
-    body = _Body(200, HEADERS, MAX_BODY_BYTES)
+    body = _BodyCollector(200, HEADERS, MAX_BODY_BYTES)
     body.makeConnection(TransportProxyProducer(None))
     body.dataReceived(b"x" * MAX_BODY_BYTES)
     assert not body.done.called
@@ -148,7 +148,7 @@ def test_a_body_after_its_end() -> None:
     body.dataReceived(b"x" * MAX_BODY_BYTES * 2)
     body.connectionLost()
     assert now(body.done) == Response(200, HEADERS, None)
-    whole = _Body(200, HEADERS, MAX_BODY_BYTES)
+    whole = _BodyCollector(200, HEADERS, MAX_BODY_BYTES)
     whole.dataReceived(b"x" * MAX_BODY_BYTES)
     whole.connectionLost(Failure(ResponseDone()))
     assert now(whole.done) == Response(200, HEADERS, b"x" * MAX_BODY_BYTES)

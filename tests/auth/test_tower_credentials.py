@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.auth.tower_kit import head
-from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential
+from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential
 from towerws.core.http_head import Head, parse_head
 from towerws.core.settings import TowerSettings
 
@@ -21,7 +21,7 @@ def basic(pair: bytes) -> str:
     return "Basic " + base64.b64encode(pair).decode()
 
 
-def find(*args: str, **headers: str) -> Credential | None:
+def find(*args: str, **headers: str) -> ApiCredential | None:
     """The credential of a head."""
     return find_credential(head(*args, **headers), NAMES)
 

@@ -13,7 +13,16 @@ from twisted.internet.defer import Deferred
 from tests.auth.tower_kit import Bench, cookie, head, me, now
 from towerws.auth.base import NotAdmitted, Refused, Throttled
 from towerws.auth.tower_api import Answer
-from towerws.auth.tower_limits import ACCOUNT_BURST, ACCOUNT_RATE, ADDRESS_BURST, ADDRESS_RATE, GUESS_BURST, GUESS_RATE, Breaker, FairQueue
+from towerws.auth.tower_limits import (
+    ACCOUNT_BURST,
+    ACCOUNT_RATE,
+    ADDRESS_BURST,
+    ADDRESS_RATE,
+    GUESS_BURST,
+    GUESS_RATE,
+    CircuitBreaker,
+    FairQueue,
+)
 from towerws.core.http_head import Head
 
 BAD = Answer(401, b"")
@@ -269,7 +278,7 @@ def test_against_a_plain_model() -> None:
 
 def test_it_opens_after_so_many_failures_in_a_row() -> None:
     """Five failures in a row open it, four do not, and a success in between starts the count anew."""
-    breaker = Breaker(5, 5)
+    breaker = CircuitBreaker(5, 5)
     for _ in range(4):
         assert not breaker.failed(100)
     assert not breaker.succeeded()
@@ -284,7 +293,7 @@ def test_it_opens_after_so_many_failures_in_a_row() -> None:
 
 def test_one_probe_per_period_until_one_succeeds() -> None:
     """While open, one call in five seconds is admitted; its success closes the breaker, and says so once."""
-    breaker = Breaker(1, 5)
+    breaker = CircuitBreaker(1, 5)
     breaker.failed(100)
     assert not breaker.is_open(105)
     assert breaker.admit(105)
@@ -301,7 +310,7 @@ def test_one_probe_per_period_until_one_succeeds() -> None:
 
 def test_late_failures_do_not_put_off_the_probe() -> None:
     """Calls that were under way when it opened, and fail later, change nothing."""
-    breaker = Breaker(2, 5)
+    breaker = CircuitBreaker(2, 5)
     breaker.failed(100)
     breaker.failed(100)
     breaker.failed(102)

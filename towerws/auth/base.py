@@ -13,7 +13,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class NotAdmitted(TowerwsError):
@@ -123,7 +123,7 @@ def undecided(method: Method, identity: Identity, topics: Sequence[str]) -> froz
     return method.undecided(identity, topics) if isinstance(method, AsksAboutTopics) else frozenset(topics)
 
 
-def at_once(asked: Deferred[Answer]) -> Answer | None:
+def result_if_ready(asked: Deferred[Result]) -> Result | None:
     """The answer, where it was given at once; None where it is awaited, or the question failed.
 
     Most questions are answered out of memory, and a callback on a Deferred costs more than the answer: 149 -> 128 µs for a
@@ -154,7 +154,7 @@ def without_frames(failure: Failure) -> Failure:
     return failure
 
 
-def run(question: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
+def run(question: Coroutine[Deferred[Any], Any, Result]) -> Deferred[Result]:
     """Fires with what a coroutine returns, or fails with what it raises, without frames where that is an answer of ours."""
     return Deferred.fromCoroutine(question).addErrback(without_frames)
 

@@ -61,10 +61,10 @@ class SingleFlight(Generic[T]):
         waiter: Deferred[T] = Deferred(waiting.remove)
         waiting.append(waiter)
         if first:
-            call().addBoth(self._land, key)
+            call().addBoth(self._finish, key)
         return waiter
 
-    def _land(self, result: T | Failure, key: Hashable) -> None:
+    def _finish(self, result: T | Failure, key: Hashable) -> None:
         waiting = self._flights.pop(key)
         while waiting:  # one that is told may cancel another
             waiter = waiting.pop(0)

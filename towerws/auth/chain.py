@@ -13,8 +13,8 @@ from towerws.auth.base import (
     Refused,
     Reports,
     Unavailable,
-    at_once,
     recognizes,
+    result_if_ready,
     takes_tokens,
     undecided,
     waits_for_token,
@@ -24,7 +24,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 
-Answer = TypeVar("Answer", Identity, Identity | None)
+Result = TypeVar("Result", Identity, Identity | None)
 
 
 class Chain:
@@ -88,8 +88,8 @@ class Chain:
             for name, counts in self._counts.items()
         }
 
-    def _counted(self, name: str, asked: Deferred[Answer]) -> Deferred[Answer]:
-        if at_once(asked) is not None:
+    def _counted(self, name: str, asked: Deferred[Result]) -> Deferred[Result]:
+        if result_if_ready(asked) is not None:
             self._counts[name]["accepted"] += 1
             return asked
         counts = (self._counts[name],)
@@ -101,7 +101,7 @@ class Chain:
         return DeferredList(stopping, consumeErrors=True).addCallback(lambda _: None)
 
 
-def _accepted(identity: Answer, counts: dict[str, int]) -> Answer:
+def _accepted(identity: Result, counts: dict[str, int]) -> Result:
     if identity is not None:
         counts["accepted"] += 1
     return identity

@@ -102,10 +102,10 @@ class _Connection(HTTP11ClientProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         _without_frames(reason)  # TLS that was cut off: the frames hold the failure that holds them
-        _part(self.transport)
+        _break_cycles(self.transport)
 
 
-def _part(transport: Any) -> None:
+def _break_cycles(transport: Any) -> None:
     """Let go of a closed socket: it, its connector and the endpoint's factory refer to each other, and to OpenSSL's buffers."""
     while (inner := getattr(transport, "transport", None)) is not None:  # with TLS
         transport = inner
@@ -133,7 +133,7 @@ class _Factory:
         """Nothing to let go of."""
 
 
-class _Body(Protocol):
+class _BodyCollector(Protocol):
     """Collects a response's body."""
 
     transport: Any
@@ -174,7 +174,7 @@ class _Body(Protocol):
 
 
 def _read_body(response: Any, max_bytes: int) -> Deferred[Response]:
-    body = _Body(response.code, response.headers, max_bytes)
+    body = _BodyCollector(response.code, response.headers, max_bytes)
     response.deliverBody(body)
     return body.done
 

@@ -18,7 +18,7 @@ from towerws.auth.base import Refused, Unavailable, drop_frames, run
 from towerws.auth.jwt_claims import Grants, check_claims, parse_grants
 from towerws.auth.jwt_key_set import Jwks, check_url, fetch, make_agent
 from towerws.auth.jwt_keys import KeySource, check_algorithms, read_public_key, read_secret, use_secret
-from towerws.auth.jwt_token import Credential, Token, find_credential, parse_token, read_object
+from towerws.auth.jwt_token import SentToken, Token, find_token, parse_token, read_object
 from towerws.core.errors import ConfigError
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
@@ -66,7 +66,7 @@ class JwtMethod:
 
     def identify(self, token: str, address: str = "") -> Deferred[Identity]:
         """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
-        return run(self._identify(Credential(token, "token in a message")))
+        return run(self._identify(SentToken(token, "token in a message")))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once: the token has said it all."""
@@ -85,10 +85,10 @@ class JwtMethod:
         return self._keys.stop()
 
     async def _authenticate(self, head: Head) -> Identity | None:
-        credential = find_credential(head, self._settings.cookie)
+        credential = find_token(head, self._settings.cookie)
         return None if credential is None else await self._identify(credential)
 
-    async def _identify(self, credential: Credential) -> Identity:
+    async def _identify(self, credential: SentToken) -> Identity:
         try:
             return await self._read(credential)
         except (Refused, Unavailable) as error:
@@ -96,7 +96,7 @@ class JwtMethod:
             drop_frames(error)
         raise problem  # out here: without the other as its context
 
-    async def _read(self, credential: Credential) -> Identity:
+    async def _read(self, credential: SentToken) -> Identity:
         token = parse_token(credential.token)
         if token.algorithm not in self._settings.algorithms:
             raise Refused("the token's algorithm is not one of those configured")

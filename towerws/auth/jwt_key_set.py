@@ -60,7 +60,7 @@ class Jwks:
         stale_s: float,
     ) -> None:
         self._get = get
-        self._shown = f"{url.scheme}://{url.hostname}{url.path}"  # a query may hold what is nobody's business
+        self._shown_url = f"{url.scheme}://{url.hostname}{url.path}"  # a query may hold what is nobody's business
         self._algorithms = tuple(algorithms)
         self._clock = clock
         self._max_age_s = max_age_s
@@ -70,7 +70,7 @@ class Jwks:
         self._next_try = self._next_unknown = float("-inf")
         self._failing = False
         self._stopped = False
-        self._flight: Deferred[None] | None = None
+        self._fetching: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
         self.counts = {"fetched": 0, "failed": 0, "stale": 0, "limited": 0}
 
@@ -81,8 +81,8 @@ class Jwks:
     def stop(self) -> Deferred[None]:
         """End a call under way; who waits for it is told `Unavailable`. Fires when that is done."""
         self._stopped = True
-        if self._flight is not None:
-            self._flight.cancel()
+        if self._fetching is not None:
+            self._fetching.cancel()
         return succeed(None)
 
     async def _find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
@@ -91,7 +91,7 @@ class Jwks:
             await self._refresh()
         found = self._matching(algorithm, kid)
         if not found and not asked:
-            if self._flight is None and self._clock.seconds() < self._next_unknown:
+            if self._fetching is None and self._clock.seconds() < self._next_unknown:
                 self.counts["limited"] += 1
                 raise Unavailable("the token's key is not known, and the keys were fetched a moment ago")
             self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
@@ -114,33 +114,33 @@ class Jwks:
 
     def _refresh(self) -> Deferred[None]:
         """Fires, with nothing in any case, when a call has been tried; at once when it is too early for the next one."""
-        if self._stopped or (self._flight is None and self._clock.seconds() < self._next_try):
+        if self._stopped or (self._fetching is None and self._clock.seconds() < self._next_try):
             return succeed(None)
-        waiter: Deferred[None] = Deferred(self._forget)
+        waiter: Deferred[None] = Deferred(self._remove_waiter)
         self._waiting.append(waiter)
-        if self._flight is None:
-            flight = Deferred.fromCoroutine(self._fly())
-            self._flight = None if flight.called else flight
+        if self._fetching is None:
+            fetching = Deferred.fromCoroutine(self._fetch())
+            self._fetching = None if fetching.called else fetching
         return waiter
 
-    def _forget(self, waiter: Deferred[None]) -> None:
+    def _remove_waiter(self, waiter: Deferred[None]) -> None:
         if waiter in self._waiting:  # else its turn is just coming
             self._waiting.remove(waiter)
 
-    async def _fly(self) -> None:
+    async def _fetch(self) -> None:
         try:
             fetched = await self._get()
-            self._take(fetched)
+            self._use(fetched)
         except Exception as error:  # noqa: BLE001 - whatever it was, there are no new keys; who asks is told so
             self._failed(Failure(error))
             drop_frames(error)
-        self._flight = None
+        self._fetching = None
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.called:  # as one that left because of another one's turn is
                 waiter.callback(None)
 
-    def _take(self, fetched: Fetched) -> None:
+    def _use(self, fetched: Fetched) -> None:
         self._keys = _read_set(fetched.body, self._algorithms)
         age_s = DEFAULT_AGE_S if fetched.max_age_s is None else fetched.max_age_s
         now = self._clock.seconds()
@@ -149,13 +149,13 @@ class Jwks:
         self.counts["fetched"] += 1
         if self._failing:
             self._failing = False
-            self._log.info("the keys of tokens could be fetched again from {url}", url=self._shown)
+            self._log.info("the keys of tokens could be fetched again from {url}", url=self._shown_url)
 
     def _failed(self, failure: Failure) -> None:
         self.counts["failed"] += 1
         self._next_try = self._clock.seconds() + RETRY_S
         if not self._failing and not self._stopped:
-            self._log.warn("the keys of tokens can't be fetched from {url}: {reason}", url=self._shown, reason=_reason(failure))
+            self._log.warn("the keys of tokens can't be fetched from {url}: {reason}", url=self._shown_url, reason=_reason(failure))
         self._failing = True
 
 
@@ -225,8 +225,8 @@ def make_agent(reactor: Any, ca_file: str) -> Any:
 
 def fetch(agent: Any, url: str, clock: Any) -> Deferred[Fetched]:
     """GET the URL. Fails with `FetchError`, within the deadline, or with what Twisted says about the connection."""
-    asked = http_client.get(agent, url, _HEADERS, MAX_BODY_BYTES).addCallbacks(_fetched, _cut)
-    return asked.addTimeout(DEADLINE_S, clock, _late)
+    asked = http_client.get(agent, url, _HEADERS, MAX_BODY_BYTES).addCallbacks(_fetched, _name_failure)
+    return asked.addTimeout(DEADLINE_S, clock, _raise_timeout)
 
 
 def _fetched(response: http_client.Response) -> Fetched | Failure:
@@ -241,13 +241,13 @@ def _fetched(response: http_client.Response) -> Fetched | Failure:
     return Fetched(response.body, int(found[1]) if found else None)
 
 
-def _cut(failure: Failure) -> Failure:
+def _name_failure(failure: Failure) -> Failure:
     if failure.check(ResponseFailed) and not failure.check(ResponseNeverReceived):
         return Failure(FetchError("the answer was cut short"))
     return failure
 
 
-def _late(result: object, timeout: float) -> NoReturn:
+def _raise_timeout(result: object, timeout: float) -> NoReturn:
     raise FetchError(f"no answer within {timeout:g} s")
 
 

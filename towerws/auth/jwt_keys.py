@@ -22,13 +22,13 @@ from towerws.core.errors import ConfigError
 
 _HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 """A secret must not be shorter than the hash (RFC 7518 section 3.2)."""
-_TYPES = {
+_KEY_TYPES = {
     **dict.fromkeys(("HS256", "HS384", "HS512"), "oct"),
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "RSA"),
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
     "EdDSA": "OKP",
 }
-ALGORITHMS = tuple(_TYPES)
+ALGORITHMS = tuple(_KEY_TYPES)
 MAX_FILE_BYTES = 64 * 1024
 RSA_BITS = range(2048, 8192 + 1)  # NIST SP 800-131A; above, checking a signature takes milliseconds
 
@@ -78,13 +78,13 @@ def check_algorithms(algorithms: Sequence[str]) -> None:
     shown = ", ".join(repr(name) for name in algorithms)
     if not algorithms or not set(algorithms) <= set(ALGORITHMS):
         raise ConfigError(f"jwt.algorithms = {shown or 'nothing'}: must be one or more of {', '.join(ALGORITHMS)}")
-    if len({_TYPES[name] == "oct" for name in algorithms}) > 1:
+    if len({_KEY_TYPES[name] == "oct" for name in algorithms}) > 1:
         raise ConfigError(f"jwt.algorithms = {shown}: HS256, HS384 and HS512 (a shared secret) can't stand with public keys' algorithms")
 
 
 def use_secret(algorithms: Sequence[str]) -> bool:
     """Whether these algorithms (that passed `check_algorithms`) are those of a shared secret."""
-    return _TYPES[algorithms[0]] == "oct"
+    return _KEY_TYPES[algorithms[0]] == "oct"
 
 
 def read_secret(path: str, algorithms: Sequence[str]) -> FileKeys:
@@ -129,7 +129,7 @@ def read_jwk(jwk: object, algorithms: Sequence[str]) -> list[Key]:
         return []
     keys = []
     for name in algorithms:
-        if _TYPES[name] != jwk.get("kty") or only not in (None, name):
+        if _KEY_TYPES[name] != jwk.get("kty") or only not in (None, name):
             continue
         try:
             material = _implementations[name].from_jwk(jwk)
@@ -149,7 +149,7 @@ def _fits(material: Any, algorithm: str) -> bool:
         _implementations[algorithm].prepare_key(material)
     except (InvalidKeyError, TypeError):
         return False
-    return _TYPES[algorithm] != "RSA" or material.key_size in RSA_BITS
+    return _KEY_TYPES[algorithm] != "RSA" or material.key_size in RSA_BITS
 
 
 def _read(key: str, path: str) -> bytes:

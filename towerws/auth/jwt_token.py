@@ -30,7 +30,7 @@ MAX_TOKEN_BYTES = 8 * 1024
 MAX_KID_CHARACTERS = 256
 
 _is_shaped = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*").fullmatch
-_TYPES = {"JWT", "AT+JWT", "APPLICATION/JWT", "APPLICATION/AT+JWT"}
+_TOKEN_TYPES = {"JWT", "AT+JWT", "APPLICATION/JWT", "APPLICATION/AT+JWT"}
 """RFC 7519 section 5.1 and RFC 9068 section 2.1; any other (`logout+jwt`) was made for another purpose (RFC 8725 section 3.11)."""
 
 
@@ -67,7 +67,7 @@ def parse_token(text: str) -> Token:
         raise Refused("the token names no algorithm")
     if "kid" in header and not (isinstance(kid, str) and len(kid) <= MAX_KID_CHARACTERS):
         raise Refused(f"the token's kid is not text of up to {MAX_KID_CHARACTERS} characters")
-    if not (isinstance(kind, str) and kind.upper() in _TYPES):
+    if not (isinstance(kind, str) and kind.upper() in _TOKEN_TYPES):
         raise Refused("the token is not meant to say who somebody is: its typ is another one")
     for name in ("crit", "b64"):  # extensions that must be understood (RFC 7515 section 4.1.11, RFC 7797): none is here
         if name in header:
@@ -114,7 +114,7 @@ def _finite(text: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Credential:
+class SentToken:
     """A token as it was sent, and by which way."""
 
     token: str = field(repr=False)
@@ -125,7 +125,7 @@ class Credential:
     csrftoken: Secret | None = None
 
 
-def find_credential(head: Head, cookie: str) -> Credential | None:
+def find_token(head: Head, cookie: str) -> SentToken | None:
     """The token that a handshake brings, if any. `cookie` is the name of the cookie to look at; empty: none.
 
     `Refused` when there are two different ones in one place: a reader before us may have looked at the other, and a cookie
@@ -133,15 +133,15 @@ def find_credential(head: Head, cookie: str) -> Credential | None:
     """
     scheme, _, value = head.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and is_shaped_like_token(value.strip(" \t")):
-        return Credential(value.strip(" \t"), "bearer token")
+        return SentToken(value.strip(" \t"), "bearer token")
     # As many as there are: the head's size is bounded.
     in_query = [value for name, value in parse_qsl(head.query, keep_blank_values=True) if name == "token"]
     if (token := _only(in_query)) is not None:
-        return Credential(token, "token in the URL", from_url=True)
+        return SentToken(token, "token in the URL", from_url=True)
     cookies = _cookies(head.headers.get("cookie", ""))
     if cookie and (token := _only([value for name, value in cookies if name == cookie])) is not None:
         csrftoken = dict(cookies).get("csrftoken")
-        return Credential(token, "token cookie", from_cookie=True, csrftoken=Secret(csrftoken) if csrftoken else None)
+        return SentToken(token, "token cookie", from_cookie=True, csrftoken=Secret(csrftoken) if csrftoken else None)
     return None
 
 

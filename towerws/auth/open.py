@@ -10,7 +10,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 
-NOBODY = Identity()
+ANONYMOUS = Identity()
 
 
 class Open:
@@ -20,7 +20,7 @@ class Open:
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
-        return succeed(NOBODY)
+        return succeed(ANONYMOUS)
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once with nothing."""

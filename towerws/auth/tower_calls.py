@@ -28,7 +28,7 @@ from towerws.auth.base import Refused, Unavailable, drop_frames
 from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_api import Answer, Fetcher
 from towerws.auth.tower_credentials import Headers
-from towerws.auth.tower_limits import Breaker, FairQueue
+from towerws.auth.tower_limits import CircuitBreaker, FairQueue
 from towerws.core.addresses import address_key
 from towerws.core.settings import TowerSettings
 
@@ -43,7 +43,7 @@ class Kind(enum.Enum):
 
     SIGN_IN = "sign_in"
     """A handshake waits for it, and a browser for that."""
-    AGAIN = "again"
+    REVALIDATION = "revalidation"
     """A credential of an open connection is checked again."""
     OBJECT = "object"
     """Whether a user sees an object."""
@@ -70,7 +70,7 @@ class _Call(Generic[T]):
         self.owner = address_key(question.address)
         self.read = read
         self.done: Deferred[T] = Deferred()
-        self.flight: Any = None
+        self.request: Any = None
         self.timer: Any = None
         self.late = False
 
@@ -81,14 +81,14 @@ class TowerCalls:
     def __init__(self, settings: TowerSettings, fetcher: Fetcher, clock: Any, log: FoldedLog) -> None:
         self._fetcher = fetcher
         self._clock = clock
-        signing_in = Breaker(settings.breaker_failures, settings.breaker_probe_s)
-        objects = Breaker(settings.breaker_failures, settings.breaker_probe_s)
-        passwords = Breaker(settings.breaker_failures, settings.breaker_probe_s)
+        signing_in = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
+        objects = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
+        passwords = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
         self._objects = objects
-        self._plain = _Pool(
+        self._session_pool = _Pool(
             settings, fetcher, clock, log, ("tower.calls", "tower.calls_waiting"), settings.calls, settings.deadline_s, signing_in, objects
         )
-        self._passwords = _Pool(
+        self._password_pool = _Pool(
             settings,
             fetcher,
             clock,
@@ -104,11 +104,11 @@ class TowerCalls:
 
     def figures(self) -> Mapping[str, object]:
         """Calls made, and those of them that failed; turned away unmade; under way; waiting. The same for checks of passwords."""
-        return {**self._plain.figures(), "object_breaker": self._objects.state, "passwords": self._passwords.figures()}
+        return {**self._session_pool.figures(), "object_breaker": self._objects.state, "passwords": self._password_pool.figures()}
 
     def get(self, question: Question, read: Callable[[Answer], T]) -> Deferred[T]:
         """Fires with what `read` makes of the answer, or fails with what it raises; `wait_s` and the deadline from now at the latest."""
-        return (self._passwords if question.password else self._plain).get(question, read)
+        return (self._password_pool if question.password else self._session_pool).get(question, read)
 
     def pause(self, delay_s: float) -> Deferred[None]:
         """Fires after a while; fails with `Unavailable` when everything is stopped meanwhile, or before."""
@@ -130,8 +130,8 @@ class TowerCalls:
             pause, timer = self._pauses.popitem()
             timer.cancel()
             pause.errback(_stopping())
-        self._plain.stop()
-        self._passwords.stop()
+        self._session_pool.stop()
+        self._password_pool.stop()
         return self._fetcher.stop()
 
 
@@ -147,8 +147,8 @@ class _Pool:
         options: tuple[str, str],
         calls: int,
         deadline_s: float,
-        breaker: Breaker,
-        object_breaker: Breaker,
+        breaker: CircuitBreaker,
+        object_breaker: CircuitBreaker,
     ) -> None:
         self._settings = settings
         self._fetcher = fetcher
@@ -159,21 +159,21 @@ class _Pool:
         self._deadline_s = deadline_s
         self._breaker = breaker
         self._object_breaker = object_breaker
-        self._asking: set[_Call[Any]] = set()
-        self._under_way: Counter[str] = Counter()
-        self._hasty: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
-        self._patient: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
+        self._in_flight: set[_Call[Any]] = set()
+        self._in_flight_by_owner: Counter[str] = Counter()
+        self._handshake_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
+        self._background_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
         self._sending = self._stopped = False
-        self._made = self._failures = self._turned_away = 0
+        self._sent = self._failures = self._turned_away = 0
 
     def figures(self) -> dict[str, object]:
         """See `TowerCalls`."""
         return {
-            "made": self._made,
+            "made": self._sent,
             "failed": self._failures,
             "turned_away": self._turned_away,
-            "in_flight": len(self._asking),
-            "waiting": len(self._hasty) + len(self._patient),
+            "in_flight": len(self._in_flight),
+            "waiting": len(self._handshake_queue) + len(self._background_queue),
             "breaker": self._breaker.state,
         }
 
@@ -182,12 +182,12 @@ class _Pool:
         if self._stopped:
             return fail(_stopping())
         call = _Call(question, read)
-        if len(self._asking) < self._calls:
+        if len(self._in_flight) < self._calls:
             self._send(call)
         elif self._breaker_of(call).is_open(self._clock.seconds()):
             self._turn_away(call, "it failed again and again, and is asked once in a while until it answers")
         else:
-            call.timer = self._clock.callLater(question.wait_s, self._waited_in_vain, call)
+            call.timer = self._clock.callLater(question.wait_s, self._expire_waiting, call)
             dropped = self._queue_of(call).push(call.owner, call)
             if dropped is not None:
                 self._turn_away(dropped, f"too many questions wait already ({self._options[1]})")
@@ -196,19 +196,19 @@ class _Pool:
     def stop(self) -> None:
         """Fail all."""
         self._stopped = True
-        for queue in (self._hasty, self._patient):
+        for queue in (self._handshake_queue, self._background_queue):
             while queue:
                 self._end(queue.pop({}), Failure(_stopping()))
-        for call in list(self._asking):
-            call.flight.cancel()
+        for call in list(self._in_flight):
+            call.request.cancel()
 
-    def _breaker_of(self, call: _Call[Any]) -> Breaker:
+    def _breaker_of(self, call: _Call[Any]) -> CircuitBreaker:
         return self._object_breaker if call.question.kind is Kind.OBJECT else self._breaker
 
     def _queue_of(self, call: _Call[Any]) -> FairQueue[_Call[Any]]:
-        return self._hasty if call.question.kind is Kind.SIGN_IN else self._patient
+        return self._handshake_queue if call.question.kind is Kind.SIGN_IN else self._background_queue
 
-    def _waited_in_vain(self, call: _Call[Any]) -> None:
+    def _expire_waiting(self, call: _Call[Any]) -> None:
         call.timer = None  # as in `_expire`
         self._queue_of(call).remove(call.owner, call)
         self._turn_away(call, f"all calls were taken for too long ({self._options[0]})")
@@ -216,7 +216,7 @@ class _Pool:
     def _turn_away(self, call: _Call[Any], why: str) -> None:
         """Not asked at all: the log says why, since it is no failure of the API's."""
         self._turned_away += 1
-        self._log.warning(f"a question to the Tower API was not put: {why}; {{in_flight}} are under way", in_flight=len(self._asking))
+        self._log.warning(f"a question to the Tower API was not put: {why}; {{in_flight}} are under way", in_flight=len(self._in_flight))
         self._end(call, Failure(Unavailable(f"the API could not be asked: {why}")))
 
     def _send(self, call: _Call[Any]) -> None:
@@ -226,13 +226,13 @@ class _Pool:
         if not self._breaker_of(call).admit(self._clock.seconds()):
             self._turn_away(call, "it failed again and again, and is asked once in a while until it answers")
             return
-        self._made += 1
-        self._asking.add(call)
-        self._under_way[call.owner] += 1
+        self._sent += 1
+        self._in_flight.add(call)
+        self._in_flight_by_owner[call.owner] += 1
         call.timer = self._clock.callLater(self._deadline_s, self._expire, call)
-        call.flight = self._fetcher.get(call.question.url, call.question.headers)
-        call.flight.addCallbacks(self._answered, self._failed, callbackArgs=(call,), errbackArgs=(call,))
-        call.flight.addErrback(lambda failure: self._end(call, failure))  # our own fault: shown to whoever asked
+        call.request = self._fetcher.get(call.question.url, call.question.headers)
+        call.request.addCallbacks(self._answered, self._failed, callbackArgs=(call,), errbackArgs=(call,))
+        call.request.addErrback(lambda failure: self._end(call, failure))  # our own fault: shown to whoever asked
 
     def _answered(self, answer: Answer, call: _Call[Any]) -> None:
         result: Any
@@ -264,17 +264,17 @@ class _Pool:
     def _expire(self, call: _Call[Any]) -> None:
         call.timer = None  # a call that was made still refers to its arguments: a cycle
         call.late = True
-        call.flight.cancel()
+        call.request.cancel()
 
     def _end(self, call: _Call[Any], result: Any) -> None:
         timer, call.timer = call.timer, None
         if timer is not None:
             timer.cancel()
-        if call in self._asking:
-            self._asking.discard(call)
-            self._under_way[call.owner] -= 1
-            if not self._under_way[call.owner]:
-                del self._under_way[call.owner]
+        if call in self._in_flight:
+            self._in_flight.discard(call)
+            self._in_flight_by_owner[call.owner] -= 1
+            if not self._in_flight_by_owner[call.owner]:
+                del self._in_flight_by_owner[call.owner]
         self._send_next()
         if isinstance(result, Failure):
             call.done.errback(result)
@@ -285,9 +285,9 @@ class _Pool:
         if self._sending:  # one that ends at once, with an open breaker, comes here again: two hundred deep otherwise
             return
         self._sending = True
-        while (self._hasty or self._patient) and len(self._asking) < self._calls and not self._stopped:
-            patient = self._patient and (not self._hasty or self._made % BACKGROUND_EVERY == 0)
-            self._send((self._patient if patient else self._hasty).pop(self._under_way))
+        while (self._handshake_queue or self._background_queue) and len(self._in_flight) < self._calls and not self._stopped:
+            background = self._background_queue and (not self._handshake_queue or self._sent % BACKGROUND_EVERY == 0)
+            self._send((self._background_queue if background else self._handshake_queue).pop(self._in_flight_by_owner))
         self._sending = False
 
     def _note_failure(self, why: str) -> None:

@@ -38,7 +38,7 @@ _KEYED: Final = hashlib.blake2b(key=_KEY, digest_size=32)
 """To be copied: 0.3 µs a hash, where making one with its key takes 1.0."""
 
 
-class Credential(NamedTuple):
+class ApiCredential(NamedTuple):
     """A credential as the API wants it. Its `repr` shows nothing of it.
 
     This and `Caller` are tuples because each handshake makes one: a frozen dataclass takes twice the time.
@@ -92,7 +92,7 @@ def find_caller(head: Head, address: str) -> Caller:
     return Caller(address, user_agent if user_agent.isascii() else user_agent.encode("ascii", "replace").decode("ascii"))
 
 
-def find_credential(head: Head, cookie_names: Sequence[str], cookies: Mapping[str, str] | None = None) -> Credential | None:
+def find_credential(head: Head, cookie_names: Sequence[str], cookies: Mapping[str, str] | None = None) -> ApiCredential | None:
     """The credential that this head brings; None when it brings none of the kinds that AWX knows.
 
     `cookies` are the head's own, where the caller has read them already.
@@ -108,12 +108,12 @@ def find_credential(head: Head, cookie_names: Sequence[str], cookies: Mapping[st
     )
 
 
-def token_credential(token: str) -> Credential | None:
+def token_credential(token: str) -> ApiCredential | None:
     """An OAuth token that came in a message; None for what can't be one."""
-    return Credential("token in a message", (("Authorization", f"Bearer {token}"),), _digest(token)) if _is_token(token) else None
+    return ApiCredential("token in a message", (("Authorization", f"Bearer {token}"),), _digest(token)) if _is_token(token) else None
 
 
-def cache_key(credential: Credential, caller: Caller) -> bytes:
+def cache_key(credential: ApiCredential, caller: Caller) -> bytes:
     """What answers about this credential are kept under: says nothing of it to who does not have it."""
     parts = [part for header in credential.headers for part in header]
     if credential.bound:
@@ -123,47 +123,47 @@ def cache_key(credential: Credential, caller: Caller) -> bytes:
     return hashed.digest()
 
 
-def _session_key(query: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
+def _session_key(query: Mapping[str, str], cookie_names: Sequence[str]) -> ApiCredential | None:
     if not _is_session_key(key := query.get("session_key", "")):
         return None
     # What the API calls its cookie is not known here; with one value under each name it finds it.
-    return Credential("session_key in the URL", (_cookie_header(dict.fromkeys(cookie_names, key)),), _digest(key))
+    return ApiCredential("session_key in the URL", (_cookie_header(dict.fromkeys(cookie_names, key)),), _digest(key))
 
 
-def _url_token(query: Mapping[str, str]) -> Credential | None:
+def _url_token(query: Mapping[str, str]) -> ApiCredential | None:
     if not _is_token(token := query.get("token", "")):
         return None
-    return Credential("token in the URL", (("Authorization", f"Bearer {token}"),), _digest(token))
+    return ApiCredential("token in the URL", (("Authorization", f"Bearer {token}"),), _digest(token))
 
 
-def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
+def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> ApiCredential | None:
     # All that are there: another application of the same host may have a cookie of the same name, and only AWX knows which is its.
     sessions = {name: value for name in cookie_names if (value := cookies.get(name)) and _is_session_key(value)}
     if len(sessions) == 1:  # nearly always
         ((name, value),) = sessions.items()
-        return Credential("session cookie", (("Cookie", f"{name}={value}"),), _digest(value), by_browser=True)
+        return ApiCredential("session cookie", (("Cookie", f"{name}={value}"),), _digest(value), by_browser=True)
     if not sessions:
         return None
     first, *others = dict.fromkeys([_digest(value) for value in sessions.values()])
-    return Credential("session cookie", (_cookie_header(sessions),), first, tuple(others), by_browser=True)
+    return ApiCredential("session cookie", (_cookie_header(sessions),), first, tuple(others), by_browser=True)
 
 
-def _authorization(value: str) -> Credential | None:
+def _authorization(value: str) -> ApiCredential | None:
     scheme, _, rest = value.partition(" ")
     rest = rest.strip(" \t")
     if scheme.lower() == "bearer" and _is_token(rest):
-        return Credential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
+        return ApiCredential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
     if scheme.lower() == "basic" and _is_token(rest) and _is_basic(rest):
         user = base64.b64decode(rest).partition(b":")[0].lower()
-        return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), _keyed(rest.encode()), account=_keyed(user))
+        return ApiCredential("basic authorization", (("Authorization", f"Basic {rest}"),), _keyed(rest.encode()), account=_keyed(user))
     return None
 
 
-def _token_cookie(cookies: Mapping[str, str]) -> Credential | None:
+def _token_cookie(cookies: Mapping[str, str]) -> ApiCredential | None:
     if not _is_token(token := unquote(cookies.get("token", "")).strip('"')):
         return None
     headers = (("Authorization", f"Token {token}"), ("Cookie", f"token=%22{token}%22"))
-    return Credential("token cookie", headers, _digest(token), by_browser=True, bound=True)
+    return ApiCredential("token cookie", headers, _digest(token), by_browser=True, bound=True)
 
 
 def _query(head: Head) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 
 from towerws.auth.base import Throttled
 from towerws.auth.cache import TtlCache
-from towerws.auth.tower_credentials import Credential
+from towerws.auth.tower_credentials import ApiCredential
 from towerws.core.addresses import address_key
 from towerws.core.rate_limits import Throttle
 
@@ -42,12 +42,12 @@ PASSWORD_WAIT_S: Final = 4.0
 """The same with a password, which no page waits for: with `password_deadline_s` less than `websocket.handshake_s`."""
 
 
-def patience(credential: Credential) -> float:
+def handshake_wait_s(credential: ApiCredential) -> float:
     """How long a handshake with this credential may wait before its question is sent, in seconds."""
     return PASSWORD_WAIT_S if credential.account else HANDSHAKE_WAIT_S
 
 
-class SignIns:
+class SignInThrottle:
     """What was tried, and what has to wait. Remembers `entries` credentials of each kind, by the keys that it is given."""
 
     def __init__(self, entries: int) -> None:
@@ -60,7 +60,7 @@ class SignIns:
         self.counts = {"delayed": 0, "refused": 0}
         """Sign-ins that had to wait, and that were not tried at all."""
 
-    def begin(self, credential: Credential, key: bytes, address: str, now: float) -> tuple[float, Callable[[bool, float], None]]:
+    def begin(self, credential: ApiCredential, key: bytes, address: str, now: float) -> tuple[float, Callable[[bool, float], None]]:
         """How many seconds to wait before this credential may be tried; and what to call then: whether it was bad, and the time.
 
         `Throttled` when that would be too long. A password counts from here on, so that many guesses at once are as slow as one after
@@ -71,7 +71,7 @@ class SignIns:
         guess, home = bool(credential.account), address_key(address)
         throttles = [(self._guesses, home), (self._accounts, credential.account)] if guess else [(self._addresses, home)]
         delay_s = max(throttle.delay(name, now) for throttle, name in throttles)
-        if delay_s > patience(credential):
+        if delay_s > handshake_wait_s(credential):
             self.counts["refused"] += 1
             raise Throttled("too many sign-ins failed from this address, or for this user")
         if delay_s:
@@ -99,8 +99,8 @@ class SignIns:
 class FairQueue(Generic[T]):
     """Entries that wait, by owner. The owner with the fewest entries under way goes first; each owner's own are first in, first out."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
         self._waiting: dict[str, deque[T]] = {}  # from the owner that waits longest for its turn
         self._count = 0
 
@@ -111,12 +111,12 @@ class FairQueue(Generic[T]):
         """Put an entry in. Gives one that has no room: the newest of the owner with the most, which may be this entry."""
         self._waiting.setdefault(owner, deque()).append(entry)
         self._count += 1
-        if self._count <= self._most:
+        if self._count <= self._max_entries:
             return None
         # This owner loses among equals: so it takes nothing away from one that has no more than itself.
         longest = max(self._waiting, key=lambda each: (len(self._waiting[each]), each == owner))
         dropped = self._waiting[longest].pop()
-        self._less(longest)
+        self._entry_removed(longest)
         return dropped
 
     def pop(self, under_way: Mapping[str, int]) -> T:
@@ -125,7 +125,7 @@ class FairQueue(Generic[T]):
         entries = self._waiting.pop(owner)
         entry = entries.popleft()
         self._waiting[owner] = entries  # behind the others
-        self._less(owner)
+        self._entry_removed(owner)
         return entry
 
     def remove(self, owner: str, entry: T) -> None:
@@ -133,15 +133,15 @@ class FairQueue(Generic[T]):
         entries = self._waiting.get(owner)
         if entries is not None and entry in entries:
             entries.remove(entry)
-            self._less(owner)
+            self._entry_removed(owner)
 
-    def _less(self, owner: str) -> None:
+    def _entry_removed(self, owner: str) -> None:
         self._count -= 1
         if not self._waiting[owner]:
             del self._waiting[owner]
 
 
-class Breaker:
+class CircuitBreaker:
     """Closed, all calls are admitted. After `failures` in a row it is open: one call per `probe_s` is admitted, until one succeeds.
 
     No clock of its own: times are monotonic seconds.
