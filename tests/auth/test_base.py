@@ -1,4 +1,4 @@
-"""What the ways of authenticating share."""
+"""The helpers that all authentication methods share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from towerws.auth.base import Refused, result_if_ready
 
 
 def test_an_answer_given_at_once_is_had_without_a_callback() -> None:
-    """What has fired with an answer gives it, as often as asked."""
+    """A Deferred that has fired gives its result each time."""
     asked = succeed({"jobs.summary": "no"})
     assert result_if_ready(asked) == result_if_ready(asked) == {"jobs.summary": "no"}
     assert result_if_ready(succeed({})) == {}
 
 
 def test_what_is_awaited_or_failed_is_no_answer() -> None:
-    """None while nothing has come, while another Deferred is awaited, while it is paused, and for a failure, which stays to be handled."""
+    """The result is None for a pending, chained, paused or failed Deferred. The failure stays to be handled."""
     pending: Deferred[int] = Deferred()
     assert result_if_ready(pending) is None
     chained = succeed(1).addCallback(lambda _: pending)

@@ -8,7 +8,7 @@ from towerws.auth.cache import SingleFlight, TtlCache
 
 
 def test_an_answer_is_good_for_its_lifetime() -> None:
-    """An answer is there until its lifetime has passed, and no longer."""
+    """An answer is cached for its lifetime and no longer."""
     cache: TtlCache[str] = TtlCache(10, 5)
     cache.put("k", "yes", 100)
     assert cache.get("k", 100) == "yes"
@@ -19,7 +19,7 @@ def test_an_answer_is_good_for_its_lifetime() -> None:
 
 
 def test_who_wants_it_fresh_gets_nothing_older() -> None:
-    """An answer from before `since` is not given, but stays for those who take it."""
+    """An answer from before `since` is not returned, but stays for callers that accept it."""
     cache: TtlCache[str] = TtlCache(10, 5)
     cache.put("k", "yes", 100)
     assert cache.get("k", 105, since=101) is None
@@ -28,7 +28,7 @@ def test_who_wants_it_fresh_gets_nothing_older() -> None:
 
 
 def test_entries_are_bounded_and_the_oldest_goes() -> None:
-    """However many different keys come, the number of entries stays within the bound; a renewed one counts as new."""
+    """The number of entries stays within the bound. A replaced entry counts as new."""
     cache: TtlCache[int] = TtlCache(1000, 3)
     for number in range(3):
         cache.put(number, number, number)
@@ -41,7 +41,7 @@ def test_entries_are_bounded_and_the_oldest_goes() -> None:
 
 
 def test_what_is_discarded_is_gone() -> None:
-    """Discarding works, also of what is not there."""
+    """Discarding a key that is not there is no error."""
     cache: TtlCache[int] = TtlCache(10, 3)
     cache.put("k", 1, 0)
     cache.discard("k")
@@ -50,19 +50,19 @@ def test_what_is_discarded_is_gone() -> None:
 
 
 class Calls:
-    """Counts calls, and lets them end."""
+    """Counts calls. A test ends them."""
 
     def __init__(self) -> None:
         self.made: list[Deferred[int]] = []
 
     def __call__(self) -> Deferred[int]:
-        """One call."""
+        """Start a call."""
         self.made.append(Deferred())
         return self.made[-1]
 
 
 def test_equal_questions_are_one_call() -> None:
-    """Whoever asks while a call is under way gets its answer; other questions, and later ones, are calls of their own."""
+    """Callers that ask while a call is in flight share its answer. Other questions and later ones have their own calls."""
     flight: SingleFlight[int] = SingleFlight()
     calls = Calls()
     waiting = [flight.ask("a", calls) for _ in range(5)]
@@ -78,7 +78,7 @@ def test_equal_questions_are_one_call() -> None:
 
 
 def test_all_get_the_failure() -> None:
-    """A failure reaches everybody who waits, and is not kept."""
+    """A failure reaches every caller and is not cached."""
     flight: SingleFlight[int] = SingleFlight()
     calls = Calls()
     waiting = [flight.ask("a", calls) for _ in range(2)]
@@ -90,7 +90,7 @@ def test_all_get_the_failure() -> None:
 
 
 def test_one_who_cancels_takes_nobody_along() -> None:
-    """The others get their answer, also when all that came before them have gone; and the call goes on when nobody waits."""
+    """The other callers get their answer, even if all callers before them cancelled. The call goes on without any caller."""
     flight: SingleFlight[int] = SingleFlight()
     calls = Calls()
     gone = flight.ask("a", calls)
@@ -107,7 +107,7 @@ def test_one_who_cancels_takes_nobody_along() -> None:
 
 
 def test_cancelling_another_from_within_an_answer() -> None:
-    """One who is told may cancel the next: that one is not told."""
+    """A callback may cancel the next caller, whose Deferred then gets no result."""
     flight: SingleFlight[int] = SingleFlight()
     calls = Calls()
     first = flight.ask("a", calls)
@@ -121,7 +121,7 @@ def test_cancelling_another_from_within_an_answer() -> None:
 
 
 def test_an_answer_that_is_there_at_once() -> None:
-    """A call that has ended when it returns is answered at once."""
+    """A call that has ended when it returns gives its answer at once."""
     flight: SingleFlight[int] = SingleFlight()
     assert now(flight.ask("a", lambda: succeed(1))) == 1
     assert now(flight.ask("a", lambda: succeed(2))) == 2

@@ -1,13 +1,13 @@
-"""Keys from a key set's URL: kept as long as they are good, fetched anew when a token names one that is not there.
+"""Fetches keys from a key set's URL, caches them, and fetches them again when a token names an unknown key.
 
     no keys, or too old  -- fetched -->  fresh  -- max-age -->  old  -- stale_s -->  too old
                                            ^------ fetched ------'
 
-Keys that are old are fetched anew before they are used; while that fails they serve on, and are counted. One call is under
-way at most, and after a failed one none for a few seconds. An unknown `kid` asks for one call, at most one in 10 s, since
-anybody can write a token with a `kid`. Until the next one nobody knows whether that key is a new one: unavailable, not bad.
+Old keys are fetched again before they are used. If that fails, the old keys are used and counted. At most one fetch is in flight.
+After a failed fetch there is none for a few seconds.
 
-One bounded GET of a key set: within a deadline, up to a size, no redirects, TLS verified.
+An unknown `kid` causes a fetch, at most one in 10 s, since any client can write a token with a `kid`. Until the next fetch the key
+may be a new one, so the token is unavailable and not refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -33,7 +33,7 @@ from towerws.auth.jwt_token import read_object
 from towerws.core.errors import ConfigError, TowerwsError
 
 MAX_KEYS = 100
-MAX_TRIED = 8  # keys without a name: each one costs up to 100 microseconds
+MAX_TRIED = 8  # for a token without a kid: each key costs up to 100 microseconds
 DEFAULT_AGE_S = 300
 MIN_AGE_S = 60
 RETRY_S = 5
@@ -41,10 +41,10 @@ UNKNOWN_KID_S = 10
 
 
 class Jwks:
-    """A `KeySource` that fetches. `get` makes one call; the clock is the reactor's (monotonic).
+    """A `KeySource` that fetches. `get` sends one request. The clock is the reactor's (monotonic).
 
-    Answers' max-age counts between `MIN_AGE_S` and `max_age_s`. `stale_s` is for how long keys serve that can't be fetched anew.
-    `counts` has how often keys were fetched, could not be fetched, served though old, and how often an unknown `kid` had to wait.
+    The max-age of an answer is bounded by `MIN_AGE_S` and `max_age_s`. Old keys that can't be fetched again are used for `stale_s`.
+    `counts` has how often keys were fetched, could not be fetched, were used when old, and how often an unknown `kid` had to wait.
     """
 
     _log = Logger()
@@ -60,7 +60,7 @@ class Jwks:
         stale_s: float,
     ) -> None:
         self._get = get
-        self._shown_url = f"{url.scheme}://{url.hostname}{url.path}"  # a query may hold what is nobody's business
+        self._shown_url = f"{url.scheme}://{url.hostname}{url.path}"  # without the query, which may contain a secret
         self._algorithms = tuple(algorithms)
         self._clock = clock
         self._max_age_s = max_age_s
@@ -75,11 +75,11 @@ class Jwks:
         self.counts = {"fetched": 0, "failed": 0, "stale": 0, "limited": 0}
 
     def find(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
-        """Fires with the keys that may have signed such a token; fails with `Unavailable` when that can't be known."""
+        """Fires with the keys that may have signed such a token. Fails with `Unavailable` if they aren't known now."""
         return run(self._find(algorithm, kid))
 
     def stop(self) -> Deferred[None]:
-        """End a call under way; who waits for it is told `Unavailable`. Fires when that is done."""
+        """Cancel a fetch in flight. Its callers get `Unavailable`. Fires when that is done."""
         self._stopped = True
         if self._fetching is not None:
             self._fetching.cancel()
@@ -113,7 +113,7 @@ class Jwks:
         return found
 
     def _refresh(self) -> Deferred[None]:
-        """Fires, with nothing in any case, when a call has been tried; at once when it is too early for the next one."""
+        """Fires with None when a fetch has ended, with or without success. Fires at once if it is too early for the next one."""
         if self._stopped or (self._fetching is None and self._clock.seconds() < self._next_try):
             return succeed(None)
         waiter: Deferred[None] = Deferred(self._remove_waiter)
@@ -124,20 +124,20 @@ class Jwks:
         return waiter
 
     def _remove_waiter(self, waiter: Deferred[None]) -> None:
-        if waiter in self._waiting:  # else its turn is just coming
+        if waiter in self._waiting:  # otherwise its callback is about to be called
             self._waiting.remove(waiter)
 
     async def _fetch(self) -> None:
         try:
             fetched = await self._get()
             self._use(fetched)
-        except Exception as error:  # noqa: BLE001 - whatever it was, there are no new keys; who asks is told so
+        except Exception as error:  # noqa: BLE001 - any error means no new keys, and the callers learn that
             self._failed(Failure(error))
             drop_frames(error)
         self._fetching = None
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
-            if not waiter.called:  # as one that left because of another one's turn is
+            if not waiter.called:  # one that an earlier callback cancelled was called already
                 waiter.callback(None)
 
     def _use(self, fetched: Fetched) -> None:
@@ -169,10 +169,10 @@ def _read_set(body: bytes, algorithms: Sequence[str]) -> tuple[Key, ...]:
 
 
 def _reason(failure: Failure) -> str:
-    """What an operator can do something with, and nothing that the other side wrote."""
+    """Return a reason that helps an operator, with no text from the server."""
     if failure.check(FetchError):
         return str(failure.value)
-    inner = getattr(failure.value, "reasons", None)  # twisted.web wraps what ended the connection
+    inner = getattr(failure.value, "reasons", None)  # twisted.web wraps the error that ended the connection
     value = inner[0].value if inner else failure.value
     return type(value).__name__
 
@@ -185,25 +185,21 @@ _max_age = re.compile(r"(?:^|[,\s])max-age=\"?([0-9]{1,9})\b", re.IGNORECASE).se
 
 
 class FetchError(TowerwsError):
-    """The key set could not be had. The text says why, and repeats nothing of what was answered."""
+    """The key set could not be fetched. The text says why, and repeats nothing of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer's body, and for how many seconds it says that it is good (None: it does not say)."""
+    """An answer's body, and its max-age in seconds (None if it has none)."""
 
     body: bytes = field(repr=False)
     max_age_s: int | None
 
 
-def check_url(url: str) -> SplitResult:
-    """The URL, taken apart. `ConfigError` unless it is https, or http to this machine, and holds no password."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if host is None or not re.fullmatch(r"[!-~]+", url):
+def check_key_set_url(url: str) -> SplitResult:
+    """Return the parts of the URL. `ConfigError` unless it is https, or http to this machine, and has no password."""
+    parts = http_client.split_url(url)
+    if parts is None or not (host := parts.hostname):
         raise ConfigError("jwt.jwks_url: must be https://host/path")
     if "@" in parts.netloc:
         raise ConfigError("jwt.jwks_url: must not hold a user or a password")
@@ -213,18 +209,13 @@ def check_url(url: str) -> SplitResult:
 
 
 def make_agent(reactor: Any, ca_file: str) -> Any:
-    """What GETs are sent with. The authorities in `ca_file` (PEM) replace the system's; `ConfigError` when it can't be used."""
-    trust = None
-    if ca_file:
-        try:
-            trust = http_client.authorities(ca_file)
-        except (OSError, ValueError):
-            raise ConfigError(f"jwt.jwks_ca_file = {ca_file!r}: must be a file with certificates in PEM") from None
+    """Return the agent for `fetch`. The authorities in `ca_file` (PEM) replace the system's. `ConfigError` if it can't be used."""
+    trust = http_client.read_authorities("jwt.jwks_ca_file", ca_file) if ca_file else None
     return http_client.make_agent(reactor, http_client.make_pool(reactor, 0, 0), trust, DEADLINE_S)
 
 
 def fetch(agent: Any, url: str, clock: Any) -> Deferred[Fetched]:
-    """GET the URL. Fails with `FetchError`, within the deadline, or with what Twisted says about the connection."""
+    """GET the URL, within the deadline. Fails with `FetchError`, or with Twisted's error about the connection."""
     asked = http_client.get(agent, url, _HEADERS, MAX_BODY_BYTES).addCallbacks(_fetched, _name_failure)
     return asked.addTimeout(DEADLINE_S, clock, _raise_timeout)
 

@@ -1,9 +1,10 @@
-"""Authentication by AWX or Tower itself: whoever its REST API knows may listen, to what its REST API shows.
+"""Authentication by AWX or Tower: its REST API says who a client is and what it may see.
 
-A credential is good when `/api/v2/me/` says who it belongs to; an object's events are for whom the object is shown to.
-Superusers and auditors see everything, so nothing is asked for them. Answers are kept for the times in `TowerSettings`, so
-that a change in AWX takes effect that much later at the most; revalidation and a revocation take nothing from what was kept
-before them.
+A credential is valid if `/api/v2/me/` returns its user. A user may subscribe to an object's events if the API shows the object to
+that user. Superusers and auditors see everything, so the API is not asked for them.
+
+Answers are cached for the times in `TowerSettings`. A change in AWX takes effect that much later at most. Revalidation and a
+revocation ignore answers from before them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop
 from towerws.auth.cache import SingleFlight, TtlCache
 from towerws.auth.cookies import parse_cookies
 from towerws.auth.folded_log import FoldedLog
-from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, check_url, read_me, read_visible
+from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, api_base, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential, token_credential
 from towerws.auth.tower_limits import SignInThrottle, handshake_wait_s
@@ -42,15 +43,15 @@ AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
         "system_job_events": "/api/v2/system_jobs/{id}/",
     }
 )
-"""The groups whose events belong to an object, and the API's path of the object. AWX itself checks the first three only."""
+"""The groups whose events belong to an object, and the object's path in the API. AWX itself checks only the first three."""
 
 RETRY_PAUSE_S: Final = 0.5
 
 PARALLEL_CHECKS: Final = 4
-"""Objects asked about at the same time for one request: 200 of them at 50 ms take 2.5 s, and leave calls for others."""
+"""Calls in flight for one request. 200 objects at 50 ms take 2.5 s, and calls are left for other clients."""
 
 BACKGROUND_WAIT_S: Final = 2.0
-"""How long questions may wait that no handshake depends on."""
+"""How long a question may wait to be sent if no handshake depends on it."""
 
 _UNAVAILABLE: Final = "unavailable"
 _ENDED: Final = "the credential has ended"
@@ -60,16 +61,16 @@ _is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
 
 
 class _CheckedUser(NamedTuple):
-    """What this method keeps of a user: shown to nobody. A tuple, as `ApiCredential` is."""
+    """The private part of an identity: what later calls need. A tuple, as `ApiCredential` is."""
 
     credential: ApiCredential
     caller: Caller
     key: bytes
     me: Me
     since: float
-    """When the credential was last validated: what was allowed before counts no more, so that all is asked anew in one round.
+    """When the credential was last validated. Cached answers from before that are ignored, so each check asks about all topics again.
 
-    All connections of a credential that are checked in one round have the same, and so share the answers.
+    All connections of a credential that are checked at the same time have the same value, and so share the answers.
     """
 
     def __repr__(self) -> str:
@@ -77,7 +78,7 @@ class _CheckedUser(NamedTuple):
 
 
 class _Validation(NamedTuple):
-    """Whose a credential was found to be, and when that was asked."""
+    """The user of a credential, and when the API was asked."""
 
     me: Me
     at: float
@@ -86,7 +87,7 @@ class _Validation(NamedTuple):
 class TowerMethod:
     """A `towerws.auth.base.Method`. `objects` maps the groups checked per object to a path of the API with `{id}` in it.
 
-    Raises `ConfigError` when the URL or the CA file can't be used. Touches no network before the first question.
+    Raises `ConfigError` if the URL or the CA file can't be used. It does not use the network before the first question.
     """
 
     name = "tower"
@@ -99,12 +100,12 @@ class TowerMethod:
         self, settings: TowerSettings, reactor: Any, objects: Mapping[str, str] = AWX_OBJECTS, fetcher: Fetcher | None = None
     ) -> None:
         self._settings = settings
-        self._base = check_url(settings.url)
+        self._base = api_base(settings.url)
         self._clock = reactor
         self._objects = dict(objects)
         self._log = FoldedLog(self._logger, reactor)
         self._calls = TowerCalls(settings, fetcher or HttpFetcher(reactor, settings.calls, settings.tls_ca), reactor, self._log)
-        # Apart, so that who brings bad credentials or asks for what it may not see can't push out what is good.
+        # Four caches, so that invalid credentials and denied objects can't evict good answers.
         self._valid: TtlCache[_Validation] = TtlCache(settings.valid_s, settings.cache_entries)
         self._invalid: TtlCache[bool] = TtlCache(settings.invalid_s, settings.cache_entries)
         self._allowed: TtlCache[bool] = TtlCache(settings.allowed_s, settings.cache_entries)
@@ -116,11 +117,11 @@ class TowerMethod:
         self._hits = {"valid": 0, "invalid": 0, "allowed": 0, "denied": 0}
 
     def figures(self) -> Mapping[str, object]:
-        """How often an answer that is kept was enough, of each kind; sign-ins slowed down; and the calls to the API."""
+        """Return the cache hits of each kind, the delayed and refused sign-ins, and the calls to the API."""
         return {"cache_hits": dict(self._hits), "throttled": dict(self._sign_ins.counts), "calls": self._calls.figures()}
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Ask the API whose credential it is, unless that is validation. Never tried again: the client's page does that."""
+        """Ask the API for the credential's user, unless the cache has it. A failed call is not retried here, but by the client's page."""
         cookies = parse_cookies(head.headers.get("cookie", ""))
         credential = find_credential(head, self._settings.cookies, cookies)
         if credential is None:
@@ -129,11 +130,11 @@ class TowerMethod:
         return self._identify(credential, find_caller(head, address), csrftoken)
 
     def recognizes(self, token: str) -> bool:
-        """Only the API knows what its tokens look like."""
+        """Return true for every text, since only the API knows the form of its tokens."""
         return True
 
     def identify(self, token: str, address: str = "") -> Deferred[Identity]:
-        """As `authenticate` does, for an OAuth token that came in a message."""
+        """Do the same as `authenticate` for an OAuth token that came in a message."""
         credential = token_credential(token)
         if credential is None:
             return fail(Refused("this can't be a token of the API's", "token in a message"))
@@ -141,7 +142,7 @@ class TowerMethod:
 
     def _identify(self, credential: ApiCredential, caller: Caller, csrftoken: str) -> Deferred[Any]:
         key = cache_key(credential, caller)
-        if (kept := self._cached(credential, key)) is not None:  # the usual case; callbacks on a Deferred cost more than the answer
+        if (kept := self._cached(credential, key)) is not None:  # the usual case: callbacks on a Deferred cost more than the answer
             return succeed(self._identity(kept, credential, caller, key, csrftoken))
 
         def identify(validation: _Validation) -> Identity:
@@ -167,7 +168,7 @@ class TowerMethod:
         )
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Ask about a few objects at a time; what can't be asked is tried again for `retry_s`, then refused as unavailable."""
+        """Ask about a few objects at a time. A failed call is retried for `retry_s`, then the topic is refused as unavailable."""
         user = _checked_user(identity)
         refused: dict[str, str] = {}
         to_ask: dict[str, str] = {}
@@ -185,14 +186,14 @@ class TowerMethod:
         return run(self._ask_about(user, to_ask, refused))
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
-        """The objects about which nothing is kept."""
+        """Return the objects that are not in the cache."""
         user, hits = _checked_user(identity), dict(self._hits)
         found = frozenset(topic for topic in topics if self._cached_reason(user, identity, topic) is None)
-        self._hits = hits  # nobody's question was answered
+        self._hits = hits  # a look into the cache is no hit: no question was answered
         return found
 
     def _cached_reason(self, user: _CheckedUser, identity: Identity, topic: str) -> str | None:
-        """Why this user may not listen to a topic, "" where that is allowed, None where it has to be asked."""
+        """Return why this user may not subscribe to a topic, "" if it may, or None if the API must be asked."""
         group, _, event = topic.partition(".")
         if group == "control" and event != f"limit_reached_{identity.user_id}":
             return "another user's"
@@ -212,7 +213,7 @@ class TowerMethod:
         return None
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """Ask the API anew, whatever is kept; and the next `refusals` of the identity that this fires with asks anew as well."""
+        """Ask the API again and ignore the cache. The first `refusals` of the new identity ignores it too."""
         user = _checked_user(identity)
 
         def renew(validation: _Validation) -> Identity:
@@ -220,21 +221,21 @@ class TowerMethod:
                 raise Refused("the credential belongs to another user now")
             return dataclasses.replace(identity, checked_at=validation.at, private=user._replace(me=validation.me, since=validation.at))
 
-        # Apart from the questions of handshakes: the answer to one that was put earlier may be from before a revocation.
+        # Not shared with handshakes: the answer to an earlier call may be from before a revocation.
         flight = (user.key, "again", self._revocations.count)
         validate = partial(self._validate, user.credential, user.caller, user.key, Kind.REVALIDATION)
         return self._validations.ask(flight, validate).addCallback(renew)
 
     def forget(self, revocation: Revocation | None) -> None:
-        """What is kept, and what the questions under way will bring, counts no more."""
+        """Ignore cached answers and the answers to calls in flight."""
         self._revocations.add(revocation, self._clock.seconds())
 
     def stop(self) -> Deferred[None]:
-        """Whatever is asked fails with `Unavailable` from now on."""
+        """Fail all questions with `Unavailable`, from now on."""
         return self._calls.stop()
 
     def _cached(self, credential: ApiCredential, key: bytes) -> _Validation | None:
-        """Whose it was found to be a while ago, unless it was revoked since."""
+        """Return the cached user of the credential, unless a revocation came after the answer."""
         validation = self._valid.get(key, self._clock.seconds())
         if validation is None or validation.at <= self._revocations.latest(validation.me.user_id, *credential.sessions):
             return None
@@ -245,12 +246,12 @@ class TowerMethod:
         if self._invalid.get(key, self._clock.seconds()):
             self._hits["invalid"] += 1
             return fail(Refused("the API rejected the credential a moment ago"))
-        # Not with those who asked before the latest revocation, of whomever: whose credential it is, is not validation yet.
+        # Not shared with calls from before the latest revocation of any user: we don't know the credential's user yet.
         flight = (key, self._revocations.count)
         return self._validations.ask(flight, partial(self._sign_in, credential, caller, key))
 
     def _sign_in(self, credential: ApiCredential, caller: Caller, key: bytes) -> Deferred[_Validation]:
-        """Ask whose a credential is that a handshake brought. One that was never seen may be a guess, and may have to wait."""
+        """Ask for the user of a handshake's credential. A credential that was never tried before may be a guess, and may have to wait."""
         validate = partial(self._validate, credential, caller, key, Kind.SIGN_IN)
         try:
             delay_s, note = self._sign_ins.begin(credential, key, caller.address, self._clock.seconds())
@@ -274,7 +275,7 @@ class TowerMethod:
             return validation
 
         def invalid(failure: Failure) -> Failure:
-            # `trap` would raise it again, and leave frames that refer to themselves.
+            # `trap` would raise the error again and leave frames that form a cycle.
             if failure.check(Refused):
                 self._valid.discard(key)
                 self._invalid.put(key, answer=True, now=asked_at)
@@ -290,7 +291,7 @@ class TowerMethod:
         return Question(self._base + path, headers, kind, caller.address, wait_s, password=bool(credential.account))
 
     async def _ask_about(self, user: _CheckedUser, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
-        """A few questions at a time, so that one client's list leaves room for the others."""
+        """Ask a few questions at a time, so that one client's list leaves calls for the others."""
         until = self._clock.seconds() + self._settings.retry_s
         left = iter(to_ask.items())
         answers: dict[str, str] = {}
@@ -298,7 +299,7 @@ class TowerMethod:
 
         async def ask() -> None:
             nonlocal verdict
-            for topic, path in left:  # shared: each takes the next
+            for topic, path in left:  # a shared iterator: each worker takes the next topic
                 if not verdict:
                     try:
                         if not await self._visible_by(until, user, topic, path):
@@ -310,16 +311,16 @@ class TowerMethod:
                     except Unavailable as error:
                         drop_frames(error)
                         verdict = _UNAVAILABLE
-                answers[topic] = verdict  # the rest would end no better, and every try takes its time
+                answers[topic] = verdict  # the rest would fail in the same way, after another timeout each
 
         fault: Failure | None = None
         try:
             await gatherResults([run(ask()) for _ in range(min(PARALLEL_CHECKS, len(to_ask)))], consumeErrors=True)
-        except FirstError as error:  # cancelled, or a fault of ours
+        except FirstError as error:  # cancelled, or a fault in our code
             drop_frames(error)
             fault = error.subFailure
         if fault is not None:
-            fault.raiseException()  # out here: without the other as its context, which would be a cycle
+            fault.raiseException()  # outside of `except`: its context would be the other error, a cycle
         return refused | {topic: answers[topic] for topic in to_ask if topic in answers}
 
     async def _visible_by(self, until: float, user: _CheckedUser, topic: str, path: str) -> bool:

@@ -1,7 +1,4 @@
-"""HTTP GET with bounds, over persistent connections. Redirects are not followed; certificates are verified.
-
-What the API's answers mean. Whatever is not one of the known answers means that the question could not be put.
-"""
+"""Sends one question to AWX's API over HTTP, and reads the answer. An unknown answer means that the API can't be asked."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
 
 from OpenSSL import SSL
 from service_identity import VerificationError
@@ -25,39 +21,39 @@ from towerws.core.errors import ConfigError
 
 MAX_BODY_BYTES: Final = 1024**2
 IDLE_S: Final = 30.0
-"""How long a connection is kept for the next question; less than nginx's 65 to 75 s."""
+"""How long an idle connection is kept. It is less than nginx's 65 to 75 s."""
 
 
 class Fetcher(Protocol):
-    """Something that asks over HTTP."""
+    """Sends GET requests."""
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
-        """Fires with the answer, whatever its status. Fails with `Unavailable`. Cancelling it lets go of the connection at once."""
+        """Fires with the answer, of any status. Fails with `Unavailable`. Cancelling it closes the connection at once."""
 
     def stop(self) -> Deferred[None]:
-        """Let go of the connections that are kept. Fires when they are closed."""
+        """Close the idle connections. Fires when they are closed."""
 
 
 class HttpFetcher:
-    """A `Fetcher` with at most `connections` connections kept open. `tls_ca` (PEM) replaces the system's authorities.
+    """A `Fetcher` that keeps at most `connections` idle connections open. `tls_ca` (PEM) replaces the system's authorities.
 
-    Raises `ConfigError` when `tls_ca` can't be used.
+    Raises `ConfigError` if `tls_ca` can't be used.
     """
 
     def __init__(self, reactor: Any, connections: int, tls_ca: str = "") -> None:
-        trust = _authorities(tls_ca) if tls_ca else None
+        trust = http_client.read_authorities("tower.tls_ca", tls_ca) if tls_ca else None
         self._pool = http_client.make_pool(reactor, connections, IDLE_S)
         self._agent = http_client.make_agent(reactor, self._pool, trust)
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
-        """Ask. The body is read to its end, so that the connection serves the next question, or given up when it is too long."""
+        """Send a GET, with the body bounded by `MAX_BODY_BYTES`."""
         sent = Headers()
         for name, value in headers:
             sent.addRawHeader(name.encode("ascii"), value.encode("ascii"))
         return http_client.get(self._agent, url, sent, MAX_BODY_BYTES).addCallbacks(_answer, _unavailable)
 
     def stop(self) -> Deferred[None]:
-        """Close what is kept."""
+        """Close the idle connections."""
         closed: Deferred[None] = self._pool.closeCachedConnections()
         return closed
 
@@ -71,7 +67,7 @@ def _unavailable(failure: Failure) -> Failure:
 
 
 def _why(failure: Failure) -> str:
-    """In a few words, none of them the client's."""
+    """Return the reason in a few words, none of them from the client."""
     error = failure.value
     while isinstance(error, _ResponseFailed) and error.reasons:
         error = error.reasons[-1].value
@@ -90,54 +86,41 @@ def _why(failure: Failure) -> str:
     return type(error).__name__.lstrip("_")
 
 
-def check_url(url: str) -> str:
-    """The address of an API without the slash at its end. Raises `ConfigError` for what is none."""
-    rule = "tower.url is http://host or https://host, with a port and a path if need be, without user, query or fragment"
-    try:
-        parts = urlsplit(url)
-        plain = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        raise ConfigError(rule) from None
-    if not plain or "@" in parts.netloc or "?" in url or "#" in url or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(rule)
+def api_base(url: str) -> str:
+    """Return the API's address without the slash at its end. `ConfigError` if `tower.url` can't be used."""
+    parts = http_client.split_url(url)
+    if parts is None or parts.scheme not in {"http", "https"} or parts.port == 0 or "@" in parts.netloc or "?" in url or "#" in url:
+        raise ConfigError("tower.url is http://host or https://host, with a port and a path if need be, without user, query or fragment")
     return url.rstrip("/")
-
-
-def _authorities(path: str) -> Any:
-    try:
-        return http_client.authorities(path)
-    except OSError as error:
-        why = f"can't be read: {error.strerror}"
-    except ValueError as error:
-        why = str(error) if path.isprintable() else "can't be read: not a path"
-    raise ConfigError(f"tower.tls_ca = {path!r}: {why}")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer: its status, and its body, or None when that was longer than is read."""
+    """An HTTP answer. `body` is None if it was longer than `MAX_BODY_BYTES`."""
 
     status: int
     body: bytes | None
 
     @property
     def is_fault(self) -> bool:
-        """Whether the API itself is at fault. Not so a redirect: AWX sends one while it migrates its database, but a gateway in front
-        of it does so for whoever it does not know.
+        """Whether the API itself is at fault.
+
+        A redirect does not count. AWX sends one while it migrates its database, but a gateway also sends one to clients that it
+        does not know.
         """
         return self.status >= 500
 
 
 @dataclass(frozen=True, slots=True)
 class Me:
-    """What `/api/v2/me/` says of a user: the id, and whether it may read everything (superusers and auditors)."""
+    """A user as `/api/v2/me/` describes it: the id, and whether it may read everything (superusers and auditors)."""
 
     user_id: int
     reads_all: bool
 
 
 def read_me(answer: Answer) -> Me:
-    """Who it is. `Refused` when the credential is not good, `Unavailable` when the answer says neither."""
+    """Return the user. `Refused` if the credential is not valid, `Unavailable` if the answer says neither."""
     if answer.status in (401, 403):
         raise Refused("the API rejected the credential")
     if answer.status != 200:
@@ -153,12 +136,12 @@ def read_me(answer: Answer) -> Me:
             raise ValueError("not one user with a number")
         return Me(user_id, user.get("is_superuser") is True or user.get("is_system_auditor") is True)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        # Without the error that says where: it holds what was read.
+        # Without the original error, which holds the text that was read.
         raise Unavailable("the API's answer to /api/v2/me/ is not understood: is tower.url the API's own address?") from None
 
 
 def read_visible(answer: Answer) -> bool:
-    """Whether the object is visible to the user. `Refused` when the credential has ended, `Unavailable` when the answer says nothing."""
+    """Whether the object is visible to the user. `Refused` if the credential has ended, `Unavailable` if the answer doesn't say."""
     if answer.status == 200:
         return True
     if answer.status in (403, 404):
