@@ -15,7 +15,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.ws_kit import Edges, edges
-from towerws.admin import DISCARDED_BODIES, ENVELOPE_BYTES, AdminSite, PageContent
+from towerws.admin import AdminSite, PageContent
+from towerws.admin.endpoint import DISCARDED_BODIES
+from towerws.admin.publish import ENVELOPE_BYTES
 from towerws.core.errors import BadDelivery
 from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus
@@ -25,7 +27,7 @@ LIMIT = 100_000
 
 
 class Reply:
-    """One HTTP answer, taken apart."""
+    """A parsed HTTP response."""
 
     def __init__(self, raw: bytes) -> None:
         head, _, self.body = raw.partition(b"\r\n\r\n")
@@ -41,7 +43,7 @@ class Reply:
 
     @property
     def error(self) -> str:
-        """What went wrong."""
+        """The text of an error."""
         assert list(self.json) == ["error"]
         return str(self.json["error"])
 
@@ -73,23 +75,23 @@ class Admin:
         return site
 
     def status(self) -> Mapping[str, object]:
-        """What the test has put there."""
+        """The figures that the test set."""
         return self.figures()
 
     def disconnect(self, revocation: Revocation) -> Deferred[Disconnection]:
-        """Note it; what comes of it the test says."""
+        """Record a revocation. The test sets the result."""
         self.revocations.append(revocation)
         return self.disconnected
 
     def publish(self, routing_key: str, payload: bytes) -> str:
-        """As the service does."""
+        """Publish as the service does."""
         if len(payload) > LIMIT:
             raise BadDelivery("too_large", "too large")
         self.edge.ingest.check(routing_key, payload)
         return self.edge.source.publish(routing_key, payload)
 
     def raw(self, *pieces: bytes, at: IAddress = LOOPBACK) -> bytes:
-        """Send bytes on a connection of their own; all that comes back."""
+        """Send bytes on a new connection. Returns all bytes that come back."""
         self.transport = StringTransport(hostAddress=at)
         channel: Any = self.site.buildProtocol(at)
         channel.makeConnection(self.transport)
@@ -101,7 +103,7 @@ class Admin:
         return bytes(self.transport.value())
 
     def ask(self, method: str, path: str, body: bytes = b"", *, at: IAddress = LOOPBACK, **headers: str) -> Reply:
-        """One request."""
+        """Send one request."""
         lines = {"Host": "127.0.0.1:9051", "Connection": "close", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if body:
             lines["Content-Length"] = str(len(body))
@@ -111,7 +113,7 @@ class Admin:
 
 @pytest.fixture
 def make() -> Iterator[Edges]:
-    """Edges in memory, checked for leaks and for tracebacks in the log at the end."""
+    """Edges in memory. At the end they are checked for leaks, and the log for tracebacks."""
     with edges() as maker:
         yield maker
 
@@ -123,7 +125,7 @@ def admin(make: Edges) -> Admin:
 
 
 def test_health_and_figures(admin: Admin) -> None:
-    """Health, readiness and status are JSON, are never cached, and tell nothing of what runs them."""
+    """Health, readiness and status are JSON, are never cached, and don't name the software."""
     assert admin.ask("GET", "/healthz").json == {"healthy": True}
     assert admin.ask("GET", "/readyz").json == {"ready": True, "state": "consuming"}
     reply = admin.ask("GET", "/status?x=y")
@@ -133,7 +135,7 @@ def test_health_and_figures(admin: Admin) -> None:
 
 
 def test_not_ready(admin: Admin) -> None:
-    """While the source is not consuming `/readyz` is 503 with the reason; `/healthz` stays 200."""
+    """While the source doesn't consume, `/readyz` is 503 with the reason. `/healthz` stays 200."""
     admin.state = SourceStatus(SourceState.BACKOFF, "403 ACCESS_REFUSED")
     reply = admin.ask("GET", "/readyz")
     assert reply.status == 503
@@ -142,7 +144,7 @@ def test_not_ready(admin: Admin) -> None:
 
 
 def test_what_the_live_page_is_told(admin: Admin) -> None:
-    """The groups, the methods and whether tokens are taken stand in it, escaped; topics and position can be asked for."""
+    """The page has the groups, the methods and whether tokens are taken, escaped. `/topics` has topics and position."""
     groups = {"orders": {"events": ["o'clock", "<b>", "a&b"], "own": False}}
     page = PageContent(
         groups=groups, auth=("jwt", "tower"), takes_tokens=True, topics=lambda: ["orders.<b>"], position=lambda: "7-5b0c7e9f21aa"
@@ -164,7 +166,7 @@ def test_what_the_live_page_is_told(admin: Admin) -> None:
 
 
 def test_live_page(admin: Admin) -> None:
-    """The page comes with the websocket's port in it, and a policy that lets nothing in from elsewhere."""
+    """The page has the websocket's port, and a policy that loads nothing from other sites."""
     reply = admin.ask("GET", "/")
     assert reply.status == 200
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
@@ -176,7 +178,7 @@ def test_live_page(admin: Admin) -> None:
 
 
 def test_publish(admin: Admin) -> None:
-    """A publication goes to who listens, byte for byte, and is answered with 202 and its position."""
+    """Subscribers get a publication byte for byte. The answer is 202 with its position."""
     client = admin.edge.open(v1=True).ask({"job_events": [42]})
     client.take()
     reply = admin.ask("POST", "/publish", b'{"topic": "job_events.42", "payload": {"a":  NaN, "b": "\\ud800"} }')
@@ -214,7 +216,7 @@ def test_publish(admin: Admin) -> None:
     ],
 )
 def test_bad_publications(admin: Admin, body: bytes, status: int, word: str) -> None:
-    """A publication that can't be taken is refused with one line that says why."""
+    """An invalid publication is refused with one line that has the reason."""
     reply = admin.ask("POST", "/publish", body)
     assert reply.status == status
     assert word in reply.error
@@ -223,7 +225,7 @@ def test_bad_publications(admin: Admin, body: bytes, status: int, word: str) -> 
 
 
 def test_publish_without_embedded_source(admin: Admin) -> None:
-    """A daemon that reads from a broker takes no publications here, and says where to go."""
+    """A daemon that reads from a broker refuses publications, and says where to publish."""
     admin.site = admin.make_site(None)
     reply = admin.ask("POST", "/publish", b'{"topic": "a.b", "payload": {}}')
     assert reply.status == 404
@@ -257,7 +259,7 @@ def test_publish_without_embedded_source(admin: Admin) -> None:
     ],
 )
 def test_disconnect(admin: Admin, done: Disconnection, status: int, answer: object) -> None:
-    """The answer says how many connections were closed here, and whether the other daemons know; a script sees it by the status."""
+    """The answer has the number closed here, and whether the other daemons know. A script sees it by the status."""
     for body, revocation in ((b'{"user": 7}', Revocation(user=7)), (b'{"session": "5e55"}', Revocation(session="5e55"))):
         admin.disconnected = succeed(done)
         reply = admin.ask("POST", "/disconnect", body)
@@ -266,7 +268,7 @@ def test_disconnect(admin: Admin, done: Disconnection, status: int, answer: obje
 
 
 def test_disconnect_waits_for_the_broker(admin: Admin, make: Edges) -> None:
-    """The answer comes once it is known; whoever does not wait for it harms nothing, and an error of ours is a 500."""
+    """The answer waits for the result. A client may leave before it. An internal error is a 500."""
     request = b'POST /disconnect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n\r\n{"user": 7}'
 
     def ask() -> tuple[Any, StringTransport]:
@@ -294,12 +296,12 @@ def test_disconnect_waits_for_the_broker(admin: Admin, make: Edges) -> None:
     channel.connectionLost(Failure(ConnectionDone()))
     admin.disconnected.callback(Disconnection(1, told=True))
     assert transport.value() == b""
-    admin.disconnected = Deferred()  # what is left of the old one would be logged now
+    admin.disconnected = Deferred()  # an unhandled error of the old one would be logged now
     assert make.failures() == []
 
 
 def test_bad_revocations(admin: Admin) -> None:
-    """What is no revocation closes nothing, and is answered with what one looks like."""
+    """An invalid revocation closes nothing. The answer shows a valid one."""
     for body in (b"", b"{}", b'{"user": null}', b'{"user": 7, "canary": 1}'):
         reply = admin.ask("POST", "/disconnect", body)
         assert reply.status == 400
@@ -311,7 +313,7 @@ def test_bad_revocations(admin: Admin) -> None:
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/status", "/publish", "/disconnect"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"])
 def test_methods(admin: Admin, path: str, method: str) -> None:
-    """Each path takes its method; any other is a 405 that names it, in JSON."""
+    """Each path takes one method. Any other is a 405 in JSON that names it."""
     right = "POST" if path in ("/publish", "/disconnect") else "GET"
     reply = admin.ask(method, path)
     if method == right:
@@ -323,7 +325,7 @@ def test_methods(admin: Admin, path: str, method: str) -> None:
 
 
 def test_head(admin: Admin) -> None:
-    """HEAD is GET without the body, on every path that can be got, and makes no noise in the log."""
+    """HEAD is GET without the body, on every path that takes GET. It logs nothing."""
     for path in ("/", "/healthz", "/readyz", "/status"):
         head, got = admin.ask("HEAD", path), admin.ask("GET", path)
         assert (head.status, head.body) == (200, b"")
@@ -334,7 +336,7 @@ def test_head(admin: Admin) -> None:
 
 @pytest.mark.parametrize("path", ["/nothing", "/healthz/x", "/%00", "/../etc/passwd", "/publish%2f", "//x", "/static/live.html"])
 def test_nothing_there(admin: Admin, path: str) -> None:
-    """Any other path is a 404 in JSON, whatever its method."""
+    """Any other path is a 404 in JSON, for any method."""
     for method in ("GET", "POST"):
         assert "/healthz" in admin.ask(method, path).error
     assert admin.ask("HEAD", path).status == 404
@@ -354,7 +356,7 @@ def test_nothing_there(admin: Admin, path: str) -> None:
     ],
 )
 def test_foreign_origin(admin: Admin, origin: str) -> None:
-    """A page from elsewhere can't make a browser publish here, or read anything."""
+    """A page of another site can't make a browser publish here, or read anything."""
     for method, path in (("POST", "/publish"), ("GET", "/status"), ("GET", "/")):
         reply = admin.ask(method, path, b'{"topic": "a.b", "payload": {}}' if method == "POST" else b"", Origin=origin)
         assert reply.status == 403, reply.body
@@ -362,25 +364,25 @@ def test_foreign_origin(admin: Admin, origin: str) -> None:
 
 
 def test_own_origin(admin: Admin) -> None:
-    """The live page's own requests are taken."""
+    """The live page's own requests pass."""
     assert admin.ask("GET", "/status", Origin="http://127.0.0.1:9051").status == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example:9051", "evil.example", "localhost.evil.example", "[", "\xff", "127.0.0.1.evil.example"])
 def test_name_that_points_here(admin: Admin, host: str) -> None:
-    """On loopback a name that someone made point here gets nothing (DNS rebinding), with or without a matching Origin."""
+    """On loopback a foreign name that points here gets nothing (DNS rebinding), with or without a matching Origin."""
     assert admin.ask("GET", "/status", Host=host).status == 403
     assert admin.ask("POST", "/publish", b"{}", Host=host, Origin=f"http://{host}").status == 403
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:9051", "127.0.0.1:9051", "[::1]:9051", "LOCALHOST"])
 def test_own_names(admin: Admin, host: str) -> None:
-    """Addresses and localhost are fine, whatever port a tunnel gave them."""
+    """Addresses and localhost pass, with any port that a tunnel gave them."""
     assert admin.ask("GET", "/status", Host=host).status == 200
 
 
 def test_own_name_elsewhere(admin: Admin) -> None:
-    """Listening elsewhere than on loopback the port answers to any name; so it does on a UNIX socket."""
+    """On other addresses than loopback, and on a UNIX socket, the port answers to any name."""
     assert admin.ask("GET", "/status", Host="tower.example.com", at=IPv6Address("TCP", "2001:db8::1", 9051)).status == 200
     assert admin.ask("GET", "/status", Host="tower.example.com", at=UNIXAddress(b"/run/towerws")).status == 200
 
@@ -392,7 +394,7 @@ BOUND = LIMIT + ENVELOPE_BYTES
 
 
 def test_too_long_while_it_arrives(admin: Admin) -> None:
-    """A body is refused as soon as it is too long, once, long before it ends; the rest is thrown away; then the connection ends."""
+    """A body is refused once, as soon as it is too long. The rest is discarded, and then the connection ends."""
     head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (3 * BOUND)
     raw = admin.raw(head, b"x" * BOUND)
     assert raw == b""
@@ -405,7 +407,7 @@ def test_too_long_while_it_arrives(admin: Admin) -> None:
 
 
 def test_too_long_in_chunks(admin: Admin) -> None:
-    """So is a chunked one, also when the chunks come together."""
+    """A chunked body is refused too, also if the chunks come together."""
     head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
     raw = admin.raw(head + chunk * (2 * BOUND // 1000))
@@ -418,14 +420,14 @@ def test_too_long_in_chunks(admin: Admin) -> None:
 
 
 def test_endless_body(admin: Admin) -> None:
-    """A client that sends on and on is cut off."""
+    """A client that never stops sending is disconnected."""
     head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
     admin.raw(head, *[b"x" * 65536] * (DISCARDED_BODIES * BOUND // 65536 + 2))
     assert admin.transport.disconnecting
 
 
 def test_body_of_the_largest_size(admin: Admin) -> None:
-    """A payload of exactly the limit is taken, in pieces as well."""
+    """A payload of exactly the limit is taken, also in pieces."""
     payload = b'{"x":"' + b"y" * (LIMIT - 8) + b'"}'
     body = b'{"topic":"a.b","payload":' + payload + b"}"
     head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -433,11 +435,11 @@ def test_body_of_the_largest_size(admin: Admin) -> None:
     assert Reply(raw).status == 202
 
 
-# our own faults
+# internal errors
 
 
 def test_fault_of_ours(admin: Admin, make: Edges) -> None:
-    """An error of ours is logged with its traceback, and answered with a 500 that tells nothing of it."""
+    """An internal error is logged with its traceback. The answer is a 500 without details."""
 
     def broken() -> Mapping[str, object]:
         raise RuntimeError("canary")
@@ -470,14 +472,14 @@ def test_fault_of_ours(admin: Admin, make: Edges) -> None:
     ],
 )
 def test_no_traceback(admin: Admin, raw: bytes) -> None:
-    """Nothing that can be sent makes a traceback, in an answer or in the log."""
+    """No input makes a traceback, in an answer or in the log."""
     answer = admin.raw(raw)
     assert b"Traceback" not in answer
     assert b" 500 " not in answer
 
 
 def test_curl(admin: Admin) -> None:
-    """curl -d calls its JSON a form; it is taken as it is."""
+    """curl -d calls its JSON a form. It is taken anyway."""
     reply = admin.ask(
         "POST", "/publish", b'{"topic": "a.b", "payload": {"x": "1&2=3;4"}}', Content_Type="application/x-www-form-urlencoded"
     )
@@ -485,7 +487,7 @@ def test_curl(admin: Admin) -> None:
 
 
 def test_idle_connection_ends(admin: Admin) -> None:
-    """A connection that says nothing is closed after a minute."""
+    """A silent connection is closed after a minute."""
     transport = StringTransport()
     channel: Any = admin.site.buildProtocol(LOOPBACK)
     channel.makeConnection(transport)

@@ -29,9 +29,18 @@ def test_help(arguments: list[str]) -> None:
     assert "Usage:" in result.output
 
 
+@pytest.mark.parametrize("command", ["check", "config", "demo", "publish", "tail"])
+def test_help_teaches(command: str) -> None:
+    """Each command's help has examples and exit codes, and fits a terminal of 80 columns."""
+    shown = CliRunner().invoke(main, [command, "--help"], env={"COLUMNS": "80"}).output
+    assert f"\n    towerws {command}" in shown.partition("Examples:")[2]
+    assert "\n    0  " in shown.partition("Exit codes:")[2]
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("columns", ["80", "100"])
 def test_summaries_are_whole(columns: str) -> None:
-    """Findings O14: the list of commands has a sentence for each, none of them cut off."""
+    """The list of commands has a whole sentence for each (findings O14)."""
     shown = CliRunner().invoke(main, ["--help"], env={"COLUMNS": columns}).output
     commands = shown.partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in commands] == ["check", "config", "demo", "publish", "tail"]
@@ -39,7 +48,7 @@ def test_summaries_are_whole(columns: str) -> None:
 
 
 def test_version() -> None:
-    """`--version` names it."""
+    """`--version` prints the version."""
     assert __version__ in CliRunner().invoke(main, ["--version"]).output
 
 
@@ -61,14 +70,14 @@ def test_version() -> None:
     ],
 )
 def test_usage_errors(arguments: list[str], text: str) -> None:
-    """What can't be followed is named, with exit code 2."""
+    """A wrong argument is named, with exit code 2."""
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert text in result.output
 
 
 def test_demo_plays_to_a_daemon() -> None:
-    """`demo --count` publishes so many events of a seed, quietly when nobody looks, and ends."""
+    """`demo --count` publishes that many events of a seed and ends. Without a terminal it prints nothing."""
     admin = Admin()
     arguments = [*TOWERWS, "demo", "--admin", admin.url, "--count", "50", "--rate", "2000", "--seed", "7"]
     done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, check=True, timeout=DEADLINE_S)
@@ -80,7 +89,7 @@ def test_demo_plays_to_a_daemon() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_ends_cleanly(number: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM end the demo with exit code 0; on a terminal a status line said how far it was."""
+    """Ctrl-C and SIGTERM end the demo with exit code 0. A terminal shows a counter before."""
     admin = Admin()
     ours, theirs = pty.openpty()
     process = subprocess.Popen([*TOWERWS, "demo", "--admin", admin.url, "--rate", "100"], env=ENVIRONMENT, stderr=theirs)
@@ -95,7 +104,7 @@ def test_demo_ends_cleanly(number: signal.Signals) -> None:
 
 
 def test_demo_ends_cleanly_while_it_waits() -> None:
-    """Nobody to publish to: it says so once, waits, and still ends cleanly."""
+    """Without a daemon it says so once, waits, and still ends cleanly."""
     arguments = [*TOWERWS, "demo", "--admin", f"http://127.0.0.1:{free_port()}"]
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -107,7 +116,7 @@ def test_demo_ends_cleanly_while_it_waits() -> None:
 
 
 def test_demo_refused() -> None:
-    """A daemon that reads from a broker refuses: exit code 1 and its own words."""
+    """A daemon that reads from a broker refuses: exit code 1, with the daemon's text."""
     admin = Admin()
     admin.answers = [404]
     done = subprocess.run([*TOWERWS, "demo", "--admin", admin.url], env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S)

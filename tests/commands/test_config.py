@@ -18,7 +18,7 @@ FREE = ("--auth", "open", "--listen", "tcp:0:interface=127.0.0.1", "--admin", "t
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port of the loopback interface that somebody listens on."""
+    """A port of the loopback interface that is in use."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -92,7 +92,7 @@ def test_check_says_what_would_be_done() -> None:
     result = run_check(*FREE, "--broker", "amqp://u:hunter2!@nowhere.invalid/v", "--websocket-ping-s", "60")
     assert result.exit_code == 0
     assert "  amqp://u:***@nowhere.invalid:5672/v\n" in result.stdout
-    assert "Browsers connect to 127.0.0.1:0; who may listen: open.\n" in result.stdout
+    assert "Browsers connect to 127.0.0.1:0. Methods of authentication: open.\n" in result.stdout
     assert "Advice: websocket.ping_s = 60" in result.stdout
     assert "Advice: a password in --broker is shown by ps" in result.stdout
     assert result.stdout.endswith("The configuration is good.\n")
@@ -105,7 +105,7 @@ def test_check_without_a_broker(tmp_path: Path) -> None:
     file.write_text("[groups.orders]\n")
     result = run_check(*FREE, "--config", str(file))
     assert "from no broker" in result.stdout
-    assert "Groups beside AWX's: orders." in result.stdout
+    assert "Groups in addition to AWX's: orders." in result.stdout
     assert f"Configuration: {file};" in result.stdout
 
 
@@ -144,7 +144,7 @@ def test_check_without_a_broker(tmp_path: Path) -> None:
     ],
 )
 def test_check_finds_what_a_method_cannot_use(tmp_path: Path, flags: str, content: bytes | None, said: str) -> None:
-    """A file or address that would stop the start is told by `check`, in one line; `config` prints it all the same."""
+    """A file or address that would stop the start is told by `check`, in one line. `config` still prints it."""
     path = tmp_path / "file"
     if content is not None:
         path.write_bytes(content)
@@ -170,7 +170,7 @@ def test_check_asks_nobody(tmp_path: Path) -> None:
 
 
 def test_check_finds_a_taken_port(taken: int) -> None:
-    """A port that somebody listens on is named with the setting that wants it."""
+    """A port in use is named, with the option that has it."""
     result = run_check(*FREE, "--listen", f"tcp:{taken}:interface=127.0.0.1")
     assert result.exit_code == 2
     assert result.stderr == f"towerws: --listen = 'tcp:{taken}:interface=127.0.0.1': can't be listened on: Address already in use\n"
@@ -215,7 +215,7 @@ def test_help_begins_with_the_common_flags(command: Command) -> None:
     ],
 )
 def test_a_key_sets_query_is_not_shown(url: str, shown: str) -> None:
-    """It may hold a key of the issuer's, however it was given."""
+    """It may hold a key of the issuer, and is hidden for any source."""
     flags = ("--auth", "jwt", "--jwt-algorithms", "ES256")
     for result in (
         run_config(*flags, "--jwt-jwks-url", url),

@@ -40,7 +40,7 @@ def test_one_event(admin: Admin) -> None:
 
 
 def test_a_file_and_a_group_with_an_event(admin: Admin, tmp_path: Path) -> None:
-    """`@FILE` is one payload; `--group` and `--event` are a topic; `--quiet` says nothing."""
+    """`@FILE` is one payload. `--group` and `--event` are a topic. `--quiet` prints nothing."""
     path = tmp_path / "event.json"
     path.write_bytes(b'{\n  "n": 2\n}\n')
     result = publish(f"@{path}", "--group", "job_events", "--event", "42", "--admin", admin.url, "--quiet")

@@ -26,7 +26,7 @@ TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='
 
 
 class Running:
-    """A `towerws tail` whose lines can be waited for."""
+    """A running `towerws tail`, whose lines the test can wait for."""
 
     def __init__(self, *arguments: str, stdout: int = subprocess.PIPE) -> None:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -59,7 +59,7 @@ class Running:
         return self._err.get(timeout=DEADLINE_S)
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
+        """Send Ctrl-C. Returns the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(DEADLINE_S)
 
@@ -73,7 +73,7 @@ def standin() -> Iterator[StandIn]:
 
 @pytest.fixture
 def tails() -> Iterator[list[Running]]:
-    """What a test starts; ended with it."""
+    """The commands that a test starts. They end with the test."""
     started: list[Running] = []
     yield started
     for running in started:
@@ -87,7 +87,7 @@ def asked(standin: StandIn) -> dict[str, Any]:
 
 
 def test_plain_lines(standin: StandIn, tails: list[Running]) -> None:
-    """In a pipe each event is a plain line; other topics stay away; Ctrl-C is a clean end."""
+    """In a pipe each event of the topics is a plain line. Ctrl-C ends it with exit code 0."""
     tails.append(Running("--url", standin.url, "job_events.42", "jobs.summary"))
     assert asked(standin) == {"groups": {"job_events": ["42"], "jobs": ["summary"]}}
     standin.publish("job_events.41", b'{"stdout": "no"}')
@@ -114,7 +114,7 @@ def test_terminal(standin: StandIn) -> None:
 
 
 def test_columns_of_a_terminal(standin: StandIn) -> None:
-    """Findings O14: on 80 columns the text of every topic begins in the same one, and half of the line is left to it."""
+    """On 80 columns the texts of all topics begin in one column, with half of the line for them (findings O14)."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     topics = ("jobs.summary", "inventory_update_events.814123", "own.name-of-an-event-that-is-longer-than-what-has-room-for")
@@ -138,7 +138,7 @@ def test_columns_of_a_terminal(standin: StandIn) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_its_end_is_a_close_frame(standin: StandIn, tails: list[Running], number: signal.Signals) -> None:
-    """Findings O14: Ctrl-C ends the connection in order, so that the daemon's log shows no lost client."""
+    """Ctrl-C ends the connection with a close frame, so that the daemon's log shows no lost client (findings O14)."""
     tails.append(Running("--url", standin.url, "own.thing"))
     asked(standin)
     tails[0].process.send_signal(number)
@@ -147,8 +147,8 @@ def test_its_end_is_a_close_frame(standin: StandIn, tails: list[Running], number
     assert tails[0]._err.empty()
 
 
-def test_ctrl_c_while_nobody_is_there(standin: StandIn, tails: list[Running]) -> None:
-    """Between two attempts there is no connection to close: it ends at once."""
+def test_ctrl_c_without_a_daemon(standin: StandIn, tails: list[Running]) -> None:
+    """Between two attempts there is no connection to close, and Ctrl-C ends it at once."""
     tails.append(Running("--url", standin.url, "own.thing"))
     asked(standin)
     standin.stop()
@@ -157,7 +157,7 @@ def test_ctrl_c_while_nobody_is_there(standin: StandIn, tails: list[Running]) ->
 
 
 def test_raw(standin: StandIn, tails: list[Running]) -> None:
-    """`--json` prints the frame, one line an event, also when the producer wrote its JSON over several."""
+    """`--json` prints each frame on one line, also if the producer wrote its JSON over several."""
     tails.append(Running("--url", standin.url, "--json", "own.thing"))
     asked(standin)
     standin.publish("own.thing", b'{"a":\n  "\\ud800"}')
@@ -170,7 +170,7 @@ def test_raw(standin: StandIn, tails: list[Running]) -> None:
 
 
 def test_follows_jobs(standin: StandIn, tails: list[Running]) -> None:
-    """Without topics, the output of a job that starts is listened to on the same connection, and let go at its end."""
+    """Without topics, it subscribes to the output of a job that starts, and unsubscribes at the job's end."""
     tails.append(Running("--url", standin.url))
     first = asked(standin)["groups"]
     standin.publish("jobs.status_changed", b'{"unified_job_id": 42, "status": "pending", "type": "job"}')
@@ -182,7 +182,7 @@ def test_follows_jobs(standin: StandIn, tails: list[Running]) -> None:
 
 
 def test_resumes(standin: StandIn, tails: list[Running]) -> None:
-    """After a lost connection it goes on where it was: what was published meanwhile is printed once, in order."""
+    """After a lost connection it resumes: events published meanwhile are printed once, in order."""
     tails.append(Running("--url", standin.url, "own.thing"))
     asked(standin)
     standin.publish("own.thing", b"[1]")
@@ -210,7 +210,7 @@ def test_position_of_a_quiet_time_is_kept(standin: StandIn, tails: list[Running]
 
 
 def test_unknown_position(tails: list[Running]) -> None:
-    """A daemon that no longer holds the position (another log) is said, and what comes from then on is printed."""
+    """If the daemon no longer holds the position (another log), it says so, and prints later events."""
     with StandIn() as first:
         port = first.port
         tails.append(Running("--url", first.url, "own.thing"))
@@ -225,7 +225,7 @@ def test_unknown_position(tails: list[Running]) -> None:
 
 
 def test_says_what_is_missing(tails: list[Running]) -> None:
-    """A denied topic and a gap are a line each; the rest goes on."""
+    """A denied topic and a gap are one line each. Other topics go on."""
     with StandIn(deny=("job_events.1",)) as standin:
         tails.append(Running("--url", standin.url, "job_events.1", "job_events.2"))
         asked(standin)
@@ -238,7 +238,7 @@ def test_says_what_is_missing(tails: list[Running]) -> None:
 
 
 def test_comes_back_when_told(standin: StandIn, tails: list[Running]) -> None:
-    """`bye` says when to come back; null means never, and is an error."""
+    """`bye` says when to reconnect. null means never, which is an error."""
     tails.append(Running("--url", standin.url, "own.thing"))
     asked(standin)
     standin.say({"type": "bye", "reconnect_after_ms": 1, "reason": "restart"})
@@ -248,8 +248,8 @@ def test_comes_back_when_told(standin: StandIn, tails: list[Running]) -> None:
     assert tails[0].process.wait(DEADLINE_S) == 1
 
 
-def test_nobody_said_who_it_is(standin: StandIn, tails: list[Running]) -> None:
-    """A daemon that waited for a token in vain has refused us as much as one that answers 403."""
+def test_no_token_in_time(standin: StandIn, tails: list[Running]) -> None:
+    """A daemon that got no token in time refused access, as one that answers 403."""
     tails.append(Running("--url", standin.url, "own.thing"))
     asked(standin)
     standin.say({"type": "bye", "reconnect_after_ms": None, "reason": "no credential"})
@@ -261,7 +261,7 @@ def test_nobody_said_who_it_is(standin: StandIn, tails: list[Running]) -> None:
     ("status", "code", "text"), [(403, 3, "--token"), (401, 3, "--token"), (503, 1, "try again"), (404, 1, "/websocket/")]
 )
 def test_refused(tails: list[Running], status: int, code: int, text: str) -> None:
-    """A daemon that refuses is an error that says what to do, with an exit code of its own for access."""
+    """A refusal names the next step, and has its own exit code if access is denied."""
     with StandIn(refuse=status) as standin:
         tails.append(Running("--url", standin.url, "own.thing"))
         assert tails[0].process.wait(DEADLINE_S) == code
@@ -269,14 +269,14 @@ def test_refused(tails: list[Running], status: int, code: int, text: str) -> Non
 
 
 def test_nothing_allowed(tails: list[Running]) -> None:
-    """When every topic is denied there is nothing to wait for."""
+    """It ends if every topic is denied."""
     with StandIn(deny=("own.thing",)) as standin:
         tails.append(Running("--url", standin.url, "own.thing"))
         assert tails[0].process.wait(DEADLINE_S) == 3
 
 
-def test_nobody_there(tails: list[Running]) -> None:
-    """No daemon at all: an error that asks the obvious question."""
+def test_no_daemon(tails: list[Running]) -> None:
+    """Without a daemon the error names the next step."""
     tails.append(Running("--url", f"ws://127.0.0.1:{free_port()}/websocket/"))
     assert tails[0].process.wait(DEADLINE_S) == 1
     assert "refused" in tails[0].notice()

@@ -232,7 +232,7 @@ def test_an_oauth_token_in_a_message(tmp_path: Path, tower: tuple[type[Api], str
     assert 'credential="token in a message"' in log
 
 
-@pytest.mark.parametrize(("flags", "text"), [([], "give a token with --token"), (["--token", "wrong"], "is the token right?")])
+@pytest.mark.parametrize(("flags", "text"), [([], "give a token with --token"), (["--token", "wrong"], "check the token")])
 def test_tail_without_a_good_token(tmp_path: Path, tower: tuple[type[Api], str], flags: list[str], text: str) -> None:
     """It is told at once, not when the time for a token is over."""
     with Daemon(tmp_path, "embedded:", "--tower-url", tower[1], "--websocket-token-s", "300", auth="tower") as daemon:

@@ -181,7 +181,7 @@ def test_groups_of_one_s_own(chromium: Chromium, served: Callable[..., Daemon], 
     screen = Screen(chromium, daemon, width, dark=dark)
     screen.until_live()
     assert not screen.is_visible("jobs-panel"), "there is no job"
-    assert "sensors, things join" in screen.text("listening")
+    assert "sensors, things are added" in screen.text("listening")
     daemon.publish("orders.paid", {"order": 1042, "status": "paid"})
     screen.until_shown("events", '{"order":1042,"status":"paid"}')
     daemon.publish("sensors.7", {"celsius": 21.5})
@@ -281,7 +281,7 @@ def test_token_that_ends(chromium: Chromium, with_jwt: Daemon) -> None:
     with_jwt.publish("orders.created", {"order": 1})
     screen.until_shown("events", '{"order":1}')
     assert with_jwt.ask("POST", "/disconnect", b'{"user": "anna"}')[0] == 202
-    screen.until_shown("sign-in-text", "The token has ended")
+    screen.until_shown("sign-in-text", "The token has expired")
     assert screen.page.run("sessionStorage.length") == 0
     with_jwt.publish("orders.created", {"order": 2})
     screen.sign_in(token(groups=["orders.created"]))

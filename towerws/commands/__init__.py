@@ -1,1 +1,1 @@
-"""What the command `towerws` does: processes of their own, beside the daemon."""
+"""The subcommands of `towerws`, one module each. They run in processes of their own, not in the daemon's."""

@@ -1,6 +1,7 @@
-"""`towerws config` prints the configuration in force, `towerws check` says what it would do. Neither touches the network.
+"""`towerws config` prints the effective configuration. `towerws check` says what the daemon would do with it.
 
-`config` prints also what can't be used: it is what one looks at then. What it takes to be used is for `check` to say.
+Neither connects to a server. `config` also prints a configuration that can't be used, because that is when an operator needs to
+see it. `check` says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from towerws.core.settings import GroupSettings, Settings
 from towerws.methods import make_methods
 
 EXIT_BAD_CONFIG = 2
+"""Exit code of both commands. It is click's code for a wrong command line, too."""
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a click command every flag of `twistd towerws`, the common ones first. Their values are for `config.given`."""
+    """Add every flag of `twistd towerws` to a click command, the common ones first. `config.load.given` reads their values."""
     ordered = sorted(OPTIONS, key=lambda option: not option.common)
     for option in reversed(ordered):
         shape: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.kind.noun.upper()}
@@ -39,17 +41,43 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(f"--{CONFIG_FLAG}", default=None, metavar="FILE", help=CONFIG_HELP)(command)
 
 
-@click.command("config", short_help="Print the configuration that is in force.")
+@click.command("config", short_help="Print the effective configuration.")
 @config_options
 def config_command(**values: object) -> None:
-    """Print the configuration that is in force, as a file that says where each value came from. Passwords are masked."""
+    """Print the effective configuration as a TOML file, with the source of each value. Passwords are masked.
+
+    Flags win over TOWERWS_* variables, and those over the file.
+
+    \b
+    Examples:
+      towerws config --config /etc/towerws/towerws.toml
+      towerws config --auth open > towerws.toml
+
+    \b
+    Exit codes:
+      0  printed
+      2  a flag, a variable or the file can't be read
+    """  # noqa: D301 - \b is click's mark for lines that it must not join
     click.echo("\n".join(as_toml(_load(values))))
 
 
 @click.command("check", short_help="Say whether the configuration can be used.")
 @config_options
 def check_command(**values: object) -> None:
-    """Say what the daemon would do with this configuration, and whether its files and ports can be used. No broker or API is asked."""
+    """Say what the daemon would do with this configuration, and whether its files and ports can be used.
+
+    It connects to no broker and no API. Run it as the daemon's user.
+
+    \b
+    Examples:
+      towerws check --config /etc/towerws/towerws.toml
+      TOWERWS_BROKER=amqp://USER:PASSWORD@HOST/VHOST towerws check --auth open
+
+    \b
+    Exit codes:
+      0  the configuration is good
+      2  it can't be used: each reason is a line on standard error
+    """  # noqa: D301 - \b is click's mark for lines that it must not join
     loaded = _load(values)
     click.echo("\n".join(summary(loaded)))
     bad = False
@@ -66,7 +94,7 @@ def check_command(**values: object) -> None:
 
 
 def as_toml(loaded: Loaded) -> Iterator[str]:
-    """The lines of a TOML file with everything in force. Loading it gives the same settings, but for masked passwords."""
+    """Yield the lines of a TOML file with every option. Loading it gives the same settings, except for masked passwords."""
     section = ""
     for option in OPTIONS:
         table, _, name = option.key.rpartition(".")
@@ -84,31 +112,31 @@ def as_toml(loaded: Loaded) -> Iterator[str]:
 
 
 def summary(loaded: Loaded) -> Iterator[str]:
-    """What the daemon would do, in a few lines."""
+    """Yield a few lines on what the daemon would do."""
     settings = loaded.settings
     yield f"Configuration: {loaded.file or 'no file'}; flags and TOWERWS_* variables win over it."
     if settings.broker is None:
-        yield "Events come from POST /publish on the admin port (embedded:), from no broker."
+        yield "Events come from POST /publish on the admin port, and from no broker (embedded:)."
     else:
-        log = {"stream": f"the stream {settings.broker.stream}", "queue": "a queue of its own"}
-        consumed = log.get(settings.broker.consume, f"the stream {settings.broker.stream}, or a queue where RabbitMQ is older than 3.9")
-        yield f"Events come from the exchange {settings.broker.exchange}, through {consumed}, of the first of these that answers:"
+        log = {"stream": f"the stream {settings.broker.stream}", "queue": "a private queue"}
+        consumed = log.get(settings.broker.consume, f"the stream {settings.broker.stream} (a private queue if RabbitMQ is older than 3.9)")
+        yield f"Events come from the exchange {settings.broker.exchange}, through {consumed}. The first broker that answers is used:"
         yield from (f"  {url}" for url in settings.broker.urls)
-    yield f"Browsers connect to {parse_address(settings.listen)}; who may listen: {', '.join(settings.auth)}."
+    yield f"Browsers connect to {parse_address(settings.listen)}. Methods of authentication: {', '.join(settings.auth)}."
     yield f"The admin port is {parse_address(settings.admin)}."
     if settings.health:
-        yield f"Probes may ask {parse_address(settings.health)}: /healthz and /readyz only."
+        yield f"Probes connect to {parse_address(settings.health)}, for /healthz and /readyz only."
     history = {option.key: option.format(loaded.by_key[option.key].value) for option in OPTIONS if option.key.startswith("history.")}
-    yield f"History holds {history['history.max_bytes']} or {history['history.max_age_s']} s, whichever is less."
+    yield f"History holds {history['history.max_bytes']} or {history['history.max_age_s']} s of events, whichever is less."
     if settings.groups:
-        yield f"Groups beside AWX's: {', '.join(settings.groups)}."
+        yield f"Groups in addition to AWX's: {', '.join(settings.groups)}."
     yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded), *exposure(loaded)))
 
 
 def why_no_methods(settings: Settings) -> str | None:
-    """Why the ways of authenticating can't be made, or None; tried by making them, as the daemon does when it starts."""
+    """Return why a method of authentication can't be used, or None. Makes the methods, as the daemon does when it starts."""
     try:
-        for _ in make_methods(settings, Clock()):  # nothing is asked, so no reactor has to turn
+        for _ in make_methods(settings, Clock()):  # they ask no server yet, so no reactor has to run
             pass
     except ConfigError as error:
         return str(error)
@@ -116,7 +144,7 @@ def why_no_methods(settings: Settings) -> str | None:
 
 
 def why_not_free(address: Address) -> str | None:
-    """Why an address can't be listened on, or None; tried by binding for a moment. What systemd opens isn't tried."""
+    """Return why an address can't be listened on, or None. Binds it for a moment. Sockets of systemd are not tried."""
     if address.kind == "systemd":
         return None
     if address.kind == "unix":
@@ -124,7 +152,7 @@ def why_not_free(address: Address) -> str | None:
     family = socket.AF_INET6 if ":" in address.interface else socket.AF_INET
     try:
         with closing(socket.socket(family, socket.SOCK_STREAM)) as trial:
-            # As Twisted does: connections of a former process that linger in TIME_WAIT are no hindrance.
+            # As Twisted does: connections of an earlier process in TIME_WAIT don't count.
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((address.interface, address.port))
             trial.listen(1)

@@ -1,256 +1,107 @@
-"""The demo's producer: an endless play of AWX-like events, several jobs at once, the same for the same seed.
-
-Pure: no clock, no I/O. It keeps what AWX keeps (awx-contract 2): a job's status goes pending, waiting, running and ends; its
-output events count from 1 without a hole and say which lines they cover; a summary with the last counter follows the last of
-them; a workflow's children are announced on the workflow's own topic too. Shapes are those of AWX 9.1.1 and later.
-"""
+"""`towerws demo`: publishes the events of made-up AWX jobs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from random import Random
-from uuid import UUID
+import itertools
+import random
+import signal
+import sys
+import time
+from datetime import UTC, datetime
 
-from towerws.commands import demo_output
-from towerws.commands.demo_output import Output
+import click
 
-CONCURRENT = 4
-"""How many jobs (or workflows) are under way at any time."""
+from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
+from towerws.commands.terminal import StatusLine
+from towerws.config.broker_url import parse_broker_url, split_urls
+from towerws.core.errors import BrokerError
+from towerws.core.settings import BrokerSettings
+from towerws.demo.events import events
 
-MAX_PAUSE = 4.0
-"""The longest pause, in units of the mean one: an exponential distribution has no end of its own."""
+FAILED = 1
+"""Exit code if the other end refuses the events."""
 
-_Payload = dict[str, object]
-_Step = tuple[str, _Payload]
+ADMIN_URL = "http://127.0.0.1:9051"
 
-
-@dataclass(frozen=True, slots=True)
-class DemoEvent:
-    """One event: how long after the former one it comes, its routing key, and its payload as AWX encodes it."""
-
-    delay_s: float
-    topic: str
-    payload: bytes
+LATE_S = 1.0
+"""Seconds that the demo may be behind its schedule. After a longer pause the schedule starts again, and no event is hurried."""
 
 
-def _silent(rng: Random) -> Iterator[Output]:
-    return iter(())
+@click.command("demo", short_help="Publish the events of made-up AWX jobs.")
+@click.option("--broker", metavar="URL", help="Publish to RabbitMQ: amqp://user:password@host:port/vhost. Several URLs: with commas.")
+@click.option("--admin", metavar="URL", help=f"Publish to a daemon with the embedded source: its admin port.  [default: {ADMIN_URL}]")
+@click.option("--exchange", metavar="NAME", default=BrokerSettings(urls=()).exchange, show_default=True, help="The topic exchange.")
+@click.option("--rate", type=float, default=10.0, show_default=True, help="Events per second, on average.")
+@click.option("--seed", type=int, help="A number: the same seed gives the same events.  [default: random]")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many events.  [default: never]")
+@click.option("-q", "--quiet", is_flag=True, help="Show no counter.")
+def demo_command(
+    broker: str | None,
+    admin: str | None,
+    exchange: str,
+    rate: float,
+    seed: int | None,
+    count: int | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Publish events as AWX does: jobs that start, print and end. Ctrl-C ends it.
+
+    It publishes to the admin port of a daemon with the embedded source, or with --broker to RabbitMQ. If the other end can't be
+    reached, it tries again until it works.
+
+    \b
+    Examples:
+      towerws demo
+      towerws demo --rate 200 --count 10000
+      towerws demo --broker amqp://guest:guest@localhost/
+
+    \b
+    Exit codes:
+      0  ended by Ctrl-C, SIGTERM or --count
+      1  refused: credentials, permissions, or a daemon that reads from a broker
+      2  the command line is wrong
+    """  # noqa: D301 - \b is click's mark for lines that it must not join
+    status = StatusLine(sys.stderr)
+    try:
+        sequence = events(random.randrange(2**32) if seed is None else seed, datetime.now(UTC), rate)  # noqa: S311 - protects nothing
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--rate") from None
+    publisher = _publisher(broker, admin, exchange, status)
+    published = 0
+    # A demo in the background is ended with SIGTERM: the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        due = time.monotonic()
+        for event in itertools.islice(sequence, count):
+            due += event.delay_s
+            if (ahead_s := due - time.monotonic()) > 0:
+                publisher.idle(ahead_s)
+            elif ahead_s < -LATE_S:
+                due = time.monotonic()
+            publisher.publish(event.topic, event.payload)
+            published += 1
+            if not quiet:
+                status.show(f"{published} events published")
+    except KeyboardInterrupt:
+        pass
+    except BrokerError as error:
+        status.say(f"towerws: {error}")
+        sys.exit(FAILED)
+    finally:
+        status.clear()
+        publisher.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
-    """A kind of unified job: its `type` (None: system jobs have none), and for those that print, what and where to."""
-
-    type: str | None
-    template_id: int | None
-    fields: tuple[tuple[str, object], ...] = ()
-    waits: bool = True
-    outputs: Callable[[Random], Iterator[Output]] = _silent
-    group: str = ""
-    parent: str = ""
-    """The field of an output event that names its job."""
-    event_url: str = ""
-
-
-_JOB = _Kind(
-    type="job",
-    template_id=9,
-    outputs=demo_output.playbook,
-    group="job_events",
-    parent="job",
-    event_url="/api/v2/job_events/{}",
-)
-_PROJECT_UPDATE = _Kind(
-    type="project_update",
-    template_id=6,
-    fields=(("project_id", 6),),
-    outputs=demo_output.project_update,
-    group="project_update_events",
-    parent="project_update",
-)
-_INVENTORY_UPDATE = _Kind(
-    type="inventory_update",
-    template_id=8,
-    fields=(("inventory_source_id", 8), ("inventory_id", 2)),
-    outputs=demo_output.inventory_update,
-    group="inventory_update_events",
-    parent="inventory_update",
-)
-_AD_HOC_COMMAND = _Kind(
-    type="ad_hoc_command",
-    template_id=None,
-    waits=False,
-    outputs=demo_output.ad_hoc_command,
-    group="ad_hoc_command_events",
-    parent="ad_hoc_command",
-    event_url="/api/v2/ad_hoc_command_events/{}",
-)
-_SYSTEM_JOB = _Kind(type=None, template_id=1, waits=False, outputs=demo_output.system_job, group="system_job_events", parent="system_job")
-_WORKFLOW_JOB = _Kind(type="workflow_job", template_id=12)
-_APPROVAL = _Kind(type="workflow_approval", template_id=15)
-
-
-def events(seed: int, now: datetime, rate: float = 10.0) -> Iterator[DemoEvent]:
-    """The play from `now` (UTC) on, `rate` events a second on average, for ever. `ValueError` for a rate that is not above 0."""
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"rate {rate}: expected a number of events per second above 0")
-    return _play(Random(seed), now, rate)  # noqa: S311 - repeatable is what it is for
-
-
-def _play(rng: Random, now: datetime, rate: float) -> Iterator[DemoEvent]:
-    world = _World(rng, now)
-    under_way: list[Iterator[_Step]] = []
-    delay_s = 0.0
-    while True:
-        while len(under_way) < CONCURRENT:
-            under_way.append(world.next_act())
-        act = rng.choice(under_way)
-        if (step := next(act, None)) is None:
-            under_way.remove(act)
-            continue
-        topic, payload = step
-        yield DemoEvent(delay_s, topic, json.dumps(payload).encode("ascii"))
-        delay_s = min(rng.expovariate(rate), MAX_PAUSE / rate)
-        world.now += timedelta(seconds=delay_s)
-
-
-class _World:
-    """What all acts share: the dice, the date, and the numbers that AWX's database would give out."""
-
-    def __init__(self, rng: Random, now: datetime) -> None:
-        self.rng = rng
-        self.now = now
-        self._job_id = rng.randrange(1_000, 900_000)  # so that two demos on one broker are told apart
-        self._event_id = self._job_id * 1_000
-
-    def next_act(self) -> Iterator[_Step]:
-        """Whatever begins next."""
-        chance = self.rng.random()
-        if chance < 0.5:
-            return self._job(_JOB)
-        if chance < 0.62:
-            return self._job(_PROJECT_UPDATE)
-        if chance < 0.74:
-            return self._job(_INVENTORY_UPDATE)
-        if chance < 0.84:
-            return self._job(_AD_HOC_COMMAND)
-        if chance < 0.92:
-            return self._workflow()
-        if chance < 0.95:
-            return self._job(_SYSTEM_JOB)
-        return self._schedule() if chance < 0.98 else self._inventory_deletion()
-
-    def _new_job_id(self) -> int:
-        self._job_id += 1
-        return self._job_id
-
-    def _status(self, job_id: int, status: str, kind: _Kind, extra: _Payload | None = None) -> _Payload:
-        payload: _Payload = {"unified_job_id": job_id, "status": status}
-        if status in {"successful", "failed", "canceled"}:
-            payload["finished"] = self.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        if status == "waiting":
-            payload["instance_group_name"] = "tower"
-        if kind.type is not None:
-            payload["type"] = kind.type
-        payload |= extra or {}
-        payload |= dict(kind.fields)
-        payload["group_name"] = "jobs"
-        if kind.template_id is not None:
-            payload["unified_job_template_id"] = kind.template_id
-        return payload
-
-    def _job(self, kind: _Kind, extra: _Payload | None = None) -> Iterator[_Step]:
-        job_id = self._new_job_id()
-        for status in ("pending", "waiting", "running") if kind.waits else ("pending", "running"):
-            yield "jobs.status_changed", self._status(job_id, status, kind, extra)
-        counter, failed = 0, False
-        for payload in self._output(job_id, kind):
-            counter += 1
-            failed = failed or payload["failed"] is True
-            yield f"{kind.group}.{job_id}", payload
-        yield "jobs.summary", {"group_name": "jobs", "unified_job_id": job_id, "final_counter": counter}
-        yield "jobs.status_changed", self._status(job_id, "failed" if failed else "successful", kind, extra)
-
-    def _output(self, job_id: int, kind: _Kind) -> Iterator[_Payload]:
-        line = 0
-        latest: dict[str, str] = {}  # event -> uuid of its newest, for the parents
-        for counter, output in enumerate(kind.outputs(self.rng), 1):
-            self._event_id += 1
-            uuid = str(UUID(int=self.rng.getrandbits(128), version=4))
-            parent = latest.get(_PARENTS.get(output.event, "playbook_on_task_start"), "") if kind is _JOB else ""
-            latest[output.event] = uuid
-            date = self.now.isoformat(timespec="microseconds")
-            start, line = line, line + count_lines(output.stdout)
-            yield {
-                "id": self._event_id,
-                kind.parent: job_id,
-                "created": date,
-                "modified": date,
-                "group_name": kind.group,
-                "url": kind.event_url.format(self._event_id),
-                "stdout": output.stdout,
-                "counter": counter,
-                "uuid": uuid,
-                "parent_uuid": parent,
-                "start_line": start,
-                "end_line": line,
-                "event": output.event,
-                "event_data": output.data,
-                "failed": output.failed,
-                "changed": output.changed,
-                "event_level": output.level,
-                "play": output.play,
-                "role": output.role,
-                "task": output.task,
-            }
-
-    def _workflow(self) -> Iterator[_Step]:
-        job_id = self._new_job_id()
-        yield "jobs.status_changed", self._status(job_id, "pending", _WORKFLOW_JOB)
-        yield "jobs.status_changed", self._status(job_id, "running", _WORKFLOW_JOB)
-        failed = False
-        for node in (101, 102, 103):
-            extra: _Payload = {"workflow_job_id": job_id, "workflow_node_id": node}
-            for topic, payload in self._approval(extra) if node == 102 else self._job(_JOB, extra):
-                yield topic, payload
-                if topic == "jobs.status_changed":
-                    template = payload["unified_job_template_id"]
-                    copy = {**payload, "group_name": "workflow_events", "workflow_job_template_id": template}
-                    yield f"workflow_events.{job_id}", copy
-                    failed = payload["status"] == "failed"
-            if failed:
-                break
-        yield "jobs.status_changed", self._status(job_id, "failed" if failed else "successful", _WORKFLOW_JOB)
-
-    def _approval(self, extra: _Payload) -> Iterator[_Step]:
-        job_id = self._new_job_id()
-        yield "jobs.status_changed", self._status(job_id, "pending", _APPROVAL, extra)
-        answer = "failed" if self.rng.random() < 0.1 else "successful"
-        yield "jobs.status_changed", self._status(job_id, answer, _APPROVAL, extra)
-
-    def _schedule(self) -> Iterator[_Step]:
-        yield "schedules.changed", {"id": self.rng.randint(1, 9), "group_name": "schedules"}
-        yield from self._job(_JOB)
-
-    def _inventory_deletion(self) -> Iterator[_Step]:
-        inventory_id = self.rng.randint(3, 99)
-        for status in ("pending_deletion", "deleted"):
-            yield "inventories.status_changed", {"group_name": "inventories", "inventory_id": inventory_id, "status": status}
-
-
-_PARENTS = {
-    "playbook_on_start": "",
-    "deprecated": "",
-    "playbook_on_play_start": "playbook_on_start",
-    "playbook_on_task_start": "playbook_on_play_start",
-    "playbook_on_no_hosts_remaining": "playbook_on_play_start",
-    "playbook_on_stats": "playbook_on_start",
-}
-
-
-def count_lines(stdout: str) -> int:
-    """How many lines a piece of output takes, as AWX counts them: its last one is ended when it isn't already."""
-    return stdout.count("\n") + (stdout != "" and not stdout.endswith("\n"))
+def _publisher(broker: str | None, admin: str | None, exchange: str, status: StatusLine) -> Publisher:
+    if broker is not None and admin is not None:
+        raise click.UsageError("--broker and --admin are two ways to publish: give one of them")
+    if broker is None:
+        try:
+            return AdminPublisher(admin or ADMIN_URL, status.say)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--admin") from None
+    try:
+        return AmqpPublisher([parse_broker_url(url) for url in split_urls(broker)], exchange, status.say)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--broker") from None

@@ -1,6 +1,6 @@
-"""`towerws publish`: one event, or one for each line of standard input, confirmed before the command ends.
+"""`towerws publish`: publishes one event, or one per line of standard input, and waits until each is confirmed.
 
-Where events go, in this order: `--admin`; `--broker`, TOWERWS_BROKER or the daemon's configuration file.
+The destination is `--admin`. Without it, it is the broker of `--broker`, of TOWERWS_BROKER, or of the daemon's configuration file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from towerws.core.payload import check_payload
 from towerws.core.topics import AWX_GROUPS, WITHHELD, Topic, parse_routing_key
 
 FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
-"""Exit codes: no confirm in time; a command line that can't be followed; refused; taken by no queue; some lines were no events."""
+"""Exit codes, as the command's help explains them."""
 
 TIMEOUT_S = 10.0
 BAD_LINES_SHOWN = 10
 LINE_BYTES = 64 * 1024**2
-"""A longer line is no event: what a daemon takes at most is far below, and nothing may fill the memory here."""
+"""A longer line is no event. It bounds the memory of this command, far above the largest payload of a daemon."""
 
 
 @click.command("publish", short_help="Publish an event, or one for each line of input.")
@@ -80,7 +80,7 @@ def publish_command(
       3  refused: credentials, certificate, permissions or exchange
       4  no queue took an event: no daemon reads from this exchange
       5  some lines were no events; the others were confirmed
-    """  # noqa: D301 - click wants the character: what follows keeps its lines
+    """  # noqa: D301 - \b is click's mark for lines that it must not join
     topic, source = _what(words, group, event)
     if message_id is not None and not (source != "-" and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
         raise click.BadParameter(f"an id is 1 to {MESSAGE_ID_BYTES} bytes, and names one event", param_hint="--message-id")
@@ -113,7 +113,7 @@ def publish_command(
 
 
 class _Run:
-    """What one call of the command publishes, and how far it came."""
+    """One run of the command: publishes the events, and counts them."""
 
     def __init__(self, topic: Topic, message_id: str | None, status: StatusLine, *, max_payload: int, show_progress: bool) -> None:
         self._topic = topic
@@ -126,7 +126,7 @@ class _Run:
         self.bad = 0
 
     def publish_all(self, publisher: Publisher, source: str) -> None:
-        """Everything that the source names."""
+        """Publish all events of the source: JSON, `@FILE`, or `-` for standard input."""
         if source == "-":
             for line in _lines(sys.stdin.buffer):
                 self._publish_line(publisher, line)
@@ -167,19 +167,19 @@ def why_no_event(routing_key: str, payload: bytes, most: int) -> str | None:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines, each with at most one byte more than an event may have."""
+    """Yield the lines of the stream, each cut after one byte more than the limit."""
     while line := stream.readline(LINE_BYTES + 1):
         yield line
-        while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # the rest of a line that is too long
+        while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # skip the rest of a line that is too long
             line = stream.readline(LINE_BYTES + 1)
             if not line:
                 return
 
 
 def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple[Topic, str]:
-    """The topic, and the payload as it was written."""
+    """Return the topic, and the argument with the payload."""
     if (group is None) != (event is None):
-        raise click.UsageError("--group and --event belong together")
+        raise click.UsageError("--group and --event belong together: give both, or TOPIC")
     if group is None:
         if len(words) != 2:
             raise click.UsageError("expected TOPIC and a payload: JSON, @FILE, or - for a line each on standard input")
@@ -195,7 +195,7 @@ def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple
 
 
 def _configuration(config: str | None, broker: str | None, exchange: str | None) -> Loaded:
-    # What a daemon needs and a publisher doesn't is set to what is always valid.
+    # A publisher needs no auth and no listen, but the rules for settings do: these values are always valid.
     flags = {"config": config, "broker": broker, "exchange": exchange, "auth": "open", "listen": "tcp:8051:interface=127.0.0.1"}
     try:
         return load_all({name: value for name, value in flags.items() if value is not None}, os.environ)
@@ -229,9 +229,9 @@ def _warnings(topic: Topic, loaded: Loaded) -> Iterator[str]:
         return
     added = loaded.settings.groups.get(topic.group)
     if added is not None and added.policy == "never":
-        yield f'nobody may subscribe to {topic.group}: [groups.{topic.group}] in {loaded.file} says policy = "never"'
+        yield f'no client may subscribe to {topic.group}: [groups.{topic.group}] in {loaded.file} says policy = "never"'
     elif added is None and topic.group not in AWX_GROUPS and loaded.file:
-        yield f"nobody can subscribe to {topic.group}: {loaded.file} has no [groups.{topic.group}]"
+        yield f"no client can subscribe to {topic.group}: {loaded.file} has no [groups.{topic.group}]"
 
 
 def _next_step(error: BrokerError, *, published: int, admin: bool) -> str:

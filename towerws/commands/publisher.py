@@ -1,7 +1,7 @@
-"""Publishing from the command line: to a broker's exchange, or to a daemon with the embedded source. Blocking, one event at a time.
+"""Publishes from the command line, to a broker's exchange or to a daemon with the embedded source.
 
-The daemon itself never publishes. Both publishers do the same about a lost link: they say so once, and try for ever, with a
-bounded pause. What no waiting cures (a wrong password, a daemon that reads from a broker) is a `BrokerError`.
+Calls block until the event is confirmed. After a lost connection both publishers say so once, and retry with a bounded backoff. A
+failure that no retry can mend is a `BrokerError`: a wrong password, or a daemon that reads from a broker.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from towerws.core.settings import BrokerUrl
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 10.0
 ATTEMPT_S = 10.0
-"""How long connecting, or the answer to one publication, may take."""
-HEARTBEAT_S = 10  # RabbitMQ calls 5 to 20 s best
+"""Timeout of connecting, and of the answer to one publication."""
+HEARTBEAT_S = 10  # RabbitMQ recommends 5 to 20 s
 
 MESSAGE_ID_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
 
 MAX_WARNINGS = 10
-"""Of the daemon's warnings so many are passed on."""
+"""Warnings of the daemon that are passed on."""
 
-TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
+TRANSIENT = 1  # AMQP's delivery_mode: live events need not survive a broker's restart
 
 Tell = Callable[[str], None]
-"""Takes a line about the link, for a person."""
+"""Gets a line about the connection, for a person."""
 
 
 class GaveUp(BrokerError):
-    """There was no confirm in the time that a publication was given. It may have arrived all the same."""
+    """No confirm came in time. The event may have arrived anyway."""
 
 
 class NoQueue(BrokerError):
-    """The broker took the event, and no queue is bound to the exchange for its topic: nobody will see it."""
+    """No queue is bound to the exchange for this topic, so the broker dropped the event."""
 
 
 class Publisher(Protocol):
     """Where events are published."""
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
-        """Publish JSON on a topic (a routing key). Returns once the other end has taken it; `BrokerError` when it never will."""
+        """Publish JSON on a topic (a routing key). Returns when it is confirmed, and raises `BrokerError` if it never will be."""
 
     def idle(self, seconds: float) -> None:
-        """Wait, and keep the link alive meanwhile."""
+        """Wait, and keep the connection alive."""
 
     def close(self) -> None:
-        """End the link. It may be called at any time and again."""
+        """Close the connection. May be called at any time, and again."""
 
 
 class Retry:
-    """When to try again after a lost link: jitter under a bound that doubles; what there is to say is said once a loss.
+    """The backoff of retries: random below a bound that doubles. Reports each loss once.
 
-    With `patience_s`, `lost` raises `GaveUp` when so many seconds have passed since the last publication began.
+    With `patience_s`, `lost` raises `GaveUp` that many seconds after the last publication began.
     """
 
     def __init__(self, tell: Tell, patience_s: float | None = None) -> None:
@@ -76,12 +76,12 @@ class Retry:
         self._lost = False
 
     def begin(self) -> None:
-        """A publication begins."""
+        """Start the clock of a publication."""
         if self._patience_s is not None:
             self._began = time.monotonic()
 
     def lost(self, what: str) -> float:
-        """An attempt failed: how long to wait before the next."""
+        """Report a failed attempt. Returns the seconds to wait before the next one."""
         pause_s = random.uniform(BACKOFF_MIN_S / 2, self._bound_s)  # noqa: S311 - only spreads the attempts
         if self._patience_s is not None and time.monotonic() + pause_s > self._began + self._patience_s:
             raise GaveUp(f"{what}; not confirmed within {self._patience_s:g} s")
@@ -93,7 +93,7 @@ class Retry:
         return pause_s
 
     def works(self) -> None:
-        """A publication was taken."""
+        """Report a confirmed publication."""
         if self._lost:
             self._lost = False
             self._tell("publishing again")
@@ -101,10 +101,10 @@ class Retry:
 
 
 class AmqpPublisher:
-    """Publishes to a RabbitMQ topic exchange, each event confirmed. Several URLs are tried in turn.
+    """Publishes to a RabbitMQ topic exchange, with a confirm for each event. Several URLs are tried in turn.
 
-    With `mandatory`, an event that no queue takes is a `NoQueue`. With `declare`, the exchange is declared; otherwise it has to
-    be there. `patience_s` bounds each publication.
+    With `mandatory`, an event that no queue takes raises `NoQueue`. Without `declare`, the exchange must exist. `patience_s` bounds
+    each publication, in seconds.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class AmqpPublisher:
         patience_s: float | None = None,
         tls_ca: str = "",
     ) -> None:
-        # What pika logs about a failed attempt is pages of it, and said in a line here.
+        # pika logs pages about a failed attempt. `Retry` reports it in one line.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
         self._urls = list(urls)
         self._exchange = exchange
@@ -131,7 +131,7 @@ class AmqpPublisher:
         self._channel: Any = None
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
-        """Publish with a confirm. When the link is lost before it came, the same message is sent again, known by its id."""
+        """Publish, and wait for the confirm. If the connection ends before it, the message is sent again with the same id."""
         properties = pika.BasicProperties(
             content_type="application/json",
             delivery_mode=TRANSIENT,
@@ -156,14 +156,14 @@ class AmqpPublisher:
                 return
 
     def idle(self, seconds: float) -> None:
-        """Wait, answering heartbeats."""
+        """Wait, and answer heartbeats."""
         if self._connection is None:
             time.sleep(seconds)
             return
         try:
             self._connection.sleep(seconds)
         except (pika_exceptions.AMQPError, OSError):
-            self._abandon()  # the next publication tries again, and says so when it can't
+            self._abandon()  # the next publication reconnects, and reports it if it can't
 
     def close(self) -> None:
         """End the connection."""
@@ -185,7 +185,7 @@ class AmqpPublisher:
             try:
                 connection.close()
             except (pika_exceptions.AMQPError, OSError):
-                return  # it ended by itself meanwhile
+                return  # it ended in the meantime
 
 
 def _parameters(url: BrokerUrl, attempt_s: float, tls_ca: str) -> Any:
@@ -199,7 +199,7 @@ def _parameters(url: BrokerUrl, attempt_s: float, tls_ca: str) -> Any:
         heartbeat=HEARTBEAT_S,
         socket_timeout=attempt_s,
         stack_timeout=attempt_s,
-        # A broker in a memory or disk alarm takes nothing.
+        # A broker in a memory or disk alarm accepts no messages.
         blocked_connection_timeout=3 * ATTEMPT_S if attempt_s == ATTEMPT_S else attempt_s,
         connection_attempts=1,
         client_properties={"connection_name": "towerws publisher"},
@@ -242,10 +242,10 @@ class AdminPublisher:
     """Publishes through `POST /publish` of a daemon's admin port, over one kept-alive connection."""
 
     def __init__(self, url: str, tell: Tell, *, patience_s: float | None = None) -> None:
-        """`url` is `http://host:port`; `ValueError` says what is wrong with any other."""
+        """`url` is `http://host:port`. Raises `ValueError` for any other."""
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.username:
-            raise ValueError("the admin port is given as http://host:port")
+            raise ValueError("the address of an admin port must be http://host:port, without a user or a path")
         self._url = url.rstrip("/")
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ATTEMPT_S)
         self._retry = Retry(tell, patience_s)
@@ -253,7 +253,7 @@ class AdminPublisher:
         self._warned: set[str] = set()
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
-        """Post it. An answer that got lost makes it come twice: the embedded source knows no message ids."""
+        """Post the event. If the answer is lost, it is posted twice: the embedded source has no message ids."""
         body = b'{"topic":%b,"payload":%b}' % (json.dumps(topic).encode("ascii"), payload)
         self._retry.begin()
         while True:
@@ -265,7 +265,7 @@ class AdminPublisher:
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 if kept_alive and isinstance(error, ConnectionError):
-                    continue  # the daemon ends idle connections, and is asked again on a new one
+                    continue  # the daemon closes idle connections: try a new one
                 time.sleep(self._retry.lost(f"{self._url}: {getattr(error, 'strerror', None) or str(error) or repr(error)}"))
                 continue
             if response.status == 202:
@@ -277,7 +277,7 @@ class AdminPublisher:
             time.sleep(self._retry.lost(f"{self._url} answers {response.status}"))
 
     def _warn(self, topic: str, answer: bytes) -> None:
-        """Say once for each topic what the daemon warns of; for the first few topics."""
+        """Pass on the daemon's warning, once per topic, for the first `MAX_WARNINGS` topics."""
         if b'"warning"' in answer and topic not in self._warned and len(self._warned) < MAX_WARNINGS:
             self._warned.add(topic)
             with contextlib.suppress(ValueError, KeyError, TypeError):

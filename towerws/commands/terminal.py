@@ -1,4 +1,4 @@
-"""What a command says to a person beside its output: lines on standard error, and one that is rewritten in place on a terminal."""
+"""Messages of a command for a person, on standard error: lines that stay, and on a terminal one status line that changes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import time
 from typing import TextIO
 
 STATUS_S = 0.5
-_REWRITE = "\r\x1b[K"  # to the line's begin, and clear it
+"""Seconds between two updates of the status line."""
+
+_CLEAR_LINE = "\r\x1b[K"
 
 
 class StatusLine:
-    """Notices, and a status below them. In a pipe or a log there are only the notices."""
+    """Writes notices, with a status line below them on a terminal. A pipe or a log gets the notices only."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -19,27 +21,27 @@ class StatusLine:
         self._shown = False
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Write a notice: a line that stays."""
         self.clear()
         self._write(f"{text}\n")
 
     def show(self, text: str) -> None:
-        """The status, at most twice a second."""
+        """Show the status, if the last update is `STATUS_S` old."""
         if self._live and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + STATUS_S
             self._shown = True
-            self._write(_REWRITE + text)
+            self._write(_CLEAR_LINE + text)
 
     def clear(self) -> None:
-        """Take the status away."""
+        """Remove the status line."""
         if self._shown:
             self._shown = False
             self._next_s = 0.0
-            self._write(_REWRITE)
+            self._write(_CLEAR_LINE)
 
     def _write(self, text: str) -> None:
         try:
             self._stream.write(text)
             self._stream.flush()
         except BrokenPipeError:
-            return  # nobody reads what is said; the work goes on
+            return  # no one reads the notices any more, and the work goes on

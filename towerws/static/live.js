@@ -1,11 +1,22 @@
 "use strict";
+// The live page: a client of towerws.v1 (docs/protocol.md) that shows jobs, their output, and the latest events of any group.
 (() => {
-  // Everything kept is bounded: a page like this stays open for days.
-  const MAX_JOBS = 60, MAX_FOLLOWED = 40, MAX_LINES = 1500, MAX_EVENTS = 100, MAX_NOTICES = 20, MAX_RAW = 20000, MAX_TEXT = 300, RATE_S = 5, SPARK_S = 60, LOOK_MS = 2000, SHOWN_TOPICS = 12;
+  // A page may stay open for days, so everything that it keeps is bounded.
+  const MAX_JOBS = 60;
+  const MAX_FOLLOWED = 40;       // Jobs whose output is subscribed to.
+  const MAX_LINES = 1500;        // Lines of output kept per job.
+  const MAX_EVENTS = 100;        // Rows of the latest events.
+  const MAX_NOTICES = 20;
+  const MAX_RAW = 20000;         // Characters of a frame that a row can show.
+  const MAX_TEXT = 300;          // Characters of a row's text.
+  const RATE_S = 5;              // Events per second are an average of this time.
+  const SPARK_S = 60;            // Seconds in the curve.
+  const TOPICS_MS = 2000;        // Interval of GET /topics.
+  const SHOWN_TOPICS = 12;       // Names in the list of current topics.
   const PORT = document.body.dataset.websocketPort;
   const TAKES_TOKENS = document.body.dataset.takesTokens === "yes";
   const METHODS = document.body.dataset.auth.split(" ");
-  const GROUPS = new Map(Object.entries(JSON.parse(document.body.dataset.groups)));   // of the configuration; AWX's are not among them
+  const GROUPS = new Map(Object.entries(JSON.parse(document.body.dataset.groups)));   // the configured groups, without AWX's
   const STORED = "towerws-token";
   const BASE = ["jobs.status_changed", "jobs.summary", "schedules.changed", "inventories.status_changed"];
   const OUTPUT = { job: "job_events", project_update: "project_update_events", inventory_update: "inventory_update_events",
@@ -24,20 +35,20 @@
   };
   const clock = () => new Date().toLocaleTimeString([], { hour12: false });
 
-  // ---- what is known
+  // ---- jobs and events
 
-  const jobs = new Map();      // id -> job, in the order of their first sign
-  const byTopic = new Map();   // topic of the output -> job
+  const jobs = new Map();      // id -> job, in the order of their first event
+  const byTopic = new Map();   // output topic -> job
   const recent = [];           // the newest events
   const perSecond = new Array(SPARK_S).fill(0);
-  let total = 0, chosen = null, paused = false, dirty = true, eventsDirty = true;
+  let total = 0, selected = null, paused = false, dirty = true, eventsDirty = true;
 
   function jobFor(id, type) {
     let job = jobs.get(id);
     if (!job) {
       job = { id, type, status: "", topic: null, chunks: [], lines: 0, trimmed: false, highest: 0, seen: 0, final: null, began: Date.now(), ended: null, late: false, row: null };
       jobs.set(id, job);
-      if (jobs.size > MAX_JOBS) forget([...jobs.values()].find((old) => old.ended && old !== chosen) || [...jobs.values()].find((old) => old !== chosen));
+      if (jobs.size > MAX_JOBS) forget([...jobs.values()].find((old) => old.ended && old !== selected) || [...jobs.values()].find((old) => old !== selected));
     }
     return job;
   }
@@ -48,7 +59,7 @@
     if (job.row) job.row.parentNode.remove();
   }
 
-  function noteStatus(payload) {
+  function onStatus(payload) {
     const type = typeof payload.type === "string" ? visible(payload.type.slice(0, 40)) : "system_job";
     const job = jobFor(payload.unified_job_id, type);
     job.type = type;
@@ -58,7 +69,7 @@
       job.late = job.late || isNew;
       job.ended = job.ended || Date.now();
       if (type === "workflow_job") job.final = 0;
-      letGo(job);
+      unfollowIfComplete(job);
     } else if (!job.topic && Object.hasOwn(OUTPUT, type)) {
       job.topic = `${OUTPUT[type]}.${job.id}`;
       byTopic.set(job.topic, job);
@@ -66,8 +77,8 @@
     }
   }
 
-  // The summary says how many events a job made; it may overtake the last of them.
-  function letGo(job) {
+  // The summary has the number of a job's output events. It may arrive before the last of them.
+  function unfollowIfComplete(job) {
     if (job.topic && job.final !== null && (job.ended || job.highest >= job.final)) unfollow(job);
   }
 
@@ -75,11 +86,11 @@
     byTopic.delete(job.topic);
   }
 
-  function noteOutput(job, payload) {
+  function onOutput(job, payload) {
     const counter = Number.isInteger(payload.counter) ? payload.counter : job.highest + 1;
     const text = typeof payload.stdout === "string" ? payload.stdout
       : payload.status ? `${String(payload.type || "job").replaceAll("_", " ")} ${payload.unified_job_id} ${payload.status}` : "";
-    let at = job.chunks.length;   // events may come out of order: nearly always at the end, so search from there
+    let at = job.chunks.length;   // events may be out of order, but most belong at the end
     while (at > 0 && job.chunks[at - 1].counter >= counter) at--;
     if (at < job.chunks.length && job.chunks[at].counter === counter) return;
     const lines = text === "" ? 0 : text.split("\n").length;
@@ -93,10 +104,10 @@
       job.trimmed = true;
       if (old.element) old.element.remove();
     }
-    letGo(job);
+    unfollowIfComplete(job);
   }
 
-  function note(topic, payload, raw) {
+  function onEvent(topic, payload, raw) {
     total++;
     perSecond[SPARK_S - 1]++;
     recent.unshift({ at: clock(), topic, text: visible(describe(topic, payload).slice(0, MAX_TEXT)), raw: raw.length > MAX_RAW ? `${raw.slice(0, MAX_RAW)} … (${raw.length} characters)` : raw });
@@ -104,12 +115,12 @@
     dirty = eventsDirty = true;
     if (payload === null || typeof payload !== "object" || !isAwx(topic)) return;
     const job = byTopic.get(topic);
-    if (topic === "jobs.status_changed" && Number.isSafeInteger(payload.unified_job_id) && typeof payload.status === "string") noteStatus(payload);
+    if (topic === "jobs.status_changed" && Number.isSafeInteger(payload.unified_job_id) && typeof payload.status === "string") onStatus(payload);
     else if (topic === "jobs.summary" && jobs.has(payload.unified_job_id)) {
       const ending = jobs.get(payload.unified_job_id);
       ending.final = Number.isInteger(payload.final_counter) ? payload.final_counter : 0;
-      letGo(ending);
-    } else if (job) noteOutput(job, payload);
+      unfollowIfComplete(ending);
+    } else if (job) onOutput(job, payload);
   }
 
   const shortened = (text, most) => text.length > most ? `${text.slice(0, most)} …` : text;
@@ -132,7 +143,7 @@
     return JSON.stringify(payload).slice(0, 160);
   }
 
-  // ---- text of jobs: colours become classes, other control characters become visible, nothing is ever parsed as HTML
+  // ---- text from producers: colours become classes, other control characters become visible, nothing is parsed as HTML
 
   const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g,
     (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`);
@@ -168,11 +179,11 @@
     });
   }
 
-  // ---- showing it, at most once a frame
+  // ---- drawing, at most once per animation frame
 
-  function choose(job) {
-    if (chosen) for (const chunk of chosen.chunks) chunk.element = null;
-    chosen = job;
+  function select(job) {
+    if (selected) for (const chunk of selected.chunks) chunk.element = null;
+    selected = job;
     $("output").replaceChildren();
     dirty = true;
   }
@@ -186,14 +197,14 @@
         job.row.type = "button";
         job.row.append(make("span", "mark"), make("span", "name"), make("span", "status"), make("span", "more"));
         job.row.firstChild.setAttribute("aria-hidden", "true");
-        job.row.addEventListener("click", () => { $("auto").checked = false; choose(job); });
+        job.row.addEventListener("click", () => { $("auto").checked = false; select(job); });
         const item = make("li");
         item.append(job.row);
         $("jobs").prepend(item);
       }
       const [mark, name, status, more] = job.row.children;
       job.row.dataset.status = job.status;
-      job.row.setAttribute("aria-pressed", String(job === chosen));
+      job.row.setAttribute("aria-pressed", String(job === selected));
       const seconds = Math.round(((job.ended || Date.now()) - job.began) / 1000);
       setText(mark, Object.hasOwn(MARK, job.status) ? MARK[job.status] : "·");
       setText(name, `${job.type.replaceAll("_", " ")} ${job.id}`);
@@ -202,7 +213,7 @@
     }
     setText($("jobs-note"), `${running} under way, ${jobs.size - running} ended`);
     $("jobs-empty").hidden = jobs.size > 0;
-    // Where groups of one's own are configured there may never be a job.
+    // With configured groups there may never be a job, so the first one adds the panels.
     $("main").dataset.layout = GROUPS.size && !jobs.size ? "events" : "all";
   }
 
@@ -211,17 +222,17 @@
   function showOutput() {
     const scroll = $("output-scroll");
     const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 40;
-    setText($("output-title"), chosen ? `Output of ${chosen.type.replaceAll("_", " ")} ${chosen.id}` : "Output");
-    if (!chosen) {
+    setText($("output-title"), selected ? `Output of ${selected.type.replaceAll("_", " ")} ${selected.id}` : "Output");
+    if (!selected) {
       setText($("output-note"), "choose a job");
       return;
     }
-    const first = chosen.chunks.length ? chosen.chunks[0].counter : 1;
-    setText($("output-note"), chosen.trimmed ? `the last ${MAX_LINES} lines` : first > 1 ? `from event ${first} on: earlier ones came before this page listened`
-      : chosen.chunks.length || !Object.hasOwn(OUTPUT, chosen.type) ? chosen.status : `${chosen.status}, no output yet`);
+    const first = selected.chunks.length ? selected.chunks[0].counter : 1;
+    setText($("output-note"), selected.trimmed ? `the last ${MAX_LINES} lines` : first > 1 ? `from event ${first} on: earlier ones came before this page listened`
+      : selected.chunks.length || !Object.hasOwn(OUTPUT, selected.type) ? selected.status : `${selected.status}, no output yet`);
     let next = null;
-    for (let at = chosen.chunks.length - 1; at >= 0; at--) {
-      const chunk = chosen.chunks[at];
+    for (let at = selected.chunks.length - 1; at >= 0; at--) {
+      const chunk = selected.chunks[at];
       if (chunk.element) {
         next = chunk.element;
         continue;
@@ -253,7 +264,7 @@
       details.addEventListener("toggle", () => {
         if (!details.open) return;
         details.lastChild.textContent = visible(event.raw);
-        paused = eventsDirty = dirty = true;   // what is being read must not move away
+        paused = eventsDirty = dirty = true;   // a row that the user reads must not move away
       });
       cell.append(details);
       event.row.append(make("td", "", event.at), make("td", "", event.topic), cell);
@@ -281,9 +292,9 @@
     $("spark").firstElementChild.setAttribute("points", perSecond.map((count, index) => `${index},${(25 - 23 * count / most).toFixed(1)}`).join(" "));
     perSecond.shift();
     perSecond.push(0);
-    if ($("auto").checked && (!chosen || (chosen.ended && Date.now() - chosen.ended > 2500))) {
+    if ($("auto").checked && (!selected || (selected.ended && Date.now() - selected.ended > 2500))) {
       const next = [...jobs.values()].reverse().find((job) => !job.ended && job.chunks.length) || null;
-      if (next) choose(next);
+      if (next) select(next);
     }
     dirty = true;
   }, 1000);
@@ -296,7 +307,7 @@
     while (list.children.length > MAX_NOTICES) list.lastChild.remove();
   }
 
-  // Attempts are repeated; what is said about them need not be.
+  // A notice about a failed attempt isn't repeated with each attempt.
   function noticeOnce(text) {
     const newest = $("notices").firstChild;
     if (!newest || !newest.textContent.endsWith(text)) notice(text);
@@ -307,24 +318,24 @@
     setText($("state"), text);
   }
 
-  // ---- what is listened to
+  // ---- topics
 
-  let recentTopics = [];       // of groups whose events can't be listed: those that the daemon saw lately
-  let headBefore = null;       // where the log stood when they were last looked for
-  let addFrom = null;          // where the log stood when we heard of what the next request adds
+  let recentTopics = [];       // the newest topics of groups with any event, from GET /topics
+  let lastHead = null;         // position of the answer before
+  let addSince = null;         // position from which the next request's added topics are replayed
   let user = null;
-  const refused = new Set();   // topics that this user may not listen to; not asked for again
+  const deniedTopics = new Set();   // this user may not subscribe to them, so they aren't requested again
 
-  const openEnded = () => [...GROUPS].some(([, group]) => !group.own && !Array.isArray(group.events));
+  const hasOpenGroups = () => [...GROUPS].some(([, group]) => !group.own && !Array.isArray(group.events));
 
-  function wanted() {
+  function wantedTopics() {
     const topics = new Set([...BASE, ...byTopic.keys()]);
     for (const [name, { events, own }] of GROUPS) {
       if (own && user !== null) topics.add(`${name}.${user}`);
       else if (Array.isArray(events)) for (const event of events) topics.add(`${name}.${event}`);
     }
     for (const topic of recentTopics) topics.add(topic);
-    return [...topics].filter((topic) => !refused.has(topic));
+    return [...topics].filter((topic) => !deniedTopics.has(topic));
   }
 
   function showListening(current) {
@@ -332,39 +343,39 @@
     const more = topics.length > SHOWN_TOPICS ? ` and ${topics.length - SHOWN_TOPICS} more` : "";
     const growing = [...GROUPS].filter(([, group]) => !group.own && !Array.isArray(group.events)).map(([name]) => name);
     setText($("listening"), `Listening to ${topics.slice(0, SHOWN_TOPICS).join(", ") || "nothing"}${more}`
-      + (growing.length ? `; topics of ${growing.join(", ")} join when their first event comes` : ""));
+      + (growing.length ? `; topics of ${growing.join(", ")} are added with their first event` : ""));
   }
 
-  // Of a group with any events, or any number, nobody can list the topics: the daemon says which it saw.
-  async function look() {
-    if (!openEnded() || !identified) return;
+  // The page can't list the topics of a group that allows any event. The daemon has the newest ones.
+  async function fetchTopics() {
+    if (!hasOpenGroups() || !identified) return;
     let found;
     try {
       const answer = await fetch("topics");
       if (!answer.ok) return;
       found = await answer.json();
     } catch {
-      return;   // the connection will tell
+      return;   // the websocket's end will say that the daemon is away
     }
-    const since = headBefore;
-    headBefore = found.position;
+    const since = lastHead;
+    lastHead = found.position;
     recentTopics = found.topics.filter((topic) => GROUPS.has(groupOf(topic)) && !GROUPS.get(groupOf(topic)).own);
-    addFrom ??= since;
+    addSince ??= since;
     if (identified) subscribe();
   }
-  setInterval(look, LOOK_MS);
+  setInterval(fetchTopics, TOPICS_MS);
 
-  // ---- who is asking
+  // ---- the token
 
   let token = stored();
-  let identified = false;      // the daemon has said welcome on this connection
-  let stopped = false;         // nothing changes until somebody does something
+  let identified = false;      // the daemon sent its welcome on this connection
+  let stopped = false;         // no new attempt until the user signs in
 
   function stored() {
     try {
       return sessionStorage.getItem(STORED);
     } catch {
-      return null;   // a browser that keeps nothing
+      return null;   // the browser stores nothing
     }
   }
 
@@ -373,7 +384,7 @@
     try {
       if (value === null) sessionStorage.removeItem(STORED);
       else sessionStorage.setItem(STORED, value);
-    } catch { /* then it lasts as long as the page */ }
+    } catch { /* the token is kept until the page is left */ }
   }
 
   function askForToken(why) {
@@ -385,12 +396,12 @@
   function signIn() {
     const value = $("token").value.trim().replace(/^bearer +/i, "");
     if (!/^[\x21-\x7e]+$/.test(value)) {
-      setText($("sign-in-text"), value === "" ? "Enter a token first." : "This is no token: a token is printable ASCII without spaces.");
+      setText($("sign-in-text"), value === "" ? "Enter a token first." : "This is no token: a token must be printable ASCII without spaces.");
       return;
     }
     $("token").value = "";
     setText($("sign-in-text"), "");
-    token = value;   // kept for a reload once the daemon has taken it
+    token = value;   // stored for a reload when the daemon accepts it
     stopped = false;
     state("wait", "checking the token");
     if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ token }));
@@ -410,9 +421,9 @@
   $("token").addEventListener("keydown", (key) => { if (key.key === "Enter") signIn(); });
   $("forget").addEventListener("click", forgetToken);
 
-  // ---- the connection: towerws.v1, resumed at the position of what came last
+  // ---- the connection: resumed at the position of the newest event
 
-  let socket = null, position = null, asked = null, awaiting = false, resuming = false, boundMs = 500, comeBackMs = null, timer = 0, wasLive = false;
+  let socket = null, position = null, asked = null, awaiting = false, resuming = false, backoffMs = 500, reconnectAfterMs = null, timer = 0, wasLive = false;
 
   function connect() {
     clearTimeout(timer);
@@ -422,37 +433,37 @@
     }
     state("wait", position === null ? "connecting" : "reconnecting");
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const mine = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
+    const current = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
     let opened = false;
     asked = null;
     awaiting = identified = false;
-    mine.onopen = () => {
+    current.onopen = () => {
       opened = true;
-      if (mine !== socket || identified || !TAKES_TOKENS) return;
-      if (token !== null) mine.send(JSON.stringify({ token }));
-      // A cookie may have signed us in: then the welcome comes with the handshake.
-      else setTimeout(() => { if (mine === socket && !identified && $("sign-in").hidden) askForToken(""); }, 300);
+      if (current !== socket || identified || !TAKES_TOKENS) return;
+      if (token !== null) current.send(JSON.stringify({ token }));
+      // With a valid cookie the welcome comes right after the handshake, and no token is needed.
+      else setTimeout(() => { if (current === socket && !identified && $("sign-in").hidden) askForToken(""); }, 300);
     };
-    mine.onmessage = (message) => { if (mine === socket) received(message.data); };
-    mine.onclose = (close) => { if (mine === socket) lost(close, opened); };
+    current.onmessage = (message) => { if (current === socket) onFrame(message.data); };
+    current.onclose = (close) => { if (current === socket) onClose(close, opened); };
   }
 
-  function lost(close, opened) {
+  function onClose(close, opened) {
     socket = null;
     identified = false;
     if (stopped) return;
-    const delayMs = (comeBackMs === null ? boundMs : comeBackMs) * (0.5 + Math.random() / 2);
-    if (comeBackMs === null) boundMs = Math.min(2 * boundMs, 15000);
-    comeBackMs = null;
-    if (wasLive) notice(`connection lost (${close.code}${close.reason ? ` ${close.reason}` : ""}); it will be resumed where it was`);
+    const delayMs = (reconnectAfterMs === null ? backoffMs : reconnectAfterMs) * (0.5 + Math.random() / 2);
+    if (reconnectAfterMs === null) backoffMs = Math.min(2 * backoffMs, 15000);
+    reconnectAfterMs = null;
+    if (wasLive) notice(`connection lost (${close.code}${close.reason ? ` ${close.reason}` : ""}); reconnecting, and then the missed events follow`);
     wasLive = false;
     state("off", position === null ? "can't connect; trying again" : "disconnected; trying again");
-    if (!opened) explain();
+    if (!opened) explainRefusal();
     timer = setTimeout(connect, delayMs);
   }
 
-  // A page is not told why a handshake failed. Whether the daemon is there at all can be asked where this page came from.
-  async function explain() {
+  // A browser hides why a handshake failed. The admin port, where this page came from, tells whether the daemon runs.
+  async function explainRefusal() {
     try {
       if (!(await fetch("healthz")).ok) return;
     } catch {
@@ -460,63 +471,63 @@
     }
     if (socket && identified) return;
     state("off", "not let in; trying again");
-    const session = METHODS.includes("tower") ? " This daemon asks AWX: sign in to AWX in this browser, under the same host name as this page." : "";
-    noticeOnce(`The daemon is up, but does not let this page in: its log has the reason.${session}`);
+    const session = METHODS.includes("tower") ? " It checks users with AWX: sign in to AWX in this browser, under the same host name as this page." : "";
+    noticeOnce(`The daemon is up, but refuses this page. Its log has the reason.${session}`);
   }
 
   function subscribe() {
-    const topics = wanted();
+    const topics = wantedTopics();
     const key = [...topics].sort().join(" ");
-    if (key === asked) addFrom = null;
+    if (key === asked) addSince = null;
     if (awaiting || key === asked || !identified) return;
     const groups = {};
     for (const topic of topics) (groups[groupOf(topic)] ||= []).push(topic.slice(topic.indexOf(".") + 1));
     const request = { groups };
     if (asked === null && resuming) request.since = position;
-    else if (addFrom !== null && asked !== null) request.since = addFrom;   // what comes before the request is followed
-    addFrom = null;
-    // Where a cookie of AWX's signs us in, this proves that the page may read its cookies.
-    const vouched = /(?:^|; )csrftoken=([^;]*)/.exec(document.cookie);
-    if (vouched) request.xrftoken = vouched[1];
+    else if (addSince !== null && asked !== null) request.since = addSince;   // replay the events before this request
+    addSince = null;
+    // With AWX's session cookie, this proves that the page may read the cookies of its host.
+    const csrf = /(?:^|; )csrftoken=([^;]*)/.exec(document.cookie);
+    if (csrf) request.xrftoken = csrf[1];
     asked = key;
     awaiting = true;
     socket.send(JSON.stringify(request));
   }
 
-  // null: there is no place to resume from that is worth more than the one before
-  const keep = (place) => { if (place !== null) position = place; };
+  // With null, the position before it is still the best one to resume from.
+  const keepPosition = (place) => { if (place !== null) position = place; };
 
-  function denied(items) {
-    const told = [];
+  function onDenied(items) {
+    const names = [];
     for (const item of items) {
       if (item.reason === "unavailable") continue;
-      refused.add(item.topic);
-      if (!byTopic.has(item.topic) && !recentTopics.includes(item.topic)) told.push(`${item.topic} (${item.reason})`);
+      deniedTopics.add(item.topic);
+      if (!byTopic.has(item.topic) && !recentTopics.includes(item.topic)) names.push(`${item.topic} (${item.reason})`);
     }
-    if (told.length) noticeOnce(`not for you: ${told.join(", ")}`);
+    if (names.length) noticeOnce(`access denied: ${names.join(", ")}`);
   }
 
-  function received(text) {
+  function onFrame(text) {
     let frame;
     try {
       frame = JSON.parse(text);
     } catch {
-      // Payloads pass through the daemon untouched; AWX's may hold NaN, which JSON.parse does not know.
+      // The daemon doesn't change payloads. AWX's may have NaN, which JSON.parse refuses.
       const head = HEAD.exec(text);
       if (head) {
         position = head[1];
-        note(`${head[2]}.${head[3]}`, null, text);
+        onEvent(`${head[2]}.${head[3]}`, null, text);
       }
       return;
     }
     if (frame.type === "event") {
       position = frame.position;
-      note(`${frame.group}.${frame.event}`, frame.payload, text);
-      addFrom ??= position;
+      onEvent(`${frame.group}.${frame.event}`, frame.payload, text);
+      addSince ??= position;
       subscribe();
     } else if (frame.type === "welcome") {
       identified = true;
-      if (user !== frame.user) refused.clear();
+      if (user !== frame.user) deniedTopics.clear();
       user = frame.user;
       if (token !== null) keepToken(token);
       $("sign-in").hidden = true;
@@ -524,41 +535,41 @@
       $("forget").hidden = token === null;
       setText($("user"), user === null ? "" : `as ${visible(String(user).slice(0, 60))}`);
       resuming = position !== null;
-      if (!resuming) keep(frame.position);
-      headBefore = frame.position;
+      if (!resuming) keepPosition(frame.position);
+      lastHead = frame.position;
       subscribe();
-      look();
+      fetchTopics();
     } else if (frame.type === "subscribed") {
       awaiting = false;
-      keep(frame.position);
+      keepPosition(frame.position);
       if (resuming) {
         resuming = false;
-        notice(frame.recovered ? "connected again; nothing was missed" : "connected again; what was published meanwhile is no longer held");
+        notice(frame.recovered ? "connected again; nothing was missed" : "connected again; events were missed, because the daemon no longer holds them");
       }
-      denied(frame.denied);
+      onDenied(frame.denied);
       showListening(frame.groups_current);
-      boundMs = 500;
+      backoffMs = 500;
       wasLive = true;
       state("live", "live");
       subscribe();
     } else if (frame.type === "revoked") {
-      keep(frame.position);
-      denied(frame.denied);
+      keepPosition(frame.position);
+      onDenied(frame.denied);
       showListening(frame.groups_current);
     } else if (frame.type === "gap") {
-      keep(frame.to);
+      keepPosition(frame.to);
       notice(`gap (${frame.reason}): events were lost on ${frame.topics.slice(0, 5).join(", ")}${frame.topics.length > 5 ? " …" : ""}`);
     } else if (frame.type === "error") {
-      failed(frame);
+      onError(frame);
     } else if (frame.type === "bye") {
-      goodbye(frame);
+      onBye(frame);
     }
   }
 
-  function failed(frame) {
+  function onError(frame) {
     if (frame.code === "token" || frame.code === "bad_token" || frame.code === "no_token") {
       keepToken(null);
-      askForToken("The daemon refused this token: it has ended, or is not one that this daemon takes. The daemon's log has the reason.");
+      askForToken("The daemon refused this token: it has expired, or it isn't valid here. The daemon's log has the reason.");
     } else if (frame.code === "unavailable") {
       askForToken("The daemon can't check the token just now. Try again in a few seconds.");
     } else {
@@ -567,8 +578,8 @@
     }
   }
 
-  function goodbye(frame) {
-    comeBackMs = frame.reconnect_after_ms;
+  function onBye(frame) {
+    reconnectAfterMs = frame.reconnect_after_ms;
     if (frame.action === "stop") {
       stopped = true;
       state("off", `closed: ${frame.reason || "not allowed"}`);
@@ -576,7 +587,7 @@
       stopped = true;
       const hadToken = identified && token !== null;
       if (identified) keepToken(null);
-      askForToken(hadToken ? "The token has ended, or was revoked. Enter a new one." : $("sign-in-text").textContent);
+      askForToken(hadToken ? "The token has expired, or was revoked. Enter a new one." : $("sign-in-text").textContent);
     }
   }
 

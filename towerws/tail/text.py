@@ -1,7 +1,7 @@
-r"""How `towerws tail` shows an event: a line each, a job's output as the job's text.
+"""How `towerws tail` prints an event: one line, or the text that a job printed.
 
-Whatever comes from a producer is data: on a terminal its colours (SGR sequences) pass, in a pipe they are dropped, and every
-other control character is shown as an escape. A terminal obeys some of them (it may retitle itself, move the cursor, type).
+Text from a producer must not control the terminal: it could set the title, move the cursor or type a command. On a terminal its
+colours (SGR sequences) pass. In a pipe they are dropped. Any other control character is printed as an escape.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import json
 import re
 from collections.abc import Callable
 
-from towerws.commands.tail_topics import OUTPUT_GROUPS
+from towerws.tail.topics import OUTPUT_GROUPS
 
 TOPIC_COLUMNS = 30
-"""How wide the topics' column is to begin with: `inventory_update_events.123456`. It grows with longer topics, and stays so."""
+"""The first width of the topics' column: `inventory_update_events.123456`. A longer topic widens it for all later lines."""
 
 MAX_TOPIC_COLUMNS = 60
-"""As wide as it grows. On a terminal also no wider than leaves half of it to the text."""
+"""The largest width of that column. On a terminal, half of the line is left to the text."""
 
 CLOCK_COLUMNS = 9
 
 _colour = re.compile(r"(\x1b\[[0-9;]{0,64}m)")
-# C0 but TAB, DEL, C1; marks that turn the direction of text or break a line; halves of surrogate pairs, which can't be encoded
+# C0 except TAB, DEL, C1. Marks that change the direction of text or break a line. Lone surrogates, which can't be encoded.
 _unsafe = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _banner = re.compile(r"(?P<title>[^\x1b]*? \*{3})\*+").fullmatch
 
 _RESET = "\x1b[0m"
 _DIM = "\x1b[2m"
 _AWX = frozenset({"jobs", "schedules", "inventories", *OUTPUT_GROUPS.values()})
-"""Groups whose payloads are read as AWX's. Others may have a `status` or `stdout` that means something else."""
+"""Groups whose payloads are AWX's. In other groups `status` and `stdout` may mean something else."""
 
 _STATUS_COLOURS = {
     "pending": "\x1b[33m",
@@ -42,34 +42,34 @@ _STATUS_COLOURS = {
 
 
 def shown(text: str) -> str:
-    """`text` with every character that a terminal might obey written as an escape."""
+    """Return `text` with an escape for every character that a terminal might obey."""
     return _unsafe.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def json_line(text: str) -> str:
-    """JSON text on one line, every character that a terminal might obey written as JSON's own escape: it means the same."""
-    # Between tokens a producer may have written newlines; inside strings JSON has none.
+    """Return JSON text on one line, with JSON's escape for every character that a terminal might obey. It means the same."""
+    # A producer may have put newlines between tokens. Strings in JSON have none.
     return _unsafe.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\r", " ").replace("\n", " "))
 
 
 def output_lines(stdout: str, *, colour: bool) -> list[str]:
-    """A job's text, line by line, safe to print. With `colour` each line begins with the colours in force and ends without any."""
+    """Split a job's text into lines that are safe to print. With `colour`, each line starts with the current colours and ends with none."""
     lines: list[str] = []
-    in_force = ""
+    current = ""
     for raw in stdout.removesuffix("\n").removesuffix("\r").split("\n"):
-        line = in_force
+        line = current
         for index, part in enumerate(_colour.split(raw.removesuffix("\r"))):
             if index % 2 == 0:
                 line += shown(part)
             elif colour:
                 line += part
-                in_force = "" if part in {"\x1b[m", _RESET} else part if part.startswith("\x1b[0;") else in_force + part
+                current = "" if part in {"\x1b[m", _RESET} else part if part.startswith("\x1b[0;") else current + part
         lines.append(f"{line}{_RESET}" if colour and "\x1b" in line else line)
     return lines
 
 
 class Printer:
-    """Makes lines of events. `colour` for a terminal, whose width `columns` tells; None for a pipe."""
+    """Turns events into lines. `columns` returns the terminal's width, and is None for a pipe."""
 
     def __init__(self, *, colour: bool, columns: Callable[[], int] | None = None) -> None:
         self._colour = colour
@@ -77,19 +77,19 @@ class Printer:
         self._width = TOPIC_COLUMNS
 
     def lines(self, clock: str, topic: str, payload: object) -> list[str]:
-        """The lines of an event that came at `clock`."""
+        """Return the lines of an event that came at `clock` (HH:MM:SS)."""
         head = f"{self._paint(_DIM, clock)} {self._paint(_DIM, self._column(shown(topic)))} "
-        return [head + self._without_wrap(line) for line in self._body(topic, payload)]
+        return [head + self._shorten_banner(line) for line in self._body(topic, payload)]
 
-    def _without_wrap(self, text: str) -> str:
-        """On a terminal, fewer of the asterisks that fill a line of Ansible's, if they don't fit."""
+    def _shorten_banner(self, text: str) -> str:
+        """Drop asterisks of Ansible's banners that don't fit on a terminal's line."""
         if self._columns is None or (banner := _banner(text)) is None:
             return text
         room = self._columns() - CLOCK_COLUMNS - self._width - 1
         return text[: max(banner.end("title"), room)]
 
     def _column(self, topic: str) -> str:
-        """The topic, as wide as the column. On a terminal one that is too long loses its middle; a script gets it whole."""
+        """Pad the topic to the column's width. On a terminal, a topic that is too long loses its middle. A pipe gets all of it."""
         most = MAX_TOPIC_COLUMNS
         if self._columns is not None:
             most = max(12, min(most, self._columns() // 2 - CLOCK_COLUMNS))

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towerws.commands.tail_text import Printer, json_line, output_lines, shown
+from towerws.tail.text import Printer, json_line, output_lines, shown
 
 
 @given(st.text(st.characters(codec=None)))
 def test_nothing_that_a_terminal_obeys(text: str) -> None:
-    """Whatever a producer sends, what is shown can be encoded and holds no control character but TAB."""
+    """The printed text of any payload can be encoded, and has no control character except TAB."""
     for line in [shown(text), *output_lines(text, colour=False)]:
         line.encode()
         assert not [character for character in line if character != "\t" and (ord(character) < 32 or 127 <= ord(character) < 160)]
@@ -32,7 +32,7 @@ def test_nothing_that_a_terminal_obeys(text: str) -> None:
     ],
 )
 def test_output(stdout: str, plain: list[str], coloured: list[str]) -> None:
-    """Only colours pass, and only where asked for; they go on over line ends and end with each line."""
+    """Only colours pass, and only if asked for. They continue over line ends, and each line ends without them."""
     assert output_lines(stdout, colour=False) == plain
     assert output_lines(stdout, colour=True) == coloured
 
@@ -59,7 +59,7 @@ def test_output(stdout: str, plain: list[str], coloured: list[str]) -> None:
     ],
 )
 def test_lines(topic: str, payload: Any, line: str) -> None:
-    """An event is a line: when, where, what."""
+    """An event is a line: time, topic, text."""
     assert Printer(colour=False).lines("12:00:00", topic, payload) == [f"12:00:00 {topic:<30} {line}"]
 
 
@@ -80,7 +80,7 @@ LONG = "x" * 64 + "." + "y" * 128
     ],
 )
 def test_topic_column(columns: int | None, topic: str, shown_as: str, text_at: int) -> None:
-    """Findings O14: a topic never breaks the column, which grows with it; on a terminal half of the line is left to the text."""
+    """A topic fits its column, which widens. On a terminal half of the line is left to the text (findings O14)."""
     printer = Printer(colour=False, columns=None if columns is None else lambda: columns)
     (line,) = printer.lines("12:00:00", topic, [1])
     assert (line.split()[1], line.index("[1]")) == (shown_as, text_at)
@@ -98,7 +98,7 @@ def test_topic_column(columns: int | None, topic: str, shown_as: str, text_at: i
     ],
 )
 def test_banner(columns: int | None, text: str, shown_as: str) -> None:
-    """The asterisks that Ansible fills a line with don't fill a second one on a terminal."""
+    """The asterisks of Ansible's banners don't wrap on a terminal."""
     printer = Printer(colour=False, columns=None if columns is None else lambda: columns)
     (line,) = printer.lines("12:00:00", "job_events.42", {"stdout": text})
     assert line.split(None, 2)[2] == shown_as
@@ -113,7 +113,7 @@ def test_status_has_a_colour_on_a_terminal() -> None:
 
 @pytest.mark.parametrize("character", ["\x07", "\x1b", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u2028", "\u202e", "\u2066"])
 def test_json_line(character: str) -> None:
-    """What a terminal obeys is escaped, and the JSON means the same; other characters are left alone."""
+    """Characters that control a terminal are escaped, and the JSON means the same."""
     line = json_line(f'{{"a":\n "ü{character}"}}')
     assert character not in line
     assert "ü" in line

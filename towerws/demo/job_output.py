@@ -1,6 +1,6 @@
-r"""What the demo's jobs print: made-up output in the manner of Ansible, one `Output` for each event of a job.
+r"""Made-up output of jobs, as Ansible prints it: one `Output` for each event of a job.
 
-Colours, blank lines and wide characters are as Ansible writes them: `\r\n` between lines, SGR sequences around results.
+Lines end with `\r\n`, and SGR sequences colour the results. Some titles have wide and accented characters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MESSAGES = ("service answers in 42 ms", "3 files copied", "nothing to do", "日
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output event as a job makes it: what AWX adds (ids, counters, lines, dates) is not here."""
+    """One output event as a job makes it, without what AWX adds: ids, counters, line numbers, dates."""
 
     event: str
     stdout: str = ""
@@ -48,7 +48,7 @@ def _banner(title: str) -> str:
 
 
 def playbook(rng: Random) -> Iterator[Output]:
-    """A playbook's run over a few hosts. It has failed when any of its outputs has."""
+    """Yield the output of a playbook on a few hosts. The job failed if one of its outputs failed."""
     play, role, tasks = rng.choice(_PLAYS)
     name = f"{role}.yml"
     hosts = list(HOSTS[: rng.randint(1, len(HOSTS))])
@@ -122,7 +122,7 @@ def _recap(tally: dict[str, dict[str, int]]) -> str:
 
 
 def project_update(rng: Random) -> Iterator[Output]:
-    """A checkout of a project's repository."""
+    """Yield the output of a checkout of a project's repository."""
     play, task = "Update source tree if necessary", "update project using git"
     yield Output("playbook_on_start", data={"playbook": "project_update.yml"})
     yield Output("playbook_on_play_start", _banner(f"PLAY [{play}]"), 1, {"play": play, "name": play}, play=play)
@@ -136,7 +136,7 @@ def project_update(rng: Random) -> Iterator[Output]:
 
 
 def inventory_update(rng: Random) -> Iterator[Output]:
-    """An import of hosts from a cloud, several lines an event."""
+    """Yield the output of an import of hosts from a cloud: several lines per event."""
     at_s = rng.uniform(0.8, 2)
     yield Output("verbose", f"{at_s:9.3f} INFO     Updating inventory 2: Shop production", "")
     for _ in range(rng.randint(2, 6)):
@@ -150,7 +150,7 @@ def inventory_update(rng: Random) -> Iterator[Output]:
 
 
 def ad_hoc_command(rng: Random) -> Iterator[Output]:
-    """One module on a few hosts."""
+    """Yield the output of one module on a few hosts."""
     yield Output("verbose", "Using /etc/ansible/ansible.cfg as config file", "")
     for host in rng.sample(HOSTS, rng.randint(1, len(HOSTS))):
         data: dict[str, object] = {"host": host, "remote_addr": host, "task": "ping", "task_action": "ping"}
@@ -163,5 +163,5 @@ def ad_hoc_command(rng: Random) -> Iterator[Output]:
 
 
 def system_job(rng: Random) -> Iterator[Output]:
-    """The clean-up of old jobs."""
+    """Yield the output of a clean-up job."""
     yield Output("verbose", f"Deleted {rng.randrange(100)} jobs older than 120 days; {rng.randrange(1000, 9000)} jobs kept\r\n", "")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from towerws.commands.demo import DemoEvent, count_lines, events
 from towerws.core.topics import parse_routing_key
+from towerws.demo.events import DemoEvent, count_lines, events
 
 NOW = datetime(2026, 3, 11, 14, 2, tzinfo=UTC)
 ORDER = {"pending": 0, "waiting": 1, "running": 2, "successful": 3, "failed": 3}
@@ -41,7 +41,7 @@ def test_topics_and_group_names(seed: int) -> None:
 @settings(max_examples=30)
 @given(seeds)
 def test_output_has_no_holes(seed: int) -> None:
-    """A job's counters go 1, 2, 3; each event's lines begin where the former's ended and are as many as its stdout has."""
+    """A job's counters are 1, 2, 3. Each event's lines begin where those of the event before it ended."""
     counters: dict[str, int] = defaultdict(int)
     lines: dict[str, int] = defaultdict(int)
     for topic, payload in payloads(seed):
@@ -89,8 +89,8 @@ def test_statuses_go_forward(seed: int) -> None:
 
 @settings(max_examples=30)
 @given(seeds)
-def test_children_are_told_to_the_workflow(seed: int) -> None:
-    """Each status of a workflow's child comes a second time on the workflow's topic."""
+def test_a_workflow_has_the_status_of_its_jobs(seed: int) -> None:
+    """Each status of a workflow's job comes again on the workflow's topic."""
     seen = payloads(seed)
     for index, (topic, payload) in enumerate(seen[:-50]):
         if topic == "jobs.status_changed" and "workflow_job_id" in payload:
@@ -100,15 +100,15 @@ def test_children_are_told_to_the_workflow(seed: int) -> None:
 
 @settings(max_examples=30)
 @given(seeds)
-def test_same_seed_same_play(seed: int) -> None:
-    """A seed decides everything; payloads are ASCII, as AWX encodes them."""
+def test_same_seed_same_events(seed: int) -> None:
+    """A seed decides all events. Payloads are ASCII, as AWX encodes them."""
     first = play(seed, 100)
     assert first == play(seed, 100)
     assert all(event.payload == json.dumps(json.loads(event.payload)).encode("ascii") for event in first)
 
 
 def test_every_kind_shows_up() -> None:
-    """Sooner or later everything that AWX emits for its pages is played, some of it failing."""
+    """Every kind of message that AWX sends to its pages comes, and some jobs fail."""
     seen = payloads(7, 20_000)
     assert {topic.partition(".")[0] for topic, _ in seen} == {
         "jobs",
@@ -135,7 +135,7 @@ def test_every_kind_shows_up() -> None:
 
 @pytest.mark.parametrize("rate", [0.5, 10, 1000])
 def test_rate(rate: float) -> None:
-    """`rate` is what comes on average, and no pause is longer than four mean ones."""
+    """`rate` is the average, and no pause is longer than four mean ones."""
     delays = [event.delay_s for event in play(3, 4000, rate)]
     assert fmean(delays) * rate == pytest.approx(1, rel=0.1)
     assert max(delays) <= 4 / rate
@@ -143,6 +143,6 @@ def test_rate(rate: float) -> None:
 
 @pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
 def test_impossible_rate(rate: float) -> None:
-    """A rate that can't be kept is refused at once."""
+    """An impossible rate is refused at once."""
     with pytest.raises(ValueError, match="rate"):
         events(1, NOW, rate)

@@ -1,7 +1,7 @@
-"""What `towerws tail` listens to: the topics it was given, and the output of the jobs that are under way.
+"""The topics that `towerws tail` subscribes to: those of the command line, and the output of running jobs.
 
-A job's output is listened to from its first status on, and let go once it is all there. AWX's summary says how many events
-there are but may overtake some of them (awx-contract 2.3), hence both are looked at.
+A job's output is followed from the job's first status until its last output event. AWX's summary has the number of output events,
+but it may overtake some of them (docs/awx-contract.md, section 2.3). So both the summary and the counters are watched.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ DEFAULT_TOPICS = ("jobs.status_changed", "jobs.summary", "schedules.changed", "i
 FOLLOWING_NEEDS = ("jobs.status_changed", "jobs.summary")
 
 MAX_FOLLOWED = 200
-"""Jobs at once; beyond it the oldest is let go. A connection may have 1,000 topics."""
+"""Jobs followed at once. One more drops the oldest: a connection may have 1,000 topics."""
 
 OUTPUT_GROUPS: dict[object, str] = {
     "job": "job_events",
@@ -23,15 +23,15 @@ OUTPUT_GROUPS: dict[object, str] = {
     "workflow_job": "workflow_events",
     None: "system_job_events",
 }
-"""A status message's `type` to the group of the job's output. System jobs have no type; approvals have no output."""
+"""From the `type` in a status message to the group of the job's output. System jobs have no type. Approvals have no output."""
 
-_UNDER_WAY = frozenset({"pending", "waiting", "running"})
+_RUNNING = frozenset({"pending", "waiting", "running"})
 _ENDED = frozenset({"successful", "failed", "error", "canceled"})
 
 
 @dataclass(slots=True)
 class _Job:
-    """A job that is followed: how far its output came, and how far it will come."""
+    """A job that is followed: the highest counter seen, and the last counter, once the summary has come."""
 
     highest_counter: int = 0
     final_counter: int | None = None
@@ -39,7 +39,7 @@ class _Job:
 
 
 class Following:
-    """The topics (routing keys) to listen to, changed by what is seen."""
+    """The topics (routing keys) to subscribe to. `saw` changes them by the events that arrive."""
 
     def __init__(self, topics: Iterable[str], *, follow: bool) -> None:
         self._given = dict.fromkeys(topics)
@@ -50,11 +50,11 @@ class Following:
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """All of them, those that were given first."""
+        """All topics, those of the command line first."""
         return (*self._given, *(topic for topic in self._jobs if topic not in self._given))
 
     def saw(self, topic: str, payload: object) -> None:
-        """Take note of an event."""
+        """Follow or drop a job by an event that arrived. Accepts a payload of any shape."""
         if not self._follow or not isinstance(payload, dict):
             return
         if topic == "jobs.status_changed":
@@ -64,33 +64,33 @@ class Following:
             for group in OUTPUT_GROUPS.values():
                 if (job := self._jobs.get(f"{group}.{job_id}")) is not None:
                     job.final_counter = final if isinstance(final, int) else 0
-                    self._let_go(f"{group}.{job_id}", job)
+                    self._drop_complete(f"{group}.{job_id}", job)
         elif (job := self._jobs.get(topic)) is not None and isinstance(counter := payload.get("counter"), int):
             job.highest_counter = max(job.highest_counter, counter)
-            self._let_go(topic, job)
+            self._drop_complete(topic, job)
 
     def _saw_status(self, payload: dict[str, object]) -> None:
         kind, job_id, status = payload.get("type"), payload.get("unified_job_id"), payload.get("status")
         if not isinstance(kind, str | None) or kind not in OUTPUT_GROUPS or not isinstance(job_id, int) or isinstance(job_id, bool):
             return
         topic = f"{OUTPUT_GROUPS[kind]}.{job_id}"
-        if status in _UNDER_WAY:
+        if status in _RUNNING:
             self._jobs.setdefault(topic, _Job())
             while len(self._jobs) > MAX_FOLLOWED:
                 del self._jobs[next(iter(self._jobs))]
         elif status in _ENDED and (job := self._jobs.get(topic)) is not None:
             job.ended = True
             if kind == "workflow_job":
-                job.final_counter = 0  # workflows have no summary; their children have ended before them
-            self._let_go(topic, job)
+                job.final_counter = 0  # workflows have no summary, and their jobs ended before them
+            self._drop_complete(topic, job)
 
-    def _let_go(self, topic: str, job: _Job) -> None:
+    def _drop_complete(self, topic: str, job: _Job) -> None:
         if job.final_counter is not None and (job.ended or job.highest_counter >= job.final_counter):
             del self._jobs[topic]
 
 
 def as_groups(topics: Iterable[str]) -> dict[str, list[str]]:
-    """The `groups` of a request for these topics."""
+    """Return the `groups` of a request for these topics."""
     groups: dict[str, list[str]] = {}
     for topic in topics:
         group, _, event = topic.partition(".")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from towerws.commands.demo import events
-from towerws.commands.tail_topics import DEFAULT_TOPICS, FOLLOWING_NEEDS, MAX_FOLLOWED, Following, as_groups
+from towerws.demo.events import events
+from towerws.tail.topics import DEFAULT_TOPICS, FOLLOWING_NEEDS, MAX_FOLLOWED, Following, as_groups
 
 
 def status(job_id: int, word: str, kind: str | None = "job") -> dict[str, object]:
@@ -37,8 +37,8 @@ def test_each_kind_has_its_output(kind: str | None, topic: str) -> None:
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32))
-def test_nothing_of_a_play_is_missed_or_kept(seed: int) -> None:
-    """Over a long play every output event is on a followed topic when it comes, and never more than the running jobs are held."""
+def test_all_output_is_followed(seed: int) -> None:
+    """Over many events, each is on a followed topic when it comes, and only running jobs are followed."""
     following = Following(DEFAULT_TOPICS, follow=True)
     for event in islice(events(seed, datetime(2026, 1, 1, tzinfo=UTC)), 1500):
         assert event.topic in following.topics
@@ -47,7 +47,7 @@ def test_nothing_of_a_play_is_missed_or_kept(seed: int) -> None:
 
 
 def test_summary_may_overtake() -> None:
-    """Output that comes after the summary is waited for: it says how far the counters go."""
+    """Output that comes after the summary is waited for: the summary has the last counter."""
     following = Following((), follow=True)
     following.saw("jobs.status_changed", status(7, "running"))
     following.saw("job_events.7", {"counter": 1})
@@ -58,7 +58,7 @@ def test_summary_may_overtake() -> None:
 
 
 def test_bounded() -> None:
-    """Jobs that never end push out the oldest."""
+    """Jobs that never end: one too many drops the oldest."""
     following = Following((), follow=True)
     for number in range(MAX_FOLLOWED + 5):
         following.saw("jobs.status_changed", status(number, "running"))
@@ -68,7 +68,7 @@ def test_bounded() -> None:
 
 
 def test_not_following() -> None:
-    """Without follow the topics stay what was given."""
+    """Without follow, the topics are those of the command line."""
     following = Following(["jobs.status_changed", "job_events.3"], follow=False)
     following.saw("jobs.status_changed", status(7, "running"))
     assert following.topics == ("jobs.status_changed", "job_events.3")

@@ -1,0 +1,58 @@
+"""Keeps pages of other sites away from the admin port, by the Host and Origin headers of their requests."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from urllib.parse import SplitResult, urlsplit
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.web.server import Request
+
+from towerws.admin.endpoint import HttpError
+from towerws.core.errors import printable
+from towerws.core.origins import is_local
+
+
+def check_browser(request: Request) -> None:
+    """Raise `HttpError` 403 for a request that a page of another site may have sent."""
+    _check_host(request)
+    _check_origin(request)
+
+
+def _check_host(request: Request) -> None:
+    """Refuse a foreign host name for a loopback address (DNS rebinding).
+
+    Anyone can make a name point to 127.0.0.1. To a browser on this machine, a page of that name would have the same origin as ours.
+    """
+    listening = request.getHost()
+    if not isinstance(listening, (IPv4Address, IPv6Address)) or not ip_address(listening.host).is_loopback:
+        return
+    host = (request.getHeader(b"host") or b"localhost").decode("latin-1")
+    if not is_local(host):
+        raise HttpError(
+            403,
+            f"the Host is '{printable(host)}': on this machine's own address the admin port answers to localhost and IP addresses only; "
+            f"use http://localhost:{listening.port}/",
+        )
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse a page of another origin: it can make a browser post here, but its Origin isn't the Host that it posts to."""
+    origin = request.getHeader(b"origin")
+    if origin is None:
+        return
+    found, host = _split(origin), request.getHeader(b"host")
+    if host is None or found is None or found.netloc != host.decode("latin-1"):
+        raise HttpError(
+            403,
+            f"the Origin is '{printable(origin.decode('latin-1'))}': the admin port refuses pages of another origin; "
+            "open the live page of this port, or use a client that is no browser",
+        )
+
+
+def _split(url: bytes) -> SplitResult | None:
+    """Split a URL into its parts. None for bytes that are no URL."""
+    try:
+        return urlsplit(url.decode("ascii"))
+    except ValueError:
+        return None

@@ -1,0 +1,71 @@
+"""`/healthz` and `/readyz`: on the admin port with the reason, and without it on a port of their own for probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.protocols.policies import WrappingFactory
+
+from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, json_answer
+from towerws.core.sources import SourceStatus
+
+MAX_PROBES = 32
+"""Connections to the port for probes. They share the descriptors that browsers leave (service.py, RESERVED_DESCRIPTORS)."""
+
+PROBE_S = 10
+"""Seconds that a probe's connection may be silent."""
+
+
+def healthy() -> Answer:
+    """Answer 200: the event loop runs."""
+    return json_answer(200, {"healthy": True})
+
+
+def readiness(status: SourceStatus) -> Answer:
+    """Answer 200 while the source consumes, otherwise 503. The reason is included, which may name machines."""
+    answer: dict[str, object] = {"ready": status.ready, "state": status.state.value}
+    if status.reason is not None:
+        answer["reason"] = status.reason
+    if status.unproven:
+        answer["unproven"] = status.unproven
+    return json_answer(200 if status.ready else 503, answer)
+
+
+def health_site(source_status: Callable[[], SourceStatus]) -> WrappingFactory:
+    """Return the site of the port for probes.
+
+    That port may be public: it gives no reasons, and it does nothing that a page could abuse. So any Host and Origin may ask.
+    """
+
+    def ready() -> Answer:
+        is_ready = source_status().ready
+        return json_answer(200 if is_ready else 503, {"ready": is_ready})
+
+    return _ProbeLimit(
+        _HealthSite(
+            {
+                b"healthz": Endpoint(b"GET", lambda request: healthy()),
+                b"readyz": Endpoint(b"GET", lambda request: ready()),
+            },
+            help_text="try /healthz or /readyz",
+            max_body_bytes=0,
+            timeout_s=PROBE_S,
+        )
+    )
+
+
+class _HealthSite(EndpointSite):
+    """The paths of the port for probes."""
+
+    noisy = False
+
+
+class _ProbeLimit(WrappingFactory):
+    """Allows `MAX_PROBES` connections. One more is closed at once."""
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Make the protocol of a connection, or return None at the limit."""
+        return super().buildProtocol(addr) if len(self.protocols) < MAX_PROBES else None

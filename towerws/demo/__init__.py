@@ -1,0 +1,1 @@
+"""Made-up AWX events for `towerws demo`: pure, with no part in the daemon."""
