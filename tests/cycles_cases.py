@@ -21,11 +21,10 @@ from tests.websocket.test_credential_monitor import Tower
 from tests.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from towerws.auth.base import drop_frames
 from towerws.auth.chain import Chain
-from towerws.auth.jwt_fetch import fetch, make_agent
-from towerws.auth.jwt_method import JwtMethod
+from towerws.auth.jwt import JwtMethod
+from towerws.auth.jwt_key_set import fetch, make_agent
 from towerws.auth.tower import TowerMethod
-from towerws.auth.tower_answers import Answer
-from towerws.auth.tower_http import HttpFetcher
+from towerws.auth.tower_api import Answer, HttpFetcher
 from towerws.broker.endpoint import broker_endpoint
 from towerws.core.errors import CloseReason
 from towerws.core.revocation import Disconnection, Revocation
@@ -377,7 +376,7 @@ def test_the_admin_port() -> None:
 
 
 NEW_CONNECTION = 60
-"""Objects that Twisted's endpoints leave for each new connection, TLS or not (towerws/auth/http_get.py)."""
+"""Objects that Twisted's endpoints leave for each new connection, TLS or not (towerws/auth/http_client.py)."""
 
 
 async def left_by(question: Callable[[], Awaitable[object]], times: int) -> float:

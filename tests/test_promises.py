@@ -17,7 +17,7 @@ from tests.hostile_heads import LISTED, PAGE_ORIGINS, PageOrigin
 from tests.ws_kit import CONTINUATION, PING, PONG, TEXT, Edge, Edges, SlowMethod, close, edges, frame, request, text
 from towerws.auth.open import Open
 from towerws.auth.tower import TowerMethod
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import AccessSettings, Secret, TowerSettings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from towerws.auth.base import Method
-from towerws.auth.jwt_method import JwtMethod
+from towerws.auth.jwt import JwtMethod
 from towerws.auth.open import Open
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.settings import Settings

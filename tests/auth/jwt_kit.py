@@ -1,4 +1,4 @@
-"""An issuer of tokens: keys of every kind, made once, and tokens that say exactly what a test wants."""
+"""An issuer of tokens for tests: keys of every kind, each made once, and tokens with the claims that a test wants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jwt.algorithms import get_default_algorithms
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from towerws.auth.jwt_method import JwtMethod
+from towerws.auth.jwt import JwtMethod
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import JwtSettings
@@ -31,7 +31,7 @@ _implementations = get_default_algorithms()
 
 @functools.cache
 def private_key(algorithm: str, number: int = 0) -> Any:
-    """A private key for an algorithm; another one for each number."""
+    """Return a private key for an algorithm. Each number has another key."""
     if algorithm.startswith("HS"):
         return SECRET[number:] + SECRET[:number]
     if algorithm == "EdDSA":
@@ -47,44 +47,44 @@ def _rsa(number: int) -> rsa.RSAPrivateKey:
 
 
 def public_pem(algorithm: str, number: int = 0) -> bytes:
-    """The public key of `private_key`, in PEM."""
+    """Return the public key of `private_key`, in PEM."""
     key = private_key(algorithm, number).public_key()
     return bytes(key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
 
 
 def private_pem(algorithm: str) -> bytes:
-    """The private key itself, in PEM."""
+    """Return the private key, in PEM."""
     return bytes(
         private_key(algorithm).private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
 
 
 def jwk(algorithm: str, number: int = 0, **members: object) -> dict[str, object]:
-    """The public key of `private_key` as a member of a key set. A member that is None is left out."""
+    """Return the public key of `private_key` as a JWK. A field that is None is left out."""
     made: dict[str, object] = dict(_implementations[algorithm].to_jwk(private_key(algorithm, number).public_key(), as_dict=True))
     return {name: value for name, value in {**made, **members}.items() if value is not None}
 
 
 def jwks(*members: object) -> bytes:
-    """A key set."""
+    """Return a key set."""
     return json.dumps({"keys": members}).encode()
 
 
 def b64(raw: bytes | str | object) -> str:
-    """Canonical base64url of bytes, of text, or of something as JSON."""
+    """Return the canonical base64url of bytes, of text, or of a value as JSON."""
     if not isinstance(raw, bytes):
         raw = (raw if isinstance(raw, str) else json.dumps(raw)).encode()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def claims(**changes: object) -> dict[str, object]:
-    """What a good token says, with some things said otherwise; a claim that is None is left out."""
+    """Return the claims of a valid token, with changes. A claim that is None is left out."""
     good: dict[str, object] = {"sub": "anna", "iat": NOW - 10, "exp": NOW + 100, "groups": ["jobs.status_changed", "job_events.*"]}
     return {name: value for name, value in {**good, **changes}.items() if value is not None}
 
 
 def sign(payload: object = None, algorithm: str = "HS256", *, key: Any = None, number: int = 0, header: object = None) -> str:
-    """A token; payload and header may be text that is not what JSON should be."""
+    """Return a token. Payload and header may be text that is not JSON."""
     head = {"alg": algorithm, "typ": "JWT", **(header or {})} if header is None or isinstance(header, dict) else header
     signed = f"{b64(head)}.{b64(claims() if payload is None else payload)}"
     material = private_key(algorithm, number) if key is None else key
@@ -92,7 +92,7 @@ def sign(payload: object = None, algorithm: str = "HS256", *, key: Any = None, n
 
 
 def make_method(folder: Path, clock: Any = None, *, wall: float = NOW, **changes: Any) -> JwtMethod:
-    """A method with a secret, or with what the changes say."""
+    """Return a method with a secret, or with the changed settings."""
     changes.setdefault("algorithms", ("HS256",))
     if not {"secret_file", "public_key_file", "jwks_url"} & changes.keys():
         path = folder / "secret"
@@ -102,7 +102,7 @@ def make_method(folder: Path, clock: Any = None, *, wall: float = NOW, **changes
 
 
 def head(*, authorization: str = "", token: str | None = None, cookie: str = "", query: str = "") -> Head:
-    """An opening handshake with a credential."""
+    """Return an opening handshake with a credential."""
     headers = {"host": "x", "authorization": authorization, "cookie": cookie}
     if token is not None:
         query = f"token={quote(token)}"
@@ -110,7 +110,7 @@ def head(*, authorization: str = "", token: str | None = None, cookie: str = "",
 
 
 def result(deferred: Deferred[Any]) -> Any:
-    """What a Deferred has fired with by now; its exception is raised."""
+    """Return the result of a Deferred that has fired, or raise its exception."""
     found: list[Any] = []
     deferred.addBoth(found.append)
     assert found, "has not fired"
@@ -120,7 +120,7 @@ def result(deferred: Deferred[Any]) -> Any:
 
 
 def identify(method: JwtMethod, token: str) -> Identity:
-    """Whose token it is."""
+    """Return the identity of a token."""
     identity = result(method.identify(token))
     assert isinstance(identity, Identity)
     return identity

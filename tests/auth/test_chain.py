@@ -17,7 +17,7 @@ HEAD = Head("GET", "/websocket/", "", {"host": "tower.example.com"})
 
 
 class Fake:
-    """A method that answers what it was given."""
+    """A method with a fixed answer."""
 
     def __init__(self, name: str, answer: Any) -> None:
         self.name = name
@@ -31,32 +31,32 @@ class Fake:
         return fail(self._answer) if isinstance(self._answer, Exception) else succeed(self._answer)
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Give the answer."""
+        """Return the answer."""
         self.asked.append(("authenticate", address))
         return self._give()
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Refuse the first, by name."""
+        """Refuse the first topic, with the method's name as the reason."""
         self.asked.append(("refusals", tuple(topics)))
         return succeed({topics[0]: self.name})
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """As it was."""
+        """Return the same identity."""
         self.asked.append(("revalidate", identity.user_id))
         return succeed(identity)
 
     def forget(self, revocation: Revocation | None) -> None:
-        """Note it."""
+        """Record the call."""
         self.asked.append(("forget", revocation))
 
     def stop(self) -> Deferred[None]:
-        """Note it."""
+        """Record the call."""
         self.stopped = True
         return fail(ValueError("went wrong")) if self.name == "broken" else succeed(None)
 
 
 def now(asked: Deferred[Any]) -> Any:
-    """What a Deferred has fired with; raises what it has failed with."""
+    """Return the result of a Deferred that has fired, or raise its exception."""
     results: list[Any] = []
     asked.addBoth(results.append)
     (result,) = results
@@ -66,21 +66,21 @@ def now(asked: Deferred[Any]) -> Any:
 
 
 def test_the_first_identity_is_taken() -> None:
-    """The methods are asked in their order, with the client's address, until one knows the credential."""
+    """The methods are tried in order, with the client's address, until one recognizes the credential."""
     methods = [Fake("jwt", None), Fake("tower", Identity(7, "tower")), Fake("open", Identity())]
     assert now(Chain(methods).authenticate(HEAD, "192.0.2.1")) == Identity(7, "tower")
     assert [method.asked for method in methods] == [[("authenticate", "192.0.2.1")], [("authenticate", "192.0.2.1")], []]
 
 
 def test_no_credential_of_any_kind() -> None:
-    """Nobody is let in only because nobody said no."""
+    """A client without a credential is not admitted because no method refused it."""
     assert now(Chain([Fake("jwt", None), Fake("tower", None)]).authenticate(HEAD, "192.0.2.1")) is None
     assert now(Chain([]).authenticate(HEAD, "192.0.2.1")) is None
 
 
 @pytest.mark.parametrize("error", [Refused("expired"), Unavailable("down"), ValueError("a bug")])
 def test_what_a_method_says_of_its_kind_of_credential_is_final(error: Exception) -> None:
-    """A bad token is not made good by a later method, and an unknown answer is not taken for none."""
+    """A later method does not make a bad token valid. An unavailable method does not count as None."""
     later = Fake("open", Identity())
     with pytest.raises(type(error)):
         now(Chain([Fake("jwt", error), later]).authenticate(HEAD, "192.0.2.1"))
@@ -88,7 +88,7 @@ def test_what_a_method_says_of_its_kind_of_credential_is_final(error: Exception)
 
 
 def test_cancelling_reaches_the_method_that_is_asked() -> None:
-    """A client that is gone is not asked about any further."""
+    """After the client disconnects, no other method is tried."""
     cancelled: list[Deferred[Any]] = []
     later = Fake("open", Identity())
     asked = Chain([Fake("tower", Deferred(cancelled.append)), later]).authenticate(HEAD, "192.0.2.1")
@@ -100,7 +100,7 @@ def test_cancelling_reaches_the_method_that_is_asked() -> None:
 
 
 def test_the_method_that_vouches_is_asked_from_then_on() -> None:
-    """What a user may listen to, and whether it still may, is not another method's to say."""
+    """Only the method that authenticated a user decides about its topics and its revalidation."""
     jwt, tower = Fake("jwt", None), Fake("tower", None)
     chain = Chain([jwt, tower])
     assert now(chain.refusals(Identity(7, "tower"), ["job_events.42"])) == {"job_events.42": "tower"}
@@ -109,14 +109,14 @@ def test_the_method_that_vouches_is_asked_from_then_on() -> None:
 
 
 def test_all_forget() -> None:
-    """Whose credential of which kind a revocation ends is not known before."""
+    """A revocation goes to all methods, since any of them may know the user."""
     methods = [Fake("jwt", None), Fake("tower", None)]
     Chain(methods).forget(Revocation(user=7))
     assert [method.asked for method in methods] == [[("forget", Revocation(user=7))]] * 2
 
 
 def test_all_are_stopped() -> None:
-    """One that fails at stopping does not keep the others, nor the daemon."""
+    """A method that fails to stop does not stop the others from stopping, nor the daemon."""
     methods = [Fake("broken", None), Fake("tower", None)]
     assert now(Chain(methods).stop()) is None
     assert all(method.stopped for method in methods)
@@ -130,13 +130,13 @@ class FakeTokens(Fake):
         self.takes_tokens = takes_tokens
 
     def identify(self, token: str, address: str) -> Deferred[Identity]:
-        """Note the token."""
+        """Record the token."""
         self.asked.append((token, ""))
         return succeed(Identity(token, self.name))
 
 
 def test_tokens_go_to_the_method_that_takes_them() -> None:
-    """A token in a message is shown to no other method; a chain in which none takes any takes none."""
+    """A token in a message goes to one method only. A chain without a method that takes tokens takes none."""
     tower, no, jwt = Fake("tower", None), FakeTokens("no", None, takes_tokens=False), FakeTokens("jwt", None)
     chain = Chain([tower, no, jwt])
     assert takes_tokens(chain)
@@ -148,15 +148,15 @@ def test_tokens_go_to_the_method_that_takes_them() -> None:
 
 
 class FakeFigures(Fake):
-    """A method with a figure of its own."""
+    """A method with its own figures."""
 
     def figures(self) -> dict[str, object]:
-        """Three calls."""
+        """Return three calls."""
         return {"calls": 3}
 
 
 def test_figures() -> None:
-    """Each method's credentials are counted by what became of them; what is another method's kind is none of its own."""
+    """Each method counts the results of its own credentials, and none of another method's."""
     nothing = {"accepted": 0, "refused": 0, "unavailable": 0}
     chain = Chain([FakeTokens("jwt", None), FakeFigures("tower", Identity(7, "tower"))])
     now(chain.authenticate(HEAD, "192.0.2.1"))

@@ -25,5 +25,5 @@ from towerws.auth.cookies import parse_cookies
     ],
 )
 def test_cookies_as_clients_write_them(header: str, cookies: dict[str, str]) -> None:
-    """Browsers' and awxkit's ways of writing cookies are read as Django reads them, odd ones too."""
+    """Cookies as browsers and awxkit write them, and odd ones, are read as Django reads them."""
     assert parse_cookies(header) == cookies

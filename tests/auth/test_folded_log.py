@@ -8,7 +8,7 @@ from towerws.auth.folded_log import FoldedLog
 
 
 def test_a_storm_is_a_few_lines() -> None:
-    """The first of a kind is written at once; then one in ten seconds, with the number of those that it stands for."""
+    """The first line of a kind is written at once. Then one follows in ten seconds, with the number of lines left out."""
     clock = Clock()
     log = FoldedLog(Logger("test"), clock)
     with logged() as lines:

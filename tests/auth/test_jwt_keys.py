@@ -17,7 +17,7 @@ PUBLIC = [name for name in ALGORITHMS if not name.startswith("HS")]
 
 
 def write(folder: Path, raw: bytes) -> str:
-    """A file with these bytes."""
+    """Write a file with these bytes and return its path."""
     path = folder / "key"
     path.write_bytes(raw)
     return str(path)
@@ -25,7 +25,7 @@ def write(folder: Path, raw: bytes) -> str:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_verifies(tmp_path: Path, algorithm: str) -> None:
-    """A token of each algorithm is accepted with its key, and with another key's signature refused."""
+    """A token of each algorithm is accepted with its key, and refused with another key's signature."""
     if algorithm.startswith("HS"):
         method = make_method(tmp_path, algorithms=(algorithm,))
     else:
@@ -47,13 +47,13 @@ def test_every_algorithm_verifies(tmp_path: Path, algorithm: str) -> None:
      ("ES256", "HS384", "RS256")],
 )  # fmt: skip
 def test_algorithms_that_cannot_be_configured(algorithms: tuple[str, ...]) -> None:
-    """`none` and unknown ones, and a shared secret's beside a public key's, are errors of the configuration."""
+    """`none`, unknown algorithms, and a secret together with a public key are errors of the configuration."""
     with pytest.raises(ConfigError, match=r"^jwt\.algorithms"):
         check_algorithms(algorithms)
 
 
 def test_algorithms_of_one_kind_stand_together() -> None:
-    """Several of a shared secret, or several of public keys."""
+    """Several algorithms of a shared secret, or several of public keys, are accepted."""
     check_algorithms(("HS256", "HS512"))
     check_algorithms(PUBLIC)
 
@@ -61,7 +61,7 @@ def test_algorithms_of_one_kind_stand_together() -> None:
 @pytest.mark.parametrize(("algorithms", "least"), [(("HS256",), 32), (("HS384",), 48), (("HS512",), 64), (("HS256", "HS512"), 64)])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 def test_a_secret_is_as_long_as_the_hash(tmp_path: Path, algorithms: tuple[str, ...], least: int, end: bytes) -> None:
-    """RFC 7518 section 3.2; the line end that an editor or a shell puts there does not count and is not part of the secret."""
+    """The secret has at least the bytes of RFC 7518 section 3.2. A line end at the end is no part of it."""
     (key, *_) = result(read_secret(write(tmp_path, b"s" * least + end), algorithms).find(algorithms[0], "any"))
     assert key.material == b"s" * least
     assert "ssss" not in repr(key)
@@ -70,7 +70,7 @@ def test_a_secret_is_as_long_as_the_hash(tmp_path: Path, algorithms: tuple[str, 
 
 
 def test_files_that_hold_no_secret(tmp_path: Path) -> None:
-    """A public key, something huge, nothing, or no file at all: each is said, without what stands in it."""
+    """A public key, a huge file, an empty file and no file each have an error, which does not repeat the content."""
     with pytest.raises(ConfigError, match="no secret"):
         read_secret(write(tmp_path, public_pem("RS256")), ("HS256",))
     with pytest.raises(ConfigError, match="at most 65536 bytes"):
@@ -85,7 +85,7 @@ def test_files_that_hold_no_secret(tmp_path: Path) -> None:
 
 
 def test_files_that_hold_no_public_key(tmp_path: Path) -> None:
-    """A private key, a key for something else, a short one, and noise are errors that say what is wanted."""
+    """A private key, a key for another purpose, a short one and noise are errors that name the right content."""
     short = rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key()
     small = short.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for raw, algorithms, text in (
@@ -105,7 +105,7 @@ def test_files_that_hold_no_public_key(tmp_path: Path) -> None:
 
 
 def test_one_rsa_key_serves_several_algorithms(tmp_path: Path) -> None:
-    """RS and PS may share a key; each token is checked by the one algorithm that it names."""
+    """RS and PS may share a key. Each token is checked by the algorithm that it names."""
     method = make_method(tmp_path, algorithms=("RS256", "PS512"), public_key_file=write(tmp_path, public_pem("RS256")))
     assert identify(method, sign(algorithm="RS256")).user_id == identify(method, sign(algorithm="PS512")).user_id == "anna"
     for other in ("PS256", "RS512"):
@@ -114,7 +114,7 @@ def test_one_rsa_key_serves_several_algorithms(tmp_path: Path) -> None:
 
 
 def test_a_key_is_for_one_algorithm(tmp_path: Path) -> None:
-    """A signature by one algorithm in a token that names another one of the same key is none, whoever asks."""
+    """A signature is not valid in a token that names another algorithm of the same key."""
     path = write(tmp_path, public_pem("RS256"))
     keys = read_public_key(path, ("RS256", "PS512"))
     (rs256,), (ps512,) = result(keys.find("RS256", None)), result(keys.find("PS512", "any"))
@@ -128,7 +128,7 @@ def test_a_key_is_for_one_algorithm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_private_key_in_a_key_set_is_passed_over(algorithm: str) -> None:
-    """It is no secret any more: whoever has read the set can sign with it."""
+    """A secret in a key set is ignored, since every reader of the set could sign with it."""
     both = get_default_algorithms()[algorithm].to_jwk(private_key(algorithm), as_dict=True)
     assert "d" in both
     both.pop("key_ops", None)
@@ -137,7 +137,7 @@ def test_a_private_key_in_a_key_set_is_passed_over(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_public_key_is_no_secret(tmp_path: Path, algorithm: str) -> None:
-    """Algorithm confusion: a token signed with HMAC and the public key's bytes as secret is refused, in all three forms of them."""
+    """Algorithm confusion: a token signed by HMAC with the public key's bytes as the secret is refused, for three encodings of them."""
     path = write(tmp_path, public_pem(algorithm))
     method = make_method(tmp_path, algorithms=(algorithm,), public_key_file=path)
     der = private_key(algorithm).public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -152,7 +152,7 @@ def test_a_public_key_is_no_secret(tmp_path: Path, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", PUBLIC)
 def test_a_member_of_a_key_set(algorithm: str) -> None:
-    """A public key serves each configured algorithm of its type, or the one it names."""
+    """A public key works for each configured algorithm of its type, or for the one that it names."""
     (key,) = [key for key in read_jwk(jwk(algorithm, kid="k"), PUBLIC) if key.algorithm == algorithm]
     assert key.kid == "k"
     assert key.verifies(parse_token(sign(algorithm=algorithm)))
@@ -163,7 +163,7 @@ def test_a_member_of_a_key_set(algorithm: str) -> None:
 
 @pytest.mark.parametrize("key_ops", [["verify"], ["sign", "verify"], None])
 def test_what_a_key_is_for(key_ops: list[str] | None) -> None:
-    """A key for signatures, or of which nothing is said."""
+    """A key for signatures, or without a stated use, is accepted."""
     assert read_jwk(jwk("ES256", use="sig", key_ops=key_ops), ["ES256"])
     assert read_jwk(jwk("ES256", key_ops=key_ops), ["ES256"])
 
@@ -183,5 +183,5 @@ def test_what_a_key_is_for(key_ops: list[str] | None) -> None:
     ],
 )  # fmt: skip
 def test_what_serves_no_algorithm_is_passed_over(member: object) -> None:
-    """Other types, other purposes, private keys and nonsense are no keys, and keep no other member from being one."""
+    """Other types, other purposes, private keys and nonsense are no keys, and the other keys still count."""
     assert read_jwk(member, ["RS256", "ES256", "EdDSA"]) == []

@@ -15,12 +15,12 @@ from towerws.auth.jwt_token import MAX_TOKEN_BYTES, is_shaped_like_token, parse_
     ],
 )  # fmt: skip
 def test_what_is_shaped_like_a_token(text: str, shaped: bool) -> None:
-    """Three parts of base64url with dots between, the last perhaps empty: all else is some other method's credential."""
+    """Three parts of base64url with dots between, the last perhaps empty. Any other text belongs to another method."""
     assert is_shaped_like_token(text) is shaped
 
 
 def test_a_token_is_taken_apart() -> None:
-    """The header is read, the rest is there in bytes, and nothing of it shows in a repr."""
+    """The header is read and the rest is kept as bytes. The repr shows none of it."""
     text = sign({"sub": CANARY}, header={"kid": "k1", "jku": CANARY})
     token = parse_token(text)
     assert (token.algorithm, token.kid) == ("HS256", "k1")
@@ -32,7 +32,7 @@ def test_a_token_is_taken_apart() -> None:
 
 @pytest.mark.parametrize("header", [{"typ": "jwt"}, {"typ": "at+jwt"}, {"typ": "application/at+jwt"}, {"kid": ""}, {"kid": "k" * 256}])
 def test_headers_that_are_fine(header: dict[str, object]) -> None:
-    """The types of RFC 7519 and RFC 9068 in any case, and a `kid` of up to 256 characters."""
+    """The types of RFC 7519 and RFC 9068 in any case are accepted, and a `kid` of up to 256 characters."""
     assert parse_token(sign(header=header)).kid == header.get("kid")
 
 
@@ -47,21 +47,21 @@ def test_headers_that_are_fine(header: dict[str, object]) -> None:
     ],
 )  # fmt: skip
 def test_headers_that_are_not(header: object) -> None:
-    """Extensions that must be understood, other types, and JSON that two readers could read differently are all refused."""
+    """Unknown extensions, other types, and JSON that two readers could read differently are refused."""
     with pytest.raises(Refused):
         parse_token(sign(header=header))
 
 
 @pytest.mark.parametrize("text", ["", "abc", "a.b", "a.b.c.d", "a.b.c\n", "e.e30.x", f"{b64({'alg': 'HS256'})}.e30.xx="])
 def test_what_is_no_token(text: str) -> None:
-    """What is not shaped like one is refused, where a token was expected."""
+    """A text that is not in the form of a token is refused if a token was expected."""
     with pytest.raises(Refused):
         parse_token(text)
 
 
 @pytest.mark.parametrize("spoiled", ["signature", "payload", "header"])
 def test_base64url_is_canonical(spoiled: str) -> None:
-    """Bits behind the last byte must be 0: a token has one form only."""
+    """The unused bits after the last byte must be 0, so that a token has one form only."""
     parts = {"header": b64('{"alg":"HS256" }'), "payload": b64('{"a":1 }'), "signature": b64(b"s" * 32)}
     parse_token(".".join(parts.values()))
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -72,7 +72,7 @@ def test_base64url_is_canonical(spoiled: str) -> None:
 
 
 def test_the_size_is_bounded() -> None:
-    """8 KiB are read; one byte more is not looked at."""
+    """8 KiB are read. A longer token is refused before it is parsed."""
     start = f"{b64({'alg': 'HS256'})}.{b64('{ }')}."
     assert (MAX_TOKEN_BYTES - len(start)) % 4 != 1
     for length, fits in ((MAX_TOKEN_BYTES - len(start), True), (MAX_TOKEN_BYTES - len(start) + 1, False)):
@@ -85,7 +85,7 @@ def test_the_size_is_bounded() -> None:
 
 
 def test_text_that_is_no_utf_8_is_refused() -> None:
-    """JSON is UTF-8: other encodings, which the library would guess, are not."""
+    """JSON is UTF-8. Other encodings, which the library would guess, are refused."""
     assert read_object('{"a": "\u00e9"}'.encode()) == {"a": "\u00e9"}
     for encoding in ("utf-16", "utf-32", "latin-1"):
         with pytest.raises(Refused):

@@ -1,4 +1,4 @@
-"""`auth = ["jwt", "tower"]`: both methods as they are, on one way in; what is meant for the one is not shown to the other."""
+"""The methods `jwt` and `tower` in one chain. A credential for one of them is not shown to the other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAYS = {
 
 
 class Both:
-    """The two methods in their order, and what Tower was asked."""
+    """The two methods in order, and the questions to Tower."""
 
     def __init__(self, folder: Path, *order: str, **jwt: Any) -> None:
         bench = Bench()
@@ -41,19 +41,19 @@ class Both:
         self.chain = Chain([methods[name] for name in order])
 
     def enter(self, brought: Head) -> Any:
-        """Who it is."""
+        """Return the user of a handshake."""
         return now(self.chain.authenticate(brought, "192.0.2.1"))
 
     @property
     def sent(self) -> str:
-        """All headers that Tower has seen."""
+        """Return all headers that Tower received."""
         return repr([headers for _, headers, _ in self.fetcher.asked])
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bad", BAD)
 def test_a_jwt_is_never_shown_to_tower(tmp_path: Path, way: str, bad: str) -> None:
-    """Whoever a JWT is refused by: the handshake is refused, and the API is not asked, whatever else came with it."""
+    """A refused JWT refuses the handshake, and the API is not asked about other credentials in it."""
     both = Both(tmp_path, "jwt", "tower")
     with pytest.raises(Refused):
         both.enter(WAYS[way](BAD[bad]))
@@ -61,7 +61,7 @@ def test_a_jwt_is_never_shown_to_tower(tmp_path: Path, way: str, bad: str) -> No
 
 
 def test_nor_while_keys_cannot_be_had(tmp_path: Path) -> None:
-    """A JWT that can't be checked just now is unavailable, not somebody else's."""
+    """A JWT that can't be checked just now is unavailable. Tower is not asked."""
     both = Both(tmp_path, "jwt", "tower", algorithms=("ES256",), jwks_url="https://127.0.0.1:9/keys")
     now(both.chain._by_name["jwt"].stop())  # from here on no keys are fetched
     with pytest.raises(Unavailable):
@@ -70,7 +70,7 @@ def test_nor_while_keys_cannot_be_had(tmp_path: Path) -> None:
 
 
 def test_each_knows_its_own(tmp_path: Path) -> None:
-    """A good JWT is enough; what is no JWT is Tower's to judge, and it gets of a handshake's cookies only those of its own."""
+    """A valid JWT is enough. Tower checks other credentials, and gets only its own cookies."""
     both = Both(tmp_path, "jwt", "tower")
     assert both.enter(WAYS["header"](GOOD)).method == "jwt"
     assert now(both.chain.identify(GOOD)).method == "jwt"
@@ -84,7 +84,7 @@ def test_each_knows_its_own(tmp_path: Path) -> None:
 
 
 def test_the_other_order_shows_every_token_to_tower(tmp_path: Path) -> None:
-    """Which is why it is not the one that is recommended: Tower takes any bearer token for one of its own, and so no JWT gets in."""
+    """This order is not recommended: Tower takes every bearer token for its own, so no JWT is accepted."""
     both = Both(tmp_path, "tower", "jwt")
     both.enter(head(authorization=f"Bearer {GOOD}"))
     assert GOOD in both.sent

@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from tests.auth.tower_kit import URL, Bench, cookie, head, logged, me, now
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer
 from towerws.core.errors import ConfigError
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
@@ -22,7 +22,7 @@ YES, NO, UNKNOWN, ENDED, BROKEN = (Answer(status, b"") for status in (200, 403, 
 
 
 def enter(bench: Bench, session: str = "k", answer: Answer | None = None) -> Identity:
-    """A user who came in with a session cookie."""
+    """Return a user who signed in with a session cookie."""
     bench.fetcher.answers = {ME: answer or me()}
     identity = now(bench.method.authenticate(cookie(session), HERE))
     assert identity is not None
@@ -32,12 +32,12 @@ def enter(bench: Bench, session: str = "k", answer: Answer | None = None) -> Ide
 
 
 def refused(answer: Deferred[dict[str, str]]) -> dict[str, str]:
-    """Which topics were refused, and why."""
+    """Return the refused topics with their reasons."""
     return now(answer)
 
 
 def test_who_it_is_and_what_follows_from_the_credential() -> None:
-    """The identity has the API's user id, a name for the credential, and the csrftoken of the handshake; a cookie needs a page to vouch."""
+    """The identity has the API's user id, a name for the credential and the handshake's csrftoken. A cookie needs an `xrftoken`."""
     bench = Bench()
     bench.fetcher.answers = {ME: me(42)}
     identity = now(bench.method.authenticate(cookie("k"), HERE))
@@ -52,7 +52,7 @@ def test_who_it_is_and_what_follows_from_the_credential() -> None:
 
 
 def test_a_token_in_a_message() -> None:
-    """It is asked about as one in the handshake is, refused and slowed down like it, and needs no page to vouch."""
+    """A token in a message is checked, refused and throttled like one in the handshake. It needs no `xrftoken`."""
     bench = Bench()
     bench.fetcher.answers = {ME: me(42)}
     identity = now(bench.method.identify("t", HERE))
@@ -77,7 +77,7 @@ def test_a_token_in_a_message() -> None:
 
 
 def test_what_is_asked() -> None:
-    """The question is `GET …/api/v2/me/` with the credential, the quiet header, the client's program and address; nothing else."""
+    """The question is `GET …/api/v2/me/` with the credential, the quiet header, the client's program and address, and no more."""
     bench = Bench()
     bench.method.authenticate(
         head(cookie="sessionid=k; csrftoken=c; other=o", user_agent="ua", origin="http://o", x_forwarded_for="::1"), HERE
@@ -94,7 +94,7 @@ def test_what_is_asked() -> None:
 
 
 def test_no_credential_is_nobodys_refusal() -> None:
-    """Without a credential of its kinds the method says None and asks nothing; the handshake's refusal is logged elsewhere."""
+    """Without a credential of its kinds the method returns None and asks nothing. The handshake logs the refusal."""
     bench = Bench()
     with logged() as lines:
         assert now(bench.method.authenticate(head(cookie="csrftoken=c"), HERE)) is None
@@ -104,7 +104,7 @@ def test_no_credential_is_nobodys_refusal() -> None:
 
 @pytest.mark.parametrize("answer", [ENDED, NO, Answer(200, b'{"count": 0, "results": []}')])
 def test_a_bad_credential_is_refused_and_remembered(answer: Answer) -> None:
-    """What the API rejects is refused, also in the ten seconds after, without asking again: old pages retry every second."""
+    """A credential that the API rejects is refused for ten seconds without another question, since old pages retry every second."""
     bench = Bench()
     bench.fetcher.answers = {ME: answer}
     session = hashlib.sha256(b"k").hexdigest()[:32]
@@ -119,7 +119,7 @@ def test_a_bad_credential_is_refused_and_remembered(answer: Answer) -> None:
 
 
 def test_a_good_credential_is_remembered() -> None:
-    """A valid credential is not asked about for 45 seconds, wherever it comes from; and it is said how old the answer is."""
+    """The API is not asked about a valid credential for 45 seconds, from any address. The identity has the time of the answer."""
     bench = Bench()
     enter(bench)
     bench.clock.advance(44.9)
@@ -134,7 +134,7 @@ def test_a_good_credential_is_remembered() -> None:
 
 @pytest.mark.parametrize("answer", [BROKEN, Answer(302, b""), Answer(200, b"<html>"), Answer(404, b"")])
 def test_an_api_that_does_not_know_is_unavailable(answer: Answer) -> None:
-    """An answer that says neither yes nor no is `Unavailable`, never `Refused`, and is not remembered."""
+    """An answer that says neither yes nor no is `Unavailable`, never `Refused`, and is not cached."""
     bench = Bench()
     bench.fetcher.answers = {ME: answer}
     with pytest.raises(Unavailable):
@@ -143,7 +143,7 @@ def test_an_api_that_does_not_know_is_unavailable(answer: Answer) -> None:
 
 
 def test_an_api_that_says_nothing() -> None:
-    """Within two seconds a handshake is `Unavailable`; what the API says later makes nobody valid (pitfall F3)."""
+    """A handshake is `Unavailable` after two seconds. A later answer of the API makes no credential valid (pitfall F3)."""
     bench = Bench()
     asked = bench.method.authenticate(cookie("k"), HERE)
     bench.clock.advance(2)
@@ -155,7 +155,7 @@ def test_an_api_that_says_nothing() -> None:
 
 
 def test_one_question_for_a_storm_of_equal_handshakes() -> None:
-    """A hundred handshakes with one credential are one question; each has its own csrftoken, and one that leaves disturbs no other."""
+    """A hundred handshakes with one credential share one question. Each has its own csrftoken, and one may leave."""
     bench = Bench()
     asked = [bench.method.authenticate(head(cookie=f"sessionid=k; csrftoken=c{number}"), HERE) for number in range(100)]
     asked[0].cancel()
@@ -171,7 +171,7 @@ def test_one_question_for_a_storm_of_equal_handshakes() -> None:
 
 
 def test_bad_credentials_push_out_no_good_ones() -> None:
-    """However many bad credentials come, what is kept stays bounded, and the good ones stay known."""
+    """With many bad credentials the cache stays bounded, and the good ones stay in it."""
     bench = Bench(cache_entries=10)
     enter(bench)
     bench.fetcher.answers = {ME: ENDED}
@@ -184,14 +184,14 @@ def test_bad_credentials_push_out_no_good_ones() -> None:
 
 
 def test_the_table_of_objects_is_awxs() -> None:
-    """Every group of AWX's whose events are an object's has its question, the three that AWX leaves open among them."""
+    """Each AWX group of an object's events has a path, also the three groups that AWX does not check."""
     assert sorted(AWX_OBJECTS) == sorted(name for name, group in AWX_GROUPS.items() if group.ids)
 
 
 @pytest.mark.parametrize(("group", "path"), AWX_OBJECTS.items())
 @pytest.mark.parametrize(("answer", "reason"), [(YES, None), (NO, "not visible to this user"), (UNKNOWN, "not visible to this user")])
 def test_an_object_is_asked_for(group: str, path: str, answer: Answer, reason: str | None) -> None:
-    """Each object group has its REST question, asked with the user's credential; unknown and not visible are the same."""
+    """Each object group has its REST call, with the user's credential. Unknown and not visible objects are refused alike."""
     bench = Bench()
     identity = enter(bench)
     asked = bench.method.refusals(identity, [f"{group}.42"])
@@ -213,7 +213,7 @@ def test_who_may_read_everything_is_not_asked_about(flag: str) -> None:
 
 
 def test_groups_without_objects() -> None:
-    """The states of everything are for everybody who is in; of the control groups only the own one is."""
+    """Every user may subscribe to the states of all objects, but only to its own control group."""
     bench = Bench()
     identity = enter(bench)
     topics = ["jobs.status_changed", "schedules.changed", "inventories.status_changed", "control.limit_reached_7"]
@@ -225,7 +225,7 @@ def test_groups_without_objects() -> None:
 
 @pytest.mark.parametrize("event", ["*", "", "a", "-1", "4.2", "42/../1", "42?x", "1" * 19, "\u0664", "42\n", "{id}"])
 def test_only_numbers_go_into_an_address(event: str) -> None:
-    """What is no number of 1 to 18 digits never becomes a question."""
+    """An event that is no number of 1 to 18 digits is never asked about."""
     bench = Bench()
     topic = f"job_events.{event}"
     assert refused(bench.method.refusals(enter(bench), [topic])) == {topic: "not an object's number"}
@@ -233,7 +233,7 @@ def test_only_numbers_go_into_an_address(event: str) -> None:
 
 
 def test_objects_of_ones_own() -> None:
-    """The groups checked per object, and their addresses, are what the method is given."""
+    """The caller gives the groups that are checked per object, and their paths."""
     bench = Bench()
     settings = TowerSettings(url=f"{URL}/awx/")
     bench.method = TowerMethod(settings, bench.clock, {"hosts": "/api/v2/hosts/{id}/"}, fetcher=bench.fetcher)
@@ -244,7 +244,7 @@ def test_objects_of_ones_own() -> None:
 
 
 def test_answers_about_objects_are_kept() -> None:
-    """Allowed is good for 45 seconds, denied for five: a job may become visible right after its launch. Each per credential."""
+    """Allowed is cached for 45 seconds, denied for five, since a job may become visible right after its launch. Each is per credential."""
     bench = Bench()
     identity, other = enter(bench), enter(bench, "other")
     bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": UNKNOWN}
@@ -268,7 +268,7 @@ def test_answers_about_objects_are_kept() -> None:
 
 
 def test_figures() -> None:
-    """How often what is kept was enough, by kind; a superuser, of whom nothing is asked, is no hit."""
+    """The cache hits are counted by kind. A superuser, who needs no question, is no hit."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": UNKNOWN}
@@ -287,7 +287,7 @@ def test_figures() -> None:
 
 
 def test_what_was_allowed_is_no_older_than_the_credential() -> None:
-    """Who comes back gets the answers from since its credential was last asked about, so that one round renews them all."""
+    """A client that reconnects uses the answers since the last check of its credential, so that one round renews them all."""
     bench = Bench()
 
     def ask() -> list[str]:
@@ -308,7 +308,7 @@ def test_what_was_allowed_is_no_older_than_the_credential() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 50, 1000])
 def test_four_objects_at_a_time(count: int) -> None:
-    """One client's list is asked for four at a time, so it leaves room for the others; equal questions of several connections are one."""
+    """Four objects of one client are asked about at a time. Equal questions of several connections are one call."""
     bench = Bench()
     identity = enter(bench)
     topics = [f"job_events.{number}" for number in range(count)]
@@ -322,7 +322,7 @@ def test_four_objects_at_a_time(count: int) -> None:
 
 
 def test_a_check_that_fails_for_a_moment() -> None:
-    """A check that can't be made is tried again; what comes of it counts."""
+    """A failed check is retried, and the result of the retry counts."""
     bench = Bench()
     asked = bench.method.refusals(enter(bench), ["job_events.1", "jobs.summary"])
     bench.fetcher.asked[0][2].callback(BROKEN)
@@ -334,7 +334,7 @@ def test_a_check_that_fails_for_a_moment() -> None:
 
 
 def test_a_check_that_cannot_be_made() -> None:
-    """After a few seconds of trying, what could not be asked for is refused as unavailable: never allowed, but told apart."""
+    """After some seconds of retries the topic is refused as unavailable. It is never allowed, and has its own reason."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {f"jobs/{number}/": BROKEN for number in range(2, 100)} | {"jobs/1/": YES}
@@ -366,7 +366,7 @@ def test_a_credential_that_ends_during_the_check() -> None:
 
 
 def test_a_check_that_is_cancelled() -> None:
-    """A client that leaves during a question or a pause leaves no timer, and another who waits for the same gets the answer."""
+    """A client that leaves during a question or a pause leaves no timer. Another client with the same question gets the answer."""
     bench = Bench()
     identity = enter(bench)
     gone, stays = (bench.method.refusals(identity, ["job_events.1"]) for _ in range(2))
@@ -381,7 +381,7 @@ def test_a_check_that_is_cancelled() -> None:
 
 
 def test_revalidation_asks_anew() -> None:
-    """A connection's credential is asked about whatever is kept, quietly; the identity comes back as it stands now."""
+    """Revalidation asks the API without the cache and with the quiet header. It returns the present identity."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {ME: me(7, is_superuser=True)}
@@ -398,7 +398,7 @@ def test_revalidation_asks_anew() -> None:
 
 
 def test_revalidation_takes_no_older_permission() -> None:
-    """After a revalidation what was allowed before counts no more, for that connection: a role that changed shows at once (promise 34)."""
+    """After a revalidation earlier answers don't count for that connection, so a changed role takes effect at once (promise 34)."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": NO}
@@ -419,7 +419,7 @@ def test_revalidation_takes_no_older_permission() -> None:
 
 
 def test_revalidation_of_what_has_ended() -> None:
-    """A credential that the API rejects now is refused, for handshakes too; so is one that is somebody else's now."""
+    """A credential that the API rejects now is refused, for handshakes too. One that belongs to another user now is refused too."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {ME: ENDED}
@@ -434,7 +434,7 @@ def test_revalidation_of_what_has_ended() -> None:
 
 
 def test_revalidation_while_the_api_is_away() -> None:
-    """It is `Unavailable`, and nothing that was kept is lost: open connections stay as they are."""
+    """Revalidation is `Unavailable` and the cache is unchanged, so open connections stay as they are."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {ME: BROKEN}
@@ -444,7 +444,7 @@ def test_revalidation_while_the_api_is_away() -> None:
 
 
 def test_revalidation_does_not_join_an_earlier_question() -> None:
-    """The answer to a handshake's question may be older than a revocation; those of several connections are one question."""
+    """Revalidation does not join a handshake's call, whose answer may be older than a revocation. Several connections share one call."""
     bench = Bench()
     identity = enter(bench)
     bench.clock.advance(60)
@@ -458,7 +458,7 @@ def test_revalidation_does_not_join_an_earlier_question() -> None:
 
 
 def test_stop() -> None:
-    """When it stops, whatever waits is `Unavailable`, and neither timer nor connection is left."""
+    """After stop, each question is `Unavailable`, and no timer and no connection is left."""
     bench = Bench()
     identity = enter(bench)
     checked = bench.method.refusals(identity, ["job_events.1"])
@@ -474,7 +474,7 @@ def test_stop() -> None:
 
 
 def test_no_secret_is_shown() -> None:
-    """Neither an identity's `repr`, nor an error, nor any log line, nor the log's tracebacks hold anything of a credential."""
+    """The repr of an identity, errors, log lines and tracebacks contain no part of a credential."""
     bench = Bench(invalid_s=0)
     brought = [
         head(cookie='sessionid="canary-1"; csrftoken=canary-2'),
@@ -505,14 +505,14 @@ def test_no_secret_is_shown() -> None:
 
 @pytest.mark.parametrize("url", ["", "tower.example", "http://user:pass@h"])
 def test_an_address_that_is_none(url: str) -> None:
-    """It is said when the method is made, not when the first client comes."""
+    """A setting that can't be used is an error when the method is made, not at the first client."""
     with pytest.raises(ConfigError, match=r"tower\.url"):
         TowerMethod(TowerSettings(url=url), Bench().clock)
 
 
 @pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(session=hashlib.sha256(b"k").hexdigest()[:32]), None])
 def test_what_is_kept_of_who_was_revoked_counts_no_more(revocation: Revocation | None) -> None:
-    """Who comes back after a revocation is asked about anew, for the credential and for what it may see; another's answers are kept."""
+    """After a revocation the API is asked again, about the credential and the objects. Other users' answers stay cached."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {"/api/v2/jobs/1/": YES}
@@ -534,7 +534,7 @@ def test_what_is_kept_of_who_was_revoked_counts_no_more(revocation: Revocation |
 
 
 def test_an_answer_from_before_a_revocation_is_nobodys_after_it() -> None:
-    """A question under way when the revocation comes is not joined by who asks later, and what it brings is not kept for them."""
+    """A later client does not join a call from before a revocation, and the answer of that call is not cached for it."""
     bench = Bench()
     before = bench.method.authenticate(cookie("k"), HERE)
     bench.method.forget(Revocation(user=7))

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from tests.auth.tower_kit import URL, FakeFetcher, logged, now
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.folded_log import FoldedLog
-from towerws.auth.tower_answers import Answer, read_visible
+from towerws.auth.tower_api import Answer, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.core.settings import TowerSettings
 
@@ -19,7 +19,7 @@ GOOD = Answer(200, b"")
 
 
 class Kit:
-    """Calls on a clock, asking a fake."""
+    """Calls with a clock and a fake API."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock = Clock()
@@ -30,15 +30,15 @@ class Kit:
     def ask(
         self, path: str = "/", address: str = "192.0.2.1", *, kind: Kind = Kind.SIGN_IN, wait_s: float = 0.5, password: bool = False
     ) -> Deferred[bool]:
-        """One question."""
+        """Return one question."""
         return self.calls.get(Question(URL + path, (), kind, address, wait_s, password), read_visible)
 
     def end(self, answer: Answer | Failure, at: int = 0) -> None:
-        """Answer the question that was put as the `at`-th of those not taken."""
+        """Answer the question at index `at` of those without an answer."""
         self.fetcher.asked[at][2].callback(answer)
 
     def fail(self, times: int, **question: Any) -> None:
-        """So many questions that fail, one after the other."""
+        """Make this many questions fail, one after the other."""
         for _ in range(times):
             asked = self.ask(**question)
             self.end(Failure(Unavailable("refused")), -1)
@@ -47,12 +47,12 @@ class Kit:
         self.fetcher.paths()
 
     def check(self) -> None:
-        """Nothing is left behind."""
+        """Check that no call and no timer is left."""
         assert self.clock.getDelayedCalls() == []
 
 
 def test_an_answer_is_read() -> None:
-    """A question fires with what is read of the answer, or fails with what reading raises."""
+    """A question fires with what `read` returns, or fails with what it raises."""
     kit = Kit()
     for answer, expected in ((GOOD, True), (Answer(404, b""), False)):
         asked = kit.ask("/a")
@@ -66,7 +66,7 @@ def test_an_answer_is_read() -> None:
 
 
 def test_a_late_answer_is_none() -> None:
-    """After two seconds the question fails and its connection is let go; what comes later opens nothing (pitfall F3)."""
+    """After two seconds the question fails and its connection is closed. A later answer has no effect (pitfall F3)."""
     kit = Kit()
     asked = kit.ask()
     kit.clock.advance(1.9)
@@ -80,16 +80,14 @@ def test_a_late_answer_is_none() -> None:
 
 
 def test_so_many_at_once_and_so_many_waiting() -> None:
-    """Twenty are under way, two hundred wait in order, and one more is told so at once."""
+    """Twenty calls are in flight, two hundred wait in order, and one more fails at once."""
     kit = Kit()
     with logged() as lines:
         asked = [kit.ask(f"/{number}") for number in range(220)]
         assert len(kit.fetcher.asked) == 20
         with pytest.raises(Unavailable, match="too many"):
             now(kit.ask())
-    assert lines.texts == [
-        "a question to the Tower API was not put: too many questions wait already (tower.calls_waiting); 20 are under way"
-    ]
+    assert lines.texts == ["a question to the Tower API was not sent: too many questions wait already (tower.calls_waiting); 20 in flight"]
     kit.end(GOOD, 3)
     assert now(asked[3])
     assert [path for path, _, _ in kit.fetcher.asked[20:]] == ["/20"]
@@ -102,7 +100,7 @@ def test_so_many_at_once_and_so_many_waiting() -> None:
 
 @pytest.mark.parametrize("waited", [0, 0.1, 0.3, 0.49])
 def test_the_deadline_begins_when_a_call_is_sent(waited: float) -> None:
-    """However long it waited, each call has its whole two seconds."""
+    """Each call has its whole two seconds, after any wait."""
     kit = Kit(calls=1)
     first, second = kit.ask("/1"), kit.ask("/2")
     kit.clock.advance(waited)
@@ -117,14 +115,14 @@ def test_the_deadline_begins_when_a_call_is_sent(waited: float) -> None:
 
 @pytest.mark.parametrize("wait_s", [0.1, 0.5, 1.9])
 def test_nothing_is_sent_too_late(wait_s: float) -> None:
-    """A question that can't be sent in time is not sent at all; that is no failure of the API's, and the log says what was short."""
+    """A question that can't be sent in time is not sent. That is no failure of the API, and the log names the limit."""
     kit = Kit(calls=1, breaker_failures=1)
     first, second = kit.ask("/1"), kit.ask("/2", wait_s=wait_s)
     with logged() as lines:
         kit.clock.advance(wait_s)
     with pytest.raises(Unavailable, match="could not be asked"):
         now(second)
-    assert lines.texts == ["a question to the Tower API was not put: all calls were taken for too long (tower.calls); 1 are under way"]
+    assert lines.texts == ["a question to the Tower API was not sent: all calls were in use for too long (tower.calls); 1 in flight"]
     if not first.called:
         kit.end(GOOD)
     assert [path for path, _, _ in kit.fetcher.asked] == ["/1"]
@@ -134,7 +132,7 @@ def test_nothing_is_sent_too_late(wait_s: float) -> None:
 
 @pytest.mark.parametrize("many", [1, 19, 20, 21, 100, 200, 500])
 def test_one_address_keeps_nobody_waiting(many: int) -> None:
-    """Whoever asks from elsewhere is next, however many questions one address has under way and waiting."""
+    """A client of another address is next, however many questions one address has in flight and waiting."""
     kit = Kit()
     loud = [kit.ask(f"/loud/{number}") for number in range(many)]
     quiet = [kit.ask(f"/quiet/{number}", f"203.0.113.{number}") for number in range(10)]
@@ -153,7 +151,7 @@ def test_one_address_keeps_nobody_waiting(many: int) -> None:
 
 
 def test_a_full_queue_drops_the_newest_of_the_loudest() -> None:
-    """One address can't fill the queue either: what it has too much of makes room for the others."""
+    """One address can't fill the queue: its newest entries make room for the others."""
     kit = Kit(calls=1, calls_waiting=10)
     loud = [kit.ask(f"/loud/{number}") for number in range(11)]
     assert not any(each.called for each in loud)
@@ -169,9 +167,9 @@ def test_a_full_queue_drops_the_newest_of_the_loudest() -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("kind", [Kind.AGAIN, Kind.OBJECT])
+@pytest.mark.parametrize("kind", [Kind.REVALIDATION, Kind.OBJECT])
 def test_handshakes_go_first_and_starve_nobody(kind: Kind) -> None:
-    """Of four calls one is for what no handshake waits for, while both wait."""
+    """One call in four is for other questions, while handshakes wait too."""
     kit = Kit(calls=1)
     kit.ask("/first").addErrback(lambda _: None)
     for number in range(40):
@@ -187,7 +185,7 @@ def test_handshakes_go_first_and_starve_nobody(kind: Kind) -> None:
 
 @pytest.mark.parametrize("slow_s", [0, 3, 10])
 def test_passwords_have_calls_and_a_breaker_of_their_own(slow_s: float) -> None:
-    """Eight wrong passwords, each of which takes the API three seconds or more, keep nobody else waiting, nor from being asked about."""
+    """Eight wrong passwords of three seconds or more each delay no other question."""
     kit = Kit()
     passwords = [kit.ask(f"/password/{number}", password=True, wait_s=4) for number in range(100)]
     assert len(kit.fetcher.asked) == 4
@@ -208,17 +206,17 @@ FAILING: list[tuple[str, dict[str, Any], dict[str, Any], bool]] = [
     ("passwords and objects", {"password": True}, {"kind": Kind.OBJECT}, True),
     ("sessions and passwords", {}, {"password": True}, True),
     ("objects and sessions", {"kind": Kind.OBJECT}, {}, True),
-    ("objects and sessions again", {"kind": Kind.OBJECT}, {"kind": Kind.AGAIN}, True),
+    ("objects and sessions again", {"kind": Kind.OBJECT}, {"kind": Kind.REVALIDATION}, True),
     ("objects of passwords and objects", {"kind": Kind.OBJECT, "password": True}, {"kind": Kind.OBJECT}, True),
     ("sessions and objects", {}, {"kind": Kind.OBJECT}, True),
-    ("sessions and sessions again", {}, {"kind": Kind.AGAIN}, False),
-    ("sessions again and sessions", {"kind": Kind.AGAIN}, {}, False),
+    ("sessions and sessions again", {}, {"kind": Kind.REVALIDATION}, False),
+    ("sessions again and sessions", {"kind": Kind.REVALIDATION}, {}, False),
 ]
 
 
 @pytest.mark.parametrize(("failing", "other", "apart"), [row[1:] for row in FAILING], ids=[row[0] for row in FAILING])
 def test_whose_breaker_it_is(failing: dict[str, Any], other: dict[str, Any], apart: bool) -> None:
-    """What fails again and again is left alone; the other kinds of questions are put all the same."""
+    """A kind of question that fails several times is not sent. The other kinds still are."""
     kit = Kit()
     kit.fail(5, **failing)
     asked = kit.ask(**other)
@@ -226,18 +224,18 @@ def test_whose_breaker_it_is(failing: dict[str, Any], other: dict[str, Any], apa
         kit.end(GOOD)
         assert now(asked)
     else:
-        with pytest.raises(Unavailable, match="again and again"):
+        with pytest.raises(Unavailable, match="failed repeatedly"):
             now(asked)
     kit.check()
 
 
 def test_five_failures_open_the_breaker_and_one_probe_in_five_seconds_closes_it() -> None:
-    """After five failures in a row every question fails at once; one in five seconds is put, until one is answered."""
+    """After five failures in a row each question fails at once. One in five seconds is sent, until one is answered."""
     kit = Kit()
     with logged() as lines:
         kit.fail(5)
         for _ in range(3):
-            with pytest.raises(Unavailable, match="again and again"):
+            with pytest.raises(Unavailable, match="failed repeatedly"):
                 now(kit.ask())
             assert kit.fetcher.paths() == []
             kit.clock.advance(5)
@@ -259,7 +257,7 @@ def test_five_failures_open_the_breaker_and_one_probe_in_five_seconds_closes_it(
             assert now(asked)
     assert lines.texts[:2] == [
         "the Tower API can't be asked: refused",
-        "the Tower API failed 5 times in a row: asked once in 5 s until it answers",
+        "the Tower API failed 5 times in a row: it is asked once in 5 s until it answers",
     ]
     assert lines.texts[-1] == "the Tower API answers again"
     kit.check()
@@ -267,23 +265,23 @@ def test_five_failures_open_the_breaker_and_one_probe_in_five_seconds_closes_it(
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
 def test_what_counts_as_a_failure(status: int) -> None:
-    """An answer that is none counts like a refused connection."""
+    """A 5xx answer counts like a refused connection."""
     kit = Kit()
     for _ in range(5):
         asked = kit.ask()
         kit.end(Answer(status, b""), -1)
         with pytest.raises(Unavailable):
             now(asked)
-    with pytest.raises(Unavailable, match="again and again"):
+    with pytest.raises(Unavailable, match="failed repeatedly"):
         now(kit.ask())
     kit.check()
 
 
 @pytest.mark.parametrize("status", [204, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 414, 429, 431])
 def test_no_client_opens_the_breaker(status: int) -> None:
-    """What a client may bring about with a credential or header of its own never keeps the others from being asked about.
+    """No client can open the breaker for the others with its own credential or headers.
 
-    A gateway in front of the API may redirect whoever it does not know, or show a page of its own.
+    A gateway in front of the API may redirect clients that it does not know, or show its own page.
     """
     kit = Kit()
     for _ in range(20):
@@ -296,7 +294,7 @@ def test_no_client_opens_the_breaker(status: int) -> None:
 
 
 def test_a_hanging_api() -> None:
-    """Those that wait are told so after their wait, those under way after their deadline, and then nobody waits: the breaker is open."""
+    """Waiting calls fail after their wait and calls in flight after their deadline. Then the breaker is open and none waits."""
     kit = Kit(calls=5, calls_waiting=300)
     asked = [kit.ask() for _ in range(305)]
     kit.clock.advance(0.5)
@@ -310,7 +308,7 @@ def test_a_hanging_api() -> None:
 
 
 def test_a_breaker_that_opens_before_a_long_queue() -> None:
-    """All that wait fail at once, however many they are."""
+    """All waiting calls fail at once, for any number."""
     kit = Kit(calls=1, calls_waiting=5000, breaker_failures=1)
     asked = [kit.ask(address=f"198.18.0.{number % 250}") for number in range(5001)]
     kit.end(Failure(Unavailable("refused")))
@@ -321,28 +319,28 @@ def test_a_breaker_that_opens_before_a_long_queue() -> None:
 
 
 def test_nobody_queues_before_an_open_breaker() -> None:
-    """While calls of before are still under way and the breaker is open, a question fails at once."""
+    """While earlier calls are in flight and the breaker is open, a question fails at once."""
     kit = Kit(calls=6)
     for _ in range(6):
         kit.ask().addErrback(lambda _: None)
     for at in range(5):
         kit.end(Failure(Unavailable("refused")), at)
     for _ in range(7):
-        with pytest.raises(Unavailable, match="again and again"):
+        with pytest.raises(Unavailable, match="failed repeatedly"):
             now(kit.ask())
     kit.end(GOOD, 5)
     kit.check()
 
 
 def plain(kit: Kit) -> dict[str, object]:
-    """The figures of what needs no password."""
+    """Return the figures of questions without a password."""
     figures = dict(kit.calls.figures())
     assert (figures.pop("object_breaker"), figures.pop("passwords")) == ("closed", Kit().calls.figures()["passwords"])
     return figures
 
 
 def test_figures() -> None:
-    """What is under way, what waits, what was made, failed or turned away, and how the breaker stands: as it is just then."""
+    """The figures show the calls in flight, waiting, made, failed and turned away, and the breaker's state, at each moment."""
     kit = Kit(calls=2, calls_waiting=1, breaker_failures=2)
     for _ in range(4):
         kit.ask().addErrback(lambda _: None)
@@ -351,7 +349,7 @@ def test_figures() -> None:
     assert plain(kit) == {"made": 3, "failed": 0, "turned_away": 1, "in_flight": 2, "waiting": 0, "breaker": "closed"}
     for at in (1, 2):
         kit.end(Failure(Unavailable("refused")), at)
-    with pytest.raises(Unavailable, match="again and again"):
+    with pytest.raises(Unavailable, match="failed repeatedly"):
         now(kit.ask())
     assert plain(kit) == {"made": 3, "failed": 2, "turned_away": 2, "in_flight": 0, "waiting": 0, "breaker": "open"}
     kit.clock.advance(5)
@@ -376,7 +374,7 @@ def test_a_pause() -> None:
 
 
 def test_stop_leaves_nothing() -> None:
-    """When it stops, what is under way, waits or pauses fails, later questions fail at once, and no timer is left."""
+    """After stop, calls in flight, waiting calls, pauses and later questions fail, and no timer is left."""
     kit = Kit(calls=2)
     with logged() as lines:
         asked: list[Deferred[Any]] = [kit.ask() for _ in range(5)] + [kit.calls.pause(1), kit.calls.pause(2)]
@@ -391,7 +389,7 @@ def test_stop_leaves_nothing() -> None:
 
 
 def test_our_own_faults_are_not_hidden() -> None:
-    """An error of our own in reading an answer reaches who asked, and the question is over."""
+    """A fault in our code that reads an answer goes to the caller and ends the call."""
     kit = Kit()
 
     def broken(_: Answer) -> bool:

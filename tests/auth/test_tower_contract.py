@@ -1,4 +1,4 @@
-"""The whole method over real HTTP, against a stand-in of AWX's API: contract sections 3.1 to 3.3, promises 28, 34 and 39."""
+"""The whole method over real HTTP, with a fake of AWX's API: contract sections 3.1 to 3.3, promises 28, 34 and 39."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BASIC = base64.b64encode(b"ada:canary-pass:word").decode()
 
 
 class Site:
-    """The API with some users and jobs, the method that asks it, and what was logged."""
+    """The API with some users and jobs, the method that asks it, and the log."""
 
     def __init__(self, lines: Lines, **settings: Any) -> None:
         self.lines = lines
@@ -46,7 +46,7 @@ class Site:
         self.method = TowerMethod(TowerSettings(url=self.tower.url, **settings), reactor)
 
     async def enter(self, brought: Head) -> Identity:
-        """Who is let in."""
+        """Return the user of a handshake."""
         identity = await self.method.authenticate(brought, HERE)
         assert identity is not None
         return identity
@@ -54,7 +54,7 @@ class Site:
 
 @asynccontextmanager
 async def site(**settings: Any) -> AsyncIterator[Site]:
-    """A site. At the end nothing is left: no connection, no timer, no error that nobody looked at, no secret in the log."""
+    """A site. At the end no connection, timer or unhandled error is left, and no secret is in the log."""
     before = set(reactor.getDelayedCalls())
     with logged() as lines:
         made = Site(lines, **settings)
@@ -73,7 +73,7 @@ async def site(**settings: Any) -> AsyncIterator[Site]:
 
 
 def cookie(session: str) -> Head:
-    """A browser's."""
+    """Return the head of a browser."""
     return head(cookie=f"csrftoken=canary-csrf; sessionid=canary-{session}")
 
 
@@ -93,7 +93,7 @@ def cookie(session: str) -> Head:
 )
 @run
 async def test_each_credential_is_known_to_the_api(brought: Head) -> None:
-    """Whatever AWX takes for a credential lets its user in (contract 3.1)."""
+    """Each credential that AWX accepts admits its user (contract 3.1)."""
     async with site() as made:
         identity = await made.enter(brought)
         assert (identity.user_id, identity.method) == (7, "tower")
@@ -117,7 +117,7 @@ async def test_whatever_the_session_cookie_is_called(name: str) -> None:
 )
 @run
 async def test_what_the_api_does_not_know_is_refused(brought: Head) -> None:
-    """A credential that has ended, or never was one, is `Refused` (403), and old pages that retry cost one question."""
+    """A credential that has ended or never existed is `Refused` (403). Old pages that retry cost one question."""
     async with site() as made:
         for _ in range(5):
             with pytest.raises(Refused):
@@ -127,7 +127,7 @@ async def test_what_the_api_does_not_know_is_refused(brought: Head) -> None:
 
 @run
 async def test_objects_are_whom_the_api_shows_them_to() -> None:
-    """Each of the six object groups is for whom its object is shown to; superusers and auditors are not asked about (contract 3.3)."""
+    """A user may subscribe to an object's events if it sees the object. Superusers and auditors need no question (contract 3.3)."""
     async with site() as made:
         ada, bob, root, auditor = [await made.enter(cookie(name)) for name in ("ada", "bob", "root", "auditor")]
         made.tower.paths()
@@ -145,7 +145,7 @@ async def test_objects_are_whom_the_api_shows_them_to() -> None:
 )
 @run
 async def test_every_fault_is_unavailable_and_passes(fault: str) -> None:
-    """Whatever is wrong with the API, a handshake is `Unavailable` within the deadline, and all is well when the API is (promise 28)."""
+    """With any fault of the API a handshake is `Unavailable` within the deadline. It succeeds when the API works again (promise 28)."""
     async with site(deadline_s=0.3) as made:
         made.tower.delay_s = 5
         port = int(made.tower.url.rpartition(":")[2])
@@ -165,7 +165,7 @@ async def test_every_fault_is_unavailable_and_passes(fault: str) -> None:
 
 @run
 async def test_a_storm_of_clients_is_a_bounded_number_of_questions() -> None:
-    """Of 200 clients at once with credentials of their own, all get an answer, and the API never has more than twenty to answer."""
+    """200 clients with different credentials all get an answer, and the API never has more than twenty calls."""
     async with site() as made:
         made.tower.fault, made.tower.delay_s = "slow", 0.02
         made.tower.sessions |= {f"canary-{number}": User(number + 100) for number in range(200)}
@@ -177,7 +177,7 @@ async def test_a_storm_of_clients_is_a_bounded_number_of_questions() -> None:
 
 @run
 async def test_a_hanging_api_is_left_alone() -> None:
-    """With an API that hangs, hundreds of clients are `Unavailable` within the deadline; then at once, but for a probe."""
+    """With an API that hangs, hundreds of clients are `Unavailable` within the deadline. Later ones fail at once, except for a probe."""
     async with site(deadline_s=0.3, breaker_probe_s=0.5) as made:
         made.tower.fault = "hang"
         start = time.monotonic()
@@ -200,7 +200,7 @@ async def test_a_hanging_api_is_left_alone() -> None:
 
 @run
 async def test_revocation() -> None:
-    """A session deleted, a token revoked, a role taken away: the next revalidation says so (promise 34)."""
+    """After a deleted session, a revoked token or a lost role, the next revalidation fails (promise 34)."""
     async with site() as made:
         ada, token = await made.enter(cookie("ada")), await made.enter(head("token=canary-token"))
         assert await made.method.refusals(ada, ["job_events.1"]) == {}
@@ -221,7 +221,7 @@ async def test_revocation() -> None:
 
 @run
 async def test_stop_in_the_middle() -> None:
-    """Stopping while the API hangs ends everything at once."""
+    """Stopping while the API hangs ends all calls at once."""
     async with site() as made:
         made.tower.fault = "hang"
         asked = made.method.authenticate(cookie("ada"), HERE)

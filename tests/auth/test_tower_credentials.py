@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.auth.tower_kit import head
-from towerws.auth.tower_credentials import Caller, Credential, cache_key, find_caller, find_credential
+from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential
 from towerws.core.http_head import Head, parse_head
 from towerws.core.settings import TowerSettings
 
@@ -17,12 +17,12 @@ OLD = "0123456789abcdef0123456789abcdef01234567"
 
 
 def basic(pair: bytes) -> str:
-    """The value of an Authorization header."""
+    """Return the value of an Authorization header."""
     return "Basic " + base64.b64encode(pair).decode()
 
 
-def find(*args: str, **headers: str) -> Credential | None:
-    """The credential of a head."""
+def find(*args: str, **headers: str) -> ApiCredential | None:
+    """Return the credential of a head."""
     return find_credential(head(*args, **headers), NAMES)
 
 
@@ -43,7 +43,7 @@ def find(*args: str, **headers: str) -> Credential | None:
     ],
 )
 def test_every_credential_that_awx_knows(brought: Head, sent: dict[str, str]) -> None:
-    """Each credential of AWX 1.0 to 24 is found, and sent to the API as it wants it: nothing else of what the client sent."""
+    """Each credential of AWX 1.0 to 24 is found and sent to the API in its form, and no other header of the client."""
     credential = find_credential(brought, NAMES)
     assert credential is not None
     assert dict(credential.headers) == sent
@@ -65,7 +65,7 @@ def test_every_credential_that_awx_knows(brought: Head, sent: dict[str, str]) ->
     ],
 )
 def test_which_one_counts(query: str, headers: dict[str, str], kind: str) -> None:
-    """Of several credentials one counts, by a fixed order; what can't be one does not stand in the way of the others."""
+    """Of several credentials one counts, in a fixed order. An invalid one does not hide the others."""
     credential = find(query, **headers)
     assert credential is not None
     assert credential.kind == kind
@@ -109,12 +109,12 @@ def test_which_one_counts(query: str, headers: dict[str, str], kind: str) -> Non
     ],
 )
 def test_what_is_no_credential(brought: Head) -> None:
-    """What can't be a credential is none: the API is never sent control characters, a second header or NULs that crash it."""
+    """A text that can't be a credential is ignored. The API never gets control characters, a second header or NULs that crash it."""
     assert find_credential(brought, NAMES) is None
 
 
 def test_a_head_from_the_wire() -> None:
-    """A head as nginx passes it on is understood."""
+    """A head that nginx passed on is read."""
     block = b'GET /websocket/?a=b HTTP/1.1\r\nHost: h\r\nCookie: awx_sessionid="k";csrftoken=c\r\nUser-Agent: awxkit\r\n\r\n'
     brought = parse_head(block, 100)
     credential = find_credential(brought, NAMES)
@@ -124,7 +124,7 @@ def test_a_head_from_the_wire() -> None:
 
 
 def test_the_configured_names_are_the_names() -> None:
-    """Only cookies of a configured name are looked at."""
+    """Only cookies with a configured name count."""
     assert find_credential(head(cookie="sessionid=k"), ["other"]) is None
     found = find_credential(head("session_key=k"), ["other"])
     assert found is not None
@@ -132,7 +132,7 @@ def test_the_configured_names_are_the_names() -> None:
 
 
 def test_a_name_for_each_credential() -> None:
-    """A session's or token's name is the start of its SHA-256, the same however it was brought; a password's can't be tried outside."""
+    """The name of a session or token is the start of its SHA-256, from any place. A password's name can't be tested elsewhere."""
     expected = hashlib.sha256(b"k").hexdigest()[:32]
     brought = [
         head(cookie="sessionid=k"),
@@ -153,7 +153,7 @@ def test_a_name_for_each_credential() -> None:
 
 
 def test_what_is_kept_under_one_key() -> None:
-    """Answers are shared by equal credentials, wherever they come from; but of a 1.x token, only from one address and program."""
+    """Equal credentials share answers, from any place. A 1.x token shares them only with the same address and program."""
     here, there = Caller("192.0.2.1", "a"), Caller("192.0.2.2", "a")
     other_program = Caller("192.0.2.1", "b")
     session, other_session = find(cookie="sessionid=k"), find(cookie="sessionid=l")
@@ -168,7 +168,7 @@ def test_what_is_kept_under_one_key() -> None:
 
 
 def test_nothing_of_it_is_shown() -> None:
-    """A credential's `repr` and `str` hold nothing of it."""
+    """The `repr` and `str` of a credential show no part of it."""
     for brought in (head(cookie="sessionid=canary"), head("token=canary"), head(authorization=basic(b"a:canary"))):
         credential = find_credential(brought, NAMES)
         assert "canary" not in f"{credential!r} {credential}"
@@ -185,12 +185,12 @@ def test_nothing_of_it_is_shown() -> None:
     ],
 )
 def test_what_the_api_is_told_of_the_client(caller: Caller, sent: dict[str, str]) -> None:
-    """The client's program and its address go along, the latter only when it is one, and always the quiet header."""
+    """The client's program and its IP address are passed on, always with the quiet header."""
     assert dict(caller.headers()) == {"Accept": "application/json", "X-WS-Session-Quiet": "true"} | sent
 
 
 def test_an_endless_user_agent_is_cut() -> None:
-    """What nginx would answer 400 to is not passed on in full."""
+    """A long `User-Agent`, to which nginx would answer 400, is cut."""
     assert len(find_caller(head(user_agent="a" * 9000), "192.0.2.1").user_agent) == 1024
 
 
@@ -201,7 +201,7 @@ TEXT = st.lists(LIKELY | ASCII, max_size=6).map("".join)
 
 @given(query=TEXT, cookies=TEXT, authorization=TEXT, agent=TEXT)
 def test_whatever_a_head_holds(query: str, cookies: str, authorization: str, agent: str) -> None:
-    """No head raises; what is sent on is one line of printable ASCII per header, and one credential at most."""
+    """No head raises. The sent headers are one line of printable ASCII each, with one credential at most."""
     brought = head(query, cookie=cookies, authorization=authorization, user_agent=agent)
     credential = find_credential(brought, NAMES)
     if credential is None:

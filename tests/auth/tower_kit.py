@@ -1,4 +1,4 @@
-"""What the tests of the method `tower` share."""
+"""Helpers for the tests of the method `tower`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from towerws.auth.tower import TowerMethod
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer
 from towerws.core.http_head import Head
 from towerws.core.settings import TowerSettings
 
@@ -29,17 +29,17 @@ def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
 
 
 def head(query: str = "", **headers: str) -> Head:
-    """The head of an opening handshake; `_` in a header's name stands for `-`."""
+    """Return the head of an opening handshake. `_` in a header's name stands for `-`."""
     return Head("GET", "/websocket/", query, {"host": "h"} | {name.lower().replace("_", "-"): value for name, value in headers.items()})
 
 
 def cookie(session: str) -> Head:
-    """A browser's."""
+    """Return the head of a browser with a session cookie."""
     return head(cookie=f"sessionid={session}; csrftoken=csrf")
 
 
 def now(deferred: Deferred[T]) -> T:
-    """What it has fired with by now; raises what it has failed with."""
+    """Return the result of a Deferred that has fired, or raise its exception."""
     results: list[T | Failure] = []
     deferred.addBoth(results.append)
     assert results, "has not fired"
@@ -49,13 +49,13 @@ def now(deferred: Deferred[T]) -> T:
 
 
 def me(user_id: int = 7, **flags: bool) -> Answer:
-    """The API's answer to /api/v2/me/."""
+    """Return the API's answer to /api/v2/me/."""
     user = {"id": user_id, "is_superuser": False, "is_system_auditor": False} | flags
     return Answer(200, json.dumps({"count": 1, "results": [user]}).encode())
 
 
 class FakeFetcher:
-    """A `Fetcher` that answers when the test says so, or at once with `answers`: by the end of the URL, else anything."""
+    """A `Fetcher` that answers when the test says so, or at once with the answer in `answers` for the end of the URL."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[tuple[str, str], ...], Deferred[Answer]]] = []
@@ -63,7 +63,7 @@ class FakeFetcher:
         self.stopped = False
 
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
-        """Note the question."""
+        """Record the question."""
         asked: Deferred[Answer] = Deferred()
         self.asked.append((url.removeprefix(URL), tuple(headers), asked))
         for end, answer in self.answers.items():
@@ -73,18 +73,18 @@ class FakeFetcher:
         return asked
 
     def stop(self) -> Deferred[None]:
-        """Note it."""
+        """Record the call."""
         self.stopped = True
         return succeed(None)
 
     def paths(self) -> list[str]:
-        """What was asked since the last call."""
+        """Return the questions since the last call."""
         asked, self.asked = self.asked, []
         return [path for path, _, _ in asked]
 
 
 class Bench:
-    """A method on a clock, asking a fake."""
+    """A method with a clock and a fake API."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock = Clock()
@@ -94,29 +94,29 @@ class Bench:
 
 
 class Lines:
-    """What was logged."""
+    """Collects log events."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Keep it."""
+        """Keep the event."""
         self.events.append(event)
 
     @property
     def texts(self) -> list[str]:
-        """The lines."""
+        """Return the lines."""
         return [formatEvent(event) for event in self.events]
 
     def everything(self) -> str:
-        """All that any observer could write, tracebacks included."""
+        """Return all text that any observer could write, with tracebacks."""
         tracebacks = [event["log_failure"].getTraceback(detail="verbose") for event in self.events if "log_failure" in event]
         return repr(self.events) + "\n".join(self.texts + tracebacks)
 
 
 @contextmanager
 def logged() -> Iterator[Lines]:
-    """Everything that is logged meanwhile."""
+    """Collects all log events of the block."""
     lines = Lines()
     globalLogPublisher.addObserver(lines)  # type: ignore[arg-type]
     try:

@@ -195,7 +195,7 @@ JWT = [
     ("no exp", {"exp": None}, "the token has no exp"),
     ("nbf", {"nbf": NOW + 100}, "the token is not valid yet: its nbf is to come"),
     ("iat", {"iat": NOW + 100}, "the token is not valid yet: its iat is to come"),
-    ("aud", {"aud": "other"}, "the token is meant for somebody else: its aud is another one"),
+    ("aud", {"aud": "other"}, "the token is meant for another service: its aud is another one"),
     ("sub", {"sub": ""}, "the token's sub is not 1 to 255 printable characters"),
     ("groups", {"groups": "jobs.*"}, "the token's list of topics is not one: neither {'group': ['event']} nor ['group.event']"),
 ]

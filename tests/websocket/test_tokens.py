@@ -12,7 +12,7 @@ from tests.auth.jwt_kit import SECRET, claims, sign
 from tests.ws_kit import BINARY, PING, PONG, WALL, Client, Edge, Edges, SlowMethod, edges, frame, request, text
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.chain import Chain
-from towerws.auth.jwt_method import JwtMethod
+from towerws.auth.jwt import JwtMethod
 from towerws.auth.open import Open
 from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head

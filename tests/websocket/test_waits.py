@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from tests.auth.tower_kit import URL, me
 from tests.ws_kit import Client, Edge, Edges, edges, request, text
 from towerws.auth.tower import TowerMethod
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer
 from towerws.core.settings import TowerSettings
 from towerws.websocket.waits import ANSWER_S
 

@@ -1,1 +1,1 @@
-"""Who may listen: one module per way of authenticating, all with the interface of `towerws.auth.base.Method`."""
+"""Authentication. Each method has a module and the interface of `towerws.auth.base.Method`."""

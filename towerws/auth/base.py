@@ -1,4 +1,4 @@
-"""What every way of authenticating offers, and the two ways in which it can say no."""
+"""The interface of an authentication method, and the errors by which a method refuses a credential."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class NotAdmitted(TowerwsError):
-    """Nobody is let in by this credential, or not now. The text is a fixed one, for the log: it repeats nothing of the credential.
+    """This credential admits no client, or not now. The text is fixed and for the log. It repeats nothing of the credential.
 
-    `credential` is the kind of credential in a few words, `session` the hash that names it; both are empty where that isn't known.
+    `credential` is the kind of credential in a few words. `session` is the hash that names it. Both are empty where they aren't known.
     """
 
     reason = ""
-    """One word of a fixed set: it labels a counter, and stands in the log."""
+    """One word of a fixed set. It labels a counter and is written to the log."""
 
     def __init__(self, text: str, credential: str = "", session: str = "") -> None:
         super().__init__(text)
@@ -31,58 +31,58 @@ class NotAdmitted(TowerwsError):
         self.session = session
 
     def about(self, credential: str, session: str = "") -> Self:
-        """The same, with the credential that it is about."""
+        """Return the same error, with the credential that it is about."""
         return type(self)(str(self), credential, session)
 
 
 class Refused(NotAdmitted):
-    """The credential is not good: the handshake is answered with 403, an open connection is closed."""
+    """The credential is not valid. The handshake is answered with 403, an open connection is closed."""
 
     reason = "credential"
 
 
 class Unavailable(NotAdmitted):
-    """Whether the credential is good can't be found out just now: the handshake is answered with 503, never with 403."""
+    """The credential can't be checked just now. The handshake is answered with 503, never with 403."""
 
     reason = "unavailable"
 
 
 class Throttled(Unavailable):
-    """Too many sign-ins failed from this address or for this user: this one isn't tried now."""
+    """Too many sign-ins failed from this address or for this user. This one isn't tried now."""
 
     reason = "throttled"
 
 
 class Method(Protocol):
-    """One way to authenticate. Every call may be cancelled, when the client is gone before it is done."""
+    """One way to authenticate. Each Deferred may be cancelled, for a client that disconnects before it fires."""
 
     name: str
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Fires with who sent this opening handshake, or None when it brought no credential of this method's kind.
+        """Fires with the user who sent this opening handshake, or None if it has no credential of this method's kind.
 
         Fails with `Refused` or `Unavailable`.
         """
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Fires with those of the topics (routing keys) that this user may not listen to, each with a reason in a few words.
+        """Fires with the topics (routing keys) that this user may not subscribe to, each with a reason in a few words.
 
-        The reason of a check that could not be made is `"unavailable"`: never allowed, but told apart from a refusal.
+        If a check can't be made, the reason is `"unavailable"`. The topic isn't allowed then, but the client can tell it from a refusal.
         """
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """Fires with the identity as it stands now; fails with `Refused` when its credential has ended, or `Unavailable`."""
+        """Fires with the identity in its present state. Fails with `Refused` if its credential has ended, or with `Unavailable`."""
 
     def forget(self, revocation: Revocation | None) -> None:
-        """Nothing that was found out about these (None: about anybody) counts any more: who asks from now on is asked about anew."""
+        """Stop using cached answers about these users (None: about all users). Later calls check again."""
 
     def stop(self) -> Deferred[None]:
-        """Let go of connections and timers. Fires when that is done."""
+        """Close connections and cancel timers. Fires when that is done."""
 
 
 @runtime_checkable
 class TakesTokens(Protocol):
-    """What a `Method` offers beside, when its credential may also come in a message on the open connection."""
+    """Implemented by a `Method` whose credential may also come in a message on the open connection."""
 
     name: str
     takes_tokens: bool
@@ -93,41 +93,41 @@ class TakesTokens(Protocol):
 
 @runtime_checkable
 class ChoosesTokens(Protocol):
-    """What a `Method` that takes tokens offers too, when some tokens or clients are not for it. Without it, all are."""
+    """Implemented by a `Method` that takes tokens only of some forms or from some clients. Otherwise it takes all."""
 
     tokens_from_awx_clients: bool
-    """Whether a client of the Tower dialect may connect without a credential. AWX's own clients never send a token: they need the 403."""
+    """Whether a client of the Tower dialect may connect without a credential. AWX's clients never send a token, so they need the 403."""
 
     def recognizes(self, token: str) -> bool:
-        """Whether this can be a token of this method, by its form."""
+        """Whether this can be a token of this method, judged by its form."""
 
 
 @runtime_checkable
 class Reports(Protocol):
-    """What a `Method` offers beside, when it has figures of its own for `/status`."""
+    """Implemented by a `Method` that has its own figures for `/status`."""
 
     def figures(self) -> Mapping[str, object]:
-        """Counts since the start, and how things stand. Numbers and fixed words only: nothing that a client sent."""
+        """Return counts since the start and the present state. Numbers and fixed words only, nothing that a client sent."""
 
 
 @runtime_checkable
 class AsksAboutTopics(Protocol):
-    """What a `Method` offers too, when it has to ask somebody about some topics: so the others need not wait."""
+    """Implemented by a `Method` that has to ask another server about some topics, so that the other topics need not wait."""
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
-        """Those of the topics about which `refusals` would have to ask now. Asks nothing."""
+        """Return the topics for which `refusals` would have to ask a server now. Sends no request."""
 
 
 def undecided(method: Method, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
-    """The topics about which `refusals` can't answer at once; all of them, where the method does not say."""
+    """Return the topics for which `refusals` can't answer at once. If the method does not say, return all."""
     return method.undecided(identity, topics) if isinstance(method, AsksAboutTopics) else frozenset(topics)
 
 
-def at_once(asked: Deferred[Answer]) -> Answer | None:
-    """The answer, where it was given at once; None where it is awaited, or the question failed.
+def result_if_ready(asked: Deferred[Result]) -> Result | None:
+    """Return the result if the Deferred has one already. Return None if it is still pending or failed.
 
-    Most questions are answered out of memory, and a callback on a Deferred costs more than the answer: 149 -> 128 µs for a
-    connect and subscribe in memory.
+    Most answers come from the cache, and a callback on a Deferred costs more than the answer. Without callbacks, a connect and a
+    subscribe in memory take 128 µs instead of 149.
     """
     if asked.called and not asked.paused:
         answer: Any = asked.result
@@ -137,9 +137,9 @@ def at_once(asked: Deferred[Answer]) -> Answer | None:
 
 
 def drop_frames(error: BaseException | None) -> None:
-    """Let an error that was dealt with let go of the stack frames that it passed.
+    """Remove the stack frames from an error that was handled.
 
-    Twisted's hold the `Failure` that holds the error: a cycle, which stays until a full collection (towerws/collector.py).
+    Twisted's frames refer to the `Failure` that refers to the error. Such a cycle stays until a full collection (towerws/collector.py).
     """
     while error is not None:
         error.__traceback__ = None
@@ -147,15 +147,15 @@ def drop_frames(error: BaseException | None) -> None:
 
 
 def without_frames(failure: Failure) -> Failure:
-    """An errback: an answer of ours (`Refused`, `Unavailable`) goes on without its frames. A fault keeps them for the log."""
+    """Errback: remove the frames from an expected error (`Refused`, `Unavailable`). A fault keeps them for the log."""
     if isinstance(failure.value, TowerwsError | CancelledError):
         failure.tb = None
         drop_frames(failure.value)
     return failure
 
 
-def run(question: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
-    """Fires with what a coroutine returns, or fails with what it raises, without frames where that is an answer of ours."""
+def run(question: Coroutine[Deferred[Any], Any, Result]) -> Deferred[Result]:
+    """Fires with what a coroutine returns, or fails with what it raises. An expected error has no frames."""
     return Deferred.fromCoroutine(question).addErrback(without_frames)
 
 
@@ -165,7 +165,7 @@ def takes_tokens(method: Method) -> TypeGuard[TakesTokens]:
 
 
 def waits_for_token(method: Method, *, awx_client: bool) -> bool:
-    """Whether a client without a credential may connect, and then send a token."""
+    """Whether a client without a credential may connect and then send a token."""
     return takes_tokens(method) and not (awx_client and isinstance(method, ChoosesTokens) and not method.tokens_from_awx_clients)
 
 

@@ -1,4 +1,4 @@
-"""Several ways of authenticating as one: asked in turn at the door, and by name from then on."""
+"""Tries each method during the handshake. Later calls go to the method that authenticated the user."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from towerws.auth.base import (
     Refused,
     Reports,
     Unavailable,
-    at_once,
     recognizes,
+    result_if_ready,
     takes_tokens,
     undecided,
     waits_for_token,
@@ -24,11 +24,11 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 
-Answer = TypeVar("Answer", Identity, Identity | None)
+Result = TypeVar("Result", Identity, Identity | None)
 
 
 class Chain:
-    """A `Method` made of others. What one of them says of a credential of its kind is final; only None goes on to the next."""
+    """A `Method` that consists of several. The first method that finds a credential of its kind decides. On None, the next one tries."""
 
     name = "chain"
 
@@ -41,7 +41,7 @@ class Chain:
         self.tokens_from_awx_clients = any(waits_for_token(method, awx_client=True) for method in self._methods)
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Fires with the first identity; with None when there is no credential of any kind. Fails as the methods do."""
+        """Fires with the first identity, or with None if there is no credential of any kind. Fails as the methods do."""
         if len(self._methods) == 1:
             (method,) = self._methods
             return self._counted(method.name, method.authenticate(head, address))
@@ -56,52 +56,52 @@ class Chain:
         return None
 
     def recognizes(self, token: str) -> bool:
-        """Whether a method does."""
+        """Whether any method recognizes the token."""
         return any(recognizes(method, token) for method in self._token_methods)
 
     def identify(self, token: str, address: str = "") -> Deferred[Identity]:
-        """What the first method says that recognizes the token, else the last that takes any. `takes_tokens` tells whether there is one."""
+        """Ask the first method that recognizes the token, otherwise the last that takes tokens. Call this only if `takes_tokens` is set."""
         method = next((method for method in self._token_methods if recognizes(method, token)), self._token_methods[-1])
         return self._counted(method.name, method.identify(token, address))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """What the method that vouches for this user says."""
+        """Ask the method that authenticated this user."""
         return self._by_name[identity.method].refusals(identity, topics)
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
-        """What the method that vouches for this user says."""
+        """Ask the method that authenticated this user."""
         return undecided(self._by_name[identity.method], identity, topics)
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """What the method that vouches for this user says."""
+        """Ask the method that authenticated this user."""
         return self._by_name[identity.method].revalidate(identity)
 
     def forget(self, revocation: Revocation | None) -> None:
-        """All of them forget."""
+        """Make every method drop its cached answers."""
         for method in self._methods:
             method.forget(revocation)
 
     def figures(self) -> Mapping[str, Mapping[str, object]]:
-        """For each method how many credentials it accepted, refused and could not check, and what it has to say itself."""
+        """Return, for each method, how many credentials it accepted, refused and could not check, and its own figures."""
         return {
             name: {**counts, **(method.figures() if isinstance(method := self._by_name[name], Reports) else {})}
             for name, counts in self._counts.items()
         }
 
-    def _counted(self, name: str, asked: Deferred[Answer]) -> Deferred[Answer]:
-        if at_once(asked) is not None:
+    def _counted(self, name: str, asked: Deferred[Result]) -> Deferred[Result]:
+        if result_if_ready(asked) is not None:
             self._counts[name]["accepted"] += 1
             return asked
         counts = (self._counts[name],)
         return asked.addCallbacks(_accepted, _failed, callbackArgs=counts, errbackArgs=counts)
 
     def stop(self) -> Deferred[None]:
-        """Fires when all have let go; one that fails at it does not keep the others."""
+        """Stop all methods. Fires when all have ended, even if one of them fails."""
         stopping = [maybeDeferred(method.stop) for method in self._methods]
         return DeferredList(stopping, consumeErrors=True).addCallback(lambda _: None)
 
 
-def _accepted(identity: Answer, counts: dict[str, int]) -> Answer:
+def _accepted(identity: Result, counts: dict[str, int]) -> Result:
     if identity is not None:
         counts["accepted"] += 1
     return identity

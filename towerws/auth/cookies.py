@@ -1,20 +1,25 @@
-"""Cookies, as clients of every kind write them."""
+"""Reads the `Cookie` header."""
 
 from __future__ import annotations
 
 
 def parse_cookies(header: str) -> dict[str, str]:
-    """The cookies of a `Cookie` header by name, without the double quotes around a value.
+    """Return the cookies by name. Of two cookies with one name the last counts, as in Django and so in AWX."""
+    return dict(list_cookies(header))
 
-    Read as Django reads it, so that what is looked at here is what AWX looks at: with or without a space after `;`
-    (browsers, awxkit), with a `;` at the end, and of two cookies with one name the last.
+
+def list_cookies(header: str) -> list[tuple[str, str]]:
+    """Return every cookie of a `Cookie` header as name and value, without the double quotes around a value.
+
+    It reads as Django does, so that it finds the cookie that AWX finds. Browsers and awxkit write `;` with and without a space,
+    and some clients end with one.
     """
-    cookies = {}
+    cookies = []
     for part in header.split(";"):
         name, equals, value = part.partition("=")
         value = value.strip(" \t")
         if len(value) > 1 and value[0] == value[-1] == '"':
             value = value[1:-1]
         if equals:
-            cookies[name.strip(" \t")] = value
+            cookies.append((name.strip(" \t"), value))
     return cookies

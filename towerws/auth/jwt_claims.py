@@ -1,16 +1,21 @@
-"""What a token says, once its signature is known to be good (RFC 7519 section 4.1).
+"""The claims of a token whose signature is good (RFC 7519 section 4.1).
 
-`aud` of a token is checked even where none is configured: a token that is meant for somebody else is then refused, as the
-RFC demands, so that a token for another service of the same issuer opens nothing here.
+A token's `aud` is checked even if no `aud` is configured. A token for another service of the same issuer is then refused, as the
+RFC demands.
+
+One claim lists the topics that the user may subscribe to. There are two forms with the same meaning:
+`{"jobs": ["status_changed"], "job_events": ["*"]}` and `["jobs.status_changed", "job_events.*"]`. The event `*` grants all topics of
+a group. There is no other pattern, and none for groups, so that a token never grants a group that it doesn't name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from towerws.auth.base import Refused
-from towerws.auth.jwt_grants import Grants, read_claim
 from towerws.core.settings import JwtSettings
+from towerws.core.topics import is_group, is_routing_key
 
 MAX_NAME_CHARACTERS = 255  # of sub and jti: OpenID Connect Core section 2
 MAX_AUDIENCES = 100
@@ -19,20 +24,20 @@ MAX_INSTANT = 253402300799  # the end of the year 9999, in seconds since 1970
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What of a token matters here. `expires_at` is in seconds since 1970."""
+    """The claims that we use. `expires_at` is in seconds since 1970."""
 
     subject: str
     token_id: str | None
     expires_at: float
     grants: Grants
     ignored: int
-    """How many entries of the claim that lists topics are none."""
+    """How many entries of the list of topics are no topics."""
 
 
 def check_claims(claims: dict[str, object], settings: JwtSettings, default: Grants, now: float, *, from_url: bool) -> Claims:
-    """What the token says, if it is good at `now` (seconds since 1970). `Refused`, with a fixed text, says which claim is not.
+    """Return the claims if the token is valid at `now` (seconds since 1970). `Refused`, with a fixed text, names the claim that is not.
 
-    `default` is granted by a token without the claim that lists topics. `from_url` demands a short life as well.
+    A token without the list of topics grants `default`. With `from_url` the token must also be short-lived.
     """
     _check_parties(claims, settings)
     expires_at = _check_times(claims, settings, now, from_url=from_url)
@@ -51,14 +56,14 @@ def _check_parties(claims: dict[str, object], settings: JwtSettings) -> None:
     if not isinstance(audiences, list) or len(audiences) > MAX_AUDIENCES or not all(isinstance(name, str) for name in audiences):
         raise Refused(f"the token's aud is neither text nor a list of up to {MAX_AUDIENCES}")
     if ("aud" in claims or settings.audience) and not set(audiences) & set(settings.audience):
-        raise Refused("the token is meant for somebody else: its aud is another one")
+        raise Refused("the token is meant for another service: its aud is another one")
 
 
 def _check_times(claims: dict[str, object], settings: JwtSettings, now: float, *, from_url: bool) -> float:
     expires_at, not_before, issued_at = (_instant(claims, name) for name in ("exp", "nbf", "iat"))
     if expires_at is None:
         raise Refused("the token has no exp")
-    if expires_at <= now:  # no leeway: a token is renewed in time, or it has ended
+    if expires_at <= now:  # no leeway: a client must renew its token in time
         raise Refused("the token has expired")
     if not_before is not None and not_before > now + settings.leeway_s:
         raise Refused("the token is not valid yet: its nbf is to come")
@@ -95,3 +100,75 @@ def _grants(claims: dict[str, object], claim: str, default: Grants) -> tuple[Gra
     except ValueError as error:
         reason = str(error)
     raise Refused(f"the token's list of topics is not one: {reason}")
+
+
+MAX_GRANTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """The topics (by routing key) and whole groups that a credential allows."""
+
+    topics: frozenset[str] = field(default=frozenset(), repr=False)
+    groups: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def allow(self, routing_key: str) -> bool:
+        """Whether the topic is granted. `job_events.*` (all of a group) is granted if the whole group is."""
+        return routing_key in self.topics or routing_key.partition(".")[0] in self.groups
+
+
+def parse_grants(value: object) -> Grants:
+    """Return the grants in a setting. `ValueError`, with a fixed text, if it is in neither of the forms above."""
+    names: Iterable[object]
+    if isinstance(value, dict):
+        names = _flatten(value)
+    elif isinstance(value, list | tuple):
+        names = value
+    else:
+        raise ValueError('neither {"group": ["event"]} nor ["group.event"]')
+    grants, others = _collect(names)
+    if others:
+        raise ValueError(others[0])
+    return grants
+
+
+def read_claim(value: object) -> tuple[Grants, int]:
+    """Return the grants in a token's claim, and the number of its entries that are no topics and grant nothing.
+
+    Identity providers write their own groups into the same claim (`/keycloak/group`). `ValueError` if the claim is neither a table
+    nor a list, or too long.
+    """
+    if not isinstance(value, dict | list):
+        raise ValueError('neither {"group": ["event"]} nor ["group.event"]')
+    grants, others = _collect(_flatten(value) if isinstance(value, dict) else value)
+    return grants, len(others)
+
+
+def _collect(names: Iterable[object]) -> tuple[Grants, list[str]]:
+    """Return the grants of the entries that are topics, and the fault of each other entry."""
+    topics, groups, others = set(), set(), []
+    for count, name in enumerate(names):
+        if count >= MAX_GRANTS:
+            raise ValueError(f"more than {MAX_GRANTS} topics")
+        if not isinstance(name, str):
+            others.append("a topic that is not text, or a group whose events are not a list of text and whole numbers")
+            continue
+        group, _, event = name.partition(".")
+        if event == "*" and is_group(group):
+            groups.add(group)
+        elif is_routing_key(name):
+            topics.add(name)
+        else:
+            others.append("a name that is no topic: expected group.event or group.*")
+    return Grants(frozenset(topics), frozenset(groups)), others
+
+
+def _flatten(table: dict[object, object]) -> Iterator[str | None]:
+    """Yield the names in a table, and None for an entry that can't be a name."""
+    for group, events in table.items():
+        if not isinstance(events, list):
+            yield None
+            continue
+        for event in events:
+            plain = isinstance(event, str | int) and not isinstance(event, bool)
+            yield f"{group}.{event}" if plain else None

@@ -1,7 +1,7 @@
-"""The keys that a token's signature is checked with, each pinned to one algorithm by whoever runs the daemon.
+"""The keys that check a token's signature. The configuration pins each key to one algorithm.
 
-An algorithm is never taken from a token: its `alg` only picks among the keys that are there for that algorithm, so that a
-public key can't be used as an HMAC secret (RFC 8725 section 2.1). `none` is no algorithm here.
+A token's `alg` only selects among the keys for that algorithm. So a public key can't be used as an HMAC secret (RFC 8725 section 2.1).
+`none` is not an algorithm here.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from towerws.core.errors import ConfigError
 
 _HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 """A secret must not be shorter than the hash (RFC 7518 section 3.2)."""
-_TYPES = {
+_KEY_TYPES = {
     **dict.fromkeys(("HS256", "HS384", "HS512"), "oct"),
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "RSA"),
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
     "EdDSA": "OKP",
 }
-ALGORITHMS = tuple(_TYPES)
+ALGORITHMS = tuple(_KEY_TYPES)
 MAX_FILE_BYTES = 64 * 1024
-RSA_BITS = range(2048, 8192 + 1)  # NIST SP 800-131A; above, checking a signature takes milliseconds
+RSA_BITS = range(2048, 8192 + 1)  # NIST SP 800-131A. With more bits, checking a signature takes milliseconds
 
 _implementations = {name: get_default_algorithms()[name] for name in ALGORITHMS}
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key for one algorithm. `kid` is its name in a key set."""
+    """A key for one algorithm. `kid` is its name in a key set."""
 
     algorithm: str
     material: Any = field(repr=False)
@@ -49,17 +49,17 @@ class Key:
 
 
 class KeySource(Protocol):
-    """Where keys come from."""
+    """Supplies keys."""
 
     def find(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
-        """Fires with the keys that may have signed a token with this header; fails with `Unavailable` when they can't be had."""
+        """Fires with the keys that may have signed a token with this header. Fails with `Unavailable` if they can't be fetched."""
 
     def stop(self) -> Deferred[None]:
-        """Let go of connections. Fires when that is done."""
+        """Close connections. Fires when that is done."""
 
 
 class FileKeys:
-    """Keys that were read from a file when the daemon started. A token's `kid` means nothing to them."""
+    """Keys that were read from a file when the daemon started. They ignore a token's `kid`."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
@@ -74,21 +74,21 @@ class FileKeys:
 
 
 def check_algorithms(algorithms: Sequence[str]) -> None:
-    """`ConfigError` unless these can stand together: known ones, and either all with a secret or all with public keys."""
+    """Raise `ConfigError` unless all algorithms are known, and all use a secret or all use public keys."""
     shown = ", ".join(repr(name) for name in algorithms)
     if not algorithms or not set(algorithms) <= set(ALGORITHMS):
         raise ConfigError(f"jwt.algorithms = {shown or 'nothing'}: must be one or more of {', '.join(ALGORITHMS)}")
-    if len({_TYPES[name] == "oct" for name in algorithms}) > 1:
-        raise ConfigError(f"jwt.algorithms = {shown}: HS256, HS384 and HS512 (a shared secret) can't stand with public keys' algorithms")
+    if len({_KEY_TYPES[name] == "oct" for name in algorithms}) > 1:
+        raise ConfigError(f"jwt.algorithms = {shown}: HS256, HS384 and HS512 (a shared secret) can't be used with public keys' algorithms")
 
 
 def use_secret(algorithms: Sequence[str]) -> bool:
-    """Whether these algorithms (that passed `check_algorithms`) are those of a shared secret."""
-    return _TYPES[algorithms[0]] == "oct"
+    """Whether these algorithms (checked by `check_algorithms`) use a shared secret."""
+    return _KEY_TYPES[algorithms[0]] == "oct"
 
 
 def read_secret(path: str, algorithms: Sequence[str]) -> FileKeys:
-    """The file's bytes as the shared secret, without one line end behind them. `ConfigError` when it is too short to be one."""
+    """Return the file's bytes as the shared secret, without one line end. `ConfigError` if it is too short."""
     secret = _read("jwt.secret_file", path).removesuffix(b"\n").removesuffix(b"\r")
     least = max(_HASH_BYTES[name] for name in algorithms)
     if len(secret) < least:
@@ -101,7 +101,7 @@ def read_secret(path: str, algorithms: Sequence[str]) -> FileKeys:
 
 
 def read_public_key(path: str, algorithms: Sequence[str]) -> FileKeys:
-    """The public key in a PEM file. `ConfigError` when it is something else, or not a key for each of the algorithms."""
+    """Return the public key in a PEM file. `ConfigError` if it is not a public key, or not for all of the algorithms."""
     pem = _read("jwt.public_key_file", path)
     if b"PRIVATE KEY-----" in pem:
         raise ConfigError(f"jwt.public_key_file = {path!r}: holds a private key, which only the issuer should have")
@@ -118,9 +118,9 @@ def read_public_key(path: str, algorithms: Sequence[str]) -> FileKeys:
 
 
 def read_jwk(jwk: object, algorithms: Sequence[str]) -> list[Key]:
-    """One member of a key set (RFC 7517 section 4), once for each configured algorithm it is for; nothing if for none.
+    """Read one key of a key set (RFC 7517 section 4). Return a `Key` for each configured algorithm that it is for.
 
-    Keys of unknown types and for other purposes are passed over, as the RFC says, and so is what holds a private key.
+    Keys of unknown types and for other purposes are ignored, as the RFC says. Private keys are ignored too.
     """
     if not isinstance(jwk, dict) or "d" in jwk or "k" in jwk or jwk.get("use", "sig") != "sig" or not _may_verify(jwk.get("key_ops")):
         return []
@@ -129,12 +129,12 @@ def read_jwk(jwk: object, algorithms: Sequence[str]) -> list[Key]:
         return []
     keys = []
     for name in algorithms:
-        if _TYPES[name] != jwk.get("kty") or only not in (None, name):
+        if _KEY_TYPES[name] != jwk.get("kty") or only not in (None, name):
             continue
         try:
             material = _implementations[name].from_jwk(jwk)
         except (InvalidKeyError, ValueError, TypeError, AttributeError, KeyError, UnsupportedAlgorithm):
-            continue  # not a key, in one of the many ways in which somebody's JSON can be none
+            continue  # not a key: PyJWT has many exceptions for that
         if _fits(material, name):
             keys.append(Key(name, material, kid))
     return keys
@@ -149,7 +149,7 @@ def _fits(material: Any, algorithm: str) -> bool:
         _implementations[algorithm].prepare_key(material)
     except (InvalidKeyError, TypeError):
         return False
-    return _TYPES[algorithm] != "RSA" or material.key_size in RSA_BITS
+    return _KEY_TYPES[algorithm] != "RSA" or material.key_size in RSA_BITS
 
 
 def _read(key: str, path: str) -> bytes:

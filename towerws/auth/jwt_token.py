@@ -1,8 +1,11 @@
-"""A JSON Web Token in RFC 7515's compact form, taken apart strictly.
+"""Finds a JSON Web Token in a handshake, and takes it apart strictly (RFC 7515, compact form).
 
-A token is bounded before it is decoded, and only its header is decoded before the signature is known to be good. What two
-readers could read differently is refused: base64url that is not canonical, a key that stands twice in one object, `NaN`.
-Nothing that is raised here repeats anything of the token.
+A token's length is checked before it is decoded. Only its header is parsed before its signature is checked. A text that two
+readers could read differently is refused: base64url that is not canonical, a key that occurs twice in one object, `NaN`. No error
+repeats any part of the token.
+
+In an opening handshake, a token that the page wrote (`Authorization`, then `token=` in the URL) comes before the one that the
+browser sends by itself (the cookie). A value that isn't in the form of a token belongs to another method and is ignored.
 """
 
 from __future__ import annotations
@@ -15,20 +18,24 @@ import math
 import re
 from dataclasses import dataclass, field
 from typing import NoReturn
+from urllib.parse import parse_qsl
 
 from towerws.auth.base import Refused
+from towerws.auth.cookies import list_cookies
+from towerws.core.http_head import Head
+from towerws.core.settings import Secret
 
 MAX_TOKEN_BYTES = 8 * 1024
 MAX_KID_CHARACTERS = 256
 
 _is_shaped = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*").fullmatch
-_TYPES = {"JWT", "AT+JWT", "APPLICATION/JWT", "APPLICATION/AT+JWT"}
+_TOKEN_TYPES = {"JWT", "AT+JWT", "APPLICATION/JWT", "APPLICATION/AT+JWT"}
 """RFC 7519 section 5.1 and RFC 9068 section 2.1; any other (`logout+jwt`) was made for another purpose (RFC 8725 section 3.11)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token whose signature has not been looked at."""
+    """A token whose signature has not been checked."""
 
     algorithm: str
     kid: str | None
@@ -43,9 +50,9 @@ def is_shaped_like_token(text: str) -> bool:
 
 
 def parse_token(text: str) -> Token:
-    """Take a token apart and read its header. `Refused` for whatever is not plain.
+    """Take a token apart and read its header. `Refused` if it is not a plain token.
 
-    `jku`, `jwk`, `x5c`, `x5u` and the like are not looked at: which key is good is not for the token to say.
+    `jku`, `jwk`, `x5c`, `x5u` and the like are ignored, since a token must not choose its own key.
     """
     if len(text) > MAX_TOKEN_BYTES:
         raise Refused(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
@@ -59,21 +66,21 @@ def parse_token(text: str) -> Token:
         raise Refused("the token names no algorithm")
     if "kid" in header and not (isinstance(kid, str) and len(kid) <= MAX_KID_CHARACTERS):
         raise Refused(f"the token's kid is not text of up to {MAX_KID_CHARACTERS} characters")
-    if not (isinstance(kind, str) and kind.upper() in _TYPES):
-        raise Refused("the token is not meant to say who somebody is: its typ is another one")
-    for name in ("crit", "b64"):  # extensions that must be understood (RFC 7515 section 4.1.11, RFC 7797): none is here
+    if not (isinstance(kind, str) and kind.upper() in _TOKEN_TYPES):
+        raise Refused("the token is not meant for authentication: its typ is another one")
+    for name in ("crit", "b64"):  # extensions that a reader must know (RFC 7515 section 4.1.11, RFC 7797), and we know none
         if name in header:
             raise Refused(f"the token's header has {name}")
     return Token(algorithm, kid if isinstance(kid, str) else None, signed.encode("ascii"), _decode(payload), _decode(signature))
 
 
 def read_object(raw: bytes) -> dict[str, object]:
-    """One JSON object in UTF-8, without duplicate keys and without numbers that are none. `Refused` for anything else."""
+    """Read one JSON object in UTF-8, without duplicate keys, NaN and infinity. `Refused` for any other text."""
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         value = None
-    # Raised out here: the error above holds the text that it is about.
+    # Raised outside of `except`: the error above contains the text.
     if not isinstance(value, dict):
         raise Refused("a part of the token is not a plain JSON object")
     return value
@@ -91,7 +98,7 @@ def _decode(part: str) -> bytes:
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return found
 
 
@@ -101,5 +108,44 @@ def _no_constant(name: str) -> NoReturn:
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError("not a number that can be held")
+        raise ValueError("not a finite number")
     return number
+
+
+@dataclass(frozen=True, slots=True)
+class SentToken:
+    """A token as a client sent it, and where it was."""
+
+    token: str = field(repr=False)
+    kind: str
+    """The kind in a few words, for the log."""
+    from_url: bool = False
+    from_cookie: bool = False
+    csrftoken: Secret | None = None
+
+
+def find_token(head: Head, cookie: str) -> SentToken | None:
+    """Return the token in a handshake, or None. `cookie` is the name of the cookie to look at. If it is empty, no cookie counts.
+
+    `Refused` if one place has two different tokens. A proxy in front of us may have read the other one, and another site of the
+    same domain may have set a cookie.
+    """
+    scheme, _, value = head.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and is_shaped_like_token(value.strip(" \t")):
+        return SentToken(value.strip(" \t"), "bearer token")
+    # No limit on their number, since the head's size is bounded.
+    in_query = [value for name, value in parse_qsl(head.query, keep_blank_values=True) if name == "token"]
+    if (token := _only(in_query)) is not None:
+        return SentToken(token, "token in the URL", from_url=True)
+    cookies = list_cookies(head.headers.get("cookie", ""))
+    if cookie and (token := _only([value for name, value in cookies if name == cookie])) is not None:
+        csrftoken = dict(cookies).get("csrftoken")
+        return SentToken(token, "token cookie", from_cookie=True, csrftoken=Secret(csrftoken) if csrftoken else None)
+    return None
+
+
+def _only(values: list[str]) -> str | None:
+    tokens = {value for value in values if is_shaped_like_token(value)}
+    if len(tokens) > 1:
+        raise Refused("more than one token was sent", "token")
+    return next(iter(tokens), None)

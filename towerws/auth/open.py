@@ -1,4 +1,4 @@
-"""No authentication: everybody may listen to everything. Only by explicit choice (`--auth open`)."""
+"""No authentication: every client may subscribe to everything. Used only by explicit choice (`--auth open`)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 
-NOBODY = Identity()
+ANONYMOUS = Identity()
 
 
 class Open:
-    """A `Method` that lets everyone in as nobody in particular."""
+    """A `Method` that admits every client, as an anonymous user."""
 
     name = "open"
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
-        return succeed(NOBODY)
+        return succeed(ANONYMOUS)
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Fires at once with nothing."""
+        """Fires at once with no refusals."""
         return succeed({})
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """Fires at once: nothing ends here."""
+        """Fires at once. An anonymous user has no credential that could end."""
         return succeed(identity)
 
     def forget(self, revocation: Revocation | None) -> None:
-        """Nothing is known of anybody."""
+        """Do nothing, since nothing is cached."""
 
     def stop(self) -> Deferred[None]:
         """Fires at once."""

@@ -1,16 +1,16 @@
-"""Questions to the API within bounds: so many at once, so many waiting, a deadline for each, and none while it is down.
+"""Calls to the API within bounds: the number in flight, the number waiting, a deadline for each, and none while the API is down.
 
-state   | begins with                    | ends in
-waiting | all calls of its pool are used | asking (one ended); over (it waited too long, a longer queue than others', stop)
-asking  | it was sent                    | over (an answer, a failure, its deadline, stop)
-over    | its Deferred has fired         | -
+state     | begins when                      | ends in
+waiting   | all calls of its pool are in use | in flight (another call ended); done (waited too long, dropped from a full queue, stop)
+in flight | it is sent                       | done (an answer, a failure, its deadline, stop)
+done      | its Deferred has fired           | -
 
-A call's deadline begins when it is sent, and none is sent when that is too late for whoever asked: a queue here is no fault of
-the API's. The calls are shared fairly between the clients' addresses, so that one of them can't keep the others waiting.
+A call's deadline begins when it is sent, since a queue here is not the API's fault. A call that has waited too long for its client
+is not sent. Addresses share the calls fairly, so that one address can't keep the others waiting.
 
-Checks of passwords have calls, a queue and a breaker of their own: each costs the API a hash that is slow on purpose, and
-anybody can ask for one. Questions about objects share the calls of sessions and tokens, but not their breaker: an object
-that takes the API too long must not keep anybody from signing in.
+Checks of passwords have their own calls, queue and breaker. Each costs the API a slow hash, and any client can ask for one.
+Questions about objects share the calls of sessions and tokens but have their own breaker. An object that the API is slow to
+answer about must not stop clients from signing in.
 """
 
 from __future__ import annotations
@@ -25,35 +25,33 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, drop_frames
-from towerws.auth.breaker import Breaker
-from towerws.auth.fair_queue import FairQueue
 from towerws.auth.folded_log import FoldedLog
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer, Fetcher
 from towerws.auth.tower_credentials import Headers
-from towerws.auth.tower_http import Fetcher
+from towerws.auth.tower_limits import CircuitBreaker, FairQueue
 from towerws.core.addresses import address_key
 from towerws.core.settings import TowerSettings
 
 T = TypeVar("T")
 
 BACKGROUND_EVERY: Final = 4
-"""Handshakes go first; but of so many calls one is for whatever else waits, so that a storm of clients starves no open connection."""
+"""Handshakes go first. One call in this many is for other questions, so that a storm of clients starves no open connection."""
 
 
 class Kind(enum.Enum):
-    """What a question is for."""
+    """The purpose of a question."""
 
     SIGN_IN = "sign_in"
-    """A handshake waits for it, and a browser for that."""
-    AGAIN = "again"
-    """A credential of an open connection is checked again."""
+    """A handshake waits for it, and a browser waits for the handshake."""
+    REVALIDATION = "revalidation"
+    """It checks the credential of an open connection again."""
     OBJECT = "object"
-    """Whether a user sees an object."""
+    """It asks whether a user sees an object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, and for whom. `address` is the client's; `wait_s` is for how long it may wait to be sent."""
+    """A question to the API. `address` is the client's address. The question may wait `wait_s` seconds before it is sent."""
 
     url: str
     headers: Headers
@@ -61,36 +59,36 @@ class Question:
     address: str
     wait_s: float
     password: bool = False
-    """Whether it brings a password, which the API has to hash."""
+    """Whether it has a password, which the API must hash."""
 
 
 class _Call(Generic[T]):
-    """One question, from when it was asked until it is over."""
+    """A question in one of the states above."""
 
     def __init__(self, question: Question, read: Callable[[Answer], T]) -> None:
         self.question = question
         self.owner = address_key(question.address)
         self.read = read
         self.done: Deferred[T] = Deferred()
-        self.flight: Any = None
+        self.request: Any = None
         self.timer: Any = None
         self.late = False
 
 
 class TowerCalls:
-    """Puts questions to the API. One that can't be put, or is not answered, fails with `Unavailable`."""
+    """Sends questions to the API. A question that can't be sent, or is not answered, fails with `Unavailable`."""
 
     def __init__(self, settings: TowerSettings, fetcher: Fetcher, clock: Any, log: FoldedLog) -> None:
         self._fetcher = fetcher
         self._clock = clock
-        signing_in = Breaker(settings.breaker_failures, settings.breaker_probe_s)
-        objects = Breaker(settings.breaker_failures, settings.breaker_probe_s)
-        passwords = Breaker(settings.breaker_failures, settings.breaker_probe_s)
+        signing_in = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
+        objects = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
+        passwords = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
         self._objects = objects
-        self._plain = _Pool(
+        self._session_pool = _Pool(
             settings, fetcher, clock, log, ("tower.calls", "tower.calls_waiting"), settings.calls, settings.deadline_s, signing_in, objects
         )
-        self._passwords = _Pool(
+        self._password_pool = _Pool(
             settings,
             fetcher,
             clock,
@@ -105,15 +103,15 @@ class TowerCalls:
         self._stopped = False
 
     def figures(self) -> Mapping[str, object]:
-        """Calls made, and those of them that failed; turned away unmade; under way; waiting. The same for checks of passwords."""
-        return {**self._plain.figures(), "object_breaker": self._objects.state, "passwords": self._passwords.figures()}
+        """Return how many calls were made, failed and turned away, and how many are in flight and waiting. The same for passwords."""
+        return {**self._session_pool.figures(), "object_breaker": self._objects.state, "passwords": self._password_pool.figures()}
 
     def get(self, question: Question, read: Callable[[Answer], T]) -> Deferred[T]:
-        """Fires with what `read` makes of the answer, or fails with what it raises; `wait_s` and the deadline from now at the latest."""
-        return (self._passwords if question.password else self._plain).get(question, read)
+        """Fires with what `read` returns for the answer, or fails with what it raises, within `wait_s` plus the deadline."""
+        return (self._password_pool if question.password else self._session_pool).get(question, read)
 
     def pause(self, delay_s: float) -> Deferred[None]:
-        """Fires after a while; fails with `Unavailable` when everything is stopped meanwhile, or before."""
+        """Fires after `delay_s` seconds. Fails with `Unavailable` if everything is stopped before that."""
         if self._stopped:
             return fail(_stopping())
 
@@ -126,19 +124,19 @@ class TowerCalls:
         return pause
 
     def stop(self) -> Deferred[None]:
-        """Fail whatever waits, and let go of all connections and timers. Fires when the idle connections are closed."""
+        """Fail all calls and pauses, and cancel all timers. Fires when the idle connections are closed."""
         self._stopped = True
         while self._pauses:
             pause, timer = self._pauses.popitem()
             timer.cancel()
             pause.errback(_stopping())
-        self._plain.stop()
-        self._passwords.stop()
+        self._session_pool.stop()
+        self._password_pool.stop()
         return self._fetcher.stop()
 
 
 class _Pool:
-    """Calls of one kind of cost: so many at once, and queues for the rest."""
+    """A bounded number of calls in flight, and queues for the rest."""
 
     def __init__(
         self,
@@ -149,8 +147,8 @@ class _Pool:
         options: tuple[str, str],
         calls: int,
         deadline_s: float,
-        breaker: Breaker,
-        object_breaker: Breaker,
+        breaker: CircuitBreaker,
+        object_breaker: CircuitBreaker,
     ) -> None:
         self._settings = settings
         self._fetcher = fetcher
@@ -161,21 +159,21 @@ class _Pool:
         self._deadline_s = deadline_s
         self._breaker = breaker
         self._object_breaker = object_breaker
-        self._asking: set[_Call[Any]] = set()
-        self._under_way: Counter[str] = Counter()
-        self._hasty: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
-        self._patient: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
+        self._in_flight: set[_Call[Any]] = set()
+        self._in_flight_by_owner: Counter[str] = Counter()
+        self._handshake_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
+        self._background_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
         self._sending = self._stopped = False
-        self._made = self._failures = self._turned_away = 0
+        self._sent = self._failures = self._turned_away = 0
 
     def figures(self) -> dict[str, object]:
         """See `TowerCalls`."""
         return {
-            "made": self._made,
+            "made": self._sent,
             "failed": self._failures,
             "turned_away": self._turned_away,
-            "in_flight": len(self._asking),
-            "waiting": len(self._hasty) + len(self._patient),
+            "in_flight": len(self._in_flight),
+            "waiting": len(self._handshake_queue) + len(self._background_queue),
             "breaker": self._breaker.state,
         }
 
@@ -184,41 +182,41 @@ class _Pool:
         if self._stopped:
             return fail(_stopping())
         call = _Call(question, read)
-        if len(self._asking) < self._calls:
+        if len(self._in_flight) < self._calls:
             self._send(call)
         elif self._breaker_of(call).is_open(self._clock.seconds()):
-            self._turn_away(call, "it failed again and again, and is asked once in a while until it answers")
+            self._turn_away(call, "it failed repeatedly, and is asked rarely until it answers")
         else:
-            call.timer = self._clock.callLater(question.wait_s, self._waited_in_vain, call)
+            call.timer = self._clock.callLater(question.wait_s, self._expire_waiting, call)
             dropped = self._queue_of(call).push(call.owner, call)
             if dropped is not None:
                 self._turn_away(dropped, f"too many questions wait already ({self._options[1]})")
         return call.done
 
     def stop(self) -> None:
-        """Fail all."""
+        """Fail all calls."""
         self._stopped = True
-        for queue in (self._hasty, self._patient):
+        for queue in (self._handshake_queue, self._background_queue):
             while queue:
                 self._end(queue.pop({}), Failure(_stopping()))
-        for call in list(self._asking):
-            call.flight.cancel()
+        for call in list(self._in_flight):
+            call.request.cancel()
 
-    def _breaker_of(self, call: _Call[Any]) -> Breaker:
+    def _breaker_of(self, call: _Call[Any]) -> CircuitBreaker:
         return self._object_breaker if call.question.kind is Kind.OBJECT else self._breaker
 
     def _queue_of(self, call: _Call[Any]) -> FairQueue[_Call[Any]]:
-        return self._hasty if call.question.kind is Kind.SIGN_IN else self._patient
+        return self._handshake_queue if call.question.kind is Kind.SIGN_IN else self._background_queue
 
-    def _waited_in_vain(self, call: _Call[Any]) -> None:
+    def _expire_waiting(self, call: _Call[Any]) -> None:
         call.timer = None  # as in `_expire`
         self._queue_of(call).remove(call.owner, call)
-        self._turn_away(call, f"all calls were taken for too long ({self._options[0]})")
+        self._turn_away(call, f"all calls were in use for too long ({self._options[0]})")
 
     def _turn_away(self, call: _Call[Any], why: str) -> None:
-        """Not asked at all: the log says why, since it is no failure of the API's."""
+        """End a call that was not sent. The log says why, since this is not the API's fault."""
         self._turned_away += 1
-        self._log.warning(f"a question to the Tower API was not put: {why}; {{in_flight}} are under way", in_flight=len(self._asking))
+        self._log.warning(f"a question to the Tower API was not sent: {why}; {{in_flight}} in flight", in_flight=len(self._in_flight))
         self._end(call, Failure(Unavailable(f"the API could not be asked: {why}")))
 
     def _send(self, call: _Call[Any]) -> None:
@@ -226,27 +224,27 @@ class _Pool:
         if timer is not None:
             timer.cancel()
         if not self._breaker_of(call).admit(self._clock.seconds()):
-            self._turn_away(call, "it failed again and again, and is asked once in a while until it answers")
+            self._turn_away(call, "it failed repeatedly, and is asked rarely until it answers")
             return
-        self._made += 1
-        self._asking.add(call)
-        self._under_way[call.owner] += 1
+        self._sent += 1
+        self._in_flight.add(call)
+        self._in_flight_by_owner[call.owner] += 1
         call.timer = self._clock.callLater(self._deadline_s, self._expire, call)
-        call.flight = self._fetcher.get(call.question.url, call.question.headers)
-        call.flight.addCallbacks(self._answered, self._failed, callbackArgs=(call,), errbackArgs=(call,))
-        call.flight.addErrback(lambda failure: self._end(call, failure))  # our own fault: shown to whoever asked
+        call.request = self._fetcher.get(call.question.url, call.question.headers)
+        call.request.addCallbacks(self._answered, self._failed, callbackArgs=(call,), errbackArgs=(call,))
+        call.request.addErrback(lambda failure: self._end(call, failure))  # a fault in our code goes to the caller
 
     def _answered(self, answer: Answer, call: _Call[Any]) -> None:
         result: Any
         try:
             result = call.read(answer)
         except (Refused, Unavailable) as error:
-            drop_frames(error)  # this frame is one of them, and holds the result
+            drop_frames(error)  # this frame is one of them, and refers to the result
             result = Failure(error)
         if isinstance(result, Failure) and result.check(Unavailable) and (answer.status < 400 or answer.is_fault):
             self._note_failure(result.getErrorMessage())
-        # Anything below 500 may be the client's doing (a gateway redirects whoever it does not know, or shows its own page): nobody
-        # must be able to open the breaker for the others.
+        # A status below 500 may be caused by the client: a gateway redirects clients that it does not know, or shows its own page.
+        # No client may open the breaker for the others.
         if answer.is_fault:
             self._count_failure(call)
         elif self._breaker_of(call).succeeded():
@@ -264,19 +262,19 @@ class _Pool:
         self._end(call, failure)
 
     def _expire(self, call: _Call[Any]) -> None:
-        call.timer = None  # a call that was made still refers to its arguments: a cycle
+        call.timer = None  # a DelayedCall that has fired still refers to its arguments, a cycle
         call.late = True
-        call.flight.cancel()
+        call.request.cancel()
 
     def _end(self, call: _Call[Any], result: Any) -> None:
         timer, call.timer = call.timer, None
         if timer is not None:
             timer.cancel()
-        if call in self._asking:
-            self._asking.discard(call)
-            self._under_way[call.owner] -= 1
-            if not self._under_way[call.owner]:
-                del self._under_way[call.owner]
+        if call in self._in_flight:
+            self._in_flight.discard(call)
+            self._in_flight_by_owner[call.owner] -= 1
+            if not self._in_flight_by_owner[call.owner]:
+                del self._in_flight_by_owner[call.owner]
         self._send_next()
         if isinstance(result, Failure):
             call.done.errback(result)
@@ -284,12 +282,12 @@ class _Pool:
             call.done.callback(result)
 
     def _send_next(self) -> None:
-        if self._sending:  # one that ends at once, with an open breaker, comes here again: two hundred deep otherwise
+        if self._sending:  # with an open breaker a call ends at once and comes here again, two hundred deep
             return
         self._sending = True
-        while (self._hasty or self._patient) and len(self._asking) < self._calls and not self._stopped:
-            patient = self._patient and (not self._hasty or self._made % BACKGROUND_EVERY == 0)
-            self._send((self._patient if patient else self._hasty).pop(self._under_way))
+        while (self._handshake_queue or self._background_queue) and len(self._in_flight) < self._calls and not self._stopped:
+            background = self._background_queue and (not self._handshake_queue or self._sent % BACKGROUND_EVERY == 0)
+            self._send((self._background_queue if background else self._handshake_queue).pop(self._in_flight_by_owner))
         self._sending = False
 
     def _note_failure(self, why: str) -> None:
@@ -299,7 +297,7 @@ class _Pool:
     def _count_failure(self, call: _Call[Any]) -> None:
         if self._breaker_of(call).failed(self._clock.seconds()):
             self._log.warning(
-                "the Tower API failed {failures} times in a row: asked once in {probe_s:g} s until it answers",
+                "the Tower API failed {failures} times in a row: it is asked once in {probe_s:g} s until it answers",
                 failures=self._settings.breaker_failures,
                 probe_s=self._settings.breaker_probe_s,
             )

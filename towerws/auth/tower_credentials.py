@@ -1,9 +1,15 @@
-"""The credentials that AWX and Tower know, found in the head of an opening handshake, and how each is shown to the API.
+"""Finds the credential that AWX and Tower know in an opening handshake, and makes the headers that show it to the API.
 
-The first of these that is there is the one; what can't be a credential at all (other characters, too long) is not there:
-`session_key` in the URL (AWX asks for it before the cookie), `token` in the URL, the session cookie, `Authorization`, and
-the `token` cookie of AWX 1.0.0 to 1.0.4. What a client said outright so comes before what its browser sent by itself; but
-a session comes before `Authorization`, which may be meant for a proxy on the way.
+The first of these counts:
+
+1. `session_key` in the URL, which AWX reads before the cookie;
+2. `token` in the URL;
+3. the session cookie;
+4. `Authorization`;
+5. the `token` cookie of AWX 1.0.0 to 1.0.4.
+
+So what a client wrote itself comes before what its browser added. A session comes before `Authorization`, which may be meant for
+a proxy. A value with other characters, or one that is too long, can't be a credential and is ignored.
 """
 
 from __future__ import annotations
@@ -25,42 +31,45 @@ Headers = tuple[tuple[str, str], ...]
 
 MAX_QUERY_FIELDS: Final = 100
 MAX_USER_AGENT: Final = 1024
-"""Characters passed on. nginx takes 8 KiB for a header line, and would answer 400 to more."""
+"""Characters passed on. nginx accepts 8 KiB for a header line, and answers 400 to more."""
 
 _is_session_key = re.compile(r"[!#-+\--:<-\[\]-~]{1,2048}").fullmatch  # cookie-bytes (RFC 6265 section 4.1.1)
 _is_token = re.compile(r"[A-Za-z0-9._~+/-]{1,4096}={0,2}").fullmatch  # b64token (RFC 6750 section 2.1)
 _has_control = re.compile(rb"[\x00-\x1f\x7f]").search
 
 _KEY: Final = secrets.token_bytes(32)
-"""Of this process: who reads a log or its memory can't try passwords against the hashes made with it."""
+"""A random key of this process. A reader of the log can't test passwords against hashes that were made with it."""
 
 _KEYED: Final = hashlib.blake2b(key=_KEY, digest_size=32)
-"""To be copied: 0.3 µs a hash, where making one with its key takes 1.0."""
+"""Copied for each hash. A copy takes 0.3 µs, a new hash with its key 1.0."""
 
 
-class Credential(NamedTuple):
-    """A credential as the API wants it. Its `repr` shows nothing of it.
+class ApiCredential(NamedTuple):
+    """A credential in the form that the API wants. Its `repr` shows nothing of it.
 
-    This and `Caller` are tuples because each handshake makes one: a frozen dataclass takes twice the time.
+    This and `Caller` are tuples because each handshake makes one. A frozen dataclass takes twice the time.
     """
 
     kind: str
-    """In a few words, for the log."""
+    """The kind in a few words, for the log."""
     headers: Headers
     session: str
-    """A name for it: the first 32 hexadecimal digits of SHA-256 of the session key or token; of no meaning outside for a password."""
+    """A name for the credential: the first 32 hexadecimal digits of SHA-256 of the session key or token.
+
+    For a password it is a hash with a key of this process, of no use elsewhere.
+    """
     also: tuple[str, ...] = ()
-    """The names of the other session cookies that came, each of which may be the one that AWX looks at."""
+    """The names of the other session cookies in the handshake. AWX may use any one of them."""
     by_browser: bool = False
-    """Whether browsers send it by themselves, whichever page asks."""
+    """Whether browsers send it by themselves, for a page of any origin."""
     account: str = ""
-    """Of a password: a name for the user that it is tried for."""
+    """For a password: a name for the user whose password is tried."""
     bound: bool = False
-    """Whether it is good only from where, and with the program that, it was issued to."""
+    """Whether it is valid only from the address and with the program that it was issued to."""
 
     @property
     def sessions(self) -> tuple[str, ...]:
-        """All names that it can be revoked by."""
+        """All names by which it can be revoked."""
         return (self.session, *self.also)
 
     def __repr__(self) -> str:
@@ -68,13 +77,13 @@ class Credential(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who asks, as far as the API is told: the client's address and its `User-Agent`."""
+    """The client as the API is told: its address and its `User-Agent`."""
 
     address: str
     user_agent: str
 
     def headers(self) -> Headers:
-        """What goes along with the credential. The quiet header keeps the question from extending the session (AWX >= 3.0)."""
+        """Return the headers next to the credential. `X-WS-Session-Quiet` stops the call from extending the session (AWX >= 3.0)."""
         headers: Headers = (("Accept", "application/json"), ("X-WS-Session-Quiet", "true"))
         if self.user_agent:
             headers += (("User-Agent", self.user_agent),)
@@ -84,18 +93,18 @@ class Caller(NamedTuple):
 
 
 def find_caller(head: Head, address: str) -> Caller:
-    """Who sent this head from this address (not an IP address where the client has none).
+    """Return the client that sent this head. `address` is no IP address if the client has none.
 
-    Of the `User-Agent` only ASCII is passed on: a reader behind us may take other bytes for the end of a line.
+    Only the ASCII of `User-Agent` is passed on. A server behind us may take other bytes for the end of a line.
     """
     user_agent = head.headers.get("user-agent", "")[:MAX_USER_AGENT]
     return Caller(address, user_agent if user_agent.isascii() else user_agent.encode("ascii", "replace").decode("ascii"))
 
 
-def find_credential(head: Head, cookie_names: Sequence[str], cookies: Mapping[str, str] | None = None) -> Credential | None:
-    """The credential that this head brings; None when it brings none of the kinds that AWX knows.
+def find_credential(head: Head, cookie_names: Sequence[str], cookies: Mapping[str, str] | None = None) -> ApiCredential | None:
+    """Return the credential in this head, or None if it has none of the kinds that AWX knows.
 
-    `cookies` are the head's own, where the caller has read them already.
+    `cookies` are the head's cookies, if the caller has read them already.
     """
     query = _query(head)
     if cookies is None:
@@ -108,13 +117,13 @@ def find_credential(head: Head, cookie_names: Sequence[str], cookies: Mapping[st
     )
 
 
-def token_credential(token: str) -> Credential | None:
-    """An OAuth token that came in a message; None for what can't be one."""
-    return Credential("token in a message", (("Authorization", f"Bearer {token}"),), _digest(token)) if _is_token(token) else None
+def token_credential(token: str) -> ApiCredential | None:
+    """Return the credential for an OAuth token that came in a message, or None if the text can't be a token."""
+    return ApiCredential("token in a message", (("Authorization", f"Bearer {token}"),), _digest(token)) if _is_token(token) else None
 
 
-def cache_key(credential: Credential, caller: Caller) -> bytes:
-    """What answers about this credential are kept under: says nothing of it to who does not have it."""
+def cache_key(credential: ApiCredential, caller: Caller) -> bytes:
+    """Return the cache key for this credential. It reveals nothing about the credential."""
     parts = [part for header in credential.headers for part in header]
     if credential.bound:
         parts += caller.address, caller.user_agent
@@ -123,47 +132,47 @@ def cache_key(credential: Credential, caller: Caller) -> bytes:
     return hashed.digest()
 
 
-def _session_key(query: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
+def _session_key(query: Mapping[str, str], cookie_names: Sequence[str]) -> ApiCredential | None:
     if not _is_session_key(key := query.get("session_key", "")):
         return None
-    # What the API calls its cookie is not known here; with one value under each name it finds it.
-    return Credential("session_key in the URL", (_cookie_header(dict.fromkeys(cookie_names, key)),), _digest(key))
+    # We don't know the name of the API's cookie, so we send the value under each name.
+    return ApiCredential("session_key in the URL", (_cookie_header(dict.fromkeys(cookie_names, key)),), _digest(key))
 
 
-def _url_token(query: Mapping[str, str]) -> Credential | None:
+def _url_token(query: Mapping[str, str]) -> ApiCredential | None:
     if not _is_token(token := query.get("token", "")):
         return None
-    return Credential("token in the URL", (("Authorization", f"Bearer {token}"),), _digest(token))
+    return ApiCredential("token in the URL", (("Authorization", f"Bearer {token}"),), _digest(token))
 
 
-def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> Credential | None:
-    # All that are there: another application of the same host may have a cookie of the same name, and only AWX knows which is its.
+def _session_cookie(cookies: Mapping[str, str], cookie_names: Sequence[str]) -> ApiCredential | None:
+    # All of them. Another application of the same host may use one of these names, and only AWX knows which cookie is its own.
     sessions = {name: value for name in cookie_names if (value := cookies.get(name)) and _is_session_key(value)}
-    if len(sessions) == 1:  # nearly always
+    if len(sessions) == 1:  # the usual case
         ((name, value),) = sessions.items()
-        return Credential("session cookie", (("Cookie", f"{name}={value}"),), _digest(value), by_browser=True)
+        return ApiCredential("session cookie", (("Cookie", f"{name}={value}"),), _digest(value), by_browser=True)
     if not sessions:
         return None
     first, *others = dict.fromkeys([_digest(value) for value in sessions.values()])
-    return Credential("session cookie", (_cookie_header(sessions),), first, tuple(others), by_browser=True)
+    return ApiCredential("session cookie", (_cookie_header(sessions),), first, tuple(others), by_browser=True)
 
 
-def _authorization(value: str) -> Credential | None:
+def _authorization(value: str) -> ApiCredential | None:
     scheme, _, rest = value.partition(" ")
     rest = rest.strip(" \t")
     if scheme.lower() == "bearer" and _is_token(rest):
-        return Credential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
+        return ApiCredential("bearer token", (("Authorization", f"Bearer {rest}"),), _digest(rest))
     if scheme.lower() == "basic" and _is_token(rest) and _is_basic(rest):
         user = base64.b64decode(rest).partition(b":")[0].lower()
-        return Credential("basic authorization", (("Authorization", f"Basic {rest}"),), _keyed(rest.encode()), account=_keyed(user))
+        return ApiCredential("basic authorization", (("Authorization", f"Basic {rest}"),), _keyed(rest.encode()), account=_keyed(user))
     return None
 
 
-def _token_cookie(cookies: Mapping[str, str]) -> Credential | None:
+def _token_cookie(cookies: Mapping[str, str]) -> ApiCredential | None:
     if not _is_token(token := unquote(cookies.get("token", "")).strip('"')):
         return None
     headers = (("Authorization", f"Token {token}"), ("Cookie", f"token=%22{token}%22"))
-    return Credential("token cookie", headers, _digest(token), by_browser=True, bound=True)
+    return ApiCredential("token cookie", headers, _digest(token), by_browser=True, bound=True)
 
 
 def _query(head: Head) -> dict[str, str]:
@@ -176,7 +185,7 @@ def _query(head: Head) -> dict[str, str]:
 
 
 def _is_basic(value: str) -> bool:
-    """Whether it is a name and a password. A NUL in either is an error 500 in Django: who sends one is not asked about."""
+    """Whether it is a name and a password. A NUL in either makes Django answer 500, so the API is not asked about it."""
     try:
         decoded = base64.b64decode(value, validate=True)
     except binascii.Error:

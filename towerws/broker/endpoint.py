@@ -33,7 +33,7 @@ def _tls(host: str, path: str, pem: bytes | None) -> Any:
     """Return the TLS context for a host: one for all attempts, as long as the file stays the same.
 
     A connection that ends leaves reference cycles around its context, and the system's authorities take 870 KiB. That was measured with
-    the HTTP client, which uses the same parts (auth/http_get.py).
+    the HTTP client, which uses the same parts (auth/http_client.py).
     """
     return ssl.optionsForClientTLS(host, trustRoot=None if pem is None else _authorities(path, pem))
 

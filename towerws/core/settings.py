@@ -201,7 +201,7 @@ class TowerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtSettings:
-    """Which tokens are accepted (`towerws.auth.jwt_method`). Keys come from exactly one of the two files and the URL."""
+    """Which tokens are accepted (`towerws.auth.jwt`). Keys come from exactly one of the two files and the URL."""
 
     algorithms: tuple[str, ...]
     secret_file: str = ""

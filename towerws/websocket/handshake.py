@@ -17,7 +17,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import NotAdmitted, Refused, at_once, waits_for_token
+from towerws.auth.base import NotAdmitted, Refused, result_if_ready, waits_for_token
 from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
 from towerws.core.deflate import negotiate
@@ -222,7 +222,7 @@ class OpeningConnection(WebSocketServerProtocol):
     def _authenticate(self, head: Head, upgrade: Upgrade) -> None:
         began = self.factory.context.reactor.seconds()
         asked: Deferred[Identity | None] = maybeDeferred(self.factory.context.auth.authenticate, head, self.address)
-        if (known := at_once(asked)) is not None:
+        if (known := result_if_ready(asked)) is not None:
             try:
                 self._authenticated(known, head, upgrade, began)
             except Exception:  # noqa: BLE001 - the connection must not stay half open, whatever failed

@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable, at_once
+from towerws.auth.base import Refused, Unavailable, result_if_ready
 from towerws.core.addresses import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
@@ -277,7 +277,7 @@ class Session:
             others |= {topic: "unavailable" for topic in request.topics if topic not in self.subscriber.topics and topic not in others}
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
         asked: Deferred[dict[str, str]] = maybeDeferred(self._context.auth.refusals, self.identity, topics)
-        if (refusals := at_once(asked)) is not None:
+        if (refusals := result_if_ready(asked)) is not None:
             self._apply(request, {**others, **refusals} if others else refusals)
             return
         decided = False

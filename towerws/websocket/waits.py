@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import at_once, undecided
+from towerws.auth.base import result_if_ready, undecided
 from towerws.core.deliveries import Delivery
 from towerws.core.identity import Identity
 from towerws.core.requests import Request
@@ -98,7 +98,7 @@ class PendingRequest:
         """The refusals among the decided topics, and the undecided topics."""
         unknown = undecided(self._context.auth, self._identity, self._topics)
         known = [topic for topic in self._topics if topic not in unknown]
-        refused = at_once(self._context.auth.refusals(self._identity, known)) if known else {}
+        refused = result_if_ready(self._context.auth.refusals(self._identity, known)) if known else {}
         return ({}, frozenset(self._topics)) if refused is None else (refused, unknown)
 
     def _subscribe_known(self) -> None:

@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from tests.auth.jwt_kit import CANARY, NOW, SECRET, b64, claims, head, identify, make_method, public_pem, result, sign
 from towerws.auth.base import Method, Refused
-from towerws.auth.jwt_credentials import find_credential
-from towerws.auth.jwt_method import NOT_GRANTED, JwtMethod
+from towerws.auth.jwt import NOT_GRANTED, JwtMethod
+from towerws.auth.jwt_token import find_token
 from towerws.core.errors import ConfigError
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
@@ -25,7 +25,7 @@ GRANTED = {"jobs.status_changed", "job_events.1", "job_events.*"}
 
 
 def authenticate(method: JwtMethod, brought: Head) -> Identity | None:
-    """Who sent this handshake."""
+    """Return the user who sent this handshake."""
     identity = result(method.authenticate(brought, "192.0.2.1"))
     assert identity is None or isinstance(identity, Identity)
     return identity
@@ -33,18 +33,18 @@ def authenticate(method: JwtMethod, brought: Head) -> Identity | None:
 
 @pytest.fixture(scope="module")
 def method(tmp_path_factory: pytest.TempPathFactory) -> JwtMethod:
-    """A method with a secret."""
+    """Return a method with a secret."""
     return make_method(tmp_path_factory.mktemp("jwt"), cookie="session")
 
 
 def test_it_is_a_method(method: JwtMethod) -> None:
-    """It has what `Method` asks for, and its name."""
+    """It has all that `Method` declares, and its name."""
     asked: Method = method
     assert asked.name == "jwt"
 
 
 def test_who_it_is(method: JwtMethod) -> None:
-    """The identity says who, until when, by which way, and what may be listened to; its repr shows no credential."""
+    """The identity has the user, the end, the place of the token and the topics. Its repr shows no credential."""
     identity = authenticate(method, head(authorization=f"Bearer {sign()}"))
     assert identity is not None
     assert (identity.user_id, identity.method, identity.cookie, identity.expires_at) == ("anna", "jwt", False, NOW + 100)
@@ -57,13 +57,13 @@ def test_who_it_is(method: JwtMethod) -> None:
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
 def test_the_header(method: JwtMethod, scheme: str) -> None:
-    """The scheme's case does not matter (RFC 9110 section 11.1)."""
+    """The case of the scheme does not matter (RFC 9110 section 11.1)."""
     assert authenticate(method, head(authorization=f"{scheme} {sign()}")) is not None
 
 
 @pytest.mark.parametrize("written", ["session={}", "a=b; session={}", "session={};", 'x=y;session="{}"; z', "session=legacy; session={}"])
 def test_the_cookie(method: JwtMethod, written: str) -> None:
-    """The configured cookie, however clients write it: the browser sends it by itself, so the page must be vouched for."""
+    """The configured cookie is found as clients write it. Browsers send it by themselves, so requests must be checked for their page."""
     identity = authenticate(method, head(cookie=f"csrftoken=c0; {written.format(sign())}"))
     assert identity is not None
     assert identity.cookie is True
@@ -74,7 +74,7 @@ def test_the_cookie(method: JwtMethod, written: str) -> None:
 
 
 def test_the_url(method: JwtMethod) -> None:
-    """A token in the URL counts as one that the page brought; it must be short-lived, and say so."""
+    """A token in the URL counts as one that the page sent. It must be short-lived and have an `iat`."""
     identity = authenticate(method, head(token=sign()))
     assert identity is not None
     assert (identity.cookie, identity.csrftoken) == (False, None)
@@ -98,18 +98,18 @@ def test_the_url(method: JwtMethod) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_token_is_for_the_next_method(method: JwtMethod, brought: Head) -> None:
-    """None, not a refusal: a Tower token, a legacy session, another cookie, or nothing at all."""
+    """A Tower token, a legacy session, another cookie or nothing gives None and no refusal."""
     assert authenticate(method, brought) is None
 
 
 def test_no_cookie_is_read_where_none_is_configured(tmp_path: Path) -> None:
-    """Without a name there is no cookie to look at, not even one without a name."""
+    """Without a configured name no cookie counts, not even one without a name."""
     unnamed = make_method(tmp_path)
     assert authenticate(unnamed, head(cookie=f"session={sign()}; ={sign()}; {sign()}")) is None
 
 
 def test_which_one_counts(method: JwtMethod) -> None:
-    """What the page wrote goes before what the browser sends by itself: the header, then the URL, then the cookie."""
+    """The header comes before the URL, and the URL before the cookie, which the browser sends by itself."""
     tokens = {name: sign(claims(sub=name)) for name in ("header", "url", "cookie")}
     where: dict[str, dict[str, str]] = {
         "header": {"authorization": f"Bearer {tokens['header']}"},
@@ -131,7 +131,7 @@ def test_which_one_counts(method: JwtMethod) -> None:
 
 
 def test_two_tokens_in_one_place(method: JwtMethod) -> None:
-    """Two different ones are refused, since a reader before us may have looked at the other; the same one twice is one."""
+    """Two different tokens are refused, since a proxy may have read the other. The same token twice counts as one."""
     one, other = sign(), sign(claims(sub="eve"))
     for brought in (head(query=f"token={one}&token={other}"), head(cookie=f"session={one}; session={other}")):
         with pytest.raises(Refused, match="more than one"):
@@ -140,8 +140,8 @@ def test_two_tokens_in_one_place(method: JwtMethod) -> None:
 
 
 def test_a_credential_does_not_show_itself() -> None:
-    """Neither the token nor the cookie beside it is in the repr."""
-    found = find_credential(head(cookie=f"session={sign()}; csrftoken={CANARY}"), "session")
+    """The repr has neither the token nor the cookie."""
+    found = find_token(head(cookie=f"session={sign()}; csrftoken={CANARY}"), "session")
     assert found is not None
     assert sign() not in repr(found)
     assert CANARY not in repr(found)
@@ -154,7 +154,7 @@ def test_a_credential_does_not_show_itself() -> None:
     "good", [{"exp": NOW + 0.5}, {"exp": int(NOW) + 1}, {"exp": 253402300799}, {"nbf": NOW + 10}, {"iat": NOW + 10}, {"nbf": 0}]
 )
 def test_times_that_are_good(method: JwtMethod, good: dict[str, object]) -> None:
-    """Seconds since 1970, whole or not; `nbf` and `iat` may be 10 s ahead, for clocks that differ."""
+    """Times are seconds since 1970, with or without a fraction. `nbf` and `iat` may be 10 s ahead, since clocks differ."""
     assert identify(method, sign(claims(**good))).method == "jwt"
 
 
@@ -165,7 +165,7 @@ def test_times_that_are_good(method: JwtMethod, good: dict[str, object]) -> None
      "9" * 5000, "1e308", '"NaN"'],
 )  # fmt: skip
 def test_times_that_are_none(method: JwtMethod, name: str, value: str) -> None:
-    """Booleans, text, what is no number and what no calendar holds is refused, whichever claim it is."""
+    """A time that is a boolean, text, not a number or beyond the calendar is refused, in each claim."""
     text = json.dumps(claims(**{name: None}))[:-1] + f', "{name}": {value}}}'
     with pytest.raises(Refused):
         identify(method, sign(text))
@@ -179,34 +179,35 @@ def test_times_that_are_none(method: JwtMethod, name: str, value: str) -> None:
         "sub is not"),
         ({"sub": 1}, "sub is not"), ({"sub": True}, "sub is not"), ({"sub": ["a"]}, "sub is not"), ({"sub": "a" * 256}, "sub is not"),
         ({"sub": "a\nb"}, "sub is not"), ({"sub": "\u202e"}, "sub is not"), ({"sub": "\ud800"}, "sub is not"), ({"jti": 1}, "jti is not"),
-        ({"jti": ""}, "jti is not"), ({"aud": "other"}, "somebody else"), ({"aud": []}, "somebody else"), ({"aud": ""}, "somebody else"),
+        ({"jti": ""}, "jti is not"), ({"aud": "other"}, "another service"), ({"aud": []}, "another service"),
+        ({"aud": ""}, "another service"),
         ({"aud": 1}, "aud is neither"), ({"aud": {"a": 1}}, "aud is neither"), ({"aud": ["a", 1]}, "aud is neither"),
         ({"aud": ["a"] * 101}, "aud is neither"), ({"groups": "jobs.*"}, "topics"), ({"groups": True},
         "topics"),
     ],
 )  # fmt: skip
 def test_claims_that_are_not_good(method: JwtMethod, bad: dict[str, object], text: str) -> None:
-    """Each is refused in fixed words that say which claim it is."""
+    """Each is refused with a fixed text that names the claim."""
     with pytest.raises(Refused, match=text):
         identify(method, sign(claims(**bad)))
 
 
 def test_null_is_not_the_same_as_nothing(method: JwtMethod) -> None:
-    """A claim that is there but null is not a claim that is left out."""
+    """A claim that is null is not the same as a claim that is missing."""
     for name in ("sub", "exp", "aud", "jti", "groups"):
         with pytest.raises(Refused):
             identify(method, sign({**claims(), name: None}))
 
 
 def test_the_same_claim_twice(method: JwtMethod) -> None:
-    """Two readers could take another one each: refused."""
+    """Two readers could read it differently, so it is refused."""
     for name, value in (("exp", NOW + 100), ("sub", "eve"), ("groups", [])):
         with pytest.raises(Refused, match="plain JSON"):
             identify(method, sign(json.dumps(claims())[:-1] + f', "{name}": {json.dumps(value)}}}'))
 
 
 def test_issuer_and_audience(tmp_path: Path) -> None:
-    """Where they are configured they must match; one of several audiences is enough."""
+    """If they are configured, they must match. One of several `aud` entries is enough."""
     method = make_method(tmp_path, issuer="https://issuer.example", audience=("towerws", "tower"))
     good: dict[str, object] = {"iss": "https://issuer.example", "aud": "towerws"}
     identify(method, sign(claims(**good)))
@@ -221,12 +222,12 @@ def test_issuer_and_audience(tmp_path: Path) -> None:
 
 
 def test_issuer_where_none_is_configured(method: JwtMethod) -> None:
-    """Any, since the key says enough."""
+    """Without a configured issuer each one is accepted, since the key identifies it."""
     assert identify(method, sign(claims(iss="https://issuer.example"))).user_id == "anna"
 
 
 def test_the_claim_that_lists_topics(tmp_path: Path) -> None:
-    """Its name is configurable; a token without it has the configured default, nothing if there is none."""
+    """Its name is configurable. A token without it gets the configured default, or no topics if there is none."""
     topics = ["jobs.status_changed", "jobs.summary", "inventories.1"]
     for changes, said, refused in (
         ({}, {"groups": None}, topics),
@@ -241,12 +242,12 @@ def test_the_claim_that_lists_topics(tmp_path: Path) -> None:
 
 
 def test_what_another_method_vouches_for_is_not_granted(method: JwtMethod) -> None:
-    """An identity without grants of ours may listen to nothing."""
+    """An identity without our grants may subscribe to nothing."""
     assert result(method.refusals(Identity(private=["jobs.a"]), ["jobs.a"])) == {"jobs.a": NOT_GRANTED}
 
 
 def test_revalidation_follows_the_wall_clock(tmp_path: Path) -> None:
-    """The token ends at `exp`, whatever the timers say; an identity without an end is none of this method's."""
+    """The token ends at `exp` by the wall clock. An identity without an end is not one of this method."""
     now = [NOW]
     make_method(tmp_path)  # writes the secret
     turned = JwtMethod(JwtSettings(algorithms=("HS256",), secret_file=str(tmp_path / "secret")), Clock(), wall=lambda: now[0])
@@ -260,7 +261,7 @@ def test_revalidation_follows_the_wall_clock(tmp_path: Path) -> None:
 
 
 def test_the_session(method: JwtMethod) -> None:
-    """A hash that names the token: the same for the same `jti`, else of what was signed, and never the credential itself."""
+    """The session is a hash of the `jti`, or of the signed part if there is none. It is never the credential itself."""
     named = identify(method, sign(claims(jti=CANARY))).session
     assert named == identify(method, sign(claims(jti=CANARY, exp=NOW + 50))).session
     plain, other = sign(), sign(claims(exp=NOW + 50))
@@ -274,7 +275,7 @@ def test_the_session(method: JwtMethod) -> None:
 
 
 def test_no_algorithm(method: JwtMethod) -> None:
-    """`none` in any case, with and without a signature, and an `alg` that merely holds the name."""
+    """`none` is refused in any case, with and without a signature, and so is an `alg` that contains it."""
     for name in ("none", "None", "NONE", "nOnE", "", " HS256", "HS256 ", "hs256", "HS384", "HS512", "RS256"):
         start = f"{b64({'alg': name})}.{b64(claims())}."
         for signature in ("", b64(b""), b64(SECRET), sign().rpartition(".")[2]):
@@ -291,7 +292,7 @@ def test_no_algorithm(method: JwtMethod) -> None:
     ],
 )  # fmt: skip
 def test_keys_come_from_the_configuration_only(method: JwtMethod, header: dict[str, object]) -> None:
-    """A header that points elsewhere changes nothing: our key's signature is good, and no other one's is."""
+    """A header that points to another key changes nothing: only a signature of our key is valid."""
     assert identify(method, sign(header=header)).user_id == "anna"
     for key in (b"x" * 64, b"\0", b"0"):
         with pytest.raises(Refused, match="signature"):
@@ -299,7 +300,7 @@ def test_keys_come_from_the_configuration_only(method: JwtMethod, header: dict[s
 
 
 def test_a_crit_header_is_refused(method: JwtMethod) -> None:
-    """Extensions that must be understood are not: even with a good signature."""
+    """A token with an extension that we don't know is refused, even with a good signature."""
     with pytest.raises(Refused, match="crit"):
         identify(method, sign(header={"crit": ["exp"]}))
 
@@ -311,7 +312,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 @settings(max_examples=1000)
 @given(data=st.data())
 def test_no_mutation_of_a_good_token_gets_in(method: JwtMethod, data: st.DataObject) -> None:
-    """Whatever is changed, added, left out, doubled or moved: it is refused, or not a token at all. It is never an error of ours."""
+    """A token with any change is refused, or is no token at all. It never raises another error."""
     place = data.draw(st.integers(0, len(VALID) - 1))
     length = data.draw(st.integers(0, 6))
     put = data.draw(st.text(ALPHABET + ".=+/ \n\u00e9\0", max_size=6) | st.just(VALID))
@@ -333,7 +334,7 @@ def test_no_mutation_of_a_good_token_gets_in(method: JwtMethod, data: st.DataObj
 @given(text=st.text() | st.text(ALPHABET + ".") | st.from_regex(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", fullmatch=True))
 @example("..")
 def test_no_other_text_gets_in(method: JwtMethod, text: str) -> None:
-    """Any text at all is refused, without an error of ours."""
+    """Any text is refused, without another error."""
     with pytest.raises(Refused):
         result(method.identify(text))
 
@@ -352,7 +353,7 @@ json_values = st.recursive(
     header=st.dictionaries(st.sampled_from(["kid", "typ", "crit", "jwk", "x5c", "zip"]), json_values, max_size=2),
 )
 def test_whatever_an_issuer_signs(method: JwtMethod, name: str, value: object, header: dict[str, object]) -> None:
-    """Claims and headers of any type, with a good signature: an identity that keeps its promises, or a refusal; never an error of ours."""
+    """Claims and headers of any type, with a good signature, give a consistent identity or a refusal, and no other error."""
     try:
         identity = identify(method, sign({**claims(), name: value}, header=header))
     except Refused:
@@ -366,7 +367,7 @@ def test_whatever_an_issuer_signs(method: JwtMethod, name: str, value: object, h
 
 
 def test_where_keys_come_from(tmp_path: Path) -> None:
-    """Exactly one source, and the one that fits the algorithms."""
+    """There must be exactly one source of keys, and it must fit the algorithms."""
     secret, pem = tmp_path / "s", tmp_path / "p"
     secret.write_bytes(SECRET)
     pem.write_bytes(public_pem("ES256"))
@@ -395,7 +396,7 @@ def test_where_keys_come_from(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
-    """The error names the key."""
+    """The error names the option."""
     with pytest.raises(ConfigError, match=rf"^jwt\.{text}\b"):
         make_method(tmp_path, **changes)
 
@@ -405,18 +406,18 @@ def test_settings_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], t
 
 @implementer(ILogObserver)
 class Log:
-    """Everything that is logged meanwhile, at every level."""
+    """Collects all log events of every level."""
 
     def __init__(self) -> None:
         self.events: list[LogEvent] = []
 
     def __call__(self, event: LogEvent) -> None:
-        """Kept."""
+        """Keep the event."""
         self.events.append(event)
 
 
 def test_nothing_secret_is_said(method: JwtMethod) -> None:
-    """No canary of a token, claim, header or secret in an error, in what led to it, in a log or in a repr."""
+    """No canary of a token, claim, header or secret is in an error, its context, a log or a repr."""
     log = Log()
     globalLogPublisher.addObserver(log)
     try:
@@ -441,7 +442,7 @@ def test_nothing_secret_is_said(method: JwtMethod) -> None:
 
 
 def test_figures(tmp_path: Path) -> None:
-    """Of keys that are fetched it is told how that goes; and how many entries of tokens' lists were no topics."""
+    """The figures count fetches of keys, and the entries of tokens' lists that were no topics."""
     method = make_method(tmp_path)
     identity = identify(method, sign(claims(groups=["/keycloak/group", "offline_access", "jobs.status_changed"])))
     assert result(method.refusals(identity, ["jobs.status_changed", "jobs.summary"])) == {"jobs.summary": NOT_GRANTED}

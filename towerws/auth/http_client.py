@@ -1,8 +1,8 @@
-"""HTTP GET through Twisted's client, with bounds: for a process that asks for months.
+"""HTTP GET through Twisted's client, within bounds and without garbage, for a process that runs for months.
 
-Redirects are not followed. Certificates are verified. The body has a bound.
+It follows no redirects, verifies certificates, and bounds the body.
 
-Twisted's client leaves cyclic garbage, which only a full collection frees (towerws/collector.py). Measured for each question:
+Twisted's client leaves cyclic garbage, which only a full collection frees (towerws/collector.py). Measured for each request:
 
 what                                        | with Twisted's own parts  | here
 a chunked answer                            | 20 objects, 3 KiB         | none
@@ -11,15 +11,17 @@ a new connection with TLS                   | 141 objects, 91 KiB       | 57 obj
 the same, ended without TLS's closing alert | the same                  | 121 objects, 75 KiB
 a failed handshake, the system's authorities| 98 objects, 870 KiB       | 57 objects, 8.6 KiB
 
-Twisted makes a TLS context for each question, with all authorities in it (5 ms for the system's). Here all questions share one.
-What is left for each new connection is in Twisted's endpoints, out of reach. Connections are kept for the next question where the
-other side allows it, so that new ones are rare. `tests/cycles_cases.py` holds these numbers.
+Twisted makes a TLS context for each request, with all authorities in it (5 ms for the system's). Here all requests share one. The
+rest of each new connection's garbage is in Twisted's endpoints, where we can't free it. A connection is kept for the next request if
+the server allows it, so new connections are rare. `tests/cycles_cases.py` checks these numbers.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
 from OpenSSL import crypto
 from twisted.internet import ssl
@@ -38,12 +40,14 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from towerws.auth.base import drop_frames
+from towerws.core.errors import ConfigError
 
 _PEM_END: Final = b"-----END CERTIFICATE-----"
+_is_printable = re.compile(r"[!-~]+").fullmatch
 
 
 class Response(NamedTuple):
-    """An answer. `body` is None where it was longer than the bound."""
+    """An HTTP response. `body` is None if it was longer than the bound."""
 
     status: int
     headers: Headers
@@ -51,7 +55,7 @@ class Response(NamedTuple):
 
 
 def make_pool(reactor: Any, kept: int, idle_s: float) -> Any:
-    """Connections for `make_agent`: at most `kept` stay open when they are idle, for `idle_s` each. With 0 none is used again."""
+    """Return a pool for `make_agent`. At most `kept` idle connections stay open, for `idle_s` each. With 0 no connection is reused."""
     pool: Any = HTTPConnectionPool(reactor, persistent=kept > 0)
     pool.maxPersistentPerHost = kept
     pool.cachedConnectionTimeout = idle_s
@@ -60,35 +64,48 @@ def make_pool(reactor: Any, kept: int, idle_s: float) -> Any:
 
 
 def make_agent(reactor: Any, pool: Any, trust: Any = None, connect_s: float | None = None) -> Any:
-    """Asks through these connections. `trust` (of `authorities`) replaces the system's authorities, which are read once."""
+    """Return an agent that sends requests through this pool. `trust` (from `read_authorities`) replaces the system's authorities."""
     policy: Any = HostnameCachingHTTPSPolicy(BrowserLikePolicyForHTTPS(trust))
     return Agent(reactor, policy, connectTimeout=connect_s, pool=pool)
 
 
-def authorities(path: str) -> Any:
-    """What a PEM file's certificates vouch for. Raises OSError or ValueError when it can't be read or holds none that can be used."""
-    parts = Path(path).read_bytes().split(_PEM_END)[:-1]
+def read_authorities(option: str, path: str) -> Any:
+    """Read the certificate authorities in a PEM file. `ConfigError`, with the option's name, if the file can't be used."""
+    try:
+        parts = Path(path).read_bytes().split(_PEM_END)[:-1]
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigError(f"{option} = {path!r}: can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
     try:
         certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
-    except crypto.Error:
-        raise ValueError("holds a certificate that is damaged") from None
+    except (crypto.Error, ValueError):
+        raise ConfigError(f"{option} = {path!r}: holds a certificate that is damaged") from None
     if not certificates:
-        raise ValueError("must be a file with certificates in PEM")
+        raise ConfigError(f"{option} = {path!r}: must be a file with certificates in PEM")
     trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
     return trust(certificates)
 
 
-def get(agent: Any, url: str, headers: Headers, max_body_bytes: int) -> Deferred[Response]:
-    """Ask. The body is read to its end, so that the connection serves the next question, or given up when it is too long.
+def split_url(url: str) -> SplitResult | None:
+    """Return the parts of a URL. Return None unless it is printable ASCII without spaces and has a host."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # a port out of range is a ValueError
+    except ValueError:
+        return None
+    return parts if host and _is_printable(url) else None
 
-    Fails with what Twisted says about the connection. Cancelling it lets go of the connection at once.
+
+def get(agent: Any, url: str, headers: Headers, max_body_bytes: int) -> Deferred[Response]:
+    """Send a GET. The body is read to its end, so that the connection can be reused. If it is too long, the connection is aborted.
+
+    Fails with Twisted's error about the connection. Cancelling it closes the connection at once.
     """
     asked: Deferred[Any] = agent.request(b"GET", url.encode("ascii"), headers)
     return asked.addCallback(_read_body, max_body_bytes).addErrback(_without_frames)
 
 
 class _Connection(HTTP11ClientProtocol):
-    """Twisted's, which lets go of what it is done with."""
+    """Twisted's connection, without the cycles that it leaves when it ends."""
 
     transport: Any
     _parser: Any
@@ -97,16 +114,16 @@ class _Connection(HTTP11ClientProtocol):
         parser = self._parser
         super()._disconnectParser(reason)
         if parser is not None:
-            parser.bodyDecoder = None  # that of a chunked answer refers to the parser: a cycle
+            parser.bodyDecoder = None  # the decoder of a chunked body refers to the parser: a cycle
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
-        _without_frames(reason)  # TLS that was cut off: the frames hold the failure that holds them
-        _part(self.transport)
+        _without_frames(reason)  # of TLS that was cut off: its frames refer to the failure, a cycle
+        _break_cycles(self.transport)
 
 
-def _part(transport: Any) -> None:
-    """Let go of a closed socket: it, its connector and the endpoint's factory refer to each other, and to OpenSSL's buffers."""
+def _break_cycles(transport: Any) -> None:
+    """Break the cycle of a closed socket, its connector and the endpoint's factory. It also holds OpenSSL's buffers."""
     while (inner := getattr(transport, "transport", None)) is not None:  # with TLS
         transport = inner
     connector = getattr(transport, "connector", None)
@@ -116,7 +133,7 @@ def _part(transport: Any) -> None:
 
 
 class _Factory:
-    """Makes connections for the pool. Twisted's writes two log lines for each."""
+    """Makes connections for the pool. Twisted's factory writes two log lines for each."""
 
     noisy = False
 
@@ -127,13 +144,13 @@ class _Factory:
         return _Connection(self._quiescent)
 
     def doStart(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing. Twisted calls it before the first connection."""
 
     def doStop(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing. Twisted calls it after the last connection."""
 
 
-class _Body(Protocol):
+class _BodyCollector(Protocol):
     """Collects a response's body."""
 
     transport: Any
@@ -146,7 +163,7 @@ class _Body(Protocol):
         self._body = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
-        if self.done.called:  # what was read together with the last that counted
+        if self.done.called:  # the rest of a read that went beyond the bound
             return
         self._body += data
         if len(self._body) > self._max_bytes:
@@ -157,7 +174,7 @@ class _Body(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.done.called:
             return
-        # Without Content-Length nobody can tell an end from a cut; a body that was cut is not understood.
+        # Without Content-Length an end can't be told from a cut. JSON that was cut can't be parsed, so no harm is done.
         if reason.check(ResponseDone, PotentialDataLoss):
             self.done.callback(Response(self._status, self._headers, bytes(self._body)))
         else:
@@ -167,20 +184,20 @@ class _Body(Protocol):
         self._abort()
 
     def _abort(self) -> None:
-        # Twisted's proxy of the transport offers loseConnection only, which over TLS waits for a peer that may never answer.
+        # Twisted's proxy of the transport has only loseConnection, which over TLS waits for a peer that may never answer.
         connection = self.transport._producer  # noqa: SLF001
         if connection is not None:
             connection.abortConnection()
 
 
 def _read_body(response: Any, max_bytes: int) -> Deferred[Response]:
-    body = _Body(response.code, response.headers, max_bytes)
+    body = _BodyCollector(response.code, response.headers, max_bytes)
     response.deliverBody(body)
     return body.done
 
 
 def _without_frames(failure: Failure) -> Failure:
-    """What came of the network, and the failures within: their stack frames say nothing, and hold the failures that hold them."""
+    """Errback: remove the frames from a network failure and the failures inside it. They say nothing, and they form cycles."""
     failure.tb = None
     error: Any = failure.value
     drop_frames(error)

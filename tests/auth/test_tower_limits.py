@@ -1,8 +1,10 @@
-"""Guessing is slow, from one address and for one user; and nobody who brings what is good notices."""
+"""Guessing is slow, from one address and for one user. A client with a valid credential is not slowed down."""
 
 from __future__ import annotations
 
 import base64
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,8 +12,17 @@ from twisted.internet.defer import Deferred
 
 from tests.auth.tower_kit import Bench, cookie, head, me, now
 from towerws.auth.base import NotAdmitted, Refused, Throttled
-from towerws.auth.sign_ins import ACCOUNT_BURST, ACCOUNT_RATE, ADDRESS_BURST, ADDRESS_RATE, GUESS_BURST, GUESS_RATE
-from towerws.auth.tower_answers import Answer
+from towerws.auth.tower_api import Answer
+from towerws.auth.tower_limits import (
+    ACCOUNT_BURST,
+    ACCOUNT_RATE,
+    ADDRESS_BURST,
+    ADDRESS_RATE,
+    GUESS_BURST,
+    GUESS_RATE,
+    CircuitBreaker,
+    FairQueue,
+)
 from towerws.core.http_head import Head
 
 BAD = Answer(401, b"")
@@ -19,12 +30,12 @@ HERE, THERE = "192.0.2.1", "203.0.113.7"
 
 
 def password(user: str, word: str) -> Head:
-    """A program with a password."""
+    """Return the head of a program with a password."""
     return head(authorization="Basic " + base64.b64encode(f"{user}:{word}".encode()).decode())
 
 
 def storm(bench: Bench, brought: Any, seconds: int, address: Any = lambda number: HERE, at_once: int = 50) -> int:
-    """Fifty handshakes at a time, with credentials that are all bad; how many of them the API was asked about."""
+    """Send bad credentials, fifty handshakes at a time. Return how many of them the API was asked about."""
     bench.fetcher.answers = {"/me/": BAD}
     under_way: list[Deferred[Any]] = []
     number = asked = 0
@@ -49,7 +60,7 @@ ACCOUNT, GUESS, ADDRESS = ACCOUNT_BURST + 10 * ACCOUNT_RATE, GUESS_BURST + 10 * 
 
 
 def here(number: int) -> str:
-    """One address for all."""
+    """Return one address for all."""
     return HERE
 
 
@@ -67,9 +78,9 @@ GUESSES = [
 
 @pytest.mark.parametrize(("brought", "address", "bound"), [row[1:] for row in GUESSES], ids=[row[0] for row in GUESSES])
 def test_guesses_are_bounded(brought: Any, address: Any, bound: float) -> None:
-    """Fifty handshakes at once for ten seconds put no more than so many questions; all the others are told to come back.
+    """Fifty handshakes at once for ten seconds send at most this many questions. The others are throttled.
 
-    Fifty more may be under way before any of them has failed.
+    Fifty more may be in flight before any of them has failed.
     """
     bench = Bench()
     asked = storm(bench, brought, 10, address)
@@ -80,7 +91,7 @@ def test_guesses_are_bounded(brought: Any, address: Any, bound: float) -> None:
 
 
 def test_many_guesses_at_once() -> None:
-    """The bound holds also for many at once: none of them knows yet that the others are wrong."""
+    """The bound also holds for many guesses at once, before any of them has failed."""
     bench, count = Bench(), 60
     for number in range(count):
         bench.method.authenticate(password("admin", str(number)), HERE).addErrback(lambda failure: failure.trap(NotAdmitted))
@@ -92,7 +103,7 @@ def test_many_guesses_at_once() -> None:
 
 @pytest.mark.parametrize("way", ["the same address", "another address"])
 def test_who_was_in_before_is_not_slowed_down(way: str) -> None:
-    """Also when the answer about it is no longer kept, and whatever others of its address try."""
+    """A client with a known credential is not slowed down, even if its answer is no longer cached and others of its address fail."""
     bench = Bench()
     bench.fetcher.answers = {"/me/": me()}
     for known in (cookie("good"), password("ada", "right")):
@@ -106,7 +117,7 @@ def test_who_was_in_before_is_not_slowed_down(way: str) -> None:
 
 
 def test_a_new_session_from_elsewhere_is_not_slowed_down() -> None:
-    """An address is slowed down, and nobody else."""
+    """One address is slowed down, and no other."""
     bench = Bench()
     storm(bench, lambda number: cookie(f"bad{number}"), 5)
     bench.fetcher.answers = {"/me/": me()}
@@ -114,7 +125,7 @@ def test_a_new_session_from_elsewhere_is_not_slowed_down() -> None:
 
 
 def test_old_pages_are_no_guesses() -> None:
-    """Two hundred pages whose sessions have ended come back each second, some longer than is remembered: a new session gets in at once."""
+    """Two hundred pages with ended sessions retry each second, some beyond the memory. A new session is still admitted at once."""
     bench = Bench()
     bench.fetcher.answers = {"/me/": BAD}
     for number in range(90):
@@ -129,7 +140,7 @@ def test_old_pages_are_no_guesses() -> None:
 
 
 def test_an_office_that_comes_back_at_once() -> None:
-    """After a restart the daemon knows nobody: a thousand good sessions from one address are asked about, and none is slowed down."""
+    """After a restart the daemon knows no client. A thousand valid sessions from one address are checked without delay."""
     bench = Bench(calls_waiting=1000)
     bench.fetcher.answers = {"/me/": me()}
     for number in range(1000):
@@ -138,7 +149,7 @@ def test_an_office_that_comes_back_at_once() -> None:
 
 
 def test_what_could_not_be_checked_is_no_failed_sign_in() -> None:
-    """While the API is away nobody gets nearer to the bound."""
+    """While the API is down, no address gets nearer to the bound."""
     bench = Bench()
     bench.fetcher.answers = {"/me/": Answer(503, b"")}
     for number in range(500):
@@ -149,7 +160,7 @@ def test_what_could_not_be_checked_is_no_failed_sign_in() -> None:
 
 
 def fail_so_often(bench: Bench, times: int) -> None:
-    """So many sessions from here that are bad."""
+    """Fail this many sessions from this address."""
     bench.fetcher.answers = {"/me/": BAD}
     for number in range(times):
         with pytest.raises(Refused):
@@ -159,7 +170,7 @@ def fail_so_often(bench: Bench, times: int) -> None:
 
 
 def test_a_delayed_sign_in_is_in_time() -> None:
-    """It waits for its turn, then has its whole deadline: a page is told within 2.5 s, whatever comes of it."""
+    """A delayed handshake then has its whole deadline, so a page has its answer within 2.5 s."""
     bench = Bench()
     fail_so_often(bench, ADDRESS_BURST)
     delayed = bench.method.authenticate(cookie("new"), HERE)
@@ -176,7 +187,7 @@ def test_a_delayed_sign_in_is_in_time() -> None:
 
 
 def test_what_a_throttled_client_is_told() -> None:
-    """It is unavailable, with a word of its own and the kind of credential: for the log, and fail2ban."""
+    """A throttled handshake is unavailable with its own reason and the kind of credential, for the log and fail2ban."""
     bench = Bench()
     storm(bench, lambda number: password("admin", str(number)), 1)
     told = bench.method.authenticate(password("admin", "more"), HERE)
@@ -191,7 +202,7 @@ def test_what_a_throttled_client_is_told() -> None:
 
 
 def test_stop_while_a_sign_in_is_delayed() -> None:
-    """It fails, and no timer is left."""
+    """A delayed handshake fails when the method stops, and no timer is left."""
     bench = Bench()
     fail_so_often(bench, ADDRESS_BURST)
     delayed = bench.method.authenticate(cookie("new"), HERE)
@@ -199,3 +210,108 @@ def test_stop_while_a_sign_in_is_delayed() -> None:
     with pytest.raises(NotAdmitted, match="stopping"):
         now(delayed)
     assert bench.clock.getDelayedCalls() == []
+
+
+def test_first_in_first_out_for_each_owner() -> None:
+    """Owners take turns, and the entries of one owner keep their order."""
+    queue: FairQueue[str] = FairQueue(100)
+    for entry in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        assert queue.push(entry[0], entry) is None
+    assert [queue.pop({}) for _ in range(len(queue))] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert not queue
+
+
+@pytest.mark.parametrize(
+    ("under_way", "first"),
+    [({}, "a"), ({"a": 1}, "b"), ({"a": 1, "b": 1}, "c"), ({"a": 2, "b": 1, "c": 1}, "b"), ({"a": 1, "b": 1, "c": 1}, "a")],
+)
+def test_whoever_has_least_goes_first(under_way: dict[str, int], first: str) -> None:
+    """Entries in flight count for their owner. Among equals the owner that has waited longest is next."""
+    queue: FairQueue[str] = FairQueue(100)
+    for owner in "abc":
+        queue.push(owner, owner)
+    assert queue.pop(under_way) == first
+
+
+@pytest.mark.parametrize(
+    ("entries", "pushed", "dropped"),
+    [
+        (["a1", "a2", "a3"], "b1", "a3"),
+        (["a1", "a2", "b1"], "b2", "b2"),
+        (["a1", "b1", "c1"], "d1", "d1"),
+        (["a1", "a2", "b1"], "c1", "a2"),
+        (["a1", "a2", "a3"], "a4", "a4"),
+        ([], "a1", None),
+    ],
+)
+def test_what_has_no_room(entries: list[str], pushed: str, dropped: str | None) -> None:
+    """A full queue drops the newest entry of the owner with the most, never of an owner with no more entries than the caller."""
+    queue: FairQueue[str] = FairQueue(3)
+    for entry in entries:
+        queue.push(entry[0], entry)
+    assert queue.push(pushed[0], pushed) == dropped
+    assert len(queue) == min(3, len(entries) + 1)
+
+
+def test_against_a_plain_model() -> None:
+    """Under random operations no entry is lost, doubled or left behind, and the bound holds."""
+    queue: FairQueue[int] = FairQueue(20)
+    chance = random.Random(3)
+    waiting: dict[int, str] = {}
+    for number in range(5000):
+        match chance.randrange(3):
+            case 0:
+                owner = chance.choice("abcd")
+                waiting[number] = owner
+                dropped = queue.push(owner, number)
+                if dropped is not None:
+                    del waiting[dropped]
+            case 1 if waiting:
+                gone = chance.choice(list(waiting))
+                queue.remove(waiting.pop(gone), gone)
+                queue.remove("a", gone)
+            case 2 if waiting:
+                del waiting[queue.pop(Counter())]
+        assert len(queue) == len(waiting) <= 20
+    assert queue._waiting.keys() == set(waiting.values())
+
+
+def test_it_opens_after_so_many_failures_in_a_row() -> None:
+    """Five failures in a row open it, four do not, and a success in between resets the count."""
+    breaker = CircuitBreaker(5, 5)
+    for _ in range(4):
+        assert not breaker.failed(100)
+    assert not breaker.succeeded()
+    for _ in range(4):
+        assert not breaker.failed(100)
+    assert breaker.admit(100)
+    assert not breaker.is_open(100)
+    assert breaker.failed(100)
+    assert breaker.is_open(100)
+    assert not breaker.admit(104.9)
+
+
+def test_one_probe_per_period_until_one_succeeds() -> None:
+    """While it is open, one call in five seconds is admitted. Its success closes the breaker and is reported once."""
+    breaker = CircuitBreaker(1, 5)
+    breaker.failed(100)
+    assert not breaker.is_open(105)
+    assert breaker.admit(105)
+    assert not breaker.admit(105)
+    assert not breaker.failed(106)
+    assert breaker.is_open(109.9)
+    assert not breaker.admit(109.9)
+    assert breaker.admit(110)
+    assert breaker.succeeded()
+    assert not breaker.succeeded()
+    assert breaker.admit(110)
+    assert breaker.admit(110)
+
+
+def test_late_failures_do_not_put_off_the_probe() -> None:
+    """A later failure of a call from before it opened changes nothing."""
+    breaker = CircuitBreaker(2, 5)
+    breaker.failed(100)
+    breaker.failed(100)
+    breaker.failed(102)
+    assert breaker.admit(105)

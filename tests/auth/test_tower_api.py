@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.internet import reactor as _reactor
 from twisted.internet import tcp
@@ -20,10 +24,9 @@ from twisted.web.http_headers import Headers
 from tests.auth.tower_kit import now, run
 from tests.broker.test_endpoint import certificate, until
 from tests.fake_tower import FakeTower, User
-from towerws.auth.base import Unavailable
-from towerws.auth.http_get import Response, _Body
-from towerws.auth.tower_answers import Answer
-from towerws.auth.tower_http import MAX_BODY_BYTES, HttpFetcher, _why, check_url
+from towerws.auth.base import Refused, Unavailable
+from towerws.auth.http_client import Response, _BodyCollector
+from towerws.auth.tower_api import MAX_BODY_BYTES, Answer, HttpFetcher, Me, _why, api_base, read_me, read_visible
 from towerws.core.errors import ConfigError
 
 reactor: Any = _reactor
@@ -34,7 +37,7 @@ BEARER = (("Authorization", "Bearer t"),)
 
 @asynccontextmanager
 async def api(files: tuple[Path, Path] | None = None, tls_ca: str = "") -> AsyncIterator[tuple[FakeTower, HttpFetcher]]:
-    """The API and somebody who asks it. At the end no connection is left."""
+    """The API and a fetcher. At the end no connection is left."""
     tower = FakeTower(tokens={"t": User(7)}).start(files)
     fetcher = HttpFetcher(reactor, 3, tls_ca)
     try:
@@ -46,14 +49,14 @@ async def api(files: tuple[Path, Path] | None = None, tls_ca: str = "") -> Async
 
 
 def clients(tower: FakeTower) -> int:
-    """How many sockets of ours are connected to it."""
+    """Count the sockets that are connected to the API."""
     port = int(tower.url.rpartition(":")[2])
     return sum(isinstance(reader, tcp.Client) and reader.getPeer().port == port for reader in reactor.getReaders())
 
 
 @run
 async def test_an_answer_and_a_connection_kept() -> None:
-    """Status and body come back whatever they are, and all questions in a row take one connection."""
+    """Status and body are returned for any answer, and questions in a row share one connection."""
     async with api() as (tower, fetcher):
         first = await fetcher.get(f"{tower.url}/api/v2/me/", (*BEARER, ("X-A", "b")))
         assert first.status == 200
@@ -68,7 +71,7 @@ async def test_an_answer_and_a_connection_kept() -> None:
 
 @run
 async def test_many_at_once_keep_few_connections() -> None:
-    """What was opened for a burst is closed again but for the bound."""
+    """After a burst, connections are closed down to the bound."""
     async with api() as (tower, fetcher):
         answers = await gatherResults([fetcher.get(f"{tower.url}/api/v2/me/", BEARER) for _ in range(10)])
         assert [answer.status for answer in answers] == [200] * 10
@@ -77,7 +80,7 @@ async def test_many_at_once_keep_few_connections() -> None:
 
 @run
 async def test_a_connection_that_the_api_closed_meanwhile() -> None:
-    """A kept connection that is gone costs nobody an answer."""
+    """A closed idle connection fails no question."""
     async with api() as (tower, fetcher):
         await fetcher.get(f"{tower.url}/", BEARER)
         tower.drop()
@@ -87,7 +90,7 @@ async def test_a_connection_that_the_api_closed_meanwhile() -> None:
 
 @run
 async def test_redirects_are_not_followed() -> None:
-    """A redirect is an answer like any other: the credential goes nowhere else."""
+    """A redirect is an answer like any other, and the credential goes to no other address."""
     async with api() as (tower, fetcher):
         for status in ("301", "302", "307"):
             tower.fault = status
@@ -97,7 +100,7 @@ async def test_redirects_are_not_followed() -> None:
 
 @run
 async def test_faults_of_the_api() -> None:
-    """Whatever is wrong with the API is `Unavailable`, in words for the operator; an endless body is given up."""
+    """Any fault of the API is `Unavailable`, with a reason for the operator. An endless body is aborted."""
     async with api() as (tower, fetcher):
         for fault, words in (("garbage", "ParseError"), ("cut", "DataLoss"), ("close", "closed before the answer")):
             tower.fault = fault
@@ -115,7 +118,7 @@ async def test_faults_of_the_api() -> None:
 @pytest.mark.parametrize("fault", ["hang", "stall"])
 @run
 async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool) -> None:
-    """Who cancels before the answer, or in the middle of it, has its connection closed at once, over TLS too (pitfall F1)."""
+    """A cancelled question closes its connection at once, before or during the answer, over TLS too (pitfall F1)."""
     files = certificate(tmp_path) if tls else None
     async with api(files, str(files[0]) if files else "") as (tower, fetcher):
         tower.fault = fault
@@ -136,8 +139,8 @@ async def test_cancelling_lets_go_at_once(tmp_path: Path, fault: str, tls: bool)
 
 
 def test_a_body_after_its_end() -> None:
-    """A body of exactly the bound is whole, one byte more is too long; what follows is dropped, also when the connection has ended."""
-    body = _Body(200, HEADERS, MAX_BODY_BYTES)
+    """A body of exactly the bound is complete, and one byte more is too long. The rest is dropped, also at the end of the connection."""
+    body = _BodyCollector(200, HEADERS, MAX_BODY_BYTES)
     body.makeConnection(TransportProxyProducer(None))
     body.dataReceived(b"x" * MAX_BODY_BYTES)
     assert not body.done.called
@@ -145,7 +148,7 @@ def test_a_body_after_its_end() -> None:
     body.dataReceived(b"x" * MAX_BODY_BYTES * 2)
     body.connectionLost()
     assert now(body.done) == Response(200, HEADERS, None)
-    whole = _Body(200, HEADERS, MAX_BODY_BYTES)
+    whole = _BodyCollector(200, HEADERS, MAX_BODY_BYTES)
     whole.dataReceived(b"x" * MAX_BODY_BYTES)
     whole.connectionLost(Failure(ResponseDone()))
     assert now(whole.done) == Response(200, HEADERS, b"x" * MAX_BODY_BYTES)
@@ -153,7 +156,7 @@ def test_a_body_after_its_end() -> None:
 
 @run
 async def test_certificates_are_verified(tmp_path: Path) -> None:
-    """An unknown authority and a certificate for another host get no question, thus no credential; a known one does."""
+    """With an unknown authority or a certificate for another host, no credential is sent. With a known authority it is."""
     files = certificate(tmp_path)
     async with api(files) as (tower, fetcher):
         with pytest.raises(Unavailable, match="TLS failed: certificate verify failed"):
@@ -179,13 +182,13 @@ async def test_certificates_are_verified(tmp_path: Path) -> None:
     ],
 )
 def test_reasons_in_words(error: Exception, words: str) -> None:
-    """A failure is told in a few words, none of them from elsewhere."""
+    """A failure has a short reason of our own words."""
     assert _why(Failure(error)) == words
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"])
 def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: bytes | None) -> None:
-    """It is said at the start, by name."""
+    """An authorities file that can't be used is an error at the start that names it."""
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)
@@ -203,8 +206,8 @@ def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: bytes | None) ->
     ],
 )
 def test_addresses_of_an_api(url: str, base: str) -> None:
-    """With a port and a path if need be, with or without a slash at the end."""
-    assert check_url(url) == base
+    """The address may have a port and a path, with or without a slash at the end."""
+    assert api_base(url) == base
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,109 @@ def test_addresses_of_an_api(url: str, base: str) -> None:
     ],
 )
 def test_what_is_no_address_of_an_api(url: str) -> None:
-    """It is refused with the rule; a password in it is not repeated."""
+    """Another address is refused with the rule, and the error does not repeat a password."""
     with pytest.raises(ConfigError, match=r"tower\.url is") as caught:
-        check_url(url)
+        api_base(url)
     assert "canary" not in str(caught.value)
+
+
+def answer(content: object, status: int = 200) -> Answer:
+    """Return an answer with JSON."""
+    return Answer(status, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ({"id": 7, "is_superuser": False, "is_system_auditor": False}, Me(7, reads_all=False)),
+        ({"id": 7}, Me(7, reads_all=False)),
+        ({"id": 1, "is_superuser": True}, Me(1, reads_all=True)),
+        ({"id": 2, "is_system_auditor": True}, Me(2, reads_all=True)),
+        ({"id": 2, "is_superuser": "true", "is_system_auditor": 1}, Me(2, reads_all=False)),
+    ],
+)
+def test_who_it_is(user: dict[str, object], expected: Me) -> None:
+    """The user has its id, and reads everything only if a flag is exactly `true`."""
+    assert read_me(answer({"count": 1, "next": None, "previous": None, "results": [user]})) == expected
+
+
+@pytest.mark.parametrize("refusal", [answer({"detail": "x"}, 401), answer({}, 403), answer({"count": 0, "results": []}), Answer(401, None)])
+def test_a_bad_credential(refusal: Answer) -> None:
+    """401, 403 and an empty list mean that the credential is not valid."""
+    with pytest.raises(Refused):
+        read_me(refusal)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(Answer(status, b"") for status in (201, 204, 301, 302, 307, 400, 404, 405, 429, 500, 502, 503, 504)),
+        Answer(200, None),
+        Answer(200, b""),
+        Answer(200, b"<html>"),
+        Answer(200, b"\xff\xfe"),
+        Answer(200, b"[" * 500_000),
+        Answer(200, b'{"count": ' + b"1" * 5000 + b"}"),
+        answer([]),
+        answer(None),
+        answer({}),
+        answer({"count": 1}),
+        answer({"count": 1, "results": []}),
+        answer({"count": 1, "results": [7]}),
+        answer({"count": 1, "results": {"0": {"id": 7}}}),
+        answer({"count": 1, "results": [{"id": "7"}]}),
+        answer({"count": 1, "results": [{"id": True}]}),
+        answer({"count": 1, "results": [{}]}),
+        answer({"count": 2, "results": [{"id": 7}, {"id": 8}]}),
+        answer({"count": False, "results": []}),
+    ],
+)
+def test_what_says_neither(odd: Answer) -> None:
+    """Any other answer is `Unavailable`, and the error does not repeat the body."""
+    with pytest.raises(Unavailable) as caught:
+        read_me(odd)
+    assert "html" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_redirect_is_explained() -> None:
+    """The error for a redirect names its two causes: a migration of AWX, or the wrong address."""
+    for read in (read_me, read_visible):
+        with pytest.raises(Unavailable, match=r"302, a redirect: AWX is migrating its database, or tower\.url"):
+            read(Answer(302, b""))
+
+
+def test_whether_an_object_is_visible() -> None:
+    """200 is yes, 403 and 404 are no, 401 is the end of the credential. Other answers are `Unavailable`."""
+    assert read_visible(Answer(200, b"whatever"))
+    assert read_visible(Answer(200, None))
+    assert not read_visible(Answer(403, b""))
+    assert not read_visible(Answer(404, b""))
+    with pytest.raises(Refused):
+        read_visible(Answer(401, b""))
+    for status in (204, 302, 400, 429, 500, 503):
+        with pytest.raises(Unavailable):
+            read_visible(Answer(status, b""))
+
+
+def test_whose_fault_it_is() -> None:
+    """5xx is the API's fault. Redirects and 4xx may come from the client or a gateway."""
+    assert [status for status in (200, 204, 301, 302, 400, 401, 404, 429, 500, 503) if Answer(status, b"").is_fault] == [500, 503]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["count", "results", "id", "is_superuser"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=50) | JSON.map(lambda content: json.dumps(content).encode()), st.sampled_from([200, 200, 200, 401, 500]))
+def test_whatever_the_api_answers(body: bytes, status: int) -> None:
+    """An answer is a user, a refusal or unavailable, and never another error."""
+    with contextlib.suppress(Refused, Unavailable):
+        user = read_me(Answer(status, body))
+        assert type(user.user_id) is int
+        assert status == 200

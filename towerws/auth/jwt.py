@@ -1,7 +1,6 @@
-"""Authentication by JSON Web Token: who somebody is and what may be listened to stands in a token that an issuer signed.
+"""Authentication by JSON Web Token. A token that an issuer signed names the user and the topics that it may subscribe to.
 
-The library (PyJWT) checks signatures; what a token may look like, and what its claims must say, is decided here and in the
-modules beside this one, with a clock that tests can turn.
+PyJWT checks signatures. This package checks the form of a token and its claims, with a clock that tests can set.
 """
 
 from __future__ import annotations
@@ -15,13 +14,10 @@ from typing import Any
 from twisted.internet.defer import Deferred, execute, succeed
 
 from towerws.auth.base import Refused, Unavailable, drop_frames, run
-from towerws.auth.jwt_claims import check_claims
-from towerws.auth.jwt_credentials import Credential, find_credential
-from towerws.auth.jwt_fetch import check_url, fetch, make_agent
-from towerws.auth.jwt_grants import Grants, parse_grants
-from towerws.auth.jwt_jwks import Jwks
+from towerws.auth.jwt_claims import Grants, check_claims, parse_grants
+from towerws.auth.jwt_key_set import Jwks, check_key_set_url, fetch, make_agent
 from towerws.auth.jwt_keys import KeySource, check_algorithms, read_public_key, read_secret, use_secret
-from towerws.auth.jwt_token import Token, parse_token, read_object
+from towerws.auth.jwt_token import SentToken, Token, find_token, parse_token, read_object
 from towerws.core.errors import ConfigError
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
@@ -34,9 +30,9 @@ _is_cookie_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{0,128}").fullmatch  # 
 
 
 class JwtMethod:
-    """A `Method`. `wall` tells the time in seconds since 1970, which tokens are dated by.
+    """A `Method`. `wall` returns seconds since 1970, the time that tokens use.
 
-    `ConfigError` when the settings can't be used. Files are read here, once; the network is not touched before the first token.
+    Raises `ConfigError` if the settings can't be used. Files are read once, here. The network is not used before the first token.
     """
 
     name = "jwt"
@@ -52,54 +48,54 @@ class JwtMethod:
         self._keys, self._key_counts = _key_source(settings, reactor)
 
     def figures(self) -> Mapping[str, object]:
-        """Entries of tokens' lists that are no topics; with a key set's URL, what `Jwks` counts."""
+        """Return how many entries of tokens' lists were no topics. With a key set's URL, add the counts of `Jwks`."""
         counts: dict[str, object] = {"ignored_grants": self._ignored_grants}
         return {**counts, "keys": dict(self._key_counts)} if self._key_counts else counts
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
-        """Fires with who signed in; with None when the handshake brings nothing that is shaped like a token.
+        """Fires with the token's user, or with None if the handshake has no text in the form of a token.
 
-        Fails with `Refused`, or with `Unavailable` when the key can't be had.
+        Fails with `Refused`, or with `Unavailable` if the key can't be fetched.
         """
         return run(self._authenticate(head))
 
     def recognizes(self, token: str) -> bool:
-        """A JSON Web Token has three parts (RFC 7515 section 3.1)."""
+        """Whether the text has the three parts of a JSON Web Token (RFC 7515 section 3.1)."""
         return token.count(".") == 2
 
     def identify(self, token: str, address: str = "") -> Deferred[Identity]:
-        """Fires with whose token this is, as `authenticate` does: for one that came in a message, to begin with or as a renewal."""
-        return run(self._identify(Credential(token, "token in a message")))
+        """Fires with the token's user, as `authenticate` does. The token came in a message, as the first one or as a renewal."""
+        return run(self._identify(SentToken(token, "token in a message")))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Fires at once: the token has said it all."""
+        """Fires at once, since the token lists the topics."""
         grants = identity.private if isinstance(identity.private, Grants) else Grants()
         return succeed({topic: NOT_GRANTED for topic in topics if not grants.allow(topic)})
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """Fires at once; fails with `Refused` when the token has expired, by the wall clock."""
+        """Fires at once. Fails with `Refused` if the token has expired by the wall clock."""
         return execute(self._revalidate, identity)
 
     def forget(self, revocation: Revocation | None) -> None:
-        """Nothing is kept of a token: each is read anew, and says the same until it expires."""
+        """Do nothing, since nothing is cached. A token says the same until it expires."""
 
     def stop(self) -> Deferred[None]:
-        """End a fetch of keys under way."""
+        """Cancel a fetch of keys in flight."""
         return self._keys.stop()
 
     async def _authenticate(self, head: Head) -> Identity | None:
-        credential = find_credential(head, self._settings.cookie)
+        credential = find_token(head, self._settings.cookie)
         return None if credential is None else await self._identify(credential)
 
-    async def _identify(self, credential: Credential) -> Identity:
+    async def _identify(self, credential: SentToken) -> Identity:
         try:
             return await self._read(credential)
         except (Refused, Unavailable) as error:
             problem = error.about(credential.kind)
             drop_frames(error)
-        raise problem  # out here: without the other as its context
+        raise problem  # outside of `except`: without the other error as its context
 
-    async def _read(self, credential: Credential) -> Identity:
+    async def _read(self, credential: SentToken) -> Identity:
         token = parse_token(credential.token)
         if token.algorithm not in self._settings.algorithms:
             raise Refused("the token's algorithm is not one of those configured")
@@ -124,13 +120,13 @@ class JwtMethod:
 
 
 def _session(token: Token, token_id: str | None) -> str:
-    """A name for the token, from which it can't be had. Without a `jti`, of what is signed: a signature may have two forms."""
+    """Return a name for the token that doesn't reveal it. Without a `jti` it is made from the signed part: a signature has two forms."""
     raw = b"token " + token.signed if token_id is None else b"jti " + token_id.encode("utf-8")
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def _check(settings: JwtSettings) -> Grants:
-    """Look at the settings that are nobody else's to look at. What a token without the claim grants."""
+    """Check the settings that no other module checks. Return the grants of a token without the claim."""
     if not _is_cookie_name(settings.cookie):
         raise ConfigError("jwt.cookie: must be a cookie's name, of letters, digits and !#$%&'*+-.^_`|~")
     if not settings.claim:
@@ -153,7 +149,7 @@ def _key_source(settings: JwtSettings, reactor: Any) -> tuple[KeySource, Mapping
     if named == ["public_key_file"]:
         return read_public_key(settings.public_key_file, settings.algorithms), {}
     if named == ["jwks_url"]:
-        url = check_url(settings.jwks_url)
+        url = check_key_set_url(settings.jwks_url)
         agent = make_agent(reactor, settings.jwks_ca_file)
         keys = Jwks(
             lambda: fetch(agent, settings.jwks_url, reactor),

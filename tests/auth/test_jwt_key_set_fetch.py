@@ -19,15 +19,14 @@ from zope.interface import implementer
 from tests.auth.jwt_kit import CANARY, NOW, head, jwk, jwks, make_method, sign
 from tests.broker.test_endpoint import certificate, run, until
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.jwt_fetch import MAX_BODY_BYTES, FetchError, check_url, fetch, make_agent
-from towerws.auth.jwt_jwks import RETRY_S
+from towerws.auth.jwt_key_set import MAX_BODY_BYTES, RETRY_S, FetchError, check_key_set_url, fetch, make_agent
 from towerws.core.errors import ConfigError
 
 reactor: Any = _reactor
 
 
 class KeyServer(Resource):
-    """Answers `GET /keys` as it is told to, and counts."""
+    """Answers `GET /keys` as a test says, and counts requests."""
 
     isLeaf = True
 
@@ -44,11 +43,11 @@ class KeyServer(Resource):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Return its URL."""
         return f"{self.scheme}://127.0.0.1:{self.port.getHost().port}/keys"
 
     def render_GET(self, request: Any) -> Any:
-        """One request."""
+        """Answer one request."""
         self.requests.append(request)
         request.setResponseCode(self.code)
         for name, value in self.headers.items():
@@ -58,7 +57,7 @@ class KeyServer(Resource):
 
 @asynccontextmanager
 async def key_server(tls: tuple[Path, Path] | None = None) -> AsyncIterator[KeyServer]:
-    """A key server on loopback. At the end none of its connections is left."""
+    """A key server on loopback. At the end no connection is left."""
     server = KeyServer()
     site: Any = Site(server)
     build = site.buildProtocol
@@ -89,13 +88,13 @@ async def key_server(tls: tuple[Path, Path] | None = None) -> AsyncIterator[KeyS
 
 
 async def get(server: KeyServer, *, ca_file: str = "", clock: Any = reactor) -> Any:
-    """One fetch from it."""
+    """Fetch from it once."""
     return await fetch(make_agent(reactor, ca_file), server.url, clock)
 
 
 @run
 async def test_what_is_asked_and_had() -> None:
-    """A plain GET that brings no credential along; the body and the max-age come back."""
+    """The GET has no credential. The body and the max-age are returned."""
     async with key_server() as server:
         server.body, server.headers = jwks(jwk("ES256")), {"Cache-Control": "public, Max-Age=77"}
         fetched = await get(server)
@@ -115,7 +114,7 @@ async def test_what_is_asked_and_had() -> None:
 )  # fmt: skip
 @run
 async def test_max_age(said: str, max_age_s: int | None) -> None:
-    """`Cache-Control` is read as RFC 9111 section 5.2.2 writes it; what is not, says nothing."""
+    """`Cache-Control` is read as in RFC 9111 section 5.2.2, and other text is ignored."""
     async with key_server() as server:
         server.headers = {"Cache-Control": said} if said else {}
         assert (await get(server)).max_age_s == max_age_s
@@ -124,7 +123,7 @@ async def test_max_age(said: str, max_age_s: int | None) -> None:
 @pytest.mark.parametrize("code", [204, 301, 302, 307, 401, 404, 500, 503])
 @run
 async def test_other_answers_are_failures(code: int) -> None:
-    """Nothing but 200 counts; above all no redirect is followed."""
+    """Only the status 200 counts, and no redirect is followed."""
     async with key_server() as server:
         server.code, server.headers = code, {"Location": server.url}
         with pytest.raises(FetchError, match=f"{code}, not 200"):
@@ -135,7 +134,7 @@ async def test_other_answers_are_failures(code: int) -> None:
 @pytest.mark.parametrize("announced", [True, False])
 @run
 async def test_the_body_is_bounded(announced: bool) -> None:
-    """256 KiB are read; of a longer answer no more than that, and the connection ends."""
+    """256 KiB are read. A longer answer ends the connection."""
     async with key_server() as server:
         server.body = b" " * MAX_BODY_BYTES
         assert len((await get(server)).body) == MAX_BODY_BYTES
@@ -153,12 +152,12 @@ async def test_the_body_is_bounded(announced: bool) -> None:
 
 
 class Watched:
-    """An agent that tells when the head of an answer is there."""
+    """An agent that reports when the head of an answer arrived."""
 
     answered = False
 
     def request(self, *arguments: Any) -> Any:
-        """As an agent does."""
+        """Send a request."""
         return make_agent(reactor, "").request(*arguments).addCallback(self._saw)
 
     def _saw(self, response: Any) -> Any:
@@ -173,17 +172,17 @@ class Endless:
         self._request = request
 
     def resumeProducing(self) -> None:
-        """More."""
+        """Write more."""
         self._request.write(b" " * 65536)
 
     def stopProducing(self) -> None:
-        """Enough."""
+        """Stop writing."""
 
 
 @pytest.mark.parametrize("start", [b"", b"some of it"])
 @run
 async def test_the_deadline(start: bytes) -> None:
-    """An answer that does not come, or begins and does not end, is given up after 2 s, and the connection with it."""
+    """An answer that is missing or incomplete after 2 s fails, and its connection is closed."""
 
     def hang(request: Any) -> object:
         if start:
@@ -205,7 +204,7 @@ async def test_the_deadline(start: bytes) -> None:
 
 @run
 async def test_an_answer_that_is_cut_short() -> None:
-    """A body that ends before its announced length is none."""
+    """A body that is shorter than announced is an error."""
 
     def cut(request: Any) -> object:
         request.setHeader("Content-Length", "1000")
@@ -221,7 +220,7 @@ async def test_an_answer_that_is_cut_short() -> None:
 
 @run
 async def test_cancelling() -> None:
-    """Who cancels ends the connection at once."""
+    """A cancelled fetch closes its connection at once."""
     async with key_server() as server:
         server.answer = lambda request: NOT_DONE_YET
         asked = fetch(make_agent(reactor, ""), server.url, reactor)
@@ -233,7 +232,7 @@ async def test_cancelling() -> None:
 
 @run
 async def test_tls_is_verified(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A certificate that nobody vouches for is refused, and so is one for another name; one of the configured authority is good."""
+    """A certificate of an unknown authority or for another name is refused. One of the configured authority is accepted."""
     folder, other_folder = tmp_path_factory.mktemp("tls"), tmp_path_factory.mktemp("other")
     pair, other = certificate(folder), certificate(other_folder, address="127.0.0.2")
     async with key_server(pair) as server:
@@ -260,9 +259,9 @@ async def test_tls_is_verified(tmp_path_factory: pytest.TempPathFactory) -> None
     ],
 )  # fmt: skip
 def test_urls_that_cannot_be_used(url: str, text: str) -> None:
-    """https, or http to this machine, without a password; and what may be secret in it is not repeated."""
+    """Only https is accepted, or http to this machine, without a password. The error does not repeat secrets."""
     with pytest.raises(ConfigError, match=rf"^jwt\.jwks_url.*{text}") as caught:
-        check_url(url)
+        check_key_set_url(url)
     assert CANARY not in str(caught.value)
 
 
@@ -270,12 +269,12 @@ def test_urls_that_cannot_be_used(url: str, text: str) -> None:
     "url", ["https://issuer.example/keys?p=1", "https://[2001:db8::1]:8443/", "http://127.0.0.1:80/", "http://[::1]/", "http://localhost/x"]
 )
 def test_urls_that_can(url: str) -> None:
-    """https anywhere, and http on loopback."""
-    assert check_url(url).geturl() == url
+    """https is accepted for any host, and http on loopback."""
+    assert check_key_set_url(url).geturl() == url
 
 
 def test_authorities_that_cannot_be_used(tmp_path: Path) -> None:
-    """A file that is not there, holds no certificate, or a broken one, is an error of the configuration."""
+    """A file that is missing, has no certificate or a damaged one is an error of the configuration."""
     broken = tmp_path / "broken.pem"
     broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     empty = tmp_path / "empty.pem"
@@ -286,13 +285,13 @@ def test_authorities_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 class Time:
-    """The reactor, with a clock that a test turns."""
+    """The reactor, with a clock that a test moves."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
 
     def seconds(self) -> float:
-        """The reactor's time, and what the test has added."""
+        """Return the reactor's time and the seconds that the test added."""
         return float(reactor.seconds()) + self.ahead
 
     def __getattr__(self, name: str) -> Any:
@@ -301,19 +300,19 @@ class Time:
 
 @implementer(ILogObserver)
 class Log:
-    """Everything that is logged meanwhile, at every level."""
+    """Collects all log events of every level."""
 
     def __init__(self) -> None:
         self.events: list[LogEvent] = []
 
     def __call__(self, event: LogEvent) -> None:
-        """Kept."""
+        """Keep the event."""
         self.events.append(event)
 
 
 @run
 async def test_the_whole_way(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A real server's keys: fetched once, rotated, served stale while it is down or talks nonsense, and back. No secret is logged."""
+    """Keys of a real server are fetched once, rotated, used while it is down or sends nonsense, and fetched again. No secret is logged."""
     clock, log = Time(), Log()
     globalLogPublisher.addObserver(log)
     try:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from towerws.auth.jwt_grants import MAX_GRANTS, Grants, parse_grants, read_claim
+from towerws.auth.jwt_claims import MAX_GRANTS, Grants, parse_grants, read_claim
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from towerws.auth.jwt_grants import MAX_GRANTS, Grants, parse_grants, read_claim
     ],
 )
 def test_both_ways_to_write_grants_say_the_same(written: object) -> None:
-    """A table of groups and a list of names are read alike: exact topics, and `*` for all of a group."""
+    """A table of groups and a list of names mean the same: exact topics, and `*` for all topics of a group."""
     grants = parse_grants(written)
     for granted in ("jobs.status_changed", "job_events.1", "job_events.*", "ad_hoc_command_events.42", "ad_hoc_command_events.43"):
         assert grants.allow(granted), granted
@@ -22,7 +22,7 @@ def test_both_ways_to_write_grants_say_the_same(written: object) -> None:
 
 
 def test_nothing_grants_nothing() -> None:
-    """An empty list is a list; and what no token says anything of is not granted."""
+    """An empty list is valid. A topic that is not in the list is not granted."""
     assert parse_grants([]) == parse_grants({}) == parse_grants({"jobs": []}) == Grants()
     assert not Grants().allow("jobs.status_changed")
 
@@ -38,14 +38,14 @@ def test_nothing_grants_nothing() -> None:
     ],
 )  # fmt: skip
 def test_what_is_written_otherwise_is_an_error(written: object) -> None:
-    """Nothing is guessed: one bad name makes the whole list unusable, and the text does not repeat it."""
+    """One bad name makes the whole list unusable, and the text does not repeat it."""
     with pytest.raises(ValueError, match=r"\w") as caught:
         parse_grants(written)
     assert "status_changed" not in str(caught.value)
 
 
 def test_the_number_of_grants_is_bounded() -> None:
-    """10,000 names are taken, one more is refused, in both ways of writing."""
+    """10,000 names are accepted and one more is refused, in both forms."""
     names = [f"job_events.{number}" for number in range(MAX_GRANTS)]
     assert len(parse_grants(names).topics) == MAX_GRANTS
     assert len(parse_grants({"job_events": list(range(MAX_GRANTS))}).topics) == MAX_GRANTS
@@ -72,20 +72,20 @@ def test_the_number_of_grants_is_bounded() -> None:
     ],
 )
 def test_a_claim_may_hold_what_is_not_ours(written: object, topics: set[str], groups: set[str], others: int) -> None:
-    """Entries that are no topics grant nothing and are counted; the others are granted as ever, and no more than those."""
+    """Entries that are no topics are counted and grant nothing. They do not change what the others grant."""
     assert read_claim(written) == (Grants(frozenset(topics), frozenset(groups)), others)
 
 
 @pytest.mark.parametrize("written", [None, 1, True, "jobs.*", 1.5])
 def test_a_claim_that_is_no_list(written: object) -> None:
-    """Then it is another claim than the one that was meant."""
+    """A claim of another type is refused, since the configuration probably names the wrong claim."""
     with pytest.raises(ValueError, match="neither"):
         read_claim(written)
 
 
 @pytest.mark.parametrize("name", ["jobs.a", "/keycloak/group", None])
 def test_the_entries_of_a_claim_are_bounded(name: object) -> None:
-    """Whatever they are."""
+    """More than 10,000 entries of any kind are refused."""
     assert read_claim([name] * MAX_GRANTS)
     with pytest.raises(ValueError, match="more than 10000"):
         read_claim([name] * (MAX_GRANTS + 1))

@@ -13,15 +13,14 @@ from twisted.web._newclient import ResponseNeverReceived
 
 from tests.auth.jwt_kit import CANARY, jwk, jwks, result
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.jwt_fetch import Fetched, FetchError
-from towerws.auth.jwt_jwks import MAX_KEYS, MAX_TRIED, RETRY_S, UNKNOWN_KID_S, Jwks
+from towerws.auth.jwt_key_set import MAX_KEYS, MAX_TRIED, RETRY_S, UNKNOWN_KID_S, Fetched, FetchError, Jwks
 from towerws.auth.jwt_keys import Key
 
 MAX_AGE_S, STALE_S = 1000, 500
 
 
 class Issuer:
-    """Answers when a test says so, and counts."""
+    """Answers when a test says so, and counts calls."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -30,32 +29,32 @@ class Issuer:
         self.keys = Jwks(self.get, url, ("ES256", "EdDSA"), self.clock, max_age_s=MAX_AGE_S, stale_s=STALE_S)
 
     def get(self) -> Deferred[Fetched]:
-        """One call."""
+        """Start a call."""
         self.calls.append(Deferred())
         return self.calls[-1]
 
     def answer(self, *members: object, max_age_s: int | None = None) -> None:
-        """The call under way gets these keys."""
+        """Answer the call in flight with these keys."""
         self.calls[-1].callback(Fetched(jwks(*members), max_age_s))
 
     def find(self, kid: str | None = "k1", algorithm: str = "ES256") -> Deferred[Sequence[Key]]:
-        """Ask for keys."""
+        """Find keys."""
         return self.keys.find(algorithm, kid)
 
     def kids(self, kid: str | None = "k1", algorithm: str = "ES256") -> list[str | None]:
-        """The names of the keys that are there at once."""
+        """Return the names of the keys that are found at once."""
         return [key.kid for key in result(self.find(kid, algorithm))]
 
 
 @pytest.fixture
 def issuer() -> Issuer:
-    """An issuer that has given nothing yet."""
+    """Return an issuer that has answered nothing yet."""
     return Issuer()
 
 
 @pytest.fixture
 def known(issuer: Issuer) -> Issuer:
-    """An issuer whose key k1 is known, for 100 s."""
+    """Return an issuer whose key k1 is cached for 100 s."""
     asked = issuer.find()
     issuer.answer(jwk("ES256", kid="k1"), max_age_s=100)
     assert [key.kid for key in result(asked)] == ["k1"]
@@ -63,7 +62,7 @@ def known(issuer: Issuer) -> Issuer:
 
 
 def test_one_call_for_all_who_ask(issuer: Issuer) -> None:
-    """Whoever asks while a call is under way shares its answer; one who leaves does not end it for the others."""
+    """Callers share the answer of the call in flight. A caller that cancels does not end it for the others."""
     first, leaving, last = issuer.find(), issuer.find(), issuer.find("k2")
     assert len(issuer.calls) == 1
     leaving.cancel()
@@ -77,7 +76,7 @@ def test_one_call_for_all_who_ask(issuer: Issuer) -> None:
 
 
 def test_one_who_leaves_when_it_is_its_turn(issuer: Issuer) -> None:
-    """A client that goes because another one was let in (its own user's limit, say) is no error."""
+    """A callback may cancel another caller (a limit for one user may do that). That is no error."""
     first, second, third = issuer.find(), issuer.find(), issuer.find()
     first.addCallback(lambda _: second.cancel())
     issuer.answer(jwk("ES256", kid="k1"))
@@ -88,7 +87,7 @@ def test_one_who_leaves_when_it_is_its_turn(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize(("said", "counts"), [(None, 300), (0, 60), (59, 60), (400, 400), (10**9, MAX_AGE_S)])
 def test_max_age_within_bounds(issuer: Issuer, said: int | None, counts: int) -> None:
-    """Keys are kept as long as the answer says, between a minute and the bound; five minutes when it does not say."""
+    """Keys are cached for the max-age of the answer, between a minute and the bound. The default is five minutes."""
     asked = issuer.find()
     issuer.answer(jwk("ES256", kid="k1"), max_age_s=said)
     result(asked)
@@ -104,7 +103,7 @@ def test_max_age_within_bounds(issuer: Issuer, said: int | None, counts: int) ->
 
 
 def test_rotation(known: Issuer) -> None:
-    """A new `kid` asks once, and its key is there; the old key is gone with the set that no longer has it."""
+    """An unknown `kid` causes one fetch and finds its key. A key that is no longer in the set is gone."""
     asked = known.find("k2")
     assert len(known.calls) == 2
     known.answer(jwk("ES256", 1, kid="k2"))
@@ -121,7 +120,7 @@ def test_rotation(known: Issuer) -> None:
 @pytest.mark.parametrize("before", [["stranger"], ["stranger", "k0"], ["../../etc/passwd"] * 3, ["", "k3"]])
 @pytest.mark.parametrize("later", [0, 0.1, 5, UNKNOWN_KID_S - 0.1])
 def test_a_rotation_right_behind_an_unknown_kid(known: Issuer, before: list[str], later: float) -> None:
-    """A good token of the new key is told to come back, never that it is bad; ten seconds after the last call it is let in."""
+    """A valid token of a new key is unavailable, never refused. Ten seconds after the last fetch it is accepted."""
     asked = [known.find(kid) for kid in before]
     known.answer(jwk("ES256", kid="k1"))
     assert [result(each) for each in asked] == [[]] * len(before)
@@ -136,7 +135,7 @@ def test_a_rotation_right_behind_an_unknown_kid(known: Issuer, before: list[str]
 
 
 def test_unknown_kids_do_not_make_calls_without_end(known: Issuer) -> None:
-    """One call in 10 s for whatever `kid` strangers write; those who come meanwhile share it, or come back."""
+    """Unknown `kid`s cause one fetch in 10 s. Other callers share it or are unavailable."""
     first, joining = known.find("../../etc/passwd"), known.find("https://evil.example/")
     known.answer(jwk("ES256", kid="k1"))
     assert result(first) == result(joining) == []
@@ -155,7 +154,7 @@ def test_unknown_kids_do_not_make_calls_without_end(known: Issuer) -> None:
 
 
 def test_old_keys_serve_while_the_issuer_is_down(known: Issuer) -> None:
-    """Stale-if-error: up to the bound, counted, with one call in 5 s; then nobody can be told anything. Said once, and once at the end."""
+    """Old keys are used up to the bound and counted, with one fetch in 5 s. Then all is unavailable. The log has one line for each."""
     with capturedLogs() as logged:
         known.clock.advance(100)
         asked = known.find()
@@ -186,7 +185,7 @@ def test_old_keys_serve_while_the_issuer_is_down(known: Issuer) -> None:
 
 
 def test_a_new_kid_while_the_issuer_is_down_is_not_a_bad_one(known: Issuer) -> None:
-    """The key may be a new one: unavailable, not refused. Known keys are not touched by that."""
+    """An unknown key may be a new one, so it is unavailable and not refused. Known keys still work."""
     asked = known.find("k2")
     known.calls[-1].errback(FetchError("the answer was 500, not 200"))
     with pytest.raises(Unavailable):
@@ -198,7 +197,7 @@ def test_a_new_kid_while_the_issuer_is_down_is_not_a_bad_one(known: Issuer) -> N
 
 
 def test_no_keys_at_all(issuer: Issuer) -> None:
-    """Before the first answer everything is unavailable, at once for those who come right after a failure."""
+    """Before the first answer all is unavailable, and at once right after a failure."""
     with capturedLogs() as logged:
         asked = issuer.find()
         issuer.calls[-1].errback(ResponseNeverReceived([Failure(ConnectionResetError(CANARY))]))
@@ -212,7 +211,7 @@ def test_no_keys_at_all(issuer: Issuer) -> None:
 
 
 def test_a_call_that_fails_before_it_is_under_way(issuer: Issuer) -> None:
-    """An error at once is one like any other, and does not keep the next call from being made."""
+    """An immediate error counts like any other, and the next fetch is still made."""
 
     def fail() -> Deferred[Fetched]:
         issuer.calls.append(Deferred())
@@ -234,7 +233,7 @@ def test_a_call_that_fails_before_it_is_under_way(issuer: Issuer) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_key_set_changes_nothing(known: Issuer, body: bytes) -> None:
-    """An answer that is something else counts as a failure: the keys that are there stay."""
+    """An answer that is no key set counts as a failure, and the cached keys stay."""
     with capturedLogs() as logged:
         asked = known.find("k2")
         known.calls[-1].callback(Fetched(body, None))
@@ -245,7 +244,7 @@ def test_what_is_no_key_set_changes_nothing(known: Issuer, body: bytes) -> None:
 
 
 def test_an_empty_key_set_revokes_all(known: Issuer) -> None:
-    """The issuer says that there are no keys: then no token is good, and that is known, not unavailable."""
+    """If the issuer has no keys, each token is refused and not unavailable."""
     asked = known.find("k2")
     known.answer()
     assert result(asked) == []
@@ -256,7 +255,7 @@ def test_an_empty_key_set_revokes_all(known: Issuer) -> None:
 
 
 def test_tokens_without_a_kid(issuer: Issuer) -> None:
-    """All keys of the algorithm are tried, but not more than a few."""
+    """A token without a `kid` is checked with all keys of its algorithm, up to a bound."""
     asked = issuer.find(None)
     issuer.answer(*[jwk("ES256", number) for number in range(MAX_TRIED)], jwk("EdDSA", kid="k1"))
     assert len(result(asked)) == MAX_TRIED
@@ -268,7 +267,7 @@ def test_tokens_without_a_kid(issuer: Issuer) -> None:
 
 
 def test_stop(known: Issuer) -> None:
-    """A call under way is ended, who waits is told so, no other call is made, and it may be said twice."""
+    """Stopping ends the call in flight, its callers are unavailable, and no other call follows. It may be called twice."""
     asked: list[Any] = [known.find("k2"), known.find("k3")]
     with capturedLogs() as logged:
         assert result(known.keys.stop()) is None
