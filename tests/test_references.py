@@ -168,6 +168,6 @@ def test_figures_that_operations_names_exist(tmp_path: Path) -> None:
     """The tables of `/status` name figures that a daemon has."""
     with Daemon(tmp_path, "embedded:") as daemon:
         status = daemon.get("/status")[1]
-    for name in re.findall(r"`((?:intake|history|hub|connections|requests|compression)\.[a-z_]+)`", (DOCS / "operations.md").read_text()):
+    for name in re.findall(r"`((?:ingest|history|hub|connections|requests|compression)\.[a-z_]+)`", (DOCS / "operations.md").read_text()):
         group, _, key = name.partition(".")
         assert key in status[group] or name in {option.key for option in OPTIONS}, f"docs/operations.md: /status has no {name}"
