@@ -20,7 +20,7 @@ nox.options.sessions = ["tests", "lowest"]
 nox.options.error_on_missing_interpreters = False
 nox.options.envdir = "build/nox"
 
-# pyenv's interpreters are not on the path unless somebody chose them.
+# pyenv's interpreters are on the path only if the user chose them.
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *(str(folder) for folder in sorted(PYENV.glob("versions/3.*/bin")))])
 
 

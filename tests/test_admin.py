@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from tests.ws_kit import Edges, edges
+from tests.kit.ws_kit import Edges, edges
 from towerws.admin import AdminSite, PageContent
 from towerws.admin.endpoint import DISCARDED_BODIES
 from towerws.admin.publish import ENVELOPE_BYTES

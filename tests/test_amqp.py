@@ -10,7 +10,7 @@ from pika import frame, spec
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
-from tests.fake_amqp import FakeBroker, Peer, Publication, RecordingSink, ack
+from tests.kit.fake_amqp import FakeBroker, Peer, Publication, RecordingSink, ack
 from towerws.amqp import AmqpSource
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.core.deliveries import Marker

@@ -1,6 +1,6 @@
 """What AWX's clients rely on, row by row and end to end: an opening from nginx, the Tower API over HTTP, and the answer.
 
-The API is `tests/fake_tower.py`. Each test names the contract rows that it proves. `auth/test_tower_contract.py` has 3.1 to 3.3.
+The API is `tests/kit/fake_tower.py`. Each test names the contract rows that it proves. `auth/test_tower_contract.py` has 3.1 to 3.3.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from twisted.internet import reactor as _reactor
 
 from tests.auth.tower_kit import run
 from tests.broker.test_endpoint import until
-from tests.fake_tower import FakeTower, User
-from tests.ws_kit import BINARY, PING, PONG, Client, Edge, edges, frame, request, text
+from tests.kit.fake_tower import FakeTower, User
+from tests.kit.ws_kit import BINARY, PING, PONG, Client, Edge, edges, frame, request, text
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.errors import CloseReason
 from towerws.core.revocation import Revocation

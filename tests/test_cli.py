@@ -12,7 +12,7 @@ from private_rabbitmq import free_port
 
 from tests.commands.test_publisher import Admin
 from tests.commands.test_tail import TOWERWS
-from tests.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S
 from towerws import __version__
 from towerws.cli import main
 

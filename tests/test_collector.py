@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ws_kit import edges
+from tests.kit.ws_kit import edges
 from towerws.collector import FULL_AFTER, collect_rarely
 
 

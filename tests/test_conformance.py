@@ -40,7 +40,7 @@ for cases in EXPLAINED.values():
 @contextmanager
 def echo_server(*how: str) -> Iterator[str]:
     """The URL of an echo server process with our own connections."""
-    command = [sys.executable, "-m", "tests.echo_server", *how]
+    command = [sys.executable, "-m", "tests.kit.echo_server", *how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as server:
         assert server.stdout is not None
         yield f"ws://127.0.0.1:{int(server.stdout.readline())}/websocket"
@@ -52,7 +52,7 @@ def echo_server(*how: str) -> Iterator[str]:
 
 def conformance(url: str, groups: list[str]) -> tuple[int, dict[str, tuple[str, str]]]:
     """The number of cases that ran, and the cases that did not pass."""
-    client = [sys.executable, "-m", "tests.conformance_client", url, *groups]
+    client = [sys.executable, "-m", "tests.kit.conformance_client", url, *groups]
     results = json.loads(subprocess.run(client, cwd=ROOT, capture_output=True, check=True, timeout=600).stdout)
     bad = {case: (behaviour, end) for case, behaviour, end in results if behaviour not in GOOD or end not in GOOD_CLOSE}
     return len(results), bad

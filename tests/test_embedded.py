@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fake_amqp import RecordingSink
+from tests.kit.fake_amqp import RecordingSink
 from towerws.core.sources import SourceState
 from towerws.embedded import EmbeddedSource
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fuzz import HEAP_BYTES, HTTP_STATUSES, INPUT_S, Conversation, Generator, Ordeal, Step, fails, heap, ordeal, shrunk
-from tests.ws_kit import PING, frame, request
+from tests.kit.fuzz import HEAP_BYTES, HTTP_STATUSES, INPUT_S, Conversation, Generator, Ordeal, Step, fails, heap, ordeal, shrunk
+from tests.kit.ws_kit import PING, frame, request
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS") or 50_000)
 SEED = int(os.environ["FUZZ_SEED"])  # tests/conftest.py chooses one if none is given, and prints it

@@ -12,9 +12,9 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from tests.auth.tower_kit import FakeFetcher, me
-from tests.bystanders import Bystanders
-from tests.hostile_heads import LISTED, PAGE_ORIGINS, PageOrigin
-from tests.ws_kit import CONTINUATION, PING, PONG, TEXT, Edge, Edges, SlowMethod, close, edges, frame, request, text
+from tests.kit.bystanders import Bystanders
+from tests.kit.hostile_heads import LISTED, PAGE_ORIGINS, PageOrigin
+from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Edge, Edges, SlowMethod, close, edges, frame, request, text
 from towerws.auth.open import Open
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.defer import fail
 
-from tests.ws_kit import (
+from tests.kit.ws_kit import (
     CLOSE,
     CONTINUATION,
     PING,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Daemon
+from tests.kit.daemon import Daemon
 from towerws.config.options import OPTIONS
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.selectreactor import SelectReactor
 
-from tests.fakes import FakePeer
+from tests.kit.fakes import FakePeer
 from tests.test_clock import close
 from towerws.core.batch import PART_BYTES, WRITE_BYTES
 from towerws.core.requests import Request

@@ -4,7 +4,7 @@ text     2026-11-26T11:20:07+0000 [broker#warn] connection lost: …      time, 
 journal  <4>[broker] connection lost: …                                 the journal has the time; <N> is sd-daemon(3)'s priority
 json     {"time": "2026-11-26T11:20:07.123Z", "level": "warn", "logger": "broker", "message": "…", "fields": {…}}
 
-All are UTF-8, whatever the locale. Text that can't be encoded is escaped, never lost.
+All are UTF-8 in any locale. Text that can't be encoded is escaped, never lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Makes the daemon's parts, joins them, and starts and stops them in order.
 
-Start: the ports, then the source. A port that can't be opened ends the start. Stop, under one deadline: no new connections, and not
-ready, at once; then open connections are closed with 1012 over the drain window; then the source stops; then the admin port closes.
+Start: the ports, then the source. A port that can't be opened ends the start.
+
+Stop, under one deadline: At once the daemon is not ready and accepts no connections. Over the drain window it closes the open ones with
+1012. Then the source stops. The admin port closes last.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from twisted.web.http_headers import Headers
 
 from tests.auth.tower_kit import now, run
 from tests.broker.test_endpoint import certificate, until
-from tests.fake_tower import FakeTower, User
+from tests.kit.fake_tower import FakeTower, User
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.http_client import Response, _BodyCollector
 from towerws.auth.tower_api import MAX_BODY_BYTES, Answer, HttpFetcher, Me, _why, api_base, read_me, read_visible

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import Lines, head, logged, run
 from tests.broker.test_endpoint import until
-from tests.fake_tower import FakeTower, User
+from tests.kit.fake_tower import FakeTower, User
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.http_head import Head

@@ -9,7 +9,7 @@ from pika import spec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from tests.fake_amqp import FakeBroker, Peer, RecordingSink
+from tests.kit.fake_amqp import FakeBroker, Peer, RecordingSink
 from towerws.amqp import AmqpSource
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener

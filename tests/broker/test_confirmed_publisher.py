@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import now
-from tests.fake_amqp import FakeBroker, Peer, Publication, ack, nack
+from tests.kit.fake_amqp import FakeBroker, Peer, Publication, ack, nack
 from towerws.broker.confirmed_publisher import CONFIRM_S, MAX_WAITING, ROUNDS, ConfirmedPublisher
 from towerws.broker.publishing_connection import CLOSE_S, IDLE_S
 from towerws.core.errors import BrokerError

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from twisted.internet import protocol, ssl, task
 from twisted.internet import reactor as _reactor
 
-from tests.fake_amqp import RecordingSink
+from tests.kit.fake_amqp import RecordingSink
 from towerws.amqp import AmqpSource
 from towerws.broker.endpoint import broker_endpoint
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fake_amqp import RecordingSink
+from tests.kit.fake_amqp import RecordingSink
 from towerws.broker.log_checks import CLOCK_CHECKS, CLOCK_MARKER_S, Clock, ClockCheck, LogComparison, Same
 from towerws.broker.reader import ReadProgress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from tests.fake_amqp import RecordingSink
+from tests.kit.fake_amqp import RecordingSink
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.reader import ANCHOR_REACH, NEAR_SKIPS, RESTARTS, RESTARTS_S, ChannelRestarts, ReadProgress, UnreadableEntry
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from tests.commands.test_publisher import Admin
 from tests.commands.test_tail import TOWERWS
-from tests.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S
 from towerws.cli import main
 from towerws.commands.publish import why_no_event
 from towerws.commands.publisher import AdminPublisher

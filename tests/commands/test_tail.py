@@ -19,8 +19,8 @@ from typing import IO, Any
 import pytest
 from private_rabbitmq import free_port
 
-from tests.daemon import DEADLINE_S
-from tests.standin import StandIn
+from tests.kit.daemon import DEADLINE_S
+from tests.kit.standin import StandIn
 
 TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.configuration_table import split_document, table
+from tests.kit.configuration_table import split_document, table
 from towerws.config.options import BY_FLAG, BY_KEY, BY_VARIABLE, CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS, Kind, Option
 from towerws.core.settings import (
     AccessSettings,
@@ -75,6 +75,6 @@ def test_choices() -> None:
 
 
 def test_the_document_has_this_table() -> None:
-    """docs/configuration.md shows exactly these options. `python -m tests.configuration_table` updates it."""
+    """docs/configuration.md shows exactly these options. `python -m tests.kit.configuration_table` updates it."""
     _, present, _ = split_document()
     assert present == table()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes import FakePeer
+from tests.kit.fakes import FakePeer
 from towerws.core.batch import WRITE_BYTES, route
 from towerws.core.deliveries import Delivery
 from towerws.core.history import History

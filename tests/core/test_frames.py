@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import read_frames
-from tests.ws_kit import frame
+from tests.kit.fakes import read_frames
+from tests.kit.ws_kit import frame
 from towerws.core.frames import text_frame, whole_text
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.fakes import FakePeer
+from tests.kit.fakes import FakePeer
 from towerws.core.batch import WRITE_BYTES
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.errors import CloseReason

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakePeer
+from tests.kit.fakes import FakePeer
 from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hostile_heads import LISTED, PAGE_ORIGINS
+from tests.kit.hostile_heads import LISTED, PAGE_ORIGINS
 from towerws.core.origins import Origins
 
 OURS = Origins(LISTED)

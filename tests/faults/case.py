@@ -14,13 +14,13 @@ import pika
 from private_cluster import PrivateCluster
 from private_rabbitmq import PrivateRabbit, free_port
 
-from tests.daemon import Daemon
 from tests.faults import brokers
 from tests.faults.client import Spec
 from tests.faults.proxy import FaultProxy
 from tests.faults.publisher import Publisher
 from tests.faults.scenario import Outcome
 from tests.faults.swarm import Report, Swarm
+from tests.kit.daemon import Daemon
 
 TOPICS: Final = ["jobs.status_changed", *(f"job_events.{number}" for number in range(1, 8))]
 MANY: Final = (

@@ -22,11 +22,11 @@ from pathlib import Path
 from statistics import NormalDist, fmean, linear_regression
 from typing import Final
 
-from tests.daemon import Daemon
 from tests.faults.__main__ import EXIT_BROKEN, EXIT_MISSING, Screen
 from tests.faults.brokers import VERSIONS, MissingError
 from tests.faults.case import Brokers, Case, descriptors, present
-from tests.plain_http import plain_http
+from tests.kit.daemon import Daemon
+from tests.kit.plain_http import plain_http
 
 REPORT: Final = Path(__file__).parents[2] / "build" / "soak.md"
 SAMPLE_S: Final = 1.0

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from private_rabbitmq import PrivateRabbit, rabbitmq_bin
 
-from tests.chromium import Chromium, chromium_binary
 from tests.integration.redis_server import PrivateRedis, redis_binary
 from tests.integration.tower_api import Api, serve_tower
-from tests.nginx import Nginx, nginx_binary
-from tests.producer_pythons import PYENV, Environment
+from tests.kit.chromium import Chromium, chromium_binary
+from tests.kit.nginx import Nginx, nginx_binary
+from tests.kit.producer_pythons import PYENV, Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

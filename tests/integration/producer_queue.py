@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import pika
 
-from tests.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S
 
 
 class Queue:

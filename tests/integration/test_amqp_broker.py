@@ -22,7 +22,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet import task
 from twisted.internet.threads import deferToThread
 
-from tests.fake_amqp import RecordingSink
+from tests.kit.fake_amqp import RecordingSink
 from towerws.amqp import AmqpSource
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 from private_rabbitmq import PrivateRabbit, free_port
 
-from tests.daemon import DEADLINE_S
 from tests.integration.authority import Authority
 from tests.integration.producer_queue import Queue
+from tests.kit.daemon import DEADLINE_S
 from towerws.cli import main
 from towerws_producer import Producer, Refused
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.chromium import Chromium, Page
-from tests.daemon import Daemon
-from tests.nginx import Nginx
+from tests.kit.chromium import Chromium, Page
+from tests.kit.daemon import Daemon
+from tests.kit.nginx import Nginx
 
 CONNECT = """
 (url => new Promise(done => {

@@ -13,7 +13,7 @@ import websocket
 from private_rabbitmq import PrivateRabbit
 from websockets.sync.client import connect
 
-from tests.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, NumberedLoad, V1Client, publish_all
+from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, NumberedLoad, V1Client, publish_all
 
 AWX_EVENTS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "awx-events.json").read_text())
 

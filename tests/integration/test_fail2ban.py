@@ -15,9 +15,9 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import FileLogObserver, ILogObserver, formatEventAsClassicLogText, globalLogPublisher
 
-from tests.daemon import Daemon
 from tests.integration.conftest import NO_FAIL2BAN, require
-from tests.ws_kit import request
+from tests.kit.daemon import Daemon
+from tests.kit.ws_kit import request
 from towerws.websocket.logs import ConnectionLog, RefusalLog
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "fail2ban"

@@ -13,9 +13,9 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.chromium import Chromium, Page
-from tests.daemon import Daemon
 from tests.integration.tower_api import CANARY, OAUTH, Api
+from tests.kit.chromium import Chromium, Page
+from tests.kit.daemon import Daemon
 
 HOSTILE = [
     {"unified_job_id": "9" * 70_000, "status": "running", "type": "job"},

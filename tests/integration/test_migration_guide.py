@@ -21,11 +21,11 @@ from uuid import uuid4
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
 
-from tests.daemon import DEADLINE_S, Daemon, V1Client
 from tests.integration.conftest import NO_NGINX, require
 from tests.integration.redis_server import PrivateRedis
-from tests.nginx import NGINX_CONF, Nginx, adapted, nginx_binary
-from tests.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, PRODUCER, Environment
+from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
+from tests.kit.nginx import NGINX_CONF, Nginx, adapted, nginx_binary
+from tests.kit.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, PRODUCER, Environment
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "migrate-awx.md").read_text()
 BIN = Path(sys.executable).parent

@@ -18,10 +18,10 @@ import pytest
 import websocket
 
 from tests.broker.test_endpoint import certificate
-from tests.daemon import DEADLINE_S, Daemon
-from tests.hostile_heads import COOKIE, FORGED, LISTED, PAGE_ORIGINS, Hostile, PageOrigin, hostile_heads
-from tests.nginx import Nginx, directive, shipped
-from tests.ws_kit import close, request, text
+from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.kit.hostile_heads import COOKIE, FORGED, LISTED, PAGE_ORIGINS, Hostile, PageOrigin, hostile_heads
+from tests.kit.nginx import Nginx, directive, shipped
+from tests.kit.ws_kit import close, request, text
 from towerws.core.settings import LimitSettings, TowerSettings, WebSocketSettings
 
 SESSION = "s3ss10n"

@@ -20,8 +20,8 @@ import pika
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.daemon import DEADLINE_S, Daemon, V1Client
 from tests.integration.producer_queue import Queue
+from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
 from towerws_producer import (
     Blocked,
     BufferFull,

@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.daemon import DEADLINE_S, Daemon, V1Client
 from tests.integration.redis_server import PrivateRedis
-from tests.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_3_NOW, CHANNELS_4, PRODUCER, Environment
+from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
+from tests.kit.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_3_NOW, CHANNELS_4, PRODUCER, Environment
 
 EVENTS, WRITERS, EACH = 3000, 4, 250
 

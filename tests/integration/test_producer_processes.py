@@ -14,9 +14,9 @@ from uuid import uuid4
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.daemon import DEADLINE_S
 from tests.integration.producer_queue import Queue
-from tests.producer_pythons import ALL, CELERY, CHANNELS_1, CHANNELS_4, PRODUCER, Environment
+from tests.kit.daemon import DEADLINE_S
+from tests.kit.producer_pythons import ALL, CELERY, CHANNELS_1, CHANNELS_4, PRODUCER, Environment
 
 PROGRAMS = PRODUCER / "tests" / "programs"
 

@@ -13,9 +13,9 @@ from private_rabbitmq import free_port
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.daemon import DEADLINE_S, Daemon
 from tests.integration.test_websocket_daemon import RawClient, closed_with, present, send_for_ever, subscribers, wait_until
-from tests.ws_kit import CLOSE, PING, close, frame, request, text
+from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.kit.ws_kit import CLOSE, PING, close, frame, request, text
 
 PING_S, PONG_S, LINGER_S = 1, 2, 2
 FLAGS = (

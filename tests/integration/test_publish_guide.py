@@ -13,11 +13,11 @@ from uuid import uuid4
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.daemon import DEADLINE_S, Daemon, V1Client
 from tests.integration.conftest import NO_LANGUAGE, require
 from tests.integration.producer_queue import Queue
+from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
+from tests.kit.producer_pythons import CELERY, CHANNELS_4, Environment
 from tests.languages import ALL as LANGUAGES
-from tests.producer_pythons import CELERY, CHANNELS_4, Environment
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "publish.md").read_text()

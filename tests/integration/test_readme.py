@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.chromium import Chromium
-from tests.daemon import DEADLINE_S, Daemon, V1Client
+from tests.kit.chromium import Chromium
+from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

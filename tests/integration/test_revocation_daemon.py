@@ -21,7 +21,7 @@ from private_rabbitmq import PrivateRabbit
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, publish_all
+from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, publish_all
 
 SECRET = "0123456789abcdef0123456789abcdef"
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()

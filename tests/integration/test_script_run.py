@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
 
-from tests.daemon import DEADLINE_S, V1Client
+from tests.kit.daemon import DEADLINE_S, V1Client
 
 ROOT = Path(__file__).parents[2]
 

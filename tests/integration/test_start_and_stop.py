@@ -23,7 +23,7 @@ from private_rabbitmq import free_port
 from websockets.sync.client import connect, unix_connect
 from websockets.typing import Subprotocol
 
-from tests.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S
 from towerws.listening import EXIT_BAD_CONFIG, EXIT_TRY_AGAIN
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from tests.daemon import DEADLINE_S, Daemon
-from tests.ws_kit import CLOSE, PING, close, frame, request, text
+from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.kit.ws_kit import CLOSE, PING, close, frame, request, text
 
 LINGER_S, DRAIN_S, STOP_GRACE_S = 2, 1, 3
 """The same value as below, and in service.py."""

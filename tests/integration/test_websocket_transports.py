@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from private_rabbitmq import free_port
 
-from tests.daemon import DEADLINE_S, Daemon
 from tests.integration.test_websocket_daemon import LINGER_S, present, subscribers, wait_until
-from tests.ws_kit import close, request, text
+from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.kit.ws_kit import close, request, text
 
 Dial = Callable[[], socket.socket]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S
 
 CANARY = "canary0session0id"
 OAUTH = "canary0oauth0token"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ws_kit import TEXT, Client, Edge, Edges, close, edges, frame, request
+from tests.kit.ws_kit import TEXT, Client, Edge, Edges, close, edges, frame, request
 
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
 ANSWER = b"\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
-from tests.ws_kit import Edges, edges, request
+from tests.kit.ws_kit import Edges, edges, request
 from towerws.auth.open import Open
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
-from tests.ws_kit import WALL, Client, Edge, Edges, edges, request
+from tests.kit.ws_kit import WALL, Client, Edge, Edges, edges, request
 from towerws.auth.base import Refused, Unavailable
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity

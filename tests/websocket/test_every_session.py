@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.auth.tower_kit import Bench, me
-from tests.ws_kit import Edges, edges, request
+from tests.kit.ws_kit import Edges, edges, request
 from towerws.core.revocation import Revocation
 
 

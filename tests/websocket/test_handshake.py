@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, fail
 
-from tests.ws_kit import (
+from tests.kit.ws_kit import (
     ACCEPT,
     KEY,
     PING,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.ws_kit import BINARY, PING, TEXT, Edge, Edges, edges, frame, request, text
+from tests.kit.ws_kit import BINARY, PING, TEXT, Edge, Edges, edges, frame, request, text
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
-from tests.ws_kit import Edges, close, edges, request, text
+from tests.kit.ws_kit import Edges, close, edges, request, text
 from towerws.auth.open import Open
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity

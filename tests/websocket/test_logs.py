@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 
 from tests.auth.jwt_kit import NOW, claims, make_method, sign
 from tests.auth.tower_kit import Lines, logged
-from tests.ws_kit import Edge, Edges, edges, request, text
+from tests.kit.ws_kit import Edge, Edges, edges, request, text
 from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable
 from towerws.auth.chain import Chain
 from towerws.auth.open import Open

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 
-from tests.ws_kit import Edge, Edges, SlowMethod, edges, request
+from tests.kit.ws_kit import Edge, Edges, SlowMethod, edges, request
 from towerws.auth.base import Method
 from towerws.auth.open import Open
 from towerws.core.http_head import Head

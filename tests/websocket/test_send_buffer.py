@@ -12,7 +12,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from tests.ws_kit import MemoryTransport
+from tests.kit.ws_kit import MemoryTransport
 from towerws.websocket.send_buffer import SocketSendBuffer, TransportSendBuffer, open_send_buffer
 
 BOUND = 256 * 1024

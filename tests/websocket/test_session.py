@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from twisted.internet.defer import Deferred
 
-from tests.ws_kit import BINARY, Client, Edges, SlowMethod, edges, frame, text
+from tests.kit.ws_kit import BINARY, Client, Edges, SlowMethod, edges, frame, text
 from towerws.auth.open import Open
 from towerws.core.identity import Identity
 from towerws.core.settings import WebSocketSettings

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from tests.auth.jwt_kit import SECRET, claims, sign
-from tests.ws_kit import BINARY, PING, PONG, WALL, Client, Edge, Edges, SlowMethod, edges, frame, request, text
+from tests.kit.ws_kit import BINARY, PING, PONG, WALL, Client, Edge, Edges, SlowMethod, edges, frame, request, text
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.chain import Chain
 from towerws.auth.jwt import JwtMethod

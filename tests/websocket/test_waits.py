@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import URL, me
-from tests.ws_kit import Client, Edge, Edges, edges, request, text
+from tests.kit.ws_kit import Client, Edge, Edges, edges, request, text
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer
 from towerws.core.settings import TowerSettings

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 
-from tests.ws_kit import edges
+from tests.kit.ws_kit import edges
 
 
 def test_the_options_are_in_force_and_no_connection_has_a_copy() -> None:

@@ -13,7 +13,7 @@ a failed handshake, the system's authorities| 98 objects, 870 KiB       | 57 obj
 
 Twisted makes a TLS context for each request, with all authorities in it (5 ms for the system's). Here all requests share one. The
 rest of each new connection's garbage is in Twisted's endpoints, where we can't free it. A connection is kept for the next request if
-the server allows it, so new connections are rare. `tests/cycles_cases.py` checks these numbers.
+the server allows it, so new connections are rare. `tests/kit/cycles_cases.py` checks these numbers.
 """
 
 from __future__ import annotations

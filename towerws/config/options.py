@@ -160,7 +160,7 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "auth",
         Kind.WORDS,
-        "Who may connect: methods that are tried in order. tower: users of AWX or Tower. jwt: clients with a signed token. open: "
+        "Methods that decide which clients may connect, tried in order. tower: users of AWX or Tower. jwt: clients with a signed token. open: "
         "everybody, and everybody hears everything. There is no default.",
         common=True,
     ),

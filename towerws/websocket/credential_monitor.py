@@ -196,7 +196,7 @@ class CredentialMonitor:
             self._reported_at = now
             self._log.warn(
                 "re-checks are late: {credentials} credentials are connected, {per_s} a second are checked; some are checked "
-                "{late_s:.0f} s later than revalidate_s = {revalidate_s:g} says; start another daemon, or raise revalidate_s",
+                "{late_s:.0f} s later than revalidate_s = {revalidate_s:g}. Start another daemon, or raise revalidate_s",
                 credentials=len(self._due),
                 per_s=CREDENTIALS_PER_TICK,
                 late_s=self._late_s,

@@ -8,10 +8,10 @@ from typing import Final
 
 from private_cluster import PrivateCluster
 
-from tests.daemon import Daemon
 from tests.faults.case import Case
 from tests.faults.publisher import Publisher
 from tests.faults.scenario import Outcome, scenario
+from tests.kit.daemon import Daemon
 
 CLIENTS: Final = 60
 TOWER: Final = 12

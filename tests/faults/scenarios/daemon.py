@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
-from tests.daemon import Daemon
 from tests.faults.case import CLIENTS, TOWER, Case
 from tests.faults.proxy import DOWN
 from tests.faults.scenario import Outcome, scenario
+from tests.kit.daemon import Daemon
 
 MIB_KIB = 1024
 

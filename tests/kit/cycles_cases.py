@@ -13,12 +13,12 @@ from twisted.internet.task import deferLater
 from tests.auth.jwt_kit import SECRET, claims, sign
 from tests.auth.tower_kit import URL, FakeFetcher, me, run
 from tests.broker.test_endpoint import certificate
-from tests.cycles import TIMES, WARM_UP, garbage_kept, garbage_of
-from tests.plain_http import plain_http
+from tests.kit.cycles import TIMES, WARM_UP, garbage_kept, garbage_of
+from tests.kit.plain_http import plain_http
+from tests.kit.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from tests.test_admin import Admin
 from tests.test_amqp import House
 from tests.websocket.test_credential_monitor import Tower
-from tests.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from towerws.auth.base import drop_frames
 from towerws.auth.chain import Chain
 from towerws.auth.jwt import JwtMethod

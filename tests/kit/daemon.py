@@ -66,7 +66,7 @@ class Daemon:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **self.environment},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **self.environment},
             )
         self.wait_for("/readyz" if ready else "/healthz")
         return self
@@ -214,14 +214,14 @@ def publish_all(url: str, messages: list[tuple[str, bytes]], exchange: str = "to
 
 
 class NumberedLoad:
-    """Runs `tests/numbered_load.py`. `count` is the number of messages that the broker has confirmed."""
+    """Runs `tests/kit/numbered_load.py`. `count` is the number of messages that the broker has confirmed."""
 
     def __init__(self, url: str, topic: str, *, exchange: str, stream: str = "", per_s: float = 200) -> None:
-        self._command = [sys.executable, "-m", "tests.numbered_load", url, exchange, topic, str(per_s), stream]
+        self._command = [sys.executable, "-m", "tests.kit.numbered_load", url, exchange, topic, str(per_s), stream]
         self.count = 0
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from private_rabbitmq import tied_to_us
 from websockets.sync.client import ClientConnection, connect
 
-from tests.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S
 
 FLAGS = (
     "--headless",

@@ -1,6 +1,6 @@
 """Other Pythons with the producer's libraries: real interpreters, and folders of wheels under build/.
 
-`python -m tests.producer_pythons` prepares all of them (script/test does so before the tests), and lists missing interpreters.
+`python -m tests.kit.producer_pythons` prepares all of them (script/test does so before the tests), and lists missing interpreters.
 A folder is named after its contents, so that a list is installed once, and again after a change.
 """
 
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PRODUCER = ROOT / "producer"
 LISTS = PRODUCER / "tests" / "environments"
 BUILD = ROOT / "build" / "producer"

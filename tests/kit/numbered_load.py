@@ -1,6 +1,6 @@
 """A producer process: {"n": 0}, {"n": 1}, … on one topic, each repeated until the broker confirms it.
 
-`python -m tests.numbered_load URL EXCHANGE TOPIC PER_S [STREAM]` writes each count on a line, and ends when its stdin does. If a
+`python -m tests.kit.numbered_load URL EXCHANGE TOPIC PER_S [STREAM]` writes each count on a line, and ends when its stdin does. If a
 confirm is lost, it sends the number again with the same `message_id`. With STREAM it waits for that stream first: a booting
 RabbitMQ 3.10 accepts messages before its streams are ready, and never confirms them.
 """

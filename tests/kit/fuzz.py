@@ -19,8 +19,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from tests.hostile_heads import hostile_heads
-from tests.ws_kit import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WALL, Client, Edge, Edges, close, edges, frame, request, text
+from tests.kit.hostile_heads import hostile_heads
+from tests.kit.ws_kit import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.open import Open
 from towerws.core.errors import CloseReason

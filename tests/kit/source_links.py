@@ -1,4 +1,4 @@
-"""The links from docs/ to lines of the code: `python -m tests.source_links` writes each definition's present line into them.
+"""The links from docs/ to lines of the code: `python -m tests.kit.source_links` writes each definition's present line into them.
 
 A link is written as [`Class.method`](../towerws/module.py#L1), with any number at first.
 """
@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted((ROOT / "docs").rglob("*.md"))
 
 LINK = re.compile(r"\[`(?P<name>[\w.]+)`\]\((?P<target>[./\w]+\.py)#L(?P<line>\d+)\)")

@@ -1,6 +1,6 @@
 """A small HTTP server process on blocking sockets, so that its memory does not count for the caller.
 
-`python -m tests.plain_http [CERTIFICATE KEY]` prints its port, and ends when its standard input does. The last part of a path
+`python -m tests.kit.plain_http [CERTIFICATE KEY]` prints its port, and ends when its standard input does. The last part of a path
 chooses the answer: see `ANSWERS`.
 """
 
@@ -47,8 +47,8 @@ _HANGS_UP: Final = frozenset({"close", "until-close", "chunked-close", "cut", "c
 @contextmanager
 def plain_http(files: tuple[Path, Path] | None = None) -> Iterator[int]:
     """The port of a running server. With `files`, a certificate and its key, it speaks TLS."""
-    command = [sys.executable, "-m", "tests.plain_http", *map(str, files or ())]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    command = [sys.executable, "-m", "tests.kit.plain_http", *map(str, files or ())]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         try:

@@ -17,9 +17,9 @@ from typing import Self
 
 from private_rabbitmq import free_port, tied_to_us
 
-from tests.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S
 
-SHIPPED = Path(__file__).parents[1] / "deploy" / "nginx"
+SHIPPED = Path(__file__).parents[2] / "deploy" / "nginx"
 
 NGINX_CONF = """\
 daemon off;

@@ -1,6 +1,6 @@
 """An echo server for `test_conformance.py`: the daemon's connections, with only their messages replaced.
 
-`python -m tests.echo_server` prints its port, and runs until it is killed. With `own` it answers with the frames that the
+`python -m tests.kit.echo_server` prints its port, and runs until it is killed. With `own` it answers with the frames that the
 daemon builds for its clients, otherwise with Autobahn's. With `deflate` it receives and sends compressed messages.
 """
 

@@ -1,4 +1,4 @@
-"""docs/live-page.png: the live page while the demo publishes. `python -m tests.live_page_picture` takes it again (needs Chromium)."""
+"""docs/live-page.png: the live page while the demo publishes. `python -m tests.kit.live_page_picture` takes it again (needs Chromium)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chromium import Chromium
-from tests.daemon import Daemon
+from tests.kit.chromium import Chromium
+from tests.kit.daemon import Daemon
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "live-page.png"
 WIDTH, HEIGHT = 1180, 660
 WATCHED_S = 14

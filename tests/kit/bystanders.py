@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.ws_kit import PING, PONG, Client, Edge, frame, request
+from tests.kit.ws_kit import PING, PONG, Client, Edge, frame, request
 
 COUNT = 50
 

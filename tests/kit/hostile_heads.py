@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.ws_kit import request
+from tests.kit.ws_kit import request
 
 FORGED = "203.0.113.9"
 """The address that hostile heads claim. It must never be taken for the client's."""

@@ -1,4 +1,4 @@
-"""The Autobahn cases as a client: `python -m tests.conformance_client URL GROUP…` prints the result of each case as a JSON list.
+"""The Autobahn cases as a client: `python -m tests.kit.conformance_client URL GROUP…` prints the result of each case as a JSON list.
 
 It is a process of its own, because kosoku installs parts of Autobahn under Autobahn's name.
 """

@@ -1,4 +1,4 @@
-"""The table in docs/configuration.md, made from the table of options. `python -m tests.configuration_table` writes it."""
+"""The table in docs/configuration.md, made from the table of options. `python -m tests.kit.configuration_table` writes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from towerws.config.options import OPTIONS, Option
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
 BEGIN = "<!-- table of options: begin -->\n"
 END = "<!-- table of options: end -->\n"
 
