@@ -160,8 +160,8 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "auth",
         Kind.WORDS,
-        "Methods that decide which clients may connect, tried in order. tower: users of AWX or Tower. jwt: clients with a signed token. open: "
-        "everybody, and everybody hears everything. There is no default.",
+        "Methods that decide which clients may connect, tried in order. tower: users of AWX or Tower. jwt: clients with a signed token. "
+        "open: everybody, and everybody hears everything. There is no default.",
         common=True,
     ),
     _option("listen", _T, "Address for websocket clients, as a Twisted endpoint. tcp:8051 means every IPv4 address.", common=True),
