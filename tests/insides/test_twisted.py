@@ -61,6 +61,29 @@ INSIDES = [
         name="_producer",
         why="to abort a connection of the HTTP client: its public way waits for the peer",
     ),
+    Inside(
+        owner="twisted.web._newclient",
+        name="HTTP11ClientProtocol",
+        why="as the base of the HTTP client's connection: Twisted's leaves cycles",
+    ),
+    Inside(
+        owner="twisted.web._newclient:HTTP11ClientProtocol",
+        name="_disconnectParser",
+        signature="(self, reason)",
+        through="_parser",
+        phrases=("self._parser",),
+        why="as the place where an answer has ended: the decoder of a chunked one refers to the parser",
+    ),
+    Inside(owner="twisted.web._newclient:HTTP11ClientProtocol", name="_parser", why="to part the decoder of a chunked answer from it"),
+    # an outgoing connection
+    Inside(
+        owner="twisted.internet.endpoints:_WrappingFactory",
+        name="startedConnecting",
+        through="_connector",
+        phrases=("self._connector = connector",),
+        why="as the place that makes a cycle of a socket, its connector and the endpoint's factory",
+    ),
+    Inside(owner="twisted.internet.endpoints:_WrappingFactory", name="_connector", why="to let go of the connector of a closed socket"),
     # the HTTP server
     Inside(
         owner="twisted.web.http:Request",

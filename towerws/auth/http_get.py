@@ -38,6 +38,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from towerws.auth.base import drop_frames
+from towerws.sockets import release
 
 _PEM_END: Final = b"-----END CERTIFICATE-----"
 
@@ -102,17 +103,7 @@ class _Connection(HTTP11ClientProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         _without_frames(reason)  # TLS that was cut off: the frames hold the failure that holds them
-        _part(self.transport)
-
-
-def _part(transport: Any) -> None:
-    """Let go of a closed socket: it, its connector and the endpoint's factory refer to each other, and to OpenSSL's buffers."""
-    while (inner := getattr(transport, "transport", None)) is not None:  # with TLS
-        transport = inner
-    connector = getattr(transport, "connector", None)
-    if connector is not None:
-        connector.transport = None
-        connector.factory._connector = None  # noqa: SLF001
+        release(self.transport)
 
 
 class _Factory:

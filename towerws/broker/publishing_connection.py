@@ -148,6 +148,7 @@ class PublishingConnection:
     def connection_gone(self) -> None:
         """The transport is closed."""
         self._deadline.clear()
+        self._connection = self._channel = None  # both refer back here: a cycle
         self._is_closed()
 
     # pika calls these

@@ -91,6 +91,7 @@ class BrokerSession:
     def connection_gone(self) -> None:
         """The transport is closed."""
         self._owner.gone(self)
+        self.connection = self.reader = None  # both refer back here: a cycle
 
     # ReaderEvents
 
