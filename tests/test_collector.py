@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -25,6 +27,17 @@ def test_full_collections_are_rare() -> None:
     collect_rarely()
     assert gc.get_threshold() == (young, middle, FULL_AFTER)
     assert gc.isenabled()
+
+
+def test_the_daemon_sets_it() -> None:
+    """As twistd makes the service, in a process of its own."""
+    code = (
+        "import gc; from towerws.tap import Options, makeService; options = Options();"
+        "options.parseOptions(['--broker', 'embedded:', '--auth', 'open']);"
+        "makeService(options); print(gc.get_threshold()[2])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.split()[-1] == str(FULL_AFTER)
 
 
 def test_a_closed_connection_needs_no_collector() -> None:

@@ -37,10 +37,11 @@ EDGES = {
     "publisher": ["commands.publisher"],
     "tail": ["tail.session"],
     "logs": ["logs"],
+    "sockets": ["sockets"],
     "terminal": ["commands.terminal"],
     "websocket": ["protocol", "websocket.*"],
 }
-"""Each edge talks to one thing outside. It imports its own modules, plain ones, and the interface `auth.base`."""
+"""Each edge talks to one thing outside. It imports its own modules, plain ones, and the `SEAMS`."""
 
 WIRING = [
     "cli",
@@ -62,7 +63,7 @@ WIRING = [
 ]
 """Makes the parts and joins them. It may import any module."""
 
-SEAMS = {"auth.base"}
+SEAMS = {"auth.base", "sockets"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

@@ -1,19 +1,29 @@
 """The cyclic garbage collector, set for a process that holds many connections.
 
-A full collection looks at every container in the process while everything else waits: 43, 99, 128 and 207 ms, one after the
-other, while 10,000 clients connected (make bench SCENARIO=storm); CPython begins one when the old generation has grown by a
-quarter. Hardly anything here is a cycle when it is let go of, so full collections are made rarer, and not switched off.
+A full collection looks at every container in the process while everything else waits. Measured in a daemon (CPython 3.11, CPU time):
+
+connections | a full collection | with what the start made frozen
+0           | 26 to 42 ms       | 0 ms
+1,000       | 21 ms             | 1.1 ms
+10,000      | 99 ms             | 58 ms
+
+A connection is 17 containers. When it ends it leaves none, so full collections can be rare. They bound the memory of the little
+that is cyclic: a new connection to the Tower API leaves up to 60 containers of Twisted's endpoints.
 """
 
 from __future__ import annotations
 
 import gc
 
-FULL_AFTER = 1000
-"""How many collections of the middle generation come before a full one at the least (CPython: 10)."""
+FULL_AFTER = 50
+"""After how many collections of the middle generation a full one may come (CPython: 10).
+
+That is 350,000 more containers. If all are garbage they take about 49 MB, at 140 bytes each. 10,000 new clients make 24 collections
+of the middle generation, so a storm of 20,000 needs no full one in a daemon that has just started.
+"""
 
 
 def collect_rarely() -> None:
-    """Have full collections at most every seven million containers made and not yet let go of."""
+    """Make full collections rare. Young containers are looked at as often as before."""
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, FULL_AFTER)

@@ -3,6 +3,7 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pika.callback import CallbackManager
 from pika.channel import Channel
 from pika.credentials import PlainCredentials
 
@@ -65,5 +66,7 @@ class Connection(metaclass=ABCMeta):
     def _on_data_available(self, data_in: bytes) -> None: ...
     def _process_frame(self, frame_value: object) -> None: ...
     def _remove_heartbeat(self) -> None: ...
+    callbacks: CallbackManager
+    _channels: dict[int, Channel]
     @abstractmethod
     def _adapter_disconnect_stream(self) -> None: ...

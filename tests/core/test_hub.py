@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.kit.fakes import FakePeer
+from towerws.core import hub
 from towerws.core.batch import WRITE_BYTES
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.errors import CloseReason
@@ -935,3 +937,20 @@ def test_frames_kept_for_readers_that_are_behind_are_bounded() -> None:
     log.drain(subscriber, peer)
     assert len(peer.take()) == 10
     assert sum(map(len, log.hub._replay_cache.values())) < 2 * REPLAY_CACHE_BYTES
+
+
+def test_the_bound_of_kept_frames_counts_what_each_entry_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small frame takes three times its own bytes. As tracemalloc counts them, all stay within the bound and a resize."""
+    bound = 100_000
+    monkeypatch.setattr(hub, "REPLAY_CACHE_BYTES", bound)
+    log = Log()
+    log.send("b.1")
+    since = log.hub.position
+    log.send(*["a.1"] * 1000)
+    subscriber, peer = log.join(V1)
+    log.resume(subscriber, Request(("a.1",), since=since))
+    log.hub.feed(subscriber)
+    log.drain(subscriber, peer)
+    assert len(peer.take()) == 1000
+    kept = log.hub._replay_cache
+    assert sys.getsizeof(kept) + sum(sys.getsizeof(key) + sys.getsizeof(frame) for key, frame in kept.items()) < 1.2 * bound

@@ -85,6 +85,22 @@ INSIDES = [
         why="to stop pika's timers when the connection has ended",
     ),
     Inside(
+        owner=CONNECTION,
+        name="_init_connection_state",
+        through="_channels",
+        phrases=("self._channels = dict()",),
+        why="as the place of all channels: each refers to its connection, which would be a cycle when it has ended",
+    ),
+    Inside(owner=CONNECTION, name="_channels", why="to let go of the channels of a connection that has ended"),
+    Inside(
+        owner="pika.callback:CallbackManager",
+        name="clear",
+        signature="(self)",
+        phrases=("self._stack = dict()",),
+        why="to let go of all callbacks of a connection that has ended",
+    ),
+    Inside(owner=CONNECTION, name="callbacks", why="to let go of all callbacks of a connection that has ended"),
+    Inside(
         owner="pika.adapters.base_connection:BaseConnection",
         name="_transport",
         why="to drop the socket of a silent broker: pika's close waits for an answer",

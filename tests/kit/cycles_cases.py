@@ -335,8 +335,13 @@ def reconnects(house: House) -> Path_:
     """A connection that is cut, and the next one."""
 
     def path() -> None:
-        house.broker.cut()
-        house.advance(3, 0.1)
+        for broker in (house.broker, house.side):
+            broker.cut()
+            for peer in broker.peers:
+                peer.protocol = None  # the fake refers back, twice
+                del peer.transport.peer
+            broker.peers.clear()  # it would hold what must be let go of
+        house.advance(12, 0.1)
 
     return path
 

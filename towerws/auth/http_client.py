@@ -41,6 +41,7 @@ from twisted.web.http_headers import Headers
 
 from towerws.auth.base import drop_frames
 from towerws.core.errors import ConfigError
+from towerws.sockets import release
 
 _PEM_END: Final = b"-----END CERTIFICATE-----"
 _is_printable = re.compile(r"[!-~]+").fullmatch
@@ -119,17 +120,7 @@ class _Connection(HTTP11ClientProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         _without_frames(reason)  # of TLS that was cut off: its frames refer to the failure, a cycle
-        _break_cycles(self.transport)
-
-
-def _break_cycles(transport: Any) -> None:
-    """Break the cycle of a closed socket, its connector and the endpoint's factory. It also holds OpenSSL's buffers."""
-    while (inner := getattr(transport, "transport", None)) is not None:  # with TLS
-        transport = inner
-    connector = getattr(transport, "connector", None)
-    if connector is not None:
-        connector.transport = None
-        connector.factory._connector = None  # noqa: SLF001
+        release(self.transport)
 
 
 class _Factory:

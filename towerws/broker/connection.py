@@ -35,6 +35,7 @@ from towerws import __version__
 from towerws.broker.content import Content, read_content
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker, from_transport
 from towerws.core.settings import BrokerSettings, BrokerUrl
+from towerws.sockets import release
 
 _FRAME_HEAD: Final = struct.Struct(">BHI")
 _U64: Final = struct.Struct(">Q")
@@ -154,6 +155,7 @@ class _PikaConnection(_TwistedConnectionAdapter):
             custom_reactor=reactor,
         )
         self._owner = owner
+        self.opening: dict[int, Callable[[Channel], None]] = {}
         self.deliveries: dict[int, _Delivery] = {}
 
     # pika calls these
@@ -194,6 +196,18 @@ class _PikaConnection(_TwistedConnectionAdapter):
     def stop_timers(self) -> None:
         """Stop sending and checking heartbeats."""
         self._remove_heartbeat()
+
+    def channel_opened(self, channel: Channel) -> None:
+        """Call back once. A channel keeps the callback that it was made with, and with it the owner of the channel."""
+        self.opening.pop(channel.channel_number)(channel)
+
+    def release(self) -> None:
+        """Drop what refers back here. Otherwise a connection that ended is a cycle, which only a full collection frees."""
+        self.callbacks.clear()
+        self._channels.clear()
+        self.opening.clear()
+        self.deliveries.clear()
+        self._owner = cast("BrokerConnection", None)  # pika calls nothing after the end
 
 
 def _ignore(*_: object) -> None:
@@ -238,7 +252,8 @@ class BrokerConnection(protocol.Protocol):
 
         Deliveries for its consumers go to `on_delivery`, never to the callback given to pika's `basic_consume`.
         """
-        channel = self._amqp.channel(on_open_callback=opened)
+        channel = self._amqp.channel(on_open_callback=self._amqp.channel_opened)
+        self._amqp.opening[channel.channel_number] = opened
         self._amqp.deliveries[channel.channel_number] = _Delivery(on_delivery)
         return channel
 
@@ -318,6 +333,9 @@ class BrokerConnection(protocol.Protocol):
         """The transport is closed."""
         self._end(from_transport(reason, self._phase, tls=self.url.tls))
         self._events.connection_closed()
+        self._amqp.release()
+        self.on_read = _ignore
+        release(self.transport)
 
     # `_PikaConnection` calls these
 

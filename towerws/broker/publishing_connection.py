@@ -146,6 +146,7 @@ class PublishingConnection:
     def connection_closed(self) -> None:
         """The transport is closed."""
         self._deadline.clear()
+        self._connection = self._channel = None  # both refer to this object: a cycle
         self._fire_closed()
 
     # pika calls these

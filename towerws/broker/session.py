@@ -166,6 +166,7 @@ class BrokerSession:
     def connection_closed(self) -> None:
         """The transport is closed."""
         self._owner.session_closed(self)
+        self.connection = self._reader = None  # both refer to this object: a cycle
 
     # ReaderEvents
 
