@@ -108,6 +108,10 @@ class Proof:
     sent_at: float
 
 
+def _ignored(_: BrokerError | None) -> None:
+    """The answer to a marker of a reader that is closed."""
+
+
 class ProofMarkers:
     """Publishes markers straight to `stream` until one shows how far the log reaches. They are newer than the reader's consumer.
 
@@ -146,6 +150,11 @@ class ProofMarkers:
     def clear(self) -> None:
         """Publish no more markers."""
         self._next.clear()
+
+    def close(self) -> None:
+        """Publish nothing any more. It drops the reader's callback, which would be a cycle."""
+        self._next.clear()
+        self._answered = _ignored
 
     def is_proof(self, body: bytes) -> bool:
         """Whether `body` is our marker, sent after the broker accepted the present consumer."""

@@ -137,6 +137,7 @@ class StreamReader:
             self._sink.on_position_asked = _no_reader
             self._watch.stop()
             self._positions.close()
+            self._proofs.close()
             self._close_channels()
 
     def connection_failed(self, failure: ConnectionFailure) -> None:
