@@ -67,7 +67,7 @@ async def site(**settings: Any) -> AsyncIterator[Site]:
     """A site. Its API knows ada, who may see the jobs 1 and 2. At the end no client and no question is left."""
     visible = {path.replace("{id}", number): {7} for path in AWX_OBJECTS.values() for number in ("1", "2")}
     api = FakeTower(sessions={"ada": User(7)}, tokens={"bearer": User(7)}, visible=visible | {"/api/v2/jobs/3/": {8}}).start()
-    method = TowerMethod(TowerSettings(url=api.url, **{"deadline_s": 0.5, "retry_s": 0.7, **settings}), reactor)
+    method = TowerMethod(TowerSettings(url=api.url, **{"deadline_s": 2, "retry_s": 2.5, **settings}), reactor)
     before = set(reactor.getDelayedCalls())
     try:
         with edges() as make:
