@@ -153,8 +153,8 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "broker",
         Kind.URLS,
-        "Where events come from: one or more amqp://user:password@host:port/vhost or amqps://… URLs of one cluster, tried in "
-        "turn. Or embedded: for no broker; events then come from POST /publish on the admin port.",
+        "Where events come from: amqp://user:password@host:port/vhost or amqps://…, several of one cluster separated by commas. "
+        "embedded: means no broker: events come from POST /publish on the admin port.",
         common=True,
     ),
     _option(
