@@ -209,20 +209,26 @@ class PrivateCluster:
 
     def add_replica(self, stream: str, at: int) -> None:
         """Make a copy of the stream on this node."""
-        self._any_running().tool("rabbitmq-streams", "add_replica", stream, self.nodes[at].name)
+        self._running()[0].tool("rabbitmq-streams", "add_replica", stream, self.nodes[at].name)
 
     def delete_replica(self, stream: str, at: int) -> None:
         """Remove the copy of the stream on this node."""
-        self._any_running(but=at).tool("rabbitmq-streams", "delete_replica", stream, self.nodes[at].name)
+        self._running(but=at)[0].tool("rabbitmq-streams", "delete_replica", stream, self.nodes[at].name)
 
     def copies(self, stream: str) -> set[int]:
         """The nodes whose copy of the stream runs."""
         return set(self._roles(stream))
 
     def wait_for_copies(self, stream: str, count: int | None = None) -> None:
-        """Return when so many copies of the stream run (all by default)."""
+        """Return when so many copies of the stream run (all by default), and each node that runs has saved what it knows of them.
+
+        Ra writes the names of its members to disk half a second late. A node of RabbitMQ 3.10.8 that was killed before that came back
+        without its part of the stream coordinator, for good.
+        """
         wanted = self._count if count is None else count
         _until(lambda: len(self.copies(stream)) == wanted, f"{wanted} copies of {stream} run")
+        for node in self._running():
+            node.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
 
     def offsets(self, stream: str) -> dict[int, int]:
         """The offset of the newest entry in each copy that runs, by node. -1 where it holds none."""
@@ -291,22 +297,26 @@ class PrivateCluster:
             return False
         return len(status["running_nodes"]) == self._count and not status["partitions"]
 
-    def _any_running(self, but: int = -1) -> PrivateRabbit:
-        for at, node in enumerate(self.nodes):
-            if node.running and at != but:
-                return node
-        raise RabbitError("no node runs")
+    def _running(self, but: int = -1) -> list[PrivateRabbit]:
+        """The nodes that run, one at least."""
+        found = [node for at, node in enumerate(self.nodes) if node.running and at != but]
+        if not found:
+            raise RabbitError("no node runs")
+        return found
 
     def _roles(self, stream: str) -> dict[int, str]:
         """The role (`writer` or `replica`) of each copy that runs, by node."""
         return {self._at(row["node"]): row["role"] for row in self._status(stream)}
 
     def _status(self, stream: str) -> list[dict[str, Any]]:
-        """One row for each copy that runs. Empty while the nodes elect, or can't answer."""
-        try:
-            rows = json.loads(self._any_running().tool("rabbitmq-streams", "stream_status", stream, "--formatter", "json"))
-        except (RabbitError, ValueError, subprocess.TimeoutExpired):
-            return []
+        """One row for each copy that runs, from the first node that can answer. Empty while the nodes elect, or none can."""
+        rows: list[dict[str, Any]] = []
+        for node in self._running():
+            try:
+                rows = json.loads(node.tool("rabbitmq-streams", "stream_status", stream, "--formatter", "json"))
+            except (RabbitError, ValueError, subprocess.TimeoutExpired):
+                continue
+            break
         # A copy that is just starting has a row without offsets.
         return [row for row in rows if row.get("offset") not in (None, "")]
 

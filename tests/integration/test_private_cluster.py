@@ -9,14 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pika
 import private_cluster
 import pytest
 from private_cluster import PrivateCluster, missing_for_cluster
-from private_rabbitmq import PrivateRabbit, RabbitError, rabbitmq_bin
+from private_rabbitmq import PrivateRabbit, rabbitmq_bin
 
 from tests.faults.brokers import MissingError
 from tests.faults.clocks import shifted
@@ -33,58 +32,15 @@ def _require_cluster() -> None:
         pytest.skip(missing)
 
 
-class Clusters:
-    """Runs tests on a cluster with a stream. Each test leaves all nodes running, and the next test uses the same cluster.
-
-    RabbitMQ 3.10.8 sometimes elects no leader of a stream any more after a node was killed (seen in 2 of 12 runs of these tests, for
-    minutes). That is the broker's fault, so the test begins again with a new cluster.
-    """
-
-    ATTEMPTS = 3
-
-    def __init__(self, make_folder: Callable[[], Path]) -> None:
-        self._make_folder = make_folder
-        self._started: ExitStack | None = None
-        self._cluster: PrivateCluster | None = None
-
-    def run(self, test: Callable[[PrivateCluster], None]) -> None:
-        """Run the test. Raises `RabbitError` if the broker got stuck in each attempt."""
-        for attempt in range(1, self.ATTEMPTS + 1):
-            try:
-                test(self._working())
-            except RabbitError as error:
-                self.close()
-                sys.stderr.write(f"attempt {attempt}: the broker got stuck: {error}\n")
-                if attempt == self.ATTEMPTS:
-                    raise
-            else:
-                return
-
-    def close(self) -> None:
-        """Stop the cluster. A second call does nothing."""
-        if self._started is not None:
-            self._started.close()
-        self._started = self._cluster = None
-
-    def _working(self) -> PrivateCluster:
-        if self._cluster is None:
-            self._started = ExitStack()
-            self._cluster = self._started.enter_context(PrivateCluster(self._make_folder()))
-            with pika.BlockingConnection(pika.URLParameters(self._cluster.urls[0])) as connection:
-                connection.channel().queue_declare(STREAM, durable=True, arguments={"x-queue-type": "stream"})
-            self._cluster.wait_for_copies(STREAM)
-        return self._cluster
-
-
 @pytest.fixture(scope="module")
-def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
-    """Clusters of three nodes with a stream."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
+    """Three nodes with a stream. Each test leaves all of them running, and the next test uses them."""
     _require_cluster()
-    made = Clusters(lambda: tmp_path_factory.mktemp("cluster"))
-    try:
-        yield made
-    finally:
-        made.close()
+    with PrivateCluster(tmp_path_factory.mktemp("cluster")) as running:
+        with pika.BlockingConnection(pika.URLParameters(running.urls[0])) as connection:
+            connection.channel().queue_declare(STREAM, durable=True, arguments={"x-queue-type": "stream"})
+        running.wait_for_copies(STREAM)
+        yield running
 
 
 def _publish(url: str, count: int, size: int = 100) -> None:
@@ -106,76 +62,60 @@ def _others(at: int) -> list[int]:
     return [other for other in range(3) if other != at]
 
 
-def test_another_node_leads_when_the_leader_is_killed(clusters: Clusters) -> None:
+def test_another_node_leads_when_the_leader_is_killed(cluster: PrivateCluster) -> None:
     """The stream goes on, and the killed node later gets the messages that it missed."""
-
-    def test(cluster: PrivateCluster) -> None:
-        leader = cluster.leader(STREAM)
-        cluster.nodes[leader].kill()
-        assert cluster.leader(STREAM) in _others(leader)
-        _publish(cluster.urls[_others(leader)[0]], 10)
-        cluster.nodes[leader].start()
-        cluster.wait_for_copies(STREAM)
-        _until(lambda: len(set(cluster.offsets(STREAM).values())) == 1)
-        cluster.wait_until_whole()
-
-    clusters.run(test)
+    leader = cluster.leader(STREAM)
+    cluster.nodes[leader].kill()
+    assert cluster.leader(STREAM) in _others(leader)
+    _publish(cluster.urls[_others(leader)[0]], 10)
+    cluster.nodes[leader].start()
+    cluster.wait_for_copies(STREAM)
+    _until(lambda: len(set(cluster.offsets(STREAM).values())) == 1)
+    cluster.wait_until_whole()
 
 
-def test_a_copy_can_be_removed_and_made_again(clusters: Clusters) -> None:
+def test_a_copy_can_be_removed_and_made_again(cluster: PrivateCluster) -> None:
     """delete_replica removes a replica, and add_replica makes it again."""
-
-    def test(cluster: PrivateCluster) -> None:
-        follower = _others(cluster.leader(STREAM))[0]
-        cluster.delete_replica(STREAM, follower)
-        _until(lambda: cluster.copies(STREAM) == set(_others(follower)))
-        cluster.add_replica(STREAM, follower)
-        cluster.wait_for_copies(STREAM)
-        assert cluster.copies(STREAM) == {0, 1, 2}
-
-    clusters.run(test)
+    follower = _others(cluster.leader(STREAM))[0]
+    cluster.delete_replica(STREAM, follower)
+    _until(lambda: cluster.copies(STREAM) == set(_others(follower)))
+    cluster.add_replica(STREAM, follower)
+    cluster.wait_for_copies(STREAM)
+    assert cluster.copies(STREAM) == {0, 1, 2}
 
 
-def test_a_cut_cable_is_a_partition_that_heals(clusters: Clusters) -> None:
+def test_a_cut_cable_is_a_partition_that_heals(cluster: PrivateCluster) -> None:
     """With pause_minority the node without its cable pauses: it accepts no clients until the cable is back."""
+    cut = _others(cluster.leader(STREAM))[0]
+    host, port = cluster.addresses[cut]
 
-    def test(cluster: PrivateCluster) -> None:
-        cut = _others(cluster.leader(STREAM))[0]
-        host, port = cluster.addresses[cut]
+    def answers() -> bool:
+        try:
+            pika.BlockingConnection(pika.ConnectionParameters(host, port, connection_attempts=1, socket_timeout=2)).close()
+        except (pika.exceptions.AMQPError, OSError):
+            return False
+        return True
 
-        def answers() -> bool:
-            try:
-                pika.BlockingConnection(pika.ConnectionParameters(host, port, connection_attempts=1, socket_timeout=2)).close()
-            except (pika.exceptions.AMQPError, OSError):
-                return False
-            return True
-
-        assert answers()
-        cluster.cut(cut)
-        _until(lambda: not answers())
-        _publish(cluster.urls[_others(cut)[0]], 1)
-        cluster.heal(cut)
-        _until(answers)
-        cluster.wait_until_whole()
-        cluster.wait_for_copies(STREAM)
-
-    clusters.run(test)
+    assert answers()
+    cluster.cut(cut)
+    _until(lambda: not answers())
+    _publish(cluster.urls[_others(cut)[0]], 1)
+    cluster.heal(cut)
+    _until(answers)
+    cluster.wait_until_whole()
+    cluster.wait_for_copies(STREAM)
 
 
-def test_a_throttled_line_lets_a_copy_fall_behind(clusters: Clusters) -> None:
+def test_a_throttled_line_lets_a_copy_fall_behind(cluster: PrivateCluster) -> None:
     """The other two nodes confirm messages that the third one does not have yet."""
-
-    def test(cluster: PrivateCluster) -> None:
-        leader = cluster.leader(STREAM)
-        slow = _others(leader)[0]
-        cluster.throttle(slow, 50_000)
-        _publish(cluster.urls[leader], 20, 20_000)
-        offsets = cluster.offsets(STREAM)
-        assert offsets[slow] < offsets[leader]
-        cluster.mend()
-        _until(lambda: len(set(cluster.offsets(STREAM).values())) == 1)
-
-    clusters.run(test)
+    leader = cluster.leader(STREAM)
+    slow = _others(leader)[0]
+    cluster.throttle(slow, 50_000)
+    _publish(cluster.urls[leader], 20, 20_000)
+    offsets = cluster.offsets(STREAM)
+    assert offsets[slow] < offsets[leader]
+    cluster.mend()
+    _until(lambda: len(set(cluster.offsets(STREAM).values())) == 1)
 
 
 def test_nothing_survives_the_parent(tmp_path: Path) -> None:
