@@ -190,6 +190,14 @@ class PrivateCluster:
         """Return when each running node says that all nodes run, and that no partition was seen."""
         _until(lambda: all(self._sees_all(node) for node in self.nodes), "the cluster is whole")
 
+    def reaches(self, at: int) -> set[int]:
+        """The other nodes that this one is connected with, whether RabbitMQ runs on them or is paused. Empty while it can't answer."""
+        try:
+            connected = self.nodes[at].ctl("eval", '[io:format("~s~n", [Node]) || Node <- nodes()].')
+        except RabbitError:
+            return set()
+        return {other for other, node in enumerate(self.nodes) if node.name in connected.splitlines()}
+
     def partitions_seen(self, at: int) -> bool:
         """Whether this node says that it was cut off from others (or they from it)."""
         return bool(json.loads(self.nodes[at].ctl("cluster_status", "--formatter", "json"))["partitions"])
