@@ -230,8 +230,8 @@ class PrivateCluster:
     def wait_for_copies(self, stream: str, count: int | None = None) -> None:
         """Return when so many copies of the stream run (all by default), and each node that runs has saved what it knows of them.
 
-        Ra writes the names of its members to disk half a second late. A node of RabbitMQ 3.10.8 that was killed before that came back
-        without its part of the stream coordinator, for good.
+        Ra writes down which Raft groups a node belongs to half a second late. A node of RabbitMQ 3.10.8 that was killed before that came
+        back without its part of the stream coordinator, and stayed so.
         """
         wanted = self._count if count is None else count
         _until(lambda: len(self.copies(stream)) == wanted, f"{wanted} copies of {stream} run")
