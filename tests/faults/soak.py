@@ -59,7 +59,7 @@ FIGURES: Final = (
     Figure("descriptors", "", 30.0),
     Figure("delayed calls", "", 60.0),
     Figure("connections", "", 60.0),
-    Figure("hub members", "", 60.0),
+    Figure("subscribers", "", 60.0),
     Figure("full collections", "", 60.0),
 )
 
@@ -110,7 +110,7 @@ def sample(daemon: Daemon) -> tuple[float, ...]:
     process = status["process"]
     return (
         *(daemon.rss_kib() / 1024, descriptors(daemon), process["delayed_calls"]),
-        *(present(status), status["hub"]["members"], process["full_collections"]),
+        *(present(status), status["hub"]["subscribers"], process["full_collections"]),
     )
 
 
@@ -164,7 +164,7 @@ def soak(case: Case, minutes: float, api: int, screen: Screen) -> tuple[list[tup
     screen.line(
         f"{publisher.journal.count:,} events, {tally.events:,} received; {status['connections']['opened']:,} connections, "
         f"{status['requests']['taken']:,} subscriptions, {status['auth']['tower']['calls']['made']:,} calls to the API, "
-        f"{status['source']['losses']} links lost"
+        f"{status['source']['failures']} links lost"
     )
     return samples, outcome.broken
 

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import random
+import re
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import BLOCK_S, FIGURES, blocks, slope, student, table
+from tests.faults.__main__ import Screen
+from tests.faults.case import Brokers, Case
+from tests.faults.soak import BLOCK_S, FIGURES, blocks, slope, soak, student, table
+from tests.kit.plain_http import plain_http
 
 
 @pytest.mark.parametrize(("free", "quantile"), [(4, 2.776), (10, 2.228), (30, 2.042), (1000, 1.962)])
@@ -44,3 +50,14 @@ def test_growth_is_told() -> None:
     lines, grows = table(growing)
     assert grows
     assert "GROWS" in lines[2]
+
+
+def test_a_short_soak(brokers: Brokers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A few seconds of the real run: each sample has all figures, the last line has the counts, and nobody lost an event."""
+    with ExitStack() as leave:
+        case = Case("soak", "suite/soak", tmp_path, brokers, lambda _text: None, leave)
+        samples, broken = soak(case, 0.1, leave.enter_context(plain_http()), Screen())
+    assert broken == []
+    assert {len(sample) for sample in samples} == {1 + len(FIGURES)}
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"[\d,]+ events, [\d,]+ received; [\d,]+ connections, .* calls to the API, 0 links lost", last), last
