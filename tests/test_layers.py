@@ -45,8 +45,6 @@ EDGES = {
 
 WIRING = [
     "cli",
-    "clock",
-    "collector",
     "commands.config",
     "commands.demo",
     "commands.publish",
@@ -55,9 +53,8 @@ WIRING = [
     "config.file",
     "config.load",
     "listening",
-    "methods",
+    "process",
     "service",
-    "signals",
     "status",
     "tap",
 ]

@@ -36,7 +36,7 @@ _PRIORITIES = {LogLevel.debug: 7, LogLevel.info: 6, LogLevel.warn: 4, LogLevel.e
 _SHORT = {"amqp": "broker", "embedded": "broker", "protocol": "websocket"}
 """Modules that log under the name of a larger part. Other parts have the name of their module or package."""
 
-_DAEMON = {"", "clock", "collector", "listening", "logs", "methods", "service", "signals", "tap"}
+_DAEMON = {"", "listening", "logs", "process", "service", "tap"}
 
 _LIBRARIES = {"": "twisted", "-": "twisted", "log_legacy": "twisted"}
 

@@ -27,10 +27,9 @@ from towerws import __version__
 from towerws.admin import AdminSite, PageContent, health_site
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
-from towerws.auth.chain import Chain
+from towerws.auth.chain import Chain, make_methods
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
-from towerws.clock import use_monotonic_clock
 from towerws.control import Control
 from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
@@ -43,7 +42,7 @@ from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
-from towerws.methods import make_methods
+from towerws.process import use_monotonic_clock
 from towerws.protocol import WebSocketFactory
 from towerws.status import status_figures
 from towerws.websocket.context import ConnectionContext

@@ -20,9 +20,8 @@ from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, su
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop_frames, run
+from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop_frames, parse_cookies, run
 from towerws.auth.cache import SingleFlight, TtlCache
-from towerws.auth.cookies import parse_cookies
 from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, api_base, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls

@@ -85,7 +85,7 @@ def _run(options: TailOptions) -> int:
     """Run the reactor until the session ends. Returns the exit code."""
     from twisted.internet import reactor  # noqa: PLC0415 - the import installs the reactor, which the other commands don't need
 
-    from towerws.clock import use_monotonic_clock  # noqa: PLC0415
+    from towerws.process import use_monotonic_clock  # noqa: PLC0415
 
     use_monotonic_clock(reactor)
     codes = [CLEAN]
