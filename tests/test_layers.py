@@ -60,7 +60,7 @@ WIRING = [
 ]
 """Makes the parts and joins them. It may import any module."""
 
-SEAMS = {"auth.base", "sockets"}
+SEAMS = {"auth.base", "logs", "sockets"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

@@ -42,6 +42,7 @@ from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
+from towerws.logs import LineSpacing
 from towerws.process import use_monotonic_clock
 from towerws.protocol import WebSocketFactory
 from towerws.status import status_figures
@@ -69,21 +70,6 @@ PAGE_TOPICS = 100
 
 FULL_S = 60.0
 """Shortest time between two log lines that say that the daemon is full."""
-
-
-class FullReport:
-    """Decides when to log that clients are refused because the daemon is full."""
-
-    def __init__(self) -> None:
-        self._reported_at: float | None = None
-        self._reported = 0
-
-    def count(self, refused: int, now: float) -> int:
-        """Return how many of the `refused` clients since the start to report now; 0 for none."""
-        if refused == self._reported or (self._reported_at is not None and now - self._reported_at < FULL_S):
-            return 0
-        more, self._reported, self._reported_at = refused - self._reported, refused, now
-        return more
 
 
 class Source(Protocol):
@@ -116,7 +102,9 @@ class TowerwsService(Service):
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
         """Whether a signal came before the reactor runs that ends the process."""
-        self._full_report = FullReport()
+        self._full_lines = LineSpacing(FULL_S)
+        self._refused_before = 0
+        """Clients whose refusal was logged."""
         self.warnings: Sequence[str] = ()
         """Sentences that the daemon logs at its start."""
         self.history = History(settings.history.max_bytes, settings.history.max_age_s)
@@ -308,14 +296,15 @@ class TowerwsService(Service):
     def _trim_history(self) -> None:
         now = self._reactor.seconds()
         self.history.trim(now)
-        refused = self._full_report.count(self.websockets.refused_for.get("connections", 0), now)
-        if refused:
+        refused = self.websockets.refused_for.get("connections", 0)
+        if refused > self._refused_before and self._full_lines.due("full", now):
             self._log.warn(
                 "full: {refused} more clients were refused, because there is room for {limit} connections; raise limits.connections, "
                 "and LimitNOFILE with it, or start another daemon",
-                refused=refused,
+                refused=refused - self._refused_before,
                 limit=self._limits.connections,
             )
+            self._refused_before = refused
 
     def _report(self, bad: BadDelivery) -> None:
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
