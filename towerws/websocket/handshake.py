@@ -37,12 +37,11 @@ from towerws.core.http_head import (
 from towerws.core.identity import Identity
 from towerws.core.settings import WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL
-from towerws.websocket.autobahn_parts import Inflater, NullLogger
+from towerws.websocket.autobahn_parts import Inflater, NullLogger, Timers
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.logs import ProxyLog
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import has_arrived, is_plain_tcp
-from towerws.websocket.timers import Timers
 
 DISCARDED_BYTES = 1024 * 1024
 """How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
