@@ -1,4 +1,4 @@
-"""The process of the daemon: its clock, its garbage collector and its signals.
+"""The process of the daemon: its clock, its garbage collector, its descriptors and its signals.
 
 Clock: Twisted's timers follow the wall clock (`reactor.seconds` is `time.time`). A step forward fires every deadline at once. A step back
 freezes all timers, "reconnect in 5 s" among them (reproduced with libfaketime; twisted issue 2424).
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -43,6 +44,9 @@ FULL_AFTER = 50
 That is 350,000 more containers. If all are garbage they take about 49 MB, at 140 bytes each. 10,000 new clients make 24 collections
 of the middle generation, so a storm of 20,000 needs no full one in a daemon that has just started.
 """
+
+RESERVED_DESCRIPTORS = 64
+"""File descriptors reserved for the broker, the API, the admin port and the log."""
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -64,6 +68,12 @@ def collect_rarely() -> None:
     """Make full collections rare. Young containers are looked at as often as before."""
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, FULL_AFTER)
+
+
+def descriptors_for_clients() -> int:
+    """Return how many connections of clients the process may hold: its limit of open files, without `RESERVED_DESCRIPTORS`."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, descriptors - RESERVED_DESCRIPTORS)
 
 
 class Signals:

@@ -43,8 +43,6 @@ RECONNECT_MS = (500, 5000)
 class WebSocketConnection(OpeningConnection):
     """The connection of one client. It is the hub's `Peer` and the session's `Connection`."""
 
-    factory: WebSocketFactory
-
     _unauthenticated: UnauthenticatedSession | None = None
     _limit = ""
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import secrets
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, PageContent, health_site
+from towerws.admin import AdminSite, PageContent, health_site, topics_of
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain, make_methods
@@ -37,13 +36,13 @@ from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
-from towerws.core.settings import BrokerSettings, LimitSettings, Settings
+from towerws.core.settings import BrokerSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
 from towerws.logs import LineSpacing
-from towerws.process import use_monotonic_clock
+from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory
 from towerws.status import status_figures
 from towerws.websocket.context import ConnectionContext
@@ -58,15 +57,6 @@ published before a client subscribed, and what after. It takes 50 ms; a broker t
 
 STOP_GRACE_S = 3.0
 """How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
-
-RESERVED_DESCRIPTORS = 64
-"""File descriptors reserved for the broker, the API, the admin port and the log."""
-
-PAGE_DELIVERIES = 2000
-"""How many of the newest deliveries are searched for the live page's topics: 0.08 ms."""
-
-PAGE_TOPICS = 100
-"""How many topics the live page gets at most."""
 
 FULL_S = 60.0
 """Shortest time between two log lines that say that the daemon is full."""
@@ -128,7 +118,7 @@ class TowerwsService(Service):
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
-        self._limits = _with_connections(settings.limits)
+        self._limits = replace(settings.limits, connections=settings.limits.connections or descriptors_for_clients())
         self.auth = Chain(tuple(make_methods(settings, reactor)))
         groups = GroupTable(settings.groups)
         context = ConnectionContext(
@@ -168,7 +158,7 @@ class TowerwsService(Service):
                 groups=groups.configured,
                 auth=settings.auth,
                 takes_tokens=takes_tokens(self.auth),
-                topics=lambda: self._page_topics(groups.configured),
+                topics=lambda: topics_of(groups.configured, self.history),
                 position=lambda: self.history.head.position or None,
             ),
         )
@@ -320,10 +310,6 @@ class TowerwsService(Service):
         """Seconds since the start."""
         return float(self._reactor.seconds() - self._started_at)
 
-    def _page_topics(self, groups: Container[str]) -> list[str]:
-        recent = self.history.recent_topics(PAGE_DELIVERIES)
-        return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
-
     @property
     def delayed_calls(self) -> int:
         """Timers of the reactor."""
@@ -347,13 +333,6 @@ def _position_key(settings: BrokerSettings) -> bytes:
         return derive_key(settings.position_key.reveal().encode(), salt)
     first = min((url.vhost, url.username, url.password.reveal()) for url in settings.urls)
     return derive_key("\0".join(first).encode(), salt)
-
-
-def _with_connections(limits: LimitSettings) -> LimitSettings:
-    if limits.connections:
-        return limits
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return replace(limits, connections=max(1, descriptors - RESERVED_DESCRIPTORS))
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:
