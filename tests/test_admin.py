@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from tests.kit.ws_kit import Edges, edges
 from towerws.admin import AdminSite, PageContent
 from towerws.admin.endpoint import DISCARDED_BODIES
-from towerws.admin.publish import ENVELOPE_BYTES
+from towerws.admin.site import ENVELOPE_BYTES
 from towerws.core.errors import BadDelivery
 from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus

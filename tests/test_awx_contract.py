@@ -20,7 +20,7 @@ from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.errors import CloseReason
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, TowerSettings
-from towerws.websocket.timers import GRAIN_S
+from towerws.websocket.autobahn_parts import GRAIN_S
 
 reactor: Any = _reactor
 

@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.selectreactor import SelectReactor
 from twisted.python.failure import Failure
 
-from towerws.clock import use_monotonic_clock
+from towerws.process import use_monotonic_clock
 
 
 def test_monotonic_from_the_start() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kit.ws_kit import edges
-from towerws.collector import FULL_AFTER, collect_rarely
+from towerws.process import FULL_AFTER, collect_rarely
 
 
 @pytest.fixture(autouse=True)

@@ -45,8 +45,6 @@ EDGES = {
 
 WIRING = [
     "cli",
-    "clock",
-    "collector",
     "commands.config",
     "commands.demo",
     "commands.publish",
@@ -55,15 +53,14 @@ WIRING = [
     "config.file",
     "config.load",
     "listening",
-    "methods",
+    "process",
     "service",
-    "signals",
     "status",
     "tap",
 ]
 """Makes the parts and joins them. It may import any module."""
 
-SEAMS = {"auth.base", "sockets"}
+SEAMS = {"auth.base", "logs", "sockets"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

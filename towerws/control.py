@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from towerws.core.control_messages import MAX_DAEMONS, ControlMarker, Daemons, Done, Leaving, parse_control, revocation_id, wants_answer
 from towerws.core.errors import BrokerError, printable
 from towerws.core.revocation import Disconnection, Revocation
+from towerws.logs import LineSpacing
 
 REPORT_EVERY_S: Final = 60.0
 """Shortest time between two log lines about bad messages. All of them are counted."""
@@ -92,7 +93,7 @@ class Control:
         self._others = Daemons()
         self._requests: dict[str, _Request] = {}  # by message id
         self._announced = self._published = 0
-        self._reported_at: dict[str, float] = {}
+        self._reports = LineSpacing(REPORT_EVERY_S)
         self._introduced_at = -inf
         self._introducing: IDelayedCall | None = None
         self._left = False
@@ -213,7 +214,7 @@ class Control:
 
     def _not_answered(self, failure: Failure) -> None:
         self._counts["not_answered"] += 1
-        if self._report("answer"):
+        if self._reports.due("answer", self._clock.seconds()):
             self._log.warn(
                 "a revocation was followed, and the daemon that sent it could not be told: {reason}", reason=failure.getErrorMessage()
             )
@@ -291,16 +292,8 @@ class Control:
 
     def _skip(self, size: int, rule: str) -> None:
         self._counts["bad"] += 1
-        if self._report("bad"):
+        if self._reports.due("bad", self._clock.seconds()):
             self._log.warn("control message of {size} bytes skipped: {rule}", size=size, rule=rule)
-
-    def _report(self, what: str) -> bool:
-        """Whether another log line about `what` is due."""
-        now = self._clock.seconds()
-        if now - self._reported_at.get(what, -inf) < REPORT_EVERY_S:
-            return False
-        self._reported_at[what] = now
-        return True
 
 
 def _names(awaited: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Formats and writes the daemon's log lines: text, JSON, or lines with priorities for systemd's journal.
+"""Formats and writes the daemon's log lines: text, JSON, or lines with priorities for systemd's journal. Folds equal lines.
 
 text     2026-11-26T11:20:07+0000 [broker#warn] connection lost: …      time, logger, level
 journal  <4>[broker] connection lost: …                                 the journal has the time; <N> is sd-daemon(3)'s priority
@@ -16,8 +16,8 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from math import isfinite
-from typing import Any, Protocol
+from math import inf, isfinite
+from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.logger import (
     FilteringLogObserver,
@@ -36,9 +36,12 @@ _PRIORITIES = {LogLevel.debug: 7, LogLevel.info: 6, LogLevel.warn: 4, LogLevel.e
 _SHORT = {"amqp": "broker", "embedded": "broker", "protocol": "websocket"}
 """Modules that log under the name of a larger part. Other parts have the name of their module or package."""
 
-_DAEMON = {"", "clock", "collector", "listening", "logs", "methods", "service", "signals", "tap"}
+_DAEMON = {"", "listening", "logs", "process", "service", "tap"}
 
 _LIBRARIES = {"": "twisted", "-": "twisted", "log_legacy": "twisted"}
+
+FOLD_S: Final = 10.0
+"""Seconds between two equal lines of a `FoldedLog`."""
 
 _Format = Callable[[LogEvent], str]
 
@@ -48,6 +51,54 @@ class Output(Protocol):
 
     def write(self, data: bytes) -> object:
         """Write all of it."""
+
+
+class Due(NamedTuple):
+    """A line may be written. `folded` lines of its kind were left out in the `since_s` seconds since the last one."""
+
+    folded: int
+    since_s: float
+
+
+class LineSpacing:
+    """Lets one line of a kind through per `every_s` seconds, and counts the others. Kinds are fixed words: they are kept for ever."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._written: dict[str, tuple[float, int]] = {}
+
+    def due(self, kind: str, now: float) -> Due | None:
+        """Return None if this line is to be left out. `now` is monotonic."""
+        written_at, folded = self._written.get(kind, (-inf, 0))
+        if now - written_at < self._every_s:
+            self._written[kind] = (written_at, folded + 1)
+            return None
+        self._written[kind] = (now, 0)
+        return Due(folded, now - written_at)
+
+
+class FoldedLog:
+    """Writes the first line of a kind at once. The next follows `FOLD_S` later at the earliest, with the number of lines left out."""
+
+    def __init__(self, log: Logger, clock: Any) -> None:
+        self._log = log
+        self._clock = clock
+        self._spacing = LineSpacing(FOLD_S)
+
+    def info(self, text: str, **fields: object) -> None:
+        """Write what clients do."""
+        self._write(LogLevel.info, text, fields)
+
+    def warning(self, text: str, **fields: object) -> None:
+        """Write what an operator may have to act on."""
+        self._write(LogLevel.warn, text, fields)
+
+    def _write(self, level: Any, text: str, fields: dict[str, object]) -> None:
+        if (due := self._spacing.due(text, self._clock.seconds())) is None:
+            return
+        if due.folded:
+            text += " ({folded} more like it in the last {since_s:.0f} s)"
+        self._log.emit(level, text, folded=due.folded, since_s=due.since_s, **fields)
 
 
 def logger_name(namespace: str) -> str:

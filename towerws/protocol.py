@@ -27,14 +27,13 @@ from towerws.core.rate_limits import TokenBucket
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
-from towerws.websocket.autobahn_parts import NullLogger, with_shared_state
+from towerws.websocket.autobahn_parts import NullLogger, Timers, with_shared_state
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.handshake import OpeningConnection
 from towerws.websocket.logs import ConnectionLog, ProxyLog
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
-from towerws.websocket.timers import Timers
 from towerws.websocket.unauthenticated import UnauthenticatedSession
 
 RECONNECT_MS = (500, 5000)
@@ -43,8 +42,6 @@ RECONNECT_MS = (500, 5000)
 
 class WebSocketConnection(OpeningConnection):
     """The connection of one client. It is the hub's `Peer` and the session's `Connection`."""
-
-    factory: WebSocketFactory
 
     _unauthenticated: UnauthenticatedSession | None = None
     _limit = ""

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import secrets
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -24,13 +23,12 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, PageContent, health_site
+from towerws.admin import AdminSite, PageContent, health_site, topics_of
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
-from towerws.auth.chain import Chain
+from towerws.auth.chain import Chain, make_methods
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
-from towerws.clock import use_monotonic_clock
 from towerws.control import Control
 from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
@@ -38,12 +36,13 @@ from towerws.core.errors import BadDelivery, CloseReason
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
-from towerws.core.settings import BrokerSettings, LimitSettings, Settings
+from towerws.core.settings import BrokerSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.listening import listen
-from towerws.methods import make_methods
+from towerws.logs import LineSpacing
+from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory
 from towerws.status import status_figures
 from towerws.websocket.context import ConnectionContext
@@ -59,32 +58,8 @@ published before a client subscribed, and what after. It takes 50 ms; a broker t
 STOP_GRACE_S = 3.0
 """How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
 
-RESERVED_DESCRIPTORS = 64
-"""File descriptors reserved for the broker, the API, the admin port and the log."""
-
-PAGE_DELIVERIES = 2000
-"""How many of the newest deliveries are searched for the live page's topics: 0.08 ms."""
-
-PAGE_TOPICS = 100
-"""How many topics the live page gets at most."""
-
 FULL_S = 60.0
 """Shortest time between two log lines that say that the daemon is full."""
-
-
-class FullReport:
-    """Decides when to log that clients are refused because the daemon is full."""
-
-    def __init__(self) -> None:
-        self._reported_at: float | None = None
-        self._reported = 0
-
-    def count(self, refused: int, now: float) -> int:
-        """Return how many of the `refused` clients since the start to report now; 0 for none."""
-        if refused == self._reported or (self._reported_at is not None and now - self._reported_at < FULL_S):
-            return 0
-        more, self._reported, self._reported_at = refused - self._reported, refused, now
-        return more
 
 
 class Source(Protocol):
@@ -117,7 +92,9 @@ class TowerwsService(Service):
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
         """Whether a signal came before the reactor runs that ends the process."""
-        self._full_report = FullReport()
+        self._full_lines = LineSpacing(FULL_S)
+        self._refused_before = 0
+        """Clients whose refusal was logged."""
         self.warnings: Sequence[str] = ()
         """Sentences that the daemon logs at its start."""
         self.history = History(settings.history.max_bytes, settings.history.max_age_s)
@@ -141,7 +118,7 @@ class TowerwsService(Service):
                 return embedded.publish(routing_key, payload)
 
             publish = publish_checked
-        self._limits = _with_connections(settings.limits)
+        self._limits = replace(settings.limits, connections=settings.limits.connections or descriptors_for_clients())
         self.auth = Chain(tuple(make_methods(settings, reactor)))
         groups = GroupTable(settings.groups)
         context = ConnectionContext(
@@ -181,7 +158,7 @@ class TowerwsService(Service):
                 groups=groups.configured,
                 auth=settings.auth,
                 takes_tokens=takes_tokens(self.auth),
-                topics=lambda: self._page_topics(groups.configured),
+                topics=lambda: topics_of(groups.configured, self.history),
                 position=lambda: self.history.head.position or None,
             ),
         )
@@ -309,14 +286,15 @@ class TowerwsService(Service):
     def _trim_history(self) -> None:
         now = self._reactor.seconds()
         self.history.trim(now)
-        refused = self._full_report.count(self.websockets.refused_for.get("connections", 0), now)
-        if refused:
+        refused = self.websockets.refused_for.get("connections", 0)
+        if refused > self._refused_before and self._full_lines.due("full", now):
             self._log.warn(
                 "full: {refused} more clients were refused, because there is room for {limit} connections; raise limits.connections, "
                 "and LimitNOFILE with it, or start another daemon",
-                refused=refused,
+                refused=refused - self._refused_before,
                 limit=self._limits.connections,
             )
+            self._refused_before = refused
 
     def _report(self, bad: BadDelivery) -> None:
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
@@ -331,10 +309,6 @@ class TowerwsService(Service):
     def uptime_s(self) -> float:
         """Seconds since the start."""
         return float(self._reactor.seconds() - self._started_at)
-
-    def _page_topics(self, groups: Container[str]) -> list[str]:
-        recent = self.history.recent_topics(PAGE_DELIVERIES)
-        return [topic for topic in recent if topic.partition(".")[0] in groups][:PAGE_TOPICS]
 
     @property
     def delayed_calls(self) -> int:
@@ -359,13 +333,6 @@ def _position_key(settings: BrokerSettings) -> bytes:
         return derive_key(settings.position_key.reveal().encode(), salt)
     first = min((url.vhost, url.username, url.password.reveal()) for url in settings.urls)
     return derive_key("\0".join(first).encode(), salt)
-
-
-def _with_connections(limits: LimitSettings) -> LimitSettings:
-    if limits.connections:
-        return limits
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return replace(limits, connections=max(1, descriptors - RESERVED_DESCRIPTORS))
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:

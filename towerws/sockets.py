@@ -6,7 +6,7 @@ from typing import Any
 
 
 def release(transport: Any) -> None:
-    """Break the cycle that a closed outgoing socket is part of. Otherwise only a full collection frees it (`towerws/collector.py`).
+    """Break the cycle that a closed outgoing socket is part of. Otherwise only a full collection frees it (`towerws/process.py`).
 
     The socket, its connector and the endpoint's factory refer to each other, and to OpenSSL's buffers.
     """

@@ -14,15 +14,14 @@ from twisted.logger import ILogObserver
 from twisted.python import usage
 
 from towerws.amqp import quiet_pika
-from towerws.collector import collect_rarely
 from towerws.config.exposure import exposure
 from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
 from towerws.listening import EXIT_BAD_CONFIG
 from towerws.logs import forward_library_logs, make_observer, open_output
+from towerws.process import Signals, collect_rarely
 from towerws.service import TowerwsService
-from towerws.signals import Signals
 
 _unknown_flag = re.compile(r"option --(\S+) not recognized").fullmatch
 _short_flag = re.compile(r"option --(\S+) not a unique prefix").fullmatch

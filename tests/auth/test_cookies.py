@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from towerws.auth.cookies import parse_cookies
+from towerws.auth.base import parse_cookies
 
 
 @pytest.mark.parametrize(

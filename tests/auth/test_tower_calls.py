@@ -10,10 +10,10 @@ from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import URL, FakeFetcher, logged, now
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_api import Answer, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.core.settings import TowerSettings
+from towerws.logs import FoldedLog
 
 GOOD = Answer(200, b"")
 

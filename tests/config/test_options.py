@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tests.kit.configuration_table import split_document, table
-from towerws.config.options import BY_FLAG, BY_KEY, BY_VARIABLE, CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS, Kind, Option
+from towerws.config.options import BY_FLAG, BY_KEY, BY_VARIABLE, CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS, Kind, Option, kind_of
 from towerws.core.settings import (
     AccessSettings,
     BrokerSettings,
@@ -65,6 +65,28 @@ def test_ranges_hold_at_their_edges(option: Option) -> None:
     if option.low > 0:
         with pytest.raises(ValueError, match="at least"):
             option.read(option.low - step)
+
+
+@pytest.mark.parametrize(
+    ("name", "annotation", "kind"),
+    [
+        ("max_bytes", int, Kind.SIZE),
+        ("replay_bytes_per_s", int, Kind.SIZE),
+        ("max_age_s", float, Kind.DURATION),
+        ("heartbeat_s", int, Kind.WHOLE_SECONDS),
+        ("accepts_per_s", float, Kind.RATE),
+        ("per_user", int, Kind.COUNT),
+    ],
+)
+def test_the_name_of_a_number_says_its_unit(name: str, annotation: type, kind: Kind) -> None:
+    """The kind of an option follows from its field: the type from the annotation, the unit from the end of the name."""
+    assert kind_of(name, annotation.__name__) is kind
+
+
+def test_a_number_without_a_unit_is_no_option() -> None:
+    """A field with a fraction needs a unit in its name. The error says so when the table is made."""
+    with pytest.raises(TypeError, match="share: an option is a bool"):
+        kind_of("share", "float")
 
 
 def test_choices() -> None:

@@ -1,6 +1,6 @@
 """Cyclic garbage: objects that a path leaves behind and that only the collector would free.
 
-Full collections are rare (towerws/collector.py). A path that repeats must leave no cycles: their memory would stay for hours.
+Full collections are rare (towerws/process.py). A path that repeats must leave no cycles: their memory would stay for hours.
 """
 
 from __future__ import annotations

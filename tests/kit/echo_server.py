@@ -13,7 +13,6 @@ from typing import Any
 from twisted.internet import reactor as default_reactor
 
 from towerws.auth.open import Open
-from towerws.clock import use_monotonic_clock
 from towerws.core.deflate import Deflater
 from towerws.core.frames import text_frame
 from towerws.core.history import History
@@ -21,6 +20,7 @@ from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
 from towerws.core.settings import LimitSettings, WebSocketSettings
 from towerws.core.topics import GroupTable
+from towerws.process import use_monotonic_clock
 from towerws.protocol import WebSocketConnection, WebSocketFactory
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.send_buffer import open_send_buffer

@@ -18,7 +18,7 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from towerws.auth.cookies import parse_cookies
+from towerws.auth.base import parse_cookies
 
 SESSION_COOKIE = "sessionid"
 

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from towerws.websocket.timers import GRAIN_S, MAX_CALLS, Timer, Timers
+from towerws.websocket.autobahn_parts import GRAIN_S, MAX_CALLS, Timer, Timers
 
 
 def timers(clock: Clock) -> Timers:

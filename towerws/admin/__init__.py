@@ -15,7 +15,7 @@ The port for probes (`health_site`) has `/healthz` and `/readyz` only.
 from __future__ import annotations
 
 from towerws.admin.health import health_site
-from towerws.admin.page import PageContent
+from towerws.admin.page import PageContent, topics_of
 from towerws.admin.site import AdminSite
 
-__all__ = ["AdminSite", "PageContent", "health_site"]
+__all__ = ["AdminSite", "PageContent", "health_site", "topics_of"]

@@ -11,7 +11,7 @@ from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, json_answer
 from towerws.core.sources import SourceStatus
 
 MAX_PROBES = 32
-"""Connections to the port for probes. They share the descriptors that browsers leave (service.py, RESERVED_DESCRIPTORS)."""
+"""Connections to the port for probes. They share the descriptors that browsers leave (process.py, RESERVED_DESCRIPTORS)."""
 
 PROBE_S = 10
 """Seconds that a probe's connection may be silent."""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 
 from towerws.admin.endpoint import Answer, json_answer
+from towerws.core.history import History
+
+DELIVERIES = 2000
+"""How many of the newest deliveries are searched for the live page's topics: 0.08 ms."""
+
+TOPICS = 100
+"""How many topics the live page gets at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +32,11 @@ class PageContent:
     takes_tokens: bool = False
     topics: Callable[[], Sequence[str]] = list
     position: Callable[[], str | None] = lambda: None
+
+
+def topics_of(groups: Container[str], history: History) -> list[str]:
+    """Return the newest topics of these groups, the newest first, for `PageContent.topics`."""
+    return [topic for topic in history.recent_topics(DELIVERIES) if topic.partition(".")[0] in groups][:TOPICS]
 
 
 def live_page(content: PageContent, websocket_port: int) -> Answer:

@@ -1,4 +1,10 @@
-"""The paths of the admin port."""
+"""The paths of the admin port, and what those do that take a POST.
+
+- `POST /publish`: one event for the embedded source. The body is `{"topic": "job_events.42", "payload": {…}}` or
+  `{"group": "job_events", "event": "42", "payload": {…}}`.
+- `POST /disconnect`: close the connections of a user or a credential, on this daemon and on the others of the broker. The body is
+  `{"user": 7}` or `{"session": "<hash>"}`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,21 @@ from collections.abc import Callable, Mapping
 from twisted.internet.defer import Deferred
 
 from towerws.admin.browser_check import check_browser
-from towerws.admin.disconnect import disconnect_clients
-from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, body_of, json_answer
+from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
 from towerws.admin.health import healthy, readiness
 from towerws.admin.page import PageContent, live_page, newest_topics, static_file
-from towerws.admin.publish import ENVELOPE_BYTES, publish_event
-from towerws.core.revocation import Disconnection, Revocation
+from towerws.core.errors import BadDelivery
+from towerws.core.publication import parse_publication
+from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
+
+ENVELOPE_BYTES = 1024
+"""Bytes that the body of a request may have around its payload."""
+
+_FROM_A_BROKER = (
+    "this daemon reads from a broker: publish to its exchange there, with `towerws publish --broker URL` "
+    "or any AMQP client (docs/publish.md)"
+)
 
 
 class AdminSite(EndpointSite):
@@ -61,3 +75,53 @@ class AdminSite(EndpointSite):
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )
+
+
+def publish_event(
+    body: bytes,
+    publish: Callable[[str, bytes], str] | None,
+    why_no_subscriber: Callable[[str, str], str | None],
+) -> Answer:
+    """Publish an event. Answers 202 with its position, and a warning if no client can subscribe to it.
+
+    `publish` takes a routing key and a payload, and returns the position. It raises `BadDelivery`. It is None if the daemon reads
+    from a broker. `why_no_subscriber` says why no client can subscribe to a group's event, or returns None.
+    """
+    if publish is None:
+        raise HttpError(404, _FROM_A_BROKER)
+    try:
+        publication = parse_publication(body)
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+    try:
+        position = publish(publication.topic.routing_key, publication.payload)
+    except BadDelivery as bad:
+        raise HttpError(413 if bad.reason == "too_large" else 400, str(bad)) from None
+    answer: dict[str, object] = {"position": position}
+    if (warning := why_no_subscriber(publication.topic.group, publication.topic.event)) is not None:
+        answer["warning"] = warning
+    return json_answer(202, answer)
+
+
+def disconnect_clients(body: bytes, disconnect: Callable[[Revocation], Deferred[Disconnection]]) -> Deferred[Answer]:
+    """Close the connections that the body names. `disconnect` closes them and tells the other daemons."""
+    try:
+        revocation = parse_revocation(body)
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+    return disconnect(revocation).addCallback(_report)
+
+
+def _report(done: Disconnection) -> Answer:
+    """Answer 202 with the number closed here. 503 if other daemons may still have such connections."""
+    answer: dict[str, object] = {"disconnected": done.closed}
+    if done.told is not None:
+        answer["others_told"] = done.told
+    if done.told is not False:
+        return json_answer(202, answer)
+    if done.no_answer:
+        answer["no_answer"] = [{"id": daemon, "name": name} for daemon, name in done.no_answer]
+        error = f"not every daemon has said that it ended the connections: {done.reason}"
+    else:
+        error = f"connections were ended on this daemon only; the others could not be told: {done.reason}"
+    return json_answer(503, {**answer, "error": error})

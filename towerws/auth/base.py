@@ -1,4 +1,4 @@
-"""The interface of an authentication method, and the errors by which a method refuses a credential."""
+"""The interface of an authentication method, the errors by which it refuses a credential, and what the methods share."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def result_if_ready(asked: Deferred[Result]) -> Result | None:
 def drop_frames(error: BaseException | None) -> None:
     """Remove the stack frames from an error that was handled.
 
-    Twisted's frames refer to the `Failure` that refers to the error. Such a cycle stays until a full collection (towerws/collector.py).
+    Twisted's frames refer to the `Failure` that refers to the error. Such a cycle stays until a full collection (towerws/process.py).
     """
     while error is not None:
         error.__traceback__ = None
@@ -172,3 +172,25 @@ def waits_for_token(method: Method, *, awx_client: bool) -> bool:
 def recognizes(method: TakesTokens, token: str) -> bool:
     """Whether this can be a token of this method."""
     return not isinstance(method, ChoosesTokens) or method.recognizes(token)
+
+
+def parse_cookies(header: str) -> dict[str, str]:
+    """Return the cookies by name. Of two cookies with one name the last counts, as in Django and so in AWX."""
+    return dict(list_cookies(header))
+
+
+def list_cookies(header: str) -> list[tuple[str, str]]:
+    """Return every cookie of a `Cookie` header as name and value, without the double quotes around a value.
+
+    It reads as Django does, so that it finds the cookie that AWX finds. Browsers and awxkit write `;` with and without a space,
+    and some clients end with one.
+    """
+    cookies = []
+    for part in header.split(";"):
+        name, equals, value = part.partition("=")
+        value = value.strip(" \t")
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            value = value[1:-1]
+        if equals:
+            cookies.append((name.strip(" \t"), value))
+    return cookies

@@ -1,8 +1,11 @@
-"""Tries each method during the handshake. Later calls go to the method that authenticated the user."""
+"""Makes the methods of the settings, and joins them.
+
+The handshake tries each method. Later calls go to the method that authenticated the user.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
@@ -20,11 +23,29 @@ from towerws.auth.base import (
     waits_for_token,
     without_frames,
 )
+from towerws.auth.jwt import JwtMethod
+from towerws.auth.open import Open
+from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
+from towerws.core.settings import Settings
 
 Result = TypeVar("Result", Identity, Identity | None)
+
+
+def make_methods(settings: Settings, reactor: Any) -> Iterator[Method]:
+    """Yield the methods in the order of `auth`. Reads their files, and uses no network. Raises `ConfigError` for unusable settings."""
+    for name in settings.auth:
+        if name == "tower" and settings.tower is not None:
+            own = {group: each.object_url for group, each in settings.groups.items() if each.object_url}
+            objects = {group: url for group, url in AWX_OBJECTS.items() if group not in settings.groups}
+            yield TowerMethod(settings.tower, reactor, {**objects, **own})
+        elif name == "jwt" and settings.jwt is not None:
+            yield JwtMethod(settings.jwt, reactor)
+        else:
+            assert name == "open", "config/rules.py knows the methods there are"
+            yield Open()
 
 
 class Chain:

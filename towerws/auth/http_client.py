@@ -2,7 +2,7 @@
 
 It follows no redirects, verifies certificates, and bounds the body.
 
-Twisted's client leaves cyclic garbage, which only a full collection frees (towerws/collector.py). Measured for each request:
+Twisted's client leaves cyclic garbage, which only a full collection frees (towerws/process.py). Measured for each request:
 
 what                                        | with Twisted's own parts  | here
 a chunked answer                            | 20 objects, 3 KiB         | none

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import parse_qsl
 
-from towerws.auth.base import Refused
-from towerws.auth.cookies import list_cookies
+from towerws.auth.base import Refused, list_cookies
 from towerws.core.http_head import Head
 from towerws.core.settings import Secret
 

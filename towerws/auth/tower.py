@@ -20,10 +20,8 @@ from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, su
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop_frames, run
+from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop_frames, parse_cookies, run
 from towerws.auth.cache import SingleFlight, TtlCache
-from towerws.auth.cookies import parse_cookies
-from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, api_base, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential, token_credential
@@ -32,6 +30,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.settings import Secret, TowerSettings
+from towerws.logs import FoldedLog
 
 AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -25,12 +25,12 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, drop_frames
-from towerws.auth.folded_log import FoldedLog
 from towerws.auth.tower_api import Answer, Fetcher
 from towerws.auth.tower_credentials import Headers
 from towerws.auth.tower_limits import CircuitBreaker, FairQueue
 from towerws.core.addresses import address_key
 from towerws.core.settings import TowerSettings
+from towerws.logs import FoldedLog
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-from towerws.auth.cookies import parse_cookies
+from towerws.auth.base import parse_cookies
 from towerws.core.http_head import Head
 
 Headers = tuple[tuple[str, str], ...]

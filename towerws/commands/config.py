@@ -17,6 +17,7 @@ from typing import Any
 import click
 from twisted.internet.task import Clock
 
+from towerws.auth.chain import make_methods
 from towerws.config.addresses import Address, parse_address
 from towerws.config.broker_url import url_for_file
 from towerws.config.exposure import exposure
@@ -26,7 +27,6 @@ from towerws.config.rules import advice
 from towerws.config.units import Value
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings, Settings
-from towerws.methods import make_methods
 
 EXIT_BAD_CONFIG = 2
 """Exit code of both commands. It is click's code for a wrong command line, too."""

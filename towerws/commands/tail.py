@@ -7,12 +7,13 @@ import os
 import sys
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import click
 
 from towerws.commands.terminal import StatusLine
 from towerws.core.topics import parse_routing_key
-from towerws.tail.session import CLEAN, Tail, TailOptions, check_url
+from towerws.tail.session import CLEAN, Tail, TailOptions
 from towerws.tail.topics import DEFAULT_TOPICS
 
 WEBSOCKET_URL = "ws://127.0.0.1:8051/websocket/"
@@ -45,7 +46,7 @@ def tail_command(topics: tuple[str, ...], url: str, follow: bool | None, raw: bo
       3  access refused: the token, or every topic
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     try:
-        check_url(url)
+        _check_url(url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     for topic in topics:
@@ -63,6 +64,14 @@ def tail_command(topics: tuple[str, ...], url: str, follow: bool | None, raw: bo
         token=_token(token),
     )
     sys.exit(_run(options))
+
+
+def _check_url(url: str) -> None:
+    """Raise `ValueError` with the rule, if this is no URL of a websocket."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.fragment or parts.username is not None:
+        raise ValueError("the URL of a websocket must be ws://host:port/websocket/ or wss://…, without a user or a fragment")
+    _ = parts.port  # raises if it is no port
 
 
 def _columns() -> int:
@@ -85,7 +94,7 @@ def _run(options: TailOptions) -> int:
     """Run the reactor until the session ends. Returns the exit code."""
     from twisted.internet import reactor  # noqa: PLC0415 - the import installs the reactor, which the other commands don't need
 
-    from towerws.clock import use_monotonic_clock  # noqa: PLC0415
+    from towerws.process import use_monotonic_clock  # noqa: PLC0415
 
     use_monotonic_clock(reactor)
     codes = [CLEAN]

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
+from towerws.core.settings import GIB, KIB, MIB
 
 _SIZE_UNITS = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

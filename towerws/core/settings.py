@@ -1,9 +1,38 @@
-"""The settings: typed, frozen and valid. `towerws/config/load.py` makes them from flags, environment and file."""
+"""The settings: typed, frozen and valid. `towerws/config/load.py` makes them from flags, environment and file.
+
+A field that is an `option` is all that an option needs. `towerws/config/options.py` makes the key, the flag, the environment variable and
+their documentation from it. Fields without one follow from other settings.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import quote
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+DAY_S = 86400
+
+Default = TypeVar("Default")
+
+
+def option(
+    default: Default,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    common: bool = False,
+) -> Default:
+    """A field that is an option, with its default.
+
+    `text` is the help: it gives the meaning of an empty value or 0. `low` and `high` are bounds, both included. `common` options
+    come first in the help. Type and unit follow from the annotation and from the end of the name.
+    """
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices, "common": common})
 
 
 class Secret:
@@ -50,27 +79,61 @@ class BrokerSettings:
     """How to reach RabbitMQ, and what to consume there. All sizes are bytes, all times seconds."""
 
     urls: tuple[BrokerUrl, ...]
-    consume: str = "auto"  # "auto" | "stream" | "queue"
-    exchange: str = "towerws"
-    control_exchange: str = ""
-    stream: str = "towerws.events"
-    passive: bool = False
-    prefetch: int = 1000
-    heartbeat_s: float = 10
-    silence_s: float = 20
-    attempt_s: float = 10
-    backoff_min_s: float = 0.5
-    backoff_max_s: float = 10
-    stream_max_age_s: int = 3600
-    stream_max_bytes: int = 1024**3
-    stream_segment_bytes: int = 16 * 1024**2
-    queue_max_bytes: int = 64 * 1024**2
-    queue_ttl_s: int = 30
-    tls_ca: str = ""
+    """From the option `broker`, and the password of `broker_password_file`."""
+    consume: str = option(
+        "auto",
+        "stream: a shared log with positions (RabbitMQ 3.9 or later). queue: a private queue, any RabbitMQ. auto: depends on the "
+        "broker's version.",
+        choices=("auto", "stream", "queue"),
+        common=True,
+    )
+    broker_password_file: str = option(
+        "",
+        "File that holds the broker's password, for URLs without one. Unlike a flag, it isn't visible in ps.",
+        common=True,
+    )
+    exchange: str = option(
+        "towerws", "Topic exchange that producers publish to. It is durable. The daemon declares it unless passive is set."
+    )
+    control_exchange: str = option(
+        "",
+        "Fanout exchange that carries revocations between daemons. It is durable. The daemon declares it unless passive is set. "
+        "Empty: the name of exchange plus .control, that is towerws.control.",
+    )
+    stream: str = option("towerws.events", "Stream that is bound to the exchange and that all daemons read (consume = stream).")
+    passive: bool = option(False, "Declare nothing: exchange and stream must exist. For broker users without the configure permission.")
+    prefetch: int = option(1000, "Messages that the broker may send before towerws acknowledges them.", low=1, high=65535)
+    heartbeat_s: int = option(10, "AMQP heartbeat interval. RabbitMQ recommends 5 to 20.", low=1, high=600)
+    silence_s: float = option(
+        20, "Close a broker connection that receives nothing for this long. At least twice heartbeat_s.", low=1, high=1200
+    )
+    attempt_s: float = option(10, "Deadline of each step of connecting: connect, handshake, declare.", low=0.1, high=300)
+    backoff_min_s: float = option(0.5, "First delay between attempts to connect. It doubles, with jitter.", low=0.01, high=300)
+    backoff_max_s: float = option(10, "Longest delay between attempts to connect.", low=0.01, high=3600)
+    stream_max_age_s: int = option(
+        3600, "How long the broker keeps messages in the stream. At least history.max_age_s.", low=1, high=366 * DAY_S
+    )
+    stream_max_bytes: int = option(GIB, "Largest size of the stream on the broker. At least one segment.", low=KIB, high=1024 * GIB)
+    stream_segment_bytes: int = option(
+        16 * MIB,
+        "Size of the stream's segment files. The broker deletes messages by whole segments.",
+        low=KIB,
+        high=3 * 10**9,  # RabbitMQ refuses larger ones (osiris, x-stream-max-segment-size-bytes)
+    )
+    queue_max_bytes: int = option(
+        64 * MIB, "consume = queue: largest size of the queue. Beyond it the broker drops the oldest messages.", low=KIB, high=1024 * GIB
+    )
+    queue_ttl_s: int = option(30, "consume = queue: how long a message may stay in the queue.", low=1, high=DAY_S)
+    position_key_file: str = option(
+        "",
+        "File that holds the key for clients' positions. All daemons of a broker need the same key. Empty: derived from the "
+        "broker credentials.",
+    )
+    tls_ca: str = option("", "PEM file with the certificate authorities to trust for amqps://. Empty: the system's.")
     refill_s: float = 120
-    position_key_file: str = ""
+    """`history.max_age_s`."""
     position_key: Secret | None = None
-    """The content of that file. None: the key is derived from the credentials in `urls`."""
+    """The content of `position_key_file`. None: the key is derived from the credentials in `urls`."""
 
     @property
     def control(self) -> str:
@@ -82,58 +145,111 @@ class BrokerSettings:
 class HistorySettings:
     """The bounds of history. The one that is reached first drops the oldest delivery."""
 
-    max_bytes: int = 64 * 1024**2
-    max_age_s: float = 120
+    max_bytes: int = option(64 * MIB, "Memory for recent events, from which clients resume and catch up.", low=KIB, high=64 * GIB)
+    max_age_s: float = option(
+        120, "How long events stay in history. After a restart, history is refilled from the stream for the same span.", low=1, high=DAY_S
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebSocketSettings:
     """The limits of one connection. All sizes are bytes, all times seconds. docs/operations.md has the sources of the numbers."""
 
-    head_bytes: int = 16 * 1024
-    head_count: int = 100
-    handshake_s: float = 15
-    token_s: float = 10
-    resume_wait_s: float = 10
-    message_bytes: int = 64 * 1024
-    fragments: int = 64
-    assembly_s: float = 10
-    topics: int = 1000
-    messages_per_s: float = 20
-    messages_burst: int = 40
-    controls_per_s: float = 20
-    controls_burst: int = 40
-    malformed: int = 10
-    backlog_bytes: int = 256 * 1024
-    compression: bool = False
-    compression_bytes: int = 256
-    ping_s: float = 20
-    pong_s: float = 30
-    linger_s: float = 2
-    drain_s: float = 5
+    head_bytes: int = option(16 * KIB, "Largest request line plus headers of a handshake.", low=KIB, high=MIB)
+    head_count: int = option(100, "Headers in a handshake.", low=10, high=1000)
+    handshake_s: float = option(15, "Timeout of a handshake, authentication included.", low=0.1, high=300)
+    token_s: float = option(
+        10, "How long a client without a credential may take to send a valid token (auth jwt; auth tower in towerws.v1).", low=0.1, high=300
+    )
+    resume_wait_s: float = option(
+        10,
+        "How long a client may wait until its position can be judged. Then it is closed with 1013 and told to reconnect with the "
+        "same position.",
+        low=0.1,
+        high=300,
+    )
+    message_bytes: int = option(64 * KIB, "Largest message from a client.", low=KIB, high=16 * MIB)
+    fragments: int = option(
+        64, "Fragments per message, and further fragments per second. A burst of twice as many is allowed.", low=1, high=10_000
+    )
+    assembly_s: float = option(10, "How long a message may take from its first byte to its last.", low=0.1, high=300)
+    topics: int = option(1000, "Topics that one connection may subscribe to.", low=1, high=1_000_000)
+    messages_per_s: float = option(20, "Messages per second that a client may send, on average.", low=0.1, high=100_000)
+    messages_burst: int = option(40, "Messages that a client may send at once.", low=1, high=100_000)
+    controls_per_s: float = option(20, "Pings and pongs per second that a client may send, on average.", low=0.1, high=100_000)
+    controls_burst: int = option(40, "Pings and pongs that a client may send at once.", low=1, high=100_000)
+    malformed: int = option(10, "Consecutive malformed messages after which a client is closed with 1008.", low=1, high=100_000)
+    backlog_bytes: int = option(
+        256 * KIB,
+        "Send buffer of one client. Beyond it the client falls behind and is fed from history. At most history.max_bytes.",
+        low=4 * KIB,
+        high=GIB,
+    )
+    compression: bool = option(
+        False,
+        "Compress events (permessage-deflate) for clients that support it. Each event is compressed once for all of them. Useful "
+        "where the network is the bottleneck.",
+    )
+    compression_bytes: int = option(256, "Events smaller than this are sent uncompressed.", low=64, high=MIB)
+    ping_s: float = option(20, "Interval between pings. Must be below the idle timeout of every proxy (nginx: 60).", low=0.1, high=3600)
+    pong_s: float = option(30, "Timeout of the answer to a ping.", low=0.1, high=3600)
+    linger_s: float = option(2, "How long a client may take to answer a close before the connection is aborted.", low=0.1, high=60)
+    drain_s: float = option(5, "When the daemon stops, it spreads the closing of its connections over this time.", low=0, high=300)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
     """The rules for every method of authentication (docs/security.md). All times are seconds."""
 
-    trusted_proxies: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    check_origin: bool = True
-    check_xrftoken: bool = True
-    revalidate_s: float = 50
+    trusted_proxies: tuple[str, ...] = option(
+        (),
+        "Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For and X-Forwarded-Host headers are trusted. unix: "
+        "every client of a UNIX socket.",
+    )
+    origins: tuple[str, ...] = option(
+        (), "Origins (https://portal.example.com) whose pages may connect. Pages of the host that they connect to always may."
+    )
+    check_origin: bool = option(
+        True,
+        "Refuse pages of origins other than the host's own, the admin port's and those in origins. Without this check, any page "
+        "that a user opens can listen in the user's name.",
+    )
+    check_xrftoken: bool = option(
+        True, "Require AWX's xrftoken in each request of a client that authenticates by cookie. AWX before 1.0.7 has none."
+    )
+    revalidate_s: float = option(
+        50,
+        "Interval between two checks of a connected credential. 0: never (AWX 1.0.5 to 2.1.2, where each check extends the session).",
+        low=0,
+        high=DAY_S,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
     """The limits on connections, in all and by address and user. `connections` 0: as many as the process's descriptors allow."""
 
-    connections: int = 0
-    per_address: int = 1000
-    per_user: int = 1000
-    half_open: int = 1000
-    accepts_per_s: float = 4000
-    replay_bytes_per_s: int = 64 * 1024**2
+    connections: int = option(
+        0,
+        "Connections of the daemon. 0: as many as the process may open files, minus 64. Over any of these limits a client gets a 503.",
+        low=0,
+        high=10_000_000,
+    )
+    per_address: int = option(1000, "Connections from one address. An IPv6 /64 counts as one address.", low=1, high=10_000_000)
+    per_user: int = option(1000, "Connections of one user.", low=1, high=10_000_000)
+    half_open: int = option(1000, "Connections from one address that aren't authenticated yet.", low=1, high=10_000_000)
+    accepts_per_s: float = option(
+        4000,
+        "Connections accepted per second. The others wait and aren't refused, so that a storm of new clients doesn't delay connected ones.",
+        low=1,
+        high=1_000_000,
+    )
+    replay_bytes_per_s: int = option(
+        64 * MIB,
+        "Bytes of history that one user may have replayed per second, on average. Beyond it a replay gets slower.",
+        low=64 * KIB,
+        high=16 * GIB,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +272,44 @@ class GroupSettings:
 class Settings:
     """All settings. `broker` is None for the embedded source. `tower` and `jwt` are None unless `auth` names them."""
 
+    auth: tuple[str, ...] = field(
+        metadata={
+            "help": "Methods that decide which clients may connect, tried in order. tower: users of AWX or Tower. jwt: clients with a "
+            "signed token. open: everybody, and everybody hears everything. There is no default.",
+            "common": True,
+        }
+    )
+    listen: str = option(
+        "tcp:8051:interface=127.0.0.1",
+        "Address for websocket clients, as a Twisted endpoint. tcp:8051 means every IPv4 address.",
+        common=True,
+    )
+    admin: str = option(
+        "tcp:9051:interface=127.0.0.1",
+        "Address of the admin port (/healthz, /readyz, /status, /publish), as a Twisted endpoint. Never make it public.",
+        common=True,
+    )
+    health: str = option(
+        "",
+        "Address for probes and load balancers on other machines, as a Twisted endpoint. Serves only /healthz and /readyz, "
+        "without reasons, so it may be public. Empty: only the admin port serves them.",
+        common=True,
+    )
+    log_format: str = option(
+        "auto",
+        "Form of log lines. text: time, logger and level. json: one object per line. auto: text, or lines with priorities if "
+        "standard output is systemd's journal.",
+        choices=("auto", "text", "json"),
+        common=True,
+    )
+    log_level: str = option("info", "Lowest level that is logged.", choices=("debug", "info", "warn", "error", "critical"), common=True)
     broker: BrokerSettings | None
-    auth: tuple[str, ...]
-    listen: str = "tcp:8051:interface=127.0.0.1"
-    admin: str = "tcp:9051:interface=127.0.0.1"
-    health: str = ""
-    log_format: str = "auto"
-    log_level: str = "info"
-    insecure: bool = False
-    max_payload_bytes: int = 4 * 1024**2
+    insecure: bool = option(
+        False, "Allow auth open, and the admin port, on addresses that other machines can reach. For test networks only.", common=True
+    )
+    max_payload_bytes: int = option(
+        4 * MIB, "Largest payload of an event. A larger message is counted and skipped.", low=KIB, high=512 * MIB
+    )
     access: AccessSettings = field(default_factory=AccessSettings)
     tower: TowerSettings | None = None
     jwt: JwtSettings | None = None
@@ -178,42 +323,58 @@ class Settings:
 class TowerSettings:
     """Where the API of AWX or Tower is, how long its answers are cached, and how often it is called. All times are seconds."""
 
-    url: str
-    tls_ca: str = ""
-    cookies: tuple[str, ...] = ("sessionid", "awx_sessionid", "awxsessionid")
+    url: str = option("", "auth tower: address of AWX or Tower, https://tower.example.com, without /api/. Use nginx's port, not uwsgi's.")
+    tls_ca: str = option("", "PEM file with the certificate authorities to trust for the API. Empty: the system's.")
+    cookies: tuple[str, ...] = option(("sessionid", "awx_sessionid", "awxsessionid"), "Names of the session cookie.")
     """The names of the session cookie: up to AWX 20.0.0, since 20.0.1, and in 19.5.0."""
-    valid_s: float = 45
-    invalid_s: float = 10
-    allowed_s: float = 45
-    denied_s: float = 5
-    cache_entries: int = 20_000
-    calls: int = 20
-    calls_waiting: int = 200
-    deadline_s: float = 2.0
+    valid_s: float = option(45, "How long a handshake may rely on a cached answer that a credential is valid.", low=0, high=3600)
+    invalid_s: float = option(10, "How long the answer that a credential is invalid is cached.", low=0, high=3600)
+    allowed_s: float = option(45, "How long the answer that a user may see an object is cached.", low=0, high=3600)
+    denied_s: float = option(5, "How long the answer that a user may not see an object is cached.", low=0, high=3600)
+    cache_entries: int = option(20_000, "Number of cached answers, for each of these four kinds.", low=1, high=10_000_000)
+    calls: int = option(20, "Concurrent calls to the API.", low=1, high=1000)
+    calls_waiting: int = option(
+        200,
+        "Calls that may wait for one of these, counted separately for handshakes and for the rest. Beyond it a client is answered "
+        "with 503.",
+        low=0,
+        high=100_000,
+    )
+    deadline_s: float = option(
+        2.0, "Timeout of a call to the API, from when it is sent. AWX's AngularJS pages give up a handshake after 3 s.", low=0.1, high=60
+    )
     """AWX's AngularJS pages give up a handshake after 3 s. About 2.5 s of these are left for the API."""
-    password_calls: int = 4
-    password_deadline_s: float = 5.0
+    password_calls: int = option(
+        4, "Concurrent calls with a password (Authorization: Basic), in addition to tower.calls.", low=1, high=1000
+    )
+    password_deadline_s: float = option(5.0, "Timeout of a call with a password. The API hashes the password first.", low=0.1, high=60)
     """Django's password hash takes 0.1 to 0.5 s of a core, and several times that on a busy one. Only programs send passwords."""
-    retry_s: float = 4.0
-    breaker_failures: int = 5
-    breaker_probe_s: float = 5
+    retry_s: float = option(4.0, "How long a question about an object is retried if the API can't answer.", low=0, high=60)
+    breaker_failures: int = option(5, "Consecutive failures after which calls to the API pause.", low=1, high=1000)
+    breaker_probe_s: float = option(5, "Length of this pause, until one call probes the API.", low=0.1, high=3600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtSettings:
     """Which tokens are accepted (`towerws.auth.jwt`). Keys come from exactly one of the two files and the URL."""
 
-    algorithms: tuple[str, ...]
-    secret_file: str = ""
-    public_key_file: str = ""
-    jwks_url: str = ""
-    jwks_ca_file: str = ""
-    jwks_max_age_s: float = 3600
-    jwks_stale_s: float = 3600
-    issuer: str = ""
-    audience: tuple[str, ...] = ()
-    cookie: str = ""
-    claim: str = "groups"
-    default_topics: tuple[str, ...] = ()
-    url_lifetime_s: float = 300
-    leeway_s: float = 10
+    algorithms: tuple[str, ...] = option(
+        (), "auth jwt: accepted algorithms, all of one kind: HS256 (shared secret), or RS256, ES256, EdDSA (key)."
+    )
+    secret_file: str = option("", "File that holds the shared secret.")
+    public_key_file: str = option("", "PEM file with the issuer's public key.")
+    jwks_url: str = option("", "URL of the issuer's key set, instead of a file.")
+    jwks_ca_file: str = option("", "PEM file with the certificate authorities to trust for jwt.jwks_url. Empty: the system's.")
+    jwks_max_age_s: float = option(3600, "How long a fetched key set is used before it is fetched again.", low=0, high=30 * DAY_S)
+    jwks_stale_s: float = option(3600, "How much longer an old key set is used while it can't be fetched.", low=0, high=30 * DAY_S)
+    issuer: str = option("", "Required value of the claim iss. Empty: any value.")
+    audience: tuple[str, ...] = option(
+        (), "Accepted values of the claim aud: a token must name one of them. Empty: only tokens without aud."
+    )
+    cookie: str = option("", "Name of the cookie that may hold the token. Empty: none.")
+    claim: str = option("groups", "Claim that lists the allowed topics: job_events.42, or job_events.* for a whole group.")
+    default_topics: tuple[str, ...] = option((), "Topics that a token without this claim allows.")
+    url_lifetime_s: float = option(
+        300, "Longest total lifetime of a token in the URL. Proxies write URLs to their logs.", low=0, high=DAY_S
+    )
+    leeway_s: float = option(10, "Tolerated difference to the issuer's clock.", low=0, high=300)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from twisted.internet.defer import Deferred
@@ -332,14 +331,6 @@ class _Connection(WebSocketClientProtocol):
         elif match := _wrapped(text):
             text = match[1]
         self.factory.tail.lost(text)
-
-
-def check_url(url: str) -> None:
-    """Raise `ValueError` with the rule, if this is no URL of a websocket."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.fragment or parts.username is not None:
-        raise ValueError("the URL of a websocket must be ws://host:port/websocket/ or wss://…, without a user or a fragment")
-    _ = parts.port  # raises if it is no port
 
 
 def _next_step(status: int) -> str:

@@ -27,6 +27,7 @@ from towerws.core.requests import Request
 from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.subscribers import Subscriber
 from towerws.core.wire import TOWER
+from towerws.logs import LineSpacing
 
 TICK_S = 1.0
 
@@ -89,7 +90,7 @@ class CredentialMonitor:
         self.revoked = 0
         """Connections that were closed because their credential ended."""
         self._late_s = 0.0
-        self._reported_at = -_NEVER
+        self._reports = LineSpacing(REPORT_EVERY_S)
 
     def start(self) -> None:
         """Start the timer."""
@@ -192,8 +193,7 @@ class CredentialMonitor:
     def _note_lateness(self, now: float) -> None:
         late_s = self._due.late(now)
         self._late_s = late_s if late_s > LATE_S else 0.0
-        if self._late_s and now - self._reported_at >= REPORT_EVERY_S:
-            self._reported_at = now
+        if self._late_s and self._reports.due("late", now):
             self._log.warn(
                 "re-checks are late: {credentials} credentials are connected, {per_s} a second are checked; some are checked "
                 "{late_s:.0f} s later than revalidate_s = {revalidate_s:g}. Start another daemon, or raise revalidate_s",

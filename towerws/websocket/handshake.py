@@ -9,7 +9,7 @@ subscribe (core/http_head.py). The tests reproduce each point:
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import NotAdmitted, Refused, result_if_ready, waits_for_token
-from towerws.core.addresses import UNIX, Proxies, forwarded_nodes, read_node
-from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionLimits, ConnectionSlot
+from towerws.core.addresses import UNIX, forwarded_nodes, read_node
+from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
 from towerws.core.http_head import (
@@ -35,33 +35,15 @@ from towerws.core.http_head import (
     switching_protocols,
 )
 from towerws.core.identity import Identity
-from towerws.core.settings import WebSocketSettings
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.autobahn_parts import Inflater, NullLogger
-from towerws.websocket.context import ConnectionContext
-from towerws.websocket.logs import ProxyLog
-from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import has_arrived, is_plain_tcp
-from towerws.websocket.timers import Timers
+
+if TYPE_CHECKING:
+    from towerws.protocol import WebSocketFactory
 
 DISCARDED_BYTES = 1024 * 1024
 """How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
-
-
-class ConnectionFactory(Protocol):
-    """The part of the factory that a connection uses during its handshake."""
-
-    context: ConnectionContext
-    settings: WebSocketSettings
-    connections: dict[Any, None]
-    proxies: Proxies
-    pages: PageCheck
-    connection_limits: ConnectionLimits
-    countConnections: int  # Autobahn's, which counts down
-    timers: Timers
-    refused: dict[int, int]
-    refused_for: dict[str, int]
-    log_of_proxies: ProxyLog
 
 
 class OpeningConnection(WebSocketServerProtocol):
@@ -71,7 +53,7 @@ class OpeningConnection(WebSocketServerProtocol):
     websocket_version = 13
     _log = Logger()
 
-    factory: ConnectionFactory
+    factory: WebSocketFactory
     _discarded = 0
     _is_for_head = False
     _perMessageCompress: Inflater | None
@@ -106,7 +88,7 @@ class OpeningConnection(WebSocketServerProtocol):
         self.address = self._peer_address()
         """The client's address. Behind trusted proxies it is known once the request's head was read."""
         factory = self.factory
-        factory.connections[self] = None
+        factory.connections[self] = None  # type: ignore[index]  # each connection is of the subclass
         connection_limits = factory.connection_limits
         self._slot: ConnectionSlot = connection_limits.arrive()
         factory.countConnections += 1

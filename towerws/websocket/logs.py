@@ -24,6 +24,7 @@ from twisted.logger import Logger, LogLevel
 from towerws.core.addresses import address_key
 from towerws.core.errors import printable
 from towerws.core.rate_limits import TokenBucket
+from towerws.logs import LineSpacing
 
 CONNECTIONS_PER_S: Final = 40
 CONNECTIONS_BURST: Final = 50
@@ -78,21 +79,16 @@ class ProxyLog:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._last: float | None = None
-        self._folded = 0
+        self._spacing = LineSpacing(PROXY_EVERY_S)
 
     def unread_address(self, proxy: str) -> None:
         """Log that the client address from a trusted proxy can't be read, so that its clients share one limit."""
-        now = self._clock.seconds()
-        if self._last is not None and now - self._last < PROXY_EVERY_S:
-            self._folded += 1
+        if (due := self._spacing.due("proxy", self._clock.seconds())) is None:
             return
-        self._last = now
         text = "the proxy {proxy} names no client address that can be read: its clients count as one address"
-        if self._folded:
+        if due.folded:
             text += " ({folded} more like it since the last line)"
-        folded, self._folded = self._folded, 0
-        self._log.warn(text, folded=folded, proxy=printable(proxy))
+        self._log.warn(text, folded=due.folded, proxy=printable(proxy))
 
 
 class RefusalLog:

@@ -4,7 +4,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel
 
 from tests.auth.tower_kit import logged
-from towerws.auth.folded_log import FoldedLog
+from towerws.logs import FoldedLog
 
 
 def test_a_storm_is_a_few_lines() -> None:

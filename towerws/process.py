@@ -1,28 +1,79 @@
-"""Signal handlers of the daemon.
+"""The process of the daemon: its clock, its garbage collector, its descriptors and its signals.
+
+Clock: Twisted's timers follow the wall clock (`reactor.seconds` is `time.time`). A step forward fires every deadline at once. A step back
+freezes all timers, "reconnect in 5 s" among them (reproduced with libfaketime; twisted issue 2424).
+
+Collector: a full collection looks at every container in the process while everything else waits. Measured in a daemon (CPython 3.11, CPU
+time):
+
+connections | a full collection | with what the start made frozen
+0           | 26 to 42 ms       | 0 ms
+1,000       | 21 ms             | 1.1 ms
+10,000      | 99 ms             | 58 ms
+
+A connection is 17 containers. When it ends it leaves none, so full collections can be rare. They bound the memory of the little
+that is cyclic: a new connection to the Tower API leaves up to 60 containers of Twisted's endpoints.
+
+Signals:
 
 signal           | first                                         | second                    | third
 SIGTERM, SIGINT  | stop in order, status 0                       | end at once, status 0     | end by the signal
 SIGHUP           | a log line                                    | a log line                | a log line
 
-They replace Twisted's handlers. Those end the process by the signal after an orderly stop (status 143), ignore a second SIGTERM,
+The handlers replace Twisted's. Those end the process by the signal after an orderly stop (status 143), ignore a second SIGTERM,
 and leave SIGHUP at its default, which kills. A signal that the parent process ignores (`nohup`, a shell's background job) stays
 ignored.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import resource
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from twisted.logger import Logger
 
+FULL_AFTER = 50
+"""After how many collections of the middle generation a full one may come (CPython: 10).
+
+That is 350,000 more containers. If all are garbage they take about 49 MB, at 140 bytes each. 10,000 new clients make 24 collections
+of the middle generation, so a storm of 20,000 needs no full one in a daemon that has just started.
+"""
+
+RESERVED_DESCRIPTORS = 64
+"""File descriptors reserved for the broker, the API, the admin port and the log."""
+
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 LAST_S = 1.0
 """How long the process may take to end after the second signal. A thread that resolves a name could take longer."""
+
+
+def use_monotonic_clock(reactor: Any) -> None:
+    """Make the reactor's timers follow the monotonic clock. Raises `RuntimeError` if a call is scheduled already."""
+    if reactor.seconds is time.monotonic:
+        return
+    waiting = reactor.getDelayedCalls()
+    if waiting:
+        raise RuntimeError(f"calls were scheduled before the clock was set: {waiting}")
+    reactor.seconds = time.monotonic
+
+
+def collect_rarely() -> None:
+    """Make full collections rare. Young containers are looked at as often as before."""
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, FULL_AFTER)
+
+
+def descriptors_for_clients() -> int:
+    """Return how many connections of clients the process may hold: its limit of open files, without `RESERVED_DESCRIPTORS`."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, descriptors - RESERVED_DESCRIPTORS)
 
 
 class Signals:
