@@ -228,7 +228,12 @@ def test_from_where_added_topics_begin(standin: StandIn, tails: list[Running]) -
         standin.publish(f"job_events.{job}", json.dumps({"stdout": text, "counter": 1}).encode())
 
     # While a request waits for its answer, a second job starts: the next request begins at that job's status.
-    standin.before_subscribed = lambda: (status(2), output(2, "of 2"), status(3))
+    def start_two_more() -> None:
+        status(2)
+        output(2, "of 2")
+        status(3)
+
+    standin.before_subscribed = start_two_more
     status(1)
     assert asked(standin) == {"groups": {**base, "job_events": ["1"]}, "since": "1-standin"}
     assert asked(standin) == {"groups": {**base, "job_events": ["1", "2", "3"]}, "since": "2-standin"}
