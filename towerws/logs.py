@@ -4,7 +4,8 @@ text     2026-11-26T11:20:07+0000 [broker#warn] connection lost: …      time, 
 journal  <4>[broker] connection lost: …                                 the journal has the time; <N> is sd-daemon(3)'s priority
 json     {"time": "2026-11-26T11:20:07.123Z", "level": "warn", "logger": "broker", "message": "…", "fields": {…}}
 
-All are UTF-8 in any locale. Text that can't be encoded is escaped, never lost.
+All are UTF-8 in any locale. Text that can't be encoded is escaped, never lost. So are control characters, in the words of a server or a
+library: a terminal would obey them, and the journal shows a line with some of them as `[42B blob data]`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +44,9 @@ _LIBRARIES = {"": "twisted", "-": "twisted", "log_legacy": "twisted"}
 
 FOLD_S: Final = 10.0
 """Seconds between two equal lines of a `FoldedLog`."""
+
+# C0 without TAB and LF, DEL, C1, and marks that change the direction of text or end a line.
+_unsafe = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 _Format = Callable[[LogEvent], str]
 
@@ -205,9 +210,13 @@ class _Forwarder(logging.Handler):
     _levels = ((logging.CRITICAL, LogLevel.critical), (logging.ERROR, LogLevel.error), (logging.WARNING, LogLevel.warn))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Emit the record as an event."""
+        """Emit the record as an event, with its traceback. A mistake in its format must not raise in the library's code."""
         level = next((ours for theirs, ours in self._levels if record.levelno >= theirs), LogLevel.info)
-        Logger(namespace=record.name).emit(level, "{text}", text=record.getMessage())
+        try:
+            text = self.format(record)
+        except Exception as error:  # noqa: BLE001 - a format may call any `__str__`
+            text = f"{record.msg!r} can't be formatted with its arguments: {type(error).__name__}"
+        Logger(namespace=record.name).emit(level, "{text}", text=text)
 
 
 def _name(event: LogEvent) -> str:
@@ -224,7 +233,8 @@ def _encodable(text: str) -> str:
 
 
 def _indented(text: str) -> str:
-    return text.replace("\n", "\n\t")
+    shown = _unsafe.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    return shown.replace("\n", "\n\t")
 
 
 def _fields(event: LogEvent) -> dict[str, object]:
@@ -235,6 +245,8 @@ def _fields(event: LogEvent) -> dict[str, object]:
             continue
         if isinstance(value, str):
             fields[name] = _encodable(value)
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            fields[name] = hex(value)  # Python writes no decimal of more than 4,300 digits, and few readers of JSON take it
         elif isinstance(value, float):
             fields[name] = value if isfinite(value) else str(value)
         elif value is None or isinstance(value, int):

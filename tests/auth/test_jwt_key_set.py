@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,8 +12,9 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.web._newclient import ResponseNeverReceived
 
-from tests.auth.jwt_kit import CANARY, jwk, jwks, result
+from tests.auth.jwt_kit import CANARY, jwk, jwks, make_method, result, sign
 from towerws.auth.base import Refused, Unavailable
+from towerws.auth.jwt import JwtMethod
 from towerws.auth.jwt_key_set import MAX_KEYS, MAX_TRIED, RETRY_S, UNKNOWN_KID_S, Fetched, FetchError, Jwks
 from towerws.auth.jwt_keys import Key
 
@@ -264,6 +266,53 @@ def test_tokens_without_a_kid(issuer: Issuer) -> None:
     assert result(asked) == []
     with pytest.raises(Refused, match="must have a kid"):
         issuer.kids(None)
+
+
+def test_a_key_that_is_replaced_under_the_same_name(tmp_path: Path) -> None:
+    """A valid token of a new key is never refused, also where keys have no `kid`. Forged tokens cause one fetch in 10 s."""
+    rows: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], bool]] = [
+        # name, the old key, the new key, the token's header, whether a bad signature just before it makes it unavailable
+        ("no kid anywhere", {}, {}, {}, True),
+        ("a kid that is always the same", {"kid": "1"}, {"kid": "1"}, {"kid": "1"}, False),
+        ("an empty kid", {"kid": ""}, {"kid": ""}, {"kid": ""}, False),
+        ("keys get a kid with the rotation", {}, {"kid": "k2"}, {}, True),
+    ]
+    for name, old, new, header, vague in rows:
+        issuer = Issuer()
+        method = make_method(tmp_path, issuer.clock, algorithms=("ES256",), jwks_url="https://issuer.example/keys")
+        method._keys = issuer.keys
+
+        def enter(number: int, header: dict[str, Any] = header, method: JwtMethod = method) -> Deferred[Any]:
+            return method.identify(sign(algorithm="ES256", number=number, header=header))
+
+        asked = enter(0)
+        issuer.answer(jwk("ES256", 0, **old))
+        assert result(asked).user_id == "anna", name
+        issuer.clock.advance(UNKNOWN_KID_S)
+        good, other = enter(1), enter(1)
+        issuer.answer(jwk("ES256", 1, **new))
+        assert result(good).user_id == result(other).user_id == "anna", name
+        assert len(issuer.calls) == 2, name
+        assert result(enter(1)).user_id == "anna", name
+        if old != new:  # from now on each key has a name, and a token without one is refused at once
+            with pytest.raises(Refused):
+                result(enter(2))
+            continue
+        for _ in range(50):
+            with pytest.raises(Unavailable if vague else Refused):
+                result(enter(2))
+        assert len(issuer.calls) == 2, name
+        issuer.clock.advance(UNKNOWN_KID_S)
+        forged = enter(3)
+        issuer.answer(jwk("ES256", 1, **new))
+        with pytest.raises(Refused):
+            result(forged)
+        issuer.clock.advance(UNKNOWN_KID_S)
+        late = enter(3)
+        issuer.calls[-1].errback(Failure(FetchError("no answer")))
+        with pytest.raises(Unavailable if vague else Refused):
+            result(late)
+        assert result(enter(1)).user_id == "anna", name
 
 
 def test_stop(known: Issuer) -> None:

@@ -24,14 +24,24 @@ class Kit:
     def __init__(self, **settings: Any) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
+        self.asked = 0
         self.fetcher = FakeFetcher()
         self.calls = TowerCalls(TowerSettings(url=URL, **settings), self.fetcher, self.clock, FoldedLog(Logger("test"), self.clock))
 
     def ask(
-        self, path: str = "/", address: str = "192.0.2.1", *, kind: Kind = Kind.SIGN_IN, wait_s: float = 0.5, password: bool = False
+        self,
+        path: str = "/",
+        address: str = "192.0.2.1",
+        *,
+        kind: Kind = Kind.SIGN_IN,
+        wait_s: float = 0.5,
+        password: bool = False,
+        client: object = None,
     ) -> Deferred[bool]:
-        """Return one question."""
-        return self.calls.get(Question(URL + path, (), kind, address, wait_s, password), read_visible)
+        """Return one question. Without `client` each is another client's."""
+        self.asked += 1
+        client = self.asked if client is None else client
+        return self.calls.get(Question(URL + path, (), kind, address, wait_s, password, client), read_visible)
 
     def end(self, answer: Answer | Failure, at: int = 0) -> None:
         """Answer the question at index `at` of those without an answer."""
@@ -291,6 +301,48 @@ def test_no_client_opens_the_breaker(status: int) -> None:
     kit.end(GOOD, -1)
     assert now(asked)
     kit.check()
+
+
+LATE, DOWN = "late", "down"
+
+BY_CLIENTS: list[tuple[str, list[object], list[object], dict[str, Any], bool]] = [
+    # name, the clients in turn, what they get in turn, the questions, whether the breaker opens
+    ("an object that AWX can't show", [7], [500], {"kind": Kind.OBJECT}, False),
+    ("a job that takes too long to show", [7], [LATE], {"kind": Kind.OBJECT}, False),
+    ("both, on many connections of a user", [7], [LATE, 500, 504, 502], {"kind": Kind.OBJECT}, False),
+    ("a session that makes the API fail", [b"one session"], [500], {}, False),
+    ("a session that makes it fail when checked again", [b"one session"], [LATE, 500], {"kind": Kind.REVALIDATION}, False),
+    ("guesses of passwords from an address", ["192.0.2.1"], [LATE], {"password": True}, False),
+    ("a gateway that limits one client with 503", [b"one session"], [503], {}, False),
+    ("two users of an API that hangs", [7, 8], [LATE], {"kind": Kind.OBJECT}, True),
+    ("two sessions of an API that is broken", [b"one session", b"another"], [500], {}, True),
+    ("passwords from two addresses", ["192.0.2.1", "192.0.2.2"], [LATE], {"password": True}, True),
+    ("one client of an API that is down", [b"one session"], [DOWN], {}, True),
+    ("one client of an API that goes down", [b"one session"], [LATE, LATE, DOWN, DOWN, DOWN], {}, True),
+]
+
+
+def test_one_client_opens_no_breaker() -> None:
+    """What one client may have caused by its own questions does not stop the questions of the others."""
+    for name, clients, ends, question, opens in BY_CLIENTS:
+        kit = Kit()
+        for number in range(20):
+            asked = kit.ask(client=clients[number % len(clients)], **question)
+            if not asked.called:
+                match ends[number % len(ends)]:
+                    case "late":
+                        kit.clock.advance(60)
+                    case "down":
+                        kit.end(Failure(Unavailable("connection refused")), -1)
+                    case int(status):
+                        kit.end(Answer(status, b""), -1)
+            asked.addErrback(lambda _: None)
+        sent = len(kit.fetcher.asked)
+        other = kit.ask(client="another client", **question)
+        assert (len(kit.fetcher.asked) == sent) is opens, name
+        other.addErrback(lambda _: None)
+        kit.calls.stop()
+        kit.check()
 
 
 def test_a_hanging_api() -> None:

@@ -19,8 +19,10 @@ from typing import IO, Any
 import pytest
 from private_rabbitmq import free_port
 
-from tests.kit.daemon import DEADLINE_S
+from tests.integration.tower_api import OAUTH, Api, serve_tower
+from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.standin import StandIn
+from towerws.tail.topics import DEFAULT_TOPICS
 
 TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
 
@@ -174,11 +176,83 @@ def test_follows_jobs(standin: StandIn, tails: list[Running]) -> None:
     tails.append(Running("--url", standin.url))
     first = asked(standin)["groups"]
     standin.publish("jobs.status_changed", b'{"unified_job_id": 42, "status": "pending", "type": "job"}')
-    assert asked(standin) == {"groups": {**first, "job_events": ["42"]}}
+    assert asked(standin) == {"groups": {**first, "job_events": ["42"]}, "since": "1-standin"}
     standin.publish("job_events.42", b'{"stdout": "text", "counter": 1}')
     standin.publish("jobs.summary", b'{"unified_job_id": 42, "final_counter": 1}')
     assert asked(standin) == {"groups": first}
     assert [tails[0].line()[9:].split(None, 1)[1] for _ in range(3)] == ["job 42 pending", "text", "job 42 has made 1 events"]
+
+
+class SlowApi(Api):
+    """The fake AWX. It answers the question about a job only when the test allows it."""
+
+    asked_about_job: threading.Event
+    may_answer: threading.Event
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        if self.path.startswith("/api/v2/jobs/"):
+            self.asked_about_job.set()
+            assert self.may_answer.wait(DEADLINE_S)
+        super().do_GET()
+
+
+def test_first_lines_of_a_job_while_awx_is_asked(tails: list[Running], tmp_path: Path) -> None:
+    """A job prints lines while the daemon asks AWX about the job. `towerws tail` shows them, once and in order."""
+    SlowApi.asked_about_job, SlowApi.may_answer = threading.Event(), threading.Event()
+    with serve_tower(SlowApi) as (_, api), Daemon(tmp_path, "embedded:", "--tower-url", api, auth="tower") as daemon:
+        tails.append(Running("--url", daemon.url, "--token", OAUTH))
+        while daemon.get("/status")[1]["hub"]["topics"] < len(DEFAULT_TOPICS):
+            assert tails[0].process.poll() is None
+        daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+        assert SlowApi.asked_about_job.wait(DEADLINE_S)
+        daemon.publish("job_events.42", {"counter": 1, "stdout": "first"})
+        daemon.publish("schedules.changed", {"id": 5})
+        daemon.publish("job_events.42", {"counter": 2, "stdout": "second"})
+        SlowApi.may_answer.set()
+        lines = [tails[0].line()[9:].split(None, 1)[1] for _ in range(4)]
+        assert lines == ["job 42 running", "schedule 5 changed", "first", "second"]
+        daemon.publish("job_events.42", {"counter": 3, "stdout": "third"})
+        assert tails[0].line().endswith("third")
+
+
+def test_from_where_added_topics_begin(standin: StandIn, tails: list[Running]) -> None:
+    """Added topics begin at the first event that may have added them, also after a connection that was lost before the answer."""
+    tails.append(Running("--url", standin.url))
+    base = asked(standin)["groups"]
+
+    def status(job: int, status: str = "running") -> None:
+        standin.publish("jobs.status_changed", json.dumps({"unified_job_id": job, "status": status, "type": "job"}).encode())
+
+    def output(job: int, text: str) -> None:
+        standin.publish(f"job_events.{job}", json.dumps({"stdout": text, "counter": 1}).encode())
+
+    # While a request waits for its answer, a second job starts: the next request begins at that job's status.
+    def start_two_more() -> None:
+        status(2)
+        output(2, "of 2")
+        status(3)
+
+    standin.before_subscribed = start_two_more
+    status(1)
+    assert asked(standin) == {"groups": {**base, "job_events": ["1"]}, "since": "1-standin"}
+    assert asked(standin) == {"groups": {**base, "job_events": ["1", "2", "3"]}, "since": "2-standin"}
+    assert [tails[0].line().split()[-1] for _ in range(4)] == ["running", "running", "running", "2"]
+
+    # The connection is lost before the answer: the old topics resume from the newest event, the added one from its own.
+    def lose() -> None:
+        status(5)
+        standin.drop()
+
+    standin.before_subscribed = lose
+    status(4)
+    assert asked(standin) == {"groups": {**base, "job_events": ["1", "2", "3", "4"]}, "since": "5-standin"}
+    resumed = asked(standin)
+    assert resumed["groups"] == {**base, "job_events": ["1", "2", "3"]}
+    assert resumed["since"] in {"5-standin", "6-standin"}, "the newest event that came before the loss"
+    added = asked(standin)
+    assert added["since"] == "5-standin"
+    assert added["groups"]["job_events"][:4] == ["1", "2", "3", "4"]
 
 
 def test_resumes(standin: StandIn, tails: list[Running]) -> None:

@@ -27,6 +27,11 @@ def loaded(folder: Path, mode: int, text: str = "", **flags: str) -> Loaded:
     [
         ("", {"jwt-secret-file": "SECRET"}, r"jwt\.secret_file = .*secret.*chmod"),
         ("", {"broker-password-file": "SECRET", "broker": "amqp://u@h/v"}, r"broker_password_file = .*secret.*chmod"),
+        ("", {"position-key-file": "SECRET", "broker": "amqp://u@h/v"}, r"position_key_file = .*secret.*chmod"),
+        ('[jwt]\njwks_url = "https://i.example/keys?key=canary"', {}, r"towerws\.toml: jwt\.jwks_url has a query.*chmod"),
+        ('[jwt]\njwks_url = "https://i.example/keys"', {}, None),
+        ("", {"jwt-jwks-url": "https://i.example/keys?key=canary"}, None),
+        ("", {"jwt-public-key-file": "SECRET"}, None),
         ('broker = "amqp://u:canary@h/v"', {}, r"towerws\.toml: holds the broker's password.*chmod"),
         ('broker = ["amqp://h/v", "amqp://u:canary@h/v"]', {}, r"towerws\.toml: holds"),
         ('broker = "amqp://h/v"', {}, None),
@@ -48,6 +53,27 @@ def test_secrets_that_everybody_can_read(
         (sentence,) = sentences
         assert re.search(said, sentence)
         assert "canary" not in sentence
+
+
+def test_files_that_everybody_can_change(tmp_path: Path) -> None:
+    """A file by which the daemon decides whom to trust is reported if other users may write to it, and so is the configuration."""
+    rows: list[tuple[str, dict[str, str], int, tuple[str, ...]]] = [
+        # name, flags, mode, what the sentences begin with
+        ("a secret", {"jwt-secret-file": "SECRET"}, 0o602, ("jwt.secret_file = ", "FILE: ")),
+        ("a public key", {"jwt-public-key-file": "SECRET"}, 0o646, ("jwt.public_key_file = ", "FILE: ")),
+        ("the authorities of a key set", {"jwt-jwks-ca-file": "SECRET"}, 0o602, ("jwt.jwks_ca_file = ", "FILE: ")),
+        ("the authorities of the API", {"tower-tls-ca": "SECRET"}, 0o602, ("tower.tls_ca = ", "FILE: ")),
+        ("the key of positions", {"position-key-file": "SECRET", "broker": "amqp://u@h/v"}, 0o602, ("position_key_file = ", "FILE: ")),
+        ("the configuration alone", {}, 0o602, ("FILE: ",)),
+        ("a group's file", {"jwt-secret-file": "SECRET"}, 0o660, ()),
+        ("a public key that all may read", {"jwt-public-key-file": "SECRET"}, 0o644, ()),
+    ]
+    for name, flags, mode, begins in rows:
+        sentences = list(exposure(loaded(tmp_path, mode, **flags), uid=1000))
+        shown = [sentence.replace(str(tmp_path / "towerws.toml"), "FILE") for sentence in sentences]
+        assert len(shown) == len(begins), name
+        assert all(sentence.startswith(begin) for sentence, begin in zip(shown, begins, strict=True)), (name, shown)
+        assert all("can change" in sentence and sentence.endswith("chmod o-w") for sentence in shown), name
 
 
 @pytest.mark.parametrize(("uid", "said"), [(0, True), (1, False), (1000, False), (65534, False)])

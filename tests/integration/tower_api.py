@@ -48,10 +48,10 @@ class Api(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_tower() -> Iterator[tuple[type[Api], str]]:
+def serve_tower(kind: type[Api] = Api) -> Iterator[tuple[type[Api], str]]:
     """The API's class, and its URL."""
 
-    class OwnApi(Api):
+    class OwnApi(kind):  # type: ignore[valid-type,misc]
         pass
 
     OwnApi.sessions, OwnApi.tokens, OwnApi.asked = {CANARY}, {OAUTH}, []

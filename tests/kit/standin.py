@@ -126,6 +126,7 @@ class StandIn:
         start = int(since.partition("-")[0]) if known else len(self.history)
         with self._lock:
             topics = [topic for topic in asked if topic not in self._deny]
+            added = set(topics) - set(self._clients[client])
             self._clients[client] = topics
             answer = {
                 "type": "subscribed",
@@ -135,10 +136,10 @@ class StandIn:
                 "groups_left": [],
                 "denied": [{"topic": topic, "reason": "not yours"} for topic in asked if topic in self._deny],
                 "position": since if known else self._position(),
-                "recovered": known,
+                "recovered": known if since else None,
             }
             self._send(client, json.dumps(answer))
             for index in range(start, len(self.history)):
-                if self.history[index][0] in topics:
+                if self.history[index][0] in added:
                     self._send(client, self._frame(index))
         self.requests.put(request)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
+from twisted.logger import Logger
 from twisted.protocols.policies import WrappingFactory
 
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, json_answer
@@ -15,6 +17,9 @@ MAX_PROBES = 32
 
 PROBE_S = 10
 """Seconds that a probe's connection may be silent."""
+
+REPORT_EVERY_S = 60.0
+"""Shortest time between two log lines about too many connections."""
 
 
 def healthy() -> Answer:
@@ -62,10 +67,31 @@ class _HealthSite(EndpointSite):
 
 
 class _ProbeLimit(WrappingFactory):
-    """Allows `MAX_PROBES` connections. One more is closed at once."""
+    """Allows `MAX_PROBES` connections. One more ends the oldest.
+
+    A probe is answered at once. So the oldest connection is that of a client that is silent or slow, and must not keep probes out: an
+    orchestrator would restart a daemon that is well.
+    """
 
     noisy = False
+    _log = Logger()
+    _reported_at = -inf
 
-    def buildProtocol(self, addr: Any) -> Any:
-        """Make the protocol of a connection, or return None at the limit."""
-        return super().buildProtocol(addr) if len(self.protocols) < MAX_PROBES else None
+    def registerProtocol(self, p: Any) -> None:
+        """Count a new connection."""
+        super().registerProtocol(p)
+        if len(self.protocols) > MAX_PROBES:
+            oldest = next(iter(self.protocols))
+            del self.protocols[oldest]
+            self._report()
+            oldest.transport.abortConnection()
+
+    def unregisterProtocol(self, p: Any) -> None:
+        """Forget a connection that is closed, or was ended as the oldest."""
+        self.protocols.pop(p, None)
+
+    def _report(self) -> None:
+        now = self.wrappedFactory.reactor.seconds()
+        if now - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = now
+            self._log.warn("the port for probes (health) has {most} connections: each further one ends the oldest", most=MAX_PROBES)

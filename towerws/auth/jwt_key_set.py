@@ -8,6 +8,9 @@ After a failed fetch there is none for a few seconds.
 
 An unknown `kid` causes a fetch, at most one in 10 s, since any client can write a token with a `kid`. Until the next fetch the key
 may be a new one, so the token is unavailable and not refused.
+
+A bad signature causes such a fetch, too. An issuer whose keys have no `kid`, or always the same one, may have replaced the key. Until
+the next fetch such a token is unavailable if its key has no `kid`. With a `kid` it is refused: the key that it names is known.
 """
 
 from __future__ import annotations
@@ -78,6 +81,10 @@ class Jwks:
         """Fires with the keys that may have signed such a token. Fails with `Unavailable` if they aren't known now."""
         return run(self._find(algorithm, kid))
 
+    def find_newer(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
+        """Fetch the keys again, if that is allowed now. Fires with those that may have signed a token with a bad signature."""
+        return run(self._find_newer(algorithm, kid))
+
     def stop(self) -> Deferred[None]:
         """Cancel a fetch in flight. Its callers get `Unavailable`. Fires when that is done."""
         self._stopped = True
@@ -100,6 +107,22 @@ class Jwks:
         if not found and self._failing:
             raise Unavailable("the token's key is not known, and the keys can't be fetched just now")
         return found
+
+    async def _find_newer(self, algorithm: str, kid: str | None) -> Sequence[Key]:
+        before = self._matching(algorithm, kid)
+        named = kid is not None or all(key.kid is not None for key in before)
+        if not before or (kid is None and named):  # no key at all, or a token that does not name one of the named keys
+            return ()
+        if self._fetching is None and self._clock.seconds() < self._next_unknown:
+            self.counts["limited"] += 1
+            if named:
+                return ()
+            raise Unavailable("the token's key may be a new one, and the keys were fetched a moment ago")
+        self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
+        await self._refresh()
+        if self._failing and not named:
+            raise Unavailable("the token's key may be a new one, and the keys can't be fetched just now")
+        return self._matching(algorithm, kid)
 
     def _matching(self, algorithm: str, kid: str | None) -> Sequence[Key]:
         now = self._clock.seconds()

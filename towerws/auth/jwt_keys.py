@@ -54,6 +54,12 @@ class KeySource(Protocol):
     def find(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
         """Fires with the keys that may have signed a token with this header. Fails with `Unavailable` if they can't be fetched."""
 
+    def find_newer(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
+        """Fires with the keys that replaced those of `find`, none of which signed the token. Fires with none if there are no newer ones.
+
+        Fails with `Unavailable` if there may be newer ones that can't be fetched now.
+        """
+
     def stop(self) -> Deferred[None]:
         """Close connections. Fires when that is done."""
 
@@ -67,6 +73,10 @@ class FileKeys:
     def find(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
         """Fires at once."""
         return succeed(tuple(key for key in self._keys if key.algorithm == algorithm))
+
+    def find_newer(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
+        """Fires with none: a file is read once."""
+        return succeed(())
 
     def stop(self) -> Deferred[None]:
         """Fires at once."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -26,6 +26,7 @@ from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, api_base, read_me, 
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential, token_credential
 from towerws.auth.tower_limits import SignInThrottle, handshake_wait_s
+from towerws.core.addresses import address_key
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import RecentRevocations, Revocation
@@ -282,12 +283,14 @@ class TowerMethod:
             return failure
 
         wait_s = handshake_wait_s(credential) - waited_s if kind is Kind.SIGN_IN else BACKGROUND_WAIT_S
-        question = self._question("/api/v2/me/", credential, caller, kind, wait_s)
+        # Each guess of a password is another credential, so their client is the address.
+        client = address_key(caller.address) if credential.account else key
+        question = self._question("/api/v2/me/", credential, caller, kind, wait_s, client)
         return self._calls.get(question, read_me).addCallbacks(valid, invalid)
 
-    def _question(self, path: str, credential: ApiCredential, caller: Caller, kind: Kind, wait_s: float) -> Question:
+    def _question(self, path: str, credential: ApiCredential, caller: Caller, kind: Kind, wait_s: float, client: Hashable) -> Question:
         headers = caller.headers() + credential.headers
-        return Question(self._base + path, headers, kind, caller.address, wait_s, password=bool(credential.account))
+        return Question(self._base + path, headers, kind, caller.address, wait_s, bool(credential.account), client)
 
     async def _ask_about(self, user: _CheckedUser, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
         """Ask a few questions at a time, so that one client's list leaves calls for the others."""
@@ -345,7 +348,7 @@ class TowerMethod:
                 self._valid.discard(user.key)
             return failure
 
-        question = self._question(path, user.credential, user.caller, Kind.OBJECT, BACKGROUND_WAIT_S)
+        question = self._question(path, user.credential, user.caller, Kind.OBJECT, BACKGROUND_WAIT_S, user.me.user_id)
         return self._calls.get(question, read_visible).addCallbacks(answered, ended)
 
 

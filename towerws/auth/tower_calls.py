@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -60,6 +60,8 @@ class Question:
     wait_s: float
     password: bool = False
     """Whether it has a password, which the API must hash."""
+    client: Hashable = None
+    """Tells the clients apart whose questions fail."""
 
 
 class _Call(Generic[T]):
@@ -244,9 +246,9 @@ class _Pool:
         if isinstance(result, Failure) and result.check(Unavailable) and (answer.status < 400 or answer.is_fault):
             self._note_failure(result.getErrorMessage())
         # A status below 500 may be caused by the client: a gateway redirects clients that it does not know, or shows its own page.
-        # No client may open the breaker for the others.
+        # So may a 5xx: AWX answers 500 for an object that it can't show. No client may open the breaker for the others.
         if answer.is_fault:
-            self._count_failure(call)
+            self._count_failure(call, by_client=True)
         elif self._breaker_of(call).succeeded():
             self._log.info("the Tower API answers again")
         self._end(call, result)
@@ -258,7 +260,7 @@ class _Pool:
             if call.late:
                 failure = Failure(Unavailable(f"the API did not answer within {self._deadline_s:g} s"))
             self._note_failure(failure.getErrorMessage())
-            self._count_failure(call)
+            self._count_failure(call, by_client=call.late)
         self._end(call, failure)
 
     def _expire(self, call: _Call[Any]) -> None:
@@ -294,8 +296,10 @@ class _Pool:
         self._failures += 1
         self._log.warning("the Tower API can't be asked: {why}", why=why)
 
-    def _count_failure(self, call: _Call[Any]) -> None:
-        if self._breaker_of(call).failed(self._clock.seconds()):
+    def _count_failure(self, call: _Call[Any], *, by_client: bool) -> None:
+        """Count a failure. `by_client`: the question of this client may have caused it."""
+        client = hash(call.question.client) if by_client else None
+        if self._breaker_of(call).failed(self._clock.seconds(), client):
             self._log.warning(
                 "the Tower API failed {failures} times in a row: it is asked once in {probe_s:g} s until it answers",
                 failures=self._settings.breaker_failures,

@@ -148,26 +148,32 @@ class FairQueue(Generic[T]):
 
 
 class CircuitBreaker:
-    """Admits all calls while it is closed. After `failures` in a row it opens, and admits one call per `probe_s` until one succeeds."""
+    """Admits all calls while it is closed. After `failures` in a row it opens, and admits one call per `probe_s` until one succeeds.
+
+    Failures that one client alone may have caused don't open it: an object that the API can't show, or is slow to show, must not stop
+    the questions of other clients.
+    """
 
     def __init__(self, failures: int, probe_s: float) -> None:
         self._limit = failures
         self._probe_s = probe_s
         self._failed = 0
+        self._clients: set[int | None] = set()  # those of the failures in a row, two of them at most
+        self._opened = False
         self._probe_at = 0.0
 
     @property
     def state(self) -> str:
         """`closed`, or `open` until a probe has succeeded."""
-        return "closed" if self._failed < self._limit else "open"
+        return "open" if self._opened else "closed"
 
     def is_open(self, now: float) -> bool:
         """Whether a call made now would fail at once."""
-        return self._failed >= self._limit and now < self._probe_at
+        return self._opened and now < self._probe_at
 
     def admit(self, now: float) -> bool:
         """Whether this call may be made. While the breaker is open, the admitted call is the probe."""
-        if self._failed < self._limit:
+        if not self._opened:
             return True
         if now < self._probe_at:
             return False
@@ -176,14 +182,22 @@ class CircuitBreaker:
 
     def succeeded(self) -> bool:
         """Count an answer. Return whether it closed an open breaker."""
-        closed = self._failed >= self._limit
+        closed, self._opened = self._opened, False
         self._failed = 0
+        self._clients.clear()
         return closed
 
-    def failed(self, now: float) -> bool:
-        """Count a failure. Return whether it opened the breaker. Later failures of earlier calls change nothing."""
+    def failed(self, now: float, client: int | None = None) -> bool:
+        """Count a failure. Return whether it opened the breaker. Later failures of earlier calls change nothing.
+
+        `client` names the client whose question failed. None: no client can have caused it, because the API can't be reached.
+        """
         self._failed += 1
-        if self._failed != self._limit:
+        if len(self._clients) < 2:
+            self._clients.add(client)
+        by_one_client = len(self._clients) == 1 and None not in self._clients
+        if self._opened or self._failed < self._limit or by_one_client:
             return False
+        self._opened = True
         self._probe_at = now + self._probe_s
         return True

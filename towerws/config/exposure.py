@@ -9,8 +9,11 @@ from pathlib import Path
 
 from towerws.config.load import Loaded
 
-SECRET_FILES = ("broker_password_file", "jwt.secret_file")
+SECRET_FILES = ("broker_password_file", "position_key_file", "jwt.secret_file")
 """The options that name a file with a secret in it."""
+
+TRUSTED_FILES = (*SECRET_FILES, "jwt.public_key_file", "jwt.jwks_ca_file", "tower.tls_ca", "tls_ca")
+"""The options that name a file by which the daemon decides whom to trust."""
 
 DEFAULT_PASSWORDS = ("", "guest")
 
@@ -21,10 +24,19 @@ def exposure(loaded: Loaded, uid: int | None = None) -> Iterator[str]:
         yield "it runs as root and doesn't need to: give it its own user (systemd/towerws.service has one)"
     for key in SECRET_FILES:
         path = str(loaded.by_key[key].value)
-        if path and _read_by_others(path):
+        if path and _others_may(path, stat.S_IROTH):
             yield f"{key} = {path!r}: every user of this machine can read it: chmod o-rwx"
-    if loaded.file and _holds_password(loaded) and _read_by_others(loaded.file):
-        yield f"{loaded.file}: holds the broker's password, and every user of this machine can read it: chmod o-rwx"
+    for key in TRUSTED_FILES:
+        path = str(loaded.by_key[key].value)
+        if path and _others_may(path, stat.S_IWOTH):
+            yield f"{key} = {path!r}: every user of this machine can change it, and so be whoever they like: chmod o-w"
+    if loaded.file and _others_may(loaded.file, stat.S_IWOTH):
+        yield f"{loaded.file}: every user of this machine can change the configuration: chmod o-w"
+    if loaded.file and _others_may(loaded.file, stat.S_IROTH):
+        if _holds_password(loaded):
+            yield f"{loaded.file}: holds the broker's password, and every user of this machine can read it: chmod o-rwx"
+        if _holds_key_of_url(loaded):
+            yield f"{loaded.file}: jwt.jwks_url has a query, and every user of this machine can read it: chmod o-rwx"
 
 
 def _holds_password(loaded: Loaded) -> bool:
@@ -35,8 +47,14 @@ def _holds_password(loaded: Loaded) -> bool:
     return any(url.password.reveal() not in DEFAULT_PASSWORDS for url in broker.urls)
 
 
-def _read_by_others(path: str) -> bool:
+def _holds_key_of_url(loaded: Loaded) -> bool:
+    """Whether the configuration file itself contains a key set's URL with a query, which may hold a key."""
+    setting = loaded.by_key["jwt.jwks_url"]
+    return "?" in str(setting.value) and setting.origin.startswith(loaded.file)
+
+
+def _others_may(path: str, right: int) -> bool:
     try:
-        return bool(Path(path).stat().st_mode & stat.S_IROTH)
+        return bool(Path(path).stat().st_mode & right)
     except (OSError, ValueError):  # another check reports a file that can't be read
         return False

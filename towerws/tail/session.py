@@ -90,6 +90,12 @@ class Tail:
         self._asked: tuple[str, ...] | None = None
         """Topics of the newest request on this connection."""
         self._awaiting_reply = False
+        self._held: tuple[str, ...] = ()
+        """Topics of the newest request that was answered."""
+        self._new_since: str | None = None
+        """Position of the first event that may have changed the topics. The added topics are replayed from it."""
+        self._asked_since: str | None = None
+        """The same position, of the newest request, until that is answered."""
         self._resuming = False
         self._denied: set[str] = set()
         self._was_online = False
@@ -104,6 +110,7 @@ class Tail:
         if self._ended:
             return
         self._asked, self._awaiting_reply = None, False
+        self._new_since = self._asked_since or self._new_since  # a request without an answer is sent again
         headers = {"Authorization": f"Bearer {self._options.token}"} if self._options.token else {}
         agent = f"towerws-tail/{__version__}"
         factory = _Factory(self._options.url, protocols=[SUBPROTOCOL], useragent=agent, headers=headers, reactor=self._reactor)
@@ -210,24 +217,39 @@ class Tail:
         self._subscribe()
 
     def _subscribe(self) -> None:
-        """Subscribe to the current topics, unless that was asked for. One request at a time: later changes go into the next one."""
+        """Subscribe to the current topics, unless that was asked for. One request at a time: later changes go into the next one.
+
+        A job's first lines may come before the daemon has asked AWX about the job. So added topics are replayed from the event that
+        added them.
+        """
+        if self._connection is None or self._awaiting_reply:
+            return
         topics = self._following.topics
-        if self._connection is None or self._awaiting_reply or topics == self._asked:
+        if self._asked is None and self._resuming and self._new_since is not None:
+            # First the topics of the lost connection, from its newest event. The added topics begin at an earlier position.
+            topics = tuple(topic for topic in topics if topic in self._held)
+        if topics == self._asked:
+            self._new_since = None
             return
         request: dict[str, object] = {"groups": as_groups(topics)}
-        if self._asked is None and self._resuming:
-            request["since"] = self._position
+        self._asked_since = None
+        if self._asked is None:
+            if self._resuming:
+                request["since"] = self._position
+        else:
+            if self._new_since is not None and not set(topics).issubset(self._held):
+                self._asked_since = request["since"] = self._new_since
+            self._new_since = None
         self._asked, self._awaiting_reply = topics, True
         self._connection.sendMessage(json.dumps(request).encode("ascii"))
 
     def _subscribed(self, frame: dict[str, Any], text: str) -> None:
-        self._awaiting_reply = False
+        self._awaiting_reply = self._resuming = False
+        self._held, self._asked_since = self._asked or (), None
         self._keep(frame["position"])
         self._say_denied(frame)
-        if self._resuming:
-            self._resuming = False
-            if frame["recovered"] is False:
-                self._say("events were missed: the daemon no longer holds them (recovered: false)")
+        if frame["recovered"] is False:  # null if the request had no `since`
+            self._say("events were missed: the daemon no longer holds them (recovered: false)")
         if self._lost:
             self._lost = False
             self._say("connected again")
@@ -265,6 +287,7 @@ class Tail:
             self._end(CLEAN)
             return
         self._following.saw(topic, payload)
+        self._new_since = self._new_since or frame["position"]
         self._subscribe()
 
     def _gap(self, frame: dict[str, Any], text: str) -> None:
