@@ -237,6 +237,8 @@ def test_a_full_peer_falls_behind_and_catches_up() -> None:
     assert peer.take() == payloads(live)
     counters = log.hub.counters
     assert (counters.fell_behind, counters.caught_up, counters.deliveries_out) == (1, 1, 4)
+    assert 0 < counters.replayed < counters.deliveries_out
+    assert counters.replayed_bytes > 0
 
 
 def test_the_others_do_not_notice_a_full_peer() -> None:

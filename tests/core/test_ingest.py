@@ -10,6 +10,7 @@ from tests.kit.fakes import FakePeer
 from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
+from towerws.core.histogram import SECONDS, Histogram
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import BATCH_BYTES, REPORT_EVERY_S, Ingest
@@ -798,3 +799,24 @@ def test_a_batch_before_the_log_flows_is_written_at_once() -> None:
     written: list[int] = []
     feed.ingest.end_batch(written.append)
     assert written == [0]
+
+
+def test_how_long_a_batch_took_is_measured_once_it_is_written() -> None:
+    """From the first message of the read, and from the end of the read. A batch for no client is not counted: it would hide the others."""
+    feed = Feed().start()
+    _, peer = feed.join(V1, "jobs.a")
+    feed.ingest.deliver("jobs.a", b"{}", 1, None)
+    feed.now += 0.02
+    feed.ingest.deliver("jobs.a", b"{}", 2, None)
+    feed.now += 0.02
+    feed.ingest.end_batch(_written)
+    feed.ingest.deliver("jobs.b", b"{}", 3, None)
+    feed.ingest.end_batch(_written)
+    feed.ingest.end_batch(_written)
+    assert len(peer.writes) == 1
+    delivery, write = feed.ingest.delivery_s.figures(), feed.ingest.write_s.figures()
+    assert (delivery["sum"], write["sum"]) == (0.04, 0.0)
+    assert delivery["buckets"] == Histogram(SECONDS).figures()["buckets"] | {f"{bound:g}": 1 for bound in SECONDS if bound >= 0.05} | {
+        "+Inf": 1
+    }
+    assert feed.hub.batch_sizes.figures()["sum"] == 2

@@ -17,6 +17,7 @@ from towerws.core.batch import PART_BYTES, Batch, Broadcast, route
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.frames import text_frame
+from towerws.core.histogram import BATCH, Histogram
 from towerws.core.history import History
 from towerws.core.requests import Request
 from towerws.core.subscribers import Hole, HubCounters, Peer, Subscriber
@@ -51,6 +52,8 @@ class Hub:
         """The holes before which a client may resume. It is told of each when it gets there."""
         self.subscribers: dict[Subscriber, None] = {}
         self.counters = HubCounters()
+        self.batch_sizes = Histogram(BATCH)
+        """The deliveries of a batch that have a subscriber."""
         self._broadcast = Broadcast(self.counters, call_soon, part_bytes)
         self.batch_bytes = 0
         """The payload bytes in the batch so far."""
@@ -161,6 +164,7 @@ class Hub:
         batches: list[Batch[Subscriber]] = []
         if self._batch:
             batches = [route(self._batch, by_topic, dialect) for dialect, by_topic in self._by_topic.items() if by_topic]
+            self.batch_sizes.observe(len(self._batch))
             self._batch.clear()
             self.batch_bytes = 0
             self.counters.batches += 1
@@ -187,6 +191,8 @@ class Hub:
             if sent:
                 subscriber.cursor = piece[-1]
                 self.counters.deliveries_out += len(piece)
+                self.counters.replayed += len(piece)
+                self.counters.replayed_bytes += len(data)
             subscriber.peer.await_drain()
             return len(data) if sent else 0
         if holes:

@@ -19,6 +19,7 @@ from functools import partial
 
 from towerws.core.deliveries import BEFORE, MARKER_TOPIC, Delivery, Fingerprint, Marker, parse_position
 from towerws.core.errors import BadDelivery
+from towerws.core.histogram import SECONDS, Histogram
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.payload import check_payload, is_plain_object
@@ -79,6 +80,10 @@ class Ingest:
         self.on_position_asked: Callable[[], None] = _do_nothing
         self.on_joinable: Callable[[], None] = _do_nothing
         """Set by the service. Called when a client that subscribes from now on misses nothing. It may be called more than once."""
+        self.delivery_s = Histogram(SECONDS)
+        """From the first message of a read to the last write of its batch. A message of the same read waited no longer."""
+        self.write_s = Histogram(SECONDS)
+        """From the end of a read to the last write of its batch."""
         self.received = 0
         self.duplicates = 0
         self.markers = 0
@@ -142,18 +147,23 @@ class Ingest:
 
     def end_batch(self, on_written: Callable[[int], None]) -> None:
         """Flush the batch, and drop what is too old. `on_written` gets the bytes that were written since the last batch."""
-        self._now = None
-        self._history.trim(self._clock())
+        read_at, self._now = self._now, None
+        now = self._clock()
+        self._history.trim(now)
         if self.history_complete:
-            self._hub.flush(partial(self._report_written, on_written))
+            self._hub.flush(partial(self._report_written, on_written, read_at, now))
             if self._waiters:
                 newest = self.newest
                 self._waiters.judge(upto=-1 if newest is None else newest)
         else:
             on_written(0)
 
-    def _report_written(self, on_written: Callable[[int], None]) -> None:
+    def _report_written(self, on_written: Callable[[int], None], read_at: float | None, flushed_at: float) -> None:
         before, self._bytes_out = self._bytes_out, self._hub.counters.bytes_out
+        if read_at is not None and self._bytes_out != before:
+            now = self._clock()
+            self.write_s.observe(now - flushed_at)
+            self.delivery_s.observe(now - read_at)
         on_written(self._bytes_out - before)
 
     @property

@@ -39,6 +39,9 @@ class HubCounters:
     """Deliveries written to connections. A delivery counts once for each connection that got it."""
     bytes_out: int = 0
     """The bytes of their frames, without those that were replayed from history."""
+    replayed: int = 0
+    """Those of the deliveries that came from history."""
+    replayed_bytes: int = 0
     fell_behind: int = 0
     caught_up: int = 0
     resumed: int = 0
