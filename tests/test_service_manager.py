@@ -5,14 +5,14 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.base import ReactorBase
 from twisted.internet.error import ConnectionDone
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
+from twisted.logger import ILogObserver, globalLogPublisher
 from twisted.python.failure import Failure
 
 from towerws.service_manager import START_S, STATUS_CHARACTERS, STATUS_S, ServiceManager
@@ -78,9 +78,10 @@ def lines() -> Iterator[list[str]]:
     def observe(event: Any) -> None:
         found.append(event["log_format"].format(**event))
 
-    globalLogPublisher.addObserver(observe)
+    observer = cast("ILogObserver", observe)
+    globalLogPublisher.addObserver(observer)
     yield found
-    globalLogPublisher.removeObserver(observe)
+    globalLogPublisher.removeObserver(observer)
 
 
 Made = Callable[..., tuple[ServiceManager, Daemon, Clock]]

@@ -114,10 +114,9 @@ def _listen(reactor: Any, description: str, factory: Any) -> IListeningPort:
     if address.kind == "unix":
         with _socket_file(Path(address.path)):
             return _open(reactor, _lockfile.sub("", description) + ":lockfile=0", factory)
-    port = _open(reactor, description, factory)
     if address.kind == "systemd":
-        _check_socket(port, address.systemd_domain)
-    return port
+        _check_socket(reactor, description.removeprefix("haproxy:"), address.systemd_domain)
+    return _open(reactor, description, factory)
 
 
 def _open(reactor: Any, description: str, factory: Any) -> IListeningPort:
@@ -142,12 +141,14 @@ def _handed_over(environ: Mapping[str, str]) -> str:
     return f"; it handed over {', '.join(names.split(':'))!r}" if names else ""
 
 
-def _check_socket(port: Any, domain: str) -> None:
-    """Raise `OSError` if a socket of systemd's can't be served as `domain`. Twisted would accept it, and fail at each client."""
-    with socket.socket(fileno=os.dup(port.fileno())) as handed_over:
-        family = FAMILIES.get(handed_over.family, str(handed_over.family))
+def _check_socket(reactor: Any, description: str, domain: str) -> None:
+    """Raise `OSError` if a socket of systemd's can't be served as `domain`. Twisted would accept some, and fail at each client."""
+    with suppress(IndexError, KeyError), socket.socket(fileno=os.dup(serverFromString(reactor, description).fileno)) as handed_over:
         if not handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError(errno.EINVAL, "systemd's socket does not listen for connections; use ListenStream= and Accept=no in the socket unit")
+            raise OSError(
+                errno.EINVAL, "systemd's socket does not listen for connections; use ListenStream= and Accept=no in the socket unit"
+            )
+        family = FAMILIES.get(handed_over.family, str(handed_over.family))
         if family != domain:
             raise OSError(errno.EINVAL, f"systemd's socket is of the domain {family}; write domain={family}, or change ListenStream=")
 

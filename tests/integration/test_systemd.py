@@ -1,4 +1,4 @@
-"""The units of `systemd/`, checked by systemd's own programs, and a real daemon with a service manager's socket, sockets and credentials."""
+"""The units of `systemd/`, checked by systemd's own programs. A real daemon gets a notify socket, listening sockets and credentials."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import jwt
 import pytest
@@ -22,9 +23,9 @@ from private_rabbitmq import PrivateRabbit, free_port
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from tests.broker.test_endpoint import certificate
 from tests.integration.conftest import NO_SYSTEMD, require
 from tests.integration.test_start_and_stop import ROOT, TWISTD, V1, Process, make, tcp
-from tests.integration.test_websocket_transports import certificate
 from tests.kit.daemon import DEADLINE_S, Daemon
 from towerws.listening import EXIT_BAD_CONFIG, LISTEN_S
 from towerws.service import STOP_GRACE_S
@@ -99,7 +100,7 @@ def test_the_user_and_the_folders(tmp_path: Path) -> None:
         pytest.skip("only root makes users")
     root = tmp_path / "root"
     (root / "etc" / "towerws").mkdir(parents=True)
-    secrets = [path for path in re.findall(r"^#LoadCredential=[^:]+:(\S+)$", UNIT, re.MULTILINE)]
+    secrets = re.findall(r"^#LoadCredential=[^:]+:(\S+)$", UNIT, re.MULTILINE)
     for path in ("/etc/towerws/towerws.toml", *secrets):
         (root / path[1:]).write_text("")
     run("systemd-sysusers", f"--root={root}", SHIPPED / "towerws.sysusers.conf")
@@ -113,7 +114,7 @@ def test_the_user_and_the_folders(tmp_path: Path) -> None:
     assert rights == {
         "/etc/towerws": ("0o750", 0, gid),
         "/etc/towerws/towerws.toml": ("0o640", 0, gid),
-        **{path: ("0o600", 0, 0) for path in secrets},
+        **dict.fromkeys(secrets, ("0o600", 0, 0)),
     }
     assert len(secrets) == 4
 
@@ -157,7 +158,7 @@ class Manager:
             return True
         return False
 
-    def __enter__(self) -> Manager:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -176,7 +177,7 @@ WATCHDOG_S = 1.5
 
 @pytest.fixture
 def watched(manager: Manager) -> dict[str, str]:
-    """The environment that systemd gives a service of `Type=notify` with a watchdog. (WATCHDOG_PID has its own test.)"""
+    """The environment that systemd gives a service of `Type=notify` with a watchdog. WATCHDOG_PID has its own test."""
     return {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
 
 
@@ -317,7 +318,8 @@ def activated(folder: Path, listen: str, *flags: str, endpoint: str) -> Iterator
 
 def shipped_endpoint(domain: str) -> str:
     """The endpoint that the socket unit's comment tells for this domain."""
-    return next(text for text in re.findall(r'listen = "(.*?)"', (SHIPPED / "towerws.socket").read_text()) if f"domain={domain}:" in text)
+    told: list[str] = re.findall(r'listen = "(.*?)"', (SHIPPED / "towerws.socket").read_text())
+    return next(text for text in told if f"domain={domain}:" in text)
 
 
 @pytest.mark.parametrize(("domain", "host"), [("INET", "127.0.0.1"), ("INET6", "[::1]")])
@@ -354,8 +356,8 @@ def test_a_socket_unit_that_does_not_fit(tmp_path: Path, flags: list[str], endpo
 
 def test_a_socket_unit_with_accept(tmp_path: Path) -> None:
     """Accept=yes hands over a connection instead of the socket that listens."""
-    port, said = free_port(), ""
-    with activated(tmp_path, f"127.0.0.1:{port}", "--accept", "--fdname=websocket", endpoint="systemd:domain=INET:name=websocket") as (_, log):
+    port, said, flags = free_port(), "", ("--accept", "--fdname=websocket")
+    with activated(tmp_path, f"127.0.0.1:{port}", *flags, endpoint="systemd:domain=INET:name=websocket") as (_, log):
         with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as client:
             assert client.recv(1) == b""
         said = log.read_text()
@@ -390,19 +392,18 @@ def test_secrets_and_tls_from_credentials(tmp_path: Path, credentials: Path) -> 
     """A client with a token that the secret signed connects over TLS. The daemon does not warn that others can read the files."""
     secret, port = b"0123456789abcdef" * 2, free_port()
     (credentials / "jwt-secret").write_bytes(secret)
-    pem = certificate(tmp_path)
-    (credentials / "tls.pem").write_bytes(pem.read_bytes())
+    chain, key = certificate(tmp_path)
+    (credentials / "tls.pem").write_bytes(key.read_bytes() + chain.read_bytes())
     environ = environment(credentials, "jwt-secret", "tls.pem")
     environ["TOWERWS_LISTEN"] = environ["TOWERWS_LISTEN"].replace("8051", str(port)) + ":interface=127.0.0.1"
     process = Process(tmp_path, "--auth", "jwt", "--jwt-algorithms", "HS256", environ=environ)
     try:
         process.start().runs()
         token = jwt.encode({"sub": "ada", "exp": int(time.time()) + 60}, secret, "HS256")
-        trust = ssl.create_default_context(cafile=str(pem))
+        trust = ssl.create_default_context(cafile=str(chain))
         with connect(
             f"wss://127.0.0.1:{port}/websocket/",
             ssl=trust,
-            server_hostname="127.0.0.1",
             subprotocols=[V1],
             additional_headers={"Authorization": f"Bearer {token}"},
         ) as client:
@@ -438,5 +439,5 @@ def test_a_credential_that_is_missing(tmp_path: Path, credentials: Path) -> None
     finally:
         process.clean_up()
     (line,) = process.output.splitlines()
-    assert f"jwt-secret" in line
+    assert "jwt-secret" in line
     assert "can't be read: No such file or directory" in line
