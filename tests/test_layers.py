@@ -37,6 +37,7 @@ EDGES = {
     "publisher": ["commands.publisher"],
     "tail": ["tail.session"],
     "logs": ["logs"],
+    "service_manager": ["service_manager"],
     "sockets": ["sockets"],
     "terminal": ["commands.terminal"],
     "websocket": ["protocol", "websocket.*"],

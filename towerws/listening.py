@@ -18,7 +18,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +39,9 @@ LISTEN_S = 30.0
 PAUSE_S = 0.5
 
 NOT_HANDED_OVER = "systemd has handed over no such socket (start towerws by its socket unit, and compare the index or name)"
+
+FAMILIES = {socket.AF_INET: "INET", socket.AF_INET6: "INET6", socket.AF_UNIX: "UNIX"}
+"""systemd's sockets by the `domain` of their endpoint."""
 
 _MAY_PASS = frozenset(
     {
@@ -111,6 +114,8 @@ def _listen(reactor: Any, description: str, factory: Any) -> IListeningPort:
     if address.kind == "unix":
         with _socket_file(Path(address.path)):
             return _open(reactor, _lockfile.sub("", description) + ":lockfile=0", factory)
+    if address.kind == "systemd":
+        _check_socket(reactor, description.removeprefix("haproxy:"), address.systemd_domain)
     return _open(reactor, description, factory)
 
 
@@ -120,7 +125,7 @@ def _open(reactor: Any, description: str, factory: Any) -> IListeningPort:
     try:
         serverFromString(reactor, description).listen(factory).addCallbacks(ports.append, failures.append)
     except (IndexError, KeyError):  # Twisted raises these for a socket that systemd didn't pass
-        raise OSError(errno.EBADF, NOT_HANDED_OVER) from None
+        raise OSError(errno.EBADF, NOT_HANDED_OVER + _handed_over(os.environ)) from None
     except Exception as error:  # noqa: BLE001 - systemd passed a descriptor that is no listening socket, or of another family
         raise OSError(errno.EINVAL, str(error) or type(error).__name__) from None
     if ports:
@@ -128,6 +133,24 @@ def _open(reactor: Any, description: str, factory: Any) -> IListeningPort:
     cause: Any = failures[0].value
     cause = getattr(cause, "socketError", cause)
     raise cause if isinstance(cause, OSError) else OSError(errno.EINVAL, str(cause) or type(cause).__name__)
+
+
+def _handed_over(environ: Mapping[str, str]) -> str:
+    """Return the names of the sockets that systemd handed over, for an error text. Twisted leaves this variable in the environment."""
+    names = environ.get("LISTEN_FDNAMES", "")
+    return f"; it handed over {', '.join(names.split(':'))!r}" if names else ""
+
+
+def _check_socket(reactor: Any, description: str, domain: str) -> None:
+    """Raise `OSError` if a socket of systemd's can't be served as `domain`. Twisted would accept some, and fail at each client."""
+    with suppress(IndexError, KeyError), socket.socket(fileno=os.dup(serverFromString(reactor, description).fileno)) as handed_over:
+        if not handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(
+                errno.EINVAL, "systemd's socket does not listen for connections; use ListenStream= and Accept=no in the socket unit"
+            )
+        family = FAMILIES.get(handed_over.family, str(handed_over.family))
+        if family != domain:
+            raise OSError(errno.EINVAL, f"systemd's socket is of the domain {family}; write domain={family}, or change ListenStream=")
 
 
 @contextmanager

@@ -21,7 +21,11 @@ from towerws.core.settings import Settings
 from towerws.listening import EXIT_BAD_CONFIG
 from towerws.logs import forward_library_logs, make_observer, open_output
 from towerws.process import Signals, collect_rarely
-from towerws.service import TowerwsService
+from towerws.service import STOP_GRACE_S, TowerwsService
+from towerws.service_manager import ServiceManager
+
+STOP_MARGIN_S = 5.0
+"""Seconds that the process may take to end after its own deadline for a stop. Then systemd kills it."""
 
 _unknown_flag = re.compile(r"option --(\S+) not recognized").fullmatch
 _short_flag = re.compile(r"option --(\S+) not a unique prefix").fullmatch
@@ -135,9 +139,34 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
         signals = Signals(reactor, service.stop_now)
         signals.install()
         service.ending = lambda: signals.ending
+        tell_service_manager(service, options.settings, os.environ, reactor)
         if options.parent is not None:
             service.log_observer = _log_observer(options.settings, options.parent, reactor)
     return service
+
+
+def tell_service_manager(service: TowerwsService, settings: Settings, environ: Mapping[str, str], reactor: Any) -> None:
+    """Tell systemd how this daemon is, if it wants to know (`Type=notify`).
+
+    It is ready when it accepts clients, with or without its broker. A broker that is away would otherwise end the start after the unit's
+    TimeoutStartSec=, and with it the connections that wait for that broker.
+    """
+
+    def status() -> str:
+        source, clients = service.source_status(), f"{len(service.websockets.connections)} clients"
+        if not source.ready:
+            return f"not ready: {source.reason or source.state.value}; {clients}"
+        markers = source.details.get("markers")
+        lag_s = markers.get("lag_s") if isinstance(markers, dict) else None
+        return f"ready; {clients}" if lag_s is None else f"ready; {clients}; lag {lag_s:.3f} s"
+
+    ServiceManager(
+        environ,
+        reactor,
+        accepting=lambda: not service.websockets.accept_throttle.holding,
+        status=status,
+        stop_s=settings.websocket.drain_s + STOP_GRACE_S + STOP_MARGIN_S,
+    ).install()
 
 
 def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:

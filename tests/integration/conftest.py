@@ -26,6 +26,10 @@ NO_REDIS = "Redis is not installed"
 NO_PYTHON = "this Python is missing"
 NO_LANGUAGE = "this language is missing"
 NO_FAIL2BAN = "fail2ban is not installed"
+NO_SYSTEMD = "systemd's programs are not installed"
+NO_HAPROXY = "HAProxy is not installed"
+NO_CADDY = "Caddy is not installed"
+NO_SUPERVISOR = "supervisord is not installed"
 
 PARTS = {
     NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
@@ -37,6 +41,10 @@ PARTS = {
         "apt-get install nodejs npm golang-go default-jdk-headless librabbitmq-client-java php-cli php-amqplib",
     ),
     NO_FAIL2BAN: ("FAIL2BAN", "apt-get install fail2ban"),
+    NO_SYSTEMD: ("SYSTEMD", "apt-get install systemd"),
+    NO_HAPROXY: ("HAPROXY", "apt-get install haproxy"),
+    NO_CADDY: ("CADDY", "apt-get install caddy"),
+    NO_SUPERVISOR: ("SUPERVISORD", "apt-get install supervisor"),
     NO_PYTHON: ("OLD PYTHONS", "pyenv install 3.6 3.7 3.8 3.9 3.10 3.11 3.12 3.13"),
 }
 

@@ -1,0 +1,142 @@
+"""Tells the service manager (systemd) about the daemon: `READY`, `STATUS`, `STOPPING` and `WATCHDOG` of sd_notify(3).
+
+Each message is one datagram to the socket that `NOTIFY_SOCKET` names. The watchdog pings come from a timer of the reactor. If the reactor
+hangs, the pings stop, and systemd ends and restarts the daemon after the unit's `WatchdogSec=`.
+
+There is no library for this here. sdnotify 0.3.2 and systemd-watchdog 1.0 send on a blocking socket, so a service manager that does not
+read would block the reactor. The first one hides every error, the second one raises them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.logger import Logger
+
+STATUS_S = 5.0
+"""Interval between two checks for a new status text. `systemctl status` shows the text."""
+
+START_S = 0.1
+"""Interval between two checks while clients aren't accepted yet. Other units wait for `READY`."""
+
+PINGS = 3
+"""Pings within one timeout of the watchdog. sd_watchdog_enabled(3) recommends at least two."""
+
+STATUS_CHARACTERS = 200
+"""Longest status text."""
+
+
+class ServiceManager:
+    """Sends the messages. Without `NOTIFY_SOCKET` in `environ` it does nothing.
+
+    `accepting` tells whether the daemon accepts clients: from then on it is `READY`. `status` returns the status text. `stop_s` is the time
+    that a stop may take, in seconds.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, environ: Mapping[str, str], reactor: Any, *, accepting: Callable[[], bool], status: Callable[[], str], stop_s: float
+    ) -> None:
+        self._environ = environ
+        self._reactor = reactor
+        self._accepting = accepting
+        self._status = status
+        self._stop_s = stop_s
+        self._socket: socket.socket | None = None
+        self._address = ""
+        self._watchdog_s: float | None = None
+        self._ready = False
+        self._sent_status = ""
+        self._said = ""
+        self._call: Any = None
+
+    def install(self) -> None:
+        """Send messages from the moment that the reactor runs until the process ends."""
+        if self._environ.get("NOTIFY_SOCKET"):
+            self._reactor.callWhenRunning(self.start)
+            # Before twistd's own trigger, which stops the service: triggers of a phase run in the order of their registration.
+            self._reactor.addSystemEventTrigger("before", "shutdown", self.stopping)
+
+    def start(self) -> None:
+        """Start the timer. Called after twistd has forked, because `WATCHDOG_PID` is compared with this process."""
+        name = self._environ.get("NOTIFY_SOCKET", "")
+        if name[:1] not in ("/", "@") or len(name) < 2:
+            self._log.warn(
+                "NOTIFY_SOCKET = {name!r}: must be an absolute path, or an abstract name that begins with @; the service manager is told "
+                "nothing",
+                name=name,
+            )
+            return
+        self._address = f"\0{name[1:]}" if name[0] == "@" else name
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._watchdog_s = self._read_watchdog()
+        self._tick()
+
+    def stopping(self) -> None:
+        """Say that the stop has begun, and how long it may take at most. The pings go on."""
+        # The extension keeps systemd from killing a daemon whose `websocket.drain_s` is above the unit's TimeoutStopSec=.
+        self._send("STOPPING=1", f"STATUS={self._status_text()}", f"EXTEND_TIMEOUT_USEC={int(self._stop_s * 1e6)}")
+
+    def close(self) -> None:
+        """Stop the timer and close the socket."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _read_watchdog(self) -> float | None:
+        """Return the timeout of the watchdog in seconds. None: it is off, or watches another process."""
+        text, pid = self._environ.get("WATCHDOG_USEC", ""), self._environ.get("WATCHDOG_PID", "")
+        if not text or (pid and pid != str(os.getpid())):
+            return None
+        if not (text.isascii() and text.isdecimal() and int(text) > 0):
+            self._log.warn("WATCHDOG_USEC = {text!r}: must be a whole number of microseconds above 0; no watchdog ping is sent", text=text)
+            return None
+        return int(text) / 1e6
+
+    def _tick(self) -> None:
+        # The next call and the ping come first: an exception below must not end the pings.
+        self._call = self._reactor.callLater(self._period(), self._tick)
+        if self._watchdog_s is not None:
+            self._send("WATCHDOG=1")
+        messages = []
+        if not self._ready and self._accepting():
+            messages.append("READY=1")
+        status = self._status_text()
+        if status != self._sent_status:
+            messages.append(f"STATUS={status}")
+        if messages and self._send(*messages):
+            self._ready = self._ready or "READY=1" in messages
+            self._sent_status = status
+
+    def _period(self) -> float:
+        longest = STATUS_S if self._ready else START_S
+        return longest if self._watchdog_s is None else min(longest, self._watchdog_s / PINGS)
+
+    def _status_text(self) -> str:
+        return " ".join(self._status().split())[:STATUS_CHARACTERS]
+
+    def _send(self, *messages: str) -> bool:
+        """Send one datagram, and return whether that succeeded. Each reason of a failure is logged once."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.sendto("\n".join(messages).encode(), self._address)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason != self._said:
+                self._said = reason
+                self._log.warn(
+                    "NOTIFY_SOCKET = {name!r}: can't tell the service manager: {reason}; trying again",
+                    name=self._environ["NOTIFY_SOCKET"],
+                    reason=reason,
+                )
+            return False
+        self._said = ""
+        return True
