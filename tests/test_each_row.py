@@ -86,6 +86,20 @@ def test_each_row_has_its_own() -> None:
     assert log == ["closed [1]", "closed [2]", "closed [3]"]
 
 
+def test_a_row_that_hangs_is_the_last() -> None:
+    """The timeout of pytest-timeout ends the test, and the report names the row. No later row runs without a bound."""
+    seen = []
+
+    @each_row("number", [1, 2, 3])
+    def hangs(number: int) -> None:
+        seen.append(number)
+        if number == 2:
+            pytest.fail("Timeout (>120.0s) from pytest-timeout.")
+
+    assert "\n  [2] Failed: Timeout (>120.0s) from pytest-timeout." in failure(hangs)
+    assert seen == [1, 2]
+
+
 @each_row("name", ["same", "same"])
 def test_each_row_has_an_empty_folder(tmp_path: Path, name: str) -> None:
     """A file of one row is not there for the next."""

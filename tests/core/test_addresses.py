@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.addresses import Proxies, address_key, forwarded_nodes, read_node
 
 CHAIN = Proxies(["10.0.0.0/8", "192.0.2.7", "fd00::/8"])
@@ -16,7 +17,7 @@ def client_of(proxies: Proxies, peer: str, x_forwarded_for: str | None, forwarde
     return proxies.client(peer, forwarded_nodes(x_forwarded_for, forwarded))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("peer", "header", "client"),
     [
         ("10.0.0.1", "203.0.113.5", "203.0.113.5"),
@@ -64,7 +65,7 @@ def test_whose_address_counts(peer: str, header: str | None, client: str) -> Non
     assert client_of(CHAIN, peer, header) == client
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("header", "client"),
     [
         ("for=192.0.2.60", "192.0.2.60"),
@@ -158,7 +159,7 @@ def test_a_chain_of_proxies_is_walked(forged: list[object], client: object, prox
         assert client_of(CHAIN, "10.0.0.1", header) == str(client)
 
 
-@pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy.example.com", "", "10.0.0.0/33", "*"])
+@each_row("text", ["10.0.0.1/8", "proxy.example.com", "", "10.0.0.0/33", "*"])
 def test_what_is_no_network(text: str) -> None:
     """A name, or a network with host bits set, is a mistake that is said."""
     with pytest.raises(ValueError, match=r".*"):

@@ -5,11 +5,11 @@ import time
 import zlib
 from pathlib import Path
 
-import pytest
 from autobahn.websocket.compress_deflate import PerMessageDeflate
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.deflate import WINDOW_BITS, Deflater, deflated, is_extension_list, negotiate
 from towerws.core.deliveries import Delivery
 from towerws.core.frames import text_frame
@@ -31,7 +31,7 @@ def inflate(frame: bytes, window_bits: int = WINDOW_BITS) -> bytes:
     return inflater.decompress(payload + b"\x00\x00\xff\xff")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("offers", "answer"),
     [
         ("permessage-deflate", PLAIN_ANSWER),
@@ -73,7 +73,7 @@ def test_negotiation(offers: str, answer: str | None) -> None:
     assert negotiate(offers) == answer
 
 
-@pytest.mark.parametrize("header", ["", " ", ",", "foo", "foo, bar;a;b=c", 'foo;a="b" , bar', "x-webkit-deflate-frame"])
+@each_row("header", ["", " ", ",", "foo", "foo, bar;a;b=c", 'foo;a="b" , bar', "x-webkit-deflate-frame"])
 def test_what_is_a_list_of_extensions(header: str) -> None:
     """RFC 6455 section 9.1, with empty elements."""
     assert is_extension_list(header)

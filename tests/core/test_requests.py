@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.errors import BadRequest
 from towerws.core.requests import (
     MAX_BRACKETS,
@@ -46,7 +47,7 @@ def code(text: str, max_topics: int = 1000) -> str:
     return caught.value.code
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "expected"),
     [
         ("", "not_json"),
@@ -104,7 +105,7 @@ def test_what_can_not_be_followed_as_a_whole_is_refused_by_a_code(text: str, exp
     assert code(text) == expected
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "expected"),
     [
         ("[" * MESSAGE_BYTES, "too_deep"),
@@ -164,7 +165,7 @@ def test_utf_16_is_not_json() -> None:
     assert code('{"groups": {}}'.encode("utf-16-le").decode()) == "not_json"
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         '{"groups": {"jobs": ["' + "[" * 100 + '"]}}',
@@ -200,7 +201,7 @@ def test_a_request_is_read() -> None:
     assert parse('{"groups": {"notes": ["\\u0061"]}, "id": "\\ud83d\\ude80"}') == Request(("notes.a",), request_id="\U0001f680")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("item", "topics"),
     [
         ("42", ("job_events.42",)),
@@ -242,7 +243,7 @@ def test_an_item_is_an_id_or_it_is_left_out(item: str, topics: tuple[str, ...]) 
     assert len(request.denied) == (0 if topics else 1)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("group", "item", "shown"),
     [
         ("job_events", None, Denied("job_events", "None", "an event is a word or a number")),
@@ -325,9 +326,7 @@ def test_a_token_is_read_and_not_shown() -> None:
     assert "canary" not in repr(message)
 
 
-@pytest.mark.parametrize(
-    ("payload", "is_binary", "said"), [(b"{}", True, "binary"), (b'{"a": "\xff"}', False, "not_json"), (b"[", False, "not_json")]
-)
+@each_row(("payload", "is_binary", "said"), [(b"{}", True, "binary"), (b'{"a": "\xff"}', False, "not_json"), (b"[", False, "not_json")])
 def test_bytes_that_are_no_message(payload: bytes, is_binary: bool, said: str) -> None:
     """What is not text in UTF-8 is refused by its code before it is read any further."""
     with pytest.raises(BadRequest) as caught:

@@ -45,7 +45,7 @@ def each_row(
     names: str | Sequence[str],
     rows: Iterable[Any],
     *,
-    ids: Sequence[str] | Callable[[Any], object] | None = None,
+    ids: Iterable[object] | Callable[[Any], object] | None = None,
     **fresh: Callable[[], AbstractContextManager[Any]],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run a test once for each row, in one item. All rows are checked. The failure names each row that fails.
@@ -71,11 +71,13 @@ def each_row(
     return decorate
 
 
-def _rows(columns: list[str], rows: list[Any], ids: Sequence[str] | Callable[[Any], object] | None) -> Iterator[Row]:
+def _rows(columns: list[str], rows: list[Any], ids: Iterable[object] | Callable[[Any], object] | None) -> Iterator[Row]:
     if not rows:
         raise TypeError("a table without rows checks nothing")
-    if isinstance(ids, Sequence) and len(ids) != len(rows):
-        raise TypeError(f"{len(rows)} rows have {len(ids)} ids")
+    of_values = ids if callable(ids) else None
+    of_rows = None if ids is None or callable(ids) else [str(each) for each in ids]
+    if of_rows is not None and len(of_rows) != len(rows):
+        raise TypeError(f"{len(rows)} rows have {len(of_rows)} ids")
     for number, row in enumerate(rows):
         marked = isinstance(row, tuple) and hasattr(row, "marks")  # pytest.param
         if marked and row.marks:
@@ -83,10 +85,8 @@ def _rows(columns: list[str], rows: list[Any], ids: Sequence[str] | Callable[[An
         values = tuple(row.values) if marked else (row,) if len(columns) == 1 else tuple(row)
         if len(values) != len(columns):
             raise TypeError(f"row {number} has {len(values)} values for {', '.join(columns)}")
-        name = row.id if marked else ids[number] if isinstance(ids, Sequence) else None
-        yield Row(
-            name or "-".join(_name(value, ids if callable(ids) else None) for value in values), dict(zip(columns, values, strict=True))
-        )
+        name = row.id if marked else None if of_rows is None else of_rows[number]
+        yield Row(name or "-".join(_name(value, of_values) for value in values), dict(zip(columns, values, strict=True)))
 
 
 def _name(value: Any, ids: Callable[[Any], object] | None) -> str:
@@ -109,7 +109,7 @@ def _one_test(table: _Table) -> Callable[..., Any]:
         async def in_reactor(*args: Any, **fixtures: Any) -> None:
             failures: list[tuple[str, BaseException]] = []
             for number, row in enumerate(table.rows):
-                with _noted(row, failures), ExitStack() as leave:
+                with _noted(row, failures, len(table.rows)), ExitStack() as leave:
                     await test(*args, **_arguments(table, number, fixtures, leave))
             _report(failures, len(table.rows))
 
@@ -119,7 +119,7 @@ def _one_test(table: _Table) -> Callable[..., Any]:
         def at_once(*args: Any, **fixtures: Any) -> None:
             failures: list[tuple[str, BaseException]] = []
             for number, row in enumerate(table.rows):
-                with _noted(row, failures), ExitStack() as leave:
+                with _noted(row, failures, len(table.rows)), ExitStack() as leave:
                     answer = test(*args, **_arguments(table, number, fixtures, leave))
                     assert answer is None, "a test returns nothing: an awaitable would never run"
             _report(failures, len(table.rows))
@@ -143,11 +143,13 @@ def _arguments(table: _Table, number: int, fixtures: dict[str, Any], leave: Exit
 
 
 @contextmanager
-def _noted(row: Row, failures: list[tuple[str, BaseException]]) -> Iterator[None]:
+def _noted(row: Row, failures: list[tuple[str, BaseException]], count: int) -> Iterator[None]:
     try:
         yield
     except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 # the other rows are checked, and then the test fails
         failures.append((row.name, error))
+        if "from pytest-timeout" in str(error):  # it bounds the whole test, and only once: the next row could hang without an end
+            _report(failures, count)
 
 
 def _report(failures: list[tuple[str, BaseException]], count: int) -> None:
