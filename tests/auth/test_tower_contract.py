@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from tests.auth.tower_kit import Lines, head, logged, run
 from tests.broker.test_endpoint import until
 from tests.kit.fake_tower import FakeTower, User
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.http_head import Head
@@ -77,7 +78,8 @@ def cookie(session: str) -> Head:
     return head(cookie=f"csrftoken=canary-csrf; sessionid=canary-{session}")
 
 
-@pytest.mark.parametrize(
+@run
+@each_row(
     "brought",
     [
         cookie("ada"),
@@ -91,7 +93,6 @@ def cookie(session: str) -> Head:
         head(cookie="other=x; awx_sessionid=canary-other; sessionid=canary-ada"),
     ],
 )
-@run
 async def test_each_credential_is_known_to_the_api(brought: Head) -> None:
     """Each credential that AWX accepts admits its user (contract 3.1)."""
     async with site() as made:
@@ -102,8 +103,8 @@ async def test_each_credential_is_known_to_the_api(brought: Head) -> None:
         assert made.tower.paths() == ["/api/v2/me/"]
 
 
-@pytest.mark.parametrize("name", ["awx_sessionid", "awxsessionid", "sessionid"])
 @run
+@each_row("name", ["awx_sessionid", "awxsessionid", "sessionid"])
 async def test_whatever_the_session_cookie_is_called(name: str) -> None:
     """The cookie and `session_key` work with each name that AWX has given its cookie."""
     async with site() as made:
@@ -112,10 +113,8 @@ async def test_whatever_the_session_cookie_is_called(name: str) -> None:
         assert (await made.enter(head("session_key=canary-bob"))).user_id == 8
 
 
-@pytest.mark.parametrize(
-    "brought", [cookie("gone"), head("token=canary-gone"), head(authorization="Basic Y2FuYXJ5Ong="), head(cookie="token=canary")]
-)
 @run
+@each_row("brought", [cookie("gone"), head("token=canary-gone"), head(authorization="Basic Y2FuYXJ5Ong="), head(cookie="token=canary")])
 async def test_what_the_api_does_not_know_is_refused(brought: Head) -> None:
     """A credential that has ended or never existed is `Refused` (403). Old pages that retry cost one question."""
     async with site() as made:
@@ -139,11 +138,11 @@ async def test_objects_are_whom_the_api_shows_them_to() -> None:
         assert made.tower.paths() == []
 
 
-@pytest.mark.parametrize(
+@run
+@each_row(
     "fault",
     ["slow", "hang", "stall", "302", "301", "500", "502", "503", "404", "429", "malformed", "garbage", "huge", "cut", "close", "refuse"],
 )
-@run
 async def test_every_fault_is_unavailable_and_passes(fault: str) -> None:
     """With any fault of the API a handshake is `Unavailable` within the deadline. It succeeds when the API works again (promise 28)."""
     async with site(deadline_s=0.3) as made:
