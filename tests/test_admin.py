@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges
 from towerws.admin import AdminSite, PageContent
 from towerws.admin.endpoint import DISCARDED_BODIES
@@ -124,6 +126,13 @@ def admin(make: Edges) -> Admin:
     return Admin(make)
 
 
+@contextmanager
+def admin_port() -> Iterator[Admin]:
+    """The same for one row of a table."""
+    with edges() as maker:
+        yield Admin(maker)
+
+
 def test_health_and_figures(admin: Admin) -> None:
     """Health, readiness and status are JSON, are never cached, and don't name the software."""
     assert admin.ask("GET", "/healthz").json == {"healthy": True}
@@ -188,7 +197,7 @@ def test_publish(admin: Admin) -> None:
     assert admin.ask("POST", "/publish", b'{"group": "job_events", "event": 42, "payload": {}}').status == 202
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "status", "word"),
     [
         (b"", 400, "payload"),
@@ -214,6 +223,7 @@ def test_publish(admin: Admin) -> None:
         (b'{"topic": "control.limit_reached", "payload": {}}', 400, "never forwarded"),
         (b'{"topic": "a.b", "payload": {"x": "' + b"y" * LIMIT + b'"}}', 413, "too large"),
     ],
+    admin=admin_port,
 )
 def test_bad_publications(admin: Admin, body: bytes, status: int, word: str) -> None:
     """An invalid publication is refused with one line that has the reason."""
@@ -232,7 +242,7 @@ def test_publish_without_embedded_source(admin: Admin) -> None:
     assert "exchange" in reply.error
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("done", "status", "answer"),
     [
         (Disconnection(3), 202, {"disconnected": 3}),
@@ -257,6 +267,7 @@ def test_publish_without_embedded_source(admin: Admin) -> None:
             },
         ),
     ],
+    admin=admin_port,
 )
 def test_disconnect(admin: Admin, done: Disconnection, status: int, answer: object) -> None:
     """The answer has the number closed here, and whether the other daemons know. A script sees it by the status."""
@@ -310,8 +321,8 @@ def test_bad_revocations(admin: Admin) -> None:
     assert admin.revocations == []
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/status", "/publish", "/disconnect"])
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"])
+@each_row("path", ["/", "/healthz", "/readyz", "/status", "/publish", "/disconnect"])
+@each_row("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"], admin=admin_port)
 def test_methods(admin: Admin, path: str, method: str) -> None:
     """Each path takes one method. Any other is a 405 in JSON that names it."""
     right = "POST" if path in ("/publish", "/disconnect") else "GET"
@@ -334,7 +345,7 @@ def test_head(admin: Admin) -> None:
     assert admin.ask("HEAD", "/publish").status == 405
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/healthz/x", "/%00", "/../etc/passwd", "/publish%2f", "//x", "/static/live.html"])
+@each_row("path", ["/nothing", "/healthz/x", "/%00", "/../etc/passwd", "/publish%2f", "//x", "/static/live.html"], admin=admin_port)
 def test_nothing_there(admin: Admin, path: str) -> None:
     """Any other path is a 404 in JSON, for any method."""
     for method in ("GET", "POST"):
@@ -342,7 +353,7 @@ def test_nothing_there(admin: Admin, path: str) -> None:
     assert admin.ask("HEAD", path).status == 404
 
 
-@pytest.mark.parametrize(
+@each_row(
     "origin",
     [
         "http://evil.example",
@@ -354,6 +365,7 @@ def test_nothing_there(admin: Admin, path: str) -> None:
         "\xff",
         "http://127.0.0.1:9051@evil.example",
     ],
+    admin=admin_port,
 )
 def test_foreign_origin(admin: Admin, origin: str) -> None:
     """A page of another site can't make a browser publish here, or read anything."""
@@ -368,14 +380,14 @@ def test_own_origin(admin: Admin) -> None:
     assert admin.ask("GET", "/status", Origin="http://127.0.0.1:9051").status == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example:9051", "evil.example", "localhost.evil.example", "[", "\xff", "127.0.0.1.evil.example"])
+@each_row("host", ["evil.example:9051", "evil.example", "localhost.evil.example", "[", "\xff", "127.0.0.1.evil.example"], admin=admin_port)
 def test_name_that_points_here(admin: Admin, host: str) -> None:
     """On loopback a foreign name that points here gets nothing (DNS rebinding), with or without a matching Origin."""
     assert admin.ask("GET", "/status", Host=host).status == 403
     assert admin.ask("POST", "/publish", b"{}", Host=host, Origin=f"http://{host}").status == 403
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:9051", "127.0.0.1:9051", "[::1]:9051", "LOCALHOST"])
+@each_row("host", ["localhost", "localhost:9051", "127.0.0.1:9051", "[::1]:9051", "LOCALHOST"], admin=admin_port)
 def test_own_names(admin: Admin, host: str) -> None:
     """Addresses and localhost pass, with any port that a tunnel gave them."""
     assert admin.ask("GET", "/status", Host=host).status == 200
@@ -452,7 +464,7 @@ def test_fault_of_ours(admin: Admin, make: Edges) -> None:
     assert "canary" in logged
 
 
-@pytest.mark.parametrize(
+@each_row(
     "raw",
     [
         b"\r\n\r\n",
@@ -470,6 +482,7 @@ def test_fault_of_ours(admin: Admin, make: Edges) -> None:
         b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\n{}",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
+    admin=admin_port,
 )
 def test_no_traceback(admin: Admin, raw: bytes) -> None:
     """No input makes a traceback, in an answer or in the log."""

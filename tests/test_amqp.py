@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from tests.kit.fake_amqp import FakeBroker, Peer, Publication, RecordingSink, ack
+from tests.kit.rows import each_row
 from towerws.amqp import AmqpSource
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.core.deliveries import Marker
@@ -165,7 +166,7 @@ class TestStreamStart:
         assert house.state() is SourceState.CONSUMING
         assert [call[0] for call in house.sink.calls] == ["deliver"] * 3 + ["caught_up"]
 
-    @pytest.mark.parametrize("silent", [("130s",), ("130s", "10s")])
+    @each_row("silent", [("130s",), ("130s", "10s")])
     def test_silence_is_no_completeness(self, silent: tuple[str, ...]) -> None:
         """However long nothing comes, history is not complete, and no client is told that it is (C3)."""
         house = House()
@@ -268,7 +269,7 @@ class TestStreamStart:
         house.until(lambda: house.state() is SourceState.CONSUMING, within_s=10)
         assert house.sink.named("caught_up") == [("caught_up",)]
 
-    @pytest.mark.parametrize("refusal", ["permission", "alarm"])
+    @each_row("refusal", ["permission", "alarm"])
     def test_without_markers_the_first_new_message_takes_their_place(self, refusal: str) -> None:
         """The source is not ready, and gives the reason. The first message that the scout gets shows where the new messages begin."""
         house = House(silence_s=1000)
@@ -367,7 +368,7 @@ class TestResume:
         assert house.state() is SourceState.CONSUMING
         assert house.sink.named("rewind") == [("rewind", None)]
 
-    @pytest.mark.parametrize("silent_s", [0.5, 1.5, 8, 50])
+    @each_row("silent_s", [0.5, 1.5, 8, 50])
     def test_silence_after_a_failure_decides_nothing(self, silent_s: float) -> None:
         """The broker's data is late, by any time: no gap, nothing twice, nothing missing (C1)."""
         house = House().consuming()
@@ -409,7 +410,7 @@ class TestResume:
         assert [call[0] for call in calls] == ["deliver", "rewind", "hole", "deliver"]
         assert calls[1:3] == [("rewind", None), ("hole", 0)]
 
-    @pytest.mark.parametrize("messages", [0, 1, 2, 3, 4, 50])
+    @each_row("messages", [0, 1, 2, 3, 4, 50])
     def test_a_stream_that_was_made_again_by_others(self, messages: int) -> None:
         """The new log is shorter, as long, or longer. Our marker at a lower offset, or other content, shows that it is new (C1, C7)."""
         house = House().consuming()
@@ -546,7 +547,7 @@ class TestJumps:
         assert [call[2] for call in house.sink.named("deliver")] == [b"a", b"b"]
         assert house.sink.named("hole") == []
 
-    @pytest.mark.parametrize("left_out", [2, 7, 1000])
+    @each_row("left_out", [2, 7, 1000])
     def test_a_jump_with_nothing_lost_stays_silent(self, left_out: int) -> None:
         """The stream begins at a lower offset: nothing was trimmed, for any size of the jump."""
         house = House().consuming()
@@ -698,7 +699,7 @@ class TestBinding:
         house.until(lambda: house.source.status().ready, within_s=30)
         assert house.sink.calls == [("caught_up",)]
 
-    @pytest.mark.parametrize("hosts", [("one",), ("one", "two")], ids=["one host", "two hosts"])
+    @each_row("hosts", [("one",), ("one", "two")], ids=["one host", "two hosts"])
     def test_a_new_connection_is_no_proof_that_anything_is_heard(self, hosts: tuple[str, ...]) -> None:
         """A daemon that gets no markers tries again. It stays at 503 however often it connects, until a marker comes back (C13)."""
         clock = Clock()
@@ -833,9 +834,7 @@ class TestQueueMode:
         ]
         assert house.sink.offsets == [1, 2, 3]
 
-    @pytest.mark.parametrize(
-        ("version", "mode"), [("3.10.8", "stream"), ("3.9.0", "stream"), ("4.1.0", "stream"), ("3.8.35", "queue"), ("?", "queue")]
-    )
+    @each_row(("version", "mode"), [("3.10.8", "stream"), ("3.9.0", "stream"), ("4.1.0", "stream"), ("3.8.35", "queue"), ("?", "queue")])
     def test_auto_looks_at_the_version_first(self, version: str, mode: str) -> None:
         """Streams came with 3.9. An older broker, or one that names no version, gets a queue."""
         house = House()
@@ -1036,7 +1035,7 @@ DAMAGED = {
 class TestPoisonHeaders:
     """Pitfall F10."""
 
-    @pytest.mark.parametrize("name", HARMLESS)
+    @each_row("name", HARMLESS)
     def test_what_pika_cannot_decode_is_no_harm(self, name: str) -> None:
         """A header that would end pika's connection is not decoded: the message and its neighbours arrive."""
         house = House().consuming()
@@ -1049,7 +1048,7 @@ class TestPoisonHeaders:
         assert house.sink.offsets == [first, first + 1, first + 2]
         assert house.source.counters["failures"] == 0
 
-    @pytest.mark.parametrize("name", DAMAGED)
+    @each_row("name", DAMAGED)
     def test_a_damaged_header_costs_its_own_message(self, name: str) -> None:
         """A delivery whose header has no readable offset is counted, skipped and acknowledged. Nothing is fetched again."""
         house = House().consuming()
@@ -1090,8 +1089,8 @@ STEPS = {
 class TestSilence:
     """Pitfalls F1 and F12."""
 
-    @pytest.mark.parametrize("step", STEPS)
-    @pytest.mark.parametrize("consume", ["queue", "stream"])
+    @each_row("step", STEPS)
+    @each_row("consume", ["queue", "stream"])
     def test_a_mute_broker_costs_one_deadline(self, step: str, consume: str) -> None:
         """Silence at any step ends the attempt within attempt_s and aborts the transport, and the other host is tried."""
         clock = Clock()
@@ -1162,7 +1161,7 @@ class TestSilence:
 class TestFailures:
     """Pitfalls F11 and F13."""
 
-    @pytest.mark.parametrize(
+    @each_row(
         ("step", "code", "text", "hint"),
         [
             (
@@ -1381,7 +1380,7 @@ class TestStop:
         assert house.broker.peer.transport.aborted
         assert house.clock.getDelayedCalls() == []
 
-    @pytest.mark.parametrize("when", ["idle", "connecting", "handshake", "topology", "backoff", "stopped"])
+    @each_row("when", ["idle", "connecting", "handshake", "topology", "backoff", "stopped"])
     def test_from_every_state(self, when: str) -> None:
         """stop fires in every state. After it nothing is attempted, and start has no effect."""
         house = House(consume="queue")

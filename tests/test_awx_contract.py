@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
 from twisted.internet import reactor as _reactor
 
 from tests.auth.tower_kit import run
 from tests.broker.test_endpoint import until
 from tests.kit.fake_tower import FakeTower, User
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, PING, PONG, Client, Edge, edges, frame, request, text
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.core.errors import CloseReason
@@ -82,10 +82,8 @@ async def site(**settings: Any) -> AsyncIterator[Site]:
 # 1.1, 1.4: the opening
 
 
-@pytest.mark.parametrize(
-    "path", ["/websocket/", "/websocket", "/api/websocket/", "/jobs/playbook/1/output/websocket/", "/websocket/?session_key=ada"]
-)
 @run
+@each_row("path", ["/websocket/", "/websocket", "/api/websocket/", "/jobs/playbook/1/output/websocket/", "/websocket/?session_key=ada"])
 async def test_paths(path: str) -> None:
     """Contract 1.1 URL, query string, 1.4.1, 1.4.5: any path that ends with the segment `websocket`. The first frame names the user."""
     async with site() as made:
@@ -95,15 +93,16 @@ async def test_paths(path: str) -> None:
         assert b"Sec-WebSocket-Extensions" not in client.response
 
 
-@pytest.mark.parametrize("path", ["/websocket/broadcast/", "/websocket/relay/"])
 @run
+@each_row("path", ["/websocket/broadcast/", "/websocket/relay/"])
 async def test_other_paths(path: str) -> None:
     """Contract 1.1 other paths: the path that AWX's nodes use among each other gets a 404."""
     async with site() as made:
         assert (await made.open(path=path)).status == 404
 
 
-@pytest.mark.parametrize(
+@run
+@each_row(
     "lines",
     [
         ['Cookie: awx_sessionid="ada";csrftoken=t0ken'],
@@ -112,7 +111,6 @@ async def test_other_paths(path: str) -> None:
     ],
     ids=["awxkit", "browser", "bearer"],
 )
-@run
 async def test_clients(lines: list[str]) -> None:
     """Contract 1.1 cookies, Origin, 3.4: awxkit writes `http` into Origin over TLS too, so the scheme does not matter."""
     async with site() as made:
@@ -121,8 +119,8 @@ async def test_clients(lines: list[str]) -> None:
         await made.enter(*lines)
 
 
-@pytest.mark.parametrize("lines", [["Cookie: sessionid=gone; csrftoken=t0ken"], ["Cookie: csrftoken=t0ken"], ["User-Agent: x"]])
 @run
+@each_row("lines", [["Cookie: sessionid=gone; csrftoken=t0ken"], ["Cookie: csrftoken=t0ken"], ["User-Agent: x"]])
 async def test_a_bad_credential(lines: list[str]) -> None:
     """Contract 1.2 bad credential, 1.4.2, 1.4.3: HTTP 403 before the upgrade."""
     async with site() as made:
@@ -131,8 +129,8 @@ async def test_a_bad_credential(lines: list[str]) -> None:
         assert made.edge.factory.opened == 0
 
 
-@pytest.mark.parametrize("fault", ["slow", "hang", "500", "502", "302", "malformed", "cut", "close", "refuse"])
 @run
+@each_row("fault", ["slow", "hang", "500", "502", "302", "malformed", "cut", "close", "refuse"])
 async def test_an_api_that_cannot_be_asked(fault: str) -> None:
     """Contract 1.4.4, 3.2: 5xx, a redirect, silence, invalid answers and no listener give HTTP 503, never 403."""
     async with site(deadline_s=0.2) as made:
@@ -238,8 +236,8 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize(("message", "error"), [row[1:] for row in ODD], ids=[row[0] for row in ODD])
 @run
+@each_row(("message", "error"), [row[1:] for row in ODD], ids=[row[0] for row in ODD])
 async def test_odd_messages(message: Any, error: str) -> None:
     """Contract 1.2 XRF, value not a list, 1.3, 1.4.6, 1.4.7: one error frame. The socket and its subscriptions stay."""
     async with site() as made:
@@ -275,8 +273,8 @@ ITEMS = [
 ]
 
 
-@pytest.mark.parametrize(("group", "item", "joins"), [row[1:] for row in ITEMS], ids=[row[0] for row in ITEMS])
 @run
+@each_row(("group", "item", "joins"), [row[1:] for row in ITEMS], ids=[row[0] for row in ITEMS])
 async def test_items(group: str, item: Any, joins: bool) -> None:
     """Contract 1.3, 1.4.8, 3.3 control: an invalid item gets its own error. The other items of the request are handled."""
     async with site() as made:
@@ -350,8 +348,8 @@ async def test_pings_and_no_age() -> None:
         assert answered > 4000
 
 
-@pytest.mark.parametrize("end", ["restart", "credential"])
 @run
+@each_row("end", ["restart", "credential"])
 async def test_no_close_is_1000(end: str) -> None:
     """Contract 1.4.14: a restart is 1012, an ended credential 1008. 1000 is never sent: React takes it as final."""
     async with site() as made:

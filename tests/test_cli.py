@@ -6,20 +6,20 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 from private_rabbitmq import free_port
 
 from tests.commands.test_publisher import Admin
 from tests.commands.test_tail import TOWERWS
 from tests.kit.daemon import DEADLINE_S
+from tests.kit.rows import each_row
 from towerws import __version__
 from towerws.cli import main
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-@pytest.mark.parametrize(
+@each_row(
     "arguments", [["--help"], ["-h"], ["demo", "--help"], ["tail", "-h"], ["config", "--help"], ["check", "--help"], ["publish", "-h"]]
 )
 def test_help(arguments: list[str]) -> None:
@@ -29,7 +29,7 @@ def test_help(arguments: list[str]) -> None:
     assert "Usage:" in result.output
 
 
-@pytest.mark.parametrize("command", ["check", "config", "demo", "publish", "tail"])
+@each_row("command", ["check", "config", "demo", "publish", "tail"])
 def test_help_teaches(command: str) -> None:
     """Each command's help has examples and exit codes, and fits a terminal of 80 columns."""
     shown = CliRunner().invoke(main, [command, "--help"], env={"COLUMNS": "80"}).output
@@ -38,7 +38,7 @@ def test_help_teaches(command: str) -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("columns", ["80", "100"])
+@each_row("columns", ["80", "100"])
 def test_summaries_are_whole(columns: str) -> None:
     """The list of commands has a whole sentence for each (findings O14)."""
     shown = CliRunner().invoke(main, ["--help"], env={"COLUMNS": columns}).output
@@ -52,7 +52,7 @@ def test_version() -> None:
     assert __version__ in CliRunner().invoke(main, ["--version"]).output
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "text"),
     [
         (["demo", "--rate", "0"], "--rate"),
@@ -87,7 +87,7 @@ def test_demo_plays_to_a_daemon() -> None:
     assert admin.bodies[0][1]["topic"] == "jobs.status_changed"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@each_row("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_ends_cleanly(number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM end the demo with exit code 0. A terminal shows a counter before."""
     admin = Admin()

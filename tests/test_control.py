@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import logged, now
+from tests.kit.rows import each_row
 from towerws.control import ANSWER_S, INTRODUCE_EVERY_S, LEAVE_S, MAX_WAITING, REPORT_EVERY_S, Control
 from towerws.core.control_messages import MAX_DAEMONS, PRESENT_S, ControlMarker, DaemonName, Done, Leaving, parse_control, revocation_id
 from towerws.core.errors import BrokerError
@@ -86,7 +86,7 @@ def test_a_revocation_from_here_is_followed_at_once_and_told_the_others() -> Non
     assert house.clock.getDelayedCalls() == []
 
 
-@pytest.mark.parametrize("error", [BrokerError("connecting: refused"), ValueError("a bug")])
+@each_row("error", [BrokerError("connecting: refused"), ValueError("a bug")])
 def test_others_that_are_not_told(error: Exception) -> None:
     """The answer and the log have the reason, and local connections stay ended. Only a bug has a traceback."""
     house = House().knows(OTHER)
@@ -103,8 +103,8 @@ def test_others_that_are_not_told(error: Exception) -> None:
 EVIDENCE = ["confirm", "own", "other", "third"]
 
 
-@pytest.mark.parametrize("order", [EVIDENCE, EVIDENCE[::-1], ["own", "other", "confirm", "third"], ["third", "confirm", "other", "own"]])
-@pytest.mark.parametrize("missing", [None, *EVIDENCE])
+@each_row("order", [EVIDENCE, EVIDENCE[::-1], ["own", "other", "confirm", "third"], ["third", "confirm", "other", "own"]])
+@each_row("missing", [None, *EVIDENCE])
 def test_the_evidence_that_all_were_told(order: list[str], missing: str | None) -> None:
     """The confirm, the message itself and each daemon's answer, in any order. If one is missing, the result is false, with its name."""
     house = House().knows(OTHER, THIRD)
@@ -326,7 +326,7 @@ def test_messages_of_any_producer() -> None:
     assert lines.texts == ["disconnect session 5e55, by a control message: 2 connections ended here"]
 
 
-@pytest.mark.parametrize("body", [b"", b"canary", b"{}", b'{"user": 7, "canary": 1}', b"\xff", b"[" * 8000, b'{"user": 7}' + b" " * 9000])
+@each_row("body", [b"", b"canary", b"{}", b'{"user": 7, "canary": 1}', b"\xff", b"[" * 8000, b'{"user": 7}' + b" " * 9000])
 def test_garbage_is_counted_and_harmless(body: bytes) -> None:
     """One line in a minute gives the length and the rule, and repeats none of it. The next valid message is followed."""
     house = House()

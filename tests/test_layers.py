@@ -8,7 +8,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-import pytest
+from tests.kit.rows import each_row
 
 PACKAGE = Path(__file__).parents[1] / "towerws"
 
@@ -73,7 +73,7 @@ MODULES = {
 CORE = sorted(name for name in MODULES if any(fnmatch(name, pattern) for pattern in PLAIN))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@each_row("name", MODULES)
 def test_each_module_imports_only_what_its_layer_may(name: str) -> None:
     """Core imports core. An edge imports no other edge. Only wiring imports wiring."""
     room = _room(name)
@@ -85,15 +85,13 @@ def test_each_module_imports_only_what_its_layer_may(name: str) -> None:
         assert _room(imported) in allowed, f"{name} ({room}) imports {imported} ({_room(imported)})"
 
 
-@pytest.mark.parametrize("name", CORE)
+@each_row("name", CORE)
 def test_core_has_no_clock_and_no_io(name: str) -> None:
     """Core gets the time and the data as arguments, so that tests need no waiting and no network."""
     assert not _libraries(name) & {"asyncio", "os", "select", "socket", "subprocess", "threading", "time"}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MODULES if name not in {"amqp", "commands.publisher"} and not name.startswith("broker.")]
-)
+@each_row("name", [name for name in MODULES if name not in {"amqp", "commands.publisher"} and not name.startswith("broker.")])
 def test_pika_stays_in_its_edges(name: str) -> None:
     """Only the broker's package and the publisher know the AMQP library."""
     assert "pika" not in _libraries(name)

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from tests.auth.tower_kit import FakeFetcher, me
 from tests.kit.bystanders import Bystanders
 from tests.kit.hostile_heads import LISTED, PAGE_ORIGINS, PageOrigin
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Edge, Edges, SlowMethod, close, edges, frame, request, text
 from towerws.auth.open import Open
 from towerws.auth.tower import TowerMethod
@@ -51,7 +52,7 @@ def test_slow_heads(make: Edges) -> None:
     others.alone()
 
 
-@pytest.mark.parametrize(
+@each_row(
     "pieces",
     [
         [b"GET /websocket/ HTTP/1.1\r\nX: " + b"a" * 16_384],
@@ -61,6 +62,7 @@ def test_slow_heads(make: Edges) -> None:
         [b"GET /websocket/ HTTP/1.1\r\n" + b"\r\n".join(b"X:" for _ in range(6000))],
     ],
     ids=["endless", "endless in pieces", "10,000 headers", "101 headers", "6,000 headers without an end"],
+    make=edges,
 )
 def test_huge_heads(make: Edges, pieces: list[bytes]) -> None:
     """Promise 19: an endless head, or one with 10,000 headers, gets 431. Its connection is gone within the linger time."""
@@ -74,7 +76,7 @@ def test_huge_heads(make: Edges, pieces: list[bytes]) -> None:
     others.alone()
 
 
-@pytest.mark.parametrize("talks", [False, True], ids=["silent", "talking"])
+@each_row("talks", [False, True], ids=["silent", "talking"], make=edges)
 def test_never_reads(make: Edges, talks: bool) -> None:
     """Promises 20 and 22: a client that never reads 1 MB/s costs at most its bound. It is aborted when it answers no ping.
 
@@ -147,7 +149,7 @@ def test_ping_flood(make: Edges) -> None:
     others.alone()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("first", "rest"),
     [
         (frame(TEXT, fin=False), frame(CONTINUATION, fin=False) * 1000),
@@ -157,6 +159,7 @@ def test_ping_flood(make: Edges) -> None:
         (frame(TEXT, raw=60_000), b"x" * 100),
     ],
     ids=["empty", "two bytes", "half a frame", "never finished", "trickling"],
+    make=edges,
 )
 def test_fragment_flood(make: Edges, first: bytes, rest: bytes) -> None:
     """Promise 25: after 64 fragments or 10 s it gets 1008. At most 128 KiB were held for it at any time."""
@@ -175,8 +178,8 @@ def test_fragment_flood(make: Edges, first: bytes, rest: bytes) -> None:
     others.alone()
 
 
-@pytest.mark.parametrize(
-    "offer", ["permessage-deflate", "permessage-deflate; server_max_window_bits=9", "permessage-bzip2, x-webkit-deflate-frame"]
+@each_row(
+    "offer", ["permessage-deflate", "permessage-deflate; server_max_window_bits=9", "permessage-bzip2, x-webkit-deflate-frame"], make=edges
 )
 def test_no_compression(make: Edges, offer: str) -> None:
     """Promise 27: no offer of compression is accepted, and a compressed bomb gets 1002 without being inflated."""
@@ -234,9 +237,7 @@ def test_an_api_that_is_down(make: Edges) -> None:
     others.alone()
 
 
-@pytest.mark.parametrize(
-    "more", [request("/b/websocket/", v1=True), text({"groups": {}}), b"x" * 1024**2], ids=["request", "frames", "1 MiB"]
-)
+@each_row("more", [request("/b/websocket/", v1=True), text({"groups": {}}), b"x" * 1024**2], ids=["request", "frames", "1 MiB"], make=edges)
 def test_one_opening(make: Edges, more: bytes) -> None:
     """Promise 29: bytes sent while the credential is checked are no second opening: one check, one 101, the first identity."""
 
@@ -272,7 +273,7 @@ class Browser(Open):
         return succeed(self._identity)
 
 
-@pytest.mark.parametrize("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
+@each_row("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}", make=edges)
 def test_origins(make: Edges, page: PageOrigin) -> None:
     """Promise 31: the table of origins under each policy, with a cookie and without. With the check off all pages connect."""
     lines = [f"Host: {page.host}", *([] if page.origin is None else [f"Origin: {page.origin}"])]
@@ -428,7 +429,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@each_row("name", BOMBS, make=edges)
 def test_json_bombs(make: Edges, name: str) -> None:
     """Promise 35: it gets an error, subscribes to nothing and causes no traceback. The next request is handled."""
     edge = make()

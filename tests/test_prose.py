@@ -9,6 +9,8 @@ from pathlib import Path
 import prose
 import pytest
 
+from tests.kit.rows import each_row
+
 RULES = prose.read_rules()
 
 LONG = " ".join(["word"] * 36) + "."
@@ -23,7 +25,7 @@ def _found(tmp_path: Path, name: str, source: str) -> list[tuple[int, str]]:
     return [(finding.line, finding.rule) for finding in prose.check([path], RULES, tmp_path)]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "rules"),
     [
         ("The hub drops the subscriber.", []),
@@ -115,7 +117,7 @@ def test_a_docstring_may_hold_code(tmp_path: Path) -> None:
     assert _found(tmp_path, "x.py", source) == []
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "source", "lines"),
     [
         ("run.sh", '#!/bin/sh\n# asked anew\nsay "the broker is asked anew in $seconds seconds"\necho "#desk"\n', [2, 3]),

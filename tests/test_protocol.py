@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.defer import fail
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import (
     CLOSE,
     CONTINUATION,
@@ -36,10 +37,8 @@ INVALID_CODES = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999
 # Closing
 
 
-@pytest.mark.parametrize(
-    "code", [None, 1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3001, 3999, 4000, 4001, 4999]
-)
-@pytest.mark.parametrize("reason", [b"", "grund f\u00fcr alles".encode()])
+@each_row("code", [None, 1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3001, 3999, 4000, 4001, 4999])
+@each_row("reason", [b"", "grund f\u00fcr alles".encode()], make=edges)
 def test_client_closes(make: Edges, code: int | None, reason: bytes) -> None:
     """Findings P6: a client's close is answered with its own code, or without one. The connection ends without a reset."""
     edge = make()
@@ -111,8 +110,8 @@ def test_answering_pings_stays(make: Edges) -> None:
     assert len({ping[12:] for ping in answered}) == len(answered), "behind time and number stand random bytes"
 
 
-@pytest.mark.parametrize("reason", list(CloseReason))
-@pytest.mark.parametrize("v1", [False, True])
+@each_row("reason", list(CloseReason))
+@each_row("v1", [False, True], make=edges)
 def test_server_closes(make: Edges, reason: CloseReason, v1: bool) -> None:
     """The server's close has the reason's code, never 1000. A v1 client is told before whether and when to reconnect."""
     edge = make()
@@ -254,7 +253,7 @@ def test_fragmented_message(make: Edges) -> None:
     assert client.control(PONG) == [b"p"]
 
 
-@pytest.mark.parametrize("payload", [b"", b"ab"])
+@each_row("payload", [b"", b"ab"], make=edges)
 def test_fragment_flood(make: Edges, payload: bytes) -> None:
     """More than 64 fragments in a message get 1008, even empty ones. The rest of the flood is not kept."""
     edge = make()
@@ -358,7 +357,7 @@ def test_unsolicited_pongs(make: Edges) -> None:
     assert client.close_code() == 1008
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("raw", "code"),
     [
         (frame(TEXT, b"x", masked=False), 1002),
@@ -388,6 +387,7 @@ def test_unsolicited_pongs(make: Edges) -> None:
         (frame(TEXT, b"\xed\xa0\x80"), 1007),
         (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), 1007),
     ],
+    make=edges,
 )
 def test_violations(make: Edges, raw: bytes, code: int) -> None:
     """A violation of RFC 6455 is closed with its code. The connection is gone after the linger time at the latest."""

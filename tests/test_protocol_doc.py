@@ -4,8 +4,7 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
+from tests.kit.rows import each_row
 from towerws.core.errors import CloseReason
 
 ROOT = Path(__file__).parent.parent
@@ -14,7 +13,7 @@ SAMPLES = json.loads((ROOT / "tests" / "data" / "protocol-samples.json").read_te
 CODE_BLOCKS = re.findall(r"^```json\n(.*?)\n```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample['dialect']}-{sample['name']}")
+@each_row("sample", SAMPLES, ids=lambda sample: f"{sample['dialect']}-{sample['name']}")
 def test_every_golden_sample_stands_in_the_document(sample: dict[str, str]) -> None:
     """Each sample stands there verbatim, as a code block: the text that readers copy is the text that the tests check."""
     assert sample["frame"] in CODE_BLOCKS
@@ -35,7 +34,7 @@ def test_every_error_code_stands_in_the_document() -> None:
         assert f"`{code}`" in DOCUMENT, code
 
 
-@pytest.mark.parametrize("reason", CloseReason)
+@each_row("reason", CloseReason)
 def test_every_close_stands_in_the_document(reason: CloseReason) -> None:
     """Each close is listed with its code and, if the code has several meanings, with its word."""
     assert f"| {reason.value.code} |" in DOCUMENT

@@ -6,9 +6,8 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.kit.daemon import Daemon
+from tests.kit.rows import each_row
 from towerws.config.options import OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -100,13 +99,15 @@ def test_contract() -> None:
 def test_each_promise_names_tests_that_exist() -> None:
     """`file.py::test_name`, relative to tests/; `::test_other` is in the same file."""
     named = 0
+    known: dict[str, set[str]] = {}
     for line in (DOCS / "promises.md").read_text().split("\n"):
         file = ""
         for found in re.finditer(r"`([\w/]*\.py)?::(\w+)`", line):
             file = found[1] or file
-            tree = ast.parse((ROOT / "tests" / file).read_text())
-            names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-            assert found[2] in names, f"docs/promises.md: tests/{file} has no {found[2]}"
+            if file not in known:
+                tree = ast.parse((ROOT / "tests" / file).read_text())
+                known[file] = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+            assert found[2] in known[file], f"docs/promises.md: tests/{file} has no {found[2]}"
             named += 1
     assert named > 40
 
@@ -120,7 +121,7 @@ def test_each_promise_names_scenarios_that_exist() -> None:
             assert name in scenarios, f"docs/promises.md: there is no scenario {name}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "SECURITY.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
+@each_row("document", ["README.md", "SECURITY.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
 def test_links_between_documents(document: str) -> None:
     """A link to a file finds it; a link to a heading finds that, too."""
     source = ROOT / document

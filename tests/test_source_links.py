@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.rows import each_row
 from tests.kit.source_links import DOCUMENTS, LINK, ROOT, line_of, refreshed
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if LINK.search(path.read_text())], ids=lambda path: path.name)
+@each_row("document", [path for path in DOCUMENTS if LINK.search(path.read_text())], ids=lambda path: path.name)
 def test_each_link_has_the_line_of_its_definition(document: Path) -> None:
     """If this fails after a change to the code: `python -m tests.kit.source_links`."""
     assert document.read_text() == refreshed(document)

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.rows import each_row
+from towerws.tap import Options
+
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("flag", "said"),
     [
         ("--brokr=x", "option --brokr not recognized; did you mean --broker?"),
@@ -24,10 +27,23 @@ TWISTD = str(Path(sys.executable).with_name("twistd"))
         ("--redis-url=x", "option --redis-url not recognized"),
     ],
 )
-def test_a_misspelt_flag(tmp_path: Path, flag: str, said: str) -> None:
+def test_a_misspelt_flag(capfd: pytest.CaptureFixture[str], flag: str, said: str) -> None:
     """One line names the right flag, and the status is 2. No flag is suggested if none is similar."""
-    done = subprocess.run([TWISTD, "-n", "towerws", flag], capture_output=True, text=True, check=False, cwd=tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        Options().parseOptions([flag])
+    assert ended.value.code == 2
+    check(capfd.readouterr().err, said)
+
+
+def test_a_misspelt_flag_of_twistd(tmp_path: Path) -> None:
+    """The same as a process."""
+    done = subprocess.run([TWISTD, "-n", "towerws", "--brokr=x"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("towerws: ")
-    assert done.stderr.rstrip("\n").endswith(said)
-    assert done.stderr.count("\n") == 1
+    check(done.stderr, "option --brokr not recognized; did you mean --broker?")
+
+
+def check(stderr: str, said: str) -> None:
+    """Check that stderr is one line with this end."""
+    assert stderr.startswith("towerws: ")
+    assert stderr.rstrip("\n").endswith(said)
+    assert stderr.count("\n") == 1

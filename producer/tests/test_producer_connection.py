@@ -7,6 +7,7 @@ from functools import partial
 from typing import List, Optional
 
 import pytest
+from tests.kit.rows import each_row
 
 from towerws_producer.address import parse_address
 from towerws_producer.buffer import Event
@@ -47,8 +48,8 @@ class NoEvents(Events):
         """Not called."""
 
 
-@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
-@pytest.mark.parametrize("listens", [True, False])
+@each_row("scheme", ["amqp", "amqps"])
+@each_row("listens", [True, False], monkeypatch=pytest.MonkeyPatch.context)
 def test_a_close_while_it_connects_leaves_no_socket(scheme: str, listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any iteration of the loop. An open socket that is collected is a ResourceWarning, which fails the test."""
     monkeypatch.setattr("towerws_producer.connection.CLOSE_S", 0.02)  # the peer answers no close

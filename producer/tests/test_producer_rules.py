@@ -5,6 +5,7 @@ import decimal
 from typing import Any, Dict, List, Optional
 
 import pytest
+from tests.kit.rows import each_row
 
 from towerws.config.broker_url import parse_broker_url
 from towerws.core.topics import is_routing_key
@@ -23,7 +24,7 @@ TOPICS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("topic", TOPICS, ids=ascii)
+@each_row("topic", TOPICS, ids=ascii)
 def test_the_daemon_and_the_producer_agree_on_topics(topic: str) -> None:
     """The producer accepts exactly the topics that the daemon accepts."""
     try:
@@ -33,7 +34,7 @@ def test_the_daemon_and_the_producer_agree_on_topics(topic: str) -> None:
     assert agreed == is_routing_key(topic)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "topic"),
     [
         ("job_events-42", "job_events.42"),
@@ -62,7 +63,7 @@ class Shouting:
         raise KeyError("no")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("payload", "body"),
     [
         ({"a": 1, "b": ["é"]}, b'{"a":1,"b":["\\u00e9"]}'),
@@ -85,7 +86,7 @@ for _ in range(100_000):
     DEEP = [DEEP]
 
 
-@pytest.mark.parametrize(
+@each_row(
     "payload",
     [
         {"a": float("nan")}, {"a": float("inf")}, {"a": object()}, {"a": {1, 2}}, {"a": b"bytes"}, {("tuple",): 1},
@@ -117,7 +118,7 @@ URLS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("url", URLS)
+@each_row("url", URLS)
 def test_the_daemon_and_the_producer_agree_on_urls(url: str) -> None:
     """A URL means the same broker for both, and both refuse the same URLs. No text and no repr has the password."""
     try:
@@ -153,7 +154,7 @@ def test_settings_come_from_arguments_or_the_environment() -> None:
     assert Settings("amqp://here", exchange="mine", environ=environ).addresses[0].host == "here"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("settings", "text"),
     [
         ({"buffer_bytes": 10}, "buffer_bytes"),
@@ -212,7 +213,7 @@ def test_a_layer_with_wrong_settings_costs_awx_nothing(
         assert "s3cret" not in caplog.text
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "message", "reason"),
     [
         ("control-limit_reached", {"text": "{}"}, "withheld"),
@@ -231,7 +232,7 @@ def test_what_a_layer_refuses(name: Any, message: Any, reason: str) -> None:
     assert relay.refused == {reason: 1}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "name"),
     [
         ('{"group": "jobs-summary", "message": "{}"}', "jobs-summary"),

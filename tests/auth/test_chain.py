@@ -7,6 +7,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable, takes_tokens
 from towerws.auth.chain import Chain
 from towerws.core.http_head import Head
@@ -78,7 +79,7 @@ def test_no_credential_of_any_kind() -> None:
     assert now(Chain([]).authenticate(HEAD, "192.0.2.1")) is None
 
 
-@pytest.mark.parametrize("error", [Refused("expired"), Unavailable("down"), ValueError("a bug")])
+@each_row("error", [Refused("expired"), Unavailable("down"), ValueError("a bug")])
 def test_what_a_method_says_of_its_kind_of_credential_is_final(error: Exception) -> None:
     """A later method does not make a bad token valid. An unavailable method does not count as None."""
     later = Fake("open", Identity())

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import pytest
-
+from tests.kit.rows import each_row
 from towerws.auth.base import parse_cookies
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("header", "cookies"),
     [
         ("a=b; c=d", {"a": "b", "c": "d"}),

@@ -13,6 +13,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
 from tests.auth.jwt_kit import CANARY, NOW, SECRET, b64, claims, head, identify, make_method, public_pem, result, sign
+from tests.kit.rows import each_row
 from towerws.auth.base import Method, Refused
 from towerws.auth.jwt import NOT_GRANTED, JwtMethod
 from towerws.auth.jwt_token import find_token
@@ -55,13 +56,13 @@ def test_who_it_is(method: JwtMethod) -> None:
     assert result(method.stop()) is None
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
+@each_row("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
 def test_the_header(method: JwtMethod, scheme: str) -> None:
     """The case of the scheme does not matter (RFC 9110 section 11.1)."""
     assert authenticate(method, head(authorization=f"{scheme} {sign()}")) is not None
 
 
-@pytest.mark.parametrize("written", ["session={}", "a=b; session={}", "session={};", 'x=y;session="{}"; z', "session=legacy; session={}"])
+@each_row("written", ["session={}", "a=b; session={}", "session={};", 'x=y;session="{}"; z', "session=legacy; session={}"])
 def test_the_cookie(method: JwtMethod, written: str) -> None:
     """The configured cookie is found as clients write it. Browsers send it by themselves, so requests must be checked for their page."""
     identity = authenticate(method, head(cookie=f"csrftoken=c0; {written.format(sign())}"))
@@ -86,7 +87,7 @@ def test_the_url(method: JwtMethod) -> None:
         assert identify(method, sign(spoiled)) is not None
 
 
-@pytest.mark.parametrize(
+@each_row(
     "brought",
     [
         head(), head(authorization="Bearer abc"), head(authorization="Bearer"), head(authorization="Bearer a.b"),
@@ -150,16 +151,14 @@ def test_a_credential_does_not_show_itself() -> None:
 # claims
 
 
-@pytest.mark.parametrize(
-    "good", [{"exp": NOW + 0.5}, {"exp": int(NOW) + 1}, {"exp": 253402300799}, {"nbf": NOW + 10}, {"iat": NOW + 10}, {"nbf": 0}]
-)
+@each_row("good", [{"exp": NOW + 0.5}, {"exp": int(NOW) + 1}, {"exp": 253402300799}, {"nbf": NOW + 10}, {"iat": NOW + 10}, {"nbf": 0}])
 def test_times_that_are_good(method: JwtMethod, good: dict[str, object]) -> None:
     """Times are seconds since 1970, with or without a fraction. `nbf` and `iat` may be 10 s ahead, since clocks differ."""
     assert identify(method, sign(claims(**good))).method == "jwt"
 
 
-@pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
-@pytest.mark.parametrize(
+@each_row("name", ["exp", "nbf", "iat"])
+@each_row(
     "value",
     ["true", "false", '"1800000100"', "null", "[]", "{}", "-1", "1e400", "NaN", "Infinity", "-Infinity", "253402300800", "1" + "0" * 400,
      "9" * 5000, "1e308", '"NaN"'],
@@ -171,7 +170,7 @@ def test_times_that_are_none(method: JwtMethod, name: str, value: str) -> None:
         identify(method, sign(text))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("bad", "text"),
     [
         ({"exp": None}, "no exp"), ({"exp": NOW}, "has expired"), ({"exp": NOW - 1}, "has expired"), ({"exp": 0}, "has expired"),
@@ -283,7 +282,7 @@ def test_no_algorithm(method: JwtMethod) -> None:
                 identify(method, start + signature)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "header",
     [
         {"kid": "../../../dev/null"}, {"kid": "/dev/null"}, {"kid": "' UNION SELECT 'x"}, {"kid": "|id"}, {"kid": "\0"},
@@ -384,7 +383,7 @@ def test_where_keys_come_from(tmp_path: Path) -> None:
                     JwtMethod(chosen, Clock())
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("changes", "text"),
     [
         ({"algorithms": ("none",)}, "algorithms"), ({"cookie": "a b"}, "cookie"), ({"cookie": "a;"}, "cookie"), ({"cookie": "a=b"},

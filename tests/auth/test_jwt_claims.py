@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.kit.rows import each_row
 from towerws.auth.jwt_claims import MAX_GRANTS, Grants, parse_grants, read_claim
 
 
-@pytest.mark.parametrize(
+@each_row(
     "written",
     [
         {"jobs": ["status_changed"], "job_events": ["*"], "ad_hoc_command_events": [42, "43"]},
@@ -27,7 +28,7 @@ def test_nothing_grants_nothing() -> None:
     assert not Grants().allow("jobs.status_changed")
 
 
-@pytest.mark.parametrize(
+@each_row(
     "written",
     [
         None, 1, True, "jobs.status_changed", {"jobs": "status_changed"}, {"jobs": True}, {"jobs": {"a": 1}}, {"jobs": [1.0]},
@@ -55,7 +56,7 @@ def test_the_number_of_grants_is_bounded() -> None:
         parse_grants({"job_events": list(range(MAX_GRANTS + 1))})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("written", "topics", "groups", "others"),
     [
         (["/keycloak/group", "jobs.a"], {"jobs.a"}, set(), 1),
@@ -76,14 +77,14 @@ def test_a_claim_may_hold_what_is_not_ours(written: object, topics: set[str], gr
     assert read_claim(written) == (Grants(frozenset(topics), frozenset(groups)), others)
 
 
-@pytest.mark.parametrize("written", [None, 1, True, "jobs.*", 1.5])
+@each_row("written", [None, 1, True, "jobs.*", 1.5])
 def test_a_claim_that_is_no_list(written: object) -> None:
     """A claim of another type is refused, since the configuration probably names the wrong claim."""
     with pytest.raises(ValueError, match="neither"):
         read_claim(written)
 
 
-@pytest.mark.parametrize("name", ["jobs.a", "/keycloak/group", None])
+@each_row("name", ["jobs.a", "/keycloak/group", None])
 def test_the_entries_of_a_claim_are_bounded(name: object) -> None:
     """More than 10,000 entries of any kind are refused."""
     assert read_claim([name] * MAX_GRANTS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web._newclient import ResponseNeverReceived
 
 from tests.auth.jwt_kit import CANARY, jwk, jwks, make_method, result, sign
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.jwt import JwtMethod
 from towerws.auth.jwt_key_set import MAX_KEYS, MAX_TRIED, RETRY_S, UNKNOWN_KID_S, Fetched, FetchError, Jwks
@@ -54,9 +56,24 @@ def issuer() -> Issuer:
     return Issuer()
 
 
+def new_issuer() -> AbstractContextManager[Issuer]:
+    """Return an issuer for one row of a table."""
+    return nullcontext(Issuer())
+
+
+def known_issuer() -> AbstractContextManager[Issuer]:
+    """Return an issuer whose key k1 is cached for 100 s, for one row of a table."""
+    return nullcontext(knowing(Issuer()))
+
+
 @pytest.fixture
 def known(issuer: Issuer) -> Issuer:
     """Return an issuer whose key k1 is cached for 100 s."""
+    return knowing(issuer)
+
+
+def knowing(issuer: Issuer) -> Issuer:
+    """Return the issuer after it got the key k1, for 100 s."""
     asked = issuer.find()
     issuer.answer(jwk("ES256", kid="k1"), max_age_s=100)
     assert [key.kid for key in result(asked)] == ["k1"]
@@ -87,7 +104,7 @@ def test_one_who_leaves_when_it_is_its_turn(issuer: Issuer) -> None:
     assert [key.kid for key in result(third)] == ["k1"]
 
 
-@pytest.mark.parametrize(("said", "counts"), [(None, 300), (0, 60), (59, 60), (400, 400), (10**9, MAX_AGE_S)])
+@each_row(("said", "counts"), [(None, 300), (0, 60), (59, 60), (400, 400), (10**9, MAX_AGE_S)], issuer=new_issuer)
 def test_max_age_within_bounds(issuer: Issuer, said: int | None, counts: int) -> None:
     """Keys are cached for the max-age of the answer, between a minute and the bound. The default is five minutes."""
     asked = issuer.find()
@@ -119,8 +136,8 @@ def test_rotation(known: Issuer) -> None:
     assert result(asked) == []
 
 
-@pytest.mark.parametrize("before", [["stranger"], ["stranger", "k0"], ["../../etc/passwd"] * 3, ["", "k3"]])
-@pytest.mark.parametrize("later", [0, 0.1, 5, UNKNOWN_KID_S - 0.1])
+@each_row("before", [["stranger"], ["stranger", "k0"], ["../../etc/passwd"] * 3, ["", "k3"]])
+@each_row("later", [0, 0.1, 5, UNKNOWN_KID_S - 0.1], known=known_issuer)
 def test_a_rotation_right_behind_an_unknown_kid(known: Issuer, before: list[str], later: float) -> None:
     """A valid token of a new key is unavailable, never refused. Ten seconds after the last fetch it is accepted."""
     asked = [known.find(kid) for kid in before]
@@ -227,12 +244,12 @@ def test_a_call_that_fails_before_it_is_under_way(issuer: Issuer) -> None:
         issuer.clock.advance(RETRY_S)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "body",
     [
         b"", b"{}", b"[]", b"null", b'{"keys": {}}', b'{"keys": null}', b'{"keys": [],"keys": []}', b"\xff", b'{"keys": [NaN]}',
         b"[" * 100_000, jwks(*[{}] * (MAX_KEYS + 1)), CANARY.encode(),
-    ],
+    ], known=known_issuer,
 )  # fmt: skip
 def test_what_is_no_key_set_changes_nothing(known: Issuer, body: bytes) -> None:
     """An answer that is no key set counts as a failure, and the cached keys stay."""

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from tests.auth.jwt_kit import CANARY, NOW, head, jwk, jwks, make_method, sign
 from tests.broker.test_endpoint import certificate, run, until
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.jwt_key_set import MAX_BODY_BYTES, RETRY_S, FetchError, check_key_set_url, fetch, make_agent
 from towerws.core.errors import ConfigError
@@ -104,7 +105,8 @@ async def test_what_is_asked_and_had() -> None:
         assert {name.lower() for name, _ in request.requestHeaders.getAllRawHeaders()} == {b"host", b"user-agent", b"accept", b"connection"}
 
 
-@pytest.mark.parametrize(
+@run
+@each_row(
     ("said", "max_age_s"),
     [
         ("", None), ("public", None), ("max-age=0", 0), ('max-age="5"', 5), ("s-maxage=9", None), ("max-age=x", None),
@@ -112,7 +114,6 @@ async def test_what_is_asked_and_had() -> None:
         ("private,max-age=3", 3), ("x-max-age=5", None),
     ],
 )  # fmt: skip
-@run
 async def test_max_age(said: str, max_age_s: int | None) -> None:
     """`Cache-Control` is read as in RFC 9111 section 5.2.2, and other text is ignored."""
     async with key_server() as server:
@@ -120,8 +121,8 @@ async def test_max_age(said: str, max_age_s: int | None) -> None:
         assert (await get(server)).max_age_s == max_age_s
 
 
-@pytest.mark.parametrize("code", [204, 301, 302, 307, 401, 404, 500, 503])
 @run
+@each_row("code", [204, 301, 302, 307, 401, 404, 500, 503])
 async def test_other_answers_are_failures(code: int) -> None:
     """Only the status 200 counts, and no redirect is followed."""
     async with key_server() as server:
@@ -131,8 +132,8 @@ async def test_other_answers_are_failures(code: int) -> None:
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("announced", [True, False])
 @run
+@each_row("announced", [True, False])
 async def test_the_body_is_bounded(announced: bool) -> None:
     """256 KiB are read. A longer answer ends the connection."""
     async with key_server() as server:
@@ -179,8 +180,8 @@ class Endless:
         """Stop writing."""
 
 
-@pytest.mark.parametrize("start", [b"", b"some of it"])
 @run
+@each_row("start", [b"", b"some of it"])
 async def test_the_deadline(start: bytes) -> None:
     """An answer that is missing or incomplete after 2 s fails, and its connection is closed."""
 
@@ -246,7 +247,7 @@ async def test_tls_is_verified(tmp_path_factory: pytest.TempPathFactory) -> None
             await get(server, ca_file=str(other[0]))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("url", "text"),
     [
         ("", "https://host"), ("keys", "https://host"), ("https:///keys", "https://host"), ("https://[::1/keys", "https://host"),
@@ -265,7 +266,7 @@ def test_urls_that_cannot_be_used(url: str, text: str) -> None:
     assert CANARY not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "url", ["https://issuer.example/keys?p=1", "https://[2001:db8::1]:8443/", "http://127.0.0.1:80/", "http://[::1]/", "http://localhost/x"]
 )
 def test_urls_that_can(url: str) -> None:

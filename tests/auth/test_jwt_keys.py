@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import get_default_algorithms
 
 from tests.auth.jwt_kit import CANARY, SECRET, b64, claims, identify, jwk, make_method, private_key, private_pem, public_pem, result, sign
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused
 from towerws.auth.jwt_keys import ALGORITHMS, MAX_FILE_BYTES, check_algorithms, read_jwk, read_public_key, read_secret
 from towerws.auth.jwt_token import parse_token
@@ -23,7 +24,7 @@ def write(folder: Path, raw: bytes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@each_row("algorithm", ALGORITHMS)
 def test_every_algorithm_verifies(tmp_path: Path, algorithm: str) -> None:
     """A token of each algorithm is accepted with its key, and refused with another key's signature."""
     if algorithm.startswith("HS"):
@@ -40,7 +41,7 @@ def test_every_algorithm_verifies(tmp_path: Path, algorithm: str) -> None:
             identify(method, spoiled)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "algorithms",
     [(), ("none",), ("NONE",), ("",), ("HS256", "none"), ("hs256",), ("ES256K",), ("ES521",), ("HS1",), ("HS256", "RS256"),
         ("EdDSA", "HS512"),
@@ -58,8 +59,8 @@ def test_algorithms_of_one_kind_stand_together() -> None:
     check_algorithms(PUBLIC)
 
 
-@pytest.mark.parametrize(("algorithms", "least"), [(("HS256",), 32), (("HS384",), 48), (("HS512",), 64), (("HS256", "HS512"), 64)])
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+@each_row(("algorithms", "least"), [(("HS256",), 32), (("HS384",), 48), (("HS512",), 64), (("HS256", "HS512"), 64)])
+@each_row("end", [b"", b"\n", b"\r\n"])
 def test_a_secret_is_as_long_as_the_hash(tmp_path: Path, algorithms: tuple[str, ...], least: int, end: bytes) -> None:
     """The secret has at least the bytes of RFC 7518 section 3.2. A line end at the end is no part of it."""
     (key, *_) = result(read_secret(write(tmp_path, b"s" * least + end), algorithms).find(algorithms[0], "any"))
@@ -126,7 +127,7 @@ def test_a_key_is_for_one_algorithm(tmp_path: Path) -> None:
         identify(make_method(tmp_path, algorithms=("RS256", "PS512"), public_key_file=path), text)
 
 
-@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+@each_row("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_private_key_in_a_key_set_is_passed_over(algorithm: str) -> None:
     """A secret in a key set is ignored, since every reader of the set could sign with it."""
     both = get_default_algorithms()[algorithm].to_jwk(private_key(algorithm), as_dict=True)
@@ -135,7 +136,7 @@ def test_a_private_key_in_a_key_set_is_passed_over(algorithm: str) -> None:
     assert read_jwk(both, [algorithm]) == []
 
 
-@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+@each_row("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_public_key_is_no_secret(tmp_path: Path, algorithm: str) -> None:
     """Algorithm confusion: a token signed by HMAC with the public key's bytes as the secret is refused, for three encodings of them."""
     path = write(tmp_path, public_pem(algorithm))
@@ -150,7 +151,7 @@ def test_a_public_key_is_no_secret(tmp_path: Path, algorithm: str) -> None:
             identify(method, forged)
 
 
-@pytest.mark.parametrize("algorithm", PUBLIC)
+@each_row("algorithm", PUBLIC)
 def test_a_member_of_a_key_set(algorithm: str) -> None:
     """A public key works for each configured algorithm of its type, or for the one that it names."""
     (key,) = [key for key in read_jwk(jwk(algorithm, kid="k"), PUBLIC) if key.algorithm == algorithm]
@@ -161,14 +162,14 @@ def test_a_member_of_a_key_set(algorithm: str) -> None:
     assert read_jwk(jwk(algorithm, alg=algorithm), [name for name in PUBLIC if name != algorithm]) == []
 
 
-@pytest.mark.parametrize("key_ops", [["verify"], ["sign", "verify"], None])
+@each_row("key_ops", [["verify"], ["sign", "verify"], None])
 def test_what_a_key_is_for(key_ops: list[str] | None) -> None:
     """A key for signatures, or without a stated use, is accepted."""
     assert read_jwk(jwk("ES256", use="sig", key_ops=key_ops), ["ES256"])
     assert read_jwk(jwk("ES256", key_ops=key_ops), ["ES256"])
 
 
-@pytest.mark.parametrize(
+@each_row(
     "member",
     [
         None, 1, "key", [], {}, {"kty": "oct", "k": b64(SECRET)}, {"kty": ["RSA"]}, {"kty": "EC"}, {"kty": "RSA"}, {"kty": "OKP"},

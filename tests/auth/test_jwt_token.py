@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 
 from tests.auth.jwt_kit import CANARY, b64, sign
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused
 from towerws.auth.jwt_token import MAX_TOKEN_BYTES, is_shaped_like_token, parse_token, read_object
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "shaped"),
     [
         ("a.b.c", True), ("a.b.", True), ("eyJ9.e30.-_", True), ("", False), ("abc", False), ("a.b.c.d", False), (".b.c", False),
@@ -30,13 +31,13 @@ def test_a_token_is_taken_apart() -> None:
     assert CANARY not in repr(token)
 
 
-@pytest.mark.parametrize("header", [{"typ": "jwt"}, {"typ": "at+jwt"}, {"typ": "application/at+jwt"}, {"kid": ""}, {"kid": "k" * 256}])
+@each_row("header", [{"typ": "jwt"}, {"typ": "at+jwt"}, {"typ": "application/at+jwt"}, {"kid": ""}, {"kid": "k" * 256}])
 def test_headers_that_are_fine(header: dict[str, object]) -> None:
     """The types of RFC 7519 and RFC 9068 in any case are accepted, and a `kid` of up to 256 characters."""
     assert parse_token(sign(header=header)).kid == header.get("kid")
 
 
-@pytest.mark.parametrize(
+@each_row(
     "header",
     [
         {"crit": ["exp"]}, {"crit": []}, {"crit": None}, {"b64": False}, {"b64": True}, {"typ": "logout+jwt"}, {"typ": 1}, {"typ": None},
@@ -52,14 +53,14 @@ def test_headers_that_are_not(header: object) -> None:
         parse_token(sign(header=header))
 
 
-@pytest.mark.parametrize("text", ["", "abc", "a.b", "a.b.c.d", "a.b.c\n", "e.e30.x", f"{b64({'alg': 'HS256'})}.e30.xx="])
+@each_row("text", ["", "abc", "a.b", "a.b.c.d", "a.b.c\n", "e.e30.x", f"{b64({'alg': 'HS256'})}.e30.xx="])
 def test_what_is_no_token(text: str) -> None:
     """A text that is not in the form of a token is refused if a token was expected."""
     with pytest.raises(Refused):
         parse_token(text)
 
 
-@pytest.mark.parametrize("spoiled", ["signature", "payload", "header"])
+@each_row("spoiled", ["signature", "payload", "header"])
 def test_base64url_is_canonical(spoiled: str) -> None:
     """The unused bits after the last byte must be 0, so that a token has one form only."""
     parts = {"header": b64('{"alg":"HS256" }'), "payload": b64('{"a":1 }'), "signature": b64(b"s" * 32)}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.auth.jwt_kit import CANARY, NOW, claims, make_method, sign
 from tests.auth.tower_kit import Bench, head, me, now
+from tests.kit.rows import each_row
 from towerws.auth.base import Method, Refused, Unavailable
 from towerws.auth.chain import Chain
 from towerws.core.http_head import Head
@@ -50,8 +51,8 @@ class Both:
         return repr([headers for _, headers, _ in self.fetcher.asked])
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("bad", BAD)
+@each_row("way", WAYS)
+@each_row("bad", BAD)
 def test_a_jwt_is_never_shown_to_tower(tmp_path: Path, way: str, bad: str) -> None:
     """A refused JWT refuses the handshake, and the API is not asked about other credentials in it."""
     both = Both(tmp_path, "jwt", "tower")

@@ -7,6 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import URL, Bench, cookie, head, logged, me, now
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower import AWX_OBJECTS, TowerMethod
 from towerws.auth.tower_api import Answer
@@ -102,7 +103,7 @@ def test_no_credential_is_nobodys_refusal() -> None:
     assert bench.fetcher.asked == []
 
 
-@pytest.mark.parametrize("answer", [ENDED, NO, Answer(200, b'{"count": 0, "results": []}')])
+@each_row("answer", [ENDED, NO, Answer(200, b'{"count": 0, "results": []}')])
 def test_a_bad_credential_is_refused_and_remembered(answer: Answer) -> None:
     """A credential that the API rejects is refused for ten seconds without another question, since old pages retry every second."""
     bench = Bench()
@@ -132,7 +133,7 @@ def test_a_good_credential_is_remembered() -> None:
     assert bench.fetcher.paths() == [ME]
 
 
-@pytest.mark.parametrize("answer", [BROKEN, Answer(302, b""), Answer(200, b"<html>"), Answer(404, b"")])
+@each_row("answer", [BROKEN, Answer(302, b""), Answer(200, b"<html>"), Answer(404, b"")])
 def test_an_api_that_does_not_know_is_unavailable(answer: Answer) -> None:
     """An answer that says neither yes nor no is `Unavailable`, never `Refused`, and is not cached."""
     bench = Bench()
@@ -188,8 +189,8 @@ def test_the_table_of_objects_is_awxs() -> None:
     assert sorted(AWX_OBJECTS) == sorted(name for name, group in AWX_GROUPS.items() if group.ids)
 
 
-@pytest.mark.parametrize(("group", "path"), AWX_OBJECTS.items())
-@pytest.mark.parametrize(("answer", "reason"), [(YES, None), (NO, "not visible to this user"), (UNKNOWN, "not visible to this user")])
+@each_row(("group", "path"), AWX_OBJECTS.items())
+@each_row(("answer", "reason"), [(YES, None), (NO, "not visible to this user"), (UNKNOWN, "not visible to this user")])
 def test_an_object_is_asked_for(group: str, path: str, answer: Answer, reason: str | None) -> None:
     """Each object group has its REST call, with the user's credential. Unknown and not visible objects are refused alike."""
     bench = Bench()
@@ -202,7 +203,7 @@ def test_an_object_is_asked_for(group: str, path: str, answer: Answer, reason: s
     assert refused(asked) == ({f"{group}.42": reason} if reason else {})
 
 
-@pytest.mark.parametrize("flag", ["is_superuser", "is_system_auditor"])
+@each_row("flag", ["is_superuser", "is_system_auditor"])
 def test_who_may_read_everything_is_not_asked_about(flag: str) -> None:
     """Superusers and auditors see every object without a question, but not another user's control group."""
     bench = Bench()
@@ -223,7 +224,7 @@ def test_groups_without_objects() -> None:
     assert bench.fetcher.asked == []
 
 
-@pytest.mark.parametrize("event", ["*", "", "a", "-1", "4.2", "42/../1", "42?x", "1" * 19, "\u0664", "42\n", "{id}"])
+@each_row("event", ["*", "", "a", "-1", "4.2", "42/../1", "42?x", "1" * 19, "\u0664", "42\n", "{id}"])
 def test_only_numbers_go_into_an_address(event: str) -> None:
     """An event that is no number of 1 to 18 digits is never asked about."""
     bench = Bench()
@@ -306,7 +307,7 @@ def test_what_was_allowed_is_no_older_than_the_credential() -> None:
     assert ask() == ["/api/v2/jobs/1/"]
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 5, 50, 1000])
+@each_row("count", [1, 3, 4, 5, 50, 1000])
 def test_four_objects_at_a_time(count: int) -> None:
     """Four objects of one client are asked about at a time. Equal questions of several connections are one call."""
     bench = Bench()
@@ -503,14 +504,14 @@ def test_no_secret_is_shown() -> None:
     assert "X-WS" not in repr(enter(bench).private)
 
 
-@pytest.mark.parametrize("url", ["", "tower.example", "http://user:pass@h"])
+@each_row("url", ["", "tower.example", "http://user:pass@h"])
 def test_an_address_that_is_none(url: str) -> None:
     """A setting that can't be used is an error when the method is made, not at the first client."""
     with pytest.raises(ConfigError, match=r"tower\.url"):
         TowerMethod(TowerSettings(url=url), Bench().clock)
 
 
-@pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(session=hashlib.sha256(b"k").hexdigest()[:32]), None])
+@each_row("revocation", [Revocation(user=7), Revocation(session=hashlib.sha256(b"k").hexdigest()[:32]), None])
 def test_what_is_kept_of_who_was_revoked_counts_no_more(revocation: Revocation | None) -> None:
     """After a revocation the API is asked again, about the credential and the objects. Other users' answers stay cached."""
     bench = Bench()

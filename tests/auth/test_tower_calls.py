@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import URL, FakeFetcher, logged, now
+from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower_api import Answer, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
@@ -108,7 +109,7 @@ def test_so_many_at_once_and_so_many_waiting() -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("waited", [0, 0.1, 0.3, 0.49])
+@each_row("waited", [0, 0.1, 0.3, 0.49])
 def test_the_deadline_begins_when_a_call_is_sent(waited: float) -> None:
     """Each call has its whole two seconds, after any wait."""
     kit = Kit(calls=1)
@@ -123,7 +124,7 @@ def test_the_deadline_begins_when_a_call_is_sent(waited: float) -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("wait_s", [0.1, 0.5, 1.9])
+@each_row("wait_s", [0.1, 0.5, 1.9])
 def test_nothing_is_sent_too_late(wait_s: float) -> None:
     """A question that can't be sent in time is not sent. That is no failure of the API, and the log names the limit."""
     kit = Kit(calls=1, breaker_failures=1)
@@ -140,7 +141,7 @@ def test_nothing_is_sent_too_late(wait_s: float) -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("many", [1, 19, 20, 21, 100, 200, 500])
+@each_row("many", [1, 19, 20, 21, 100, 200, 500])
 def test_one_address_keeps_nobody_waiting(many: int) -> None:
     """A client of another address is next, however many questions one address has in flight and waiting."""
     kit = Kit()
@@ -177,7 +178,7 @@ def test_a_full_queue_drops_the_newest_of_the_loudest() -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("kind", [Kind.REVALIDATION, Kind.OBJECT])
+@each_row("kind", [Kind.REVALIDATION, Kind.OBJECT])
 def test_handshakes_go_first_and_starve_nobody(kind: Kind) -> None:
     """One call in four is for other questions, while handshakes wait too."""
     kit = Kit(calls=1)
@@ -193,7 +194,7 @@ def test_handshakes_go_first_and_starve_nobody(kind: Kind) -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("slow_s", [0, 3, 10])
+@each_row("slow_s", [0, 3, 10])
 def test_passwords_have_calls_and_a_breaker_of_their_own(slow_s: float) -> None:
     """Eight wrong passwords of three seconds or more each delay no other question."""
     kit = Kit()
@@ -224,7 +225,7 @@ FAILING: list[tuple[str, dict[str, Any], dict[str, Any], bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("failing", "other", "apart"), [row[1:] for row in FAILING], ids=[row[0] for row in FAILING])
+@each_row(("failing", "other", "apart"), [row[1:] for row in FAILING], ids=[row[0] for row in FAILING])
 def test_whose_breaker_it_is(failing: dict[str, Any], other: dict[str, Any], apart: bool) -> None:
     """A kind of question that fails several times is not sent. The other kinds still are."""
     kit = Kit()
@@ -273,7 +274,7 @@ def test_five_failures_open_the_breaker_and_one_probe_in_five_seconds_closes_it(
     kit.check()
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
+@each_row("status", [500, 502, 503, 504, 599])
 def test_what_counts_as_a_failure(status: int) -> None:
     """A 5xx answer counts like a refused connection."""
     kit = Kit()
@@ -287,7 +288,7 @@ def test_what_counts_as_a_failure(status: int) -> None:
     kit.check()
 
 
-@pytest.mark.parametrize("status", [204, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 414, 429, 431])
+@each_row("status", [204, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 414, 429, 431])
 def test_no_client_opens_the_breaker(status: int) -> None:
     """No client can open the breaker for the others with its own credential or headers.
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import base64
 import hashlib
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.auth.tower_kit import head
+from tests.kit.rows import each_row
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential
 from towerws.core.http_head import Head, parse_head
 from towerws.core.settings import TowerSettings
@@ -26,7 +26,7 @@ def find(*args: str, **headers: str) -> ApiCredential | None:
     return find_credential(head(*args, **headers), NAMES)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("brought", "sent"),
     [
         (head(cookie="sessionid=k; csrftoken=c"), {"Cookie": "sessionid=k"}),
@@ -52,7 +52,7 @@ def test_every_credential_that_awx_knows(brought: Head, sent: dict[str, str]) ->
     assert credential.bound is (OLD in str(brought.headers))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("query", "headers", "kind"),
     [
         ("session_key=a&token=b", {"cookie": "sessionid=c; token=d", "authorization": "Bearer e"}, "session_key in the URL"),
@@ -72,7 +72,7 @@ def test_which_one_counts(query: str, headers: dict[str, str], kind: str) -> Non
     assert len(credential.headers) == (2 if kind == "token cookie" else 1)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "brought",
     [
         head(),
@@ -175,7 +175,7 @@ def test_nothing_of_it_is_shown() -> None:
         assert "Cookie" not in f"{credential!r} {credential}"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("caller", "sent"),
     [
         (Caller("192.0.2.1", "awxkit"), {"User-Agent": "awxkit", "X-Forwarded-For": "192.0.2.1"}),

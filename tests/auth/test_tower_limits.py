@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tests.auth.tower_kit import Bench, cookie, head, me, now
+from tests.kit.rows import each_row
 from towerws.auth.base import NotAdmitted, Refused, Throttled
 from towerws.auth.tower_api import Answer
 from towerws.auth.tower_limits import (
@@ -76,7 +77,7 @@ GUESSES = [
 ]
 
 
-@pytest.mark.parametrize(("brought", "address", "bound"), [row[1:] for row in GUESSES], ids=[row[0] for row in GUESSES])
+@each_row(("brought", "address", "bound"), [row[1:] for row in GUESSES], ids=[row[0] for row in GUESSES])
 def test_guesses_are_bounded(brought: Any, address: Any, bound: float) -> None:
     """Fifty handshakes at once for ten seconds send at most this many questions. The others are throttled.
 
@@ -101,7 +102,7 @@ def test_many_guesses_at_once() -> None:
     bench.method.stop()
 
 
-@pytest.mark.parametrize("way", ["the same address", "another address"])
+@each_row("way", ["the same address", "another address"])
 def test_who_was_in_before_is_not_slowed_down(way: str) -> None:
     """A client with a known credential is not slowed down, even if its answer is no longer cached and others of its address fail."""
     bench = Bench()
@@ -221,7 +222,7 @@ def test_first_in_first_out_for_each_owner() -> None:
     assert not queue
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("under_way", "first"),
     [({}, "a"), ({"a": 1}, "b"), ({"a": 1, "b": 1}, "c"), ({"a": 2, "b": 1, "c": 1}, "b"), ({"a": 1, "b": 1, "c": 1}, "a")],
 )
@@ -233,7 +234,7 @@ def test_whoever_has_least_goes_first(under_way: dict[str, int], first: str) -> 
     assert queue.pop(under_way) == first
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("entries", "pushed", "dropped"),
     [
         (["a1", "a2", "a3"], "b1", "a3"),

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import now
 from tests.kit.fake_amqp import FakeBroker, Peer, Publication, ack, nack
+from tests.kit.rows import each_row
 from towerws.broker.confirmed_publisher import CONFIRM_S, MAX_WAITING, ROUNDS, ConfirmedPublisher
 from towerws.broker.publishing_connection import CLOSE_S, IDLE_S
 from towerws.core.errors import BrokerError
@@ -139,7 +140,7 @@ def test_one_connection_for_a_burst_and_none_when_idle() -> None:
     assert house.attempts() == 2
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("confirm", "reason"),
     [
         (nack, "the broker did not put it into every queue"),
@@ -183,7 +184,7 @@ def test_the_host_that_works_is_asked_first() -> None:
     assert [broker.attempts for broker in house.brokers.values()] == [1, 2, 0]
 
 
-@pytest.mark.parametrize("step", ["tcp", "handshake", "channel", "confirms"])
+@each_row("step", ["tcp", "handshake", "channel", "confirms"])
 def test_a_mute_broker(step: str) -> None:
     """Without an answer at any step, the caller gets one within CONFIRM_S. Another host is tried before that."""
     for hosts, fails in ((("one",), True), (("one", "two"), False)):
@@ -266,7 +267,7 @@ def test_a_connection_that_is_lost_again_and_again() -> None:
         assert now(told) is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("code", "text"),
     [
         (403, "ACCESS_REFUSED - access to exchange 'towerws.control' in vhost '/' refused for user 'towerws'"),
@@ -333,7 +334,7 @@ def test_those_who_wait_are_bounded() -> None:
     assert house.clock.getDelayedCalls() == []
 
 
-@pytest.mark.parametrize("when", ["never used", "connecting", "handshake", "publishing", "idle", "black hole"])
+@each_row("when", ["never used", "connecting", "handshake", "publishing", "idle", "black hole"])
 def test_stop(when: str) -> None:
     """In every state: waiting callers get an answer, and the connection ends within CLOSE_S. Later calls are refused."""
     house = House()

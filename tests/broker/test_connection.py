@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 from pika import frame, spec
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 
+from tests.kit.rows import each_row
 from towerws.broker.connection import BrokerConnection, quiet_pika
 from towerws.broker.content import Content
 from towerws.broker.failures import ConnectionFailure
@@ -74,7 +74,7 @@ def opened(**settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clo
     return connection, events, transport, clock
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("read", "written", "then"),
     [
         (256 * KIB, 256 * KIB, 256 * KIB),
@@ -167,7 +167,7 @@ def test_frames_cut_anywhere() -> None:
     assert not any(isinstance(told, ConnectionFailure) for told in events.told)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "data",
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",

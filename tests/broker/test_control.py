@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 from pika import spec
 
 from tests.auth.tower_kit import logged
 from tests.broker.control_kit import House, is_control
+from tests.kit.rows import each_row
 from towerws.broker.control import LOG_AGAIN_S, PAUSE_MAX_S
 
 
-@pytest.mark.parametrize("consume", ["stream", "queue"])
+@each_row("consume", ["stream", "queue"])
 def test_topology(consume: str) -> None:
     """In both modes: a durable fanout exchange, and a bounded queue of the connection, consumed on a separate channel."""
     house = House(consume=consume, exchange="x").start()
@@ -66,7 +66,7 @@ def test_a_sink_that_raises_ends_nothing() -> None:
     assert len(house.broker.peers) == 1
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("code", "text", "hint"),
     [
         (403, "ACCESS_REFUSED - access to exchange 'towerws.control' in vhost '/' refused for user 'towerws'", "docs/operations.md"),
@@ -116,7 +116,7 @@ def test_a_broker_that_does_not_answer() -> None:
     assert house.state() == "listening"
 
 
-@pytest.mark.parametrize("how", ["cancel", "close"])
+@each_row("how", ["cancel", "close"])
 def test_a_queue_that_is_taken_away_is_made_anew(how: str) -> None:
     """After a second, on the same connection. The sink is told that messages may have been missed, and events go on."""
     house = House().start()
@@ -164,7 +164,7 @@ def test_what_ends_the_connection_is_tried_ever_less() -> None:
     assert (house.state(), house.events_flow) == ("listening", True)
 
 
-@pytest.mark.parametrize("when", ["starting", "listening", "paused"])
+@each_row("when", ["starting", "listening", "paused"])
 def test_stop(when: str) -> None:
     """In every state no timer is left, and no message is handled any more."""
     house = House(consume="queue")

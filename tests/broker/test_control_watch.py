@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from pika import spec
 
 from tests.auth.tower_kit import logged
 from tests.broker.control_kit import House, is_control
+from tests.kit.rows import each_row
 from towerws.broker.control_watch import COME_S, LOG_AGAIN_S, MARKER_S, PROVEN_S, REFUSED_S, SILENT_S
 from towerws.core.errors import BrokerError
 
@@ -85,7 +85,7 @@ def test_a_marker_may_come_before_or_after_its_confirm() -> None:
     assert house.bindings == 1
 
 
-@pytest.mark.parametrize("error", [RETURNED, NO_EXCHANGE])
+@each_row("error", [RETURNED, NO_EXCHANGE])
 def test_unbound(error: BrokerError) -> None:
     """The broker returns the marker: bind again, re-check the credentials, log it once, and prove the binding again."""
     house = Watched()
@@ -140,7 +140,7 @@ def test_a_slow_marker_is_not_a_missing_one() -> None:
     assert house.bindings == 2
 
 
-@pytest.mark.parametrize("late", ["one after the other", "the first one never"])
+@each_row("late", ["one after the other", "the first one never"])
 def test_a_slow_connection(late: str) -> None:
     """Nothing comes for a while: not proven, with the reason, and no conclusion until something is read."""
     house = Watched()
@@ -164,7 +164,7 @@ def test_a_slow_connection(late: str) -> None:
     assert any("proven again" in line for line in lines.texts)
 
 
-@pytest.mark.parametrize("error", [ALARM, NACK, BrokerError("connecting: connection refused"), ValueError("a bug")])
+@each_row("error", [ALARM, NACK, BrokerError("connecting: connection refused"), ValueError("a bug")])
 def test_a_marker_that_says_nothing(error: Exception) -> None:
     """An alarm, a full queue, no connection: not proven after a while, with the reason. Nothing is bound, re-checked or restarted."""
     house = Watched()
@@ -222,8 +222,8 @@ def test_a_daemon_that_may_not_publish() -> None:
     assert len(house.announced) == count + 1
 
 
-@pytest.mark.parametrize("passive", [False, True])
-@pytest.mark.parametrize(
+@each_row("passive", [False, True])
+@each_row(
     ("code", "text"),
     [
         (406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'towerws.control' in vhost '/': x but current is 'topic'"),
@@ -297,8 +297,8 @@ def test_no_answer_to_the_binding() -> None:
     assert house.events_flow
 
 
-@pytest.mark.parametrize("answer", ["confirmed", "returned", "refused", "comes"])
-@pytest.mark.parametrize("how", ["cut", "cancelled"])
+@each_row("answer", ["confirmed", "returned", "refused", "comes"])
+@each_row("how", ["cut", "cancelled"])
 def test_an_answer_that_comes_too_late(how: str, answer: str) -> None:
     """A marker of a closed channel says nothing about the next one."""
     house = Watched()
@@ -326,7 +326,7 @@ def test_an_answer_that_comes_too_late(how: str, answer: str) -> None:
     house.prove()
 
 
-@pytest.mark.parametrize("when", ["on its way", "confirmed", "binding", "refused", "proven"])
+@each_row("when", ["on its way", "confirmed", "binding", "refused", "proven"])
 def test_stop(when: str) -> None:
     """No timer is left."""
     house = Watched()

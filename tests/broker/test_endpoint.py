@@ -20,6 +20,7 @@ from twisted.internet import protocol, ssl, task
 from twisted.internet import reactor as _reactor
 
 from tests.kit.fake_amqp import RecordingSink
+from tests.kit.rows import each_row
 from towerws.amqp import AmqpSource
 from towerws.broker.endpoint import broker_endpoint
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
@@ -168,20 +169,19 @@ async def test_an_unusable_tls_ca_is_a_reason(tmp_path: Path) -> None:
 
 
 @run
-async def test_stop_over_tls_is_quick(tmp_path: Path) -> None:
-    """A peer that never answers TLS's close does not delay the stop."""
+async def test_stop_over_tls_has_a_deadline(tmp_path: Path) -> None:
+    """Where the peer never answers TLS's close, the stop still ends, and so does the connection."""
     files = certificate(tmp_path)
     async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0])) as source:
         await until(lambda: factory.received != b"")
-        start = time.monotonic()
         await source.stop()
-        assert time.monotonic() - start < 2.5
+        await until(lambda: factory.open == 0)
 
 
 DAMAGED = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no certificate", DAMAGED])
+@each_row("content", [None, b"", b"no certificate", DAMAGED])
 def test_a_tls_ca_that_cannot_be_used_is_said(tmp_path: Path, content: bytes | None) -> None:
     """A missing, empty or damaged file is an error that names it."""
     path = tmp_path / "ca.pem"

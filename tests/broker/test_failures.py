@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import pytest
 from OpenSSL import SSL
 from twisted.internet import error
 from twisted.python.failure import Failure
 
+from tests.kit.rows import each_row
 from towerws.broker.failures import RetryPolicy, from_broker, from_transport
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("code", "text", "retry", "hint"),
     [
         (403, "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.", RetryPolicy.SLOW, "check user and password"),
@@ -36,7 +36,7 @@ def test_what_the_broker_says(code: int, text: str, retry: RetryPolicy, hint: st
     assert bool(failure.hint) == bool(hint)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("what", "hint"),
     [
         ("inequivalent arg 'x-max-age' for queue 's1' in vhost '/': received '2h' but current is '1h'", "set stream_max_age_s"),
@@ -57,7 +57,7 @@ def test_what_differs_is_named(what: str, hint: str) -> None:
     assert failure.retry is RetryPolicy.SLOW
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("reason", "retry", "text"),
     [
         (error.ConnectionRefusedError(), RetryPolicy.FAST, "connection refused"),

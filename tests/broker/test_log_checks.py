@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.kit.fake_amqp import RecordingSink
+from tests.kit.rows import each_row
 from towerws.broker.log_checks import CLOCK_CHECKS, CLOCK_MARKER_S, Clock, ClockCheck, LogComparison, Same
 from towerws.broker.reader import ReadProgress
 
@@ -19,7 +18,7 @@ def comparison(*, anchor: tuple[int, bytes] | None = None, upto: int = 12) -> Lo
     return LogComparison(ReadProgress(sink, log="", read=upto, anchor=anchor))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("offset", "body", "same"),
     [(10, b"10", Same.UNDECIDED), (12, b"12", Same.YES), (12, b"other", Same.NO), (10, b"other", Same.NO), (9, b"9", Same.UNDECIDED)],
 )
@@ -28,7 +27,7 @@ def test_the_newest_delivery_decides(offset: int, body: bytes, same: Same) -> No
     assert comparison().repeated(KEY, body, offset) is same
 
 
-@pytest.mark.parametrize(("body", "same"), [(b"marker", Same.YES), (b"other", Same.NO)])
+@each_row(("body", "same"), [(b"marker", Same.YES), (b"other", Same.NO)])
 def test_the_anchor_is_compared_by_its_body(body: bytes, same: Same) -> None:
     """History does not hold the anchor if it is newer than all deliveries."""
     assert comparison(anchor=(13, b"marker")).repeated("towerws.marker", body, 13) is same
@@ -50,7 +49,7 @@ def test_a_log_that_ends_early_is_another_one() -> None:
     assert compare.shared is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("offset", "age_s", "clock"),
     [
         (99, 0.0, Clock.RIGHT),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from twisted.internet.task import Clock
 
 from tests.kit.fake_amqp import RecordingSink
+from tests.kit.rows import each_row
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.reader import ANCHOR_REACH, NEAR_SKIPS, RESTARTS, RESTARTS_S, ChannelRestarts, ReadProgress, UnreadableEntry
 
@@ -18,7 +18,7 @@ def progress(*, newest: int | None = None, skip: int = 0, **known: object) -> Re
     return ReadProgress(sink, log="", unreadable=UnreadableEntry(skip=skip, evidence=77), **known)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("known", "start"),
     [
         (progress(), "first"),

@@ -8,6 +8,7 @@ import pytest
 from click import Command
 from click.testing import CliRunner, Result
 
+from tests.kit.rows import each_row
 from towerws.commands.config import check_command, config_command, why_not_free
 from towerws.config.addresses import parse_address
 from towerws.config.load import load
@@ -77,8 +78,8 @@ def test_config_masks_passwords(tmp_path: Path) -> None:
     assert "is the mask ***" in again.stderr
 
 
-@pytest.mark.parametrize("command", [config_command, check_command])
-@pytest.mark.parametrize("arguments", [(), ("--auth", "open", "--prefetch", "x"), ("--auth=open", "--config", "/nowhere")])
+@each_row("command", [config_command, check_command])
+@each_row("arguments", [(), ("--auth", "open", "--prefetch", "x"), ("--auth=open", "--config", "/nowhere")])
 def test_a_bad_configuration_is_one_line(command: Command, arguments: tuple[str, ...]) -> None:
     """What can't be used is one line on stderr, status 2, and no traceback."""
     result = CliRunner().invoke(command, arguments)
@@ -109,7 +110,7 @@ def test_check_without_a_broker(tmp_path: Path) -> None:
     assert f"Configuration: {file};" in result.stdout
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("flags", "content", "said"),
     [
         (
@@ -194,7 +195,7 @@ def test_sockets_without_a_port(tmp_path: Path) -> None:
     assert why_not_free(parse_address("systemd:domain=INET:index=0")) is None
 
 
-@pytest.mark.parametrize("command", [config_command, check_command])
+@each_row("command", [config_command, check_command])
 def test_help_begins_with_the_common_flags(command: Command) -> None:
     """The help has every flag, the common ones first."""
     text = CliRunner().invoke(command, ["--help"]).stdout
@@ -204,7 +205,7 @@ def test_help_begins_with_the_common_flags(command: Command) -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("url", "shown"),
     [
         ("https://issuer.example/keys?key=canary", "https://issuer.example/keys?***"),

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from tests.commands.test_publisher import Admin
 from tests.commands.test_tail import TOWERWS
 from tests.kit.daemon import DEADLINE_S
+from tests.kit.rows import each_row
 from towerws.cli import main
 from towerws.commands.publish import why_no_event
 from towerws.commands.publisher import AdminPublisher
@@ -60,7 +61,7 @@ def test_lines(admin: Admin) -> None:
     assert "nonsense" not in result.stderr
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("payload", "text"),
     [
         (b"", "not a JSON object"),
@@ -83,7 +84,7 @@ def test_why_no_event(payload: bytes, text: str | None) -> None:
     assert reason == text if text is None else text in str(reason)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "text"),
     [
         (["jobs", "{}"], "has no '.'"),

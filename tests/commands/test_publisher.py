@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from private_rabbitmq import free_port
 
+from tests.kit.rows import each_row
 from towerws.commands.publisher import BACKOFF_MAX_S, AdminPublisher, AmqpPublisher, Retry
 from towerws.config.broker_url import parse_broker_url
 from towerws.core.errors import BrokerError
@@ -134,7 +135,7 @@ def test_daemon_that_comes_later() -> None:
     assert said[1:] == ["publishing again"]
 
 
-@pytest.mark.parametrize("url", ["", "localhost:9051", "https://h:1", "http://", "http://h:1/publish", "http://u:p@h:1"])
+@each_row("url", ["", "localhost:9051", "https://h:1", "http://", "http://h:1/publish", "http://u:p@h:1"])
 def test_bad_admin_url(url: str) -> None:
     """What is not http://host:port is refused at once."""
     with pytest.raises(ValueError, match="http://host:port"):

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.kit.rows import each_row
 from towerws.config.addresses import parse_address
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "shown", "local"),
     [
         ("tcp:8051:interface=127.0.0.1", "127.0.0.1:8051", True),
@@ -31,7 +32,7 @@ def test_understood(text: str, shown: str, local: bool) -> None:
     assert (str(address), address.local) == (shown, local)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "rule"),
     [
         ("", "must be an endpoint"),
@@ -65,7 +66,7 @@ def test_refused(text: str, rule: str) -> None:
         parse_address(text)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("one", "other", "clash"),
     [
         ("tcp:1:interface=127.0.0.1", "tcp:1:interface=127.0.0.1", True),

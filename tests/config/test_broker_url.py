@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.config.broker_url import mask_url, parse_broker_url, split_urls, url_for_file
 from towerws.core.settings import BrokerUrl, Secret
 
@@ -24,7 +25,7 @@ def url(
     return BrokerUrl(host=host, port=port, username=username, password=Secret(password), vhost=vhost, tls=tls)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "expected"),
     [
         ("amqp://h", url()),
@@ -52,7 +53,7 @@ def test_parsed(text: str, expected: BrokerUrl) -> None:
     assert parsed.password.reveal() == expected.password.reveal()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "rule"),
     [
         ("", "amqp://user:password@host"),
@@ -140,7 +141,7 @@ def test_a_password_is_never_shown(password: str, scheme: str, host: str, vhost:
             assert all(piece not in each for each in said)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "masked"),
     [
         ("amqp://h:5672/v", "amqp://h:5672/v"),
@@ -156,7 +157,7 @@ def test_masked(text: str, masked: str) -> None:
     assert mask_url(text) == masked
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "elsewhere", "shown"),
     [
         ("amqp://h", False, "amqp://h:5672/%2F"),

@@ -3,8 +3,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
+from tests.kit.rows import each_row
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, load_all
 
@@ -22,7 +21,7 @@ def loaded(folder: Path, mode: int, text: str = "", **flags: str) -> Loaded:
     return load_all({"auth": "open", "config": str(file), **given}, {})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "flags", "said"),
     [
         ("", {"jwt-secret-file": "SECRET"}, r"jwt\.secret_file = .*secret.*chmod"),
@@ -41,7 +40,7 @@ def loaded(folder: Path, mode: int, text: str = "", **flags: str) -> Loaded:
         ("", {"jwt-secret-file": "/nowhere"}, None),
     ],
 )
-@pytest.mark.parametrize(("mode", "open_to_all"), [(0o644, True), (0o604, True), (0o640, False), (0o600, False), (0o400, False)])
+@each_row(("mode", "open_to_all"), [(0o644, True), (0o604, True), (0o640, False), (0o600, False), (0o400, False)])
 def test_secrets_that_everybody_can_read(
     tmp_path: Path, text: str, flags: dict[str, str], said: str | None, mode: int, open_to_all: bool
 ) -> None:
@@ -76,7 +75,7 @@ def test_files_that_everybody_can_change(tmp_path: Path) -> None:
         assert all("can change" in sentence and sentence.endswith("chmod o-w") for sentence in shown), name
 
 
-@pytest.mark.parametrize(("uid", "said"), [(0, True), (1, False), (1000, False), (65534, False)])
+@each_row(("uid", "said"), [(0, True), (1, False), (1000, False), (65534, False)])
 def test_root(tmp_path: Path, uid: int, said: bool) -> None:
     """The report says that root is more than necessary."""
     assert any("runs as root" in sentence for sentence in exposure(loaded(tmp_path, 0o600), uid=uid)) is said

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.rows import each_row
 from towerws.config.file import MAX_FILE_BYTES, SHOWN_CHARACTERS, one_line, read_file, shown, shown_path
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings
@@ -32,7 +33,7 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
     assert read_file(written(tmp_path, b"\xef\xbb\xbfprefetch = 5\r\n"), "--config") == ({"prefetch": 5}, {})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "said"),
     [
         ("listen =", "not valid TOML: Invalid value (at "),
@@ -65,7 +66,7 @@ def test_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "said"), [("none", "No such file"), ("", "directory"), ("\0", "must be the path of a file")])
+@each_row(("name", "said"), [("none", "No such file"), ("", "directory"), ("\0", "must be the path of a file")])
 def test_unreadable(tmp_path: Path, name: str, said: str) -> None:
     """The refusal of an unreadable file also names the setting that named the file."""
     with pytest.raises(ConfigError, match=said) as caught:

@@ -8,6 +8,7 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from twisted.python import usage
 
+from tests.kit.rows import each_row
 from towerws.config.load import given, load, load_all, usage_flags, usage_parameters
 from towerws.config.options import OPTIONS, Kind, Option
 from towerws.core.errors import ConfigError
@@ -100,7 +101,7 @@ def test_an_empty_variable_is_not_set() -> None:
     assert load(OPEN, {"TOWERWS_BROKER": "", "TOWERWS_CONFIG": "", "TOWERWS_ANYTHING": ""}) == load(OPEN, {})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("flags", "environ", "said"),
     [
         ({"prefetch": "many"}, {}, "--prefetch = 'many': must be a whole number"),
@@ -139,7 +140,7 @@ def test_refused(flags: dict[str, str | None], environ: dict[str, str], said: st
     assert said in refusal({**OPEN, **flags}, environ)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "said"),
     [
         ("prefetch = 1.5", "prefetch = 1.5: must be a whole number"),
@@ -172,9 +173,7 @@ def test_password_file(tmp_path: Path) -> None:
     assert [url.password.reveal() for url in settings.broker.urls] == ["p#ss w@rd "] * 2
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [("", "on a single line"), ("\n", "on a single line"), ("hunter2!\nhunter2!\n", "on a single line")]
-)
+@each_row(("content", "said"), [("", "on a single line"), ("\n", "on a single line"), ("hunter2!\nhunter2!\n", "on a single line")])
 def test_bad_password_file(tmp_path: Path, content: str, said: str) -> None:
     """A file without a password, or with several lines, is refused. Its content is not shown."""
     file = tmp_path / "password"
@@ -250,7 +249,7 @@ def test_given_takes_clicks_names() -> None:
     }
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.low is not None], ids=lambda option: option.key)
+@each_row("option", [option for option in OPTIONS if option.low is not None], ids=lambda option: option.key)
 def test_each_number_reaches_its_setting(option: Option) -> None:
     """A number given by flag or by variable reaches its setting."""
     assert option.default is not None

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from tests.kit.configuration_table import split_document, table
+from tests.kit.rows import each_row
 from towerws.config.options import BY_FLAG, BY_KEY, BY_VARIABLE, CONFIG_FLAG, CONFIG_VARIABLE, OPTIONS, Kind, Option, kind_of
 from towerws.core.settings import (
     AccessSettings,
@@ -44,7 +45,7 @@ def test_names_derive_from_the_key() -> None:
     assert (option.flag, option.variable) == ("history-max-bytes", "TOWERWS_HISTORY_MAX_BYTES")
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+@each_row("option", OPTIONS, ids=lambda option: option.key)
 def test_defaults_are_allowed(option: Option) -> None:
     """Every default is a value that could be written, and reads back as itself."""
     if option.default is not None:
@@ -52,7 +53,7 @@ def test_defaults_are_allowed(option: Option) -> None:
         assert option.kind is Kind.BOOL or option.read(option.format(option.default)) == option.default
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.low is not None], ids=lambda option: option.key)
+@each_row("option", [option for option in OPTIONS if option.low is not None], ids=lambda option: option.key)
 def test_ranges_hold_at_their_edges(option: Option) -> None:
     """The ends of a range are allowed, the next values beyond it are not."""
     assert option.low is not None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.kit.rows import each_row
 from towerws.config.broker_url import parse_broker_url
 from towerws.config.options import OPTIONS
 from towerws.config.rules import advice, broken_rules, describes_a_service, read_group, suggestion
@@ -29,7 +30,7 @@ def test_the_defaults_keep_every_rule() -> None:
         assert list(advice(settings)) == []
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("settings", "key", "rule"),
     [
         (replace(GOOD, auth=("opne",)), "auth", "unknown method 'opne'; there is tower, jwt, open; did you mean open"),
@@ -71,7 +72,7 @@ def test_broken(settings: Settings, key: str, rule: str) -> None:
     assert rule in broken.rule
 
 
-@pytest.mark.parametrize(
+@each_row(
     "settings",
     [
         replace(GOOD, listen="tcp:8051", admin="tcp:9051", insecure=True),
@@ -105,7 +106,7 @@ def test_advice() -> None:
     assert list(broken_rules(settings)) == []
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("word", "said"),
     [
         ("max_payload_byte", "; did you mean max_payload_bytes?"),
@@ -118,13 +119,13 @@ def test_suggestion(word: str, said: str) -> None:
     assert suggestion(word, ["listen", "history.max_bytes", "max_payload_bytes"]) == said
 
 
-@pytest.mark.parametrize("key", [option.key for option in OPTIONS if "bytes" in option.key])
+@each_row("key", [option.key for option in OPTIONS if "bytes" in option.key])
 def test_the_former_name_of_an_option_brings_up_the_new_one(key: str) -> None:
     """Sizes were named `…_octets` until 0.2."""
     assert suggestion(key.replace("bytes", "octets"), [option.key for option in OPTIONS]) == f"; did you mean {key}?"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("word", "said"),
     [
         ("TOWERWS_HISTROY", "TOWERWS_HISTORY_MAX_BYTES or TOWERWS_HISTORY_MAX_AGE_S"),
@@ -146,7 +147,7 @@ def test_suggestion_behind_a_prefix(word: str, said: str) -> None:
     assert suggestion(word, known, "TOWERWS_") == (f"; did you mean {said}?" if said else "")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "value", "theirs"),
     [
         ("TOWERWS_SERVICE_HOST", "10.96.0.11", True),
@@ -179,7 +180,7 @@ def test_variables_of_others(name: str, value: str, theirs: bool) -> None:
     assert describes_a_service(name, value) is theirs
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("table", "group"),
     [
         ({}, GroupSettings()),
@@ -199,7 +200,7 @@ def test_groups(table: dict[str, object], group: GroupSettings) -> None:
     assert read_group("orders_2", table) == group
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "table", "rule"),
     [
         ("a-b", {}, "1 to 64 letters"),

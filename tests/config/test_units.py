@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.config.units import (
     format_number,
     format_size,
@@ -18,7 +19,7 @@ from towerws.config.units import (
 )
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("written", "raw"),
     [("1048576", 1048576), (1048576, 1048576), ("64MiB", 64 * 1024**2), ("256 KiB", 262144), ("1GiB", 1024**3), (0, 0)],
 )
@@ -27,7 +28,7 @@ def test_sizes(written: object, raw: int) -> None:
     assert read_size(written) == raw
 
 
-@pytest.mark.parametrize("written", ["64MB", "64M", "64mib", "1.5MiB", "-1", "", "MiB", "\uff11", "9" * 16, -1, 1.0, True, None, [], "1\n"])
+@each_row("written", ["64MB", "64M", "64mib", "1.5MiB", "-1", "", "MiB", "\uff11", "9" * 16, -1, 1.0, True, None, [], "1\n"])
 def test_bad_sizes(written: object) -> None:
     """An ambiguous or invalid size is refused with the allowed forms."""
     with pytest.raises(ValueError, match="KiB, MiB or GiB"):
@@ -40,7 +41,7 @@ def test_sizes_round_trip(raw: int) -> None:
     assert read_size(format_size(raw)) == raw
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("written", "seconds"),
     [
         ("120", 120),
@@ -61,7 +62,7 @@ def test_durations(written: object, seconds: float) -> None:
     assert isinstance(read_duration(written), type(seconds))
 
 
-@pytest.mark.parametrize("written", ["2 min", "-1", "", "s", "1e3", "inf", "nan", float("inf"), float("nan"), -1, 10**400, True, None, {}])
+@each_row("written", ["2 min", "-1", "", "s", "1e3", "inf", "nan", float("inf"), float("nan"), -1, 10**400, True, None, {}])
 def test_bad_durations(written: object) -> None:
     """An invalid duration is refused with the allowed forms."""
     with pytest.raises(ValueError, match="ms, s, m or h"):
@@ -81,13 +82,13 @@ def test_whole_seconds() -> None:
         read_whole_seconds("500ms")
 
 
-@pytest.mark.parametrize(("written", "count"), [("1000", 1000), (1000, 1000), ("0", 0)])
+@each_row(("written", "count"), [("1000", 1000), (1000, 1000), ("0", 0)])
 def test_counts(written: object, count: int) -> None:
     """A count is a whole number, as a number or as text."""
     assert read_count(written) == count
 
 
-@pytest.mark.parametrize("written", ["-1", -1, 1.0, "1.0", "1k", "", True, None])
+@each_row("written", ["-1", -1, 1.0, "1.0", "1k", "", True, None])
 def test_bad_counts(written: object) -> None:
     """Any other value is refused."""
     with pytest.raises(ValueError, match="whole number"):

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from tests.kit.fakes import FakePeer
+from tests.kit.rows import each_row
 from towerws.core.batch import WRITE_BYTES, route
 from towerws.core.deliveries import Delivery
 from towerws.core.history import History
@@ -186,7 +185,7 @@ def test_a_batch_does_not_overtake_the_one_before() -> None:
     assert parts.written == ["first", "second"]
 
 
-@pytest.mark.parametrize("since", [None, "1-q"])
+@each_row("since", [None, "1-q"])
 def test_a_request_between_two_parts(since: str | None) -> None:
     """The subscriber first gets its part of the batch, then its answer. Nothing of that batch comes after it."""
     parts = Parts(1)
@@ -239,7 +238,7 @@ def test_who_comes_between_two_parts_gets_what_follows() -> None:
     assert got(late) == [1]
 
 
-@pytest.mark.parametrize("how", ["part", "request", "next batch"])
+@each_row("how", ["part", "request", "next batch"])
 def test_a_full_peer_falls_behind_the_batch(how: str) -> None:
     """A subscriber with a full send buffer stands before the whole batch, and is fed all of it, once."""
     parts = Parts(1)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.kit.rows import each_row
 from towerws.core.control_messages import (
     MAX_DAEMONS,
     PRESENT_S,
@@ -21,7 +22,7 @@ from towerws.core.revocation import MAX_REVOCATION_BYTES, Revocation
 ID = "0123456789abcdef"
 
 
-@pytest.mark.parametrize(
+@each_row(
     "message",
     [
         Revocation(user=7),
@@ -64,7 +65,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("body", BAD)
+@each_row("body", BAD)
 def test_anything_else_is_nothing(body: str) -> None:
     """What is wrong is said without repeating it."""
     with pytest.raises(ValueError, match=r"\"daemon\"|user") as error:

@@ -4,10 +4,10 @@ import hashlib
 import subprocess
 import sys
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, derive_key, parse_position
 
 KEY = Fingerprint(b"a key")
@@ -61,7 +61,7 @@ def test_a_place_that_can_not_be_resumed_from_has_no_position() -> None:
     assert Delivery(0, "", b"", 7, "").position == ""
 
 
-@pytest.mark.parametrize(
+@each_row(
     "other",
     [
         stream(offset=8),
@@ -88,7 +88,7 @@ def test_a_position_is_opaque_text_that_can_be_read_back(offset: int, payload: b
         assert int(match[1]) == offset
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "",

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.errors import (
     MAX_PRINTABLE_CHARACTERS,
     BadDelivery,
@@ -17,7 +17,7 @@ from towerws.core.errors import (
 )
 
 
-@pytest.mark.parametrize(
+@each_row(
     "error",
     [
         BadDelivery("not_utf8", "text"),
@@ -59,7 +59,7 @@ def test_the_close_codes() -> None:
     }
 
 
-@pytest.mark.parametrize("reason", CloseReason)
+@each_row("reason", CloseReason)
 def test_a_close_is_legal_and_never_final_by_mistake(reason: CloseReason) -> None:
     """Never 1000, which React's pages take as final; a reason that fits a control frame (RFC 6455 section 5.5)."""
     assert reason.value.code != 1000
@@ -67,7 +67,7 @@ def test_a_close_is_legal_and_never_final_by_mistake(reason: CloseReason) -> Non
     assert len(reason.value.reason.encode()) <= 123
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "shown"),
     [
         ("ada", "ada"),

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.fakes import read_frames
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import frame
 from towerws.core.frames import text_frame, whole_text
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("raw", "head"),
     [
         (0, "8100"),
@@ -49,7 +49,7 @@ def test_a_whole_text_message_is_read(message: str) -> None:
     assert whole_text(frame(1, payload), MAX_BYTES) == (payload if len(payload) < 65536 else None)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "raw",
     [
         b"",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.kit.fakes import FakePeer
+from tests.kit.rows import each_row
 from towerws.core import hub
 from towerws.core.batch import WRITE_BYTES
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
@@ -909,7 +910,7 @@ TestHubMachine = pytest.mark.timeout(300)(HubMachine.TestCase)
 HubMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=60)
 
 
-@pytest.mark.parametrize("dialect", [TOWER, V1])
+@each_row("dialect", [TOWER, V1])
 def test_readers_that_are_behind_share_their_frames(dialect: Dialect) -> None:
     """What was framed for one that resumes is there for the next; each dialect has its own."""
     log = Log()

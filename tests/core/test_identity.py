@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
+from tests.kit.rows import each_row
 from towerws.core.identity import Identity, Registry
 from towerws.core.settings import Secret
 
 TOKEN = "9t8Fq0csrf"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("csrftoken", "told", "vouched"),
     [
         (TOKEN, TOKEN, True),
@@ -71,7 +70,7 @@ def test_nothing_is_left_of_who_is_gone() -> None:
     assert registry._users == registry._sessions == {}
 
 
-@pytest.mark.parametrize("named", ["5e55", "5e56", "5e57"])
+@each_row("named", ["5e55", "5e56", "5e57"])
 def test_every_session_cookie_that_came(named: str) -> None:
     """Only AWX knows which of several cookies is its own: the connection is found by each, and gone from each when it leaves."""
     registry: Registry[str] = Registry()

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.kit.fakes import FakePeer
+from tests.kit.rows import each_row
 from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
@@ -147,8 +146,8 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("key", "payload", "reason"), BAD, ids=[f"{number}-{reason}" for number, (_, _, reason) in enumerate(BAD)])
-@pytest.mark.parametrize("known", [False, True])
+@each_row(("key", "payload", "reason"), BAD, ids=[f"{number}-{reason}" for number, (_, _, reason) in enumerate(BAD)])
+@each_row("known", [False, True])
 def test_a_bad_message_is_skipped_and_the_next_one_arrives(key: str, payload: bytes, reason: str, known: bool) -> None:
     """It is counted by its reason, changes nothing, and what follows goes out, whether or not its topic was seen before."""
     feed = Feed().start()
@@ -202,7 +201,7 @@ def test_what_is_withheld_reaches_nobody() -> None:
     assert feed.reports == []
 
 
-@pytest.mark.parametrize(
+@each_row(
     "payload",
     [
         b"{}",

@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.hostile_heads import LISTED, PAGE_ORIGINS
+from tests.kit.rows import each_row
 from towerws.core.origins import Origins
 
 OURS = Origins(LISTED)
 
 
-@pytest.mark.parametrize(("origin", "host", "allowed"), PAGE_ORIGINS)
+@each_row(("origin", "host", "allowed"), PAGE_ORIGINS)
 def test_table_of_origins(origin: str | None, host: str, allowed: bool) -> None:
     """Only the host's own pages, those listed, and what is no browser may use a cookie."""
     assert OURS.allow(origin, [host]) is allowed
@@ -30,7 +31,7 @@ def test_nothing_else_gets_in(origin: str) -> None:
     assert not OURS.allow(f"https://{origin}.evil.example", ["tower.example.com"])
 
 
-@pytest.mark.parametrize("text", ["portal.example.com", "*", "https://portal.example.com/", "https://*.example.com", "null"])
+@each_row("text", ["portal.example.com", "*", "https://portal.example.com/", "https://*.example.com", "null"])
 def test_what_is_no_origin(text: str) -> None:
     """A list with something that can never match is a mistake that is said."""
     with pytest.raises(ValueError, match="is not an origin"):

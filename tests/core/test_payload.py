@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadDelivery
 from towerws.core.payload import MAX_DEPTH, check_payload, is_plain_object
@@ -215,20 +216,20 @@ def name(value: object) -> str:
     return repr(value[:30]) if isinstance(value, bytes) else str(value)
 
 
-@pytest.mark.parametrize(("body", "reason"), REFUSED, ids=name)
+@each_row(("body", "reason"), REFUSED, ids=name)
 def test_what_is_not_exactly_one_object_is_refused(body: bytes, reason: str) -> None:
     """Findings P1: the short check does not pass it, and the whole check gives the reason."""
     assert not is_plain_object(body)
     assert refusal(body) == reason
 
 
-@pytest.mark.parametrize("body", GOOD, ids=name)
+@each_row("body", GOOD, ids=name)
 def test_what_awx_sends_is_taken(body: bytes) -> None:
     """JSON as RFC 8259 has it passes, and so do `NaN`, `Infinity` and escapes of lone surrogates."""
     assert refusal(body) is None
 
 
-@pytest.mark.parametrize("body", FORGED, ids=name)
+@each_row("body", FORGED, ids=name)
 def test_the_table_of_forgeries_is_real(body: bytes) -> None:
     """Each forgery sits between two braces: a look at the outer ones would pass it."""
     assert body[:1] == b"{"
@@ -245,7 +246,7 @@ def in_a_deep_stack(levels: int, call: Callable[[], Any]) -> Any:
     return call() if levels == 0 else in_a_deep_stack(levels - 1, call)
 
 
-@pytest.mark.parametrize("body", [nested(MAX_DEPTH), nested(MAX_DEPTH + 1), nested(MAX_DEPTH - 1).replace(b"[]", b"[NaN]")])
+@each_row("body", [nested(MAX_DEPTH), nested(MAX_DEPTH + 1), nested(MAX_DEPTH - 1).replace(b"[]", b"[NaN]")])
 def test_the_verdict_does_not_depend_on_the_stack(body: bytes) -> None:
     """Two daemons that read one stream skip the same messages, at any depth of the stack."""
     deeper = (sys.getrecursionlimit() - MAX_DEPTH) // 2

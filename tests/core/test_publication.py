@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.publication import MAX_VALUES, Publication, parse_publication
 from towerws.core.topics import Topic
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "topic"),
     [
         ('{"topic": "a.1", "payload": {}}', Topic("a", "1")),
@@ -26,7 +27,7 @@ def test_an_envelope_names_its_topic_in_two_ways(body: str, topic: Topic) -> Non
     assert parse_publication(body.encode()) == Publication(topic, b"{}")
 
 
-@pytest.mark.parametrize(
+@each_row(
     "payload",
     [
         '{"a":1,   "a": 1.0}',
@@ -49,7 +50,7 @@ def test_the_payload_is_kept_byte_for_byte(payload: str) -> None:
         assert parse_publication(body.encode()).payload == payload.encode()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "message"),
     [
         (b"", "expected { at character 0"),
@@ -146,7 +147,7 @@ TOO_MANY = {
 }
 
 
-@pytest.mark.parametrize("body", TOO_MANY.values(), ids=TOO_MANY)
+@each_row("body", TOO_MANY.values(), ids=TOO_MANY)
 def test_too_many_values_are_not_decoded(body: bytes) -> None:
     """4 MiB of keys took a second of the reactor's: what a body may hold is bounded before it is looked at."""
     with pytest.raises(ValueError, match="more than 100000 values"):
@@ -159,7 +160,7 @@ def test_an_unknown_key_ends_it() -> None:
         parse_publication(b'{"x": this is not JSON')
 
 
-@pytest.mark.parametrize(
+@each_row(
     "payload",
     [
         '{"stdout": "' + "1," * MANY + '"}',

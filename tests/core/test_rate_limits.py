@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.rate_limits import Throttle, TokenBucket
 
 
@@ -78,7 +79,7 @@ def test_what_did_not_fail_is_given_back() -> None:
     assert len(throttle) == 0
 
 
-@pytest.mark.parametrize("names", [1, 10, 1000])
+@each_row("names", [1, 10, 1000])
 def test_names_are_bounded(names: int) -> None:
     """The one counted least recently is forgotten first."""
     throttle = Throttle(rate=1, burst=1, names=names)

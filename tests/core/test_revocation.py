@@ -4,10 +4,11 @@ from math import inf
 
 import pytest
 
+from tests.kit.rows import each_row
 from towerws.core.revocation import MAX_NAME_CHARACTERS, MAX_REVOCATION_BYTES, RecentRevocations, Revocation, parse_revocation
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "revocation"),
     [
         (b'{"user": 7}', Revocation(user=7)),
@@ -37,7 +38,7 @@ BAD += ['{"user": 7, "session": "x"}', '{"user": 7, "more": 1}', '{"user": [7]}'
 BAD += ['{"user": 7, "user": 8}', '{"user": 1' + "0" * 513 + "}", '{"user": 1' + "0" * 5000 + "}", '\ufeff{"user": 7}']
 
 
-@pytest.mark.parametrize("body", BAD)
+@each_row("body", BAD)
 def test_anything_else_revokes_nobody(body: str) -> None:
     """Half a revocation is none: the sender is told what one looks like."""
     with pytest.raises(ValueError, match="user"):
@@ -52,7 +53,7 @@ def test_a_body_is_bounded() -> None:
     assert parse_revocation(longest.body) == longest
 
 
-@pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(user='"\ud800é\n'), Revocation(session="5e55")])
+@each_row("revocation", [Revocation(user=7), Revocation(user='"\ud800é\n'), Revocation(session="5e55")])
 def test_what_is_written_is_read(revocation: Revocation) -> None:
     """What one daemon tells the others means the same to them."""
     assert parse_revocation(revocation.body) == revocation

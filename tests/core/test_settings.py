@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from tests.kit.rows import each_row
 from towerws.core.settings import BrokerUrl, GroupSettings, HistorySettings, Secret, Settings, WebSocketSettings
 
 
@@ -21,7 +22,7 @@ def test_secrets_compare_by_value() -> None:
     assert Secret("a") != "a"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("host", "vhost", "tls", "shown"),
     [
         ("h", "/", False, "amqp://u%40x:***@h:1/%2F"),
@@ -35,7 +36,7 @@ def test_a_broker_url_is_shown_masked(host: str, vhost: str, tls: bool, shown: s
     assert "hunter22" not in repr(url)
 
 
-@pytest.mark.parametrize("settings", [HistorySettings(), WebSocketSettings(), GroupSettings(), Settings(broker=None, auth=("open",))])
+@each_row("settings", [HistorySettings(), WebSocketSettings(), GroupSettings(), Settings(broker=None, auth=("open",))])
 def test_settings_are_frozen(settings: object) -> None:
     """Nothing can be changed once it is made, and no name can be added."""
     assert dataclasses.is_dataclass(settings)

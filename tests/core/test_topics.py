@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.identity import Identity
 from towerws.core.settings import GroupSettings
 from towerws.core.topics import (
@@ -59,7 +60,7 @@ def test_nothing_else_is_a_topic(text: str) -> None:
             parse_routing_key(text)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "topic"),
     [
         ("job_events-42", Topic("job_events", "42")),
@@ -75,7 +76,7 @@ def test_a_flat_name_is_split_at_the_first_hyphen(text: str, topic: Topic) -> No
     assert flat_name(topic.routing_key) == text
 
 
-@pytest.mark.parametrize("byte", range(256))
+@each_row("byte", range(256))
 def test_every_character_is_allowed_or_not(byte: int) -> None:
     """No character that is a pattern on the broker, needs escaping in JSON or is not printable ASCII is in any name."""
     character = chr(byte)
@@ -83,8 +84,8 @@ def test_every_character_is_allowed_or_not(byte: int) -> None:
     assert is_event(f"a{character}b") is (character in EVENT_CHARACTERS)
 
 
-@pytest.mark.parametrize("is_name", [is_group, is_event])
-@pytest.mark.parametrize("text", ["", "a\n", "\na", " a", "a ", "\u0661", "\u00e9", "\uff41", "a\u0301", "\ud800", "\U0001f680"])
+@each_row("is_name", [is_group, is_event])
+@each_row("text", ["", "a\n", "\na", " a", "a ", "\u0661", "\u00e9", "\uff41", "a\u0301", "\ud800", "\U0001f680"])
 def test_a_name_is_plain_ascii_without_anything_around_it(is_name: object, text: str) -> None:
     """Neither other digits and letters nor a line's end pass for a name's."""
     assert callable(is_name)
@@ -99,7 +100,7 @@ def test_the_limits_are_in_bytes_and_inclusive() -> None:
     assert not is_event("e" * (MAX_EVENT_BYTES + 1))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "message"),
     [
         ("metrics", "routing key 'metrics' has no '.': expected group.event"),
@@ -139,8 +140,8 @@ def test_the_groups_known_without_configuration_are_awxs() -> None:
     assert set(AWX_GROUPS) == {*IDS, "jobs", "schedules", "inventories", "control"}
 
 
-@pytest.mark.parametrize("group", IDS)
-@pytest.mark.parametrize(
+@each_row("group", IDS)
+@each_row(
     ("item", "event"),
     [
         (42, "42"),
@@ -157,8 +158,8 @@ def test_a_number_is_an_id_as_integer_and_as_text(group: str, item: object, even
     assert AWX.routing_key(group, item) == f"{group}.{event}"
 
 
-@pytest.mark.parametrize("group", IDS)
-@pytest.mark.parametrize(
+@each_row("group", IDS)
+@each_row(
     "item",
     [
         None,
@@ -206,7 +207,7 @@ def test_nothing_else_is_an_id(group: str, item: object) -> None:
         AWX.routing_key(group, item)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("group", "words"),
     [("jobs", ["status_changed", "summary"]), ("schedules", ["changed"]), ("inventories", ["status_changed"])],
 )
@@ -230,9 +231,7 @@ def test_control_is_one_topic_per_user() -> None:
             AWX.routing_key("control", item)
 
 
-@pytest.mark.parametrize(
-    "group", ["", "metrics", "broadcast-group_send", "job_events-42", "job_events.42", "JOBS", "jobs ", "#", "*", "g" * 300]
-)
+@each_row("group", ["", "metrics", "broadcast-group_send", "job_events-42", "job_events.42", "JOBS", "jobs ", "#", "*", "g" * 300])
 def test_an_unknown_group_has_no_topics(group: str) -> None:
     """For any item the group is looked up as it is written."""
     for item in (42, "42", "status_changed", "x"):
@@ -240,7 +239,7 @@ def test_an_unknown_group_has_no_topics(group: str) -> None:
             AWX.routing_key(group, item)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("events", "item", "event"),
     [
         ("id", 7, "7"),
@@ -315,7 +314,7 @@ def test_an_error_never_repeats_the_item() -> None:
         assert "c4n4ry" not in str(caught.value)
 
 
-@pytest.mark.parametrize("events", ["any", "id", ("paid",)])
+@each_row("events", ["any", "id", ("paid",)])
 def test_a_group_that_is_never_heard(events: str | tuple[str, ...]) -> None:
     """Its events are refused one by one, as those of a group that does not exist."""
     table = GroupTable({"orders": GroupSettings(events=events, policy="never")})
@@ -334,7 +333,7 @@ def test_whose_own() -> None:
     assert table.refusals(Identity(), topics) == {}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("topic", "nobody"),
     [
         ("jobs.status_changed", False),
@@ -361,7 +360,7 @@ def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
     assert said is None or said.startswith(f"no client can subscribe to {topic}: ")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("topic", "advice"),
     [
         ("ordres.paid", "the groups are jobs, schedules,"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.deliveries import Delivery, Fingerprint
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.identity import Identity
@@ -52,7 +53,7 @@ FRAMES: dict[tuple[str, str], Callable[[], bytes | None]] = {
 }
 
 
-@pytest.mark.parametrize("key", FRAMES, ids="-".join)
+@each_row("key", FRAMES, ids="-".join)
 def test_what_is_sent_is_the_golden_sample(key: tuple[str, str]) -> None:
     """Each frame of both dialects, byte for byte as docs/protocol.md shows it."""
     frame = FRAMES[key]()
@@ -90,7 +91,7 @@ def test_towers_answer_to_a_token_is_its_first_frame() -> None:
     assert TOWER.renewed(Identity(7), 1) == TOWER.welcome(Identity(7), "1041-5b0c7e9f21aa", 20)
 
 
-@pytest.mark.parametrize(("user_id", "told"), [(7, 7), (0, 0), (None, 0), ("ada", 0)])
+@each_row(("user_id", "told"), [(7, 7), (0, 0), (None, 0), ("ada", 0)])
 def test_towers_first_frame_tells_a_number(user_id: int | str | None, told: int) -> None:
     """`{"accept": true, "user": <int>}` for every user (awx-contract 1.4 point 5)."""
     assert json.loads(TOWER.welcome(Identity(user_id), "0-q", 20)) == {"accept": True, "user": told}
@@ -102,7 +103,7 @@ def test_tower_has_no_word_for_a_gap_or_a_farewell() -> None:
     assert TOWER.bye(CloseReason.RESTART.value, 1000) is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("message", "error"),
     [
         ('{"groups": {"job_events": [null]}}', "access denied to channel job_events for resource id None"),
@@ -125,7 +126,7 @@ def test_towers_text_for_an_item_is_awxs(message: str, error: str) -> None:
     assert json.loads(reply) == {"error": error}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("message", "error"),
     [
         ("hello", "message is not JSON"),
@@ -162,7 +163,7 @@ def test_v1_lists_what_was_left_out_in_its_answer() -> None:
     assert answer["denied"] == [{"topic": "a.1", "reason": "x"}, {"topic": "a.b.\u20ac", "reason": "y"}]
 
 
-@pytest.mark.parametrize("request_id", [None, 0, 7, "a", "\u20ac\U0001f680", [1, {"a": None}], 1.5, True])
+@each_row("request_id", [None, 0, 7, "a", "\u20ac\U0001f680", [1, {"a": None}], 1.5, True])
 def test_v1_repeats_the_requests_id(request_id: object) -> None:
     """The same value, in both kinds of answers."""
     assert json.loads(V1.subscribed(CHANGE, [], request_id))["id"] == request_id
@@ -186,7 +187,7 @@ def test_v1s_event_is_json_whatever_its_names(group: str, event: str, payload: d
     assert frame.endswith(b',"payload":' + raw + b"}")
 
 
-@pytest.mark.parametrize("dialect", [TOWER, V1], ids=lambda dialect: dialect.name)
+@each_row("dialect", [TOWER, V1], ids=lambda dialect: dialect.name)
 def test_what_a_client_wrote_can_not_break_a_reply(dialect: Dialect) -> None:
     """Quotes, line ends, other scripts and escape codes come back as JSON of plain ASCII."""
     nasty = '"}\r\n\x1b[31m\u2028\u202e\U0001f680\\'

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.core.topics import parse_routing_key
 from towerws.demo.events import DemoEvent, count_lines, events
 
@@ -133,7 +134,7 @@ def test_every_kind_shows_up() -> None:
     assert any(payload.get("status") == "failed" for _, payload in seen)
 
 
-@pytest.mark.parametrize("rate", [0.5, 10, 1000])
+@each_row("rate", [0.5, 10, 1000])
 def test_rate(rate: float) -> None:
     """`rate` is the average, and no pause is longer than four mean ones."""
     delays = [event.delay_s for event in play(3, 4000, rate)]
@@ -141,7 +142,7 @@ def test_rate(rate: float) -> None:
     assert max(delays) <= 4 / rate
 
 
-@pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
+@each_row("rate", [0, -1, float("inf"), float("nan")])
 def test_impossible_rate(rate: float) -> None:
     """An impossible rate is refused at once."""
     with pytest.raises(ValueError, match="rate"):

@@ -5,10 +5,9 @@ Autobahn documents the methods that an application overrides (`DOCUMENTED`). All
 
 from __future__ import annotations
 
-import pytest
-
 from tests.insides import uses
 from tests.insides.kit import Inside, check, unlisted
+from tests.kit.rows import each_row
 
 PROTOCOL = "autobahn.websocket.protocol:WebSocketProtocol"
 SERVER = "autobahn.websocket.protocol:WebSocketServerProtocol"
@@ -128,7 +127,7 @@ INSIDES = [
 ]
 
 
-@pytest.mark.parametrize("inside", INSIDES, ids=str)
+@each_row("inside", INSIDES, ids=str)
 def test_it_is_as_we_know_it(inside: Inside) -> None:
     """The installed Autobahn has each name, with the signature or value that we rely on."""
     check(inside, __file__)

@@ -9,6 +9,7 @@ import pytest
 from tests.insides import uses
 from tests.insides.kit import Inside, check, unlisted
 from tests.insides.uses import Place
+from tests.kit.rows import each_row
 
 CONNECTION = "pika.connection:Connection"
 
@@ -18,7 +19,7 @@ def example(name: str, **more: Any) -> Inside:
     return Inside(**{"owner": CONNECTION, "name": name, "why": "as an example", "through": "_error", **more})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("inside", "problem"),
     [
         (example("_no_such"), "Connection._no_such is gone"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.insides import uses
 from tests.insides.kit import Inside, check, unlisted
+from tests.kit.rows import each_row
 
 CONNECTION = "pika.connection:Connection"
 ADAPTER = "pika.adapters.twisted_connection:_TwistedConnectionAdapter"
@@ -132,7 +131,7 @@ INSIDES = [
 ]
 
 
-@pytest.mark.parametrize("inside", INSIDES, ids=str)
+@each_row("inside", INSIDES, ids=str)
 def test_it_is_as_we_know_it(inside: Inside) -> None:
     """The installed pika has each name, with the signature that we call or replace."""
     check(inside, __file__)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.insides import test_autobahn, test_pika, uses
 from tests.insides.kit import Inside, check, unlisted
+from tests.kit.rows import each_row
 
 DESCRIPTOR = "twisted.internet.abstract:FileDescriptor"
 
@@ -88,7 +87,7 @@ INSIDES = [
 ]
 
 
-@pytest.mark.parametrize("inside", INSIDES, ids=str)
+@each_row("inside", INSIDES, ids=str)
 def test_it_is_as_we_know_it(inside: Inside) -> None:
     """The installed Twisted has each name, with the value or the source that we rely on."""
     check(inside, __file__)

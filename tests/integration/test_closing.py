@@ -17,6 +17,7 @@ from tests.integration.test_websocket_daemon import present, wait_until
 from tests.integration.test_websocket_transports import tls, unix
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.nginx import Nginx
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, CLOSE, PING, TEXT, close, frame, request, text
 from tests.websocket.test_compression import deflate
 
@@ -96,7 +97,7 @@ VIOLATIONS = {
 }
 
 
-@pytest.mark.parametrize(("raw", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
+@each_row(("raw", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
 def test_a_violation_is_told(dial: Dial, raw: bytes, code: int) -> None:
     """Findings P5: the client reads the code and then the end of the stream, even if more stood in the same write."""
     with open_socket(dial) as client:
@@ -104,7 +105,7 @@ def test_a_violation_is_told(dial: Dial, raw: bytes, code: int) -> None:
         assert code_of(rest(client)) == code
 
 
-@pytest.mark.parametrize("code", [None, 1000, 1001, 1014, 3001, 4001, 4999])
+@each_row("code", [None, 1000, 1001, 1014, 3001, 4001, 4999])
 def test_a_clients_close_is_echoed(dial: Dial, code: int | None) -> None:
     """Findings P6: the close is echoed with the client's code, or without one."""
     with open_socket(dial) as client:
@@ -132,7 +133,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("raw", REFUSED.values(), ids=REFUSED)
+@each_row("raw", REFUSED.values(), ids=REFUSED)
 def test_a_refusal_is_read_whole(dial: Dial, raw: bytes) -> None:
     """A client that keeps sending while it is refused still reads the answer."""
     with dial() as client:

@@ -17,6 +17,7 @@ from twisted.logger import FileLogObserver, ILogObserver, formatEventAsClassicLo
 
 from tests.integration.conftest import NO_FAIL2BAN, require
 from tests.kit.daemon import Daemon
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import request
 from towerws.websocket.logs import ConnectionLog, RefusalLog
 
@@ -80,8 +81,8 @@ CASES: list[tuple[str, dict[str, Any], bool, bool]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("refused", "normal", "aggressive"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
-@pytest.mark.parametrize("prefix", ["", "Nov 26 11:20:02 web-1 towerws[4242]: ", "2026-11-26T11:20:02.123456+00:00 web-1 twistd[1]: "])
+@each_row(("refused", "normal", "aggressive"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
+@each_row("prefix", ["", "Nov 26 11:20:02 web-1 towerws[4242]: ", "2026-11-26T11:20:02.123456+00:00 web-1 twistd[1]: "])
 def test_what_counts(program: str, tmp_path: Path, prefix: str, refused: dict[str, Any], normal: bool, aggressive: bool) -> None:
     """Each mode finds the right lines, in the daemon's own file and through syslog."""
     (line,) = refusal(**refused)
@@ -104,8 +105,8 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("mode", ["normal", "aggressive"])
+@each_row("name", HOSTILE)
+@each_row("mode", ["normal", "aggressive"])
 def test_no_user_can_have_another_banned(program: str, tmp_path: Path, name: str, mode: str) -> None:
     """A user whose name looks like a refusal gets no address banned, in any line that has a user's name."""
 

@@ -21,6 +21,7 @@ from tests.broker.test_endpoint import certificate
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.hostile_heads import COOKIE, FORGED, LISTED, PAGE_ORIGINS, Hostile, PageOrigin, hostile_heads
 from tests.kit.nginx import Nginx, directive, shipped
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import close, request, text
 from towerws.core.settings import LimitSettings, TowerSettings, WebSocketSettings
 
@@ -150,7 +151,7 @@ def test_a_plain_opening(way: Way) -> None:
     assert f"user 7 from {way.client}, by tower" in way.daemon.log.read_text()
 
 
-@pytest.mark.parametrize("hostile", list(hostile_heads()), ids=lambda hostile: hostile.name)
+@each_row("hostile", list(hostile_heads()), ids=lambda hostile: hostile.name)
 def test_header_smuggling(way: Way, hostile: Hostile) -> None:
     """Promise 30: it gets 400 before any question to the API. If nginx removes the hostile part, that part is seen nowhere.
 
@@ -176,7 +177,7 @@ def test_header_smuggling(way: Way, hostile: Hostile) -> None:
     assert FORGED.encode() not in answer.raw
 
 
-@pytest.mark.parametrize(
+@each_row(
     "lines",
     [
         [f"X-Forwarded-For: {FORGED}"],
@@ -202,10 +203,8 @@ def test_a_forged_address_is_not_used(way: Way, lines: list[str]) -> None:
     assert FORGED not in str(answer.asked)
 
 
-@pytest.mark.parametrize("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
-@pytest.mark.parametrize(
-    "credential", [COOKIE, f"Authorization: {PASSWORD}", "Authorization: Bearer t0ken"], ids=["cookie", "basic", "bearer"]
-)
+@each_row("page", PAGE_ORIGINS, ids=lambda page: f"{page.origin!s:.40} on {page.host:.40}")
+@each_row("credential", [COOKIE, f"Authorization: {PASSWORD}", "Authorization: Bearer t0ken"], ids=["cookie", "basic", "bearer"])
 def test_origins(way: Way, page: PageOrigin, credential: str) -> None:
     """Promise 31: the host's own pages and listed ones connect. Another page gets a 403 that reveals nothing, with any credential."""
     origin = [] if page.origin is None else [f"Origin: {page.origin}"]
@@ -314,7 +313,7 @@ def test_an_event_over_tls_and_a_unix_socket(tmp_path: Path, nginx: Callable[...
     assert "from 127.0.4.2, by open" in log
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("path", "towerws"),
     [
         ("/websocket/", True),

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.tail.text import Printer, json_line, output_lines, shown
 
 
@@ -18,7 +18,7 @@ def test_nothing_that_a_terminal_obeys(text: str) -> None:
         assert not [character for character in line if character != "\t" and (ord(character) < 32 or 127 <= ord(character) < 160)]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("stdout", "plain", "coloured"),
     [
         ("ok", ["ok"], ["ok"]),
@@ -37,7 +37,7 @@ def test_output(stdout: str, plain: list[str], coloured: list[str]) -> None:
     assert output_lines(stdout, colour=True) == coloured
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("topic", "payload", "line"),
     [
         ("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"}, "job 42 running"),
@@ -66,7 +66,7 @@ def test_lines(topic: str, payload: Any, line: str) -> None:
 LONG = "x" * 64 + "." + "y" * 128
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("columns", "topic", "shown_as", "text_at"),
     [
         (None, "inventory_update_events.814123", "inventory_update_events.814123", 40),
@@ -88,7 +88,7 @@ def test_topic_column(columns: int | None, topic: str, shown_as: str, text_at: i
     assert after.index("[1]") == min(text_at, 70), "the column stays as wide as it was"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("columns", "text", "shown_as"),
     [
         (None, "PLAY [x] " + "*" * 70, "PLAY [x] " + "*" * 70),
@@ -111,7 +111,7 @@ def test_status_has_a_colour_on_a_terminal() -> None:
     assert line.endswith("job 1 \x1b[31mfailed\x1b[0m")
 
 
-@pytest.mark.parametrize("character", ["\x07", "\x1b", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u2028", "\u202e", "\u2066"])
+@each_row("character", ["\x07", "\x1b", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u2028", "\u202e", "\u2066"])
 def test_json_line(character: str) -> None:
     """Characters that control a terminal are escaped, and the JSON means the same."""
     line = json_line(f'{{"a":\n "ü{character}"}}')

@@ -4,10 +4,10 @@ import json
 from datetime import UTC, datetime
 from itertools import islice
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kit.rows import each_row
 from towerws.demo.events import events
 from towerws.tail.topics import DEFAULT_TOPICS, FOLLOWING_NEEDS, MAX_FOLLOWED, Following, as_groups
 
@@ -17,7 +17,7 @@ def status(job_id: int, word: str, kind: str | None = "job") -> dict[str, object
     return {"unified_job_id": job_id, "status": word, **({} if kind is None else {"type": kind})}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("kind", "topic"),
     [
         ("job", "job_events.7"),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Client, Edge, Edges, SlowMethod, edges, request
 from towerws.auth.open import Open
 from towerws.core.connection_limits import MAX_SURPLUS
@@ -98,7 +99,7 @@ class Method(Open):
         return succeed(Identity(int(user) if method == "tower" else user, method, session="5e55"))
 
 
-@pytest.mark.parametrize(("other", "status"), [("jwt-7", 101), ("tower-8", 101), ("saml-7", 101), ("tower-7", 503)])
+@each_row(("other", "status"), [("jwt-7", 101), ("tower-8", 101), ("saml-7", 101), ("tower-7", 503)], make=edges)
 def test_users_of_two_methods_are_two(make: Edges, other: str, status: int) -> None:
     """The same id under two methods is two users: one can't use up the other's connections."""
     edge = make(Method(), limits={"per_user": 2})

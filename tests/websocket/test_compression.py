@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import TEXT, Client, Edge, Edges, close, edges, frame, request
 
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
@@ -49,7 +50,7 @@ def test_it_is_off_unless_it_is_switched_on(make: Edges) -> None:
     assert client.close_code() == 1002
 
 
-@pytest.mark.parametrize("v1", [False, True])
+@each_row("v1", [False, True], make=edges)
 def test_events_are_compressed_once_for_all(make: Edges, v1: bool) -> None:
     """An event is compressed once, and all clients with compression get the same bytes. Clients without it get the event plain."""
     edge = make(compression=True)
@@ -187,8 +188,8 @@ def cut(message: bytes, pieces: int) -> list[bytes]:
     return [frame(0 if at else TEXT, part, rsv=0 if at else 4, fin=at == last) for at, part in enumerate(parts)]
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 5])
-@pytest.mark.parametrize("message", CORRUPT.values(), ids=CORRUPT)
+@each_row("pieces", [1, 2, 5])
+@each_row("message", CORRUPT.values(), ids=CORRUPT, make=edges)
 def test_nothing_truncated_is_taken_for_whole(make: Edges, message: bytes, pieces: int) -> None:
     """Findings P8: a stream without its end, or with bytes after it, gets 1007. No part of it is handled."""
     edge = make(compression=True)
@@ -198,8 +199,8 @@ def test_nothing_truncated_is_taken_for_whole(make: Edges, message: bytes, piece
     assert edge.context.requests == 0
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 5])
-@pytest.mark.parametrize("message", WHOLE.values(), ids=WHOLE)
+@each_row("pieces", [1, 2, 5])
+@each_row("message", WHOLE.values(), ids=WHOLE, make=edges)
 def test_every_way_to_end_a_stream(make: Edges, message: bytes, pieces: int) -> None:
     """A message is handled for every way in which a sender may end its stream."""
     client = open_deflated(make(compression=True)).send(*cut(message, pieces))
@@ -213,9 +214,9 @@ def test_empty_messages(make: Edges) -> None:
     assert client.close_code() is None
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 5])
-@pytest.mark.parametrize("more", [-1, 0, 1, 2, 128, 255, 256, 257, 1000, LIMIT])
-@pytest.mark.parametrize("kind", ["spaces", "noise", "stored", "plain"])
+@each_row("pieces", [1, 2, 5])
+@each_row("more", [-1, 0, 1, 2, 128, 255, 256, 257, 1000, LIMIT])
+@each_row("kind", ["spaces", "noise", "stored", "plain"], make=edges)
 def test_the_limit_is_exact(make: Edges, kind: str, more: int, pieces: int) -> None:
     """Findings P8: a message of 64 KiB after inflation is accepted, well compressed or not. One byte more gets 1009."""
     edge = make(compression=True, fragments=1000)
@@ -249,8 +250,8 @@ VIOLATIONS = {
 }
 
 
-@pytest.mark.parametrize(("raw", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
-@pytest.mark.parametrize(
+@each_row(("raw", "code"), VIOLATIONS.values(), ids=VIOLATIONS)
+@each_row(
     "flood",
     [
         b"\0" * 60_000,
@@ -261,6 +262,7 @@ VIOLATIONS = {
         frame(0, b"\xff" * 60_000),
     ],
     ids=range(6),
+    make=edges,
 )
 def test_what_follows_a_violation_is_not_kept(make: Edges, raw: bytes, code: int, flood: bytes) -> None:
     """Findings P7: after its close a connection keeps almost nothing, however much the client sends and for however long."""
@@ -274,8 +276,8 @@ def test_what_follows_a_violation_is_not_kept(make: Edges, raw: bytes, code: int
     assert client.transport.lost
 
 
-@pytest.mark.parametrize(("raw", "code"), [row for name, row in VIOLATIONS.items() if name not in ("too long", "part of a corrupt frame")])
-@pytest.mark.parametrize("together", [False, True])
+@each_row(("raw", "code"), [row for name, row in VIOLATIONS.items() if name not in ("too long", "part of a corrupt frame")])
+@each_row("together", [False, True], make=edges)
 def test_the_answer_to_a_close_is_read(make: Edges, raw: bytes, code: int, together: bool) -> None:
     """Findings P7: a client that answers the close frame is not reset, even if it sent more before its answer."""
     edge = make(compression=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges, request
 from towerws.auth.open import Open
 from towerws.core.http_head import Head
@@ -35,7 +36,7 @@ class Browser(Open):
         return succeed(self._identity)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("origin", "access", "cookie", "status"),
     [
         (None, AccessSettings(), True, 101),
@@ -49,6 +50,7 @@ class Browser(Open):
         ("https://evil.example", AccessSettings(origins=("https://evil.example",)), True, 101),
         ("https://tower.example.com.evil.example", AccessSettings(origins=(HERE,)), True, 403),
     ],
+    make=edges,
 )
 def test_origins(make: Edges, origin: str | None, access: AccessSettings, cookie: bool, status: int) -> None:
     """A page of a foreign origin gets a 403 that reveals nothing. It comes before any credential is looked at."""
@@ -69,7 +71,7 @@ def test_a_password_needs_no_xrftoken(make: Edges) -> None:
     assert client.take()[0]["groups_current"] == ["job_events-1"]
 
 
-@pytest.mark.parametrize(("access", "status"), [(PROXY, 101), (AccessSettings(), 403)])
+@each_row(("access", "status"), [(PROXY, 101), (AccessSettings(), 403)], make=edges)
 def test_the_host_that_a_proxy_was_asked_for(make: Edges, access: AccessSettings, status: int) -> None:
     """A proxy that changes Host passes the browser's in X-Forwarded-Host. It is believed only from a trusted proxy."""
     edge = make(Browser(), access=access)
@@ -85,7 +87,7 @@ def test_two_origins(make: Edges) -> None:
 WRONG = [None, "", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "é", 7, True, [TOKEN], {"a": TOKEN}, "x" * 60000]
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@each_row("wrong", WRONG, make=edges)
 def test_a_wrong_token_changes_nothing(make: Edges, wrong: object) -> None:
     """Promise 31: it gets AWX's own error text, and no close. Existing subscriptions stay and deliver."""
     edge = make(Browser())
@@ -101,7 +103,7 @@ def test_a_wrong_token_changes_nothing(make: Edges, wrong: object) -> None:
     assert client.take() == [{"n": 1}]
 
 
-@pytest.mark.parametrize("tries", [4, 10, 30])
+@each_row("tries", [4, 10, 30], make=edges)
 def test_guessing_is_slow(make: Edges, tries: int) -> None:
     """Contract 0.12: after three wrong tokens each answer takes a second, and so does each message behind it. Nothing is lost."""
     edge = make(Browser())
@@ -155,7 +157,7 @@ def test_a_wrong_token_in_v1(make: Edges) -> None:
     assert client.close_code() == 1008
 
 
-@pytest.mark.parametrize("csrftoken", [None, ""])
+@each_row("csrftoken", [None, ""], make=edges)
 def test_without_a_csrftoken_nothing_matches(make: Edges, csrftoken: str | None) -> None:
     """A browser without the cookie knows no token: an empty one is refused, and so is none."""
     client = make(Browser(csrftoken=csrftoken)).open()
@@ -163,7 +165,7 @@ def test_without_a_csrftoken_nothing_matches(make: Edges, csrftoken: str | None)
     assert client.take() == [{"error": "access denied to channel"}] * 2
 
 
-@pytest.mark.parametrize(("cookie", "access"), [(False, AccessSettings()), (True, AccessSettings(check_xrftoken=False))])
+@each_row(("cookie", "access"), [(False, AccessSettings()), (True, AccessSettings(check_xrftoken=False))], make=edges)
 def test_where_no_token_is_asked_for(make: Edges, cookie: bool, access: AccessSettings) -> None:
     """A credential that no browser sends by itself needs no token. Old AWX has none."""
     client = make(Browser(cookie=cookie), access=access).open()

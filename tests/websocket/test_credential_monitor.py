@@ -8,6 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import WALL, Client, Edge, Edges, edges, request
 from towerws.auth.base import Refused, Unavailable
 from towerws.core.http_head import Head
@@ -111,8 +112,8 @@ class Slow(Tower):
         return self.waiting[-1]
 
 
-@pytest.mark.parametrize("revocation", [Revocation(user=7), Revocation(user="7"), Revocation(session="a")])
-@pytest.mark.parametrize("later", [0, 14.5])
+@each_row("revocation", [Revocation(user=7), Revocation(user="7"), Revocation(session="a")])
+@each_row("later", [0, 14.5], make=edges)
 def test_a_handshake_that_was_under_way(make: Edges, revocation: Revocation, later: float) -> None:
     """An authentication that began before the revocation opens nothing, however late it succeeds. Others do."""
     method = Slow()
@@ -166,7 +167,7 @@ def test_expiry_follows_the_wall_clock(make: Edges) -> None:
     assert later.close_code() == 1008
 
 
-@pytest.mark.parametrize("step_s", [-86400.0, -3600.0, -13.0, 0.0])
+@each_row("step_s", [-86400.0, -3600.0, -13.0, 0.0], make=edges)
 def test_a_wall_clock_that_is_put_back_adds_nothing(make: Edges, step_s: float) -> None:
     """A connection gets the lifetime that its credential had left at the handshake, however far the clock is set back."""
     method = Tower()

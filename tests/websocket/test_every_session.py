@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.auth.tower_kit import Bench, me
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges, request
 from towerws.core.revocation import Revocation
 
@@ -40,7 +41,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("cookies", "revoked", "counts"), CASES)
+@each_row(("cookies", "revoked", "counts"), CASES, make=edges)
 def test_an_open_connection_is_found_by_any_of_them(make: Edges, cookies: str, revoked: str, counts: bool) -> None:
     """`POST /disconnect` with the hash of any session cookie that was sent to AWX closes the connection."""
     bench = Bench()
@@ -52,7 +53,7 @@ def test_an_open_connection_is_found_by_any_of_them(make: Edges, cookies: str, r
     assert client.close_code() == (1008 if counts else None)
 
 
-@pytest.mark.parametrize(("cookies", "revoked", "counts"), CASES)
+@each_row(("cookies", "revoked", "counts"), CASES, make=edges)
 def test_a_handshake_that_was_under_way(make: Edges, cookies: str, revoked: str, counts: bool) -> None:
     """The handshake is refused if any of its cookies was revoked meanwhile. The cached answer no longer counts."""
     bench = Bench()

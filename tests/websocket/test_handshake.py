@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, fail
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import (
     ACCEPT,
     KEY,
@@ -82,7 +83,7 @@ def test_handshake_byte_by_byte_with_frames_behind_it(make: Edges) -> None:
     assert together.control(PONG) == [b"x"]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("raw", "status", "word"),
     [
         (request("/"), 404, b"/websocket/"),
@@ -114,6 +115,7 @@ def test_handshake_byte_by_byte_with_frames_behind_it(make: Edges) -> None:
         (request("http://tower.example.com:x/websocket/"), 400, b"host"),
         (request("http://tower.example.com"), 404, b"/websocket/"),
     ],
+    make=edges,
 )
 def test_refusals_by_http_status(make: Edges, raw: bytes, status: int, word: bytes) -> None:
     """A request that is not an opening handshake gets the fitting status and a helpful text. Then the connection ends."""
@@ -142,7 +144,7 @@ def test_refusal_repeats_nothing(make: Edges) -> None:
         assert b"canary" not in client.transport.received, client.transport.received
 
 
-@pytest.mark.parametrize(
+@each_row(
     "raw",
     [
         request("http://tower.example.com/websocket/"),
@@ -159,6 +161,7 @@ def test_refusal_repeats_nothing(make: Edges) -> None:
         request(without=["Connection"], added=["Connection: keep-alive", "Connection: Upgrade"]),
     ],
     ids=range(12),
+    make=edges,
 )
 def test_heads_that_a_strict_server_takes(make: Edges, raw: bytes) -> None:
     """Findings P2 and P3: heads that RFC 9110 and 9112 allow are accepted, in one piece and byte by byte."""
@@ -167,8 +170,8 @@ def test_heads_that_a_strict_server_takes(make: Edges, raw: bytes) -> None:
     assert edge.connect().send(*(raw[at : at + 1] for at in range(len(raw)))).status == 101
 
 
-@pytest.mark.parametrize("path", ["/websocket/", "/", "/favicon.ico"])
-@pytest.mark.parametrize("lead", [b"", b"\r\n"])
+@each_row("path", ["/websocket/", "/", "/favicon.ico"])
+@each_row("lead", [b"", b"\r\n"], make=edges)
 def test_head_gets_a_head_only(make: Edges, path: str, lead: bytes) -> None:
     """Findings P3: the answer to HEAD has no body."""
     edge = make(limits={"per_address": 2})
@@ -182,8 +185,8 @@ def test_head_gets_a_head_only(make: Edges, path: str, lead: bytes) -> None:
     assert too_many.response.endswith(b"\r\n\r\n")
 
 
-@pytest.mark.parametrize("first", [1, 2, 5, 200])
-@pytest.mark.parametrize("version", [0, 1, 3])
+@each_row("first", [1, 2, 5, 200])
+@each_row("version", [0, 1, 3], make=edges)
 def test_a_tls_hello_is_turned_away_at_once(make: Edges, version: int, first: int) -> None:
     """Findings P11: the connection is closed without an answer, which the client could not read, however its first bytes are cut."""
     edge = make()
@@ -196,7 +199,7 @@ def test_a_tls_hello_is_turned_away_at_once(make: Edges, version: int, first: in
     assert client.transport.lost
 
 
-@pytest.mark.parametrize("byte", [*range(0x80, 0x100)])
+@each_row("byte", [*range(0x80, 0x100)], make=edges)
 def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, byte: int) -> None:
     """Promise 30: a byte that some parser takes for a line end ends no line here. It stays in its value."""
     method = SlowMethod()
@@ -207,7 +210,7 @@ def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, byte: int) -> None:
     assert head.headers.keys().isdisjoint({"x-forwarded-for", "y"})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("byte", "position"),
     [
         *[(byte, "value") for byte in b"\x00\x01\x08\x0b\x0c\x0d\x0a\x0e\x1b\x1c\x1d\x1e\x1f\x7f"],
@@ -217,6 +220,7 @@ def test_bytes_beyond_ascii_stay_in_their_value(make: Edges, byte: int) -> None:
             for position in ("name", "path", "host")
         ],
     ],
+    make=edges,
 )
 def test_no_header_smuggling(make: Edges, byte: int, position: str) -> None:
     """Promise 30: a byte that some parser may take for a line end is refused. Authentication never sees the head."""
@@ -234,7 +238,7 @@ def test_no_header_smuggling(make: Edges, byte: int, position: str) -> None:
     assert method.handshakes == []
 
 
-@pytest.mark.parametrize(
+@each_row(
     "lines",
     [
         ["Host: evil.example"],
@@ -245,6 +249,7 @@ def test_no_header_smuggling(make: Edges, byte: int, position: str) -> None:
         ["X-Space : a"],
         [": a"],
     ],
+    make=edges,
 )
 def test_no_second_opinion_of_a_head(make: Edges, lines: list[str]) -> None:
     """A header that decides something may occur only once. A line that two parsers could read differently is refused."""
@@ -293,7 +298,7 @@ def test_slow_head_is_cut(make: Edges) -> None:
 # Authentication and the opening
 
 
-@pytest.mark.parametrize(("error", "status"), [(Refused("canary"), 403), (Unavailable("canary"), 503), (KeyError("canary"), 500)])
+@each_row(("error", "status"), [(Refused("canary"), 403), (Unavailable("canary"), 503), (KeyError("canary"), 500)], make=edges)
 def test_failing_authentication(make: Edges, error: Exception, status: int) -> None:
     """A bad credential gets a 403. One that can't be checked gets a 503. A bug gets a 500, and its traceback is only in the log."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, PING, TEXT, Edge, Edges, edges, frame, request, text
 
 
@@ -77,7 +78,7 @@ def topics(edge: Edge) -> None:
     edge.open().ask({"job_events": list(range(1001))})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("limit", "meet", "ends"),
     [
         ("handshake_s", slow_handshake, True),
@@ -92,6 +93,7 @@ def topics(edge: Edge) -> None:
         ("messages_per_s", rate, False),
         ("topics", topics, False),
     ],
+    make=edges,
 )
 def test_each_limit_is_counted_by_its_name(make: Edges, limit: str, meet: Callable[[Edge], None], ends: bool) -> None:
     """`/status` shows which limit clients reach. A connection that ends on a limit is counted once."""

@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 
 from tests.auth.jwt_kit import NOW, claims, make_method, sign
 from tests.auth.tower_kit import Lines, logged
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edge, Edges, edges, request, text
 from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable
 from towerws.auth.chain import Chain
@@ -74,7 +75,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("header", "method", "expected"), REFUSALS)
+@each_row(("header", "method", "expected"), REFUSALS, make=edges, lines=logged)
 def test_each_refused_handshake_has_a_line(make: Edges, lines: Lines, header: str, method: Says, expected: str) -> None:
     """The line names the address, the kind of credential, the reason and the status, in a fixed form."""
     edge = make(method)
@@ -87,7 +88,7 @@ def test_each_refused_handshake_has_a_line(make: Edges, lines: Lines, header: st
 LIMITS = {"per_address": "address", "per_user": "user", "half_open": "half_open", "connections": "connections"}
 
 
-@pytest.mark.parametrize(("limit", "reason"), LIMITS.items())
+@each_row(("limit", "reason"), LIMITS.items(), make=edges, lines=logged)
 def test_a_limit_that_is_met_is_a_warning_with_its_option(make: Edges, lines: Lines, limit: str, reason: str) -> None:
     """The warning names the option, so that the operator can raise the right one."""
     edge = make(Says(USER), limits={limit: 1})
@@ -124,7 +125,7 @@ def without_a_token(edge: Edge) -> None:
     edge.connect("203.0.113.7").send(request(v1=True), text({"groups": {}}))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("method", "act", "expected"),
     [
         (Says(None), revoked, 'credential="tower" session=5e55 reason=revoked status=403 '),
@@ -136,6 +137,8 @@ def without_a_token(edge: Edge) -> None:
         ),
         (Visited(None), without_a_token, 'credential="none" session=- reason=no_token status=1008 detail="no credential"'),
     ],
+    make=edges,
+    lines=logged,
 )
 def test_refusals_after_the_handshake(make: Edges, lines: Lines, method: Says, act: Callable[[Edge], None], expected: str) -> None:
     """A client that is refused after the upgrade gets the same line."""
@@ -182,7 +185,7 @@ def test_refusals_from_everywhere(lines: Lines) -> None:
     assert len(lines.events) + sum(event["unwritten"] for event in lines.events) == sent + 1
 
 
-@pytest.mark.parametrize("access", [AccessSettings(trusted_proxies=("192.0.2.1",))])
+@each_row("access", [AccessSettings(trusted_proxies=("192.0.2.1",))], make=edges, lines=logged)
 def test_the_address_is_the_clients(make: Edges, lines: Lines, access: AccessSettings) -> None:
     """Behind a trusted proxy the line has the address that the proxy saw, also when the origin is refused."""
     edge = make(Says(USER), access=access)
@@ -201,8 +204,8 @@ JWT = [
 ]
 
 
-@pytest.mark.parametrize(("name", "changes", "detail"), JWT)
-@pytest.mark.parametrize("way", ["bearer token", "token in the URL", "token cookie", "token in a message"])
+@each_row(("name", "changes", "detail"), JWT)
+@each_row("way", ["bearer token", "token in the URL", "token cookie", "token in a message"], make=edges, lines=logged)
 def test_each_refused_jwt_says_why(
     make: Edges, lines: Lines, tmp_path: Path, name: str, changes: dict[str, object], detail: str, way: str
 ) -> None:

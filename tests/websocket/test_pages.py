@@ -9,6 +9,7 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edge, Edges, SlowMethod, edges, request
 from towerws.auth.base import Method
 from towerws.auth.open import Open
@@ -58,8 +59,8 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
     return client.status
 
 
-@pytest.mark.parametrize("method", [Open, Visited, Named, SlowMethod])
-@pytest.mark.parametrize(
+@each_row("method", [Open, Visited, Named, SlowMethod])
+@each_row(
     ("origin", "allowed"),
     [
         (None, True),
@@ -76,6 +77,7 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
         ("file://", False),
         ("", False),
     ],
+    make=edges,
 )
 def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
     """A page must come from the host that it connects to, or from the daemon's admin port there. The method makes no difference."""
@@ -88,7 +90,7 @@ def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None,
             assert edge.context.auth.handshakes == [], "nothing is asked for a foreign page"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("host", "allowed"),
     [
         ("localhost:8051", True),
@@ -104,7 +106,7 @@ def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None,
         ("localhost.", False),
     ],
 )
-@pytest.mark.parametrize("listening", [LOOPBACK, IPv4Address("TCP", "127.8.0.1", 8051), IPv6Address("TCP", "::1", 8051)])
+@each_row("listening", [LOOPBACK, IPv4Address("TCP", "127.8.0.1", 8051), IPv6Address("TCP", "::1", 8051)], make=edges)
 def test_by_which_name(make: Edges, host: str, allowed: bool, listening: object) -> None:
     """On loopback, without a credential, a foreign name that resolves to this machine is refused, even if the page's origin matches."""
     edge = make(access=AccessSettings(origins=("https://portal.example.com",)))
@@ -114,7 +116,7 @@ def test_by_which_name(make: Edges, host: str, allowed: bool, listening: object)
         assert edge.factory.refused_for == {"host": 2}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("method", "access", "listening"),
     [
         (Named, AccessSettings(), LOOPBACK),
@@ -123,6 +125,7 @@ def test_by_which_name(make: Edges, host: str, allowed: bool, listening: object)
         (Open, AccessSettings(), IPv4Address("TCP", "192.0.2.2", 8051)),
         (Open, AccessSettings(), UNIXAddress("/run/towerws.sock")),
     ],
+    make=edges,
 )
 def test_where_any_name_will_do(make: Edges, method: type[Method], access: AccessSettings, listening: object) -> None:
     """Any name is accepted with a credential, on an address of the network, or behind a proxy.

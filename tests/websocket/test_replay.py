@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Client, Edge, Edges, edges, request
 from towerws.auth.open import Open
 from towerws.core.http_head import Head
@@ -77,7 +78,7 @@ def ask_again(edge: Edge, client: Client, since: str, seconds: int) -> int:
     return heard
 
 
-@pytest.mark.parametrize("user", ["", "7"])
+@each_row("user", ["", "7"], make=edges)
 def test_one_connection_that_asks_again_and_again(make: Edges, user: str) -> None:
     """It gets history once at full speed, and after that a small share of its user's rate."""
     edge = bounded(make)
@@ -87,8 +88,8 @@ def test_one_connection_that_asks_again_and_again(make: Edges, user: str) -> Non
     assert edge.context.replays.delays
 
 
-@pytest.mark.parametrize("user", ["", "7"])
-@pytest.mark.parametrize("at_once", [1, 5])
+@each_row("user", ["", "7"])
+@each_row("at_once", [1, 5], make=edges)
 def test_one_user_that_comes_again_and_again(make: Edges, user: str, at_once: int) -> None:
     """With a new connection each time: together they get a few histories at once, then a fixed rate."""
     edge = bounded(make)
@@ -104,7 +105,7 @@ def test_one_user_that_comes_again_and_again(make: Edges, user: str, at_once: in
     assert heard >= HISTORIES_AT_ONCE * HISTORY / 1100
 
 
-@pytest.mark.parametrize(("first", "second"), [(("7", "192.0.2.1"), ("8", "192.0.2.1")), (("", "192.0.2.1"), ("", "192.0.2.2"))])
+@each_row(("first", "second"), [(("7", "192.0.2.1"), ("8", "192.0.2.1")), (("", "192.0.2.1"), ("", "192.0.2.2"))], make=edges)
 def test_another_user_is_not_slowed_down(make: Edges, first: tuple[str, str], second: tuple[str, str]) -> None:
     """A user is known by its id. A client without an id is known by its address."""
     edge = bounded(make)

@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Client, Edge, Edges, edges, request, text
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer
@@ -102,8 +103,8 @@ ARRIVALS = (0.0, 10.0, 43.5, 44.75, 47.0, 60.0, 90.0)
 
 
 @pytest.mark.usefixtures("late")
-@pytest.mark.parametrize("what", ["session", "job"])
-@pytest.mark.parametrize("taken_at", [2.0, 4.0, 44.0, 45.0, 51.25, 93.5])
+@each_row("what", ["session", "job"])
+@each_row("taken_at", [2.0, 4.0, 44.0, 45.0, 51.25, 93.5], make=edges)
 def test_nothing_is_heard_a_minute_after_it_was_taken_away(make: Edges, taken_at: float, what: str) -> None:
     """After a session ends or a job is hidden, each client gets its last event in time, whichever cached answer let it in.
 
@@ -115,7 +116,7 @@ def test_nothing_is_heard_a_minute_after_it_was_taken_away(make: Edges, taken_at
         assert last <= taken_at + PROMISED_S, f"who came at {arrived} heard the event of {last}"
 
 
-@pytest.mark.parametrize("what", ["session", "job"])
+@each_row("what", ["session", "job"], make=edges, monkeypatch=pytest.MonkeyPatch.context)
 def test_who_comes_back(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """A reloaded page is let in by a cached answer from before the revocation. The answer's age counts from when it was given."""
     shares = iter((0.5, *[1.0] * 9))
@@ -179,7 +180,7 @@ class ManyJobs(Api):
 
 
 @pytest.mark.usefixtures("late")
-@pytest.mark.parametrize("taken_at", [20, 55])
+@each_row("taken_at", [20, 55], make=edges)
 def test_a_job_among_a_thousand_on_forty_connections(make: Edges, taken_at: int) -> None:
     """One user subscribes to a thousand jobs on each of forty connections. A revoked job is delivered for at most a minute."""
     api = ManyJobs(make.clock)

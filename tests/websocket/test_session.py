@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from twisted.internet.defer import Deferred
 
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, Client, Edges, SlowMethod, edges, frame, text
 from towerws.auth.open import Open
 from towerws.core.identity import Identity
@@ -82,7 +83,7 @@ def test_items_denied(make: Edges) -> None:
     assert edge.context.denied == 4
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("message", "code"),
     [
         (text("x"), "not_json"),
@@ -101,6 +102,7 @@ def test_items_denied(make: Edges) -> None:
         (text("\ufeff{}"), "not_json"),
         (text({"groups": {"job_events": list(range(1001))}}), "too_many_topics"),
     ],
+    make=edges,
 )
 def test_whole_message_faults(make: Edges, message: bytes, code: str) -> None:
     """A message that is invalid as a whole gets one error and changes nothing. The connection stays."""

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from tests.auth.jwt_kit import SECRET, claims, sign
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, PING, PONG, WALL, Client, Edge, Edges, SlowMethod, edges, frame, request, text
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.chain import Chain
@@ -510,7 +511,7 @@ def with_wall(make: Edges, folder: Path) -> tuple[Edge, Wall]:
     return edge, wall
 
 
-@pytest.mark.parametrize("back_s", [5.0, 3600.0, 86400.0])
+@each_row("back_s", [5.0, 3600.0, 86400.0], make=edges)
 def test_a_renewed_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: Path, back_s: float) -> None:
     """A renewal gives the new token's lifetime at that moment. Setting the clock back before or after it adds nothing."""
     edge, wall = with_wall(make, tmp_path)
@@ -524,7 +525,7 @@ def test_a_renewed_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: P
     assert client.close_code() == 1008
 
 
-@pytest.mark.parametrize("back_s", [5.0, 3600.0, 86400.0])
+@each_row("back_s", [5.0, 3600.0, 86400.0], make=edges)
 def test_a_first_token_under_a_clock_that_is_put_back(make: Edges, tmp_path: Path, back_s: float) -> None:
     """The same for a token in the first message."""
     edge, wall = with_wall(make, tmp_path)
@@ -549,7 +550,7 @@ def test_a_clock_that_is_put_forward_ends_what_has_ended(make: Edges, tmp_path: 
     assert renewed.close_code() == first.close_code() == 1008
 
 
-@pytest.mark.parametrize("claim", ["nbf", "iat"])
+@each_row("claim", ["nbf", "iat"], make=edges)
 def test_a_token_of_the_future(make: Edges, tmp_path: Path, claim: str) -> None:
     """Setting the clock back can make a token valid only later. It opens nothing until then, but an open connection stays."""
     edge, wall = with_wall(make, tmp_path)

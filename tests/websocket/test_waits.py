@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from tests.auth.tower_kit import URL, me
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import Client, Edge, Edges, edges, request, text
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer
@@ -93,8 +94,8 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize("known", KNOWN)
-@pytest.mark.parametrize("v1", [False, True])
+@each_row("known", KNOWN)
+@each_row("v1", [False, True], make=edges)
 def test_what_needs_no_question_is_joined_at_once(make: Edges, known: dict[str, list[str]], v1: bool) -> None:
     """Their events arrive while the objects are checked. The one answer then names everything that was subscribed."""
     scene = Scene(make, v1=v1)
@@ -170,8 +171,8 @@ NEWER = [
 ]
 
 
-@pytest.mark.parametrize(("newer", "current"), NEWER)
-@pytest.mark.parametrize("answer_s", [0.05, 1.9])
+@each_row(("newer", "current"), NEWER)
+@each_row("answer_s", [0.05, 1.9], make=edges)
 def test_a_request_without_objects_does_not_wait(make: Edges, newer: dict[str, list[str]], current: list[str], answer_s: float) -> None:
     """awxkit's `unsubscribe()` is answered at once, after the answer to the request that it replaces. No later event follows."""
     scene = Scene(make, answer_s)
@@ -200,7 +201,7 @@ def test_what_the_replaced_request_is_told_in_v1(make: Edges) -> None:
     assert scene.advance(2) == []
 
 
-@pytest.mark.parametrize("other", ["x", '{"groups": 3}', '{"groups": {"jobs": [NaN]}}', "{}", '{"token": "x"}'])
+@each_row("other", ["x", '{"groups": 3}', '{"groups": {"jobs": [NaN]}}', "{}", '{"token": "x"}'], make=edges)
 def test_what_is_no_request_replaces_none(make: Edges, other: str) -> None:
     """It waits in line, and the request before it is carried out in full."""
     scene = Scene(make)
@@ -260,8 +261,8 @@ def test_hang_up_while_asking(make: Edges) -> None:
     assert scene.edge.hub.topics == 0
 
 
-@pytest.mark.parametrize("connections", [1, 4, 40])
-@pytest.mark.parametrize(("users", "ids"), [(5, [42, 43]), (1, list(range(1, 51)))])
+@each_row("connections", [1, 4, 40])
+@each_row(("users", "ids"), [(5, [42, 43]), (1, list(range(1, 51)))], make=edges)
 def test_one_question_for_each_credential_object_and_round(make: Edges, connections: int, users: int, ids: list[int]) -> None:
     """A credential with many connections asks once at the beginning, and once a round. In 145 s there are three rounds."""
     api = Api(make.clock, 0.01)
