@@ -311,6 +311,22 @@ def test_says_what_is_missing(tails: list[Running]) -> None:
         assert tails[0].line().endswith("text")
 
 
+def test_frames_of_another_server(standin: StandIn, tails: list[Running]) -> None:
+    """A frame that is none of the protocol's is one notice, and later events are printed."""
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    rows: list[object] = [
+        [], "text", 5, None, {}, {"type": []}, {"type": None}, {"type": "event"}, {"type": "subscribed"}, {"type": "gap"}, {"type": "bye"},
+        {"type": "gap", "topics": 5, "reason": "history", "to": "1"}, {"type": "subscribed", "position": None, "denied": [1]},
+        {"type": "error"}, {"type": "revoked", "position": "x", "denied": 7}, {"type": "event", "group": "own"},
+    ]  # fmt: skip
+    for frame in rows:
+        standin.say(frame)
+        assert tails[0].notice().startswith("skipped a frame that "), frame
+    standin.publish("own.thing", b"[1]")
+    assert tails[0].line().endswith("[1]")
+
+
 def test_comes_back_when_told(standin: StandIn, tails: list[Running]) -> None:
     """`bye` says when to reconnect. null means never, which is an error."""
     tails.append(Running("--url", standin.url, "own.thing"))

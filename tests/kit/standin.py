@@ -68,7 +68,7 @@ class StandIn:
                 if topic in topics:
                     self._send(client, self._frame(len(self.history) - 1))
 
-    def say(self, frame: dict[str, Any]) -> None:
+    def say(self, frame: object) -> None:
         """Send a frame to all clients."""
         with self._lock:
             for client in self._clients:

@@ -44,6 +44,9 @@ CLOSE_S = 1.0
 PING_S = 20.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
+MAX_SHOWN = 80
+"""Characters of a frame that a notice repeats."""
+
 MAX_FRAME_BYTES = 64 * 1024**2  # far above the largest payload of a daemon (4 MiB by default)
 
 _wrapped = re.compile(r'connection was closed uncleanly \("(.*)"\)', re.DOTALL).fullmatch  # Autobahn's words around the reason
@@ -207,9 +210,16 @@ class Tail:
             # The daemon doesn't change payloads, and json.loads refuses some, such as an integer of 5,000 digits.
             self._say("skipped an event that is not JSON")
             return
-        handler = _HANDLERS.get(frame.get("type"))
+        kind = frame.get("type") if isinstance(frame, dict) else None
+        if not isinstance(kind, str):
+            self._say(f"skipped a frame that is no object with a type: {shown(text[:MAX_SHOWN])}")
+            return
+        handler = _HANDLERS.get(kind)
         if handler is not None:  # a later daemon may send types that are unknown here
-            handler(self, frame, text)
+            try:
+                handler(self, frame, text)
+            except (LookupError, TypeError) as error:
+                self._say(f"skipped a frame that docs/protocol.md doesn't describe ({error!r}): {shown(text[:MAX_SHOWN])}")
 
     def _welcome(self, frame: dict[str, Any], text: str) -> None:
         self._resuming = self._position is not None
@@ -346,7 +356,7 @@ class _Connection(WebSocketClientProtocol):
         self.factory.tail.online(self)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self.factory.tail.received(payload.decode())
+        self.factory.tail.received(payload.decode(errors="replace"))
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         text = reason or "closed"
