@@ -63,8 +63,11 @@ ROWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("websocket/test_limits.py::test_each_limit_is_counted_by_its_name",),
     ),
     "replay from history": (
-        ("four times" if HISTORIES_AT_ONCE == 4 else "", f"{LIMITS.replay_bytes_per_s // MIB} MiB a second")
-        + (f"then {LIMITS.replay_bytes_per_s * CONNECTION_SHARE / MIB:g} MiB a second",),
+        (
+            "four times" if HISTORIES_AT_ONCE == 4 else "",
+            f"{LIMITS.replay_bytes_per_s // MIB} MiB a second",
+            f"then {LIMITS.replay_bytes_per_s * CONNECTION_SHARE / MIB:g} MiB a second",
+        ),
         (
             "websocket/test_replay.py::test_one_connection_that_asks_again_and_again",
             "websocket/test_replay.py::test_one_user_that_comes_again_and_again",
