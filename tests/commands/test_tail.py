@@ -311,6 +311,41 @@ def test_says_what_is_missing(tails: list[Running]) -> None:
         assert tails[0].line().endswith("text")
 
 
+def test_a_job_that_can_not_be_checked_at_once(standin: StandIn, tails: list[Running]) -> None:
+    """If AWX takes too long, the daemon answers `unavailable`. tail asks again, from the same position, until the daemon knows."""
+    standin.unavailable.add("job_events.42")
+    tails.append(Running("--url", standin.url))
+    base = asked(standin)["groups"]
+    standin.publish("jobs.status_changed", b'{"unified_job_id": 42, "status": "running", "type": "job"}')
+    wanted = {"groups": {**base, "job_events": ["42"]}, "since": "1-standin"}
+    assert asked(standin) == wanted
+    standin.publish("job_events.42", b'{"stdout": "first", "counter": 1}')
+    standin.publish("schedules.changed", b'{"id": 1}')
+    assert asked(standin) == wanted
+    standin.publish("jobs.status_changed", b'{"unified_job_id": 43, "status": "running", "type": "job"}')
+    while (request := asked(standin)) == wanted:
+        pass
+    assert request == {"groups": {**base, "job_events": ["42", "43"]}, "since": "1-standin"}
+    standin.unavailable.clear()
+    while "job_events.42" not in standin.topics():
+        assert asked(standin)["since"] == "1-standin"
+    assert [tails[0].line().split()[-1] for _ in range(4)] == ["running", "changed", "running", "first"]
+    assert tails[0].notice() == "job_events.42 denied: unavailable"
+    assert tails[0].interrupt() == 0
+
+
+def test_the_only_topic_can_not_be_checked_at_once(standin: StandIn, tails: list[Running]) -> None:
+    """That is no refusal: tail asks again."""
+    standin.unavailable.add("job_events.42")
+    tails.append(Running("--url", standin.url, "job_events.42"))
+    asked(standin)
+    standin.publish("job_events.42", b'{"stdout": "first", "counter": 1}')
+    standin.unavailable.clear()
+    while "job_events.42" not in standin.topics():
+        assert asked(standin)["since"] == "0-standin"
+    assert tails[0].line().endswith("first")
+
+
 def test_frames_of_another_server(standin: StandIn, tails: list[Running]) -> None:
     """A frame that is none of the protocol's is one notice, and later events are printed."""
     tails.append(Running("--url", standin.url, "own.thing"))
