@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.integration.tower_api import CANARY, OAUTH, Api
+from tests.integration.tower_api import CANARY, OAUTH, Api, serve_tower
 from tests.kit.chromium import Chromium, Page
 from tests.kit.daemon import Daemon
 
@@ -365,6 +366,35 @@ def test_awx_token(chromium: Chromium, served: Callable[..., Daemon], tower: tup
     screen.until_shown("jobs", "job 42")
     daemon.publish("job_events.42", {"counter": 1, "stdout": "PLAY [x]"})
     screen.until_shown("output", "PLAY [x]")
+
+
+class FailingApi(Api):
+    """An AWX that can't answer about jobs at first."""
+
+    works = threading.Event()
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        if self.path.startswith("/api/v2/jobs/") and not self.works.is_set():
+            self._answer(503, {})
+        else:
+            super().do_GET()
+
+
+def test_first_lines_of_a_job_that_awx_was_slow_to_show(chromium: Chromium, served: Callable[..., Daemon]) -> None:
+    """The page asks again about a job that could not be checked, and then has its output from the first line on."""
+    FailingApi.works.clear()
+    with serve_tower(FailingApi) as (_, url):
+        daemon = served("--tower-url", url, auth="tower")
+        screen = Screen(chromium, daemon)
+        screen.sign_in(OAUTH)
+        screen.until_live()
+        daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+        daemon.publish("job_events.42", {"counter": 1, "stdout": "PLAY [first]"})
+        while not daemon.get("/status")[1]["requests"]["denied_topics"]:
+            screen.until("document.getElementById('state').dataset.state === 'live'")
+        FailingApi.works.set()
+        screen.until_shown("output", "PLAY [first]")
 
 
 def test_awx_session(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:

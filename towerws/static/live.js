@@ -13,6 +13,7 @@
   const MAX_TEXT = 300;          // Characters of a row's text.
   const RATE_S = 5;              // Events per second are an average of this time.
   const SPARK_S = 60;            // Seconds in the curve.
+  const AGAIN_MS = 1000;         // Until a topic is requested again that the daemon could not check.
   const TOPICS_MS = 2000;        // Interval of GET /topics.
   const SHOWN_TOPICS = 12;       // Names in the list of current topics.
   const PORT = document.body.dataset.websocketPort;
@@ -330,6 +331,8 @@
   let recentTopics = [];       // the newest topics of groups with any event, from GET /topics
   let lastHead = null;         // position of the answer before
   let addSince = null;         // position from which the next request's added topics are replayed
+  let sentSince = null;        // the same position, of the newest request
+  let againSince = null;       // the same position, of the topics that the daemon could not check
   let user = null;
   const deniedTopics = new Set();   // this user may not subscribe to them, so they aren't requested again
 
@@ -442,7 +445,7 @@
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const current = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
     let opened = false;
-    asked = null;
+    asked = againSince = null;
     awaiting = identified = false;
     current.onopen = () => {
       opened = true;
@@ -491,7 +494,8 @@
     for (const topic of topics) (groups[groupOf(topic)] ||= []).push(topic.slice(topic.indexOf(".") + 1));
     const request = { groups };
     if (asked === null && resuming) request.since = position;
-    else if (addSince !== null && asked !== null) request.since = addSince;   // replay the events before this request
+    else if (asked !== null) request.since = againSince ?? addSince;   // replay the events before this request
+    sentSince = request.since ?? position;
     addSince = null;
     // With AWX's session cookie, this proves that the page may read the cookies of its host.
     const csrf = /(?:^|; )csrftoken=([^;]*)/.exec(document.cookie);
@@ -499,6 +503,17 @@
     asked = key;
     awaiting = true;
     socket.send(JSON.stringify(request));
+  }
+
+  // After 8 s the daemon answers `unavailable` about the topics that it still has to check with AWX.
+  function askAgainIfUnchecked(denied) {
+    againSince = denied.some((item) => item.reason === "unavailable") ? sentSince : null;
+    const current = socket;
+    if (againSince !== null) setTimeout(() => {
+      if (current !== socket || awaiting || againSince === null) return;
+      asked = "";
+      subscribe();
+    }, AGAIN_MS);
   }
 
   // With null, the position before it is still the best one to resume from.
@@ -548,6 +563,7 @@
       fetchTopics();
     } else if (frame.type === "subscribed") {
       awaiting = false;
+      askAgainIfUnchecked(frame.denied);
       keepPosition(frame.position);
       if (resuming) {
         resuming = false;
