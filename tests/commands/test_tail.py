@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from click.testing import CliRunner
 from private_rabbitmq import free_port
 
 from tests.integration.tower_api import OAUTH, Api, serve_tower
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.standin import StandIn
+from towerws.commands.tail import tail_command
 from towerws.tail.topics import DEFAULT_TOPICS
 
 TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
@@ -344,6 +346,33 @@ def test_the_only_topic_can_not_be_checked_at_once(standin: StandIn, tails: list
     while "job_events.42" not in standin.topics():
         assert asked(standin)["since"] == "0-standin"
     assert tails[0].line().endswith("first")
+
+
+def test_urls_that_are_none() -> None:
+    """Each is one line with the rule, and exit code 2."""
+    rows: list[tuple[str, str]] = [
+        ("ws://", "must be ws://host:port"),
+        ("http://h/", "must be ws://host:port"),
+        ("//h/", "must be ws://host:port"),
+        ("ws://user@h/", "without a user"),
+        ("ws://:secret@h/", "without a user"),
+        ("ws://h/#a", "or a fragment"),
+        ("ws://h/#", "or a fragment"),
+        ("ws://h:0/websocket/", "1 to 65535"),
+        ("ws://h:65536/", "Port out of range"),
+        ("ws://h:x/", "Port could not be cast"),
+        ("ws://[::1/", "Invalid IPv6 URL"),
+        ("ws://h/a b", "without spaces"),
+        ("ws://h/\u00e4", "must be ASCII"),
+        ("ws://h\u00e4/", "must be ASCII"),
+        ("ws://h/\x1b[2J", "must be ASCII"),
+        ("ws://h/\u202e", "must be ASCII"),
+    ]
+    for url, rule in rows:
+        done = CliRunner().invoke(tail_command, ["--url", url])
+        assert done.exit_code == 2, url
+        assert rule in done.output, (url, done.output)
+        assert "Traceback" not in done.output, url
 
 
 def test_frames_of_another_server(standin: StandIn, tails: list[Running]) -> None:

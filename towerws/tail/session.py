@@ -53,6 +53,7 @@ MAX_SHOWN = 80
 MAX_FRAME_BYTES = 64 * 1024**2  # far above the largest payload of a daemon (4 MiB by default)
 
 _wrapped = re.compile(r'connection was closed uncleanly \("(.*)"\)', re.DOTALL).fullmatch  # Autobahn's words around the reason
+_is_plain = re.compile("[!-~]+").fullmatch
 _upgrade_status = re.compile(r"upgrade failed \[([0-9]{3})\]").search
 
 
@@ -388,9 +389,12 @@ class _Connection(WebSocketClientProtocol):
 def check_url(url: str) -> None:
     """Raise `ValueError` with the rule, if this is no URL of a websocket."""
     parts = urlsplit(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.fragment or parts.username is not None:
+    if parts.scheme not in {"ws", "wss"} or not parts.hostname or "#" in url or parts.username is not None:
         raise ValueError("the URL of a websocket must be ws://host:port/websocket/ or wss://…, without a user or a fragment")
-    _ = parts.port  # raises if it is no port
+    if parts.port == 0:  # `port` raises if it is no port
+        raise ValueError("the port must be 1 to 65535")
+    if not _is_plain(url):
+        raise ValueError("a URL must be ASCII without spaces: write other characters as %C3%A4, and a host's name in its xn-- form")
 
 
 def _next_step(status: int) -> str:
