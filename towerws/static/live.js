@@ -332,7 +332,9 @@
   let lastHead = null;         // position of the answer before
   let addSince = null;         // position from which the next request's added topics are replayed
   let sentSince = null;        // the same position, of the newest request
-  let againSince = null;       // the same position, of the topics that the daemon could not check
+
+  // The same position, of the topics that the daemon could not check.
+  let againSince = null;
   let user = null;
   const deniedTopics = new Set();   // this user may not subscribe to them, so they aren't requested again
 
