@@ -41,7 +41,7 @@ class Client:
         """Send bytes. Return all that came back."""
         if not self.ended:
             self._channel.dataReceived(data)
-        return self.transport.value()
+        return bytes(self.transport.value())
 
     @property
     def ended(self) -> bool:
@@ -54,7 +54,7 @@ class Client:
 
 
 def test_silent_clients_keep_no_probe_out() -> None:
-    """A probe is answered, whatever other clients of the port do. No more than so many connections are open."""
+    """A probe is answered while other clients of the port do anything else. No more than so many connections are open."""
     rows: list[tuple[str, bytes, float]] = [
         # name, what each of the others sends, seconds between two of them
         ("silent clients", b"", 0),

@@ -227,6 +227,28 @@ def test_a_key_sets_query_is_not_shown(url: str, shown: str) -> None:
     assert f'jwks_url = "{shown}"' in run_config(*flags, "--jwt-jwks-url", url).stdout
 
 
+def test_no_part_of_a_url_that_may_be_secret_is_shown() -> None:
+    """`config` also prints a URL that the daemon refuses: that is when an operator shows the output to others."""
+    rows: list[tuple[str, str]] = [
+        ("https://user:canary@host/path", "https://***@host/path"),
+        ("https://canary@host", "https://***@host"),
+        ("https://user:can@ary@host/path", "https://***@host/path"),
+        ("https://user:canary@host/path?key=canary", "https://***@host/path?***"),
+        ("https://host/path#canary", "https://host/path#***"),
+        ("https://host/path#a?canary", "https://host/path#***"),
+        ("https://host?a=@canary", "https://host?***"),
+        ("//user:canary@host", "//***@host"),
+        ("ftp://user:canary@host/", "ftp://***@host/"),
+        ("https://host:8443/a@b/", "https://host:8443/a@b/"),
+        ("https://[2001:db8::1]/path", "https://[2001:db8::1]/path"),
+    ]
+    for url, shown in rows:
+        for name, flag in (("url", "--tower-url"), ("jwks_url", "--jwt-jwks-url")):
+            output = run_config("--auth", "open", flag, url).output
+            assert f'\n{name} = "{shown}"' in output, url
+            assert "canary" not in output, url
+
+
 def test_check_says_what_lies_open(tmp_path: Path) -> None:
     """A secret that every user of the machine can read is among the advice."""
     secret = tmp_path / "secret"

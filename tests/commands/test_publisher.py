@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -166,3 +167,32 @@ def test_broker_that_is_not_there() -> None:
     url = parse_broker_url(f"amqp://me:hidden@127.0.0.1:{free_port()}")
     with pytest.raises(Enough, match=r"amqp://me:\*\*\*@127.0.0.1:[0-9]+/%2F: .*refused; trying again"):
         AmqpPublisher([url], "towerws", tell).publish("jobs.summary", b"{}")
+
+
+def test_addresses_of_admin_ports_that_are_none() -> None:
+    """Each raises `ValueError` with the rule, before anything is sent."""
+    rows: list[tuple[str, str]] = [
+        ("", "http://host:port"),
+        ("127.0.0.1:9051", "http://host:port"),
+        ("https://h:9051", "http://host:port"),
+        ("http://", "http://host:port"),
+        ("http://user@h", "without a user"),
+        ("http://:secret@h", "without a user"),
+        ("http://h/status", "or a path"),
+        ("http://h?a", "http://host:port"),
+        ("http://h#a", "http://host:port"),
+        ("http://h o:9051", "http://host:port"),
+        ("http://h\u00e4", "http://host:port"),
+        ("http://h\x7f", "http://host:port"),
+        ("http://h:0", "1 to 65535"),
+        ("http://h:65536", "Port out of range"),
+        ("http://h:x", "Port could not be cast"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://a..b", "1 to 63 characters"),
+        (f"http://{'x' * 64}.example", "1 to 63 characters"),
+    ]
+    for url, rule in rows:
+        with pytest.raises(ValueError, match=re.escape(rule)):
+            AdminPublisher(url, lambda text: None)
+    for url in ("http://h", "http://h:9051/", "HTTP://h", "http://[::1]:9051", f"http://{'x' * 63}.example."):
+        AdminPublisher(url, lambda text: None).close()

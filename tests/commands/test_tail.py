@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from click.testing import CliRunner
 from private_rabbitmq import free_port
 
 from tests.integration.tower_api import OAUTH, Api, serve_tower
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.standin import StandIn
+from towerws.commands.tail import tail_command
 from towerws.tail.topics import DEFAULT_TOPICS
 
 TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
@@ -309,6 +311,84 @@ def test_says_what_is_missing(tails: list[Running]) -> None:
         standin.say({"type": "something_new"})
         standin.publish("job_events.2", b'{"stdout": "text"}')
         assert tails[0].line().endswith("text")
+
+
+def test_a_job_that_can_not_be_checked_at_once(standin: StandIn, tails: list[Running]) -> None:
+    """If AWX takes too long, the daemon answers `unavailable`. tail asks again, from the same position, until the daemon knows."""
+    standin.unavailable.add("job_events.42")
+    tails.append(Running("--url", standin.url))
+    base = asked(standin)["groups"]
+    standin.publish("jobs.status_changed", b'{"unified_job_id": 42, "status": "running", "type": "job"}')
+    wanted = {"groups": {**base, "job_events": ["42"]}, "since": "1-standin"}
+    assert asked(standin) == wanted
+    standin.publish("job_events.42", b'{"stdout": "first", "counter": 1}')
+    standin.publish("schedules.changed", b'{"id": 1}')
+    assert asked(standin) == wanted
+    standin.publish("jobs.status_changed", b'{"unified_job_id": 43, "status": "running", "type": "job"}')
+    while (request := asked(standin)) == wanted:
+        pass
+    assert request == {"groups": {**base, "job_events": ["42", "43"]}, "since": "1-standin"}
+    standin.unavailable.clear()
+    while "job_events.42" not in standin.topics():
+        assert asked(standin)["since"] == "1-standin"
+    assert [tails[0].line().split()[-1] for _ in range(4)] == ["running", "changed", "running", "first"]
+    assert tails[0].notice() == "job_events.42 denied: unavailable"
+    assert tails[0].interrupt() == 0
+
+
+def test_the_only_topic_can_not_be_checked_at_once(standin: StandIn, tails: list[Running]) -> None:
+    """That is no refusal: tail asks again."""
+    standin.unavailable.add("job_events.42")
+    tails.append(Running("--url", standin.url, "job_events.42"))
+    asked(standin)
+    standin.publish("job_events.42", b'{"stdout": "first", "counter": 1}')
+    standin.unavailable.clear()
+    while "job_events.42" not in standin.topics():
+        assert asked(standin)["since"] == "0-standin"
+    assert tails[0].line().endswith("first")
+
+
+def test_urls_that_are_none() -> None:
+    """Each is one line with the rule, and exit code 2."""
+    rows: list[tuple[str, str]] = [
+        ("ws://", "must be ws://host:port"),
+        ("http://h/", "must be ws://host:port"),
+        ("//h/", "must be ws://host:port"),
+        ("ws://user@h/", "without a user"),
+        ("ws://:secret@h/", "without a user"),
+        ("ws://h/#a", "or a fragment"),
+        ("ws://h/#", "or a fragment"),
+        ("ws://h:0/websocket/", "1 to 65535"),
+        ("ws://h:65536/", "Port out of range"),
+        ("ws://h:x/", "Port could not be cast"),
+        ("ws://[::1/", "Invalid IPv6 URL"),
+        ("ws://h/a b", "without spaces"),
+        ("ws://h/\u00e4", "must be ASCII"),
+        ("ws://h\u00e4/", "must be ASCII"),
+        ("ws://h/\x1b[2J", "must be ASCII"),
+        ("ws://h/\u202e", "must be ASCII"),
+    ]
+    for url, rule in rows:
+        done = CliRunner().invoke(tail_command, ["--url", url])
+        assert done.exit_code == 2, url
+        assert rule in done.output, (url, done.output)
+        assert "Traceback" not in done.output, url
+
+
+def test_frames_of_another_server(standin: StandIn, tails: list[Running]) -> None:
+    """A frame that is none of the protocol's is one notice, and later events are printed."""
+    tails.append(Running("--url", standin.url, "own.thing"))
+    asked(standin)
+    rows: list[object] = [
+        [], "text", 5, None, {}, {"type": []}, {"type": None}, {"type": "event"}, {"type": "subscribed"}, {"type": "gap"}, {"type": "bye"},
+        {"type": "gap", "topics": 5, "reason": "history", "to": "1"}, {"type": "subscribed", "position": None, "denied": [1]},
+        {"type": "error"}, {"type": "revoked", "position": "x", "denied": 7}, {"type": "event", "group": "own"},
+    ]  # fmt: skip
+    for frame in rows:
+        standin.say(frame)
+        assert tails[0].notice().startswith("skipped a frame that "), frame
+    standin.publish("own.thing", b"[1]")
+    assert tails[0].line().endswith("[1]")
 
 
 def test_comes_back_when_told(standin: StandIn, tails: list[Running]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.integration.tower_api import CANARY, OAUTH, Api
+from tests.integration.tower_api import CANARY, OAUTH, Api, serve_tower
 from tests.kit.chromium import Chromium, Page
 from tests.kit.daemon import Daemon
 
@@ -25,7 +26,33 @@ HOSTILE = [
     {"unified_job_id": 1e300, "status": ["running"], "type": 5},
     {"unified_job_id": 9, "status": "<img src=x onerror='document.title=1'>", "type": "__proto__"},
     {"unified_job_id": -1, "status": "constructor", "type": "constructor"},
+    {"unified_job_id": {"toString": 1, "valueOf": 1}, "status": "running"},
+    {"unified_job_id": 1, "status": {"toString": None}, "type": {"toString": None}},
+    {"inventory_id": {"toString": 1}, "status": [{"toString": 1}]},
+    {"stdout": "x", "event": {"toString": 1}},
+    {"unified_job_id": 2, "status": "\u001b[2Jrunning\u0085\u2028", "type": "job\u0000"},
+    {"unified_job_id": 3, "status": "running", "type": "toString"},
+    {"__proto__": {"status": "running"}, "unified_job_id": 4},
 ]
+
+HOSTILE_OUTPUT = [
+    {"counter": 1e308, "stdout": "a"},
+    {"counter": -1, "stdout": ["a"]},
+    {"counter": {"toString": 1}, "stdout": "b", "event": {"toString": 1}},
+    {"counter": 2, "status": {"toString": 1}, "type": {"toString": 1}},
+    {"counter": 3, "stdout": "\u001b[38;5m\u001b[38;2;1m\u001b[;;;;m\u001b[999999999mc"},
+    {"counter": 4, "stdout": "d\n" * 20_000},
+    {"counter": 5, "stdout": "e" * 3_000_000},
+]
+
+ODD_GROUPS = """
+[groups.constructor]
+events = ["made"]
+[groups.__proto__]
+events = "any"
+[groups.toString]
+events = "id"
+"""
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -161,6 +188,20 @@ def test_hostile_payloads(tmp_path: Path, chromium: Chromium, width: int) -> Non
         daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
         screen.until_shown("jobs", "job 42")
         screen.until_shown("events", "job 42")
+        for text in (
+            '{"toString":1,"valueOf":1} running',
+            '{"toString":null} 1 {"toString":null}',
+            'inventory {"toString":1}',
+            '{"toString":1} x',
+        ):
+            screen.until_shown("events", text)
+        for payload in HOSTILE_OUTPUT:
+            daemon.publish("job_events.42", payload)
+        daemon.publish("job_events.42", {"counter": 6, "stdout": "the last line"})
+        screen.until_shown("events", "the last line")
+        screen.page.run("[...document.querySelectorAll('#jobs button')].find(e => e.textContent.includes('job 42')).click()")
+        screen.until_shown("output", "the last line")
+        assert len(screen.text("output")) < 500_000
         daemon.publish("jobs.status_changed", {"unified_job_id": 43})
         screen.until_shown("events", '{"unified_job_id":43}')
         assert "43" not in screen.text("jobs"), "a job without a status is none"
@@ -201,6 +242,18 @@ def test_groups_of_one_s_own(chromium: Chromium, served: Callable[..., Daemon], 
     screen.until_shown("jobs", "job 42")
     assert screen.is_visible("jobs-panel")
     screen.fits()
+
+
+def test_groups_with_odd_names(chromium: Chromium, tmp_path: Path) -> None:
+    """A group may have the name of a property that every JavaScript object has."""
+    config = tmp_path / "odd.toml"
+    config.write_text(ODD_GROUPS)
+    with Daemon(tmp_path, "embedded:", "--config", str(config)) as daemon:
+        screen = Screen(chromium, daemon)
+        screen.until_live()
+        for topic in ("constructor.made", "__proto__.any", "toString.1"):
+            daemon.publish(topic, {"topic": topic})
+            screen.until_shown("events", json.dumps({"topic": topic}).replace(" ", ""))
 
 
 def test_no_jobs_in_own_groups(chromium: Chromium, served: Callable[..., Daemon]) -> None:
@@ -313,6 +366,35 @@ def test_awx_token(chromium: Chromium, served: Callable[..., Daemon], tower: tup
     screen.until_shown("jobs", "job 42")
     daemon.publish("job_events.42", {"counter": 1, "stdout": "PLAY [x]"})
     screen.until_shown("output", "PLAY [x]")
+
+
+class FailingApi(Api):
+    """An AWX that can't answer about jobs at first."""
+
+    works = threading.Event()
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        if self.path.startswith("/api/v2/jobs/") and not self.works.is_set():
+            self._answer(503, {})
+        else:
+            super().do_GET()
+
+
+def test_first_lines_of_a_job_that_awx_was_slow_to_show(chromium: Chromium, served: Callable[..., Daemon]) -> None:
+    """The page asks again about a job that could not be checked, and then has its output from the first line on."""
+    FailingApi.works.clear()
+    with serve_tower(FailingApi) as (_, url):
+        daemon = served("--tower-url", url, auth="tower")
+        screen = Screen(chromium, daemon)
+        screen.sign_in(OAUTH)
+        screen.until_live()
+        daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+        daemon.publish("job_events.42", {"counter": 1, "stdout": "PLAY [first]"})
+        while not daemon.get("/status")[1]["requests"]["denied_topics"]:
+            screen.until("document.getElementById('state').dataset.state === 'live'")
+        FailingApi.works.set()
+        screen.until_shown("output", "PLAY [first]")
 
 
 def test_awx_session(chromium: Chromium, served: Callable[..., Daemon], tower: tuple[type[Api], str]) -> None:

@@ -25,6 +25,8 @@ class StandIn:
         self.closes: queue.Queue[int | None] = queue.Queue()
         """The codes of close frames that clients sent, None for a connection that ended without one."""
         self.history: list[tuple[str, bytes]] = []
+        self.unavailable: set[str] = set()
+        """Topics that can't be checked now."""
         self.before_subscribed: Callable[[], None] | None = None
         """Called once, just before the next request is answered."""
         self._log = log
@@ -68,11 +70,16 @@ class StandIn:
                 if topic in topics:
                     self._send(client, self._frame(len(self.history) - 1))
 
-    def say(self, frame: dict[str, Any]) -> None:
+    def say(self, frame: object) -> None:
         """Send a frame to all clients."""
         with self._lock:
             for client in self._clients:
                 self._send(client, json.dumps(frame))
+
+    def topics(self) -> list[str]:
+        """The topics that clients have now."""
+        with self._lock:
+            return [topic for topics in self._clients.values() for topic in topics]
 
     def drop(self) -> None:
         """End every connection without a close frame."""
@@ -125,7 +132,8 @@ class StandIn:
         known = since.endswith(f"-{self._log}")
         start = int(since.partition("-")[0]) if known else len(self.history)
         with self._lock:
-            topics = [topic for topic in asked if topic not in self._deny]
+            refused = {**dict.fromkeys(self._deny, "not yours"), **dict.fromkeys(self.unavailable, "unavailable")}
+            topics = [topic for topic in asked if topic not in refused]
             added = set(topics) - set(self._clients[client])
             self._clients[client] = topics
             answer = {
@@ -134,7 +142,7 @@ class StandIn:
                 "groups_current": [topic.replace(".", "-", 1) for topic in topics],
                 "groups_joined": [],
                 "groups_left": [],
-                "denied": [{"topic": topic, "reason": "not yours"} for topic in asked if topic in self._deny],
+                "denied": [{"topic": topic, "reason": refused[topic]} for topic in asked if topic in refused],
                 "position": since if known else self._position(),
                 "recovered": known if since else None,
             }

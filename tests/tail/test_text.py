@@ -37,6 +37,21 @@ def test_output(stdout: str, plain: list[str], coloured: list[str]) -> None:
     assert output_lines(stdout, colour=True) == coloured
 
 
+def test_colours_that_are_never_reset() -> None:
+    """The lines of a text of any shape are at most a few hundred characters longer than the text's own."""
+    rows: list[tuple[str, str, int]] = [
+        ("bold in each line", "\x1b[1mx\n", 20_000),
+        ("many colours in one line", "\x1b[31m\x1b[42m\x1b[1m", 20_000),
+        ("long codes", "\x1b[" + "1;" * 30 + "1mx\n", 5_000),
+        ("resets that are none", "\x1b[00mx\n", 20_000),
+        ("a reset with more behind it", "\x1b[0;1mx\n", 20_000),
+    ]
+    for name, piece, times in rows:
+        lines = output_lines(piece * times, colour=True)
+        assert sum(map(len, lines)) <= len(piece) * times + len(lines) * 400, name
+        assert lines == [*output_lines(piece * 3, colour=True)[:3], *lines[3:]] or "\n" not in piece, name
+
+
 @each_row(
     ("topic", "payload", "line"),
     [

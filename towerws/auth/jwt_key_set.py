@@ -114,9 +114,9 @@ class Jwks:
         if not before or (kid is None and named):  # no key at all, or a token that does not name one of the named keys
             return ()
         if self._fetching is None and self._clock.seconds() < self._next_unknown:
-            self.counts["limited"] += 1
             if named:
                 return ()
+            self.counts["limited"] += 1
             raise Unavailable("the token's key may be a new one, and the keys were fetched a moment ago")
         self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
         await self._refresh()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -198,14 +199,20 @@ def _urls(loaded: Loaded) -> list[str]:
 def _toml_value(option: Option, value: Value, loaded: Loaded) -> str:
     if option.kind is Kind.URLS:
         return _toml_list(_urls(loaded))
-    if option.key == "jwt.jwks_url":
-        url, mark, _ = str(value).partition("?")  # what follows may be a key of the issuer's
-        return _toml_text(f"{url}?***" if mark else url)
+    if option.key in {"jwt.jwks_url", "tower.url"}:
+        return _toml_text(_masked_url(str(value)))
     if isinstance(value, tuple):
         return _toml_list(value)
     if isinstance(value, str) or option.kind is Kind.SIZE:
         return _toml_text(option.format(value))
     return option.format(value)
+
+
+def _masked_url(url: str) -> str:
+    """Mask what may be secret: a user and a password, and everything from `?` or `#` on. The daemon refuses most of these."""
+    whole = re.sub(r"//[^/?#]*@", "//***@", url, count=1)
+    shown = re.split(r"[?#]", whole, maxsplit=1)[0]
+    return whole if shown == whole else f"{whole[: len(shown) + 1]}***"
 
 
 def _toml_events(settings: GroupSettings) -> str:

@@ -11,6 +11,7 @@ import http.client
 import json
 import logging
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -238,14 +239,19 @@ def _inner(error: Exception) -> object:
     return getattr(inner, "exception", inner)  # AMQPConnectorSocketConnectError and the like carry the OSError
 
 
+_is_admin_url = re.compile(r"http://[^\x00-\x20/?#@\x7f-\U0010ffff]+/?", re.IGNORECASE).fullmatch
+
+
 class AdminPublisher:
     """Publishes through `POST /publish` of a daemon's admin port, over one kept-alive connection."""
 
     def __init__(self, url: str, tell: Tell, *, patience_s: float | None = None) -> None:
         """`url` is `http://host:port`. Raises `ValueError` for any other."""
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.username:
+        if not _is_admin_url(url) or not parts.hostname:
             raise ValueError("the address of an admin port must be http://host:port, without a user or a path")
+        if parts.port == 0 or not all(0 < len(label) < 64 for label in parts.hostname.removesuffix(".").split(".")):
+            raise ValueError("the port must be 1 to 65535, and each part of the host's name 1 to 63 characters")
         self._url = url.rstrip("/")
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ATTEMPT_S)
         self._retry = Retry(tell, patience_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,8 @@ from towerws.tail.session import CLEAN, Tail, TailOptions
 from towerws.tail.topics import DEFAULT_TOPICS
 
 WEBSOCKET_URL = "ws://127.0.0.1:8051/websocket/"
+
+_is_plain = re.compile("[!-~]+").fullmatch
 
 
 @click.command("tail", short_help="Show live events in the terminal.")
@@ -69,9 +72,12 @@ def tail_command(topics: tuple[str, ...], url: str, follow: bool | None, raw: bo
 def _check_url(url: str) -> None:
     """Raise `ValueError` with the rule, if this is no URL of a websocket."""
     parts = urlsplit(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname or parts.fragment or parts.username is not None:
+    if parts.scheme not in {"ws", "wss"} or not parts.hostname or "#" in url or parts.username is not None:
         raise ValueError("the URL of a websocket must be ws://host:port/websocket/ or wss://…, without a user or a fragment")
-    _ = parts.port  # raises if it is no port
+    if parts.port == 0:  # `port` raises if it is no port
+        raise ValueError("the port must be 1 to 65535")
+    if not _is_plain(url):
+        raise ValueError("a URL must be ASCII without spaces: write other characters as %C3%A4, and a host's name in its xn-- form")
 
 
 def _columns() -> int:

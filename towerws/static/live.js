@@ -5,12 +5,15 @@
   const MAX_JOBS = 60;
   const MAX_FOLLOWED = 40;       // Jobs whose output is subscribed to.
   const MAX_LINES = 1500;        // Lines of output kept per job.
+  const MAX_CHARACTERS = 2e6;    // Characters of output kept per job.
+  const MAX_CHUNK = 2e5;         // Characters of one event's output.
   const MAX_EVENTS = 100;        // Rows of the latest events.
   const MAX_NOTICES = 20;
   const MAX_RAW = 20000;         // Characters of a frame that a row can show.
   const MAX_TEXT = 300;          // Characters of a row's text.
   const RATE_S = 5;              // Events per second are an average of this time.
   const SPARK_S = 60;            // Seconds in the curve.
+  const AGAIN_MS = 1000;         // Until a topic is requested again that the daemon could not check.
   const TOPICS_MS = 2000;        // Interval of GET /topics.
   const SHOWN_TOPICS = 12;       // Names in the list of current topics.
   const PORT = document.body.dataset.websocketPort;
@@ -33,6 +36,8 @@
     if (text !== undefined) element.textContent = text;
     return element;
   };
+  // A payload may have an object where text is expected, and an object may have a `toString` that can't be called.
+  const asText = (value) => value !== null && typeof value === "object" ? JSON.stringify(value) : String(value);
   const clock = () => new Date().toLocaleTimeString([], { hour12: false });
 
   // ---- jobs and events
@@ -46,7 +51,7 @@
   function jobFor(id, type) {
     let job = jobs.get(id);
     if (!job) {
-      job = { id, type, status: "", topic: null, chunks: [], lines: 0, trimmed: false, highest: 0, seen: 0, final: null, began: Date.now(), ended: null, late: false, row: null };
+      job = { id, type, status: "", topic: null, chunks: [], lines: 0, characters: 0, trimmed: false, highest: 0, seen: 0, final: null, began: Date.now(), ended: null, late: false, row: null };
       jobs.set(id, job);
       if (jobs.size > MAX_JOBS) forget([...jobs.values()].find((old) => old.ended && old !== selected) || [...jobs.values()].find((old) => old !== selected));
     }
@@ -88,8 +93,9 @@
 
   function onOutput(job, payload) {
     const counter = Number.isInteger(payload.counter) ? payload.counter : job.highest + 1;
-    const text = typeof payload.stdout === "string" ? payload.stdout
-      : payload.status ? `${String(payload.type || "job").replaceAll("_", " ")} ${payload.unified_job_id} ${payload.status}` : "";
+    const whole = typeof payload.stdout === "string" ? payload.stdout
+      : payload.status ? `${asText(payload.type || "job").replaceAll("_", " ")} ${asText(payload.unified_job_id)} ${asText(payload.status)}` : "";
+    const text = whole.length > MAX_CHUNK ? `${whole.slice(0, MAX_CHUNK)} … (${whole.length} characters)` : whole;
     let at = job.chunks.length;   // events may be out of order, but most belong at the end
     while (at > 0 && job.chunks[at - 1].counter >= counter) at--;
     if (at < job.chunks.length && job.chunks[at].counter === counter) return;
@@ -98,9 +104,11 @@
     job.highest = Math.max(job.highest, counter);
     job.seen++;
     job.lines += lines;
-    while (job.lines > MAX_LINES && job.chunks.length > 1) {
+    job.characters += text.length;
+    while ((job.lines > MAX_LINES || job.characters > MAX_CHARACTERS) && job.chunks.length > 1) {
       const old = job.chunks.shift();
       job.lines -= old.lines;
+      job.characters -= old.text.length;
       job.trimmed = true;
       if (old.element) old.element.remove();
     }
@@ -132,14 +140,14 @@
     if (!isAwx(topic)) return shortened(JSON.stringify(payload), 160);
     if (typeof payload.stdout === "string") {
       const line = payload.stdout.replace(/\x1b\[[0-9;]*m/g, "").split("\n").map((part) => part.trim()).find((part) => part) || "";
-      return `${payload.event || ""} ${line.replace(/\s*\*{3,}$/, "").slice(0, 160)}`;
+      return `${asText(payload.event || "")} ${line.replace(/\s*\*{3,}$/, "").slice(0, 160)}`;
     }
     if (payload.status !== undefined) {
-      const what = payload.unified_job_id !== undefined ? `${String(payload.type || "system_job").replaceAll("_", " ")} ${payload.unified_job_id}`
-        : payload.inventory_id !== undefined ? `inventory ${payload.inventory_id}` : "";
-      return `${what} ${payload.status}`;
+      const what = payload.unified_job_id !== undefined ? `${asText(payload.type || "system_job").replaceAll("_", " ")} ${asText(payload.unified_job_id)}`
+        : payload.inventory_id !== undefined ? `inventory ${asText(payload.inventory_id)}` : "";
+      return `${what} ${asText(payload.status)}`;
     }
-    if (topic === "jobs.summary") return `job ${payload.unified_job_id} has made ${payload.final_counter} events`;
+    if (topic === "jobs.summary") return `job ${asText(payload.unified_job_id)} has made ${asText(payload.final_counter)} events`;
     return JSON.stringify(payload).slice(0, 160);
   }
 
@@ -228,7 +236,7 @@
       return;
     }
     const first = selected.chunks.length ? selected.chunks[0].counter : 1;
-    setText($("output-note"), selected.trimmed ? `the last ${MAX_LINES} lines` : first > 1 ? `from event ${first} on: earlier ones came before this page listened`
+    setText($("output-note"), selected.trimmed ? `the last ${selected.lines} lines` : first > 1 ? `from event ${first} on: earlier ones came before this page listened`
       : selected.chunks.length || !Object.hasOwn(OUTPUT, selected.type) ? selected.status : `${selected.status}, no output yet`);
     let next = null;
     for (let at = selected.chunks.length - 1; at >= 0; at--) {
@@ -323,6 +331,10 @@
   let recentTopics = [];       // the newest topics of groups with any event, from GET /topics
   let lastHead = null;         // position of the answer before
   let addSince = null;         // position from which the next request's added topics are replayed
+  let sentSince = null;        // the same position, of the newest request
+
+  // The same position, of the topics that the daemon could not check.
+  let againSince = null;
   let user = null;
   const deniedTopics = new Set();   // this user may not subscribe to them, so they aren't requested again
 
@@ -435,7 +447,7 @@
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const current = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
     let opened = false;
-    asked = null;
+    asked = againSince = null;
     awaiting = identified = false;
     current.onopen = () => {
       opened = true;
@@ -480,11 +492,12 @@
     const key = [...topics].sort().join(" ");
     if (key === asked) addSince = null;
     if (awaiting || key === asked || !identified) return;
-    const groups = {};
+    const groups = Object.create(null);   // a group may be named `constructor`
     for (const topic of topics) (groups[groupOf(topic)] ||= []).push(topic.slice(topic.indexOf(".") + 1));
     const request = { groups };
     if (asked === null && resuming) request.since = position;
-    else if (addSince !== null && asked !== null) request.since = addSince;   // replay the events before this request
+    else if (asked !== null) request.since = againSince ?? addSince;   // replay the events before this request
+    sentSince = request.since ?? position;
     addSince = null;
     // With AWX's session cookie, this proves that the page may read the cookies of its host.
     const csrf = /(?:^|; )csrftoken=([^;]*)/.exec(document.cookie);
@@ -492,6 +505,17 @@
     asked = key;
     awaiting = true;
     socket.send(JSON.stringify(request));
+  }
+
+  // After 8 s the daemon answers `unavailable` about the topics that it still has to check with AWX.
+  function askAgainIfUnchecked(denied) {
+    againSince = denied.some((item) => item.reason === "unavailable") ? sentSince : null;
+    const current = socket;
+    if (againSince !== null) setTimeout(() => {
+      if (current !== socket || awaiting || againSince === null) return;
+      asked = "";
+      subscribe();
+    }, AGAIN_MS);
   }
 
   // With null, the position before it is still the best one to resume from.
@@ -541,6 +565,7 @@
       fetchTopics();
     } else if (frame.type === "subscribed") {
       awaiting = false;
+      askAgainIfUnchecked(frame.denied);
       keepPosition(frame.position);
       if (resuming) {
         resuming = false;

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from towerws import __version__
 from towerws.core.errors import CloseReason
-from towerws.core.wire import SUBPROTOCOL
+from towerws.core.wire import SUBPROTOCOL, UNAVAILABLE
 from towerws.tail.text import Printer, json_line, shown
 from towerws.tail.topics import Following, as_groups
 
@@ -40,9 +40,15 @@ ATTEMPT_S = 10.0
 CLOSE_S = 1.0
 """Seconds to wait for the answer to a close frame."""
 
+AGAIN_S = 1.0
+"""Seconds until a topic is asked for again that the daemon could not check. The daemon itself takes up to 8 s to say so."""
+
 PING_S = 20.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
+MAX_SHOWN = 80
+"""Characters of a frame that a notice repeats."""
+
 MAX_FRAME_BYTES = 64 * 1024**2  # far above the largest payload of a daemon (4 MiB by default)
 
 _wrapped = re.compile(r'connection was closed uncleanly \("(.*)"\)', re.DOTALL).fullmatch  # Autobahn's words around the reason
@@ -96,6 +102,8 @@ class Tail:
         """Position of the first event that may have changed the topics. The added topics are replayed from it."""
         self._asked_since: str | None = None
         """The same position, of the newest request, until that is answered."""
+        self._again_since: str | None = None
+        """The same position, of the topics that the daemon could not check."""
         self._resuming = False
         self._denied: set[str] = set()
         self._was_online = False
@@ -206,9 +214,16 @@ class Tail:
             # The daemon doesn't change payloads, and json.loads refuses some, such as an integer of 5,000 digits.
             self._say("skipped an event that is not JSON")
             return
-        handler = _HANDLERS.get(frame.get("type"))
+        kind = frame.get("type") if isinstance(frame, dict) else None
+        if not isinstance(kind, str):
+            self._say(f"skipped a frame that is no object with a type: {shown(text[:MAX_SHOWN])}")
+            return
+        handler = _HANDLERS.get(kind)
         if handler is not None:  # a later daemon may send types that are unknown here
-            handler(self, frame, text)
+            try:
+                handler(self, frame, text)
+            except (LookupError, TypeError) as error:
+                self._say(f"skipped a frame that docs/protocol.md doesn't describe ({error!r}): {shown(text[:MAX_SHOWN])}")
 
     def _welcome(self, frame: dict[str, Any], text: str) -> None:
         self._resuming = self._position is not None
@@ -237,15 +252,28 @@ class Tail:
             if self._resuming:
                 request["since"] = self._position
         else:
-            if self._new_since is not None and not set(topics).issubset(self._held):
-                self._asked_since = request["since"] = self._new_since
+            since = self._again_since or self._new_since
+            if since is not None and not set(topics).issubset(self._held):
+                self._asked_since = request["since"] = since
             self._new_since = None
         self._asked, self._awaiting_reply = topics, True
         self._connection.sendMessage(json.dumps(request).encode("ascii"))
 
+    def _ask_again(self, connection: _Connection | None) -> None:
+        """Ask again for the topics that the daemon could not check, unless a newer request has done so."""
+        if self._ended or connection is not self._connection or self._awaiting_reply or self._again_since is None:
+            return
+        self._asked = self._held
+        self._subscribe()
+
     def _subscribed(self, frame: dict[str, Any], text: str) -> None:
+        unchecked = {item["topic"] for item in frame["denied"] if item["reason"] == UNAVAILABLE}
         self._awaiting_reply = self._resuming = False
-        self._held, self._asked_since = self._asked or (), None
+        self._held = tuple(topic for topic in self._asked or () if topic not in unchecked)
+        self._again_since = (self._asked_since or self._position) if unchecked else None
+        self._asked_since = None
+        if unchecked:
+            self._reactor.callLater(AGAIN_S, self._ask_again, self._connection)
         self._keep(frame["position"])
         self._say_denied(frame)
         if frame["recovered"] is False:  # null if the request had no `since`
@@ -253,7 +281,7 @@ class Tail:
         if self._lost:
             self._lost = False
             self._say("connected again")
-        if not frame["groups_current"] and not self._options.follow:
+        if not frame["groups_current"] and not unchecked and not self._options.follow:
             self._end(REFUSED, "towerws: the daemon denies every topic: nothing is left to show")
             return
         self._was_online = True
@@ -345,7 +373,7 @@ class _Connection(WebSocketClientProtocol):
         self.factory.tail.online(self)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self.factory.tail.received(payload.decode())
+        self.factory.tail.received(payload.decode(errors="replace"))
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         text = reason or "closed"

@@ -20,6 +20,9 @@ MAX_TOPIC_COLUMNS = 60
 
 CLOCK_COLUMNS = 9
 
+MAX_COLOURS = 256
+"""Characters of colours that a line takes over from the lines before it. A text that never resets them would be quadratic."""
+
 _colour = re.compile(r"(\x1b\[[0-9;]{0,64}m)")
 # C0 except TAB, DEL, C1. Marks that change the direction of text or break a line. Lone surrogates, which can't be encoded.
 _unsafe = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -63,7 +66,8 @@ def output_lines(stdout: str, *, colour: bool) -> list[str]:
                 line += shown(part)
             elif colour:
                 line += part
-                current = "" if part in {"\x1b[m", _RESET} else part if part.startswith("\x1b[0;") else current + part
+                fresh = part.startswith("\x1b[0;") or len(current) > MAX_COLOURS
+                current = "" if part in {"\x1b[m", _RESET} else part if fresh else current + part
         lines.append(f"{line}{_RESET}" if colour and "\x1b" in line else line)
     return lines
 
