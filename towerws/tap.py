@@ -146,7 +146,7 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
 
 
 def tell_service_manager(service: TowerwsService, settings: Settings, environ: Mapping[str, str], reactor: Any) -> None:
-    """Tell systemd how this daemon is, if it wants to know (`Type=notify`).
+    """Tell systemd the state of this daemon, if the unit asks for it (`Type=notify`).
 
     It is ready when it accepts clients, with or without its broker. A broker that is away would otherwise end the start after the unit's
     TimeoutStartSec=, and with it the connections that wait for that broker.
