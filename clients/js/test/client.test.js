@@ -739,6 +739,27 @@ test("a handshake that the daemon goes on to refuse is told once", async () => {
   assert.deepEqual(codes(errors), ["handshake"]);
 });
 
+test("an error without a close, as in Node 20", async () => {
+  let asked = 0;
+  globalThis.fetch = async () => { asked++; throw new TypeError(); };
+  const { states, reasons } = client();
+  await tick();
+  last().onerror();
+  await pass(0);
+  assert.deepEqual([asked, states, reasons.at(-1).code], [1, ["connecting", "waiting"], "handshake"]);
+  await pass(500);
+  last().onerror();
+  last().lose(1006);
+  await pass(0);
+  assert.equal(asked, 2, "with a close it counts once");
+  await pass(1000);
+  last().open();
+  last().welcome();
+  last().onerror();
+  await pass(0);
+  assert.equal(reasons.at(-1).code, "lost");
+});
+
 test("a server that is not towerws, and a constructor that throws", async () => {
   const { client: made, reasons } = client();
   await tick();
