@@ -238,23 +238,23 @@ def test_a_frozen_page(tmp_path: Path, chromium: Chromium) -> None:
 
 def test_a_reload(tmp_path: Path, chromium: Chromium) -> None:
     """With its position in sessionStorage a page that was reloaded gets what it missed."""
-    with Daemon(tmp_path, "embedded:") as daemon:
-        with PageClient(chromium, daemon.url, {"job_events": [1]}, shelf="position", options={"saveMs": 1}) as client:
-            client.until_subscribed()
-            position = daemon.publish("job_events.1", {"n": 0})
-            client.until_number(0)
-            client.page.run(f"""new Promise((done) => {{
-                const look = () => sessionStorage.getItem("position") === {json.dumps(position)} ? done() : setTimeout(look, 1);
-                look();
-            }})""")
-            client.page.run("void client.close()")
-            for n in (1, 2):
-                daemon.publish("job_events.1", {"n": n})
-            client.reload()
-            daemon.publish("job_events.1", {"n": 3})
-            client.until_number(3)
-            assert client.numbers == [0, 1, 2, 3]
-            assert client.notices == ["subscribed", "recovered"]
+    more: Any = {"shelf": "position", "options": {"saveMs": 1}}
+    with Daemon(tmp_path, "embedded:") as daemon, PageClient(chromium, daemon.url, {"job_events": [1]}, **more) as client:
+        client.until_subscribed()
+        position = daemon.publish("job_events.1", {"n": 0})
+        client.until_number(0)
+        client.page.run(f"""new Promise((done) => {{
+            const look = () => sessionStorage.getItem("position") === {json.dumps(position)} ? done() : setTimeout(look, 1);
+            look();
+        }})""")
+        client.page.run("void client.close()")
+        for n in (1, 2):
+            daemon.publish("job_events.1", {"n": n})
+        client.reload()
+        daemon.publish("job_events.1", {"n": 3})
+        client.until_number(3)
+        assert client.numbers == [0, 1, 2, 3]
+        assert client.notices == ["subscribed", "recovered"]
 
 
 def test_a_restarted_embedded_log_is_told(tmp_path: Path, follow: Follow) -> None:
@@ -317,7 +317,7 @@ def test_a_new_token_before_the_old_one_ends(with_jwt: Daemon, follow: Follow) -
 
 
 def test_a_token_that_ends(with_jwt: Daemon, follow: Follow) -> None:
-    """The daemon ends the connection with its token, here by expiry and by revocation. The client returns with another and misses nothing."""
+    """The daemon ends a connection whose token expired or was revoked. The client returns with another token and misses nothing."""
     tokens = [(token(10), 3_600_000), (token(), 0), (token(), 0)]
     client = follow(with_jwt.url, {"job_events": [1]}, tokens=tokens, options=FAST)
     client.until_subscribed()

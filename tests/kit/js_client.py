@@ -87,8 +87,13 @@ class JsClient(ABC):
         self.until(lambda: self.notices)
 
     def until_number(self, number: int, within_s: float = DEADLINE_S) -> None:
-        """Wait for the event with this number."""
-        self.until(lambda: number in self.numbers[-500:], within_s)
+        """Wait for the event with this number, or a later one."""
+
+        def arrived() -> bool:
+            newest = next((line["item"] for line in reversed(self.lines) if line.get("item", {}).get("type") == "event"), None)
+            return newest is not None and newest["payload"]["n"] is not None and newest["payload"]["n"] >= number
+
+        self.until(arrived, within_s)
 
     def until_state(self, state: str) -> None:
         """Wait until the newest state is this one."""
@@ -200,5 +205,5 @@ class _Files(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         """No log."""

@@ -197,7 +197,7 @@ test("only a connection that lasts starts the backoff again", async () => {
   assert.equal(reasons.find(Boolean).code, "lost");
 });
 
-test("bye: the daemon's time, whatever the page does", async () => {
+test("bye: the daemon's time", async () => {
   const { reasons, states } = await opened();
   last().frame({ type: "bye", action: "reconnect", reconnect_after_ms: 7000, reason: "restart" });
   assert.ok(last().closed);
