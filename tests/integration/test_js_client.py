@@ -77,7 +77,7 @@ def test_unit_tests() -> None:
     command = node_command()
     require(NO_LANGUAGE, command)
     assert command is not None
-    run([*command, "--test", "test/client.test.js"])
+    run([*command, "--test", "test/client.test.js", "test/model.test.js"])
 
 
 def test_types(tools: Path) -> None:
@@ -160,11 +160,11 @@ def test_twenty_kills(rabbit: PrivateRabbit, tmp_path: Path, chromium: Chromium)
             node.until_subscribed()
             page.until_subscribed()
             with NumberedLoad(rabbit.url, "job_events.1", exchange="t.js", stream="t.js.events", per_s=50) as load:
-                for _ in range(20):
+                for kill in range(20):
                     load.wait_for(20)
-                    seen = load.count - 1
-                    node.until_number(seen)
-                    page.until_number(seen)
+                    if kill % 2:  # In the other rounds the kill may come while the client connects or catches up.
+                        for client in (node, page):
+                            client.until_recovered(kill // 2 + 1)
                     daemon.kill()
                     load.wait_for(5)
                     daemon.start()
@@ -173,7 +173,8 @@ def test_twenty_kills(rabbit: PrivateRabbit, tmp_path: Path, chromium: Chromium)
             for client in (node, page):
                 client.until_number(count - 1)
                 assert client.numbers == list(range(count))
-                assert client.notices == ["subscribed", *["recovered"] * 20]
+                assert client.notices[0] == "subscribed"
+                assert set(client.notices[1:]) == {"recovered"}
                 assert client.errors == []
 
 

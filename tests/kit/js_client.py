@@ -86,6 +86,10 @@ class JsClient(ABC):
         """Wait for the first notice of the subscription."""
         self.until(lambda: self.notices)
 
+    def until_recovered(self, count: int) -> None:
+        """Wait until it has resumed this many times."""
+        self.until(lambda: self.notices.count("recovered") >= count)
+
     def until_number(self, number: int, within_s: float = DEADLINE_S) -> None:
         """Wait for the event with this number, or a later one."""
 
