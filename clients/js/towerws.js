@@ -71,7 +71,7 @@ export function connect(url, options = {}) {
     }
     let made;
     try { made = new Socket(address, "towerws.v1"); } catch (error) {
-      return stop(new TowerwsError("url", `${address}: ${error.message}`)); // ws: from a page over https, for one
+      return stop(new TowerwsError("url", error.message)); // ws: from a page over https, for one
     }
     socket = made;
     made.onopen = () => {

@@ -358,6 +358,26 @@ def test_wrong_urls(tmp_path: Path, follow: Follow) -> None:
         assert [(error["code"], error["status"]) for error in client.errors] == [("handshake", 404)]
 
 
+def test_the_package_ws(tools: Path, tmp_path: Path) -> None:
+    """The class of the package ws does as well. Node before 22 has none of its own."""
+    module = str(tools.parent / "ws" / "wrapper.mjs")
+    with Daemon(tmp_path, "embedded:") as daemon, FaultProxy(("127.0.0.1", daemon.port)) as proxy:
+        more: Any = {"ws": module, "options": {**FAST, "pingMs": 500, "pongMs": 1000}}
+        with NodeClient(proxy_url(proxy), {"job_events": [1]}, **more) as client:
+            client.until_subscribed()
+            for number, fault in enumerate((proxy.reset, proxy.black_hole)):
+                fault()
+                daemon.publish("job_events.1", {"n": number})
+                client.until(lambda number=number: client.states.count("waiting") > number)  # type: ignore[misc]
+                proxy.heal()
+                client.until_number(number)
+            assert client.numbers == [0, 1]
+            assert set(client.notices) == {"subscribed", "recovered"}
+        with NodeClient(daemon.url.replace("websocket", "nothing"), {"job_events": [1]}, **more) as client:
+            client.until(lambda: client.errors)
+            assert client.errors[0]["status"] == 404
+
+
 def test_it_waits_for_the_daemon(tmp_path: Path) -> None:
     """A client that starts before the daemon connects when the daemon is there."""
     require(NO_LANGUAGE, node_command())

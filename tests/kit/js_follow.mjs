@@ -1,5 +1,5 @@
 // What tests/kit/js_client.py runs in Node and in pages: a client that writes everything that it gets, one value a line.
-export function follow(connect, { url, groups, options = {}, tokens = [], shelf }, write) {
+export function follow(connect, { url, groups, options = {}, tokens = [], shelf, WebSocket }, write) {
   let given = 0;
   if (tokens.length) {
     options.token = async () => {
@@ -12,6 +12,7 @@ export function follow(connect, { url, groups, options = {}, tokens = [], shelf 
   const plain = (error) => error && { code: error.code, message: error.message, status: error.status };
   const client = connect(url, {
     ...options,
+    ...(WebSocket && { WebSocket }),
     onstate: ({ state, user, reason }) => write({ state, user, reason: plain(reason) }),
     onerror: (error) => write({ error: plain(error) }),
   });
@@ -22,6 +23,8 @@ export function follow(connect, { url, groups, options = {}, tokens = [], shelf 
 
 if (globalThis.process?.versions?.node) {
   const { connect } = await import("../../clients/js/towerws.js");
-  const client = follow(connect, JSON.parse(process.argv[2]), (line) => process.stdout.write(`${JSON.stringify(line)}\n`));
+  const config = JSON.parse(process.argv[2]);
+  if (config.ws) config.WebSocket = (await import(config.ws)).default;
+  const client = follow(connect, config, (line) => process.stdout.write(`${JSON.stringify(line)}\n`));
   process.stdin.on("end", () => client.close()).resume();
 }
