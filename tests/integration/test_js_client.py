@@ -365,7 +365,8 @@ def test_the_package_ws(tools: Path, tmp_path: Path) -> None:
         more: Any = {"ws": module, "options": {**FAST, "pingMs": 500, "pongMs": 1000}}
         with NodeClient(proxy_url(proxy), {"job_events": [1]}, **more) as client:
             client.until_subscribed()
-            for number, fault in enumerate((proxy.reset, proxy.black_hole)):
+            faults: list[Callable[[], object]] = [proxy.reset, proxy.black_hole]
+            for number, fault in enumerate(faults):
                 fault()
                 daemon.publish("job_events.1", {"n": number})
                 client.until(lambda number=number: client.states.count("waiting") > number)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-// Random runs against a model of the daemon: whatever breaks, each subscription gets each event once and in order, or is told.
+// Random runs against a model of the daemon: each subscription gets each event once and in order, or is told what is missing.
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, test } from "node:test";
 import { cleanUp, client, FakeSocket, pass, reset, tick } from "./fake.js";
