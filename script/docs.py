@@ -24,12 +24,12 @@ SOURCE = ROOT / "build" / "docs-source"
 EXTRA = ROOT / "build" / "docs-extra"
 SITE = ROOT / "build" / "site"
 
-DOCUMENTS = ["*.md", "docs/**/*.md", "producer/*.md"]
+DOCUMENTS = ["*.md", "docs/**/*.md", "producer/*.md", "clients/*/*.md"]
 PICTURES = ["docs/**/*.svg", "docs/**/*.png"]
 PACKAGES = {"towerws": ROOT / "towerws", "towerws_producer": ROOT / "producer" / "towerws_producer"}
 
 CONTENTS = {
-    "Using it": ["README", "docs/protocol", "docs/publish", "producer/README", "docs/migrate-awx"],
+    "Using it": ["README", "docs/protocol", "clients/js/README", "docs/publish", "producer/README", "docs/migrate-awx"],
     "Running it": [
         "docs/configuration",
         "docs/operations",

@@ -71,7 +71,7 @@ export function connect(url, options = {}) {
     }
     let made;
     try { made = new Socket(address, "towerws.v1"); } catch (error) {
-      return stop(new TowerwsError("url", `${address}: ${error.message}`)); // ws: from a page over https, for one
+      return stop(new TowerwsError("url", error.message)); // ws: from a page over https, for one
     }
     socket = made;
     made.onopen = () => {
@@ -86,8 +86,11 @@ export function connect(url, options = {}) {
       try { frame = read(data); } catch { return again(new TowerwsError("frame", "the server sent a frame that is not JSON"), undefined, true); }
       receive(frame);
     };
-    made.onerror = () => {}; // A close event follows.
+    // A close event follows at once, but not in Node 20.
+    made.onerror = () => arm("error", 0, () => made.onclose?.({ code: 1006, reason: "" }));
     made.onclose = async ({ code, reason }) => {
+      made.onclose = null;
+      arm("error");
       if (opened) return again(new TowerwsError("lost", `the connection was lost (${code}${reason && ` ${reason}`})`));
       // A browser hides the status of a refused handshake: ask for it.
       let status = 0;
@@ -112,7 +115,8 @@ export function connect(url, options = {}) {
     held = new Set();
     asked = null;
     if (!socket) return;
-    socket.onopen = socket.onmessage = socket.onclose = null; // `onerror` stays: for the package ws an error without a handler is fatal.
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.onerror = () => {}; // For the package ws an error without a handler is fatal.
     try { socket.close(); } catch { /* It is closed. */ }
     socket = undefined;
   }

@@ -51,7 +51,7 @@ class Language(ABC):
 
 
 class Node(Language):
-    """Node with amqplib, as in the lock file."""
+    """Node with amqplib, and with the tools for the tests of clients/js, as in the lock file."""
 
     name, packages, file = "Node", "nodejs npm", "publish.mjs"
     source = HERE / "node"

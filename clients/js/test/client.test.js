@@ -197,7 +197,7 @@ test("only a connection that lasts starts the backoff again", async () => {
   assert.equal(reasons.find(Boolean).code, "lost");
 });
 
-test("bye: the daemon's time, whatever the page does", async () => {
+test("bye: the daemon's time", async () => {
   const { reasons, states } = await opened();
   last().frame({ type: "bye", action: "reconnect", reconnect_after_ms: 7000, reason: "restart" });
   assert.ok(last().closed);
@@ -737,6 +737,27 @@ test("a handshake that the daemon goes on to refuse is told once", async () => {
   }
   assert.equal(made.state, "waiting");
   assert.deepEqual(codes(errors), ["handshake"]);
+});
+
+test("an error without a close, as in Node 20", async () => {
+  let asked = 0;
+  globalThis.fetch = async () => { asked++; throw new TypeError(); };
+  const { states, reasons } = client();
+  await tick();
+  last().onerror();
+  await pass(0);
+  assert.deepEqual([asked, states, reasons.at(-1).code], [1, ["connecting", "waiting"], "handshake"]);
+  await pass(500);
+  last().onerror();
+  last().lose(1006);
+  await pass(0);
+  assert.equal(asked, 2, "with a close it counts once");
+  await pass(1000);
+  last().open();
+  last().welcome();
+  last().onerror();
+  await pass(0);
+  assert.equal(reasons.at(-1).code, "lost");
 });
 
 test("a server that is not towerws, and a constructor that throws", async () => {

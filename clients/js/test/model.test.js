@@ -1,0 +1,184 @@
+// Random runs against a model of the daemon: each subscription gets each event once and in order, or is told what is missing.
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, test } from "node:test";
+import { cleanUp, client, FakeSocket, pass, reset, tick } from "./fake.js";
+
+beforeEach(reset);
+afterEach(cleanUp);
+
+const RUNS = Number(process.env.MODEL_RUNS ?? 150);
+const SEED = Number(process.env.MODEL_SEED ?? Date.now() % 1e6);
+const STEPS = 120;
+const TOPICS = ["jobs.a", "jobs.b", "jobs.c", "jobs.d"];
+
+// A small generator of pseudo-random numbers (mulberry32), so that a seed repeats a run.
+const generator = (seed) => () => {
+  seed = (seed + 0x6d2b79f5) | 0;
+  let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+  return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+};
+
+// The log, and one connection at a time. Frames wait in `out` until they are delivered: a lost connection loses them.
+class Model {
+  log = [];
+  floor = 0; // Positions before this have left history.
+  denies = 0; // The probability that a topic can't be checked.
+
+  constructor(random) {
+    this.random = random;
+    const model = this;
+    this.Socket = class extends FakeSocket {
+      held = new Set();
+      out = [];
+      dead = false;
+      send(text) { super.send(text); model.request(this, this.sent.at(-1)); }
+    };
+  }
+
+  get position() { return `${this.log.length}`; }
+
+  publish(topic) {
+    const n = this.log.filter((entry) => entry.topic === topic).length;
+    this.log.push({ topic, n });
+    const socket = FakeSocket.all.at(-1);
+    if (socket?.held.has(topic)) socket.out.push(this.event(this.log.length - 1));
+  }
+
+  event(at) {
+    const { topic, n } = this.log[at];
+    const [group, event] = topic.split(".");
+    return { type: "event", position: `${at + 1}`, group, event, payload: { n } };
+  }
+
+  request(socket, message) {
+    if (message.ping) return socket.out.push({ type: "pong", ping: 1, position: null });
+    const wanted = Object.entries(message.groups).flatMap(([group, events]) => events.map((event) => `${group}.${event}`));
+    const joined = wanted.filter((topic) => !socket.held.has(topic));
+    const denied = joined.filter(() => this.random() < this.denies).map((topic) => ({ topic, reason: "unavailable" }));
+    const left = new Set(denied.map(({ topic }) => topic));
+    socket.held = new Set(wanted.filter((topic) => !left.has(topic)));
+    const since = message.since == null ? null : Number(message.since);
+    const recovered = since === null ? null : since >= this.floor;
+    const position = recovered ? message.since : this.position;
+    socket.out.push({ type: "subscribed", id: message.id, groups_current: [...socket.held], denied, position, recovered });
+    const fresh = new Set(joined.filter((topic) => !left.has(topic)));
+    if (recovered) for (let at = since; at < this.log.length; at++) if (fresh.has(this.log[at].topic)) socket.out.push(this.event(at));
+  }
+
+  // Deliver up to this many frames.
+  deliver(count) {
+    const socket = FakeSocket.all.at(-1);
+    if (!socket || socket.dead || socket.closed) return;
+    if (!socket.opened) {
+      socket.opened = true;
+      socket.open();
+      socket.welcome({ position: this.position });
+    }
+    while (count-- && socket.out.length && !socket.closed) socket.frame(socket.out.shift());
+  }
+
+  lose() {
+    const socket = FakeSocket.all.at(-1);
+    if (!socket || socket.closed) return;
+    socket.dead = true;
+    socket.lose();
+  }
+
+  // The oldest frames that have not been sent are replaced by a gap.
+  gap() {
+    const socket = FakeSocket.all.at(-1);
+    const lost = [];
+    while (socket?.out[0]?.type === "event") lost.push(socket.out.shift());
+    if (!lost.length) return;
+    const topics = [...new Set(lost.map(({ group, event }) => `${group}.${event}`))];
+    socket.out.unshift({ type: "gap", topics, from: null, to: lost.at(-1).position, reason: "history" });
+  }
+}
+
+// Checks what one subscription gets.
+class Reader {
+  last = new Map(); // By topic the number of its last event.
+  jumps = new Set(); // Topics that may miss events now.
+
+  constructor(made, topics, random) {
+    this.topics = topics;
+    this.slow = random() < 0.3;
+    this.releases = [];
+    const notice = (item) => { if (item.type !== "recovered") for (const topic of item.topics) this.jumps.add(topic); return this.pause(); };
+    const groups = { jobs: topics.map((topic) => topic.split(".")[1]) };
+    this.sub = made.subscribe(groups, {
+      event: (item) => { this.event(item); return this.pause(); },
+      subscribed: notice, recovered: notice, stale: notice, gap: notice, denied() {},
+    });
+  }
+
+  pause() { return this.slow ? new Promise((done) => { this.releases.push(done); }) : undefined; }
+
+  event({ topic, payload: { n } }) {
+    assert.ok(this.topics.includes(topic), `${topic} is not its own`);
+    const last = this.last.get(topic);
+    if (last !== undefined) {
+      assert.ok(n > last, `${topic}: ${n} after ${last}`);
+      assert.ok(n === last + 1 || this.jumps.has(topic), `${topic}: ${n} after ${last}, and nothing was told`);
+    }
+    this.last.set(topic, n);
+    this.jumps.delete(topic);
+  }
+}
+
+async function run(seed) {
+  const random = generator(seed);
+  const pick = (list) => list[Math.floor(random() * list.length)];
+  const model = new Model(random);
+  const { client: made, errors } = client({ WebSocket: model.Socket, queueBytes: 3000, pingMs: 1e8 });
+  const readers = new Set();
+  const some = () => TOPICS.filter(() => random() < 0.5);
+  const steps = {
+    publish: () => { for (let at = 0; at < 5; at++) model.publish(pick(TOPICS)); },
+    more: () => { for (let at = 0; at < 3; at++) model.publish(pick(TOPICS)); },
+    deliver: () => model.deliver(Math.ceil(random() * 6)),
+    all: () => model.deliver(100),
+    join: () => { if (readers.size < 6) readers.add(new Reader(made, some(), random)); },
+    leave: () => { const reader = pick([...readers]); if (reader && random() < 0.5) { reader.sub.close(); readers.delete(reader); } },
+    lose: () => model.lose(),
+    wait: () => pass(random() * 3000),
+    release: () => { for (const { releases } of readers) releases.shift()?.(); },
+    gap: () => model.gap(),
+    forget: () => { if (random() < 0.3) model.floor = Math.floor(random() * (model.log.length + 1)); },
+    unsure: () => { model.denies = random() < 0.3 ? 0.5 : 0; },
+  };
+  try {
+    for (let step = 0; step < STEPS; step++) {
+      await pick(Object.values(steps))();
+      await tick();
+    }
+    // When all is well again, every reader gets the last event of each of its topics.
+    model.denies = 0;
+    const settle = async () => {
+      for (let at = 0; at < 25; at++) {
+        model.deliver(1000);
+        await pass(3000);
+        for (const { releases } of readers) while (releases.length) { releases.shift()(); await tick(); }
+      }
+    };
+    await settle();
+    for (const topic of TOPICS) model.publish(topic);
+    await settle();
+    for (const reader of readers) {
+      for (const topic of reader.topics) assert.equal(reader.last.get(topic), model.log.filter((entry) => entry.topic === topic).length - 1, `the end of ${topic}`);
+    }
+    const bad = errors.filter(({ code }) => code === "handler");
+    if (bad.length) throw bad[0].cause;
+  } catch (error) {
+    error.message = `MODEL_RUNS=1 MODEL_SEED=${seed}: ${error.message}`;
+    throw error;
+  } finally { made.close(); }
+}
+
+test(`${RUNS} random runs from seed ${SEED}`, async () => {
+  for (let at = 0; at < RUNS; at++) {
+    FakeSocket.all = [];
+    await run(SEED + at);
+  }
+});
