@@ -584,7 +584,7 @@ TOPICS = [f"t.{number}" for number in range(4)]
 
 
 @dataclass(eq=False)
-class Told:
+class DueGap:
     """A gap that a client must be told of, in its place; `seq` is where it ends."""
 
     seq: int
@@ -599,7 +599,7 @@ class Client:
     peer: FakePeer
     subscriber: Subscriber
     topics: set[str] = field(default_factory=set)
-    due: list[Delivery | Told] = field(default_factory=list)
+    due: list[Delivery | DueGap] = field(default_factory=list)
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -657,8 +657,8 @@ class HubMachine(RuleBasedStateMachine):
                 end = next(one.seq for one in reversed(self.all) if one.position == message["to"])
                 covered = [one for one in client.due if one.seq <= end]
                 client.due = client.due[len(covered) :]
-                assert any(isinstance(one, Told) and one.seq == end for one in covered)
-                assert all(isinstance(one, Told) or one.seq <= history.floor.seq for one in covered)
+                assert any(isinstance(one, DueGap) and one.seq == end for one in covered)
+                assert all(isinstance(one, DueGap) or one.seq <= history.floor.seq for one in covered)
                 assert set(message["topics"]) == client.topics
         if client.peer.ended:
             assert client.peer.ended == [CloseReason.HISTORY]
@@ -769,14 +769,14 @@ class HubMachine(RuleBasedStateMachine):
         assert (set(change.joined), set(change.left)) == (joined, client.topics - set(topics))
         assert list(change.current) == sorted(topics)
         client.topics = set(topics)
-        client.due = [one for one in client.due if one.topic in topics or (isinstance(one, Told) and topics)]
+        client.due = [one for one in client.due if one.topic in topics or (isinstance(one, DueGap) and topics)]
         if recovered and named is not None:
             client.due += [one for one in self.all if one.topic in joined and one.seq > named.seq]
             if stood is None or named.seq < stood:
                 assert change.position == named.position
                 client.due = [one for one in client.due if isinstance(one, Delivery)]
                 if client.dialect is V1 and topics:
-                    client.due += [Told(one.seq) for one in self.all if one.seq in self.cuts and one.seq > named.seq]
+                    client.due += [DueGap(one.seq) for one in self.all if one.seq in self.cuts and one.seq > named.seq]
             client.due.sort(key=lambda one: one.seq)
             self.log.hub.feed(subscriber)
         elif not subscriber.behind:
@@ -817,7 +817,7 @@ class HubMachine(RuleBasedStateMachine):
         end = self.log.history.head
         for client in self.clients:
             if client.dialect is V1 and client.topics:
-                client.due.append(Told(end.seq))
+                client.due.append(DueGap(end.seq))
         self.log.hub.gap(start, end, "broker", resumable=resumable)
         self.read_all()
 
