@@ -1198,7 +1198,7 @@ class TestFailures:
         assert rig.source.status().reason == "320 CONNECTION_FORCED - Closed via management"
         rig.until(lambda: rig.broker.attempts == 2, within_s=0.55)
 
-    def test_where_nobody_listens_is_asked_often(self) -> None:
+    def test_a_refused_connection_is_retried_about_every_second(self) -> None:
         """A refused connection is retried about every second at most, so that a broker that returns is found soon."""
         rig = SourceRig()
         rig.broker.refuse = True

@@ -105,7 +105,7 @@ EVIDENCE = ["confirm", "own", "other", "third"]
 
 @each_row("order", [EVIDENCE, EVIDENCE[::-1], ["own", "other", "confirm", "third"], ["third", "confirm", "other", "own"]])
 @each_row("missing", [None, *EVIDENCE])
-def test_the_evidence_that_all_were_told(order: list[str], missing: str | None) -> None:
+def test_a_revocation_is_complete_after_the_confirm_and_every_answer(order: list[str], missing: str | None) -> None:
     """The confirm, the message itself and each daemon's answer, in any order. If one is missing, the result is false, with its name."""
     rig = ControlRig().knows(OTHER, THIRD)
     asked = rig.control.revoke(Revocation(user=7))
@@ -296,7 +296,7 @@ def test_leaving() -> None:
     assert now(ControlRig(alone=True).control.leave()) is None
 
 
-def test_alone_there_is_nobody_to_tell() -> None:
+def test_without_a_broker_the_answer_comes_at_once() -> None:
     """Without a broker the answer comes at once."""
     assert now(ControlRig(alone=True).control.revoke(Revocation(user=7))) == Disconnection(2)
 

@@ -68,7 +68,7 @@ def test_generated_clients() -> None:
     assert set(found.codes) >= {None, 1000, 1002, 1007, 1008, 1009}
 
 
-def test_a_conversation_is_its_number() -> None:
+def test_a_seed_and_a_number_give_the_same_conversation() -> None:
     """A seed and a number always give the same conversation. Other numbers give other ones."""
     assert Generator(1).conversation(5) == Generator(1).conversation(5)
     assert len({Generator(seed).conversation(number) for seed in (1, 2) for number in range(20)}) > 30

@@ -320,7 +320,7 @@ def test_settings_that_cannot_be_used() -> None:
     assert "tls_ca /x" in error(rig.tell())
 
 
-def test_those_who_wait_are_bounded() -> None:
+def test_waiting_messages_are_bounded() -> None:
     """Beyond the limit a message is refused at once. The others are not affected."""
     rig = PublisherRig()
     rig.broker.connecting = []

@@ -117,7 +117,7 @@ def test_a_broker_that_does_not_answer() -> None:
 
 
 @each_row("how", ["cancel", "close"])
-def test_a_queue_that_is_taken_away_is_made_anew(how: str) -> None:
+def test_a_deleted_queue_is_declared_again(how: str) -> None:
     """After a second, on the same connection. The sink is told that messages may have been missed, and events go on."""
     rig = ControlRig().start()
     for failures in (1, 2, 3):

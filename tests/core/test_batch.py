@@ -209,7 +209,7 @@ def test_a_request_between_two_parts(since: str | None) -> None:
     assert third in peer.writes[0]
 
 
-def test_who_leaves_between_two_parts_gets_nothing() -> None:
+def test_a_subscriber_that_leaves_between_two_parts_gets_nothing() -> None:
     """Not even when it comes to its place."""
     parts = HubInParts(1)
     parts.join("a.1")
@@ -222,7 +222,7 @@ def test_who_leaves_between_two_parts_gets_nothing() -> None:
     assert got(peer, last) == [0, 1]
 
 
-def test_who_comes_between_two_parts_gets_what_follows() -> None:
+def test_a_subscriber_that_joins_between_two_parts_gets_only_later_deliveries() -> None:
     """What was published before it came is not its."""
     parts = HubInParts(1)
     parts.join("a.1")
@@ -263,7 +263,7 @@ def test_a_full_peer_falls_behind_the_batch(how: str) -> None:
     assert peer.take() == payloads
 
 
-def test_who_catches_up_between_two_parts_gets_nothing_twice() -> None:
+def test_a_subscriber_that_catches_up_between_two_parts_gets_nothing_twice() -> None:
     """It was behind when the batch ended, is fed the batch from history, and is passed over when it comes to its place."""
     parts = HubInParts(1)
     parts.join("a.1")

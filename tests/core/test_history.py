@@ -484,7 +484,7 @@ def test_two_processes_agree_on_the_positions_of_a_stream() -> None:
     assert late.append("a.1", b"{}", 4, STREAM, "id", 99.0).position == seen.position
 
 
-def test_nobody_resumes_from_before_a_mark() -> None:
+def test_positions_from_before_a_mark_are_unknown() -> None:
     """A mark makes all earlier positions unknown; the mark itself and what follows it are known, and earlier ones stay readable."""
     log = Log()
     before = log.append()

@@ -125,7 +125,7 @@ def test_a_single_delivery_is_shared_too() -> None:
     assert len({id(peer.writes[0]) for peer in peers}) == 1
 
 
-def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
+def test_a_delivery_without_subscribers_writes_nothing() -> None:
     """It leaves nothing in the batch, writes nothing and counts no batch, though it is held."""
     log = Log()
     _, peer = log.join(V1, "a.1")
@@ -264,7 +264,7 @@ def test_history_is_fed_in_pieces() -> None:
     assert [message["payload"]["n"] for message in peer.take_json()] == list(range(1, 2006))
 
 
-def test_a_piece_that_finds_no_room_is_tried_again() -> None:
+def test_a_write_to_a_full_peer_is_retried() -> None:
     """A peer that is fed while it is full keeps its place, and is asked to drain once more."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1")
@@ -438,7 +438,7 @@ def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
     assert peer.take()[1:] == payloads(kept)
 
 
-def test_a_notice_that_finds_no_room_is_tried_again() -> None:
+def test_a_gap_notice_to_a_full_peer_is_retried() -> None:
     """A gap is announced before anything that follows it, or not yet, and counted once."""
     log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
     subscriber, peer = log.join(V1, "a.1")

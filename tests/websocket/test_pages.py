@@ -79,7 +79,7 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
     ],
     make=edges,
 )
-def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
+def test_which_pages_may_connect(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
     """A page must come from the host that it connects to, or from the daemon's admin port there. The method makes no difference."""
     edge = make(method())
     edge.factory.pages._page_ports = lambda: (ADMIN_PORT,)
