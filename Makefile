@@ -1,8 +1,9 @@
-.PHONY: help run test next lint docs bench plot stress soak lock sbom audit
+.PHONY: help run test coverage next lint docs bench plot stress soak lock sbom audit
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
 	@echo "make test   every test                              (script/test)"
+	@echo "make coverage  the unit tests, with the branches of towerws/ that they miss (script/coverage)"
 	@echo "make next   the tests with the newest pre-releases of Autobahn, Twisted and pika; ONLY=tests/insides takes seconds (script/next)"
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
 	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= LANES=2 BROKER=3|4"
@@ -19,6 +20,9 @@ run:
 
 test:
 	@script/test
+
+coverage:
+	@script/coverage
 
 next:
 	@script/next $(ONLY)

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from itertools import cycle, islice
 
-from benchmarks.beside import publish_bodies
+from benchmarks.background import publish_bodies
 from benchmarks.client import Spec
 from benchmarks.servers import ROOT, Plain, Towerws
 from benchmarks.world import Run, World

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.beside import Health, Publisher
+from benchmarks.background import Health, Publisher
 from benchmarks.client import Spec
 from benchmarks.fanout import BYTES, health_rows, numbered
 from benchmarks.fleet import Opened

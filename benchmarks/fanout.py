@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from benchmarks.beside import Health
+from benchmarks.background import Health
 from benchmarks.client import Spec
 from benchmarks.world import Run, World, percentile
 

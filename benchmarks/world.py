@@ -11,7 +11,7 @@ from pathlib import Path
 
 from private_rabbitmq import PrivateRabbit, free_port
 
-from benchmarks.beside import Health, Message, publish
+from benchmarks.background import Health, Message, publish
 from benchmarks.certificate import make_certificate
 from benchmarks.client import HOST, Spec
 from benchmarks.fleet import Received

@@ -36,7 +36,7 @@ def events() -> Iterator[list[LogEvent]]:
     globalLogPublisher.removeObserver(observe)
 
 
-class House:
+class SourceRig:
     """A source with fake brokers by host name, a recording sink and a clock. All brokers have one stream.
 
     Markers go to a separate broker, `side`. So a test can disturb one of the two connections alone.
@@ -95,7 +95,7 @@ class House:
         self.source.start()
         self.settle()
 
-    def consuming(self) -> House:
+    def consuming(self) -> SourceRig:
         """Start the source, and wait until history is proven to be complete."""
         self.start()
         assert self.state() is SourceState.CONSUMING, self.source.status()
@@ -136,10 +136,10 @@ class TestStreamStart:
 
     def test_a_missing_stream_is_declared_bound_and_consumed(self) -> None:
         """The first start declares everything, and consumes with manual acks and the configured prefetch."""
-        house = House(prefetch=77)
-        house.stream.exists = house.stream.bound = False
-        house.consuming()
-        peer = house.broker.peer
+        rig = SourceRig(prefetch=77)
+        rig.stream.exists = rig.stream.bound = False
+        rig.consuming()
+        peer = rig.broker.peer
         assert [m.exchange for m in peer.seen(spec.Exchange.Declare)] == ["towerws"]
         stream = next(m for m in peer.seen(spec.Queue.Declare) if not m.passive)
         assert (stream.queue, stream.durable, stream.exclusive) == ("towerws.events", True, False)
@@ -152,174 +152,174 @@ class TestStreamStart:
         assert [(m.queue, m.exchange, m.routing_key) for m in peer.seen(spec.Queue.Bind)] == [("towerws.events", "towerws", "#")]
         assert 77 in [qos.prefetch_count for qos in peer.seen(spec.Basic.Qos)]
         assert not peer.seen(spec.Basic.Consume)[-1].no_ack
-        assert consume_starts(house.broker) == ["first"]
-        assert house.sink.calls == [("caught_up",)]
-        assert len(house.broker.peers) == 1
+        assert consume_starts(rig.broker) == ["first"]
+        assert rig.sink.calls == [("caught_up",)]
+        assert len(rig.broker.peers) == 1
 
     def test_history_is_complete_when_our_own_marker_comes_back(self) -> None:
         """The refill begins at an interval of the broker's clock, and ends with a marker that was published after consume-ok."""
-        house = House()
+        rig = SourceRig()
         for number in range(3):
-            house.stream.write(b"%d" % number)
-        house.start()
-        assert consume_starts(house.broker) == ["130s", "10s"]
-        assert house.state() is SourceState.CONSUMING
-        assert [call[0] for call in house.sink.calls] == ["deliver"] * 3 + ["caught_up"]
+            rig.stream.write(b"%d" % number)
+        rig.start()
+        assert consume_starts(rig.broker) == ["130s", "10s"]
+        assert rig.state() is SourceState.CONSUMING
+        assert [call[0] for call in rig.sink.calls] == ["deliver"] * 3 + ["caught_up"]
 
     @each_row("silent", [("130s",), ("130s", "10s")])
     def test_silence_is_no_completeness(self, silent: tuple[str, ...]) -> None:
         """However long nothing comes, history is not complete, and no client is told that it is (C3)."""
-        house = House()
-        house.stream.write(b"{}")
-        house.stream.silent.update(silent)
-        house.start()
-        house.advance(9)
-        assert house.state() is SourceState.REFILLING
-        assert house.sink.calls == []
-        assert house.ready()[0] is False
-        house.stream.silent.clear()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=200)
-        assert [call[0] for call in house.sink.calls] == ["deliver", "caught_up"]
+        rig = SourceRig()
+        rig.stream.write(b"{}")
+        rig.stream.silent.update(silent)
+        rig.start()
+        rig.advance(9)
+        assert rig.state() is SourceState.REFILLING
+        assert rig.sink.calls == []
+        assert rig.ready()[0] is False
+        rig.stream.silent.clear()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=200)
+        assert [call[0] for call in rig.sink.calls] == ["deliver", "caught_up"]
 
     def test_a_connection_cut_in_the_middle_of_the_refill(self) -> None:
         """What was read is kept, the rest is read, and only then is history complete (C3)."""
-        house = House()
-        house.side.swallow = True
-        house.stream.write(b"0")
-        house.start()
-        house.broker.cut()
-        house.stream.write(b"1")
-        house.side.swallow = False
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=20)
-        assert [call[0] for call in house.sink.calls] == ["deliver", "deliver", "caught_up"]
+        rig = SourceRig()
+        rig.side.swallow = True
+        rig.stream.write(b"0")
+        rig.start()
+        rig.broker.cut()
+        rig.stream.write(b"1")
+        rig.side.swallow = False
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=20)
+        assert [call[0] for call in rig.sink.calls] == ["deliver", "deliver", "caught_up"]
 
     def test_a_node_whose_clock_is_ahead(self, events: list[LogEvent]) -> None:
         """A node whose clock is ahead takes everything for too old. The next message that it delivers shows that, and all is read (C10)."""
-        house = House()
-        house.stream.write(b"0")
-        house.stream.clock_is_wrong = True
-        house.start()
-        assert house.state() is SourceState.REFILLING
-        house.advance(4)
-        assert house.state() is SourceState.CONSUMING
-        assert consume_starts(house.broker) == ["130s", "10s", "first"]
-        assert [call for call in house.sink.calls if call[0] != "deliver"] == [("restart",), ("caught_up",)]
-        assert house.sink.offsets == [0]
+        rig = SourceRig()
+        rig.stream.write(b"0")
+        rig.stream.clock_is_wrong = True
+        rig.start()
+        assert rig.state() is SourceState.REFILLING
+        rig.advance(4)
+        assert rig.state() is SourceState.CONSUMING
+        assert consume_starts(rig.broker) == ["130s", "10s", "first"]
+        assert [call for call in rig.sink.calls if call[0] != "deliver"] == [("restart",), ("caught_up",)]
+        assert rig.sink.offsets == [0]
         assert any("clock" in formatEvent(event) for event in events)
 
     def test_a_node_whose_clock_is_ahead_under_load(self) -> None:
         """The scout gets the next message, which lies behind the marker. That proves the clock wrong, not right (C10)."""
-        house = House()
-        house.stream.write(b"0")
-        house.stream.clock_is_wrong = True
-        house.start()
-        house.write(b"1")
-        assert house.state() is SourceState.CONSUMING
-        assert consume_starts(house.broker) == ["130s", "10s", "first"]
-        assert [call for call in house.sink.calls if call[0] != "deliver"] == [("restart",), ("caught_up",)]
-        assert [call[2] for call in house.sink.named("deliver")][-2:] == [b"0", b"1"]
+        rig = SourceRig()
+        rig.stream.write(b"0")
+        rig.stream.clock_is_wrong = True
+        rig.start()
+        rig.write(b"1")
+        assert rig.state() is SourceState.CONSUMING
+        assert consume_starts(rig.broker) == ["130s", "10s", "first"]
+        assert [call for call in rig.sink.calls if call[0] != "deliver"] == [("restart",), ("caught_up",)]
+        assert [call[2] for call in rig.sink.named("deliver")][-2:] == [b"0", b"1"]
 
     def test_a_node_that_answers_late_has_no_wrong_clock(self) -> None:
         """However long the node takes to deliver the last ten seconds: silence is no proof that its clock is ahead (C3, C10)."""
-        house = House()
-        house.stream.write(b"0")
-        house.stream.silent.add("10s")
-        house.start()
-        house.advance(20)
-        assert house.state() is SourceState.REFILLING
-        assert house.sink.named("restart") == []
-        house.stream.silent.clear()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=60)
-        assert house.sink.named("restart") == []
-        assert "first" not in consume_starts(house.broker)
+        rig = SourceRig()
+        rig.stream.write(b"0")
+        rig.stream.silent.add("10s")
+        rig.start()
+        rig.advance(20)
+        assert rig.state() is SourceState.REFILLING
+        assert rig.sink.named("restart") == []
+        rig.stream.silent.clear()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=60)
+        assert rig.sink.named("restart") == []
+        assert "first" not in consume_starts(rig.broker)
 
     def test_a_marker_that_is_too_old_says_nothing_about_the_clock(self) -> None:
         """A slow connection: ten seconds passed between the marker and the question. Another marker is younger (C10)."""
-        house = House()
-        house.stream.write(b"0")
+        rig = SourceRig()
+        rig.stream.write(b"0")
         asked: list[tuple[Peer, int, spec.Basic.Consume]] = []
 
         def late(peer: Peer, channel: int, method: spec.Basic.Consume) -> None:
             if method.arguments.get("x-stream-offset") == "10s" and not asked:
                 asked.append((peer, channel, method))
             else:
-                house.broker.consume(peer, channel, method)
+                rig.broker.consume(peer, channel, method)
 
-        house.broker.answers[spec.Basic.Consume] = late
-        house.start()
-        house.advance(11)
-        house.stream.clock_is_wrong = True  # everything written so far is too old
-        house.broker.consume(*asked[0])
-        house.stream.clock_is_wrong = False
-        house.advance(1)
-        assert house.state() is SourceState.CONSUMING
-        assert consume_starts(house.broker) == ["130s", "10s", "10s"]
-        assert house.sink.named("restart") == []
+        rig.broker.answers[spec.Basic.Consume] = late
+        rig.start()
+        rig.advance(11)
+        rig.stream.clock_is_wrong = True  # everything written so far is too old
+        rig.broker.consume(*asked[0])
+        rig.stream.clock_is_wrong = False
+        rig.advance(1)
+        assert rig.state() is SourceState.CONSUMING
+        assert consume_starts(rig.broker) == ["130s", "10s", "10s"]
+        assert rig.sink.named("restart") == []
 
     def test_an_alarm_that_ends_during_the_refill(self) -> None:
         """A marker that could not be published at first is published later, and then history is complete."""
-        house = House(silence_s=1000)
-        house.stream.write(b"old")
-        house.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on memory"))
-        house.start()
-        house.advance(6)
-        assert house.state() is SourceState.REFILLING
-        house.side.confirm = house.side.route
-        house.side.peer.send(0, spec.Connection.Unblocked())
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=10)
-        assert house.sink.named("caught_up") == [("caught_up",)]
+        rig = SourceRig(silence_s=1000)
+        rig.stream.write(b"old")
+        rig.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on memory"))
+        rig.start()
+        rig.advance(6)
+        assert rig.state() is SourceState.REFILLING
+        rig.side.confirm = rig.side.route
+        rig.side.peer.send(0, spec.Connection.Unblocked())
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=10)
+        assert rig.sink.named("caught_up") == [("caught_up",)]
 
     @each_row("refusal", ["permission", "alarm"])
     def test_without_markers_the_first_new_message_takes_their_place(self, refusal: str) -> None:
         """The source is not ready, and gives the reason. The first message that the scout gets shows where the new messages begin."""
-        house = House(silence_s=1000)
-        house.stream.write(b"old")
-        house.side.may_publish = refusal != "permission"
+        rig = SourceRig(silence_s=1000)
+        rig.stream.write(b"old")
+        rig.side.may_publish = refusal != "permission"
         if refusal == "alarm":
-            house.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on memory"))
-        house.start()
-        house.advance(6)
-        ready, reason = house.ready()
+            rig.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on memory"))
+        rig.start()
+        rig.advance(6)
+        ready, reason = rig.ready()
         assert not ready
         assert "markers can't be published" in reason
-        assert house.sink.named("caught_up") == []
-        house.write(b"new")
-        assert house.state() is SourceState.CONSUMING
-        assert house.sink.named("caught_up") == [("caught_up",)]
-        house.advance(20)
-        assert house.source.status().ready
-        assert len(house.source.status().unproven) == 1
+        assert rig.sink.named("caught_up") == []
+        rig.write(b"new")
+        assert rig.state() is SourceState.CONSUMING
+        assert rig.sink.named("caught_up") == [("caught_up",)]
+        rig.advance(20)
+        assert rig.source.status().ready
+        assert len(rig.source.status().unproven) == 1
 
     def test_nothing_read_and_no_markers_begins_at_first(self) -> None:
         """The clients stayed connected: events written while the broker connection was down are new to them (C2)."""
-        house = House()
-        house.side.may_publish = False
-        house.start()
-        house.advance(1)
-        house.broker.cut()
-        house.broker.refuse = True
-        house.advance(140, step=1)
+        rig = SourceRig()
+        rig.side.may_publish = False
+        rig.start()
+        rig.advance(1)
+        rig.broker.cut()
+        rig.broker.refuse = True
+        rig.advance(140, step=1)
         for number in range(5):
-            house.stream.write(b"%d" % number)
-        house.broker.refuse = False
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=20)
-        assert consume_starts(house.broker)[-1] in ("first", "next")
-        assert house.sink.named("caught_up") == [("caught_up", "replay")]
-        assert house.sink.offsets == [0, 1, 2, 3, 4]
+            rig.stream.write(b"%d" % number)
+        rig.broker.refuse = False
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=20)
+        assert consume_starts(rig.broker)[-1] in ("first", "next")
+        assert rig.sink.named("caught_up") == [("caught_up", "replay")]
+        assert rig.sink.offsets == [0, 1, 2, 3, 4]
 
     def test_passive_declares_nothing(self) -> None:
         """With passive set, every declaration only checks, and nothing is bound."""
-        house = House(passive=True).consuming()
-        assert all(m.passive for m in house.broker.peer.seen(spec.Exchange.Declare) + house.broker.peer.seen(spec.Queue.Declare))
-        assert house.broker.peer.seen(spec.Queue.Bind) == []
+        rig = SourceRig(passive=True).consuming()
+        assert all(m.passive for m in rig.broker.peer.seen(spec.Exchange.Declare) + rig.broker.peer.seen(spec.Queue.Declare))
+        assert rig.broker.peer.seen(spec.Queue.Bind) == []
 
     def test_passive_says_what_is_missing(self) -> None:
         """In passive mode an operator has to create a missing exchange. The reason names it, with the next step."""
-        house = House(passive=True)
-        house.broker.answers[spec.Exchange.Declare] = house.broker.close_channel(404, "NOT_FOUND - no exchange 'towerws' in vhost '/'")
-        house.start()
-        house.advance(0.3)
-        reason = house.source.status().reason or ""
+        rig = SourceRig(passive=True)
+        rig.broker.answers[spec.Exchange.Declare] = rig.broker.close_channel(404, "NOT_FOUND - no exchange 'towerws' in vhost '/'")
+        rig.start()
+        rig.advance(0.3)
+        reason = rig.source.status().reason or ""
         assert reason.startswith("404 NOT_FOUND - no exchange 'towerws'")
         assert "passive = false" in reason
 
@@ -327,210 +327,210 @@ class TestStreamStart:
 class TestResume:
     """Going on in a stream after a connection failure."""
 
-    def lose(self, house: House) -> None:
+    def lose(self, rig: SourceRig) -> None:
         """The connection fails, and the next one works."""
-        house.broker.cut()
-        assert house.state() is SourceState.BACKOFF
-        house.until(lambda: house.state() is not SourceState.BACKOFF, within_s=0.6)
-        house.settle()
+        rig.broker.cut()
+        assert rig.state() is SourceState.BACKOFF
+        rig.until(lambda: rig.state() is not SourceState.BACKOFF, within_s=0.6)
+        rig.settle()
 
     def test_a_failed_connection_goes_on_where_it_was(self) -> None:
         """Messages read after our newest marker are compared and dropped. Newer messages follow, without a gap."""
-        house = House().consuming()
-        house.write(b"a", b"b")
-        house.broker.cut()
-        house.stream.write(b"c")
-        before = len(house.sink.calls)
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=0.6)
-        assert consume_starts(house.broker)[-1] == 2
-        assert [call[2] for call in house.sink.calls[before:]] == [b"c"]
-        assert house.sink.is_proven
+        rig = SourceRig().consuming()
+        rig.write(b"a", b"b")
+        rig.broker.cut()
+        rig.stream.write(b"c")
+        before = len(rig.sink.calls)
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=0.6)
+        assert consume_starts(rig.broker)[-1] == 2
+        assert [call[2] for call in rig.sink.calls[before:]] == [b"c"]
+        assert rig.sink.is_proven
 
     def test_the_marker_waits_for_the_scout(self) -> None:
         """A stream that was made again empty shows nothing but our marker, and that only to a scout that is there before it."""
-        house = House().consuming()
-        house.write(*(b"%d" % number for number in range(20)))
-        house.broker.cut()
-        house.stream.entries, house.stream.next = [], 0
+        rig = SourceRig().consuming()
+        rig.write(*(b"%d" % number for number in range(20)))
+        rig.broker.cut()
+        rig.stream.entries, rig.stream.next = [], 0
         late: list[tuple[Peer, int, spec.Basic.Consume]] = []
 
         def consume(peer: Peer, channel: int, method: spec.Basic.Consume) -> None:
             if method.arguments.get("x-stream-offset") == "next":
                 late.append((peer, channel, method))
             else:
-                house.broker.consume(peer, channel, method)
+                rig.broker.consume(peer, channel, method)
 
-        house.broker.answers[spec.Basic.Consume] = consume
-        house.until(lambda: bool(late), within_s=2)
-        house.advance(2)
-        house.broker.consume(*late[0])
-        house.advance(2)
-        assert house.state() is SourceState.CONSUMING
-        assert house.sink.named("rewind") == [("rewind", None)]
+        rig.broker.answers[spec.Basic.Consume] = consume
+        rig.until(lambda: bool(late), within_s=2)
+        rig.advance(2)
+        rig.broker.consume(*late[0])
+        rig.advance(2)
+        assert rig.state() is SourceState.CONSUMING
+        assert rig.sink.named("rewind") == [("rewind", None)]
 
     @each_row("silent_s", [0.5, 1.5, 8, 50])
     def test_silence_after_a_failure_decides_nothing(self, silent_s: float) -> None:
         """The broker's data is late, by any time: no gap, nothing twice, nothing missing (C1)."""
-        house = House().consuming()
-        house.write(b"a")
-        house.broker.cut()
-        house.stream.write(b"b")
-        house.stream.silent.update({"2", "next"})
-        house.advance(silent_s)
-        assert house.state() is not SourceState.CONSUMING
-        assert not house.sink.is_proven
-        assert house.ready()[0] is False
-        house.stream.silent.clear()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=80)
-        assert [call[2] for call in house.sink.named("deliver")] == [b"a", b"b"]
-        assert [call[0] for call in house.sink.calls if call[0] != "deliver"] == ["caught_up"]
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.broker.cut()
+        rig.stream.write(b"b")
+        rig.stream.silent.update({"2", "next"})
+        rig.advance(silent_s)
+        assert rig.state() is not SourceState.CONSUMING
+        assert not rig.sink.is_proven
+        assert rig.ready()[0] is False
+        rig.stream.silent.clear()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=80)
+        assert [call[2] for call in rig.sink.named("deliver")] == [b"a", b"b"]
+        assert [call[0] for call in rig.sink.calls if call[0] != "deliver"] == ["caught_up"]
 
     def test_an_outage_with_an_empty_stream(self) -> None:
         """Reading goes on at the marker of the start: no event of the outage is missing, however long it was (C2)."""
-        house = House().consuming()
-        house.broker.cut()
-        house.broker.refuse = True
+        rig = SourceRig().consuming()
+        rig.broker.cut()
+        rig.broker.refuse = True
         for number in range(5):
-            house.stream.write(b"%d" % number)
-        house.advance(140, step=1)
-        house.broker.refuse = False
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=2)
-        house.write(b"5", b"6")
-        assert [call[2] for call in house.sink.named("deliver")] == [b"%d" % number for number in range(7)]
+            rig.stream.write(b"%d" % number)
+        rig.advance(140, step=1)
+        rig.broker.refuse = False
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=2)
+        rig.write(b"5", b"6")
+        assert [call[2] for call in rig.sink.named("deliver")] == [b"%d" % number for number in range(7)]
 
     def test_a_stream_that_was_deleted(self) -> None:
         """The broker answers "no queue": the log is new, declared again and read from its first message, after one gap."""
-        house = House().consuming()
-        house.write(b"a")
-        house.broker.cut()
-        house.broker.delete_stream()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        house.write(b"b")
-        calls = [call for call in house.sink.calls if call[0] != "caught_up"]
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.broker.cut()
+        rig.broker.delete_stream()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        rig.write(b"b")
+        calls = [call for call in rig.sink.calls if call[0] != "caught_up"]
         assert [call[0] for call in calls] == ["deliver", "rewind", "hole", "deliver"]
         assert calls[1:3] == [("rewind", None), ("hole", 0)]
 
     @each_row("messages", [0, 1, 2, 3, 4, 50])
     def test_a_stream_that_was_made_again_by_others(self, messages: int) -> None:
         """The new log is shorter, as long, or longer. Our marker at a lower offset, or other content, shows that it is new (C1, C7)."""
-        house = House().consuming()
-        house.write(b"a", b"b")
-        house.broker.cut()
-        house.stream.entries, house.stream.next = [], 0
+        rig = SourceRig().consuming()
+        rig.write(b"a", b"b")
+        rig.broker.cut()
+        rig.stream.entries, rig.stream.next = [], 0
         for number in range(messages):
-            house.stream.write(b"new %d" % number)
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        house.write(b"c")
-        calls = [call for call in house.sink.calls if call[0] != "caught_up"]
+            rig.stream.write(b"new %d" % number)
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        rig.write(b"c")
+        calls = [call for call in rig.sink.calls if call[0] != "caught_up"]
         assert [call[0] for call in calls] == ["deliver"] * 2 + ["rewind", "hole"] + ["deliver"] * (messages + 1)
         assert calls[2:4] == [("rewind", None), ("hole", 0)]
 
     def test_equal_messages_do_not_deceive(self) -> None:
         """A stream that was made again with the same events: our marker isn't in it."""
-        house = House().consuming()
-        house.write(b"same", b"same")
-        house.broker.cut()
-        house.stream.entries, house.stream.next = [], 0
+        rig = SourceRig().consuming()
+        rig.write(b"same", b"same")
+        rig.broker.cut()
+        rig.stream.entries, rig.stream.next = [], 0
         for _ in range(9):
-            house.stream.write(b"same")
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        assert ("rewind", None) in house.sink.calls
+            rig.stream.write(b"same")
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        assert ("rewind", None) in rig.sink.calls
 
     def test_a_cut_off_tail(self) -> None:
         """The part that both logs share is kept. Clients are told of the gap before the first delivery that differs."""
-        house = House().consuming()
-        first, second, _, _ = house.write(b"a", b"b", b"c", b"d")
-        house.broker.cut()
-        house.stream.cut(second)
-        house.stream.write(b"e")
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        calls = [call for call in house.sink.calls if call[0] != "caught_up"]
+        rig = SourceRig().consuming()
+        first, second, _, _ = rig.write(b"a", b"b", b"c", b"d")
+        rig.broker.cut()
+        rig.stream.cut(second)
+        rig.stream.write(b"e")
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        calls = [call for call in rig.sink.calls if call[0] != "caught_up"]
         assert [call[0] for call in calls] == ["deliver"] * 4 + ["rewind", "hole", "deliver"]
         assert calls[4:6] == [("rewind", second), ("hole", second + 1)]
         del first
 
     def test_a_cut_off_tail_that_nothing_follows(self) -> None:
         """Our marker is the first message after the cut: it shows the cut, and ends the gap."""
-        house = House().consuming()
-        _, second, _, _ = house.write(b"a", b"b", b"c", b"d")
-        house.broker.cut()
-        house.stream.cut(second)
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        assert [call for call in house.sink.calls if call[0] in {"rewind", "hole"}] == [("rewind", second), ("hole", second + 1)]
+        rig = SourceRig().consuming()
+        _, second, _, _ = rig.write(b"a", b"b", b"c", b"d")
+        rig.broker.cut()
+        rig.stream.cut(second)
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        assert [call for call in rig.sink.calls if call[0] in {"rewind", "hole"}] == [("rewind", second), ("hole", second + 1)]
 
     def test_a_trimmed_stream_is_one_gap(self) -> None:
         """Retention deleted unread messages while the connection was down: one gap, before the first message that is left."""
-        house = House().consuming()
-        house.write(b"a")
-        house.broker.cut()
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.broker.cut()
         for number in range(20):
-            house.stream.write(b"%d" % number)
-        house.stream.trim(house.next - 5)
-        first = house.stream.entries[0].offset
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        assert [call for call in house.sink.calls if call[0] in {"rewind", "hole"}] == [("hole", first)]
-        assert house.sink.offsets[-5:] == list(range(first, first + 5))
+            rig.stream.write(b"%d" % number)
+        rig.stream.trim(rig.next - 5)
+        first = rig.stream.entries[0].offset
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        assert [call for call in rig.sink.calls if call[0] in {"rewind", "hole"}] == [("hole", first)]
+        assert rig.sink.offsets[-5:] == list(range(first, first + 5))
 
     def test_a_gap_that_was_not_told_yet_survives_the_connection(self) -> None:
         """The connection fails after the missing messages were found, and before the next delivery. Clients are still told of the gap."""
-        house = House().consuming()
-        house.write(b"a")
-        house.side.swallow = True
-        house.broker.cut()
-        house.broker.delete_stream()
-        house.until(lambda: bool(house.sink.named("rewind")), within_s=1)
-        house.settle()
-        assert house.sink.named("hole") == []
-        house.broker.cut()
-        house.side.swallow = False
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=30)
-        assert len(house.sink.named("hole")) == 1
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.side.swallow = True
+        rig.broker.cut()
+        rig.broker.delete_stream()
+        rig.until(lambda: bool(rig.sink.named("rewind")), within_s=1)
+        rig.settle()
+        assert rig.sink.named("hole") == []
+        rig.broker.cut()
+        rig.side.swallow = False
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=30)
+        assert len(rig.sink.named("hole")) == 1
 
     def test_deliveries_of_an_abandoned_consumer_are_ignored(self) -> None:
         """Deliveries of a start's first consumer go nowhere after the second one took over."""
-        house = House().consuming()
-        house.write(b"a")
-        peer = house.broker.peer
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        peer = rig.broker.peer
         abandoned = peer.channel
-        peer.deliver(b"jump", house.next + 7, channel=abandoned)
-        peer.deliver(b"late", house.next + 8, channel=abandoned)
-        house.settle()
-        assert [call[2] for call in house.sink.named("deliver")] == [b"a"]
+        peer.deliver(b"jump", rig.next + 7, channel=abandoned)
+        peer.deliver(b"late", rig.next + 8, channel=abandoned)
+        rig.settle()
+        assert [call[2] for call in rig.sink.named("deliver")] == [b"a"]
 
     def test_an_entry_that_cannot_be_read_is_passed_over(self) -> None:
         """The broker ends each connection that reads it (541). It is passed over by its offset, with one gap, and within a bounded time."""
-        house = House().consuming()
-        (offset,) = house.write(b"a")
-        house.stream.skip()
-        house.stream.unreadable = offset + 1
-        house.stream.write(b"b")
-        house.settle()
-        house.advance(30)
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=60)
-        house.write(b"c")
-        calls = [call for call in house.sink.calls if call[0] not in {"caught_up", "hole_told"}]
+        rig = SourceRig().consuming()
+        (offset,) = rig.write(b"a")
+        rig.stream.skip()
+        rig.stream.unreadable = offset + 1
+        rig.stream.write(b"b")
+        rig.settle()
+        rig.advance(30)
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=60)
+        rig.write(b"c")
+        calls = [call for call in rig.sink.calls if call[0] not in {"caught_up", "hole_told"}]
         assert [call[0] for call in calls] == ["deliver", "hole", "deliver", "deliver"]
-        assert house.source.status().ready
+        assert rig.source.status().ready
 
     @pytest.mark.parametrize(("young", "held"), [({"32s": 1}, [1]), ({}, [])], ids=["some seconds ago", "just now"])
     def test_history_is_refilled_from_behind_an_entry_that_cannot_be_read(
         self, young: dict[str, int], held: list[int], events: list[LogEvent]
     ) -> None:
         """A daemon that starts goes half as far back each time, until the broker serves it. At worst it begins with its own marker."""
-        house = House()
-        house.stream.skip()
-        house.stream.unreadable = 0
-        house.stream.write(b"1")
-        house.stream.young = young
-        house.start()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=120)
-        assert house.sink.offsets == held
-        tried = [start for start in consume_starts(house.broker) if str(start).endswith("s")]
+        rig = SourceRig()
+        rig.stream.skip()
+        rig.stream.unreadable = 0
+        rig.stream.write(b"1")
+        rig.stream.young = young
+        rig.start()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=120)
+        assert rig.sink.offsets == held
+        tried = [start for start in consume_starts(rig.broker) if str(start).endswith("s")]
         assert tried[:3] == ["130s", "130s", "65s"]
-        house.write(b"new")
-        assert house.sink.named("deliver")[-1][2] == b"new"
-        assert house.sink.named("hole") == []
-        assert house.source.status().ready
+        rig.write(b"new")
+        assert rig.sink.named("deliver")[-1][2] == b"new"
+        assert rig.sink.named("hole") == []
+        assert rig.source.status().ready
         assert any("can't be read" in formatEvent(event) for event in events)
 
 
@@ -539,56 +539,56 @@ class TestJumps:
 
     def test_a_step_of_two_is_nothing(self) -> None:
         """An internal entry opens each later segment: no scout, no gap."""
-        house = House().consuming()
-        house.write(b"a")
-        house.stream.skip()
-        house.write(b"b")
-        assert consume_starts(house.broker)[-1] != "first"
-        assert [call[2] for call in house.sink.named("deliver")] == [b"a", b"b"]
-        assert house.sink.named("hole") == []
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.stream.skip()
+        rig.write(b"b")
+        assert consume_starts(rig.broker)[-1] != "first"
+        assert [call[2] for call in rig.sink.named("deliver")] == [b"a", b"b"]
+        assert rig.sink.named("hole") == []
 
     @each_row("left_out", [2, 7, 1000])
     def test_a_jump_with_nothing_lost_stays_silent(self, left_out: int) -> None:
         """The stream begins at a lower offset: nothing was trimmed, for any size of the jump."""
-        house = House().consuming()
-        house.write(b"a")
-        house.stream.skip(left_out)
-        house.write(b"b", b"c")
-        assert "first" in consume_starts(house.broker)
-        assert [call[2] for call in house.sink.named("deliver")] == [b"a", b"b", b"c"]
-        assert house.sink.named("hole") == []
-        assert house.source.status().ready
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.stream.skip(left_out)
+        rig.write(b"b", b"c")
+        assert "first" in consume_starts(rig.broker)
+        assert [call[2] for call in rig.sink.named("deliver")] == [b"a", b"b", b"c"]
+        assert rig.sink.named("hole") == []
+        assert rig.source.status().ready
 
     def test_retention_that_overtakes_a_reader_is_one_gap(self) -> None:
         """The broker went on at a later place: clients are told of the gap before any later event."""
-        house = House().consuming()
-        house.write(b"a")
-        house.stream.skip(500)
-        house.stream.write(b"b")
-        house.stream.write(b"c")
-        house.stream.trim(house.next - 2)
-        first = house.stream.entries[0].offset
-        house.settle()
-        calls = [call[0] for call in house.sink.calls if call[0] != "caught_up"]
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.stream.skip(500)
+        rig.stream.write(b"b")
+        rig.stream.write(b"c")
+        rig.stream.trim(rig.next - 2)
+        first = rig.stream.entries[0].offset
+        rig.settle()
+        calls = [call[0] for call in rig.sink.calls if call[0] != "caught_up"]
         assert calls == ["deliver", "hole", "deliver", "deliver"]
-        assert house.sink.named("hole") == [("hole", first)]
+        assert rig.sink.named("hole") == [("hole", first)]
 
     def test_a_jump_that_nothing_explains_is_tried_again(self) -> None:
         """The scout gets no answer: no verdict, not ready, and the connection is given up. The next one judges what was left out."""
-        house = House(silence_s=1000).consuming()
-        house.write(b"a")
-        house.stream.silent.add("first")
-        house.stream.skip(5)
-        house.stream.write(b"b")
-        house.settle()
-        house.advance(20)
-        assert house.state() is SourceState.PROVING
-        assert house.ready()[0] is False
-        assert house.sink.named("hole") == []
-        house.stream.silent.clear()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=60)
-        assert [call[2] for call in house.sink.named("deliver")] == [b"a", b"b"]
-        assert house.sink.named("hole") == []
+        rig = SourceRig(silence_s=1000).consuming()
+        rig.write(b"a")
+        rig.stream.silent.add("first")
+        rig.stream.skip(5)
+        rig.stream.write(b"b")
+        rig.settle()
+        rig.advance(20)
+        assert rig.state() is SourceState.PROVING
+        assert rig.ready()[0] is False
+        assert rig.sink.named("hole") == []
+        rig.stream.silent.clear()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=60)
+        assert [call[2] for call in rig.sink.named("deliver")] == [b"a", b"b"]
+        assert rig.sink.named("hole") == []
 
 
 class TestBinding:
@@ -596,197 +596,197 @@ class TestBinding:
 
     def test_a_binding_that_is_gone_is_made_again(self, events: list[LogEvent]) -> None:
         """A returned marker shows it: not ready with the reason, bound again, and the next marker tells of the hole."""
-        house = House().consuming()
-        house.write(b"a")
-        house.stream.bound = False
-        house.broker.mute = spec.Queue.Bind
-        house.advance(10.5)
-        ready, reason = house.ready()
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.stream.bound = False
+        rig.broker.mute = spec.Queue.Bind
+        rig.advance(10.5)
+        ready, reason = rig.ready()
         assert not ready
         assert "no queue is bound to exchange towerws" in reason
-        house.broker.mute = None
-        house.until(lambda: house.source.status().ready, within_s=15)
-        assert house.stream.bound
-        assert house.sink.named("hole_told") == [("hole_told", 2)]
+        rig.broker.mute = None
+        rig.until(lambda: rig.source.status().ready, within_s=15)
+        assert rig.stream.bound
+        assert rig.sink.named("hole_told") == [("hole_told", 2)]
         assert len([event for event in events if "events don't reach us" in formatEvent(event)]) == 1
 
     def test_the_hole_is_told_before_what_follows_it_however_late_the_broker_says_that_it_is_bound(self) -> None:
         """Events come through the new binding before its bind-ok does. Markers straight to the stream are no end of the hole."""
-        house = House().consuming()
-        house.write(b"before")
-        house.stream.bound = False
+        rig = SourceRig().consuming()
+        rig.write(b"before")
+        rig.stream.bound = False
         asked: list[tuple[Peer, int, spec.Queue.Bind]] = []
 
         def bind(peer: Peer, channel: int, method: spec.Queue.Bind) -> None:
             asked.append((peer, channel, method))
-            house.stream.write(Marker("e" * 8, "dddddddd").body, key="towerws.events")  # another daemon's
-            house.stream.write(b"behind")
+            rig.stream.write(Marker("e" * 8, "dddddddd").body, key="towerws.events")  # another daemon's
+            rig.stream.write(b"behind")
 
-        house.broker.answers[spec.Queue.Bind] = bind
-        house.until(lambda: bool(asked), within_s=15)
-        house.advance(0.5)
-        assert [call[0] for call in house.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver"]
-        house.broker.queue_bind(*asked[0])
-        house.until(lambda: house.source.status().ready, within_s=5)
-        house.write(b"later")
-        assert [call[0] for call in house.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver", "hole_told", "deliver"]
+        rig.broker.answers[spec.Queue.Bind] = bind
+        rig.until(lambda: bool(asked), within_s=15)
+        rig.advance(0.5)
+        assert [call[0] for call in rig.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver"]
+        rig.broker.queue_bind(*asked[0])
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        rig.write(b"later")
+        assert [call[0] for call in rig.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver", "hole_told", "deliver"]
 
     def test_an_exchange_that_is_gone_is_declared_again(self) -> None:
         """The marker gets a 404: the exchange and the binding are made again, within one interval."""
-        house = House().consuming()
-        house.side.exchange_exists = house.stream.bound = False
+        rig = SourceRig().consuming()
+        rig.side.exchange_exists = rig.stream.bound = False
 
         def declare(peer: Peer, channel: int, method: object) -> None:
-            house.side.exchange_exists = True
-            FakeBroker.exchange_declare(house.broker, peer, channel, method)
+            rig.side.exchange_exists = True
+            FakeBroker.exchange_declare(rig.broker, peer, channel, method)
 
-        house.broker.answers[spec.Exchange.Declare] = declare
-        house.advance(10.5)
-        house.until(lambda: house.source.status().ready, within_s=5)
-        assert len(house.sink.named("hole_told")) == 1
+        rig.broker.answers[spec.Exchange.Declare] = declare
+        rig.advance(10.5)
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        assert len(rig.sink.named("hole_told")) == 1
 
     def test_a_binding_that_is_gone_while_others_are_bound(self) -> None:
         """The marker is confirmed, since another queue took it, and does not arrive. A marker straight to the stream does."""
-        house = House().consuming()
-        house.stream.bound = False
-        route = house.side.route
+        rig = SourceRig().consuming()
+        rig.stream.bound = False
+        route = rig.side.route
 
         def taken_by_others(peer: Peer, publication: Publication) -> None:
-            if publication.method.exchange and not house.stream.bound:
+            if publication.method.exchange and not rig.stream.bound:
                 ack(peer, publication)
             else:
                 route(peer, publication)
 
-        house.side.confirm = taken_by_others
-        house.advance(10.5)
-        assert house.source.status().ready, "late or lost: that is not known yet"
-        house.advance(2)
-        house.until(lambda: house.source.status().ready and house.stream.bound, within_s=5)
-        assert len(house.sink.named("hole_told")) == 1
+        rig.side.confirm = taken_by_others
+        rig.advance(10.5)
+        assert rig.source.status().ready, "late or lost: that is not known yet"
+        rig.advance(2)
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=5)
+        assert len(rig.sink.named("hole_told")) == 1
 
     def test_under_passive_it_is_reported_and_the_hole_told_when_it_is_mended(self) -> None:
         """The daemon binds nothing. It answers 503 with the reason until an operator binds the stream."""
-        house = House(passive=True).consuming()
-        house.stream.bound = False
-        house.advance(60, step=0.5)
-        assert not house.stream.bound
-        assert "no queue is bound" in house.ready()[1]
-        house.stream.bound = True
-        house.until(lambda: house.source.status().ready, within_s=5)
-        assert len(house.sink.named("hole_told")) == 1
+        rig = SourceRig(passive=True).consuming()
+        rig.stream.bound = False
+        rig.advance(60, step=0.5)
+        assert not rig.stream.bound
+        assert "no queue is bound" in rig.ready()[1]
+        rig.stream.bound = True
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        assert len(rig.sink.named("hole_told")) == 1
 
     def test_an_exchange_of_another_type_is_named(self) -> None:
         """Declaring again gets a 406: the reason names both types."""
-        house = House().consuming()
-        house.stream.bound = False
+        rig = SourceRig().consuming()
+        rig.stream.bound = False
         what = "inequivalent arg 'type' for exchange 'towerws' in vhost '/': received 'topic' but current is 'direct'"
-        house.broker.answers[spec.Exchange.Declare] = house.broker.close_channel(406, f"PRECONDITION_FAILED - {what}")
-        house.advance(11)
-        assert "exchange 'towerws' exists with type 'direct', we asked for 'topic'" in house.ready()[1]
+        rig.broker.answers[spec.Exchange.Declare] = rig.broker.close_channel(406, f"PRECONDITION_FAILED - {what}")
+        rig.advance(11)
+        assert "exchange 'towerws' exists with type 'direct', we asked for 'topic'" in rig.ready()[1]
 
     def test_markers_that_do_not_come_back_are_no_verdict_but_no_readiness_either(self) -> None:
         """503 with the reason after 15 s without a marker. The consumer is kept. After a minute the next connection is tried (C13)."""
-        house = House(silence_s=1000).consuming()
-        house.side.swallow = True
-        house.advance(14.5)
-        assert house.source.status().ready
-        house.advance(1)
-        assert house.ready() == (False, house.ready()[1])
-        assert "no marker came back for 1" in house.ready()[1]
-        assert (house.broker.attempts, house.sink.calls) == (1, [("caught_up",)])
-        house.until(lambda: house.broker.attempts == 2, within_s=80)
-        house.side.swallow = False
-        house.until(lambda: house.source.status().ready, within_s=30)
-        assert house.sink.calls == [("caught_up",)]
+        rig = SourceRig(silence_s=1000).consuming()
+        rig.side.swallow = True
+        rig.advance(14.5)
+        assert rig.source.status().ready
+        rig.advance(1)
+        assert rig.ready() == (False, rig.ready()[1])
+        assert "no marker came back for 1" in rig.ready()[1]
+        assert (rig.broker.attempts, rig.sink.calls) == (1, [("caught_up",)])
+        rig.until(lambda: rig.broker.attempts == 2, within_s=80)
+        rig.side.swallow = False
+        rig.until(lambda: rig.source.status().ready, within_s=30)
+        assert rig.sink.calls == [("caught_up",)]
 
     @each_row("hosts", [("one",), ("one", "two")], ids=["one host", "two hosts"])
     def test_a_new_connection_is_no_proof_that_anything_is_heard(self, hosts: tuple[str, ...]) -> None:
         """A daemon that gets no markers tries again. It stays at 503 however often it connects, until a marker comes back (C13)."""
         clock = Clock()
-        house = House({host: FakeBroker(clock) for host in hosts}, silence_s=1000).consuming()
-        house.side.swallow = True
-        house.advance(15.5)
-        before = sum(broker.attempts for broker in house.brokers.values())
+        rig = SourceRig({host: FakeBroker(clock) for host in hosts}, silence_s=1000).consuming()
+        rig.side.swallow = True
+        rig.advance(15.5)
+        before = sum(broker.attempts for broker in rig.brokers.values())
         for _ in range(400):
-            assert not house.source.status().ready
-            house.advance(0.5, step=0.5)
+            assert not rig.source.status().ready
+            rig.advance(0.5, step=0.5)
         # Each connection is kept for a while, though: a live consumer is worth more than a new one.
-        assert 2 <= sum(broker.attempts for broker in house.brokers.values()) - before <= 8
-        house.side.swallow = False
-        house.until(lambda: house.source.status().ready, within_s=30)
+        assert 2 <= sum(broker.attempts for broker in rig.brokers.values()) - before <= 8
+        rig.side.swallow = False
+        rig.until(lambda: rig.source.status().ready, within_s=30)
 
     def test_another_daemons_marker_proves_the_binding_as_well(self) -> None:
         """Two daemons send no more markers than one."""
-        house = House(silence_s=1000).consuming()
-        sent = house.source.counters["markers"]["sent"]  # type: ignore[index]
+        rig = SourceRig(silence_s=1000).consuming()
+        sent = rig.source.counters["markers"]["sent"]  # type: ignore[index]
         for number in range(5):
-            house.advance(5)
+            rig.advance(5)
             body = Marker(f"{number:08d}", "dddddddd").body
-            house.write(body, key="towerws.marker")
-        assert house.source.counters["markers"]["sent"] == sent  # type: ignore[index]
-        house.advance(45, step=0.5)
-        assert house.source.counters["markers"]["sent"] > sent  # type: ignore[index]
+            rig.write(body, key="towerws.marker")
+        assert rig.source.counters["markers"]["sent"] == sent  # type: ignore[index]
+        rig.advance(45, step=0.5)
+        assert rig.source.counters["markers"]["sent"] > sent  # type: ignore[index]
 
     def test_a_user_who_may_not_publish(self) -> None:
         """Ready once something was read, with a line about what is not proven. It is bound again at intervals."""
-        house = House(silence_s=1000).consuming()
-        house.side.may_publish = False
-        house.advance(12)
-        status = house.source.status()
+        rig = SourceRig(silence_s=1000).consuming()
+        rig.side.may_publish = False
+        rig.advance(12)
+        status = rig.source.status()
         assert status.ready
         assert "markers are refused" in status.unproven[0]
-        bound = len(house.broker.peer.seen(spec.Queue.Bind))
-        house.advance(130, step=0.5)
-        assert len(house.broker.peer.seen(spec.Queue.Bind)) > bound
-        assert (house.broker.attempts, house.source.status().ready) == (1, True)
+        bound = len(rig.broker.peer.seen(spec.Queue.Bind))
+        rig.advance(130, step=0.5)
+        assert len(rig.broker.peer.seen(spec.Queue.Bind)) > bound
+        assert (rig.broker.attempts, rig.source.status().ready) == (1, True)
 
     def test_an_alarm_is_said_and_waited_for(self) -> None:
         """Nobody can publish, including us: ready as before, with what is not proven, and proven again after the alarm."""
-        house = House(silence_s=1000).consuming()
-        house.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on disk"))
-        house.advance(100, step=0.5)
-        status = house.source.status()
+        rig = SourceRig(silence_s=1000).consuming()
+        rig.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on disk"))
+        rig.advance(100, step=0.5)
+        status = rig.source.status()
         assert status.ready
         assert "alarm" in status.unproven[0]
-        assert house.broker.attempts == 1
-        house.side.confirm = house.side.route
-        house.side.peer.send(0, spec.Connection.Unblocked())
-        house.advance(12)
-        assert house.source.status().unproven == ()
+        assert rig.broker.attempts == 1
+        rig.side.confirm = rig.side.route
+        rig.side.peer.send(0, spec.Connection.Unblocked())
+        rig.advance(12)
+        assert rig.source.status().unproven == ()
 
     def test_a_queue_that_is_unbound_is_bound_again_and_told_of(self) -> None:
         """Queue mode has the same watch. Events that were published without the binding are one gap."""
-        house = House(consume="queue", silence_s=1000)
-        house.stream.bound = False
-        house.side.confirm = lambda peer, publication: queue_route(house, peer, publication)
-        house.start()
-        house.advance(1)
-        assert house.source.status().ready
-        house.stream.bound = False
-        house.advance(12)
-        house.until(lambda: house.source.status().ready and house.stream.bound, within_s=5)
-        assert house.sink.named("gap") == [("gap", "broker")]
+        rig = SourceRig(consume="queue", silence_s=1000)
+        rig.stream.bound = False
+        rig.side.confirm = lambda peer, publication: queue_route(rig, peer, publication)
+        rig.start()
+        rig.advance(1)
+        assert rig.source.status().ready
+        rig.stream.bound = False
+        rig.advance(12)
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=5)
+        assert rig.sink.named("gap") == [("gap", "broker")]
 
     def test_a_client_that_waits_for_a_position_has_a_marker_sent(self) -> None:
         """One marker at a time, repeated while a client waits, and at most a few per second."""
-        house = House(silence_s=1000).consuming()
-        sent = len(house.side.markers)
-        house.sink.waiting = 3
-        house.sink.on_position_asked()
-        house.sink.on_position_asked()
-        house.settle()
-        assert sent < len(house.side.markers) <= sent + 3
-        house.sink.waiting = 0
-        house.advance(5)
-        settled = len(house.side.markers)
+        rig = SourceRig(silence_s=1000).consuming()
+        sent = len(rig.side.markers)
+        rig.sink.waiting = 3
+        rig.sink.on_position_asked()
+        rig.sink.on_position_asked()
+        rig.settle()
+        assert sent < len(rig.side.markers) <= sent + 3
+        rig.sink.waiting = 0
+        rig.advance(5)
+        settled = len(rig.side.markers)
         assert settled <= sent + 8
 
 
-def queue_route(house: House, peer: Peer, publication: Publication) -> None:
+def queue_route(rig: SourceRig, peer: Peer, publication: Publication) -> None:
     """What a broker does with a marker for a queue: it delivers it to our consumer, or returns it."""
-    if house.stream.bound or not publication.method.exchange:
+    if rig.stream.bound or not publication.method.exchange:
         method = publication.method
-        house.broker.peer.deliver(publication.body, key=method.routing_key, message_id=publication.properties.message_id)
+        rig.broker.peer.deliver(publication.body, key=method.routing_key, message_id=publication.properties.message_id)
     else:
         peer.give_back(publication)
     ack(peer, publication)
@@ -797,10 +797,10 @@ class TestQueueMode:
 
     def test_topology(self) -> None:
         """An exclusive, auto-delete queue with the broker's name, bounded on the broker, bound with #."""
-        house = House(consume="queue")
-        house.start()
-        assert house.state() is SourceState.CONSUMING
-        peer = house.broker.peer
+        rig = SourceRig(consume="queue")
+        rig.start()
+        assert rig.state() is SourceState.CONSUMING
+        peer = rig.broker.peer
         (queue,) = peer.seen(spec.Queue.Declare)
         assert (queue.queue, queue.exclusive, queue.auto_delete, queue.durable) == ("", True, True, False)
         assert queue.arguments == {"x-max-length-bytes": 64 * 1024**2, "x-overflow": "drop-head", "x-message-ttl": 30000}
@@ -808,23 +808,23 @@ class TestQueueMode:
 
     def test_one_gap_per_outage_and_offsets_go_on(self) -> None:
         """Offsets are counted from 1 for the life of the process. Each outage is one gap, which clients are told of afterwards."""
-        house = House(consume="queue")
-        house.start()
-        house.broker.peer.deliver(b"{}")
-        house.settle()
+        rig = SourceRig(consume="queue")
+        rig.start()
+        rig.broker.peer.deliver(b"{}")
+        rig.settle()
         for _ in range(2):
-            house.broker.cut()
-            house.broker.refuse = True
-            house.advance(3)
-            assert house.sink.calls[-1][0] != "gap"
-            house.broker.refuse = False
-            house.until(lambda: house.state() is SourceState.CONSUMING, within_s=2)
-            house.broker.peer.deliver(b"{}")
-            house.settle()
-        log = house.sink.calls[0][1]
+            rig.broker.cut()
+            rig.broker.refuse = True
+            rig.advance(3)
+            assert rig.sink.calls[-1][0] != "gap"
+            rig.broker.refuse = False
+            rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=2)
+            rig.broker.peer.deliver(b"{}")
+            rig.settle()
+        log = rig.sink.calls[0][1]
         assert isinstance(log, str)
         assert len(log) == 8
-        assert [call[0] for call in house.sink.calls if call[0] != "caught_up"] == [
+        assert [call[0] for call in rig.sink.calls if call[0] != "caught_up"] == [
             "begin",
             "deliver",
             "gap",
@@ -832,39 +832,39 @@ class TestQueueMode:
             "gap",
             "deliver",
         ]
-        assert house.sink.offsets == [1, 2, 3]
+        assert rig.sink.offsets == [1, 2, 3]
 
     @each_row(("version", "mode"), [("3.10.8", "stream"), ("3.9.0", "stream"), ("4.1.0", "stream"), ("3.8.35", "queue"), ("?", "queue")])
     def test_auto_looks_at_the_version_first(self, version: str, mode: str) -> None:
         """Streams came with 3.9. An older broker, or one that names no version, gets a queue."""
-        house = House()
-        house.broker.version = version
-        house.consuming()
-        assert house.source.counters["mode"] == mode
-        assert house.source.counters["broker_version"] == version
+        rig = SourceRig()
+        rig.broker.version = version
+        rig.consuming()
+        assert rig.source.counters["mode"] == mode
+        assert rig.source.counters["broker_version"] == version
 
     def test_a_stream_on_an_old_broker_is_an_error(self) -> None:
         """An old broker would make one queue that the processes share: nothing is declared, and the reason is clear."""
-        house = House(consume="stream")
-        house.broker.version = "3.7.21"
-        house.start()
-        assert house.state() is SourceState.BACKOFF
-        assert "needs RabbitMQ 3.9 or later, this broker is 3.7.21" in (house.source.status().reason or "")
-        assert house.broker.peer.seen(spec.Channel.Open) == []
-        house.advance(9.9)
-        assert house.broker.attempts == 1
+        rig = SourceRig(consume="stream")
+        rig.broker.version = "3.7.21"
+        rig.start()
+        assert rig.state() is SourceState.BACKOFF
+        assert "needs RabbitMQ 3.9 or later, this broker is 3.7.21" in (rig.source.status().reason or "")
+        assert rig.broker.peer.seen(spec.Channel.Open) == []
+        rig.advance(9.9)
+        assert rig.broker.attempts == 1
 
     def test_an_upgraded_broker_changes_the_log(self) -> None:
         """From queue to stream: the sink is attached again without a comparison, and told of the gap."""
-        house = House()
-        house.broker.version = "3.8.0"
-        house.start()
-        house.broker.peer.deliver(b"{}")
-        house.settle()
-        house.broker.version = "3.10.8"
-        house.broker.cut()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=2)
-        assert house.sink.calls[-2:] == [("rewind", None), ("hole", 0)]
+        rig = SourceRig()
+        rig.broker.version = "3.8.0"
+        rig.start()
+        rig.broker.peer.deliver(b"{}")
+        rig.settle()
+        rig.broker.version = "3.10.8"
+        rig.broker.cut()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=2)
+        assert rig.sink.calls[-2:] == [("rewind", None), ("hole", 0)]
 
 
 class TestDeliveries:
@@ -872,132 +872,132 @@ class TestDeliveries:
 
     def test_what_the_sink_gets(self) -> None:
         """Routing key, body, offset and message id arrive, in one batch per read."""
-        house = House().consuming()
-        peer = house.broker.peer
-        first, batches, before = house.next, house.sink.batches, dict(house.source.counters)
+        rig = SourceRig().consuming()
+        peer = rig.broker.peer
+        first, batches, before = rig.next, rig.sink.batches, dict(rig.source.counters)
         peer.deliver(b'{"a":1}', first, key="job_events.42", message_id="m-1")
         peer.deliver(b"", first + 1, key="jobs.x")
-        house.settle()
-        assert house.sink.named("deliver") == [
+        rig.settle()
+        assert rig.sink.named("deliver") == [
             ("deliver", "job_events.42", b'{"a":1}', first, "m-1"),
             ("deliver", "jobs.x", b"", first + 1, None),
         ]
-        assert house.sink.batches == batches + 1
-        counters = house.source.counters
+        assert rig.sink.batches == batches + 1
+        counters = rig.source.counters
         assert [counters[name] - before[name] for name in ("deliveries", "bytes")] == [2, 7]  # type: ignore[operator]
 
     def test_an_offset_has_64_bits(self) -> None:
         """A stream that is very old."""
-        house = House()
-        house.stream.next = 2**40
-        house.consuming()
-        assert house.write(b"{}") == house.sink.offsets
-        assert house.sink.offsets[0] > 2**40
+        rig = SourceRig()
+        rig.stream.next = 2**40
+        rig.consuming()
+        assert rig.write(b"{}") == rig.sink.offsets
+        assert rig.sink.offsets[0] > 2**40
 
     def test_a_body_in_pieces(self) -> None:
         """Frames that are cut at any place, and a body of many frames, arrive complete."""
-        house = House().consuming()
-        peer = house.broker.peer
-        peer.deliver(b"x" * 100_000, house.next)
-        peer.deliver(b"y" * 7, house.next + 1)
+        rig = SourceRig().consuming()
+        peer = rig.broker.peer
+        peer.deliver(b"x" * 100_000, rig.next)
+        peer.deliver(b"y" * 7, rig.next + 1)
         data, peer.to_send = peer.to_send, b""
         for at in range(0, len(data), 999):
             peer.protocol.dataReceived(data[at : at + 999])
         big = b"z" * 300_000
         method = frame.Method(peer.channel, spec.Basic.Deliver("t", 3, False, "towerws", "jobs.x")).marshal()
-        header = frame.Header(peer.channel, len(big), spec.BasicProperties(headers={"x-stream-offset": house.next + 2})).marshal()
+        header = frame.Header(peer.channel, len(big), spec.BasicProperties(headers={"x-stream-offset": rig.next + 2})).marshal()
         bodies = [frame.Body(peer.channel, big[at : at + 131_064]).marshal() for at in range(0, len(big), 131_064)]
         peer.protocol.dataReceived(b"".join([method, header, *bodies]))
-        assert [len(call[2]) for call in house.sink.named("deliver")] == [100_000, 7, 300_000]  # type: ignore[arg-type]
+        assert [len(call[2]) for call in rig.sink.named("deliver")] == [100_000, 7, 300_000]  # type: ignore[arg-type]
 
     def test_a_turn_ends_after_1024(self) -> None:
         """A read with very many small deliveries is cut into batches."""
-        house = House().consuming()
-        batches = house.sink.batches
+        rig = SourceRig().consuming()
+        batches = rig.sink.batches
         for number in range(2100):
-            house.broker.peer.deliver(b"", house.next + number)
-        house.settle()
-        assert house.sink.batches == batches + 3
+            rig.broker.peer.deliver(b"", rig.next + number)
+        rig.settle()
+        assert rig.sink.batches == batches + 3
 
     def test_nothing_is_read_while_a_turn_is_written(self) -> None:
         """The deliveries of one read are written before the next read begins. They are acknowledged without waiting for that."""
-        house = House().consuming()
-        peer, house.sink.holding = house.broker.peer, True
+        rig = SourceRig().consuming()
+        peer, rig.sink.holding = rig.broker.peer, True
         for number in range(200):
-            peer.deliver(b"{}", house.next + number)
-        house.settle()
+            peer.deliver(b"{}", rig.next + number)
+        rig.settle()
         assert peer.transport.paused
         assert [ack.delivery_tag for ack in peer.seen(spec.Basic.Ack)] == [203]  # three markers came before
-        (written,) = house.sink.writing
+        (written,) = rig.sink.writing
         written(1000)
         assert not peer.transport.paused
 
     def test_a_batch_written_after_the_connection_failed_does_nothing(self) -> None:
         """The end of a batch comes late. It affects neither the old transport nor the new one."""
-        house = House().consuming()
-        peer, house.sink.holding = house.broker.peer, True
-        peer.deliver(b"{}", house.next)
-        house.settle()
-        house.source.stop()
-        house.advance(10)
+        rig = SourceRig().consuming()
+        peer, rig.sink.holding = rig.broker.peer, True
+        peer.deliver(b"{}", rig.next)
+        rig.settle()
+        rig.source.stop()
+        rig.advance(10)
         assert peer.transport.aborted
-        house.sink.writing[0](1000)
+        rig.sink.writing[0](1000)
         assert peer.transport.paused
 
     def test_a_sink_that_raises_at_the_end_of_a_turn_holds_nothing_up(self, events: list[LogEvent]) -> None:
         """No call would report that the batch is written: reading goes on."""
-        house = House().consuming()
-        house.sink.broken_batches = True
-        house.broker.peer.deliver(b"{}", house.next)
-        house.settle()
-        assert not house.broker.peer.transport.paused
-        assert house.source.counters["sink_errors"] == 1
+        rig = SourceRig().consuming()
+        rig.sink.broken_batches = True
+        rig.broker.peer.deliver(b"{}", rig.next)
+        rig.settle()
+        assert not rig.broker.peer.transport.paused
+        assert rig.source.counters["sink_errors"] == 1
         assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
 
     def test_acks_go_in_batches(self) -> None:
         """128 deliveries are acknowledged at once, fewer after 50 ms, and no timer runs when none is open."""
-        house = House().consuming()
-        house.advance(0.05)
-        peer = house.broker.peer
+        rig = SourceRig().consuming()
+        rig.advance(0.05)
+        peer = rig.broker.peer
         before = len(peer.seen(spec.Basic.Ack))
         for number in range(127):
-            peer.deliver(b"{}", house.next + number)
-        house.settle()
+            peer.deliver(b"{}", rig.next + number)
+        rig.settle()
         assert len(peer.seen(spec.Basic.Ack)) == before
-        house.advance(0.05)
+        rig.advance(0.05)
         for number in range(127, 255):
-            peer.deliver(b"{}", house.next + number)
-        house.settle()
-        house.advance(1)
+            peer.deliver(b"{}", rig.next + number)
+        rig.settle()
+        rig.advance(1)
         acks = [(ack.delivery_tag - 3, ack.multiple) for ack in peer.seen(spec.Basic.Ack)[before:]]  # three markers came before
         assert acks == [(127, True), (255, True)]
 
     def test_a_small_prefetch_is_not_starved(self) -> None:
         """With a prefetch below the batch, deliveries are acknowledged at half of it."""
-        house = House(prefetch=10).consuming()
+        rig = SourceRig(prefetch=10).consuming()
         for number in range(2):
-            house.broker.peer.deliver(b"{}", house.next + number)
-        house.settle()
-        assert [ack.delivery_tag for ack in house.broker.peer.seen(spec.Basic.Ack)] == [5]  # three markers came before
+            rig.broker.peer.deliver(b"{}", rig.next + number)
+        rig.settle()
+        assert [ack.delivery_tag for ack in rig.broker.peer.seen(spec.Basic.Ack)] == [5]  # three markers came before
 
     def test_a_sink_that_raises_ends_nothing(self, events: list[LogEvent]) -> None:
         """An exception from the sink is logged once and counted. The connection stays, and the next delivery arrives."""
-        house = House().consuming()
-        house.sink.broken = True
-        house.write(b"{}", b"{}")
-        house.sink.broken = False
-        (third,) = house.write(b"{}")
-        assert house.sink.offsets == [third]
-        assert house.source.counters["sink_errors"] == 2
-        assert house.state() is SourceState.CONSUMING
+        rig = SourceRig().consuming()
+        rig.sink.broken = True
+        rig.write(b"{}", b"{}")
+        rig.sink.broken = False
+        (third,) = rig.write(b"{}")
+        assert rig.sink.offsets == [third]
+        assert rig.source.counters["sink_errors"] == 2
+        assert rig.state() is SourceState.CONSUMING
         assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
 
     def test_a_routing_key_that_is_not_utf8_stays_distinct(self) -> None:
         """Bytes that are not UTF-8 arrive escaped, so that the sink can refuse them by name."""
-        house = House().consuming()
-        house.broker.peer.deliver_raw(stream_properties(b"", house.next), b"{}", key=b"jobs.\xff")
-        house.settle()
-        assert house.sink.named("deliver")[0][1] == "jobs.\\xff"
+        rig = SourceRig().consuming()
+        rig.broker.peer.deliver_raw(stream_properties(b"", rig.next), b"{}", key=b"jobs.\xff")
+        rig.settle()
+        assert rig.sink.named("deliver")[0][1] == "jobs.\\xff"
 
 
 def field(name: bytes, kind: bytes, value: bytes) -> bytes:
@@ -1038,39 +1038,39 @@ class TestPoisonHeaders:
     @each_row("name", HARMLESS)
     def test_what_pika_cannot_decode_is_no_harm(self, name: str) -> None:
         """A header that would end pika's connection is not decoded: the message and its neighbours arrive."""
-        house = House().consuming()
-        peer = house.broker.peer
-        first = house.next
+        rig = SourceRig().consuming()
+        peer = rig.broker.peer
+        first = rig.next
         peer.deliver(b"{}", first)
         peer.deliver_raw(stream_properties(HARMLESS[name], first + 1), b"{}")
         peer.deliver(b"{}", first + 2)
-        house.settle()
-        assert house.sink.offsets == [first, first + 1, first + 2]
-        assert house.source.counters["failures"] == 0
+        rig.settle()
+        assert rig.sink.offsets == [first, first + 1, first + 2]
+        assert rig.source.counters["failures"] == 0
 
     @each_row("name", DAMAGED)
     def test_a_damaged_header_costs_its_own_message(self, name: str) -> None:
         """A delivery whose header has no readable offset is counted, skipped and acknowledged. Nothing is fetched again."""
-        house = House().consuming()
-        peer = house.broker.peer
-        first = house.next
+        rig = SourceRig().consuming()
+        peer = rig.broker.peer
+        first = rig.next
         peer.deliver(b"{}", first)
         peer.deliver_raw(stream_properties(DAMAGED[name], first + 1), b"{}")
         peer.deliver(b"{}", first + 2)
-        house.settle()
-        house.advance(0.05)
-        assert house.sink.offsets == [first, first + 2]
-        assert (house.source.counters["poison_headers"], house.source.counters["failures"]) == (1, 0)
+        rig.settle()
+        rig.advance(0.05)
+        assert rig.sink.offsets == [first, first + 2]
+        assert (rig.source.counters["poison_headers"], rig.source.counters["failures"]) == (1, 0)
         assert peer.seen(spec.Basic.Ack)[-1].delivery_tag == 6
 
     def test_a_queue_needs_no_header(self) -> None:
         """In queue mode a damaged header is counted, and the message arrives."""
-        house = House(consume="queue")
-        house.start()
-        house.broker.peer.deliver_raw(stream_properties(DAMAGED["unknown type"], 2), b"{}")
-        house.settle()
-        assert house.sink.offsets == [1]
-        assert house.source.counters["poison_headers"] == 1
+        rig = SourceRig(consume="queue")
+        rig.start()
+        rig.broker.peer.deliver_raw(stream_properties(DAMAGED["unknown type"], 2), b"{}")
+        rig.settle()
+        assert rig.sink.offsets == [1]
+        assert rig.source.counters["poison_headers"] == 1
 
 
 STEPS = {
@@ -1095,67 +1095,67 @@ class TestSilence:
         """Silence at any step ends the attempt within attempt_s and aborts the transport, and the other host is tried."""
         clock = Clock()
         mute, good = FakeBroker(clock), FakeBroker(clock)
-        house = House({"mute": mute, "good": good}, consume=consume)
-        house.stream.exists = house.stream.bound = False
+        rig = SourceRig({"mute": mute, "good": good}, consume=consume)
+        rig.stream.exists = rig.stream.bound = False
         mute.mute = STEPS[step]
         good.mute = STEPS[step]
-        house.start()
+        rig.start()
         first = mute if mute.attempts else good
         other = good if first is mute else mute
         other.mute = None
-        house.advance(9.9)
+        rig.advance(9.9)
         assert other.attempts == 0
-        house.until(lambda: other.attempts == 1, within_s=0.7)
+        rig.until(lambda: other.attempts == 1, within_s=0.7)
         assert first.peer.transport.aborted
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
 
     def test_tcp_silence_counts_too(self) -> None:
         """A SYN that is never answered ends at the same deadline. A later answer is aborted."""
-        house = House()
-        house.broker.connecting = []
-        house.start()
-        house.advance(10)
-        assert house.state() is SourceState.BACKOFF
-        assert "no answer from the broker within 10 s" in (house.source.status().reason or "")
-        house.broker.accept()
-        assert house.broker.peer.transport.aborted
-        assert house.state() is SourceState.BACKOFF
+        rig = SourceRig()
+        rig.broker.connecting = []
+        rig.start()
+        rig.advance(10)
+        assert rig.state() is SourceState.BACKOFF
+        assert "no answer from the broker within 10 s" in (rig.source.status().reason or "")
+        rig.broker.accept()
+        assert rig.broker.peer.transport.aborted
+        assert rig.state() is SourceState.BACKOFF
 
     def test_the_backoff_grows_to_its_cap(self) -> None:
         """Attempts at a mute broker come at growing intervals, never more than backoff_max_s apart, without end."""
-        house = House()
-        house.broker.mute = frame.ProtocolHeader
-        house.start()
+        rig = SourceRig()
+        rig.broker.mute = frame.ProtocolHeader
+        rig.start()
         delays = []
         for _ in range(12):
-            house.until(lambda: house.state() is SourceState.BACKOFF, within_s=10.1)
-            delays.append(house.until(lambda: house.state() is not SourceState.BACKOFF, within_s=10.1))
+            rig.until(lambda: rig.state() is SourceState.BACKOFF, within_s=10.1)
+            delays.append(rig.until(lambda: rig.state() is not SourceState.BACKOFF, within_s=10.1))
         assert max(delays[:2]) <= 1.1
         assert max(delays[5:]) > 5
-        house.broker.mute = None
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=21)
+        rig.broker.mute = None
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=21)
 
     def test_nothing_received_aborts(self) -> None:
         """A dead network is noticed after silence_s although unsent bytes are queued. The connection is aborted."""
-        house = House().consuming()
-        peer = house.broker.peer
-        house.write(b"{}")
+        rig = SourceRig().consuming()
+        peer = rig.broker.peer
+        rig.write(b"{}")
         peer.receive = lambda: None  # type: ignore[method-assign]  # our heartbeats and acks pile up unsent
-        start = house.clock.seconds()
-        while house.state() is SourceState.CONSUMING and house.clock.seconds() - start < 30:
-            house.clock.advance(0.5)
-        assert house.clock.seconds() - start <= 20.5
+        start = rig.clock.seconds()
+        while rig.state() is SourceState.CONSUMING and rig.clock.seconds() - start < 30:
+            rig.clock.advance(0.5)
+        assert rig.clock.seconds() - start <= 20.5
         assert peer.transport.aborted
-        assert house.source.status().reason is not None
+        assert rig.source.status().reason is not None
 
     def test_a_broker_that_is_heard_is_kept(self) -> None:
         """Heartbeats are enough to keep an idle connection."""
-        house = House().consuming()
+        rig = SourceRig().consuming()
         for _ in range(20):
-            house.broker.peer.to_send += frame.Heartbeat().marshal()
-            house.advance(5, step=1)
-        assert house.state() is SourceState.CONSUMING
-        assert house.broker.attempts == 1
+            rig.broker.peer.to_send += frame.Heartbeat().marshal()
+            rig.advance(5, step=1)
+        assert rig.state() is SourceState.CONSUMING
+        assert rig.broker.attempts == 1
 
 
 class TestFailures:
@@ -1176,156 +1176,156 @@ class TestFailures:
     )
     def test_a_refusal_is_explained(self, step: type, code: int, text: str, hint: str) -> None:
         """The broker's code and text are kept, with the next step. It is retried slowly, and no password is shown."""
-        house = House()
-        house.broker.answers[step] = house.broker.close_connection(code, text)
-        house.start()
-        status = house.source.status()
+        rig = SourceRig()
+        rig.broker.answers[step] = rig.broker.close_connection(code, text)
+        rig.start()
+        status = rig.source.status()
         assert status.state is SourceState.BACKOFF
         assert (status.reason or "").startswith(f"{code} {text}")
         assert hint in (status.reason or "")
         assert status.details["last_code"] == code
         assert PASSWORD not in repr(status)
-        house.advance(9.9)
-        assert house.broker.attempts == 1
-        house.advance(1)
-        assert house.broker.attempts == 2
+        rig.advance(9.9)
+        assert rig.broker.attempts == 1
+        rig.advance(1)
+        assert rig.broker.attempts == 2
 
     def test_a_forced_close_is_named_and_short(self) -> None:
         """320 while consuming: its text is kept, and the next attempt comes within backoff_min_s."""
-        house = House().consuming()
-        house.broker.peer.send(0, spec.Connection.Close(320, "CONNECTION_FORCED - Closed via management", 0, 0))
-        house.settle()
-        assert house.source.status().reason == "320 CONNECTION_FORCED - Closed via management"
-        house.until(lambda: house.broker.attempts == 2, within_s=0.55)
+        rig = SourceRig().consuming()
+        rig.broker.peer.send(0, spec.Connection.Close(320, "CONNECTION_FORCED - Closed via management", 0, 0))
+        rig.settle()
+        assert rig.source.status().reason == "320 CONNECTION_FORCED - Closed via management"
+        rig.until(lambda: rig.broker.attempts == 2, within_s=0.55)
 
-    def test_where_nobody_listens_is_asked_often(self) -> None:
+    def test_a_refused_connection_is_retried_about_every_second(self) -> None:
         """A refused connection is retried about every second at most, so that a broker that returns is found soon."""
-        house = House()
-        house.broker.refuse = True
-        house.start()
-        house.advance(60)
-        assert house.broker.attempts >= 60
-        assert "connection refused (nothing listens there" in (house.source.status().reason or "")
-        house.broker.refuse = False
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1.5)
+        rig = SourceRig()
+        rig.broker.refuse = True
+        rig.start()
+        rig.advance(60)
+        assert rig.broker.attempts >= 60
+        assert "connection refused (nothing listens there" in (rig.source.status().reason or "")
+        rig.broker.refuse = False
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1.5)
 
     def test_one_log_line_per_reason_and_minute(self, events: list[LogEvent]) -> None:
         """A repeated reason is logged once a minute. The status always has it."""
-        house = House()
-        house.broker.refuse = True
-        house.start()
-        house.advance(59)
+        rig = SourceRig()
+        rig.broker.refuse = True
+        rig.start()
+        rig.advance(59)
         assert len([event for event in events if "connection refused" in formatEvent(event)]) == 1
-        house.advance(3)
+        rig.advance(3)
         assert len([event for event in events if "connection refused" in formatEvent(event)]) == 2
 
     def test_406_says_which_argument_differs(self) -> None:
         """A stream that exists with other arguments: the reason names the argument, both values, and the next step."""
         what = "inequivalent arg 'x-max-age' for queue 'towerws.events' in vhost '/': received '3600s' but current is '7200s'"
         text = f"PRECONDITION_FAILED - {what}"
-        house = House()
-        house.broker.answers[spec.Queue.Declare] = house.broker.close_channel(406, text)
-        house.start()
-        house.advance(0.3)
-        reason = house.source.status().reason or ""
+        rig = SourceRig()
+        rig.broker.answers[spec.Queue.Declare] = rig.broker.close_channel(406, text)
+        rig.start()
+        rig.advance(0.3)
+        reason = rig.source.status().reason or ""
         assert "queue 'towerws.events' exists with x-max-age '7200s', we asked for '3600s': set stream_max_age_s" in reason
 
     def test_a_node_without_a_replica_is_left_for_the_next(self) -> None:
         """406 for a missing local replica: another node is tried at once."""
         clock = Clock()
-        house = House({"a": FakeBroker(clock), "b": FakeBroker(clock)})
+        rig = SourceRig({"a": FakeBroker(clock), "b": FakeBroker(clock)})
         text = "PRECONDITION_FAILED - stream queue 'towerws.events' in vhost '/' does not have a replica on the local node"
-        for broker in house.brokers.values():
+        for broker in rig.brokers.values():
             broker.answers[spec.Basic.Consume] = broker.close_channel(406, text)
-        house.start()
-        first = next(broker for broker in house.brokers.values() if broker.attempts)
-        other = next(broker for broker in house.brokers.values() if not broker.attempts)
+        rig.start()
+        first = next(broker for broker in rig.brokers.values() if broker.attempts)
+        other = next(broker for broker in rig.brokers.values() if not broker.attempts)
         other.answers.clear()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1.5)
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1.5)
         assert (first.attempts, other.attempts) == (1, 1)
 
     def test_what_is_not_amqp_is_said(self) -> None:
         """A web server on that port is recognized by its first bytes, not by the deadline."""
-        house = House()
-        house.broker.mute = frame.ProtocolHeader
-        house.start()
-        house.broker.peer.to_send = b"HTTP/1.1 400 Bad Request\r\n\r\n"
-        house.settle()
-        assert "not AMQP 0-9-1" in (house.source.status().reason or "")
+        rig = SourceRig()
+        rig.broker.mute = frame.ProtocolHeader
+        rig.start()
+        rig.broker.peer.to_send = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+        rig.settle()
+        assert "not AMQP 0-9-1" in (rig.source.status().reason or "")
 
     def test_steady_consuming_forgives(self) -> None:
         """After 30 s of consuming the backoff starts over."""
-        house = House()
-        house.broker.mute = frame.ProtocolHeader
-        house.start()
-        house.advance(90, step=0.5)
-        house.broker.mute = None
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=21)
+        rig = SourceRig()
+        rig.broker.mute = frame.ProtocolHeader
+        rig.start()
+        rig.advance(90, step=0.5)
+        rig.broker.mute = None
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=21)
         for _ in range(7):
-            house.broker.peer.to_send += frame.Heartbeat().marshal()
-            house.advance(5, step=0.5)
-        house.broker.cut()
-        house.broker.mute = frame.ProtocolHeader
-        assert house.until(lambda: house.state() is SourceState.HANDSHAKE, within_s=10) <= 0.55
-        assert house.until(lambda: house.state() is SourceState.BACKOFF, within_s=20) <= 10.1
-        assert house.until(lambda: house.state() is SourceState.HANDSHAKE, within_s=20) <= 0.55
+            rig.broker.peer.to_send += frame.Heartbeat().marshal()
+            rig.advance(5, step=0.5)
+        rig.broker.cut()
+        rig.broker.mute = frame.ProtocolHeader
+        assert rig.until(lambda: rig.state() is SourceState.HANDSHAKE, within_s=10) <= 0.55
+        assert rig.until(lambda: rig.state() is SourceState.BACKOFF, within_s=20) <= 10.1
+        assert rig.until(lambda: rig.state() is SourceState.HANDSHAKE, within_s=20) <= 0.55
 
 
 class TestChannelFailures:
     """What the broker takes away while the connection is open."""
 
-    def cancel(self, house: House) -> None:
+    def cancel(self, rig: SourceRig) -> None:
         """The broker cancels the newest consumer."""
-        peer = house.broker.peer
+        peer = rig.broker.peer
         peer.send(peer.channel, spec.Basic.Cancel(peer.consumers[peer.channel], True))
-        house.settle()
+        rig.settle()
 
     def test_a_cancelled_consumer_costs_its_channel_only(self) -> None:
         """The queue was deleted: a new channel on the same connection, with the whole topology, and one gap."""
-        house = House(consume="queue")
-        house.start()
-        self.cancel(house)
-        house.settle()
-        assert house.state() is SourceState.CONSUMING
-        assert len(house.broker.peers) == 1
-        assert len(house.broker.peer.seen(spec.Queue.Declare)) == 2
-        assert house.sink.named("gap") == [("gap", "broker")]
-        assert len(house.broker.peer.seen(spec.Channel.Close)) == 1
+        rig = SourceRig(consume="queue")
+        rig.start()
+        self.cancel(rig)
+        rig.settle()
+        assert rig.state() is SourceState.CONSUMING
+        assert len(rig.broker.peers) == 1
+        assert len(rig.broker.peer.seen(spec.Queue.Declare)) == 2
+        assert rig.sink.named("gap") == [("gap", "broker")]
+        assert len(rig.broker.peer.seen(spec.Channel.Close)) == 1
 
     def test_a_closed_channel_is_opened_again(self) -> None:
         """406 on the consuming channel (an unknown delivery tag, an ack timeout): a new channel on the same connection."""
-        house = House(consume="queue")
-        house.start()
-        peer = house.broker.peer
+        rig = SourceRig(consume="queue")
+        rig.start()
+        peer = rig.broker.peer
         peer.send(peer.channel, spec.Channel.Close(406, "PRECONDITION_FAILED - unknown delivery tag 5", 60, 80))
-        house.settle()
-        assert house.state() is SourceState.CONSUMING
-        assert len(house.broker.peers) == 1
-        assert house.source.counters["last_code"] == 406
+        rig.settle()
+        assert rig.state() is SourceState.CONSUMING
+        assert len(rig.broker.peers) == 1
+        assert rig.source.counters["last_code"] == 406
 
     def test_too_many_end_the_connection(self) -> None:
         """The fourth channel failure within 60 s ends the connection. The next attempt comes soon."""
-        house = House(consume="queue")
-        house.start()
+        rig = SourceRig(consume="queue")
+        rig.start()
         for _ in range(3):
-            self.cancel(house)
-        assert (house.state(), len(house.broker.peers)) == (SourceState.CONSUMING, 1)
-        self.cancel(house)
-        assert house.state() is SourceState.BACKOFF
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        assert len(house.broker.peers) == 2
+            self.cancel(rig)
+        assert (rig.state(), len(rig.broker.peers)) == (SourceState.CONSUMING, 1)
+        self.cancel(rig)
+        assert rig.state() is SourceState.BACKOFF
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        assert len(rig.broker.peers) == 2
 
     def test_silence_after_a_channel_failure_has_a_deadline(self) -> None:
         """A topology that is not answered the second time ends the attempt, too."""
-        house = House(consume="queue")
-        house.start()
-        house.broker.mute = spec.Channel.Open
-        self.cancel(house)
-        assert house.state() is SourceState.TOPOLOGY
+        rig = SourceRig(consume="queue")
+        rig.start()
+        rig.broker.mute = spec.Channel.Open
+        self.cancel(rig)
+        assert rig.state() is SourceState.TOPOLOGY
         for _ in range(20):
-            house.broker.peer.to_send += frame.Heartbeat().marshal()
-            house.advance(0.5, step=0.5)
-        assert house.state() is SourceState.BACKOFF
+            rig.broker.peer.to_send += frame.Heartbeat().marshal()
+            rig.advance(0.5, step=0.5)
+        assert rig.state() is SourceState.BACKOFF
 
 
 class TestLate:
@@ -1333,20 +1333,20 @@ class TestLate:
 
     def test_an_old_attempt_is_not_heard(self) -> None:
         """Late events of an ended attempt's transport change nothing."""
-        house = House(consume="queue")
-        house.start()
-        old = house.broker.peer
+        rig = SourceRig(consume="queue")
+        rig.start()
+        old = rig.broker.peer
         old.send(0, spec.Connection.Close(320, "CONNECTION_FORCED", 0, 0))
         old.deliver(b"{}")
-        house.settle()
-        house.until(lambda: house.state() is SourceState.CONSUMING, within_s=1)
-        before = list(house.sink.calls)
+        rig.settle()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=1)
+        before = list(rig.sink.calls)
         old.deliver(b"{}")
         old.protocol.dataReceived(old.to_send)
         old.protocol.connectionLost()
-        assert house.sink.calls == before
-        assert house.state() is SourceState.CONSUMING
-        assert house.source.counters["failures"] == 1
+        assert rig.sink.calls == before
+        assert rig.state() is SourceState.CONSUMING
+        assert rig.source.counters["failures"] == 1
 
 
 class TestStop:
@@ -1354,59 +1354,59 @@ class TestStop:
 
     def test_an_orderly_end(self) -> None:
         """Everything is acknowledged, the channel and the connection are closed, and no timer is left."""
-        house = House().consuming()
-        peer = house.broker.peer
+        rig = SourceRig().consuming()
+        peer = rig.broker.peer
         peer.deliver(b"{}", 1)
-        house.settle()
+        rig.settle()
         done: list[None] = []
-        house.source.stop().addCallback(done.append)
-        house.settle()
+        rig.source.stop().addCallback(done.append)
+        rig.settle()
         assert done == [None]
         assert [type(m).__name__ for _, m in peer.methods[-4:]] == ["Ack", "Cancel", "Close", "Close"]
-        assert house.state() is SourceState.STOPPED
-        assert house.clock.getDelayedCalls() == []
+        assert rig.state() is SourceState.STOPPED
+        assert rig.clock.getDelayedCalls() == []
 
     def test_a_black_hole_does_not_hold_it_up(self) -> None:
         """A stop ends within 2 s, always."""
-        house = House().consuming()
-        house.broker.mute = object
+        rig = SourceRig().consuming()
+        rig.broker.mute = object
         done: list[None] = []
-        house.source.stop().addCallback(done.append)
-        house.source.stop().addCallback(done.append)
-        house.advance(1.9)
+        rig.source.stop().addCallback(done.append)
+        rig.source.stop().addCallback(done.append)
+        rig.advance(1.9)
         assert done == []
-        house.advance(0.2)
+        rig.advance(0.2)
         assert done == [None, None]
-        assert house.broker.peer.transport.aborted
-        assert house.clock.getDelayedCalls() == []
+        assert rig.broker.peer.transport.aborted
+        assert rig.clock.getDelayedCalls() == []
 
     @each_row("when", ["idle", "connecting", "handshake", "topology", "backoff", "stopped"])
     def test_from_every_state(self, when: str) -> None:
         """stop fires in every state. After it nothing is attempted, and start has no effect."""
-        house = House(consume="queue")
+        rig = SourceRig(consume="queue")
         if when == "connecting":
-            house.broker.connecting = []
-        house.broker.mute = {"handshake": frame.ProtocolHeader, "topology": spec.Channel.Open}.get(when)
-        house.broker.refuse = when == "backoff"
+            rig.broker.connecting = []
+        rig.broker.mute = {"handshake": frame.ProtocolHeader, "topology": spec.Channel.Open}.get(when)
+        rig.broker.refuse = when == "backoff"
         if when != "idle":
-            house.start()
+            rig.start()
         if when == "stopped":
-            house.source.stop()
-            house.advance(2)
+            rig.source.stop()
+            rig.advance(2)
         done: list[None] = []
-        house.source.stop().addCallback(done.append)
-        house.advance(2.1)
+        rig.source.stop().addCallback(done.append)
+        rig.advance(2.1)
         assert done == [None]
-        attempts = house.broker.attempts
-        house.source.start()
-        house.advance(60, step=1)
-        assert house.broker.attempts == attempts
-        assert house.clock.getDelayedCalls() == []
+        attempts = rig.broker.attempts
+        rig.source.start()
+        rig.advance(60, step=1)
+        assert rig.broker.attempts == attempts
+        assert rig.clock.getDelayedCalls() == []
 
     def test_nothing_is_delivered_after_it(self) -> None:
         """Deliveries on the way go nowhere after stop was called."""
-        house = House().consuming()
-        house.broker.peer.deliver(b"{}", 1)
-        house.source.stop()
-        house.settle()
-        assert house.sink.offsets == []
+        rig = SourceRig().consuming()
+        rig.broker.peer.deliver(b"{}", 1)
+        rig.source.stop()
+        rig.settle()
+        assert rig.sink.offsets == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kit.fuzz import HEAP_BYTES, HTTP_STATUSES, INPUT_S, Conversation, Generator, Ordeal, Step, fails, heap, ordeal, shrunk
+from tests.kit.fuzz import HEAP_BYTES, HTTP_STATUSES, INPUT_S, Conversation, FuzzTarget, Generator, Step, fails, fuzz_target, heap, shrunk
 from tests.kit.ws_kit import PING, frame, request
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS") or 50_000)
@@ -36,7 +36,7 @@ def test_generated_clients() -> None:
     generator = Generator(SEED)
     number = int(ONLY or 0)
     start = None
-    with ordeal() as found:
+    with fuzz_target() as found:
         while found.inputs < INPUTS:
             conversation = generator.conversation(number)
             try:
@@ -68,7 +68,7 @@ def test_generated_clients() -> None:
     assert set(found.codes) >= {None, 1000, 1002, 1007, 1008, 1009}
 
 
-def test_a_conversation_is_its_number() -> None:
+def test_a_seed_and_a_number_give_the_same_conversation() -> None:
     """A seed and a number always give the same conversation. Other numbers give other ones."""
     assert Generator(1).conversation(5) == Generator(1).conversation(5)
     assert len({Generator(seed).conversation(number) for seed in (1, 2) for number in range(20)}) > 30
@@ -86,7 +86,7 @@ def _no_rubbish() -> Iterator[None]:
 def test_a_fault_is_found_and_made_small(fault: str) -> None:
     """Each kind of planted fault is found, and its conversation is cut down to the part that causes it."""
 
-    def spoil(found: Ordeal) -> None:
+    def spoil(found: FuzzTarget) -> None:
         hub, context = found.edge.hub, found.edge.context
 
         def fail(*arguments: object) -> None:

@@ -311,7 +311,7 @@ def test_message_never_finished(make: Edges) -> None:
         edge.advance(edge.settings.linger_s + 0.5)
 
 
-def test_busy_client_is_not_taken_for_a_slow_one(make: Edges) -> None:
+def test_a_busy_client_is_not_closed_as_slow(make: Edges) -> None:
     """A client whose reads always end within a message is accepted while each message ends in time."""
     edge = make()
     client = edge.open()

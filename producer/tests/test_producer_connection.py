@@ -7,6 +7,7 @@ from functools import partial
 from typing import List, Optional
 
 import pytest
+from tests.kit.collector import only_new_objects
 from tests.kit.rows import each_row
 
 from towerws_producer.address import parse_address
@@ -53,7 +54,7 @@ class NoEvents(Events):
 def test_a_close_while_it_connects_leaves_no_socket(scheme: str, listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any iteration of the loop. An open socket that is collected is a ResourceWarning, which fails the test."""
     monkeypatch.setattr("towerws_producer.connection.CLOSE_S", 0.02)  # the peer answers no close
-    with closing(socket.create_server(("127.0.0.1", 0), backlog=100)) as mute:
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=100)) as mute, only_new_objects():
         address = parse_address(f"{scheme}://127.0.0.1:{mute.getsockname()[1] if listens else 1}")
         for turn in range(20):
             connection = Connection(address, Settings(str(address)), NoEvents(), declare=True)

@@ -18,7 +18,7 @@ def test_an_answer_is_good_for_its_lifetime() -> None:
     assert cache.get("other", 100) is None
 
 
-def test_who_wants_it_fresh_gets_nothing_older() -> None:
+def test_an_older_answer_is_not_returned_to_a_caller_with_since() -> None:
     """An answer from before `since` is not returned, but stays for callers that accept it."""
     cache: TtlCache[str] = TtlCache(10, 5)
     cache.put("k", "yes", 100)
@@ -89,7 +89,7 @@ def test_all_get_the_failure() -> None:
     assert now(flight.ask("a", lambda: succeed(3))) == 3
 
 
-def test_one_who_cancels_takes_nobody_along() -> None:
+def test_cancelling_one_caller_does_not_cancel_the_others() -> None:
     """The other callers get their answer, even if all callers before them cancelled. The call goes on without any caller."""
     flight: SingleFlight[int] = SingleFlight()
     calls = Calls()

@@ -80,7 +80,7 @@ def knowing(issuer: Issuer) -> Issuer:
     return issuer
 
 
-def test_one_call_for_all_who_ask(issuer: Issuer) -> None:
+def test_callers_share_one_call(issuer: Issuer) -> None:
     """Callers share the answer of the call in flight. A caller that cancels does not end it for the others."""
     first, leaving, last = issuer.find(), issuer.find(), issuer.find("k2")
     assert len(issuer.calls) == 1
@@ -94,7 +94,7 @@ def test_one_call_for_all_who_ask(issuer: Issuer) -> None:
     assert len(issuer.calls) == 1
 
 
-def test_one_who_leaves_when_it_is_its_turn(issuer: Issuer) -> None:
+def test_a_callback_may_cancel_another_caller(issuer: Issuer) -> None:
     """A callback may cancel another caller (a limit for one user may do that). That is no error."""
     first, second, third = issuer.find(), issuer.find(), issuer.find()
     first.addCallback(lambda _: second.cancel())

@@ -312,7 +312,7 @@ class Log:
 
 
 @run
-async def test_the_whole_way(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_keys_of_a_real_server(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keys of a real server are fetched once, rotated, used while it is down or sends nonsense, and fetched again. No secret is logged."""
     clock, log = Time(), Log()
     globalLogPublisher.addObserver(log)

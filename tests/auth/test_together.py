@@ -31,7 +31,7 @@ WAYS = {
 }
 
 
-class Both:
+class JwtAndTower:
     """The two methods in order, and the questions to Tower."""
 
     def __init__(self, folder: Path, *order: str, **jwt: Any) -> None:
@@ -55,7 +55,7 @@ class Both:
 @each_row("bad", BAD)
 def test_a_jwt_is_never_shown_to_tower(tmp_path: Path, way: str, bad: str) -> None:
     """A refused JWT refuses the handshake, and the API is not asked about other credentials in it."""
-    both = Both(tmp_path, "jwt", "tower")
+    both = JwtAndTower(tmp_path, "jwt", "tower")
     with pytest.raises(Refused):
         both.enter(WAYS[way](BAD[bad]))
     assert both.fetcher.asked == []
@@ -63,7 +63,7 @@ def test_a_jwt_is_never_shown_to_tower(tmp_path: Path, way: str, bad: str) -> No
 
 def test_nor_while_keys_cannot_be_had(tmp_path: Path) -> None:
     """A JWT that can't be checked just now is unavailable. Tower is not asked."""
-    both = Both(tmp_path, "jwt", "tower", algorithms=("ES256",), jwks_url="https://127.0.0.1:9/keys")
+    both = JwtAndTower(tmp_path, "jwt", "tower", algorithms=("ES256",), jwks_url="https://127.0.0.1:9/keys")
     now(both.chain._by_name["jwt"].stop())  # from here on no keys are fetched
     with pytest.raises(Unavailable):
         both.enter(head(authorization=f"Bearer {sign(algorithm='ES256')}"))
@@ -72,7 +72,7 @@ def test_nor_while_keys_cannot_be_had(tmp_path: Path) -> None:
 
 def test_each_knows_its_own(tmp_path: Path) -> None:
     """A valid JWT is enough. Tower checks other credentials, and gets only its own cookies."""
-    both = Both(tmp_path, "jwt", "tower")
+    both = JwtAndTower(tmp_path, "jwt", "tower")
     assert both.enter(WAYS["header"](GOOD)).method == "jwt"
     assert now(both.chain.identify(GOOD)).method == "jwt"
     assert both.fetcher.asked == []
@@ -86,6 +86,6 @@ def test_each_knows_its_own(tmp_path: Path) -> None:
 
 def test_the_other_order_shows_every_token_to_tower(tmp_path: Path) -> None:
     """This order is not recommended: Tower takes every bearer token for its own, so no JWT is accepted."""
-    both = Both(tmp_path, "tower", "jwt")
+    both = JwtAndTower(tmp_path, "tower", "jwt")
     both.enter(head(authorization=f"Bearer {GOOD}"))
     assert GOOD in both.sent

@@ -94,7 +94,7 @@ def test_what_is_asked() -> None:
     ]
 
 
-def test_no_credential_is_nobodys_refusal() -> None:
+def test_no_credential_returns_none() -> None:
     """Without a credential of its kinds the method returns None and asks nothing. The handshake logs the refusal."""
     bench = Bench()
     with logged() as lines:
@@ -204,7 +204,7 @@ def test_an_object_is_asked_for(group: str, path: str, answer: Answer, reason: s
 
 
 @each_row("flag", ["is_superuser", "is_system_auditor"])
-def test_who_may_read_everything_is_not_asked_about(flag: str) -> None:
+def test_superusers_and_auditors_need_no_question(flag: str) -> None:
     """Superusers and auditors see every object without a question, but not another user's control group."""
     bench = Bench()
     identity = enter(bench, answer=me(7, **{flag: True}))
@@ -381,7 +381,7 @@ def test_a_check_that_is_cancelled() -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
-def test_revalidation_asks_anew() -> None:
+def test_revalidation_bypasses_the_cache() -> None:
     """Revalidation asks the API without the cache and with the quiet header. It returns the present identity."""
     bench = Bench()
     identity = enter(bench)
@@ -505,14 +505,14 @@ def test_no_secret_is_shown() -> None:
 
 
 @each_row("url", ["", "tower.example", "http://user:pass@h"])
-def test_an_address_that_is_none(url: str) -> None:
+def test_bad_settings_fail_when_the_method_is_made(url: str) -> None:
     """A setting that can't be used is an error when the method is made, not at the first client."""
     with pytest.raises(ConfigError, match=r"tower\.url"):
         TowerMethod(TowerSettings(url=url), Bench().clock)
 
 
 @each_row("revocation", [Revocation(user=7), Revocation(session=hashlib.sha256(b"k").hexdigest()[:32]), None])
-def test_what_is_kept_of_who_was_revoked_counts_no_more(revocation: Revocation | None) -> None:
+def test_a_revocation_empties_the_cache_of_its_user(revocation: Revocation | None) -> None:
     """After a revocation the API is asked again, about the credential and the objects. Other users' answers stay cached."""
     bench = Bench()
     identity = enter(bench)
@@ -534,7 +534,7 @@ def test_what_is_kept_of_who_was_revoked_counts_no_more(revocation: Revocation |
     assert bench.fetcher.paths() == []
 
 
-def test_an_answer_from_before_a_revocation_is_nobodys_after_it() -> None:
+def test_a_call_from_before_a_revocation_is_not_shared_or_cached() -> None:
     """A later client does not join a call from before a revocation, and the answer of that call is not cached for it."""
     bench = Bench()
     before = bench.method.authenticate(cookie("k"), HERE)

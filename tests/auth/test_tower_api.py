@@ -273,7 +273,7 @@ def test_a_bad_credential(refusal: Answer) -> None:
         answer({"count": False, "results": []}),
     ],
 )
-def test_what_says_neither(odd: Answer) -> None:
+def test_other_answers_are_unavailable(odd: Answer) -> None:
     """Any other answer is `Unavailable`, and the error does not repeat the body."""
     with pytest.raises(Unavailable) as caught:
         read_me(odd)
@@ -301,7 +301,7 @@ def test_whether_an_object_is_visible() -> None:
             read_visible(Answer(status, b""))
 
 
-def test_whose_fault_it_is() -> None:
+def test_which_statuses_count_as_the_apis_fault() -> None:
     """5xx is the API's fault. Redirects and 4xx may come from the client or a gateway."""
     assert [status for status in (200, 204, 301, 302, 400, 401, 404, 429, 500, 503) if Answer(status, b"").is_fault] == [500, 503]
 

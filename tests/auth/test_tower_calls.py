@@ -76,7 +76,7 @@ def test_an_answer_is_read() -> None:
     kit.check()
 
 
-def test_a_late_answer_is_none() -> None:
+def test_a_late_answer_has_no_effect() -> None:
     """After two seconds the question fails and its connection is closed. A later answer has no effect (pitfall F3)."""
     kit = Kit()
     asked = kit.ask()
@@ -142,7 +142,7 @@ def test_nothing_is_sent_too_late(wait_s: float) -> None:
 
 
 @each_row("many", [1, 19, 20, 21, 100, 200, 500])
-def test_one_address_keeps_nobody_waiting(many: int) -> None:
+def test_one_address_does_not_delay_the_others(many: int) -> None:
     """A client of another address is next, however many questions one address has in flight and waiting."""
     kit = Kit()
     loud = [kit.ask(f"/loud/{number}") for number in range(many)]
@@ -179,7 +179,7 @@ def test_a_full_queue_drops_the_newest_of_the_loudest() -> None:
 
 
 @each_row("kind", [Kind.REVALIDATION, Kind.OBJECT])
-def test_handshakes_go_first_and_starve_nobody(kind: Kind) -> None:
+def test_handshakes_go_first_but_leave_one_call_in_four(kind: Kind) -> None:
     """One call in four is for other questions, while handshakes wait too."""
     kit = Kit(calls=1)
     kit.ask("/first").addErrback(lambda _: None)
@@ -226,7 +226,7 @@ FAILING: list[tuple[str, dict[str, Any], dict[str, Any], bool]] = [
 
 
 @each_row(("failing", "other", "apart"), [row[1:] for row in FAILING], ids=[row[0] for row in FAILING])
-def test_whose_breaker_it_is(failing: dict[str, Any], other: dict[str, Any], apart: bool) -> None:
+def test_each_kind_of_question_has_its_breaker(failing: dict[str, Any], other: dict[str, Any], apart: bool) -> None:
     """A kind of question that fails several times is not sent. The other kinds still are."""
     kit = Kit()
     kit.fail(5, **failing)
@@ -371,7 +371,7 @@ def test_a_breaker_that_opens_before_a_long_queue() -> None:
     kit.check()
 
 
-def test_nobody_queues_before_an_open_breaker() -> None:
+def test_an_open_breaker_fails_at_once() -> None:
     """While earlier calls are in flight and the breaker is open, a question fails at once."""
     kit = Kit(calls=6)
     for _ in range(6):

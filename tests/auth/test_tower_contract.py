@@ -124,7 +124,7 @@ async def test_what_the_api_does_not_know_is_refused(brought: Head) -> None:
 
 
 @run
-async def test_objects_are_whom_the_api_shows_them_to() -> None:
+async def test_a_user_may_subscribe_to_objects_that_the_api_shows() -> None:
     """A user may subscribe to an object's events if it sees the object. Superusers and auditors need no question (contract 3.3)."""
     async with site() as made:
         ada, bob, root, auditor = [await made.enter(cookie(name)) for name in ("ada", "bob", "root", "auditor")]
@@ -172,7 +172,7 @@ async def test_a_storm_of_clients_is_a_bounded_number_of_questions() -> None:
 
 
 @run
-async def test_a_hanging_api_is_left_alone() -> None:
+async def test_a_hanging_api_opens_the_breaker() -> None:
     """With an API that hangs, hundreds of clients are `Unavailable` within the deadline. Later ones fail at once, except for a probe."""
     async with site(deadline_s=0.3, breaker_probe_s=0.5) as made:
         made.tower.fault = "hang"

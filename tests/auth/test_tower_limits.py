@@ -103,7 +103,7 @@ def test_many_guesses_at_once() -> None:
 
 
 @each_row("way", ["the same address", "another address"])
-def test_who_was_in_before_is_not_slowed_down(way: str) -> None:
+def test_known_credentials_are_not_throttled(way: str) -> None:
     """A client with a known credential is not slowed down, even if its answer is no longer cached and others of its address fail."""
     bench = Bench()
     bench.fetcher.answers = {"/me/": me()}
@@ -140,7 +140,7 @@ def test_old_pages_are_no_guesses() -> None:
     assert bench.method.figures()["throttled"] == {"delayed": 0, "refused": 0}
 
 
-def test_an_office_that_comes_back_at_once() -> None:
+def test_a_thousand_sessions_from_one_address_after_a_restart() -> None:
     """After a restart the daemon knows no client. A thousand valid sessions from one address are checked without delay."""
     bench = Bench(calls_waiting=1000)
     bench.fetcher.answers = {"/me/": me()}
@@ -226,7 +226,7 @@ def test_first_in_first_out_for_each_owner() -> None:
     ("under_way", "first"),
     [({}, "a"), ({"a": 1}, "b"), ({"a": 1, "b": 1}, "c"), ({"a": 2, "b": 1, "c": 1}, "b"), ({"a": 1, "b": 1, "c": 1}, "a")],
 )
-def test_whoever_has_least_goes_first(under_way: dict[str, int], first: str) -> None:
+def test_the_owner_with_the_fewest_calls_goes_first(under_way: dict[str, int], first: str) -> None:
     """Entries in flight count for their owner. Among equals the owner that has waited longest is next."""
     queue: FairQueue[str] = FairQueue(100)
     for owner in "abc":
@@ -245,7 +245,7 @@ def test_whoever_has_least_goes_first(under_way: dict[str, int], first: str) -> 
         ([], "a1", None),
     ],
 )
-def test_what_has_no_room(entries: list[str], pushed: str, dropped: str | None) -> None:
+def test_a_full_queue_drops_from_the_owner_with_the_most(entries: list[str], pushed: str, dropped: str | None) -> None:
     """A full queue drops the newest entry of the owner with the most, never of an owner with no more entries than the caller."""
     queue: FairQueue[str] = FairQueue(3)
     for entry in entries:

@@ -19,7 +19,7 @@ from towerws.core.sources import SourceState
 URL = BrokerUrl("one", 5672, "towerws", Secret("canary"), "/", tls=False)
 
 
-class Heard:
+class RecordingControlSink:
     """A `ControlSink` that records its calls."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Heard:
         self.calls.append((body, message_id))
 
 
-class House:
+class ControlRig:
     """A source with a listener, and a fake broker. Markers come back at once, until a test sets `echo` to false and answers itself."""
 
     def __init__(self, **settings: Any) -> None:
@@ -46,7 +46,7 @@ class House:
         self.side = FakeBroker(self.clock)  # where markers go
         self.side.stream = self.broker.stream
         self.settings = BrokerSettings(urls=(URL,), **settings)
-        self.heard, self.sink = Heard(), RecordingSink()
+        self.heard, self.sink = RecordingControlSink(), RecordingSink()
         self.echo = True
         self.announced: list[tuple[str, Deferred[None]]] = []
         self.listener = ControlListener(self.settings, self.heard, self.clock, marker=str.encode, announce=self.announce)
@@ -98,7 +98,7 @@ class House:
             self.clock.advance(step)
             self.settle()
 
-    def start(self) -> House:
+    def start(self) -> ControlRig:
         """Start the source, until it consumes events."""
         self.source.start()
         self.settle()

@@ -25,7 +25,7 @@ def url(host: str) -> BrokerUrl:
     return BrokerUrl(host, 5672, "towerws", Secret("canary"), "/", tls=False)
 
 
-class House:
+class PublisherRig:
     """A publisher with fake brokers by host name."""
 
     def __init__(self, *hosts: str, **settings: Any) -> None:
@@ -91,53 +91,53 @@ def unroutable(peer: Peer, publication: Publication) -> None:
 
 def test_a_message_is_published_and_confirmed() -> None:
     """To the control exchange, on a connection of its own with confirms, transient, with its id. Nothing is declared."""
-    house = House(exchange="x")
-    told = house.tell("id-1", b'{"user": 7}')
+    rig = PublisherRig(exchange="x")
+    told = rig.tell("id-1", b'{"user": 7}')
     assert now(told) is None
-    (publication,) = house.broker.peer.published
+    (publication,) = rig.broker.peer.published
     assert (publication.method.exchange, publication.method.routing_key, publication.body) == ("x.control", "", b'{"user": 7}')
     assert publication.method.mandatory
     properties = publication.properties
     assert (properties.message_id, properties.delivery_mode, properties.content_type) == ("id-1", 1, "application/json")
-    methods = [type(method) for _, method in house.broker.peer.methods]
+    methods = [type(method) for _, method in rig.broker.peer.methods]
     assert methods[-3:] == [spec.Channel.Open, spec.Confirm.Select, spec.Basic.Publish]
-    name = house.broker.peer.seen(spec.Connection.StartOk)[0].client_properties["connection_name"]
+    name = rig.broker.peer.seen(spec.Connection.StartOk)[0].client_properties["connection_name"]
     assert name.startswith("towerws@")
     assert name.endswith(" control")
 
 
 def test_it_is_not_told_before_the_confirm() -> None:
     """Several messages wait on one connection at the same time. One confirm may be for all up to it."""
-    house = House()
-    house.broker.confirm = silence
-    asked = [house.tell(str(number)) for number in range(4)]
+    rig = PublisherRig()
+    rig.broker.confirm = silence
+    asked = [rig.tell(str(number)) for number in range(4)]
     assert not any(told.called for told in asked)
-    channel = house.broker.peer.published[0].channel
-    house.broker.peer.send(channel, spec.Basic.Ack(2))
-    house.settle()
+    channel = rig.broker.peer.published[0].channel
+    rig.broker.peer.send(channel, spec.Basic.Ack(2))
+    rig.settle()
     assert [told.called for told in asked] == [False, True, False, False]
-    house.broker.peer.send(channel, spec.Basic.Ack(3, multiple=True))
-    house.settle()
+    rig.broker.peer.send(channel, spec.Basic.Ack(3, multiple=True))
+    rig.settle()
     assert [told.called for told in asked] == [True, True, True, False]
-    house.broker.peer.send(channel, spec.Basic.Nack(4))
-    house.broker.peer.send(channel, spec.Basic.Ack(99))
-    house.settle()
+    rig.broker.peer.send(channel, spec.Basic.Nack(4))
+    rig.broker.peer.send(channel, spec.Basic.Ack(99))
+    rig.settle()
     assert "every queue" in error(asked[3])
-    assert house.attempts() == 1
+    assert rig.attempts() == 1
 
 
 def test_one_connection_for_a_burst_and_none_when_idle() -> None:
     """Messages within IDLE_S use the same connection. Then it is closed in order, and a new one is made when needed."""
-    house = House(heartbeat_s=100, silence_s=300)
+    rig = PublisherRig(heartbeat_s=100, silence_s=300)
     for _ in range(3):
-        assert now(house.tell()) is None
-        house.advance(IDLE_S - 1, 0.5)
-    assert house.attempts() == 1
-    house.advance(2, 0.5)
-    assert house.broker.peer.seen(spec.Connection.Close)
-    assert house.clock.getDelayedCalls() == []
-    assert now(house.tell()) is None
-    assert house.attempts() == 2
+        assert now(rig.tell()) is None
+        rig.advance(IDLE_S - 1, 0.5)
+    assert rig.attempts() == 1
+    rig.advance(2, 0.5)
+    assert rig.broker.peer.seen(spec.Connection.Close)
+    assert rig.clock.getDelayedCalls() == []
+    assert now(rig.tell()) is None
+    assert rig.attempts() == 2
 
 
 @each_row(
@@ -149,121 +149,121 @@ def test_one_connection_for_a_burst_and_none_when_idle() -> None:
 )
 def test_what_did_not_reach_everybody(confirm: Callable[[Peer, Publication], None], reason: str) -> None:
     """A queue that refused the message, or no queue: the caller gets a failure. The next message on the connection is not affected."""
-    house = House()
-    house.broker.confirm = confirm
-    assert reason in error(house.tell("m1", b'{"user": 7}'))
-    house.broker.confirm = ack
-    assert now(house.tell("m2")) is None
-    assert house.attempts() == 1
+    rig = PublisherRig()
+    rig.broker.confirm = confirm
+    assert reason in error(rig.tell("m1", b'{"user": 7}'))
+    rig.broker.confirm = ack
+    assert now(rig.tell("m2")) is None
+    assert rig.attempts() == 1
 
 
 def test_a_broker_that_is_down() -> None:
     """Nothing listens: the answer comes at once, with the host and the reason, and nothing goes on in the background."""
-    house = House("one", "two")
-    for broker in house.brokers.values():
+    rig = PublisherRig("one", "two")
+    for broker in rig.brokers.values():
         broker.refuse = True
-    reason = error(house.tell())
+    reason = error(rig.tell())
     assert "connection refused" in reason
     assert "amqp://towerws:***@two:5672" in reason
-    assert house.attempts() == 2 * ROUNDS
-    assert house.clock.getDelayedCalls() == []
-    for broker in house.brokers.values():
+    assert rig.attempts() == 2 * ROUNDS
+    assert rig.clock.getDelayedCalls() == []
+    for broker in rig.brokers.values():
         broker.refuse = False
-    assert now(house.tell()) is None
+    assert now(rig.tell()) is None
 
 
 def test_the_host_that_works_is_asked_first() -> None:
     """The broker that events come from is tried first. If it is down, the next one is."""
-    house = House("one", "two", "three")
-    house.preferred = url("two")
-    assert now(house.tell()) is None
-    assert [broker.attempts for broker in house.brokers.values()] == [0, 1, 0]
-    house.brokers["two"].refuse = True
-    house.brokers["two"].cut()
-    assert now(house.tell()) is None
-    assert [broker.attempts for broker in house.brokers.values()] == [1, 2, 0]
+    rig = PublisherRig("one", "two", "three")
+    rig.preferred = url("two")
+    assert now(rig.tell()) is None
+    assert [broker.attempts for broker in rig.brokers.values()] == [0, 1, 0]
+    rig.brokers["two"].refuse = True
+    rig.brokers["two"].cut()
+    assert now(rig.tell()) is None
+    assert [broker.attempts for broker in rig.brokers.values()] == [1, 2, 0]
 
 
 @each_row("step", ["tcp", "handshake", "channel", "confirms"])
 def test_a_mute_broker(step: str) -> None:
     """Without an answer at any step, the caller gets one within CONFIRM_S. Another host is tried before that."""
     for hosts, fails in ((("one",), True), (("one", "two"), False)):
-        house = House(*hosts)
-        house.preferred = url("one")
+        rig = PublisherRig(*hosts)
+        rig.preferred = url("one")
         if step == "tcp":
-            house.broker.connecting = []
+            rig.broker.connecting = []
         else:
-            house.broker.mute = {"handshake": spec.Connection.StartOk, "channel": spec.Channel.Open, "confirms": spec.Confirm.Select}[step]
-        told = house.tell()
+            rig.broker.mute = {"handshake": spec.Connection.StartOk, "channel": spec.Channel.Open, "confirms": spec.Confirm.Select}[step]
+        told = rig.tell()
         assert not fired(told)
-        house.advance(CONFIRM_S)
+        rig.advance(CONFIRM_S)
         assert fired(told)
         if fails:
             assert "connecting: no answer" in error(told)
-            house.advance(CLOSE_S)
-            assert house.clock.getDelayedCalls() == []
+            rig.advance(CLOSE_S)
+            assert rig.clock.getDelayedCalls() == []
         else:
             assert now(told) is None
 
 
 def test_a_broker_that_takes_and_does_not_confirm() -> None:
     """In a memory alarm: the deadline ends the wait and the connection, and the next message gets a new one."""
-    house = House()
-    house.broker.confirm = silence
-    told = house.tell()
-    house.advance(CONFIRM_S)
+    rig = PublisherRig()
+    rig.broker.confirm = silence
+    told = rig.tell()
+    rig.advance(CONFIRM_S)
     assert "publishing: no answer from the broker within 5 s (is it in a memory or disk alarm?)" in error(told)
-    assert house.broker.peer.transport.aborted
-    assert house.clock.getDelayedCalls() == []
-    house.broker.confirm = ack
-    assert now(house.tell()) is None
+    assert rig.broker.peer.transport.aborted
+    assert rig.clock.getDelayedCalls() == []
+    rig.broker.confirm = ack
+    assert now(rig.tell()) is None
 
 
 def test_one_that_is_late_does_not_end_the_wait_of_others() -> None:
     """Later messages are published again on a new connection, and answered there."""
-    house = House()
-    house.broker.confirm = silence
-    early = house.tell("early")
-    house.advance(CONFIRM_S - 1)
-    late = house.tell("late")
-    house.broker.confirm = ack
-    house.advance(1)
+    rig = PublisherRig()
+    rig.broker.confirm = silence
+    early = rig.tell("early")
+    rig.advance(CONFIRM_S - 1)
+    late = rig.tell("late")
+    rig.broker.confirm = ack
+    rig.advance(1)
     assert "no answer" in error(early)
     assert now(late) is None
-    assert [publication.properties.message_id for publication in house.broker.peer.published] == ["late"]
+    assert [publication.properties.message_id for publication in rig.broker.peer.published] == ["late"]
 
 
 def test_a_connection_that_is_lost_while_it_waits() -> None:
     """An unconfirmed message is published again, with the same id, on the next connection."""
-    house = House()
-    house.broker.confirm = silence
-    told = house.tell("m7")
-    house.broker.confirm = ack
-    house.broker.cut()
-    house.settle()
+    rig = PublisherRig()
+    rig.broker.confirm = silence
+    told = rig.tell("m7")
+    rig.broker.confirm = ack
+    rig.broker.cut()
+    rig.settle()
     assert now(told) is None
-    assert [peer.published[0].properties.message_id for peer in house.broker.peers] == ["m7", "m7"]
+    assert [peer.published[0].properties.message_id for peer in rig.broker.peers] == ["m7", "m7"]
 
 
 def test_an_idle_connection_that_died() -> None:
     """It is noticed when the connection fails. The next message gets a new one, even if all rounds were used up."""
-    house = House()
+    rig = PublisherRig()
     for connections in range(1, 6):
-        assert now(house.tell()) is None
-        assert house.attempts() == connections
-        house.broker.cut()
+        assert now(rig.tell()) is None
+        assert rig.attempts() == connections
+        rig.broker.cut()
 
 
 def test_a_connection_that_is_lost_again_and_again() -> None:
     """If each connection confirmed something before it failed, the waiting caller gets an answer on the next one."""
-    house = House()
+    rig = PublisherRig()
     for number in range(6):
-        assert now(house.tell()) is None
-        house.broker.confirm = silence
-        told = house.tell(str(number))
-        house.broker.confirm = ack
-        house.broker.cut()
-        house.settle()
+        assert now(rig.tell()) is None
+        rig.broker.confirm = silence
+        told = rig.tell(str(number))
+        rig.broker.confirm = ack
+        rig.broker.cut()
+        rig.settle()
         assert now(told) is None
 
 
@@ -276,22 +276,22 @@ def test_a_connection_that_is_lost_again_and_again() -> None:
 )
 def test_a_refusal_is_told_once(code: int, text: str) -> None:
     """No permission, or no exchange: the caller gets the broker's own text, without a second attempt."""
-    house = House()
-    house.broker.confirm = lambda peer, publication: peer.send(publication.channel, spec.Channel.Close(code, text, 60, 40))
-    assert f"{code} {text}" in error(house.tell())
-    assert house.attempts() == 1
-    house.advance(CLOSE_S)
-    assert house.clock.getDelayedCalls() == []
+    rig = PublisherRig()
+    rig.broker.confirm = lambda peer, publication: peer.send(publication.channel, spec.Channel.Close(code, text, 60, 40))
+    assert f"{code} {text}" in error(rig.tell())
+    assert rig.attempts() == 1
+    rig.advance(CLOSE_S)
+    assert rig.clock.getDelayedCalls() == []
 
 
 def test_the_brokers_code_comes_with_the_error() -> None:
     """A returned message, a missing exchange and a missing permission can be told apart without reading the text."""
-    house = House()
+    rig = PublisherRig()
     codes = []
     for confirm in (unroutable, closing(404), closing(403), nack):
-        house.broker.confirm = confirm
+        rig.broker.confirm = confirm
         with pytest.raises(BrokerError) as raised:
-            now(house.tell())
+            now(rig.tell())
         codes.append(raised.value.code)
     assert codes == [312, 404, 403, None]
 
@@ -303,75 +303,75 @@ def closing(code: int) -> Callable[[Peer, Publication], None]:
 
 def test_a_broker_that_drops_every_connection() -> None:
     """There are as many attempts as rounds. They don't go on until the deadline."""
-    house = House()
-    house.broker.confirm = lambda peer, _: peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
-    assert "541 INTERNAL_ERROR" in error(house.tell())
-    assert house.attempts() == ROUNDS
+    rig = PublisherRig()
+    rig.broker.confirm = lambda peer, _: peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
+    assert "541 INTERNAL_ERROR" in error(rig.tell())
+    assert rig.attempts() == ROUNDS
 
 
 def test_settings_that_cannot_be_used() -> None:
     """A missing CA file is an answer, not an exception."""
-    house = House()
+    rig = PublisherRig()
 
     def broken(_: BrokerUrl) -> Any:
         raise ValueError("tls_ca /x holds no PEM certificate")
 
-    house.publisher._endpoint = broken
-    assert "tls_ca /x" in error(house.tell())
+    rig.publisher._endpoint = broken
+    assert "tls_ca /x" in error(rig.tell())
 
 
-def test_those_who_wait_are_bounded() -> None:
+def test_waiting_messages_are_bounded() -> None:
     """Beyond the limit a message is refused at once. The others are not affected."""
-    house = House()
-    house.broker.connecting = []
-    waiting = [house.publisher.announce(b"{}", "m") for _ in range(MAX_WAITING)]
-    assert "wait for the broker already" in error(house.publisher.announce(b"{}", "m"))
+    rig = PublisherRig()
+    rig.broker.connecting = []
+    waiting = [rig.publisher.announce(b"{}", "m") for _ in range(MAX_WAITING)]
+    assert "wait for the broker already" in error(rig.publisher.announce(b"{}", "m"))
     assert not any(told.called for told in waiting)
     for told in waiting:
         told.addErrback(lambda _: None)
-    house.advance(CONFIRM_S)
+    rig.advance(CONFIRM_S)
     assert all(told.called for told in waiting)
-    assert house.clock.getDelayedCalls() == []
+    assert rig.clock.getDelayedCalls() == []
 
 
 @each_row("when", ["never used", "connecting", "handshake", "publishing", "idle", "black hole"])
 def test_stop(when: str) -> None:
     """In every state: waiting callers get an answer, and the connection ends within CLOSE_S. Later calls are refused."""
-    house = House()
+    rig = PublisherRig()
     waiting: list[Deferred[None]] = []
     if when == "connecting":
-        house.broker.connecting = []
+        rig.broker.connecting = []
     elif when == "handshake":
-        house.broker.mute = spec.Connection.StartOk
+        rig.broker.mute = spec.Connection.StartOk
     elif when == "publishing":
-        house.broker.confirm = silence
+        rig.broker.confirm = silence
     if when != "never used":
-        waiting.append(house.tell())
+        waiting.append(rig.tell())
     if when == "black hole":
-        house.broker.mute = spec.Connection.Close
-    stopped = house.publisher.stop()
+        rig.broker.mute = spec.Connection.Close
+    stopped = rig.publisher.stop()
     if when in ("connecting", "handshake", "publishing"):
         assert error(waiting[0]) == "the daemon is stopping"
-    house.settle()
+    rig.settle()
     if when == "idle":
-        assert house.broker.peer.seen(spec.Connection.Close)
+        assert rig.broker.peer.seen(spec.Connection.Close)
         assert stopped.called
-    house.advance(CLOSE_S)
+    rig.advance(CLOSE_S)
     assert stopped.called
-    assert error(house.publisher.announce(b"{}", "m")) == "the daemon is stopping"
-    assert house.clock.getDelayedCalls() == []
+    assert error(rig.publisher.announce(b"{}", "m")) == "the daemon is stopping"
+    assert rig.clock.getDelayedCalls() == []
 
 
 def test_a_connection_that_comes_too_late() -> None:
     """TCP that connects after its connection was given up is closed at once, and publishes nothing."""
-    house = House()
-    house.broker.connecting = []
-    told = house.tell()
-    house.advance(CONFIRM_S)
+    rig = PublisherRig()
+    rig.broker.connecting = []
+    told = rig.tell()
+    rig.advance(CONFIRM_S)
     assert isinstance(told.result, Failure)
     error(told)
-    house.broker.accept()
-    house.settle()
-    assert house.broker.peer.transport.aborted
-    assert house.broker.peer.published == []
-    assert house.clock.getDelayedCalls() == []
+    rig.broker.accept()
+    rig.settle()
+    assert rig.broker.peer.transport.aborted
+    assert rig.broker.peer.published == []
+    assert rig.clock.getDelayedCalls() == []

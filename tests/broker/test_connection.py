@@ -125,7 +125,7 @@ def test_a_pause_has_a_deadline() -> None:
     assert "nothing read for 20 s, since a batch was still being written" in str(events.told[-1])
 
 
-def test_the_handshake_says_who_we_are() -> None:
+def test_client_properties_of_the_handshake() -> None:
     """The broker's operator sees product, version, host and process. Heartbeats are as configured."""
     _, events, transport, clock = opened(heartbeat_s=6, silence_s=60)
     assert events.told[:2] == ["up", "read"]
@@ -198,7 +198,7 @@ def test_a_body_too_long_ends_the_connection() -> None:
     assert "a body is longer than its header says" in str(events.told[-1])
 
 
-def test_content_for_nobody_is_ignored() -> None:
+def test_frames_on_a_closed_channel_are_ignored() -> None:
     """Frames on a channel that is not open change nothing."""
     connection, events, _, _ = opened()
     data = frame.Method(7, spec.Basic.Deliver("t", 1, False, "x", "k")).marshal()

@@ -159,7 +159,7 @@ def test_check_finds_what_a_method_cannot_use(tmp_path: Path, flags: str, conten
     assert run_config(*arguments).exit_code == 0
 
 
-def test_check_asks_nobody(tmp_path: Path) -> None:
+def test_check_contacts_no_server(tmp_path: Path) -> None:
     """Methods that can be made are good, whether or not their servers answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"

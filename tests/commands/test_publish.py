@@ -129,7 +129,7 @@ def test_a_password_in_a_bad_url_is_not_repeated() -> None:
         ("jobs.summary", ""),
     ],
 )
-def test_a_topic_that_nobody_can_subscribe_to(topic: str, text: str, admin: Admin, tmp_path: Path) -> None:
+def test_a_topic_without_possible_subscribers_is_a_warning(topic: str, text: str, admin: Admin, tmp_path: Path) -> None:
     """The daemon's configuration says who can listen; where that is nobody, a warning says so, and the event goes out."""
     config = tmp_path / "towerws.toml"
     config.write_text('[groups.known]\nevents = "any"\n[groups.secret]\nevents = "any"\npolicy = "never"\n')

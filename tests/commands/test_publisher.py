@@ -158,14 +158,14 @@ def test_pauses_grow_and_are_bounded() -> None:
 def test_broker_that_is_not_there() -> None:
     """A broker that can't be reached is named without its password, with the system's reason, and tried again."""
 
-    class Enough(Exception):
+    class EnoughAttempts(Exception):
         """Ends the endless attempts."""
 
     def tell(text: str) -> None:
-        raise Enough(text)
+        raise EnoughAttempts(text)
 
     url = parse_broker_url(f"amqp://me:hidden@127.0.0.1:{free_port()}")
-    with pytest.raises(Enough, match=r"amqp://me:\*\*\*@127.0.0.1:[0-9]+/%2F: .*refused; trying again"):
+    with pytest.raises(EnoughAttempts, match=r"amqp://me:\*\*\*@127.0.0.1:[0-9]+/%2F: .*refused; trying again"):
         AmqpPublisher([url], "towerws", tell).publish("jobs.summary", b"{}")
 
 

@@ -59,7 +59,7 @@ def client_of(proxies: Proxies, peer: str, x_forwarded_for: str | None, forwarde
         ("unix", "203.0.113.5", "unix"),
     ],
 )
-def test_whose_address_counts(peer: str, header: str | None, client: str) -> None:
+def test_the_client_address_behind_proxies(peer: str, header: str | None, client: str) -> None:
     """Only what a trusted proxy wrote is read, and only as long as it names an address."""
     assert client_of(CHAIN, peer, header) == client
 

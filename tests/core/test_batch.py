@@ -79,7 +79,7 @@ def test_mark_served() -> None:
     assert batch.pop(last) is None
 
 
-class Parts:
+class HubInParts:
     """A hub that writes to `together` subscribers in one turn of the reactor, and a reactor whose turns the test takes."""
 
     def __init__(self, together: int) -> None:
@@ -127,7 +127,7 @@ def got(*peers: FakePeer) -> list[int]:
 
 def test_a_batch_is_written_in_parts() -> None:
     """So many subscribers at a time, in the same order, each with one write. `on_written` is called once, after the last."""
-    parts = Parts(2)
+    parts = HubInParts(2)
     peers = [parts.join("a.1", "b.1", dialect=TOWER if number < 3 else V1)[1] for number in range(5)]
     first, second = parts.send("a.1", "b.1")
     assert (got(*peers), parts.written) == ([1, 1, 0, 0, 0], [])
@@ -144,7 +144,7 @@ def test_a_batch_is_written_in_parts() -> None:
 
 def test_a_part_that_ends_with_the_last_member() -> None:
     """What is allowed is used up just when all is written: another part finds nothing to do, and then all is said to be written."""
-    parts = Parts(2)
+    parts = HubInParts(2)
     peers = [parts.join("a.1")[1] for _ in range(2)]
     parts.send("a.1")
     assert (got(*peers), parts.written) == ([1, 1], [])
@@ -154,7 +154,7 @@ def test_a_part_that_ends_with_the_last_member() -> None:
 
 def test_a_small_batch_is_written_at_once() -> None:
     """A batch that fits into one part is written before `flush` returns. So is one without a subscriber."""
-    parts = Parts(3)
+    parts = HubInParts(3)
     peers = [parts.join("a.1")[1] for _ in range(2)]
     parts.send("a.1")
     parts.send("b.1", name="nobody's")
@@ -163,7 +163,7 @@ def test_a_small_batch_is_written_at_once() -> None:
 
 def test_large_payloads_make_small_parts() -> None:
     """A write counts with its bytes, and with its own cost."""
-    parts = Parts(3)
+    parts = HubInParts(3)
     peers = [parts.join("a.1")[1] for _ in range(4)]
     parts.offset += 1
     parts.hub.publish(parts.history.append("a.1", b"x" * WRITE_BYTES, parts.offset, "q", None, 0.0))
@@ -173,7 +173,7 @@ def test_large_payloads_make_small_parts() -> None:
 
 def test_a_batch_does_not_overtake_the_one_before() -> None:
     """The next batch first has what is left of this one written, at once."""
-    parts = Parts(1)
+    parts = HubInParts(1)
     peers = [parts.join("a.1")[1] for _ in range(3)]
     first = parts.send("a.1", name="first")
     second = parts.send("a.1", name="second")
@@ -188,7 +188,7 @@ def test_a_batch_does_not_overtake_the_one_before() -> None:
 @each_row("since", [None, "1-q"])
 def test_a_request_between_two_parts(since: str | None) -> None:
     """The subscriber first gets its part of the batch, then its answer. Nothing of that batch comes after it."""
-    parts = Parts(1)
+    parts = HubInParts(1)
     parts.join("a.1")
     subscriber, peer = parts.join("a.1", dialect=V1)
     parts.send("a.1", "b.1")
@@ -209,9 +209,9 @@ def test_a_request_between_two_parts(since: str | None) -> None:
     assert third in peer.writes[0]
 
 
-def test_who_leaves_between_two_parts_gets_nothing() -> None:
+def test_a_subscriber_that_leaves_between_two_parts_gets_nothing() -> None:
     """Not even when it comes to its place."""
-    parts = Parts(1)
+    parts = HubInParts(1)
     parts.join("a.1")
     subscriber, peer = parts.join("a.1")
     _, last = parts.join("a.1")
@@ -222,9 +222,9 @@ def test_who_leaves_between_two_parts_gets_nothing() -> None:
     assert got(peer, last) == [0, 1]
 
 
-def test_who_comes_between_two_parts_gets_what_follows() -> None:
+def test_a_subscriber_that_joins_between_two_parts_gets_only_later_deliveries() -> None:
     """What was published before it came is not its."""
-    parts = Parts(1)
+    parts = HubInParts(1)
     parts.join("a.1")
     parts.join("a.1")
     parts.send("a.1")
@@ -241,7 +241,7 @@ def test_who_comes_between_two_parts_gets_what_follows() -> None:
 @each_row("how", ["part", "request", "next batch"])
 def test_a_full_peer_falls_behind_the_batch(how: str) -> None:
     """A subscriber with a full send buffer stands before the whole batch, and is fed all of it, once."""
-    parts = Parts(1)
+    parts = HubInParts(1)
     parts.join("a.1")
     subscriber, peer = parts.join("a.1", "b.1")
     payloads = parts.send("a.1", "b.1")
@@ -263,9 +263,9 @@ def test_a_full_peer_falls_behind_the_batch(how: str) -> None:
     assert peer.take() == payloads
 
 
-def test_who_catches_up_between_two_parts_gets_nothing_twice() -> None:
+def test_a_subscriber_that_catches_up_between_two_parts_gets_nothing_twice() -> None:
     """It was behind when the batch ended, is fed the batch from history, and is passed over when it comes to its place."""
-    parts = Parts(1)
+    parts = HubInParts(1)
     parts.join("a.1")
     subscriber, peer = parts.join("a.1")
     peer.full = True
@@ -288,7 +288,7 @@ def test_who_catches_up_between_two_parts_gets_nothing_twice() -> None:
 
 def test_a_gap_is_told_behind_what_came_before() -> None:
     """What is left is written first, or the notice would overtake it."""
-    parts = Parts(1)
+    parts = HubInParts(1)
     peers = [parts.join("a.1", dialect=V1)[1] for _ in range(3)]
     parts.send("a.1")
     start: Delivery = parts.history.head

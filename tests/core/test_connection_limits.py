@@ -68,7 +68,7 @@ def test_by_user() -> None:
     assert [enter(connection_limits, f"198.51.100.{number}", None)[1] for number in range(6)] == [None] * 6
 
 
-def test_nothing_is_left_of_who_is_gone() -> None:
+def test_nothing_is_kept_of_closed_connections() -> None:
     """However guests come and go, the counts end where they began, and hold no address for ever."""
     connection_limits = ConnectionLimits(LIMITS)
     chance = random.Random(4)

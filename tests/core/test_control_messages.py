@@ -82,7 +82,7 @@ def test_it_is_bounded() -> None:
     assert len(marker.daemon.name) == 255
 
 
-def test_who_is_answered() -> None:
+def test_which_messages_are_answered() -> None:
     """A daemon's revocations only: a producer that gives its messages ids of its own waits for nothing."""
     assert wants_answer(revocation_id(ID, 1))
     assert not any(map(wants_answer, (None, "", "m1", ID, f"{ID}-", f"{ID}-x", f"{ID}.1", f"{ID}-{'1' * 11}", f" {ID}-1")))
@@ -91,7 +91,7 @@ def test_who_is_answered() -> None:
 A, B = DaemonName("a" * 16, "one:1"), DaemonName("b" * 16, "two:2")
 
 
-def test_who_was_heard_exists_for_a_while() -> None:
+def test_a_daemon_is_present_for_a_while_after_its_marker() -> None:
     """Each marker counts from when it came; the first one of a daemon says that it is new."""
     daemons = Daemons()
     assert daemons.present(0) == {}

@@ -88,7 +88,7 @@ def test_what_is_shown(text: object, shown: str) -> None:
 
 
 @given(st.text(alphabet=st.characters()))
-def test_whatever_comes(text: str) -> None:
+def test_any_text_is_shown_on_one_line(text: str) -> None:
     """It is one line, printable, and survives the trip to a file; short texts that differ are shown differently."""
     shown = printable(text)
     assert shown.isprintable()

@@ -75,7 +75,7 @@ def test_a_whole_text_message_is_read(message: str) -> None:
         b"\x81\xff" + bytes(131),
     ],
 )
-def test_all_else_is_left_to_autobahn(raw: bytes) -> None:
+def test_other_frames_are_left_to_autobahn(raw: bytes) -> None:
     """Fragments, other opcodes, extensions, frames without a mask, lengths in a longer form than needed, more or less than one frame."""
     assert whole_text(raw, MAX_BYTES) is None
 
@@ -87,7 +87,7 @@ def test_a_message_over_the_bound_is_left_to_autobahn() -> None:
 
 
 @given(st.binary(max_size=150))
-def test_whatever_comes_is_read_right_or_not_at_all(raw: bytes) -> None:
+def test_any_bytes_are_read_as_another_reader_reads_them(raw: bytes) -> None:
     """No bytes raise, and what is read is what another reader of frames makes of them."""
     payload = whole_text(raw, MAX_BYTES)
     if payload is not None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kit.collector import only_new_objects
 from tests.kit.rows import each_row
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint
 from towerws.core.history import ENTRY_BYTES, MAX_EVICTED_TOPICS, MESSAGE_ID_BYTES, READ_BYTES, TOPIC_BYTES, History
@@ -483,7 +484,7 @@ def test_two_processes_agree_on_the_positions_of_a_stream() -> None:
     assert late.append("a.1", b"{}", 4, STREAM, "id", 99.0).position == seen.position
 
 
-def test_nobody_resumes_from_before_a_mark() -> None:
+def test_positions_from_before_a_mark_are_unknown() -> None:
     """A mark makes all earlier positions unknown; the mark itself and what follows it are known, and earlier ones stay readable."""
     log = Log()
     before = log.append()
@@ -528,18 +529,18 @@ def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
 @each_row(("topics", "raw"), [(1, 40), (50, 40), (5_000, 40), (1 << 30, 40), (1 << 30, 2), (10, 400), (50, 4_000)])
 def test_what_is_counted_is_what_it_weighs(topics: int, raw: int, count: int, message_id: bool) -> None:
     """Within 15 %, for few topics and many, small payloads and large ones, with `message_id` and without."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        history = History(1 << 40, 120)
-        for number in range(count):
-            name = f"{number:032x}" if message_id else None
-            payload = bytes(raw)
-            history.append(f"job_events.{number % topics}", payload, 100_000 + number, STREAM, name, float(number))
-        gc.collect()
-        weight, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    with only_new_objects():
+        tracemalloc.start()
+        try:
+            history = History(1 << 40, 120)
+            for number in range(count):
+                name = f"{number:032x}" if message_id else None
+                payload = bytes(raw)
+                history.append(f"job_events.{number % topics}", payload, 100_000 + number, STREAM, name, float(number))
+            gc.collect()
+            weight, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
     assert history.weight_bytes == pytest.approx(weight, rel=0.15)
     history.clear()
     assert history.weight_bytes == 0

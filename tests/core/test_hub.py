@@ -125,7 +125,7 @@ def test_a_single_delivery_is_shared_too() -> None:
     assert len({id(peer.writes[0]) for peer in peers}) == 1
 
 
-def test_a_delivery_that_nobody_wants_touches_nobody() -> None:
+def test_a_delivery_without_subscribers_writes_nothing() -> None:
     """It leaves nothing in the batch, writes nothing and counts no batch, though it is held."""
     log = Log()
     _, peer = log.join(V1, "a.1")
@@ -266,7 +266,7 @@ def test_history_is_fed_in_pieces() -> None:
     assert [message["payload"]["n"] for message in peer.take_json()] == list(range(1, 2006))
 
 
-def test_a_piece_that_finds_no_room_is_tried_again() -> None:
+def test_a_write_to_a_full_peer_is_retried() -> None:
     """A peer that is fed while it is full keeps its place, and is asked to drain once more."""
     log = Log()
     subscriber, peer = log.join(TOWER, "a.1")
@@ -440,7 +440,7 @@ def test_a_tower_client_that_lost_nothing_is_not_closed() -> None:
     assert peer.take()[1:] == payloads(kept)
 
 
-def test_a_notice_that_finds_no_room_is_tried_again() -> None:
+def test_a_gap_notice_to_a_full_peer_is_retried() -> None:
     """A gap is announced before anything that follows it, or not yet, and counted once."""
     log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + TOPIC_BYTES)
     subscriber, peer = log.join(V1, "a.1")
@@ -586,7 +586,7 @@ TOPICS = [f"t.{number}" for number in range(4)]
 
 
 @dataclass(eq=False)
-class Told:
+class DueGap:
     """A gap that a client must be told of, in its place; `seq` is where it ends."""
 
     seq: int
@@ -601,7 +601,7 @@ class Client:
     peer: FakePeer
     subscriber: Subscriber
     topics: set[str] = field(default_factory=set)
-    due: list[Delivery | Told] = field(default_factory=list)
+    due: list[Delivery | DueGap] = field(default_factory=list)
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -659,8 +659,8 @@ class HubMachine(RuleBasedStateMachine):
                 end = next(one.seq for one in reversed(self.all) if one.position == message["to"])
                 covered = [one for one in client.due if one.seq <= end]
                 client.due = client.due[len(covered) :]
-                assert any(isinstance(one, Told) and one.seq == end for one in covered)
-                assert all(isinstance(one, Told) or one.seq <= history.floor.seq for one in covered)
+                assert any(isinstance(one, DueGap) and one.seq == end for one in covered)
+                assert all(isinstance(one, DueGap) or one.seq <= history.floor.seq for one in covered)
                 assert set(message["topics"]) == client.topics
         if client.peer.ended:
             assert client.peer.ended == [CloseReason.HISTORY]
@@ -771,14 +771,14 @@ class HubMachine(RuleBasedStateMachine):
         assert (set(change.joined), set(change.left)) == (joined, client.topics - set(topics))
         assert list(change.current) == sorted(topics)
         client.topics = set(topics)
-        client.due = [one for one in client.due if one.topic in topics or (isinstance(one, Told) and topics)]
+        client.due = [one for one in client.due if one.topic in topics or (isinstance(one, DueGap) and topics)]
         if recovered and named is not None:
             client.due += [one for one in self.all if one.topic in joined and one.seq > named.seq]
             if stood is None or named.seq < stood:
                 assert change.position == named.position
                 client.due = [one for one in client.due if isinstance(one, Delivery)]
                 if client.dialect is V1 and topics:
-                    client.due += [Told(one.seq) for one in self.all if one.seq in self.cuts and one.seq > named.seq]
+                    client.due += [DueGap(one.seq) for one in self.all if one.seq in self.cuts and one.seq > named.seq]
             client.due.sort(key=lambda one: one.seq)
             self.log.hub.feed(subscriber)
         elif not subscriber.behind:
@@ -819,7 +819,7 @@ class HubMachine(RuleBasedStateMachine):
         end = self.log.history.head
         for client in self.clients:
             if client.dialect is V1 and client.topics:
-                client.due.append(Told(end.seq))
+                client.due.append(DueGap(end.seq))
         self.log.hub.gap(start, end, "broker", resumable=resumable)
         self.read_all()
 

@@ -23,7 +23,7 @@ TOKEN = "9t8Fq0csrf"
         (None, None, False),
     ],
 )
-def test_who_vouches_for_a_page(csrftoken: str | None, told: object, vouched: bool) -> None:
+def test_what_proves_the_origin_of_a_page(csrftoken: str | None, told: object, vouched: bool) -> None:
     """With a cookie, only who can read the other cookie; without one nobody has to."""
     secret = None if csrftoken is None else Secret(csrftoken)
     assert Identity(7, cookie=True, csrftoken=secret).accepts_xrftoken(told) is vouched
@@ -47,7 +47,7 @@ def test_by_user_and_session() -> None:
     assert len(registry) == 3
 
 
-def test_nothing_is_left_of_who_is_gone() -> None:
+def test_nothing_is_kept_of_a_user_that_left() -> None:
     """The last out of each user is told; in the end nothing is held."""
     registry: Registry[int] = Registry()
     chance = random.Random(4)

@@ -191,7 +191,7 @@ def test_a_burst_is_reported_once_a_minute_for_each_reason() -> None:
     assert feed.ingest.received == 11
 
 
-def test_what_is_withheld_reaches_nobody() -> None:
+def test_withheld_topics_are_never_delivered() -> None:
     """Not even one who should by some mistake have subscribed to it."""
     feed = Feed().start()
     _, peer = feed.join(TOWER, *WITHHELD)
@@ -660,7 +660,7 @@ def test_a_refill_that_starts_over_forgets_in_silence() -> None:
 # -- markers -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_marker_goes_to_nobody_and_its_position_is_good() -> None:
+def test_a_marker_is_not_delivered_and_its_position_is_valid() -> None:
     """It is the log's newest place, and survives no other log."""
     feed = Feed().start(None)
     _, peer = feed.join(TOWER, MARKER_TOPIC, "a.1")
@@ -670,7 +670,7 @@ def test_a_marker_goes_to_nobody_and_its_position_is_good() -> None:
     assert feed.ingest.markers == 1
 
 
-def test_a_message_on_the_markers_topic_that_is_none_is_skipped() -> None:
+def test_other_messages_on_the_topic_of_markers_are_withheld() -> None:
     """Any other message on that topic is withheld."""
     feed = Feed().start(None)
     _, peer = feed.join(TOWER, MARKER_TOPIC)

@@ -117,7 +117,7 @@ _values = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5), _values), st.booleans(), st.sampled_from([None, 0, 3]))
-def test_whatever_was_put_in_comes_out(payload: dict[str, object], ascii_only: bool, indent: int | None) -> None:
+def test_any_payload_comes_out_as_it_went_in(payload: dict[str, object], ascii_only: bool, indent: int | None) -> None:
     """The bytes between the envelope's colon and comma are the payload."""
     written = json.dumps(payload, ensure_ascii=ascii_only, indent=indent)
     body = f'{{"payload":{written},"topic":"a.1"}}'

@@ -17,7 +17,7 @@ def test_a_burst_is_allowed_at_once_and_not_one_more() -> None:
     assert bucket.take(0.0) == pytest.approx(1 / 20)
 
 
-def test_who_waits_as_long_as_was_said_gets_a_token() -> None:
+def test_a_token_is_there_after_the_promised_delay() -> None:
     """The delay is exact: a moment earlier there is none."""
     bucket = TokenBucket(4, 1, 0.0)
     assert bucket.take(0.0) == 0

@@ -39,7 +39,7 @@ BAD += ['{"user": 7, "user": 8}', '{"user": 1' + "0" * 513 + "}", '{"user": 1' +
 
 
 @each_row("body", BAD)
-def test_anything_else_revokes_nobody(body: str) -> None:
+def test_incomplete_revocations_are_refused(body: str) -> None:
     """Half a revocation is none: the sender is told what one looks like."""
     with pytest.raises(ValueError, match="user"):
         parse_revocation(body.encode("utf-8", "surrogateescape"))

@@ -323,7 +323,7 @@ def test_a_group_that_is_never_heard(events: str | tuple[str, ...]) -> None:
             table.routing_key("orders", item)
 
 
-def test_whose_own() -> None:
+def test_which_topics_belong_to_a_user() -> None:
     """`control` is each user's own, and so is any group that the configuration says is; the rest is not this table's to refuse."""
     table = GroupTable({"inbox": GroupSettings(policy="own"), "desk": GroupSettings(events="id", policy="own")})
     topics = ["control.limit_reached_7", "control.limit_reached_17", "inbox.7", "inbox.x_7", "desk.7", "desk.70", "jobs.summary"]
@@ -352,7 +352,7 @@ def test_whose_own() -> None:
         ("Jobs.summary", True),
     ],
 )
-def test_what_nobody_can_subscribe_to(topic: str, nobody: bool) -> None:
+def test_unknown_groups_are_reported_to_the_producer(topic: str, nobody: bool) -> None:
     """The producer of a message to an unknown group is told so, and what to do."""
     table = GroupTable({"orders": GroupSettings(events=("paid",)), "deploys": GroupSettings(), "secret": GroupSettings(policy="never")})
     said = table.why_no_subscriber(*topic.split("."))

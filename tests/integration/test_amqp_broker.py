@@ -298,7 +298,7 @@ async def test_a_deleted_queue_heals_on_its_connection(rabbit: PrivateRabbit) ->
 
 
 @run
-async def test_a_stream_made_anew_is_found_out(rabbit: PrivateRabbit) -> None:
+async def test_a_stream_that_was_declared_again_is_noticed(rabbit: PrivateRabbit) -> None:
     """A deleted stream is declared again and read from its first message, and the sink is told of the gap."""
     settings = settings_for(rabbit)
     async with consuming(settings) as (source, sink):

@@ -213,7 +213,7 @@ REFUSED_BY_US = [
 ]
 
 
-class Day:
+class BehindNginx:
     """A daemon behind nginx with its clients: with TLS and compression, or with neither. `leave` ends all of it."""
 
     def __init__(self, folder: Path, nginx: Callable[..., Nginx], leave: ExitStack, *flags: str, secure: bool) -> None:
@@ -264,57 +264,57 @@ def test_nginx_has_nothing_to_complain_about(tmp_path: Path, nginx: Callable[...
     """Findings P5: 100 clients connect, subscribe, get events and end in all ways. nginx logs no error for any of them."""
     ends = [*CLIENT_ENDS.values(), *(COMPRESSED_ENDS.values() if secure else [])]
     with ExitStack() as leave:
-        day = Day(tmp_path, nginx, leave, secure=secure)
-        clients = [day.enter() for _ in range(100)]
-        day.daemon.publish("job_events.1", {"stdout": "ok: [localhost]\r\n" * 50})
-        day.daemon.publish("job_events.1", {"n": 1})
+        site = BehindNginx(tmp_path, nginx, leave, secure=secure)
+        clients = [site.enter() for _ in range(100)]
+        site.daemon.publish("job_events.1", {"stdout": "ok: [localhost]\r\n" * 50})
+        site.daemon.publish("job_events.1", {"n": 1})
         for client in clients:
             assert hear(client, b'"n": 1').startswith(b"\xc1" if secure else b"\x81")
         staying, leaving = clients[:20], clients[20:]
         for number, client in enumerate(leaving):
             ends[number % len(ends)](client)
         for refused in REFUSED_BY_US:
-            client = day.dial()
+            client = site.dial()
             client.sendall(refused)
             assert client.recv(12)[:10] == b"HTTP/1.1 4"
-        wait_until(lambda: present(day.daemon) == len(staying))
-        day.daemon.begin_stop()
+        wait_until(lambda: present(site.daemon) == len(staying))
+        site.daemon.begin_stop()
         for client in staying:
             assert answered(client, b"") == 1012
-        day.daemon.stop()
-        assert day.proxy.logs()["towerws.log"].count('" 101 ') == 100
-        assert day.errors() == ""
+        site.daemon.stop()
+        assert site.proxy.logs()["towerws.log"].count('" 101 ') == 100
+        assert site.errors() == ""
 
 
 def test_nginx_does_not_complain_about_clients_that_sleep(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
     """Findings P5: it logs no error for clients that answer neither pings nor a close, such as sleeping laptops."""
     flags = ("--websocket-ping-s=1", "--websocket-pong-s=1", f"--websocket-linger-s={LINGER_S}", "--websocket-drain-s=1")
     with ExitStack() as leave:
-        day = Day(tmp_path, nginx, leave, *flags, secure=secure)
-        sleeping = [day.enter() for _ in range(5)]
+        site = BehindNginx(tmp_path, nginx, leave, *flags, secure=secure)
+        sleeping = [site.enter() for _ in range(5)]
         for client in sleeping:
             assert set(opcodes(rest(client))) <= {PING}
-        told = [day.enter() for _ in range(5)]
+        told = [site.enter() for _ in range(5)]
         for client in told:
             client.sendall(frame(3))
         assert [code_of(rest(client)) for client in told] == [1002] * 5
-        stopped = [day.enter() for _ in range(5)]
-        day.daemon.stop()
+        stopped = [site.enter() for _ in range(5)]
+        site.daemon.stop()
         assert [code_of(rest(client)) for client in stopped] == [1012] * 5
-        assert day.errors() == ""
+        assert site.errors() == ""
 
 
 def test_nginx_does_not_complain_about_slow_clients(tmp_path: Path, nginx: Callable[..., Nginx], secure: bool) -> None:
     """Findings P5: it logs no error for a reader so slow that it fell out of history and is closed with 1013."""
     small = ("--max-payload-bytes", "65536", "--history-max-bytes", "524288")
     with ExitStack() as leave:
-        day = Day(tmp_path, nginx, leave, *small, secure=secure)
-        slow, bystander = day.enter(), day.enter()
+        site = BehindNginx(tmp_path, nginx, leave, *small, secure=secure)
+        slow, bystander = site.enter(), site.enter()
         for number in range(400):  # 24 MB: more than the buffers of all the sockets hold
-            day.daemon.publish("job_events.1", {"x": random.randbytes(30_000).hex()})
-            day.daemon.publish("job_events.1", {"n": number})
+            site.daemon.publish("job_events.1", {"x": random.randbytes(30_000).hex()})
+            site.daemon.publish("job_events.1", {"n": number})
             hear(bystander, b'"n": %d}' % number)
-        assert day.daemon.get("/status")[1]["hub"]["behind"] == 1
+        assert site.daemon.get("/status")[1]["hub"]["behind"] == 1
         came = rest(slow)
         assert came.endswith(b"\x88\x15\x03\xf5fell out of history"), came[-40:]
-        assert day.errors() == ""
+        assert site.errors() == ""

@@ -82,6 +82,7 @@ CASES: list[tuple[str, dict[str, Any], bool, bool]] = [
 
 
 @each_row(("refused", "normal", "aggressive"), [row[1:] for row in CASES], ids=[row[0] for row in CASES])
+@pytest.mark.timeout(400)  # each row starts a program
 @each_row("prefix", ["", "Nov 26 11:20:02 web-1 towerws[4242]: ", "2026-11-26T11:20:02.123456+00:00 web-1 twistd[1]: "])
 def test_what_counts(program: str, tmp_path: Path, prefix: str, refused: dict[str, Any], normal: bool, aggressive: bool) -> None:
     """Each mode finds the right lines, in the daemon's own file and through syslog."""
@@ -106,6 +107,7 @@ HOSTILE = [
 
 
 @each_row("name", HOSTILE)
+@pytest.mark.timeout(400)
 @each_row("mode", ["normal", "aggressive"])
 def test_no_user_can_have_another_banned(program: str, tmp_path: Path, name: str, mode: str) -> None:
     """A user whose name looks like a refusal gets no address banned, in any line that has a user's name."""

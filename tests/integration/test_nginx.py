@@ -330,7 +330,7 @@ def test_an_event_over_tls_and_a_unix_socket(tmp_path: Path, nginx: Callable[...
         ("/?a=/websocket/", False),
     ],
 )
-def test_what_goes_to_whom(ways: dict[str, Way], path: str, towerws: bool) -> None:
+def test_which_paths_go_to_towerws(ways: dict[str, Way], path: str, towerws: bool) -> None:
     """Each websocket path of pages leads to towerws, with its own answer to a plain GET (426). All other paths lead to AWX."""
     answer = ways["through nginx"].open(request(path, without=["Upgrade", "Connection"]))
     assert answer.status == (426 if towerws else 502)

@@ -36,8 +36,8 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.02)  # between two polls
 
 
-class Two:
-    """Two daemons that read one log, and users with tokens. Names on the broker are the test's own, unless `own_names` is off."""
+class TwoDaemons:
+    """TwoDaemons daemons that read one log, and users with tokens. Names on the broker are the test's own, unless `own_names` is off."""
 
     def __init__(self, folder: Path, url: str, *flags: str, own_names: bool = True, listening: bool = True) -> None:
         self.url = url
@@ -133,7 +133,7 @@ def documented_revoke() -> Callable[..., None]:
 @pytest.mark.parametrize("consume", ["stream", "queue"])
 def test_one_request_ends_a_users_connections_everywhere(tmp_path: Path, rabbit: PrivateRabbit, consume: str) -> None:
     """A POST to one daemon closes all of that user's connections on both, with 1008. Other users notice nothing."""
-    with Two(tmp_path, rabbit.url, "--consume", consume) as two:
+    with TwoDaemons(tmp_path, rabbit.url, "--consume", consume) as two:
         here, there = two.daemons
         ada = [two.enter(here, "ada"), two.enter(there, "ada"), two.enter(there, "ada", v1=True)]
         bob = [two.enter(here, "bob"), two.enter(there, "bob")]
@@ -154,7 +154,7 @@ def test_one_request_ends_a_users_connections_everywhere(tmp_path: Path, rabbit:
 def test_one_message_of_any_producer(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """The documented example ends a session's and a user's connections on both daemons. Garbage before it is only counted."""
     revoke = documented_revoke()
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         control = f"{two.exchange}.control"
         bob = [two.enter(here, "bob"), two.enter(there, "bob")]
@@ -192,7 +192,7 @@ def test_one_message_of_any_producer(tmp_path: Path, rabbit: PrivateRabbit) -> N
 def test_after_a_restart_of_the_broker(tmp_path: Path, fresh_rabbit: Callable[[], PrivateRabbit], consume: str) -> None:
     """While the broker is down the answer says that the other daemons were not told. After its restart all is as before."""
     node = fresh_rabbit()
-    with Two(tmp_path, node.url, "--consume", consume) as two:
+    with TwoDaemons(tmp_path, node.url, "--consume", consume) as two:
         here, there = two.daemons
         if consume == "stream":
             node.restart()  # otherwise the node may come back without the stream: see `PrivateRabbit.restart`
@@ -236,7 +236,7 @@ def queue_that_refuses(url: str, exchange: str) -> Iterator[None]:
 
 def test_a_queue_that_is_full(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """The broker and the answer say that not every queue took the revocation. Daemons whose queue took it follow it."""
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         ada = two.enter(there, "ada")
         with queue_that_refuses(rabbit.url, f"{two.exchange}.control"):
@@ -251,7 +251,7 @@ def test_a_queue_that_is_full(tmp_path: Path, rabbit: PrivateRabbit) -> None:
 
 def test_a_broker_in_alarm(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """The broker accepts no publications. The answer says so in time, local connections end, and events are still consumed."""
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         ada, bob = two.enter(here, "ada"), two.enter(there, "bob")
         rabbit.ctl("set_vm_memory_high_watermark", "0.000001")
@@ -313,7 +313,7 @@ def vhost(rabbit: PrivateRabbit) -> Iterator[Callable[[str, list[str]], str]]:
 def test_the_documented_permissions(tmp_path: Path, vhost: Callable[[str, list[str]], str], consume: str) -> None:
     """They suffice for the daemon and its markers, for a producer and for a revoker. Neither of these two can do the other's work."""
     daemon_url, producer, revoker = (vhost(user, documented_permissions(user)) for user in ("towerws", "producer", "revoker"))
-    with Two(tmp_path, daemon_url, "--consume", consume, own_names=False) as two:
+    with TwoDaemons(tmp_path, daemon_url, "--consume", consume, own_names=False) as two:
         here, there = two.daemons
         ada, bob = two.enter(there, "ada"), two.enter(there, "bob")
         assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
@@ -332,7 +332,7 @@ def test_without_permission_for_the_control_exchange(tmp_path: Path, vhost: Call
     granted = documented_permissions("towerws")
     without = [pattern.replace(r"towerws\.control|", "") for pattern in granted]
     assert without != granted
-    with Two(tmp_path, vhost("towerws", without), own_names=False, listening=False) as two:
+    with TwoDaemons(tmp_path, vhost("towerws", without), own_names=False, listening=False) as two:
         here, _ = two.daemons
         two.until(here, lambda control: bool(control["state"] == "paused"))
         # RabbitMQ 4 puts the missing permission between the two.
@@ -379,7 +379,7 @@ def unbind(rabbit: PrivateRabbit, exchange: str, *queues: str) -> None:
     assert not control_queues(rabbit, exchange) & set(queues)
 
 
-def damage_exchange(two: Two, rabbit: PrivateRabbit, kind: str | None) -> None:
+def damage_exchange(two: TwoDaemons, rabbit: PrivateRabbit, kind: str | None) -> None:
     """Delete the control exchange. With a kind, declare it again as that."""
     with channel_of(rabbit.url) as channel:
         channel.exchange_delete(f"{two.exchange}.control")
@@ -390,7 +390,7 @@ def damage_exchange(two: Two, rabbit: PrivateRabbit, kind: str | None) -> None:
 @pytest.mark.parametrize("damage", ["exchange deleted", "exchange deleted and made again", "bindings removed", "queues deleted"])
 def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbit, damage: str) -> None:
     """A missing object is declared again within a marker interval, all credentials are checked again, and revocations are followed."""
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
         exchange = f"{two.exchange}.control"
@@ -423,7 +423,7 @@ def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbi
 
 def test_a_daemon_that_is_not_bound_is_named(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """A daemon without its binding gets no revocations until its next marker, and the answer names it. Then all is as before."""
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
         exchange = f"{two.exchange}.control"
@@ -458,7 +458,7 @@ def queue_of(rabbit: PrivateRabbit, exchange: str, pid: int) -> str:
 
 def test_an_exchange_of_another_type(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """Status and log name the existing and the expected type, and events flow. Once it is repaired, revocations are followed."""
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
         ada = two.enter(there, "ada")
@@ -482,7 +482,7 @@ def test_an_exchange_of_another_type(tmp_path: Path, rabbit: PrivateRabbit) -> N
 
 def test_passive_and_no_exchange(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """A daemon that may not declare reports the missing exchange. When an operator has declared it, the daemon binds by itself."""
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         names = ("--exchange", two.exchange, "--stream", f"{two.exchange}.s", "--passive")
         with Daemon(tmp_path, rabbit.url, *names) as third:
             two.until_listening(third)
@@ -500,7 +500,7 @@ def test_passive_and_no_exchange(tmp_path: Path, rabbit: PrivateRabbit) -> None:
 
 def test_daemons_that_stop_and_daemons_that_die(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """A daemon that stopped properly is not waited for. A killed one is, and is named, while its last marker is valid."""
-    with Two(tmp_path, rabbit.url) as two:
+    with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         two.until_all_known()
         there.stop()
@@ -524,7 +524,7 @@ def test_a_daemon_that_may_not_write(tmp_path: Path, vhost: Callable[[str, list[
     readonly = [configure, write.replace(r"towerws\.control|", ""), read]
     assert readonly != granted
     revoker = vhost("revoker", documented_permissions("revoker"))
-    with Two(tmp_path, vhost("towerws", readonly), own_names=False, listening=False) as two:
+    with TwoDaemons(tmp_path, vhost("towerws", readonly), own_names=False, listening=False) as two:
         here, _ = two.daemons
         two.until(here, lambda control: bool(control["state"] == "listening" and "403" in str(control["reason"])))
         assert "binding not proven" in two.control(here)["reason"]

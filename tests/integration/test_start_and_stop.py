@@ -166,7 +166,7 @@ def test_a_third_signal_needs_no_reactor(make: Start) -> None:
     assert process.ends() in (0, -signal.SIGTERM)
 
 
-def test_sighup_kills_nobody(make: Start) -> None:
+def test_sighup_keeps_the_clients(make: Start) -> None:
     """A log line says that there is nothing to reload, and the clients stay connected."""
     port = free_port()
     process = make("--listen", tcp(port)).start().runs()
@@ -181,7 +181,7 @@ def test_sighup_kills_nobody(make: Start) -> None:
     assert process.ends() == 0
 
 
-def test_sighup_kills_nobody_while_the_address_is_awaited(make: Start) -> None:
+def test_sighup_while_the_address_is_awaited(make: Start) -> None:
     """SIGHUP does not end it before the reactor runs, either. SIGTERM ends the wait properly."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = make("--listen", tcp(taken.getsockname()[1])).start().says("trying again")
@@ -430,7 +430,7 @@ def _datagram_socket(path: Path) -> None:
 @pytest.mark.parametrize(
     "shape", ["unix:{path}", "unix:{path}:mode=660", "unix:{path}:lockfile=1", "unix:{path}:lockfile=0", "haproxy:unix:{path}"]
 )
-def test_a_socket_that_nobody_answers_on(make: Start, tmp_path: Path, leave: Callable[[Path], None], shape: str) -> None:
+def test_a_stale_socket_is_replaced(make: Start, tmp_path: Path, leave: Callable[[Path], None], shape: str) -> None:
     """The next daemon starts and serves its clients, even if a killed one left something there or another process has its pid now."""
     path = tmp_path / "web.sock"
     leave(path)

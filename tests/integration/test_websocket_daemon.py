@@ -57,7 +57,7 @@ def wait_until(holds: Callable[[], bool], within_s: float = DEADLINE_S) -> float
     return time.monotonic() - started
 
 
-def test_a_storm_is_let_in_by_and_by(tmp_path: Path) -> None:
+def test_a_storm_is_accepted_at_the_rate(tmp_path: Path) -> None:
     """More clients connect at once than the rate allows. All are accepted at the rate, and none is refused."""
     with Daemon(tmp_path, "embedded:", *FLAGS, "--limits-accepts-per-s=100", "--limits-half-open=1000") as daemon:
         clients = [socket.create_connection(("127.0.0.1", daemon.port), DEADLINE_S) for _ in range(150)]

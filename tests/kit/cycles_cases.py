@@ -17,7 +17,7 @@ from tests.kit.cycles import TIMES, WARM_UP, garbage_kept, garbage_of
 from tests.kit.plain_http import plain_http
 from tests.kit.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from tests.test_admin import Admin
-from tests.test_amqp import House
+from tests.test_amqp import SourceRig
 from tests.websocket.test_credential_monitor import Tower
 from towerws.auth.base import drop_frames
 from towerws.auth.chain import Chain
@@ -316,32 +316,32 @@ def test_requests_whose_objects_are_asked_about(end: str) -> None:
         check(path, FEWER // 2)
 
 
-def markers(house: House) -> Path_:
+def markers(rig: SourceRig) -> Path_:
     """A marker that goes to the exchange and comes back."""
-    return lambda: house.advance(10, 1)
+    return lambda: rig.advance(10, 1)
 
 
-def batches_of_the_broker(house: House) -> Path_:
+def batches_of_the_broker(rig: SourceRig) -> Path_:
     """Twenty messages in one batch."""
 
     def path() -> None:
-        house.broker.write(*[b'{"a": 1}'] * 20)
-        house.settle()
+        rig.broker.write(*[b'{"a": 1}'] * 20)
+        rig.settle()
 
     return path
 
 
-def reconnects(house: House) -> Path_:
+def reconnects(rig: SourceRig) -> Path_:
     """A connection that is cut, and the next one."""
 
     def path() -> None:
-        for broker in (house.broker, house.side):
+        for broker in (rig.broker, rig.side):
             broker.cut()
             for peer in broker.peers:
                 peer.protocol = None  # the fake refers back, twice
                 del peer.transport.peer
             broker.peers.clear()  # it would hold what must be let go of
-        house.advance(12, 0.1)
+        rig.advance(12, 0.1)
 
     return path
 
@@ -349,12 +349,12 @@ def reconnects(house: House) -> Path_:
 @pytest.mark.timeout(120)
 def test_the_broker() -> None:
     """Messages from the broker and to it. The source is real, the broker's side is a fake."""
-    house = House()
-    house.source.start()
-    house.advance(5)
+    rig = SourceRig()
+    rig.source.start()
+    rig.advance(5)
     for path, times in ((markers, FEWER), (batches_of_the_broker, FEWER // 5), (reconnects, FEWER // 4)):
-        check(path(house), times)
-    house.source.stop()
+        check(path(rig), times)
+    rig.source.stop()
 
 
 def test_attempts_over_tls() -> None:

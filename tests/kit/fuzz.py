@@ -218,7 +218,7 @@ class Generator:
         return raw
 
 
-class Whim(Open):
+class ChosenAnswer(Open):
     """A method that authenticates as the conversation says."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -259,14 +259,14 @@ class Whim(Open):
                 asked.callback(result)
 
 
-class Ordeal:
+class FuzzTarget:
     """The edge, the well-behaved client, and the checks after every input and every conversation."""
 
     def __init__(self, make: Edges) -> None:
         self.make = make
         clock = make.clock
-        self._whim = Whim(lambda: WALL + clock.seconds())
-        self.edge: Edge = make(self._whim)
+        self._method = ChosenAnswer(lambda: WALL + clock.seconds())
+        self.edge: Edge = make(self._method)
         self.edge.factory.log_of_connections.line = self._note  # type: ignore[method-assign]
         self.edge.context.credential_monitor.start()
         self.bystander = self.edge.open(v1=True)
@@ -291,7 +291,7 @@ class Ordeal:
 
     def run(self, conversation: Conversation) -> None:
         """Run the conversation. Raises any failure that it causes."""
-        self._whim.mood = conversation.mood
+        self._method.mood = conversation.mood
         self._ended = ""
         client = self.edge.connect()
         self.edge.clients.pop()
@@ -300,7 +300,7 @@ class Ordeal:
         client.transport.stalled = False
         client.transport.drain()
         client.hang_up()
-        self._whim.decide()
+        self._method.decide()
         self.make.clock.advance(0)
         self._check(client)
 
@@ -321,7 +321,7 @@ class Ordeal:
         elif step.what == "publish":
             self.edge.publish("job_events.1", {"x": "y" * 50_000})
         elif step.what == "decide":
-            self._whim.decide()
+            self._method.decide()
         else:
             client.transport.stalled = step.what == "stall"
             if not client.transport.stalled:
@@ -383,10 +383,10 @@ class Ordeal:
 
 
 @contextmanager
-def ordeal() -> Iterator[Ordeal]:
-    """An ordeal in memory. Nothing is left of it at the end."""
+def fuzz_target() -> Iterator[FuzzTarget]:
+    """An fuzz_target in memory. Nothing is left of it at the end."""
     with edges() as make:
-        made = Ordeal(make)
+        made = FuzzTarget(make)
         try:
             yield made
             made.settle()
@@ -406,10 +406,10 @@ def heap() -> tuple[int, int]:
     return sys.getallocatedblocks(), pages * 4096
 
 
-def fails(conversation: Conversation, spoil: Callable[[Ordeal], None] = lambda _: None) -> bool:
+def fails(conversation: Conversation, spoil: Callable[[FuzzTarget], None] = lambda _: None) -> bool:
     """Whether this conversation alone causes a failure."""
     try:
-        with ordeal() as alone:
+        with fuzz_target() as alone:
             spoil(alone)
             alone.run(conversation)
     except Exception:  # noqa: BLE001 - whatever it is

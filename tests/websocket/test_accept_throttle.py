@@ -59,7 +59,7 @@ def port(clock: Clock) -> Iterator[ListeningPort]:
         yield port
 
 
-def test_a_storm_comes_in_by_and_by(port: ListeningPort, clock: Clock) -> None:
+def test_5000_connections_are_accepted_at_the_rate(port: ListeningPort, clock: Clock) -> None:
     """With 5,000 clients waiting, an iteration accepts at most a batch and a second at most the rate. All are accepted in the end."""
     port.waiting = 5000
     in_first_second = 0
@@ -76,7 +76,7 @@ def test_a_storm_comes_in_by_and_by(port: ListeningPort, clock: Clock) -> None:
     assert port.reading
 
 
-def test_a_trickle_meets_nobody(port: ListeningPort, clock: Clock) -> None:
+def test_connections_below_the_rate_are_accepted_at_once(port: ListeningPort, clock: Clock) -> None:
     """Clients that arrive one by one, below the rate, are accepted at once."""
     for _ in range(500):
         port.waiting += 1
@@ -134,7 +134,7 @@ def test_nothing_is_opened_again_after_the_end(port: ListeningPort, clock: Clock
     assert clock.getDelayedCalls() == []
 
 
-def test_nobody_is_accepted_before_the_release(port: ListeningPort, clock: Clock) -> None:
+def test_connections_wait_for_the_release(port: ListeningPort, clock: Clock) -> None:
     """Clients that connect during the hold wait. They are accepted at the release or at the hold's timeout. No timer is left."""
     port.waiting = 5
     port.accept_throttle.hold(2.0)
@@ -154,7 +154,7 @@ def test_nobody_is_accepted_before_the_release(port: ListeningPort, clock: Clock
 
 
 @pytest.mark.parametrize("end", ["leave", "closed"])
-def test_a_port_that_ends_while_nobody_is_accepted(port: ListeningPort, clock: Clock, end: str) -> None:
+def test_a_port_that_closes_during_the_hold_is_not_resumed(port: ListeningPort, clock: Clock, end: str) -> None:
     """The throttle does not resume it."""
     port.accept_throttle.hold(2.0)
     if end == "leave":

@@ -58,7 +58,7 @@ def test_too_many_in_all(make: Edges) -> None:
     assert statuses(many(edge, 2)) == [101, 503]
 
 
-def test_who_is_too_many_and_says_nothing(make: Edges) -> None:
+def test_a_refused_client_that_sends_nothing_is_cut(make: Edges) -> None:
     """A refused client that sends nothing holds its descriptor for the linger time at most. Beyond a number of them it is cut at once."""
     edge = make(limits={"connections": 1})
     silent = [edge.connect() for _ in range(1 + MAX_SURPLUS + 1)]
@@ -110,7 +110,7 @@ def test_users_of_two_methods_are_two(make: Edges, other: str, status: int) -> N
     )
 
 
-def test_too_many_at_the_door(make: Edges) -> None:
+def test_pending_handshakes_are_limited_per_address(make: Edges) -> None:
     """Pending handshakes count more than open connections, and do not keep other addresses out."""
     method = SlowMethod(slow_handshake=True)
     edge = make(method, limits={"half_open": 2})

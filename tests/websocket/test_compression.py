@@ -190,7 +190,7 @@ def cut(message: bytes, pieces: int) -> list[bytes]:
 
 @each_row("pieces", [1, 2, 5])
 @each_row("message", CORRUPT.values(), ids=CORRUPT, make=edges)
-def test_nothing_truncated_is_taken_for_whole(make: Edges, message: bytes, pieces: int) -> None:
+def test_truncated_streams_are_refused(make: Edges, message: bytes, pieces: int) -> None:
     """Findings P8: a stream without its end, or with bytes after it, gets 1007. No part of it is handled."""
     edge = make(compression=True)
     client = open_deflated(edge).send(*cut(message, pieces))

@@ -191,7 +191,7 @@ def test_an_end_that_is_far_away(make: Edges) -> None:
     assert client.close_code() is None
 
 
-def test_credentials_that_left_delay_nobody(make: Edges) -> None:
+def test_disconnected_credentials_do_not_delay_the_rounds(make: Edges) -> None:
     """Only connected credentials take part in the rounds. One is checked within 50 s, however many others have disconnected."""
     method = Tower()
     edge = make(method, ping_s=3600)
@@ -347,7 +347,7 @@ def test_an_object_that_cannot_be_asked_for(make: Edges) -> None:
     assert client.take() == [{"n": 1}]
 
 
-def test_a_bug_in_a_check_closes_nobody(make: Edges) -> None:
+def test_a_bug_in_a_check_closes_no_connection(make: Edges) -> None:
     """The bug is logged. The connection stays, and is checked again later."""
     method = Tower()
     edge = make(method, ping_s=3600)

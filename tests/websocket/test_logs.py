@@ -35,7 +35,7 @@ def lines() -> Iterator[Lines]:
         yield found
 
 
-class Says(Open):
+class Answers(Open):
     """Gives the same answer to every handshake, and to every token."""
 
     takes_tokens = False
@@ -48,7 +48,7 @@ class Says(Open):
         return fail(self.answer) if isinstance(self.answer, Exception) else succeed(self.answer)
 
 
-class Visited(Says):
+class RefusesTokens(Answers):
     """A credential may come in a message, and is refused."""
 
     takes_tokens = True
@@ -65,18 +65,30 @@ class Visited(Says):
 USER = Identity(7, "tower", session="5e55", cookie=True, csrftoken=Secret("t"))
 
 REFUSALS = [
-    ("", Says(Refused("the token has expired", "bearer token")), 'credential="bearer token" session=- reason=credential status=403 '),
-    ("", Says(Refused("x", "session cookie", "5e55")), 'credential="session cookie" session=5e55 reason=credential status=403 detail="x"'),
-    ("", Says(Unavailable("x", "session cookie")), 'credential="session cookie" session=- reason=unavailable status=503 detail="x"'),
-    ("", Says(Throttled("x", "basic authorization")), 'credential="basic authorization" session=- reason=throttled status=503 detail="x"'),
-    ("", Says(None), 'credential="none" session=- reason=no_credential status=403 detail="no credential was brought"'),
-    ("Origin: http://evil.example", Says(USER), 'credential="none" session=- reason=origin status=403 '),
-    ("Bad Header: x", Says(USER), 'credential="none" session=- reason=request status=400 '),
+    (
+        "",
+        Answers(Refused("the token has expired", "bearer token")),
+        'credential="bearer token" session=- reason=credential status=403 ',
+    ),
+    (
+        "",
+        Answers(Refused("x", "session cookie", "5e55")),
+        'credential="session cookie" session=5e55 reason=credential status=403 detail="x"',
+    ),
+    ("", Answers(Unavailable("x", "session cookie")), 'credential="session cookie" session=- reason=unavailable status=503 detail="x"'),
+    (
+        "",
+        Answers(Throttled("x", "basic authorization")),
+        'credential="basic authorization" session=- reason=throttled status=503 detail="x"',
+    ),
+    ("", Answers(None), 'credential="none" session=- reason=no_credential status=403 detail="no credential was brought"'),
+    ("Origin: http://evil.example", Answers(USER), 'credential="none" session=- reason=origin status=403 '),
+    ("Bad Header: x", Answers(USER), 'credential="none" session=- reason=request status=400 '),
 ]
 
 
 @each_row(("header", "method", "expected"), REFUSALS, make=edges, lines=logged)
-def test_each_refused_handshake_has_a_line(make: Edges, lines: Lines, header: str, method: Says, expected: str) -> None:
+def test_each_refused_handshake_has_a_line(make: Edges, lines: Lines, header: str, method: Answers, expected: str) -> None:
     """The line names the address, the kind of credential, the reason and the status, in a fixed form."""
     edge = make(method)
     edge.connect("203.0.113.7").send(request(added=[header] if header else []))
@@ -91,7 +103,7 @@ LIMITS = {"per_address": "address", "per_user": "user", "half_open": "half_open"
 @each_row(("limit", "reason"), LIMITS.items(), make=edges, lines=logged)
 def test_a_limit_that_is_met_is_a_warning_with_its_option(make: Edges, lines: Lines, limit: str, reason: str) -> None:
     """The warning names the option, so that the operator can raise the right one."""
-    edge = make(Says(USER), limits={limit: 1})
+    edge = make(Answers(USER), limits={limit: 1})
     for _ in range(2):
         edge.connect("203.0.113.7") if limit == "half_open" else edge.connect("203.0.113.7").send(request())
     edge.clients[-1].send(request())
@@ -128,19 +140,19 @@ def without_a_token(edge: Edge) -> None:
 @each_row(
     ("method", "act", "expected"),
     [
-        (Says(None), revoked, 'credential="tower" session=5e55 reason=revoked status=403 '),
-        (Says(USER), with_wrong_xrftoken, 'credential="tower" session=5e55 reason=xrftoken status=- detail="wrong xrftoken"'),
+        (Answers(None), revoked, 'credential="tower" session=5e55 reason=revoked status=403 '),
+        (Answers(USER), with_wrong_xrftoken, 'credential="tower" session=5e55 reason=xrftoken status=- detail="wrong xrftoken"'),
         (
-            Visited(None),
+            RefusesTokens(None),
             with_a_bad_token,
             'credential="token in a message" session=- reason=credential status=- detail="the token has expired"',
         ),
-        (Visited(None), without_a_token, 'credential="none" session=- reason=no_token status=1008 detail="no credential"'),
+        (RefusesTokens(None), without_a_token, 'credential="none" session=- reason=no_token status=1008 detail="no credential"'),
     ],
     make=edges,
     lines=logged,
 )
-def test_refusals_after_the_handshake(make: Edges, lines: Lines, method: Says, act: Callable[[Edge], None], expected: str) -> None:
+def test_refusals_after_the_handshake(make: Edges, lines: Lines, method: Answers, act: Callable[[Edge], None], expected: str) -> None:
     """A client that is refused after the upgrade gets the same line."""
     act(make(method))
     assert [line for line in lines.texts if line.startswith(f"refused address=203.0.113.7 {expected}")]
@@ -188,7 +200,7 @@ def test_refusals_from_everywhere(lines: Lines) -> None:
 @each_row("access", [AccessSettings(trusted_proxies=("192.0.2.1",))], make=edges, lines=logged)
 def test_the_address_is_the_clients(make: Edges, lines: Lines, access: AccessSettings) -> None:
     """Behind a trusted proxy the line has the address that the proxy saw, also when the origin is refused."""
-    edge = make(Says(USER), access=access)
+    edge = make(Answers(USER), access=access)
     edge.connect().send(request(added=["X-Forwarded-For: 203.0.113.9", "Origin: http://evil.example"]))
     assert lines.texts[0].startswith("refused address=203.0.113.9 ")
 

@@ -36,7 +36,7 @@ class Named(Open):
         return succeed(Identity(7, "tower", session="5e55"))
 
 
-class Visited(Open):
+class NoCredential(Open):
     """No client has a credential. It may come in a message."""
 
     takes_tokens = True
@@ -59,7 +59,7 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
     return client.status
 
 
-@each_row("method", [Open, Visited, Named, SlowMethod])
+@each_row("method", [Open, NoCredential, Named, SlowMethod])
 @each_row(
     ("origin", "allowed"),
     [
@@ -79,7 +79,7 @@ def status(edge: Edge, host: str, origin: str | None, *, listening: object = LOO
     ],
     make=edges,
 )
-def test_whose_page_it_is(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
+def test_which_pages_may_connect(make: Edges, method: type[Method], origin: str | None, allowed: bool) -> None:
     """A page must come from the host that it connects to, or from the daemon's admin port there. The method makes no difference."""
     edge = make(method())
     edge.factory.pages._page_ports = lambda: (ADMIN_PORT,)
@@ -120,7 +120,7 @@ def test_by_which_name(make: Edges, host: str, allowed: bool, listening: object)
     ("method", "access", "listening"),
     [
         (Named, AccessSettings(), LOOPBACK),
-        (Visited, AccessSettings(), LOOPBACK),
+        (NoCredential, AccessSettings(), LOOPBACK),
         (Open, AccessSettings(trusted_proxies=("127.0.0.1",)), LOOPBACK),
         (Open, AccessSettings(), IPv4Address("TCP", "192.0.2.2", 8051)),
         (Open, AccessSettings(), UNIXAddress("/run/towerws.sock")),

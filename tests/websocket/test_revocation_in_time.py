@@ -117,7 +117,7 @@ def test_nothing_is_heard_a_minute_after_it_was_taken_away(make: Edges, taken_at
 
 
 @each_row("what", ["session", "job"], make=edges, monkeypatch=pytest.MonkeyPatch.context)
-def test_who_comes_back(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_reload_with_a_cached_answer_from_before_the_revocation(make: Edges, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """A reloaded page is let in by a cached answer from before the revocation. The answer's age counts from when it was given."""
     shares = iter((0.5, *[1.0] * 9))
     monkeypatch.setattr(random, "uniform", lambda low, high: next(shares))

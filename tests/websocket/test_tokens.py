@@ -271,7 +271,7 @@ def test_a_bug_in_the_method(make: Edges) -> None:
     assert "canary" in make.failures()[0]
 
 
-def test_who_is_nobody_yet_counts_where_it_comes_from(make: Edges, jwt: Chain) -> None:
+def test_an_unauthenticated_connection_counts_as_a_pending_handshake(make: Edges, jwt: Chain) -> None:
     """Until its token is accepted, a connection counts among its address's pending handshakes. Acceptance or its end frees that slot."""
     edge = make(jwt, limits={"half_open": 2})
     first, second = visit(edge), visit(edge)
