@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-TIMES = 2_000
-"""How often a path runs. One object for each run is found: it needs no more than the objects that earlier tests leave."""
+TIMES = 10_000
+"""How often a path runs."""
 
 WARM_UP = 20
 """How often it runs before the count: objects that are made once (a cache, a class, a compiled pattern) are no leak."""
