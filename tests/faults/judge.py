@@ -180,11 +180,21 @@ class _Trial:
         lost = sorted(self._lost)
         tally.lost, tally.lost_numbers = len(lost), set(lost)
         if lost:
-            tally.examples.append(f"{self._name} lost {len(lost)}: {_ranges(lost)}")
+            tally.examples.append(f"{self._name} lost {len(lost)}: {_ranges(lost)}; {self._connections()}")
         if story.v1:
             tally.most_told = tally.least_told = tally.gaps + tally.recovered_false
             tally.hidden = len(self._excused - self._seen - self._judge.really_lost)
         return tally
+
+    def _connections(self) -> str:
+        """The last notes, each with the event before it: whether a loss came with a new connection."""
+        last, texts = -1, []
+        for item in self._story.track:
+            if item >= 0:
+                last = item
+            else:
+                texts.append(f"after {last} {self._story.notes[-1 - item]}")
+        return "; ".join(texts[-4:])
 
     def _is_perfect(self) -> bool:
         """A shortcut for the usual story: one unbroken piece of the due events, to their end. Thousands of clients have the same."""
