@@ -16,7 +16,8 @@ from tests.broker.test_endpoint import until
 from tests.kit.fake_tower import FakeTower, User
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, PING, PONG, Client, Edge, edges, frame, request, text
-from towerws.auth.tower import AWX_OBJECTS, TowerMethod
+from towerws.auth.tower import TowerMethod
+from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.errors import CloseReason
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, TowerSettings

@@ -9,8 +9,9 @@ from twisted.python.failure import Failure
 from tests.auth.tower_kit import URL, Bench, cookie, head, logged, me, now
 from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.tower import AWX_OBJECTS, TowerMethod
+from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer
+from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.errors import ConfigError
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation

@@ -18,7 +18,8 @@ from tests.broker.test_endpoint import until
 from tests.kit.fake_tower import FakeTower, User
 from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.tower import AWX_OBJECTS, TowerMethod
+from towerws.auth.tower import TowerMethod
+from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import TowerSettings

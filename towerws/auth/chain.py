@@ -25,7 +25,8 @@ from towerws.auth.base import (
 )
 from towerws.auth.jwt import JwtMethod
 from towerws.auth.open import Open
-from towerws.auth.tower import AWX_OBJECTS, TowerMethod
+from towerws.auth.tower import TowerMethod
+from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation

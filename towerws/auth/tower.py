@@ -1,7 +1,6 @@
 """Authentication by AWX or Tower: its REST API says who a client is and what it may see.
 
-A credential is valid if `/api/v2/me/` returns its user. A user may subscribe to an object's events if the API shows the object to
-that user. Superusers and auditors see everything, so the API is not asked for them.
+A credential is valid if `/api/v2/me/` returns its user. `tower_objects.py` decides what that user may see.
 
 Answers are cached for the times in `TowerSettings`. A change in AWX takes effect that much later at most. Revalidation and a
 revocation ignore answers from before them.
@@ -10,22 +9,21 @@ revocation ignore answers from before them.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable, drop_frames, parse_cookies, run
+from towerws.auth.base import NotAdmitted, Refused, Throttled, parse_cookies
 from towerws.auth.cache import SingleFlight, TtlCache
 from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, api_base, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential, token_credential
 from towerws.auth.tower_limits import SignInThrottle, handshake_wait_s
+from towerws.auth.tower_objects import AWX_OBJECTS, CheckedUser, VisibleObjects
 from towerws.core.addresses import address_key
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
@@ -33,48 +31,8 @@ from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.settings import Secret, TowerSettings
 from towerws.logs import FoldedLog
 
-AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "job_events": "/api/v2/jobs/{id}/",
-        "workflow_events": "/api/v2/workflow_jobs/{id}/",
-        "ad_hoc_command_events": "/api/v2/ad_hoc_commands/{id}/",
-        "project_update_events": "/api/v2/project_updates/{id}/",
-        "inventory_update_events": "/api/v2/inventory_updates/{id}/",
-        "system_job_events": "/api/v2/system_jobs/{id}/",
-    }
-)
-"""The groups whose events belong to an object, and the object's path in the API. AWX itself checks only the first three."""
-
-RETRY_PAUSE_S: Final = 0.5
-
-PARALLEL_CHECKS: Final = 4
-"""Calls in flight for one request. 200 objects at 50 ms take 2.5 s, and calls are left for other clients."""
-
 BACKGROUND_WAIT_S: Final = 2.0
 """How long a question may wait to be sent if no handshake depends on it."""
-
-_UNAVAILABLE: Final = "unavailable"
-_ENDED: Final = "the credential has ended"
-_NOT_VISIBLE: Final = "not visible to this user"
-
-_is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
-
-
-class _CheckedUser(NamedTuple):
-    """The private part of an identity: what later calls need. A tuple, as `ApiCredential` is."""
-
-    credential: ApiCredential
-    caller: Caller
-    key: bytes
-    me: Me
-    since: float
-    """When the credential was last validated. Cached answers from before that are ignored, so each check asks about all topics again.
-
-    All connections of a credential that are checked at the same time have the same value, and so share the answers.
-    """
-
-    def __repr__(self) -> str:
-        return "<a user's>"
 
 
 class _Validation(NamedTuple):
@@ -102,23 +60,24 @@ class TowerMethod:
         self._settings = settings
         self._base = api_base(settings.url)
         self._clock = reactor
-        self._objects = dict(objects)
         self._log = FoldedLog(self._logger, reactor)
         self._calls = TowerCalls(settings, fetcher or HttpFetcher(reactor, settings.calls, settings.tls_ca), reactor, self._log)
-        # Four caches, so that invalid credentials and denied objects can't evict good answers.
+        # Two caches, so that invalid credentials can't evict valid ones.
         self._valid: TtlCache[_Validation] = TtlCache(settings.valid_s, settings.cache_entries)
         self._invalid: TtlCache[bool] = TtlCache(settings.invalid_s, settings.cache_entries)
-        self._allowed: TtlCache[bool] = TtlCache(settings.allowed_s, settings.cache_entries)
-        self._denied: TtlCache[bool] = TtlCache(settings.denied_s, settings.cache_entries)
         self._revocations = RecentRevocations(max(settings.valid_s, settings.allowed_s))
         self._validations: SingleFlight[_Validation] = SingleFlight()
-        self._checks: SingleFlight[bool] = SingleFlight()
         self._sign_ins = SignInThrottle(settings.cache_entries)
-        self._hits = {"valid": 0, "invalid": 0, "allowed": 0, "denied": 0}
+        self._hits = {"valid": 0, "invalid": 0}
+        self._objects = VisibleObjects(settings, objects, self._ask_visible, self._calls.pause, reactor)
 
     def figures(self) -> Mapping[str, object]:
         """Return the cache hits of each kind, the delayed and refused sign-ins, and the calls to the API."""
-        return {"cache_hits": dict(self._hits), "throttled": dict(self._sign_ins.counts), "calls": self._calls.figures()}
+        return {
+            "cache_hits": {**self._hits, **self._objects.hits},
+            "throttled": dict(self._sign_ins.counts),
+            "calls": self._calls.figures(),
+        }
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Ask the API for the credential's user, unless the cache has it. A failed call is not retried here, but by the client's page."""
@@ -164,53 +123,16 @@ class TowerMethod:
             cookie=credential.by_browser,
             csrftoken=Secret(csrftoken) if csrftoken else None,
             checked_at=validation.at,
-            private=_CheckedUser(credential, caller, key, validation.me, since=validation.at),
+            private=CheckedUser(credential, caller, key, validation.me, since=validation.at),
         )
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Ask about a few objects at a time. A failed call is retried for `retry_s`, then the topic is refused as unavailable."""
-        user = _checked_user(identity)
-        refused: dict[str, str] = {}
-        to_ask: dict[str, str] = {}
-        for topic in topics:
-            match self._cached_reason(user, identity, topic):
-                case None:
-                    group, _, event = topic.partition(".")
-                    to_ask[topic] = self._objects[group].replace("{id}", event)
-                case "":
-                    continue
-                case reason:
-                    refused[topic] = reason
-        if not to_ask:
-            return succeed(refused)
-        return run(self._ask_about(user, to_ask, refused))
+        return self._objects.refusals(_checked_user(identity), topics)
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
         """Return the objects that are not in the cache."""
-        user, hits = _checked_user(identity), dict(self._hits)
-        found = frozenset(topic for topic in topics if self._cached_reason(user, identity, topic) is None)
-        self._hits = hits  # a look into the cache is no hit: no question was answered
-        return found
-
-    def _cached_reason(self, user: _CheckedUser, identity: Identity, topic: str) -> str | None:
-        """Return why this user may not subscribe to a topic, "" if it may, or None if the API must be asked."""
-        group, _, event = topic.partition(".")
-        if group == "control" and event != f"limit_reached_{identity.user_id}":
-            return "another user's"
-        if group not in self._objects:
-            return ""
-        if not _is_id(event):
-            return "not an object's number"
-        if user.me.reads_all:
-            return ""
-        now = self._clock.seconds()
-        if self._allowed.get((user.key, topic), now, user.since):
-            self._hits["allowed"] += 1
-            return ""
-        if self._denied.get((user.key, topic), now, user.since):
-            self._hits["denied"] += 1
-            return _NOT_VISIBLE
-        return None
+        return self._objects.undecided(_checked_user(identity), topics)
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Ask the API again and ignore the cache. The first `refusals` of the new identity ignores it too."""
@@ -292,56 +214,8 @@ class TowerMethod:
         headers = caller.headers() + credential.headers
         return Question(self._base + path, headers, kind, caller.address, wait_s, bool(credential.account), client)
 
-    async def _ask_about(self, user: _CheckedUser, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
-        """Ask a few questions at a time, so that one client's list leaves calls for the others."""
-        until = self._clock.seconds() + self._settings.retry_s
-        left = iter(to_ask.items())
-        answers: dict[str, str] = {}
-        verdict = ""
-
-        async def ask() -> None:
-            nonlocal verdict
-            for topic, path in left:  # a shared iterator: each worker takes the next topic
-                if not verdict:
-                    try:
-                        if not await self._visible_by(until, user, topic, path):
-                            answers[topic] = _NOT_VISIBLE
-                        continue
-                    except Refused as error:
-                        drop_frames(error)
-                        verdict = _ENDED
-                    except Unavailable as error:
-                        drop_frames(error)
-                        verdict = _UNAVAILABLE
-                answers[topic] = verdict  # the rest would fail in the same way, after another timeout each
-
-        fault: Failure | None = None
-        try:
-            await gatherResults([run(ask()) for _ in range(min(PARALLEL_CHECKS, len(to_ask)))], consumeErrors=True)
-        except FirstError as error:  # cancelled, or a fault in our code
-            drop_frames(error)
-            fault = error.subFailure
-        if fault is not None:
-            fault.raiseException()  # outside of `except`: its context would be the other error, a cycle
-        return refused | {topic: answers[topic] for topic in to_ask if topic in answers}
-
-    async def _visible_by(self, until: float, user: _CheckedUser, topic: str, path: str) -> bool:
-        while True:
-            try:
-                return await self._checks.ask((user.key, topic, user.since), lambda: self._ask_visible(user, topic, path))
-            except Unavailable as error:
-                drop_frames(error)
-                if self._clock.seconds() + RETRY_PAUSE_S > until:
-                    raise
-            await self._calls.pause(RETRY_PAUSE_S)
-
-    def _ask_visible(self, user: _CheckedUser, topic: str, path: str) -> Deferred[bool]:
-        asked_at = self._clock.seconds()
-
-        def answered(visible: bool) -> bool:
-            kept = self._allowed if visible else self._denied
-            kept.put((user.key, topic), answer=True, now=asked_at)
-            return visible
+    def _ask_visible(self, user: CheckedUser, path: str) -> Deferred[bool]:
+        """Ask whether the user sees the object at this path."""
 
         def ended(failure: Failure) -> Failure:
             if failure.check(Refused):
@@ -349,9 +223,9 @@ class TowerMethod:
             return failure
 
         question = self._question(path, user.credential, user.caller, Kind.OBJECT, BACKGROUND_WAIT_S, user.me.user_id)
-        return self._calls.get(question, read_visible).addCallbacks(answered, ended)
+        return self._calls.get(question, read_visible).addErrback(ended)
 
 
-def _checked_user(identity: Identity) -> _CheckedUser:
-    assert isinstance(identity.private, _CheckedUser), "an identity of another method"
+def _checked_user(identity: Identity) -> CheckedUser:
+    assert isinstance(identity.private, CheckedUser), "an identity of another method"
     return identity.private

@@ -7,7 +7,6 @@ not refused. The queue of waiting messages is bounded in bytes.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -29,25 +28,15 @@ from towerws.core.subscribers import Subscriber
 from towerws.core.topics import parse_routing_key
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
+from towerws.websocket.incoming import MAX_WRONG_TOKENS, UNCHECKED, Inbox, renew
 from towerws.websocket.replay import Replay
-from towerws.websocket.tokens import UNCHECKED, renew
 from towerws.websocket.waits import PendingRequest, PositionWait
 
 STATIC_S = 300.0
 """How long a credential that can't be re-checked stays valid. After that the client can't subscribe to more topics."""
 
-INBOX_BYTES = 64 * 1024
-"""Bound of the queue of waiting messages. A client that exceeds it is closed with 1008."""
-
-MAX_WRONG_TOKENS = 3
-"""Wrong tokens that end a connection. In towerws.v1 a wrong `xrftoken` counts, too. A page whose `csrftoken` changed sends one.
-"""
-
 GUESS_S = 1.0
 """In the Tower dialect, each wrong `xrftoken` beyond those is answered after this delay, and later messages wait."""
-
-MESSAGE_BYTES = 128
-"""Memory of a waiting message in addition to its payload."""
 
 
 class Connection(Protocol):
@@ -75,7 +64,6 @@ class Session:
         "_connection",
         "_context",
         "_inbox",
-        "_inbox_bytes",
         "_malformed",
         "_pending",
         "_rechecking",
@@ -99,8 +87,7 @@ class Session:
         self.identity = identity
         self.dialect = dialect
         self._bucket: TokenBucket | None = None
-        self._inbox: deque[tuple[bytes, bool]] | None = None
-        self._inbox_bytes = 0
+        self._inbox: Inbox | None = None
         self._malformed = 0
         self._wrong_tokens = 0
         self.requests = 0
@@ -120,7 +107,7 @@ class Session:
         """End the session and everything that it waits for. A second call does nothing."""
         self._closed = True
         if self._inbox is not None:
-            self._inbox.clear()
+            self._inbox.take_all()
         if self._replay is not None:
             self._replay.close()
         self._context.hub.leave(self.subscriber)
@@ -144,12 +131,10 @@ class Session:
         if self._closed:
             return
         if self._inbox is None:
-            self._inbox = deque()
-        self._inbox_bytes += len(payload) + MESSAGE_BYTES
-        if self._inbox and self._inbox_bytes > INBOX_BYTES:
+            self._inbox = Inbox()
+        if not self._inbox.put(payload, is_binary):
             self._connection.end(CloseReason.POLICY, "inbox")
             return
-        self._inbox.append((payload, is_binary))
         if self._cancel is None:
             self._handle_next()
         elif self._pending is not None and self._replaces_all(payload, is_binary):
@@ -166,9 +151,7 @@ class Session:
                 self._context.limits["messages_per_s"] += 1
                 self._cancel = self._context.reactor.callLater(delay, self._resume).cancel
                 return
-            payload, is_binary = self._inbox.popleft()
-            self._inbox_bytes -= len(payload) + MESSAGE_BYTES
-            self._handle(payload, is_binary)
+            self._handle(*self._inbox.take())
 
     def _resume(self) -> None:
         self._cancel = None

@@ -10,7 +10,6 @@ Queued messages are handled in their order once the token before them is checked
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -22,8 +21,7 @@ from towerws.core.identity import Identity
 from towerws.core.requests import TokenMessage, parse_message
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.session import INBOX_BYTES, MAX_WRONG_TOKENS, MESSAGE_BYTES
-from towerws.websocket.tokens import identify
+from towerws.websocket.incoming import MAX_WRONG_TOKENS, Inbox, identify
 
 
 class UnauthenticatedConnection(Protocol):
@@ -44,15 +42,14 @@ class UnauthenticatedConnection(Protocol):
 class UnauthenticatedSession:
     """Waits for a valid token on one connection, which calls `message` and `close`."""
 
-    __slots__ = ("_checking", "_closed", "_connection", "_context", "_failed", "_queued", "_queued_bytes", "_timer", "dialect")
+    __slots__ = ("_checking", "_closed", "_connection", "_context", "_failed", "_queued", "_timer", "dialect")
 
     def __init__(self, context: ConnectionContext, connection: UnauthenticatedConnection, dialect: Dialect) -> None:
         """Start the time `token_s`."""
         self._context = context
         self._connection = connection
         self.dialect = dialect
-        self._queued: deque[tuple[bytes, bool]] = deque()
-        self._queued_bytes = 0
+        self._queued = Inbox()
         self._checking: Deferred[Identity] | None = None
         self._failed = 0
         self._closed = False
@@ -63,17 +60,15 @@ class UnauthenticatedSession:
         """Queue a message, and handle it when its turn comes."""
         if self._closed:
             return
-        self._queued_bytes += len(payload) + MESSAGE_BYTES
-        if self._queued and self._queued_bytes > INBOX_BYTES:
+        if self._queued.put(payload, is_binary):
+            self._next()
+        else:
             self._connection.reject(CloseReason.POLICY, "no_token")
-            return
-        self._queued.append((payload, is_binary))
-        self._next()
 
     def close(self) -> None:
         """End: a token that is found valid later opens nothing. A second call does nothing."""
         self._closed = True
-        self._queued.clear()
+        self._queued.take_all()
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -84,8 +79,7 @@ class UnauthenticatedSession:
     def _next(self) -> None:
         if self._checking is not None or not self._queued or self._closed:
             return
-        payload, is_binary = self._queued.popleft()
-        self._queued_bytes -= len(payload) + MESSAGE_BYTES
+        payload, is_binary = self._queued.take()
         context = self._context
         context.requests += 1
         try:
@@ -102,7 +96,7 @@ class UnauthenticatedSession:
     def _token_valid(self, identity: Identity) -> None:
         if self._closed:
             return
-        queued = list(self._queued)
+        queued = self._queued.take_all()
         self._checking = None
         self.close()
         self._connection.identified(identity, queued)

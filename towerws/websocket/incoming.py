@@ -1,6 +1,8 @@
-"""Tokens that a client sends in a message: validation, and the error that the client gets."""
+"""Messages of a client, before and after it is authenticated: the queue of those that wait, and the tokens that they bring."""
 
 from __future__ import annotations
+
+from collections import deque
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.logger import Logger
@@ -12,9 +14,54 @@ from towerws.core.identity import Identity
 from towerws.core.requests import TokenMessage
 from towerws.websocket.context import ConnectionContext
 
+INBOX_BYTES = 64 * 1024
+"""Bound of the queue of waiting messages. A client that exceeds it is closed with 1008."""
+
+MESSAGE_BYTES = 128
+"""Memory of a waiting message in addition to its payload."""
+
+MAX_WRONG_TOKENS = 3
+"""Wrong tokens that end a connection. In towerws.v1 a wrong `xrftoken` counts, too. A page whose `csrftoken` changed sends one.
+"""
+
 UNCHECKED = "the token can't be checked just now"
 
 _log = Logger()
+
+
+class Inbox:
+    """The messages of a client that wait, each with whether it was binary. Their size is bounded."""
+
+    __slots__ = ("_bytes", "_messages")
+
+    def __init__(self) -> None:
+        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, payload: bytes, is_binary: bool) -> bool:
+        """Queue a message. Returns False, and queues nothing, beyond `INBOX_BYTES`. An empty inbox takes a message of any size."""
+        size = self._bytes + len(payload) + MESSAGE_BYTES
+        if self._messages and size > INBOX_BYTES:
+            return False
+        self._bytes = size
+        self._messages.append((payload, is_binary))
+        return True
+
+    def take(self) -> tuple[bytes, bool]:
+        """Remove and return the oldest message."""
+        payload, is_binary = self._messages.popleft()
+        self._bytes -= len(payload) + MESSAGE_BYTES
+        return payload, is_binary
+
+    def take_all(self) -> list[tuple[bytes, bool]]:
+        """Remove and return all messages, the oldest first."""
+        messages = list(self._messages)
+        self._messages.clear()
+        self._bytes = 0
+        return messages
 
 
 def identify(context: ConnectionContext, message: TokenMessage, address: str) -> Deferred[Identity]:

@@ -1,0 +1,185 @@
+"""What a user of AWX or Tower may see: the API is asked about each object, and its answers are cached.
+
+A user may subscribe to an object's events if the API shows the object to that user. Superusers and auditors see everything, so the API
+is not asked for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
+from twisted.python.failure import Failure
+
+from towerws.auth.base import Refused, Unavailable, drop_frames, run
+from towerws.auth.cache import SingleFlight, TtlCache
+from towerws.auth.tower_api import Me
+from towerws.auth.tower_credentials import ApiCredential, Caller
+from towerws.core.settings import TowerSettings
+
+AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "job_events": "/api/v2/jobs/{id}/",
+        "workflow_events": "/api/v2/workflow_jobs/{id}/",
+        "ad_hoc_command_events": "/api/v2/ad_hoc_commands/{id}/",
+        "project_update_events": "/api/v2/project_updates/{id}/",
+        "inventory_update_events": "/api/v2/inventory_updates/{id}/",
+        "system_job_events": "/api/v2/system_jobs/{id}/",
+    }
+)
+"""The groups whose events belong to an object, and the object's path in the API. AWX itself checks only the first three."""
+
+RETRY_PAUSE_S: Final = 0.5
+
+PARALLEL_CHECKS: Final = 4
+"""Calls in flight for one request. 200 objects at 50 ms take 2.5 s, and calls are left for other clients."""
+
+_UNAVAILABLE: Final = "unavailable"
+_ENDED: Final = "the credential has ended"
+_NOT_VISIBLE: Final = "not visible to this user"
+
+_is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
+
+
+class CheckedUser(NamedTuple):
+    """The private part of an identity: what later calls need. A tuple, as `ApiCredential` is."""
+
+    credential: ApiCredential
+    caller: Caller
+    key: bytes
+    me: Me
+    since: float
+    """When the credential was last validated. Cached answers from before that are ignored, so each check asks about all topics again.
+
+    All connections of a credential that are checked at the same time have the same value, and so share the answers.
+    """
+
+    def __repr__(self) -> str:
+        return "<a user's>"
+
+
+class VisibleObjects:
+    """Decides which topics a user may subscribe to. `objects` maps groups to a path of the API with `{id}` in it.
+
+    `ask` asks whether a user sees the object at a path. `pause` fires after so many seconds. Both fail with `Unavailable`.
+    """
+
+    def __init__(
+        self,
+        settings: TowerSettings,
+        objects: Mapping[str, str],
+        ask: Callable[[CheckedUser, str], Deferred[bool]],
+        pause: Callable[[float], Deferred[None]],
+        clock: Any,
+    ) -> None:
+        self._retry_s = settings.retry_s
+        self._objects = dict(objects)
+        self._ask = ask
+        self._pause = pause
+        self._clock = clock
+        # Two caches, so that denied objects can't evict allowed ones.
+        self._allowed: TtlCache[bool] = TtlCache(settings.allowed_s, settings.cache_entries)
+        self._denied: TtlCache[bool] = TtlCache(settings.denied_s, settings.cache_entries)
+        self._checks: SingleFlight[bool] = SingleFlight()
+        self.hits = {"allowed": 0, "denied": 0}
+        """Answers that came from the cache."""
+
+    def refusals(self, user: CheckedUser, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Ask about a few objects at a time. A failed call is retried for `retry_s`, then the topic is refused as unavailable."""
+        refused: dict[str, str] = {}
+        to_ask: dict[str, str] = {}
+        for topic in topics:
+            match self._cached_reason(user, topic):
+                case None:
+                    group, _, event = topic.partition(".")
+                    to_ask[topic] = self._objects[group].replace("{id}", event)
+                case "":
+                    continue
+                case reason:
+                    refused[topic] = reason
+        if not to_ask:
+            return succeed(refused)
+        return run(self._ask_about(user, to_ask, refused))
+
+    def undecided(self, user: CheckedUser, topics: Sequence[str]) -> frozenset[str]:
+        """Return the objects that are not in the cache."""
+        hits = dict(self.hits)
+        found = frozenset(topic for topic in topics if self._cached_reason(user, topic) is None)
+        self.hits = hits  # a look into the cache is no hit: no question was answered
+        return found
+
+    def _cached_reason(self, user: CheckedUser, topic: str) -> str | None:
+        """Return why this user may not subscribe to a topic, "" if it may, or None if the API must be asked."""
+        group, _, event = topic.partition(".")
+        if group == "control" and event != f"limit_reached_{user.me.user_id}":
+            return "another user's"
+        if group not in self._objects:
+            return ""
+        if not _is_id(event):
+            return "not an object's number"
+        if user.me.reads_all:
+            return ""
+        now = self._clock.seconds()
+        if self._allowed.get((user.key, topic), now, user.since):
+            self.hits["allowed"] += 1
+            return ""
+        if self._denied.get((user.key, topic), now, user.since):
+            self.hits["denied"] += 1
+            return _NOT_VISIBLE
+        return None
+
+    async def _ask_about(self, user: CheckedUser, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
+        """Ask a few questions at a time, so that one client's list leaves calls for the others."""
+        until = self._clock.seconds() + self._retry_s
+        left = iter(to_ask.items())
+        answers: dict[str, str] = {}
+        verdict = ""
+
+        async def ask() -> None:
+            nonlocal verdict
+            for topic, path in left:  # a shared iterator: each worker takes the next topic
+                if not verdict:
+                    try:
+                        if not await self._visible_by(until, user, topic, path):
+                            answers[topic] = _NOT_VISIBLE
+                        continue
+                    except Refused as error:
+                        drop_frames(error)
+                        verdict = _ENDED
+                    except Unavailable as error:
+                        drop_frames(error)
+                        verdict = _UNAVAILABLE
+                answers[topic] = verdict  # the rest would fail in the same way, after another timeout each
+
+        fault: Failure | None = None
+        try:
+            await gatherResults([run(ask()) for _ in range(min(PARALLEL_CHECKS, len(to_ask)))], consumeErrors=True)
+        except FirstError as error:  # cancelled, or a fault in our code
+            drop_frames(error)
+            fault = error.subFailure
+        if fault is not None:
+            fault.raiseException()  # outside of `except`: its context would be the other error, a cycle
+        return refused | {topic: answers[topic] for topic in to_ask if topic in answers}
+
+    async def _visible_by(self, until: float, user: CheckedUser, topic: str, path: str) -> bool:
+        while True:
+            try:
+                return await self._checks.ask((user.key, topic, user.since), lambda: self._ask_visible(user, topic, path))
+            except Unavailable as error:
+                drop_frames(error)
+                if self._clock.seconds() + RETRY_PAUSE_S > until:
+                    raise
+            await self._pause(RETRY_PAUSE_S)
+
+    def _ask_visible(self, user: CheckedUser, topic: str, path: str) -> Deferred[bool]:
+        asked_at = self._clock.seconds()
+
+        def answered(visible: bool) -> bool:
+            kept = self._allowed if visible else self._denied
+            kept.put((user.key, topic), answer=True, now=asked_at)
+            return visible
+
+        return self._ask(user, path).addCallback(answered)
