@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from towerws.auth import tower, tower_limits
+from towerws.auth import tower_limits
 from towerws.auth.jwt_key_set import MAX_TRIED, UNKNOWN_KID_S
+from towerws.auth.tower_objects import PARALLEL_CHECKS
 from towerws.core.settings import AccessSettings, LimitSettings, TowerSettings, WebSocketSettings
+from towerws.websocket.incoming import INBOX_BYTES
 from towerws.websocket.logs import FOLD_S, REFUSALS_PER_S
 from towerws.websocket.replay import CONNECTION_SHARE, HISTORIES_AT_ONCE
-from towerws.websocket.session import INBOX_BYTES
 
 ROOT = Path(__file__).parents[1]
 KIB, MIB = 1024, 1024**2
@@ -38,11 +39,14 @@ ROWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (f"{LIMITS.half_open:,} heads", f"{SOCKET.head_bytes // KIB} KiB", f"{SOCKET.handshake_s:g} s"),
         (
             "core/test_connection_limits.py::test_during_the_handshake",
-            "websocket/test_admission.py::test_too_many_at_the_door",
-            "websocket/test_tokens.py::test_who_is_nobody_yet_counts_where_it_comes_from",
+            "websocket/test_admission.py::test_pending_handshakes_are_limited_per_address",
+            "websocket/test_tokens.py::test_an_unauthenticated_connection_counts_as_a_pending_handshake",
         ),
     ),
-    "new connections": ((f"{LIMITS.accepts_per_s:,} a second",), ("websocket/test_accept_throttle.py::test_a_storm_comes_in_by_and_by",)),
+    "new connections": (
+        (f"{LIMITS.accepts_per_s:,} a second",),
+        ("websocket/test_accept_throttle.py::test_5000_connections_are_accepted_at_the_rate",),
+    ),
     "checks of a token's signature": (
         (f"at most {MAX_TRIED} keys",),
         ("auth/test_jwt_key_set.py::test_tokens_without_a_kid", "websocket/test_tokens.py::test_bad_tokens_first"),
@@ -79,11 +83,11 @@ ROWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("auth/test_tower.py::test_a_good_credential_is_remembered", "websocket/test_revocation_in_time.py::test_what_that_costs"),
     ),
     "calls to the API for objects": (
-        ("four at a time" if tower.PARALLEL_CHECKS == 4 else "", f"{SOCKET.topics:,} for each connection"),
+        ("four at a time" if PARALLEL_CHECKS == 4 else "", f"{SOCKET.topics:,} for each connection"),
         (
             "websocket/test_revocation_in_time.py::test_a_job_among_a_thousand_on_forty_connections",
             "core/test_requests.py::test_the_number_of_topics_has_a_limit",
-            "auth/test_tower_calls.py::test_one_address_keeps_nobody_waiting",
+            "auth/test_tower_calls.py::test_one_address_does_not_delay_the_others",
         ),
     ),
     "failed sign-ins from an address": (
