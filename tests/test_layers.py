@@ -56,6 +56,7 @@ WIRING = [
     "config.load",
     "listening",
     "methods",
+    "reactor_lag",
     "service",
     "signals",
     "status",
