@@ -26,6 +26,7 @@ NO_REDIS = "Redis is not installed"
 NO_PYTHON = "this Python is missing"
 NO_LANGUAGE = "this language is missing"
 NO_FAIL2BAN = "fail2ban is not installed"
+NO_PROMTOOL = "promtool is not installed"
 
 PARTS = {
     NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
@@ -37,6 +38,7 @@ PARTS = {
         "apt-get install nodejs npm golang-go default-jdk-headless librabbitmq-client-java php-cli php-amqplib",
     ),
     NO_FAIL2BAN: ("FAIL2BAN", "apt-get install fail2ban"),
+    NO_PROMTOOL: ("PROMTOOL", "apt-get install prometheus"),
     NO_PYTHON: ("OLD PYTHONS", "pyenv install 3.6 3.7 3.8 3.9 3.10 3.11 3.12 3.13"),
 }
 

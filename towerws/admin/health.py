@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz`: on the admin port with the reason, and without it on a port of their own for probes."""
+"""`/healthz` and `/readyz`: on the admin port with the reason, and without it on the ports for probes and for Prometheus."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 from twisted.protocols.policies import WrappingFactory
 
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, json_answer
+from towerws.admin.metrics import MetricsPage
 from towerws.core.sources import SourceStatus
 
 MAX_PROBES = 32
 """Connections to the port for probes. They share the descriptors that browsers leave (service.py, RESERVED_DESCRIPTORS)."""
+
+MAX_SCRAPES = 16
+"""The same for the port for Prometheus: a few servers, and the probes."""
 
 PROBE_S = 10
 """Seconds that a probe's connection may be silent."""
@@ -37,35 +41,45 @@ def health_site(source_status: Callable[[], SourceStatus]) -> WrappingFactory:
 
     That port may be public: it gives no reasons, and it does nothing that a page could abuse. So any Host and Origin may ask.
     """
+    return _ProbeLimit(_HealthSite(_probes(source_status), help_text="try /healthz or /readyz", max_body_bytes=0, timeout_s=PROBE_S))
 
+
+def monitor_site(source_status: Callable[[], SourceStatus], metrics: MetricsPage) -> WrappingFactory:
+    """Return the site of the port for Prometheus: the paths of `health_site`, and the metrics.
+
+    It may be public for the same reasons. Its metrics name no machine, client or topic, and any number of requests causes few scrapes.
+    """
+    endpoints = {**_probes(source_status), b"metrics": Endpoint(b"GET", lambda request: metrics.recent())}
+    site = _HealthSite(endpoints, help_text="try /metrics, /healthz or /readyz", max_body_bytes=0, timeout_s=PROBE_S)
+    return _ProbeLimit(site, MAX_SCRAPES)
+
+
+def _probes(source_status: Callable[[], SourceStatus]) -> dict[bytes, Endpoint]:
     def ready() -> Answer:
         is_ready = source_status().ready
         return json_answer(200 if is_ready else 503, {"ready": is_ready})
 
-    return _ProbeLimit(
-        _HealthSite(
-            {
-                b"healthz": Endpoint(b"GET", lambda request: healthy()),
-                b"readyz": Endpoint(b"GET", lambda request: ready()),
-            },
-            help_text="try /healthz or /readyz",
-            max_body_bytes=0,
-            timeout_s=PROBE_S,
-        )
-    )
+    return {
+        b"healthz": Endpoint(b"GET", lambda request: healthy()),
+        b"readyz": Endpoint(b"GET", lambda request: ready()),
+    }
 
 
 class _HealthSite(EndpointSite):
-    """The paths of the port for probes."""
+    """The paths of the ports for probes and for Prometheus."""
 
     noisy = False
 
 
 class _ProbeLimit(WrappingFactory):
-    """Allows `MAX_PROBES` connections. One more is closed at once."""
+    """Allows a number of connections. One more is closed at once."""
 
     noisy = False
 
+    def __init__(self, site: EndpointSite, connections: int = MAX_PROBES) -> None:
+        super().__init__(site)
+        self._connections = connections
+
     def buildProtocol(self, addr: Any) -> Any:
         """Make the protocol of a connection, or return None at the limit."""
-        return super().buildProtocol(addr) if len(self.protocols) < MAX_PROBES else None
+        return super().buildProtocol(addr) if len(self.protocols) < self._connections else None

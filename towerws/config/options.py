@@ -168,7 +168,7 @@ OPTIONS: tuple[Option, ...] = (
     _option(
         "admin",
         _T,
-        "Address of the admin port (/healthz, /readyz, /status, /publish), as a Twisted endpoint. Never make it public.",
+        "Address of the admin port (/healthz, /readyz, /status, /metrics, /publish), as a Twisted endpoint. Never make it public.",
         common=True,
     ),
     _option(
@@ -176,6 +176,13 @@ OPTIONS: tuple[Option, ...] = (
         _T,
         "Address for probes and load balancers on other machines, as a Twisted endpoint. Serves only /healthz and /readyz, "
         "without reasons, so it may be public. Empty: only the admin port serves them.",
+        common=True,
+    ),
+    _option(
+        "monitor",
+        _T,
+        "Address for Prometheus and probes, as a Twisted endpoint. Serves only /metrics, /healthz and /readyz, so it may be public. "
+        "Empty: only the admin port serves them.",
         common=True,
     ),
     _option(

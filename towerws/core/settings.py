@@ -161,6 +161,7 @@ class Settings:
     listen: str = "tcp:8051:interface=127.0.0.1"
     admin: str = "tcp:9051:interface=127.0.0.1"
     health: str = ""
+    monitor: str = ""
     log_format: str = "auto"
     log_level: str = "info"
     insecure: bool = False
