@@ -55,6 +55,7 @@ WIRING = [
     "config.load",
     "listening",
     "process",
+    "reactor_lag",
     "service",
     "status",
     "tap",

@@ -411,7 +411,13 @@ def test_every_open_and_close_is_counted(make: Edges) -> None:
     second.send(close())
     third.connection.end(CloseReason.RESTART)
     edge.advance(edge.settings.linger_s + 0.5)
-    assert (edge.factory.opened, edge.factory.closed) == (3, 3)
+    fourth, fifth = edge.open(), edge.open()
+    fourth.send(b"\xff\xff\xff\xff\xff\xff")
+    edge.advance(edge.settings.linger_s + 0.5)
+    edge.advance(edge.settings.ping_s + edge.settings.pong_s + 1)
+    assert fifth.transport.lost
+    assert (edge.factory.opened, edge.factory.closed) == (5, 5)
+    assert edge.factory.closed_for == {"lost": 1, "client": 1, "restart": 1, "protocol": 1, "pong_timeout": 1}
 
 
 def test_failure_is_a_failure() -> None:

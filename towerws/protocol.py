@@ -11,6 +11,7 @@ Autobahn implements RFC 6455. This module adds what Autobahn leaves open, each p
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -45,6 +46,7 @@ class WebSocketConnection(OpeningConnection):
 
     _unauthenticated: UnauthenticatedSession | None = None
     _limit = ""
+    _ended_by = "lost"
 
     def connectionMade(self) -> None:
         """Begin the handshake."""
@@ -114,6 +116,7 @@ class WebSocketConnection(OpeningConnection):
             topics = len(session.subscriber.topics)
             session.close()
             self.factory.closed += 1
+            self.factory.closed_for[self._ended_by] += 1
             self.factory.log_of_connections.line(
                 "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
                 duration=self.factory.context.reactor.seconds() - self._opened_at,
@@ -177,6 +180,7 @@ class WebSocketConnection(OpeningConnection):
     def onAutoPingTimeout(self) -> None:
         """A ping got no answer in time."""
         self.factory.context.limits["pong_s"] += 1
+        self._ended_by = "pong_timeout"
         super().onAutoPingTimeout()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
@@ -192,6 +196,7 @@ class WebSocketConnection(OpeningConnection):
                 self._invalid_payload("invalid close reason (non-UTF8 payload)")
             else:
                 self._reason = f"closed by the client with {code}"
+                self._ended_by = "client"
                 self.left()
                 self.wasClean = True
                 self.sendCloseFrame(code, isReply=True)  # RFC 6455 section 5.5.1: the answer echoes the code
@@ -204,6 +209,8 @@ class WebSocketConnection(OpeningConnection):
         """Send a close frame. Every close that the server starts comes through here, Autobahn's after a protocol violation, too."""
         if self.state == self.STATE_OPEN and not isReply:
             self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}{self._limit}"
+            if self._ended_by == "lost":
+                self._ended_by = "protocol"  # Autobahn ends it: the client broke RFC 6455
             self.left()
             self.failedByMe = True  # Autobahn then keeps no data of later messages
             self._read_plainly()
@@ -240,6 +247,7 @@ class WebSocketConnection(OpeningConnection):
         if limit:
             self._limit = f": {limit}"
             self.factory.context.limits[limit] += 1
+        self._ended_by = reason.name.lower()
         close = reason.value
         if (session := self._session or self._unauthenticated) is not None:
             delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, protects nothing
@@ -352,6 +360,8 @@ class WebSocketFactory(WebSocketServerFactory):
         """All TCP connections, those at their handshake included."""
         self.opened = 0
         self.closed = 0
+        self.closed_for: Counter[str] = Counter()
+        """Connections that ended, by reason: a name of `CloseReason` in lower case, or a word of docs/metrics.md."""
         self.log_of_connections = ConnectionLog(reactor)
         self.log_of_proxies = ProxyLog(reactor)
         self.refused: dict[int, int] = {}

@@ -23,7 +23,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, PageContent, health_site, topics_of
+from towerws.admin import AdminSite, MetricsPage, PageContent, health_site, monitor_site, topics_of
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain, make_methods
@@ -44,6 +44,7 @@ from towerws.listening import listen
 from towerws.logs import LineSpacing
 from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory
+from towerws.reactor_lag import ReactorLag
 from towerws.status import status_figures
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import ReplayBounds
@@ -146,6 +147,8 @@ class TowerwsService(Service):
         self.websockets = WebSocketFactory(
             context, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
         )
+        self.reactor_lag = ReactorLag(reactor)
+        self.metrics = MetricsPage(lambda: status_figures(self), reactor.seconds)
         self.admin = AdminSite(
             status=lambda: status_figures(self),
             source_status=self.source_status,
@@ -161,6 +164,7 @@ class TowerwsService(Service):
                 topics=lambda: topics_of(groups.configured, self.history),
                 position=lambda: self.history.head.position or None,
             ),
+            metrics=self.metrics,
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -175,6 +179,8 @@ class TowerwsService(Service):
         self._listen("admin", self._settings.admin, self.admin)
         if self._settings.health:
             self._listen("health", self._settings.health, health_site(self.source_status))
+        if self._settings.monitor:
+            self._listen("monitor", self._settings.monitor, monitor_site(self.source_status, self.metrics))
         self._listen("listen", self._settings.listen, self.websockets)
         self.websockets.accept_throttle.attach(self._ports["listen"], backlog="backlog=" not in self._settings.listen)
 
@@ -187,6 +193,7 @@ class TowerwsService(Service):
         self.ingest.on_joinable = accept_throttle.release
         accept_throttle.hold(JOINABLE_S)
         self.source.start()
+        self.reactor_lag.start()
         self._trim.start(1.0, now=False)
         self.context.credential_monitor.start()
         self._log.info(
@@ -207,6 +214,7 @@ class TowerwsService(Service):
         if self._trim.running:
             self._trim.stop()
         self.context.credential_monitor.stop()
+        self.reactor_lag.stop()
         done: Deferred[None] = Deferred()
 
         def finish(_: object = None) -> None:
@@ -220,7 +228,7 @@ class TowerwsService(Service):
 
         self._finish = finish
         deadline = self._reactor.callLater(self._settings.websocket.drain_s + STOP_GRACE_S, finish)
-        probed = [self._ports.pop(key) for key in ("admin", "health") if key in self._ports]
+        probed = [self._ports.pop(key) for key in ("admin", "health", "monitor") if key in self._ports]
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])
         steps.addCallback(lambda _: self._drain())
@@ -309,6 +317,17 @@ class TowerwsService(Service):
     def uptime_s(self) -> float:
         """Seconds since the start."""
         return float(self._reactor.seconds() - self._started_at)
+
+    @property
+    def max_connections(self) -> int:
+        """The limit of connections in force."""
+        return self._limits.connections
+
+    @property
+    def history_span_s(self) -> float:
+        """Age of the oldest event in history, in seconds: how long a client may have been away."""
+        oldest = self.history.oldest if len(self.history) else None
+        return 0.0 if oldest is None else max(0.0, float(self._reactor.seconds() - oldest.arrived))
 
     @property
     def delayed_calls(self) -> int:

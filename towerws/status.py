@@ -16,10 +16,15 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
     """Return the state and the counters of a daemon, as JSON-compatible values."""
     source = service.source_status()
     history, hub, ingest, websockets, context = service.history, service.hub, service.ingest, service.websockets, service.context
+    watchers = context.credential_monitor.watchers
     return {
         "version": __version__,
         "uptime_s": round(service.uptime_s, 1),
-        "process": {"delayed_calls": service.delayed_calls, "full_collections": gc.get_stats()[2]["collections"]},
+        "process": {
+            "delayed_calls": service.delayed_calls,
+            "full_collections": gc.get_stats()[2]["collections"],
+            "reactor_lag_s": service.reactor_lag.histogram.figures(),
+        },
         "source": {"state": source.state.value, "reason": source.reason, "unproven": source.unproven, **source.details},
         "control": None
         if service.control_listener is None
@@ -29,20 +34,32 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "markers": ingest.markers,
             "duplicates": ingest.duplicates,
             "skipped": dict(ingest.bad),
+            "offset": ingest.newest,
             "positions_waiting": ingest.waiting,
+            "delivery_s": ingest.delivery_s.figures(),
+            "write_s": ingest.write_s.figures(),
         },
-        "history": {"deliveries": len(history), "bytes": history.weight_bytes, "position": history.head.position or None},
+        "history": {
+            "deliveries": len(history),
+            "bytes": history.weight_bytes,
+            "span_s": round(service.history_span_s, 3),
+            "position": history.head.position or None,
+        },
         "hub": {
-            "subscribers": len(hub.subscribers) - context.credential_monitor.watchers,
+            "subscribers": len(hub.subscribers) - watchers,
             "behind": sum(subscriber.behind for subscriber in hub.subscribers),
-            "topics": hub.topics - context.credential_monitor.watchers,
+            "topics": hub.topics - watchers,
+            "subscriptions": sum(len(subscriber.topics) for subscriber in hub.subscribers) - watchers,
             **{name: getattr(hub.counters, name) for name in hub.counters.__slots__},
+            "batch_sizes": hub.batch_sizes.figures(),
         },
         "compression": {"frames": context.deflater.frames, "bytes": context.deflater.input_bytes, "saved": context.deflater.saved},
         "connections": {
             "present": len(websockets.connections),
+            "max": service.max_connections,
             "opened": websockets.opened,
             "closed": websockets.closed,
+            "closed_for": dict(websockets.closed_for),
             "revoked": context.credential_monitor.revoked,
             "rechecks": context.credential_monitor.figures(),
             "limits": dict(context.limits),

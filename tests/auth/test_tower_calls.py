@@ -389,7 +389,22 @@ def plain(kit: Kit) -> dict[str, object]:
     """Return the figures of questions without a password."""
     figures = dict(kit.calls.figures())
     assert (figures.pop("object_breaker"), figures.pop("passwords")) == ("closed", Kit().calls.figures()["passwords"])
+    del figures["seconds"]  # test_how_long_calls_take
     return figures
+
+
+def test_how_long_calls_take() -> None:
+    """From sending a call to its answer or its deadline, without the time in the queue. A call that was not sent does not count."""
+    kit = Kit(calls=1)
+    for _ in range(2):
+        kit.ask(wait_s=4).addErrback(lambda _: None)
+    kit.clock.advance(1.5)
+    kit.end(GOOD)
+    kit.clock.advance(2.0)
+    seconds: Any = kit.calls.figures()["seconds"]
+    assert seconds["sum"] == 3.5
+    assert (seconds["buckets"]["1"], seconds["buckets"]["2.5"], seconds["buckets"]["+Inf"]) == (0, 2, 2)
+    kit.check()
 
 
 def test_figures() -> None:

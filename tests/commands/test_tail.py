@@ -23,7 +23,7 @@ from private_rabbitmq import free_port
 from tests.integration.tower_api import OAUTH, Api, serve_tower
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.standin import StandIn
-from towerws.commands.tail import tail_command
+from towerws.cli import main
 from towerws.tail.topics import DEFAULT_TOPICS
 
 TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
@@ -369,7 +369,7 @@ def test_urls_that_are_none() -> None:
         ("ws://h/\u202e", "must be ASCII"),
     ]
     for url, rule in rows:
-        done = CliRunner().invoke(tail_command, ["--url", url])
+        done = CliRunner().invoke(main, ["tail", "--url", url])
         assert done.exit_code == 2, url
         assert rule in done.output, (url, done.output)
         assert "Traceback" not in done.output, url

@@ -30,6 +30,7 @@ NO_SYSTEMD = "systemd's programs are not installed"
 NO_HAPROXY = "HAProxy is not installed"
 NO_CADDY = "Caddy is not installed"
 NO_SUPERVISOR = "supervisord is not installed"
+NO_PROMTOOL = "promtool is not installed"
 
 PARTS = {
     NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
@@ -45,6 +46,7 @@ PARTS = {
     NO_HAPROXY: ("HAPROXY", "apt-get install haproxy"),
     NO_CADDY: ("CADDY", "apt-get install caddy"),
     NO_SUPERVISOR: ("SUPERVISORD", "apt-get install supervisor"),
+    NO_PROMTOOL: ("PROMTOOL", "apt-get install prometheus"),
     NO_PYTHON: ("OLD PYTHONS", "pyenv install 3.6 3.7 3.8 3.9 3.10 3.11 3.12 3.13"),
 }
 

@@ -95,6 +95,8 @@ def test_tower_session(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
         connections, asked = figures["connections"], figures["auth"]["tower"]
         assert connections["refused_for"] == {"no_credential": 1, "credential": 3, "origin": 1}
         assert (asked["accepted"], asked["refused"], asked["unavailable"]) == (3, 3, 0)
+        assert asked["calls"].pop("seconds")["buckets"]["+Inf"] == len(api.asked)
+        assert asked["calls"]["passwords"].pop("seconds")["buckets"]["+Inf"] == 0
         none = {"made": 0, "failed": 0, "turned_away": 0, "in_flight": 0, "waiting": 0, "breaker": "closed"}
         assert asked["calls"] == {**none, "made": len(api.asked), "object_breaker": "closed", "passwords": none}
         assert connections["revoked"] == 3

@@ -295,9 +295,9 @@ def test_an_address_that_comes_later(make: Start) -> None:
         "tcp:{port}:interface=no-such-host.invalid",
     ],
 )
-@pytest.mark.parametrize("key", ["listen", "admin", "health"])
+@pytest.mark.parametrize("key", ["listen", "admin", "health", "monitor"])
 def test_an_address_that_is_not_there_yet(make: Start, tmp_path: Path, listen: str, key: str) -> None:
-    """An address, folder or name that is not available yet at boot: all three ports wait for theirs."""
+    """An address, folder or name that is not available yet at boot: all ports wait for theirs."""
     flags = [f"--{key}", listen.format(port=free_port(), folder=tmp_path), "--insecure"]
     if key != "listen":
         flags += ["--listen", tcp(free_port())]

@@ -4,18 +4,21 @@
   GET  /healthz     200 while the event loop runs
   GET  /readyz      200 while the source consumes, otherwise 503 with the reason
   GET  /status      the figures
+  GET  /metrics     the figures, for Prometheus
   GET  /topics      for the live page: the newest topics of the configured groups, and the position of the newest delivery
   POST /publish     202 with the position; only with the embedded source
   POST /disconnect  202 with the number of connections closed here; 503 if the other daemons don't know
 
-Every answer is one JSON object, except the live page and its files. An error is `{"error": …}`. Every path that takes `GET` takes `HEAD`.
-The port for probes (`health_site`) has `/healthz` and `/readyz` only.
+Every answer is one JSON object, except the metrics, the live page and its files. An error is `{"error": …}`. Every path that takes `GET`
+takes `HEAD`.
+The port for probes (`health_site`) has `/healthz` and `/readyz` only, and the one for Prometheus (`monitor_site`) `/metrics` as well.
 """
 
 from __future__ import annotations
 
-from towerws.admin.health import health_site
+from towerws.admin.health import health_site, monitor_site
+from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, topics_of
 from towerws.admin.site import AdminSite
 
-__all__ = ["AdminSite", "PageContent", "health_site", "topics_of"]
+__all__ = ["AdminSite", "MetricsPage", "PageContent", "health_site", "monitor_site", "topics_of"]

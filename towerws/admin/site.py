@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from towerws.admin.browser_check import check_browser
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
 from towerws.admin.health import healthy, readiness
+from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, live_page, newest_topics, static_file
 from towerws.core.errors import BadDelivery
 from towerws.core.publication import parse_publication
@@ -50,8 +51,10 @@ class AdminSite(EndpointSite):
         max_payload_bytes: int,
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: PageContent | None = None,
+        metrics: MetricsPage | None = None,
     ) -> None:
         content = page or PageContent()
+        figures = metrics or MetricsPage(status, lambda: 0.0)
 
         def get(answer: Callable[[], Answer]) -> Endpoint:
             return Endpoint(b"GET", lambda request: answer(), check_browser)
@@ -67,11 +70,12 @@ class AdminSite(EndpointSite):
                 b"healthz": get(healthy),
                 b"readyz": get(lambda: readiness(source_status())),
                 b"status": get(lambda: json_answer(200, status())),
+                b"metrics": get(figures.present),
                 b"topics": get(lambda: newest_topics(content)),
                 b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
             },
-            help_text="try /healthz, /readyz, /status, /topics, /publish, /disconnect or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /topics, /publish, /disconnect or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )

@@ -29,6 +29,7 @@ from towerws.auth.tower_api import Answer, Fetcher
 from towerws.auth.tower_credentials import Headers
 from towerws.auth.tower_limits import CircuitBreaker, FairQueue
 from towerws.core.addresses import address_key
+from towerws.core.histogram import SECONDS, Histogram
 from towerws.core.settings import TowerSettings
 from towerws.logs import FoldedLog
 
@@ -75,6 +76,7 @@ class _Call(Generic[T]):
         self.request: Any = None
         self.timer: Any = None
         self.late = False
+        self.sent_at = 0.0
 
 
 class TowerCalls:
@@ -167,6 +169,7 @@ class _Pool:
         self._background_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
         self._sending = self._stopped = False
         self._sent = self._failures = self._turned_away = 0
+        self._seconds = Histogram(SECONDS)
 
     def figures(self) -> dict[str, object]:
         """See `TowerCalls`."""
@@ -177,6 +180,7 @@ class _Pool:
             "in_flight": len(self._in_flight),
             "waiting": len(self._handshake_queue) + len(self._background_queue),
             "breaker": self._breaker.state,
+            "seconds": self._seconds.figures(),
         }
 
     def get(self, question: Question, read: Callable[[Answer], T]) -> Deferred[T]:
@@ -229,6 +233,7 @@ class _Pool:
             self._turn_away(call, "it failed repeatedly, and is asked rarely until it answers")
             return
         self._sent += 1
+        call.sent_at = self._clock.seconds()
         self._in_flight.add(call)
         self._in_flight_by_owner[call.owner] += 1
         call.timer = self._clock.callLater(self._deadline_s, self._expire, call)
@@ -274,6 +279,7 @@ class _Pool:
             timer.cancel()
         if call in self._in_flight:
             self._in_flight.discard(call)
+            self._seconds.observe(self._clock.seconds() - call.sent_at)
             self._in_flight_by_owner[call.owner] -= 1
             if not self._in_flight_by_owner[call.owner]:
                 del self._in_flight_by_owner[call.owner]

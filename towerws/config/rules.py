@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import NamedTuple
 
 from towerws.config.addresses import Address, parse_address
@@ -156,15 +157,15 @@ def _methods(settings: Settings) -> Iterator[Broken]:
 
 
 def _access(settings: Settings) -> Iterator[Broken]:
-    texts = {"listen": settings.listen, "admin": settings.admin, "health": settings.health}
+    texts = {"listen": settings.listen, "admin": settings.admin, "health": settings.health, "monitor": settings.monitor}
     addresses: dict[str, Address] = {}
     for key, text in texts.items():
         try:
-            if text or key != "health":
+            if text or key not in {"health", "monitor"}:
                 addresses[key] = parse_address(text)
         except ValueError as error:
             yield Broken((key,), str(error))
-    for one, other in (("listen", "admin"), ("listen", "health"), ("admin", "health")):
+    for one, other in combinations(texts, 2):
         if one in addresses and other in addresses and addresses[one].clashes(addresses[other]):
             yield Broken((other, one), f"{one} and {other} must not be the same address and port")
     if "listen" not in addresses or "admin" not in addresses:
