@@ -55,7 +55,7 @@ class Figure:
 
 
 FIGURES: Final = (
-    Figure("rss", "MiB", 24.0),
+    Figure("rss", "MiB", 4.0),
     Figure("descriptors", "", 30.0),
     Figure("delayed calls", "", 60.0),
     Figure("connections", "", 60.0),
