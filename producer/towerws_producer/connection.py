@@ -9,6 +9,7 @@ ready      | -                   | publish               | -> blocked        | e
 blocked    | -                   | -                     | -                 | end (blocked_s)    | end
 """
 
+import codecs
 import time
 from contextlib import suppress
 from typing import Any, Optional
@@ -23,6 +24,9 @@ from towerws_producer.pika_io import Services, parameters
 from towerws_producer.pika_log import quiet_pika
 from towerws_producer.publishing import Events, Publishing
 from towerws_producer.settings import Settings
+
+codecs.lookup("idna")
+# `getaddrinfo` imports this codec at its first call, on the thread. A child that is forked meanwhile has half of it, and could never connect.
 
 TICK_S = 0.5
 CLOSE_S = 1.0

@@ -56,6 +56,14 @@ def test_every_python(environment: Environment, rabbit: PrivateRabbit, exchange:
     assert figures["stats"]["dropped"] == {}
 
 
+@pytest.mark.parametrize("environment", ALL, ids=lambda environment: f"{environment.name} {environment.python}")
+def test_the_thread_imports_nothing(environment: Environment, rabbit: PrivateRabbit, exchange: str, producer_python: Python) -> None:
+    """A fork during an import leaves half a module to the child. Without `encodings.idna`, for example, it can never connect."""
+    python = producer_python(environment)
+    with Queue(rabbit.url, exchange):
+        assert run(python, environment, "imports.py", TOWERWS_BROKER=rabbit.url, TOWERWS_EXCHANGE=exchange) == []
+
+
 @pytest.mark.parametrize("environment", [CHANNELS_1, CHANNELS_4], ids=["Python 3.6", "Python 3.13"])
 def test_children_have_connections_of_their_own(
     environment: Environment, rabbit: PrivateRabbit, exchange: str, producer_python: Python
@@ -124,7 +132,7 @@ def test_gevent(rabbit: PrivateRabbit, exchange: str, producer_python: Python) -
     for writer in range(100):
         assert [event["n"] for event in got[:-1] if event["writer"] == writer] == list(range(11))
     assert got[-1] == {"last": True}
-    assert figures["turns"] > 100
+    assert figures["turns"] > 10
     assert (figures["stats"]["connected"], figures["stats"]["dropped"]) == (1, {})
 
 

@@ -19,7 +19,6 @@ settings.configure(
                 "url": os.environ["AWX_BROKER"],
                 "model": "awx.main.models.channels.ChannelGroup",
                 "exchange": os.environ["AWX_EXCHANGE"],
-                "exit_s": 10,  # the default of 0.8 may be too short for a writer that connects at its exit, on a busy machine
             },
         }
     },

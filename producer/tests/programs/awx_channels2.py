@@ -10,8 +10,7 @@ from django.conf import settings
 from pace import job_event, report, timed
 
 BACKEND = sys.argv[4]
-# The default exit_s of 0.8 may be too short for a writer that connects at its exit, on a busy machine.
-CONFIG = {"broker": os.environ["AWX_BROKER"], "exchange": os.environ["AWX_EXCHANGE"], "exit_s": 10}
+CONFIG = {"broker": os.environ["AWX_BROKER"], "exchange": os.environ["AWX_EXCHANGE"]}
 if BACKEND.startswith("towerws_producer.channels_redis"):
     CONFIG.update(hosts=[os.environ["AWX_REDIS"]], capacity=10000, group_expiry=157784760)
 
