@@ -26,7 +26,8 @@ from towerws_producer.publishing import Events, Publishing
 from towerws_producer.settings import Settings
 
 codecs.lookup("idna")
-# `getaddrinfo` imports this codec at its first call, on the thread. A child that is forked meanwhile has half of it, and could never connect.
+# `getaddrinfo` imports this codec at its first call, on the thread. A child that was forked meanwhile had half of it, and could
+# never connect.
 
 TICK_S = 0.5
 CLOSE_S = 1.0

@@ -9,4 +9,4 @@ from towerws_producer import Producer
 before = set(sys.modules)
 with Producer(os.environ["TOWERWS_BROKER"], exchange=os.environ["TOWERWS_EXCHANGE"]) as producer:
     producer.publish("jobs.summary", {"n": 1}, 20)
-    print(json.dumps(sorted(set(sys.modules) - before)))
+    json.dump(sorted(set(sys.modules) - before), sys.stdout)
