@@ -33,7 +33,8 @@ from typing import IO, Self
 
 START_S = 60  # a node takes 3-8 s on two idle cores; CI's cores may be shared
 STOP_S = 20
-PORTS = range(15000, 32000)
+# Processes that run tests in parallel have a part of them each (tests/conftest.py).
+PORTS = range(*map(int, os.environ.get("PRIVATE_RABBITMQ_PORTS", "15000-32000").split("-")))
 _given: set[int] = set()
 CTL_PORTS = 10  # each rabbitmqctl listens on one while it runs
 

@@ -18,6 +18,13 @@ settings.load_profile("ci" if IN_CI else "towerws")
 
 os.environ.setdefault("FUZZ_SEED", "1" if IN_CI else str(time.time_ns() % 2**32))
 
+# Under pytest-xdist each worker process has a port range of its own, so that no two take the same port (script/private_rabbitmq.py).
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    size = (32000 - 15000) // workers
+    lowest = 15000 + int(worker.removeprefix("gw")) * size
+    os.environ["PRIVATE_RABBITMQ_PORTS"] = f"{lowest}-{lowest + size}"
+
 # Under a script in the background SIGINT is ignored. Each process that a test starts would inherit that, and not end on Ctrl-C.
 # With a handler of our own, SIGINT has its default in those processes.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
