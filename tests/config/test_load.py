@@ -281,11 +281,12 @@ def test_a_kubernetes_service_of_our_name() -> None:
 
 
 def test_a_port_for_probes() -> None:
-    """It may be public without `insecure`, and must differ from the other two. Empty means none."""
-    assert load({**OPEN, "health": "tcp:8080"}, {}).health == "tcp:8080"
-    assert load(OPEN, {"TOWERWS_HEALTH": ""}).health == ""
+    """It may be public without `insecure`, and must differ from the other two. Empty means none. Its former name brings up the new one."""
+    assert load({**OPEN, "monitor": "tcp:9052"}, {}).monitor == "tcp:9052"
+    assert load(OPEN, {"TOWERWS_MONITOR": ""}).monitor == ""
+    assert refusal({**OPEN, "health": "tcp:9052"}) == "--health: unknown flag; did you mean --monitor?"
     for clash in ("tcp:8051", "tcp:9051:interface=127.0.0.1"):
-        assert "must not be the same address and port" in refusal({**OPEN, "health": clash})
-    assert "--health = 'tcp:x': the port must be a number" in refusal({**OPEN, "health": "tcp:x"})
+        assert "must not be the same address and port" in refusal({**OPEN, "monitor": clash})
+    assert "--monitor = 'tcp:x': the port must be a number" in refusal({**OPEN, "monitor": "tcp:x"})
     assert "must be one of auto, text, json" in refusal({**OPEN, "log-format": "xml"})
     assert "must be one of debug, info, warn, error, critical" in refusal({**OPEN, "log-level": "verbose"})

@@ -98,7 +98,7 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loa
         key = next((key for key in broken.keys if not by_key[key].is_default), broken.keys[0])
         others = ", ".join(f"{other} is {shown(by_key[other].value)}" for other in broken.keys if other != key)
         raise ConfigError(f"{by_key[key].origin} = {shown(by_key[key].value)}: {broken.rule}{others and f' ({others})'}")
-    for key in ("listen", "admin", "health", "monitor"):
+    for key in ("listen", "admin", "monitor"):
         if by_key[key].value:
             _try_certificates(by_key[key])
     return Loaded(settings, by_key, file)
