@@ -8,6 +8,7 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from twisted.python import usage
 
+from tests.broker.test_endpoint import certificate
 from tests.kit.rows import each_row
 from towerws.config.load import given, load, load_all, usage_flags, usage_parameters
 from towerws.config.options import OPTIONS, Kind, Option
@@ -209,12 +210,13 @@ def test_no_line_shows_a_password(password: str, rest: str) -> None:
 
 
 def test_certificate_authorities(tmp_path: Path) -> None:
-    """A PEM file is read unchanged."""
-    pem = tmp_path / "ca.pem"
-    pem.write_text(ssl.DER_cert_to_PEM_cert(b"certificate"))
+    """A PEM file is accepted. One whose certificate is damaged ends the start, not the first attempt to connect."""
+    pem, _ = certificate(tmp_path)
     settings = load({**OPEN, "broker": "amqps://h", "tls-ca": str(pem)}, {})
     assert settings.broker is not None
     assert settings.broker.tls_ca == str(pem)
+    pem.write_text(ssl.DER_cert_to_PEM_cert(b"certificate"))
+    assert "holds a certificate that is damaged" in refusal({**OPEN, "broker": "amqps://h", "tls-ca": str(pem)})
 
 
 class UsageOptions(usage.Options):
