@@ -9,18 +9,19 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import logged
-from towerws.admin.health import MAX_PROBES, PROBE_S, REPORT_EVERY_S, health_site
+from towerws.admin.health import MAX_PROBES, PROBE_S, REPORT_EVERY_S, monitor_site
+from towerws.admin.metrics import MetricsPage
 from towerws.core.sources import SourceState, SourceStatus
 
 PROBE = b"GET /readyz HTTP/1.1\r\nHost: 10.0.0.5:9052\r\nConnection: close\r\n\r\n"
 
 
 class Port:
-    """The port for probes, in memory."""
+    """The port of `monitor`, in memory."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.factory: Any = health_site(lambda: SourceStatus(SourceState.CONSUMING))
+        self.factory: Any = monitor_site(lambda: SourceStatus(SourceState.CONSUMING), MetricsPage(dict, self.clock.seconds))
         self.factory.wrappedFactory.reactor = self.clock
 
     def connect(self) -> Client:
@@ -89,5 +90,5 @@ def test_a_full_port_says_so() -> None:
             for _ in range(5):
                 port.connect()
             port.clock.advance(REPORT_EVERY_S)
-    said = [text for text in lines.texts if "probes" in text]
-    assert said == [f"the port for probes (health) has {MAX_PROBES} connections: each further one ends the oldest"] * 2
+    said = [text for text in lines.texts if "monitor" in text]
+    assert said == [f"the port of monitor has {MAX_PROBES} connections: each further one ends the oldest"] * 2

@@ -32,6 +32,7 @@ EDGES = {
     "admin": ["admin", "admin.*"],
     "amqp": ["amqp", "broker.*"],
     "auth": ["auth", "auth.*"],
+    "authorities": ["authorities"],
     "control": ["control"],
     "embedded": ["embedded"],
     "publisher": ["commands.publisher"],
@@ -62,7 +63,7 @@ WIRING = [
 ]
 """Makes the parts and joins them. It may import any module."""
 
-SEAMS = {"auth.base", "logs", "sockets"}
+SEAMS = {"auth.base", "authorities", "logs", "sockets"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

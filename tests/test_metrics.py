@@ -19,7 +19,6 @@ from tests.kit.metrics_table import split_document, table
 from tests.test_admin import LOOPBACK, Reply
 from tests.test_clock import close
 from towerws.admin import MetricsPage, monitor_site
-from towerws.admin.health import MAX_SCRAPES
 from towerws.admin.metrics import CLOSED, ENTRIES, LIMITS, OTHER, RECENT_S, REFUSED, SKIPPED, STATES
 from towerws.core.errors import CloseReason
 from towerws.core.settings import BrokerSettings, BrokerUrl, JwtSettings, Secret, Settings, TowerSettings
@@ -168,7 +167,7 @@ def test_ready_is_what_readyz_says(state: str, reason: str | None, ready: int) -
 
 
 class Monitor:
-    """The port for Prometheus, in memory."""
+    """The port of `monitor`, in memory."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -229,15 +228,6 @@ def test_many_requests_cause_one_scrape_a_second() -> None:
     page.present()
     page.present()
     assert monitor.scrapes == 4, "the admin port always answers with the present figures"
-
-
-def test_the_port_has_few_connections() -> None:
-    """One more than `MAX_SCRAPES` ends the oldest."""
-    monitor = Monitor()
-    transports = [monitor.connect()[1] for _ in range(MAX_SCRAPES)]
-    assert not any(transport.disconnected for transport in transports)
-    monitor.connect()
-    assert [transport.disconnected for transport in transports] == [True] + [False] * (MAX_SCRAPES - 1)
 
 
 # What deploy/ uses

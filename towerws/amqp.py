@@ -154,7 +154,6 @@ class AmqpSource:
             "acks": progress.acks,
             "poison_headers": progress.poison_headers,
             "sink_errors": progress.sink_errors,
-            "offset": progress.read,
             "markers": {
                 "sent": self._markers.count,
                 "proved": self._watch.proved,

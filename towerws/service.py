@@ -23,7 +23,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, MetricsPage, PageContent, health_site, monitor_site, topics_of
+from towerws.admin import AdminSite, MetricsPage, PageContent, monitor_site, topics_of
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain, make_methods
@@ -177,8 +177,6 @@ class TowerwsService(Service):
         The websocket port is last: no client has to wait while another address isn't available yet.
         """
         self._listen("admin", self._settings.admin, self.admin)
-        if self._settings.health:
-            self._listen("health", self._settings.health, health_site(self.source_status))
         if self._settings.monitor:
             self._listen("monitor", self._settings.monitor, monitor_site(self.source_status, self.metrics))
         self._listen("listen", self._settings.listen, self.websockets)
@@ -228,7 +226,7 @@ class TowerwsService(Service):
 
         self._finish = finish
         deadline = self._reactor.callLater(self._settings.websocket.drain_s + STOP_GRACE_S, finish)
-        probed = [self._ports.pop(key) for key in ("admin", "health", "monitor") if key in self._ports]
+        probed = [self._ports.pop(key) for key in ("admin", "monitor") if key in self._ports]
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])
         steps.addCallback(lambda _: self._drain())

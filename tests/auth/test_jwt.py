@@ -181,7 +181,7 @@ def test_times_that_are_none(method: JwtMethod, name: str, value: str) -> None:
         ({"jti": ""}, "jti is not"), ({"aud": "other"}, "another service"), ({"aud": []}, "another service"),
         ({"aud": ""}, "another service"),
         ({"aud": 1}, "aud is neither"), ({"aud": {"a": 1}}, "aud is neither"), ({"aud": ["a", 1]}, "aud is neither"),
-        ({"aud": ["a"] * 101}, "aud is neither"), ({"groups": "jobs.*"}, "topics"), ({"groups": True},
+        ({"aud": ["a"] * 101}, "aud is neither"), ({"groups": 7}, "topics"), ({"groups": True},
         "topics"),
     ],
 )  # fmt: skip
@@ -421,7 +421,7 @@ def test_nothing_secret_is_said(method: JwtMethod) -> None:
     globalLogPublisher.addObserver(log)
     try:
         for token in (
-            sign(claims(sub=f"{CANARY}\n")), sign(claims(aud=CANARY)), sign(claims(groups=CANARY)), sign(f'{{"sub": "{CANARY}",'),
+            sign(claims(sub=f"{CANARY}\n")), sign(claims(aud=CANARY)), sign(claims(groups=CANARY, sub=1)), sign(f'{{"sub": "{CANARY}",'),
             sign(claims(exp=CANARY)), sign(claims(jti=[CANARY])), sign(header={"crit": CANARY}),
         sign(header={"alg": CANARY, "kid": CANARY}),
             sign(header=f'{{"{CANARY}"'), sign(key=CANARY.encode()), f"{CANARY}.{CANARY}.{CANARY}", CANARY,

@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 
 from tests.auth.jwt_kit import CANARY, NOW, claims, make_method, sign
 from tests.auth.tower_kit import Bench, head, me, now
 from tests.kit.rows import each_row
 from towerws.auth.base import Method, Refused, Unavailable
-from towerws.auth.chain import Chain
+from towerws.auth.chain import Chain, make_methods
+from towerws.auth.jwt_claims import read_claim
 from towerws.core.http_head import Head
+from towerws.core.identity import Identity
+from towerws.core.settings import GroupSettings, JwtSettings, Settings, TowerSettings
+from towerws.core.topics import GroupTable
 
 GOOD = sign()
 BAD = {
@@ -89,3 +94,39 @@ def test_the_other_order_shows_every_token_to_tower(tmp_path: Path) -> None:
     both = JwtAndTower(tmp_path, "tower", "jwt")
     both.enter(head(authorization=f"Bearer {GOOD}"))
     assert GOOD in both.sent
+
+
+@each_row(
+    ("auth", "user", "claim", "topic", "heard"),
+    [
+        ("jwt,tower", "7", ["notices.*"], "notices.7", False),
+        ("tower,jwt", "7", ["notices.*"], "notices.7", False),
+        ("jwt,tower", "7", {"notices": ["*"]}, "notices.7", False),
+        ("jwt,tower", "7", "notices.* jobs.summary", "notices.7", False),
+        ("jwt,tower", "7", ["control.*"], "control.limit_reached_7", False),
+        ("jwt,tower", "7", ["notices.7"], "notices.7", True),
+        ("jwt,tower", "7", {"notices": [7, "*"]}, "notices.7", True),
+        ("jwt,tower", "7", ["notices.7"], "notices.8", False),
+        ("jwt,tower", "ada", ["notices.*"], "notices.ada", False),
+        ("jwt,tower", "ada", ["notices.ada"], "notices.ada", True),
+        ("jwt,tower", "7", ["chat.*", "jobs.*"], "chat.7", True),
+        ("jwt", "7", ["notices.*"], "notices.7", True),
+        ("jwt", "7", ["notices.*"], "notices.8", False),
+        ("jwt", "ada", ["notices.*"], "notices.ada", True),
+    ],
+)
+def test_own_topics_of_two_users_with_one_id(tmp_path: Path, auth: str, user: str, claim: object, topic: str, heard: bool) -> None:
+    """A token's `sub` and the id of one of AWX's users may be the same. A whole group in the token then grants no `own` topic."""
+    secret = tmp_path / "secret"
+    secret.write_text("x" * 32)
+    settings = Settings(
+        auth=tuple(auth.split(",")),
+        broker=None,
+        tower=TowerSettings(url="http://tower.example") if "tower" in auth else None,
+        jwt=JwtSettings(algorithms=("HS256",), secret_file=str(secret)),
+        groups={"notices": GroupSettings(policy="own"), "chat": GroupSettings()},
+    )
+    chain = Chain(tuple(make_methods(settings, Clock())))
+    identity = Identity(user, "jwt", private=read_claim(claim)[0])
+    refused = GroupTable(settings.groups).refusals(identity, [topic]) | now(chain.refusals(identity, [topic]))
+    assert (topic not in refused) is heard

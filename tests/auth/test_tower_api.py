@@ -27,6 +27,7 @@ from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.http_client import Response, _BodyCollector
 from towerws.auth.tower_api import MAX_BODY_BYTES, Answer, HttpFetcher, Me, _why, api_base, read_me, read_visible
+from towerws.authorities import MAX_FILE_BYTES
 from towerws.core.errors import ConfigError
 
 reactor: Any = _reactor
@@ -184,7 +185,11 @@ def test_reasons_in_words(error: Exception, words: str) -> None:
     assert _why(Failure(error)) == words
 
 
-@each_row("content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"])
+@each_row(
+    "content",
+    [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n", b" " * (MAX_FILE_BYTES + 1)],
+    ids=["missing", "empty", "none", "damaged", "huge"],
+)
 def test_a_ca_file_that_cannot_be_used(tmp_path: Path, content: bytes | None) -> None:
     """An authorities file that can't be used is an error at the start that names it."""
     path = tmp_path / "ca.pem"

@@ -8,6 +8,7 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from twisted.python import usage
 
+from tests.broker.test_endpoint import certificate
 from tests.kit.rows import each_row
 from towerws.config.load import given, load, load_all, usage_flags, usage_parameters
 from towerws.config.options import OPTIONS, Kind, Option
@@ -209,12 +210,13 @@ def test_no_line_shows_a_password(password: str, rest: str) -> None:
 
 
 def test_certificate_authorities(tmp_path: Path) -> None:
-    """A PEM file is read unchanged."""
-    pem = tmp_path / "ca.pem"
-    pem.write_text(ssl.DER_cert_to_PEM_cert(b"certificate"))
+    """A PEM file is accepted. One whose certificate is damaged ends the start, not the first attempt to connect."""
+    pem, _ = certificate(tmp_path)
     settings = load({**OPEN, "broker": "amqps://h", "tls-ca": str(pem)}, {})
     assert settings.broker is not None
     assert settings.broker.tls_ca == str(pem)
+    pem.write_text(ssl.DER_cert_to_PEM_cert(b"certificate"))
+    assert "holds a certificate that is damaged" in refusal({**OPEN, "broker": "amqps://h", "tls-ca": str(pem)})
 
 
 class UsageOptions(usage.Options):
@@ -281,11 +283,12 @@ def test_a_kubernetes_service_of_our_name() -> None:
 
 
 def test_a_port_for_probes() -> None:
-    """It may be public without `insecure`, and must differ from the other two. Empty means none."""
-    assert load({**OPEN, "health": "tcp:8080"}, {}).health == "tcp:8080"
-    assert load(OPEN, {"TOWERWS_HEALTH": ""}).health == ""
+    """It may be public without `insecure`, and must differ from the other two. Empty means none. Its former name brings up the new one."""
+    assert load({**OPEN, "monitor": "tcp:9052"}, {}).monitor == "tcp:9052"
+    assert load(OPEN, {"TOWERWS_MONITOR": ""}).monitor == ""
+    assert refusal({**OPEN, "health": "tcp:9052"}) == "--health: unknown flag; did you mean --monitor?"
     for clash in ("tcp:8051", "tcp:9051:interface=127.0.0.1"):
-        assert "must not be the same address and port" in refusal({**OPEN, "health": clash})
-    assert "--health = 'tcp:x': the port must be a number" in refusal({**OPEN, "health": "tcp:x"})
+        assert "must not be the same address and port" in refusal({**OPEN, "monitor": clash})
+    assert "--monitor = 'tcp:x': the port must be a number" in refusal({**OPEN, "monitor": "tcp:x"})
     assert "must be one of auto, text, json" in refusal({**OPEN, "log-format": "xml"})
     assert "must be one of debug, info, warn, error, critical" in refusal({**OPEN, "log-level": "verbose"})

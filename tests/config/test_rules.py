@@ -126,6 +126,22 @@ def test_the_former_name_of_an_option_brings_up_the_new_one(key: str) -> None:
 
 
 @each_row(
+    ("word", "prefix", "said"),
+    [
+        ("health", "", "monitor"),
+        ("--health", "--", "--monitor"),
+        ("TOWERWS_HEALTH", "TOWERWS_", "TOWERWS_MONITOR"),
+        ("access.health", "", ""),
+        ("healt", "", ""),
+    ],
+)
+def test_an_option_that_was_renamed_to_another_word(word: str, prefix: str, said: str) -> None:
+    """`health` was the port for probes until 0.2. It is `monitor` now."""
+    known = [prefix + (key.upper() if prefix == "TOWERWS_" else key) for key in ("listen", "admin", "monitor")]
+    assert suggestion(word, known, prefix) == (f"; did you mean {said}?" if said else "")
+
+
+@each_row(
     ("word", "said"),
     [
         ("TOWERWS_HISTROY", "TOWERWS_HISTORY_MAX_BYTES or TOWERWS_HISTORY_MAX_AGE_S"),

@@ -74,7 +74,7 @@ def until(holds: Callable[[Scrape], bool], port: int) -> Scrape:
 
 @pytest.fixture
 def embedded(tmp_path: Path) -> Iterator[tuple[Daemon, int]]:
-    """A daemon without a broker, and its port for Prometheus."""
+    """A daemon without a broker, and the port of its `monitor`."""
     port = free_port()
     with Daemon(tmp_path, "embedded:", "--monitor", f"tcp:{port}:interface=127.0.0.1") as daemon:
         yield daemon, port
@@ -167,7 +167,7 @@ def test_a_scrape_during_load(embedded: tuple[Daemon, int]) -> None:
         assert [payload["n"] for payload in client.payloads] == list(range(100))
         client.close()
     counts = [value(found, "towerws_events_sent_total") for found in scrapes]
-    assert (counts[::2], counts[1::2]) == (sorted(counts[::2]), sorted(counts[1::2])), "the port for Prometheus is up to a second behind"
+    assert (counts[::2], counts[1::2]) == (sorted(counts[::2]), sorted(counts[1::2])), "the port of monitor is up to a second behind"
 
 
 def test_with_a_broker(rabbit: PrivateRabbit, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_while_the_broker_is_away(fresh_rabbit: Callable[[], PrivateRabbit], tmp
     [
         (["--monitor", "tcp:8051:interface=127.0.0.1"], "listen and monitor must not be the same address and port"),
         (["--monitor", "tcp:9051"], "admin and monitor must not be the same address and port"),
-        (["--health", "tcp:9052", "--monitor", "tcp:9052"], "health and monitor must not be the same address and port"),
+        (["--health", "tcp:9052"], "option --health not recognized; did you mean --monitor?"),
         (["--monitor", "tcp:x"], "--monitor = 'tcp:x': the port must be a number"),
         (["--monitor", "tcp:"], "--monitor = 'tcp:'"),
         (["--monitor", "9052:"], "--monitor = '9052:'"),

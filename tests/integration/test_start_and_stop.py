@@ -295,7 +295,7 @@ def test_an_address_that_comes_later(make: Start) -> None:
         "tcp:{port}:interface=no-such-host.invalid",
     ],
 )
-@pytest.mark.parametrize("key", ["listen", "admin", "health", "monitor"])
+@pytest.mark.parametrize("key", ["listen", "admin", "monitor"])
 def test_an_address_that_is_not_there_yet(make: Start, tmp_path: Path, listen: str, key: str) -> None:
     """An address, folder or name that is not available yet at boot: all ports wait for theirs."""
     flags = [f"--{key}", listen.format(port=free_port(), folder=tmp_path), "--insecure"]
@@ -513,9 +513,9 @@ def test_killed_in_a_container_and_started_again(make: Start, tmp_path: Path) ->
 
 
 def test_a_port_for_probes(make: Start) -> None:
-    """It is reachable from other machines without `insecure`, under any Host, and has only two answers."""
+    """It is reachable from other machines without `insecure`, under any Host, and has only three answers."""
     port = free_port()
-    process = make("--listen", tcp(free_port()), "--health", f"tcp:{port}").start().runs()
+    process = make("--listen", tcp(free_port()), "--monitor", f"tcp:{port}").start().runs()
 
     def ask(method: str, path: str, host: str = "towerws.example.com", body: bytes | None = None) -> tuple[int, bytes]:
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)) as connection:
@@ -524,7 +524,7 @@ def test_a_port_for_probes(make: Start) -> None:
             return answer.status, answer.read()
 
     assert ask("GET", "/healthz") == (200, b'{"healthy": true}\n')
-    assert ask("GET", "/readyz", "10.1.2.3:8080") == (200, b'{"ready": true}\n')
+    assert ask("GET", "/readyz", "10.1.2.3:9052") == (200, b'{"ready": true}\n')
     assert ask("HEAD", "/readyz") == (200, b"")
     for method, path in (
         ("GET", "/"),
@@ -608,7 +608,7 @@ def test_json(make: Start) -> None:
 
 def test_levels(make: Start) -> None:
     """`--log-level warn` leaves out lines of normal operation."""
-    process = make("--listen", tcp(free_port()), "--log-level", "warn", "--health", tcp(port := free_port())).start()
+    process = make("--listen", tcp(free_port()), "--log-level", "warn", "--monitor", tcp(port := free_port())).start()
     give_up = time.monotonic() + DEADLINE_S
     while True:
         try:

@@ -212,7 +212,7 @@ JWT = [
     ("iat", {"iat": NOW + 100}, "the token is not valid yet: its iat is to come"),
     ("aud", {"aud": "other"}, "the token is meant for another service: its aud is another one"),
     ("sub", {"sub": ""}, "the token's sub is not 1 to 255 printable characters"),
-    ("groups", {"groups": "jobs.*"}, "the token's list of topics is not one: neither {'group': ['event']} nor ['group.event']"),
+    ("groups", {"groups": 7}, "the token's list of topics is not one: neither {'group': ['event']} nor ['group.event'] nor text"),
 ]
 
 

@@ -11,14 +11,14 @@
 
 Every answer is one JSON object, except the metrics, the live page and its files. An error is `{"error": …}`. Every path that takes `GET`
 takes `HEAD`.
-The port for probes (`health_site`) has `/healthz` and `/readyz` only, and the one for Prometheus (`monitor_site`) `/metrics` as well.
+The port of `monitor` (`monitor_site`) has `/healthz`, `/readyz` and `/metrics` only, and may be public.
 """
 
 from __future__ import annotations
 
-from towerws.admin.health import health_site, monitor_site
+from towerws.admin.health import monitor_site
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, topics_of
 from towerws.admin.site import AdminSite
 
-__all__ = ["AdminSite", "MetricsPage", "PageContent", "health_site", "monitor_site", "topics_of"]
+__all__ = ["AdminSite", "MetricsPage", "PageContent", "monitor_site", "topics_of"]

@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz`: on the admin port with the reason, and without it on the ports for probes and for Prometheus."""
+"""`/healthz` and `/readyz`: on the admin port with the reason, and without it on the port of `monitor`, which may be public."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from towerws.admin.metrics import MetricsPage
 from towerws.core.sources import SourceStatus
 
 MAX_PROBES = 32
-"""Connections to the port for probes. They share the descriptors that browsers leave (process.py, RESERVED_DESCRIPTORS)."""
-
-MAX_SCRAPES = 16
-"""The same for the port for Prometheus: a few servers, and the probes."""
+"""Connections to the port of `monitor`. They share the descriptors that browsers leave (process.py, RESERVED_DESCRIPTORS)."""
 
 PROBE_S = 10
 """Seconds that a probe's connection may be silent."""
@@ -41,44 +38,33 @@ def readiness(status: SourceStatus) -> Answer:
     return json_answer(200 if status.ready else 503, answer)
 
 
-def health_site(source_status: Callable[[], SourceStatus]) -> WrappingFactory:
-    """Return the site of the port for probes.
-
-    That port may be public: it gives no reasons, and it does nothing that a page could abuse. So any Host and Origin may ask.
-    """
-    site = _HealthSite(_probes(source_status), help_text="try /healthz or /readyz", max_body_bytes=0, timeout_s=PROBE_S)
-    return _ProbeLimit(site, "for probes (health)", MAX_PROBES)
-
-
 def monitor_site(source_status: Callable[[], SourceStatus], metrics: MetricsPage) -> WrappingFactory:
-    """Return the site of the port for Prometheus: the paths of `health_site`, and the metrics.
+    """Return the site of the port of `monitor`.
 
-    It may be public for the same reasons. Its metrics name no machine, client or topic, and any number of requests causes few scrapes.
+    That port may be public: it gives no reasons, and it does nothing that a page could abuse. So any Host and Origin may ask. Its metrics
+    name no machine, client or topic, and any number of requests causes few scrapes.
     """
-    endpoints = {**_probes(source_status), b"metrics": Endpoint(b"GET", lambda request: metrics.recent())}
-    site = _HealthSite(endpoints, help_text="try /metrics, /healthz or /readyz", max_body_bytes=0, timeout_s=PROBE_S)
-    return _ProbeLimit(site, "for Prometheus (monitor)", MAX_SCRAPES)
 
-
-def _probes(source_status: Callable[[], SourceStatus]) -> dict[bytes, Endpoint]:
     def ready() -> Answer:
         is_ready = source_status().ready
         return json_answer(200 if is_ready else 503, {"ready": is_ready})
 
-    return {
+    endpoints = {
         b"healthz": Endpoint(b"GET", lambda request: healthy()),
         b"readyz": Endpoint(b"GET", lambda request: ready()),
+        b"metrics": Endpoint(b"GET", lambda request: metrics.recent()),
     }
+    return _ProbeLimit(_MonitorSite(endpoints, help_text="try /healthz, /readyz or /metrics", max_body_bytes=0, timeout_s=PROBE_S))
 
 
-class _HealthSite(EndpointSite):
-    """The paths of the ports for probes and for Prometheus."""
+class _MonitorSite(EndpointSite):
+    """The paths of the port of `monitor`."""
 
     noisy = False
 
 
 class _ProbeLimit(WrappingFactory):
-    """Allows a number of connections. One more ends the oldest.
+    """Allows `MAX_PROBES` connections. One more ends the oldest.
 
     A probe is answered at once. So the oldest connection is that of a client that is silent or slow, and must not keep probes out: an
     orchestrator would restart a daemon that is well.
@@ -88,15 +74,10 @@ class _ProbeLimit(WrappingFactory):
     _log = Logger()
     _reported_at = -inf
 
-    def __init__(self, site: EndpointSite, port: str, most: int) -> None:
-        super().__init__(site)
-        self._port = port
-        self._most = most
-
     def registerProtocol(self, p: Any) -> None:
         """Count a new connection."""
         super().registerProtocol(p)
-        if len(self.protocols) > self._most:
+        if len(self.protocols) > MAX_PROBES:
             oldest = next(iter(self.protocols))
             del self.protocols[oldest]
             self._report()
@@ -110,4 +91,4 @@ class _ProbeLimit(WrappingFactory):
         now = self.wrappedFactory.reactor.seconds()
         if now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
-            self._log.warn("the port {port} has {most} connections: each further one ends the oldest", port=self._port, most=self._most)
+            self._log.warn("the port of monitor has {most} connections: each further one ends the oldest", most=MAX_PROBES)

@@ -19,7 +19,7 @@ from towerws.core.errors import CloseReason
 from towerws.core.sources import SourceState
 
 RECENT_S = 1.0
-"""The port for Prometheus may be public. There an answer is used again for this long, so that requests can't keep the reactor busy."""
+"""The port of `monitor` may be public. There an answer is used again for this long, so that requests can't keep the reactor busy."""
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

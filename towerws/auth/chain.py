@@ -31,6 +31,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import Settings
+from towerws.core.topics import GroupTable
 
 Result = TypeVar("Result", Identity, Identity | None)
 
@@ -43,7 +44,8 @@ def make_methods(settings: Settings, reactor: Any) -> Iterator[Method]:
             objects = {group: url for group, url in AWX_OBJECTS.items() if group not in settings.groups}
             yield TowerMethod(settings.tower, reactor, {**objects, **own})
         elif name == "jwt" and settings.jwt is not None:
-            yield JwtMethod(settings.jwt, reactor)
+            own_groups = GroupTable(settings.groups).own if settings.tower is not None else frozenset()
+            yield JwtMethod(settings.jwt, reactor, by_name_only=own_groups)
         else:
             assert name == "open", "config/rules.py knows the methods there are"
             yield Open()

@@ -19,12 +19,9 @@ the server allows it, so new connections are rare. `tests/kit/cycles_cases.py` c
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from OpenSSL import crypto
-from twisted.internet import ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -40,10 +37,10 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from towerws.auth.base import drop_frames
+from towerws.authorities import read_pem, trust_root
 from towerws.core.errors import ConfigError
 from towerws.sockets import release
 
-_PEM_END: Final = b"-----END CERTIFICATE-----"
 _is_printable = re.compile(r"[!-~]+").fullmatch
 
 
@@ -73,17 +70,9 @@ def make_agent(reactor: Any, pool: Any, trust: Any = None, connect_s: float | No
 def read_authorities(option: str, path: str) -> Any:
     """Read the certificate authorities in a PEM file. `ConfigError`, with the option's name, if the file can't be used."""
     try:
-        parts = Path(path).read_bytes().split(_PEM_END)[:-1]
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigError(f"{option} = {path!r}: can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
-    try:
-        certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in parts]
-    except (crypto.Error, ValueError):
-        raise ConfigError(f"{option} = {path!r}: holds a certificate that is damaged") from None
-    if not certificates:
-        raise ConfigError(f"{option} = {path!r}: must be a file with certificates in PEM")
-    trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
-    return trust(certificates)
+        return trust_root(read_pem(path))
+    except ValueError as error:
+        raise ConfigError(f"{option} = {path!r}: {error}") from None
 
 
 def split_url(url: str) -> SplitResult | None:

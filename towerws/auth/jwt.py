@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, execute, succeed
@@ -32,6 +32,9 @@ _is_cookie_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{0,128}").fullmatch  # 
 class JwtMethod:
     """A `Method`. `wall` returns seconds since 1970, the time that tokens use.
 
+    `by_name_only`: groups of which a token must name each topic. They are the groups of which each user hears only the own topic, if
+    another method has users too. Its user with the same id is another person, whose topic `group.*` must not grant.
+
     Raises `ConfigError` if the settings can't be used. Files are read once, here. The network is not used before the first token.
     """
 
@@ -39,8 +42,11 @@ class JwtMethod:
     takes_tokens = True
     tokens_from_awx_clients = True
 
-    def __init__(self, settings: JwtSettings, reactor: Any, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: JwtSettings, reactor: Any, *, wall: Callable[[], float] = time.time, by_name_only: Container[str] = ()
+    ) -> None:
         self._settings = settings
+        self._by_name_only = by_name_only
         self._wall = wall
         check_algorithms(settings.algorithms)
         self._default = _check(settings)
@@ -70,7 +76,7 @@ class JwtMethod:
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once, since the token lists the topics."""
         grants = identity.private if isinstance(identity.private, Grants) else Grants()
-        return succeed({topic: NOT_GRANTED for topic in topics if not grants.allow(topic)})
+        return succeed({topic: NOT_GRANTED for topic in topics if not grants.allow(topic, self._by_name_only)})
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Fires at once. Fails with `Refused` if the token has expired by the wall clock."""

@@ -4,13 +4,14 @@ A token's `aud` is checked even if no `aud` is configured. A token for another s
 RFC demands.
 
 One claim lists the topics that the user may subscribe to. There are two forms with the same meaning:
-`{"jobs": ["status_changed"], "job_events": ["*"]}` and `["jobs.status_changed", "job_events.*"]`. The event `*` grants all topics of
-a group. There is no other pattern, and none for groups, so that a token never grants a group that it doesn't name.
+`{"jobs": ["status_changed"], "job_events": ["*"]}` and `["jobs.status_changed", "job_events.*"]`. A token may also have the list as
+text, with spaces between the names, as the claim `scope` has (RFC 8693 section 4.2). The event `*` grants all topics of a group. There
+is no other pattern, and none for groups, so that a token never grants a group that it doesn't name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from towerws.auth.base import Refused
@@ -112,9 +113,15 @@ class Grants:
     topics: frozenset[str] = field(default=frozenset(), repr=False)
     groups: frozenset[str] = field(default=frozenset(), repr=False)
 
-    def allow(self, routing_key: str) -> bool:
-        """Whether the topic is granted. `job_events.*` (all of a group) is granted if the whole group is."""
-        return routing_key in self.topics or routing_key.partition(".")[0] in self.groups
+    def allow(self, routing_key: str, by_name_only: Container[str] = ()) -> bool:
+        """Whether the topic is granted. `job_events.*` (all of a group) is granted if the whole group is.
+
+        For groups in `by_name_only` that is not enough: the topic itself must be named.
+        """
+        if routing_key in self.topics:
+            return True
+        group = routing_key.partition(".")[0]
+        return group in self.groups and group not in by_name_only
 
 
 def parse_grants(value: object) -> Grants:
@@ -135,12 +142,20 @@ def parse_grants(value: object) -> Grants:
 def read_claim(value: object) -> tuple[Grants, int]:
     """Return the grants in a token's claim, and the number of its entries that are no topics and grant nothing.
 
-    Identity providers write their own groups into the same claim (`/keycloak/group`). `ValueError` if the claim is neither a table
-    nor a list, or too long.
+    Identity providers write their own groups into the same claim (`/keycloak/group`). Some write a list of one as text.
+    `ValueError` if the claim is neither a table nor a list nor text, or too long.
     """
-    if not isinstance(value, dict | list):
-        raise ValueError('neither {"group": ["event"]} nor ["group.event"]')
-    grants, others = _collect(_flatten(value) if isinstance(value, dict) else value)
+    names: Iterable[object]
+    match value:
+        case dict():
+            names = _flatten(value)
+        case list():
+            names = value
+        case str():
+            names = value.split(" ") if value else ()
+        case _:
+            raise ValueError('neither {"group": ["event"]} nor ["group.event"] nor text')
+    grants, others = _collect(names)
     return grants, len(others)
 
 

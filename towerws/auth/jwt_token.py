@@ -13,16 +13,14 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import json
-import math
 import re
 from dataclasses import dataclass, field
-from typing import NoReturn
 from urllib.parse import parse_qsl
 
 from towerws.auth.base import Refused, list_cookies
 from towerws.core.http_head import Head
 from towerws.core.settings import Secret
+from towerws.core.strict_json import decode
 
 MAX_TOKEN_BYTES = 8 * 1024
 MAX_KID_CHARACTERS = 256
@@ -76,7 +74,7 @@ def parse_token(text: str) -> Token:
 def read_object(raw: bytes) -> dict[str, object]:
     """Read one JSON object in UTF-8, without duplicate keys, NaN and infinity. `Refused` for any other text."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        value = decode(raw.decode("utf-8"))
     except (ValueError, RecursionError):
         value = None
     # Raised outside of `except`: the error above contains the text.
@@ -92,23 +90,6 @@ def _decode(part: str) -> bytes:
     if raw is None or base64.urlsafe_b64encode(raw).rstrip(b"=") != part.encode("ascii"):
         raise Refused("a part of the token is not canonical base64url")
     return raw
-
-
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError("not a number")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError("not a finite number")
-    return number
 
 
 @dataclass(frozen=True, slots=True)

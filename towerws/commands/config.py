@@ -85,7 +85,7 @@ def check_command(**values: object) -> None:
     if (reason := why_no_methods(loaded.settings)) is not None:
         bad = True
         _complain(reason)
-    for key in ("listen", "admin", *(key for key in ("health", "monitor") if loaded.by_key[key].value)):
+    for key in ("listen", "admin", *(["monitor"] if loaded.settings.monitor else [])):
         if (reason := why_not_free(parse_address(str(loaded.by_key[key].value)))) is not None:
             bad = True
             _complain(f"{loaded.by_key[key].origin} = {loaded.by_key[key].value!r}: can't be listened on: {reason}")
@@ -125,10 +125,8 @@ def summary(loaded: Loaded) -> Iterator[str]:
         yield from (f"  {url}" for url in settings.broker.urls)
     yield f"Browsers connect to {parse_address(settings.listen)}. Methods of authentication: {', '.join(settings.auth)}."
     yield f"The admin port is {parse_address(settings.admin)}."
-    if settings.health:
-        yield f"Probes connect to {parse_address(settings.health)}, for /healthz and /readyz only."
     if settings.monitor:
-        yield f"Prometheus connects to {parse_address(settings.monitor)}, for /metrics, /healthz and /readyz only."
+        yield f"Probes and Prometheus connect to {parse_address(settings.monitor)}, for /healthz, /readyz and /metrics only."
     history = {option.key: option.format(loaded.by_key[option.key].value) for option in OPTIONS if option.key.startswith("history.")}
     yield f"History holds {history['history.max_bytes']} or {history['history.max_age_s']} s of events, whichever is less."
     if settings.groups:

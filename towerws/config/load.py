@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from twisted.internet.endpoints import serverFromString
 
+from towerws.authorities import read_pem, trust_root
 from towerws.config.addresses import parse_address
 from towerws.config.broker_url import EMBEDDED, mask_url, parse_broker_url, split_urls
 from towerws.config.file import one_line, read_file, read_text, shown, shown_path
@@ -45,7 +46,6 @@ from towerws.core.settings import (
 __all__ = ["OPTIONS", "Loaded", "Setting", "given", "load", "load_all", "suggest_flag", "usage_flags", "usage_parameters"]
 
 MAX_PASSWORD_FILE_BYTES = 64 * 1024
-MAX_CA_FILE_BYTES = 16 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loa
         key = next((key for key in broken.keys if not by_key[key].is_default), broken.keys[0])
         others = ", ".join(f"{other} is {shown(by_key[other].value)}" for other in broken.keys if other != key)
         raise ConfigError(f"{by_key[key].origin} = {shown(by_key[key].value)}: {broken.rule}{others and f' ({others})'}")
-    for key in ("listen", "admin", "health", "monitor"):
+    for key in ("listen", "admin", "monitor"):
         if by_key[key].value:
             _try_certificates(by_key[key])
     return Loaded(settings, by_key, file)
@@ -219,9 +219,10 @@ def _secret_line(setting: Setting, what: str) -> Secret:
 def _check_tls_ca(setting: Setting) -> None:
     if not setting.value:
         return
-    text = read_text(setting.origin, str(setting.value), MAX_CA_FILE_BYTES)
-    if "-----BEGIN CERTIFICATE-----" not in text:
-        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: must hold certificates in PEM form")
+    try:
+        trust_root(read_pem(str(setting.value)))
+    except ValueError as error:
+        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: {error}") from None
 
 
 def _try_certificates(setting: Setting) -> None:

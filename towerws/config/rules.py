@@ -81,16 +81,21 @@ def advice(settings: Settings) -> Iterator[str]:
             yield "some broker URLs are amqps:// and some are not: the password may travel unencrypted"
 
 
+_RENAMED = {"health": "monitor"}
+"""The former names of options that are not similar to their new ones."""
+
+
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return `; did you mean …?` for an unknown name, or an empty text if no known name is similar.
 
-    `prefix` is common to all names, so it is left out of the comparison. The name of a section, or one that is similar to it, suggests
-    the section's first names.
+    `prefix` is common to all names, so it is left out of the comparison. A former name suggests the new one. The name of a section, or
+    one that is similar to it, suggests the section's first names.
     """
     names = [name.removeprefix(prefix) for name in known]
     word = word.removeprefix(prefix)
     tail = f".{_WORD_ENDS.sub('.', word)}"
-    near = [name for name in names if name.endswith(f".{word}")]
+    near = [name for name in names if name.lower() == _RENAMED.get(word.lower())]
+    near = near or [name for name in names if name.endswith(f".{word}")]
     near = near or [name for name in names if _WORD_ENDS.sub(".", name).endswith(tail)][:3]
     near = near or difflib.get_close_matches(word, names, n=1, cutoff=NEAR)
     if not near:
@@ -157,11 +162,11 @@ def _methods(settings: Settings) -> Iterator[Broken]:
 
 
 def _access(settings: Settings) -> Iterator[Broken]:
-    texts = {"listen": settings.listen, "admin": settings.admin, "health": settings.health, "monitor": settings.monitor}
+    texts = {"listen": settings.listen, "admin": settings.admin, "monitor": settings.monitor}
     addresses: dict[str, Address] = {}
     for key, text in texts.items():
         try:
-            if text or key not in {"health", "monitor"}:
+            if text or key != "monitor":
                 addresses[key] = parse_address(text)
         except ValueError as error:
             yield Broken((key,), str(error))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final
+from typing import Final
+
+from towerws.core.strict_json import decode
 
 MAX_NAME_CHARACTERS: Final = 512
 
@@ -57,7 +59,7 @@ def parse_revocation(body: bytes) -> Revocation:
     if len(body) > MAX_REVOCATION_BYTES:
         raise ValueError(f"a revocation has at most {MAX_REVOCATION_BYTES} bytes")
     try:
-        found = json.loads(body.decode(), object_pairs_hook=_unique)
+        found = decode(body.decode())
     except (ValueError, RecursionError):
         raise ValueError(f"it is not {_SHAPE}") from None
     match found:
@@ -113,14 +115,6 @@ class RecentRevocations:
             return self._all_at
         by_user = -inf if user is None else self._at.get(("user", str(user)), -inf)
         return max(self._all_at, by_user, *[self._at.get(("session", session), -inf) for session in sessions])
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object, or raise `ValueError` for a key that occurs twice: that could mean two users."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key twice")
-    return found
 
 
 def _is_name(text: str) -> bool:

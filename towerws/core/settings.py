@@ -289,16 +289,10 @@ class Settings:
         "Address of the admin port (/healthz, /readyz, /status, /metrics, /publish), as a Twisted endpoint. Never make it public.",
         common=True,
     )
-    health: str = option(
-        "",
-        "Address for probes and load balancers on other machines, as a Twisted endpoint. Serves only /healthz and /readyz, "
-        "without reasons, so it may be public. Empty: only the admin port serves them.",
-        common=True,
-    )
     monitor: str = option(
         "",
-        "Address for Prometheus and probes, as a Twisted endpoint. Serves only /metrics, /healthz and /readyz, so it may be public. "
-        "Empty: only the admin port serves them.",
+        "Address for probes, load balancers and Prometheus, as a Twisted endpoint. Serves only /healthz, /readyz and /metrics, "
+        "without reasons, so it may be public. Empty: only the admin port serves them.",
         common=True,
     )
     log_format: str = option(

@@ -23,8 +23,7 @@ from towerws.core.identity import Identity
 from towerws.core.settings import GroupSettings
 
 MAX_GROUP_BYTES = 64
-MAX_EVENT_BYTES = 128
-MAX_ROUTING_KEY_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
+MAX_EVENT_BYTES = 128  # with the group and the dot less than the 255 of a short string (AMQP 0-9-1 section 4.2.5.3)
 
 _GROUP = rf"[A-Za-z0-9_]{{1,{MAX_GROUP_BYTES}}}"
 _EVENT = rf"""[!$-)+,/-\[\]-~-]{{1,{MAX_EVENT_BYTES}}}"""  # printable, without " # * . \
@@ -184,6 +183,11 @@ class GroupTable:
         if routing_key in WITHHELD:
             raise UnknownItem("no such event in this group")
         return routing_key
+
+    @property
+    def own(self) -> frozenset[str]:
+        """The groups of which each user hears only the topic with the user's id."""
+        return frozenset(name for name, group in self._groups.items() if group.policy == "own")
 
     @property
     def configured(self) -> dict[str, dict[str, object]]:
