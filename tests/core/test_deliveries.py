@@ -145,5 +145,5 @@ def test_a_marker_is_read_as_it_was_written(marker: Marker) -> None:
     ],
 )
 def test_a_marker_whose_age_can_not_be_read(age: str) -> None:
-    """It is a marker all the same, as one of an earlier version: it proves what its text proves."""
+    """It is still a marker, like one of an earlier version. It proves what its text proves."""
     assert parse_marker(b'{"marker": "aaaaaaaa", "daemon": "bbbbbbbb", %s}' % age.encode()) == Marker("aaaaaaaa", "bbbbbbbb")

@@ -152,9 +152,8 @@ class RefillReach:
         if marker.machine != machine or not machine or marker.daemon in self._daemons or len(self._daemons) >= MAX_DAEMONS:
             return
         self._daemons.add(marker.daemon)
-        if (
-            marker.previous_s is not None and marker.previous_s <= uptime_s
-        ):  # one from the future has a clock of its own, and proves nothing
+        # One from the future is from a process with a clock of its own, and proves nothing.
+        if marker.previous_s is not None and marker.previous_s <= uptime_s:
             self._left_out_s = min(self._left_out_s, uptime_s - marker.previous_s)
 
     def earlier_start(self, refill_s: float, oldest: int | None, newest: int) -> int | None:
