@@ -258,7 +258,7 @@ class TestStreamStart:
         ],
     )
     def test_markers_that_do_not_show_a_clock_set_forward(self, first: dict[str, Any], last: dict[str, Any]) -> None:
-        """The one before is too old for history, there is none, it is another machine's, or it has a clock of its own: the interval is right."""
+        """The one before is too old or there is none, or it is of another machine or another clock: the interval is right."""
         rig = SourceRig()
         for number in range(3000):
             rig.stream.write(b"%d" % number)
