@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import random
+import secrets
 import struct
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from pika import frame, spec
@@ -14,11 +15,13 @@ from tests.kit.fake_amqp import FakeBroker, Peer, Publication, RecordingSink, ac
 from tests.kit.rows import each_row
 from towerws.amqp import AmqpSource
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
+from towerws.broker.markers import this_machine
 from towerws.core.deliveries import Marker
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
 
 PASSWORD = "canary-hunter2"
+UPTIME_S = 10_000
 
 
 def url(host: str) -> BrokerUrl:
@@ -61,6 +64,7 @@ class SourceRig:
             endpoint=lambda broker_url: self.brokers[broker_url.host],
             publisher=ConfirmedPublisher(self.settings, self.clock, prefer=lambda: None, endpoint=lambda _: self.side),
             rng=random.Random(1),
+            uptime=lambda: UPTIME_S + self.clock.seconds(),
         )
 
     @property
@@ -129,6 +133,11 @@ class SourceRig:
 def consume_starts(broker: FakeBroker) -> list[object]:
     """Return the x-stream-offset of every consumer so far."""
     return [method.arguments.get("x-stream-offset") for peer in broker.peers for method in peer.seen(spec.Basic.Consume)]
+
+
+def marked(daemon: str, *, before_s: int | None, machine: str = "") -> bytes:
+    """Return a marker of another daemon, by default on this machine. Its daemon published the one before so many seconds ago."""
+    return Marker(secrets.token_hex(8), daemon, None, machine or this_machine(), None if before_s is None else UPTIME_S - before_s).body
 
 
 class TestStreamStart:
@@ -218,6 +227,59 @@ class TestStreamStart:
         assert consume_starts(rig.broker) == ["130s", "10s", "first"]
         assert [call for call in rig.sink.calls if call[0] != "deliver"] == [("restart",), ("caught_up",)]
         assert [call[2] for call in rig.sink.named("deliver")][-2:] == [b"0", b"1"]
+
+    def test_a_broker_whose_clock_was_set_forward(self, events: list[LogEvent]) -> None:
+        """The interval leaves out what was written before the clock was set. A marker of this machine shows that, and it is read, too."""
+        rig = SourceRig()
+        for number in range(3000):
+            rig.stream.write(b"%d" % number)
+        rig.stream.write(marked("aaaaaaaa", before_s=200), key="towerws.events")
+        for number in range(4000):
+            rig.stream.write(b"%d" % number)
+        rig.stream.young["130s"] = rig.next
+        rig.stream.write(b"after")
+        rig.stream.write(marked("aaaaaaaa", before_s=13), key="towerws.events")
+        rig.consuming()
+        by_clock, *steps = (start for start in consume_starts(rig.broker) if start != "10s")
+        assert by_clock == "130s"
+        assert [round(step, -2) for step in steps if isinstance(step, int)] == [6000, 5000, 3000], "twice as far back each time"
+        assert sorted(rig.sink.held) == [*range(cast("int", steps[-1]), rig.next)]
+        assert len(rig.sink.named("restart")) == 3
+        assert [call for call in rig.sink.calls if call[0] != "deliver"][-1:] == [("caught_up",)]
+        assert any("set forward" in formatEvent(event) for event in events)
+
+    @each_row(
+        ("first", "last"),
+        [
+            ({"before_s": 120}, {"before_s": 13}),
+            ({"before_s": None}, {"before_s": 3}),
+            ({"before_s": 13, "machine": "b" * 16}, {"before_s": 3, "machine": "b" * 16}),
+            ({"before_s": -100}, {"before_s": -110}),
+        ],
+    )
+    def test_markers_that_do_not_show_a_clock_set_forward(self, first: dict[str, Any], last: dict[str, Any]) -> None:
+        """The one before is too old or there is none, or it is of another machine or another clock: the interval is right."""
+        rig = SourceRig()
+        for number in range(3000):
+            rig.stream.write(b"%d" % number)
+        rig.stream.young["130s"] = 2000
+        rig.stream.entries[2001] = rig.stream.entries[2001]._replace(key="towerws.events", body=marked("aaaaaaaa", **first))
+        rig.stream.write(marked("aaaaaaaa", **last), key="towerws.events")
+        rig.consuming()
+        assert consume_starts(rig.broker) == ["130s", "10s"]
+
+    def test_a_clock_set_forward_and_a_stream_that_holds_no_more(self) -> None:
+        """Retention deleted what the refill should begin with: it begins with what there is, and ends."""
+        rig = SourceRig()
+        rig.stream.next = 4000
+        for number in range(500):
+            rig.stream.write(b"%d" % number)
+        rig.stream.young["130s"] = rig.next
+        rig.stream.write(marked("aaaaaaaa", before_s=13), key="towerws.events")
+        rig.consuming()
+        starts = [start for start in consume_starts(rig.broker) if start != "10s"]
+        assert starts == ["130s", 3500]
+        assert min(rig.sink.held) == 4000
 
     def test_a_node_that_answers_late_has_no_wrong_clock(self) -> None:
         """However long the node takes to deliver the last ten seconds: silence is no proof that its clock is ahead (C3, C10)."""

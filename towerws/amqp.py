@@ -36,7 +36,7 @@ from towerws.broker.connection import quiet_pika
 from towerws.broker.control import ControlListener
 from towerws.broker.endpoint import broker_endpoint
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
-from towerws.broker.markers import MarkerPublisher
+from towerws.broker.markers import MarkerPublisher, machine_uptime
 from towerws.broker.reader import ReadProgress
 from towerws.broker.session import BrokerSession, SessionParts
 from towerws.core.settings import BrokerSettings, BrokerUrl
@@ -59,7 +59,8 @@ class AmqpSource:
     """Consumes the brokers of `settings.urls`, one at a time, into `sink`. `control` listens on the same connections.
 
     `reactor` gives time and, unless `endpoint` does, connections. `rng` draws the order of the hosts and the delays. Markers go over a
-    connection of their own (`publisher`). Call `start` once. `stop` ends the source permanently.
+    connection of their own (`publisher`). `uptime` returns the seconds since this machine started. Call `start` once. `stop` ends the
+    source permanently.
     """
 
     _log = Logger()
@@ -74,6 +75,7 @@ class AmqpSource:
         publisher: ConfirmedPublisher | None = None,
         endpoint: Endpoint | None = None,
         rng: random.Random | None = None,
+        uptime: Callable[[], float] = machine_uptime,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -82,7 +84,7 @@ class AmqpSource:
         self._publisher = publisher or ConfirmedPublisher(
             settings, reactor, prefer=self._present_url, endpoint=self._endpoint, purpose="markers"
         )
-        self._markers = MarkerPublisher(self._publisher, settings.exchange, reactor)
+        self._markers = MarkerPublisher(self._publisher, settings.exchange, reactor, uptime)
         no_marker_s = NO_MARKER_S if len(settings.urls) > 1 else 2 * NO_MARKER_S
         self._watch = BindingWatch(self._markers, reactor, exchange=settings.exchange, passive=settings.passive, no_marker_s=no_marker_s)
         self._progress = ReadProgress(sink, log=secrets.token_hex(4))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tests.kit.fake_amqp import RecordingSink
 from tests.kit.rows import each_row
-from towerws.broker.log_checks import CLOCK_CHECKS, CLOCK_MARKER_S, Clock, ClockCheck, LogComparison, Same
+from towerws.broker.log_checks import CLOCK_CHECKS, CLOCK_MARKER_S, MAX_DAEMONS, Clock, ClockCheck, LogComparison, RefillReach, Same
 from towerws.broker.reader import ReadProgress
+from towerws.core.deliveries import Marker
 
 KEY = "jobs.x"
 
@@ -75,3 +76,55 @@ def test_the_node_is_asked_a_few_times_only() -> None:
         check.asked(60.0)
         judged.append(check.judge(101))
     assert judged == [Clock.ASK_AGAIN] * (CLOCK_CHECKS - 1) + [Clock.NOT_PROVEN]
+
+
+def reach(*markers: Marker, first: int = 5000, start: int | None = None) -> RefillReach:
+    """Return what a refill has read that began at the offset `first`, on the machine "m" that has run for 1,000 s."""
+    made = RefillReach()
+    made.reset(start)
+    made.begins(first)
+    for marker in markers:
+        made.marker(marker, "m", 1000)
+    return made
+
+
+def young(daemon: str = "a", before_s: int | None = 5) -> Marker:
+    """Return a marker of the machine "m", whose daemon published the one before so many seconds ago."""
+    return Marker("x", daemon, None, "m", None if before_s is None else 1000 - before_s)
+
+
+@each_row(
+    ("refill", "oldest", "newest", "start"),
+    [
+        (reach(young()), 5000, 5100, 4000),
+        (reach(young()), 5000, 9000, 1000),
+        (reach(young()), 5000, 20_000, 0),
+        (reach(young("a", 200), young("b")), 5000, 5100, 4000),
+        (reach(young(), start=4999), 5000, 5100, 4000),
+        (reach(young(), start=4998), 5000, 5100, 4000),
+        (reach(young(), start=4997), 5000, 5100, None),
+        (reach(young(), first=2), 2, 5100, None),
+        (reach(young()), 6000, 6100, 3900),
+        (reach(young()), 6001, 6100, None),
+        (reach(young()), None, 5100, None),
+        (reach(), 5000, 5100, None),
+        (reach(young(before_s=None)), 5000, 5100, None),
+        (reach(young(before_s=None), young()), 5000, 5100, None),
+        (reach(young(before_s=120)), 5000, 5100, None),
+        (reach(young(before_s=119)), 5000, 5100, 4000),
+        (reach(young(before_s=-1)), 5000, 5100, None),
+        (reach(young()._replace(machine="other")), 5000, 5100, None),
+        (reach(young()._replace(machine="")), 5000, 5100, None),
+        (reach(*(young(f"{number}", 200) for number in range(MAX_DAEMONS)), young()), 5000, 5100, None),
+    ],
+)
+def test_a_refill_that_began_too_late(refill: RefillReach, oldest: int | None, newest: int, start: int | None) -> None:
+    """A daemon published a marker before its first one that was read, and that is less than history's 120 s ago."""
+    assert refill.earlier_start(120, oldest, newest) == start
+
+
+def test_a_refill_that_read_nothing_yet() -> None:
+    """Nothing was read: nothing is known."""
+    made = RefillReach()
+    made.marker(young(), "m", 1000)
+    assert made.earlier_start(120, 0, 10) is None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
-from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, derive_key, parse_position
+from towerws.core.deliveries import BEFORE, MAX_MARKER_BYTES, Delivery, Fingerprint, Marker, derive_key, parse_marker, parse_position
 
 KEY = Fingerprint(b"a key")
 
@@ -119,3 +119,31 @@ def test_deliveries_are_compared_by_identity() -> None:
     """Two with the same content are two."""
     assert stream() != stream()
     assert len({stream(), stream()}) == 2
+
+
+names = st.text("0123456789abcdef", min_size=8, max_size=16)
+counts = st.integers(0, 2**63 - 1)
+ages = st.tuples(names, counts | st.none()) | st.just(("", None))
+markers = st.builds(lambda text, *rest: Marker(text.rjust(32, "0"), *rest[:2], *rest[2]), names, names, st.none() | counts, ages)
+
+
+@given(markers)
+def test_a_marker_is_read_as_it_was_written(marker: Marker) -> None:
+    """The largest one fits, too."""
+    assert len(marker.body) <= MAX_MARKER_BYTES
+    assert parse_marker(marker.body) == marker
+
+
+@each_row(
+    "age",
+    [
+        '"machine": "nothex!!", "previous_s": 1',
+        '"machine": "0123456789abcdef", "previous_s": -1',
+        '"machine": "0123456789abcdef", "previous_s": 1.5',
+        '"machine": "0123456789abcdef", "previous_s": true',
+        '"previous_s": 1',
+    ],
+)
+def test_a_marker_whose_age_can_not_be_read(age: str) -> None:
+    """It is still a marker, like one of an earlier version. It proves what its text proves."""
+    assert parse_marker(b'{"marker": "aaaaaaaa", "daemon": "bbbbbbbb", %s}' % age.encode()) == Marker("aaaaaaaa", "bbbbbbbb")

@@ -1,18 +1,35 @@
-"""The two decisions that the stream reader takes from what it read: is it the same log, and is the node's clock right."""
+"""What the stream reader concludes from what it read: the same log or not, the node's clock, and whether the refill began early enough."""
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from towerws.broker.reader import CLOCK_MARGIN_S, ReadProgress
+from towerws.core.deliveries import Marker
+
+if TYPE_CHECKING:
+    from towerws.broker.reader import ReadProgress
+
+CLOCK_MARGIN_S: Final = 10
+"""The refill begins this much earlier than needed. So the node's clock may be this far ahead of the clock of the stream's leader."""
 
 CLOCK_MARKER_S: Final = CLOCK_MARGIN_S - 1
 """If our marker was older than this when the node was asked for the last ten seconds, the answer says nothing about its clock."""
 
 CLOCK_CHECKS: Final = 3
 """How often the node is asked, each time with a younger marker. If the connection is too slow for all of them, everything is read."""
+
+
+MIN_STEP: Final = 1000
+"""A refill that has to begin earlier begins at least so many offsets earlier. Later it begins twice as far back each time."""
+
+MAX_DAEMONS: Final = 1000
+"""So many daemons' markers are looked at in one refill."""
+
+FIRST_OFFSETS: Final = 2
+"""A stream begins with an internal entry. No message is older than these offsets."""
 
 
 class Same(enum.Enum):
@@ -103,3 +120,51 @@ class ClockCheck:
         if self._asked_at - self._sent_at <= CLOCK_MARKER_S or self._checks >= CLOCK_CHECKS:
             return Clock.NOT_PROVEN
         return Clock.ASK_AGAIN  # the marker itself was more than ten seconds old
+
+
+class RefillReach:
+    """Judges whether a refill by an interval of the broker's clock began early enough.
+
+    If the broker's clock was set forward, messages look older than they are, and the interval leaves them out. The markers of the
+    daemons on this machine show it: each says when its daemon published the one before, by the time since the machine's start. If a
+    marker is young enough for history, and was not read, then the refill began too late.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self, start: int | None = None) -> None:
+        """A refill begins: by the interval, or at the offset `start`."""
+        self._start = start
+        self._first: int | None = None
+        self._whole = False
+        self._daemons: set[str] = set()
+        self._left_out_s = math.inf
+        """The age of the youngest marker that was left out."""
+
+    def begins(self, offset: int) -> None:
+        """The refill's first message has this offset. If it was asked for an earlier one, it is the oldest that the stream holds."""
+        self._first = offset
+        self._whole = self._start is not None and offset > self._start + 2  # internal entries take offsets, too
+
+    def marker(self, marker: Marker, machine: str, uptime_s: float) -> None:
+        """A marker was read. `machine` and `uptime_s` are ours, now. Only the first marker of each daemon counts."""
+        if marker.machine != machine or not machine or marker.daemon in self._daemons or len(self._daemons) >= MAX_DAEMONS:
+            return
+        self._daemons.add(marker.daemon)
+        # One from the future is from a process with a clock of its own, and proves nothing.
+        if marker.previous_s is not None and marker.previous_s <= uptime_s:
+            self._left_out_s = min(self._left_out_s, uptime_s - marker.previous_s)
+
+    def earlier_start(self, refill_s: float, oldest: int | None, newest: int) -> int | None:
+        """Return the offset at which the refill has to begin instead. None: nothing shows that it began too late.
+
+        `refill_s` is how far history reaches. `oldest` is the oldest offset that it still holds: if it holds no more, an earlier start
+        would not help. `newest` is that of the newest marker that was read.
+        """
+        first = self._first
+        if first is None or self._whole or self._left_out_s >= refill_s or first <= FIRST_OFFSETS:
+            return None
+        if oldest is None or oldest - first > MIN_STEP:
+            return None
+        return max(0, first - max(MIN_STEP, newest - first))

@@ -8,10 +8,13 @@ refuses the first way, the marker takes the second.
 from __future__ import annotations
 
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Final
 
 from twisted.internet import interfaces
@@ -39,19 +42,37 @@ Done = Callable[[BrokerError | None], None]
 """Called with the broker's answer to a marker: None if a queue has it, else why not."""
 
 
+def this_machine() -> str:
+    """Return the name of this start of this machine, in hexadecimal digits; "" where the kernel does not tell. It says nothing else."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return ""
+    return blake2b(boot.strip(), digest_size=8, person=b"towerws").hexdigest()
+
+
+def machine_uptime() -> float:
+    """Return the seconds since this machine started (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class MarkerPublisher:
     """Publishes markers with `publisher`, to the events exchange `exchange` or straight to a stream or queue.
 
     `publisher` has a connection of its own: an alarm stops the connection that publishes, including its acknowledgements.
+    `uptime` returns the seconds since this machine started, which no setting of a clock changes.
     """
 
-    def __init__(self, publisher: ConfirmedPublisher, exchange: str, reactor: Any) -> None:
+    def __init__(self, publisher: ConfirmedPublisher, exchange: str, reactor: Any, uptime: Callable[[], float]) -> None:
+        self.machine = this_machine()
+        self.uptime = uptime
         self._publisher = publisher
         self._exchange = exchange
         self._reactor = reactor
         self._daemon = secrets.token_hex(8)
         self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._direct_refused_at: float | None = None
+        self._previous_s: int | None = None
         self.count = 0
         """How many markers were sent. A marker's number shows whether it was sent after something else."""
 
@@ -89,15 +110,19 @@ class MarkerPublisher:
         return self._send("", key, None, answered, sent)
 
     def _send(self, exchange: str, routing_key: str, hole: int | None, done: Done, sent: Callable[[str], None]) -> str:
-        marker = Marker(secrets.token_hex(16), self._daemon, hole)
+        marker = Marker(secrets.token_hex(16), self._daemon, hole, self.machine, self._previous_s if self.machine else None)
         self.count += 1
         self._sent[marker.text] = self.count, self._reactor.seconds()
         if len(self._sent) > REMEMBERED:
             self._sent.popitem(last=False)
         sent(marker.text)
         published = self._publisher.publish(exchange, routing_key, marker.body, marker.text)
-        published.addCallbacks(lambda _: done(None), partial(_failed, done))
+        published.addCallbacks(partial(self._confirmed, done, int(self.uptime())), partial(_failed, done))
         return marker.text
+
+    def _confirmed(self, done: Done, sent_s: int, _: object) -> None:
+        self._previous_s = sent_s
+        done(None)
 
 
 @dataclass(frozen=True, slots=True)

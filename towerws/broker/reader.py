@@ -10,15 +10,13 @@ from typing import Final, Protocol
 from twisted.internet import interfaces
 
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
+from towerws.broker.log_checks import CLOCK_MARGIN_S, RefillReach
 from towerws.broker.topology import Mode
 from towerws.core.sources import Sink, SourceState
 
 RESTARTS: Final = 3
 RESTARTS_S: Final = 60.0
 """A reader opens a new channel at most `RESTARTS` times within this time. Then the connection is given up."""
-
-CLOCK_MARGIN_S: Final = 10
-"""The refill begins this much earlier than needed. So the node's clock may be this far ahead of the clock of the stream's leader."""
 
 ANCHOR_REACH: Final = 50_000
 """Our newest marker is the anchor only if at most this many messages were read after it: they are all read again."""
@@ -111,6 +109,8 @@ class ReadProgress:
     """Something before the next delivery was lost, and clients have not been told yet."""
     by_interval: bool = False
     """The refill began at an interval of the broker's clock, and it is not proven yet that this was early enough."""
+    reach: RefillReach = field(default_factory=RefillReach)
+    """What the refill has read of this machine's markers."""
     marker_problem: str | None = None
     """Why no marker can be published. None: one can be, or nothing is known."""
     unreadable: UnreadableEntry = field(default_factory=UnreadableEntry)

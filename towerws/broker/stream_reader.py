@@ -16,6 +16,7 @@ silence. The facts about RabbitMQ's streams are from experiments with 3.10 and 4
   comparing  | main begins at the oldest delivery of history    | the first delivery that differs: a gap        | refilling, live
   jumped     | offsets were left out: a scout is at `first`     | the first offset there is: a gap or none      | refilling, live
   refilling  | main reads into history                          | our marker, published after consume-ok, comes | live
+             |                                                  | markers show that it began too late           | attaching
 
 If markers are refused or an alarm blocks them, the first message that a scout at `next` gets takes the marker's place.
 `log_checks` judges what was read. What outlives the connection is in `reader.ReadProgress`.
@@ -36,9 +37,9 @@ from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer, Scout
 from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
-from towerws.broker.log_checks import Clock, ClockCheck, LogComparison, Same
+from towerws.broker.log_checks import CLOCK_MARGIN_S, Clock, ClockCheck, LogComparison, Same
 from towerws.broker.markers import MARKER_RETRY_S, MarkerPublisher, PositionMarkers, Proof, ProofMarkers
-from towerws.broker.reader import CLOCK_MARGIN_S, ChannelRestarts, ReaderEvents, ReadProgress
+from towerws.broker.reader import ChannelRestarts, ReaderEvents, ReadProgress
 from towerws.broker.topology import Mode, declare_stream, on_side_channel, set_prefetch, stream_exists
 from towerws.core.deliveries import Marker, parse_marker
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
@@ -79,6 +80,7 @@ class StreamReader:
         self._settings = settings
         self._progress = progress
         self._sink = progress.sink
+        self._markers = markers
         self._proofs = ProofMarkers(markers, settings.stream, progress.sink, reactor, self._marker_answered)
         self._positions = PositionMarkers(markers, settings.stream, progress.sink, reactor)
         self._watch = watch
@@ -165,12 +167,14 @@ class StreamReader:
             sink.rewind(None)
             progress.read = progress.anchor = None
             progress.hole = True
+            progress.reach.reset(0)
             self._attach("first", bind=missing)
             return
         if progress.read is None:
             # Without markers nothing shows what is new. If the stream was empty the last time, all that it holds now is new to the clients.
             began = progress.last_mode is None or progress.marker_problem is None
             progress.by_interval = not missing and not unreadable.skip and began
+            progress.reach.reset(None if progress.by_interval else 0)
         if unreadable.suspected and unreadable.evidence is None:
             self._look_for_evidence()
         else:
@@ -262,6 +266,7 @@ class StreamReader:
             self._positions.marker_arrived()
         self._watch.marker_arrived(marker, routing_key, offset)
         if self._state is _State.REFILLING:
+            self._progress.reach.marker(marker, self._markers.machine, self._markers.uptime())
             self._check_refill()
 
     def consumer_failed(self, failure: ConnectionFailure) -> None:
@@ -355,6 +360,8 @@ class StreamReader:
                 progress.hole = self._hole_open = False
                 self._sink.hole(routing_key, body, offset, message_id, "broker")
             progress.unreadable.skip = 0
+            if read is None:
+                progress.reach.begins(offset)
             consumer.deliver(tag, routing_key, body, offset, message_id)
         else:
             self._jump(read, offset)
@@ -407,6 +414,10 @@ class StreamReader:
             if not self._clock_check.running:
                 self._check_clock(proof)
             return
+        start = self._progress.reach.earlier_start(self._settings.refill_s, self._sink.oldest, proof.offset)
+        if start is not None:
+            self._refill_earlier(start)
+            return
         self._sink.caught_up()
         self._go_live()
 
@@ -446,12 +457,27 @@ class StreamReader:
             " synchronize the clocks of the broker's nodes",
             broker=str(self._connection.url),
         )
+        self._refill_from("first", 0)
+
+    def _refill_earlier(self, start: int) -> None:
+        """The broker's clock was set forward, so that its interval left out what history should hold: begin at an earlier offset."""
+        self._log.info(
+            "the refill of the last {seconds} s began too late, because the broker's clock was set forward: it is read again from"
+            " offset {start} on",
+            seconds=self._progress.refill_interval_s(self._settings.refill_s),
+            start=start,
+        )
+        self._refill_from(start, start)
+
+    def _refill_from(self, start: int | str, offset: int) -> None:
+        progress = self._progress
         self._close_channels()
         self._sink.restart()
-        self._progress.read = self._progress.anchor = None
-        self._progress.by_interval = False
+        progress.read = progress.anchor = None
+        progress.by_interval = False
+        progress.reach.reset(offset)
         self._proofs.newest = None
-        self._attach("first", bind=False)
+        self._attach(start, bind=False)
 
     def _go_live(self) -> None:
         self._state = _State.LIVE

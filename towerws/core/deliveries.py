@@ -21,7 +21,7 @@ import json
 import re
 from dataclasses import dataclass
 from hashlib import blake2b, scrypt
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 BEFORE = ".b"
 """The end of a position that means: just before this delivery."""
@@ -93,11 +93,16 @@ class Marker(NamedTuple):
 
     `text` names the marker, and `daemon` the process that published it. Both are random hexadecimal digits. `hole`: events between
     the delivery at this offset and the marker did not reach the stream. None: the daemon knows of no hole.
+
+    `machine` and `previous_s` say when this daemon published its previous marker that the broker confirmed, without any clock that can
+    be set: `previous_s` seconds after the start of the daemon's machine, which `machine` names. "": it is not known. None: there is none.
     """
 
     text: str
     daemon: str
     hole: int | None = None
+    machine: str = ""
+    previous_s: int | None = None
 
     @property
     def body(self) -> bytes:
@@ -105,6 +110,10 @@ class Marker(NamedTuple):
         message: dict[str, object] = {"marker": self.text, "daemon": self.daemon}
         if self.hole is not None:
             message["hole"] = self.hole
+        if self.machine:
+            message["machine"] = self.machine
+        if self.previous_s is not None:
+            message["previous_s"] = self.previous_s
         return json.dumps(message).encode("ascii")
 
 
@@ -122,6 +131,13 @@ def parse_marker(body: bytes) -> Marker | None:
     if not isinstance(text, str) or not isinstance(daemon, str) or not _is_name(text) or not _is_name(daemon):
         return None
     hole = message.get("hole")
-    if hole is not None and (type(hole) is not int or not 0 <= hole < 2**63):
+    if hole is not None and not _is_count(hole):
         return None
-    return Marker(text, daemon, hole)
+    machine, previous_s = message.get("machine"), message.get("previous_s")
+    if not isinstance(machine, str) or not _is_name(machine) or not (previous_s is None or _is_count(previous_s)):
+        return Marker(text, daemon, hole)
+    return Marker(text, daemon, hole, machine, previous_s)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 2**63

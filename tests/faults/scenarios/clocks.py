@@ -12,6 +12,8 @@ DAY: Final = 86_400
 HOUR: Final = 3600
 APART: Final = {"+1h": HOUR, "-1h": -HOUR, "+1d": DAY, "-1d": -DAY}
 CLIENTS: Final = 40
+WAITING: Final = 10
+"""Clients that know only the daemon that goes."""
 TOWER: Final = 8
 
 
@@ -43,25 +45,32 @@ def clock_of_daemon(case: Case) -> Outcome:
 def clock_of_broker(case: Case) -> Outcome:
     """Promise: the broker's clock may jump. Nothing is lost, nothing is repeated, and a restarted daemon restores its history.
 
-    Injected: the broker is restarted with clocks that are wrong by an hour and a day, in both directions, and with the right one. After
-    each of these one of two daemons is restarted. Clients move between the two. Counted: events of every client.
+    Injected: the broker is restarted with clocks that are wrong by an hour and a day, in both directions, and with the right one. One of
+    two daemons is restarted after that, or goes before it and comes back after it: always so when the clock is set forward. Clients move
+    between the two. Some know only the daemon that goes: their positions are from before the clock was set. Counted: events of every
+    client.
     """
     node = case.fresh_rabbit()
     stays, restarted = case.daemon(node.port), case.daemon(node.port)
     publisher = case.publisher(node.port)
-    case.swarm.open(case.specs(CLIENTS, stays, restarted, tower=TOWER))
+    case.swarm.open([*case.specs(CLIENTS, stays, restarted, tower=TOWER), *case.specs(WAITING, restarted)])
     publisher.wait_for(200)
     case.swarm.wander(10)
+    now = 0
     for seconds in (*APART.values(), 0):
         case.say(f"the broker's clock is {seconds:+d} s off")
+        if forward := seconds > now:
+            restarted.kill()
         node.stop()
         node.environment = shifted(seconds)
         node.start()
         publisher.wait_for(100)
-        restarted.kill()
-        publisher.wait_for(100)
+        if not forward:
+            restarted.kill()
+            publisher.wait_for(100)
         restarted.start()
         publisher.wait_for(100)
+        now = seconds
     case.swarm.wander(0)
     return case.finish(f"broker's clock {', '.join(APART)} and right")
 
