@@ -49,6 +49,7 @@ WIRING = [
     "commands.config",
     "commands.demo",
     "commands.publish",
+    "commands.restart",
     "commands.tail",
     "config.exposure",
     "config.file",

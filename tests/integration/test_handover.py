@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
+import pika
 import pytest
 from private_rabbitmq import PrivateRabbit
 
 from tests.kit.daemon import DEADLINE_S, publish_all
 from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames
-from tests.kit.rows import each_row
 from tests.kit.ws_kit import TEXT, frame, request
+from tests.kit.rows import each_row
 from tests.websocket.test_compression import deflate
-from towerws.core.handover_state import VERSION
+from towerws.handover.predecessor import BATCH
 
+STARTED = re.compile(r"process (\d+) was started").findall
 TOPIC = "job_events.7"
 RESTARTS = 3
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def daemon(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HandedDaemon]:
     """One daemon for the module. Its process changes."""
     flags = ["--exchange=t.handover", "--stream=t.handover.events", "--websocket-compression", "--websocket-assembly-s=60", "--restart-s=30"]
-    with HandedDaemon(tmp_path_factory.mktemp("daemon"), rabbit.url, *flags, "--websocket-backlog-bytes=8K") as daemon:
+    with HandedDaemon(tmp_path_factory.mktemp("daemon"), rabbit.url, *flags, "--websocket-backlog-bytes=8KiB") as daemon:
         yield daemon
 
 
-def raw(daemon: HandedDaemon, *, receive_buffer: int = 0, **headers: str) -> socket.socket:
+def raw(daemon: HandedDaemon, *added: str, receive_buffer: int = 0) -> socket.socket:
     """A socket that speaks for itself, after its handshake."""
     client = socket.socket()
     if receive_buffer:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     client.settimeout(DEADLINE_S)
     client.connect(("127.0.0.1", daemon.port))
-    client.sendall(request(host="localhost", **headers))
+    client.sendall(request(host="localhost", added=added))
     read_frames(client, b"}")
     return client
 
@@ -58,7 +62,7 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
     slow = raw(daemon, receive_buffer=4096)
     slow.sendall(frame(TEXT, subscribe))
     read_frames(slow, b"}")
-    late = {"plain": (raw(daemon), subscribe), "deflated": (raw(daemon, sec_websocket_extensions="permessage-deflate"), deflate(subscribe))}
+    late = {"plain": (raw(daemon), subscribe), "deflated": (raw(daemon, "Sec-WebSocket-Extensions: permessage-deflate"), deflate(subscribe))}
     for name, (client, payload) in late.items():
         rsv = 4 if name == "deflated" else 0
         client.sendall(frame(TEXT, payload[:3], fin=False, rsv=rsv))
@@ -91,3 +95,153 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
         client.close()
     metrics = daemon.get("/status")[1]["handovers"]
     assert metrics["results"]["done"] == RESTARTS
+
+
+class Asking(threading.Thread):
+    """`POST /restart` in a thread, because the answer comes late."""
+
+    def __init__(self, daemon: HandedDaemon) -> None:
+        super().__init__(daemon=True)
+        self._daemon = daemon
+        self.started_before = len(STARTED(daemon.log.read_text()))
+        self.answer: tuple[int, Any] = (0, {})
+
+    def run(self) -> None:
+        """Ask."""
+        self.answer = self._daemon.restart()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.join(DEADLINE_S)
+
+    def successor(self) -> int:
+        """The id of the process that the daemon has started, from its log."""
+        give_up = time.monotonic() + DEADLINE_S
+        while time.monotonic() < give_up:
+            found = STARTED(self._daemon.log.read_text())
+            if len(found) > self.started_before:
+                return int(found[-1])
+            time.sleep(0.02)  # polled: another process writes the log
+        raise AssertionError("no successor was started")
+
+
+def kept(daemon: HandedDaemon, url: str) -> None:
+    """The old process still serves: a new client, and events."""
+    client = Collector(daemon.url, TOPIC, v1=True)
+    publish_all(url, [(TOPIC, b'{"n": 1}'), (TOPIC, b'{"n": -1}')], "t.handover")
+    assert client.result() == ([1, -1], [], "")
+
+
+def test_a_successor_that_is_killed_leaves_the_old_process_serving(rabbit: PrivateRabbit, daemon: HandedDaemon) -> None:
+    """The answer and the log name the signal."""
+    client = Collector(daemon.url, TOPIC, v1=False)
+    with Asking(daemon) as asking:
+        os.kill(asking.successor(), signal.SIGKILL)
+    assert asking.answer[0] == 503
+    assert "ended by signal 9" in asking.answer[1]["error"]
+    kept(daemon, rabbit.url)
+    assert client.result() == ([1, -1], [], "")
+
+
+def test_a_second_restart_at_the_same_time_is_refused(rabbit: PrivateRabbit, daemon: HandedDaemon) -> None:
+    """Only one successor is started."""
+    with Asking(daemon) as asking:
+        pid = asking.successor()
+        status, answer = daemon.ask("POST", "/restart", b"")
+        os.kill(pid, signal.SIGKILL)
+    assert (status, answer["error"]) == (503, "a hand-over is under way already")
+    kept(daemon, rabbit.url)
+
+
+@pytest.fixture(scope="module")
+def fragile(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HandedDaemon]:
+    """A daemon whose successors fail as the files in its folder say. It is never replaced."""
+    folder = tmp_path_factory.mktemp("fragile")
+    (folder / "sitecustomize.py").write_text(FAULTS)
+    (folder / "towerws.toml").write_text(GOOD)
+    declare_classic_queue(rabbit.url, "t.fragile.classic")
+    environment = {"PYTHONPATH": f"{folder}:{ROOT}"}
+    with HandedDaemon(folder, rabbit.url, "--config=towerws.toml", "--exchange=t.fragile", environment=environment) as daemon:
+        yield daemon
+
+
+FAULTS = """
+import os
+if os.path.exists("other-version"):
+    import towerws.core.handover_state
+    towerws.core.handover_state.VERSION = 99
+if os.path.exists("dies-in-batch"):
+    import towerws.handover.successor
+    towerws.handover.successor.Successor._take = lambda self, message, descriptors: os._exit(9)
+"""
+"""Read by each new process of the daemon, before its own code."""
+
+GOOD = 'restart_s = 4\nstream = "t.fragile.events"\n'
+FAILURES: dict[str, tuple[str, str, str]] = {
+    "bad configuration": ("towerws.toml", GOOD + "nonsense = 1\n", "ended with status 2|failed: .*nonsense"),
+    "never ready": ("towerws.toml", GOOD.replace("events", "classic"), r"did not say 'ready' within 4 s; it is not ready: .+"),
+    "another log": ("towerws.toml", GOOD.replace(".events", ".others"), "its log does not hold the place"),
+    "another version": ("other-version", "", "the running process hands over in version 1, and this release in version 99"),
+}
+"""By fault: the file that causes it, its content, and the reason that the operator reads."""
+
+
+@each_row("fault", list(FAILURES))
+def test_a_successor_that_fails_leaves_the_old_process_serving(fragile: HandedDaemon, rabbit: PrivateRabbit, fault: str) -> None:
+    """The reason is in the answer and in the log. No client notices anything."""
+    name, content, reason = FAILURES[fault]
+    file = fragile.log.parent / name
+    before = file.read_text() if file.exists() else None
+    client = Collector(fragile.url, TOPIC, v1=False)
+    file.write_text(content)
+    try:
+        status, answer = fragile.restart()
+    finally:
+        if before is None:
+            file.unlink()
+        else:
+            file.write_text(before)
+    assert status == 503
+    assert re.search(reason, answer["error"]), answer
+    assert re.search(rf"hand-over failed: .*({reason})", fragile.log.read_text())
+    publish_all(rabbit.url, [(TOPIC, b'{"n": -1}')], "t.fragile")
+    assert client.result() == ([-1], [], "")
+
+
+def test_a_successor_that_dies_in_the_middle_takes_only_what_it_got(fragile: HandedDaemon, rabbit: PrivateRabbit) -> None:
+    """The first batch is lost with it. The connections of the second one, and those that were not taken yet, go on in the old process."""
+    clients = [raw(fragile) for _ in range(2 * BATCH + 20)]
+    for client in clients:
+        client.sendall(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
+        read_frames(client, b"}")
+    fault = fragile.log.parent / "dies-in-batch"
+    fault.touch()
+    try:
+        status, answer = fragile.restart()
+    finally:
+        fault.unlink()
+    assert (status, "ended with status 9" in answer["error"]) == (503, True), answer
+    publish_all(rabbit.url, [(TOPIC, b'{"n": -1}')], "t.fragile")
+    came = [first_of(client) for client in clients]
+    assert came.count(True) == BATCH + 20
+    assert f"{BATCH} connections had moved already and are lost with the successor" in fragile.log.read_text()
+
+
+def first_of(client: socket.socket) -> bool:
+    """Whether an event comes. False: the connection ended."""
+    try:
+        came = client.recv(1 << 16)
+    except ConnectionResetError:
+        came = b""
+    client.close()
+    return bool(came)
+
+
+def declare_classic_queue(url: str, name: str) -> None:
+    """Declare a queue that is no stream."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    connection.channel().queue_declare(name, durable=True)
+    connection.close()

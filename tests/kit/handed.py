@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,10 @@ class Collector(threading.Thread):
     def __init__(self, url: str, topic: str, *, v1: bool, compressed: bool = False) -> None:
         super().__init__(daemon=True)
         group, _, event = topic.partition(".")
-        self._socket = connect(
-            url, subprotocols=[SUBPROTOCOL] if v1 else None, compression="deflate" if compressed else None, open_timeout=DEADLINE_S
+        self._leave = ExitStack()
+        subprotocols = [SUBPROTOCOL] if v1 else None
+        self._socket = self._leave.enter_context(
+            connect(url, subprotocols=subprotocols, compression="deflate" if compressed else None, open_timeout=DEADLINE_S)
         )
         assert compressed == bool(self._socket.protocol.extensions)
         self._v1 = v1
@@ -125,7 +127,7 @@ class Collector(threading.Thread):
     def result(self) -> tuple[list[int], list[Any], str]:
         """The numbers, the other frames, and how it ended, once the event -1 has come."""
         self.join(DEADLINE_S)
-        self._socket.close()
+        self._leave.close()
         return self.numbers, self.others, self.ended
 
 
