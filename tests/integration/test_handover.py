@@ -7,18 +7,21 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import pika
 import pytest
-from private_rabbitmq import PrivateRabbit
+from private_rabbitmq import PrivateRabbit, free_port
 
 from tests.kit.daemon import DEADLINE_S, publish_all
-from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames
+from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames, wait_for_end
 from tests.kit.ws_kit import TEXT, frame, request
 from tests.kit.rows import each_row
 from tests.websocket.test_compression import deflate
@@ -31,10 +34,21 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def daemon(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HandedDaemon]:
+def notified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
+    """The service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path_factory.mktemp("notify") / "socket"))
+        manager.setblocking(False)
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def daemon(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory, notified: socket.socket) -> Iterator[HandedDaemon]:
     """One daemon for the module. Its process changes."""
-    flags = ["--exchange=t.handover", "--stream=t.handover.events", "--websocket-compression", "--websocket-assembly-s=60", "--restart-s=30"]
-    with HandedDaemon(tmp_path_factory.mktemp("daemon"), rabbit.url, *flags, "--websocket-backlog-bytes=8KiB") as daemon:
+    folder = tmp_path_factory.mktemp("daemon")
+    flags = ["--websocket-compression", "--websocket-assembly-s=60", "--restart-s=30", "--websocket-backlog-bytes=8KiB"]
+    names = ["--exchange=t.handover", "--stream=t.handover.events"]
+    with HandedDaemon(folder, rabbit.url, *names, *flags, environment={"NOTIFY_SOCKET": notified.getsockname()}) as daemon:
         yield daemon
 
 
@@ -89,7 +103,7 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
         assert numbers == expected
         assert [other for other in others if other.get("type") != "pong"] == []
     assert clients[-1].positions == clients[-2].positions
-    assert [other["pong"] for other in clients[-1].others] == list(range(RESTARTS))
+    assert [other["ping"] for other in clients[-1].others] == list(range(RESTARTS))
     assert numbers_in(read_frames(slow, b'{"n": -1}')) == expected
     for client in (slow, *(client for client, _ in late.values())):
         client.close()
@@ -154,6 +168,82 @@ def test_a_second_restart_at_the_same_time_is_refused(rabbit: PrivateRabbit, dae
         os.kill(pid, signal.SIGKILL)
     assert (status, answer["error"]) == (503, "a hand-over is under way already")
     kept(daemon, rabbit.url)
+
+
+def messages(manager: socket.socket) -> list[str]:
+    """What the service manager was told since the last call."""
+    found: list[str] = []
+    with suppress(BlockingIOError):
+        while True:
+            found += manager.recv(4096).decode().split("\n")
+    return found
+
+
+def test_the_command_restarts_and_systemd_follows(rabbit: PrivateRabbit, daemon: HandedDaemon, notified: socket.socket) -> None:
+    """`towerws restart` says what happened. systemd is told of the new main process, and of no stop."""
+    client = Collector(daemon.url, TOPIC, v1=True)
+    before = daemon.pid
+    messages(notified)
+    done = command(daemon, "--config", str(daemon.log.parent / "empty.toml"))
+    assert (done.returncode, done.stderr) == (0, "")
+    found = re.search(r"Process (\d+) serves now: 1 connections moved in \d+\.\d{3} s, 0 not moved\.", done.stdout)
+    assert found is not None, done.stdout
+    daemon.serving = int(found[1])
+    wait_for_end(before)
+    told: list[str] = []
+    give_up = time.monotonic() + DEADLINE_S
+    while "READY=1" not in told and time.monotonic() < give_up:
+        told += messages(notified)
+        time.sleep(0.02)  # polled: the new process begins to tell when it is alone
+    assert told.index(f"MAINPID={daemon.serving}") < told.index("READY=1")
+    assert "STOPPING=1" not in told
+    kept(daemon, rabbit.url)
+    assert client.result() == ([1, -1], [], "")
+
+
+def test_sigusr2_restarts_too(daemon: HandedDaemon) -> None:
+    """The log says what happened. New clients come in, and no listening socket is lost."""
+    before = daemon.pid
+    done = daemon.get("/status")[1]["handovers"]["results"]["done"]
+    os.kill(before, signal.SIGUSR2)
+    wait_for_end(before)
+    daemon.serving = int(re.findall(r"moved to process (\d+)", daemon.log.read_text())[-1])
+    status = daemon.get("/status")[1]
+    assert status["handovers"]["results"]["done"] == done + 1
+    raw(daemon).close()
+
+
+def test_the_command_says_why_nothing_was_restarted(fragile: HandedDaemon) -> None:
+    """The exit status tells a failed hand-over from a daemon that isn't there."""
+    fault = fragile.log.parent / "other-version"
+    fault.touch()
+    try:
+        failed = command(fragile)
+    finally:
+        fault.unlink()
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        "towerws: the successor failed: the running process hands over in version 1, and this release in version 99; "
+        "restart towerws; the old process goes on\n"
+    )
+    missing = command(fragile, "--admin", f"tcp:{free_port()}:interface=127.0.0.1")
+    assert missing.returncode == 3
+    assert "no answer from a daemon there" in missing.stderr
+
+
+def test_embedded_says_why_it_cannot(tmp_path: Path) -> None:
+    """History that ends with its process can't be handed over. Nothing is started."""
+    with HandedDaemon(tmp_path, "embedded:") as daemon:
+        status, answer = daemon.restart()
+    assert (status, answer["error"]) == (503, "only a daemon that reads a stream can hand over: history of a queue and of embedded: ends with its process")
+
+
+def command(daemon: HandedDaemon, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run `towerws restart` for this daemon."""
+    (daemon.log.parent / "empty.toml").touch()
+    words = [Path(sys.executable).with_name("towerws"), "restart", "--auth=open", "--broker=embedded:"]
+    admin = [] if "--admin" in flags else ["--admin", f"tcp:{daemon.admin_port}:interface=127.0.0.1"]
+    return subprocess.run([*words, *admin, *flags], capture_output=True, text=True, check=False, timeout=90)
 
 
 @pytest.fixture(scope="module")

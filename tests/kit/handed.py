@@ -23,9 +23,14 @@ class HandedDaemon(Daemon):
 
     serving = 0
 
+    @property
+    def pid(self) -> int:
+        """The process that serves now."""
+        return self.serving or super().pid
+
     def restart(self) -> tuple[int, Any]:
         """`POST /restart`. Returns the answer. After a success the old process has ended."""
-        before = self.serving or self.pid
+        before = self.pid
         status, answer = self.ask("POST", "/restart", b"")
         if status == 200:
             wait_for_end(before)
@@ -62,7 +67,7 @@ class Numbers(threading.Thread):
     def __init__(self, url: str, exchange: str, topic: str, per_s: float = 300, pad: int = 300) -> None:
         super().__init__(daemon=True)
         self._url, self._exchange, self._topic, self._pause_s, self._pad = url, exchange, topic, 1 / per_s, "x" * pad
-        self._stop = threading.Event()
+        self._finished = threading.Event()
         self.count = 0
 
     def run(self) -> None:
@@ -70,7 +75,7 @@ class Numbers(threading.Thread):
         connection = pika.BlockingConnection(pika.URLParameters(self._url))
         channel = connection.channel()
         channel.confirm_delivery()
-        while not self._stop.wait(self._pause_s):
+        while not self._finished.wait(self._pause_s):
             channel.basic_publish(self._exchange, self._topic, json.dumps({"n": self.count, "pad": self._pad}).encode())
             self.count += 1
         channel.basic_publish(self._exchange, self._topic, b'{"n": -1}')
@@ -78,7 +83,7 @@ class Numbers(threading.Thread):
 
     def finish(self) -> int:
         """Stop, with an event -1 at the end. Returns how many events were published before that."""
-        self._stop.set()
+        self._finished.set()
         self.join(DEADLINE_S)
         return self.count
 
