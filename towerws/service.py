@@ -40,8 +40,8 @@ from towerws.core.settings import BrokerSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
-from towerws.listening import listen
 from towerws.handover.restart import Restarts
+from towerws.listening import listen
 from towerws.logs import LineSpacing
 from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory

@@ -51,5 +51,5 @@ def test_errors_show_nothing_of_a_credential() -> None:
     """A broken identity is refused with a fixed text."""
     packed = pack_identity(IDENTITIES["tower"])
     packed["private"]["credential"]["surplus"] = "s3cret"
-    with pytest.raises(ValueError, match="^not an identity$"):
+    with pytest.raises(ValueError, match=r"^not an identity$"):
         unpack_identity(packed)

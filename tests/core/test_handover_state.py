@@ -1,4 +1,4 @@
-"""What a process tells its successor about a connection survives the way, whatever it is."""
+"""What a process tells its successor about a connection survives the way."""
 
 from __future__ import annotations
 
@@ -55,7 +55,12 @@ def test_a_state_survives_the_way(state: ConnectionState) -> None:
     assert [state_from_json(each) for each in message["states"]] == [state]
 
 
-@given(STATES, st.sampled_from(sorted(state_to_json(ConnectionState(identity={}, address="", subprotocol=None, compressed=False, position="", topics=())))))
+@given(
+    STATES,
+    st.sampled_from(
+        sorted(state_to_json(ConnectionState(identity={}, address="", subprotocol=None, compressed=False, position="", topics=())))
+    ),
+)
 def test_a_state_without_one_of_its_fields_is_refused(state: ConnectionState, name: str) -> None:
     """Nothing is guessed: a field that is missing is an error, and so is one too many."""
     found = state_to_json(state)
@@ -114,6 +119,8 @@ def parse(data: bytes) -> list[tuple[int, int, bool, bytes]]:
 
 def test_a_state_is_plain_json() -> None:
     """The format is text that another release can be written for, and never Python objects."""
-    state = ConnectionState(identity={"user_id": 7}, address="192.0.2.1", subprotocol=None, compressed=False, position="5-ab", topics=("a.b",))
+    state = ConnectionState(
+        identity={"user_id": 7}, address="192.0.2.1", subprotocol=None, compressed=False, position="5-ab", topics=("a.b",)
+    )
     found: dict[str, Any] = json.loads(json.dumps(state_to_json(state)))
     assert found["position"] == "5-ab"

@@ -22,8 +22,8 @@ from private_rabbitmq import PrivateRabbit, free_port
 
 from tests.kit.daemon import DEADLINE_S, publish_all
 from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames, wait_for_end
-from tests.kit.ws_kit import TEXT, frame, request
 from tests.kit.rows import each_row
+from tests.kit.ws_kit import TEXT, frame, request
 from tests.websocket.test_compression import deflate
 from towerws.handover.predecessor import BATCH
 
@@ -76,7 +76,10 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
     slow = raw(daemon, receive_buffer=4096)
     slow.sendall(frame(TEXT, subscribe))
     read_frames(slow, b"}")
-    late = {"plain": (raw(daemon), subscribe), "deflated": (raw(daemon, "Sec-WebSocket-Extensions: permessage-deflate"), deflate(subscribe))}
+    late = {
+        "plain": (raw(daemon), subscribe),
+        "deflated": (raw(daemon, "Sec-WebSocket-Extensions: permessage-deflate"), deflate(subscribe)),
+    }
     for name, (client, payload) in late.items():
         rsv = 4 if name == "deflated" else 0
         client.sendall(frame(TEXT, payload[:3], fin=False, rsv=rsv))
@@ -92,13 +95,13 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
         assert answer["results"] == {"done": number + 1, "failed": 0}
         assert publisher.count > before
         clients[-1].send({"ping": number})
-    for _, (client, payload) in late.items():
+    for client, payload in late.values():
         client.sendall(frame(0, payload[3:])[9:])
         assert b"groups_current" in read_frames(client, b"}")
     count = publisher.finish()
     expected = [*range(count), -1]
-    for client in clients:
-        numbers, others, ended = client.result()
+    for each in clients:
+        numbers, others, ended = each.result()
         assert ended == ""
         assert numbers == expected
         assert [other for other in others if other.get("type") != "pong"] == []
@@ -185,7 +188,8 @@ def test_the_command_restarts_and_systemd_follows(rabbit: PrivateRabbit, daemon:
     before = daemon.pid
     messages(notified)
     done = command(daemon, "--config", str(daemon.log.parent / "empty.toml"))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
+    assert done.returncode == 0
     found = re.search(r"Process (\d+) serves now: 1 connections moved in \d+\.\d{3} s, 0 not moved\.", done.stdout)
     assert found is not None, done.stdout
     daemon.serving = int(found[1])
@@ -235,13 +239,16 @@ def test_embedded_says_why_it_cannot(tmp_path: Path) -> None:
     """History that ends with its process can't be handed over. Nothing is started."""
     with HandedDaemon(tmp_path, "embedded:") as daemon:
         status, answer = daemon.restart()
-    assert (status, answer["error"]) == (503, "only a daemon that reads a stream can hand over: history of a queue and of embedded: ends with its process")
+    assert (status, answer["error"]) == (
+        503,
+        "only a daemon that reads a stream can hand over: history of a queue and of embedded: ends with its process",
+    )
 
 
 def command(daemon: HandedDaemon, *flags: str) -> subprocess.CompletedProcess[str]:
     """Run `towerws restart` for this daemon."""
     (daemon.log.parent / "empty.toml").touch()
-    words = [Path(sys.executable).with_name("towerws"), "restart", "--auth=open", "--broker=embedded:"]
+    words: list[str | Path] = [Path(sys.executable).with_name("towerws"), "restart", "--auth=open", "--broker=embedded:"]
     admin = [] if "--admin" in flags else ["--admin", f"tcp:{daemon.admin_port}:interface=127.0.0.1"]
     return subprocess.run([*words, *admin, *flags], capture_output=True, text=True, check=False, timeout=90)
 

@@ -51,7 +51,9 @@ def restart_command(**values: object) -> None:
         _end(NO_DAEMON, f"admin = {settings.admin!r}: no answer from a daemon there: {error}; is it running, with this configuration?")
     if status == 200:
         closed = sum(answer["closed"].values())
-        click.echo(f"Process {answer['pid']} serves now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved.")
+        click.echo(
+            f"Process {answer['pid']} serves now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved."
+        )
     elif status == 503:
         _end(FAILED, f"{answer.get('error')}; the old process goes on")
     else:
