@@ -32,7 +32,7 @@ from towerws.broker.control import ControlListener
 from towerws.control import Control
 from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
-from towerws.core.errors import BadDelivery, CloseReason
+from towerws.core.errors import BadDelivery, BrokerError, CloseReason
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
@@ -111,13 +111,16 @@ class TowerwsService(Service):
             key=b"" if settings.broker is None else _position_key(settings.broker),
         )
         publish: Callable[[str, bytes], str] | None = None
+        embedded: EmbeddedSource | None = None
         if settings.broker is None:
-            embedded = EmbeddedSource(self.ingest)
-            self.source: Source = embedded
+            embedded = source = EmbeddedSource(self.ingest)
+            self.source: Source = source
 
             def publish_checked(routing_key: str, payload: bytes) -> str:
+                if self.restarts.moving:
+                    raise BrokerError("the daemon is being restarted; publish again in a moment")
                 self.ingest.check(routing_key, payload)
-                return embedded.publish(routing_key, payload)
+                return source.publish(routing_key, payload)
 
             publish = publish_checked
         self._limits = replace(settings.limits, connections=settings.limits.connections or descriptors_for_clients())
@@ -148,7 +151,7 @@ class TowerwsService(Service):
         self.websockets = WebSocketFactory(
             context, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
         )
-        self.restarts = Restarts(settings, reactor, self.websockets, self.source.status, self._ports)
+        self.restarts = Restarts(settings, reactor, self.websockets, self.source.status, self._ports, embedded)
         self.reactor_lag = ReactorLag(reactor)
         self.metrics = MetricsPage(lambda: status_figures(self), reactor.seconds)
         self.admin = AdminSite(

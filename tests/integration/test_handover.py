@@ -20,7 +20,7 @@ import pika
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
 
-from tests.kit.daemon import DEADLINE_S, publish_all
+from tests.kit.daemon import DEADLINE_S, V1Client, publish_all
 from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames, wait_for_end
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import TEXT, frame, request
@@ -235,14 +235,30 @@ def test_the_command_says_why_nothing_was_restarted(fragile: HandedDaemon) -> No
     assert "no answer from a daemon there" in missing.stderr
 
 
-def test_embedded_says_why_it_cannot(tmp_path: Path) -> None:
-    """History that ends with its process can't be handed over. Nothing is started."""
+def test_embedded_hands_over_its_history(tmp_path: Path) -> None:
+    """Without a broker, too: positions of before count, and nothing is lost while events are published."""
     with HandedDaemon(tmp_path, "embedded:") as daemon:
+        client = Collector(daemon.url, TOPIC, v1=True)
+        tower = Collector(daemon.url, TOPIC, v1=False)
+        first = [daemon.publish(TOPIC, {"n": number}) for number in range(3)]
         status, answer = daemon.restart()
-    assert (status, answer["error"]) == (
-        503,
-        "only a daemon that reads a stream can hand over: history of a queue and of embedded: ends with its process",
-    )
+        assert (status, answer["moved"]) == (200, 2)
+        last = daemon.publish(TOPIC, {"n": -1})
+        late = V1Client(daemon.url, {"job_events": [7]})
+        late.position = first[0]
+        late.open().until({"n": -1})
+        late.close()
+        assert late.payloads == [{"n": 1}, {"n": 2}, {"n": -1}]
+        assert late.positions == [*first[1:], last]
+        assert client.result() == tower.result() == ([0, 1, 2, -1], [], "")
+
+
+def test_a_queue_says_why_it_cannot(rabbit: PrivateRabbit, tmp_path: Path) -> None:
+    """Another process's queue has another order. Nothing is started."""
+    with HandedDaemon(tmp_path, rabbit.url, "--consume=queue", "--exchange=t.handover.queue") as daemon:
+        status, answer = daemon.restart()
+    reason = "a daemon that reads a queue of its own can't hand over: the queue ends with its process; use a stream"
+    assert (status, answer["error"]) == (503, reason)
 
 
 def command(daemon: HandedDaemon, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, bo
 from towerws.admin.health import healthy, readiness
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, live_page, newest_topics, static_file
-from towerws.core.errors import BadDelivery, TowerwsError
+from towerws.core.errors import BadDelivery, BrokerError, TowerwsError
 from towerws.core.publication import parse_publication
 from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
@@ -106,6 +106,8 @@ def publish_event(
         position = publish(publication.topic.routing_key, publication.payload)
     except BadDelivery as bad:
         raise HttpError(413 if bad.reason == "too_large" else 400, str(bad)) from None
+    except BrokerError as error:
+        raise HttpError(503, str(error)) from None
     answer: dict[str, object] = {"position": position}
     if (warning := why_no_subscriber(publication.topic.group, publication.topic.event)) is not None:
         answer["warning"] = warning

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import cycle, islice
 from typing import Any, Final
@@ -107,6 +107,19 @@ def decode_message(body: bytes) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
         raise ValueError("not a message of a hand-over")
     return message
+
+
+def events_to_json(events: Iterable[tuple[str, bytes, int]]) -> list[list[object]]:
+    """Return events of history as JSON-compatible lists: routing key, payload, offset."""
+    return [[routing_key, _text(payload), offset] for routing_key, payload, offset in events]
+
+
+def events_from_json(found: Iterable[Any]) -> list[tuple[str, bytes, int]]:
+    """Return the events of `events_to_json`. Raises `ValueError` for anything else."""
+    try:
+        return [(str(routing_key), b64decode(payload, validate=True), int(offset)) for routing_key, payload, offset in found]
+    except TypeError as error:
+        raise ValueError(f"not a list of events: {error!r}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,6 +107,10 @@ class History:
         newest = self.newest
         return newest if newest is not None and newest.offset == offset else self._offsets.get(offset)
 
+    def entries(self) -> list[Delivery]:
+        """Return everything that is held, oldest first."""
+        return list(self._log)
+
     def upto(self, seq: int) -> Delivery | None:
         """Return the newest held delivery whose `seq` is not larger than this one."""
         place = bisect_right(self._log, seq, key=_seq)

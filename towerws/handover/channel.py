@@ -4,6 +4,7 @@ from         | message      | content                                           
 successor    | `starting`   | why it is not ready yet                                         | -
 successor    | `failed`     | why it can't start                                              | -
 successor    | `ready`      | the version of the format, its process id                       | `begin`
+predecessor  | `history`    | a piece of the history of `embedded:`                           | `kept`
 predecessor  | `begin`      | its position in the log, the time, its counters                 | `begun`, or `failed`
 predecessor  | `batch`      | states of connections, and as many descriptors                  | `adopted`
 predecessor  | `done`       | -                                                               | `serving`

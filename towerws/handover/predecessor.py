@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -94,6 +94,9 @@ class Daemon(Protocol):
     def connections(self) -> Sequence[MovableConnection]:
         """Return the connections now."""
 
+    def history(self) -> Iterable[Mapping[str, object]]:
+        """Return history in pieces, if it exists in this process only."""
+
     def accept(self, accepting: bool) -> None:
         """Stop accepting clients, or begin again."""
 
@@ -139,6 +142,8 @@ class HandOver:
         """What the successor last said about itself."""
         self._said_at = 0.0
         self.under_way = False
+        self.moving = False
+        """Whether history and connections are on their way, so that nothing may be published here."""
         self.complete = False
         """Whether a successor serves the clients now."""
 
@@ -164,7 +169,7 @@ class HandOver:
             ready = await self._expect("ready", self._ready_s)
             if ready.get("version") != VERSION:
                 raise HandOverFailed(f"the successor's hand-over has version {ready.get('version')}, this one {VERSION}; restart towerws")
-            began = True
+            began = self.moving = True
             self._daemon.accept(False)
             return await self._hand_over(int(ready["pid"]))
         except Exception as error:
@@ -178,6 +183,8 @@ class HandOver:
     async def _hand_over(self, pid: int) -> dict[str, object]:
         now = self._reactor.seconds()
         counters = {"done": self.counters.done + 1, "failed": self.counters.failed}
+        for piece in self._daemon.history():
+            await self._ask("history", "kept", **piece)
         await self._ask("begin", "begun", position=self._daemon.hub.position, now=now, counters=counters)
         self._log.info("hand-over: the successor, process {pid}, is ready; moving {count} connections", pid=pid, count=self._count())
         self.counters.moved, self.counters.closed = 0, Counter()
@@ -284,6 +291,7 @@ class HandOver:
             self._channel.close()
             self._channel = None
         self._kill()
+        self.moving = False
         if began:
             self._daemon.accept(True)
         self._log.error(
@@ -340,7 +348,7 @@ class HandOver:
     def _lost(self) -> None:
         self._channel = None
         # The process's own end, with its status, says more. It comes at once if that is why the channel ended.
-        self._reactor.callLater(1.0, self._give_up, "closed the channel")
+        self._reactor.callLater(1.0, self._give_up_on, self._process)
 
     def ended(self, how: str) -> None:
         """The successor's process has ended."""
@@ -348,6 +356,10 @@ class HandOver:
             self._process = None
             reason = self._reason if self._reason.startswith("failed") else ""
             self._give_up(f"{how}: {reason.removeprefix('failed: ')}" if reason else f"{how}; its log lines say why")
+
+    def _give_up_on(self, process: Any) -> None:
+        if process is not None and process is self._process:
+            self._give_up("closed the channel")
 
     def _give_up(self, reason: str) -> None:
         expected, self._expected = self._expected, None

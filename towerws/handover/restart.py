@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Final
 
@@ -13,11 +13,12 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
-from towerws.core.handover_state import ConnectionState
+from towerws.core.handover_state import ConnectionState, events_from_json, events_to_json
 from towerws.core.hub import Hub
 from towerws.core.settings import Settings
 from towerws.core.sources import SourceStatus
-from towerws.handover.predecessor import STOP_AFTER_S, HandOver, HandOverCounters, HandOverFailed
+from towerws.embedded import EmbeddedSource
+from towerws.handover.predecessor import BATCH_BYTES, STOP_AFTER_S, HandOver, HandOverCounters, HandOverFailed
 from towerws.handover.successor import Adopter, Successor
 from towerws.protocol import WebSocketFactory
 from towerws.websocket.movable import MovableConnection
@@ -41,12 +42,14 @@ class Restarts:
         websockets: WebSocketFactory,
         source_status: Callable[[], SourceStatus],
         ports: Mapping[str, IListeningPort],
+        embedded: EmbeddedSource | None,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._websockets = websockets
         self._source_status = source_status
         self._ports = ports
+        self._embedded = embedded
         self.hub: Hub = websockets.context.hub
         self.counters = HandOverCounters()
         self._adopter = Adopter(reactor, websockets, settings.auth)
@@ -95,7 +98,20 @@ class Restarts:
         """Take over from the predecessor, if there is one: first its sockets, then its connections."""
         if self.successor is not None:
             self.accept(False)
-            self.successor.start(self._adopter, self._source_status, begin=partial(self.accept, True), serve=self.on_serving)
+            listen = self._websockets.accept_throttle.go_on
+            self.successor.start(self._adopter, self._source_status, keep=self._keep, begin=listen, serve=self._serve)
+
+    def _serve(self) -> None:
+        """Open the other ports, too: this process is alone. Nobody could publish to two processes at once."""
+        self.accept(True)
+        self.on_serving()
+
+    def _keep(self, piece: Mapping[str, Any]) -> None:
+        if self._embedded is None:
+            return
+        if "log" in piece:
+            self._embedded.continue_log(piece["log"], piece["floor"])
+        self._embedded.keep(events_from_json(piece["events"]), piece["offset"])
 
     def stop(self) -> None:
         """End a hand-over that is under way: this process stops."""
@@ -117,8 +133,8 @@ class Restarts:
         if self.successor is not None and not self.successor.began:
             return "this process has not taken over from its predecessor yet"
         status = self._source_status()
-        if status.details.get("mode") != "stream":
-            return "only a daemon that reads a stream can hand over: history of a queue and of embedded: ends with its process"
+        if self._embedded is None and status.details.get("mode") != "stream":
+            return "a daemon that reads a queue of its own can't hand over: the queue ends with its process; use a stream"
         if not status.ready or not self.hub.position:
             return f"this process is not ready: {status.reason or status.state.value}"
         return None
@@ -130,6 +146,28 @@ class Restarts:
     def connections(self) -> Sequence[MovableConnection]:
         """See `Daemon`."""
         return list(self._websockets.connections)
+
+    def history(self) -> Iterable[Mapping[str, object]]:
+        """See `Daemon`."""
+        if self._embedded is None:
+            return
+        log, offset = self._embedded.place
+        held = deque(self.hub.history.entries())
+        first: dict[str, object] = {"log": log, "floor": self.hub.history.floor.offset}
+        while held or first:
+            events: list[tuple[str, bytes, int]] = []
+            size = 0
+            while held and size < BATCH_BYTES:
+                delivery = held.popleft()
+                events.append((delivery.topic, delivery.payload, delivery.offset))
+                size += len(delivery.payload)
+            yield {**first, "events": events_to_json(events), "offset": offset}
+            first = {}
+
+    @property
+    def moving(self) -> bool:
+        """Whether nothing may be published in this process any more."""
+        return self._hand_over is not None and (self._hand_over.moving or self._hand_over.complete)
 
     def accept(self, accepting: bool) -> None:
         """See `Daemon`."""

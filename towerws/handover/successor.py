@@ -116,6 +116,7 @@ class Successor:
         self._channel: Channel | None = None
         self._adopter: Adopter | None = None
         self._status: Callable[[], SourceStatus] | None = None
+        self._keep: Callable[[Mapping[str, Any]], None] = _forget
         self._begin: Callable[[], None] = _nothing
         self._serve: Callable[[], None] = _nothing
         self._checks = LoopingCall(self._check)
@@ -137,12 +138,20 @@ class Successor:
         port = self._ports.get(key)
         return None if port is None or port.description != description else port
 
-    def start(self, adopter: Adopter, status: Callable[[], SourceStatus], *, begin: Callable[[], None], serve: Callable[[], None]) -> None:
-        """Open the channel to the predecessor, and report when `status` is ready."""
+    def start(
+        self,
+        adopter: Adopter,
+        status: Callable[[], SourceStatus],
+        *,
+        keep: Callable[[Mapping[str, Any]], None],
+        begin: Callable[[], None],
+        serve: Callable[[], None],
+    ) -> None:
+        """Open the channel to the predecessor, and report when `status` is ready. `keep` gets each piece of history."""
         for port in self._ports.values():
             port.close()
         self._ports.clear()
-        self._adopter, self._status, self._begin, self._serve = adopter, status, begin, serve
+        self._adopter, self._status, self._keep, self._begin, self._serve = adopter, status, keep, begin, serve
         self._channel = open_channel(self._reactor, self._inheritance.channel, self._received, self._lost)
         self._checks.start(READY_CHECK_S)
 
@@ -169,6 +178,10 @@ class Successor:
         kind = message["kind"]
         if kind == "batch":
             self._take(message, descriptors)
+        elif kind == "history":
+            self._keep(message)
+            if self._channel is not None:
+                self._channel.tell("kept")
         elif kind == "begin":
             self._answer_begin(message)
         elif kind == "done":
@@ -229,6 +242,10 @@ class Successor:
 def _offset(position: str) -> int:
     match = parse_position(position)
     return int(match[1]) if match else -1
+
+
+def _forget(piece: Mapping[str, Any]) -> None:
+    """Stand in for a callback that is not set yet."""
 
 
 def _nothing() -> None:

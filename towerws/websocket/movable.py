@@ -119,7 +119,7 @@ class MovableConnection(OpeningConnection):
             topics=tuple(session.subscriber.topics),
             joined_later=later,
             unsent=_unsent(transport),
-            unread=self._unread(),
+            unread=self.unread_input(),
             fragments=self._fragments if self.inside_message else 0,
             assembly_left_s=left_s,
             opened_at=self._opened_at,
@@ -137,7 +137,7 @@ class MovableConnection(OpeningConnection):
         transport.connectionLost(Failure(ConnectionDone()))
         return descriptor
 
-    def _unread(self) -> bytes:
+    def unread_input(self) -> bytes:
         """Return frames with what has come of the unfinished message, and the bytes behind it."""
         current = self.current_frame
         inflater = self._perMessageCompress if self.inside_message and self._isMessageCompressed else None
