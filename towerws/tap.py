@@ -174,7 +174,7 @@ def tell_service_manager(service: TowerwsService, settings: Settings, environ: M
     )
     # systemd takes messages of the main process only, and a successor becomes that last.
     manager.install(start=service.restarts.successor is None)
-    service.restarts.on_serving = manager.start
+    service.restarts.on_alone = manager.start
     service.restarts.on_handed_over = manager.hand_over
 
 

@@ -115,7 +115,7 @@ class _Child(ProcessProtocol):
         """Report how the successor ended."""
         status = getattr(reason.value, "exitCode", None)
         number = getattr(reason.value, "signal", None)
-        self._hand_over.ended(f"ended by signal {number}" if number else f"ended with status {status}")
+        self._hand_over.ended(self, f"ended by signal {number}" if number else f"ended with status {status}")
 
 
 class HandOver:
@@ -137,6 +137,7 @@ class HandOver:
         self.counters = counters
         self._channel: Channel | None = None
         self._process: Any = None
+        self._child: _Child | None = None
         self._expected: tuple[str, Deferred[dict[str, Any]]] | None = None
         self._reason = ""
         """What the successor last said about itself."""
@@ -204,9 +205,9 @@ class HandOver:
             left=left.total(),
             why="".join(f"; {count} {reason}" for reason, count in left.items()),
         )
-        assert self._channel is not None
-        self._channel.close()
         self._daemon.handed_over(pid)
+        if self._channel is not None:
+            self._channel.close()
         return {"pid": pid, **figures}
 
     async def _move(self, settled_by: float) -> None:
@@ -313,9 +314,10 @@ class HandOver:
         environ = {name: value for name, value in os.environ.items() if name not in ("WATCHDOG_PID", "LISTEN_PID")}
         environ[VARIABLE] = Inheritance(VERSION, FIRST_DESCRIPTOR, inherited).to_text()
         self._channel = open_channel(self._reactor, ours.detach(), self._received, self._lost)
+        self._child = _Child(self)
         try:
             self._process = self._reactor.spawnProcess(
-                _Child(self), sys.executable, self._command, environ, self._folder, childFDs=descriptors
+                self._child, sys.executable, self._command, environ, self._folder, childFDs=descriptors
             )
         except OSError as error:
             raise HandOverFailed(f"the successor can't be started: {error.strerror}") from error
@@ -350,9 +352,9 @@ class HandOver:
         # The process's own end, with its status, says more. It comes at once if that is why the channel ended.
         self._reactor.callLater(1.0, self._give_up_on, self._process)
 
-    def ended(self, how: str) -> None:
-        """The successor's process has ended."""
-        if self._process is not None:
+    def ended(self, child: object, how: str) -> None:
+        """A successor's process has ended. The one of an earlier hand-over may end during the next one."""
+        if child is self._child and self._process is not None:
             self._process = None
             reason = self._reason if self._reason.startswith("failed") else ""
             self._give_up(f"{how}: {reason.removeprefix('failed: ')}" if reason else f"{how}; its log lines say why")

@@ -59,7 +59,7 @@ class Restarts:
         """Set by `tap` in a process that a running daemon started."""
         self.on_handed_over: Callable[[int], None] = _ignore
         """Called with the process id of the successor, once it serves all clients."""
-        self.on_serving: Callable[[], None] = _nothing
+        self.on_alone: Callable[[], None] = _nothing
         """Called in the successor, once it is the only process."""
 
     @property
@@ -99,12 +99,11 @@ class Restarts:
         if self.successor is not None:
             self.accept(False)
             listen = self._websockets.accept_throttle.go_on
-            self.successor.start(self._adopter, self._source_status, keep=self._keep, begin=listen, serve=self._serve)
+            self.successor.start(self._adopter, self._source_status, keep=self._keep, begin=listen, serve=self._serve, alone=self.on_alone)
 
     def _serve(self) -> None:
-        """Open the other ports, too: this process is alone. Nobody could publish to two processes at once."""
+        """Open the other ports, too. Before this, somebody could publish to two processes at once."""
         self.accept(True)
-        self.on_serving()
 
     def _keep(self, piece: Mapping[str, Any]) -> None:
         if self._embedded is None:

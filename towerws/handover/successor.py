@@ -104,7 +104,10 @@ class Adopter:
 
 
 class Successor:
-    """This process, as the successor of another one. `begin` and `serve` are called when it may accept clients, and when it is alone."""
+    """This process, as the successor of another one.
+
+    It calls `begin` when it may accept clients, `serve` when it has all connections, and `alone` when the predecessor has nothing more to say.
+    """
 
     _log = Logger()
 
@@ -119,9 +122,11 @@ class Successor:
         self._keep: Callable[[Mapping[str, Any]], None] = _forget
         self._begin: Callable[[], None] = _nothing
         self._serve: Callable[[], None] = _nothing
+        self._alone: Callable[[], None] = _nothing
         self._checks = LoopingCall(self._check)
         self._checks.clock = reactor
         self._said_at = 0.0
+        self._serving = False
         self.began = False
         """Whether it accepts clients."""
 
@@ -146,12 +151,14 @@ class Successor:
         keep: Callable[[Mapping[str, Any]], None],
         begin: Callable[[], None],
         serve: Callable[[], None],
+        alone: Callable[[], None],
     ) -> None:
         """Open the channel to the predecessor, and report when `status` is ready. `keep` gets each piece of history."""
         for port in self._ports.values():
             port.close()
         self._ports.clear()
         self._adopter, self._status, self._keep, self._begin, self._serve = adopter, status, keep, begin, serve
+        self._alone = alone
         self._channel = open_channel(self._reactor, self._inheritance.channel, self._received, self._lost)
         self._checks.start(READY_CHECK_S)
 
@@ -228,6 +235,7 @@ class Successor:
         self._counters.closed = Counter(message["closed"])
         self._log.info("hand-over: this process has taken over {moved} connections", moved=self._counters.moved)
         self._channel.tell("serving")
+        self._serving = True
         self._serve()
 
     def _lost(self) -> None:
@@ -237,6 +245,11 @@ class Successor:
         if not self.began:
             self._log.error("hand-over: the running process gave it up, or ended; this process ends")
             self._reactor.stop()
+            return
+        if not self._serving:
+            self._log.warn("hand-over: the running process ended before all connections had moved; this process serves those that it got")
+            self._serve()
+        self._alone()
 
 
 def _offset(position: str) -> int:
