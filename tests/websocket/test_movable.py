@@ -1,4 +1,4 @@
-"""What a connection has read of an unfinished message moves to another parser, wherever the client's bytes are cut."""
+"""What a connection has read of an unfinished message moves to another parser, at any place of the client's bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from tests.websocket.test_compression import deflate
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate"
 
 MESSAGES = st.lists(
-    st.tuples(st.booleans(), st.lists(st.integers(0, 40), max_size=4), st.booleans(), st.sampled_from([0, 150, 70_000])), min_size=1, max_size=3
+    st.tuples(st.booleans(), st.lists(st.integers(0, 40), max_size=4), st.booleans(), st.sampled_from([0, 150, 70_000])),
+    min_size=1,
+    max_size=3,
 )
 """Of each message: whether it is compressed, where it is cut into frames, whether a ping comes between them, and the length of a text in it."""
 

@@ -159,6 +159,7 @@ class HandOver:
 
     async def _restart(self) -> dict[str, object]:
         if self.under_way or self.complete:
+            self._log.warn("hand-over: one is under way already; this request is ignored")
             raise HandOverFailed("a hand-over is under way already")
         self.under_way = True
         began = False
