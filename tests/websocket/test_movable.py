@@ -17,7 +17,7 @@ MESSAGES = st.lists(
     min_size=1,
     max_size=3,
 )
-"""Of each message: whether it is compressed, where it is cut into frames, whether a ping comes between them, and the length of a text in it."""
+"""Of each message: whether it is compressed, where it is cut into frames, whether a ping comes between them, and a length."""
 
 
 def connect(edge: Edge, *, deflated: bool) -> Client:

@@ -106,7 +106,7 @@ class Adopter:
 class Successor:
     """This process, as the successor of another one.
 
-    It calls `begin` when it may accept clients, `serve` when it has all connections, and `alone` when the predecessor has nothing more to say.
+    It calls `begin` when it may accept clients, `serve` when it has all connections, and `alone` at the end of the channel.
     """
 
     _log = Logger()
