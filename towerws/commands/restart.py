@@ -40,7 +40,7 @@ def restart_command(**values: object) -> None:
     \b
     Exit codes:
       0  a new process serves all clients
-      1  the hand-over failed, and the old process goes on: the reason is on standard error
+      1  it failed: standard error says why, and the old process goes on
       2  the configuration can't be used
       3  no daemon answers on the admin port, or it can't hand over
     """  # noqa: D301 - \b is click's mark for lines that it must not join
