@@ -7,11 +7,12 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,10 @@ import pika
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
 
+from tests.integration.test_access_daemon import TOKEN, ask, close_code, enter
+from tests.integration.test_closing import Dial, open_socket
+from tests.integration.test_websocket_transports import tls, unix
+from tests.integration.tower_api import CANARY, Api
 from tests.kit.daemon import DEADLINE_S, V1Client, publish_all
 from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames, wait_for_end
 from tests.kit.rows import each_row
@@ -251,6 +256,51 @@ def test_embedded_hands_over_its_history(tmp_path: Path) -> None:
         assert late.payloads == [{"n": 1}, {"n": 2}, {"n": -1}]
         assert late.positions == [*first[1:], last]
         assert client.result() == tower.result() == ([0, 1, 2, -1], [], "")
+
+
+def test_the_credential_goes_along(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
+    """The new process asks AWX with the client's own cookie, wants its `xrftoken`, and ends the connection with the session."""
+    api, url = tower
+    flags = ("--tower-url", url, "--revalidate-s", "1", "--trusted-proxies", "127.0.0.1", "--tower-valid-s", "0")
+    with HandedDaemon(tmp_path, "embedded:", *flags, auth="tower") as daemon:
+        with enter(daemon, Cookie=f"sessionid={CANARY}; csrftoken={TOKEN}", X_Forwarded_For="203.0.113.5") as client:
+            assert ask(client, {"groups": {"job_events": [42]}, "xrftoken": TOKEN})[0]["groups_current"] == ["job_events-42"]
+            status, answer = daemon.restart()
+            assert (status, answer["moved"]) == (200, 1)
+            daemon.publish("job_events.42", {"n": 1})
+            assert json.loads(client.recv(DEADLINE_S)) == {"n": 1}
+            assert ask(client, {"groups": {"job_events": [42]}}) == [{"error": "access denied to channel"}]
+            denied, kept = ask(client, {"groups": {"job_events": [42, 43]}, "xrftoken": TOKEN}, 2)
+            assert denied["error"] == "access denied to channel job_events for resource id 43"
+            assert (kept["groups_current"], kept["groups_joined"]) == (["job_events-42"], [])
+            assert api.asked[-1].endswith(" for 203.0.113.5")
+            api.sessions.clear()
+            assert close_code(client) == 1008
+        log = daemon.log.read_text()
+    assert "canary" not in log
+
+
+@each_row("transport", [unix, tls])
+def test_other_transports(tmp_path: Path, transport: Callable[[Path], tuple[str, Dial]]) -> None:
+    """A client of a UNIX socket moves. TLS that ends in the daemon can't: its client is closed with 1012. Both sockets go on listening."""
+    folder = tmp_path / transport.__name__
+    folder.mkdir()
+    endpoint, dial = transport(folder)
+    with HandedDaemon(folder, "embedded:", "--listen", endpoint) as daemon:
+        client = open_socket(dial)
+        client.sendall(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
+        read_frames(client, b"}")
+        status, answer = daemon.restart()
+        assert status == 200, answer
+        if transport is unix:
+            assert (answer["moved"], answer["closed"]) == (1, {})
+            daemon.publish(TOPIC, {"n": -1})
+            read_frames(client, b'{"n": -1}')
+        else:
+            assert (answer["moved"], answer["closed"]) == (0, {"TLS or the PROXY protocol ends in the daemon": 1})
+            assert client.recv(4096)[2:4] == struct.pack("!H", 1012)
+        client.close()
+        open_socket(dial).close()
 
 
 def test_a_queue_says_why_it_cannot(rabbit: PrivateRabbit, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from twisted.internet.interfaces import IAddress, IFileDescriptorReceiver
 from twisted.internet.protocol import connectionDone
@@ -26,6 +27,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from towerws.core.handover_state import MAX_MESSAGE_BYTES, decode_message, encode_message
+
+READS: Final = 128
+"""Reads in one turn of the reactor: more than a message has descriptors."""
 
 Received = Callable[[dict[str, Any], list[int]], None]
 
@@ -44,6 +48,7 @@ class Channel(Int32StringReceiver):
         self._received = received
         self._lost: Callable[[], None] | None = lost
         self._descriptors: list[int] = []
+        self._has_read = self._ended = False
 
     def tell(self, kind: str, descriptors: Sequence[int] = (), **content: object) -> None:
         """Send a message. The descriptors must stay open until it is answered."""
@@ -54,10 +59,31 @@ class Channel(Int32StringReceiver):
     def close(self) -> None:
         """Close the channel, and make no more calls."""
         self._lost = None
+        self._abort()
+
+    def _abort(self) -> None:
+        self._ended = True
         if self.transport is not None:
             self.transport.abortConnection()
 
     # Twisted calls these
+
+    def connectionMade(self) -> None:
+        """Read several times in one turn of the reactor. Each read ends at a descriptor, and a turn of a busy daemon takes milliseconds."""
+        self.transport.doRead = partial(self._read_all, self.transport.doRead)
+
+    def _read_all(self, read: Callable[[], Any]) -> Any:
+        for _ in range(READS):
+            self._has_read = False
+            lost = read()
+            if lost is not None or not self._has_read or self._ended:
+                return lost
+        return None
+
+    def dataReceived(self, data: bytes) -> None:
+        """Note that there was something to read."""
+        self._has_read = True
+        super().dataReceived(data)
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
         """Keep a descriptor for the message that counts it."""
@@ -69,13 +95,14 @@ class Channel(Int32StringReceiver):
             message = decode_message(string)
             count = message["descriptors"]
         except (ValueError, KeyError):
-            self.transport.abortConnection()
+            self._abort()
             return
         descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
         self._received(message, descriptors)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report the end once, and close descriptors of a message that did not come whole."""
+        self._ended = True
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
