@@ -48,3 +48,15 @@ def test_stop(sink: RecordingSink) -> None:
     assert source.stop().called
     assert source.status().state is SourceState.STOPPED
     assert source.status().reason == "the embedded source is stopped"
+
+
+def test_the_log_of_another_process_goes_on(sink: RecordingSink) -> None:
+    """After a hand-over the log keeps its name, and offsets go on."""
+    source = EmbeddedSource(sink)
+    source.start()
+    del sink.calls[:]
+    source.continue_log("other", 5)
+    source.keep([("a.b", b"{}", 6)], 7)
+    assert source.place == ("other", 7)
+    assert source.publish("a.b", b"{}") == "8-other"
+    assert sink.calls == [("continue_log", "other", 5), ("deliver", "a.b", b"{}", 6, None), ("deliver", "a.b", b"{}", 8, None)]

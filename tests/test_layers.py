@@ -12,7 +12,7 @@ from tests.kit.rows import each_row
 
 PACKAGE = Path(__file__).parents[1] / "towerws"
 
-PACKAGES = ["broker", "commands", "config", "core", "demo", "tail", "websocket"]
+PACKAGES = ["broker", "commands", "config", "core", "demo", "handover", "tail", "websocket"]
 
 PLAIN = [
     *PACKAGES,
@@ -50,10 +50,12 @@ WIRING = [
     "commands.config",
     "commands.demo",
     "commands.publish",
+    "commands.restart",
     "commands.tail",
     "config.exposure",
     "config.file",
     "config.load",
+    "handover.*",
     "listening",
     "process",
     "reactor_lag",
@@ -63,7 +65,7 @@ WIRING = [
 ]
 """Makes the parts and joins them. It may import any module."""
 
-SEAMS = {"auth.base", "authorities", "logs", "sockets"}
+SEAMS = {"auth.base", "auth.transfer", "authorities", "logs", "sockets"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

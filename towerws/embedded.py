@@ -6,6 +6,7 @@ Its log ends with the process. The log's random name makes positions of an earli
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred, succeed
 
@@ -36,6 +37,23 @@ class EmbeddedSource:
         """Consuming, from start to stop."""
         reason = None if self._state is SourceState.CONSUMING else f"the embedded source is {self._state.value}"
         return SourceStatus(self._state, reason, {"published": self._offset})
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The log's name, and the offset of its newest event."""
+        return self._log, self._offset
+
+    def continue_log(self, log: str, floor: int) -> None:
+        """Go on with the log of another process, whose history begins after the offset `floor`. Only before the first event."""
+        self._log, self._offset = log, floor
+        self._sink.continue_log(log, floor)
+
+    def keep(self, events: Iterable[tuple[str, bytes, int]], offset: int) -> None:
+        """Put events of that process into history: routing key, payload and offset. `offset` is that of its newest event."""
+        for routing_key, payload, place in events:
+            self._sink.deliver(routing_key, payload, place, None)
+        self._sink.end_batch(_written)
+        self._offset = offset
 
     def publish(self, routing_key: str, payload: bytes) -> str:
         """Deliver an event, and return its position. The caller has checked the routing key and the payload."""

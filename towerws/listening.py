@@ -29,6 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.config.addresses import parse_address
+from towerws.handover.ports import tell_predecessor
 
 EXIT_BAD_CONFIG = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL, sysexits.h
@@ -196,4 +197,5 @@ def _answers(path: Path) -> bool:
 def _give_up(key: str, description: str, reason: str, status: int) -> NoReturn:
     line = f"towerws: {key} = {description!r}: can't listen there: {reason}; choose another address with --{key}"
     print(line, file=sys.__stderr__, flush=True)
+    tell_predecessor(os.environ, line.removeprefix("towerws: "))
     raise EndOfStart(status)

@@ -30,8 +30,8 @@ from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.autobahn_parts import NullLogger, Timers, with_shared_state
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.handshake import OpeningConnection
 from towerws.websocket.logs import ConnectionLog, ProxyLog
+from towerws.websocket.movable import MovableConnection
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
@@ -41,15 +41,14 @@ RECONNECT_MS = (500, 5000)
 """A closed client is told to reconnect after a random time between these, so that clients spread."""
 
 
-class WebSocketConnection(OpeningConnection):
+class WebSocketConnection(MovableConnection):
     """The connection of one client. It is the hub's `Peer` and the session's `Connection`."""
 
     _unauthenticated: UnauthenticatedSession | None = None
     _limit = ""
-    _ended_by = "lost"
 
     def connectionMade(self) -> None:
-        """Begin the handshake."""
+        """Begin the handshake, or go on where another process stopped."""
         self._session: Session | None = None
         self._send_buffer: SendBuffer | None = None
         self._controls: TokenBucket | None = None
@@ -58,7 +57,10 @@ class WebSocketConnection(OpeningConnection):
         self._frames_after_close = 0
         self._opened_at = 0.0
         self._reason = "lost"
-        super().connectionMade()
+        if self.adoption is None:
+            super().connectionMade()
+        else:
+            self.continue_from(self.adoption)
 
     # the handshake calls these
 

@@ -32,7 +32,7 @@ from towerws.broker.control import ControlListener
 from towerws.control import Control
 from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
-from towerws.core.errors import BadDelivery, CloseReason
+from towerws.core.errors import BadDelivery, BrokerError, CloseReason
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
@@ -40,6 +40,7 @@ from towerws.core.settings import BrokerSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
+from towerws.handover.restart import Restarts
 from towerws.listening import listen
 from towerws.logs import LineSpacing
 from towerws.process import descriptors_for_clients, use_monotonic_clock
@@ -110,13 +111,16 @@ class TowerwsService(Service):
             key=b"" if settings.broker is None else _position_key(settings.broker),
         )
         publish: Callable[[str, bytes], str] | None = None
+        embedded: EmbeddedSource | None = None
         if settings.broker is None:
-            embedded = EmbeddedSource(self.ingest)
-            self.source: Source = embedded
+            embedded = source = EmbeddedSource(self.ingest)
+            self.source: Source = source
 
             def publish_checked(routing_key: str, payload: bytes) -> str:
+                if self.restarts.moving:
+                    raise BrokerError("the daemon is being restarted; publish again in a moment")
                 self.ingest.check(routing_key, payload)
-                return embedded.publish(routing_key, payload)
+                return source.publish(routing_key, payload)
 
             publish = publish_checked
         self._limits = replace(settings.limits, connections=settings.limits.connections or descriptors_for_clients())
@@ -147,6 +151,7 @@ class TowerwsService(Service):
         self.websockets = WebSocketFactory(
             context, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
         )
+        self.restarts = Restarts(settings, reactor, self.websockets, self.source.status, self._ports, embedded)
         self.reactor_lag = ReactorLag(reactor)
         self.metrics = MetricsPage(lambda: status_figures(self), reactor.seconds)
         self.admin = AdminSite(
@@ -154,7 +159,8 @@ class TowerwsService(Service):
             source_status=self.source_status,
             publish=publish,
             disconnect=self.control.revoke,
-            websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0),
+            restart=self.restarts.restart,
+            websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0) if "listen" in self._ports else 0,
             max_payload_bytes=settings.max_payload_bytes,
             why_no_subscriber=groups.why_no_subscriber,
             page=PageContent(
@@ -194,6 +200,7 @@ class TowerwsService(Service):
         self.reactor_lag.start()
         self._trim.start(1.0, now=False)
         self.context.credential_monitor.start()
+        self.restarts.start()
         self._log.info(
             "towerws {version}: websockets on {listen}, admin on {admin}, source {source}, auth {auth}",
             version=__version__,
@@ -208,6 +215,7 @@ class TowerwsService(Service):
     def stopService(self) -> Deferred[None]:
         """Fires with None once everything is closed, at the latest `STOP_GRACE_S` after the drain window."""
         self._stopping = True
+        self.restarts.stop()
         self.websockets.accept_throttle.detach()
         if self._trim.running:
             self._trim.stop()
@@ -226,6 +234,8 @@ class TowerwsService(Service):
 
         self._finish = finish
         deadline = self._reactor.callLater(self._settings.websocket.drain_s + STOP_GRACE_S, finish)
+        if self.restarts.complete:
+            self._ports.clear()  # the successor's: to close a UNIX socket would remove its file
         probed = [self._ports.pop(key) for key in ("admin", "monitor") if key in self._ports]
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])
@@ -252,7 +262,8 @@ class TowerwsService(Service):
     # helpers
 
     def _listen(self, key: str, description: str, factory: Any) -> None:
-        self._ports[key] = listen(self._reactor, key, description, factory, self.ending)
+        inherited = self.restarts.open_port(key, description, factory)
+        self._ports[key] = inherited or listen(self._reactor, key, description, factory, self.ending)
 
     def _drain(self) -> Deferred[None]:
         """Close all connections, spread over the drain window. Fires once all are closed, or after the window."""

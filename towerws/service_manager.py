@@ -1,4 +1,4 @@
-"""Tells the service manager (systemd) about the daemon: `READY`, `STATUS`, `STOPPING` and `WATCHDOG` of sd_notify(3).
+"""Tells the service manager (systemd) about the daemon: `READY`, `STATUS`, `STOPPING`, `WATCHDOG` and `MAINPID` of sd_notify(3).
 
 Each message is one datagram to the socket that `NOTIFY_SOCKET` names. The watchdog pings come from a timer of the reactor. If the reactor
 hangs, the pings stop, and systemd ends and restarts the daemon after the unit's `WatchdogSec=`.
@@ -54,16 +54,19 @@ class ServiceManager:
         self._said = ""
         self._call: Any = None
 
-    def install(self) -> None:
-        """Send messages from the moment that the reactor runs until the process ends."""
+    def install(self, *, start: bool = True) -> None:
+        """Send messages from the moment that the reactor runs until the process ends. Without `start`: from the call of `start`."""
         if self._environ.get("NOTIFY_SOCKET"):
-            self._reactor.callWhenRunning(self.start)
+            if start:
+                self._reactor.callWhenRunning(self.start)
             # Before twistd's own trigger, which stops the service: triggers of a phase run in the order of their registration.
             self._reactor.addSystemEventTrigger("before", "shutdown", self.stopping)
 
     def start(self) -> None:
         """Start the timer. Called after twistd has forked, because `WATCHDOG_PID` is compared with this process."""
         name = self._environ.get("NOTIFY_SOCKET", "")
+        if not name:
+            return
         if name[:1] not in ("/", "@") or len(name) < 2:
             self._log.warn(
                 "NOTIFY_SOCKET = {name!r}: must be an absolute path, or an abstract name that begins with @; the service manager is told "
@@ -81,6 +84,11 @@ class ServiceManager:
         """Say that the stop has begun, and how long it may take at most. The pings go on."""
         # The extension keeps systemd from killing a daemon whose `websocket.drain_s` is above the unit's TimeoutStopSec=.
         self._send("STOPPING=1", f"STATUS={self._status_text()}", f"EXTEND_TIMEOUT_USEC={int(self._stop_s * 1e6)}")
+
+    def hand_over(self, pid: int) -> None:
+        """Say that the process with this id is the daemon from now on, and send nothing more."""
+        self._send(f"MAINPID={pid}")
+        self.close()
 
     def close(self) -> None:
         """Stop the timer and close the socket."""

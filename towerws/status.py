@@ -70,6 +70,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "refused": {str(status): count for status, count in websockets.refused.items()},
             "refused_for": dict(websockets.refused_for),
         },
+        "handovers": service.restarts.counters.figures(),
         "auth": service.auth.figures(),
         "requests": {"taken": context.requests, "bad": context.bad_requests, "denied_topics": context.denied},
     }

@@ -18,6 +18,8 @@ from towerws.config.exposure import exposure
 from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
+from towerws.handover.ports import report, take_inheritance, tell_predecessor
+from towerws.handover.successor import Successor
 from towerws.listening import EXIT_BAD_CONFIG
 from towerws.logs import forward_library_logs, make_observer, open_output
 from towerws.process import Signals, collect_rarely
@@ -116,6 +118,7 @@ def _check_files(twistd: Mapping[str, Any]) -> None:
 
 
 def _give_up(text: str) -> NoReturn:
+    tell_predecessor(os.environ, text)
     print(f"towerws: {text}", file=sys.__stderr__, flush=True)
     raise SystemExit(EXIT_BAD_CONFIG)
 
@@ -135,6 +138,8 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
     except ConfigError as error:
         _give_up(str(error))
     service.warnings = tuple(exposure(options.loaded))
+    if own_process:
+        _join_hand_over(service, options, reactor)
     if own_process:
         signals = Signals(reactor, service.stop_now)
         signals.install()
@@ -160,13 +165,43 @@ def tell_service_manager(service: TowerwsService, settings: Settings, environ: M
         lag_s = markers.get("lag_s") if isinstance(markers, dict) else None
         return f"ready; {clients}" if lag_s is None else f"ready; {clients}; lag {lag_s:.3f} s"
 
-    ServiceManager(
+    manager = ServiceManager(
         environ,
         reactor,
         accepting=lambda: not service.websockets.accept_throttle.holding,
         status=status,
         stop_s=settings.websocket.drain_s + STOP_GRACE_S + STOP_MARGIN_S,
-    ).install()
+    )
+    # systemd takes messages of the main process only, and a successor becomes that last.
+    manager.install(start=service.restarts.successor is None)
+    service.restarts.on_alone = manager.start
+    service.restarts.on_handed_over = manager.hand_over
+
+
+def _join_hand_over(service: TowerwsService, options: Options, reactor: Any) -> None:
+    """Make this process the successor of the one that started it, if one did, and let it have a successor of its own."""
+    inheritance = take_inheritance(os.environ)
+    if inheritance is not None:
+        successor = Successor(inheritance, reactor, service.restarts.counters)
+        if (why := successor.why_not()) is not None:
+            report(inheritance.channel, why)
+            _give_up(why)
+        service.restarts.successor = successor
+    service.restarts.enable(sys.orig_argv, str(Path.cwd()), _obstacle(options.parent))
+    service.restarts.on_signal()
+
+
+def _obstacle(twistd: Mapping[str, Any] | None) -> str:
+    """Return why a process that twistd started with these flags can't start another one like itself. Empty if it can."""
+    if twistd is None:
+        return "this daemon was not started by twistd"
+    if not twistd["nodaemon"]:
+        return "twistd runs it in the background; start it with --nodaemon"
+    if twistd["pidfile"]:
+        return "--pidfile allows one process only; start towerws without it"
+    if twistd["uid"] is not None or twistd["gid"] is not None or twistd["chroot"]:
+        return "--uid, --gid and --chroot can't be repeated by a process without privileges; let systemd choose the user (User=)"
+    return ""
 
 
 def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:

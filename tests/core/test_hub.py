@@ -957,3 +957,39 @@ def test_the_bound_of_kept_frames_counts_what_each_entry_takes(monkeypatch: pyte
     assert len(peer.take()) == 1000
     kept = log.hub._replay_cache
     assert sys.getsizeof(kept) + sum(sys.getsizeof(key) + sys.getsizeof(frame) for key, frame in kept.items()) < 1.2 * bound
+
+
+def test_a_connection_of_another_process_goes_on_at_its_places() -> None:
+    """It gets what follows its place, and of a topic that it joined later only what follows that. Then it is live."""
+    old, new = Log(epoch=STREAM), Log(epoch=STREAM)
+    peer = FakePeer()
+    subscriber = old.hub.join(peer, V1)
+    old.hub.subscribe(subscriber, Request(("a.b",)))
+    for log in (old, new):
+        log.publish("a.b")
+        log.hub.flush()
+    peer.full = True
+    for log in (old, new):
+        log.publish("a.b")
+        log.hub.flush()
+        log.publish("a.c")
+        log.hub.flush()
+    old.hub.subscribe(subscriber, Request(("a.b", "a.c")))
+    for log in (old, new):
+        log.publish("a.c")
+        log.hub.flush()
+    position, later = old.hub.place(subscriber)
+    assert subscriber.behind
+    since, joined = new.history.find(position), new.history.find(later["a.c"])
+    assert since is not None
+    assert joined is not None
+    successor = FakePeer()
+    adopted = new.hub.join(successor, V1)
+    new.hub.adopt(adopted, since, {"a.b": since.seq, "a.c": joined.seq})
+    while adopted.behind:
+        new.hub.feed(adopted)
+    assert [event["payload"]["n"] for event in successor.take_json()] == [2, 4]
+    new.publish("a.c")
+    new.hub.flush()
+    assert [event["payload"]["n"] for event in successor.take_json()] == [5]
+    assert new.hub.place(adopted) == (new.hub.position, {})

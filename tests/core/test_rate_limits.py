@@ -100,3 +100,17 @@ def test_in_the_long_run() -> None:
         tries += 1
         now += chance.choice([0, 0, 0, 0.2])
     assert tries <= 5 + 3 * now + 1
+
+
+def test_a_bucket_goes_on_with_the_level_of_another() -> None:
+    """Tokens that were used stay used. A smaller `burst` bounds what is taken over."""
+    first = TokenBucket(1, 3, 10)
+    for _ in range(3):
+        assert first.take(10) == 0
+    second = TokenBucket(1, 3, 10.5)
+    second.restore(first.level)
+    assert second.take(10.5) == pytest.approx(0.5)
+    smaller = TokenBucket(1, 1, 10)
+    smaller.restore(TokenBucket(1, 3, 10).level)
+    assert smaller.take(10) == 0
+    assert smaller.take(10) == pytest.approx(1)

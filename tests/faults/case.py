@@ -152,6 +152,7 @@ class Case:
         user: str = "guest:guest",
         tls_pem: str = "",
         environment: Mapping[str, str] | None = None,
+        kind: type[Daemon] = Daemon,
     ) -> Daemon:
         """A started daemon that reads from these ports on 127.0.0.1, in this order (or from `broker`, a list of URLs).
 
@@ -159,7 +160,7 @@ class Case:
         """
         urls = broker or ",".join(f"amqp://{user}@127.0.0.1:{port}/%2F" for port in ports)
         own = (f"--exchange={self.exchange}", f"--stream={self.stream}")
-        daemon = Daemon(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem, environment=environment)
+        daemon = kind(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem, environment=environment)
         self._leave.push(daemon)
         daemon.start(ready=ready)
         self._daemons.append(daemon)

@@ -59,7 +59,7 @@ def units(tmp_path: Path) -> Path:
     folder = tmp_path / "units"
     shutil.copytree(SHIPPED, folder)
     for path in (folder / "towerws.service", folder / "towerws.service.d" / "awx.conf"):
-        path.write_text(path.read_text().replace("/opt/towerws/bin/twistd", shutil.which("true") or ""))
+        path.write_text(re.sub("/opt/towerws/bin/(?:twistd|towerws)", shutil.which("true") or "", path.read_text()))
     return folder
 
 

@@ -51,6 +51,10 @@ class RecordingSink:
         """Record the call."""
         self.calls.append(("begin", log))
 
+    def continue_log(self, log: str, floor: int) -> None:
+        """Record the call."""
+        self.calls.append(("continue_log", log, floor))
+
     def caught_up(self, *, replay: bool = False) -> None:
         """Record the first call."""
         if not self.history_complete:

@@ -190,3 +190,18 @@ def test_the_kernels_queue_is_made_longer(clock: Clock) -> None:
             finally:
                 for client in clients:
                     client.close()
+
+
+def test_a_pause_ends_only_with_its_own_word(port: ListeningPort, clock: Clock) -> None:
+    """During a hand-over neither the throttle's own pause nor the end of a hold accepts anybody."""
+    port.waiting = 5000
+    port.turn()
+    port.accept_throttle.pause()
+    clock.advance(1)
+    port.accept_throttle.hold(2.0)
+    port.accept_throttle.release()
+    assert (port.turn(), port.reading) == (0, False)
+    port.accept_throttle.go_on()
+    port.accept_throttle.go_on()
+    assert port.turn() == BATCH
+    clock.advance(1)

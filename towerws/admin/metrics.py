@@ -30,7 +30,7 @@ REFUSED = (
     *("no_credential", "no_token", "credential", "unavailable", "revoked", "throttled", "origin", "host"),
     *("connections", "address", "user", "half_open", "request", "tls", "error"),
 )
-CLOSED = ("client", "lost", "pong_timeout", "protocol", *(reason.name.lower() for reason in CloseReason))
+CLOSED = ("client", "lost", "pong_timeout", "protocol", "handed_over", *(reason.name.lower() for reason in CloseReason))
 LIMITS = (
     *("assembly_s", "backlog_bytes", "controls_per_s", "distrust", "fragments", "handshake_s", "inbox", "malformed"),
     *("message_bytes", "messages_per_s", "pong_s", "resume_wait_s", "topics"),
@@ -245,6 +245,16 @@ ENTRIES = (
     Entry("towerws_compressed_events_total", _C, "Events that were compressed, once for all clients.", _one("compression.frames")),
     Entry("towerws_compression_input_bytes_total", _C, "Bytes of events before compression.", _one("compression.bytes")),
     Entry("towerws_compression_saved_bytes_total", _C, "Bytes that compression saved.", _one("compression.saved")),
+    # Hand-overs.
+    Entry(
+        "towerws_handovers_total",
+        _C,
+        "Restarts that were to close no connection. done: a new process took over. failed: the old one went on.",
+        _words("handovers.results", ("done", "failed")),
+        ("result",),
+    ),
+    Entry("towerws_handover_seconds", _G, "How long the last hand-over moved connections.", _one("handovers.seconds")),
+    Entry("towerws_handover_connections", _G, "Connections that it moved.", _one("handovers.moved")),
     # Connections.
     Entry("towerws_connections", _G, "TCP connections of clients, those at their handshake included.", _one("connections.present")),
     Entry("towerws_connections_max", _G, "The limit of connections in force.", _one("connections.max")),

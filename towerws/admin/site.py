@@ -2,6 +2,7 @@
 
 - `POST /publish`: one event for the embedded source. The body is `{"topic": "job_events.42", "payload": {…}}` or
   `{"group": "job_events", "event": "42", "payload": {…}}`.
+- `POST /restart`: hand all connections to a new process. The answer comes once that is done, or has failed.
 - `POST /disconnect`: close the connections of a user or a credential, on this daemon and on the others of the broker. The body is
   `{"user": 7}` or `{"session": "<hash>"}`.
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from towerws.admin.browser_check import check_browser
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
 from towerws.admin.health import healthy, readiness
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, live_page, newest_topics, static_file
-from towerws.core.errors import BadDelivery
+from towerws.core.errors import BadDelivery, BrokerError, TowerwsError
 from towerws.core.publication import parse_publication
 from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
@@ -37,6 +39,7 @@ class AdminSite(EndpointSite):
     - `status` returns the figures, `source_status` the source's state.
     - `publish` and `why_no_subscriber` are those of `publish_event`.
     - `disconnect` fires with the result of a revocation.
+    - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
     """
 
@@ -47,6 +50,7 @@ class AdminSite(EndpointSite):
         source_status: Callable[[], SourceStatus],
         publish: Callable[[str, bytes], str] | None,
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
+        restart: Callable[[], Deferred[dict[str, object]]] | None = None,
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
@@ -74,8 +78,9 @@ class AdminSite(EndpointSite):
                 b"topics": get(lambda: newest_topics(content)),
                 b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
+                b"restart": post(lambda body: restart_daemon(restart)),
             },
-            help_text="try /healthz, /readyz, /status, /metrics, /topics, /publish, /disconnect or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /topics, /publish, /disconnect, /restart or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )
@@ -101,6 +106,8 @@ def publish_event(
         position = publish(publication.topic.routing_key, publication.payload)
     except BadDelivery as bad:
         raise HttpError(413 if bad.reason == "too_large" else 400, str(bad)) from None
+    except BrokerError as error:
+        raise HttpError(503, str(error)) from None
     answer: dict[str, object] = {"position": position}
     if (warning := why_no_subscriber(publication.topic.group, publication.topic.event)) is not None:
         answer["warning"] = warning
@@ -114,6 +121,18 @@ def disconnect_clients(body: bytes, disconnect: Callable[[Revocation], Deferred[
     except ValueError as error:
         raise HttpError(400, str(error)) from None
     return disconnect(revocation).addCallback(_report)
+
+
+def restart_daemon(restart: Callable[[], Deferred[dict[str, object]]] | None) -> Deferred[Answer]:
+    """Hand all connections to a new process. Answers 200 with the figures, or 503 with the reason: then this process goes on."""
+    if restart is None:
+        raise HttpError(404, "this daemon can't hand over its connections")
+
+    def failed(failure: Failure) -> Answer:
+        failure.trap(TowerwsError)
+        return json_answer(503, {"error": failure.getErrorMessage()})
+
+    return restart().addCallbacks(lambda figures: json_answer(200, figures), failed)
 
 
 def _report(done: Disconnection) -> Answer:

@@ -59,7 +59,7 @@ def config_command(**values: object) -> None:
       0  printed
       2  a flag, a variable or the file can't be read
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    click.echo("\n".join(as_toml(_load(values))))
+    click.echo("\n".join(as_toml(load_or_exit(values))))
 
 
 @click.command("check", short_help="Say whether the configuration can be used.")
@@ -79,7 +79,7 @@ def check_command(**values: object) -> None:
       0  the configuration is good
       2  it can't be used: each reason is a line on standard error
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    loaded = _load(values)
+    loaded = load_or_exit(values)
     click.echo("\n".join(summary(loaded)))
     bad = False
     if (reason := why_no_methods(loaded.settings)) is not None:
@@ -162,7 +162,8 @@ def why_not_free(address: Address) -> str | None:
     return None
 
 
-def _load(values: Mapping[str, object]) -> Loaded:
+def load_or_exit(values: Mapping[str, object]) -> Loaded:
+    """Return the configuration in force. One that can't be used ends the process with a line and `EXIT_BAD_CONFIG`."""
     try:
         return load_all(given(values), os.environ)
     except ConfigError as error:

@@ -28,6 +28,16 @@ def deflated_frame(payload: bytes) -> bytes:
     return _frame(_DEFLATED, payload)
 
 
+def masked_frame_head(opcode: int, rsv: int, length: int, mask: bytes, *, final: bool) -> bytes:
+    """Return the head of a client's frame. `rsv` is the number of its three reserved bits, `mask` has four bytes."""
+    first = (0x80 if final else 0) | rsv << 4 | opcode
+    if length < 126:
+        return bytes((first, _MASKED | length)) + mask
+    if length < 65536:
+        return _header_16(first, _MASKED | 126, length) + mask
+    return _header_64(first, _MASKED | 127, length) + mask
+
+
 def is_close_code(code: int | None) -> bool:
     """Return whether a client may send this code in a close frame (RFC 6455 section 7.4, and IANA's registry). None: no code."""
     return code is None or 3000 <= code <= 4999 or code in _CLOSE_CODES

@@ -107,6 +107,15 @@ class History:
         newest = self.newest
         return newest if newest is not None and newest.offset == offset else self._offsets.get(offset)
 
+    def entries(self) -> list[Delivery]:
+        """Return everything that is held, oldest first."""
+        return list(self._log)
+
+    def upto(self, seq: int) -> Delivery | None:
+        """Return the newest held delivery whose `seq` is not larger than this one."""
+        place = bisect_right(self._log, seq, key=_seq)
+        return self._log[place - 1] if place else None
+
     def recent_topics(self, deliveries: int) -> list[str]:
         """Return the topics of this many newest deliveries, newest first and each once."""
         return list(dict.fromkeys(delivery.topic for delivery in islice(reversed(self._log), deliveries)))

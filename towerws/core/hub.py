@@ -11,7 +11,7 @@ bytes. A delivery costs one look-up, and a connection costs one write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from towerws.core.batch import PART_BYTES, Batch, Broadcast, route
 from towerws.core.deliveries import Delivery
@@ -40,7 +40,7 @@ class Hub:
         self, history: History, call_soon: Callable[[Callable[[], None]], object] | None = None, *, part_bytes: int = PART_BYTES
     ) -> None:
         """`call_soon` runs a callable in the next turn of the reactor. Without it a batch is written at once, however large it is."""
-        self._history = history
+        self._history = self.history = history
         self._by_topic: dict[Dialect, dict[str, dict[Subscriber, None]]] = {}
         self._topic_uses: dict[str, int] = {}  # topic -> the number of dialects in which it has a subscriber
         self._batch: list[Delivery] = []
@@ -62,6 +62,11 @@ class Hub:
     def topics(self) -> int:
         """The number of topics that have a subscriber."""
         return len(self._topic_uses)
+
+    @property
+    def flushed(self) -> Delivery:
+        """The last delivery or mark that was flushed to the live subscribers."""
+        return self._flushed
 
     @property
     def flushed_seq(self) -> int:
@@ -145,6 +150,37 @@ class Hub:
             position=subscriber.cursor.position if subscriber.behind else self.position,
             recovered=None if request.since is None else since is not None,
         )
+
+    def place(self, subscriber: Subscriber) -> tuple[str, dict[str, str]]:
+        """Write to the subscriber what is left of the batch for it. Return the position up to which it has got everything.
+
+        Also return the topics that it joined while it was behind, each with the position after which it gets deliveries.
+        """
+        self._broadcast.flush_subscriber(subscriber)
+        if not subscriber.behind:
+            return self.position, {}
+        cursor, later = subscriber.cursor, {}
+        for topic, seq in subscriber.topics.items():
+            if seq > cursor.seq and (joined := self._history.upto(seq)) is not None and joined.seq > cursor.seq:
+                later[topic] = joined.position
+        return cursor.position, later
+
+    def adopt(self, subscriber: Subscriber, since: Delivery, topics: Mapping[str, int]) -> None:
+        """Subscribe a connection of another process, which has got everything up to `since`.
+
+        `topics` has the `seq` after which it gets deliveries of each topic. The subscriber has just joined. It is behind from now on, and
+        the caller must call `feed`.
+        """
+        by_topic = self._by_topic[subscriber.dialect]
+        for topic, seq in topics.items():
+            subscriber.topics[topic] = seq
+            if (subscribers := by_topic.get(topic)) is None:
+                subscribers = by_topic[topic] = {}
+                self._topic_uses[topic] = self._topic_uses.get(topic, 0) + 1
+            subscribers[subscriber] = None
+        subscriber.fall_behind(since)
+        if self._holes and topics:
+            subscriber.holes = [hole for hole in self._holes if hole.end.seq > since.seq]
 
     # The hot path: `publish` for each delivery, `flush` for each batch.
 

@@ -184,6 +184,12 @@ class Ingest:
         self._hub.flush()
         self._proven = True
 
+    def continue_log(self, log: str, floor: int) -> None:
+        """Go on with the log of another process. `floor`: the offset after which its history begins. Only before the first delivery."""
+        self._epoch = log
+        self._history.begin(floor, log)
+        self._hub.flush()
+
     def proven(self, proven: bool) -> None:
         """Set whether the log that is read now is the one that history holds."""
         self._epoch = self._fingerprint

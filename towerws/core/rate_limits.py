@@ -17,6 +17,15 @@ class TokenBucket:
         self._tokens = burst
         self._since = now
 
+    @property
+    def level(self) -> tuple[float, float]:
+        """The tokens in it, and when they were counted."""
+        return self._tokens, self._since
+
+    def restore(self, level: tuple[float, float]) -> None:
+        """Continue with the `level` of another bucket. Its tokens count up to this bucket's `burst`."""
+        self._tokens, self._since = min(level[0], self._burst), level[1]
+
     def take(self, now: float) -> float:
         """Take one token and return 0. If there is none, return the seconds until there will be one."""
         self._tokens = min(self._burst, self._tokens + (now - self._since) * self._rate)

@@ -303,6 +303,9 @@ class Settings:
         common=True,
     )
     log_level: str = option("info", "Lowest level that is logged.", choices=("debug", "info", "warn", "error", "critical"), common=True)
+    restart_s: float = option(
+        60, "How long the new process of `towerws restart` may take until it is ready. After that the old one goes on.", low=0.5, high=3600
+    )
     broker: BrokerSettings | None
     insecure: bool = option(
         False, "Allow auth open, and the admin port, on addresses that other machines can reach. For test networks only.", common=True

@@ -71,6 +71,9 @@ class Sink(Protocol):
     def begin(self, log: str) -> None:
         """Deliveries come from a log of this process. `log` is its epoch in positions. Such a log needs no proof."""
 
+    def continue_log(self, log: str, floor: int) -> None:
+        """Deliveries come from the log of another process, which ended. They begin after the offset `floor`."""
+
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """Take one message of the log. A bad one is counted and skipped."""
 

@@ -49,6 +49,7 @@ class AcceptThrottle:
         self._began = 0.0
         self._accepted = 0
         self._holding: Any = None
+        self._paused = False
         self.pauses = 0
         """Pauses since the start."""
 
@@ -84,6 +85,19 @@ class AcceptThrottle:
             holding.cancel()
         self._resume()
 
+    def pause(self) -> None:
+        """Accept no connection until `go_on`. Clients wait in the kernel's accept queue."""
+        self._paused = True
+        if self._port is not None:
+            self._port.stopReading()
+
+    def go_on(self) -> None:
+        """Accept connections again. Does nothing without a `pause`."""
+        if self._paused:
+            self._paused = False
+            if self._resuming is None and not self.holding:
+                self._resume()
+
     def accepted(self) -> None:
         """Count one accepted connection, and pause the port after `BATCH` of them."""
         if self._resetting is None and self._port is not None:
@@ -112,5 +126,5 @@ class AcceptThrottle:
 
     def _resume(self) -> None:
         self._resuming = None
-        if self._port is not None and self._port.connected:
+        if self._port is not None and self._port.connected and not self._paused:
             self._port.startReading()

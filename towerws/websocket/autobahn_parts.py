@@ -93,17 +93,21 @@ class Inflater(PerMessageDeflate):
         self.max_wire_bytes = max_bytes + (max_bytes + 7 >> 3) + (max_bytes + 63 >> 6) + 11
         """The longest compressed form of `max_bytes` bytes (zlib's `deflateBound`)."""
         self._reader: Any = None
+        self.wire: list[bytes] = []
+        """The compressed bytes of the unfinished message: another process reads them again (websocket/movable.py)."""
         self._left = 0
         self._empty = True
 
     def start_decompress_message(self) -> None:
         """Begin a message."""
         self._reader = zlib.decompressobj(-LARGEST_WINDOW)
+        self.wire = []
         self._left = self.max_message_size
         self._empty = True
 
     def decompress_message_data(self, data: bytes, max_output_len: int | None = None) -> bytes:
         """Inflate the next piece. The bound counts over all pieces; Autobahn's `max_output_len` is not used."""
+        self.wire.append(data)
         inflated = self._inflate(data, self._left + 1)  # one byte more than allowed shows what zlib would hold back
         self._empty = self._empty and not data
         self._left -= len(inflated)
@@ -121,6 +125,7 @@ class Inflater(PerMessageDeflate):
             surplus = b"" if self._empty else self._inflate(_TAIL, 1) + self._inflate(_LAST_BLOCK, 1)
             whole = self._empty or (reader.eof and not reader.unused_data and not surplus)
         self._reader = None
+        self.wire = []
         if not whole:
             raise PayloadCorruptError("the deflate stream has no end, or something behind it")
 

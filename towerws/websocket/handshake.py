@@ -56,6 +56,7 @@ class OpeningConnection(WebSocketServerProtocol):
     factory: WebSocketFactory
     _discarded = 0
     _is_for_head = False
+    _limit_met: str | None
     _perMessageCompress: Inflater | None
 
     # the subclass implements these
@@ -79,19 +80,9 @@ class OpeningConnection(WebSocketServerProtocol):
 
     def connectionMade(self) -> None:
         """Count the new connection. Its user isn't known yet."""
-        self._head: bytes | None = b""
-        self._early = b""
-        self._asking: Deferred[Any] | None = None
-        self._timer: Any = None
-        self._limit_met: str | None = None
-        self.identity: Identity | None = None
-        self.address = self._peer_address()
-        """The client's address. Behind trusted proxies it is known once the request's head was read."""
+        self.begin()
         factory = self.factory
-        factory.connections[self] = None  # type: ignore[index]  # each connection is of the subclass
         connection_limits = factory.connection_limits
-        self._slot: ConnectionSlot = connection_limits.arrive()
-        factory.countConnections += 1
         self.openHandshakeTimeoutCall = factory.timers.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
         if connection_limits.overflowing:
             self._count_refusal(_limit_error("connections"))
@@ -102,6 +93,21 @@ class OpeningConnection(WebSocketServerProtocol):
             self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
         elif not self.factory.proxies.trust(self.address):
             self._limit_met = connection_limits.locate(self._slot, self.address)
+
+    def begin(self) -> None:
+        """Set the state of a connection that has read nothing yet, and count it."""
+        self._head: bytes | None = b""
+        self._early = b""
+        self._asking: Deferred[Any] | None = None
+        self._timer: Any = None
+        self._limit_met = None
+        self.identity: Identity | None = None
+        self.address = self._peer_address()
+        """The client's address. Behind trusted proxies it is known once the request's head was read."""
+        factory = self.factory
+        factory.connections[self] = None  # type: ignore[index]  # each connection is of the subclass
+        self._slot: ConnectionSlot = factory.connection_limits.arrive()
+        factory.countConnections += 1
 
     def dataReceived(self, data: bytes) -> None:
         """Read the request's head, and pass everything behind it to `data_after_opening`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
@@ -20,6 +20,7 @@ from towerws.core.addresses import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.frames import text_frame
+from towerws.core.handover_state import ConnectionState
 from towerws.core.identity import Identity
 from towerws.core.positions import Pending
 from towerws.core.rate_limits import TokenBucket
@@ -63,6 +64,7 @@ class Session:
         "_closed",
         "_connection",
         "_context",
+        "_handling",
         "_inbox",
         "_malformed",
         "_pending",
@@ -79,15 +81,17 @@ class Session:
     _log = Logger()
 
     def __init__(
-        self, context: ConnectionContext, connection: Connection, identity: Identity, dialect: Dialect, response: bytes = b""
+        self, context: ConnectionContext, connection: Connection, identity: Identity, dialect: Dialect, response: bytes | None = b""
     ) -> None:
-        """Join the hub, and send the handshake's `response` together with the first frame."""
+        """Join the hub, and send the handshake's `response` together with the first frame. None: another process has sent both."""
         self._context = context
         self._connection = connection
         self.identity = identity
         self.dialect = dialect
         self._bucket: TokenBucket | None = None
         self._inbox: Inbox | None = None
+        self._handling: tuple[bytes, bool] | None = None
+        """The message that waits for something. None while none is being handled."""
         self._malformed = 0
         self._wrong_tokens = 0
         self.requests = 0
@@ -100,6 +104,8 @@ class Session:
         self._valid_at = context.reactor.seconds()
         self.subscriber: Subscriber = context.hub.join(connection, dialect)
         context.credential_monitor.enter(self)
+        if response is None:
+            return
         welcome = dialect.welcome(identity, context.hub.position, context.settings.ping_s)
         connection.send(response + text_frame(welcome))
 
@@ -142,6 +148,7 @@ class Session:
 
     def _handle_next(self) -> None:
         """Handle queued messages, until one has to wait for something."""
+        self._handling = None
         while self._inbox and self._cancel is None and not self._closed:
             settings = self._context.settings
             now = self._context.reactor.seconds()
@@ -151,7 +158,10 @@ class Session:
                 self._context.limits["messages_per_s"] += 1
                 self._cancel = self._context.reactor.callLater(delay, self._resume).cancel
                 return
-            self._handle(*self._inbox.take())
+            self._handling = message = self._inbox.take()
+            self._handle(*message)
+            if self._cancel is None:
+                self._handling = None
 
     def _resume(self) -> None:
         self._cancel = None
@@ -300,6 +310,48 @@ class Session:
         if not done:
             done = True
             self._cancel = asked.cancel
+
+    # the connection calls these, to hand the session over to another process
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a message waits for an answer of somebody else."""
+        return self._handling is not None and self._cancel is not None
+
+    def state(self) -> dict[str, Any]:
+        """Return the fields of `ConnectionState` that are the session's. The session must be closed next: its inbox is empty now."""
+        inbox = [] if self._inbox is None else self._inbox.take_all()
+        if self._handling is not None and self._cancel is not None:
+            inbox.insert(0, self._handling)
+        return {
+            "inbox": tuple(inbox),
+            "valid_at": self._valid_at,
+            "requests": self.requests,
+            "malformed": self._malformed,
+            "wrong_tokens": self._wrong_tokens,
+            "messages": None if self._bucket is None else self._bucket.level,
+        }
+
+    def restore(self, state: ConnectionState) -> None:
+        """Continue the session of another process, up to the handling of its messages (`go_on`)."""
+        settings = self._context.settings
+        self._valid_at = state.valid_at
+        self.requests = state.requests
+        self._malformed = state.malformed
+        self._wrong_tokens = state.wrong_tokens
+        if state.messages is not None:
+            self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst, state.messages[1])
+            self._bucket.restore(state.messages)
+        if state.inbox:
+            self._inbox = Inbox()
+            for payload, is_binary in state.inbox:
+                self._inbox.put(payload, is_binary)
+
+    def go_on(self) -> None:
+        """Feed the subscriber, and handle the messages that `restore` queued."""
+        self.feed()
+        if self._inbox:
+            self._handle_next()
 
     # the credential monitor calls these
 

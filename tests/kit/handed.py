@@ -1,0 +1,146 @@
+"""A daemon whose process is replaced by hand-overs, and clients that must not notice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pika
+from websockets.sync.client import connect
+
+from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
+
+
+class HandedDaemon(Daemon):
+    """A `Daemon` that hands over. `serving` is the id of the process that serves now."""
+
+    serving = 0
+
+    @property
+    def pid(self) -> int:
+        """The process that serves now."""
+        return self.serving or super().pid
+
+    def restart(self) -> tuple[int, Any]:
+        """`POST /restart`. Returns the answer. After a success the old process has ended."""
+        before = self.pid
+        status, answer = self.ask("POST", "/restart", b"")
+        if status == 200:
+            wait_for_end(before)
+            self.serving = answer["pid"]
+        return status, answer
+
+    def __exit__(self, *exc: object) -> None:
+        if self.serving:
+            with suppress(ProcessLookupError):
+                os.kill(self.serving, signal.SIGTERM)
+            wait_for_end(self.serving)
+            assert self._process is not None
+            self._process.wait(DEADLINE_S)
+        super().__exit__(*exc)
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until this process has ended. A successor is no child of this one, and may stay a zombie."""
+    give_up = time.monotonic() + DEADLINE_S
+    while time.monotonic() < give_up:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.02)  # polled: only a parent can wait for a process
+    raise AssertionError(f"process {pid} did not end within {DEADLINE_S} s")
+
+
+class Numbers(threading.Thread):
+    """Publishes `{"n": 0, "pad": …}`, `{"n": 1, …}`, … to a topic until `finish`, with confirms."""
+
+    def __init__(self, url: str, exchange: str, topic: str, per_s: float = 300, pad: int = 300) -> None:
+        super().__init__(daemon=True)
+        self._url, self._exchange, self._topic, self._pause_s, self._pad = url, exchange, topic, 1 / per_s, "x" * pad
+        self._finished = threading.Event()
+        self.count = 0
+
+    def run(self) -> None:
+        """Publish."""
+        connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        channel = connection.channel()
+        channel.confirm_delivery()
+        while not self._finished.wait(self._pause_s):
+            channel.basic_publish(self._exchange, self._topic, json.dumps({"n": self.count, "pad": self._pad}).encode())
+            self.count += 1
+        channel.basic_publish(self._exchange, self._topic, b'{"n": -1}')
+        connection.close()
+
+    def finish(self) -> int:
+        """Stop, with an event -1 at the end. Returns how many events were published before that."""
+        self._finished.set()
+        self.join(DEADLINE_S)
+        return self.count
+
+
+class Collector(threading.Thread):
+    """A client of the library `websockets` that keeps the numbers it gets, and every other frame behind the first answer."""
+
+    def __init__(self, url: str, topic: str, *, v1: bool, compressed: bool = False) -> None:
+        super().__init__(daemon=True)
+        group, _, event = topic.partition(".")
+        self._leave = ExitStack()
+        subprotocols = [SUBPROTOCOL] if v1 else None
+        self._socket = self._leave.enter_context(
+            connect(url, subprotocols=subprotocols, compression="deflate" if compressed else None, open_timeout=DEADLINE_S)
+        )
+        assert compressed == bool(self._socket.protocol.extensions)
+        self._v1 = v1
+        self.numbers: list[int] = []
+        self.positions: list[str] = []
+        self.others: list[Any] = []
+        self.ended = ""
+        self._socket.recv(DEADLINE_S)
+        self._socket.send(json.dumps({"groups": {group: [event]}}))
+        self._socket.recv(DEADLINE_S)
+        self.start()
+
+    def run(self) -> None:
+        """Receive until the event -1."""
+        try:
+            while not self.numbers or self.numbers[-1] != -1:
+                frame = json.loads(self._socket.recv(DEADLINE_S))
+                payload = frame.get("payload") if self._v1 else frame
+                if isinstance(payload, dict) and "n" in payload:
+                    self.numbers.append(payload["n"])
+                    if self._v1:
+                        self.positions.append(frame["position"])
+                else:
+                    self.others.append(frame)
+        except Exception as error:  # noqa: BLE001 - any end is the test's to judge
+            self.ended = repr(error)
+
+    def send(self, message: object) -> None:
+        """Send one message."""
+        self._socket.send(json.dumps(message))
+
+    def result(self) -> tuple[list[int], list[Any], str]:
+        """The numbers, the other frames, and how it ended, once the event -1 has come."""
+        self.join(DEADLINE_S)
+        self._leave.close()
+        return self.numbers, self.others, self.ended
+
+
+def read_frames(client: socket.socket, until: bytes) -> bytes:
+    """All bytes up to a frame that ends with these."""
+    came = b""
+    while not came.endswith(until):
+        piece = client.recv(1 << 20)
+        assert piece, f"closed after {len(came)} bytes: {came[-200:]!r}"
+        came += piece
+    return came

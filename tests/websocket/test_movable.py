@@ -1,0 +1,58 @@
+"""What a connection has read of an unfinished message moves to another parser, at any place of the client's bytes."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Client, Edge, edges, frame, request
+from tests.websocket.test_compression import deflate
+
+OFFER = "Sec-WebSocket-Extensions: permessage-deflate"
+
+MESSAGES = st.lists(
+    st.tuples(st.booleans(), st.lists(st.integers(0, 40), max_size=4), st.booleans(), st.sampled_from([0, 150, 70_000])),
+    min_size=1,
+    max_size=3,
+)
+"""Of each message: whether it is compressed, where it is cut into frames, whether a ping comes between them, and a length."""
+
+
+def connect(edge: Edge, *, deflated: bool) -> Client:
+    """An open client of `towerws.v1`."""
+    client = edge.connect().send(request(v1=True, added=[OFFER] if deflated else []))
+    assert len(client.take()) == 1
+    return client
+
+
+@given(MESSAGES, st.booleans(), st.integers(0, 10**6))
+def test_an_unfinished_message_is_read_on_by_another_connection(
+    messages: list[tuple[bool, list[int], bool, int]], deflated: bool, cut: int
+) -> None:
+    """The two connections together answer what one connection would have answered: each message once, each ping once."""
+    data = b""
+    pings = 0
+    for number, (compressed, places, with_ping, length) in enumerate(messages):
+        payload = json.dumps({"ping": number, "pad": "é" * length}).encode()
+        rsv = 0
+        if compressed and deflated:
+            payload, rsv = deflate(payload), 4
+        ends = [*sorted(min(place, len(payload)) for place in places), len(payload)]
+        begin = 0
+        for place, end in enumerate(ends):
+            data += frame(CONTINUATION if place else TEXT, payload[begin:end], fin=place == len(ends) - 1, rsv=0 if place else rsv)
+            begin = end
+            if with_ping and place < len(ends) - 1:
+                data += frame(PING, b"ping")
+                pings += 1
+    cut %= len(data) + 1
+    with edges() as make:
+        edge = make(compression=True, message_bytes=1024**2)
+        first, second = connect(edge, deflated=deflated), connect(edge, deflated=deflated)
+        first.send(data[:cut])
+        second.send(first.connection.unread_input(), data[cut:])
+        answers = [answer["ping"] for client in (first, second) for answer in client.take()]
+        assert answers == list(range(len(messages)))
+        assert len(first.control(PONG)) + len(second.control(PONG)) == pings

@@ -1,0 +1,1 @@
+"""A restart that closes no connection: the running process hands its sockets and its connections to its successor."""

@@ -1,0 +1,116 @@
+"""Listening sockets that a process inherits from its predecessor, and the variable that names them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.protocols.tls import TLSMemoryBIOFactory
+
+from towerws.core.handover_state import VERSION, encode_message
+
+VARIABLE: Final = "_TOWERWS_HANDOVER"
+"""In the environment of a successor: the descriptors that it inherits, and the version of the format."""
+
+
+@dataclass(frozen=True, slots=True)
+class InheritedPort:
+    """A listening socket of the predecessor. `description` is its endpoint in the predecessor's settings."""
+
+    descriptor: int
+    family: int
+    description: str
+
+    def open(self, reactor: Any, factory: Any) -> IListeningPort:
+        """Listen on it for clients of `factory`, in the way that its endpoint says."""
+        return _listen(_AdoptingReactor(reactor, self.descriptor, self.family), self.description, factory)
+
+    def close(self) -> None:
+        """Close the descriptor. A port that was opened has its own."""
+        os.close(self.descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a successor finds in its environment. `version` is the predecessor's."""
+
+    version: int
+    channel: int
+    """A descriptor: one end of the socket pair."""
+    ports: Mapping[str, InheritedPort]
+    """By the key of the setting that names the address."""
+
+    def to_text(self) -> str:
+        """Return the value of `VARIABLE`."""
+        ports = {key: [port.descriptor, port.family, port.description] for key, port in self.ports.items()}
+        return json.dumps({"version": self.version, "channel": self.channel, "ports": ports})
+
+
+def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance | None:
+    """Return what the predecessor left, and remove it from the environment. None: there is no predecessor."""
+    text = environ.pop(VARIABLE, "")
+    if not text:
+        return None
+    found = json.loads(text)
+    ports = {key: InheritedPort(*port) for key, port in found.get("ports", {}).items()}
+    return Inheritance(found.get("version", 0), found["channel"], ports)
+
+
+def tell_predecessor(environ: Mapping[str, str], reason: str) -> None:
+    """Tell the predecessor why this process can't start. Does nothing without one. Blocks for a moment at most, and never fails."""
+    text = environ.get(VARIABLE, "")
+    if not text:
+        return
+    with suppress(OSError, ValueError, KeyError):
+        report(json.loads(text)["channel"], reason)
+
+
+def report(channel: int, reason: str) -> None:
+    """Write `failed` to the channel, before the reactor runs. Raises `OSError`."""
+    body = encode_message("failed", descriptors=0, reason=reason, version=VERSION)
+    with socket.socket(fileno=os.dup(channel)) as end:
+        end.settimeout(1)
+        end.sendall(struct.pack("!I", len(body)) + body)
+
+
+class _AdoptingReactor:
+    """Gives an endpoint an inherited socket instead of a new one. Everything else is the reactor's."""
+
+    def __init__(self, reactor: Any, descriptor: int, family: int) -> None:
+        self._reactor = reactor
+        self._socket = descriptor, family
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def _adopt(self, factory: Any) -> Any:
+        return self._reactor.adoptStreamPort(*self._socket, factory)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """See `IReactorTCP`."""
+        return self._adopt(factory)
+
+    def listenUNIX(self, address: str, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: bool = False) -> Any:
+        """See `IReactorUNIX`."""
+        return self._adopt(factory)
+
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """See `IReactorSSL`. Twisted's own does the same on a new socket."""
+        return self._adopt(TLSMemoryBIOFactory(contextFactory, False, factory))
+
+
+def _listen(reactor: _AdoptingReactor, description: str, factory: Any) -> IListeningPort:
+    before, found, _ = description.partition("systemd:")
+    if found and before in ("", "haproxy:"):
+        description = f"{before}tcp:0"  # systemd's socket came to the first process; only the prefix matters here
+    ports: list[IListeningPort] = []
+    serverFromString(reactor, description).listen(factory).addCallback(ports.append)
+    return ports[0]

@@ -1,0 +1,206 @@
+"""Joins the hand-over to a daemon: which sockets and connections there are, and what stops and starts at each step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from towerws.core.handover_state import ConnectionState, events_from_json, events_to_json
+from towerws.core.hub import Hub
+from towerws.core.settings import Settings
+from towerws.core.sources import SourceStatus
+from towerws.embedded import EmbeddedSource
+from towerws.handover.predecessor import BATCH_BYTES, STOP_AFTER_S, HandOver, HandOverCounters, HandOverFailed
+from towerws.handover.successor import Adopter, Successor
+from towerws.protocol import WebSocketFactory
+from towerws.websocket.movable import MovableConnection
+
+PORTS: Final = ("listen", "admin", "health", "monitor")
+"""The settings that are addresses."""
+
+
+class Restarts:
+    """The hand-overs of one daemon. It is the `Daemon` of its `HandOver`.
+
+    `source_status` returns the state of the source, without regard to clients. `ports` are the listening ports by their setting.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        websockets: WebSocketFactory,
+        source_status: Callable[[], SourceStatus],
+        ports: Mapping[str, IListeningPort],
+        embedded: EmbeddedSource | None,
+    ) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._websockets = websockets
+        self._source_status = source_status
+        self._ports = ports
+        self._embedded = embedded
+        self.hub: Hub = websockets.context.hub
+        self.counters = HandOverCounters()
+        self._adopter = Adopter(reactor, websockets, settings.auth)
+        self._hand_over: HandOver | None = None
+        self._obstacle = "this daemon was not started by twistd"
+        self.successor: Successor | None = None
+        """Set by `tap` in a process that a running daemon started."""
+        self.on_handed_over: Callable[[int], None] = _ignore
+        """Called with the process id of the successor, once it serves all clients."""
+        self.on_alone: Callable[[], None] = _nothing
+        """Called in the successor, once it is the only process."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether a successor has the sockets of this process."""
+        return self._hand_over is not None and self._hand_over.complete
+
+    def enable(self, command: Sequence[str], folder: str, obstacle: str) -> None:
+        """Allow hand-overs to a process with this command line, in this folder. `obstacle`: why it can't be done, or empty."""
+        self._obstacle = obstacle
+        self._hand_over = HandOver(self, self._reactor, self.counters, ready_s=self._settings.restart_s, command=command, folder=folder)
+
+    def on_signal(self) -> None:
+        """Hand over at each SIGUSR2. Without this the signal ends a process."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._reactor.callFromThread(lambda: self.restart().addErrback(lambda failure: None))  # the log has the reason already
+
+        signal.signal(signal.SIGUSR2, handle)
+
+    def restart(self) -> Deferred[dict[str, object]]:
+        """Hand this daemon over to a new process. Fires with its figures. Fails with `HandOverFailed`: then this one goes on."""
+        if self._hand_over is None:
+            return fail(HandOverFailed(self._obstacle))
+        return self._hand_over.restart()
+
+    # in a successor
+
+    def open_port(self, key: str, description: str, factory: Any) -> IListeningPort | None:
+        """Listen on the predecessor's socket for this setting. None if there is none: open another one."""
+        if self.successor is None or (port := self.successor.port(key, description)) is None:
+            return None
+        return port.open(self._reactor, factory)
+
+    def start(self) -> None:
+        """Take over from the predecessor, if there is one: first its sockets, then its connections."""
+        if self.successor is not None:
+            self.accept(False)
+            listen = self._websockets.accept_throttle.go_on
+            self.successor.start(self._adopter, self._source_status, keep=self._keep, begin=listen, serve=self._serve, alone=self.on_alone)
+
+    def _serve(self) -> None:
+        """Open the other ports, too. Before this, somebody could publish to two processes at once."""
+        self.accept(True)
+
+    def _keep(self, piece: Mapping[str, Any]) -> None:
+        if self._embedded is None:
+            return
+        if "log" in piece:
+            self._embedded.continue_log(piece["log"], piece["floor"])
+        self._embedded.keep(events_from_json(piece["events"]), piece["offset"])
+
+    def stop(self) -> None:
+        """End a hand-over that is under way: this process stops."""
+        if self.successor is not None:
+            self.successor.stop()
+        if self._hand_over is not None:
+            self._hand_over.cancel()
+
+    # for the hand-over
+
+    def why_no_handover(self) -> str | None:
+        """See `Daemon`."""
+        if self._obstacle:
+            return self._obstacle
+        if os.getpid() == 1:
+            return "this is process 1, and its container would end with it; start towerws below a small parent (tini)"
+        if "SUPERVISOR_ENABLED" in os.environ:
+            return "supervisord would start a second daemon; use supervisorctl restart"
+        if self.successor is not None and not self.successor.began:
+            return "this process has not taken over from its predecessor yet"
+        status = self._source_status()
+        if self._embedded is None and status.details.get("mode") != "stream":
+            return "a daemon that reads a queue of its own can't hand over: the queue ends with its process; use a stream"
+        if not status.ready or not self.hub.position:
+            return f"this process is not ready: {status.reason or status.state.value}"
+        return None
+
+    def ports(self) -> Mapping[str, tuple[IListeningPort, str]]:
+        """See `Daemon`."""
+        return {key: (self._ports[key], getattr(self._settings, key)) for key in PORTS if key in self._ports}
+
+    def connections(self) -> Sequence[MovableConnection]:
+        """See `Daemon`."""
+        return list(self._websockets.connections)
+
+    def history(self) -> Iterable[Mapping[str, object]]:
+        """See `Daemon`."""
+        if self._embedded is None:
+            return
+        log, offset = self._embedded.place
+        held = deque(self.hub.history.entries())
+        first: dict[str, object] = {"log": log, "floor": self.hub.history.floor.offset}
+        while held or first:
+            events: list[tuple[str, bytes, int]] = []
+            size = 0
+            while held and size < BATCH_BYTES:
+                delivery = held.popleft()
+                events.append((delivery.topic, delivery.payload, delivery.offset))
+                size += len(delivery.payload)
+            yield {**first, "events": events_to_json(events), "offset": offset}
+            first = {}
+
+    @property
+    def moving(self) -> bool:
+        """Whether nothing may be published in this process any more."""
+        return self._hand_over is not None and (self._hand_over.moving or self._hand_over.complete)
+
+    def accept(self, accepting: bool) -> None:
+        """See `Daemon`."""
+        throttle = self._websockets.accept_throttle
+        if accepting:
+            throttle.go_on()
+        else:
+            throttle.pause()
+        for key, port in self._ports.items():
+            if key != "listen":
+                reading: Any = port
+                if accepting:
+                    reading.startReading()
+                else:
+                    reading.stopReading()
+
+    def readopt(self, state: ConnectionState, descriptor: int) -> None:
+        """See `Daemon`."""
+        if (why := self._adopter.adopt(state, descriptor)) is not None:
+            self._log.warn("a connection that could not be sent is lost: {why}", why=why)
+
+    def handed_over(self, pid: int) -> None:
+        """See `Daemon`."""
+        self.on_handed_over(pid)
+        self._reactor.callLater(STOP_AFTER_S, self._stop)
+
+    def _stop(self) -> None:
+        if self._reactor.running:
+            self._reactor.stop()
+
+
+def _ignore(pid: int) -> None:
+    """Stand in for a callback that is not set."""
+
+
+def _nothing() -> None:
+    """Stand in for a callback that is not set."""

@@ -1,0 +1,265 @@
+"""The successor's part in a hand-over: it starts like any daemon, on the sockets of its predecessor, and then takes its connections.
+
+It accepts no client before the predecessor says `begin`. A predecessor that ends before that has given up the hand-over, and the successor
+ends, too. One that ends after that is replaced: the successor serves what it has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from towerws.auth.transfer import unpack_identity
+from towerws.core.deliveries import Delivery, parse_position
+from towerws.core.handover_state import VERSION, ConnectionState, state_from_json
+from towerws.core.positions import Pending
+from towerws.core.sources import SourceStatus
+from towerws.handover.channel import Channel, open_channel
+from towerws.handover.ports import Inheritance, InheritedPort
+from towerws.handover.predecessor import HandOverCounters
+from towerws.protocol import WebSocketFactory
+from towerws.websocket.movable import Adoption, adopt
+
+READY_CHECK_S: Final = 0.05
+SAY_S: Final = 2.0
+"""Interval between two messages about why it is not ready."""
+
+REACH_S: Final = 10.0
+"""How long a connection waits until this process has read the log up to its place. Then its client is told of a gap."""
+
+
+class Adopter:
+    """Continues connections of another process. `methods` are the names of the methods of authentication."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, websockets: WebSocketFactory, methods: Iterable[str]) -> None:
+        self._reactor = reactor
+        self._websockets = websockets
+        self._methods = frozenset(methods)
+        self.began_at: float | None = None
+        """When the hand-over began. A credential that was revoked since then ends its connections."""
+
+    def when_reached(self, states: Iterable[ConnectionState], call: Callable[[], None]) -> None:
+        """Call this once all positions of these connections can be judged, at the latest after `REACH_S`."""
+        positions = {position for state in states for position in (state.position, *state.joined_later.values())}
+        self.when_judged(max(positions, key=_offset, default=""), call)
+
+    def knows(self, position: str) -> bool:
+        """Whether clients can go on from this position here."""
+        return self._find(position) is not None
+
+    def when_judged(self, position: str, call: Callable[[], None]) -> None:
+        """Call this once the position can be judged, at the latest after `REACH_S`."""
+        ingest = self._websockets.context.ingest
+        if not isinstance(ingest.judge_position(position), Pending):
+            call()
+            return
+
+        def reached(_: Delivery | None = None) -> None:
+            cancel()
+            if timer.active():
+                timer.cancel()
+            call()
+
+        cancel = ingest.wait_for_position(position, reached)
+        timer = self._reactor.callLater(REACH_S, reached)
+
+    def adopt(self, state: ConnectionState, descriptor: int) -> str | None:
+        """Continue a connection. Return why that failed, in a few words, or None. The descriptor stays open."""
+        context = self._websockets.context
+        hub = context.hub
+        try:
+            identity = unpack_identity(state.identity)
+            if identity.method not in self._methods:
+                return "its method of authentication is no longer configured"
+            since = self._find(state.position)
+            start = hub.flushed if since is None else since
+            topics = dict.fromkeys(state.topics, start.seq)
+            for topic, position in state.joined_later.items():
+                later = self._find(position)
+                topics[topic] = start.seq if later is None else max(start.seq, later.seq)
+            connection = adopt(self._reactor, self._websockets, descriptor, Adoption(state, identity, start, topics))
+        except OSError:
+            return "the client left"
+        except ValueError:
+            self._log.failure("a connection's state can't be read")
+            return "error"
+        if since is None and state.topics:
+            connection.lost_place(state.position)
+        if self.began_at is not None and context.credential_monitor.was_revoked(identity, self.began_at):
+            connection.revoke()
+        elif identity.user_id is not None and f"control.limit_reached_{identity.user_id}" in hub.history:
+            context.credential_monitor.recheck_user(str(identity.user_id))  # the event may have come before the connection
+        return None
+
+    def _find(self, position: str) -> Delivery | None:
+        found = self._websockets.context.ingest.judge_position(position, final=True)
+        return None if isinstance(found, Pending) else found
+
+
+class Successor:
+    """This process, as the successor of another one.
+
+    It calls `begin` when it may accept clients, `serve` when it has all connections, and `alone` at the end of the channel.
+    """
+
+    _log = Logger()
+
+    def __init__(self, inheritance: Inheritance, reactor: Any, counters: HandOverCounters) -> None:
+        self._inheritance = inheritance
+        self._reactor = reactor
+        self._counters = counters
+        self._ports = dict(inheritance.ports)
+        self._channel: Channel | None = None
+        self._adopter: Adopter | None = None
+        self._status: Callable[[], SourceStatus] | None = None
+        self._keep: Callable[[Mapping[str, Any]], None] = _forget
+        self._begin: Callable[[], None] = _nothing
+        self._serve: Callable[[], None] = _nothing
+        self._alone: Callable[[], None] = _nothing
+        self._checks = LoopingCall(self._check)
+        self._checks.clock = reactor
+        self._said_at = 0.0
+        self._serving = False
+        self.began = False
+        """Whether it accepts clients."""
+
+    def why_not(self) -> str | None:
+        """Return why it can't be the successor of this predecessor, None if it can."""
+        if self._inheritance.version == VERSION:
+            return None
+        return (
+            f"the running process hands over in version {self._inheritance.version}, and this release in version {VERSION}; restart towerws"
+        )
+
+    def port(self, key: str, description: str) -> InheritedPort | None:
+        """Return the predecessor's socket for this setting, None if it had none or another address."""
+        port = self._ports.get(key)
+        return None if port is None or port.description != description else port
+
+    def start(
+        self,
+        adopter: Adopter,
+        status: Callable[[], SourceStatus],
+        *,
+        keep: Callable[[Mapping[str, Any]], None],
+        begin: Callable[[], None],
+        serve: Callable[[], None],
+        alone: Callable[[], None],
+    ) -> None:
+        """Open the channel to the predecessor, and report when `status` is ready. `keep` gets each piece of history."""
+        for port in self._ports.values():
+            port.close()
+        self._ports.clear()
+        self._adopter, self._status, self._keep, self._begin, self._serve = adopter, status, keep, begin, serve
+        self._alone = alone
+        self._channel = open_channel(self._reactor, self._inheritance.channel, self._received, self._lost)
+        self._checks.start(READY_CHECK_S)
+
+    def stop(self) -> None:
+        """Close the channel. A second call does nothing."""
+        if self._checks.running:
+            self._checks.stop()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def _check(self) -> None:
+        assert self._status is not None
+        assert self._channel is not None
+        status = self._status()
+        if status.ready:
+            self._checks.stop()
+            self._channel.tell("ready", version=VERSION, pid=os.getpid())
+        elif (now := self._reactor.seconds()) - self._said_at >= SAY_S:
+            self._said_at = now
+            self._channel.tell("starting", reason=status.reason or status.state.value)
+
+    def _received(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        kind = message["kind"]
+        if kind == "batch":
+            self._take(message, descriptors)
+        elif kind == "history":
+            self._keep(message)
+            if self._channel is not None:
+                self._channel.tell("kept")
+        elif kind == "begin":
+            self._answer_begin(message)
+        elif kind == "done":
+            self._done(message)
+
+    def _answer_begin(self, message: Mapping[str, Any]) -> None:
+        """Accept clients, if the predecessor's place in the log is in this process's log."""
+        assert self._adopter is not None
+        adopter, position = self._adopter, str(message["position"])
+
+        def answer() -> None:
+            if self._channel is None:
+                return
+            if not position or not adopter.knows(position):
+                self._channel.tell("failed", reason="its log does not hold the place that this process has reached")
+                return
+            adopter.began_at = float(message["now"])
+            self._counters.done, self._counters.failed = int(message["counters"]["done"]), int(message["counters"]["failed"])
+            self.began = True
+            self._begin()
+            self._channel.tell("begun")
+
+        adopter.when_judged(position, answer)
+
+    def _take(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
+        assert self._adopter is not None
+        adopter = self._adopter
+        states = [state_from_json(each) for each in message["states"]]
+
+        def take() -> None:
+            failed: Counter[str] = Counter()
+            for state, descriptor in zip(states, descriptors, strict=True):
+                if (why := adopter.adopt(state, descriptor)) is not None:
+                    failed[why] += 1
+                os.close(descriptor)
+            if self._channel is not None:
+                self._channel.tell("adopted", failed=failed)
+
+        adopter.when_reached(states, take)
+
+    def _done(self, message: Mapping[str, Any]) -> None:
+        assert self._channel is not None
+        self._counters.seconds, self._counters.moved = float(message["seconds"]), int(message["moved"])
+        self._counters.closed = Counter(message["closed"])
+        self._log.info("hand-over: this process has taken over {moved} connections", moved=self._counters.moved)
+        self._channel.tell("serving")
+        self._serving = True
+        self._serve()
+
+    def _lost(self) -> None:
+        if self._checks.running:
+            self._checks.stop()
+        self._channel = None
+        if not self.began:
+            self._log.error("hand-over: the running process gave it up, or ended; this process ends")
+            self._reactor.stop()
+            return
+        if not self._serving:
+            self._log.warn("hand-over: the running process ended before all connections had moved; this process serves those that it got")
+            self._serve()
+        self._alone()
+
+
+def _offset(position: str) -> int:
+    match = parse_position(position)
+    return int(match[1]) if match else -1
+
+
+def _forget(piece: Mapping[str, Any]) -> None:
+    """Stand in for a callback that is not set yet."""
+
+
+def _nothing() -> None:
+    """Stand in for a callback that is not set yet."""
