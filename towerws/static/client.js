@@ -1,0 +1,530 @@
+// The client of towerws.v1 for browsers and Node. README.md describes it, towerws.d.ts has its types.
+const DEFAULTS = {
+  token: undefined, xrftoken: undefined, store: undefined, onstate: undefined, onerror: undefined, WebSocket: undefined,
+  retryMinMs: 500, retryMaxMs: 20_000, connectMs: 20_000, answerMs: 30_000, pingMs: 20_000, pongMs: 10_000, saveMs: 250, queueBytes: 4 << 20,
+};
+const STABLE_MS = 2000; // A connection that lasted this long starts the backoff again.
+const MAX_TIMER_MS = 2 ** 31 - 1; // A longer timer would fire at once.
+const MAX_REQUEST = 65_536; // The daemon closes a connection that sends more.
+const ITEM_BYTES = 200; // What an item costs besides its text.
+
+export class TowerwsError extends Error {
+  constructor(code, message, more) {
+    super(message);
+    Object.assign(this, { name: "TowerwsError", code }, more);
+  }
+}
+
+export function connect(url, options = {}) {
+  const opt = { ...DEFAULTS, ...options };
+  for (const name in opt) {
+    if (!(name in DEFAULTS)) throw new TypeError(`unknown option "${name}": known are ${Object.keys(DEFAULTS).join(", ")}`);
+    if (DEFAULTS[name] && !(opt[name] > 0)) throw new TypeError(`${name} is ${opt[name]}: it must be a number above 0`);
+  }
+  const Socket = opt.WebSocket ?? globalThis.WebSocket;
+  if (!Socket) throw new TypeError("there is no WebSocket here: pass one as the option WebSocket, or use Node 22 or newer");
+  const address = resolved(url);
+
+  const topics = new Map(); // Wanted topic -> { subs, resume: it counts from `position`, denied: why it was left out, ask: ask again }
+  const subs = new Set();
+  const timers = {};
+  let state = "connecting", user = null, position = null, saved = null, storeFails = false;
+  let socket, opened, welcomedAt; // of the current connection
+  let run = 0; // Changes with each connection: an older one's callbacks do nothing.
+  let held = new Set(); // What the daemon sends on this connection.
+  let asked = null; // The request that waits for its answer.
+  let heard, badTokens, sentToken, token, endsAt; // of the current connection
+  let refused, refusals = 0, tries = 0, failures = 0, ids = 0, settling, spread, welcomed = false;
+
+  const arm = (name, ms, call) => {
+    clearTimeout(timers[name]);
+    timers[name] = call && setTimeout(() => { timers[name] = undefined; call(); }, Math.min(ms, MAX_TIMER_MS));
+  };
+  const report = (error) => {
+    try { (opt.onerror ?? console.error)(error); } catch (broken) { console.error(broken); }
+  };
+  const failed = (code, cause, item) => report(new TowerwsError(code, `the ${code} failed: ${cause?.message ?? cause}`, { cause, item }));
+  const change = (to, more) => {
+    state = to;
+    try { opt.onstate?.({ state, user, ...more }); } catch (error) { failed("onstate", error); }
+  };
+  const send = (message) => socket.send(JSON.stringify(message));
+
+  // ---- the connection
+
+  async function dial() {
+    const mine = ++run;
+    const current = () => mine === run;
+    opened = heard = false;
+    badTokens = welcomedAt = endsAt = 0;
+    sentToken = token = undefined;
+    change("connecting");
+    if (!current()) return;
+    arm("connect", opt.connectMs, () => again(new TowerwsError("timeout", `no connection within ${opt.connectMs} ms`)));
+    if (opt.token) {
+      try { sentToken = await readToken(); } catch (error) {
+        return current() && again(new TowerwsError("token", `the token callback failed: ${error?.message}`, { cause: error }), undefined, true);
+      }
+      if (!current()) return;
+      if (!sentToken.text) return stop(new TowerwsError("token", "the token callback gave no token"));
+      if (sentToken.text === refused) return stop(new TowerwsError("token", "the token callback gave the refused token again"));
+    }
+    let made;
+    try { made = new Socket(address, "towerws.v1"); } catch (error) {
+      return stop(new TowerwsError("url", error.message)); // ws: from a page over https, for one
+    }
+    socket = made;
+    made.onopen = () => {
+      opened = true;
+      if (made.protocol !== "towerws.v1") return stop(new TowerwsError("protocol", "the server did not choose the subprotocol towerws.v1"));
+      if (sentToken) send({ token: sentToken.text, id: "token" });
+    };
+    made.onmessage = ({ data }) => {
+      heard = true;
+      arm("pong");
+      let frame;
+      try { frame = read(data); } catch { return again(new TowerwsError("frame", "the server sent a frame that is not JSON"), undefined, true); }
+      receive(frame);
+    };
+    // A close event follows at once, but not in Node 20.
+    made.onerror = () => arm("error", 0, () => made.onclose?.({ code: 1006, reason: "" }));
+    made.onclose = async ({ code, reason }) => {
+      made.onclose = null;
+      arm("error");
+      if (opened) return again(new TowerwsError("lost", `the connection was lost (${code}${reason && ` ${reason}`})`));
+      // A browser hides the status of a refused handshake: ask for it.
+      let status = 0;
+      try {
+        const answer = await fetch(address.replace(/^ws/, "http"), { credentials: "include", cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(opt.connectMs) });
+        status = answer.status;
+        answer.body?.cancel();
+      } catch { /* No answer, or one of another origin. */ }
+      if (!current()) return;
+      refusals = status === 426 ? refusals + 1 : 0;
+      const error = new TowerwsError("handshake", refusals ? "the daemon refuses the handshake: the origin, a cookie or a limit. Its log says which" : `no connection (HTTP status ${status || "unknown"})`, { status });
+      // A URL that has worked is not wrong: a proxy may answer so while the daemon restarts.
+      const wrong = status >= 200 && status < 500 && ![408, 425, 426, 429].includes(status);
+      if (wrong && (!welcomed || status === 401 || status === 403)) stop(error);
+      else again(error, undefined, refusals === 3);
+    };
+  }
+
+  function drop() {
+    run++;
+    for (const name in timers) if (name !== "save") arm(name);
+    held = new Set();
+    asked = null;
+    if (!socket) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.onerror = () => {}; // For the package ws an error without a handler is fatal.
+    try { socket.close(); } catch { /* It is closed. */ }
+    socket = undefined;
+  }
+
+  function again(reason, ms, tell) {
+    if (welcomedAt && Date.now() - welcomedAt >= STABLE_MS) tries = 0;
+    drop();
+    if (tell) report(reason);
+    if (state === "closed") return; // by the handler
+    spread = ms != null;
+    ms ??= Math.random() * Math.min(opt.retryMaxMs, opt.retryMinMs * 2 ** tries++);
+    arm("retry", ms, dial);
+    change("waiting", { reason, retryMs: ms });
+  }
+
+  function stop(reason) {
+    if (state === "closed") return;
+    drop();
+    arm("save");
+    save();
+    listen("removeEventListener");
+    change("closed", { reason });
+    if (reason) report(reason);
+    for (const sub of [...subs]) sub.end(reason);
+  }
+
+  const listen = (how) => {
+    globalThis[how]?.("online", nudge);
+    globalThis[how]?.("pagehide", save);
+    globalThis.document?.[how]("visibilitychange", nudge);
+  };
+  // The network or the page came back: is the connection alive? Don't wait for the backoff, but for a time that the daemon chose.
+  function nudge() {
+    if (globalThis.document?.visibilityState === "hidden") return;
+    if (state === "open") ping();
+    else if (state === "waiting" && !spread) arm("retry", Math.random() * opt.retryMinMs, dial);
+  }
+  function watch() {
+    arm("ping", opt.pingMs, () => {
+      if (!heard) ping();
+      heard = false;
+      watch();
+    });
+  }
+  function ping() {
+    if (asked || timers.pong) return; // The answer may wait, and the pong behind it. It has its own deadline.
+    send({ ping: 1 });
+    arm("pong", opt.pongMs, () => again(new TowerwsError("dead", `no answer to a ping within ${opt.pongMs} ms`)));
+  }
+
+  // ---- tokens
+
+  async function readToken() {
+    const found = await opt.token();
+    const text = found?.token ?? found;
+    if (text && typeof text !== "string") throw new TypeError("the token callback must give a string, or { token, expiresAt }");
+    return { text, leftMs: found?.expiresAt ? found.expiresAt - Date.now() : leftMs(text) };
+  }
+
+  // `sentToken` counts from now on.
+  function accepted() {
+    token = sentToken;
+    refused = undefined;
+    failures = 0;
+    endsAt = Date.now() + token.leftMs;
+    if (token.leftMs > 0) arm("token", token.leftMs * (0.7 + 0.1 * Math.random()), refresh);
+  }
+
+  async function refresh() {
+    const mine = run;
+    let fresh;
+    try { fresh = await readToken(); } catch (error) { failed("token", error); }
+    if (mine !== run) return;
+    if (!fresh?.text || fresh.text === token.text) return refreshLater();
+    sentToken = fresh;
+    send({ token: fresh.text, id: "token" });
+  }
+
+  function refreshLater() {
+    const left = endsAt - Date.now();
+    if (left > 2000 && badTokens < 2) arm("token", left / 2, refresh); // The third bad token would end the connection.
+  }
+
+  function tokenFailed({ code, message }) {
+    const error = new TowerwsError(code, `the token: ${message}`);
+    if (state === "open") {
+      badTokens++;
+      report(error);
+      return token && refreshLater();
+    }
+    if (code === "unavailable") return again(error);
+    refused = sentToken.text;
+    if (++failures < 3) again(error);
+    else stop(error);
+  }
+
+  // ---- frames
+
+  function receive(frame) {
+    const before = position;
+    switch (frame.type) {
+      case "event": {
+        const { group, event, payload, text } = frame;
+        const topic = `${group}.${event}`;
+        position = frame.position ?? position;
+        const item = { type: "event", topic, group, event, payload, position };
+        if (text !== undefined) item.text = text;
+        for (const sub of [...(topics.get(topic)?.subs ?? [])]) put(sub, item, before, frame.size);
+        break;
+      }
+      case "welcome":
+        user = frame.user;
+        welcomed = true;
+        refusals = 0;
+        welcomedAt = Date.now();
+        arm("connect");
+        if (sentToken) accepted();
+        change("open");
+        if (state !== "open") return;
+        watch();
+        forgive();
+        request();
+        break;
+      case "subscribed":
+        if (asked?.id === frame.id) answered(frame);
+        break;
+      case "gap":
+        position = frame.to ?? position;
+        for (const sub of [...subs]) {
+          const lost = frame.topics.filter((topic) => sub.topics.has(topic));
+          if (lost.length) put(sub, { type: "gap", topics: lost, from: frame.from, to: frame.to, reason: frame.reason }, before);
+        }
+        break;
+      case "revoked":
+        held = new Set(frame.groups_current);
+        for (const { topic, reason } of frame.denied) deny(topic, reason);
+        position = frame.position ?? position;
+        for (const sub of [...subs]) tell(sub);
+        break;
+      case "renewed":
+        user = frame.user;
+        badTokens = 0;
+        accepted();
+        forgive();
+        request();
+        break;
+      case "error":
+        if (frame.id === "token") tokenFailed(frame);
+        else if (asked && frame.id === asked.id) requestFailed(frame.code, frame.message);
+        else report(new TowerwsError(frame.code, frame.message));
+        break;
+      case "bye": {
+        const reason = new TowerwsError(frame.action === "reconnect" ? "bye" : frame.action, `the daemon ended the connection: ${frame.reason}`);
+        if (frame.action === "stop" || (frame.action === "authenticate" && !opt.token)) stop(reason);
+        else again(reason, frame.reconnect_after_ms);
+      }
+    }
+    keep();
+  }
+
+  // ---- requests: at most one waits for its answer, because a newer one would cut it short
+
+  function request() {
+    if (state !== "open" || asked) return;
+    const fresh = [...topics.keys()].filter((topic) => !held.has(topic) && (topics.get(topic).ask || !topics.get(topic).denied));
+    if (!fresh.length && [...held].every((topic) => topics.has(topic))) return;
+    const resumed = fresh.filter((topic) => topics.get(topic).resume);
+    const joined = new Set(resumed.length ? resumed : fresh); // The rest follows: it counts from now.
+    const groups = Object.create(null);
+    for (const topic of [...held, ...joined]) {
+      if (!topics.has(topic)) continue;
+      const [group, event] = topic.split(".");
+      (groups[group] ??= []).push(event);
+    }
+    asked = { id: ++ids, joined };
+    const message = { groups, since: resumed.length ? position : undefined, id: ids, xrftoken: (opt.xrftoken ?? cookie)() };
+    if (JSON.stringify(message).length > MAX_REQUEST) return requestFailed("too_many_topics", `the topics take more than ${MAX_REQUEST} bytes`);
+    arm("answer", opt.answerMs, () => again(new TowerwsError("timeout", `no answer to a request within ${opt.answerMs} ms`)));
+    send(message);
+  }
+
+  function answered(frame) {
+    const { joined } = asked;
+    asked = null;
+    arm("answer");
+    held = new Set(frame.groups_current);
+    const reasons = new Map(frame.denied.map(({ topic, reason }) => [topic, reason]));
+    for (const topic of joined) if (!held.has(topic)) deny(topic, reasons.get(topic) ?? "left out");
+    for (const topic of held) if (topics.has(topic)) Object.assign(topics.get(topic), { resume: true, denied: undefined });
+    const before = position;
+    position = frame.position ?? position;
+    for (const sub of [...subs]) tell(sub, joined, frame.recovered, before);
+    request();
+  }
+
+  function requestFailed(code, message) {
+    const { joined } = asked;
+    asked = null;
+    arm("answer");
+    for (const topic of joined) deny(topic, code);
+    report(new TowerwsError(code, `a request failed: ${message}`));
+    for (const sub of [...subs]) tell(sub);
+  }
+
+  function deny(topic, reason) {
+    const entry = topics.get(topic);
+    if (!entry) return;
+    Object.assign(entry, { denied: reason, ask: false, resume: false }); // Its place in the log is lost: the others go on. Later it is told `stale`.
+    if (reason === "unavailable") arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
+  }
+  const forgive = (reason) => topics.forEach((entry) => { if (!reason || entry.denied === reason) entry.ask = true; });
+
+  // ---- subscribers
+
+  // Tell a subscriber what the newest answer means for its topics.
+  function tell(sub, joined, recovered, before = position) {
+    const news = { subscribed: [], recovered: [], stale: [] };
+    for (const topic of sub.topics) {
+      if (!held.has(topic)) continue;
+      const known = sub.told.has(topic);
+      if (joined?.has(topic)) news[recovered ? "recovered" : known || recovered === false ? "stale" : "subscribed"].push(topic);
+      else if (!known) news.subscribed.push(topic);
+      sub.told.add(topic);
+    }
+    for (const type in news) if (news[type].length) put(sub, { type, topics: news[type], position }, before);
+    const denied = [...sub.topics].filter((topic) => topics.get(topic)?.denied).map((topic) => ({ topic, reason: topics.get(topic).denied }));
+    const text = JSON.stringify(denied);
+    if (text === sub.denied) return;
+    sub.denied = text;
+    if (denied.length) put(sub, { type: "denied", topics: denied.map(({ topic }) => topic), denied }, before);
+  }
+
+  function settle() {
+    if (settling) return;
+    settling = true;
+    queueMicrotask(() => {
+      settling = false;
+      if (state !== "open" || asked) return;
+      for (const sub of [...subs]) tell(sub);
+      request();
+    });
+  }
+
+  function put(sub, item, before, text = 0) {
+    if (sub.ended) return;
+    const { queue } = sub;
+    const size = text + ITEM_BYTES;
+    if (sub.bytes + size > opt.queueBytes && queue.length > +sub.busy) {
+      // Too slow. What waits becomes one gap. The newest list of denied topics stays.
+      const lost = queue.splice(+sub.busy);
+      const denied = lost.findLast(({ item }) => item.type === "denied");
+      const gone = new Set(lost.flatMap(({ item }) => (item.type === "denied" ? [] : item.topics ?? item.topic)));
+      queue.push({ item: { type: "gap", topics: [...gone], from: lost[0].before, to: before, reason: "slow" }, before: lost[0].before, size: ITEM_BYTES, at: lost[0].at });
+      if (denied) queue.push(denied);
+      sub.bytes = queue.reduce((sum, { size }) => sum + size, 0);
+    }
+    queue.push({ item, before, size, at: ++ids });
+    sub.bytes += size;
+    sub.wake();
+  }
+
+  function subscribe(groups, handler) {
+    if (state === "closed") throw new TowerwsError("closed", "the client is closed");
+    if (handler && !/function|object/.test(typeof handler)) throw new TypeError("the handler must be a function or an object of functions");
+    const sub = { topics: topicsOf(groups), told: new Set(), denied: "[]", queue: [], bytes: 0, busy: false, ended: false, wake, end };
+    let more, why, iterated;
+
+    function handle(item) {
+      const call = typeof handler === "function" ? item.type === "event" && handler : handler[item.type];
+      if (call) return call.call(handler, item);
+      if (/gap|stale|denied/.test(item.type)) report(new TowerwsError(item.type, `${item.type}: ${item.topics}: no handler for it`, { item }));
+    }
+    function done() {
+      sub.busy = false;
+      sub.bytes -= sub.queue.shift()?.size ?? 0; // None if it was closed meanwhile.
+    }
+    function wake() {
+      if (!handler) return more?.();
+      while (!sub.busy && sub.queue.length) {
+        sub.busy = true;
+        const { item } = sub.queue[0];
+        const bad = (error) => failed("handler", error, item);
+        let result;
+        try { result = handle(item); } catch (error) { bad(error); }
+        if (result?.then) return void Promise.resolve(result).catch(bad).then(() => { done(); keep(); wake(); });
+        done();
+      }
+    }
+    function end(reason) {
+      if (sub.ended) return;
+      sub.ended = true;
+      why = reason;
+      subs.delete(sub);
+      for (const topic of sub.topics) {
+        const entry = topics.get(topic);
+        entry.subs.delete(sub);
+        if (!entry.subs.size) topics.delete(topic);
+      }
+      if (handler || !reason) sub.queue.length = 0;
+      more?.();
+      settle();
+    }
+    async function* items() {
+      if (handler || iterated) throw new TypeError("a subscription can be read once, and only without a handler");
+      iterated = true;
+      try {
+        for (;;) {
+          while (!sub.queue.length) {
+            if (sub.ended && why) throw why;
+            if (sub.ended) return;
+            await new Promise((call) => { more = call; });
+          }
+          sub.busy = true;
+          yield sub.queue[0].item;
+          done(); // It is handled when the next one is asked for.
+          keep();
+        }
+      } finally { end(); }
+    }
+
+    subs.add(sub);
+    for (const topic of sub.topics) {
+      if (!topics.has(topic)) topics.set(topic, { subs: new Set(), resume: !welcomed && position !== null });
+      topics.get(topic).subs.add(sub);
+    }
+    settle();
+    return { topics: [...sub.topics], close: () => end(), [Symbol.asyncIterator]: items };
+  }
+
+  // ---- the store
+
+  // The position to resume from after a reload: before the oldest item that a handler has not finished.
+  function handled() {
+    let oldest = { at: Infinity, before: position };
+    for (const { queue } of subs) if (queue[0]?.at < oldest.at) oldest = queue[0];
+    return oldest.before;
+  }
+
+  async function save() {
+    const now = opt.store && handled();
+    if (!now || now === saved) return;
+    try {
+      await opt.store.set(saved = now);
+      storeFails = false;
+    } catch (error) {
+      if (!storeFails) failed("store", error);
+      storeFails = true;
+    }
+    keep();
+  }
+  const keep = () => opt.store && !timers.save && state !== "closed" && handled() !== saved && arm("save", opt.saveMs, save);
+
+  async function start() {
+    try {
+      const found = await opt.store?.get();
+      if (typeof found === "string" && found.length <= 256) position = saved = found || null;
+    } catch (error) { failed("store", error); }
+    if (position !== null) topics.forEach((entry) => { entry.resume = true; });
+    if (state !== "closed") dial();
+  }
+
+  listen("addEventListener");
+  queueMicrotask(start); // The caller's handlers may use what `connect` returns.
+  return { subscribe, close: () => stop(), get state() { return state; }, get user() { return user; }, get position() { return position; } };
+}
+
+function resolved(url) {
+  let found;
+  try { found = new URL(url, globalThis.location?.href); } catch { /* below */ }
+  if (!found || !/^(ws|http)s?:$/.test(found.protocol) || found.hash) throw new TypeError(`url is "${url}": it must be like wss://host/websocket/`);
+  return found.href.replace(/^http/, "ws");
+}
+
+function topicsOf(groups) {
+  const found = new Set();
+  for (const [group, events] of Object.entries(groups)) {
+    if (!Array.isArray(events)) throw new TypeError(`groups.${group} must be a list of events`);
+    for (const event of events) {
+      if (!/^\w{1,64}$/.test(group) || !["string", "number"].includes(typeof event) || !/^[^\x00-\x1f\x7f-\uffff.*#"\\]{1,128}$/.test(event)) {
+        throw new TypeError(`${group}: ${JSON.stringify(event)}: a group has letters, digits and _, an event printable ASCII without . * # " \\`);
+      }
+      found.add(`${group}.${event}`);
+    }
+  }
+  return found;
+}
+
+// A frame. A payload with NaN or Infinity is no JSON: they become null, and `text` has the original.
+function read(data) {
+  let frame;
+  try { frame = JSON.parse(data); } catch {
+    const at = data.indexOf(',"payload":');
+    frame = JSON.parse(`${data.slice(0, at)}}`);
+    frame.text = data.slice(at + 11, -1);
+    try { frame.payload = JSON.parse(frame.text.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN/g, (word) => (word[0] === '"' ? word : "null"))); } catch { /* It stays undefined. */ }
+  }
+  frame.size = data.length;
+  return frame;
+}
+
+// How long a JSON Web Token lasts, in ms; NaN if it does not say. This clock may be wrong, so its lifetime counts as well.
+function leftMs(token) {
+  try {
+    const { exp, iat } = JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
+    const left = exp * 1000 - Date.now();
+    const life = (exp - iat) * 1000;
+    return life > 0 && (left <= 0 || life < left) ? life : left;
+  } catch { return NaN; }
+}
+
+const cookie = () => /(?:^|; )csrftoken=([^;]*)/.exec(globalThis.document?.cookie)?.[1];
