@@ -92,7 +92,7 @@ def _parameters(query: str) -> list[tuple[str, str]]:
     try:
         return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=10_000)
     except ValueError:  # UnicodeDecodeError is one
-        raise HandshakeError(400, "the query is not name=value&… in UTF-8") from None
+        raise HandshakeError(400, "the query is not NAME=VALUE pairs in UTF-8") from None
 
 
 def _topic(text: str, groups: GroupTable) -> str:
