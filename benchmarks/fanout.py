@@ -1,4 +1,4 @@
-"""The scenarios that measure deliveries: burst, steady, mixed, drain, unwatched, large, v1."""
+"""The scenarios that measure deliveries: burst, steady, mixed, drain, unwatched, large, v1, events."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def numbered(messages: int, first: int = 0) -> list[tuple[str, int]]:
     return [(SHARED, number) for number in range(first, first + messages)]
 
 
-def everyone(count: int, *, v1: bool = False) -> list[Spec]:
+def everyone(count: int, *, v1: bool = False, events: bool = False) -> list[Spec]:
     """Clients on the shared topic."""
-    return [Spec({"jobs": ["status_changed"]}, v1=v1)] * count
+    return [Spec({"jobs": ["status_changed"]}, v1=v1, events=events)] * count
 
 
 def health_rows(world: World, scenario: str, answers_ms: list[float]) -> None:
@@ -182,6 +182,19 @@ def v1(world: World) -> None:
     world.row("v1", "CPU per delivery", run.us_per_delivery, "µs")
     world.row("v1", "CPU, times Tower's", run.us_per_delivery / tower.us_per_delivery, "x")
     world.row("v1", "deliveries/s", run.per_s / 1e6, "M/s")
+
+
+def events(world: World) -> None:
+    """Burst to readers of event streams and to websockets of `towerws.v1`. The quietest round of each counts."""
+    count, messages = max(20, min(1000, world.scaled(10_000))), world.scaled(1000, 20)
+    streams, sockets = [], []
+    for _ in range(rounds(world)):
+        streams.append(burst_run(world, everyone(count, events=True), messages))
+        sockets.append(burst_run(world, everyone(count, v1=True), messages))
+    stream, socket = (min(runs, key=lambda run: run.us_per_delivery) for runs in (streams, sockets))
+    world.row("events", "CPU per delivery", stream.us_per_delivery, "µs")
+    world.row("events", "CPU, times towerws.v1's", stream.us_per_delivery / socket.us_per_delivery, "x", "<= 1.1")
+    world.row("events", "deliveries/s", stream.per_s / 1e6, "M/s")
 
 
 def large(world: World) -> None:

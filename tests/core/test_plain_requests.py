@@ -143,7 +143,14 @@ def test_refused_topics() -> None:
 
 @each_row(
     ("reason", "status", "events"),
-    [("no_credential", 403, 401), ("credential", 403, 401), ("user", 503, 429), ("throttled", 503, 429), ("origin", 403, 403), ("address", 503, 503)],
+    [
+        ("no_credential", 403, 401),
+        ("credential", 403, 401),
+        ("user", 503, 429),
+        ("throttled", 503, 429),
+        ("origin", 403, 403),
+        ("address", 503, 503),
+    ],
 )
 def test_statuses(reason: str, status: int, events: int) -> None:
     """A probe has the handshake's status. Events and history tell 401 and 429 apart."""
@@ -167,7 +174,9 @@ def test_files() -> None:
     packed = file_response(head("/client.js", accept_encoding="br, gzip;q=0.5"), file)
     assert packed.endswith(b"\r\n\r\npacked")
     assert b"Content-Encoding: gzip\r\n" in packed
-    assert file_response(head("/client.js", method="HEAD"), file).endswith(b"Content-Length: 4\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n")
+    assert file_response(head("/client.js", method="HEAD"), file).endswith(
+        b"Content-Length: 4\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+    )
     assert file_response(head("/client.js", if_none_match='W/"abc"'), file).startswith(b"HTTP/1.1 304 ")
     with pytest.raises(HandshakeError, match="GET only"):
         file_response(head("/client.js", method="PUT"), file)

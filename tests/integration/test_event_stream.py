@@ -116,9 +116,7 @@ COUNT = "got.filter(({kind}) => kind === '%s').length"
 
 
 @pytest.mark.parametrize("way", ["directly", "through nginx"])
-def test_an_event_source_resumes(
-    tmp_path: Path, rabbit: PrivateRabbit, chromium: Chromium, nginx: Callable[..., Nginx], way: str
-) -> None:
+def test_an_event_source_resumes(tmp_path: Path, rabbit: PrivateRabbit, chromium: Chromium, nginx: Callable[..., Nginx], way: str) -> None:
     """The daemon is killed and stopped while events are published. The page gets each event once, in order."""
     name = f"t.events-{way[0]}"
     with Daemon(tmp_path, rabbit.url, "--exchange", name, "--stream", f"{name}.log") as daemon:

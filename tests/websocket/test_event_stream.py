@@ -13,7 +13,7 @@ from tests.kit.client_file import SOURCE, STATIC, first_line
 from tests.kit.event_stream import Event, EventReader
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import WALL, Client, Edge, Edges, SlowMethod, edges, request
-from towerws.auth.base import Method, Refused, Throttled
+from towerws.auth.base import Refused, Throttled
 from towerws.auth.open import Open
 from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head

@@ -56,7 +56,7 @@ def last_segment(path: str) -> str:
 
 
 def find_route(head: Head, files: Container[str]) -> Route | None:
-    """Return what a request is for. None for an opening handshake, and for whatever `check_route` refuses."""
+    """Return what a request is for. None for an opening handshake, and for a request that `check_route` refuses."""
     name = last_segment(head.path)
     if name == "websocket":
         return None if "upgrade" in head.headers or head.method != "GET" else Route.PROBE

@@ -121,9 +121,7 @@ class PlainAnswer:
             self._send_page(denied, None)
         elif isinstance(found := self._context.ingest.judge_position(since), Pending):
             late = HandshakeError(503, "the position can't be judged yet: ask again with it", "not_yet")
-            self._waiting = PositionWait(
-                self._context, since, lambda found: self._send_page(denied, found), lambda: self._refuse(late)
-            )
+            self._waiting = PositionWait(self._context, since, lambda found: self._send_page(denied, found), lambda: self._refuse(late))
         else:
             self._send_page(denied, found)
 
