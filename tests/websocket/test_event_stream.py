@@ -134,7 +134,7 @@ def test_a_stream_from_its_first_event_to_its_last(make: Edges) -> None:
     edge.publish("job_events.2", {"n": 2})
     (event,) = stream.take()
     assert (event.kind, event.id) == ("message", position)
-    assert event.frame == {"type": "event", "position": position, "group": "job_events", "event": "1", "payload": {"n": 1}}
+    assert event.frame == {"group": "job_events", "event": "1", "payload": {"n": 1}}
     assert stream.head == {
         "content-type": "text/event-stream",
         "cache-control": "no-store, no-transform",
