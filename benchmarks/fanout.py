@@ -185,16 +185,30 @@ def v1(world: World) -> None:
 
 
 def events(world: World) -> None:
-    """Burst to readers of event streams and to websockets of `towerws.v1`. The quietest round of each counts."""
+    """Readers of event streams next to websockets of `towerws.v1`: steady with 60 messages per second, and burst.
+
+    The rounds alternate, and the quietest of each counts.
+    """
     count, messages = max(20, min(1000, world.scaled(10_000))), world.scaled(1000, 20)
-    streams, sockets = [], []
+    kinds = {"streams": everyone(count, events=True), "websockets": everyone(count, v1=True)}
+    steady_us: dict[str, list[float]] = {kind: [] for kind in kinds}
+    burst_us: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with ExitStack() as stack:
+        servers = {kind: stack.enter_context(world.towerws()) for kind in kinds}
+        loads = {kind: stack.enter_context(world.clients()) for kind in kinds}
+        for kind, specs in kinds.items():
+            loads[kind].open(servers[kind].port, specs)
+        for _ in range(rounds(world)):
+            for kind, specs in kinds.items():
+                run = world.run(servers[kind], loads[kind], numbered(world.scaled(ROUND_S * 60, 10)), specs, BYTES, 60)
+                steady_us[kind].append(run.us_per_delivery)
     for _ in range(rounds(world)):
-        streams.append(burst_run(world, everyone(count, events=True), messages))
-        sockets.append(burst_run(world, everyone(count, v1=True), messages))
-    stream, socket = (min(runs, key=lambda run: run.us_per_delivery) for runs in (streams, sockets))
-    world.row("events", "CPU per delivery", stream.us_per_delivery, "µs")
-    world.row("events", "CPU, times towerws.v1's", stream.us_per_delivery / socket.us_per_delivery, "x", "<= 1.1")
-    world.row("events", "deliveries/s", stream.per_s / 1e6, "M/s")
+        for kind, specs in kinds.items():
+            burst_us[kind].append(burst_run(world, specs, messages).us_per_delivery)
+    for name, costs, bar in (("steady", steady_us, "<= 1.1"), ("burst", burst_us, "")):
+        stream, socket = (min(costs[kind]) for kind in kinds)
+        world.row("events", f"{name}: CPU per delivery", stream, "µs")
+        world.row("events", f"{name}: CPU, times towerws.v1's", stream / socket, "x", bar)
 
 
 def large(world: World) -> None:
