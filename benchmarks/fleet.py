@@ -162,7 +162,7 @@ class Fleet:
                 if not size:
                     raise LoadError("the server closed a connection")
                 # A server that can't keep up is sometimes read in the middle of a frame: that read has no stamp at its start.
-                if stamped and client.got % self._frame_bytes == 0 and size >= header + STAMP_AT + 20:
+                if stamped and not client.spec.marked and client.got % self._frame_bytes == 0 and size >= header + STAMP_AT + 20:
                     stamp = int(bytes(view[header + STAMP_AT : header + STAMP_AT + 20]))
                     sent.append(stamp)
                     delays.append(clock() - stamp)
@@ -180,6 +180,8 @@ class Fleet:
         ended = clock()
         disorder = self._disorder(reading, message_bytes, expected)
         total = sum(client.size for _, client in reading)
+        for _, client in reading:
+            client.tail = b""
         return Received(sum(client.due for _, client in reading), total, ended, disorder, sent, delays)
 
     def _unit(self, client: Client) -> int:

@@ -19,6 +19,7 @@ import pytest
 from private_rabbitmq import PrivateRabbit, free_port
 
 from tests.integration.conftest import require
+from tests.integration.test_websocket_transports import tls
 from tests.kit.chromium import Chromium
 from tests.kit.client_file import SOURCE, STATIC
 from tests.kit.daemon import DEADLINE_S, Daemon, NumberedLoad
@@ -269,3 +270,50 @@ def test_a_stop_ends_streams_with_the_time_to_come_back(tmp_path: Path) -> None:
             assert (bye.frame["reason"], bye.frame["action"]) == ("restart", "reconnect")
             assert bye.retry == bye.frame["reconnect_after_ms"]
         assert running.stop() == 0
+
+
+def test_kills(tmp_path: Path, rabbit: PrivateRabbit) -> None:
+    """A reader that resumes by its last id gets each event once, in order, through eight kills of the daemon, and no gap."""
+    with Daemon(tmp_path, rabbit.url, "--exchange", "t.kills", "--stream", "t.kills.log") as daemon:
+        with (
+            StreamClient(daemon.port, f"/events?{TOPIC}") as client,
+            NumberedLoad(rabbit.url, "job_events.1", exchange="t.kills", stream="t.kills.log", per_s=100) as load,
+        ):
+            client.until("subscribed")
+            for number in range(8):
+                load.wait_for(10)
+                if number % 2:  # in the other rounds the kill may come while the reader catches up
+                    client.until("message", len(client.numbers) + 1)
+                daemon.kill()
+                client.until_end()
+                load.wait_for(5)
+                daemon.start()
+                client.open()
+            count = load.finish()
+            client.until("message", count)
+            assert client.numbers == list(range(count))
+            kinds = {event.kind for event in client.events}
+            assert kinds == {"welcome", "subscribed", "message"}
+            recovered = [event.frame["recovered"] for event in client.events if event.kind == "subscribed"]
+            assert recovered[0] is None
+            assert set(recovered[1:]) == {True}
+
+
+def test_tls(tmp_path: Path) -> None:
+    """A stream and a page of history over TLS."""
+    require("curl is not installed", shutil.which("curl"))
+    endpoint, _ = tls(tmp_path)
+    with Daemon(tmp_path, "embedded:", "--websocket-ping-s", "0.2", "--listen", endpoint) as daemon:
+        url = f"https://localhost:{endpoint.split(':')[1]}"
+        ask = ["curl", "-sSN", "--cacert", str(tmp_path / "localhost.pem")]
+        with subprocess.Popen([*ask, f"{url}/events?{TOPIC}"], stdout=subprocess.PIPE) as curl:
+            assert curl.stdout is not None
+            subscribed(daemon)
+            daemon.publish("job_events.1", {"n": 1, "pad": "x" * 200_000})
+            while not curl.stdout.readline().startswith(b'data: {"group"'):
+                pass
+            while curl.stdout.readline() != b":\n":
+                pass
+            curl.kill()
+        page = subprocess.run([*ask, f"{url}/history?{TOPIC}"], stdout=subprocess.PIPE, check=True)
+        assert len(json.loads(page.stdout)["events"][0]["payload"]["pad"]) == 200_000
