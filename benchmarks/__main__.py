@@ -21,7 +21,7 @@ SCENARIOS = {
     for each in (
         *(fanout.burst, fanout.steady, fanout.unwatched, fanout.drain, fanout.mixed),
         *(connections.memory, connections.storm, sign_in.sign_in, connections.resume),
-        *(fanout.large, fanout.v1, growth.growth, tls.tls, compression.compression, producer.producer),
+        *(fanout.large, fanout.v1, fanout.events, growth.growth, tls.tls, compression.compression, producer.producer),
     )
 }
 

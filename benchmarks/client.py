@@ -36,7 +36,8 @@ class LoadError(Exception):
 class Spec:
     """One client: its topics, its dialect, and the position where it resumes. Without topics it only connects.
     `raw` speaks no websocket. `slow` reads nothing until it is told to. `pem` is the certificate that it trusts for TLS.
-    `uneven`: its messages differ in length, and are counted frame by frame. `deflate`: they are compressed, too.
+    `uneven`: its messages differ in length, and are counted frame by frame. `deflate`: they are compressed, too. `events` reads an event
+    stream instead of a websocket.
     """
 
     groups: dict[str, list[int | str]] = field(default_factory=dict)
@@ -47,6 +48,12 @@ class Spec:
     pem: str | None = None
     uneven: bool = False
     deflate: bool = False
+    events: bool = False
+
+    @property
+    def marked(self) -> bool:
+        """Whether a marker in its messages is counted: they are in envelopes of different lengths."""
+        return self.v1 or self.events
 
 
 class Client:
@@ -69,6 +76,10 @@ class Client:
     def ask(self) -> None:
         """Send the handshake."""
         self.asked = True
+        if self.spec.events:
+            topics = "&".join(f"topic={group}.{event}" for group, events in self.spec.groups.items() for event in events)
+            self.sock.send(f"GET /events?{topics} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("ascii"))
+            return
         offer = DEFLATE if self.spec.deflate else OFFER
         last = "Sec-WebSocket-Protocol: towerws.v1" if self.spec.v1 else "X-Requested: no"
         self.sock.send(f"{HEAD}{offer}\r\n{last}\r\n\r\n".encode("ascii"))
@@ -100,6 +111,12 @@ class Client:
         """Read on. True once the client has all its answers. Bytes after the last one count as received."""
         if not self.read():
             return False
+        if self.spec.events:
+            head, found, rest = self.buffer.partition(b"event: subscribed\n")
+            answer, end, self.tail = rest.partition(b"\n\n")
+            if found and not head.startswith(b"HTTP/1.1 200 "):
+                raise LoadError(f"refused: {head[:200]!r}")
+            return bool(end and answer)
         if self.answers == 0 and not self._upgraded():
             return False
         while self.answers < 2 + bool(self.spec.groups):

@@ -1,4 +1,4 @@
-"""The scenarios that measure deliveries: burst, steady, mixed, drain, unwatched, large, v1."""
+"""The scenarios that measure deliveries: burst, steady, mixed, drain, unwatched, large, v1, events."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def numbered(messages: int, first: int = 0) -> list[tuple[str, int]]:
     return [(SHARED, number) for number in range(first, first + messages)]
 
 
-def everyone(count: int, *, v1: bool = False) -> list[Spec]:
+def everyone(count: int, *, v1: bool = False, events: bool = False) -> list[Spec]:
     """Clients on the shared topic."""
-    return [Spec({"jobs": ["status_changed"]}, v1=v1)] * count
+    return [Spec({"jobs": ["status_changed"]}, v1=v1, events=events)] * count
 
 
 def health_rows(world: World, scenario: str, answers_ms: list[float]) -> None:
@@ -182,6 +182,33 @@ def v1(world: World) -> None:
     world.row("v1", "CPU per delivery", run.us_per_delivery, "µs")
     world.row("v1", "CPU, times Tower's", run.us_per_delivery / tower.us_per_delivery, "x")
     world.row("v1", "deliveries/s", run.per_s / 1e6, "M/s")
+
+
+def events(world: World) -> None:
+    """Readers of event streams next to websockets of `towerws.v1`: steady with 60 messages per second, and burst.
+
+    The rounds alternate, and the quietest of each counts.
+    """
+    count, messages = max(20, min(1000, world.scaled(10_000))), world.scaled(1000, 20)
+    kinds = {"streams": everyone(count, events=True), "websockets": everyone(count, v1=True)}
+    steady_us: dict[str, list[float]] = {kind: [] for kind in kinds}
+    burst_us: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with ExitStack() as stack:
+        servers = {kind: stack.enter_context(world.towerws()) for kind in kinds}
+        loads = {kind: stack.enter_context(world.clients()) for kind in kinds}
+        for kind, specs in kinds.items():
+            loads[kind].open(servers[kind].port, specs)
+        for _ in range(rounds(world)):
+            for kind, specs in kinds.items():
+                run = world.run(servers[kind], loads[kind], numbered(world.scaled(ROUND_S * 60, 10)), specs, BYTES, 60)
+                steady_us[kind].append(run.us_per_delivery)
+    for _ in range(rounds(world)):
+        for kind, specs in kinds.items():
+            burst_us[kind].append(burst_run(world, specs, messages).us_per_delivery)
+    for name, costs, bar in (("steady", steady_us, "<= 1.1"), ("burst", burst_us, "")):
+        stream, socket = (min(costs[kind]) for kind in kinds)
+        world.row("events", f"{name}: CPU per delivery", stream, "µs")
+        world.row("events", f"{name}: CPU, times towerws.v1's", stream / socket, "x", bar)
 
 
 def large(world: World) -> None:

@@ -1,8 +1,8 @@
 """The clients of one process of the load generator: many sockets, cheaper than any server.
 
 Bytes are counted, not decoded: Tower's frames have a known length. A sample of the clients keeps its bytes. They are
-compared with the published messages after the clock has stopped. `towerws.v1` frames differ in length: there a marker in each
-message is counted. Other uneven frames are counted one by one.
+compared with the published messages after the clock has stopped. `towerws.v1` frames and events of a stream differ in length: there a
+marker in each message is counted. Other uneven frames are counted one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from array import array
 from dataclasses import dataclass
 
 from benchmarks.client import HOST, Client, LoadError, Spec, trusting
-from benchmarks.messages import MARKER, STAMP_AT, numbers, unframe
+from benchmarks.messages import MARKER, STAMP_AT, numbers, split_events, unframe
 
 SOURCES = [f"127.0.0.{last}" for last in range(2, 10)]
 """Eight addresses, because one has only 28,000 ports."""
@@ -126,7 +126,7 @@ class Fleet:
                 self._epoll.modify(client.sock.fileno(), 0)
             client.chunks = [client.tail] if number % sample == 0 else None
             client.size = len(client.tail)
-            if client.spec.v1:
+            if client.spec.marked:
                 client.got = client.tail.count(MARKER)
                 continue
             client.got = client.frames.count(client.tail) if client.spec.uneven else len(client.tail)
@@ -162,14 +162,14 @@ class Fleet:
                 if not size:
                     raise LoadError("the server closed a connection")
                 # A server that can't keep up is sometimes read in the middle of a frame: that read has no stamp at its start.
-                if stamped and client.got % self._frame_bytes == 0 and size >= header + STAMP_AT + 20:
+                if stamped and not client.spec.marked and client.got % self._frame_bytes == 0 and size >= header + STAMP_AT + 20:
                     stamp = int(bytes(view[header + STAMP_AT : header + STAMP_AT + 20]))
                     sent.append(stamp)
                     delays.append(clock() - stamp)
                 client.size += size
                 if client.chunks is not None:
                     client.chunks.append(bytes(view[:size]))
-                if client.spec.v1:
+                if client.spec.marked:
                     data = client.tail + view[:size]
                     size = data.count(MARKER) - client.tail.count(MARKER)
                     client.tail = data[1 - len(MARKER) :]
@@ -180,11 +180,13 @@ class Fleet:
         ended = clock()
         disorder = self._disorder(reading, message_bytes, expected)
         total = sum(client.size for _, client in reading)
+        for _, client in reading:
+            client.tail = b""
         return Received(sum(client.due for _, client in reading), total, ended, disorder, sent, delays)
 
     def _unit(self, client: Client) -> int:
         """The unit of the count: messages, or the bytes of one."""
-        return 1 if client.spec.v1 or client.spec.uneven else self._frame_bytes
+        return 1 if client.spec.marked or client.spec.uneven else self._frame_bytes
 
     def _disorder(self, reading: list[tuple[int, Client]], size: int, expected: dict[int, Due]) -> int:
         """How many clients of the sample got wrong messages. Raises `LoadError` if any client got more or fewer."""
@@ -193,7 +195,8 @@ class Fleet:
             if client.got != client.due * self._unit(client):
                 raise LoadError(f"client {number} got {client.got} bytes or messages, which is not {client.due} messages")
             if client.chunks is not None:
-                payloads = unframe(b"".join(client.chunks), deflated=client.spec.deflate)
+                data = b"".join(client.chunks)
+                payloads = split_events(data) if client.spec.events else unframe(data, deflated=client.spec.deflate)
                 disorder += (payloads if client.spec.uneven else numbers(payloads, size)) != expected[number]
         return disorder
 

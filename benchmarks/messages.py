@@ -85,6 +85,14 @@ def unframe(data: bytes, *, deflated: bool = False) -> list[bytes]:
     return payloads
 
 
+def split_events(data: bytes) -> list[bytes]:
+    """The data of the whole events of a stream. Raises `ValueError` for half an event at the end."""
+    *events, rest = data.split(b"\n\n")
+    if rest:
+        raise ValueError("the last event is not whole")
+    return [event.partition(b"data: ")[2] for event in events if event != b":"]
+
+
 def inflate(data: bytes) -> bytes:
     """The inflated message (RFC 7692 section 7.2.2)."""
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data + b"\x00\x00\xff\xff")

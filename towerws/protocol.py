@@ -21,15 +21,20 @@ from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.addresses import Proxies
 from towerws.core.connection_limits import OPTIONS, ConnectionLimits
-from towerws.core.errors import CloseReason
-from towerws.core.frames import is_close_code, text_frame, whole_text
+from towerws.core.errors import CloseReason, HandshakeError
+from towerws.core.event_stream import EVENT_STREAM, retry_line
+from towerws.core.frames import is_close_code, whole_text
 from towerws.core.identity import Identity
+from towerws.core.plain_requests import PlainRequest, json_response, stream_response
 from towerws.core.rate_limits import TokenBucket
+from towerws.core.requests import Request
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
 from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.autobahn_parts import NullLogger, Timers, with_shared_state
+from towerws.websocket.client_files import load_client_files
 from towerws.websocket.context import ConnectionContext
+from towerws.websocket.event_stream import Heartbeat, PlainAnswer, bound_silence
 from towerws.websocket.logs import ConnectionLog, ProxyLog
 from towerws.websocket.movable import MovableConnection
 from towerws.websocket.page_check import PageCheck
@@ -57,6 +62,9 @@ class WebSocketConnection(MovableConnection):
         self._frames_after_close = 0
         self._opened_at = 0.0
         self._reason = "lost"
+        self._answer: PlainAnswer | None = None
+        self._heartbeat: Heartbeat | None = None
+        """Of an event stream. A websocket has none."""
         if self.adoption is None:
             super().connectionMade()
         else:
@@ -76,6 +84,40 @@ class WebSocketConnection(MovableConnection):
         else:
             self._begin(self.identity, dialect, response)
 
+    def answer(self, identity: Identity, request: PlainRequest) -> None:
+        """Check the topics of a plain request, and answer it."""
+        self._answer = answer = PlainAnswer(self.factory.context, self, identity, request)
+        answer.begin()
+
+    # the answer to a plain request calls these
+
+    def open_stream(self, request: Request) -> None:
+        """Begin an event stream. Its head, the first events and the time to the next attempt leave in one write."""
+        assert self.identity is not None
+        factory, settings = self.factory, self.factory.settings
+        self._answer = None
+        self._early = b""
+        self.enter_open_state()
+        self._send_buffer = open_send_buffer(self.transport, settings.backlog_bytes, factory.soon)
+        bound_silence(self.transport, settings.ping_s + settings.pong_s)
+        self._heartbeat = Heartbeat(factory.timers, settings.ping_s, self.send)
+        self._ended_by, self._reason = "client", "closed by the client"
+        self._begin(self.identity, EVENT_STREAM, stream_response(list(self._cors)) + retry_line(random.randint(*RECONNECT_MS)))  # noqa: S311
+        if self._session is not None:
+            self._session.request(request)
+
+    def send_json(self, body: bytes) -> None:
+        """Answer with this body."""
+        self._answer = None
+        self.respond(json_response(body, list(self._cors)))
+
+    def refuse(self, error: HandshakeError) -> None:
+        """Refuse a request whose user is known."""
+        self._answer = None
+        self._refuse(error, self.identity)
+
+    # the session begins
+
     def _begin(self, identity: Identity, dialect: Dialect, response: bytes = b"") -> None:
         factory = self.factory
         self._opened_at = factory.context.reactor.seconds()
@@ -92,6 +134,9 @@ class WebSocketConnection(MovableConnection):
 
     def data_after_opening(self, data: bytes) -> None:
         """Read frames. A read that is exactly one text message, the usual case, skips Autobahn."""
+        if self._heartbeat is not None:
+            self.discard(data)  # the request is all that a reader sends
+            return
         if self.state == self.STATE_OPEN and self.current_frame is None and not self.inside_message and not self.data:
             message = whole_text(data, self.factory.settings.message_bytes)
             if message is not None:
@@ -113,6 +158,11 @@ class WebSocketConnection(MovableConnection):
         if self._unauthenticated is not None:
             self._unauthenticated.close()
             self._unauthenticated = None
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.cancel()
         session, self._session = self._session, None
         if session is not None:
             topics = len(session.subscriber.topics)
@@ -255,7 +305,12 @@ class WebSocketConnection(MovableConnection):
             delay_ms = None if close.action == "stop" else random.randint(*RECONNECT_MS)  # noqa: S311 - spreads load, protects nothing
             bye = session.dialect.bye(close, delay_ms)
             if bye is not None:
-                self.transport.write(text_frame(bye))
+                self.transport.write(session.dialect.wrap(bye))
+        if self._heartbeat is not None:
+            self._reason = f"closed with {close.code} {close.reason}{self._limit}"
+            self.left()
+            self.dropConnection(abort=False)
+            return
         self.sendCloseFrame(close.code, close.reason.encode("ascii"), isReply=False)
 
     # the unauthenticated session calls these
@@ -360,12 +415,15 @@ class WebSocketFactory(WebSocketServerFactory):
         self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}
         """All TCP connections, those at their handshake included."""
+        self.client_files = load_client_files()
         self.opened = 0
         self.closed = 0
         self.closed_for: Counter[str] = Counter()
         """Connections that ended, by reason: a name of `CloseReason` in lower case, or a word of docs/metrics.md."""
         self.log_of_connections = ConnectionLog(reactor)
         self.log_of_proxies = ProxyLog(reactor)
+        self.answered = 0
+        """Plain requests that got their answer. An event stream counts as opened."""
         self.refused: dict[int, int] = {}
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}

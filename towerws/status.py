@@ -59,6 +59,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "max": service.max_connections,
             "opened": websockets.opened,
             "closed": websockets.closed,
+            "answered": websockets.answered,
             "closed_for": dict(websockets.closed_for),
             "revoked": context.credential_monitor.revoked,
             "rechecks": context.credential_monitor.figures(),

@@ -93,15 +93,16 @@ export function connect(url, options = {}) {
       arm("error");
       if (opened) return again(new TowerwsError("lost", `the connection was lost (${code}${reason && ` ${reason}`})`));
       // A browser hides the status of a refused handshake: ask for it.
-      let status = 0;
+      let status = 0, why;
       try {
         const answer = await fetch(address.replace(/^ws/, "http"), { credentials: "include", cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(opt.connectMs) });
         status = answer.status;
-        answer.body?.cancel();
+        if (status > 399) why = /^[^<]{1,300}/.exec(await answer.text())?.[0].trim(); // The daemon's text, not a proxy's page.
+        else answer.body?.cancel();
       } catch { /* No answer, or one of another origin. */ }
       if (!current()) return;
       refusals = status === 426 ? refusals + 1 : 0;
-      const error = new TowerwsError("handshake", refusals ? "the daemon refuses the handshake: the origin, a cookie or a limit. Its log says which" : `no connection (HTTP status ${status || "unknown"})`, { status });
+      const error = new TowerwsError("handshake", `no connection (HTTP status ${status || "unknown"}${why ? `: ${why}` : ""})`, { status });
       // A URL that has worked is not wrong: a proxy may answer so while the daemon restarts.
       const wrong = status >= 200 && status < 500 && ![408, 425, 426, 429].includes(status);
       if (wrong && (!welcomed || status === 401 || status === 403)) stop(error);

@@ -28,7 +28,7 @@ OTHER = "other"
 SKIPPED = ("not_utf8", "not_an_object", "too_deep", "routing_key", "too_large", "withheld")
 REFUSED = (
     *("no_credential", "no_token", "credential", "unavailable", "revoked", "throttled", "origin", "host"),
-    *("connections", "address", "user", "half_open", "request", "tls", "error"),
+    *("topics", "replay", "not_yet", "connections", "address", "user", "half_open", "request", "tls", "error"),
 )
 CLOSED = ("client", "lost", "pong_timeout", "protocol", "handed_over", *(reason.name.lower() for reason in CloseReason))
 LIMITS = (

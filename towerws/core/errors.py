@@ -72,6 +72,8 @@ class BadRequest(TowerwsError):
 class HandshakeError(TowerwsError):
     """An opening handshake is refused with an HTTP status. The text is fixed: it never repeats what the client sent.
 
+    Requests for events and history are refused with it, too. There a text may name a parameter or a topic, shortened and escaped.
+
     `reason` is one word of a fixed set, which labels a counter.
     """
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Iterable
 from hashlib import sha1
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -30,6 +31,12 @@ TLS_HANDSHAKE = b"\x16"
 
 TLS = "tls"
 """The reason for refusing a client that speaks TLS on the plain port."""
+
+NO_UPGRADE = (
+    "this is a websocket: connect with ws:// or wss://. If you did, a proxy on the way took the Upgrade and "
+    "Connection headers away. In nginx, set `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
+    'proxy_set_header Connection "upgrade";`'
+)
 
 _is_head = re.compile(rb"[\t\x20-\x7e\x80-\xff\r\n]*").fullmatch
 _is_request_line = re.compile(r"([A-Z]{1,20}) ()(/[!-~]*) HTTP/1\.([01])").fullmatch
@@ -118,16 +125,11 @@ def check_route(head: Head) -> None:
     if head.method != "GET":
         raise HandshakeError(405, "the websocket's opening handshake is a GET")
     if not head.is_websocket:
-        raise HandshakeError(
-            426,
-            "this is a websocket: connect with ws:// or wss://. If you did, a proxy on the way took the Upgrade and "
-            "Connection headers away. In nginx, set `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
-            'proxy_set_header Connection "upgrade";`',
-        )
+        raise HandshakeError(426, NO_UPGRADE)
 
 
-def error_response(error: HandshakeError, *, with_body: bool = True) -> bytes:
-    """Return the whole answer to a refused request. The connection ends with it. For HEAD it has no body."""
+def error_response(error: HandshakeError, *, with_body: bool = True, more: Iterable[str] = ()) -> bytes:
+    """Return the whole answer to a refused request. The connection ends with it. For HEAD it has no body. `more`: further headers."""
     body = f"{error}\n".encode("ascii")
     lines = [
         f"HTTP/1.1 {error.status} {_REASONS[error.status]}",
@@ -135,10 +137,13 @@ def error_response(error: HandshakeError, *, with_body: bool = True) -> bytes:
         f"Content-Length: {len(body)}",
         "Cache-Control: no-store",
         "Connection: close",
+        *more,
     ]
+    if error.status == 401:
+        lines += ["WWW-Authenticate: Bearer"]  # not Basic: a browser would ask the user for a password
     if error.status == 426:
         lines += ["Upgrade: websocket", "Sec-WebSocket-Version: 13"]
-    if error.status == 503:
+    if error.status in (429, 503):
         lines += ["Retry-After: 2"]
     if error.status == 405:
         lines += ["Allow: GET"]
@@ -147,10 +152,12 @@ def error_response(error: HandshakeError, *, with_body: bool = True) -> bytes:
 
 _REASONS = {
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     426: "Upgrade Required",
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",

@@ -12,13 +12,14 @@ bytes. A delivery costs one look-up, and a connection costs one write.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 
 from towerws.core.batch import PART_BYTES, Batch, Broadcast, route
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
-from towerws.core.frames import text_frame
 from towerws.core.histogram import BATCH, Histogram
 from towerws.core.history import History
+from towerws.core.history_page import HistoryPage
 from towerws.core.requests import Request
 from towerws.core.subscribers import Hole, HubCounters, Peer, Subscriber
 from towerws.core.wire import Change, Dialect, Gap
@@ -245,6 +246,24 @@ class Hub:
             self.counters.caught_up += 1
         return 0
 
+    def read(self, topics: Iterable[str], since: Delivery | None, limit: int, max_bytes: int) -> HistoryPage:
+        """Return the next deliveries of these topics after a place of the log, or from the oldest that is held (None).
+
+        At most `limit` of them, and `max_bytes` in all. A delivery that is larger comes alone. A hole in the log ends the page.
+        """
+        history = self._history
+        start = max(history.floor, history.barrier, key=attrgetter("seq")) if since is None else since
+        hole = next((hole for hole in self._holes if hole.end.seq > start.seq), None)
+        upto = self._flushed.seq if hole is None else hole.start.seq
+        wanted = dict.fromkeys(topics, start.seq)
+        found = history.after(start.seq, wanted, upto, max_bytes)[:limit]
+        if found and history.after(found[-1].seq, wanted, upto, 0):
+            return HistoryPage(found, found[-1].position, None, complete=False)
+        if hole is None:
+            return HistoryPage(found, self.position, None, complete=True)
+        gap = Gap(tuple(sorted(wanted)), hole.start.position, hole.end.position, hole.reason)
+        return HistoryPage(found, hole.end.position, gap, complete=False)
+
     def replay(self, since: Delivery, subscribers: Iterable[Subscriber]) -> None:
         """Feed these subscribers from this place. They must not have got anything after it."""
         for subscriber in subscribers:
@@ -288,7 +307,7 @@ class Hub:
             lost, end, reason = list(subscriber.topics), holes[0].end, holes[0].reason
             del holes[0]
         notice = subscriber.dialect.gap(Gap(tuple(sorted(lost)), subscriber.cursor.position, end.position, reason))
-        if notice is not None and not subscriber.send(text_frame(notice)):
+        if notice is not None and not subscriber.send(subscriber.dialect.wrap(notice)):
             subscriber.peer.await_drain()
             return False
         self.counters.gaps += 1
@@ -305,7 +324,7 @@ class Hub:
         notice = subscriber.dialect.gap(Gap(tuple(sorted(subscriber.topics)), hole.start.position, hole.end.position, hole.reason))
         if notice is None:
             return True
-        if not subscriber.send(text_frame(notice)):
+        if not subscriber.send(subscriber.dialect.wrap(notice)):
             return False
         self.counters.gaps += 1
         return True

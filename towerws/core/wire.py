@@ -52,11 +52,15 @@ class Gap:
 class Dialect(Protocol):
     """What the server writes to one kind of client.
 
-    Each method returns the payload of one text frame, or None if the dialect has no such message. Then nothing is sent.
+    Each method returns the payload of one message, or None if the dialect has no such message. Then nothing is sent. `wrap` makes
+    the bytes for the wire of it.
     """
 
     name: str
     subprotocol: str | None
+
+    def wrap(self, payload: bytes) -> bytes:
+        """Return a message, as one of the other methods wrote it, as it goes over the wire."""
 
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """Write the first message."""
@@ -97,6 +101,10 @@ class TowerDialect:
 
     name = "tower"
     subprotocol: str | None = None
+
+    def wrap(self, payload: bytes) -> bytes:
+        """Return one whole text message of a websocket."""
+        return text_frame(payload)
 
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """Write `{"accept": true, "user": 7}`. The user must be a number: 0 stands for an anonymous user or a name."""
@@ -154,6 +162,10 @@ class V1Dialect:
 
     name = "v1"
     subprotocol: str | None = SUBPROTOCOL
+
+    def wrap(self, payload: bytes) -> bytes:
+        """Return one whole text message of a websocket."""
+        return text_frame(payload)
 
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """Write the current position, and how often the server pings."""

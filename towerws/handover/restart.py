@@ -23,7 +23,7 @@ from towerws.handover.successor import Adopter, Successor
 from towerws.protocol import WebSocketFactory
 from towerws.websocket.movable import MovableConnection
 
-PORTS: Final = ("listen", "admin", "health", "monitor")
+PORTS: Final = ("listen", "admin", "monitor")
 """The settings that are addresses."""
 
 

@@ -9,6 +9,7 @@ subscribe (core/http_head.py). The tests reproduce each point:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
@@ -24,6 +25,7 @@ from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
 from towerws.core.http_head import (
     END,
+    NO_UPGRADE,
     TLS,
     Head,
     Upgrade,
@@ -35,6 +37,17 @@ from towerws.core.http_head import (
     switching_protocols,
 )
 from towerws.core.identity import Identity
+from towerws.core.plain_requests import (
+    PlainRequest,
+    Route,
+    cors_headers,
+    file_response,
+    find_route,
+    last_segment,
+    plain_error,
+    preflight_response,
+    read_plain_request,
+)
 from towerws.core.wire import SUBPROTOCOL
 from towerws.websocket.autobahn_parts import Inflater, NullLogger
 from towerws.websocket.send_buffer import has_arrived, is_plain_tcp
@@ -57,12 +70,19 @@ class OpeningConnection(WebSocketServerProtocol):
     _discarded = 0
     _is_for_head = False
     _limit_met: str | None
+    _route: Route | None = None
+    """What a plain request is for. None: it is an opening handshake, or not read yet."""
+    _cors: Sequence[str] = ()
     _perMessageCompress: Inflater | None
 
     # the subclass implements these
 
     def opened(self, response: bytes) -> None:
         """The connection is open. `response`, the 101, must be written before anything else."""
+        raise NotImplementedError
+
+    def answer(self, identity: Identity, request: PlainRequest) -> None:
+        """Answer a plain request of this user."""
         raise NotImplementedError
 
     def data_after_opening(self, data: bytes) -> None:
@@ -122,7 +142,7 @@ class OpeningConnection(WebSocketServerProtocol):
         elif self.state != self.STATE_CLOSED:  # Autobahn would keep these bytes, though nothing reads them
             self.data_after_opening(data)
         else:
-            self._discard(data)
+            self.discard(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is lost, for any reason: release everything that it holds."""
@@ -154,16 +174,51 @@ class OpeningConnection(WebSocketServerProtocol):
                 return
             self._head = None
             head = parse_head(data[start : end + len(END)], settings.head_count)
-            check_route(head)
-            upgrade = read_upgrade(head)
-            self._locate(head)
-            self.factory.pages.check_origin(head, self._peer_address())
+            request: Upgrade | PlainRequest | None
+            if (route := find_route(head, self.factory.client_files)) is None:
+                check_route(head)
+                request = read_upgrade(head)
+                self._locate(head)
+            else:
+                request = self._read_plain_request(head, route)
+            if request is not None:
+                self.factory.pages.check_origin(head, self._peer_address())
         except HandshakeError as error:
             self._refuse(error)
             return
+        if request is None:
+            return
         self._keep_early(data[end + len(END) :])
         if self.state == self.STATE_CONNECTING:
-            self._authenticate(head, upgrade)
+            self._authenticate(head, request)
+
+    def _read_plain_request(self, head: Head, route: Route) -> PlainRequest | None:
+        """Read a request that is no opening handshake. None: it needs no user, and was answered."""
+        factory, self._route = self.factory, route
+        if route is Route.FILE:
+            self._locate(head)
+            self.respond(file_response(head, factory.client_files[last_segment(head.path)]))
+            return None
+        self._cors = cors = cors_headers(head.headers.get("origin"))
+        if head.method == "OPTIONS" and "origin" in head.headers:
+            self._locate(head)
+            factory.pages.check_origin(head, self._peer_address())
+            self.respond(preflight_response(cors))
+            return None
+        request = read_plain_request(head, route, factory.context.groups, factory.settings.topics)
+        self._locate(head)
+        if route is not Route.PROBE:
+            factory.pages.check_site(head)
+        return request
+
+    def respond(self, response: bytes) -> None:
+        """Answer a plain request with these bytes, and close. The client may take `pong_s` to read them."""
+        factory = self.factory
+        factory.answered += 1
+        factory.connection_limits.dismiss(self._slot)
+        self.transport.write(response)
+        self.dropConnection(abort=False)
+        self.arm(factory.settings.pong_s, self.transport.abortConnection)
 
     def _keep_early(self, data: bytes) -> None:
         self._early += data
@@ -175,9 +230,11 @@ class OpeningConnection(WebSocketServerProtocol):
         self._head, self._early = None, b""
         if self.state != self.STATE_CONNECTING:
             return
+        if self._route is not None:
+            error = plain_error(error, self._route)
         self._count_refusal(error, who)
         if error.reason != TLS:
-            self.transport.write(error_response(error, with_body=not self._is_for_head))
+            self.transport.write(error_response(error, with_body=not self._is_for_head, more=self._cors))
         self.dropConnection(abort=False)
 
     def _count_refusal(self, error: HandshakeError, who: Identity | NotAdmitted | None = None) -> None:
@@ -207,12 +264,12 @@ class OpeningConnection(WebSocketServerProtocol):
 
     # authentication
 
-    def _authenticate(self, head: Head, upgrade: Upgrade) -> None:
+    def _authenticate(self, head: Head, request: Upgrade | PlainRequest) -> None:
         began = self.factory.context.reactor.seconds()
         asked: Deferred[Identity | None] = maybeDeferred(self.factory.context.auth.authenticate, head, self.address)
         if (known := result_if_ready(asked)) is not None:
             try:
-                self._authenticated(known, head, upgrade, began)
+                self._authenticated(known, head, request, began)
             except Exception:  # noqa: BLE001 - the connection must not stay half open, whatever failed
                 self._broken(Failure())
             return
@@ -220,7 +277,7 @@ class OpeningConnection(WebSocketServerProtocol):
         def authenticated(identity: Identity | None) -> None:
             self._asking = None
             if self.state == self.STATE_CONNECTING:
-                self._authenticated(identity, head, upgrade, began)
+                self._authenticated(identity, head, request, began)
 
         def failed(failure: Failure) -> None:
             self._asking = None
@@ -233,16 +290,27 @@ class OpeningConnection(WebSocketServerProtocol):
         self._asking = asked
         asked.addCallbacks(authenticated, failed).addErrback(self._broken)
 
-    def _authenticated(self, identity: Identity | None, head: Head, upgrade: Upgrade, began: float) -> None:
+    def _authenticated(self, identity: Identity | None, head: Head, request: Upgrade | PlainRequest, began: float) -> None:
         try:
             # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
-            awx_client = SUBPROTOCOL not in upgrade.subprotocols
-            if identity is not None or not waits_for_token(self.factory.context.auth, awx_client=awx_client):
+            if identity is not None or not self._waits_for_token(request):
                 self.identity = self._admit(identity, head, began)
+            if isinstance(request, PlainRequest) and request.route is Route.PROBE:
+                raise HandshakeError(426, NO_UPGRADE)
         except HandshakeError as error:
             self._refuse(error, identity)
+            return
+        if isinstance(request, Upgrade):
+            self._open(request)
         else:
-            self._open(upgrade)
+            assert self.identity is not None, "a plain request waits for no token"
+            self.answer(self.identity, request)
+
+    def _waits_for_token(self, request: Upgrade | PlainRequest) -> bool:
+        if isinstance(request, Upgrade):
+            return waits_for_token(self.factory.context.auth, awx_client=SUBPROTOCOL not in request.subprotocols)
+        # AWX's clients send no probe.
+        return request.route is Route.PROBE and waits_for_token(self.factory.context.auth, awx_client=False)
 
     def _admit(self, identity: Identity | None, head: Head, began: float) -> Identity:
         """Count the connection for its user, and return the user. Raises `HandshakeError` with the reason of a refusal."""
@@ -261,12 +329,7 @@ class OpeningConnection(WebSocketServerProtocol):
         """Answer 101. From here on Autobahn reads what the client sends."""
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in upgrade.subprotocols else None
         self.websocket_protocol_in_use = subprotocol
-        # The state that Autobahn's `succeedHandshake` leaves.
-        self.state = self.STATE_OPEN
-        self.inside_message, self.current_frame = False, None
-        if self.openHandshakeTimeoutCall is not None:
-            self.openHandshakeTimeoutCall.cancel()
-            self.openHandshakeTimeoutCall = None
+        self.enter_open_state()
         if self.autoPingInterval:
             self.autoPingPendingCall = self.factory.timers.call_later(self.autoPingInterval, self._sendAutoPing)
         extension = negotiate(upgrade.extensions) if self.factory.settings.compression and upgrade.extensions else None
@@ -276,6 +339,14 @@ class OpeningConnection(WebSocketServerProtocol):
         early, self._early = self._early, b""
         if early:
             self.dataReceived(early)
+
+    def enter_open_state(self) -> None:
+        """Enter the state that Autobahn's `succeedHandshake` leaves."""
+        self.state = self.STATE_OPEN
+        self.inside_message, self.current_frame = False, None
+        if self.openHandshakeTimeoutCall is not None:
+            self.openHandshakeTimeoutCall.cancel()
+            self.openHandshakeTimeoutCall = None
 
     def _broken(self, failure: Failure) -> None:
         """End a connection that an internal error would leave half open."""
@@ -313,7 +384,7 @@ class OpeningConnection(WebSocketServerProtocol):
         else:
             self.transport.loseWriteConnection()
 
-    def _discard(self, data: bytes) -> None:
+    def discard(self, data: bytes) -> None:
         """Read and drop what the client sends after the server closed its own direction."""
         self._discarded += len(data)
         if self._discarded > DISCARDED_BYTES:

@@ -27,6 +27,7 @@ from towerws.core.identity import Identity
 from towerws.core.rate_limits import TokenBucket
 from towerws.core.wire import DIALECTS
 from towerws.websocket.autobahn_parts import Inflater
+from towerws.websocket.event_stream import Heartbeat
 from towerws.websocket.handshake import OpeningConnection
 from towerws.websocket.send_buffer import SendBuffer, is_plain_tcp, open_send_buffer
 from towerws.websocket.session import Session
@@ -65,6 +66,7 @@ class MovableConnection(OpeningConnection):
     current_frame_masker: Any
 
     _session: Session | None
+    _heartbeat: Heartbeat | None
     _send_buffer: SendBuffer | None
     _controls: TokenBucket | None
     _continuations: TokenBucket | None
@@ -89,6 +91,8 @@ class MovableConnection(OpeningConnection):
             return "without a credential yet" if self.state == self.STATE_OPEN else "closing"
         if self.state != self.STATE_OPEN or transport.disconnecting or not transport.connected:
             return "closing"
+        if self._heartbeat is not None:
+            return "an event stream: its reader resumes by itself"
         if not is_plain_tcp(transport):
             return "TLS or the PROXY protocol ends in the daemon"
         subscriber = self._session.subscriber

@@ -36,6 +36,15 @@ class PageCheck:
         if not self._origins.allow(origin, hosts) and not self._origins.allow(origin, hosts, self._page_ports()):
             raise HandshakeError(403, "a page of this origin may not connect here", "origin")
 
+    def check_site(self, head: Head) -> None:
+        """Refuse an element of another site's page, such as an image: its request has a user's cookies but no Origin.
+
+        The page could read nothing, but it would take the user's connections. Raises `HandshakeError` 403 with the reason `origin`.
+        """
+        site = head.headers.get("sec-fetch-site")
+        if self._check_origin and "origin" not in head.headers and site not in (None, "same-origin", "none"):
+            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
+
     def check_host(self, head: Head, peer: str, listening: str) -> None:
         """Refuse a foreign host name for this machine's loopback address (DNS rebinding), as the admin port does.
 

@@ -19,7 +19,6 @@ from towerws.auth.base import Refused, Unavailable, result_if_ready
 from towerws.core.addresses import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
-from towerws.core.frames import text_frame
 from towerws.core.handover_state import ConnectionState
 from towerws.core.identity import Identity
 from towerws.core.positions import Pending
@@ -107,7 +106,7 @@ class Session:
         if response is None:
             return
         welcome = dialect.welcome(identity, context.hub.position, context.settings.ping_s)
-        connection.send(response + text_frame(welcome))
+        connection.send(response + dialect.wrap(welcome))
 
     def close(self) -> None:
         """End the session and everything that it waits for. A second call does nothing."""
@@ -145,6 +144,12 @@ class Session:
             self._handle_next()
         elif self._pending is not None and self._replaces_all(payload, is_binary):
             self._pending.supersede()
+
+    def request(self, request: Request) -> None:
+        """Follow the one request of a client that only reads. It needs no `xrftoken`: other sites' pages can't read its answer."""
+        self._context.requests += 1
+        self.requests += 1
+        self._authorize(request)
 
     def _handle_next(self) -> None:
         """Handle queued messages, until one has to wait for something."""
@@ -457,7 +462,8 @@ class Session:
 
     def _reply(self, *payloads: bytes | None) -> None:
         """Send frames in one write. So a thousand denials take one system call, and either all of them are sent or none."""
-        if not self._connection.send(b"".join([text_frame(payload) for payload in payloads if payload is not None])):
+        wrap = self.dialect.wrap
+        if not self._connection.send(b"".join([wrap(payload) for payload in payloads if payload is not None])):
             # The client keeps sending requests and doesn't read the answers.
             self._connection.end(CloseReason.OVERLOAD, "backlog_bytes")
 

@@ -727,6 +727,17 @@ for (const [status, once, later] of [[404, "closed", "waiting"], [200, "closed",
   });
 }
 
+test("the daemon's reason is told, and a proxy's page is not", async () => {
+  for (const [text, message] of [["the credential was refused\n", "no connection (HTTP status 403: the credential was refused)"], ["<html>", "no connection (HTTP status 403)"]]) {
+    globalThis.fetch = async () => ({ status: 403, text: async () => text });
+    const { reasons } = client();
+    await tick();
+    last().lose();
+    await tick();
+    assert.equal(reasons.at(-1).message, message);
+  }
+});
+
 test("a handshake that the daemon goes on to refuse is told once", async () => {
   globalThis.fetch = async () => ({ status: 426, body: { cancel() {} } });
   const { errors, client: made } = client();

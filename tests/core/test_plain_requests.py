@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kit.rows import each_row
+from towerws.core.errors import HandshakeError
+from towerws.core.http_head import END, Head, error_response, parse_head
+from towerws.core.plain_requests import (
+    ClientFile,
+    PlainRequest,
+    Route,
+    all_refused,
+    cors_headers,
+    file_response,
+    find_route,
+    plain_error,
+    read_plain_request,
+)
+from towerws.core.requests import Denied
+from towerws.core.settings import GroupSettings
+from towerws.core.topics import GroupTable
+
+GROUPS = GroupTable({"chat": GroupSettings(), "hidden": GroupSettings(policy="never")})
+TOPIC = "topic=job_events.42"
+
+
+def head(path: str, query: str = "", method: str = "GET", **headers: str) -> Head:
+    """A request's head."""
+    return Head(method, path, query, {"host": "a", **{name.replace("_", "-"): value for name, value in headers.items()}})
+
+
+@each_row(
+    ("found", "route"),
+    [
+        (head("/websocket/"), Route.PROBE),
+        (head("/api/websocket"), Route.PROBE),
+        (head("/websocket/", upgrade="websocket"), None),
+        (head("/websocket/", upgrade="h2c"), None),
+        (head("/websocket/", method="POST"), None),
+        (head("/events"), Route.EVENTS),
+        (head("/events/", upgrade="h2c"), Route.EVENTS),
+        (head("/websocket/events"), Route.EVENTS),
+        (head("/websocket/history/"), Route.HISTORY),
+        (head("/events//"), None),
+        (head("/event"), None),
+        (head("/x/client.js"), Route.FILE),
+        (head("/client.ts"), None),
+        (head("/"), None),
+    ],
+)
+def test_which_path_is_for_what(found: Head, route: Route | None) -> None:
+    """The last segment decides, as for the websocket."""
+    assert find_route(found, {"client.js"}) is route
+
+
+@each_row(
+    ("route", "query", "wanted"),
+    [
+        (Route.EVENTS, TOPIC, PlainRequest(Route.EVENTS, ("job_events.42",))),
+        (Route.EVENTS, f"{TOPIC}&{TOPIC}&topic=jobs.summary", PlainRequest(Route.EVENTS, ("job_events.42", "jobs.summary"))),
+        (Route.EVENTS, "topic=job_events.042", PlainRequest(Route.EVENTS, ("job_events.42",))),
+        (Route.EVENTS, "topic=chat.a%2Bb%26", PlainRequest(Route.EVENTS, ("chat.a+b&",))),
+        (Route.EVENTS, f"{TOPIC}&since=12-ab&token=x&session_key=y", PlainRequest(Route.EVENTS, ("job_events.42",), "12-ab")),
+        (Route.EVENTS, f"{TOPIC}&since=", PlainRequest(Route.EVENTS, ("job_events.42",))),
+        (Route.HISTORY, f"{TOPIC}&since=12-ab&limit=1000", PlainRequest(Route.HISTORY, ("job_events.42",), "12-ab", 1000)),
+        (Route.PROBE, "anything=else", PlainRequest(Route.PROBE)),
+    ],
+)
+def test_good_requests(route: Route, query: str, wanted: PlainRequest) -> None:
+    """Topics are as in a websocket's request: each counts once, and a number has one form."""
+    assert read_plain_request(head("/", query), route, GROUPS, 3) == wanted
+
+
+def test_the_header_counts_before_the_parameter() -> None:
+    """An EventSource that reconnects repeats its URL, and has the newer position in the header. `/history` has no such header."""
+    asked = head("/events", f"{TOPIC}&since=1-a", last_event_id="2-b")
+    assert read_plain_request(asked, Route.EVENTS, GROUPS, 3).since == "2-b"
+    assert read_plain_request(asked, Route.HISTORY, GROUPS, 3).since == "1-a"
+
+
+@each_row(
+    ("route", "query", "status", "named"),
+    [
+        (Route.EVENTS, "", 400, "no topic"),
+        (Route.EVENTS, f"{TOPIC}&topics=jobs.summary", 400, "unknown parameter topics: known are since, topic"),
+        (Route.EVENTS, f"{TOPIC}&limit=1", 400, "unknown parameter limit"),
+        (Route.EVENTS, f"{TOPIC}&%0d%0aX-Evil:%201=2", 400, r"unknown parameter \r\nX-Evil: 1"),
+        (Route.EVENTS, f"{TOPIC}&{'x' * 999}=", 400, "unknown parameter xxx"),
+        (Route.EVENTS, f"{TOPIC}&since=1-a&since=2-b", 400, "the parameter since may come once"),
+        (Route.EVENTS, "topic=job_events", 400, "topic job_events: a topic is GROUP.EVENT"),
+        (Route.EVENTS, "topic=job_events.x", 400, "topic job_events.x: no such event in this group"),
+        (Route.EVENTS, "topic=nothing.1", 400, "topic nothing.1: no such group"),
+        (Route.EVENTS, "topic=hidden.1", 400, "topic hidden.1: no client may subscribe to this group"),
+        (Route.EVENTS, "topic=towerws.marker", 400, "topic towerws.marker"),
+        (Route.EVENTS, "topic=chat.%E2%98%83", 400, r"topic chat.\u2603: a topic is"),
+        (Route.EVENTS, "topic=%ff", 400, "in UTF-8"),
+        (Route.EVENTS, "topic=chat.a&topic=chat.b&topic=chat.c&topic=chat.d", 400, "more than 3 topics"),
+        (Route.HISTORY, f"{TOPIC}&limit=0", 400, "limit 0: a number from 1 to 1000"),
+        (Route.HISTORY, f"{TOPIC}&limit=1001", 400, "limit 1001"),
+        (Route.HISTORY, f"{TOPIC}&limit=x", 400, "limit x"),
+        (Route.HISTORY, f"{TOPIC}&limit=%D9%A1", 400, r"limit \u0661"),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(route: Route, query: str, status: int, named: str) -> None:
+    """One line of ASCII names the parameter or topic, and the rule."""
+    with pytest.raises(HandshakeError) as caught:
+        read_plain_request(head("/", query), route, GROUPS, 3)
+    assert caught.value.status == status
+    assert named in str(caught.value)
+    assert str(caught.value).isascii()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126)))
+def test_any_query_is_read_or_refused(query: str) -> None:
+    """No query raises anything else, and the answer to it is one good HTTP head."""
+    try:
+        read_plain_request(head("/events", query), Route.EVENTS, GROUPS, 1000)
+    except HandshakeError as error:
+        block, found, body = error_response(error, more=cors_headers("https://a.example")).partition(END)
+        assert found
+        assert parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n" + block.split(b"\r\n", 1)[1].replace(b"Content-Length", b"X") + END, 100)
+        assert body.isascii()
+
+
+def test_other_methods() -> None:
+    """Only GET."""
+    for route in (Route.EVENTS, Route.HISTORY, Route.PROBE):
+        with pytest.raises(HandshakeError, match="GET only"):
+            read_plain_request(head("/events", TOPIC, "POST"), route, GROUPS, 3)
+
+
+def test_refused_topics() -> None:
+    """The refusal names topics and reasons. One that could not be checked makes it 503."""
+    assert all_refused([Denied("a", "1", "not allowed")]).status == 403
+    assert "a.1: not allowed" in str(all_refused([Denied("a", "1", "not allowed")]))
+    assert all_refused([Denied("a", "1", "not allowed"), Denied("a", "2", "unavailable")]).status == 503
+    assert str(all_refused([Denied("a", str(n), "no") for n in range(12)])).endswith("a.9: no; and 2 more")
+
+
+@each_row(
+    ("reason", "status", "events"),
+    [
+        ("no_credential", 403, 401),
+        ("credential", 403, 401),
+        ("user", 503, 429),
+        ("throttled", 503, 429),
+        ("origin", 403, 403),
+        ("address", 503, 503),
+    ],
+)
+def test_statuses(reason: str, status: int, events: int) -> None:
+    """A probe has the handshake's status. Events and history tell 401 and 429 apart."""
+    error = HandshakeError(status, "text", reason)
+    assert plain_error(error, Route.PROBE).status == status
+    assert plain_error(error, Route.EVENTS).status == events
+    assert plain_error(error, Route.HISTORY).reason == reason
+
+
+def test_cors() -> None:
+    """A page of an origin may read the answer. A text that is no origin is not repeated."""
+    assert "Access-Control-Allow-Origin: https://a.example" in cors_headers("https://a.example")
+    assert "Access-Control-Allow-Origin: null" in cors_headers("null")
+    assert cors_headers(None) == cors_headers("https://a.example/\u00e9") == ["Vary: Origin"]
+
+
+def test_files() -> None:
+    """A file comes whole or as gzip, and not at all to a client that has it."""
+    file = ClientFile("text/javascript", b"body", b"packed", "abc", forever=True)
+    assert file_response(head("/client.js"), file).endswith(b"\r\n\r\nbody")
+    packed = file_response(head("/client.js", accept_encoding="br, gzip;q=0.5"), file)
+    assert packed.endswith(b"\r\n\r\npacked")
+    assert b"Content-Encoding: gzip\r\n" in packed
+    assert file_response(head("/client.js", method="HEAD"), file).endswith(
+        b"Content-Length: 4\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+    )
+    assert file_response(head("/client.js", if_none_match='W/"abc"'), file).startswith(b"HTTP/1.1 304 ")
+    with pytest.raises(HandshakeError, match="GET only"):
+        file_response(head("/client.js", method="PUT"), file)

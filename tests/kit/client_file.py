@@ -1,0 +1,53 @@
+"""Builds the JavaScript client as the daemon serves it: `python -m tests.kit.client_file`.
+
+It writes `towerws/static/client.*`, and the hashes in the client's README.
+
+The tools are those of tests/languages/node, as in the lock file. The first line names the hash of the source, so that a test without
+Node notices a source that was changed without a build.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from base64 import b64encode
+from hashlib import sha256, sha384
+from pathlib import Path
+from typing import Final
+
+from tests.languages import Node
+from towerws import __version__
+from towerws.websocket.client_files import HASH_DIGITS
+
+ROOT: Final = Path(__file__).parents[2]
+SOURCE: Final = ROOT / "clients" / "js"
+STATIC: Final = ROOT / "towerws" / "static"
+
+
+def first_line() -> str:
+    """The first line of the built file."""
+    digest = sha256((SOURCE / "towerws.js").read_bytes()).hexdigest()[:16]
+    return f"// towerws {__version__} (MIT), built from clients/js/towerws.js with the SHA-256 {digest}\n"
+
+
+def minified() -> str:
+    """The client's source, minified. Installs terser at the first call."""
+    node = Node()
+    node.prepare()
+    terser = node.folder / "node_modules" / ".bin" / "terser"
+    command = [str(terser), "--module", "--compress", "--mangle", "--", "towerws.js"]
+    return subprocess.run(command, cwd=SOURCE, stdout=subprocess.PIPE, text=True, check=True, timeout=100).stdout
+
+
+def main() -> None:
+    """Write the files."""
+    (STATIC / "client.js").write_text(first_line() + minified())
+    (STATIC / "client.d.ts").write_bytes((SOURCE / "towerws.d.ts").read_bytes())
+    body = (STATIC / "client.js").read_bytes()
+    readme = SOURCE / "README.md"
+    text = re.sub(r"client-[0-9a-f]+\.js", f"client-{sha256(body).hexdigest()[:HASH_DIGITS]}.js", readme.read_text())
+    readme.write_text(re.sub(r'sha384-[^"]+', f"sha384-{b64encode(sha384(body).digest()).decode()}", text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Plain HTTP requests on the websocket port: `/events`, `/history`, the client's files, and a GET of the websocket's own path.
+
+A request is read strictly: an unknown parameter or topic is answered with 400 that names it, because a page that asks for something
+else than it gets would wait for ever. `topic` may be repeated. `token` and `session_key` are the credentials that a URL may carry.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Container
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from towerws.core.errors import HandshakeError, printable
+from towerws.core.history_page import DEFAULT_EVENTS, MAX_EVENTS
+from towerws.core.http_head import Head
+from towerws.core.origins import read_origin
+from towerws.core.requests import Denied
+from towerws.core.topics import GroupTable, UnknownItem, parse_routing_key
+
+CREDENTIALS = frozenset({"token", "session_key"})
+"""The parameters that the methods of authentication read."""
+
+MAX_NAMED = 10
+"""The topics that an answer names."""
+
+PREFLIGHT_S = 600
+"""How long a browser may remember the answer to a preflight."""
+
+
+class Route(enum.Enum):
+    """What a plain request is for."""
+
+    PROBE = "websocket"
+    """A GET of the websocket's path, without an upgrade: would its handshake be let in? A browser hides a handshake's status."""
+    EVENTS = "events"
+    HISTORY = "history"
+    FILE = "file"
+
+
+_BY_NAME = {"events": Route.EVENTS, "history": Route.HISTORY}
+
+
+class PlainRequest(NamedTuple):
+    """A request that was read. A probe has no topics. `limit` is for `/history`."""
+
+    route: Route
+    topics: tuple[str, ...] = ()
+    since: str | None = None
+    limit: int = DEFAULT_EVENTS
+
+
+def last_segment(path: str) -> str:
+    """Return what decides about a path: its last segment, with or without a slash behind it. "" if there are two."""
+    return "" if path.endswith("//") else path.rstrip("/").rpartition("/")[2]
+
+
+def find_route(head: Head, files: Container[str]) -> Route | None:
+    """Return what a request is for. None for an opening handshake, and for a request that `check_route` refuses."""
+    name = last_segment(head.path)
+    if name == "websocket":
+        return None if "upgrade" in head.headers or head.method != "GET" else Route.PROBE
+    return Route.FILE if name in files else _BY_NAME.get(name)
+
+
+def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics: int) -> PlainRequest:
+    """Read a request for events or history, or a probe. Raise `HandshakeError` 400 that names the thing that is wrong, or 405."""
+    if head.method != "GET":
+        raise HandshakeError(405, "this can be asked with GET only")
+    if route is Route.PROBE:
+        return PlainRequest(route)
+    known = {"topic", "since", "limit"} if route is Route.HISTORY else {"topic", "since"}
+    topics: dict[str, None] = {}
+    once: dict[str, str] = {}
+    for name, value in _parameters(head.query):
+        if name == "topic":
+            topics[_topic(value, groups)] = None
+        elif name not in known and name not in CREDENTIALS:
+            raise HandshakeError(400, f"unknown parameter {_shown(name)}: known are {', '.join(sorted(known))}")
+        elif once.setdefault(name, value) is not value and name in known:
+            raise HandshakeError(400, f"the parameter {name} may come once")
+    if not topics:
+        raise HandshakeError(400, "no topic: add ?topic=GROUP.EVENT, such as ?topic=jobs.status_changed")
+    if len(topics) > max_topics:
+        raise HandshakeError(400, f"more than {max_topics} topics")
+    # An EventSource reconnects with the URL of its beginning, and with the newest position in the header.
+    since = (route is Route.EVENTS and head.headers.get("last-event-id")) or once.get("since") or None
+    return PlainRequest(route, tuple(topics), since, _limit(once.get("limit")))
+
+
+def _parameters(query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=10_000)
+    except ValueError:  # UnicodeDecodeError is one
+        raise HandshakeError(400, "the query is not NAME=VALUE pairs in UTF-8") from None
+
+
+def _topic(text: str, groups: GroupTable) -> str:
+    try:
+        topic = parse_routing_key(text)
+        return groups.routing_key(topic.group, topic.event)
+    except UnknownItem as problem:
+        raise HandshakeError(400, f"topic {_shown(text)}: {problem}") from None
+    except ValueError:
+        raise HandshakeError(400, f"topic {_shown(text)}: a topic is GROUP.EVENT, such as job_events.42") from None
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_EVENTS
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_EVENTS):
+        raise HandshakeError(400, f"limit {_shown(text)}: a number from 1 to {MAX_EVENTS}")
+    return int(text)
+
+
+def _shown(text: str) -> str:
+    """Return a client's text for its own answer: one line of ASCII, shortened."""
+    return printable(text).encode("ascii", "backslashreplace").decode()
+
+
+def all_refused(denied: list[Denied]) -> HandshakeError:
+    """Return the refusal of a request of whose topics none is allowed: 503 if one could not be checked, else 403."""
+    named = "; ".join(f"{item.group}.{item.item}: {item.reason}" for item in denied[:MAX_NAMED])
+    more = f"; and {len(denied) - MAX_NAMED} more" if len(denied) > MAX_NAMED else ""
+    if any(item.reason == "unavailable" for item in denied):
+        return HandshakeError(503, f"whether this user may have these topics can't be checked just now: {named}{more}", "unavailable")
+    return HandshakeError(403, f"this user may have none of these topics: {named}{more}", "topics")
+
+
+_STATUSES = {"no_credential": 401, "credential": 401, "revoked": 401, "user": 429, "throttled": 429}
+
+
+def plain_error(error: HandshakeError, route: Route) -> HandshakeError:
+    """Return the refusal with the status that it has for events and history. A probe gets the status of the handshake.
+
+    AWX's clients know 403 and 503 only. Here 401 tells a missing or refused credential from 403, and 429 a limit of one's own from 503.
+    """
+    status = error.status if route is Route.PROBE else _STATUSES.get(error.reason, error.status)
+    return HandshakeError(status, str(error), error.reason)
+
+
+def cors_headers(origin: str | None) -> list[str]:
+    """Return the lines that let a page of another origin read an answer.
+
+    A refusal of the origin itself is readable, too: it says the same to everybody, and a page that is not told can't be mended.
+    """
+    lines = ["Vary: Origin"]
+    if origin is not None and (origin == "null" or read_origin(origin) is not None):
+        lines += [
+            f"Access-Control-Allow-Origin: {origin}",
+            "Access-Control-Allow-Credentials: true",
+            "Access-Control-Expose-Headers: Retry-After",
+        ]
+    return lines
+
+
+def preflight_response(cors: list[str]) -> bytes:
+    """Return the answer to a browser's question whether a page may send `Authorization` (Fetch section 3.2.2)."""
+    return _head(
+        "204 No Content",
+        [
+            *cors,
+            "Access-Control-Allow-Methods: GET",
+            "Access-Control-Allow-Headers: Authorization, Last-Event-ID",
+            f"Access-Control-Max-Age: {PREFLIGHT_S}",
+        ],
+    )
+
+
+def stream_response(cors: list[str]) -> bytes:
+    """Return the head of an event stream. Its body has no length: it ends with the connection."""
+    # `no-transform`: a proxy that compresses would hold events back. The third line is for nginx.
+    lines = ["Content-Type: text/event-stream", "Cache-Control: no-store, no-transform", "X-Accel-Buffering: no", *cors]
+    return _head("200 OK", lines)
+
+
+def json_response(body: bytes, cors: list[str]) -> bytes:
+    """Return a whole answer with JSON."""
+    lines = ["Content-Type: application/json", "Cache-Control: no-store", f"Content-Length: {len(body)}", *cors]
+    return _head("200 OK", lines) + body
+
+
+class ClientFile(NamedTuple):
+    """A file that the daemon serves to pages. `packed` is the body as gzip. `forever`: its name changes with its contents."""
+
+    content_type: str
+    body: bytes
+    packed: bytes
+    etag: str
+    forever: bool
+
+
+def file_response(head: Head, file: ClientFile) -> bytes:
+    """Return the answer to a GET or HEAD of a file. Raise `HandshakeError` 405 for another method."""
+    if head.method not in ("GET", "HEAD"):
+        raise HandshakeError(405, "this can be asked with GET only")
+    lines = [
+        f'ETag: W/"{file.etag}"',
+        f"Cache-Control: public, {'max-age=31536000, immutable' if file.forever else 'max-age=300'}",
+        "Vary: Accept-Encoding",
+        "Access-Control-Allow-Origin: *",
+        "Cross-Origin-Resource-Policy: cross-origin",
+    ]
+    if f'"{file.etag}"' in head.headers.get("if-none-match", ""):
+        return _head("304 Not Modified", lines)
+    body = file.body
+    if "gzip" in [word.partition(";")[0].strip(" \t") for word in head.headers.get("accept-encoding", "").split(",")]:
+        body = file.packed
+        lines.append("Content-Encoding: gzip")
+    lines += [f"Content-Type: {file.content_type}", f"Content-Length: {len(body)}"]
+    return _head("200 OK", lines) + (b"" if head.method == "HEAD" else body)
+
+
+def _head(status: str, lines: list[str]) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "X-Content-Type-Options: nosniff", "Connection: close", "", ""]).encode("ascii")

@@ -1,0 +1,173 @@
+"""Answers to requests for events and history, once their user is known.
+
+A request for events becomes a `Session` like that of a websocket: with the same subscriptions, limits, history and checks of its
+credential. Only its frames (core/event_stream.py) and its sign of life differ. It gets a comment as often as a websocket gets a ping.
+The client doesn't answer a comment, but its kernel acknowledges it.
+
+state      | begins with           | topics checked               | position judged | too late or failed | client gone
+checking   | the request           | stream opens; or -> judging  | -               | refused            | ended
+judging    | a `since` of history  | -                            | page is sent    | refused            | ended
+ended      | the answer            | -                            | -               | -                  | -
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.auth.base import result_if_ready
+from towerws.core.addresses import address_key
+from towerws.core.deliveries import Delivery
+from towerws.core.errors import HandshakeError
+from towerws.core.event_stream import HEARTBEAT
+from towerws.core.history_page import MAX_PAGE_BYTES, page_json
+from towerws.core.identity import Identity
+from towerws.core.plain_requests import PlainRequest, Route, all_refused
+from towerws.core.positions import Pending
+from towerws.core.requests import Denied, Request
+from towerws.core.topics import parse_routing_key
+from towerws.websocket.autobahn_parts import Timers
+from towerws.websocket.context import ConnectionContext
+from towerws.websocket.waits import PositionWait
+
+
+class PlainConnection(Protocol):
+    """What an answer uses of its connection."""
+
+    address: str
+
+    def open_stream(self, request: Request) -> None:
+        """Begin the event stream."""
+
+    def send_json(self, body: bytes) -> None:
+        """Answer 200 with this body, and close."""
+
+    def refuse(self, error: HandshakeError) -> None:
+        """Answer with the error, and close."""
+
+
+class PlainAnswer:
+    """The answer to one request of an authenticated client."""
+
+    __slots__ = ("_account", "_connection", "_context", "_identity", "_request", "_waiting")
+
+    _log = Logger()
+
+    def __init__(self, context: ConnectionContext, connection: PlainConnection, identity: Identity, request: PlainRequest) -> None:
+        self._context = context
+        self._connection: PlainConnection | None = connection
+        self._identity = identity
+        self._request = request
+        self._account = identity.account or address_key(connection.address)
+        self._waiting: Any = None
+        """What to cancel if the client leaves."""
+
+    def begin(self) -> None:
+        """Check the topics. A stream subscribes to those that are allowed, and lists the others; without any it is refused."""
+        others = self._context.groups.refusals(self._identity, self._request.topics)
+        topics = [topic for topic in self._request.topics if topic not in others]
+        asked: Deferred[dict[str, str]] = maybeDeferred(self._context.auth.refusals, self._identity, topics)
+        if (refusals := result_if_ready(asked)) is not None:
+            self._checked({**others, **refusals})
+            return
+        self._waiting = asked
+        asked.addCallbacks(lambda refusals: self._checked({**others, **refusals}), self._failed).addErrback(self._failed)
+
+    def cancel(self) -> None:
+        """The client has left. A second call does nothing."""
+        self._connection = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.cancel()
+
+    def _failed(self, failure: Failure) -> None:
+        if self._connection is not None:
+            self._log.failure("a plain request could not be answered", failure)
+            self._refuse(HandshakeError(500, "internal error", "error"))
+
+    def _refuse(self, error: HandshakeError) -> None:
+        connection, self._connection, self._waiting = self._connection, None, None
+        if connection is not None:
+            connection.refuse(error)
+
+    def _checked(self, refusals: dict[str, str]) -> None:
+        self._waiting = None
+        if (connection := self._connection) is None:
+            return
+        request = self._request
+        denied = [Denied(*parse_routing_key(topic), reason) for topic, reason in refusals.items()]
+        if len(denied) == len(request.topics):
+            self._refuse(all_refused(denied))
+        elif request.route is Route.EVENTS:
+            self._connection = None
+            connection.open_stream(Request(request.topics, (), request.since))
+        else:
+            self._find(denied)
+
+    # history
+
+    def _find(self, denied: list[Denied]) -> None:
+        """Find the position, and wait for that as long as a websocket's request does."""
+        if (delay_s := self._context.replays.accounts.delay(self._account, self._context.reactor.seconds())) > 0:
+            self._context.replays.delays += 1
+            self._refuse(HandshakeError(429, f"this user replays too much of history: ask again in {delay_s:.0f} s", "replay"))
+            return
+        if (since := self._request.since) is None:
+            self._send_page(denied, None)
+        elif isinstance(found := self._context.ingest.judge_position(since), Pending):
+            late = HandshakeError(503, "the position can't be judged yet: ask again with it", "not_yet")
+            self._waiting = PositionWait(self._context, since, lambda found: self._send_page(denied, found), lambda: self._refuse(late))
+        else:
+            self._send_page(denied, found)
+
+    def _send_page(self, denied: list[Denied], since: Delivery | None) -> None:
+        connection, self._connection, self._waiting = self._connection, None, None
+        if connection is None:
+            return
+        request = self._request
+        refused = {f"{item.group}.{item.item}" for item in denied}
+        topics = [topic for topic in request.topics if topic not in refused]
+        page = self._context.hub.read(topics, since, request.limit, MAX_PAGE_BYTES)
+        body = page_json(page, denied, recovered=None if request.since is None else since is not None)
+        self._context.requests += 1
+        self._context.replays.accounts.count(self._account, self._context.reactor.seconds(), len(body))
+        connection.send_json(body)
+
+
+class Heartbeat:
+    """Writes a comment to a stream every `every_s` seconds, from its begin until `stop`."""
+
+    __slots__ = ("_every_s", "_send", "_timer", "_timers")
+
+    def __init__(self, timers: Timers, every_s: float, send: Callable[[bytes], bool]) -> None:
+        self._timers = timers
+        self._every_s = every_s
+        self._send: Callable[[bytes], bool] | None = send
+        self._timer: Any = timers.call_later(every_s, self._beat)
+
+    def stop(self) -> None:
+        """Write no more. A second call does nothing."""
+        self._send = None
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _beat(self) -> None:
+        if self._send is not None:
+            self._timer = self._timers.call_later(self._every_s, self._beat)
+            self._send(HEARTBEAT)  # a full buffer takes no comment, and needs none
+
+
+def bound_silence(transport: Any, seconds: float) -> None:
+    """End a TCP connection whose other end acknowledges nothing for this long (RFC 5482), as a missing pong ends a websocket.
+
+    The kernel gives up after 15 minutes otherwise. The other end of a UNIX socket is on this machine, and its end is known at once.
+    """
+    found = getattr(transport, "socket", None)  # TLS passes it on
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
