@@ -48,6 +48,7 @@ WIRING = [
     "cli",
     "commands.config",
     "commands.demo",
+    "commands.explain",
     "commands.publish",
     "commands.tail",
     "config.exposure",

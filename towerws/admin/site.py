@@ -38,6 +38,7 @@ class AdminSite(EndpointSite):
     - `publish` and `why_no_subscriber` are those of `publish_event`.
     - `disconnect` fires with the result of a revocation.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
+    - `console` has the endpoints of `console_endpoints`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class AdminSite(EndpointSite):
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: PageContent | None = None,
         metrics: MetricsPage | None = None,
+        console: Mapping[bytes, Endpoint] | None = None,
     ) -> None:
         content = page or PageContent()
         figures = metrics or MetricsPage(status, lambda: 0.0)
@@ -64,7 +66,8 @@ class AdminSite(EndpointSite):
 
         super().__init__(
             {
-                b"": get(lambda: live_page(content, websocket_port())),
+                **(console or {}),
+                b"live": get(lambda: live_page(content, websocket_port())),
                 b"live.css": get(lambda: static_file("live.css", b"text/css; charset=utf-8")),
                 b"live.js": get(lambda: static_file("live.js", b"text/javascript; charset=utf-8")),
                 b"healthz": get(healthy),
@@ -75,7 +78,7 @@ class AdminSite(EndpointSite):
                 b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
             },
-            help_text="try /healthz, /readyz, /status, /metrics, /topics, /publish, /disconnect or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /connections, /explain, /publish, /disconnect or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )
