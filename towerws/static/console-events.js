@@ -75,7 +75,7 @@ async function open(details, event) {
     const shown = found.payload.slice(0, MAX_SHOWN);
     paint(text, pretty(shown));
     text.tabIndex = 0;
-    text.setAttribute("role", "region");
+    text.setAttribute("role", "group");
     text.setAttribute("aria-label", `Payload of ${visible(event.topic)}`);
     if (shown.length < found.payload.length) actions.append(make("p", "note", `The first ${shown.length.toLocaleString("en")} of ${found.payload.length.toLocaleString("en")} characters.`));
     const who = make("a", "", "Who gets this topic?");

@@ -2,6 +2,7 @@
 import { $, age, ask, bytes, count, duration, make, onReach, plural, rate, repeat, setText, visible } from "./console-kit.js";
 
 const POLL_MS = 5000;
+const LEAST_S = 120;   // A daemon that has just started fills the charts from this width on.
 const WIDTH = 300, HEIGHT = 100;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -43,7 +44,7 @@ function reasons(refused) {
   return most.map(([reason, number]) => `${visible(reason)} ${count(number)}`).join(", ");
 }
 
-let instance = null, names = [], samples = [], present = null, now = 0, keptS = 900;
+let instance = null, names = [], samples = [], present = null, now = 0, keptS = 900, spanS = 900;
 
 function shape(tag, className) {
   const element = document.createElementNS(SVG, tag);
@@ -70,17 +71,18 @@ function build(card) {
   head.append(value, more);
   chart.append(svg, most, tip, waiting);
   const axis = make("div", "axis");
-  axis.append(make("span", "", "15 min ago"), make("span", "", "now"));
+  const from = make("span");
+  axis.append(from, make("span", "", "now"));
   axis.setAttribute("aria-hidden", "true");
   item.append(make("h3", "", card.title), head, chart, axis);
   $("cards").append(item);
-  card.parts = { item, svg, area, second, line, cross, value, more, most, tip, waiting };
+  card.parts = { item, svg, area, second, line, cross, value, more, most, tip, waiting, from };
   chart.addEventListener("pointermove", (event) => point(card, event));
   chart.addEventListener("pointerleave", () => { tip.hidden = true; for (const name of ["x1", "x2", "y1", "y2"]) cross.setAttribute(name, 0); });
 }
 
 const column = (name) => names.indexOf(name) + 1;   // the time is the first
-const x = (at) => WIDTH * (1 - (now - at) / keptS);
+const x = (at) => WIDTH * (1 - (now - at) / spanS);
 
 function path(points, most) {
   let text = "", open = false;
@@ -109,7 +111,8 @@ function fill(points, most) {
 }
 
 function draw(card) {
-  const { item, svg, area, second, line, value, more, most: top, waiting } = card.parts;
+  const { item, svg, area, second, line, value, more, most: top, waiting, from } = card.parts;
+  setText(from, `${Math.round(spanS / 60)} min ago`);
   const at = column(card.figure);
   const points = samples.map((sample) => [sample[0], sample[at]]);
   const others = card.second ? samples.map((sample) => [sample[0], sample[column(card.second)]]) : [];
@@ -129,14 +132,14 @@ function draw(card) {
   setText(top, off || !most ? "" : join(card.form(most)));
   waiting.hidden = samples.length > 1;
   setText(waiting, "the first samples come within 10 s");
-  svg.setAttribute("aria-label", off ? `${card.title}: ${number}` : `${card.title} over the last 15 minutes: now ${join([number, unit])}, at most ${join(card.form(most))}`);
+  svg.setAttribute("aria-label", off ? `${card.title}: ${number}` : `${card.title} over the last ${Math.round(spanS / 60)} minutes: now ${join([number, unit])}, at most ${join(card.form(most))}`);
 }
 
 function point(card, event) {
   const { item, svg, cross, tip } = card.parts;
   if (samples.length < 2 || item.dataset.mood === "off") return;
   const box = svg.getBoundingClientRect();
-  const wanted = now - keptS * (1 - (event.clientX - box.left) / box.width);
+  const wanted = now - spanS * (1 - (event.clientX - box.left) / box.width);
   const near = samples.reduce((best, sample) => Math.abs(sample[0] - wanted) < Math.abs(best[0] - wanted) ? sample : best);
   const value = near[column(card.figure)], second = card.second ? near[column(card.second)] : null;
   for (const [name, place] of [["x1", x(near[0])], ["x2", x(near[0])], ["y1", 0], ["y2", HEIGHT]]) cross.setAttribute(name, place);
@@ -191,6 +194,7 @@ async function poll() {
   }
   ({ names, present, now, kept_s: keptS } = found);
   samples = [...samples, ...found.samples].filter((sample) => sample[0] > now - keptS);
+  spanS = Math.min(keptS, Math.max(LEAST_S, 60 * Math.ceil((now - (samples.length ? samples[0][0] : now)) / 60)));
   show();
 }
 
