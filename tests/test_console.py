@@ -140,7 +140,11 @@ def test_connections(admin: ConsoleAdmin) -> None:
     assert (reply.status, "may have ended already" in reply.error) == (404, True)
 
 
-@each_row("body", [b"", b"{}", b"[]", b'{"connection": "1"}', b'{"connection": true}', b'{"connection": 1, "x": 2}', b"[" * 5000], admin=admin_port)
+@each_row(
+    "body",
+    [b"", b"{}", b"[]", b'{"connection": "1"}', b'{"connection": true}', b'{"connection": 1, "x": 2}', b"[" * 5000],
+    admin=admin_port,
+)
 def test_bad_end(admin: ConsoleAdmin, body: bytes) -> None:
     """The body names one connection, by a number."""
     reply = admin.ask("POST", "/connections/end", body)
@@ -196,12 +200,13 @@ def test_methods(admin: ConsoleAdmin, path: str) -> None:
 @each_row("path", GETS, admin=admin_port)
 def test_other_sites(admin: ConsoleAdmin, path: str) -> None:
     """A page of another site gets nothing: by Origin, by Host, nor by a request without an Origin that it makes a browser send."""
-    for headers in (
+    foreign: list[dict[str, Any]] = [
         {"Origin": "http://evil.example"},
         {"Host": "evil.example:9051"},
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"},
-    ):
+    ]
+    for headers in foreign:
         reply = admin.ask("GET", path, **headers)
         assert reply.status == 403, (path, headers)
         assert admin.ask("POST", "/connections/end", b'{"connection": 1}', **headers).status == 403
@@ -271,7 +276,9 @@ def test_every_script_is_served(admin: ConsoleAdmin) -> None:
         assert (reply.status, reply.headers["content-type"]) == (200, "text/javascript; charset=utf-8")
         script = reply.body.decode()
         assert {found.removeprefix("./") for found in re.findall(r'from "([^"]*)"', script)} <= set(SCRIPTS)
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|srcdoc|import\(", script)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|srcdoc|import\(", script
+        )
 
 
 def test_ids_of_the_scripts_are_in_the_page() -> None:

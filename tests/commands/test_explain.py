@@ -90,7 +90,7 @@ def test_delivered_as_json(port: Port) -> None:
 
 def test_bad_topic(port: Port) -> None:
     """The daemon's 400 is a usage error."""
-    port.answer = 400, b'{"error": "routing key \'x\' has no \'.\'"}'
+    port.answer = 400, b"{\"error\": \"routing key 'x' has no '.'\"}"
     result = explain("x", "--admin", port.url)
     assert result.exit_code == 2
     assert "has no '.'" in result.stderr

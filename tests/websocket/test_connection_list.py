@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,17 +17,18 @@ def make() -> Iterator[Edges]:
 
 
 def test_rows(make: Edges) -> None:
-    """A row says who, from where, what it hears, and how it is."""
+    """A row says who, from where, what it hears, and its state."""
     edge = make()
     edge.open(v1=True).ask({"job_events": list(range(TOPICS_SHOWN + 5))})
     edge.advance(3)
     edge.connect("192.0.2.9")
     found = list_connections(edge.factory, after=0, text="", limit=50, behind=False)
-    first, second = found["connections"]  # type: ignore[misc]  # it is a list
+    rows: Any = found["connections"]
+    first, second = rows
     assert first.pop("topics") == [f"job_events.{number}" for number in range(TOPICS_SHOWN)]
     assert first == {
-        **{"connection": 1, "address": "192.0.2.1", "state": "open", "user": None, "method": "open", "session": None, "dialect": "v1"},
-        **{"behind": False, "age_s": 3.0, "requests": 1, "topic_count": TOPICS_SHOWN + 5},
+        "connection": 1, "address": "192.0.2.1", "state": "open", "user": None, "method": "open", "session": None, "dialect": "v1",
+        "behind": False, "age_s": 3.0, "requests": 1, "topic_count": TOPICS_SHOWN + 5,
     }
     assert second == {"connection": 2, "address": "192.0.2.9", "state": "handshake"}
     assert (found["next"], found["present"]) == (None, 2)
@@ -36,15 +38,15 @@ def test_pages_and_search(make: Edges) -> None:
     """`next` leads through all connections, also while others come and go. A text is looked for in address and topics."""
     edge = make()
     clients = [edge.open().ask({"job_events": [number]}) for number in range(7)]
-    first = list_connections(edge.factory, after=0, text="", limit=3, behind=False)
-    assert ([row["connection"] for row in first["connections"]], first["next"]) == ([1, 2, 3], 3)  # type: ignore[attr-defined]
+    first: Any = list_connections(edge.factory, after=0, text="", limit=3, behind=False)
+    assert ([row["connection"] for row in first["connections"]], first["next"]) == ([1, 2, 3], 3)
     clients[2].hang_up()
     clients[4].hang_up()
-    second = list_connections(edge.factory, after=3, text="", limit=3, behind=False)
-    assert ([row["connection"] for row in second["connections"]], second["next"]) == ([4, 6, 7], None)  # type: ignore[attr-defined]
+    second: Any = list_connections(edge.factory, after=3, text="", limit=3, behind=False)
+    assert ([row["connection"] for row in second["connections"]], second["next"]) == ([4, 6, 7], None)
     for text, numbers in (("job_events.5", [6]), ("192.0.2", [1, 2, 4, 6, 7]), ("nobody", [])):
-        found = list_connections(edge.factory, after=0, text=text, limit=50, behind=False)
-        assert [row["connection"] for row in found["connections"]] == numbers  # type: ignore[attr-defined]
+        found: Any = list_connections(edge.factory, after=0, text=text, limit=50, behind=False)
+        assert [row["connection"] for row in found["connections"]] == numbers
     assert list_connections(edge.factory, after=0, text="", limit=50, behind=True)["connections"] == []
 
 

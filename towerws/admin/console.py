@@ -198,9 +198,7 @@ def _events(request: Request, data: ConsoleData) -> Answer:
     found = find_events(data.history, after=after, group=str(asked["group"]), text=str(asked["text"]))
     now = data.clock()
     events = [_row(delivery, now) for delivery in found.events]
-    return json_answer(
-        200, {"instance": data.instance, "newest": data.history.head.seq, "complete": found.complete, "events": events}
-    )
+    return json_answer(200, {"instance": data.instance, "newest": data.history.head.seq, "complete": found.complete, "events": events})
 
 
 def _row(delivery: Delivery, now: float) -> dict[str, object]:

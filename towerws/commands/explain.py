@@ -94,7 +94,9 @@ def _ask(connection: http.client.HTTPConnection, admin: str, path: str) -> tuple
         response = connection.getresponse()
         answer = json.loads(response.read())
     except (OSError, http.client.HTTPException) as error:
-        _fail(f"{admin}: {getattr(error, 'strerror', None) or str(error) or repr(error)}; is the daemon running, and is that its admin port?")
+        _fail(
+            f"{admin}: {getattr(error, 'strerror', None) or str(error) or repr(error)}; is the daemon running, and is that its admin port?"
+        )
     except ValueError:
         _fail(f"{admin} answers without JSON: is that the admin port of a daemon?")
     finally:

@@ -37,7 +37,7 @@ const CARDS = [
 ];
 
 const peak = (series, form) => series.figure.length ? `peak ${join(form(Math.max(...series.figure.filter((value) => value !== null))))}` : "";
-const join = ([value, unit]) => unit ? `${value} ${unit}` : value;
+const join = ([value, unit]) => unit === "" || unit.startsWith("/") ? value + unit : `${value} ${unit}`;
 
 function reasons(refused) {
   const most = Object.entries(refused || {}).sort((one, other) => other[1] - one[1]).slice(0, 2);
@@ -118,7 +118,7 @@ function draw(card) {
   const others = card.second ? samples.map((sample) => [sample[0], sample[column(card.second)]]) : [];
   const values = points.map(([, value]) => value).filter((value) => value !== null);
   const last = Object.fromEntries(names.map((name, index) => [name, samples.length ? samples.at(-1)[index + 1] : null]));
-  const newest = card.sum ? values.reduce((sum, value) => sum + value, 0) : points.length ? points.at(-1)[1] : null;
+  const newest = card.sum && values.length ? values.reduce((sum, value) => sum + value, 0) : points.length ? points.at(-1)[1] : null;
   const off = newest === null || (card.when && !card.when(present));
   const [number, unit] = off ? [samples.length ? card.quiet || "–" : "–", ""] : card.form(newest);
   value.replaceChildren(document.createTextNode(number), ...(unit ? [make("small", "", unit)] : []));

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.logger import Logger
 
 from towerws.core.errors import printable
-from towerws.core.topics import UnknownItem, parse_flat_name, parse_routing_key
+from towerws.core.topics import parse_flat_name, parse_routing_key
 
 if TYPE_CHECKING:
     from towerws.core.deliveries import Delivery
