@@ -1,4 +1,7 @@
-"""docs/console.png: the console while the demo publishes. `python -m tests.kit.console_picture` takes it again (needs Chromium)."""
+"""docs/console.png: the console while the demo publishes. `PYTHONPATH=script python -m tests.kit.console_picture` takes it again.
+
+It needs Chromium.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from tests.kit.daemon import Daemon, V1Client
 from tests.kit.live_page_picture import DEMO, ROOT
 
 PICTURE = ROOT / "docs" / "console.png"
-WIDTH, HEIGHT = 1280, 785
-WATCHED_S = 170
+WIDTH, HEIGHT = 1280, 800
+WATCHED_S = 125
 """So many seconds of the demo are on the picture."""
 
 CLIENTS = 40
