@@ -27,8 +27,17 @@ def test_rows(make: Edges) -> None:
     first, second = rows
     assert first.pop("topics") == [f"job_events.{number}" for number in range(TOPICS_SHOWN)]
     assert first == {
-        "connection": 1, "address": "192.0.2.1", "state": "open", "user": None, "method": "open", "session": None, "dialect": "v1",
-        "behind": False, "age_s": 3.0, "requests": 1, "topic_count": TOPICS_SHOWN + 5,
+        "connection": 1,
+        "address": "192.0.2.1",
+        "state": "open",
+        "user": None,
+        "method": "open",
+        "session": None,
+        "dialect": "v1",
+        "behind": False,
+        "age_s": 3.0,
+        "requests": 1,
+        "topic_count": TOPICS_SHOWN + 5,
     }
     assert second == {"connection": 2, "address": "192.0.2.9", "state": "handshake"}
     assert (found["next"], found["present"]) == (None, 2)

@@ -21,7 +21,7 @@ class Refusing(Open):
 
     def __init__(self) -> None:
         self.refused: dict[str, str] = {}
-        self.pending = False
+        self.pending = self.fault = False
 
     def authenticate(self, head: Any, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
@@ -29,6 +29,8 @@ class Refusing(Open):
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once, or never."""
+        if self.fault:
+            raise ZeroDivisionError
         return Deferred() if self.pending else succeed({topic: self.refused[topic] for topic in topics if topic in self.refused})
 
 
@@ -110,15 +112,20 @@ def test_other_users(make: Edges) -> None:
     assert "an anonymous client has no connection" in verdict(edge, "control.limit_reached_8", user="")["text"]
 
 
-def test_no_answer_in_time(make: Edges) -> None:
-    """A method that does not answer ends nothing: the rule can't be known, and the log says so."""
+def test_no_answer(make: Edges) -> None:
+    """A method that does not answer in time, or fails, ends nothing: the rule can't be known. A fault is logged."""
     method = Refusing()
     edge = make(method)
     edge.publish("job_events.42", {})
     edge.open(v1=True)
     method.pending = True
     assert verdict(edge)["passes"] is None
-    assert any("CancelledError" in text or "TimeoutError" in text for text in make.failures())
+    assert make.failures() == []
+    method.pending = False
+    method.fault = True
+    assert verdict(edge)["passes"] is None
+    (logged,) = make.failures()
+    assert "ZeroDivisionError" in logged
 
 
 def test_many_connections(make: Edges) -> None:

@@ -1,6 +1,6 @@
 """The last quarter of an hour in figures, for the console: one sample each `EVERY_S`, in a ring of `KEPT` samples.
 
-A page that is opened now shows the past. A sample has 18 numbers, so the whole ring takes about 150 KB.
+A page that is opened now shows the past. A sample has 18 numbers, so the whole ring takes about 120 KB.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ const join = ([value, unit]) => unit === "" || unit.startsWith("/") ? value + un
 
 function reasons(refused) {
   const most = Object.entries(refused || {}).sort((one, other) => other[1] - one[1]).slice(0, 2);
-  return most.map(([reason, number]) => `${visible(reason)} ${count(number)}`).join(", ");
+  return most.length ? `since the start: ${most.map(([reason, number]) => `${visible(reason)} ${count(number)}`).join(", ")}` : "";
 }
 
 let instance = null, names = [], samples = [], present = null, now = 0, keptS = 900, spanS = 900;

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, TimeoutError, inlineCallbacks, maybeDeferred  # noqa: A004 - Twisted's own
 from twisted.logger import Logger
 
 from towerws.core.errors import printable
@@ -132,8 +132,10 @@ def _of_connection(
     if not refused:
         try:
             refused = yield maybeDeferred(context.auth.refusals, session.identity, [topic]).addTimeout(DEADLINE_S, context.reactor)
-        except Exception:  # noqa: BLE001 - a fault, or the timeout: the other steps still answer
-            _log.failure("explain: the method did not answer about a topic")
+        except TimeoutError:
+            refused = {topic: "unavailable"}
+        except Exception:  # noqa: BLE001 - a fault: the other steps still answer
+            _log.failure("explain: the method could not answer about a topic")
             refused = {topic: "unavailable"}
     if (reason := refused.get(topic)) is None:
         steps = [Step(rule, passes=True, text=f"by {session.identity.method}")]
