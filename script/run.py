@@ -121,7 +121,7 @@ def _start(parts: Parts, args: argparse.Namespace) -> None:
     source = ["--broker", broker] if broker else ["--admin", f"http://127.0.0.1:{admin}"]
     parts.spawn("the demo producer", [str(BIN / "towerws"), "demo", "--quiet", *source])
     tail = f"{(BIN / 'towerws').relative_to(ROOT)} tail --url ws://127.0.0.1:{listen}/websocket/ --follow"
-    _say(f"events are flowing; see them in a browser:  http://127.0.0.1:{admin}/")
+    _say(f"events are flowing; see them in a browser:  http://127.0.0.1:{admin}/live  (the console: http://127.0.0.1:{admin}/)")
     _say(f"or in another terminal:  {tail}")
     # A URL that was given may hold a password, which nobody expects to see here.
     where = "--broker URL" if args.broker else f"--broker {broker}" if broker else f"--admin http://127.0.0.1:{admin}"

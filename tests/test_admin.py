@@ -166,7 +166,7 @@ def test_what_the_live_page_is_told(admin: Admin) -> None:
             if tag == "body":
                 found.update(attrs)
 
-    Body().feed(admin.ask("GET", "/").body.decode())
+    Body().feed(admin.ask("GET", "/live").body.decode())
     assert json.loads(found.pop("data-groups") or "") == groups
     assert found == {"data-websocket-port": "18051", "data-auth": "jwt tower", "data-takes-tokens": "yes"}
     assert admin.ask("GET", "/topics").json == {"topics": ["orders.<b>"], "position": "7-5b0c7e9f21aa"}
@@ -176,7 +176,7 @@ def test_what_the_live_page_is_told(admin: Admin) -> None:
 
 def test_live_page(admin: Admin) -> None:
     """The page has the websocket's port, and a policy that loads nothing from other sites."""
-    reply = admin.ask("GET", "/")
+    reply = admin.ask("GET", "/live")
     assert reply.status == 200
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in reply.headers["content-security-policy"]
@@ -321,7 +321,7 @@ def test_bad_revocations(admin: Admin) -> None:
     assert admin.revocations == []
 
 
-@each_row("path", ["/", "/healthz", "/readyz", "/status", "/publish", "/disconnect"])
+@each_row("path", ["/live", "/healthz", "/readyz", "/status", "/publish", "/disconnect"])
 @each_row("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"], admin=admin_port)
 def test_methods(admin: Admin, path: str, method: str) -> None:
     """Each path takes one method. Any other is a 405 in JSON that names it."""
@@ -337,7 +337,7 @@ def test_methods(admin: Admin, path: str, method: str) -> None:
 
 def test_head(admin: Admin) -> None:
     """HEAD is GET without the body, on every path that takes GET. It logs nothing."""
-    for path in ("/", "/healthz", "/readyz", "/status"):
+    for path in ("/live", "/healthz", "/readyz", "/status"):
         head, got = admin.ask("HEAD", path), admin.ask("GET", path)
         assert (head.status, head.body) == (200, b"")
         assert head.headers["content-length"] == str(len(got.body))
@@ -369,7 +369,7 @@ def test_nothing_there(admin: Admin, path: str) -> None:
 )
 def test_foreign_origin(admin: Admin, origin: str) -> None:
     """A page of another site can't make a browser publish here, or read anything."""
-    for method, path in (("POST", "/publish"), ("GET", "/status"), ("GET", "/")):
+    for method, path in (("POST", "/publish"), ("GET", "/status"), ("GET", "/live")):
         reply = admin.ask(method, path, b'{"topic": "a.b", "payload": {}}' if method == "POST" else b"", Origin=origin)
         assert reply.status == 403, reply.body
         assert "origin" in reply.error

@@ -49,6 +49,7 @@ WIRING = [
     "cli",
     "commands.config",
     "commands.demo",
+    "commands.explain",
     "commands.publish",
     "commands.restart",
     "commands.tail",

@@ -277,6 +277,32 @@ class WebSocketConnection(MovableConnection):
     def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
         self.end(CloseReason.TOO_BIG, "message_bytes")
 
+    # the console reads these
+
+    @property
+    def number(self) -> int:
+        """The number of this connection, in the order of their acceptance."""
+        return self._slot.number
+
+    @property
+    def session(self) -> Session | None:
+        """The session, once the client is authenticated."""
+        return self._session
+
+    @property
+    def opened_at(self) -> float:
+        """When the session began, in monotonic seconds."""
+        return self._opened_at
+
+    @property
+    def stage(self) -> str:
+        """In one word, how far the connection is: `handshake`, `token` (it still has to send one), `open` or `closing`."""
+        if self._session is not None:
+            return "open"
+        if self._unauthenticated is not None:
+            return "token"
+        return "handshake" if self.state == self.STATE_CONNECTING else "closing"
+
     # the hub and the session call these
 
     @property

@@ -23,7 +23,16 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
 from towerws import __version__
-from towerws.admin import AdminSite, MetricsPage, PageContent, monitor_site, topics_of
+from towerws.admin import (
+    AdminSite,
+    ConsoleData,
+    MetricsPage,
+    PageContent,
+    Samples,
+    console_endpoints,
+    monitor_site,
+    topics_of,
+)
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
 from towerws.auth.chain import Chain, make_methods
@@ -47,7 +56,9 @@ from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory
 from towerws.reactor_lag import ReactorLag
 from towerws.status import status_figures
+from towerws.websocket.connection_list import end_connection, list_connections
 from towerws.websocket.context import ConnectionContext
+from towerws.websocket.explain import canonical_topic, explain
 from towerws.websocket.replay import ReplayBounds
 
 CLOSES_PER_S = 1000
@@ -154,6 +165,7 @@ class TowerwsService(Service):
         self.restarts = Restarts(settings, reactor, self.websockets, self.source.status, self._ports, embedded)
         self.reactor_lag = ReactorLag(reactor)
         self.metrics = MetricsPage(lambda: status_figures(self), reactor.seconds)
+        self.samples = Samples(lambda: status_figures(self), lambda: self.source_status().ready)
         self.admin = AdminSite(
             status=lambda: status_figures(self),
             source_status=self.source_status,
@@ -171,6 +183,7 @@ class TowerwsService(Service):
                 position=lambda: self.history.head.position or None,
             ),
             metrics=self.metrics,
+            console=console_endpoints(self._console_data(groups)),
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor
@@ -303,6 +316,10 @@ class TowerwsService(Service):
     def _trim_history(self) -> None:
         now = self._reactor.seconds()
         self.history.trim(now)
+        try:
+            self.samples.tick(now)
+        except Exception:  # noqa: BLE001 - the loop must go on
+            self._log.failure("no sample for the console could be taken")
         refused = self.websockets.refused_for.get("connections", 0)
         if refused > self._refused_before and self._full_lines.due("full", now):
             self._log.warn(
@@ -315,6 +332,33 @@ class TowerwsService(Service):
 
     def _report(self, bad: BadDelivery) -> None:
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
+
+    def _console_data(self, groups: GroupTable) -> ConsoleData:
+        def explain_topic(user: str, topic: str) -> Deferred[dict[str, object]]:
+            return explain(self.websockets, self.history, user, canonical_topic(topic), self.source_status)
+
+        return ConsoleData(
+            instance=self._id,
+            status=lambda: status_figures(self),
+            samples=self.samples,
+            history=self.history,
+            hub=self.hub,
+            groups=groups.listing,
+            auth=self._settings.auth,
+            clock=self._reactor.seconds,
+            connections=lambda after, text, limit, behind: list_connections(
+                self.websockets, after=after, text=text, limit=limit, behind=behind
+            ),
+            end=self._end_connection,
+            explain=explain_topic,
+            show_details=self._settings.admin_details,
+        )
+
+    def _end_connection(self, number: int) -> bool:
+        ended = end_connection(self.websockets, number)
+        if ended:
+            self._log.info("connection {number} was ended from the admin port", number=number)
+        return ended
 
     def _page_ports(self) -> tuple[int, ...]:
         """Return the ports of the daemon's own pages: the admin port, if it is open and no UNIX socket."""

@@ -75,10 +75,10 @@ PHONE, DESK = 390, 1280
 
 
 class Screen:
-    """The live page of a daemon on a screen. Each wait has a timeout of 20 seconds."""
+    """A page of a daemon's admin port on a screen. Each wait has a timeout of 20 seconds."""
 
-    def __init__(self, chromium: Chromium, daemon: Daemon, width: int = DESK, *, dark: bool = False) -> None:
-        self.url = f"http://127.0.0.1:{daemon.admin_port}/"
+    def __init__(self, chromium: Chromium, daemon: Daemon, width: int = DESK, *, dark: bool = False, path: str = "live") -> None:
+        self.url = f"http://127.0.0.1:{daemon.admin_port}/{path}"
         self.page: Page = chromium.open("about:blank")
         self._chromium = chromium
         self.width = width
@@ -133,8 +133,17 @@ class Screen:
         if by == "click":
             self.page.run("document.getElementById('sign-in-go').click()")
         else:
-            for kind in ("keyDown", "keyUp"):
-                self._call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+            self.press("Enter", 13)
+
+    def press(self, key: str, code: int) -> None:
+        """Press a key that has a name."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        self._call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+
+    def type_text(self, text: str) -> None:
+        """Type into the focused element."""
+        self._call("Input.insertText", text=text)
 
     def fits(self) -> None:
         """Check that nothing has to be scrolled sideways, neither the page nor a part of it, and that no policy was violated."""

@@ -31,7 +31,7 @@ def take(picture: Path) -> None:
                 page = browser.open("about:blank")
                 size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
                 browser.call("Emulation.setDeviceMetricsOverride", page._session, **size)
-                page.go(f"{admin}/")
+                page.go(f"{admin}/live")
                 page.run(f"new Promise(done => setTimeout(done, {WATCHED_S * 1000}))")
                 data = browser.call("Page.captureScreenshot", page._session)["data"]
                 demo.terminate()

@@ -1,6 +1,7 @@
-"""The admin port: health, readiness, figures, publishing, disconnecting and the live page. Never public; loopback by default.
+"""The admin port: health, readiness, figures, publishing, disconnecting and the console. Never public; loopback by default.
 
-  GET  /            the live page
+  GET  /            the console (console.py lists its other paths)
+  GET  /live        the live page
   GET  /healthz     200 while the event loop runs
   GET  /readyz      200 while the source consumes, otherwise 503 with the reason
   GET  /status      the figures
@@ -16,9 +17,20 @@ The port of `monitor` (`monitor_site`) has `/healthz`, `/readyz` and `/metrics` 
 
 from __future__ import annotations
 
+from towerws.admin.console import ConsoleData, console_endpoints
 from towerws.admin.health import monitor_site
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, topics_of
+from towerws.admin.samples import Samples
 from towerws.admin.site import AdminSite
 
-__all__ = ["AdminSite", "MetricsPage", "PageContent", "monitor_site", "topics_of"]
+__all__ = [
+    "AdminSite",
+    "ConsoleData",
+    "MetricsPage",
+    "PageContent",
+    "Samples",
+    "console_endpoints",
+    "monitor_site",
+    "topics_of",
+]

@@ -19,6 +19,21 @@ def check_browser(request: Request) -> None:
     _check_origin(request)
 
 
+def check_reader(request: Request) -> None:
+    """Raise `HttpError` 403 also for a request that another site made a browser send without an Origin, such as the one for an image.
+
+    Such a page can't read the answer, but it must not cause the work either. Browsers say so in Sec-Fetch-Site (W3C Fetch Metadata).
+    """
+    check_browser(request)
+    site = request.getHeader(b"sec-fetch-site")
+    if site not in {None, b"same-origin", b"none"}:
+        raise HttpError(
+            403,
+            f"Sec-Fetch-Site is '{printable(site.decode('latin-1'))}': a page of another site asked for this; "
+            "open the console of this port, or use a client that is no browser",
+        )
+
+
 def _check_host(request: Request) -> None:
     """Refuse a foreign host name for a loopback address (DNS rebinding).
 

@@ -41,6 +41,7 @@ class AdminSite(EndpointSite):
     - `disconnect` fires with the result of a revocation.
     - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
+    - `console` has the endpoints of `console_endpoints`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class AdminSite(EndpointSite):
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: PageContent | None = None,
         metrics: MetricsPage | None = None,
+        console: Mapping[bytes, Endpoint] | None = None,
     ) -> None:
         content = page or PageContent()
         figures = metrics or MetricsPage(status, lambda: 0.0)
@@ -68,7 +70,8 @@ class AdminSite(EndpointSite):
 
         super().__init__(
             {
-                b"": get(lambda: live_page(content, websocket_port())),
+                **(console or {}),
+                b"live": get(lambda: live_page(content, websocket_port())),
                 b"live.css": get(lambda: static_file("live.css", b"text/css; charset=utf-8")),
                 b"live.js": get(lambda: static_file("live.js", b"text/javascript; charset=utf-8")),
                 b"healthz": get(healthy),
@@ -80,7 +83,7 @@ class AdminSite(EndpointSite):
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
                 b"restart": post(lambda body: restart_daemon(restart)),
             },
-            help_text="try /healthz, /readyz, /status, /metrics, /topics, /publish, /disconnect, /restart or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /connections, /explain, /publish, /disconnect, /restart or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )

@@ -242,18 +242,23 @@ def _inner(error: Exception) -> object:
 _is_admin_url = re.compile(r"http://[^\x00-\x20/?#@\x7f-\U0010ffff]+/?", re.IGNORECASE).fullmatch
 
 
+def admin_connection(url: str) -> http.client.HTTPConnection:
+    """Return a connection to the admin port at `url`, not opened yet. Raise `ValueError` for what is not `http://host:port`."""
+    parts = urlsplit(url)
+    if not _is_admin_url(url) or not parts.hostname:
+        raise ValueError("the address of an admin port must be http://host:port, without a user or a path")
+    if parts.port == 0 or not all(0 < len(label) < 64 for label in parts.hostname.removesuffix(".").split(".")):
+        raise ValueError("the port must be 1 to 65535, and each part of the host's name 1 to 63 characters")
+    return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ATTEMPT_S)
+
+
 class AdminPublisher:
     """Publishes through `POST /publish` of a daemon's admin port, over one kept-alive connection."""
 
     def __init__(self, url: str, tell: Tell, *, patience_s: float | None = None) -> None:
         """`url` is `http://host:port`. Raises `ValueError` for any other."""
-        parts = urlsplit(url)
-        if not _is_admin_url(url) or not parts.hostname:
-            raise ValueError("the address of an admin port must be http://host:port, without a user or a path")
-        if parts.port == 0 or not all(0 < len(label) < 64 for label in parts.hostname.removesuffix(".").split(".")):
-            raise ValueError("the port must be 1 to 65535, and each part of the host's name 1 to 63 characters")
         self._url = url.rstrip("/")
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ATTEMPT_S)
+        self._connection = admin_connection(url)
         self._retry = Retry(tell, patience_s)
         self._tell = tell
         self._warned: set[str] = set()

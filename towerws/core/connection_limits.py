@@ -32,11 +32,12 @@ OPTIONS = {
 
 
 class ConnectionSlot:
-    """One connection, and where it is counted."""
+    """One connection, and where it is counted. `number` is that of its acceptance, from 1."""
 
-    __slots__ = ("address", "opening", "user")
+    __slots__ = ("address", "number", "opening", "user")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
         self.address: str | None = None
         self.user: str | None = None
         self.opening = False
@@ -72,7 +73,7 @@ class ConnectionLimits:
         """Count a connection that was just accepted."""
         self.arrived += 1
         self.present += 1
-        return ConnectionSlot()
+        return ConnectionSlot(self.arrived)
 
     def locate(self, slot: ConnectionSlot, address: str) -> str | None:
         """Count it under this address, and no longer under an earlier one. Return the reason to refuse it, or None."""

@@ -120,6 +120,15 @@ class History:
         """Return the topics of this many newest deliveries, newest first and each once."""
         return list(dict.fromkeys(delivery.topic for delivery in islice(reversed(self._log), deliveries)))
 
+    def newest_first(self) -> Iterator[Delivery]:
+        """Return the held deliveries and markers, newest first. Nothing may be appended while they are read."""
+        return reversed(self._log)
+
+    def newest_of(self, topic: str) -> Delivery | None:
+        """Return the newest held delivery of a topic."""
+        log = self._topics.get(topic)
+        return None if log is None else log.deliveries[-1]
+
     @property
     def oldest(self) -> Delivery | None:
         """The oldest delivery to compare with: the oldest one held, or else the last appended one."""

@@ -64,6 +64,10 @@ class Hub:
         """The number of topics that have a subscriber."""
         return len(self._topic_uses)
 
+    def subscriber_count(self, topic: str) -> int:
+        """Return the number of subscribers of a topic."""
+        return sum(len(by_topic.get(topic, ())) for by_topic in self._by_topic.values())
+
     @property
     def flushed(self) -> Delivery:
         """The last delivery or mark that was flushed to the live subscribers."""

@@ -289,6 +289,10 @@ class Settings:
         "Address of the admin port (/healthz, /readyz, /status, /metrics, /publish), as a Twisted endpoint. Never make it public.",
         common=True,
     )
+    admin_details: bool = option(
+        True,
+        "Show events and connected users on the admin port, to everyone who can connect to it. Only if it is on loopback or a UNIX socket.",
+    )
     monitor: str = option(
         "",
         "Address for probes, load balancers and Prometheus, as a Twisted endpoint. Serves only /healthz, /readyz and /metrics, "

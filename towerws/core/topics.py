@@ -202,6 +202,12 @@ class GroupTable:
                 found[name] = {"events": events, "own": group.policy == "own"}
         return found
 
+    @property
+    def listing(self) -> list[dict[str, str]]:
+        """All groups with their events in words and their policy, those of the configuration first."""
+        names = sorted(self._groups, key=lambda name: name not in self._added)
+        return [{"group": name, "events": self._groups[name].description, "policy": self._groups[name].policy} for name in names]
+
     def why_no_subscriber(self, group: str, event: str) -> str | None:
         """Return why no client can subscribe to this topic, as a hint for its producer. None if clients can."""
         known = self._groups.get(group)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from click.testing import CliRunner, Result
+from private_rabbitmq import free_port
+
+from towerws.cli import main
+
+ANSWER = {
+    "user": "7",
+    "topic": "job_events.42",
+    "steps": [{"rule": "events come from the source", "passes": True, "text": "the source is consuming"}],
+    "connections": [{"connection": 5, "steps": [{"rule": "the client has subscribed to it", "passes": False, "text": "it has not"}]}],
+    "more_connections": 2,
+    "verdict": {"rule": "the client has subscribed to it", "passes": False, "text": "it has not", "connection": 5},
+}
+
+
+class Port(ThreadingHTTPServer):
+    """An admin port with one answer. `paths` are those that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer: tuple[int, bytes] = 200, json.dumps(ANSWER).encode()
+        self.paths: list[str] = []
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Port
+
+    def do_GET(self) -> None:
+        self.server.paths.append(self.path)
+        status, body = self.server.answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+        """No log."""
+
+
+@pytest.fixture
+def port() -> Iterator[Port]:
+    """A daemon's admin port."""
+    with Port() as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def explain(*arguments: str) -> Result:
+    """One call of the command."""
+    return CliRunner().invoke(main, ["explain", *arguments])
+
+
+def test_not_delivered(port: Port) -> None:
+    """The deciding rule comes first, then all rules. The exit code says that the client does not get it."""
+    result = explain("job_events.42", "a b", "--admin", port.url)
+    assert result.exit_code == 3
+    assert port.paths == ["/explain?user=a+b&topic=job_events.42"]
+    assert result.stdout.splitlines() == [
+        "NO: the client has subscribed to it (connection 5)",
+        "     it has not",
+        "",
+        "  yes  events come from the source: the source is consuming",
+        "connection 5",
+        "  NO   the client has subscribed to it: it has not",
+        "and 2 more connections, which were not looked at",
+    ]
+
+
+def test_delivered_as_json(port: Port) -> None:
+    """`--json` prints the answer. The exit code is 0 if the client gets the events."""
+    port.answer = 200, json.dumps({**ANSWER, "verdict": {"rule": "r", "passes": True, "text": "t"}}).encode()
+    result = explain("job_events.42", "--admin", port.url, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["topic"]) == (0, "job_events.42")
+
+
+def test_bad_topic(port: Port) -> None:
+    """The daemon's 400 is a usage error."""
+    port.answer = 400, b"{\"error\": \"routing key 'x' has no '.'\"}"
+    result = explain("x", "--admin", port.url)
+    assert result.exit_code == 2
+    assert "has no '.'" in result.stderr
+
+
+def test_no_daemon(port: Port) -> None:
+    """One line says what is wrong, and what to check."""
+    for status, body in ((404, b'{"error": "nothing is at /explain"}'), (200, b"<html>"), (200, b"[]"), (403, b'{"error": "\\u001b[2J"}')):
+        port.answer = status, body
+        result = explain("a.b", "--admin", port.url)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"towerws: {port.url} answers")
+        assert "\x1b" not in result.stderr
+        assert result.stderr.count("\n") == 1
+    result = explain("a.b", "--admin", f"http://127.0.0.1:{free_port()}")
+    assert (result.exit_code, "is the daemon running" in result.stderr) == (1, True)
+    assert explain("a.b", "--admin", "localhost:9051").exit_code == 2

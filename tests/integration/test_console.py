@@ -1,0 +1,212 @@
+"""The console in a real browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import NO_LANGUAGE, require
+from tests.integration.test_live_page import DESK, HOSTILE, PHONE, Screen
+from tests.kit.chromium import Chromium
+from tests.kit.daemon import Daemon, V1Client
+from tests.languages import Node
+
+GROUPS = """
+[groups.orders]
+events = "any"
+[groups.inbox]
+events = "any"
+policy = "own"
+[groups.constructor]
+events = ["made"]
+[groups.hidden]
+events = "any"
+policy = "never"
+"""
+
+BIDI = "\u202egnp.exe\u2066\u200f\u0085\u2028\u0007"
+VIEWS = ("overview", "events", "clients", "publish", "explain")
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The program that checks a page's accessibility."""
+    node = Node()
+    require(NO_LANGUAGE, node.here())
+    node.prepare()
+    return (node.folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with groups of its own, two clients, and hostile events."""
+    folder = tmp_path_factory.mktemp("console")
+    (folder / "towerws.toml").write_text(GROUPS)
+    with Daemon(folder, "embedded:", "--config", str(folder / "towerws.toml")) as served:
+        clients = [V1Client(served.url, {"orders": ["1042", str(number)]}).open() for number in range(2)]
+        for payload in HOSTILE:
+            served.publish("jobs.status_changed", payload)
+        served.publish("orders.large", {"text": "<b>" + "w" * 1_000_000})
+        served.publish("orders.hostile", {BIDI: f"<img src=x onerror='document.title=1'>{BIDI}", "n": "</script><script>document.title=2"})
+        served.publish("constructor.made", {"__proto__": {"toString": 1}})
+        served.publish("orders.1042", {"status": "shipped", "total": 12345678901234567890})
+        yield served
+        for client in clients:
+            client.close()
+
+
+class Console(Screen):
+    """The console on a screen."""
+
+    def __init__(self, chromium: Chromium, daemon: Daemon, width: int = DESK, *, dark: bool = False) -> None:
+        super().__init__(chromium, daemon, width, dark=dark, path="")
+
+    def view(self, name: str) -> None:
+        """Open a view, as its link does."""
+        self.page.run(f"location.hash = {json.dumps('#' + name)}")
+        self.until(f"!document.getElementById({json.dumps(name.partition('?')[0])}).hidden")
+
+    def violations(self, axe: str) -> list[Any]:
+        """What axe finds on the page as it is shown now: each rule with the elements that break it."""
+        self.page.run(f"{axe}; 0")
+        found: list[Any] = self.page.run(
+            "axe.run().then(found => found.violations.map(({id, nodes}) => [id, nodes.map(node => [node.target, node.failureSummary])]))"
+        )
+        return found
+
+    def focused(self) -> str:
+        """The text or the id of the focused element."""
+        return str(self.page.run("document.activeElement.id || document.activeElement.textContent"))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_accessible_and_fits(chromium: Chromium, daemon: Daemon, axe: str, tmp_path: Path, width: int, dark: bool) -> None:
+    """axe finds nothing on any view, nothing has to be scrolled sideways, and hostile payloads change nothing."""
+    console = Console(chromium, daemon, width, dark=dark)
+    console.until_shown("state", "live")
+    for name in VIEWS:
+        console.view("explain?user=&topic=orders.1042" if name == "explain" else name)
+        if name == "events":
+            console.until_shown("topics", "orders.large")
+            console.until("document.querySelectorAll('#event-list li').length >= 15")
+            console.page.run("document.querySelectorAll('#event-list details').forEach(details => { details.open = true; })")
+            console.until("document.querySelectorAll('#event-list pre').length === document.querySelectorAll('#event-list li').length")
+            shown = console.text("event-list")
+            assert not set(BIDI[0] + BIDI[8:]) & set(shown), "marks of direction and control characters are shown as escapes"
+            assert "<img src=x onerror='document.title=1'>\\u202e" in shown
+            assert "12345678901234567890" in shown, "a number is shown as it was sent"
+            assert "The first 200,000 of 1,000,0" in shown
+            assert len(shown) < 1_000_000
+        elif name == "clients":
+            console.until("document.querySelectorAll('#client-rows tr').length === 2")
+        elif name == "explain":
+            console.until_shown("explain-answer", "The client gets it.")
+        assert console.violations(axe) == []
+        if name == "clients":
+            console.page.run("document.querySelector('#client-rows button').click()")
+            console.until("document.getElementById('confirm').open")
+            assert console.violations(axe) == []
+            console.page.run("document.getElementById('confirm').close()")
+        console.fits()
+        console.picture(tmp_path / f"{name}-{width}.png")
+    assert console.page.run("document.title").endswith("towerws console")
+    assert console.page.run("document.querySelectorAll('main img, main script, main b').length") == 0
+
+
+def test_by_keyboard(chromium: Chromium, daemon: Daemon) -> None:
+    """Every view is reached and used with the keyboard alone. The focus moves to the view's title, and into the dialog and back."""
+    console = Console(chromium, daemon)
+    console.until_shown("state", "live")
+    console.press("Tab", 9)
+    assert console.focused() == "Skip to the content"
+    for name in ("Overview", "Events", "Clients"):
+        console.press("Tab", 9)
+        assert console.focused() == name
+    console.press("Enter", 13)
+    console.until("document.activeElement.id === 'clients-title'")
+    console.until("document.querySelectorAll('#client-rows tr').length === 2")
+    for _ in range(3):
+        console.press("Tab", 9)
+    assert console.focused() == "clients-reload"
+    console.press("Tab", 9)
+    assert console.focused() == "End"
+    console.press("Enter", 13)
+    console.until("document.getElementById('confirm').open && document.activeElement.id === 'confirm-no'")
+    console.press("Escape", 27)
+    console.until("!document.getElementById('confirm').open && document.activeElement.textContent === 'End'")
+    console.view("events")
+    console.until("document.querySelectorAll('#event-list li').length >= 15")
+    console.page.run("document.querySelector('#event-list summary').focus()")
+    console.press("Enter", 13)
+    console.until("document.querySelector('#event-list pre')")
+    console.until_shown("events-note", "paused")
+
+
+def test_publish_search_and_pause(chromium: Chromium, daemon: Daemon) -> None:
+    """An event that the page publishes is found by its payload. While the list is paused, nothing is added."""
+    console = Console(chromium, daemon)
+    console.view("publish")
+    console.page.run("document.getElementById('publish-topic').focus()")
+    console.type_text("orders.77")
+    console.page.run("document.getElementById('publish-payload').value = '{\"needle\": 1.50}'")
+    console.press("Tab", 9)
+    console.press("Tab", 9)
+    assert console.focused() == "publish-go"
+    console.press("Enter", 13)
+    console.until_shown("publish-result", "Published on orders.77 at position")
+    for payload, text in (("{", "no JSON"), ("[1]", "one JSON object"), ('{"a": NaN}', "no JSON")):
+        console.page.run(f"document.getElementById('publish-payload').value = {json.dumps(payload)}")
+        console.page.run("document.getElementById('publish-go').click()")
+        console.until_shown("publish-result", text)
+    console.view("events")
+    console.page.run("document.getElementById('events-search').focus()")
+    console.type_text("needle")
+    console.until("document.querySelectorAll('#event-list li').length === 1")
+    console.page.run("document.getElementById('events-pause').click()")
+    daemon.publish("orders.77", {"needle": 2})
+    console.until("document.getElementById('events-pause').getAttribute('aria-pressed') === 'true'")
+    assert console.page.run("document.querySelectorAll('#event-list li').length") == 1
+    console.page.run("document.getElementById('events-pause').click()")
+    console.until("document.querySelectorAll('#event-list li').length === 2")
+    console.page.run("document.getElementById('events-search').value = 'no such text'")
+    console.page.run("document.getElementById('events-search').dispatchEvent(new Event('input'))")
+    console.until_shown("events-empty", "No event in history matches.")
+
+
+def test_end_a_connection(chromium: Chromium, daemon: Daemon) -> None:
+    """One connection is ended after a confirmation. Its client is told to come back."""
+    console = Console(chromium, daemon)
+    client = V1Client(daemon.url, {"orders": ["to-be-ended"]}).open()
+    console.view("clients")
+    console.page.run("document.getElementById('clients-search').focus()")
+    console.type_text("to-be-ended")
+    console.until("document.querySelectorAll('#client-rows tr').length === 1")
+    console.page.run("document.querySelector('#client-rows button').click()")
+    console.until_shown("confirm-text", "an anonymous client, 127.0.0.1")
+    console.page.run("document.getElementById('confirm-yes').click()")
+    console.until_shown("clients-note", "was ended")
+    console.until_shown("clients-empty", "No connection matches.")
+    client.until_lost()
+
+
+def test_daemon_goes_and_comes_back(chromium: Chromium, tmp_path: Path) -> None:
+    """The page says that the daemon is gone, and shows the new one's events once it is back."""
+    with Daemon(tmp_path, "embedded:") as daemon:
+        daemon.publish("jobs.summary", {"text": "before"})
+        console = Console(chromium, daemon)
+        console.view("events")
+        console.until_shown("event-list", "before")
+        daemon.kill()
+        console.until_shown("banner", "has not answered since")
+        console.until_shown("state", "no answer")
+        daemon.start()
+        daemon.publish("jobs.summary", {"text": "after"})
+        console.until_shown("banner", "answers again")
+        console.until_shown("event-list", "after")
+        assert "before" not in console.text("event-list")
+        console.until_shown("state", "live")

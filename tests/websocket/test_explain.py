@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+
+from tests.kit.rows import each_row
+from tests.kit.ws_kit import Edge, Edges, edges
+from towerws.auth.open import Open
+from towerws.core.identity import Identity
+from towerws.core.sources import SourceState, SourceStatus
+from towerws.websocket.explain import DEADLINE_S, MAX_CONNECTIONS, canonical_topic, explain
+
+READY = SourceStatus(SourceState.CONSUMING)
+
+
+class Refusing(Open):
+    """Every client is user 7. Topics in `refused` are refused, and `pending` holds questions back."""
+
+    def __init__(self) -> None:
+        self.refused: dict[str, str] = {}
+        self.pending = self.fault = False
+
+    def authenticate(self, head: Any, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        return succeed(Identity(user_id=7, method="open"))
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once, or never."""
+        if self.fault:
+            raise ZeroDivisionError
+        return Deferred() if self.pending else succeed({topic: self.refused[topic] for topic in topics if topic in self.refused})
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory. At the end they are checked for leaks, and the log for tracebacks."""
+    with edges() as maker:
+        yield maker
+
+
+def verdict(edge: Edge, topic: str = "job_events.42", user: str = "7", status: SourceStatus = READY) -> dict[str, Any]:
+    """The rule that decides."""
+    results: list[dict[str, Any]] = []
+    explain(edge.factory, edge.history, user, topic, lambda: status).addCallback(results.append)
+    if not results:
+        edge.clock.advance(DEADLINE_S)
+    (found,) = results
+    decides: dict[str, Any] = found["verdict"]
+    return decides
+
+
+def test_every_rule_in_order(make: Edges) -> None:
+    """Each rule decides once those before it pass."""
+    method = Refusing()
+    edge = make(method)
+    assert "no such group" in verdict(edge, "nothing.1")["text"]
+    assert "numbers of 1 to 18 digits" in verdict(edge, "job_events.x")["text"]
+    assert "gets job_events.7" in verdict(edge, "job_events.007")["text"]
+    backoff = SourceStatus(SourceState.BACKOFF, "403 ACCESS_REFUSED")
+    assert verdict(edge, status=backoff)["text"] == "the source is backoff: 403 ACCESS_REFUSED"
+    assert "history is empty" in verdict(edge)["text"]
+    edge.publish("jobs.summary", {})
+    assert "history holds none" in verdict(edge)["text"]
+    edge.publish("job_events.42", {})
+    assert "user 7 has no connection to this daemon" in verdict(edge)["text"]
+    client = edge.open(v1=True)
+    method.refused["job_events.42"] = "not granted"
+    assert verdict(edge) == {
+        "rule": "the user may have the topic",
+        "passes": False,
+        "text": "the token of this connection does not list the topic",
+        "connection": 1,
+    }
+    method.refused["job_events.42"] = "unavailable"
+    assert verdict(edge)["passes"] is None
+    method.refused["job_events.42"] = "no such object"
+    assert "no such object" in verdict(edge)["text"]
+    method.refused.clear()
+    assert "not asked for any topic" in verdict(edge)["text"]
+    client.ask({"job_events": [41]})
+    assert "asked for 1 topics, and not for this one" in verdict(edge)["text"]
+    client.ask({"job_events": [42]})
+    assert "came before the subscription" in verdict(edge)["text"]
+    edge.publish("job_events.42", {})
+    found = verdict(edge)
+    assert (found["passes"], found["rule"]) == (True, "the event was written to the connection")
+
+
+def test_behind(make: Edges) -> None:
+    """A client that does not read is behind, and gets the event later."""
+    edge = make(Refusing(), backlog_bytes=2000)
+    client = edge.open(v1=True).ask({"job_events": [42]})
+    client.transport.stalled = True
+    for _ in range(5):
+        edge.publish("job_events.42", {"text": "x" * 40_000})
+    assert "reads more slowly" in verdict(edge)["text"]
+    client.transport.stalled = False
+    client.transport.drain()
+    edge.advance(1)
+    assert verdict(edge)["passes"] is True
+
+
+def test_other_users(make: Edges) -> None:
+    """A group whose events belong to one user is refused by its policy. An anonymous client has no user."""
+    edge = make(Refusing())
+    edge.open(v1=True)
+    edge.publish("control.limit_reached_8", {})
+    assert "belongs to another user" in verdict(edge, "control.limit_reached_8")["text"]
+    assert "an anonymous client has no connection" in verdict(edge, "control.limit_reached_8", user="")["text"]
+
+
+def test_no_answer(make: Edges) -> None:
+    """A method that does not answer in time, or fails, ends nothing: the rule can't be known. A fault is logged."""
+    method = Refusing()
+    edge = make(method)
+    edge.publish("job_events.42", {})
+    edge.open(v1=True)
+    method.pending = True
+    assert verdict(edge)["passes"] is None
+    assert make.failures() == []
+    method.pending = False
+    method.fault = True
+    assert verdict(edge)["passes"] is None
+    (logged,) = make.failures()
+    assert "ZeroDivisionError" in logged
+
+
+def test_many_connections(make: Edges) -> None:
+    """A bounded number of connections is looked at, and the first that doesn't get it decides."""
+    edge = make(Refusing())
+    for number in range(MAX_CONNECTIONS + 3):
+        edge.open(v1=True).ask({"job_events": [42 if number != 4 else 41]})
+    edge.publish("job_events.42", {})
+    results: list[dict[str, Any]] = []
+    explain(edge.factory, edge.history, "7", "job_events.42", lambda: READY).addCallback(results.append)
+    assert (len(results[0]["connections"]), results[0]["more_connections"]) == (MAX_CONNECTIONS, 3)
+    assert results[0]["verdict"]["connection"] == 5
+
+
+@each_row("text,topic", [("job_events.42", "job_events.42"), ("job_events-42", "job_events.42"), ("a.b-c", "a.b-c")])
+def test_names(text: str, topic: str) -> None:
+    """A routing key and a flat name both name a topic."""
+    assert canonical_topic(text) == topic
+
+
+@each_row("text", ["", "job_events", "a.b.c", "-", "a b.c", "x.", ".x"])
+def test_bad_names(text: str) -> None:
+    """Any other text is refused, with the reason."""
+    with pytest.raises(ValueError, match=r"expected|has no"):
+        canonical_topic(text)

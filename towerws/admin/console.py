@@ -1,0 +1,255 @@
+"""The console: its page, and the small JSON endpoints that it asks.
+
+  GET  /console/samples   the last 15 minutes in figures, and the present state
+  GET  /console/topics    all groups, and the newest topics
+  GET  /console/events    the newest events: with the beginning of each payload
+  GET  /console/event     one event: its whole payload
+  GET  /connections       the connections, a page at a time
+  POST /connections/end   end one connection
+  GET  /explain           why a user does not get the events of a topic
+
+A page of another site may neither read these nor cause their work. Events, connections and explanations are answered only where the
+admin port is on loopback or a UNIX socket, and only with `admin_details`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from ipaddress import ip_address
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.web.server import Request
+
+from towerws.admin.browser_check import check_browser, check_reader
+from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, json_answer
+from towerws.admin.page import static_file
+from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples, at, breaker_is_open
+from towerws.core.deliveries import Delivery
+from towerws.core.errors import printable
+from towerws.core.history import History
+from towerws.core.hub import Hub
+from towerws.core.search import count_topics, find_events
+from towerws.core.topics import WITHHELD
+
+MAX_ROWS = 100
+MAX_TEXT = 200
+"""Characters of a search, of a user and of a topic."""
+PREVIEW_BYTES = 2048
+BIGGEST = 2**63 - 1
+
+_SCRIPTS = ("console", "console-kit", "console-overview", "console-events", "console-clients", "console-publish", "console-explain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleData:
+    """What the console asks of its daemon.
+
+    `instance` names this process. `connections` takes `after`, `text`, `limit` and `behind`. `end` returns whether there was such a
+    connection. `explain` takes a user and a topic, and raises `ValueError` for a topic that is none. `show_details` is `admin_details`.
+    """
+
+    instance: str
+    status: Callable[[], Mapping[str, object]]
+    samples: Samples
+    history: History
+    hub: Hub
+    groups: list[dict[str, str]]
+    auth: tuple[str, ...]
+    clock: Callable[[], float]
+    connections: Callable[[int, str, int, bool], Mapping[str, object]]
+    end: Callable[[int], bool]
+    explain: Callable[[str, str], Deferred[dict[str, object]]]
+    show_details: bool
+
+
+def console_endpoints(data: ConsoleData) -> dict[bytes, Endpoint]:
+    """Return the endpoints by path."""
+
+    def check_details(request: Request) -> None:
+        check_reader(request)
+        _check_details(request, data)
+
+    def details(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
+        return Endpoint(b"GET", answer, check_details)
+
+    found = {
+        b"": Endpoint(b"GET", lambda request: _page(), check_browser),
+        b"console.css": Endpoint(b"GET", lambda request: static_file("console.css", b"text/css; charset=utf-8"), check_browser),
+        b"console/samples": Endpoint(b"GET", lambda request: _samples(request, data), check_reader),
+        b"console/topics": details(lambda request: _topics(request, data)),
+        b"console/events": details(lambda request: _events(request, data)),
+        b"console/event": details(lambda request: _event(request, data)),
+        b"connections": details(lambda request: _connections(request, data)),
+        b"connections/end": Endpoint(b"POST", lambda request: _end(body_of(request), data), check_details),
+        b"explain": details(lambda request: _explain(request, data)),
+    }
+    for name in _SCRIPTS:
+        found[f"{name}.js".encode()] = Endpoint(b"GET", _script(f"{name}.js"), check_browser)
+    return found
+
+
+def _page() -> Answer:
+    return Answer(200, files("towerws").joinpath("static/console.html").read_bytes(), b"text/html; charset=utf-8")
+
+
+def _script(name: str) -> Callable[[Request], Answer]:
+    return lambda request: static_file(name, b"text/javascript; charset=utf-8")
+
+
+def _check_details(request: Request, data: ConsoleData) -> None:
+    """Raise `HttpError` 403 where events and users may not be shown."""
+    if not data.show_details:
+        raise HttpError(403, "events and users are not shown here: admin_details is false in the daemon's configuration")
+    listening = request.getHost()
+    if isinstance(listening, UNIXAddress) or ip_address(listening.host).is_loopback:
+        return
+    raise HttpError(
+        403,
+        f"events and users are not shown on {listening.host}: this port has no authentication, and shows them only on loopback or a UNIX "
+        "socket; listen there, and use an SSH tunnel",
+    )
+
+
+# reading a query
+
+
+def _query(request: Request, **defaults: str | float) -> dict[str, str | float]:
+    """Read the query's parameters, each at most once. The type of a default is that of its parameter. Raises `HttpError` 400."""
+    found = dict(defaults)
+    for raw_name, values in request.args.items():
+        name = raw_name.decode("latin-1")
+        if name not in defaults:
+            raise HttpError(400, f"unknown parameter '{printable(name)}': this path takes {', '.join(defaults) or 'none'}")
+        if len(values) != 1:
+            raise HttpError(400, f"{name} is given {len(values)} times: give it once")
+        found[name] = _read(name, values[0], defaults[name])
+    return found
+
+
+def _read(name: str, raw: bytes, default: str | float) -> str | float:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise HttpError(400, f"{name} is not UTF-8") from None
+    if isinstance(default, str):
+        if len(text) > MAX_TEXT:
+            raise HttpError(400, f"{name} has {len(text)} characters: at most {MAX_TEXT}")
+        return text
+    try:
+        number = type(default)(text)
+    except ValueError:
+        number = BIGGEST + 1
+    if not -1 <= number <= BIGGEST:
+        raise HttpError(400, f"{name} = '{printable(text)}': must be a number from -1 to {BIGGEST}")
+    return number
+
+
+# the answers
+
+
+def _samples(request: Request, data: ConsoleData) -> Answer:
+    asked = _query(request, after=-1.0)
+    figures = data.status()
+    source = at(figures, "source")
+    present = {
+        "version": figures.get("version"),
+        "uptime_s": figures.get("uptime_s"),
+        "source": {name: at(source, name) for name in ("state", "reason", "unproven", "broker", "mode")},
+        "connections_max": at(figures, "connections.max"),
+        "auth": data.auth,
+        "api": at(figures, "auth.tower.calls") is not None,
+        "breaker_open": breaker_is_open(figures),
+        "refused_for": at(figures, "connections.refused_for"),
+        "not_recovered": at(figures, "hub.not_recovered"),
+        "history_events": at(figures, "history.deliveries"),
+    }
+    return json_answer(
+        200,
+        {
+            "instance": data.instance,
+            "now": round(data.clock(), 2),
+            "every_s": EVERY_S,
+            "kept_s": EVERY_S * KEPT,
+            "names": NAMES,
+            "samples": data.samples.since(float(asked["after"])),
+            "present": present,
+        },
+    )
+
+
+def _topics(request: Request, data: ConsoleData) -> Answer:
+    _query(request)
+    now = data.clock()
+    topics = [
+        {"topic": topic, "events": count, "age_s": round(now - newest.arrived, 1), "subscribers": data.hub.subscriber_count(topic)}
+        for topic, count, newest in count_topics(data.history)
+    ]
+    return json_answer(200, {"groups": data.groups, "topics": topics})
+
+
+def _events(request: Request, data: ConsoleData) -> Answer:
+    asked = _query(request, after=-1, group="", text="", instance="")
+    # The numbers of another process mean nothing here.
+    after = int(asked["after"]) if asked["instance"] in {"", data.instance} else -1
+    found = find_events(data.history, after=after, group=str(asked["group"]), text=str(asked["text"]))
+    now = data.clock()
+    events = [_row(delivery, now) for delivery in found.events]
+    return json_answer(200, {"instance": data.instance, "newest": data.history.head.seq, "complete": found.complete, "events": events})
+
+
+def _row(delivery: Delivery, now: float) -> dict[str, object]:
+    beginning = delivery.payload[:PREVIEW_BYTES].decode("utf-8", "replace")
+    return {
+        "seq": delivery.seq,
+        "offset": delivery.offset,
+        "topic": delivery.topic,
+        "age_s": round(now - delivery.arrived, 2),
+        "bytes": len(delivery.payload),
+        "preview": beginning,
+    }
+
+
+def _event(request: Request, data: ConsoleData) -> Answer:
+    asked = _query(request, offset=-1)
+    delivery = data.history.at(int(asked["offset"]))
+    if delivery is None or not delivery.topic or delivery.topic in WITHHELD:
+        raise HttpError(404, f"history holds no event with offset {asked['offset']}: it may have been dropped since")
+    row = _row(delivery, data.clock())
+    del row["preview"]
+    payload = delivery.payload.decode("utf-8", "replace")
+    return json_answer(200, {**row, "position": delivery.position or None, "message_id": delivery.message_id, "payload": payload})
+
+
+def _connections(request: Request, data: ConsoleData) -> Answer:
+    asked = _query(request, after=0, text="", limit=50, behind=0)
+    if not 1 <= asked["limit"] <= MAX_ROWS:  # type: ignore[operator]  # its default is a number
+        raise HttpError(400, f"limit = {asked['limit']}: must be 1 to {MAX_ROWS}")
+    return json_answer(200, data.connections(int(asked["after"]), str(asked["text"]), int(asked["limit"]), bool(asked["behind"])))
+
+
+def _end(body: bytes, data: ConsoleData) -> Answer:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    match found:
+        case {"connection": int() as number, **rest} if not rest and not isinstance(number, bool):
+            if data.end(number):
+                return json_answer(202, {"ended": number})
+            raise HttpError(404, f"there is no connection {number}: it may have ended already")
+    raise HttpError(400, 'the body is not {"connection": 17}, with the number that /connections shows')
+
+
+def _explain(request: Request, data: ConsoleData) -> Deferred[Answer]:
+    asked = _query(request, user="", topic="")
+    if not asked["topic"]:
+        raise HttpError(400, "topic is missing: /explain?user=7&topic=job_events.42 (without user: an anonymous client)")
+    try:
+        explained = data.explain(str(asked["user"]), str(asked["topic"]))
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+    return explained.addCallback(lambda found: json_answer(200, found))

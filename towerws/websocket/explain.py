@@ -1,0 +1,189 @@
+"""Why a client does not get the events of a topic: follows the rules in the order in which the daemon applies them.
+
+The same objects answer that decide for a client: the groups, the method that authenticated it, the hub and history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from twisted.internet.defer import Deferred, TimeoutError, inlineCallbacks, maybeDeferred  # noqa: A004 - Twisted's own
+from twisted.logger import Logger
+
+from towerws.core.errors import printable
+from towerws.core.topics import parse_flat_name, parse_routing_key
+
+if TYPE_CHECKING:
+    from towerws.core.deliveries import Delivery
+    from towerws.core.history import History
+    from towerws.core.sources import SourceStatus
+    from towerws.protocol import WebSocketFactory
+    from towerws.websocket.session import Session
+
+MAX_CONNECTIONS = 10
+"""Connections of the user that are explained. Each may cost a call to the API."""
+
+DEADLINE_S = 10.0
+"""Seconds that a method may take to decide about one connection."""
+
+_log = Logger()
+
+_REFUSALS = {
+    "not granted": "the token of this connection does not list the topic",
+    "another user's": "the topic belongs to another user: the event must be the user's own id",
+    "unavailable": "the API can't be asked just now, so nobody knows whether the user may have the topic",
+}
+
+
+class Step(NamedTuple):
+    """One rule, what it says, and why. `passes` is None if it can't be known. The first rule that does not pass decides."""
+
+    rule: str
+    passes: bool | None
+    text: str
+
+    @property
+    def as_json(self) -> dict[str, object]:
+        """The step for the answer."""
+        return {"rule": self.rule, "passes": self.passes, "text": self.text}
+
+
+def canonical_topic(text: str) -> str:
+    """Return the routing key of a topic, which may be a flat name. Raise `ValueError` that says what is wrong."""
+    try:
+        return parse_routing_key(text).routing_key
+    except ValueError as error:
+        if "." in text or "-" not in text:
+            raise ValueError(str(error)) from None
+    return parse_flat_name(text).routing_key
+
+
+@inlineCallbacks
+def explain(
+    factory: WebSocketFactory, history: History, user: str, topic: str, source_status: Callable[[], SourceStatus]
+) -> Generator[Deferred[Any], Any, dict[str, object]]:
+    """Fires with the rules for this user (empty: anonymous clients) and topic (a routing key), and the one that decides.
+
+    It fires within `DEADLINE_S` for each connection, of which it looks at `MAX_CONNECTIONS`.
+    """
+    newest = history.newest_of(topic)
+    steps = [_name(factory, topic), _source(source_status()), _arrived(history, factory.context.reactor.seconds(), newest)]
+    sessions = [each.session for each in factory.connections if each.session is not None and (each.session.identity.user or "") == user]
+    numbers = {each.session: each.number for each in factory.connections if each.session is not None}
+    steps.append(_connected(user, len(sessions)))
+    connections: list[dict[str, object]] = []
+    verdicts: list[tuple[int, Step]] = []
+    if steps[0].passes:
+        for session in sessions[:MAX_CONNECTIONS]:
+            own: list[Step] = yield from _of_connection(factory, session, topic, newest)
+            connections.append({"connection": numbers[session], "steps": [step.as_json for step in own]})
+            verdicts.append((numbers[session], _deciding(own)))
+    answer: dict[str, object] = {"user": user, "topic": topic, "steps": [step.as_json for step in steps], "connections": connections}
+    return {**answer, "more_connections": max(0, len(sessions) - MAX_CONNECTIONS), "verdict": _verdict(steps, verdicts)}
+
+
+def _name(factory: WebSocketFactory, topic: str) -> Step:
+    rule = "a client may ask for this topic"
+    groups = factory.context.groups
+    group, _, event = topic.partition(".")
+    problem = groups.why_no_subscriber(group, event)
+    if problem is None:
+        return Step(rule, passes=True, text=f"the group {group} has this event")
+    return Step(rule, passes=False, text=problem)
+
+
+def _source(status: SourceStatus) -> Step:
+    rule = "events come from the source"
+    if status.ready:
+        return Step(rule, passes=True, text="the source is consuming")
+    return Step(rule, passes=False, text=f"the source is {status.state.value}: {status.reason or 'no events come yet'}")
+
+
+def _arrived(history: History, now: float, newest: Delivery | None) -> Step:
+    rule = "an event of this topic has arrived"
+    if newest is not None:
+        text = f"the newest one arrived {now - newest.arrived:.0f} s ago, at position {newest.position or 'unknown'}"
+        return Step(rule, passes=True, text=text)
+    oldest = history.oldest
+    reach = "history is empty" if oldest is None else f"history holds none, and reaches back {now - oldest.arrived:.0f} s"
+    text = (
+        f"{reach}. Does the producer publish to the daemon's exchange, with exactly this routing key? "
+        "ingest.skipped in /status counts messages that were not forwarded"
+    )
+    return Step(rule, passes=False, text=text)
+
+
+def _connected(user: str, count: int) -> Step:
+    rule = "the user is connected to this daemon"
+    who = f"user {printable(user)}" if user else "an anonymous client"
+    if count:
+        return Step(rule, passes=True, text=f"{who}: {count} connection{'' if count == 1 else 's'}")
+    text = f"{who} has no connection to this daemon. Other daemons know their own. The log says who was refused, and why: refused address=…"
+    return Step(rule, passes=False, text=text)
+
+
+def _of_connection(
+    factory: WebSocketFactory, session: Session, topic: str, newest: Delivery | None
+) -> Generator[Deferred[Any], Any, list[Step]]:
+    context = factory.context
+    rule = "the user may have the topic"
+    refused: dict[str, str] = context.groups.refusals(session.identity, [topic])
+    if not refused:
+        try:
+            refused = yield maybeDeferred(context.auth.refusals, session.identity, [topic]).addTimeout(DEADLINE_S, context.reactor)
+        except TimeoutError:
+            refused = {topic: "unavailable"}
+        except Exception:  # noqa: BLE001 - a fault: the other steps still answer
+            _log.failure("explain: the method could not answer about a topic")
+            refused = {topic: "unavailable"}
+    if (reason := refused.get(topic)) is None:
+        steps = [Step(rule, passes=True, text=f"by {session.identity.method}")]
+    else:
+        text = _REFUSALS.get(reason, f"{session.identity.method} refuses it: {reason}")
+        steps = [Step(rule, passes=None if reason == "unavailable" else False, text=text)]
+    return [*steps, *_delivery(factory, session, topic, newest)]
+
+
+def _delivery(factory: WebSocketFactory, session: Session, topic: str, newest: Delivery | None) -> list[Step]:
+    """Return the steps from the subscription to the socket."""
+    subscriber, hub = session.subscriber, factory.context.hub
+    if subscriber not in hub.subscribers:
+        return [Step("the connection is open", passes=False, text="it ended just now")]
+    held = subscriber.topics
+    if topic not in held:
+        text = f"it has asked for {len(held)} topics, and not for this one" if held else "it has not asked for any topic yet"
+        return [Step("the client has subscribed to it", passes=False, text=f"{text}. A request replaces the one before it")]
+    steps = [Step("the client has subscribed to it", passes=True, text=f"one of its {len(held)} topics")]
+    if newest is None:
+        return steps
+    if newest.seq <= held[topic]:
+        text = "the newest event came before the subscription, and the client did not ask for earlier ones (since)"
+        return [*steps, Step("the event came after the subscription", passes=False, text=text)]
+    steps.append(Step("the event came after the subscription", passes=True, text="so the client is due the newest event"))
+    if subscriber.behind and subscriber.cursor.seq < newest.seq:
+        text = "the connection is behind: it reads more slowly than events come, and gets this one when its socket has drained"
+        steps.append(Step("the event was written to the connection", passes=False, text=text))
+    elif newest.seq > hub.flushed_seq:
+        steps.append(Step("the event was written to the connection", passes=None, text="its batch is being written just now"))
+    else:
+        text = "it was written. If the page doesn't show it, look at the client itself, or at a proxy between them"
+        steps.append(Step("the event was written to the connection", passes=True, text=text))
+    return steps
+
+
+def _deciding(steps: list[Step]) -> Step:
+    """Return the first step that does not pass, otherwise the last one."""
+    return next((step for step in steps if not step.passes), steps[-1])
+
+
+def _verdict(steps: list[Step], connections: list[tuple[int, Step]]) -> dict[str, object]:
+    """Return the step that decides: of the daemon first, then of the first connection that does not get the events."""
+    for step in steps:
+        if not step.passes:
+            return step.as_json
+    for number, step in connections:
+        if not step.passes:
+            return {**step.as_json, "connection": number}
+    number, step = connections[0]
+    return {**step.as_json, "connection": number}
