@@ -16,6 +16,11 @@ PACKAGES = ["broker", "commands", "config", "core", "demo", "tail", "websocket"]
 
 PLAIN = [
     *PACKAGES,
+    "client.frames",
+    "client.items",
+    "client.options",
+    "client.queue",
+    "client.topics",
     "config.addresses",
     "config.broker_url",
     "config.options",
@@ -32,10 +37,10 @@ EDGES = {
     "admin": ["admin", "admin.*"],
     "amqp": ["amqp", "broker.*"],
     "auth": ["auth", "auth.*"],
+    "client": ["client", "client.*", "tail.session"],
     "control": ["control"],
     "embedded": ["embedded"],
     "publisher": ["commands.publisher"],
-    "tail": ["tail.session"],
     "logs": ["logs"],
     "service_manager": ["service_manager"],
     "sockets": ["sockets"],
