@@ -205,9 +205,9 @@ class Topics:
         place = request.place
         if place is not None and (place := self._resolve(place)) in self._places:
             place.position = position or place.position
-        elif request.since is not None and recovered and begun:
+        elif request.since is not None and recovered:
             place = _Place(position or request.since)
-            self._places.append(place)
+            self._places += [place] if begun else []
         else:
             place = self._places[0]
             if len(self._places) == 1 or place.position is None:  # Else it is the place of a replay, which is older.
