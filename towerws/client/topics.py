@@ -26,12 +26,16 @@ _WORDS: tuple[Word, ...] = ("subscribed", "recovered", "stale")
 
 
 class _Place:
-    """A place in the log that topics have reached. `into` is the place with which it was joined."""
+    """A place in the log that topics have reached. `into` is the place with which it was joined.
 
-    __slots__ = ("into", "position")
+    `current`: the server sends its topics on this connection.
+    """
+
+    __slots__ = ("current", "into", "position")
 
     def __init__(self, position: str | None) -> None:
         self.position = position
+        self.current = False
         self.into: _Place | None = None
 
 
@@ -135,6 +139,8 @@ class Topics:
         self._online = False
         self._held = set()
         self.asked = None
+        for place in self._places:
+            place.current = False
 
     def ask_again(self, reason: str | None = None) -> None:
         """Ask again for topics that were denied, for this reason only or for any."""
@@ -212,6 +218,7 @@ class Topics:
             place = self._places[0]
             if len(self._places) == 1 or place.position is None:  # Else it is the place of a replay, which is older.
                 place.position = position or place.position
+        place.current = True
         retried = {name for name in begun if self._topics[name].retried}
         for name in begun:
             topic = self._topics[name]
@@ -308,8 +315,9 @@ class Topics:
         if self._places[-1] is not place:
             at = self._places.index(place) + 1
             for later in self._places[at:]:
-                later.into = place
-            del self._places[at:]
+                if later.current:
+                    later.into = place
+            self._places[at:] = [later for later in self._places[at:] if not later.current]
 
     def _drop_empty_places(self) -> None:
         if len(self._places) > 1:
