@@ -97,7 +97,8 @@ class Topics:
         for name in queue.topics:
             topic = self._topics.get(name)
             if topic is None:
-                topic = self._topics[name] = _Topic(queue.since, stored)
+                # If the server still sends a topic that was just left, it can't be replayed: its events may come before that.
+                topic = self._topics[name] = _Topic(None if name in self._held else queue.since, stored)
             topic.queues[queue] = None
 
     def leave(self, queue: Queue) -> None:
@@ -226,7 +227,10 @@ class Topics:
         for name in request.joined - self._held:
             self._deny(name, reasons.get(name, "left out"), request.since or position)
         for name in self._held & self._topics.keys():
-            self._topics[name].denied, self._topics[name].ask = None, False
+            topic = self._topics[name]
+            topic.denied, topic.ask = None, False
+            if topic.place is None and len(self._places) == 1:
+                topic.place = self._places[0]  # It was left and joined again.
         self._drop_empty_places()
         for queue in list(self.queues):
             self._tell(queue, set(begun), recovered=recovered, before=before, retried=retried)
