@@ -54,7 +54,7 @@ class _Topic:
         self.ask = False
         """It was denied, and is to be asked for again."""
         self.retried = False
-        """`since` is the place of an answer that left the topic out for now."""
+        """`since` is the place of an answer that left the topic out: what came before it was not asked for."""
 
 
 class _Request:
@@ -85,6 +85,8 @@ class Topics:
         """What the server sends on this connection."""
         self.asked: _Request | None = None
         self._online = False
+        self._replayed = False
+        """A topic began at an older place on this connection. Its events may still come after it was left."""
         self._was_online = False
         self._numbers = 0
 
@@ -97,8 +99,11 @@ class Topics:
         for name in queue.topics:
             topic = self._topics.get(name)
             if topic is None:
-                # If the server still sends a topic that was just left, it can't be replayed: its events may come before that.
-                topic = self._topics[name] = _Topic(None if name in self._held else queue.since, stored)
+                if name in self._held:  # It was just left. It goes on, and can't be replayed: its events may come before that.
+                    topic = _Topic(None, None if self._replayed else self._places[0])
+                else:
+                    topic = _Topic(queue.since, stored)
+                self._topics[name] = topic
             topic.queues[queue] = None
 
     def leave(self, queue: Queue) -> None:
@@ -137,7 +142,7 @@ class Topics:
 
     def offline(self) -> None:
         """The connection ended."""
-        self._online = False
+        self._online = self._replayed = False
         self._held = set()
         self.asked = None
         for place in self._places:
@@ -210,27 +215,28 @@ class Topics:
         reasons = {item["topic"]: item["reason"] for item in frame["denied"]}
         begun = [name for name in request.joined if name in self._held and name in self._topics]
         place = request.place
-        if place is not None and (place := self._resolve(place)) in self._places:
+        if place is not None and not (place := self._resolve(place)).current and place in self._places:
             place.position = position or place.position
         elif request.since is not None and recovered:
+            self._replayed = True
             place = _Place(position or request.since)
+            self._places += [place] if begun else []
+        elif len(self._places) > 1 or self._replayed:
+            place = _Place(position)
             self._places += [place] if begun else []
         else:
             place = self._places[0]
-            if len(self._places) == 1 or place.position is None:  # Else it is the place of a replay, which is older.
-                place.position = position or place.position
+            place.position = position or place.position
         place.current = True
         retried = {name for name in begun if self._topics[name].retried}
         for name in begun:
             topic = self._topics[name]
             topic.place, topic.since, topic.denied, topic.retried = place, None, None, False
         for name in request.joined - self._held:
-            self._deny(name, reasons.get(name, "left out"), request.since or position)
+            self._deny(name, reasons.get(name, "left out"), request.since, position)
         for name in self._held & self._topics.keys():
             topic = self._topics[name]
             topic.denied, topic.ask = None, False
-            if topic.place is None and len(self._places) == 1:
-                topic.place = self._places[0]  # It was left and joined again.
         self._drop_empty_places()
         for queue in list(self.queues):
             self._tell(queue, set(begun), recovered=recovered, before=before, retried=retried)
@@ -242,19 +248,19 @@ class Topics:
             return
         joined, self.asked = self.asked.joined, None
         for name in joined:
-            self._deny(name, code, None)
+            self._deny(name, code)
         self._report(ClientError(code, f"a request failed: {text}"))
         for queue in list(self.queues):
             self._tell(queue)
         self.request()
 
-    def _deny(self, name: str, reason: str, position: str | None) -> None:
-        """Leave a topic out. One that could not be checked now will begin at this position all the same."""
+    def _deny(self, name: str, reason: str, since: str | None = None, position: str | None = None) -> None:
+        """Leave a topic out. One that could not be checked now will begin where it was to begin, or at the place of the answer."""
         if (topic := self._topics.get(name)) is None:
             return
         topic.denied, topic.ask, topic.place = reason, False, None
-        topic.since = position if reason == UNAVAILABLE else None
-        topic.retried = topic.since is not None
+        topic.since = (since or position) if reason == UNAVAILABLE else None
+        topic.retried = topic.since is not None and (topic.retried or since is None)
 
     # what comes
 
@@ -288,7 +294,7 @@ class Topics:
         """Handle `revoked`: the server took topics away."""
         self._held = set(frame["groups_current"])
         for item in frame["denied"]:
-            self._deny(item["topic"], item["reason"], frame["position"])
+            self._deny(item["topic"], item["reason"])
         if len(self._places) == 1:
             self._places[0].position = frame["position"] or self.position
         self._drop_empty_places()
@@ -310,9 +316,11 @@ class Topics:
 
     def _reached(self, name: str) -> _Place | None:
         """The place that a frame of this topic moves on. None if that can't be known: a topic that was just left or joined."""
-        if len(self._places) == 1:
-            return self._places[0]
-        return self._place(name) if name in self._topics else None
+        if (topic := self._topics.get(name)) is None:
+            return None
+        if topic.place is None:  # Its events may come shortly before the answer that adds it.
+            return None if self._replayed or len(self._places) > 1 else self._places[0]
+        return self._resolve(topic.place)
 
     def _advance(self, place: _Place, position: str | None) -> None:
         place.position = position or place.position
@@ -326,7 +334,7 @@ class Topics:
     def _drop_empty_places(self) -> None:
         if len(self._places) > 1:
             used = {self._place(name) for name in self._topics}
-            self._places = [place for at, place in enumerate(self._places) if at == 0 or place in used]
+            self._places = [place for place in self._places if place in used] or self._places[:1]
 
     # subscribers
 
@@ -345,10 +353,12 @@ class Topics:
             if name not in self._held:
                 continue
             known = name in queue.told
-            if name in joined and (known or name not in retried or queue.since is not None):
+            if name in joined and name in retried:
+                news["stale" if known or queue.since is not None else "subscribed"].append(name)
+            elif name in joined:
                 news["recovered" if recovered else "stale" if known or recovered is False else "subscribed"].append(name)
             elif not known:
-                news["subscribed" if queue.since is None or name in joined else "stale"].append(name)
+                news["subscribed" if queue.since is None else "stale"].append(name)
             queue.told.add(name)
         before = before or self.position
         for word, names in news.items():
