@@ -117,6 +117,19 @@ print(*sorted({{"autobahn", "pika", "twisted", "txaio", "zope"}} & set(sys.modul
     assert (result.stdout.strip(), result.stderr) == ("", "")
 
 
+def test_the_client_pulls_in_no_daemon() -> None:
+    """A program that imports the client loads neither Twisted nor pika nor any library that only the daemon needs."""
+    program = """
+import sys, towerws.client, towerws.client.sync
+print(*sorted({"autobahn", "click", "jwt", "msgspec", "pika", "prometheus_client", "twisted", "txaio", "zope"} & set(sys.modules)))
+print(*sorted(name for name in sys.modules if name.startswith("towerws.") and name.split(".")[1] not in {"client", "core"}))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PACKAGE.parent, stdin=subprocess.DEVNULL
+    )
+    assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
 def _room(name: str) -> str:
     if name in CORE:
         return "core"

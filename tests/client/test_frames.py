@@ -18,7 +18,10 @@ EVENT = '{"type":"event","position":"p1","group":"jobs","event":"a","payload":%s
 @each_row(
     "text, payload",
     [
-        ('{"a": NaN, "b": [-Infinity, Infinity], "c": "NaN, \\" Infinity \\\\"}', {"a": None, "b": [None, None], "c": 'NaN, " Infinity \\'}),
+        (
+            '{"a": NaN, "b": [-Infinity, Infinity], "c": "NaN, \\" Infinity \\\\"}',
+            {"a": None, "b": [None, None], "c": 'NaN, " Infinity \\'},
+        ),
         ('{"payload":1,"x":NaN,"y":",\\"payload\\":"}', {"payload": 1, "x": None, "y": ',"payload":'}),
         ("{nonsense}", None),
         ("9" * 5000, None),
@@ -63,7 +66,9 @@ def test_frames_of_another_shape(frame: object) -> None:
 
 def test_the_samples_of_the_protocol() -> None:
     """Each frame of docs/protocol.md is read."""
-    frames = [json.loads(sample["frame"]) for sample in SAMPLES if sample["dialect"] == "towerws.v1" and sample["direction"] == "from server"]
+    frames = [
+        json.loads(sample["frame"]) for sample in SAMPLES if sample["dialect"] == "towerws.v1" and sample["direction"] == "from server"
+    ]
     kinds = {frame["type"] for frame in frames if read(json.dumps(frame))}
     assert kinds == {"welcome", "event", "subscribed", "gap", "revoked", "renewed", "error", "bye"}
 

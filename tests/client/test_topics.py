@@ -53,9 +53,7 @@ class Server:
         recovered = None if since is None else since >= self.floor
         start = since if since is not None and recovered else len(self.log)
         before = self.reached
-        self.reached = {
-            name: before.get(name, start) for name in wanted if name in before or name not in self.denied
-        }
+        self.reached = {name: before.get(name, start) for name in wanted if name in before or name not in self.denied}
         self.out.append(
             {
                 "type": "subscribed",

@@ -379,7 +379,9 @@ class Client:
     def _lost(self, closed: ConnectionClosed) -> None:
         code, said = (1006, "") if closed.rcvd is None else (closed.rcvd.code, closed.rcvd.reason)
         reason = ClientError("lost", f"the connection was lost ({f'{code} {said}'.strip()})", said=said)
-        if closed.rcvd is not None and closed.rcvd_then_sent:  # The server closed first. Its `bye` may be missing (docs/protocol.md, Closing).
+        if (
+            closed.rcvd is not None and closed.rcvd_then_sent
+        ):  # The server closed first. Its `bye` may be missing (docs/protocol.md, Closing).
             if said in {CloseReason.NO_CREDENTIAL.value.reason, CloseReason.CREDENTIAL.value.reason}:
                 return self._bye("authenticate", None, said)
             if code in {1002, 1007, 1008, 1009}:

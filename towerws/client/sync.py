@@ -1,8 +1,8 @@
 """The client for programs without asyncio: the same calls, with the client's event loop in a thread of its own.
 
-    with connect("wss://example.com/websocket/") as live:
-        for item in live.subscribe({"job_events": [42]}):
-            ...
+with connect("wss://example.com/websocket/") as live:
+    for item in live.subscribe({"job_events": [42]}):
+        ...
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Client:
         self._thread.start()
         self._client = self._call(lambda: connection.Client(url, options))
 
-    def subscribe(self, groups: Groups, handler: Handler | None = None, *, since: str | None = None, **handlers: Handler | None) -> Subscription:
+    def subscribe(
+        self, groups: Groups, handler: Handler | None = None, *, since: str | None = None, **handlers: Handler | None
+    ) -> Subscription:
         """Subscribe to topics, as `towerws.client.Client.subscribe` does."""
         called = {name: _in_thread(call) for name, call in handlers.items() if call is not None}
         first = None if handler is None else _in_thread(handler)
