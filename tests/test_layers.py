@@ -16,6 +16,11 @@ PACKAGES = ["broker", "commands", "config", "core", "demo", "handover", "tail", 
 
 PLAIN = [
     *PACKAGES,
+    "client.frames",
+    "client.items",
+    "client.options",
+    "client.queue",
+    "client.topics",
     "config.addresses",
     "config.broker_url",
     "config.options",
@@ -33,10 +38,10 @@ EDGES = {
     "amqp": ["amqp", "broker.*"],
     "auth": ["auth", "auth.*"],
     "authorities": ["authorities"],
+    "client": ["client", "client.*", "tail.session"],
     "control": ["control"],
     "embedded": ["embedded"],
     "publisher": ["commands.publisher"],
-    "tail": ["tail.session"],
     "logs": ["logs"],
     "service_manager": ["service_manager"],
     "sockets": ["sockets"],
@@ -109,6 +114,19 @@ import importlib, sys
 for name in {CORE!r}:
     importlib.import_module("towerws." + name)
 print(*sorted({{"autobahn", "pika", "twisted", "txaio", "zope"}} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PACKAGE.parent, stdin=subprocess.DEVNULL
+    )
+    assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
+def test_the_client_pulls_in_no_daemon() -> None:
+    """A program that imports the client loads neither Twisted nor pika nor any library that only the daemon needs."""
+    program = """
+import sys, towerws.client, towerws.client.sync
+print(*sorted({"autobahn", "click", "jwt", "msgspec", "pika", "prometheus_client", "twisted", "txaio", "zope"} & set(sys.modules)))
+print(*sorted(name for name in sys.modules if name.startswith("towerws.") and name.split(".")[1] not in {"client", "core"}))
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PACKAGE.parent, stdin=subprocess.DEVNULL

@@ -139,7 +139,7 @@ class StandIn:
             answer = {
                 "type": "subscribed",
                 "id": request.get("id"),
-                "groups_current": [topic.replace(".", "-", 1) for topic in topics],
+                "groups_current": topics,
                 "groups_joined": [],
                 "groups_left": [],
                 "denied": [{"topic": topic, "reason": refused[topic]} for topic in asked if topic in refused],

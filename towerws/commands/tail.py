@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +16,7 @@ import click
 
 from towerws.commands.terminal import StatusLine
 from towerws.core.topics import parse_routing_key
-from towerws.tail.session import CLEAN, Tail, TailOptions
+from towerws.tail.session import Tail, TailOptions
 from towerws.tail.topics import DEFAULT_TOPICS
 
 WEBSOCKET_URL = "ws://127.0.0.1:8051/websocket/"
@@ -97,13 +99,7 @@ def _token(given: str | None) -> str | None:
 
 
 def _run(options: TailOptions) -> int:
-    """Run the reactor until the session ends. Returns the exit code."""
-    from twisted.internet import reactor  # noqa: PLC0415 - the import installs the reactor, which the other commands don't need
-
-    from towerws.process import use_monotonic_clock  # noqa: PLC0415
-
-    use_monotonic_clock(reactor)
-    codes = [CLEAN]
+    """Run until the session ends. Returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # print a character that the terminal's encoding lacks as an escape
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -111,17 +107,16 @@ def _run(options: TailOptions) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    def finish(code: int) -> None:
-        codes[0] = code
-        reactor.callWhenRunning(reactor.stop)
+    async def run() -> int:
+        tail = Tail(options, write=write, say=StatusLine(sys.stderr).say)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, tail.stop)
+        return await tail.run()
 
-    session = Tail(reactor, options, write=write, say=StatusLine(sys.stderr).say, finish=finish)
-    reactor.callWhenRunning(session.connect)
-    reactor.addSystemEventTrigger("before", "shutdown", session.stop)
-    reactor.run()
+    code = asyncio.run(run())
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         # Otherwise the interpreter reports an error when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return codes[0]
+    return code

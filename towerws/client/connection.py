@@ -1,0 +1,701 @@
+"""The client: one connection at a time, with its token, its reconnects and its deadlines.
+
+state      | connected        | ended                | refused for good | close()
+connecting | welcome -> open  | waiting              | closed           | closed
+open       | -                | waiting              | closed           | closed
+waiting    | -                | after the time: connecting | -          | closed
+closed     | -                | -                    | -                | -
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as websocket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from towerws import __version__
+from towerws.client.frames import BadFrame, Unreadable, lasts_s, read
+from towerws.client.items import ClientError, Groups, Item, topics_of
+from towerws.client.options import Options, StateChange, Token, check_token, checked_url
+from towerws.client.queue import Queue
+from towerws.client.subscription import Handler, Subscription
+from towerws.client.topics import Topics
+from towerws.core.errors import CloseReason
+from towerws.core.wire import SUBPROTOCOL
+
+STABLE_S = 2.0
+"""A connection that lasted this long starts the backoff again."""
+
+CLOSE_S = 1.0
+"""Seconds for the answer to a close frame."""
+
+MAX_FRAME_BYTES = 64 * 1024**2
+"""Far above the largest payload of a daemon (4 MiB by default)."""
+
+MAX_POSITION = 256
+ASK_AGAIN_S = (1.0, 3.0)
+"""Seconds until a topic is asked for again that could not be checked. The daemon itself takes up to 8 s to say so."""
+
+TRIES = 3
+"""After so many refused tokens in a row the client stops. So many refused handshakes in a row are told to `onerror`."""
+
+LATER = {408, 425, 429}
+"""HTTP statuses below 500 that say: try again."""
+
+_logger = logging.getLogger("towerws.client")
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a connection ended. `after_s` is the server's own time for the next attempt. `tell`: `onerror` hears of it, too."""
+
+    reason: ClientError
+    after_s: float | None = None
+    tell: bool = False
+    stop: bool = False
+
+
+class _Ended(Exception):
+    """Carries an `_End` out of the opening of a connection."""
+
+    def __init__(self, end: _End) -> None:
+        super().__init__(str(end.reason))
+        self.end = end
+
+
+class _Connect(websocket):
+    """Follows no redirect: the URL is wrong then, and the credential must not go elsewhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """The library calls this for each failed handshake."""
+        return exc
+
+
+class Client:
+    """A client that stays connected. `connect` makes it, in a running event loop."""
+
+    def __init__(self, url: str, options: Options) -> None:
+        self._url = checked_url(url)
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._state: Literal["connecting", "open", "waiting", "closed"] = "connecting"
+        self._user: int | str | None = None
+        self._topics = Topics(send=self._send, report=self._report, xrftoken=options.xrftoken or _nothing)
+        self._subscriptions: dict[Queue, Subscription] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._settling = False
+        # of the current connection
+        self._outbox: asyncio.Queue[str] = asyncio.Queue()
+        self._ended: asyncio.Future[_End] | None = None
+        self._heard = False
+        self._welcomed_at = 0.0
+        self._sent_token: Token | None = None
+        self._token: Token | None = None
+        self._bad_tokens = 0
+        self._ends_at = 0.0
+        # over all connections
+        self._was_welcomed = False
+        self._attempts = 0
+        self._refusals = 0
+        self._refused: str | None = None
+        self._refused_tokens = 0
+        self._saved: str | None = None
+        self._store_fails = False
+        self._final: str | None = None
+        """The position to store at the end."""
+        self._saving: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._task = self._loop.create_task(self._run(), name="towerws.client")
+
+    # what users call
+
+    def subscribe(
+        self,
+        groups: Groups,
+        handler: Handler | None = None,
+        *,
+        subscribed: Handler | None = None,
+        recovered: Handler | None = None,
+        stale: Handler | None = None,
+        gap: Handler | None = None,
+        denied: Handler | None = None,
+        since: str | None = None,
+    ) -> Subscription:
+        """Subscribe to topics, any number of times. All subscriptions share the connection.
+
+        `handler` gets each `Event`, and the others the notices of their name. A `gap`, `stale` or `denied` without a handler goes to
+        `onerror`. With no handler at all, read the subscription with `async for`. `since` is a position from which topics begin that no
+        subscription has yet: events after it come, or `stale`.
+
+        Raises `ValueError` or `TypeError` if the groups are malformed, and `ClientError` if the client is closed.
+        """
+        if self._state == "closed":
+            raise ClientError("closed", "the client is closed")
+        handlers = {
+            name: call
+            for name, call in (
+                ("event", handler),
+                ("subscribed", subscribed),
+                ("recovered", recovered),
+                ("stale", stale),
+                ("gap", gap),
+                ("denied", denied),
+            )
+            if call is not None
+        }
+        for name, call in handlers.items():
+            if not callable(call):
+                raise TypeError(f"the handler for {name} is {type(call).__name__}: it must be a function")
+        if since is not None and not isinstance(since, str):
+            raise TypeError(f"since is {type(since).__name__}: it must be the text of a position")
+        queue = Queue(topics_of(groups), self._options.queue_bytes, since=since)
+        subscription = Subscription(self, queue, handlers or None)
+        self._subscriptions[queue] = subscription
+        self._topics.join(queue)
+        self._settle()
+        return subscription
+
+    def close(self) -> None:
+        """End the connection and all subscriptions. `wait_closed` waits for the end."""
+        if self._state != "closed":
+            self._finish(None)
+            self._task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed and the position is stored: a second, and the time of the store (`connect_s` at most)."""
+        await asyncio.wait({self._task})
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+        await self.wait_closed()
+
+    @property
+    def state(self) -> Literal["connecting", "open", "waiting", "closed"]:
+        """The state of the connection."""
+        return self._state
+
+    @property
+    def user(self) -> int | str | None:
+        """The user whom the server recognised, None for an anonymous one."""
+        return self._user
+
+    @property
+    def position(self) -> str | None:
+        """The newest place in the log that was received."""
+        return self._topics.position
+
+    # the life of the client
+
+    async def _run(self) -> None:
+        try:
+            await asyncio.sleep(0)  # The caller's handlers may use what `connect` returns.
+            await self._load()
+            while self._state != "closed":
+                end = await self._connection()
+                if end.stop:
+                    self._finish(end.reason)
+                elif self._state != "closed":  # by a handler
+                    await self._wait(end)
+        except asyncio.CancelledError:
+            if self._state != "closed":
+                self._finish(None)
+                raise
+        except Exception as error:
+            _logger.exception("towerws.client: a fault of the client itself")
+            self._finish(ClientError("fault", f"a fault of the client itself: {error!r}"))
+        finally:
+            if self._saving is not None:
+                await asyncio.wait({self._saving})
+            if self._final is not None:
+                await self._store(self._final)
+
+    def _finish(self, reason: ClientError | None) -> None:
+        """The last change of state. Ends all subscriptions."""
+        if self._state == "closed":
+            return
+        for timer in self._timers.values():
+            timer.cancel()
+        self._final = self._to_save()
+        self._change("closed", reason=reason)
+        if reason is not None:
+            self._report(reason)
+        for subscription in list(self._subscriptions.values()):
+            subscription._end(reason)  # noqa: SLF001 - the two are one
+
+    async def _wait(self, end: _End) -> None:
+        if self._welcomed_at and self._loop.time() - self._welcomed_at >= STABLE_S:
+            self._attempts = 0
+        if end.tell:
+            self._report(end.reason)
+        retry_s = end.after_s
+        if retry_s is None:
+            bound_s = min(self._options.retry_max_s, self._options.retry_min_s * 2 ** min(self._attempts, 30))
+            retry_s = random.uniform(0, bound_s)  # noqa: S311 - only spreads the attempts
+            self._attempts += 1
+        if self._state != "closed":  # by `onerror`
+            self._change("waiting", reason=end.reason, retry_s=retry_s)
+        if self._state != "closed":  # by `onstate`
+            await asyncio.sleep(retry_s)
+
+    async def _connection(self) -> _End:
+        """Connect, and talk until the connection ends."""
+        self._outbox = asyncio.Queue()
+        self._heard = False
+        self._bad_tokens = 0
+        self._welcomed_at = self._ends_at = 0.0
+        self._sent_token = self._token = None
+        self._change("connecting")
+        deadline = self._loop.time() + self._options.connect_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                connection = await self._open()
+        except TimeoutError:
+            return _End(self._too_late())
+        except _Ended as ended:
+            return ended.end
+        try:
+            return await self._converse(connection, deadline)
+        finally:
+            self._topics.offline()
+            await _close(connection)
+
+    def _too_late(self) -> ClientError:
+        return ClientError("timeout", f"no connection within {self._options.connect_s:g} s")
+
+    async def _open(self) -> ClientConnection:
+        """Open a websocket. Raises `_Ended`."""
+        headers = dict(self._options.headers)
+        if self._options.token is not None:
+            try:
+                self._sent_token = await self._read_token()
+            except Exception as error:  # noqa: BLE001 - whatever the callback raises
+                raise _Ended(_End(_caused("token", f"the token callback failed: {error}", error), tell=True)) from None
+            if self._sent_token is None:
+                raise _Ended(_End(ClientError("token", "the token callback gave no token"), stop=True))
+            if self._sent_token.token == self._refused:
+                raise _Ended(_End(ClientError("token", "the token callback gave the refused token again"), stop=True))
+            headers["Authorization"] = f"Bearer {self._sent_token.token}"
+        tls = {"ssl": self._options.ssl} if self._options.ssl is not None and self._url.startswith("wss:") else {}
+        try:
+            connection = await _Connect(
+                self._url,
+                subprotocols=[Subprotocol(SUBPROTOCOL)],
+                additional_headers=headers,
+                user_agent_header=self._options.user_agent or f"towerws-client/{__version__}",
+                proxy=self._options.proxy,
+                open_timeout=None,  # `connect_s` holds for all of it
+                ping_interval=None,  # `_watch`
+                close_timeout=CLOSE_S,
+                max_size=MAX_FRAME_BYTES,
+                **tls,
+            )
+        except InvalidStatus as error:
+            raise _Ended(self._handshake_refused(error)) from None
+        except (OSError, InvalidHandshake, EOFError, ValueError) as error:
+            raise _Ended(self._not_connected(error)) from None
+        if connection.subprotocol != SUBPROTOCOL:
+            await _close(connection)
+            text = f"the server did not choose the subprotocol {SUBPROTOCOL}: another server, or a proxy that drops the header"
+            raise _Ended(_End(ClientError("protocol", text), stop=True))
+        return connection
+
+    def _not_connected(self, error: Exception) -> _End:
+        if isinstance(error, ConnectionRefusedError):
+            text = "the connection was refused"
+        else:
+            text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        self._refusals += 1
+        return _End(_caused("handshake", f"no connection: {text}", error), tell=self._refusals == TRIES)
+
+    def _handshake_refused(self, error: InvalidStatus) -> _End:
+        status = error.response.status_code
+        reason = ClientError("handshake", f"the server refuses the handshake (HTTP {status})", status=status)
+        self._refusals += 1
+        if status in {401, 403}:
+            if self._sent_token is None:
+                return _End(reason, stop=True)
+            reason = ClientError("token", f"the server refuses the token (HTTP {status})", status=status)
+            self._refused = self._sent_token.token
+            self._refused_tokens += 1
+            return _End(reason, stop=not callable(self._options.token) or self._refused_tokens >= TRIES)
+        if 200 <= status < 500 and status not in LATER and not self._was_welcomed:
+            return _End(reason, stop=True)  # A URL that has worked is not wrong: a proxy may answer so while the daemon restarts.
+        after = error.response.headers.get("Retry-After", "")
+        after_s = min(float(after), self._options.retry_max_s) if after.isascii() and after.isdigit() else None
+        if after_s is not None:
+            after_s *= random.uniform(1, 1.5)  # noqa: S311 - all clients got the same number
+        return _End(reason, after_s=after_s, tell=self._refusals == TRIES)
+
+    async def _converse(self, connection: ClientConnection, deadline: float) -> _End:
+        """Talk over an open websocket until `_again` or `_stop` is called."""
+        ended = self._ended = self._loop.create_future()
+        self._arm("connect", deadline - self._loop.time(), lambda: self._again(self._too_late()))
+        if self._options.token is None:
+            # A daemon that waits for a token refuses any other message at once. Without this one it would wait for 10 s.
+            self._send({"ping": None})
+        tasks = [self._loop.create_task(work) for work in (self._read(connection), self._write(connection), self._watch(connection))]
+        for task in tasks:
+            task.add_done_callback(self._check_task)
+        try:
+            return await ended
+        finally:
+            self._ended = None
+            for name in ("connect", "answer", "ask", "token"):
+                self._arm(name)
+            if self._refreshing is not None:
+                tasks.append(self._refreshing)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _check_task(self, task: asyncio.Task[None]) -> None:
+        """A fault in a task of the connection must not be silent, and must not leave the client waiting."""
+        if not task.cancelled() and (error := task.exception()) is not None and self._ended is not None and not self._ended.done():
+            self._ended.set_exception(error)
+
+    async def _read(self, connection: ClientConnection) -> None:
+        try:
+            while True:
+                self._receive(await connection.recv())
+                if self._ended is None or self._ended.done():
+                    return
+        except ConnectionClosed as closed:
+            self._lost(closed)
+
+    def _lost(self, closed: ConnectionClosed) -> None:
+        code, said = (1006, "") if closed.rcvd is None else (closed.rcvd.code, closed.rcvd.reason)
+        reason = ClientError("lost", f"the connection was lost ({f'{code} {said}'.strip()})", said=said)
+        if (
+            closed.rcvd is not None and closed.rcvd_then_sent
+        ):  # The server closed first. Its `bye` may be missing (docs/protocol.md, Closing).
+            if said in {CloseReason.NO_CREDENTIAL.value.reason, CloseReason.CREDENTIAL.value.reason}:
+                return self._bye("authenticate", None, said)
+            if code in {1002, 1007, 1008, 1009}:
+                return self._bye("stop", None, said or f"close code {code}")
+        return self._again(reason)
+
+    async def _write(self, connection: ClientConnection) -> None:
+        try:
+            while True:
+                await connection.send(await self._outbox.get())
+        except ConnectionClosed:
+            return  # `_read` says so
+
+    async def _watch(self, connection: ClientConnection) -> None:
+        """Ask a silent connection whether it still works. Any message is an answer: a pong may wait behind many."""
+        try:
+            while True:
+                self._heard = False
+                await asyncio.sleep(self._options.ping_s)
+                if self._heard:
+                    continue
+                try:
+                    async with asyncio.timeout(self._options.pong_s):
+                        await (await connection.ping())
+                except TimeoutError:
+                    if not self._heard:
+                        return self._again(ClientError("dead", f"no answer to a ping within {self._options.pong_s:g} s"))
+        except ConnectionClosed:
+            return None  # `_read` says so
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if "groups" in message:
+            late = ClientError("timeout", f"no answer to a request within {self._options.answer_s:g} s")
+            self._arm("answer", self._options.answer_s, lambda: self._again(late))
+        self._outbox.put_nowait(json.dumps(message))
+
+    def _again(self, reason: ClientError, after_s: float | None = None, *, tell: bool = False) -> None:
+        """End this connection, and connect again later."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(_End(reason, after_s, tell))
+
+    def _stop(self, reason: ClientError) -> None:
+        """End this connection for good."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(_End(reason, stop=True))
+
+    # frames
+
+    def _receive(self, data: str | bytes) -> None:
+        self._heard = True
+        try:
+            frame = read(data)
+        except Unreadable as error:
+            self._again(ClientError("frame", f"the server sent a frame that can't be read: {error}"), tell=True)
+            return
+        except BadFrame as error:
+            self._report(ClientError("frame", f"skipped a frame that docs/protocol.md doesn't describe: {error}"))
+            return
+        kind = frame.get("type")
+        if kind == "event":
+            assert isinstance(data, str)
+            self._topics.event(frame, data)
+        elif kind == "welcome":
+            self._welcome(frame)
+        elif kind == "subscribed":
+            self._topics.answered(frame)
+            self._answered()
+        elif kind == "gap":
+            self._topics.gap(frame)
+        elif kind == "revoked":
+            self._topics.revoked(frame)
+            self._answered()
+        elif kind == "renewed":
+            self._user = frame.get("user")
+            self._bad_tokens = 0
+            self._accepted()
+            self._topics.ask_again()
+        elif kind == "error":
+            self._error(frame)
+        elif kind == "bye":
+            after_ms = frame["reconnect_after_ms"]
+            action = frame.get("action") or ("stop" if after_ms is None else "reconnect")
+            self._bye(action, None if after_ms is None else after_ms / 1000, frame["reason"])
+        self._keep()
+
+    def _welcome(self, frame: dict[str, Any]) -> None:
+        self._user = frame.get("user")
+        self._arm("connect")
+        self._was_welcomed = True
+        self._welcomed_at = self._loop.time()
+        self._refusals = 0
+        if self._sent_token is not None:
+            self._accepted()
+        self._change("open")
+        if self._state == "open":
+            self._topics.online()
+
+    def _answered(self) -> None:
+        if self._topics.asked is None:
+            self._arm("answer")
+        if self._topics.waits_for_unavailable() and "ask" not in self._timers:
+            again_s = random.uniform(*ASK_AGAIN_S)  # noqa: S311 - only spreads the questions
+            self._arm("ask", again_s, lambda: self._topics.ask_again("unavailable"))
+
+    def _error(self, frame: dict[str, Any]) -> None:
+        code, text = frame["code"], frame["message"]
+        if code == "no_token":
+            self._bye("authenticate", None, "no credential")
+        elif frame.get("id") == "token":
+            self._bad_tokens += 1
+            self._report(ClientError(code, f"the token: {text}"))
+            self._refresh_later()
+        elif self._topics.asked is not None and frame.get("id") == self._topics.asked.number:
+            self._topics.request_failed(code, text)
+            self._answered()
+        else:
+            self._report(ClientError(code, text))
+
+    def _bye(self, action: str, after_s: float | None, said: str) -> None:
+        code = "bye" if action == "reconnect" else action
+        reason = ClientError(code, f"the daemon ended the connection: {said}", said=said)
+        if action == "stop" or (action == "authenticate" and not callable(self._options.token)):
+            self._stop(reason)
+        else:
+            self._again(reason, after_s)
+
+    # tokens
+
+    async def _read_token(self) -> Token | None:
+        found: Any = self._options.token
+        if callable(found):
+            found = found()
+        if inspect.isawaitable(found):
+            found = await found
+        if found is None or found == "":
+            return None
+        token = Token(found) if isinstance(found, str) else found
+        if not isinstance(token, Token):
+            raise TypeError("the token callback must give text, or a Token")
+        return token._replace(token=check_token(token.token))
+
+    def _accepted(self) -> None:
+        """The sent token counts from now on."""
+        self._token = self._sent_token
+        if self._token is None or not callable(self._options.token):
+            return
+        self._refused, self._refused_tokens = None, 0
+        now_s = time.time()
+        left_s = lasts_s(self._token.token, now_s) if self._token.expires_at is None else self._token.expires_at - now_s
+        if left_s is not None and left_s > 0:
+            self._ends_at = self._loop.time() + left_s
+            self._arm("token", left_s * random.uniform(0.7, 0.8), self._refresh)  # noqa: S311 - only spreads the requests
+
+    def _refresh(self) -> None:
+        self._refreshing = self._loop.create_task(self._send_new_token())
+        self._refreshing.add_done_callback(self._check_task)
+
+    async def _send_new_token(self) -> None:
+        try:
+            async with asyncio.timeout(self._options.connect_s):
+                fresh = await self._read_token()
+        except TimeoutError:
+            self._report(ClientError("token", f"no new token within {self._options.connect_s:g} s"))
+            fresh = None
+        except Exception as error:  # noqa: BLE001 - whatever the callback raises
+            self._report(_caused("token", f"the token callback failed: {error}", error))
+            fresh = None
+        if fresh is None or self._token is None or fresh.token == self._token.token:
+            self._refresh_later()
+        else:
+            self._sent_token = fresh
+            self._send({"token": fresh.token, "id": "token"})
+
+    def _refresh_later(self) -> None:
+        left_s = self._ends_at - self._loop.time()
+        if left_s > 2 and self._bad_tokens < TRIES - 1:  # The third bad token would end the connection.
+            self._arm("token", left_s / 2, self._refresh)
+
+    # subscriptions
+
+    def _settle(self) -> None:
+        if not self._settling:
+            self._settling = True
+            self._loop.call_soon(self._settle_now)
+
+    def _settle_now(self) -> None:
+        self._settling = False
+        if self._state == "open":
+            self._topics.settle()
+
+    def _left(self, subscription: Subscription, queue: Queue) -> None:
+        self._subscriptions.pop(queue, None)
+        self._topics.leave(queue)
+        self._settle()
+
+    # telling
+
+    def _arm(self, name: str, after_s: float = 0, call: Callable[[], None] | None = None) -> None:
+        """Set the timer of this name, or stop it."""
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
+        if call is not None:
+
+            def fire() -> None:
+                self._timers.pop(name, None)
+                call()
+
+            self._timers[name] = self._loop.call_later(after_s, fire)
+
+    def _change(
+        self, state: Literal["connecting", "open", "waiting", "closed"], reason: ClientError | None = None, retry_s: float | None = None
+    ) -> None:
+        if self._state == "closed":
+            return
+        self._state = state
+        if self._options.onstate is not None:
+            try:
+                self._options.onstate(StateChange(state, self._user, reason, retry_s))
+            except Exception as error:  # noqa: BLE001 - whatever it raises, the client goes on
+                self._report(_caused("onstate", f"onstate failed: {error!r}", error))
+
+    def _report(self, error: ClientError) -> None:
+        if self._options.onerror is None:
+            _logger.error("%s: %s", error.code, error, exc_info=error.__cause__)
+            return
+        try:
+            self._options.onerror(error)
+        except Exception:
+            _logger.exception("onerror failed at %s: %s", error.code, error)
+
+    def _handler_failed(self, error: BaseException, item: Item) -> None:
+        self._report(_caused("handler", f"a handler failed at {item.type}: {error!r}", error, item))
+
+    # the store
+
+    async def _load(self) -> None:
+        if self._options.store is None:
+            return
+        try:
+            async with asyncio.timeout(self._options.connect_s):
+                found = self._options.store.get()
+                if inspect.isawaitable(found):
+                    found = await found
+        except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
+            self._store_failed(error)
+            return
+        if isinstance(found, str) and 0 < len(found) <= MAX_POSITION:
+            self._saved = found
+            self._topics.resume_from(found)
+
+    def _to_save(self) -> str | None:
+        """The position to store, None if the stored one is as good."""
+        if self._options.store is None:
+            return None
+        position = self._topics.handled()
+        return None if position == self._saved else position
+
+    def _keep(self) -> None:
+        """Store the position soon."""
+        if self._options.store is not None and self._saving is None and "save" not in self._timers and self._state != "closed":
+            if self._to_save() is not None:
+                self._arm("save", self._options.save_s, self._save)
+
+    def _save(self) -> None:
+        if (position := self._to_save()) is not None:
+            self._saving = self._loop.create_task(self._store(position))
+            self._saving.add_done_callback(self._was_saved)
+
+    def _was_saved(self, task: asyncio.Task[None]) -> None:
+        self._saving = None
+        self._keep()
+
+    async def _store(self, position: str) -> None:
+        assert self._options.store is not None
+        self._saved = position
+        try:
+            async with asyncio.timeout(self._options.connect_s):
+                result = self._options.store.set(position)
+                if inspect.isawaitable(result):
+                    await result
+        except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
+            self._store_failed(error)
+        else:
+            self._store_fails = False
+
+    def _store_failed(self, error: Exception) -> None:
+        if not self._store_fails:
+            self._report(_caused("store", f"the store failed: {error!r}", error))
+        self._store_fails = True
+
+
+def connect(url: str, **options: Any) -> Client:
+    """Connect, and stay connected. Needs a running event loop.
+
+    `url` begins with `wss:`, `ws:`, `https:` or `http:`. `options` are the fields of `Options`. Raises `ValueError` or `TypeError` at
+    once for a wrong URL or option. All else that goes wrong is told to `onstate` and `onerror`.
+    """
+    return Client(url, Options(**options))
+
+
+async def _close(connection: ClientConnection) -> None:
+    """Close a connection, or cut it if that takes too long."""
+    try:
+        async with asyncio.timeout(2 * CLOSE_S):
+            await connection.close()
+    except TimeoutError:
+        connection.transport.abort()
+
+
+def _caused(code: str, text: str, cause: BaseException, item: Item | None = None) -> ClientError:
+    error = ClientError(code, text, item=item)
+    error.__cause__ = cause
+    return error
+
+
+def _nothing() -> None:
+    return None

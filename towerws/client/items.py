@@ -1,0 +1,118 @@
+"""What a subscription gets, and what can go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from towerws.core.errors import TowerwsError
+from towerws.core.topics import is_event, is_group
+
+Groups = Mapping[str, Iterable[str | int]]
+"""Topics: each group with its events. `42` and `"42"` are the same event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a topic. `event` is always text: `"42"`."""
+
+    topic: str
+    group: str
+    event: str
+    payload: Any
+    """What the producer sent. `NaN` and infinities in it are None. None if it can't be read as JSON even so."""
+    position: str | None
+    """The event's place in the log. None while the server has no useful one."""
+    text: str | None = None
+    """The payload as text, only if it is not plain JSON."""
+    frame: str = field(default="", repr=False)
+    """The whole frame, as it came."""
+    type: Literal["event"] = field(default="event", init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """From here on every event of these topics comes.
+
+    `type` is `subscribed` for topics that count from now: fetch their state. After a reconnect it is `recovered` if every event since
+    then follows, and `stale` if events were missed: fetch the state.
+    """
+
+    type: Literal["subscribed", "recovered", "stale"]
+    topics: tuple[str, ...]
+    position: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Some events of these topics are missing here: fetch their state.
+
+    `reason` is `history` or `broker` (docs/protocol.md), or `slow` if this subscription's own queue was full. `from_` and `to` are the
+    positions around the gap.
+    """
+
+    topics: tuple[str, ...]
+    from_: str | None
+    to: str | None
+    reason: str
+    type: Literal["gap"] = field(default="gap", init=False)
+
+
+class DeniedTopic(NamedTuple):
+    """A topic that the server does not send, and why (docs/protocol.md)."""
+
+    topic: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """All topics of the subscription that the server does not send now. Told when the list changes and is not empty.
+
+    The client asks again: for `unavailable` after some seconds, for the others after a reconnect and with a new token.
+    """
+
+    denied: tuple[DeniedTopic, ...]
+    type: Literal["denied"] = field(default="denied", init=False)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics without the reasons."""
+        return tuple(item.topic for item in self.denied)
+
+
+Item = Event | Subscribed | Gap | Denied
+
+
+class ClientError(TowerwsError):
+    """What went wrong. docs/python-client.md lists the codes.
+
+    `status` is the HTTP status of a refused handshake. `item` is what a handler was given. `said` is the server's own reason.
+    """
+
+    def __init__(self, code: str, text: str, *, status: int | None = None, item: Item | None = None, said: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+        self.status = status
+        self.item = item
+        self.said = said
+
+
+def topics_of(groups: Groups) -> tuple[str, ...]:
+    """Return the topics that these groups name, each once. Raise `ValueError` for a malformed one, `TypeError` for another shape."""
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"groups is {type(groups).__name__}: it must be a mapping, as in {{'job_events': [42]}}")
+    found: dict[str, None] = {}
+    for group, events in groups.items():
+        if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):
+            raise TypeError(f"groups[{group!r}] is {type(events).__name__}: it must be a list of events")
+        for event in events:
+            text = str(event) if isinstance(event, str | int) and not isinstance(event, bool) else ""
+            if not isinstance(group, str) or not is_group(group) or not is_event(text):
+                raise ValueError(
+                    f"{str(group)[:80]!r}: {str(event)[:80]!r}: a group has letters, digits and _, "
+                    'an event printable ASCII without . * # " \\'
+                )
+            found[f"{group}.{text}"] = None
+    return tuple(found)

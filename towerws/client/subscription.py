@@ -1,0 +1,127 @@
+"""One subscription: calls its handlers, or gives its items to an iterator."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from towerws.client.items import ClientError, Item
+from towerws.client.queue import Queue
+
+if TYPE_CHECKING:
+    from towerws.client.connection import Client
+
+Handler = Callable[[Any], object]
+"""Gets an item. It may return an awaitable: the next item of its subscription then waits for that."""
+
+
+class Subscription:
+    """What `Client.subscribe` returns.
+
+    Without handlers, read it with `async for`. It gives items of all types. `close`, or the end of a `with` block, leaves.
+    """
+
+    def __init__(self, client: Client, queue: Queue, handlers: Mapping[str, Handler] | None) -> None:
+        self.topics = queue.topics
+        self._client = client
+        self._queue = queue
+        self._handlers = handlers
+        self._reason: ClientError | None = None
+        self._arrived = asyncio.Event()
+        self._reading = False
+        self._task: asyncio.Task[None] | None = None
+        queue.wake = self._arrived.set if handlers is None else self._handle
+
+    def close(self) -> None:
+        """Leave. Other subscriptions go on, with the same topics too. A handler that runs is finished."""
+        self._end(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _end(self, reason: ClientError | None) -> None:
+        if self._queue.ended:
+            return
+        self._queue.ended = True
+        self._reason = reason
+        if self._handlers is not None or reason is None:
+            self._queue.clear()
+        self._arrived.set()
+        self._client._left(self, self._queue)  # noqa: SLF001 - the two are one
+
+    # handlers
+
+    def _handle(self) -> None:
+        """Handle what waits, up to an item whose handler has to be waited for."""
+        while (item := self._queue.take()) is not None:
+            try:
+                result = self._call(item)
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises, the other subscriptions go on
+                self._client._handler_failed(error, item)  # noqa: SLF001
+                result = None
+            if inspect.isawaitable(result):
+                self._task = asyncio.ensure_future(self._wait(result, item))
+                return
+            self._done()
+
+    def _call(self, item: Item) -> object:
+        assert self._handlers is not None
+        handler = self._handlers.get(item.type)
+        if handler is not None:
+            return handler(item)
+        if item.type in {"gap", "stale", "denied"}:
+            topics = ", ".join(item.topics[:5]) + (" …" if len(item.topics) > 5 else "")  # type: ignore[union-attr] # an event is not among them
+            self._client._report(ClientError(item.type, f"{item.type}: {topics}: no handler for it", item=item))  # noqa: SLF001
+        return None
+
+    async def _wait(self, result: Any, item: Item) -> None:
+        try:
+            await result
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            self._client._handler_failed(error, item)  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001 - as above
+            self._client._handler_failed(error, item)  # noqa: SLF001
+        self._task = None
+        self._done()
+        self._handle()
+
+    def _done(self) -> None:
+        self._queue.done()
+        self._client._keep()  # noqa: SLF001
+
+    # the iterator
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        """Return the next item. The one before it counts as handled.
+
+        Raises `TypeError` if the subscription has handlers, `RuntimeError` if another task reads it, and the `ClientError` with which
+        the client stopped.
+        """
+        if self._handlers is not None:
+            raise TypeError("a subscription with handlers can't be read")
+        if self._reading:
+            raise RuntimeError("another task reads this subscription")
+        self._reading = True
+        try:
+            if self._queue.busy:
+                self._done()
+            while (item := self._queue.take()) is None:
+                if self._queue.ended:
+                    if self._reason is not None:
+                        raise self._reason
+                    raise StopAsyncIteration
+                self._arrived.clear()
+                await self._arrived.wait()
+            return item
+        finally:
+            self._reading = False

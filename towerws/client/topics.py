@@ -1,0 +1,383 @@
+"""The topics of all subscriptions on one connection: what to ask the server for, and what its frames mean to each. Plain Python.
+
+The server hears the union of the topics. At most one request waits for its answer, because a newer one would cut it short.
+
+Each topic counts from a place in the log. Most topics share one, the position of the newest event. A topic that is replayed from an
+older place (`since`, or one that could not be checked at first) has a place of its own until the replay has reached an event of the
+others. So a connection that breaks during a replay repeats nothing. `_places` is in the order of the answers: the log's order holds
+over all topics of a connection, so an event of one place shows that all later places have been read up to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from towerws.client.items import ClientError, Denied, DeniedTopic, Event, Gap, Subscribed
+from towerws.client.queue import Queue
+from towerws.core.wire import UNAVAILABLE
+
+MAX_REQUEST_BYTES = 65_536
+"""The daemon closes a connection that sends more in one message."""
+
+Word = Literal["subscribed", "recovered", "stale"]
+_WORDS: tuple[Word, ...] = ("subscribed", "recovered", "stale")
+
+
+class _Place:
+    """A place in the log that topics have reached. `into` is the place with which it was joined.
+
+    `current`: the server sends its topics on this connection.
+    """
+
+    __slots__ = ("current", "into", "position")
+
+    def __init__(self, position: str | None) -> None:
+        self.position = position
+        self.current = False
+        self.into: _Place | None = None
+
+
+class _Topic:
+    """A topic that subscribers want."""
+
+    __slots__ = ("ask", "denied", "place", "queues", "retried", "since")
+
+    def __init__(self, since: str | None, place: _Place | None) -> None:
+        self.queues: dict[Queue, None] = {}
+        self.since = since
+        """Where it begins, if it has not begun yet."""
+        self.place = place
+        """The place that it has reached. None if it counts from now."""
+        self.denied: str | None = None
+        self.ask = False
+        """It was denied, and is to be asked for again."""
+        self.retried = False
+        """`since` is the place of an answer that left the topic out: what came before it was not asked for."""
+
+
+class _Request:
+    """The request that waits for its answer."""
+
+    __slots__ = ("joined", "number", "place", "since")
+
+    def __init__(self, number: int, joined: list[str], since: str | None, place: _Place | None) -> None:
+        self.number = number
+        self.joined = set(joined)
+        self.since = since
+        self.place = place
+
+
+class Topics:
+    """The conversation about topics. `send` gets each request, `report` each error that concerns no single subscription."""
+
+    def __init__(
+        self, *, send: Callable[[dict[str, Any]], None], report: Callable[[ClientError], None], xrftoken: Callable[[], str | None]
+    ) -> None:
+        self._send = send
+        self._report = report
+        self._xrftoken = xrftoken
+        self._topics: dict[str, _Topic] = {}
+        self.queues: dict[Queue, None] = {}
+        self._places = [_Place(None)]
+        self._held: set[str] = set()
+        """What the server sends on this connection."""
+        self.asked: _Request | None = None
+        self._online = False
+        self._replayed = False
+        """A topic began at an older place on this connection. Its events may still come after it was left."""
+        self._was_online = False
+        self._numbers = 0
+
+    # the subscribers
+
+    def join(self, queue: Queue) -> None:
+        """Add a subscriber. `settle` asks for its topics."""
+        self.queues[queue] = None
+        stored = None if self._was_online or self._places[0].position is None or queue.since is not None else self._places[0]
+        for name in queue.topics:
+            topic = self._topics.get(name)
+            if topic is None:
+                if name in self._held:  # It was just left. It goes on, and can't be replayed: its events may come before that.
+                    topic = _Topic(None, None if self._replayed else self._places[0])
+                else:
+                    topic = _Topic(queue.since, stored)
+                self._topics[name] = topic
+            topic.queues[queue] = None
+
+    def leave(self, queue: Queue) -> None:
+        """Remove a subscriber. Others keep their topics."""
+        self.queues.pop(queue, None)
+        for name in queue.topics:
+            if (topic := self._topics.get(name)) is not None and topic.queues.pop(queue, ...) is None and not topic.queues:
+                del self._topics[name]
+        self._drop_empty_places()
+
+    @property
+    def position(self) -> str | None:
+        """The newest place in the log that was received."""
+        return self._places[0].position
+
+    def resume_from(self, position: str) -> None:
+        """Begin at a position that an earlier client has kept."""
+        self._places[0].position = position
+        for topic in self._topics.values():
+            if topic.since is None:
+                topic.place = self._places[0]
+
+    def handled(self) -> str | None:
+        """The position to resume from in another process: before the oldest item that no handler has finished. None: not now."""
+        if len(self._places) > 1:
+            return None  # A replay goes on: no single position has all that is missing.
+        oldest = min((queue.waiting[0] for queue in self.queues if queue.waiting), key=lambda waiting: waiting.at, default=None)
+        return self.position if oldest is None else oldest.before
+
+    # the connection
+
+    def online(self) -> None:
+        """A connection is open: ask for everything."""
+        self._online = self._was_online = True
+        self.ask_again()
+
+    def offline(self) -> None:
+        """The connection ended."""
+        self._online = self._replayed = False
+        self._held = set()
+        self.asked = None
+        for place in self._places:
+            place.current = False
+
+    def ask_again(self, reason: str | None = None) -> None:
+        """Ask again for topics that were denied, for this reason only or for any."""
+        for topic in self._topics.values():
+            if topic.denied is not None and reason in {None, topic.denied}:
+                topic.ask = True
+        self.request()
+
+    def waits_for_unavailable(self) -> bool:
+        """Whether a topic could not be checked, and is to be asked for again later."""
+        return any(topic.denied == UNAVAILABLE and not topic.ask for topic in self._topics.values())
+
+    def settle(self) -> None:
+        """Subscribers came or left: tell the new ones what is there already, and ask for the rest."""
+        if self._online and self.asked is None:
+            for queue in list(self.queues):
+                self._tell(queue)
+            self.request()
+
+    # requests
+
+    def request(self) -> None:
+        """Send the next request, if one is due and none waits."""
+        if not self._online or self.asked is not None:
+            return
+        fresh = [name for name, topic in self._topics.items() if name not in self._held and (topic.ask or topic.denied is None)]
+        if not fresh and self._held <= self._topics.keys():
+            return
+        joined, since, place = self._next(fresh)
+        groups: dict[str, list[str]] = {}
+        for name in [*(name for name in self._topics if name in self._held), *joined]:
+            group, _, event = name.partition(".")
+            groups.setdefault(group, []).append(event)
+        self._numbers += 1
+        self.asked = _Request(self._numbers, joined, since, place)
+        message: dict[str, Any] = {"groups": groups}
+        if since is not None:
+            message["since"] = since
+        message["id"] = self._numbers
+        if (xrftoken := self._xrftoken()) is not None:
+            message["xrftoken"] = xrftoken
+        if len(json.dumps(message)) > MAX_REQUEST_BYTES:
+            self.request_failed("too_many_topics", f"the topics take more than {MAX_REQUEST_BYTES} bytes")
+        else:
+            self._send(message)
+
+    def _next(self, fresh: list[str]) -> tuple[list[str], str | None, _Place | None]:
+        """Those of the fresh topics that one request may add, because they begin at the same place. The rest follows."""
+        for place in self._places:
+            if resumed := [name for name in fresh if self._place(name) is place]:
+                return resumed, place.position, place
+        since = next((found for name in fresh if (found := self._topics[name].since) is not None), None)
+        if since is not None:
+            return [name for name in fresh if self._topics[name].since == since], since, None
+        return fresh, None, None
+
+    def answered(self, frame: dict[str, Any]) -> None:
+        """Handle `subscribed`."""
+        request = self.asked
+        if request is None or frame.get("id") != request.number:
+            return
+        self.asked = None
+        before = request.since or self.position
+        self._held = set(frame["groups_current"])
+        position, recovered = frame["position"], frame.get("recovered")
+        reasons = {item["topic"]: item["reason"] for item in frame["denied"]}
+        begun = [name for name in request.joined if name in self._held and name in self._topics]
+        place = request.place
+        if place is not None and not (place := self._resolve(place)).current and place in self._places:
+            place.position = position or place.position
+        elif request.since is not None and recovered:
+            self._replayed = True
+            place = _Place(position or request.since)
+            self._places += [place] if begun else []
+        elif len(self._places) > 1 or self._replayed:
+            place = _Place(position)
+            self._places += [place] if begun else []
+        else:
+            place = self._places[0]
+            place.position = position or place.position
+        place.current = True
+        retried = {name for name in begun if self._topics[name].retried}
+        for name in begun:
+            topic = self._topics[name]
+            topic.place, topic.since, topic.denied, topic.retried = place, None, None, False
+        for name in request.joined - self._held:
+            self._deny(name, reasons.get(name, "left out"), request.since, position)
+        for name in self._held & self._topics.keys():
+            topic = self._topics[name]
+            topic.denied, topic.ask = None, False
+        self._drop_empty_places()
+        for queue in list(self.queues):
+            self._tell(queue, set(begun), recovered=recovered, before=before, retried=retried)
+        self.request()
+
+    def request_failed(self, code: str, text: str) -> None:
+        """Handle an `error` that answers the request. Its new topics are denied, the others go on."""
+        if self.asked is None:
+            return
+        joined, self.asked = self.asked.joined, None
+        for name in joined:
+            self._deny(name, code)
+        self._report(ClientError(code, f"a request failed: {text}"))
+        for queue in list(self.queues):
+            self._tell(queue)
+        self.request()
+
+    def _deny(self, name: str, reason: str, since: str | None = None, position: str | None = None) -> None:
+        """Leave a topic out. One that could not be checked now will begin where it was to begin, or at the place of the answer."""
+        if (topic := self._topics.get(name)) is None:
+            return
+        topic.denied, topic.ask, topic.place = reason, False, None
+        topic.since = (since or position) if reason == UNAVAILABLE else None
+        topic.retried = topic.since is not None and (topic.retried or since is None)
+
+    # what comes
+
+    def event(self, frame: dict[str, Any], text: str) -> None:
+        """Handle `event`. `text` is the frame as it came."""
+        name = f"{frame['group']}.{frame['event']}"
+        topic, position = self._topics.get(name), frame["position"]
+        place = self._reached(name)
+        before = self.position if place is None else place.position
+        if place is not None:
+            self._advance(place, position)
+        if topic is None:
+            return
+        item = Event(name, frame["group"], frame["event"], frame["payload"], position or before, frame.get("text"), text)
+        for queue in list(topic.queues):
+            self._put(queue, item, before, len(text))
+
+    def gap(self, frame: dict[str, Any]) -> None:
+        """Handle `gap`."""
+        places = [place for name in frame["topics"] if (place := self._reached(name)) is not None]
+        oldest = min(places, key=self._places.index, default=None)
+        before = self.position if oldest is None else oldest.position
+        if oldest is not None:
+            self._advance(oldest, frame["to"])
+        for queue in list(self.queues):
+            lost = tuple(name for name in frame["topics"] if name in queue.topics)
+            if lost:
+                self._put(queue, Gap(lost, frame.get("from"), frame["to"], frame["reason"]), before)
+
+    def revoked(self, frame: dict[str, Any]) -> None:
+        """Handle `revoked`: the server took topics away."""
+        self._held = set(frame["groups_current"])
+        for item in frame["denied"]:
+            self._deny(item["topic"], item["reason"])
+        if len(self._places) == 1:
+            self._places[0].position = frame["position"] or self.position
+        self._drop_empty_places()
+        for queue in list(self.queues):
+            self._tell(queue)
+        self.settle()
+
+    # places
+
+    def _place(self, name: str) -> _Place | None:
+        place = self._topics[name].place
+        return None if place is None else self._resolve(place)
+
+    @staticmethod
+    def _resolve(place: _Place) -> _Place:
+        while place.into is not None:
+            place = place.into
+        return place
+
+    def _reached(self, name: str) -> _Place | None:
+        """The place that a frame of this topic moves on. None if that can't be known: a topic that was just left or joined."""
+        if (topic := self._topics.get(name)) is None:
+            return None
+        if topic.place is None:  # Its events may come shortly before the answer that adds it.
+            return None if self._replayed or len(self._places) > 1 else self._places[0]
+        return self._resolve(topic.place)
+
+    def _advance(self, place: _Place, position: str | None) -> None:
+        place.position = position or place.position
+        if self._places[-1] is not place:
+            at = self._places.index(place) + 1
+            for later in self._places[at:]:
+                if later.current:
+                    later.into = place
+            self._places[at:] = [later for later in self._places[at:] if not later.current]
+
+    def _drop_empty_places(self) -> None:
+        if len(self._places) > 1:
+            used = {self._place(name) for name in self._topics}
+            self._places = [place for place in self._places if place in used] or self._places[:1]
+
+    # subscribers
+
+    def _tell(
+        self,
+        queue: Queue,
+        joined: Iterable[str] = (),
+        *,
+        recovered: bool | None = None,
+        before: str | None = None,
+        retried: Iterable[str] = (),
+    ) -> None:
+        """Tell a subscriber what the newest answer means for its topics."""
+        news: dict[Word, list[str]] = {word: [] for word in _WORDS}
+        for name in queue.topics:
+            if name not in self._held:
+                continue
+            known = name in queue.told
+            if name in joined and name in retried:
+                news["stale" if known or queue.since is not None else "subscribed"].append(name)
+            elif name in joined:
+                news["recovered" if recovered else "stale" if known or recovered is False else "subscribed"].append(name)
+            elif not known:
+                news["subscribed" if queue.since is None else "stale"].append(name)
+            queue.told.add(name)
+        before = before or self.position
+        for word, names in news.items():
+            if names:
+                self._put(queue, Subscribed(word, tuple(names), self._where(names[0])), before)
+        denied = tuple(
+            DeniedTopic(name, topic.denied)
+            for name in queue.topics
+            if (topic := self._topics.get(name)) is not None and topic.denied is not None
+        )
+        if denied != queue.told_denied:
+            queue.told_denied = denied
+            if denied:
+                self._put(queue, Denied(denied), before)
+
+    def _where(self, name: str) -> str | None:
+        place = self._place(name) if name in self._topics else None
+        return self.position if place is None else place.position
+
+    def _put(self, queue: Queue, item: Event | Subscribed | Gap | Denied, before: str | None, characters: int = 0) -> None:
+        self._numbers += 1
+        queue.put(item, before, characters, self._numbers)
