@@ -12,12 +12,13 @@ from tests.kit.rows import each_row
 
 PACKAGE = Path(__file__).parents[1] / "towerws"
 
-PACKAGES = ["broker", "commands", "config", "core", "demo", "tail", "websocket"]
+PACKAGES = ["broker", "commands", "config", "core", "demo", "doctor", "tail", "websocket"]
 
 PLAIN = [
     *PACKAGES,
     "config.addresses",
     "config.broker_url",
+    "config.example",
     "config.options",
     "config.rules",
     "config.units",
@@ -48,11 +49,13 @@ WIRING = [
     "cli",
     "commands.config",
     "commands.demo",
+    "commands.doctor",
     "commands.publish",
     "commands.tail",
     "config.exposure",
     "config.file",
     "config.load",
+    "doctor.*",
     "listening",
     "process",
     "reactor_lag",
@@ -92,7 +95,9 @@ def test_core_has_no_clock_and_no_io(name: str) -> None:
     assert not _libraries(name) & {"asyncio", "os", "select", "socket", "subprocess", "threading", "time"}
 
 
-@each_row("name", [name for name in MODULES if name not in {"amqp", "commands.publisher"} and not name.startswith("broker.")])
+@each_row(
+    "name", [name for name in MODULES if name not in {"amqp", "commands.publisher", "doctor.broker"} and not name.startswith("broker.")]
+)
 def test_pika_stays_in_its_edges(name: str) -> None:
     """Only the broker's package and the publisher know the AMQP library."""
     assert "pika" not in _libraries(name)

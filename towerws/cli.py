@@ -7,6 +7,7 @@ import click
 from towerws import __version__
 from towerws.commands.config import check_command, config_command
 from towerws.commands.demo import demo_command
+from towerws.commands.doctor import doctor_command
 from towerws.commands.publish import publish_command
 from towerws.commands.tail import tail_command
 
@@ -34,5 +35,5 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark for lines that it must not join
 
 
-for command in (check_command, config_command, demo_command, publish_command, tail_command):
+for command in (check_command, config_command, demo_command, doctor_command, publish_command, tail_command):
     main.add_command(command)

@@ -23,6 +23,7 @@ from towerws.core.addresses import Proxies
 from towerws.core.connection_limits import OPTIONS, ConnectionLimits
 from towerws.core.errors import CloseReason
 from towerws.core.frames import is_close_code, text_frame, whole_text
+from towerws.core.handshake_probes import HandshakeProbes
 from towerws.core.identity import Identity
 from towerws.core.rate_limits import TokenBucket
 from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
@@ -351,6 +352,7 @@ class WebSocketFactory(WebSocketServerFactory):
         access = access or AccessSettings()
         self.proxies = Proxies(access.trusted_proxies)
         self.pages = PageCheck(access, self.proxies, page_ports)
+        self.probes = HandshakeProbes()
         self.connection_limits = ConnectionLimits(limits)
         self.accept_throttle = AcceptThrottle(limits.accepts_per_s, reactor)
         self.timers = self._batched_timer = Timers(reactor)  # the second name is Autobahn's

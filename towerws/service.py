@@ -165,6 +165,7 @@ class TowerwsService(Service):
                 position=lambda: self.history.head.position or None,
             ),
             metrics=self.metrics,
+            probes=self.websockets.probes,
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor

@@ -4,6 +4,7 @@
   `{"group": "job_events", "event": "42", "payload": {…}}`.
 - `POST /disconnect`: close the connections of a user or a credential, on this daemon and on the others of the broker. The body is
   `{"user": 7}` or `{"session": "<hash>"}`.
+- `POST /probe`: how a handshake of `towerws doctor` arrived. The body is `{"probe": "<32 hexadecimal digits>"}`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from towerws.admin.health import healthy, readiness
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, live_page, newest_topics, static_file
 from towerws.core.errors import BadDelivery
+from towerws.core.handshake_probes import HandshakeProbes, parse_probe
 from towerws.core.publication import parse_publication
 from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
@@ -52,9 +54,11 @@ class AdminSite(EndpointSite):
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: PageContent | None = None,
         metrics: MetricsPage | None = None,
+        probes: HandshakeProbes | None = None,
     ) -> None:
         content = page or PageContent()
         figures = metrics or MetricsPage(status, lambda: 0.0)
+        handshakes = probes or HandshakeProbes()
 
         def get(answer: Callable[[], Answer]) -> Endpoint:
             return Endpoint(b"GET", lambda request: answer(), check_browser)
@@ -74,8 +78,9 @@ class AdminSite(EndpointSite):
                 b"topics": get(lambda: newest_topics(content)),
                 b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
+                b"probe": post(lambda body: probed_handshake(body, handshakes)),
             },
-            help_text="try /healthz, /readyz, /status, /metrics, /topics, /publish, /disconnect or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /topics, /publish, /disconnect, /probe or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )
@@ -114,6 +119,15 @@ def disconnect_clients(body: bytes, disconnect: Callable[[Revocation], Deferred[
     except ValueError as error:
         raise HttpError(400, str(error)) from None
     return disconnect(revocation).addCallback(_report)
+
+
+def probed_handshake(body: bytes, probes: HandshakeProbes) -> Answer:
+    """Answer with how the newest handshake with this name arrived. `seen` is null until one has."""
+    try:
+        name = parse_probe(body)
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+    return json_answer(200, {"seen": probes.ask(name)})
 
 
 def _report(done: Disconnection) -> Answer:
