@@ -55,6 +55,8 @@ CLOCK_S = 10
 
 LONGEST_START_BYTES = 64 * 1024
 
+_is_closing = re.compile(r"""\((\d{3})\) ["'](.*)["']""").search
+
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _FRAME_HEAD = struct.Struct(">BHI")
 
@@ -85,7 +87,7 @@ def check_broker(url: BrokerUrl, settings: BrokerSettings, *, only: bool) -> Ite
     else:
         yield area.ok("version", f"{url.host}:{url.port} is RabbitMQ {version}, and answers within {seconds * 1000:.0f} ms")
     yield Doing("logging in", 3 * settings.attempt_s)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs pages about what is one line here
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs pages about it
     try:
         connection = pika.BlockingConnection(connection_parameters(url, settings.attempt_s, settings.tls_ca, "towerws doctor"))
     except (pika_exceptions.AMQPError, OSError) as error:
@@ -151,10 +153,8 @@ def _login_failure(error: Exception) -> ConnectionFailure:
     inner = wrapped_error(error)
     if isinstance(inner, pika_exceptions.ConnectionClosedByBroker):
         return from_broker(inner.reply_code, inner.reply_text)
-    if isinstance(error, pika_exceptions.ProbableAccessDeniedError):
-        return ConnectionFailure(
-            "the virtual host does not exist, or the user has no access to it", hint="rabbitmqctl list_permissions -p VHOST"
-        )
+    if (said := _is_closing(str(inner))) is not None:  # of a refused virtual host, pika keeps the broker's answer in its text only
+        return from_broker(int(said[1]), said[2])
     if isinstance(inner, ssl.SSLError | OSError):
         return ConnectionFailure(reason(inner))
     return ConnectionFailure(type(inner).__name__)
@@ -218,7 +218,7 @@ class _Examination:
             yield area.ok(what, f"{what} {name} exists, with {self._described(name)}")
         elif failure.code == 403:
             if not self._settings.passive:
-                self._refuse("configure", name)
+                self._refuse("configure", name, failure)
             why = f"{what} {name} exists. Its type and arguments can't be compared without the configure permission"
             yield area.skipped(what, why) if self._settings.passive else area.unknown(what, why, self._grant())
         else:
@@ -271,12 +271,14 @@ class _Examination:
         if failure is None:
             self._tried += 1
         elif failure.code == 403:
-            self._refuse(right, _named_in(failure.text) or name)
+            self._refuse(right, name, failure)
         return failure is None
 
-    def _refuse(self, right: str, name: str) -> None:
-        if f"{right} on {name}" not in self._refused:
-            self._refused.append(f"{right} on {name}")
+    def _refuse(self, right: str, name: str, failure: ConnectionFailure) -> None:
+        """Note a refusal. An own queue needs all three permissions, and the broker doesn't say which of them is missing."""
+        lacking = "configure, write or read on amq.gen-*" if "'amq.gen-" in failure.text else f"{right} on {name}"
+        if lacking not in self._refused:
+            self._refused.append(lacking)
 
     def _permissions(self) -> Finding:
         user = self._url.username
@@ -305,7 +307,7 @@ class _Examination:
         queue = self._consume(consumer, markers)
         if isinstance(queue, ConnectionFailure):
             if queue.code == 403:
-                self._refuse("read", _named_in(queue.text) or settings.stream)
+                self._refuse("read", settings.stream if self._mode is Mode.STREAM else settings.exchange, queue)
             elif "replica" in queue.text:
                 self.no_replica = queue
             yield area.unknown("delivery", f"the events can't be consumed: {queue.text}", queue.hint)
@@ -376,7 +378,7 @@ class _Examination:
 
     def _not_published(self, failure: ConnectionFailure, exchange: str) -> Finding:
         if failure.code == 403:
-            self._refuse("write", exchange)
+            self._refuse("write", exchange, failure)
             return self._area.unknown("delivery", f"no marker may be published to {exchange}: {failure.text}", self._grant())
         if failure.code == 312:
             return self._area.problem(
@@ -472,14 +474,6 @@ def _unbind_own_queue(channel: Any, exchange: str, key: str) -> None:
 
 def _unbind_from_itself(channel: Any, exchange: str, key: str) -> None:
     channel.exchange_unbind(exchange, exchange, key)
-
-
-def _named_in(text: str) -> str:
-    """Return the name that RabbitMQ's refusal names. An own queue becomes the pattern for all of them."""
-    found = re.search(r"access to (?:exchange|queue|topic) '([^']*)'", text)
-    if found is None:
-        return ""
-    return "amq.gen-*" if found[1].startswith("amq.gen-") else found[1] or "amq.default"
 
 
 def _marker() -> Marker:
