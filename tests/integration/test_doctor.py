@@ -67,15 +67,23 @@ def levels(found: Found, area: str) -> set[str]:
 def broker(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PrivateRabbit, Daemon]]:
     """The session's node with a virtual host and a daemon of our own, and a user who may do what a daemon must."""
     rabbit.ctl("add_vhost", VHOST)
-    rabbit.ctl("add_user", "doctor", PASSWORD)
-    grant(rabbit, *permission_patterns(load({"auth": "open", "broker": "amqp://h"}, {}).broker))  # type: ignore[arg-type]
+    for user in ("doctor", "limited"):
+        rabbit.ctl("add_user", user, PASSWORD)
+    grant(rabbit, "doctor", *needed())
     with Daemon(tmp_path_factory.mktemp("doctor"), broker_url(rabbit)) as daemon:
         yield rabbit, daemon
 
 
-def grant(rabbit: PrivateRabbit, configure: str, write: str, read: str) -> None:
-    """Set the permissions of the user."""
-    rabbit.ctl("set_permissions", "-p", VHOST, "doctor", configure, write, read)
+def needed() -> tuple[str, str, str]:
+    """The permissions that the doctor names for the default names."""
+    settings = load({"auth": "open", "broker": "amqp://h"}, {}).broker
+    assert settings is not None
+    return permission_patterns(settings)
+
+
+def grant(rabbit: PrivateRabbit, user: str, configure: str, write: str, read: str) -> None:
+    """Set the permissions of a user."""
+    rabbit.ctl("set_permissions", "-p", VHOST, user, configure, write, read)
 
 
 def broker_url(rabbit: PrivateRabbit, user: str = f"doctor:{PASSWORD}", vhost: str = VHOST) -> str:
@@ -86,6 +94,12 @@ def broker_url(rabbit: PrivateRabbit, user: str = f"doctor:{PASSWORD}", vhost: s
 def flags(daemon: Daemon) -> list[str]:
     """The flags that lead to a daemon's admin port."""
     return ["--auth", "open", "--admin", f"tcp:{daemon.admin_port}:interface=127.0.0.1"]
+
+
+def test_the_permissions_are_those_of_the_guide() -> None:
+    """The command that the doctor prints is the one of docs/operations.md."""
+    guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert "rabbitmqctl set_permissions -p / towerws '{}' '{}' '{}'".format(*needed()) in guide
 
 
 def test_a_broker_that_is_well(broker: tuple[PrivateRabbit, Daemon]) -> None:
@@ -125,25 +139,18 @@ ALL = f"^(towerws|towerws\\.control|towerws\\.events|amq\\.default|{OWN})$"
 def test_permissions_that_are_missing(broker: tuple[PrivateRabbit, Daemon], rights: tuple[str, str, str], lacks: str) -> None:
     """Each missing permission is a problem, with the command that grants it."""
     rabbit, daemon = broker
-    right = permission_patterns(load({"auth": "open", "broker": "amqp://h"}, {}).broker)  # type: ignore[arg-type]
-    grant(rabbit, *rights)
-    try:
-        code, found = ask(*flags(daemon), "--broker", broker_url(rabbit))
-    finally:
-        grant(rabbit, *right)
+    grant(rabbit, "limited", *rights)
+    code, found = ask(*flags(daemon), "--broker", broker_url(rabbit, f"limited:{PASSWORD}"))
     assert code == PROBLEMS
-    command = f"rabbitmqctl set_permissions -p doctor doctor '{right[0]}' '{right[1]}' '{right[2]}'"
+    command = "rabbitmqctl set_permissions -p doctor limited '{}' '{}' '{}'".format(*needed())
     expect(found, "broker permissions", "problem", lacks, command)
 
 
 def test_without_markers_straight_to_the_stream(broker: tuple[PrivateRabbit, Daemon]) -> None:
     """The daemon works without `write` on amq.default, but proves less: a warning. The clock can't be asked then."""
     rabbit, daemon = broker
-    grant(rabbit, ALL, f"^(towerws|towerws\\.control|towerws\\.events|{OWN})$", ALL)
-    try:
-        _, found = ask(*flags(daemon), "--broker", broker_url(rabbit))
-    finally:
-        grant(rabbit, *permission_patterns(load({"auth": "open", "broker": "amqp://h"}, {}).broker))  # type: ignore[arg-type]
+    grant(rabbit, "limited", ALL, f"^(towerws|towerws\\.control|towerws\\.events|{OWN})$", ALL)
+    _, found = ask(*flags(daemon), "--broker", broker_url(rabbit, f"limited:{PASSWORD}"))
     expect(found, "broker markers", "warning", "prove less", "amq\\.default")
     expect(found, "broker clock", "unknown", "amq.default")
     expect(found, "broker permissions", "ok")

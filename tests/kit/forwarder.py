@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
@@ -52,21 +53,31 @@ class Forwarder:
             if self._context is not None:
                 client = self._context.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._target), DEADLINE_S)
-            self._sockets += [client, server]
-            client.settimeout(DEADLINE_S)
-            threading.Thread(target=self._pump, args=(client, server, 0), daemon=True).start()
-            self._pump(server, client, self._hold_bytes)
         except OSError:
             client.close()
+            return
+        self._sockets += [client, server]
+        client.settimeout(DEADLINE_S)
+        with client, server:
+            try:
+                self._pump(client, server)
+            except OSError:
+                return
 
-    def _pump(self, source: socket.socket, target: socket.socket, hold_bytes: int) -> None:
-        held, reads = b"", 0
-        try:
-            while piece := source.recv(65536):
-                held, reads = held + piece, reads + 1
-                if reads <= self._at_once or len(held) >= hold_bytes:
-                    target.sendall(held)
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        """Forward until one side ends. One thread for both directions: two must not use one TLS connection at a time."""
+        held, answers = b"", 0
+        while True:
+            decrypted = isinstance(client, ssl.SSLSocket) and client.pending()
+            ready = [client] if decrypted else select.select([client, server], [], [], DEADLINE_S)[0]
+            for source in ready:
+                piece = source.recv(65536)
+                if not piece:
+                    return
+                if source is client:
+                    server.sendall(piece)
+                    continue
+                held, answers = held + piece, answers + 1
+                if answers <= self._at_once or len(held) >= self._hold_bytes:
+                    client.sendall(held)
                     held = b""
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            target.close()

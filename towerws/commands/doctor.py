@@ -29,7 +29,7 @@ IDLE_S = 70.0
 _COLOURS = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31;1", Level.UNKNOWN: "35", Level.SKIPPED: "2"}
 
 
-@click.command("doctor", short_help="Ask the broker, the API, the daemon and the public URL what is wrong.")
+@click.command("doctor", short_help="Say what is wrong, and what to change.")
 @click.option("--url", metavar="URL", help="The address that browsers use, https://tower.example.com/websocket/, through all proxies.")
 @click.option("--url-ca", metavar="FILE", default="", help="PEM file with the authorities to trust for --url.  [default: the system's]")
 @click.option("--token", metavar="TOKEN", help="A bearer token for Tower's API and for --url. @FILE reads it, which hides it from `ps`.")
