@@ -133,7 +133,7 @@ class _Examination:
                 "upgrade", f"{self._text} redirects ({status}) to {where}: browsers don't follow that", "give that URL, with --url"
             )
         if status in {502, 504}:
-            change = "start towerws; let the proxy's address for it be that of listen; see the proxy's error log"
+            change = "start towerws, and let the proxy's address for it be that of listen; its error log says more"
             return area.problem("upgrade", f"the proxy gets no answer from towerws ({status})", change)
         if status == 503:
             return area.problem("upgrade", f"busy or limited (503): {said}", "see the log of towerws, and the limits of the proxy")
@@ -176,7 +176,7 @@ class _Examination:
         if self._refuses(FOREIGN_ORIGIN):
             yield area.ok("foreign origin", "a page of another site is refused")
         elif not self._settings.access.check_origin:
-            yield area.warning("foreign origin", "any site's page may connect in the name of its visitor", "check_origin = true")
+            yield area.warning("foreign origin", "any site's page may connect in a user's name", "check_origin = true")
         else:
             text = (
                 "a page of another site is not refused: the proxy removes or rewrites Origin, or the daemon runs with check_origin = false"
