@@ -349,6 +349,29 @@ def test_a_proxy_that_buffers(daemon: Daemon) -> None:
     assert code == PROBLEMS
 
 
+def test_a_daemon_that_wants_a_credential(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
+    """Without a token what needs an open session is not known. With one all is asked, and the token stays out of the output."""
+    _, url = tower
+    auth = ["--auth", "tower", "--tower-url", url]
+    token = tmp_path / "token"
+    token.write_text(OAUTH)
+    with (
+        Daemon(tmp_path, "embedded:", "--trusted-proxies", "127.0.0.1", *auth[2:], auth="tower") as running,
+        nginx(tmp_path / "nginx", running) as proxy,
+    ):
+        arguments = [*auth, "--idle", "0.3", "--trusted-proxies", "127.0.0.1"]
+        _, found = public(running, proxy.url, *arguments)
+        for check in ("buffering", "idle"):
+            expect(found, f"public {check}", "unknown", "token", "--token @FILE")
+        for check in ("upgrade", "path", "origin", "foreign origin", "client address", "forged address"):
+            expect(found, f"public {check}", "ok")
+        _, found = public(running, proxy.url, *arguments, "--token", f"@{token}")
+        assert levels(found, "public") == {"ok"}, found
+        code, found = public(running, proxy.url, *arguments, "--token", "canary-wrong")
+        expect(found, "public upgrade", "problem", "403", "check the token")
+        assert code == PROBLEMS
+
+
 def test_another_daemon_behind_the_url(tmp_path: Path, daemon: Daemon) -> None:
     """The admin port of one daemon knows nothing of handshakes with another: that is said, and nothing is made of it."""
     with Daemon(tmp_path, "embedded:") as other:

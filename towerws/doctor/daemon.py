@@ -39,10 +39,20 @@ class AdminPort:
     def __init__(self, admin: str) -> None:
         self.address = parse_address(admin)
 
+    @property
+    def why_not_asked(self) -> str | None:
+        """Why the doctor can't connect to an address of this kind, or None."""
+        address = self.address
+        if address.kind == "unix" or (address.text.startswith("tcp") and address.port):
+            return None
+        return f"the doctor can't connect to {address.text}: it asks tcp: and unix: addresses only"
+
     def ask(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Send a GET, or a POST of `body`. Returns the status and the body. Raises `Unreachable`."""
         address = self.address
         change = "start the daemon, or give its own --admin or --config"
+        if (why := self.why_not_asked) is not None:
+            raise Unreachable(why, "let admin be tcp:9051:interface=127.0.0.1")
         if address.kind == "unix":
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(STEP_S)
@@ -51,14 +61,12 @@ class AdminPort:
             except OSError as error:
                 connection.close()
                 raise Unreachable(reason(error), change) from None
-        elif address.kind in {"tcp", "tcp6"} and address.port and address.text.startswith("tcp"):
+        else:
             host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.interface, address.interface)  # noqa: S104
             try:
                 connection = connect(host, address.port, tls=False)
             except Unreachable as error:
                 raise Unreachable(str(error), change) from None
-        else:
-            raise Unreachable(f"the doctor can't connect to {address.text}", "give an --admin of the form tcp:9051:interface=127.0.0.1")
         answer = fetch_from(connection, f"http://localhost{path}", {}, body)
         return answer.status, answer.body
 
@@ -113,7 +121,10 @@ def check_daemon(loaded: Loaded, admin: AdminPort) -> Iterator[Step]:
         process = _process(figures, admin.ask("/metrics")[1].decode("utf-8", "replace"))
         yield from _traffic(area, figures)
     except Unreachable as error:
-        yield area.warning("running", f"no daemon answers on the admin port {admin.address}: {error}", error.change)
+        if admin.why_not_asked is not None:
+            yield area.unknown("running", str(error), error.change)
+        else:
+            yield area.warning("running", f"no daemon answers on the admin port {admin.address}: {error}", error.change)
     except (ValueError, LookupError, TypeError, AttributeError):
         yield area.unknown("running", f"what answers on {admin.address} is not a towerws admin port", "give the daemon's --admin")
     yield _descriptors(area, loaded, process)
