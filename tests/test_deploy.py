@@ -33,7 +33,7 @@ CONTAINER = ROOT / "deploy" / "container"
 DOCKERFILE = (CONTAINER / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((CONTAINER / "compose.yaml").read_text())
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "towerws.yaml").read_text()))
-LISTEN_PORT, HEALTH_PORT = 8051, 8080
+LISTEN_PORT, MONITOR_PORT = 8051, 9052
 
 
 def manifest(kind: str) -> Any:
@@ -98,11 +98,12 @@ def test_ports_and_probes_agree_with_the_settings(tmp_path: Path) -> None:
     (text,) = manifest("ConfigMap")["data"].values()
     loaded = settings(text, tmp_path)
     ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
-    assert (loaded.listen, loaded.health) == (f"tcp:{ports['websocket']}", f"tcp:{ports['health']}")
+    assert (loaded.listen, loaded.monitor) == (f"tcp:{ports['websocket']}", f"tcp:{ports['monitor']}")
     for probe in ("livenessProbe", "startupProbe", "readinessProbe"):
-        assert container()[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
-    (rule,) = manifest("NetworkPolicy")["spec"]["ingress"]
-    assert [port["port"] for port in rule["ports"]] == [ports["websocket"]]
+        assert container()[probe]["httpGet"] == {"path": "/healthz", "port": "monitor"}
+    rules = manifest("NetworkPolicy")["spec"]["ingress"]
+    assert [port["port"] for rule in rules for port in rule["ports"]] == [ports["websocket"], ports["monitor"]]
+    assert {port["name"]: port["port"] for port in manifest("Service")["spec"]["ports"]} == ports
 
 
 def test_the_drain_fits_the_grace_period(tmp_path: Path) -> None:
@@ -184,18 +185,18 @@ def test_the_settings_in_the_image(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="auth is not set"):
         settings(text, tmp_path)
     loaded = settings(text, tmp_path, TOWERWS_AUTH="jwt", TOWERWS_JWT_ALGORITHMS="HS256", TOWERWS_JWT_SECRET_FILE="/nowhere")
-    assert (loaded.listen, loaded.health) == (f"tcp:{LISTEN_PORT}", f"tcp:{HEALTH_PORT}")
-    assert f"EXPOSE {LISTEN_PORT} {HEALTH_PORT}\n" in DOCKERFILE
+    assert (loaded.listen, loaded.monitor) == (f"tcp:{LISTEN_PORT}", f"tcp:{MONITOR_PORT}")
+    assert f"EXPOSE {LISTEN_PORT} {MONITOR_PORT}\n" in DOCKERFILE
 
 
 def test_the_health_check(tmp_path: Path) -> None:
     """The image's own command succeeds while a daemon runs, and fails afterwards."""
     (text,) = re.findall(r"^    CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     port = free_port()
-    command = [word.replace(f":{HEALTH_PORT}/", f":{port}/") for word in ast.literal_eval(text)]
+    command = [word.replace(f":{MONITOR_PORT}/", f":{port}/") for word in ast.literal_eval(text)]
     assert command[0] == "python"
     command[0] = sys.executable
-    process = Process(tmp_path, "--listen", tcp(free_port()), "--health", tcp(port)).start().runs()
+    process = Process(tmp_path, "--listen", tcp(free_port()), "--monitor", tcp(port)).start().runs()
     try:
         assert subprocess.run(command, check=False, timeout=DEADLINE_S).returncode == 0
     finally:
@@ -216,7 +217,7 @@ def test_compose_agrees_with_the_image_and_the_daemon(tmp_path: Path) -> None:
     assert loaded.broker is not None
     assert [url.vhost for url in loaded.broker.urls] == ["towerws"]
     assert (CONTAINER / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == CONTAINER / "Dockerfile"
-    assert {mapping.rsplit(":", 1)[1] for mapping in service["ports"]} == {str(LISTEN_PORT), str(HEALTH_PORT)}
+    assert {mapping.rsplit(":", 1)[1] for mapping in service["ports"]} == {str(LISTEN_PORT), str(MONITOR_PORT)}
     assert all(mapping.startswith("127.0.0.1:") for mapping in service["ports"])
     assert float(service["stop_grace_period"].removesuffix("s")) > WebSocketSettings().drain_s + STOP_GRACE_S
     mounted = COMPOSE["services"]["rabbitmq"]["volumes"][1].split(":")[0]
