@@ -101,8 +101,9 @@ def test_ports_and_probes_agree_with_the_settings(tmp_path: Path) -> None:
     assert (loaded.listen, loaded.monitor) == (f"tcp:{ports['websocket']}", f"tcp:{ports['monitor']}")
     for probe in ("livenessProbe", "startupProbe", "readinessProbe"):
         assert container()[probe]["httpGet"] == {"path": "/healthz", "port": "monitor"}
-    (rule,) = manifest("NetworkPolicy")["spec"]["ingress"]
-    assert [port["port"] for port in rule["ports"]] == [ports["websocket"]]
+    rules = manifest("NetworkPolicy")["spec"]["ingress"]
+    assert [port["port"] for rule in rules for port in rule["ports"]] == [ports["websocket"], ports["monitor"]]
+    assert {port["name"]: port["port"] for port in manifest("Service")["spec"]["ports"]} == ports
 
 
 def test_the_drain_fits_the_grace_period(tmp_path: Path) -> None:

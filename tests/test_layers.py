@@ -12,7 +12,7 @@ from tests.kit.rows import each_row
 
 PACKAGE = Path(__file__).parents[1] / "towerws"
 
-PACKAGES = ["broker", "commands", "config", "core", "demo", "handover", "tail", "websocket"]
+PACKAGES = ["broker", "commands", "config", "core", "demo", "doctor", "handover", "tail", "websocket"]
 
 PLAIN = [
     *PACKAGES,
@@ -23,6 +23,7 @@ PLAIN = [
     "client.topics",
     "config.addresses",
     "config.broker_url",
+    "config.example",
     "config.options",
     "config.rules",
     "config.units",
@@ -55,6 +56,7 @@ WIRING = [
     "commands.config",
     "commands.demo",
     "commands.explain",
+    "commands.doctor",
     "commands.publish",
     "commands.restart",
     "commands.tail",
@@ -62,6 +64,7 @@ WIRING = [
     "config.file",
     "config.load",
     "handover.*",
+    "doctor.*",
     "listening",
     "process",
     "reactor_lag",
@@ -101,7 +104,9 @@ def test_core_has_no_clock_and_no_io(name: str) -> None:
     assert not _libraries(name) & {"asyncio", "os", "select", "socket", "subprocess", "threading", "time"}
 
 
-@each_row("name", [name for name in MODULES if name not in {"amqp", "commands.publisher"} and not name.startswith("broker.")])
+@each_row(
+    "name", [name for name in MODULES if name not in {"amqp", "commands.publisher", "doctor.broker"} and not name.startswith("broker.")]
+)
 def test_pika_stays_in_its_edges(name: str) -> None:
     """Only the broker's package and the publisher know the AMQP library."""
     assert "pika" not in _libraries(name)

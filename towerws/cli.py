@@ -8,6 +8,7 @@ from towerws import __version__
 from towerws.commands.config import check_command, config_command
 from towerws.commands.demo import demo_command
 from towerws.commands.explain import explain_command
+from towerws.commands.doctor import doctor_command
 from towerws.commands.publish import publish_command
 from towerws.commands.restart import restart_command
 from towerws.commands.tail import tail_command
@@ -36,5 +37,5 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark for lines that it must not join
 
 
-for command in (check_command, config_command, demo_command, explain_command, publish_command, restart_command, tail_command):
+for command in (check_command, config_command, demo_command, doctor_command, explain_command, publish_command, restart_command, tail_command):
     main.add_command(command)

@@ -24,6 +24,7 @@ from towerws.core.connection_limits import OPTIONS, ConnectionLimits
 from towerws.core.errors import CloseReason, HandshakeError
 from towerws.core.event_stream import EVENT_STREAM, retry_line
 from towerws.core.frames import is_close_code, whole_text
+from towerws.core.handshake_probes import HandshakeProbes
 from towerws.core.identity import Identity
 from towerws.core.plain_requests import PlainRequest, json_response, stream_response
 from towerws.core.rate_limits import TokenBucket
@@ -434,6 +435,7 @@ class WebSocketFactory(WebSocketServerFactory):
         access = access or AccessSettings()
         self.proxies = Proxies(access.trusted_proxies)
         self.pages = PageCheck(access, self.proxies, page_ports)
+        self.probes = HandshakeProbes()
         self.connection_limits = ConnectionLimits(limits)
         self.accept_throttle = AcceptThrottle(limits.accepts_per_s, reactor)
         self.timers = self._batched_timer = Timers(reactor)  # the second name is Autobahn's

@@ -184,6 +184,7 @@ class TowerwsService(Service):
             ),
             metrics=self.metrics,
             console=console_endpoints(self._console_data(groups)),
+            probes=self.websockets.probes,
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor

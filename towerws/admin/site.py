@@ -5,6 +5,7 @@
 - `POST /restart`: hand all connections to a new process. The answer comes once that is done, or has failed.
 - `POST /disconnect`: close the connections of a user or a credential, on this daemon and on the others of the broker. The body is
   `{"user": 7}` or `{"session": "<hash>"}`.
+- `POST /probe`: how a handshake of `towerws doctor` arrived. The body is `{"probe": "<32 hexadecimal digits>"}`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from towerws.admin.health import healthy, readiness
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, live_page, newest_topics, static_file
 from towerws.core.errors import BadDelivery, BrokerError, TowerwsError
+from towerws.core.handshake_probes import HandshakeProbes, parse_probe
 from towerws.core.publication import parse_publication
 from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
@@ -58,9 +60,11 @@ class AdminSite(EndpointSite):
         page: PageContent | None = None,
         metrics: MetricsPage | None = None,
         console: Mapping[bytes, Endpoint] | None = None,
+        probes: HandshakeProbes | None = None,
     ) -> None:
         content = page or PageContent()
         figures = metrics or MetricsPage(status, lambda: 0.0)
+        handshakes = probes or HandshakeProbes()
 
         def get(answer: Callable[[], Answer]) -> Endpoint:
             return Endpoint(b"GET", lambda request: answer(), check_browser)
@@ -82,8 +86,9 @@ class AdminSite(EndpointSite):
                 b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
                 b"restart": post(lambda body: restart_daemon(restart)),
+                b"probe": post(lambda body: probed_handshake(body, handshakes)),
             },
-            help_text="try /healthz, /readyz, /status, /metrics, /connections, /explain, /publish, /disconnect, /restart or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /connections, /explain, /publish, /disconnect, /restart, /probe or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )
@@ -136,6 +141,15 @@ def restart_daemon(restart: Callable[[], Deferred[dict[str, object]]] | None) ->
         return json_answer(503, {"error": failure.getErrorMessage()})
 
     return restart().addCallbacks(lambda figures: json_answer(200, figures), failed)
+
+
+def probed_handshake(body: bytes, probes: HandshakeProbes) -> Answer:
+    """Answer with how the newest handshake with this name arrived. `seen` is null until one has."""
+    try:
+        name = parse_probe(body)
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+    return json_answer(200, {"seen": probes.ask(name)})
 
 
 def _report(done: Disconnection) -> Answer:

@@ -66,7 +66,7 @@ def declare_stream(channel: Channel, settings: BrokerSettings, *, bind: bool, ca
     channel.exchange_declare(settings.exchange, "topic", passive=passive, durable=True, callback=_go_on)
     last = _go_on if callback is None else (lambda _: callback())
     bind = bind and not passive
-    arguments = _stream_arguments(settings)
+    arguments = stream_arguments(settings)
     channel.queue_declare(settings.stream, passive=passive, durable=True, arguments=arguments, callback=_go_on if bind else last)
     if bind:
         channel.queue_bind(settings.stream, settings.exchange, "#", callback=last)
@@ -81,7 +81,7 @@ def declare_queue(channel: Channel, settings: BrokerSettings, named: Callable[[s
     channel.exchange_declare(settings.exchange, "topic", passive=settings.passive, durable=True, callback=_go_on)
     # Exclusive and not durable: RabbitMQ 4.3 ends the connection for a transient queue that is not exclusive.
     channel.queue_declare(
-        "", exclusive=True, auto_delete=True, arguments=_queue_arguments(settings), callback=lambda frame: named(str(frame.method.queue))
+        "", exclusive=True, auto_delete=True, arguments=queue_arguments(settings), callback=lambda frame: named(str(frame.method.queue))
     )
     channel.queue_bind("", settings.exchange, "#", callback=_go_on)
     return ""
@@ -163,7 +163,8 @@ def _no_deliveries(*_: object) -> None:
     """The delivery callback of a channel without consumers. It is never called."""
 
 
-def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
+def stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
+    """Return the arguments with which the stream is declared."""
     return {
         "x-queue-type": "stream",
         "x-max-age": f"{settings.stream_max_age_s}s",
@@ -173,7 +174,8 @@ def _stream_arguments(settings: BrokerSettings) -> dict[str, Any]:
     }
 
 
-def _queue_arguments(settings: BrokerSettings) -> dict[str, Any]:
+def queue_arguments(settings: BrokerSettings) -> dict[str, Any]:
+    """Return the arguments with which a daemon's own queue is declared."""
     return {
         "x-max-length-bytes": settings.queue_max_bytes,
         "x-overflow": "drop-head",

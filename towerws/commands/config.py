@@ -21,6 +21,7 @@ from twisted.internet.task import Clock
 from towerws.auth.chain import make_methods
 from towerws.config.addresses import Address, parse_address
 from towerws.config.broker_url import url_for_file
+from towerws.config.example import example
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, given, load_all
 from towerws.config.options import CONFIG_FLAG, CONFIG_HELP, OPTIONS, Kind, Option
@@ -43,23 +44,26 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("config", short_help="Print the effective configuration.")
+@click.option("--example", "wants_example", is_flag=True, help="Print a commented file with every option instead. Nothing else is read.")
 @config_options
-def config_command(**values: object) -> None:
+def config_command(*, wants_example: bool, **values: object) -> None:
     """Print the effective configuration as a TOML file, with the source of each value. Passwords are masked.
 
-    Flags win over TOWERWS_* variables, and those over the file.
+    Flags win over TOWERWS_* variables, and those over the file. With --example, print a file to begin with: each option with its
+    meaning, its unit and its default.
 
     \b
     Examples:
       towerws config --config /etc/towerws/towerws.toml
       towerws config --auth open > towerws.toml
+      towerws config --example > towerws.toml
 
     \b
     Exit codes:
       0  printed
       2  a flag, a variable or the file can't be read
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    click.echo("\n".join(as_toml(load_or_exit(values))))
+    click.echo("\n".join(example() if wants_example else as_toml(load_or_exit(values))))
 
 
 @click.command("check", short_help="Say whether the configuration can be used.")

@@ -172,7 +172,7 @@ class AmqpPublisher:
 
     def _open_channel(self) -> Any:
         if self._channel is None:
-            self._connection = pika.BlockingConnection(_parameters(self._urls[0], self._attempt_s, self._tls_ca))
+            self._connection = pika.BlockingConnection(connection_parameters(self._urls[0], self._attempt_s, self._tls_ca))
             channel = self._connection.channel()
             if self._declare:
                 channel.exchange_declare(self._exchange, "topic", durable=True)
@@ -189,7 +189,8 @@ class AmqpPublisher:
                 return  # it ended in the meantime
 
 
-def _parameters(url: BrokerUrl, attempt_s: float, tls_ca: str) -> Any:
+def connection_parameters(url: BrokerUrl, attempt_s: float, tls_ca: str, name: str = "towerws publisher") -> Any:
+    """Return pika's parameters for one attempt. Each step takes at most `attempt_s`. `name` is shown by the broker."""
     tls = pika.SSLOptions(ssl.create_default_context(cafile=tls_ca or None), url.host) if url.tls else None
     return pika.ConnectionParameters(
         host=url.host,
@@ -203,7 +204,7 @@ def _parameters(url: BrokerUrl, attempt_s: float, tls_ca: str) -> Any:
         # A broker in a memory or disk alarm accepts no messages.
         blocked_connection_timeout=3 * ATTEMPT_S if attempt_s == ATTEMPT_S else attempt_s,
         connection_attempts=1,
-        client_properties={"connection_name": "towerws publisher"},
+        client_properties={"connection_name": name},
     )
 
 
@@ -215,7 +216,7 @@ def _refusal(error: Exception) -> str | None:
         return "the virtual host does not exist, or the user has no access to it"
     if isinstance(error, pika_exceptions.ChannelClosedByBroker) and error.reply_code in {403, 404, 406}:
         return str(error.reply_text)
-    inner = _inner(error)
+    inner = wrapped_error(error)
     if isinstance(inner, ssl.SSLCertVerificationError):
         return f"TLS failed: {inner.verify_message or inner}; check the certificate, or the authorities that TOWERWS_TLS_CA names"
     if isinstance(inner, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(inner):
@@ -227,12 +228,12 @@ def _reason(error: Exception) -> str:
     """One line of what pika wraps in several exceptions, most of which have no text."""
     if isinstance(error, pika_exceptions.NackError):
         return "a queue did not take the event (nack): is it at its maximum length?"
-    inner = _inner(error)
+    inner = wrapped_error(error)
     return str(inner) or repr(inner)
 
 
-def _inner(error: Exception) -> object:
-    """What pika wraps."""
+def wrapped_error(error: Exception) -> object:
+    """Return the error of the socket that pika wraps in others."""
     inner: object = error
     while isinstance(inner, pika_exceptions.AMQPConnectionError) and len(inner.args) == 1:
         inner = inner.args[0]

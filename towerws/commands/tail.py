@@ -66,7 +66,7 @@ def tail_command(topics: tuple[str, ...], url: str, follow: bool | None, raw: bo
         raw=raw,
         colour=sys.stdout.isatty(),
         columns=_columns if sys.stdout.isatty() else None,
-        token=_token(token),
+        token=read_token(token),
     )
     sys.exit(_run(options))
 
@@ -87,7 +87,8 @@ def _columns() -> int:
     return os.get_terminal_size(sys.stdout.fileno()).columns or 80
 
 
-def _token(given: str | None) -> str | None:
+def read_token(given: str | None) -> str | None:
+    """Return the token of a `--token` option, read from a file if it is `@FILE`."""
     if given is not None and given.startswith("@"):
         try:
             given = Path(given[1:]).read_text(encoding="utf-8").strip()

@@ -94,6 +94,16 @@ def parse_address(text: str) -> Address:
     return Address(kind, text, interface=interface, port=int(port))
 
 
+def certificate_path(text: str) -> str:
+    """Return the file (`ssl:`) or the folder (`tls:`) that holds an endpoint's certificates. Empty: it has none."""
+    kind, words, keywords = _split(text)
+    if kind == "haproxy":
+        kind, words = (words[0] if words else ""), words[1:]
+    if kind == "ssl":
+        return keywords.get("certKey") or keywords.get("privateKey", "server.pem")
+    return (words[0] if words else keywords.get("path", "")) if kind == "tls" else ""
+
+
 def _unix(text: str, arguments: dict[str, str]) -> Address:
     path = arguments.get("path") or arguments.get("address", "")
     if not path:

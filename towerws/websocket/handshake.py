@@ -23,6 +23,7 @@ from towerws.core.addresses import UNIX, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError
+from towerws.core.handshake_probes import HEADER
 from towerws.core.http_head import (
     END,
     NO_UPGRADE,
@@ -179,6 +180,8 @@ class OpeningConnection(WebSocketServerProtocol):
                 check_route(head)
                 request = read_upgrade(head)
                 self._locate(head)
+                if HEADER in head.headers:
+                    self._note_probe(head)
             else:
                 request = self._read_plain_request(head, route)
             if request is not None:
@@ -261,6 +264,12 @@ class OpeningConnection(WebSocketServerProtocol):
             self.address = proxies.client(self.address, nodes)
             if (reason := self.factory.connection_limits.locate(self._slot, self.address)) is not None:
                 raise _limit_error(reason)
+
+    def _note_probe(self, head: Head) -> None:
+        """Remember how a handshake of `towerws doctor` arrived."""
+        peer = self._peer_address()
+        port = getattr(self.transport.getPeer(), "port", 0)
+        self.factory.probes.note(head.headers, peer, port, self.address, trusted=self.factory.proxies.trust(peer))
 
     # authentication
 
