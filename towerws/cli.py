@@ -37,5 +37,14 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark for lines that it must not join
 
 
-for command in (check_command, config_command, demo_command, doctor_command, explain_command, publish_command, restart_command, tail_command):
+for command in (
+    check_command,
+    config_command,
+    demo_command,
+    doctor_command,
+    explain_command,
+    publish_command,
+    restart_command,
+    tail_command,
+):
     main.add_command(command)
