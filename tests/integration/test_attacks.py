@@ -7,7 +7,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -164,11 +164,11 @@ def under(site: Site, attack: Attack, start: int) -> Iterator[list[int]]:
     """Keep `AT_ONCE` handshakes of the attack going, in a thread. Yields the statuses that they got."""
     got: list[int] = []
     numbers = iter(range(start, start + 10**6))
-    begun = threading.Event()
-    loop = asyncio.new_event_loop()
+    begun, over = threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     async def one() -> None:
-        while True:
+        while not over.is_set():
             try:
                 got.append(await asyncio.wait_for(attack(site, next(numbers)), DEADLINE_S))
             except OSError:
@@ -176,19 +176,21 @@ def under(site: Site, attack: Attack, start: int) -> Iterator[list[int]]:
             begun.set()
 
     async def all_of_them() -> None:
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*[one() for _ in range(AT_ONCE)])
+        loops.append(asyncio.get_running_loop())
+        attackers = [asyncio.create_task(one()) for _ in range(AT_ONCE)]
+        await over.wait()
+        for each in attackers:
+            each.cancel()
+        await asyncio.wait(attackers)
 
-    task = loop.create_task(all_of_them())
-    thread = threading.Thread(target=loop.run_until_complete, args=(task,))
+    thread = threading.Thread(target=lambda: asyncio.run(all_of_them()))
     thread.start()
     try:
         assert begun.wait(DEADLINE_S)
         yield got
     finally:
-        loop.call_soon_threadsafe(task.cancel)
+        loops[0].call_soon_threadsafe(over.set)
         thread.join(DEADLINE_S)
-        loop.close()
 
 
 @pytest.mark.timeout(280)
