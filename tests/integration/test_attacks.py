@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.auth.jwt_kit import sign
 from tests.integration.tower_api import OAUTH, Api, serve_tower
 from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.kit.rows import each_row
 from tests.kit.ws_kit import request, text
 
 MALLORY, OFFICE = "203.0.113.66", "198.51.100.7"
@@ -221,3 +227,51 @@ def test_a_known_password_under_attack(site: Site) -> None:
     with under(site, lambda site, n: site.handshake(MALLORY, "/websocket/", password(n, "ada")), 10**6) as got:
         assert [site.status(right) for _ in range(3)] == [101] * 3
     assert set(got) <= {403, 503}
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """The port of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def stalled(daemon: Daemon, leave: ExitStack) -> None:
+    """Clients in each state: at their head, at a question to the API, at a fetch of keys, without a token, subscribed and not reading."""
+    heads = [
+        request()[:-2],
+        request(added=["Cookie: sessionid=slow"]),
+        request(added=[f"Authorization: Bearer {sign(algorithm='ES256')}"]),
+        request(v1=True),
+        request(v1=True) + text({"token": sign(algorithm="ES256")}),
+        b"\x16\x03\x01",
+    ]
+    for head in heads:
+        client = leave.enter_context(socket.create_connection(("127.0.0.1", daemon.port), DEADLINE_S))
+        client.sendall(head)
+
+
+@each_row(
+    ("source", "drain_s", "signals"),
+    [("silent", 0.2, [signal.SIGTERM]), ("embedded:", 60, [signal.SIGTERM, signal.SIGINT])],
+    ids=["one signal", "two at the same time"],
+)
+def test_an_end_in_the_middle_of_everything(tmp_path: Path, source: str, drain_s: float, signals: list[signal.Signals]) -> None:
+    """The status is 0 while the broker, the API and the issuer don't answer, and while clients wait for them or for nothing."""
+    with silent_server() as port, ExitStack() as leave:
+        url = f"http://127.0.0.1:{port}"
+        flags = ["--tower-url", url, "--jwt-jwks-url", f"{url}/keys", "--jwt-algorithms", "ES256", f"--websocket-drain-s={drain_s}"]
+        broker = f"amqp://u:p@127.0.0.1:{port}/v" if source == "silent" else source
+        daemon = Daemon(tmp_path, broker, *flags, auth="jwt,tower").start(ready=False)
+        stalled(daemon, leave)
+        give_up = time.monotonic() + DEADLINE_S
+        while daemon.get("/status")[1]["connections"]["accepted"] < 6:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)  # between two polls: nothing announces that all have arrived
+        for each in signals:
+            os.kill(daemon.pid, each)
+        assert daemon.wait() == 0
+        log = daemon.log.read_text()
+    assert "towerws stopped" in log
+    assert "Traceback" not in log
+    assert "Unhandled" not in log
