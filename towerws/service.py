@@ -102,6 +102,7 @@ class TowerwsService(Service):
         self._ports: dict[str, IListeningPort] = {}
         self._stopping = False
         self._finish: Callable[[], None] | None = None
+        self._hurried = False
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
         """Whether a signal came before the reactor runs that ends the process."""
@@ -260,10 +261,13 @@ class TowerwsService(Service):
         steps.addErrback(lambda failure: self._log.failure("an error while stopping; the stop goes on", failure))
         steps.addCallback(finish)
         super().stopService()
+        if self._hurried:
+            finish()
         return done
 
     def stop_now(self) -> None:
-        """Finish a stop that is under way at once: abort the open connections."""
+        """Finish a stop at once, also one that is about to begin: abort the open connections."""
+        self._hurried = True
         if self._finish is not None:
             self._finish()
 

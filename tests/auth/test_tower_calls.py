@@ -194,6 +194,22 @@ def test_handshakes_go_first_but_leave_one_call_in_four(kind: Kind) -> None:
     kit.check()
 
 
+@each_row(("calls", "sent"), [(1, 1), (2, 2), (3, 3), (4, 3), (8, 6), (20, 15)])
+@each_row("kind", [Kind.OBJECT, Kind.REVALIDATION])
+def test_a_quarter_of_the_calls_is_for_handshakes(calls: int, sent: int, kind: Kind) -> None:
+    """Other questions, however slow, leave calls for handshakes. As they end, those that wait are sent."""
+    kit = Kit(calls=calls)
+    others = [kit.ask(f"/other/{number}", kind=kind, wait_s=10) for number in range(calls + 5)]
+    assert len(kit.fetcher.asked) == sent
+    handshakes = [kit.ask("/in") for _ in range(calls - sent)]
+    assert len(kit.fetcher.asked) == calls
+    for at in range(len(others) + len(handshakes)):
+        kit.end(GOOD, at)
+    assert all(now(asked) for asked in others + handshakes)
+    assert kit.calls.figures()["in_flight"] == kit.calls.figures()["waiting"] == 0
+    kit.check()
+
+
 @each_row("slow_s", [0, 3, 10])
 def test_passwords_have_calls_and_a_breaker_of_their_own(slow_s: float) -> None:
     """Eight wrong passwords of three seconds or more each delay no other question."""

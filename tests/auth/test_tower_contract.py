@@ -177,7 +177,7 @@ async def test_a_hanging_api_opens_the_breaker() -> None:
     """With an API that hangs, hundreds of clients are `Unavailable` within the deadline. Later ones fail at once, except for a probe."""
     async with site(deadline_s=0.3, breaker_probe_s=0.5) as made:
         made.tower.fault = "hang"
-        entering: list[Deferred[Any]] = [made.method.authenticate(cookie(str(number)), HERE) for number in range(300)]
+        entering: list[Deferred[Any]] = [made.method.authenticate(cookie(str(number)), f"192.0.2.{number % 9}") for number in range(300)]
         outcomes = [result for _, result in await DeferredList(entering, consumeErrors=True)]
         assert all(isinstance(result, Failure) and result.check(Unavailable) for result in outcomes)
         assert made.tower.most_at_once <= 40  # the aborted ones are over before the API has noticed

@@ -253,7 +253,7 @@ class Client(asyncio.Protocol):
         elif kind == "welcome":
             self._ask()
         elif kind == "subscribed":
-            # Before it was null, `recovered` was false for a request without a position.
+            # Without a position in the request, older daemons answer false and newer ones null.
             self._subscribed(frame.get("recovered") if self.asked_since is not None else None)
             self.position = frame["position"]
         elif kind == "gap":

@@ -156,10 +156,10 @@ class _Trial:
         self._highest = -1
         self._missing: set[int] = set()
         self._excused: set[int] = set()
-        self._listening = False  # it has been answered and, in the Tower dialect, is still connected
-        self._from: int | None = None  # index in `due` of the next event that must come, or None: `_since_ns` decides
+        self._listening = False  # its request was answered; a Tower client must also still be connected
+        self._from: int | None = None  # index in `due` of the next event that must come. None: `_since_ns` decides
         self._since_ns = 0
-        self._told = False  # a gap that no missing event has explained yet
+        self._told = False  # the client got a gap, and no event is missing yet
         self._tally = Tally(clients=1)
 
     def run(self) -> Tally:

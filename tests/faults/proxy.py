@@ -299,13 +299,13 @@ class _Pipe:
         self._proxy = proxy
         self._direction = direction
         self._reader, self._writer = reader, writer
-        self._held: deque[tuple[float, bytes]] = deque()  # when it was read (plus a mark's delay), and the bytes
+        self._held: deque[tuple[float, bytes]] = deque()  # when each piece was read (later if a mark delays it), and its bytes
         self._held_bytes = 0
         self._not_before = 0.0  # a mark's delay lasts until this time
         self._tail = b""
         self._changed = asyncio.Event()
         self._ended = False  # the sender has ended its stream
-        self._finished = False  # the receiver was told so by a half-close
+        self._finished = False  # the receiver got our half-close
         self._abandoned = False
         self._loop = asyncio.get_running_loop()
 

@@ -7,6 +7,7 @@ import io
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import FileLogObserver, ILogObserver, formatEventAsClassicLogText, globalLogPublisher
 
+from tests.auth.jwt_kit import SECRET, b64, claims, sign
 from tests.integration.conftest import NO_FAIL2BAN, require
 from tests.kit.daemon import Daemon
 from tests.kit.rows import each_row
@@ -120,17 +122,47 @@ def test_no_user_can_have_another_banned(program: str, tmp_path: Path, name: str
     assert caught(program, tmp_path, written(write), mode) == []
 
 
+TIMES = {"iat": time.time() - 10, "exp": time.time() + 3600}
+TOKENS = {
+    "a forged signature": (sign(claims(**TIMES), key=b"x" * 32), "signature is not good", True),
+    "another payload under a good signature": (
+        ".".join([sign().split(".")[0], b64(claims(**TIMES, sub="root")), sign(claims(**TIMES)).split(".")[2]]),
+        "signature is not good",
+        True,
+    ),
+    "no signature": (sign(claims(**TIMES)).rpartition(".")[0] + ".", "signature is not good", True),
+    "expired": (sign(claims(iat=1, exp=2)), "the token has expired", False),
+    "not yet": (sign(claims(**TIMES, nbf=time.time() + 3600)), "nbf is to come", False),
+    "for another service": (sign(claims(**TIMES, aud="portal")), "aud is another one", False),
+    "no sub": (sign(claims(**TIMES, sub=None)), "the token has no sub", False),
+    "a bad list of topics": (sign(claims(**TIMES, groups=7)), "list of topics is not one", False),
+    "another algorithm": (sign(claims(**TIMES), algorithm="HS512"), "algorithm is not one of those configured", False),
+    "the algorithm none": (f"{b64({'alg': 'none'})}.{b64(claims(**TIMES))}.", "algorithm is not one of those configured", False),
+    "the same claim twice": (sign('{"sub": "a", "sub": "b"}'), "not a plain JSON object", False),
+    "a logout token": (sign(claims(**TIMES), header={"typ": "logout+jwt"}), "typ is another one", False),
+}
+
+
 def test_the_daemons_own_log(program: str, tmp_path: Path) -> None:
-    """A forged token, sent to a real daemon, is found in the daemon's log."""
+    """Each refused token, sent to a real daemon, has a line with the reason. The filter finds the forged ones."""
     secret = tmp_path / "secret"
-    secret.write_bytes(b"s" * 64)
+    secret.write_bytes(SECRET)
     secret.chmod(0o600)
-    forged = "eyJhbGciOiJIUzI1NiJ9.e30.AAAA"
-    flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret))
-    with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon, socket.create_connection(("127.0.0.1", daemon.port), 10) as client:
-        client.sendall(request(added=[f"Authorization: Bearer {forged}"]))
-        assert client.recv(1000).startswith(b"HTTP/1.1 403")
-    assert caught(program, tmp_path, daemon.log.read_text().splitlines()) == ["127.0.0.1"]
+    flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--trusted-proxies", "127.0.0.1")
+    with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon:
+        for number, (token, _, _) in enumerate(TOKENS.values()):
+            with socket.create_connection(("127.0.0.1", daemon.port), 10) as client:
+                client.sendall(request(added=[f"Authorization: Bearer {token}", f"X-Forwarded-For: 203.0.113.{number}"]))
+                assert client.recv(1000).startswith(b"HTTP/1.1 403")
+    log = daemon.log.read_text().splitlines()
+    for number, (name, (token, detail, _)) in enumerate(TOKENS.items()):
+        (line,) = [line for line in log if f"refused address=203.0.113.{number} " in line]
+        assert 'credential="bearer token" session=- reason=credential status=403 detail="' in line, name
+        assert detail in line, name
+        assert token[:20] not in line, name
+    banned = [f"203.0.113.{number}" for number, (_, _, banned) in enumerate(TOKENS.values()) if banned]
+    assert caught(program, tmp_path, log) == banned
+    assert len(caught(program, tmp_path, log, "aggressive")) == len(TOKENS)
 
 
 def test_the_jail_uses_the_filter() -> None:

@@ -24,8 +24,9 @@ from private_rabbitmq import PrivateRabbit, free_port
 from tests.integration.conftest import NO_NGINX, require
 from tests.integration.redis_server import PrivateRedis
 from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
-from tests.kit.nginx import NGINX_CONF, Nginx, adapted, nginx_binary
+from tests.kit.nginx import NGINX_CONF, Nginx, nginx_binary
 from tests.kit.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, PRODUCER, Environment
+from tests.kit.proxy_process import ProxyProcess, adapted
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "migrate-awx.md").read_text()
 BIN = Path(sys.executable).parent
@@ -192,8 +193,7 @@ class GuidesNginx(Nginx):
     """nginx with the guide's blocks in its own server. Nothing listens at daphne's address."""
 
     def __init__(self, folder: Path, upstream: str) -> None:
-        self.port, self.tls = free_port(), False
-        self._folder, self._process = folder, None
+        ProxyProcess.__init__(self, folder)
         (folder / "conf.d").mkdir(parents=True)
         user = "user root;" if os.geteuid() == 0 else ""  # its worker must be able to enter the test's folder
         (folder / "nginx.conf").write_text(NGINX_CONF.format(folder=folder, user=user, more="access_log off;"))

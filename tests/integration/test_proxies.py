@@ -149,7 +149,7 @@ def test_tokens_stay_out_of_the_log(place: Place) -> None:
         (426, request(path, without=["Upgrade"], added=["Connection: close"])),
     ):
         assert place.way.open(raw).status == expected
-    logs = place.proxy.logs()
+    logs = "".join(place.proxy.logs().values())
     assert "/websocket/" in logs
     assert CANARY not in logs
 
@@ -188,7 +188,7 @@ def test_a_daemon_that_is_down(tmp_path: Path, kind: type[Proxy]) -> None:
             with socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S) as client:
                 client.sendall(request(f"/websocket/?token={CANARY}", host="localhost"))
                 assert re.match(rb"HTTP/1.1 50[23] ", client.recv(65536))
-            assert CANARY not in proxy.logs()
+            assert CANARY not in str(proxy.logs())
             daemon.start()
             give_up, answer = time.monotonic() + DEADLINE_S, b""
             while not answer.startswith(b"HTTP/1.1 101 "):

@@ -47,6 +47,15 @@ class Api(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """Connections that may wait to be accepted: with the default of 5 the kernel would drop some under load."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: the daemon cuts off calls whose client has gone."""
+
+
 @contextmanager
 def serve_tower(kind: type[Api] = Api) -> Iterator[tuple[type[Api], str]]:
     """The API's class, and its URL."""
@@ -55,8 +64,7 @@ def serve_tower(kind: type[Api] = Api) -> Iterator[tuple[type[Api], str]]:
         pass
 
     OwnApi.sessions, OwnApi.tokens, OwnApi.asked = {CANARY}, {OAUTH}, []
-    with ThreadingHTTPServer(("127.0.0.1", 0), OwnApi) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), OwnApi) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield OwnApi, f"http://127.0.0.1:{server.server_port}"

@@ -121,6 +121,10 @@ class Daemon:
     def stop(self) -> int:
         """Send SIGTERM and wait. Returns the exit status."""
         self.begin_stop()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end. Returns the exit status."""
         assert self._process is not None
         return self._process.wait(DEADLINE_S)
 

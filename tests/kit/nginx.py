@@ -9,15 +9,9 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import time
 from pathlib import Path
-from typing import Self
 
-from private_rabbitmq import free_port, tied_to_us
-
-from tests.kit.daemon import DEADLINE_S
+from tests.kit.proxy_process import ProxyProcess, adapted
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "nginx"
 
@@ -45,14 +39,6 @@ def nginx_binary() -> str | None:
     return shutil.which(os.environ.get("PRIVATE_NGINX") or "nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-def adapted(text: str, *changes: tuple[str, str]) -> str:
-    """A shipped file with an operator's changes. Each text must occur once, otherwise the test would test something else."""
-    for old, new in changes:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the shipped file"
-        text = text.replace(old, new)
-    return text
-
-
 def directive(text: str, name: str) -> str:
     """The value of the only directive with this name in a configuration, without comments."""
     (value,) = re.findall(rf"^\s*{name}\s+([^;]+);", text, re.MULTILINE)
@@ -64,20 +50,19 @@ def shipped(name: str) -> str:
     return (SHIPPED / name).read_text()
 
 
-class Nginx:
+class Nginx(ProxyProcess):
     """nginx in front of `upstream` (`127.0.0.1:8051` or `unix:/…`). With `certificate` its server speaks TLS.
 
-    `more` goes into `http`. `errors` is the lowest level of the location's error log. It ends with the test's process, however
-    that ends.
+    `more` goes into `http`. `errors` is the lowest level of the location's error log. SIGTERM ends it at once: its workers drop their
+    connections.
     """
+
+    ended_by = signal.SIGTERM
 
     def __init__(
         self, folder: Path, upstream: str, *, certificate: tuple[Path, Path] | None = None, more: str = "", errors: str = "alert"
     ) -> None:
-        self.port = free_port()
-        self.tls = certificate is not None
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder, tls=certificate is not None)
         for name in ("conf.d", "snippets"):
             (folder / name).mkdir(parents=True)
         user = "user root;" if os.geteuid() == 0 else ""  # its worker must be able to enter the test's folder
@@ -98,46 +83,14 @@ class Nginx:
         self._ship("towerws_server.conf", "conf.d", *changes)
 
     def _ship(self, name: str, target: str, *changes: tuple[str, str]) -> None:
-        (self._folder / target / name).write_text(adapted(shipped(name), *changes))
+        (self.folder / target / name).write_text(adapted(shipped(name), *changes))
 
-    @property
-    def url(self) -> str:
-        """The URL for clients."""
-        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/websocket/"
+    def command(self) -> list[str]:
+        """It writes to the folder only."""
+        return [nginx_binary() or "", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf"), "-e", str(self.folder / "error.log")]
 
-    def logs(self) -> dict[str, str]:
-        """The contents of all its logs, by file name."""
-        return {path.name: path.read_text(errors="surrogateescape") for path in self._folder.glob("*.log")}
-
-    def __enter__(self) -> Self:
-        program = nginx_binary()
-        assert program is not None
-        with (self._folder / "output.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                tied_to_us(
-                    [program, "-p", str(self._folder), "-c", str(self._folder / "nginx.conf"), "-e", str(self._folder / "error.log")],
-                    "TERM",
-                ),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        give_up = time.monotonic() + DEADLINE_S
-        while True:
-            assert self._process.poll() is None, self.logs()
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S).close()
-            except OSError:
-                assert time.monotonic() < give_up, self.logs()
-                time.sleep(0.02)  # nothing announces the port, so it is polled
-            else:
-                return self
-
-    def __exit__(self, *exc: object) -> None:
-        """End it at once (SIGTERM: its workers drop their connections), and check that it logged no error."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(DEADLINE_S)
+    def check_logs(self) -> None:
+        """No error log has a warning or worse."""
         for name, text in self.logs().items():
             if name in ("error.log", "output.log", "towerws-error.log"):
                 assert not re.search(r"\[(warn|alert|emerg|crit)\]", text), text

@@ -8,16 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-import subprocess
-import time
 from pathlib import Path
-from typing import Self
 
-from private_rabbitmq import free_port, tied_to_us
-
-from tests.kit.daemon import DEADLINE_S, Daemon
-from tests.kit.nginx import adapted
+from tests.kit.daemon import Daemon
+from tests.kit.proxy_process import ProxyProcess, adapted
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -27,18 +21,15 @@ def found(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-class Proxy:
-    """A proxy in front of a daemon. It ends with the test's process, however that ends."""
+class Proxy(ProxyProcess):
+    """A proxy in front of a daemon, with the configuration in `deploy/`."""
 
     program: str
     gateway_error: int
     """Its status for a server that is down."""
 
     def __init__(self, folder: Path, daemon: Daemon, *, certificate: tuple[Path, Path] | None = None) -> None:
-        self.port = free_port()
-        self.tls = certificate is not None
-        self.folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder, tls=certificate is not None)
         self.configuration = folder / "configuration"
         self.configuration.write_text(self.adapt(daemon, certificate))
 
@@ -46,46 +37,10 @@ class Proxy:
         """The shipped configuration with an operator's changes."""
         raise NotImplementedError
 
-    def command(self) -> list[str]:
-        """Its command line."""
-        raise NotImplementedError
-
-    @property
-    def url(self) -> str:
-        """The URL for clients."""
-        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/websocket/"
-
-    def logs(self) -> str:
-        """All of its logs."""
-        return "".join(path.read_text(errors="surrogateescape") for path in self.folder.glob("*.log"))
-
-    def __enter__(self) -> Self:
-        with (self.folder / "output.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                tied_to_us(self.command(), "TERM"),
-                cwd=self.folder,
-                env={**os.environ, "HOME": str(self.folder), "XDG_DATA_HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        give_up = time.monotonic() + DEADLINE_S
-        while True:
-            assert self._process.poll() is None, self.logs()
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S).close()
-            except OSError:
-                assert time.monotonic() < give_up, self.logs()
-                time.sleep(0.02)  # nothing announces the port, so it is polled
-            else:
-                return self
-
-    def __exit__(self, *exc: object) -> None:
-        """End it at once, and check that it warned of nothing in its configuration."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(DEADLINE_S)
-        assert not re.search(r"\[(WARNING|ALERT)\].*config", self.logs()), self.logs()
+    def check_logs(self) -> None:
+        """It warned of nothing in its configuration."""
+        for text in self.logs().values():
+            assert not re.search(r"\[(WARNING|ALERT)\].*config", text), text
 
 
 class HAProxy(Proxy):

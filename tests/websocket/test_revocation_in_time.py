@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -178,6 +178,58 @@ class ManyJobs(Api):
         hidden = url.endswith("/jobs/999/") and not self.job
         call = self._clock.callLater(0.03, asked.callback, Answer(404, b"") if hidden else Answer(200, body))
         return asked
+
+
+def reload(edge: Edge, clients: list[Client], wanted: bytes, second: int) -> None:
+    """Every second another page is loaded again."""
+    clients[second % len(clients)].hang_up()
+    clients[second % len(clients)] = edge.connect().send(request(added=["Cookie: sessionid=k0; csrftoken=c"]) + wanted)
+
+
+def ask_again(edge: Edge, clients: list[Client], wanted: bytes, second: int) -> None:
+    """Each page sends its request again, in the middle of the round."""
+    clients[second % len(clients)].send(wanted)
+
+
+def ask_for_more(edge: Edge, clients: list[Client], wanted: bytes, second: int) -> None:
+    """Pages take other jobs, and the first ones again."""
+    more = text({"groups": {"job_events": [999, *range(second * 100, second * 100 + 99)]}, "xrftoken": "c"})
+    clients[second % len(clients)].send(more if second % 2 else wanted)
+
+
+def nothing(edge: Edge, clients: list[Client], wanted: bytes, second: int) -> None:
+    """The pages stay as they are."""
+
+
+@each_row(
+    ("sessions", "meanwhile"),
+    [(1, reload), (1, ask_again), (1, ask_for_more), (3, nothing), (3, ask_again), (5, nothing)],
+    make=edges,
+    monkeypatch=pytest.MonkeyPatch.context,
+)
+def test_a_job_of_a_user_who_keeps_the_daemon_busy(
+    make: Edges, monkeypatch: pytest.MonkeyPatch, sessions: int, meanwhile: Callable[[Edge, list[Client], bytes, int], None]
+) -> None:
+    """A revoked job is delivered for at most a minute, also with several sessions of 200 jobs, and while pages ask or are loaded again."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    api = ManyJobs(make.clock)
+    edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
+    edge.context.credential_monitor.start()
+    wanted = text({"groups": {"job_events": [*range(199), 999]}, "xrftoken": "c"})
+    clients = [
+        edge.connect().send(request(added=[f"Cookie: sessionid=k{number % sessions}; csrftoken=c"]) + wanted) for number in range(10)
+    ]
+    edge.advance(10, step=0.0625)
+    last = 0.0
+    for second in range(10, 100):
+        api.job = second < 30
+        meanwhile(edge, clients, wanted, second)
+        edge.publish("job_events.999", {"at": second})
+        if ["at" for client in clients if client.status == 101 for message in client.take() if "at" in message]:
+            last = second
+        edge.advance(1, step=0.0625)
+    assert 29 <= last <= 30 + PROMISED_S
+    rest(edge)
 
 
 @pytest.mark.usefixtures("late")

@@ -205,8 +205,8 @@ class TowerMethod:
             return failure
 
         wait_s = handshake_wait_s(credential) - waited_s if kind is Kind.SIGN_IN else BACKGROUND_WAIT_S
-        # Each guess of a password is another credential, so their client is the address.
-        client = address_key(caller.address) if credential.account else key
+        # Each guess is another credential, so the client of all guesses is their address.
+        client = key if self._sign_ins.was_good(key, asked_at) else address_key(caller.address)
         question = self._question("/api/v2/me/", credential, caller, kind, wait_s, client)
         return self._calls.get(question, read_me).addCallbacks(valid, invalid)
 

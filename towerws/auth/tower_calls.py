@@ -38,6 +38,9 @@ T = TypeVar("T")
 BACKGROUND_EVERY: Final = 4
 """Handshakes go first. One call in this many is for other questions, so that a storm of clients starves no open connection."""
 
+RESERVED: Final = 0.25
+"""The share of the calls that only handshakes use. A user with many slow objects must not keep new clients out: they can't wait long."""
+
 
 class Kind(enum.Enum):
     """The purpose of a question."""
@@ -160,11 +163,13 @@ class _Pool:
         self._log = log
         self._options = options
         self._calls = calls
+        self._background_calls = calls - int(calls * RESERVED)
         self._deadline_s = deadline_s
         self._breaker = breaker
         self._object_breaker = object_breaker
         self._in_flight: set[_Call[Any]] = set()
         self._in_flight_by_owner: Counter[str] = Counter()
+        self._background_in_flight = 0
         self._handshake_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
         self._background_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
         self._sending = self._stopped = False
@@ -188,7 +193,7 @@ class _Pool:
         if self._stopped:
             return fail(_stopping())
         call = _Call(question, read)
-        if len(self._in_flight) < self._calls:
+        if self._has_room_for(call):
             self._send(call)
         elif self._breaker_of(call).is_open(self._clock.seconds()):
             self._turn_away(call, "it failed repeatedly, and is asked rarely until it answers")
@@ -210,6 +215,11 @@ class _Pool:
 
     def _breaker_of(self, call: _Call[Any]) -> CircuitBreaker:
         return self._object_breaker if call.question.kind is Kind.OBJECT else self._breaker
+
+    def _has_room_for(self, call: _Call[Any]) -> bool:
+        if len(self._in_flight) >= self._calls:
+            return False
+        return call.question.kind is Kind.SIGN_IN or self._background_in_flight < self._background_calls
 
     def _queue_of(self, call: _Call[Any]) -> FairQueue[_Call[Any]]:
         return self._handshake_queue if call.question.kind is Kind.SIGN_IN else self._background_queue
@@ -236,6 +246,7 @@ class _Pool:
         call.sent_at = self._clock.seconds()
         self._in_flight.add(call)
         self._in_flight_by_owner[call.owner] += 1
+        self._background_in_flight += call.question.kind is not Kind.SIGN_IN
         call.timer = self._clock.callLater(self._deadline_s, self._expire, call)
         call.request = self._fetcher.get(call.question.url, call.question.headers)
         call.request.addCallbacks(self._answered, self._failed, callbackArgs=(call,), errbackArgs=(call,))
@@ -281,6 +292,7 @@ class _Pool:
             self._in_flight.discard(call)
             self._seconds.observe(self._clock.seconds() - call.sent_at)
             self._in_flight_by_owner[call.owner] -= 1
+            self._background_in_flight -= call.question.kind is not Kind.SIGN_IN
             if not self._in_flight_by_owner[call.owner]:
                 del self._in_flight_by_owner[call.owner]
         self._send_next()
@@ -293,9 +305,14 @@ class _Pool:
         if self._sending:  # with an open breaker a call ends at once and comes here again, two hundred deep
             return
         self._sending = True
-        while (self._handshake_queue or self._background_queue) and len(self._in_flight) < self._calls and not self._stopped:
-            background = self._background_queue and (not self._handshake_queue or self._sent % BACKGROUND_EVERY == 0)
-            self._send((self._background_queue if background else self._handshake_queue).pop(self._in_flight_by_owner))
+        while len(self._in_flight) < self._calls and not self._stopped:
+            background = bool(self._background_queue) and self._background_in_flight < self._background_calls
+            if self._handshake_queue and not (background and self._sent % BACKGROUND_EVERY == 0):
+                self._send(self._handshake_queue.pop(self._in_flight_by_owner))
+            elif background:
+                self._send(self._background_queue.pop(self._in_flight_by_owner))
+            else:
+                break
         self._sending = False
 
     def _note_failure(self, why: str) -> None:

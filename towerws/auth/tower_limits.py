@@ -92,6 +92,10 @@ class SignInThrottle:
 
         return delay_s, ended
 
+    def was_good(self, key: bytes, now: float) -> bool:
+        """Return whether this credential was valid when it was last tried, within `SEEN_S`."""
+        return bool(self._good.get(key, now))
+
     def note(self, key: bytes, now: float, *, good: bool) -> None:
         """Remember the result of a try."""
         kept, other = (self._good, self._bad) if good else (self._bad, self._good)

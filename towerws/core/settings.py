@@ -339,7 +339,7 @@ class TowerSettings:
     allowed_s: float = option(45, "How long the answer that a user may see an object is cached.", low=0, high=3600)
     denied_s: float = option(5, "How long the answer that a user may not see an object is cached.", low=0, high=3600)
     cache_entries: int = option(20_000, "Number of cached answers, for each of these four kinds.", low=1, high=10_000_000)
-    calls: int = option(20, "Concurrent calls to the API.", low=1, high=1000)
+    calls: int = option(20, "Concurrent calls to the API. A quarter of them is for handshakes only.", low=1, high=1000)
     calls_waiting: int = option(
         200,
         "Calls that may wait for one of these, counted separately for handshakes and for the rest. Beyond it a client is answered "

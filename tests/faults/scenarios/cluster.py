@@ -64,7 +64,7 @@ def deaf_though_ready_s(daemon: Daemon, publisher: Publisher, within_s: float) -
         except OSError:
             ready, history = False, None
         if not ready or history != known or len(publisher.journal.confirmed) == confirmed:
-            # It got a message, or reports that it does not, or there is none.
+            # The daemon got a message, says that it is not ready, or nothing was published.
             since, known, confirmed = now, history, len(publisher.journal.confirmed)
         worst = max(worst, now - since)
         time.sleep(0.2)  # between two polls
@@ -195,7 +195,7 @@ def follower(case: Case, how: str) -> Outcome:
         case.sleep(PAST_NET_TICK_S)
         node.ctl("start_app")
     else:
-        case.spoil()  # the node wakes up in a partition that it does not forget
+        case.spoil()  # the paused node wakes up in a partition and does not recover by itself
         node.pause()
         case.sleep(PAST_NET_TICK_S)
         node.resume()

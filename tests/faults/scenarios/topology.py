@@ -148,7 +148,7 @@ def _broken_topology(case: Case, injected: str, inflict: object) -> Outcome:
             case.wait_until(lambda: returns_ended(case, publisher.journal.returned), f"the hole ends within {NOTICED_S:g} s", NOTICED_S + 5)
         except AssertionError as error:
             broken.append(str(error))
-            channel.queue_bind(case.stream, case.exchange, "#")  # so that it can be seen whether the hole is told at least
+            channel.queue_bind(case.stream, case.exchange, "#")  # events come again, and show whether clients are told of the hole
     publisher.wait_for(100)
     return case.finish(injected, holes=1, broken=broken)
 
