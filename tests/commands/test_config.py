@@ -133,10 +133,10 @@ def test_check_without_a_broker(tmp_path: Path) -> None:
         (
             "--auth jwt --jwt-algorithms ES256 --jwt-jwks-url https://h/keys --jwt-jwks-ca-file FILE",
             b"",
-            "jwt.jwks_ca_file = 'FILE': must be a file with certificates in PEM",
+            "jwt.jwks_ca_file = 'FILE': must hold certificates in PEM form",
         ),
         ("--auth tower --tower-url ftp://h", None, "tower.url is http://host or https://host"),
-        ("--auth tower --tower-url https://h --tower-tls-ca FILE", b"", "tower.tls_ca = 'FILE': must be a file with certificates in PEM"),
+        ("--auth tower --tower-url https://h --tower-tls-ca FILE", b"", "tower.tls_ca = 'FILE': must hold certificates in PEM form"),
         (
             "--auth tower --tower-url https://h --tower-tls-ca FILE",
             b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n",

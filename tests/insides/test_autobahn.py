@@ -44,6 +44,12 @@ INSIDES = [
     Inside(owner=PROTOCOL, name="is_closed", why="to put an object without listeners in its place: a Deferred each would be garbage"),
     Inside(owner=PROTOCOL, name="_transport_details", why="to keep none: nobody asks for them"),
     Inside(owner=ADAPTER, name="log", why="to drop its lines: they repeat what clients sent"),
+    # A connection that moves to another process takes its unfinished input along
+    Inside(owner=PROTOCOL, name="message_data", why="to move what has come of an unfinished message"),
+    Inside(owner=PROTOCOL, name="message_is_binary", why="to move what has come of an unfinished message"),
+    Inside(owner=PROTOCOL, name="frame_data", why="to move what has come of an unfinished frame"),
+    Inside(owner=PROTOCOL, name="control_frame_data", why="to move what has come of an unfinished ping, pong or close"),
+    Inside(owner=PROTOCOL, name="current_frame_masker", why="to know how much of an unfinished frame was read: `pointer()`"),
     # The opening handshake is ours
     Inside(
         owner=SERVER,

@@ -26,6 +26,14 @@ INSIDES = [
     ),
     Inside(owner="twisted.internet.tcp:Connection", name="socket", on="transport", why="to write to it when nothing waits"),
     Inside(owner="twisted.internet.tcp:Connection", name="TLS", value=False, why="to tell a plain connection from an encrypted one"),
+    # A connection that moves to another process
+    Inside(owner=DESCRIPTOR, name="_tempDataBuffer", why="to move the bytes that wait in a transport"),
+    Inside(
+        owner="twisted.internet.tcp:_SocketCloser",
+        name="_shouldShutdown",
+        value=True,
+        why="to close our descriptor without ending the TCP connection, which another process goes on with",
+    ),
     # Reading from the broker
     Inside(owner=DESCRIPTOR, name="bufferSize", value=64 * 1024, why="to read more, or less, from the broker at once"),
     # Accepting
