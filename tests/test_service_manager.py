@@ -60,7 +60,11 @@ def made() -> Iterator[Callable[..., tuple[ServiceManager, Daemon, Clock]]]:
     def make(address: str, **environ: str) -> tuple[ServiceManager, Daemon, Clock]:
         daemon, clock = Daemon(), Clock()
         ours = ServiceManager(
-            {"NOTIFY_SOCKET": address, **environ}, clock, accepting=lambda: daemon.accepting, status=lambda: daemon.status, stop_s=13.0
+            {"NOTIFY_SOCKET": address, **environ},
+            clock,
+            accepting=lambda: daemon.accepting,
+            status=lambda: daemon.status,
+            stop_s=lambda: 13.0,
         )
         all_made.append(ours)
         return ours, daemon, clock
@@ -207,7 +211,7 @@ def test_an_error_in_the_status_ends_no_ping(manager: Manager) -> None:
         raise ZeroDivisionError
 
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000"}
-    ours = ServiceManager(environ, clock, accepting=lambda: True, status=status, stop_s=1.0)
+    ours = ServiceManager(environ, clock, accepting=lambda: True, status=status, stop_s=lambda: 1.0)
     with pytest.raises(ZeroDivisionError):
         ours.start()
     with pytest.raises(ZeroDivisionError):
@@ -222,7 +226,7 @@ def test_without_a_service_manager(address: str | None) -> None:
     reactor = SelectReactor()
     try:
         environ = {} if address is None else {"NOTIFY_SOCKET": address}
-        ServiceManager(environ, reactor, accepting=lambda: True, status=str, stop_s=1.0).install()
+        ServiceManager(environ, reactor, accepting=lambda: True, status=str, stop_s=lambda: 1.0).install()
         assert not _triggers(reactor)
     finally:
         for reader in reactor.removeAll():

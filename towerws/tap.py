@@ -19,8 +19,9 @@ from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, 
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
 from towerws.listening import EXIT_BAD_CONFIG
-from towerws.logs import forward_library_logs, make_observer, open_output
+from towerws.logs import LevelFilter, forward_library_logs, make_observer, open_output
 from towerws.process import Signals, collect_rarely
+from towerws.reload import Reloader
 from towerws.service import STOP_GRACE_S, TowerwsService
 from towerws.service_manager import ServiceManager
 
@@ -136,16 +137,19 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
         _give_up(str(error))
     service.warnings = tuple(exposure(options.loaded))
     if own_process:
-        signals = Signals(reactor, service.stop_now)
+        manager = tell_service_manager(service, os.environ, reactor)
+        level = LevelFilter(options.settings.log_level)
+        environ, flags = dict(os.environ), given(options)  # a reload reads what the start read
+        reloader = Reloader(service, options.loaded, lambda: load_all(flags, environ), set_log_level=level.set, manager=manager)
+        signals = Signals(reactor, service.stop_now, reloader.request)
         signals.install()
         service.ending = lambda: signals.ending
-        tell_service_manager(service, options.settings, os.environ, reactor)
         if options.parent is not None:
-            service.log_observer = _log_observer(options.settings, options.parent, reactor)
+            service.log_observer = _log_observer(options.settings, level, options.parent, reactor)
     return service
 
 
-def tell_service_manager(service: TowerwsService, settings: Settings, environ: Mapping[str, str], reactor: Any) -> None:
+def tell_service_manager(service: TowerwsService, environ: Mapping[str, str], reactor: Any) -> ServiceManager:
     """Tell systemd the state of this daemon, if the unit asks for it (`Type=notify`).
 
     It is ready when it accepts clients, with or without its broker. A broker that is away would otherwise end the start after the unit's
@@ -154,22 +158,26 @@ def tell_service_manager(service: TowerwsService, settings: Settings, environ: M
 
     def status() -> str:
         source, clients = service.source_status(), f"{len(service.websockets.connections)} clients"
+        if service.reloads.failure is not None:
+            clients += "; the last reload failed"
         if not source.ready:
             return f"not ready: {source.reason or source.state.value}; {clients}"
         markers = source.details.get("markers")
         lag_s = markers.get("lag_s") if isinstance(markers, dict) else None
         return f"ready; {clients}" if lag_s is None else f"ready; {clients}; lag {lag_s:.3f} s"
 
-    ServiceManager(
+    manager = ServiceManager(
         environ,
         reactor,
         accepting=lambda: not service.websockets.accept_throttle.holding,
         status=status,
-        stop_s=settings.websocket.drain_s + STOP_GRACE_S + STOP_MARGIN_S,
-    ).install()
+        stop_s=lambda: service.drain_s + STOP_GRACE_S + STOP_MARGIN_S,
+    )
+    manager.install()
+    return manager
 
 
-def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:
+def _log_observer(settings: Settings, level: LevelFilter, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:
     """Make the observer that writes the log instead of twistd's. None if twistd's own was chosen (`--syslog`, `--logger`)."""
     in_front = twistd["nodaemon"] or twistd["debug"]
     logfile = twistd["logfile"] or ("-" if in_front else "twistd.log")
@@ -177,4 +185,4 @@ def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -
         return None
     output, journal = open_output(logfile, reactor)
     forward_library_logs()
-    return make_observer(settings.log_format, settings.log_level, output, journal=journal)
+    return make_observer(settings.log_format, level, output, journal=journal)
