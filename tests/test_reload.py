@@ -110,7 +110,7 @@ class Session:
 
 
 def test_nothing_refers_to_the_old_settings(daemon: Daemon) -> None:
-    """Whatever uses a section that can be reloaded has the new one afterwards: no object keeps the old one."""
+    """Every user of a section that can be reloaded has the new one afterwards: no object keeps the old one."""
     daemon.reload()
     daemon.service.websockets.protocol()
     text = """
@@ -248,7 +248,7 @@ def test_no_reload_while_stopping(daemon: Daemon) -> None:
 
 
 def test_an_internal_error_changes_nothing(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake of ours while a reload is prepared is logged with its traceback, and the daemon serves on."""
+    """Our own mistake while a reload is prepared is logged with its traceback, and the daemon serves on."""
 
     def broken(settings: object, reactor: object) -> None:
         raise RuntimeError("ours")
