@@ -101,7 +101,7 @@ class Reloading(Daemon):
 class Client:
     """An open connection, by the library websocket-client.
 
-    Not by `websockets`: its client reads and writes on one TLS socket in two threads. CPython 3.11 then loses the request now and then
+    Not by `websockets`: its client reads and writes on one TLS socket in two threads. CPython 3.11 then sometimes loses the request
     (7 of 300 handshakes, also without a reload).
     """
 
