@@ -71,7 +71,7 @@ class Admin:
             disconnect=self.disconnect,
             websocket_port=lambda: 18051,
             max_payload_bytes=LIMIT,
-            page=page,
+            page=lambda: page or PageContent(),
         )
         site.reactor = self.edge.clock
         return site

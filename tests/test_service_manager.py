@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -60,7 +61,11 @@ def made() -> Iterator[Callable[..., tuple[ServiceManager, Daemon, Clock]]]:
     def make(address: str, **environ: str) -> tuple[ServiceManager, Daemon, Clock]:
         daemon, clock = Daemon(), Clock()
         ours = ServiceManager(
-            {"NOTIFY_SOCKET": address, **environ}, clock, accepting=lambda: daemon.accepting, status=lambda: daemon.status, stop_s=13.0
+            {"NOTIFY_SOCKET": address, **environ},
+            clock,
+            accepting=lambda: daemon.accepting,
+            status=lambda: daemon.status,
+            stop_s=lambda: 13.0,
         )
         all_made.append(ours)
         return ours, daemon, clock
@@ -103,6 +108,33 @@ def test_ready_once_and_each_new_status(manager: Manager, made: Made) -> None:
     clock.advance(STATUS_S)
     clock.advance(STATUS_S)
     assert manager.received() == [["STATUS=ready; 7 clients"]]
+
+
+def test_a_reload(manager: Manager, made: Made) -> None:
+    """RELOADING has the time by which systemd matches it to its request. READY follows, also if systemd's queue was full for a moment."""
+    ours, daemon, clock = made(manager.address)
+    daemon.accepting = False
+    ours.start()
+    ours.reloading()
+    ours.reloaded()
+    assert manager.received() == [["STATUS=ready; 0 clients"]], "a start that goes on"
+    daemon.accepting = True
+    clock.advance(START_S)
+    manager.received()
+    before = time.monotonic_ns() // 1000
+    ours.reloading()
+    ((reloading, at),) = manager.received()
+    assert reloading == "RELOADING=1"
+    assert before <= int(at.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    ours.reloaded()
+    assert manager.received() == [["READY=1"]]
+    sent = 0
+    while ours._send("STATUS=x"):
+        sent += 1
+    ours.reloaded()
+    assert len(manager.received()) == sent
+    clock.advance(STATUS_S)
+    assert manager.received()[-1][0] == "READY=1"
 
 
 def test_no_watchdog_unless_asked_for(manager: Manager, made: Made) -> None:
@@ -207,7 +239,7 @@ def test_an_error_in_the_status_ends_no_ping(manager: Manager) -> None:
         raise ZeroDivisionError
 
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000"}
-    ours = ServiceManager(environ, clock, accepting=lambda: True, status=status, stop_s=1.0)
+    ours = ServiceManager(environ, clock, accepting=lambda: True, status=status, stop_s=lambda: 1.0)
     with pytest.raises(ZeroDivisionError):
         ours.start()
     with pytest.raises(ZeroDivisionError):
@@ -222,7 +254,7 @@ def test_without_a_service_manager(address: str | None) -> None:
     reactor = SelectReactor()
     try:
         environ = {} if address is None else {"NOTIFY_SOCKET": address}
-        ServiceManager(environ, reactor, accepting=lambda: True, status=str, stop_s=1.0).install()
+        ServiceManager(environ, reactor, accepting=lambda: True, status=str, stop_s=lambda: 1.0).install()
         assert not _triggers(reactor)
     finally:
         for reader in reactor.removeAll():

@@ -38,7 +38,7 @@ _PRIORITIES = {LogLevel.debug: 7, LogLevel.info: 6, LogLevel.warn: 4, LogLevel.e
 _SHORT = {"amqp": "broker", "embedded": "broker", "protocol": "websocket"}
 """Modules that log under the name of a larger part. Other parts have the name of their module or package."""
 
-_DAEMON = {"", "listening", "logs", "process", "service", "tap"}
+_DAEMON = {"", "listening", "logs", "process", "reload", "service", "tap"}
 
 _LIBRARIES = {"": "twisted", "-": "twisted", "log_legacy": "twisted"}
 
@@ -151,10 +151,21 @@ def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
-def make_observer(log_format: str, level: str, output: Output, *, journal: bool) -> ILogObserver:
+class LevelFilter(LogLevelFilterPredicate):
+    """Lets events of at least `level` through."""
+
+    def __init__(self, level: str) -> None:
+        super().__init__(defaultLogLevel=LogLevel.levelWithName(level))
+
+    def set(self, level: str) -> None:
+        """Use another level from now on."""
+        self.setLogLevelForNamespace("", LogLevel.levelWithName(level))
+
+
+def make_observer(log_format: str, level: str | LevelFilter, output: Output, *, journal: bool) -> ILogObserver:
     """Make an observer that writes events of at least `level` to `output`. `auto` means journal lines if `journal`, else text."""
     make: _Format = {"json": as_json, "text": as_text}.get(log_format, as_journal if journal else as_text)
-    predicate = LogLevelFilterPredicate(defaultLogLevel=LogLevel.levelWithName(level))
+    predicate = level if isinstance(level, LevelFilter) else LevelFilter(level)
     observer: ILogObserver = FilteringLogObserver(_Writer(output, make), [predicate])
     return observer
 

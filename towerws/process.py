@@ -18,7 +18,7 @@ Signals:
 
 signal           | first                                         | second                    | third
 SIGTERM, SIGINT  | stop in order, status 0                       | end at once, status 0     | end by the signal
-SIGHUP           | a log line                                    | a log line                | a log line
+SIGHUP           | a reload (towerws/reload.py)                  | a reload                  | a reload
 
 The handlers replace Twisted's. Those end the process by the signal after an orderly stop (status 143), ignore a second SIGTERM,
 and leave SIGHUP at its default, which kills. A signal that the parent process ignores (`nohup`, a shell's background job) stays
@@ -77,13 +77,14 @@ def descriptors_for_clients() -> int:
 
 
 class Signals:
-    """Installs the handlers of the process. `hurry` finishes a stop that is under way."""
+    """Installs the handlers of the process. `hurry` finishes a stop that is under way. `reload` gets the name of the signal."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, hurry: Callable[[], None]) -> None:
+    def __init__(self, reactor: Any, hurry: Callable[[], None], reload: Callable[[str], None]) -> None:
         self._reactor = reactor
         self._hurry = hurry
+        self._request_reload = reload
         self._received = 0
 
     @property
@@ -122,7 +123,7 @@ class Signals:
             _end_by(number)
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._log.warn, "SIGHUP: there is nothing to reload yet; restart towerws to change its configuration")
+        self._reactor.callFromThread(self._request_reload, signal.Signals(number).name)
 
     def _stop(self, name: str) -> None:
         self._log.info("{name}: stopping; a second one ends at once", name=name)

@@ -29,7 +29,7 @@ from towerws.core.identity import Identity
 from towerws.core.plain_requests import PlainRequest, json_response, stream_response
 from towerws.core.rate_limits import TokenBucket
 from towerws.core.requests import Request
-from towerws.core.settings import AccessSettings, LimitSettings, WebSocketSettings
+from towerws.core.settings import AccessSettings, LimitSettings, Settings, WebSocketSettings
 from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.autobahn_parts import NullLogger, Timers, with_shared_state
@@ -432,15 +432,13 @@ class WebSocketFactory(WebSocketServerFactory):
     ) -> None:
         """`limits.connections` must be resolved, not 0. `page_ports` returns the ports of the daemon's own pages."""
         super().__init__(reactor=reactor)
-        access = access or AccessSettings()
-        self.proxies = Proxies(access.trusted_proxies)
-        self.pages = PageCheck(access, self.proxies, page_ports)
+        self._page_ports = page_ports
+        self._use_access(access or AccessSettings())
         self.probes = HandshakeProbes()
         self.connection_limits = ConnectionLimits(limits)
         self.accept_throttle = AcceptThrottle(limits.accepts_per_s, reactor)
         self.timers = self._batched_timer = Timers(reactor)  # the second name is Autobahn's
         self.context = context
-        self.settings = settings
         self.connections: dict[WebSocketConnection, None] = {}
         """All TCP connections, those at their handshake included."""
         self.client_files = load_client_files()
@@ -456,6 +454,23 @@ class WebSocketFactory(WebSocketServerFactory):
         """Handshakes refused, by HTTP status."""
         self.refused_for: dict[str, int] = {}
         """Refusals by reason."""
+        self._use_settings(settings)
+
+    def reload(self, settings: Settings, limits: LimitSettings) -> None:
+        """Put other settings in force, for connections from now on. `limits.connections` must be resolved."""
+        self._use_access(settings.access)
+        self.connection_limits.limits = limits
+        self.accept_throttle.set_rate(limits.accepts_per_s)
+        if settings.websocket != self.settings:
+            self._use_settings(settings.websocket)
+
+    def _use_access(self, access: AccessSettings) -> None:
+        self.proxies = Proxies(access.trusted_proxies)
+        self.pages = PageCheck(access, self.proxies, self._page_ports)
+
+    def _use_settings(self, settings: WebSocketSettings) -> None:
+        """Make a class for the connections from now on. Open ones keep theirs: their clients were told the interval of the pings."""
+        self.settings = settings
         self.setProtocolOptions(
             maxFramePayloadSize=settings.message_bytes,
             maxMessagePayloadSize=settings.message_bytes,
@@ -467,7 +482,7 @@ class WebSocketFactory(WebSocketServerFactory):
             autoPingSize=16,
             autoPingRestartOnAnyTraffic=False,
         )
-        self.protocol = with_shared_state(self.protocol, self)
+        self.protocol = with_shared_state(type(self).protocol, self)
 
     def buildProtocol(self, addr: object) -> WebSocketConnection:  # type: ignore[override] # its `factory` is ours, Twisted's any
         """Make the connection of an accepted client."""

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 
@@ -35,17 +36,18 @@ from towerws.admin import (
 )
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
-from towerws.auth.chain import Chain, make_methods
+from towerws.auth.chain import make_chain
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
+from towerws.config.certificates import ReplaceableCertificate, TlsReactor, fingerprint, read_certificate
 from towerws.control import Control
 from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
-from towerws.core.errors import BadDelivery, BrokerError, CloseReason
+from towerws.core.errors import BadDelivery, BrokerError, CloseReason, ConfigError
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
-from towerws.core.settings import BrokerSettings, Settings
+from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
@@ -55,6 +57,7 @@ from towerws.logs import LineSpacing
 from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory
 from towerws.reactor_lag import ReactorLag
+from towerws.reload import Reloads
 from towerws.status import status_figures
 from towerws.websocket.connection_list import end_connection, list_connections
 from towerws.websocket.context import ConnectionContext
@@ -100,6 +103,8 @@ class TowerwsService(Service):
         self._settings = settings
         self._started_at = 0.0
         self._ports: dict[str, IListeningPort] = {}
+        self._certificates: dict[str, ReplaceableCertificate] = {}
+        self.reloads = Reloads(time.time())
         self._stopping = False
         self._finish: Callable[[], None] | None = None
         self._hurried = False
@@ -135,8 +140,8 @@ class TowerwsService(Service):
                 return source.publish(routing_key, payload)
 
             publish = publish_checked
-        self._limits = replace(settings.limits, connections=settings.limits.connections or descriptors_for_clients())
-        self.auth = Chain(tuple(make_methods(settings, reactor)))
+        self._limits = _resolved(settings.limits)
+        self.auth = make_chain(settings, reactor)
         groups = GroupTable(settings.groups)
         context = ConnectionContext(
             self.hub,
@@ -175,14 +180,8 @@ class TowerwsService(Service):
             restart=self.restarts.restart,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0) if "listen" in self._ports else 0,
             max_payload_bytes=settings.max_payload_bytes,
-            why_no_subscriber=groups.why_no_subscriber,
-            page=PageContent(
-                groups=groups.configured,
-                auth=settings.auth,
-                takes_tokens=takes_tokens(self.auth),
-                topics=lambda: topics_of(groups.configured, self.history),
-                position=lambda: self.history.head.position or None,
-            ),
+            why_no_subscriber=self._why_no_subscriber,
+            page=self._page,
             metrics=self.metrics,
             console=console_endpoints(self._console_data(groups)),
             probes=self.websockets.probes,
@@ -277,11 +276,61 @@ class TowerwsService(Service):
             parent.setComponent(ILogObserver, self.log_observer)
         super().setServiceParent(parent)
 
+    def prepare(self, settings: Settings) -> tuple[Callable[[], Deferred[None]], Sequence[str]]:
+        """Make what other settings need. Raises `ConfigError` if that fails, and changes nothing.
+
+        Returns a function that puts them in force, and can't fail, and names of the files whose content has changed. The function's
+        Deferred fires once each session has given up the topics that the groups no longer allow. `settings` must have the same values as
+        before for the options that need a restart.
+        """
+        methods = self.auth.successors(settings, self._reactor)
+        certificates = {key: _certificate(key, getattr(settings, key)) for key in self._certificates}
+        groups, limits = GroupTable(settings.groups), _resolved(settings.limits)
+        before = self._settings
+        files = [
+            f"the files of auth {name}"
+            for name in methods.methods
+            if getattr(settings, name) == getattr(before, name) and (name != "tower" or settings.groups == before.groups)
+        ]
+        files += [
+            f"the certificate of {key}"
+            for key, certificate in certificates.items()
+            if fingerprint(certificate) != fingerprint(self._certificates[key].options)
+        ]
+
+        def put_in_force() -> Deferred[None]:
+            self._settings, self._limits = settings, limits
+            self.auth.replace(methods, self._reactor)
+            for key, certificate in certificates.items():
+                self._certificates[key].options = certificate
+            self.context.reload(settings, groups)
+            self.websockets.reload(settings, limits)
+            unchanged = not methods.methods and settings.groups == before.groups
+            return succeed(None) if unchanged else self.context.credential_monitor.review_all()
+
+        return put_in_force, files
+
     # helpers
 
     def _listen(self, key: str, description: str, factory: Any) -> None:
-        inherited = self.restarts.open_port(key, description, factory)
-        self._ports[key] = inherited or listen(self._reactor, key, description, factory, self.ending)
+        reactor = TlsReactor(self._reactor)
+        inherited = self.restarts.open_port(key, description, factory, reactor.on)
+        self._ports[key] = inherited or listen(reactor, key, description, factory, self.ending)
+        if reactor.certificate is not None:
+            self._certificates[key] = reactor.certificate
+
+    def _why_no_subscriber(self, group: str, event: str) -> str | None:
+        return self.context.groups.why_no_subscriber(group, event)
+
+    def _page(self) -> PageContent:
+        configured = self.context.groups.configured
+        return PageContent(
+            groups=configured,
+            auth=self._settings.auth,
+            takes_tokens=takes_tokens(self.auth),
+            topics=lambda: topics_of(configured, self.history),
+            position=lambda: self.history.head.position or None,
+        )
 
     def _drain(self) -> Deferred[None]:
         """Close all connections, spread over the drain window. Fires once all are closed, or after the window."""
@@ -372,6 +421,16 @@ class TowerwsService(Service):
         return () if port is None else (port,)
 
     @property
+    def stopping(self) -> bool:
+        """Whether the stop has begun."""
+        return self._stopping
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds over which a stop spreads the closing of connections."""
+        return self._settings.websocket.drain_s
+
+    @property
     def uptime_s(self) -> float:
         """Seconds since the start."""
         return float(self._reactor.seconds() - self._started_at)
@@ -410,6 +469,17 @@ def _position_key(settings: BrokerSettings) -> bytes:
         return derive_key(settings.position_key.reveal().encode(), salt)
     first = min((url.vhost, url.username, url.password.reveal()) for url in settings.urls)
     return derive_key("\0".join(first).encode(), salt)
+
+
+def _certificate(key: str, description: str) -> CertificateOptions:
+    try:
+        return read_certificate(description)
+    except ValueError as error:
+        raise ConfigError(f"{key} = {description!r}: {error}") from None
+
+
+def _resolved(limits: LimitSettings) -> LimitSettings:
+    return replace(limits, connections=limits.connections or descriptors_for_clients())
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:

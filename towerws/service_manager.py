@@ -1,4 +1,4 @@
-"""Tells the service manager (systemd) about the daemon: `READY`, `STATUS`, `STOPPING`, `WATCHDOG` and `MAINPID` of sd_notify(3).
+"""Tells the service manager (systemd) about the daemon: `READY`, `RELOADING`, `STATUS`, `STOPPING`, `WATCHDOG` and `MAINPID` of sd_notify(3).
 
 Each message is one datagram to the socket that `NOTIFY_SOCKET` names. The watchdog pings come from a timer of the reactor. If the reactor
 hangs, the pings stop, and systemd ends and restarts the daemon after the unit's `WatchdogSec=`.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,14 +33,20 @@ STATUS_CHARACTERS = 200
 class ServiceManager:
     """Sends the messages. Without `NOTIFY_SOCKET` in `environ` it does nothing.
 
-    `accepting` tells whether the daemon accepts clients: from then on it is `READY`. `status` returns the status text. `stop_s` is the time
-    that a stop may take, in seconds.
+    `accepting` tells whether the daemon accepts clients: from then on it is `READY`. `status` returns the status text. `stop_s` returns
+    the time that a stop may take, in seconds.
     """
 
     _log = Logger()
 
     def __init__(
-        self, environ: Mapping[str, str], reactor: Any, *, accepting: Callable[[], bool], status: Callable[[], str], stop_s: float
+        self,
+        environ: Mapping[str, str],
+        reactor: Any,
+        *,
+        accepting: Callable[[], bool],
+        status: Callable[[], str],
+        stop_s: Callable[[], float],
     ) -> None:
         self._environ = environ
         self._reactor = reactor
@@ -83,7 +90,18 @@ class ServiceManager:
     def stopping(self) -> None:
         """Say that the stop has begun, and how long it may take at most. The pings go on."""
         # The extension keeps systemd from killing a daemon whose `websocket.drain_s` is above the unit's TimeoutStopSec=.
-        self._send("STOPPING=1", f"STATUS={self._status_text()}", f"EXTEND_TIMEOUT_USEC={int(self._stop_s * 1e6)}")
+        self._send("STOPPING=1", f"STATUS={self._status_text()}", f"EXTEND_TIMEOUT_USEC={int(self._stop_s() * 1e6)}")
+
+    def reloading(self) -> None:
+        """Say that a reload has begun. A daemon that isn't `READY` yet says nothing: its start goes on."""
+        if self._ready:
+            # systemd compares the time with that of its own request, to match the answer to it (Type=notify-reload).
+            self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def reloaded(self) -> None:
+        """Say that the reload has ended, with or without success."""
+        if self._ready and not self._send("READY=1"):
+            self._ready = False  # the timer tries again
 
     def hand_over(self, pid: int) -> None:
         """Say that the process with this id is the daemon from now on, and send nothing more."""

@@ -20,6 +20,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
     return {
         "version": __version__,
         "uptime_s": round(service.uptime_s, 1),
+        "reloads": service.reloads.figures(),
         "process": {
             "delayed_calls": service.delayed_calls,
             "full_collections": gc.get_stats()[2]["collections"],

@@ -21,8 +21,9 @@ from towerws.core.settings import Settings
 from towerws.handover.ports import report, take_inheritance, tell_predecessor
 from towerws.handover.successor import Successor
 from towerws.listening import EXIT_BAD_CONFIG
-from towerws.logs import forward_library_logs, make_observer, open_output
+from towerws.logs import LevelFilter, forward_library_logs, make_observer, open_output
 from towerws.process import Signals, collect_rarely
+from towerws.reload import Reloader
 from towerws.service import STOP_GRACE_S, TowerwsService
 from towerws.service_manager import ServiceManager
 
@@ -140,17 +141,19 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
     service.warnings = tuple(exposure(options.loaded))
     if own_process:
         _join_hand_over(service, options, reactor)
-    if own_process:
-        signals = Signals(reactor, service.stop_now)
+        manager = tell_service_manager(service, os.environ, reactor)
+        level = LevelFilter(options.settings.log_level)
+        environ, flags = dict(os.environ), given(options)  # a reload reads what the start read
+        reloader = Reloader(service, options.loaded, lambda: load_all(flags, environ), set_log_level=level.set, manager=manager)
+        signals = Signals(reactor, service.stop_now, reloader.request)
         signals.install()
         service.ending = lambda: signals.ending
-        tell_service_manager(service, options.settings, os.environ, reactor)
         if options.parent is not None:
-            service.log_observer = _log_observer(options.settings, options.parent, reactor)
+            service.log_observer = _log_observer(options.settings, level, options.parent, reactor)
     return service
 
 
-def tell_service_manager(service: TowerwsService, settings: Settings, environ: Mapping[str, str], reactor: Any) -> None:
+def tell_service_manager(service: TowerwsService, environ: Mapping[str, str], reactor: Any) -> ServiceManager:
     """Tell systemd the state of this daemon, if the unit asks for it (`Type=notify`).
 
     It is ready when it accepts clients, with or without its broker. A broker that is away would otherwise end the start after the unit's
@@ -159,6 +162,8 @@ def tell_service_manager(service: TowerwsService, settings: Settings, environ: M
 
     def status() -> str:
         source, clients = service.source_status(), f"{len(service.websockets.connections)} clients"
+        if service.reloads.failure is not None:
+            clients += "; the last reload failed"
         if not source.ready:
             return f"not ready: {source.reason or source.state.value}; {clients}"
         markers = source.details.get("markers")
@@ -170,12 +175,13 @@ def tell_service_manager(service: TowerwsService, settings: Settings, environ: M
         reactor,
         accepting=lambda: not service.websockets.accept_throttle.holding,
         status=status,
-        stop_s=settings.websocket.drain_s + STOP_GRACE_S + STOP_MARGIN_S,
+        stop_s=lambda: service.drain_s + STOP_GRACE_S + STOP_MARGIN_S,
     )
     # systemd takes messages of the main process only, and a successor becomes that last.
     manager.install(start=service.restarts.successor is None)
     service.restarts.on_alone = manager.start
     service.restarts.on_handed_over = manager.hand_over
+    return manager
 
 
 def _join_hand_over(service: TowerwsService, options: Options, reactor: Any) -> None:
@@ -204,7 +210,7 @@ def _obstacle(twistd: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:
+def _log_observer(settings: Settings, level: LevelFilter, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:
     """Make the observer that writes the log instead of twistd's. None if twistd's own was chosen (`--syslog`, `--logger`)."""
     in_front = twistd["nodaemon"] or twistd["debug"]
     logfile = twistd["logfile"] or ("-" if in_front else "twistd.log")
@@ -212,4 +218,4 @@ def _log_observer(settings: Settings, twistd: Mapping[str, Any], reactor: Any) -
         return None
     output, journal = open_output(logfile, reactor)
     forward_library_logs()
-    return make_observer(settings.log_format, settings.log_level, output, journal=journal)
+    return make_observer(settings.log_format, level, output, journal=journal)

@@ -347,3 +347,33 @@ def test_stop(known: Issuer) -> None:
     assert len(known.calls) == 2
     assert logged == []
     assert known.clock.getDelayedCalls() == []
+
+
+def test_a_reload_fetches_again_and_keeps_the_keys_meanwhile(known: Issuer) -> None:
+    """Keys that are fresh are fetched before their next use. If that fails, they serve as long as old keys may."""
+    known.keys.read_again()
+    asked = known.find()
+    known.calls[-1].errback(Failure(FetchError("down")))
+    assert [key.kid for key in result(asked)] == ["k1"]
+    known.keys.read_again()
+    asked = known.find()
+    assert len(known.calls) == 3, "not even a failure a moment ago delays it"
+    known.answer(jwk("ES256", kid="k1"), max_age_s=100)
+    assert [key.kid for key in result(asked)] == ["k1"]
+    assert known.kids() == ["k1"]
+
+
+def test_a_successor_takes_over_keys_and_counts(known: Issuer) -> None:
+    """It uses the keys until its own fetch succeeds, for as long as its predecessor would have."""
+    successor = Issuer()
+    successor.keys.take_over(known.keys)
+    successor.keys.read_again()
+    asked = successor.find()
+    successor.calls[-1].errback(Failure(FetchError("down")))
+    assert [key.kid for key in result(asked)] == ["k1"]
+    assert successor.keys.counts == {"fetched": 1, "failed": 1, "stale": 1, "limited": 0}
+    successor.clock.advance(100 + STALE_S)
+    asked = successor.find()
+    successor.calls[-1].errback(Failure(FetchError("down")))
+    with pytest.raises(Unavailable):
+        result(asked)

@@ -375,3 +375,19 @@ def test_the_advice_for_a_topic_without_subscribers(topic: str, advice: str) -> 
     """Findings O9: it names what is possible in this group, or the groups that exist."""
     table = GroupTable({"orders": GroupSettings(events=("paid",)), "secret": GroupSettings(policy="never")})
     assert advice in (table.why_no_subscriber(*topic.split(".")) or "")
+
+
+def test_what_another_table_withdraws() -> None:
+    """Topics that were allowed by an earlier table: unknown groups and events, forbidden groups, other users' topics."""
+    table = GroupTable(
+        {"inbox": GroupSettings(policy="own"), "secret": GroupSettings(policy="never"), "orders": GroupSettings(events=("new",))}
+    )
+    kept = ["jobs.summary", "inbox.7", "orders.new", "job_events.42", "control.limit_reached_7"]
+    gone = {
+        "inbox.8": "another user's",
+        "secret.a": "no client may subscribe to this group",
+        "orders.old": "no such event in this group",
+        "parcels.a": "no such group",
+    }
+    assert table.withdrawn(Identity(7, "tower"), [*kept, *gone]) == gone
+    assert table.withdrawn(Identity(), [*kept, *gone]).keys() == gone.keys() - {"inbox.8"}

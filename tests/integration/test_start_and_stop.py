@@ -167,14 +167,14 @@ def test_a_third_signal_needs_no_reactor(make: Start) -> None:
 
 
 def test_sighup_keeps_the_clients(make: Start) -> None:
-    """A log line says that there is nothing to reload, and the clients stay connected."""
+    """The settings are read again, and the clients stay connected."""
     port = free_port()
     process = make("--listen", tcp(port)).start().runs()
     with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
         client.recv()
         for _ in range(3):
             process.signal(signal.SIGHUP)
-            process.says("nothing to reload")
+            process.says("SIGHUP: reloaded: nothing has changed")
         client.send('{"groups": {"jobs": ["summary"]}}')
         assert json.loads(client.recv())["type"] == "subscribed"
     process.signal(signal.SIGTERM)
@@ -595,7 +595,7 @@ def test_json(make: Start) -> None:
     with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
         client.recv()
     process.signal(signal.SIGHUP)
-    process.says("nothing to reload")
+    process.says("nothing has changed")
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
     lines = [json.loads(line) for line in process.output.splitlines()]
@@ -606,9 +606,12 @@ def test_json(make: Start) -> None:
     assert {line["logger"] for line in lines} <= {"admin", "daemon", "twisted", "websocket"}
 
 
-def test_levels(make: Start) -> None:
+def test_levels(make: Start, tmp_path: Path) -> None:
     """`--log-level warn` leaves out lines of normal operation."""
-    process = make("--listen", tcp(free_port()), "--log-level", "warn", "--monitor", tcp(port := free_port())).start()
+    file = tmp_path / "towerws.toml"
+    file.touch(0o600)
+    flags = ("--config", str(file), "--log-level", "warn", "--monitor", tcp(port := free_port()))
+    process = make("--listen", tcp(free_port()), *flags).start()
     give_up = time.monotonic() + DEADLINE_S
     while True:
         try:
@@ -617,13 +620,14 @@ def test_levels(make: Start) -> None:
         except OSError:
             assert time.monotonic() < give_up
             time.sleep(0.02)  # nothing announces the port, so it is polled
+    file.write_text("lissen = 1")
     process.signal(signal.SIGHUP)
-    process.says("nothing to reload")
+    process.says("not reloaded")
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
     said = [line.split(" ", 1)[1] for line in process.output.splitlines()]
     assert [line for line in said if "it runs as root" not in line] == [  # if root runs the tests
-        "[daemon#warn] SIGHUP: there is nothing to reload yet; restart towerws to change its configuration"
+        f"[daemon#error] SIGHUP: not reloaded: {file}: unknown key 'lissen'; did you mean listen?; the settings from before stay in force"
     ]
 
 
@@ -631,8 +635,10 @@ def test_priorities_under_systemd(tmp_path: Path) -> None:
     """If standard output is the journal, each line carries its priority, and no time: the journal has that."""
     reader, writer = socket.socketpair()
     found = os.fstat(writer.fileno())
+    file = tmp_path / "towerws.toml"
+    file.touch(0o600)
     process = subprocess.Popen(
-        [TWISTD, "-n", "towerws", "--auth", "open", "--listen", tcp(free_port()), "--admin", tcp(free_port())],
+        [TWISTD, "-n", "towerws", "--config", str(file), "--auth", "open", "--listen", tcp(free_port()), "--admin", tcp(free_port())],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"},
         stdout=writer.fileno(),
@@ -644,13 +650,14 @@ def test_priorities_under_systemd(tmp_path: Path) -> None:
         for line in lines:
             seen.append(line)
             if "towerws 0." in line:
+                file.write_text("admin = 'tcp:1:interface=127.0.0.1'\nhealth = 'tcp:2:interface=127.0.0.1'")
                 process.send_signal(signal.SIGHUP)
-            if "nothing to reload" in line:
+            if "needs a restart" in line:
                 process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE_S) == 0
     assert all(re.match(r"<[2-7]>(\[\w+\] |\t)", line) for line in seen), seen
     assert [line for line in seen if line.startswith("<4>") and "runs as root" not in line] == [
-        "<4>[daemon] SIGHUP: there is nothing to reload yet; restart towerws to change its configuration\n"
+        f"<4>[daemon] SIGHUP: {file}: health = 'tcp:2:interface=127.0.0.1': needs a restart; '' stays in force until then\n"
     ]
 
 

@@ -13,7 +13,7 @@ END = "<!-- table of options: end -->\n"
 
 def table() -> str:
     """The table's lines, as the document must have them."""
-    head = "| Key in the file | Flag | Environment variable | Type | Default | Meaning |\n| --- | --- | --- | --- | --- | --- |\n"
+    head = "| Key in the file | Flag | Environment variable | Type | Default | SIGHUP | Meaning |\n" + "| --- " * 7 + "|\n"
     return head + "".join(_row(option) for option in OPTIONS)
 
 
@@ -29,7 +29,8 @@ def _row(option: Option) -> str:
         default = "none: must be given"
     else:
         default = "empty" if option.default in ("", ()) else f"`{option.format(option.default)}`"
-    cells = (f"`{option.key}`", f"`--{option.flag}`", f"`{option.variable}`", _type(option), default, option.help)
+    reload = "reloads" if option.reload else "restart"
+    cells = (f"`{option.key}`", f"`--{option.flag}`", f"`{option.variable}`", _type(option), default, reload, option.help)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 

@@ -259,6 +259,9 @@ class Session:
     def recheck(self) -> None:
         """The check succeeds."""
 
+    def review(self) -> None:
+        """The check succeeds."""
+
     def revoke(self) -> None:
         """Not expected."""
         raise AssertionError
@@ -407,6 +410,10 @@ class Broken:
     identity = Identity(9, "tower", session="x", expires_at=WALL + 1)
 
     def recheck(self) -> None:
+        """Fails."""
+        raise RuntimeError("ours")
+
+    def review(self) -> None:
         """Fails."""
         raise RuntimeError("ours")
 

@@ -143,6 +143,11 @@ def _breakers(figures: Figures) -> Samples:
             yield (label,), int(state != "closed")
 
 
+def _reload_successful(figures: Figures) -> Samples:
+    reloads = _at(figures, "reloads")
+    return [((), int(_at(reloads, "last_failure") is None))] if reloads else []
+
+
 _LIBRARIES = ("towerws", "twisted", "autobahn", "pika")
 _VERSIONS = tuple(version(library) for library in _LIBRARIES)
 
@@ -158,6 +163,14 @@ ENTRIES = (
     Entry("towerws_build_info", _G, "The versions of towerws and of its main libraries. Always 1.", _build, ("version", *_LIBRARIES[1:])),
     Entry("towerws_reactor_lag_seconds", _H, "How late the event loop ran a timer, four samples a second.", _one("process.reactor_lag_s")),
     Entry("towerws_reactor_delayed_calls", _G, "Timers of the event loop.", _one("process.delayed_calls")),
+    Entry("towerws_reloads_total", _C, "Reloads by SIGHUP.", _several({"done": "reloads.done", "failed": "reloads.failed"}), ("result",)),
+    Entry("towerws_last_reload_successful", _G, "0 while the last reload has failed and older settings are in force.", _reload_successful),
+    Entry(
+        "towerws_last_reload_timestamp_seconds",
+        _G,
+        "When the settings in force were read, at the start or by a reload, in seconds since 1970.",
+        _one("reloads.at"),
+    ),
     # The source.
     Entry("towerws_source_ready", _G, "1 while events come, as in /readyz.", _source_ready),
     Entry("towerws_source_state", _G, "1 for the state of the source, 0 for the other states.", _source_state, ("state",)),

@@ -42,6 +42,7 @@ class AdminSite(EndpointSite):
     - `publish` and `why_no_subscriber` are those of `publish_event`.
     - `disconnect` fires with the result of a revocation.
     - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`.
+    - `page` returns what the live page has to know.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
     - `console` has the endpoints of `console_endpoints`.
     """
@@ -57,12 +58,11 @@ class AdminSite(EndpointSite):
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
-        page: PageContent | None = None,
+        page: Callable[[], PageContent] = PageContent,
         metrics: MetricsPage | None = None,
         console: Mapping[bytes, Endpoint] | None = None,
         probes: HandshakeProbes | None = None,
     ) -> None:
-        content = page or PageContent()
         figures = metrics or MetricsPage(status, lambda: 0.0)
         handshakes = probes or HandshakeProbes()
 
@@ -75,14 +75,14 @@ class AdminSite(EndpointSite):
         super().__init__(
             {
                 **(console or {}),
-                b"live": get(lambda: live_page(content, websocket_port())),
+                b"live": get(lambda: live_page(page(), websocket_port())),
                 b"live.css": get(lambda: static_file("live.css", b"text/css; charset=utf-8")),
                 b"live.js": get(lambda: static_file("live.js", b"text/javascript; charset=utf-8")),
                 b"healthz": get(healthy),
                 b"readyz": get(lambda: readiness(source_status())),
                 b"status": get(lambda: json_answer(200, status())),
                 b"metrics": get(figures.present),
-                b"topics": get(lambda: newest_topics(content)),
+                b"topics": get(lambda: newest_topics(page())),
                 b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
                 b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
                 b"restart": post(lambda body: restart_daemon(restart)),

@@ -118,6 +118,22 @@ class AsksAboutTopics(Protocol):
         """Return the topics for which `refusals` would have to ask a server now. Sends no request."""
 
 
+@runtime_checkable
+class TakesOver(Protocol):
+    """Implemented by a `Method` that has something to keep when a reload replaces it: keys, counts of failed sign-ins."""
+
+    def take_over(self, before: Any) -> None:
+        """Keep what is still good of `before`, a method of the same class with other settings."""
+
+
+@runtime_checkable
+class ReadsAgain(Protocol):
+    """Implemented by a `Method` that asks another server for something that a reload should bring up to date."""
+
+    def read_again(self) -> None:
+        """Ask again before the next use. What is known stays in use if that fails."""
+
+
 def undecided(method: Method, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
     """Return the topics for which `refusals` can't answer at once. If the method does not say, return all."""
     return method.undecided(identity, topics) if isinstance(method, AsksAboutTopics) else frozenset(topics)

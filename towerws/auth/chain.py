@@ -1,20 +1,28 @@
 """Makes the methods of the settings, and joins them.
 
 The handshake tries each method. Later calls go to the method that authenticated the user.
+
+A reload makes only those methods again whose settings or files changed. The others keep their caches and counts. A method that was replaced
+answers what it was asked, and is stopped after `RETIRED_S`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import (
     Method,
+    ReadsAgain,
     Refused,
     Reports,
+    TakesOver,
     Unavailable,
     recognizes,
     result_if_ready,
@@ -33,22 +41,69 @@ from towerws.core.revocation import Revocation
 from towerws.core.settings import Settings
 from towerws.core.topics import GroupTable
 
+RETIRED_S: Final = 30.0
+"""How long a method that was replaced may take to answer what it was asked. All of its deadlines are shorter."""
+
+MAX_FILE_BYTES: Final = 16 * 1024**2
+
 Result = TypeVar("Result", Identity, Identity | None)
 
 
 def make_methods(settings: Settings, reactor: Any) -> Iterator[Method]:
     """Yield the methods in the order of `auth`. Reads their files, and uses no network. Raises `ConfigError` for unusable settings."""
     for name in settings.auth:
-        if name == "tower" and settings.tower is not None:
-            own = {group: each.object_url for group, each in settings.groups.items() if each.object_url}
-            objects = {group: url for group, url in AWX_OBJECTS.items() if group not in settings.groups}
-            yield TowerMethod(settings.tower, reactor, {**objects, **own})
-        elif name == "jwt" and settings.jwt is not None:
-            own_groups = GroupTable(settings.groups).own if settings.tower is not None else frozenset()
-            yield JwtMethod(settings.jwt, reactor, by_name_only=own_groups)
-        else:
-            assert name == "open", "config/rules.py knows the methods there are"
-            yield Open()
+        yield _make_method(name, settings, reactor)
+
+
+def _make_method(name: str, settings: Settings, reactor: Any) -> Method:
+    if name == "tower" and settings.tower is not None:
+        return TowerMethod(settings.tower, reactor, _objects(settings))
+    if name == "jwt" and settings.jwt is not None:
+        return JwtMethod(settings.jwt, reactor, by_name_only=_by_name_only(settings))
+    assert name == "open", "config/rules.py knows the methods there are"
+    return Open()
+
+
+def _objects(settings: Settings) -> dict[str, str]:
+    own = {group: each.object_url for group, each in settings.groups.items() if each.object_url}
+    return {**{group: url for group, url in AWX_OBJECTS.items() if group not in settings.groups}, **own}
+
+
+def _by_name_only(settings: Settings) -> frozenset[str]:
+    """Return the groups of which a JWT must name each topic: another method has users of the same ids."""
+    return GroupTable(settings.groups).own if settings.tower is not None else frozenset()
+
+
+def _origin(name: str, settings: Settings) -> object:
+    """Return all that a method is made from, the content of its files included. Equal origins make equal methods."""
+    if name == "tower" and settings.tower is not None:
+        return settings.tower, _objects(settings), _digest(settings.tower.tls_ca)
+    if name == "jwt" and settings.jwt is not None:
+        return settings.jwt, _by_name_only(settings), *map(_digest, (settings.jwt.secret_file, settings.jwt.public_key_file, settings.jwt.jwks_ca_file))
+    return None
+
+
+def _digest(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.blake2b(file.read(MAX_FILE_BYTES)).digest()
+    except (OSError, ValueError):
+        return None  # making the method gives the reason
+
+
+class Successors(NamedTuple):
+    """What `Chain.replace` puts in force: by the name of a method, what it was made from, and the methods that have to be replaced."""
+
+    origins: Mapping[str, object]
+    methods: Mapping[str, Method]
+
+
+def make_chain(settings: Settings, reactor: Any) -> Chain:
+    """Return the methods of the settings as one, which a reload can replace. Raises as `make_methods`."""
+    origins = {name: _origin(name, settings) for name in settings.auth}  # read first: a file that changes meanwhile counts as changed later
+    return Chain(tuple(make_methods(settings, reactor)), origins)
 
 
 class Chain:
@@ -56,13 +111,46 @@ class Chain:
 
     name = "chain"
 
-    def __init__(self, methods: Sequence[Method]) -> None:
+    _log = Logger()
+
+    def __init__(self, methods: Sequence[Method], origins: Mapping[str, object] | None = None) -> None:
+        """`origins` are for `successors`: what each method was made from."""
+        self._counts = {method.name: {"accepted": 0, "refused": 0, "unavailable": 0} for method in methods}
+        self._retired: dict[Method, Any] = {}  # the methods that were replaced, each with the call that stops it
+        self._origins = origins or {}
+        self._use(methods)
+
+    def _use(self, methods: Sequence[Method]) -> None:
         self._methods = tuple(methods)
         self._by_name = {method.name: method for method in methods}
-        self._counts = {method.name: {"accepted": 0, "refused": 0, "unavailable": 0} for method in methods}
         self._token_methods = tuple(filter(takes_tokens, self._methods))
         self.takes_tokens = bool(self._token_methods)
         self.tokens_from_awx_clients = any(waits_for_token(method, awx_client=True) for method in self._methods)
+
+    def successors(self, settings: Settings, reactor: Any) -> Successors:
+        """Make the methods again whose settings or files have changed. Raises as `make_methods`. `auth` must be the same."""
+        origins = {name: _origin(name, settings) for name in self._by_name}
+        changed = [name for name in self._by_name if origins[name] != self._origins.get(name)]
+        return Successors(origins, {name: _make_method(name, settings, reactor) for name in changed})
+
+    def replace(self, successors: Successors, reactor: Any) -> None:
+        """Put methods in force. Those before them answer what they were asked, and are stopped after `RETIRED_S`."""
+        for name, method in successors.methods.items():
+            before = self._by_name[name]
+            if isinstance(method, TakesOver):
+                method.take_over(before)
+            self._retired[before] = reactor.callLater(RETIRED_S, self._stop_retired, before)
+        self._use([successors.methods.get(name, method) for name, method in self._by_name.items()])
+        self._origins = successors.origins
+        for method in self._methods:
+            if isinstance(method, ReadsAgain):
+                method.read_again()
+
+    def _stop_retired(self, method: Method) -> Deferred[Any]:
+        call = self._retired.pop(method)
+        if call.active():
+            call.cancel()
+        return maybeDeferred(method.stop).addErrback(lambda failure: self._log.failure("a method that was replaced did not stop", failure))
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires with the first identity, or with None if there is no credential of any kind. Fails as the methods do."""
@@ -102,7 +190,7 @@ class Chain:
 
     def forget(self, revocation: Revocation | None) -> None:
         """Make every method drop its cached answers."""
-        for method in self._methods:
+        for method in (*self._methods, *self._retired):
             method.forget(revocation)
 
     def figures(self) -> Mapping[str, Mapping[str, object]]:
@@ -121,7 +209,8 @@ class Chain:
 
     def stop(self) -> Deferred[None]:
         """Stop all methods. Fires when all have ended, even if one of them fails."""
-        stopping = [maybeDeferred(method.stop) for method in self._methods]
+        stopping = [self._stop_retired(method) for method in list(self._retired)]
+        stopping += [maybeDeferred(method.stop) for method in self._methods]
         return DeferredList(stopping, consumeErrors=True).addCallback(lambda _: None)
 
 

@@ -85,6 +85,15 @@ class Jwks:
         """Fetch the keys again, if that is allowed now. Fires with those that may have signed a token with a bad signature."""
         return run(self._find_newer(algorithm, kid))
 
+    def take_over(self, before: Jwks) -> None:
+        """Use the keys and counts of another source with the same URL and algorithms, as if they were fetched here."""
+        self._keys, self._usable_until, self._failing = before._keys, before._usable_until, before._failing
+        self.counts.update(before.counts)
+
+    def read_again(self) -> None:
+        """Fetch the keys before the next use, however new they are. If that fails, the old ones are used as long as they may be."""
+        self._fresh_until = self._next_try = self._next_unknown = float("-inf")
+
     def stop(self) -> Deferred[None]:
         """Cancel a fetch in flight. Its callers get `Unavailable`. Fires when that is done."""
         self._stopped = True

@@ -75,7 +75,7 @@ class FileKeys:
         return succeed(tuple(key for key in self._keys if key.algorithm == algorithm))
 
     def find_newer(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
-        """Fires with none: a file is read once."""
+        """Fires with none: a file is read once, and again by a reload."""
         return succeed(())
 
     def stop(self) -> Deferred[None]:

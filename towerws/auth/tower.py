@@ -152,6 +152,10 @@ class TowerMethod:
         """Ignore cached answers and the answers to calls in flight."""
         self._revocations.add(revocation, self._clock.seconds())
 
+    def take_over(self, before: TowerMethod) -> None:
+        """Keep the counts of failed sign-ins: a reload gives nobody who guesses passwords a new start."""
+        self._sign_ins = before._sign_ins
+
     def stop(self) -> Deferred[None]:
         """Fail all questions with `Unavailable`, from now on."""
         return self._calls.stop()

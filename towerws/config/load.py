@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, cast
-
-from twisted.internet.endpoints import serverFromString
+from typing import Any
 
 from towerws.authorities import read_pem, trust_root
 from towerws.config.addresses import parse_address
 from towerws.config.broker_url import EMBEDDED, mask_url, parse_broker_url, split_urls
-from towerws.config.file import one_line, read_file, read_text, shown, shown_path
+from towerws.config.certificates import read_certificate
+from towerws.config.file import read_file, read_text, shown, shown_path
 from towerws.config.options import (
     BY_FLAG,
     BY_VARIABLE,
@@ -94,14 +93,19 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loa
     keys, groups = read_file(file, named_by) if file or named_by != CONFIG_VARIABLE else ({}, {})
     by_key = {option.key: _setting(option, flags, variables, keys, file) for option in OPTIONS}
     settings = _build(by_key, groups)
-    for broken in broken_rules(settings):
-        key = next((key for key in broken.keys if not by_key[key].is_default), broken.keys[0])
-        others = ", ".join(f"{other} is {shown(by_key[other].value)}" for other in broken.keys if other != key)
-        raise ConfigError(f"{by_key[key].origin} = {shown(by_key[key].value)}: {broken.rule}{others and f' ({others})'}")
+    check_rules(settings, by_key)
     for key in ("listen", "admin", "monitor"):
         if by_key[key].value:
             _try_certificates(by_key[key])
     return Loaded(settings, by_key, file)
+
+
+def check_rules(settings: Settings, by_key: Mapping[str, Setting]) -> None:
+    """Raise `ConfigError` for the first rule that the settings break together."""
+    for broken in broken_rules(settings):
+        key = next((key for key in broken.keys if not by_key[key].is_default), broken.keys[0])
+        others = ", ".join(f"{other} is {shown(by_key[other].value)}" for other in broken.keys if other != key)
+        raise ConfigError(f"{by_key[key].origin} = {shown(by_key[key].value)}: {broken.rule}{others and f' ({others})'}")
 
 
 def suggest_flag(name: str) -> str:
@@ -226,14 +230,18 @@ def _check_tls_ca(setting: Setting) -> None:
 
 
 def _try_certificates(setting: Setting) -> None:
-    """Check the certificate and key of an `ssl:` endpoint by building it. It uses no reactor before it listens."""
+    """Check the certificate and key of an `ssl:` endpoint."""
     if parse_address(str(setting.value)).kind != "ssl":
         return
     try:
-        serverFromString(cast(Any, None), str(setting.value))
-    except Exception as error:  # noqa: BLE001  OSError, OpenSSL's errors, and any error of pyOpenSSL for a bad PEM
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: its certificate or key can't be used: {one_line(said)}") from None
+        read_certificate(str(setting.value))
+    except ValueError as error:
+        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: {error}") from None
+
+
+def shown_setting(option: Option, value: Value) -> str:
+    """Return an option's value for an error text or a log line, without a password."""
+    return _masked(list(value) if isinstance(value, tuple) else value) if option.secret else shown(value)
 
 
 def _masked(raw: object) -> str:

@@ -74,6 +74,8 @@ class Option:
     high: float | None = None
     choices: tuple[str, ...] = ()
     common: bool = False
+    reload: bool
+    """Whether SIGHUP puts a new value in force. Otherwise it needs a restart."""
 
     @property
     def flag(self) -> str:
@@ -123,6 +125,7 @@ BROKER = Option(
     help="Where events come from: amqp://user:password@host:port/vhost or amqps://…, several of one cluster separated by commas. "
     "embedded: means no broker: events come from POST /publish on the admin port.",
     common=True,
+    reload=False,
 )
 """The one option that is not a field. `load` makes `BrokerSettings.urls` from it, or no `BrokerSettings`."""
 
@@ -138,17 +141,18 @@ _SECTIONS: Mapping[str, tuple[str, type]] = {
 """For each field of `Settings` that holds a section: the prefix of its keys, and its class."""
 
 
-def _options(settings: Any, prefix: str = "") -> Iterator[Option]:
-    """Yield the options of a class of settings and its sections, in the order of the fields."""
+def _options(settings: Any, prefix: str = "", *, reload: bool | None = None) -> Iterator[Option]:
+    """Yield the options of a class of settings and its sections, in the order of the fields. `reload` is the answer of the section."""
     for each in dataclasses.fields(settings):
-        if each.metadata:
+        if "help" in each.metadata:
             default = None if each.default is dataclasses.MISSING else each.default
-            yield Option(
-                key=prefix + each.name, kind=kind_of(each.name, each.type, required=default is None), default=default, **each.metadata
-            )
+            metadata = dict(each.metadata)
+            if metadata["reload"] is None:
+                metadata["reload"] = reload
+            yield Option(key=prefix + each.name, kind=kind_of(each.name, each.type, required=default is None), default=default, **metadata)
         elif settings is Settings and each.name in _SECTIONS:
             section_prefix, section = _SECTIONS[each.name]
-            yield from _options(section, section_prefix)
+            yield from _options(section, section_prefix, reload=each.metadata["reload"])
 
 
 def kind_of(name: str, annotation: object, *, required: bool = False) -> Kind:

@@ -50,7 +50,8 @@ class ConnectionLimits:
     """
 
     def __init__(self, limits: LimitSettings) -> None:
-        self._limits = limits
+        self.limits = limits
+        """The limits in force. Lower ones end no connection that is open."""
         self._addresses: Counter[str] = Counter()
         self._half_open: Counter[str] = Counter()
         self._users: Counter[str] = Counter()
@@ -62,12 +63,12 @@ class ConnectionLimits:
     @property
     def full(self) -> bool:
         """Whether there are more connections than allowed, so that the newest one must be refused."""
-        return self.present > self._limits.connections
+        return self.present > self.limits.connections
 
     @property
     def overflowing(self) -> bool:
         """Whether the newest connection must be aborted without an answer."""
-        return self.present > self._limits.connections + MAX_SURPLUS
+        return self.present > self.limits.connections + MAX_SURPLUS
 
     def arrive(self) -> ConnectionSlot:
         """Count a connection that was just accepted."""
@@ -78,9 +79,9 @@ class ConnectionLimits:
     def locate(self, slot: ConnectionSlot, address: str) -> str | None:
         """Count it under this address, and no longer under an earlier one. Return the reason to refuse it, or None."""
         self._move(slot, address_key(address))
-        if self._half_open[slot.address or ""] > self._limits.half_open:
+        if self._half_open[slot.address or ""] > self.limits.half_open:
             return "half_open"
-        return "address" if self._addresses[slot.address or ""] > self._limits.per_address else None
+        return "address" if self._addresses[slot.address or ""] > self.limits.per_address else None
 
     def admit(self, slot: ConnectionSlot, user: str | None) -> str | None:
         """Count it under its user, once it is authenticated (None: anonymous). Return the reason to refuse it, or None."""
@@ -89,7 +90,7 @@ class ConnectionLimits:
             return None
         slot.user = user
         self._users[user] += 1
-        return "user" if self._users[user] > self._limits.per_user else None
+        return "user" if self._users[user] > self.limits.per_user else None
 
     def dismiss(self, slot: ConnectionSlot) -> None:
         """Count it only as present: it is being refused, and takes no client's place any more."""

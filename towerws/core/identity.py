@@ -92,6 +92,10 @@ class Registry(Generic[T]):
         ended = tuple([session for session in sessions if _drop(self._sessions, session, connection)])
         return user if last_of_user else None, ended
 
+    def all(self) -> list[T]:
+        """Return all connections."""
+        return list(self._names)
+
     def of_user(self, user: int | str) -> list[T]:
         """Return the connections of a user."""
         return list(self._users.get(str(user), ()))

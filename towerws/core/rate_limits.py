@@ -52,6 +52,10 @@ class Throttle:
     def __len__(self) -> int:
         return len(self._levels)
 
+    def set_rate(self, rate: float) -> None:
+        """Use another rate from now on."""
+        self._rate = rate
+
     def delay(self, name: str, now: float) -> float:
         """Return the seconds that the next try of this name must wait."""
         return max(0.0, (self._level(name, now) + 1 - self._burst) / self._rate)

@@ -26,13 +26,17 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     common: bool = False,
+    reload: bool | None = None,
 ) -> Default:
     """A field that is an option, with its default.
 
     `text` is the help: it gives the meaning of an empty value or 0. `low` and `high` are bounds, both included. `common` options
     come first in the help. Type and unit follow from the annotation and from the end of the name.
+
+    `reload` tells whether SIGHUP puts a new value in force, or only a restart does. None: what the option's section says (`Settings`).
     """
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices, "common": common})
+    metadata = {"help": text, "low": low, "high": high, "choices": choices, "common": common, "reload": reload}
+    return field(default=default, metadata=metadata)
 
 
 class Secret:
@@ -270,24 +274,30 @@ class GroupSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings. `broker` is None for the embedded source. `tower` and `jwt` are None unless `auth` names them."""
+    """All settings. `broker` is None for the embedded source. `tower` and `jwt` are None unless `auth` names them.
+
+    Each option of this class has its own answer to `reload`. A section has one for all of its options.
+    """
 
     auth: tuple[str, ...] = field(
         metadata={
             "help": "Methods that decide which clients may connect, tried in order. tower: users of AWX or Tower. jwt: clients with a "
             "signed token. open: everybody, and everybody hears everything. There is no default.",
             "common": True,
+            "reload": False,
         }
     )
     listen: str = option(
         "tcp:8051:interface=127.0.0.1",
         "Address for websocket clients, as a Twisted endpoint. tcp:8051 means every IPv4 address.",
         common=True,
+        reload=False,
     )
     admin: str = option(
         "tcp:9051:interface=127.0.0.1",
         "Address of the admin port (/healthz, /readyz, /status, /metrics, /publish), as a Twisted endpoint. Never make it public.",
         common=True,
+        reload=False,
     )
     admin_details: bool = option(
         True,
@@ -298,6 +308,7 @@ class Settings:
         "Address for probes, load balancers and Prometheus, as a Twisted endpoint. Serves only /healthz, /readyz and /metrics, "
         "without reasons, so it may be public. Empty: only the admin port serves them.",
         common=True,
+        reload=False,
     )
     log_format: str = option(
         "auto",
@@ -305,25 +316,31 @@ class Settings:
         "standard output is systemd's journal.",
         choices=("auto", "text", "json"),
         common=True,
+        reload=False,
     )
-    log_level: str = option("info", "Lowest level that is logged.", choices=("debug", "info", "warn", "error", "critical"), common=True)
+    log_level: str = option(
+        "info", "Lowest level that is logged.", choices=("debug", "info", "warn", "error", "critical"), common=True, reload=True
+    )
     restart_s: float = option(
         60, "How long the new process of `towerws restart` may take until it is ready. After that the old one goes on.", low=0.5, high=3600
     )
-    broker: BrokerSettings | None
+    broker: BrokerSettings | None = field(metadata={"reload": False})
     insecure: bool = option(
-        False, "Allow auth open, and the admin port, on addresses that other machines can reach. For test networks only.", common=True
+        False,
+        "Allow auth open, and the admin port, on addresses that other machines can reach. For test networks only.",
+        common=True,
+        reload=False,
     )
     max_payload_bytes: int = option(
-        4 * MIB, "Largest payload of an event. A larger message is counted and skipped.", low=KIB, high=512 * MIB
+        4 * MIB, "Largest payload of an event. A larger message is counted and skipped.", low=KIB, high=512 * MIB, reload=False
     )
-    access: AccessSettings = field(default_factory=AccessSettings)
-    tower: TowerSettings | None = None
-    jwt: JwtSettings | None = None
-    limits: LimitSettings = field(default_factory=LimitSettings)
-    history: HistorySettings = field(default_factory=HistorySettings)
-    websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
-    groups: dict[str, GroupSettings] = field(default_factory=dict)
+    access: AccessSettings = field(default_factory=AccessSettings, metadata={"reload": True})
+    tower: TowerSettings | None = field(default=None, metadata={"reload": True})
+    jwt: JwtSettings | None = field(default=None, metadata={"reload": True})
+    limits: LimitSettings = field(default_factory=LimitSettings, metadata={"reload": True})
+    history: HistorySettings = field(default_factory=HistorySettings, metadata={"reload": False})
+    websocket: WebSocketSettings = field(default_factory=WebSocketSettings, metadata={"reload": True})
+    groups: dict[str, GroupSettings] = field(default_factory=dict, metadata={"reload": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -225,6 +225,17 @@ class GroupTable:
             return f"no client can subscribe to {group}.{event}: a client that asks for it gets {found}; publish on that"
         return None
 
+    def withdrawn(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
+        """Return the topics to which this user may not subscribe by this table, each with a reason. They were allowed by an earlier one."""
+        refused, known = {}, []
+        for routing_key in routing_keys:
+            group, _, event = routing_key.partition(".")
+            try:
+                known.append(self.routing_key(group, event))
+            except UnknownItem as problem:
+                refused[routing_key] = str(problem)
+        return refused | self.refusals(identity, known)
+
     def refusals(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
         """Return the topics that belong to another user, each with a reason. An anonymous user (auth open) is refused none."""
         if identity.user_id is None:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,9 +29,9 @@ class InheritedPort:
     family: int
     description: str
 
-    def open(self, reactor: Any, factory: Any) -> IListeningPort:
-        """Listen on it for clients of `factory`, in the way that its endpoint says."""
-        return _listen(_AdoptingReactor(reactor, self.descriptor, self.family), self.description, factory)
+    def open(self, reactor: Any, factory: Any, wrap: Callable[[Any], Any]) -> IListeningPort:
+        """Listen on it for clients of `factory`, in the way that its endpoint says. `wrap` goes between the endpoint and the reactor."""
+        return _listen(wrap(_AdoptingReactor(reactor, self.descriptor, self.family)), self.description, factory)
 
     def close(self) -> None:
         """Close the descriptor. A port that was opened has its own."""
@@ -107,7 +107,7 @@ class _AdoptingReactor:
         return self._adopt(TLSMemoryBIOFactory(contextFactory, False, factory))
 
 
-def _listen(reactor: _AdoptingReactor, description: str, factory: Any) -> IListeningPort:
+def _listen(reactor: Any, description: str, factory: Any) -> IListeningPort:
     before, found, _ = description.partition("systemd:")
     if found and before in ("", "haproxy:"):
         description = f"{before}tcp:0"  # systemd's socket came to the first process; only the prefix matters here

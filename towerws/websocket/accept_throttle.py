@@ -42,7 +42,7 @@ class AcceptThrottle:
 
     def __init__(self, per_s: float, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._period_s = BATCH / per_s
+        self.set_rate(per_s)
         self._port: Port | None = None
         self._resuming: Any = None
         self._resetting: Any = None
@@ -52,6 +52,10 @@ class AcceptThrottle:
         self._paused = False
         self.pauses = 0
         """Pauses since the start."""
+
+    def set_rate(self, per_s: float) -> None:
+        """Accept so many connections per second from now on."""
+        self._period_s = BATCH / per_s
 
     def attach(self, port: Any, *, backlog: bool) -> None:
         """Start to throttle this port, and switch Nagle's algorithm off for the connections that it accepts.

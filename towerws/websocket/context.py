@@ -12,7 +12,7 @@ from towerws.auth.base import Method
 from towerws.core.deflate import Deflater, deflated
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
-from towerws.core.settings import HistorySettings, LimitSettings, WebSocketSettings
+from towerws.core.settings import HistorySettings, LimitSettings, Settings, WebSocketSettings
 from towerws.core.topics import GroupTable
 from towerws.websocket.credential_monitor import CredentialMonitor
 from towerws.websocket.logs import RefusalLog
@@ -60,3 +60,12 @@ class ConnectionContext:
         self.denied = 0
         self.renewed = 0
         """Credentials that were replaced on an open connection."""
+
+    def reload(self, settings: Settings, groups: GroupTable) -> None:
+        """Put other settings in force. Open connections stay, and keep what they took from the old ones."""
+        self.groups = groups
+        self.settings = settings.websocket
+        self.check_xrftoken = settings.access.check_xrftoken
+        self.deflater.min_bytes = settings.websocket.compression_bytes
+        self.replays.set_rate(settings.limits.replay_bytes_per_s)
+        self.credential_monitor.set_interval(settings.access.revalidate_s)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -60,6 +61,9 @@ class MonitoredSession(Protocol):
 
     def recheck(self) -> None:
         """Check again whether its credential is valid, and which topics it may hear."""
+
+    def review(self) -> None:
+        """Unsubscribe the topics that the groups in force don't allow."""
 
     def revoke(self) -> None:
         """Close the connection: its credential is no longer valid."""
@@ -161,6 +165,41 @@ class CredentialMonitor:
         """Re-check all credentials as fast as the limit allows, and drop cached answers: revocations may have been missed."""
         self._auth.forget(None)
         self._due.bring_forward(self._reactor.seconds())
+
+    def set_interval(self, revalidate_s: float) -> None:
+        """Check each credential at this interval from now on. A check that is due sooner stays so; 0 removes all."""
+        if revalidate_s == self.revalidate_s:
+            return
+        self.revalidate_s = revalidate_s
+        now = self._reactor.seconds()
+        for session in self._registry.all():
+            if (name := session.identity.session) is not None and revalidate_s:
+                self._schedule(name, now, random.uniform(0.5, 1))  # noqa: S311
+            elif name is not None:
+                self._due.discard(name)
+
+    def review_all(self) -> Deferred[None]:
+        """After a reload: have each session give up the topics that the groups don't allow. Then re-check all credentials.
+
+        Fires when all sessions are done, `CREDENTIALS_AT_ONCE` of them in one iteration of the reactor. The re-checks follow at their rate.
+        """
+        done: Deferred[None] = Deferred()
+        sessions = deque(self._registry.all())
+
+        def review_some() -> None:
+            now = self._reactor.seconds()
+            for _ in range(min(CREDENTIALS_AT_ONCE, len(sessions))):
+                session = sessions.popleft()
+                self._call(session.review)
+                if session.identity.session is not None and self._registry.of_session(session.identity.session):
+                    self._due.add(session.identity.session, now)
+            if sessions:
+                self._reactor.callLater(0, review_some)
+            else:
+                done.callback(None)
+
+        review_some()
+        return done
 
     def recheck_user(self, user: str) -> None:
         """Re-check all connections of a user now."""

@@ -32,6 +32,11 @@ class ReplayBounds:
         self.delays = 0
         """Pieces of history that had to wait."""
 
+    def set_rate(self, bytes_per_s: float) -> None:
+        """Use another rate from now on. A connection that had a replay keeps its share of the old one."""
+        self.accounts.set_rate(bytes_per_s)
+        self.connection_rate = bytes_per_s * CONNECTION_SHARE
+
 
 class Replay:
     """Feeds history to one connection. `account` is the key of its user's rate."""

@@ -25,7 +25,7 @@ from towerws.core.positions import Pending
 from towerws.core.rate_limits import TokenBucket
 from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message
 from towerws.core.subscribers import Subscriber
-from towerws.core.topics import parse_routing_key
+from towerws.core.topics import GroupTable, parse_routing_key
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.incoming import MAX_WRONG_TOKENS, UNCHECKED, Inbox, renew
@@ -275,6 +275,7 @@ class Session:
             others |= {topic: "unavailable" for topic in request.topics if topic not in self.subscriber.topics and topic not in others}
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
         asked: Deferred[dict[str, str]] = maybeDeferred(self._context.auth.refusals, self.identity, topics)
+        groups = self._context.groups
         if (refusals := result_if_ready(asked)) is not None:
             self._apply(request, {**others, **refusals} if others else refusals)
             return
@@ -284,7 +285,7 @@ class Session:
             nonlocal decided
             decided = True
             self._cancel = self._pending = None
-            self._apply(request, {**others, **refusals}, pending.before)
+            self._apply(request, {**others, **refusals, **self._withdrawn_since(groups, request)}, pending.before)
             self._handle_next()
 
         pending = PendingRequest(self._context, self.subscriber, self.identity, request, others, asked, done)
@@ -372,6 +373,10 @@ class Session:
 
         rechecking.addCallback(done)
 
+    def review(self) -> None:
+        """Unsubscribe the topics that the groups in force don't allow: a reload changed them."""
+        self._withdraw(self._context.groups.withdrawn(self.identity, self.subscriber.topics))
+
     def revoke(self) -> None:
         """Close the connection: its credential is no longer valid."""
         self._connection.end(CloseReason.CREDENTIAL)
@@ -416,10 +421,7 @@ class Session:
         """
         if self._closed:
             return
-        if refusals:
-            denied = [*request.denied, *(_denied(topic, reason) for topic, reason in refusals.items())]
-            kept = tuple(topic for topic in request.topics if topic not in refusals)
-            request = Request(kept, tuple(denied), request.since, request.request_id)
+        request = _without(request, refusals)
         if request.since is None:
             self._subscribe(request, None, before)
         elif isinstance(found := self._context.ingest.judge_position(request.since), Pending):
@@ -429,10 +431,11 @@ class Session:
 
     def _await_position(self, request: Request, since: str, before: tuple[str, ...] | None) -> None:
         """Wait until the position can be judged. After `resume_wait_s`, close with 1013: the client returns with the same position."""
+        groups = self._context.groups
 
         def judged(found: Delivery | None) -> None:
             self._cancel = None
-            self._subscribe(request, found, before)
+            self._subscribe(_without(request, self._withdrawn_since(groups, request)), found, before)
             self._handle_next()
 
         def late() -> None:
@@ -440,6 +443,11 @@ class Session:
             self._connection.end(CloseReason.NOT_YET, "resume_wait_s")
 
         self._cancel = PositionWait(self._context, since, judged, late).cancel
+
+    def _withdrawn_since(self, groups: GroupTable, request: Request) -> dict[str, str]:
+        """Return the topics of a request that was read by `groups` and that a reload withdrew while it waited."""
+        current = self._context.groups
+        return {} if groups is current else current.withdrawn(self.identity, request.topics)
 
     def _subscribe(self, request: Request, since: Delivery | None, before: tuple[str, ...] | None) -> None:
         """Put the new subscriptions into force, and answer then."""
@@ -466,6 +474,15 @@ class Session:
         if not self._connection.send(b"".join([wrap(payload) for payload in payloads if payload is not None])):
             # The client keeps sending requests and doesn't read the answers.
             self._connection.end(CloseReason.OVERLOAD, "backlog_bytes")
+
+
+def _without(request: Request, refusals: dict[str, str]) -> Request:
+    """Return the request without the topics that are refused. They are in its `denied`."""
+    if not refusals:
+        return request
+    denied = [*request.denied, *(_denied(topic, reason) for topic, reason in refusals.items())]
+    kept = tuple(topic for topic in request.topics if topic not in refusals)
+    return Request(kept, tuple(denied), request.since, request.request_id)
 
 
 def _denied(routing_key: str, reason: str) -> Denied:

@@ -1,0 +1,268 @@
+"""A reload of the whole service in memory. A daemon that reloads while clients are connected is in `tests/integration`."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from twisted.internet.selectreactor import SelectReactor
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+
+from tests.kit.rows import each_row
+from tests.test_clock import close
+from towerws.auth.chain import RETIRED_S
+from towerws.auth.tower import TowerMethod
+from towerws.config.exposure import exposure
+from towerws.config.load import Loaded, load_all
+from towerws.core.identity import Identity
+from towerws.reload import Reloader
+from towerws.service import TowerwsService
+from towerws.status import status_figures
+from towerws.websocket.credential_monitor import CREDENTIALS_AT_ONCE
+
+WALL = 1_800_000_000.0
+
+
+class Daemon:
+    """A service with its configuration file."""
+
+    def __init__(self, folder: Path, **flags: str) -> None:
+        self.file, self.secret = folder / "towerws.toml", folder / "secret"
+        self.file.touch(0o600)
+        self.secret.touch(0o600)
+        self.secret.write_text("s" * 32)
+        self._flags = {"config": str(self.file), "auth": "jwt,tower,open", "tower-url": "http://tower.example"}
+        self._flags |= {"jwt-algorithms": "HS256", "jwt-secret-file": str(self.secret), **flags}
+        self.reactor = SelectReactor()
+        loaded = self.load()
+        self.service = TowerwsService(loaded.settings, self.reactor)
+        self.service.warnings = tuple(exposure(loaded))
+        self.levels: list[str] = []
+        self.told: list[str] = []
+        self.reloader = Reloader(self.service, loaded, self.load, set_log_level=self.levels.append, manager=self, wall=lambda: WALL)
+        self.lines: list[str] = []
+        globalLogPublisher.addObserver(cast("ILogObserver", self._observe))
+
+    def load(self) -> Loaded:
+        """Read the configuration."""
+        return load_all(cast("dict[str, str | None]", self._flags), {})
+
+    def reload(self, text: str | None = None) -> list[str]:
+        """Write the file, and reload. Returns the new lines of the log."""
+        if text is not None:
+            self.file.write_text(text)
+        self.lines.clear()
+        self.reloader.request("SIGHUP")
+        return list(self.lines)
+
+    # the service manager
+
+    def reloading(self) -> None:
+        """Note it."""
+        self.told.append("reloading")
+
+    def reloaded(self) -> None:
+        """Note it."""
+        self.told.append("reloaded")
+
+    def close(self) -> None:
+        """Release descriptors, and calls that would come later."""
+        globalLogPublisher.removeObserver(cast("ILogObserver", self._observe))
+        for call in self.reactor.getDelayedCalls():
+            call.cancel()
+        close(self.reactor)
+
+    def _observe(self, event: LogEvent) -> None:
+        self.lines.append(formatEvent(event))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon with three methods of authentication and no broker."""
+    made = Daemon(tmp_path)
+    yield made
+    made.close()
+
+
+class Session:
+    """The part of a session that the credential monitor uses."""
+
+    def __init__(self, identity: Identity, on_review: Callable[[], object]) -> None:
+        self.identity = identity
+        self.reviews = 0
+        self._on_review = on_review
+
+    def review(self) -> None:
+        """Count it."""
+        self.reviews += 1
+        self._on_review()
+
+    def recheck(self) -> None:
+        """The check succeeds."""
+
+    def revoke(self) -> None:
+        """Not expected."""
+        raise AssertionError
+
+
+def test_nothing_refers_to_the_old_settings(daemon: Daemon) -> None:
+    """Every user of a section that can be reloaded has the new one afterwards: no object keeps the old one."""
+    daemon.reload()
+    daemon.service.websockets.protocol()
+    text = """
+        origins = ["https://portal.example"]
+        log_level = "debug"
+        [limits]
+        per_user = 7
+        replay_bytes_per_s = "1MiB"
+        accepts_per_s = 50
+        [websocket]
+        ping_s = 31
+        compression_bytes = 999
+        [tower]
+        valid_s = 3
+        [jwt]
+        leeway_s = 3
+        [groups.orders]
+        events = "any"
+    """
+    before = daemon.service._settings
+    old: dict[str, Any] = {name: getattr(before, name) for name in ("access", "limits", "websocket", "tower", "jwt", "groups")}
+    del before
+    changed = "log_level, origins, tower.valid_s, jwt.leeway_s, limits.per_user, limits.accepts_per_s, limits.replay_bytes_per_s, "
+    assert daemon.reload(text) == [f"SIGHUP: reloaded: {changed}websocket.compression_bytes, websocket.ping_s, groups"]
+    for call in daemon.reactor.getDelayedCalls():  # methods that were replaced wait for what they were asked
+        call.reset(0)
+    daemon.reactor.runUntilCurrent()
+    gc.collect()
+    while old:
+        name, section = old.popitem()
+        holders = [each for each in gc.get_referrers(section) if type(each).__name__ != "frame"]
+        assert holders == [], name
+    service = daemon.service
+    assert service.websockets.protocol.autoPingInterval == 31
+    assert service.context.deflater.min_bytes == 999
+    assert service.context.replays.connection_rate == 1024**2 / 64
+    assert service.websockets.connection_limits.limits.per_user == 7
+    assert service._why_no_subscriber("orders", "created") is None
+    assert "orders" in service._page().groups
+    assert daemon.levels == ["info", "debug"]
+
+
+@each_row(
+    ("text", "secret", "reason"),
+    [
+        ("lissen = 1", "s" * 32, "unknown key 'lissen'; did you mean listen?"),
+        ("[limits]\nper_user = 0", "s" * 32, "limits.per_user = 0: must be at least 1"),
+        ("[limits", "s" * 32, "not valid TOML: "),
+        ('origins = ["portal"]', "s" * 32, "origins = ['portal']: "),
+        ("", "short", "must hold at least 32 bytes, for HS256"),
+        ("[limits]\nper_user = 5", "short", "must hold at least 32 bytes, for HS256"),
+        ("[tower]\ntls_ca = '/nowhere'", "s" * 32, "/nowhere"),
+    ],
+)
+def test_a_bad_file_changes_nothing(daemon: Daemon, text: str, secret: str, reason: str) -> None:
+    """One line says why, a counter counts it, and everything stays: also what is good in the same file."""
+    service = daemon.service
+    before = (service._settings, service.context.groups, service.websockets.settings, service.auth._methods)
+    failed = service.reloads.failed
+    daemon.secret.write_text(secret)
+    (line,) = daemon.reload(text)
+    assert line.startswith("SIGHUP: not reloaded: ")
+    assert reason in line
+    assert line.endswith("; the settings from before stay in force")
+    assert before == (service._settings, service.context.groups, service.websockets.settings, service.auth._methods)
+    assert service.reloads.failed == failed + 1
+    assert reason in str(service.reloads.failure)
+    assert daemon.told[-2:] == ["reloading", "reloaded"]
+    daemon.secret.write_text("s" * 32)
+    assert daemon.reload("") == ["SIGHUP: reloaded: nothing has changed"], "and a good file is good again"
+    figures = cast("dict[str, object]", status_figures(service)["reloads"])
+    assert (figures["failed"], figures["last_failure"], figures["at"]) == (failed + 1, None, WALL)
+
+
+def test_methods_with_the_same_settings_and_files_stay(daemon: Daemon) -> None:
+    """A reload for another reason keeps caches and counts. A key file with another content makes its method again."""
+    jwt, tower, anonymous = daemon.service.auth._methods
+    assert isinstance(tower, TowerMethod)
+    daemon.reload("[limits]\nper_user = 5")
+    assert daemon.service.auth._methods == (jwt, tower, anonymous)
+    daemon.secret.write_text("t" * 32)
+    assert daemon.reload() == ["SIGHUP: reloaded: the files of auth jwt"]
+    assert daemon.service.auth._methods[0] is not jwt
+    assert daemon.service.auth._methods[1:] == (tower, anonymous)
+    (stopping,) = daemon.reactor.getDelayedCalls()
+    assert RETIRED_S - 5 < stopping.getTime() - daemon.reactor.seconds() <= RETIRED_S
+    guesses = tower._sign_ins
+    daemon.reload("[tower]\nvalid_s = 1")
+    successor = daemon.service.auth._methods[1]
+    assert isinstance(successor, TowerMethod)
+    assert successor is not tower
+    assert successor._sign_ins is guesses, "who guesses passwords gets no new start"
+    ended: list[None] = []
+    daemon.service.auth.stop().addCallback(ended.append)
+    assert ended == [None]
+    assert daemon.reactor.getDelayedCalls() == []
+
+
+def test_a_reload_during_a_reload(daemon: Daemon) -> None:
+    """It is answered, and the file is read once more at the end: it may have changed since. However many come, once."""
+    monitor = daemon.service.context.credential_monitor
+    seen: list[str] = []
+
+    def again() -> None:
+        if not seen:
+            daemon.file.write_text("[groups.two]\nevents = 'any'")
+            for _ in range(3):
+                daemon.reloader.request("SIGHUP")
+        seen.append("review")
+
+    count = 2 * CREDENTIALS_AT_ONCE + 1
+    sessions = [Session(Identity(number, "tower", session=str(number)), again) for number in range(count)]
+    for session in sessions:
+        monitor.enter(session)
+    for call in daemon.reactor.getDelayedCalls():
+        call.cancel()
+    lines = daemon.reload("[groups.one]\nevents = 'any'")
+    assert len(seen) == CREDENTIALS_AT_ONCE, "the rest comes in later iterations"
+    assert daemon.told == ["reloading"]
+    assert lines[:3] == ["SIGHUP: a reload is under way; when it ends, the configuration is read once more"] * 3
+    for _ in range(10):
+        daemon.reactor.runUntilCurrent()
+    assert [session.reviews for session in sessions] == [2] * count
+    assert list(daemon.service.context.groups.configured) == ["two"]
+    assert daemon.service.reloads.done == 2
+    assert daemon.told == ["reloading", "reloading", "reloaded"]
+    assert sum("a reload is under way" in line for line in daemon.lines) == 3
+
+
+def test_no_reload_while_stopping(daemon: Daemon) -> None:
+    """A daemon that stops reads no file."""
+    daemon.service._stopping = True
+    assert daemon.reload("lissen = 1") == ["SIGHUP: nothing is reloaded: the daemon is stopping"]
+    assert daemon.told == []
+
+
+def test_an_internal_error_changes_nothing(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own mistake while a reload is prepared is logged with its traceback, and the daemon serves on."""
+
+    def broken(settings: object, reactor: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(daemon.service.auth, "successors", broken)
+    first, second = daemon.reload("[limits]\nper_user = 5")
+    assert first == "SIGHUP: the reload failed unexpectedly"
+    assert second == "SIGHUP: not reloaded: an internal error, RuntimeError; the settings from before stay in force"
+    assert daemon.service.websockets.connection_limits.limits.per_user == 1000
+    assert daemon.told == ["reloading", "reloaded"]
+
+
+def test_the_figures_are_json(daemon: Daemon) -> None:
+    """`/status` has them before any reload, too."""
+    figures = json.loads(json.dumps(daemon.service.reloads.figures()))
+    assert (figures["done"], figures["failed"], figures["last_failure"]) == (0, 0, None)
+    assert figures["at"] > 1_700_000_000

@@ -1,0 +1,149 @@
+"""Reload by SIGHUP: reads the configuration again, and puts it in force without closing a connection.
+
+state     | a request       | file good                | file bad           | sessions reviewed
+idle      | reads the file  | reviewing                | idle, with a line  | -
+reviewing | again           | -                        | -                  | idle
+again     | a line          | -                        | -                  | reads the file
+
+Everything that can fail is made first: methods of authentication, keys, certificates. Only then the new settings replace the old ones, in
+one step. So a bad file changes nothing. Afterwards each session gives up topics that the groups no longer allow, a few sessions in one
+iteration of the reactor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from towerws.config.exposure import exposure
+from towerws.config.load import Loaded
+from towerws.config.options import BY_KEY
+from towerws.config.reload import merge
+from towerws.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from towerws.service import TowerwsService
+
+
+_LEVELS = BY_KEY["log_level"].choices
+
+
+class Manager(Protocol):
+    """The service manager, which is told of a reload."""
+
+    def reloading(self) -> None:
+        """A reload has begun."""
+
+    def reloaded(self) -> None:
+        """It has ended, with or without success."""
+
+
+@dataclass(slots=True)
+class Reloads:
+    """Counts since the start. `at` is when the settings in force were read, in seconds since 1970."""
+
+    at: float
+    done: int = 0
+    failed: int = 0
+    failure: str | None = None
+    """Why the last reload failed. None if it succeeded, or if there was none."""
+
+    def figures(self) -> Mapping[str, object]:
+        """Return the figures for `/status`."""
+        return {"done": self.done, "failed": self.failed, "last_failure": self.failure, "at": round(self.at, 3)}
+
+
+class Reloader:
+    """Reloads the settings of one daemon.
+
+    `loaded` is in force. `load` reads flags, environment and file again; it raises `ConfigError`. `set_log_level` gets the name of a level.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        service: TowerwsService,
+        loaded: Loaded,
+        load: Callable[[], Loaded],
+        *,
+        set_log_level: Callable[[str], None] = lambda level: None,
+        manager: Manager | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._service = service
+        self._loaded = loaded
+        self._load = load
+        self._set_log_level = set_log_level
+        self._manager = manager
+        self._wall = wall
+        self._running = self._again = False
+
+    def request(self, by: str) -> None:
+        """Reload. `by` is the signal's name, for the log. Reports every result in the log, and raises nothing."""
+        if self._service.stopping:
+            self._log.warn("{by}: nothing is reloaded: the daemon is stopping", by=by)
+        elif self._running:
+            self._again = True
+            self._log.warn("{by}: a reload is under way; when it ends, the configuration is read once more", by=by)
+        else:
+            self._begin(by)
+
+    def _begin(self, by: str) -> None:
+        self._running = True
+        if self._manager is not None:
+            self._manager.reloading()
+        try:
+            self._reload(by)
+        except ConfigError as error:
+            self._failed(by, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever failed, the daemon serves on
+            self._log.failure("{by}: the reload failed unexpectedly", by=by)
+            self._failed(by, f"an internal error, {type(error).__name__}")
+
+    def _reload(self, by: str) -> None:
+        before = self._loaded
+        merged = merge(before, self._load())
+        settings = merged.loaded.settings
+        put_in_force, files = self._service.prepare(settings)
+        reviewed = put_in_force()
+        self._loaded = merged.loaded
+        if not (quieter := _LEVELS.index(settings.log_level) > _LEVELS.index(before.settings.log_level)):
+            self._set_log_level(settings.log_level)
+        reloads = self._service.reloads
+        reloads.at, reloads.failure = self._wall(), None
+        reloads.done += 1
+        changed = ", ".join((*merged.changed, *files)) or "nothing has changed"
+        self._log.info("{by}: reloaded: {changed}", by=by, changed=changed)
+        if quieter:
+            self._set_log_level(settings.log_level)
+        for sentence in merged.restart:
+            self._log.warn("{by}: {sentence}", by=by, sentence=sentence)
+        warnings = tuple(exposure(merged.loaded))
+        for sentence in warnings:
+            if sentence not in self._service.warnings:
+                self._log.warn("{sentence}", sentence=sentence)
+        self._service.warnings = warnings
+        reviewed.addErrback(self._not_reviewed).addCallback(lambda _: self._end(by))
+
+    def _failed(self, by: str, reason: str) -> None:
+        reloads = self._service.reloads
+        reloads.failed += 1
+        reloads.failure = reason
+        self._log.error("{by}: not reloaded: {reason}; the settings from before stay in force", by=by, reason=reason)
+        self._end(by)
+
+    def _not_reviewed(self, failure: Failure) -> None:
+        self._log.failure("not all subscriptions could be compared with the new groups", failure)
+
+    def _end(self, by: str) -> None:
+        self._running, again, self._again = False, self._again, False
+        if again and not self._service.stopping:
+            self._begin(by)
+        elif self._manager is not None:
+            self._manager.reloaded()
