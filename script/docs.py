@@ -36,6 +36,7 @@ CONTENTS = {
         "docs/security",
         "docs/reliability",
         "docs/performance",
+        "docs/capacity",
         "docs/versions",
         "CHANGELOG",
         "SECURITY",
