@@ -17,7 +17,7 @@ PER_S = 500
 
 
 def readers(world: World) -> None:
-    """Events without a subscriber at a steady rate, read by one to four daemons from one stream. The broker's CPU without a daemon counts off."""
+    """Events at a steady rate, read by none to four daemons from one stream. What the broker spends without a daemon is subtracted."""
     messages = [(f"job_events.{number % 100}", number) for number in range(world.scaled(10 * PER_S, 50))]
     name = "bench.readers"
     with _daemon(world, name, 0):

@@ -44,6 +44,7 @@ CONTENTS = {
         "docs/security",
         "docs/reliability",
         "docs/performance",
+        "docs/capacity",
         "docs/versions",
         "CHANGELOG",
         "SECURITY",
