@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def test_messages_that_are_no_json(data: str | bytes) -> None:
 @each_row(
     "frame",
     [
-        None, [], "text", 5, {}, {"type": []}, {"type": "event"}, {"type": "event", "group": "own", "event": "a", "position": 5, "payload": {}},
+        None, [], "text", 5, {}, {"type": []}, {"type": "event"},
+        {"type": "event", "group": "own", "event": "a", "position": 5, "payload": {}},
         {"type": "subscribed", "groups_current": [], "denied": [1], "position": None}, {"type": "subscribed"}, {"type": "gap", "topics": 5},
         {"type": "gap", "topics": [5], "reason": "history", "to": None}, {"type": "bye"}, {"type": "error"}, {"type": "revoked"},
         {"type": "bye", "reason": "x", "reconnect_after_ms": "soon"},
@@ -76,10 +78,8 @@ def test_the_samples_of_the_protocol() -> None:
 @given(st.text() | st.binary() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_any_message(data: str | bytes) -> None:
     """No message raises anything else."""
-    try:
+    with contextlib.suppress(BadFrame):
         assert isinstance(read(data), dict)
-    except BadFrame:
-        pass
 
 
 def jwt(claims: object) -> str:

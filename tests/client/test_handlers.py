@@ -15,6 +15,12 @@ from tests.kit.standin import StandIn
 from towerws.client import Client, ClientError, Event, Item, StateChange, connect
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop turn until the condition is true. `with_client` has the deadline."""
+    while not condition():  # noqa: ASYNC110 - what the tests wait for announces nothing
+        await asyncio.sleep(0)
+
+
 def with_client(work: Callable[[Client, StandIn], Awaitable[None]], **options: Any) -> None:
     """Run a coroutine with a client of a stand-in."""
 
@@ -57,8 +63,7 @@ def test_a_handler_that_raises() -> None:
         for number in range(2):
             standin.publish("own.thing", str(number).encode())
         await enough.wait()
-        while len(errors) < 6:
-            await asyncio.sleep(0)
+        await until(lambda: not (len(errors) < 6))
 
     with_client(work, onerror=errors.append)
     assert got == [0, 1]
@@ -75,8 +80,7 @@ def test_without_onerror_there_is_a_log_line(caplog: pytest.LogCaptureFixture) -
         live.subscribe({"own": ["thing"]}, lambda event: None, subscribed=lambda notice: online.set())
         await online.wait()
         standin.say({"type": "gap", "topics": ["own.thing"], "from": None, "to": None, "reason": "history"})
-        while "gap: own.thing" not in caplog.text:
-            await asyncio.sleep(0)
+        await until(lambda: not ("gap: own.thing" not in caplog.text))
 
     def bad(change: StateChange) -> None:
         raise ZeroDivisionError
@@ -92,23 +96,20 @@ def test_iterators() -> None:
     async def work(live: Client, standin: StandIn) -> None:
         async def read(into: list[Any], items: Any) -> None:
             async for item in items:
-                into.append(item.payload if isinstance(item, Event) else item.type)
+                into.append(item.payload if isinstance(item, Event) else item.type)  # noqa: PERF401 - others read the list meanwhile
 
         first: list[Any] = []
         second: list[Any] = []
         with live.subscribe({"own": ["thing"]}) as items:
             reading = asyncio.create_task(read(first, items))
-            while not first:
-                await asyncio.sleep(0)
+            await until(lambda: bool(first))
             with pytest.raises(RuntimeError, match="another task"):
                 await anext(items)
             standin.publish("own.thing", b"[1]")
-            while len(first) < 2:
-                await asyncio.sleep(0)
+            await until(lambda: not (len(first) < 2))
         await reading
         stopped = asyncio.create_task(read(second, live.subscribe({"own": ["thing"]})))
-        while not second:
-            await asyncio.sleep(0)
+        await until(lambda: bool(second))
         standin.say({"type": "bye", "action": "stop", "reconnect_after_ms": None, "reason": "policy"})
         with pytest.raises(ClientError, match="policy"):
             await stopped
@@ -133,15 +134,12 @@ def test_a_slow_coroutine_delays_only_its_own_subscription() -> None:
 
         live.subscribe({"own": ["thing"]}, wait, gap=slow.append)
         live.subscribe({"own": ["thing"]}, quick.append, subscribed=quick.append)
-        while not quick:
-            await asyncio.sleep(0)
+        await until(lambda: bool(quick))
         for number in range(50):
             standin.publish("own.thing", str(number).encode())
-        while len(quick) < 51:
-            await asyncio.sleep(0)
+        await until(lambda: not (len(quick) < 51))
         release.set()
-        while not (isinstance(slow[-1], Event) and slow[-1].payload == 49):
-            await asyncio.sleep(0)
+        await until(lambda: bool(isinstance(slow[-1], Event) and slow[-1].payload == 49))
 
     with_client(work, queue_bytes=4000)
     assert [item.reason for item in slow if item.type == "gap"] == ["slow"]
@@ -152,9 +150,11 @@ def test_a_slow_coroutine_delays_only_its_own_subscription() -> None:
     "url, options, error",
     [
         ("", {}, ValueError), ("host", {}, ValueError), ("ftp://host/", {}, ValueError), ("ws://", {}, ValueError), (None, {}, TypeError),
-        ("ws://host/#x", {}, ValueError), ("ws://user@host/", {}, ValueError), ("ws://host:0/", {}, ValueError), ("ws://[::1/", {}, ValueError),
+        ("ws://host/#x", {}, ValueError),
+        ("ws://user@host/", {}, ValueError), ("ws://host:0/", {}, ValueError), ("ws://[::1/", {}, ValueError),
         ("ws://host/a b", {}, ValueError), ("ws://host/", {"tokn": "x"}, TypeError), ("ws://host/", {"token": "a b"}, ValueError),
-        ("ws://host/", {"token": 5}, TypeError), ("ws://host/", {"ping_s": 0}, ValueError), ("ws://host/", {"ping_s": float("nan")}, ValueError),
+        ("ws://host/", {"token": 5}, TypeError),
+        ("ws://host/", {"ping_s": 0}, ValueError), ("ws://host/", {"ping_s": float("nan")}, ValueError),
         ("ws://host/", {"ping_s": "1"}, TypeError), ("ws://host/", {"store": 5}, TypeError), ("ws://host/", {"onerror": 5}, TypeError),
     ],
 )  # fmt: skip

@@ -34,18 +34,22 @@ class Server:
         self.topics = Topics(send=self.request, report=self.errors.append, xrftoken=lambda: None)
 
     def connect(self) -> None:
+        """A connection is open."""
         self.online, self.out, self.reached = True, [], {}
         self.topics.online()
 
     def lose(self) -> None:
+        """The connection is lost, with all frames on it."""
         if self.online:
             self.online = False
             self.topics.offline()
 
     def publish(self, name: str) -> None:
+        """Add an event to the log."""
         self.log.append((name, sum(topic == name for topic, _ in self.log)))
 
     def request(self, message: dict[str, Any]) -> None:
+        """Answer a request, as the daemon does."""
         self.requests.append(message)
         self.write()
         wanted = [f"{group}.{event}" for group, events in message["groups"].items() for event in events]
@@ -86,6 +90,7 @@ class Server:
             self.out.insert(0, {"type": "gap", "topics": names, "from": None, "to": lost[-1]["position"], "reason": "history"})
 
     def deliver(self, count: int) -> None:
+        """Give the client so many frames."""
         if not self.online:
             return
         self.write()
@@ -121,6 +126,7 @@ class Reader:
             self.handle()
 
     def handle(self, count: int = 10_000) -> None:
+        """Handle so many items."""
         while count and (item := self.queue.take()) is not None:
             count -= 1
             self._got(item)
@@ -140,6 +146,7 @@ class Reader:
             self.jumps |= set(item.topics)
 
     def leave(self) -> None:
+        """Close the subscription."""
         self.queue.ended = True
         self.queue.clear()
         self._server.topics.leave(self.queue)
@@ -173,7 +180,7 @@ def steps_of(seed: int) -> list[tuple[Any, ...]]:
 
 @settings(max_examples=200)
 @given(st.integers(0, 2**32).map(steps_of))
-def test_each_event_once_and_in_order_or_a_notice(steps: list[Any]) -> None:
+def test_each_event_once_and_in_order_or_a_notice(steps: list[Any]) -> None:  # noqa: C901, PLR0912 - a table of steps
     """Random runs with a model of the daemon. In the end each reader has the last event of each topic."""
     server = Server()
     readers: list[Reader] = []

@@ -88,7 +88,7 @@ def test_a_kill_of_the_broker(fresh_rabbit: Callable[[], PrivateRabbit], tmp_pat
 def test_connections_that_are_cut_and_frozen(daemon: Daemon) -> None:
     """Connections are reset, half closed, refused, slow and frozen. The client notices, reconnects and misses nothing."""
     options = {**FAST, "ping_s": 0.3, "pong_s": 0.5, "connect_s": 1}
-    with FaultProxy(("127.0.0.1", daemon.port)) as proxy:
+    with FaultProxy(("127.0.0.1", daemon.port)) as proxy:  # noqa: SIM117 - the second needs the first
         with PyClient(f"ws://127.0.0.1:{proxy.port}/websocket/", {"job_events": [2]}, **options) as client:
             client.until_subscribed()
             proxy.delay(DOWN, 0.05)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from tests.kit.daemon import DEADLINE_S
-from towerws.client import ClientError, Event, Item, StateChange
-from towerws.client import sync
+from towerws.client import ClientError, Event, Item, StateChange, sync
 
 
 class PyClient:

@@ -1,6 +1,6 @@
 """The client: one connection at a time, with its token, its reconnects and its deadlines.
 
-state      | connected        | ended                | refused for good | close()
+state      | connected        | ended                | stopped          | close()
 connecting | welcome -> open  | waiting              | closed           | closed
 open       | -                | waiting              | closed           | closed
 waiting    | -                | after the time: connecting | -          | closed
@@ -204,12 +204,9 @@ class Client:
         try:
             await asyncio.sleep(0)  # The caller's handlers may use what `connect` returns.
             await self._load()
-            while self._state != "closed":
-                end = await self._connection()
-                if end.stop:
-                    self._finish(end.reason)
-                elif self._state != "closed":  # by a handler
-                    await self._wait(end)
+            while not (end := await self._connection()).stop:
+                await self._wait(end)
+            self._finish(end.reason)
         except asyncio.CancelledError:
             if self._state != "closed":
                 self._finish(None)
@@ -246,10 +243,8 @@ class Client:
             bound_s = min(self._options.retry_max_s, self._options.retry_min_s * 2 ** min(self._attempts, 30))
             retry_s = random.uniform(0, bound_s)  # noqa: S311 - only spreads the attempts
             self._attempts += 1
-        if self._state != "closed":  # by `onerror`
-            self._change("waiting", reason=end.reason, retry_s=retry_s)
-        if self._state != "closed":  # by `onstate`
-            await asyncio.sleep(retry_s)
+        self._change("waiting", reason=end.reason, retry_s=retry_s)
+        await asyncio.sleep(retry_s)  # A callback that closed the client has cancelled this task.
 
     async def _connection(self) -> _End:
         """Connect, and talk until the connection ends."""
@@ -342,7 +337,8 @@ class Client:
 
     async def _converse(self, connection: ClientConnection, deadline: float) -> _End:
         """Talk over an open websocket until `_again` or `_stop` is called."""
-        ended = self._ended = self._loop.create_future()
+        ended: asyncio.Future[_End] = self._loop.create_future()
+        self._ended = ended
         self._arm("connect", deadline - self._loop.time(), lambda: self._again(self._too_late()))
         if self._options.token is None:
             # A daemon that waits for a token refuses any other message at once. Without this one it would wait for 10 s.
@@ -424,7 +420,7 @@ class Client:
             self._ended.set_result(_End(reason, after_s, tell))
 
     def _stop(self, reason: ClientError) -> None:
-        """End this connection for good."""
+        """End this connection, and the client."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(_End(reason, stop=True))
 
@@ -641,9 +637,10 @@ class Client:
 
     def _keep(self) -> None:
         """Store the position soon."""
-        if self._options.store is not None and self._saving is None and "save" not in self._timers and self._state != "closed":
-            if self._to_save() is not None:
-                self._arm("save", self._options.save_s, self._save)
+        if self._options.store is None or self._saving is not None or "save" in self._timers or self._state == "closed":
+            return
+        if self._to_save() is not None:
+            self._arm("save", self._options.save_s, self._save)
 
     def _save(self) -> None:
         if (position := self._to_save()) is not None:

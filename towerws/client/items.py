@@ -101,10 +101,11 @@ class ClientError(TowerwsError):
 
 def topics_of(groups: Groups) -> tuple[str, ...]:
     """Return the topics that these groups name, each once. Raise `ValueError` for a malformed one, `TypeError` for another shape."""
-    if not isinstance(groups, Mapping):
+    given: Any = groups
+    if not isinstance(given, Mapping):
         raise TypeError(f"groups is {type(groups).__name__}: it must be a mapping, as in {{'job_events': [42]}}")
     found: dict[str, None] = {}
-    for group, events in groups.items():
+    for group, events in given.items():
         if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):
             raise TypeError(f"groups[{group!r}] is {type(events).__name__}: it must be a list of events")
         for event in events:

@@ -21,7 +21,7 @@ class Token(NamedTuple):
     expires_at: float | None = None
 
 
-TokenSource = str | Callable[[], "str | Token | None | Awaitable[str | Token | None]"]
+TokenSource = str | Callable[[], str | Token | Awaitable[str | Token | None] | None]
 
 
 @dataclass(frozen=True, slots=True)

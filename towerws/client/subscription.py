@@ -75,7 +75,7 @@ class Subscription:
         if handler is not None:
             return handler(item)
         if item.type in {"gap", "stale", "denied"}:
-            topics = ", ".join(item.topics[:5]) + (" …" if len(item.topics) > 5 else "")  # type: ignore[union-attr] # an event is not among them
+            topics = ", ".join(item.topics[:5]) + (" …" if len(item.topics) > 5 else "")
             self._client._report(ClientError(item.type, f"{item.type}: {topics}: no handler for it", item=item))  # noqa: SLF001
         return None
 

@@ -99,11 +99,9 @@ class Topics:
         for name in queue.topics:
             topic = self._topics.get(name)
             if topic is None:
-                if name in self._held:  # It was just left. It goes on, and can't be replayed: its events may come before that.
-                    topic = _Topic(None, None if self._replayed else self._places[0])
-                else:
-                    topic = _Topic(queue.since, stored)
-                self._topics[name] = topic
+                # If it is held, it was just left. It goes on, and can't be replayed: its events may come before that.
+                going_on = _Topic(None, None if self._replayed else self._places[0])
+                topic = self._topics[name] = going_on if name in self._held else _Topic(queue.since, stored)
             topic.queues[queue] = None
 
     def leave(self, queue: Queue) -> None:
@@ -210,6 +208,8 @@ class Topics:
             return
         self.asked = None
         before = request.since or self.position
+        for name in self._held.difference(frame["groups_current"]) & self._topics.keys():
+            self._topics[name].place = None  # It was left, and joined again meanwhile: it counts from now.
         self._held = set(frame["groups_current"])
         position, recovered = frame["position"], frame.get("recovered")
         reasons = {item["topic"]: item["reason"] for item in frame["denied"]}

@@ -1,8 +1,8 @@
 """One run of `towerws tail`: what it subscribes to, and what it prints of the items and states that `towerws.client` gives.
 
 state | open                  | waiting, before the first answer | waiting, later        | closed by the client
-new   | -                     | end: no daemon                   | -                     | end: refused, or for good
-open  | "connected again"     | -                                | "connection lost"     | end: refused, or for good
+new   | -                     | end: no daemon                   | -                     | end: refused, or stopped
+open  | "connected again"     | -                                | "connection lost"     | end: refused, or stopped
 """
 
 from __future__ import annotations
