@@ -79,7 +79,11 @@ def _origin(name: str, settings: Settings) -> object:
     if name == "tower" and settings.tower is not None:
         return settings.tower, _objects(settings), _digest(settings.tower.tls_ca)
     if name == "jwt" and settings.jwt is not None:
-        return settings.jwt, _by_name_only(settings), *map(_digest, (settings.jwt.secret_file, settings.jwt.public_key_file, settings.jwt.jwks_ca_file))
+        return (
+            settings.jwt,
+            _by_name_only(settings),
+            *map(_digest, (settings.jwt.secret_file, settings.jwt.public_key_file, settings.jwt.jwks_ca_file)),
+        )
     return None
 
 
