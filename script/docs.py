@@ -25,16 +25,20 @@ SOURCE = ROOT / "build" / "docs-source"
 EXTRA = ROOT / "build" / "docs-extra"
 SITE = ROOT / "build" / "site"
 
-DOCUMENTS = ["*.md", "docs/**/*.md", "producer/*.md", "clients/*/*.md"]
+DOCUMENTS = ["*.md", "docs/**/*.md", "producer/*.md", "clients/*/*.md", "examples/*.md"]
 PICTURES = ["docs/**/*.svg", "docs/**/*.png"]
 PACKAGES = {"towerws": ROOT / "towerws", "towerws_producer": ROOT / "producer" / "towerws_producer"}
 
 CONTENTS = {
     "Using it": [
         "README",
+        "docs/quickstart-front-end",
+        "docs/quickstart-operator",
         "docs/protocol",
         "docs/websocket-api",
         "clients/js/README",
+        "clients/react/README",
+        "examples/README",
         "docs/publish",
         "docs/admin-api",
         "producer/README",
