@@ -33,7 +33,7 @@ def client() -> Response:
 
 @app.post("/live-token")
 def live_token() -> str:
-    """A token for the page's user. An application with a login answers 401 to visitors without one."""
+    """A token for the page's user. An application with a login answers 401 to a client without one."""
     secret = Path(os.environ["TOWERWS_SECRET_FILE"]).read_text(encoding="utf-8").strip()
     return jwt.encode({"sub": "visitor", "exp": time.time() + 300, "groups": ["jobs.status_changed"]}, secret, "HS256")
 
