@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import api_pages
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_for_filename
@@ -24,17 +25,23 @@ SOURCE = ROOT / "build" / "docs-source"
 EXTRA = ROOT / "build" / "docs-extra"
 SITE = ROOT / "build" / "site"
 
-DOCUMENTS = ["*.md", "docs/**/*.md", "producer/*.md", "clients/*/*.md"]
+DOCUMENTS = ["*.md", "docs/**/*.md", "producer/*.md", "clients/*/*.md", "examples/*.md"]
 PICTURES = ["docs/**/*.svg", "docs/**/*.png"]
 PACKAGES = {"towerws": ROOT / "towerws", "towerws_producer": ROOT / "producer" / "towerws_producer"}
 
 CONTENTS = {
     "Using it": [
         "README",
+        "docs/quickstart-front-end",
+        "docs/quickstart-operator",
         "docs/protocol",
+        "docs/websocket-api",
         "clients/js/README",
+        "clients/react/README",
+        "examples/README",
         "docs/python-client",
         "docs/publish",
+        "docs/admin-api",
         "producer/README",
         "docs/migrate-awx",
     ],
@@ -68,6 +75,8 @@ def main() -> int:
         return 1
     for path in {path for pattern in PICTURES for path in ROOT.glob(pattern)}:
         _target(SOURCE, path).write_bytes(path.read_bytes())
+    for name, text in api_pages.pages(ROOT / "docs").items():
+        (SOURCE / "docs" / f"{name}.md").write_text(text, encoding="utf-8")
     _modules()
     _contents()
     status = sphinx_build(["-q", "-W", "--keep-going", "-j", "auto", "-c", str(ROOT / "docs"), "-b", "html", str(SOURCE), str(SITE)])

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,10 @@ from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges
 from towerws.admin import AdminSite, PageContent
 from towerws.admin.endpoint import DISCARDED_BODIES
+from towerws.admin.publish import LINES_PER_TURN, STATUS
 from towerws.admin.site import ENVELOPE_BYTES
 from towerws.core.errors import BadDelivery
+from towerws.core.publication import Outcome, Publication, Published
 from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus
 
@@ -59,16 +63,20 @@ class Admin:
         self.figures: Callable[[], Mapping[str, object]] = lambda: {"version": "1"}
         self.revocations: list[Revocation] = []
         self.disconnected: Deferred[Disconnection] = succeed(Disconnection(3))
-        self.site = self.make_site(self.publish)
+        self.answers: list[Published | Deferred[Published]] = []
+        """What becomes of the next events, instead of reaching the source."""
+        self.published: list[Publication] = []
+        self.site = self.make_site()
         self.transport = StringTransport()
 
-    def make_site(self, publish: Callable[[str, bytes], str] | None, page: PageContent | None = None) -> AdminSite:
+    def make_site(self, page: PageContent | None = None) -> AdminSite:
         """A site that runs on the edge's clock."""
         site = AdminSite(
             status=self.status,
             source_status=lambda: self.state,
-            publish=publish,
+            publish=self.publish,
             disconnect=self.disconnect,
+            later=lambda call: self.edge.clock.callLater(0, call),
             websocket_port=lambda: 18051,
             max_payload_bytes=LIMIT,
             page=lambda: page or PageContent(),
@@ -85,12 +93,17 @@ class Admin:
         self.revocations.append(revocation)
         return self.disconnected
 
-    def publish(self, routing_key: str, payload: bytes) -> str:
-        """Publish as the service does."""
-        if len(payload) > LIMIT:
+    def publish(self, event: Publication) -> Deferred[Published]:
+        """Publish as the service does, or with the outcome that the test set."""
+        if len(event.payload) > LIMIT:
             raise BadDelivery("too_large", "too large")
-        self.edge.ingest.check(routing_key, payload)
-        return self.edge.source.publish(routing_key, payload)
+        self.edge.ingest.check(event.topic.routing_key, event.payload)
+        self.published.append(event)
+        if self.answers:
+            answer = self.answers.pop(0)
+            return answer if isinstance(answer, Deferred) else succeed(answer)
+        position = self.edge.source.publish(event.topic.routing_key, event.payload)
+        return succeed(Published(Outcome.CONFIRMED, published=True, message_id=event.message_id, position=position))
 
     def raw(self, *pieces: bytes, at: IAddress = LOOPBACK) -> bytes:
         """Send bytes on a new connection. Returns all bytes that come back."""
@@ -158,7 +171,7 @@ def test_what_the_live_page_is_told(admin: Admin) -> None:
     page = PageContent(
         groups=groups, auth=("jwt", "tower"), takes_tokens=True, topics=lambda: ["orders.<b>"], position=lambda: "7-5b0c7e9f21aa"
     )
-    admin.site = admin.make_site(admin.publish, page)
+    admin.site = admin.make_site(page)
     found: dict[str, str | None] = {}
 
     class Body(HTMLParser):
@@ -234,12 +247,113 @@ def test_bad_publications(admin: Admin, body: bytes, status: int, word: str) -> 
     assert len(admin.edge.history) == 0
 
 
-def test_publish_without_embedded_source(admin: Admin) -> None:
-    """A daemon that reads from a broker refuses publications, and says where to publish."""
-    admin.site = admin.make_site(None)
-    reply = admin.ask("POST", "/publish", b'{"topic": "a.b", "payload": {}}')
-    assert reply.status == 404
-    assert "exchange" in reply.error
+@each_row(
+    ("outcome", "published", "status"),
+    [
+        (Outcome.CONFIRMED, True, 202),
+        (Outcome.DUPLICATE, True, 202),
+        (Outcome.UNROUTABLE, False, 502),
+        (Outcome.NACKED, None, 502),
+        (Outcome.REFUSED, False, 502),
+        (Outcome.UNAVAILABLE, False, 503),
+        (Outcome.BLOCKED, False, 503),
+        (Outcome.FULL, False, 503),
+        (Outcome.UNKNOWN, None, 504),
+    ],
+    admin=admin_port,
+)
+def test_what_became_of_an_event(admin: Admin, outcome: Outcome, published: bool | None, status: int) -> None:
+    """Each outcome has its status and its body. The same in a batch, and both are counted."""
+    admin.answers = [Published(outcome, published, "id-1", error="why")] * 2
+    expected = {"outcome": outcome.value, "published": published, "message_id": "id-1", "error": "why"}
+    body = b'{"topic": "a.b", "payload": {}, "message_id": "id-1"}'
+    reply = admin.ask("POST", "/publish", body)
+    assert (reply.status, reply.json) == (status, expected)
+    reply = admin.ask("POST", "/publish", body, Content_Type="application/x-ndjson; charset=utf-8")
+    assert (reply.status, json.loads(reply.body)) == (200, {"status": status, **expected})
+    assert admin.site.publishing.counts == {outcome.value: 2}
+    assert [event.message_id for event in admin.published] == ["id-1"] * 2
+
+
+def test_outcomes_are_documented() -> None:
+    """Each outcome is a row of docs/publish.md, with its status."""
+    guide = (Path(__file__).parents[1] / "docs" / "publish.md").read_text()
+    rows = {word: int(status) for status, word in re.findall(r"^\| (\d+) \| `(\w+)` \|", guide, re.MULTILINE)}
+    assert rows == {outcome.value: status for outcome, status in STATUS.items()}
+
+
+def test_a_batch(admin: Admin) -> None:
+    """Each line has its answer, in order, also if the answers come in another order. A line's mistake does not touch the others."""
+    late: Deferred[Published] = Deferred()
+    admin.answers = [late]
+    lines = [b'{"topic": "a.%d", "payload": {"n": %d}}' % (number, number) for number in range(60)]
+    lines[7] = b"nonsense"
+    lines[8] = b""
+    lines[9] = b'{"topic": "a.9", "payload": {}, "message_id": "own"}'
+    body = b"\r\n".join(lines) + b"\n"
+    head = b'POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nIdempotency-Key: "k"\r\n'
+    admin.transport = StringTransport(hostAddress=LOOPBACK)
+    channel: Any = admin.site.buildProtocol(LOOPBACK)
+    channel.makeConnection(admin.transport)
+    channel.dataReceived(head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert len(admin.published) == LINES_PER_TURN - 3, "the rest is read in later turns"
+    for _ in range(3):
+        admin.edge.clock.advance(0)
+    assert admin.transport.value() == b""
+    late.callback(Published(Outcome.UNKNOWN, None, "late", error="no answer"))
+    reply = Reply(admin.transport.value())
+    answers = [json.loads(line) for line in reply.body.splitlines()]
+    assert (reply.status, reply.headers["content-type"], len(answers)) == (200, "application/x-ndjson", 60)
+    assert (answers[0]["status"], answers[0]["outcome"]) == (504, "unknown")
+    assert [answers[number]["status"] for number in (6, 7, 8, 9, 10)] == [202, 400, 400, 400, 202]
+    assert "an id twice" in answers[9]["error"]
+    assert answers[59]["message_id"] == "k/60"
+    assert [event.topic.event for event in admin.published] == [str(number) for number in range(60) if number not in (7, 8, 9)]
+    assert admin.site.publishing.counts == {"unknown": 1, "confirmed": 56, "invalid": 3}
+    channel.connectionLost(Failure(ConnectionDone()))
+
+
+@each_row(
+    ("body", "headers", "word"),
+    [
+        (b"", {}, "no lines"),
+        (b"\n", {}, "no lines"),
+        (b"{}\n" * 1001, {}, "1000 are the most"),
+        (b'{"topic": "a.b", "payload": {"a": [' + b"0," * 45_000 + b"0]}}", {}, ""),
+        (b"[,,,,,,,,,\n" * 100 + b"," * 99_500, {}, "more than 100000 values"),
+        (b"{}", {"Idempotency_Key": ""}, "Idempotency-Key must be 1 to 200"),
+        (b"{}", {"Idempotency_Key": "x" * 201}, "Idempotency-Key must be 1 to 200"),
+        (b"{}", {"Idempotency_Key": "a b"}, "visible ASCII"),
+        (b"{}", {"Idempotency_Key": "\xfc"}, "visible ASCII"),
+    ],
+    admin=admin_port,
+)
+def test_bad_batches(admin: Admin, body: bytes, headers: dict[str, Any], word: str) -> None:
+    """Bounds of a batch and of the header: one line that names them, and nothing is published."""
+    reply = admin.ask("POST", "/publish", body, Content_Type="application/x-ndjson", **headers)
+    assert reply.status == (400 if word else 200)
+    if word:
+        assert word in reply.error
+        assert admin.published == []
+
+
+def test_one_header_only(admin: Admin) -> None:
+    """Two headers Idempotency-Key are refused: nobody knows which one is meant."""
+    body = b'{"topic": "a.b", "payload": {}}'
+    head = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nIdempotency-Key: a\r\nIdempotency-Key: b\r\n"
+    reply = Reply(admin.raw(head + b"Content-Length: %d\r\n\r\n" % len(body) + body))
+    assert (reply.status, "several headers" in reply.error) == (400, True)
+
+
+def test_a_fault_in_a_batch(admin: Admin, make: Edges) -> None:
+    """An exception of towerws is a 500 and a traceback in the log, and the other lines are published."""
+    failed: Deferred[Published] = Deferred()
+    failed.errback(ZeroDivisionError("canary"))
+    admin.answers = [failed]
+    reply = admin.ask("POST", "/publish", b'{"topic": "a.b", "payload": {}}\n' * 2, Content_Type="application/x-ndjson")
+    (logged,) = make.failures()
+    assert "canary" in logged
+    assert (reply.status, b"canary" in reply.body, len(admin.published)) == (500, False, 2)
 
 
 @each_row(

@@ -116,7 +116,7 @@ def test_demo_ends_cleanly_while_it_waits() -> None:
 
 
 def test_demo_refused() -> None:
-    """A daemon that reads from a broker refuses: exit code 1, with the daemon's text."""
+    """A daemon refuses: exit code 1, with the daemon's text."""
     admin = Admin()
     admin.answers = [404]
     done = subprocess.run([*TOWERWS, "demo", "--admin", admin.url], env=ENVIRONMENT, capture_output=True, check=False, timeout=DEADLINE_S)

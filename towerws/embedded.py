@@ -55,10 +55,10 @@ class EmbeddedSource:
         self._sink.end_batch(_written)
         self._offset = offset
 
-    def publish(self, routing_key: str, payload: bytes) -> str:
-        """Deliver an event, and return its position. The caller has checked the routing key and the payload."""
+    def publish(self, routing_key: str, payload: bytes, message_id: str | None = None) -> str:
+        """Deliver an event, and return its position. The caller has checked the routing key, the payload, and that the id is new."""
         self._offset += 1
-        self._sink.deliver(routing_key, payload, self._offset, None)
+        self._sink.deliver(routing_key, payload, self._offset, message_id)
         self._sink.end_batch(_written)
         return f"{self._offset}-{self._log}"
 

@@ -39,14 +39,16 @@ from towerws.auth.base import takes_tokens
 from towerws.auth.chain import make_chain
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.control import ControlListener
+from towerws.broker.event_publisher import EventPublisher
 from towerws.config.certificates import ReplaceableCertificate, TlsReactor, fingerprint, read_certificate
 from towerws.control import Control
 from towerws.core.control_messages import ControlMarker, DaemonName
 from towerws.core.deliveries import derive_key
-from towerws.core.errors import BadDelivery, BrokerError, CloseReason, ConfigError
+from towerws.core.errors import BadDelivery, CloseReason, ConfigError
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
+from towerws.core.publication import Outcome, Publication, Published
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
 from towerws.core.sources import SourceStatus
 from towerws.core.topics import GroupTable
@@ -73,6 +75,8 @@ published before a client subscribed, and what after. It takes 50 ms; a broker t
 
 STOP_GRACE_S = 3.0
 """How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
+
+MOVING = "the daemon is being restarted; publish again in a moment"
 
 FULL_S = 60.0
 """Shortest time between two log lines that say that the daemon is full."""
@@ -127,19 +131,11 @@ class TowerwsService(Service):
             new_epoch=lambda: secrets.token_hex(4),
             key=b"" if settings.broker is None else _position_key(settings.broker),
         )
-        publish: Callable[[str, bytes], str] | None = None
+        self._event_publisher: EventPublisher | None = None
         embedded: EmbeddedSource | None = None
         if settings.broker is None:
-            embedded = source = EmbeddedSource(self.ingest)
-            self.source: Source = source
-
-            def publish_checked(routing_key: str, payload: bytes) -> str:
-                if self.restarts.moving:
-                    raise BrokerError("the daemon is being restarted; publish again in a moment")
-                self.ingest.check(routing_key, payload)
-                return source.publish(routing_key, payload)
-
-            publish = publish_checked
+            self._embedded = embedded = EmbeddedSource(self.ingest)
+            self.source: Source = embedded
         self._limits = _resolved(settings.limits)
         self.auth = make_chain(settings, reactor)
         groups = GroupTable(settings.groups)
@@ -165,6 +161,9 @@ class TowerwsService(Service):
         if settings.broker is not None and announce is not None:
             self.control_listener = ControlListener(settings.broker, self.control, reactor, marker=self._marker, announce=announce)
             self.source = amqp = AmqpSource(settings.broker, self.ingest, reactor, control=self.control_listener)
+            self._event_publisher = EventPublisher(
+                settings.broker, reactor, prefer=lambda: amqp.url, max_payload_bytes=settings.max_payload_bytes
+            )
         self.websockets = WebSocketFactory(
             context, settings.websocket, reactor, access=settings.access, limits=self._limits, page_ports=self._page_ports
         )
@@ -175,7 +174,8 @@ class TowerwsService(Service):
         self.admin = AdminSite(
             status=lambda: status_figures(self),
             source_status=self.source_status,
-            publish=publish,
+            publish=self._publish,
+            later=lambda call: reactor.callLater(0, call),
             disconnect=self.control.revoke,
             restart=self.restarts.restart,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0) if "listen" in self._ports else 0,
@@ -358,10 +358,23 @@ class TowerwsService(Service):
         """Tell the other daemons, so that they don't wait for this one after a revocation. Then stop the source."""
 
         def stop(_: object) -> Deferred[Any]:
-            stopping = _settled(self.source.stop())
-            return DeferredList([stopping, _settled(None if self._control_publisher is None else self._control_publisher.stop())])
+            publishers = [publisher for publisher in (self._control_publisher, self._event_publisher) if publisher is not None]
+            return DeferredList([_settled(self.source.stop()), *(_settled(publisher.stop()) for publisher in publishers)])
 
         return self.control.leave().addCallback(stop)
+
+    def _publish(self, event: Publication) -> Deferred[Published]:
+        """Publish an event of `POST /publish`. Raises `BadDelivery` for one that could not be forwarded."""
+        topic, message_id = event.topic.routing_key, event.message_id
+        self.ingest.check(topic, event.payload)
+        if self._event_publisher is not None:
+            return self._event_publisher.publish(event)
+        if message_id is not None and self.history.has_message(topic, message_id):
+            return succeed(Published(Outcome.DUPLICATE, published=True, message_id=message_id))
+        if self.restarts.moving:
+            return succeed(Published(Outcome.UNAVAILABLE, published=False, message_id=message_id, error=MOVING))
+        position = self._embedded.publish(topic, event.payload, message_id)
+        return succeed(Published(Outcome.CONFIRMED, published=True, message_id=message_id, position=position))
 
     def _marker(self, text: str) -> bytes:
         """Return the body of this daemon's control marker, with the current process id: twistd may have forked."""

@@ -1,4 +1,4 @@
-"""Tells the service manager (systemd) about the daemon: `READY`, `RELOADING`, `STATUS`, `STOPPING`, `WATCHDOG` and `MAINPID` of sd_notify(3).
+"""Tells the service manager (systemd) about the daemon: `READY`, `RELOADING`, `STATUS`, `STOPPING`, `WATCHDOG`, `MAINPID` of sd_notify(3).
 
 Each message is one datagram to the socket that `NOTIFY_SOCKET` names. The watchdog pings come from a timer of the reactor. If the reactor
 hangs, the pings stop, and systemd ends and restarts the daemon after the unit's `WatchdogSec=`.

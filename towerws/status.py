@@ -40,6 +40,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "delivery_s": ingest.delivery_s.figures(),
             "write_s": ingest.write_s.figures(),
         },
+        "published": dict(service.admin.publishing.counts),
         "history": {
             "deliveries": len(history),
             "bytes": history.weight_bytes,

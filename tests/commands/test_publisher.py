@@ -114,7 +114,7 @@ def test_busy_is_tried_again(admin: Admin) -> None:
     publisher.publish("jobs.summary", b"{}")
     publisher.close()
     assert len(admin.bodies) == 3
-    assert said == [f"{admin.url} answers 503; trying again until it works", "publishing again"]
+    assert said == [f"{admin.url} answers 503: no such thing; trying again until it works", "publishing again"]
 
 
 def test_daemon_that_comes_later() -> None:

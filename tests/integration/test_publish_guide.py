@@ -50,13 +50,13 @@ def broker(rabbit: PrivateRabbit) -> str:
 
 def test_the_list_of_samples() -> None:
     """The page has a sample for each way to publish."""
-    words = ("Shell", "towerws-producer", "Django", "Celery", "pika", "aio-pika", "curl", "Node", "Go", "Java", "PHP")
+    words = ("Shell", "towerws-producer", "Django", "Celery", "pika", "aio-pika", "curl", "Node", "Go", "Java", "PHP", "POST /publish")
     assert all(any(word in heading for heading in SAMPLES) for word in words)
     assert len(SAMPLES) == len(words)
     assert len(OTHERS) == len(LANGUAGES)
 
 
-@pytest.mark.parametrize("heading", [heading for heading in SAMPLES if "curl" not in heading and heading not in OTHERS])
+@pytest.mark.parametrize("heading", [heading for heading in SAMPLES if heading not in {"curl", "POST /publish", *OTHERS}])
 def test_a_sample(heading: str, broker: str, producer_python: Callable[[Environment], Path], tmp_path: Path) -> None:
     """It exits with 0, and its event is on the broker with all that the page asks for."""
     environment = CHANNELS_4 if "Django" in heading else CELERY
@@ -107,15 +107,18 @@ def run(command: list[str], environ: dict[str, str], broker: str, folder: Path) 
     assert done.returncode != 0 or "no queue took orders.1042" in done.stderr or "no queue is bound" in done.stderr, done.stderr
 
 
-def test_the_sample_for_curl(tmp_path: Path) -> None:
-    """It publishes to the embedded source, whose client gets the event. The page's group is in the configuration."""
-    (heading,) = [heading for heading in SAMPLES if "curl" in heading]
+def test_the_samples_for_curl(tmp_path: Path) -> None:
+    """They publish to the embedded source, whose client gets the events. The page's group is in the configuration."""
     (groups,) = re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     config = tmp_path / "towerws.toml"
     config.write_text(groups)
     with Daemon(tmp_path, "embedded:", "--config", str(config)) as daemon:
-        client = V1Client(daemon.url, {"orders": [1042]}).open()
+        client = V1Client(daemon.url, {"orders": [1042, 1, 2]}).open()
         environ = {**os.environ, "ADMIN": f"http://127.0.0.1:{daemon.admin_port}"}
-        subprocess.run(["/bin/sh", "-euc", SAMPLES[heading]], env=environ, check=True, timeout=2 * DEADLINE_S, stdout=subprocess.DEVNULL)
+        for heading in ("POST /publish", "curl"):
+            subprocess.run(
+                ["/bin/sh", "-euc", SAMPLES[heading]], env=environ, check=True, timeout=2 * DEADLINE_S, stdout=subprocess.DEVNULL
+            )
         client.until({"status": "shipped"})
+        assert client.payloads == [{}, {}, {"status": "shipped"}]
         client.close()

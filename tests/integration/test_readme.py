@@ -103,7 +103,7 @@ def test_javascript_sample(chromium: Chromium, tmp_path: Path) -> None:
         assert (welcome["type"], subscribed["type"]) == ("welcome", "subscribed")
         assert subscribed["groups_current"] == ["job_events.42", "jobs.status_changed"]
         done = subprocess.run(["/bin/sh", "-euc", at(inline("curl "), daemon)], capture_output=True, timeout=DEADLINE_S, check=True)
-        assert set(json.loads(done.stdout)) == {"position"}, "taken, without a warning"
+        assert set(json.loads(done.stdout)) == {"outcome", "published", "position"}, "taken, without a warning"
         event = page.run(wait.format(3))[2]
         assert (event["group"], event["event"], event["payload"]) == ("jobs", "status_changed", EVENT)
         page.run("socket.close(); 0")

@@ -7,11 +7,11 @@
   GET  /status      the figures
   GET  /metrics     the figures, for Prometheus
   GET  /topics      for the live page: the newest topics of the configured groups, and the position of the newest delivery
-  POST /publish     202 with the position; only with the embedded source
+  POST /publish     202 when an event is published, or 200 with an answer for each line of a batch
   POST /disconnect  202 with the number of connections closed here; 503 if the other daemons don't know
 
-Every answer is one JSON object, except the metrics, the live page and its files. An error is `{"error": …}`. Every path that takes `GET`
-takes `HEAD`.
+Every answer is one JSON object, except a batch's, the metrics, the live page and its files. An error is `{"error": …}`. Every path that
+takes `GET` takes `HEAD`.
 The port of `monitor` (`monitor_site`) has `/healthz`, `/readyz` and `/metrics` only, and may be public.
 """
 

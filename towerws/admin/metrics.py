@@ -15,7 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from towerws.admin.endpoint import Answer
+from towerws.admin.publish import INVALID
 from towerws.core.errors import CloseReason
+from towerws.core.publication import Outcome
 from towerws.core.sources import SourceState
 
 RECENT_S = 1.0
@@ -25,6 +27,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 OTHER = "other"
 
+PUBLISHED = (*(outcome.value for outcome in Outcome), INVALID)
 SKIPPED = ("not_utf8", "not_an_object", "too_deep", "routing_key", "too_large", "withheld")
 REFUSED = (
     *("no_credential", "no_token", "credential", "unavailable", "revoked", "throttled", "origin", "host"),
@@ -216,6 +219,9 @@ ENTRIES = (
     Entry("towerws_events_received_total", _C, "Events from the source, those that are skipped included.", _one("ingest.received")),
     Entry("towerws_events_skipped_total", _C, "Events that were not forwarded.", _words("ingest.skipped", SKIPPED), ("reason",)),
     Entry("towerws_events_duplicates_total", _C, "Events that history had already.", _one("ingest.duplicates")),
+    Entry(
+        "towerws_publish_events_total", _C, "Events of POST /publish, by what became of them.", _words("published", PUBLISHED), ("outcome",)
+    ),
     Entry("towerws_log_offset", _G, "Offset of the newest event or marker that was read from the log.", _one("ingest.offset")),
     Entry("towerws_markers_received_total", _C, "Markers of all daemons that were read.", _one("ingest.markers")),
     Entry("towerws_positions_waiting", _G, "Clients that wait until their position can be judged.", _one("ingest.positions_waiting")),

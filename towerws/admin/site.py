@@ -1,7 +1,6 @@
 """The paths of the admin port, and what those do that take a POST.
 
-- `POST /publish`: one event for the embedded source. The body is `{"topic": "job_events.42", "payload": {…}}` or
-  `{"group": "job_events", "event": "42", "payload": {…}}`.
+- `POST /publish`: `admin.publish`.
 - `POST /restart`: hand all connections to a new process. The answer comes once that is done, or has failed.
 - `POST /disconnect`: close the connections of a user or a credential, on this daemon and on the others of the broker. The body is
   `{"user": 7}` or `{"session": "<hash>"}`.
@@ -14,32 +13,28 @@ from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+from twisted.web.server import Request
 
 from towerws.admin.browser_check import check_browser
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
 from towerws.admin.health import healthy, readiness
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.page import PageContent, live_page, newest_topics, static_file
-from towerws.core.errors import BadDelivery, BrokerError, TowerwsError
+from towerws.admin.publish import Publish, PublishEndpoint
+from towerws.core.errors import TowerwsError
 from towerws.core.handshake_probes import HandshakeProbes, parse_probe
-from towerws.core.publication import parse_publication
 from towerws.core.revocation import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
 
 ENVELOPE_BYTES = 1024
 """Bytes that the body of a request may have around its payload."""
 
-_FROM_A_BROKER = (
-    "this daemon reads from a broker: publish to its exchange there, with `towerws publish --broker URL` "
-    "or any AMQP client (docs/publish.md)"
-)
-
 
 class AdminSite(EndpointSite):
     """Answers the requests to the admin port, from what the service passes in.
 
     - `status` returns the figures, `source_status` the source's state.
-    - `publish` and `why_no_subscriber` are those of `publish_event`.
+    - `publish`, `why_no_subscriber` and `later` are those of `PublishEndpoint`.
     - `disconnect` fires with the result of a revocation.
     - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`.
     - `page` returns what the live page has to know.
@@ -52,11 +47,12 @@ class AdminSite(EndpointSite):
         *,
         status: Callable[[], Mapping[str, object]],
         source_status: Callable[[], SourceStatus],
-        publish: Callable[[str, bytes], str] | None,
+        publish: Publish,
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
         restart: Callable[[], Deferred[dict[str, object]]] | None = None,
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
+        later: Callable[[Callable[[], None]], object],
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: Callable[[], PageContent] = PageContent,
         metrics: MetricsPage | None = None,
@@ -69,8 +65,10 @@ class AdminSite(EndpointSite):
         def get(answer: Callable[[], Answer]) -> Endpoint:
             return Endpoint(b"GET", lambda request: answer(), check_browser)
 
-        def post(answer: Callable[[bytes], Answer | Deferred[Answer]]) -> Endpoint:
-            return Endpoint(b"POST", lambda request: answer(body_of(request)), check_browser)
+        def post(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
+            return Endpoint(b"POST", answer, check_browser)
+
+        self.publishing = PublishEndpoint(publish, why_no_subscriber, later)
 
         super().__init__(
             {
@@ -83,43 +81,15 @@ class AdminSite(EndpointSite):
                 b"status": get(lambda: json_answer(200, status())),
                 b"metrics": get(figures.present),
                 b"topics": get(lambda: newest_topics(page())),
-                b"publish": post(lambda body: publish_event(body, publish, why_no_subscriber)),
-                b"disconnect": post(lambda body: disconnect_clients(body, disconnect)),
-                b"restart": post(lambda body: restart_daemon(restart)),
-                b"probe": post(lambda body: probed_handshake(body, handshakes)),
+                b"publish": post(self.publishing.answer),
+                b"disconnect": post(lambda request: disconnect_clients(body_of(request), disconnect)),
+                b"restart": post(lambda request: restart_daemon(restart)),
+                b"probe": post(lambda request: probed_handshake(body_of(request), handshakes)),
             },
-            help_text="try /healthz, /readyz, /status, /metrics, /connections, /explain, /publish, /disconnect, /restart, /probe or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /connections, /explain, /publish, /disconnect, /restart or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )
-
-
-def publish_event(
-    body: bytes,
-    publish: Callable[[str, bytes], str] | None,
-    why_no_subscriber: Callable[[str, str], str | None],
-) -> Answer:
-    """Publish an event. Answers 202 with its position, and a warning if no client can subscribe to it.
-
-    `publish` takes a routing key and a payload, and returns the position. It raises `BadDelivery`. It is None if the daemon reads
-    from a broker. `why_no_subscriber` says why no client can subscribe to a group's event, or returns None.
-    """
-    if publish is None:
-        raise HttpError(404, _FROM_A_BROKER)
-    try:
-        publication = parse_publication(body)
-    except ValueError as error:
-        raise HttpError(400, str(error)) from None
-    try:
-        position = publish(publication.topic.routing_key, publication.payload)
-    except BadDelivery as bad:
-        raise HttpError(413 if bad.reason == "too_large" else 400, str(bad)) from None
-    except BrokerError as error:
-        raise HttpError(503, str(error)) from None
-    answer: dict[str, object] = {"position": position}
-    if (warning := why_no_subscriber(publication.topic.group, publication.topic.event)) is not None:
-        answer["warning"] = warning
-    return json_answer(202, answer)
 
 
 def disconnect_clients(body: bytes, disconnect: Callable[[Revocation], Deferred[Disconnection]]) -> Deferred[Answer]:

@@ -23,7 +23,7 @@ from twisted.internet import defer, interfaces
 from towerws.broker.endpoint import broker_endpoint
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.publishing_connection import OutgoingMessage, PublishingConnection
-from towerws.core.errors import BrokerError, PublishersBlocked, PublishRefused
+from towerws.core.errors import BrokerError, PublishersBlocked, PublishQueueFull, PublishRefused
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
 CONFIRM_S: Final = 5.0
@@ -31,7 +31,9 @@ CONFIRM_S: Final = 5.0
 ROUNDS: Final = 2
 """How often each host is tried."""
 MAX_WAITING: Final = 1000
-"""How many messages may wait for their confirm. At 8 KiB each that is 8 MiB."""
+"""How many messages may wait for their confirm, unless a publisher has its own bound."""
+MAX_WAITING_BYTES: Final = 8 * 1024**2
+"""How many bytes these messages may have."""
 
 Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
@@ -39,7 +41,8 @@ Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 class ConfirmedPublisher:
     """Publishes to all daemons with `announce`, and to any exchange with `publish`.
 
-    `prefer` returns the broker that is known to work, if any. The broker shows `purpose` in the connection's name.
+    `prefer` returns the broker that is known to work, if any. The broker shows `purpose` in the connection's name. At most
+    `max_waiting` messages and `max_waiting_bytes` of their bodies wait for a confirm.
     """
 
     def __init__(
@@ -50,8 +53,13 @@ class ConfirmedPublisher:
         prefer: Callable[[], BrokerUrl | None],
         endpoint: Endpoint | None = None,
         purpose: str = "control",
+        max_waiting: int = MAX_WAITING,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
         self._purpose = purpose
+        self._max_waiting = max_waiting
+        self._max_waiting_bytes = max_waiting_bytes
+        self._waiting_bytes = 0
         self._settings = settings
         self._reactor = reactor
         self._prefer = prefer
@@ -73,14 +81,25 @@ class ConfirmedPublisher:
     def publish(self, exchange: str, routing_key: str, body: bytes, message_id: str) -> defer.Deferred[None]:
         """Publish a message. Fires with None when the broker has confirmed that the bound queues have it.
 
-        Fails within `CONFIRM_S` with a `BrokerError`: `NotRouted` if no queue is bound, `PublishRefused` if the user may not publish there
-        or the exchange does not exist, `PublishersBlocked` in an alarm, else if no broker answered.
+        Fails within `CONFIRM_S` with a `BrokerError`:
+
+        - `NotRouted`: no queue is bound.
+        - `PublishRefused`: the user may not publish there, or the exchange does not exist.
+        - `PublishNacked`: a queue did not take it.
+        - `PublishersBlocked`: the broker is in an alarm.
+        - `PublishQueueFull`: too many messages wait already.
+        - any other: no broker answered.
         """
+        return self.send(OutgoingMessage(exchange, routing_key, body, message_id))
+
+    def send(self, message: OutgoingMessage) -> defer.Deferred[None]:
+        """Publish a message that the caller made, as `publish` does. If it fails, `message.unanswered` tells whether it was sent."""
         if self._stopped:
             return defer.fail(BrokerError("the daemon is stopping"))
-        if len(self._waiting) >= MAX_WAITING:
-            return defer.fail(BrokerError(f"{MAX_WAITING} messages wait for the broker already"))
-        message = OutgoingMessage(exchange, routing_key, body, message_id)
+        if len(self._waiting) >= self._max_waiting or self._waiting_bytes + len(message.body) > self._max_waiting_bytes:
+            held = f"{len(self._waiting)} messages with {self._waiting_bytes} bytes"
+            return defer.fail(PublishQueueFull(f"{held} wait for the broker already"))
+        self._waiting_bytes += len(message.body)
         message.deadline = self._reactor.callLater(CONFIRM_S, self._late, message)
         self._waiting[message] = None
         if self._connection is None:
@@ -127,9 +146,13 @@ class ConfirmedPublisher:
             self._hosts = [url for url in self._hosts if url != connection.url]
         if self._waiting and self._hosts:
             self._connect()
+        elif failure.code in {403, 404}:
+            if not connection.worked:  # the broker refused the first message that it read, and read no other
+                for message in self._waiting:
+                    message.unanswered = max(0, message.unanswered - 1)
+            self._give_up(PublishRefused(f"{connection.url}: {failure}", failure.code))
         else:
-            reason = f"{connection.url}: {failure}"
-            self._give_up(BrokerError(reason) if failure.code not in {403, 404} else PublishRefused(reason, failure.code))
+            self._give_up(BrokerError(f"{connection.url}: {failure}"))
 
     # our own
 
@@ -171,6 +194,7 @@ class ConfirmedPublisher:
         if message not in self._waiting:
             return
         del self._waiting[message]
+        self._waiting_bytes -= len(message.body)
         if message.deadline.active():
             message.deadline.cancel()
         if error is None:

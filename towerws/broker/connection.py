@@ -41,6 +41,7 @@ _FRAME_HEAD: Final = struct.Struct(">BHI")
 _U64: Final = struct.Struct(">Q")
 _METHOD, _HEADER, _BODY, _FRAME_END = 1, 2, 3, 0xCE
 _DELIVER: Final = bytes.fromhex("003c003c")  # class 60, method 60
+_RETURN: Final = bytes.fromhex("003c0032")  # class 60, method 50
 # pika announces frame_max 131072, and RabbitMQ keeps to it: a longer frame is not AMQP.
 _LONGEST_FRAME: Final = 131072
 # The deliveries of one read are written together. A larger read saves writes: 0.69 -> 0.40 µs of CPU per delivery with 256 KiB
@@ -57,7 +58,7 @@ class NotAmqp(Exception):
 
 
 OnDelivery = Callable[[int, str, Content, bytes], None]
-"""Called with the delivery tag, the routing key, the content header, and the body."""
+"""Called with the delivery tag, the routing key, the content header, and the body. The tag of a returned message is 0."""
 
 
 class BrokerConnectionEvents(Protocol):
@@ -120,6 +121,14 @@ class _Delivery:
         at += 9
         at += 1 + data[at]
         # A key that is not UTF-8 is passed on with escapes. The sink refuses it by name.
+        self._routing_key = data[at + 1 : at + 1 + data[at]].decode("utf-8", "backslashreplace")
+
+    def begin_return(self, data: bytes, at: int) -> None:
+        """Read Basic.Return: reply code, reply text, exchange, routing key. Its tag is 0."""
+        at += 2
+        at += 1 + data[at]
+        at += 1 + data[at]
+        self._tag = 0
         self._routing_key = data[at + 1 : at + 1 + data[at]].decode("utf-8", "backslashreplace")
 
     def describe(self, body_size: int, content: Content) -> None:
@@ -188,6 +197,8 @@ class _PikaConnection(_TwistedConnectionAdapter):
                 if delivery := self.deliveries.get(channel):
                     delivery.add(buffer[at:end])
             else:
+                if kind == _METHOD and buffer.startswith(_RETURN, at) and (delivery := self.deliveries.get(channel)):
+                    delivery.begin_return(buffer, at + 4)
                 self._process_frame(pika_frame.decode_frame(buffer[start : end + 1])[1])
             start = end + 1
             self.bytes_received += length + 8

@@ -21,7 +21,7 @@ from towerws.broker.connection import BrokerConnection
 from towerws.broker.content import Content
 from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, from_channel, from_transport
-from towerws.core.errors import BrokerError, NotRouted
+from towerws.core.errors import BrokerError, NotRouted, PublishNacked
 from towerws.core.settings import BrokerSettings, BrokerUrl
 
 IDLE_S: Final = 30.0
@@ -32,7 +32,10 @@ CLOSE_S: Final = 1.0
 
 @dataclass(slots=True, eq=False)
 class OutgoingMessage:
-    """One message with its destination. `confirmed` fires with None, or fails with `BrokerError`. `returned`: no queue was bound for it."""
+    """One message with its destination. `confirmed` fires with None, or fails with `BrokerError`. `returned`: no queue was bound for it.
+
+    `unanswered` is how often it was sent without an answer. Above 0, the broker may have published it.
+    """
 
     exchange: str
     routing_key: str
@@ -41,6 +44,7 @@ class OutgoingMessage:
     confirmed: defer.Deferred[None] = field(default_factory=defer.Deferred)
     deadline: Any = None
     returned: bool = False
+    unanswered: int = 0
 
 
 class PublishingOwner(Protocol):
@@ -99,6 +103,7 @@ class PublishingConnection:
         self._tag += 1
         self._sent[self._tag] = message
         message.returned = False
+        message.unanswered += 1
         self._restart_idle()
         properties = pika.BasicProperties(content_type="application/json", delivery_mode=1, message_id=message.message_id)
         assert self._channel is not None
@@ -170,7 +175,7 @@ class PublishingConnection:
                 continue
             error: BrokerError | None = None
             if isinstance(method, spec.Basic.Nack):
-                error = BrokerError("the broker did not put it into every queue: the queue of a daemon is full, or its node is down")
+                error = PublishNacked("the broker did not put it into every queue: the queue of a daemon is full, or its node is down")
             elif message.returned:
                 error = NotRouted(f"no daemon listens to exchange {message.exchange}")
             self._owner.publishing_answered(message, error)
@@ -178,11 +183,15 @@ class PublishingConnection:
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
         self._fail(from_channel(reason))
 
-    def _returned(self, _tag: int, _routing_key: str, content: Content, _body: bytes) -> None:
-        """Handle Basic.Return: no queue was bound. Its confirm follows. A channel without consumers gets no other content."""
+    def _returned(self, _tag: int, routing_key: str, content: Content, _body: bytes) -> None:
+        """Handle Basic.Return: no queue was bound. Its confirm follows. A channel without consumers gets no other content.
+
+        Messages come back in the order of publishing. Two of them may have the same id, and two of these the same topic.
+        """
         for message in self._sent.values():
-            if message.message_id == content.message_id:
+            if not message.returned and message.message_id == content.message_id and message.routing_key == routing_key:
                 message.returned = True
+                return
 
     # our own
 

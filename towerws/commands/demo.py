@@ -29,7 +29,7 @@ LATE_S = 1.0
 
 @click.command("demo", short_help="Publish the events of made-up AWX jobs.")
 @click.option("--broker", metavar="URL", help="Publish to RabbitMQ: amqp://user:password@host:port/vhost. Several URLs: with commas.")
-@click.option("--admin", metavar="URL", help=f"Publish to a daemon with the embedded source: its admin port.  [default: {ADMIN_URL}]")
+@click.option("--admin", metavar="URL", help=f"Publish to a daemon: its admin port.  [default: {ADMIN_URL}]")
 @click.option("--exchange", metavar="NAME", default=BrokerSettings(urls=()).exchange, show_default=True, help="The topic exchange.")
 @click.option("--rate", type=float, default=10.0, show_default=True, help="Events per second, on average.")
 @click.option("--seed", type=int, help="A number: the same seed gives the same events.  [default: random]")
@@ -47,7 +47,7 @@ def demo_command(
 ) -> None:
     """Publish events as AWX does: jobs that start, print and end. Ctrl-C ends it.
 
-    It publishes to the admin port of a daemon with the embedded source, or with --broker to RabbitMQ. If the other end can't be
+    It publishes to the admin port of a daemon, or with --broker to RabbitMQ. If the other end can't be
     reached, it tries again until it works.
 
     \b
@@ -59,7 +59,7 @@ def demo_command(
     \b
     Exit codes:
       0  ended by Ctrl-C, SIGTERM or --count
-      1  refused: credentials, permissions, or a daemon that reads from a broker
+      1  refused: credentials, permissions, or the exchange
       2  the command line is wrong
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     status = StatusLine(sys.stderr)

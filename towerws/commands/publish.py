@@ -34,7 +34,7 @@ LINE_BYTES = 64 * 1024**2
 @click.option("--group", metavar="GROUP", help="With --event, instead of TOPIC.")
 @click.option("--event", metavar="EVENT", help="With --group, instead of TOPIC.")
 @click.option("--broker", metavar="URL", help="RabbitMQ: amqp://user:password@host:port/vhost (several: with commas). Or TOWERWS_BROKER.")
-@click.option("--admin", metavar="URL", help="A daemon with the embedded source, by its admin port: http://127.0.0.1:9051.")
+@click.option("--admin", metavar="URL", help="A daemon, by its admin port: http://127.0.0.1:9051.")
 @click.option("--exchange", metavar="NAME", help="The topic exchange.  [default: towerws]")
 @click.option("--config", metavar="FILE", help="The daemon's configuration file: its broker, its exchange, its groups.")
 @click.option("--message-id", metavar="ID", help="Published again with the same id, an event reaches clients once.")
@@ -238,8 +238,8 @@ def _next_step(error: BrokerError, *, published: int, admin: bool) -> str:
     before = f" {_count(published)} confirmed before." if published else ""
     if admin and isinstance(error, GaveUp):
         return f"Is the daemon running, and is that its admin port (--admin of `twistd towerws`)?{before}"
-    if admin:
-        return f"Is that the admin port of a daemon with the embedded source?{before}"
+    if admin and not isinstance(error, NoQueue):
+        return f"Is that the admin port of a daemon, and may its user publish?{before}"
     if isinstance(error, NoQueue):
         return f"Is the daemon running, and does it read from this exchange and virtual host? --no-mandatory publishes anyway.{before}"
     if isinstance(error, GaveUp):

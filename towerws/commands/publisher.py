@@ -1,7 +1,7 @@
-"""Publishes from the command line, to a broker's exchange or to a daemon with the embedded source.
+"""Publishes from the command line, to a broker's exchange or to a daemon's admin port.
 
 Calls block until the event is confirmed. After a lost connection both publishers say so once, and retry with a bounded backoff. A
-failure that no retry can mend is a `BrokerError`: a wrong password, or a daemon that reads from a broker.
+failure that no retry can mend is a `BrokerError`: a wrong password, or an exchange that does not exist.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pika
 from pika import exceptions as pika_exceptions
 
 from towerws.core.errors import BrokerError
+from towerws.core.publication import Outcome
 from towerws.core.settings import BrokerUrl
 
 BACKOFF_MIN_S = 0.5
@@ -265,13 +266,14 @@ class AdminPublisher:
         self._warned: set[str] = set()
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
-        """Post the event. If the answer is lost, it is posted twice: the embedded source has no message ids."""
+        """Post the event. If the answer is lost, it is posted again with the same id."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": message_id or str(uuid4())}
         body = b'{"topic":%b,"payload":%b}' % (json.dumps(topic).encode("ascii"), payload)
         self._retry.begin()
         while True:
             kept_alive = self._connection.sock is not None
             try:
-                self._connection.request("POST", "/publish", body, {"Content-Type": "application/json"})
+                self._connection.request("POST", "/publish", body, headers)
                 response = self._connection.getresponse()
                 answer = response.read()
             except (OSError, http.client.HTTPException) as error:
@@ -284,9 +286,13 @@ class AdminPublisher:
                 self._retry.works()
                 self._warn(topic, answer)
                 return
-            if response.status < 500:
-                raise BrokerError(f"{self._url} refused: {_error_text(answer, response.status)}")
-            time.sleep(self._retry.lost(f"{self._url} answers {response.status}"))
+            outcome = _text_of(answer, "outcome")
+            text = _text_of(answer, "error")
+            if outcome == Outcome.UNROUTABLE.value:
+                raise NoQueue(f"{self._url}: {text}")
+            if response.status < 500 or outcome == Outcome.REFUSED.value:
+                raise BrokerError(f"{self._url} refused: {text or f'HTTP status {response.status}'}")
+            time.sleep(self._retry.lost(f"{self._url} answers {response.status}{text and f': {text}'}"))
 
     def _warn(self, topic: str, answer: bytes) -> None:
         """Pass on the daemon's warning, once per topic, for the first `MAX_WARNINGS` topics."""
@@ -304,8 +310,9 @@ class AdminPublisher:
         self._connection.close()
 
 
-def _error_text(answer: bytes, status: int) -> str:
+def _text_of(answer: bytes, name: str) -> str:
+    """The text with this name in the daemon's answer, empty if there is none."""
     try:
-        return str(json.loads(answer)["error"])
+        return str(json.loads(answer)[name])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP status {status}"
+        return ""

@@ -37,6 +37,14 @@ class NotRouted(BrokerError):
         super().__init__(text, 312)
 
 
+class PublishNacked(BrokerError):
+    """The broker did not put a published message into every queue (Basic.Nack). Some queue may have it."""
+
+
+class PublishQueueFull(BrokerError):
+    """Too many messages wait for the broker. This one was not sent."""
+
+
 class PublishRefused(BrokerError):
     """The broker does not let this user publish to this exchange (403), or has no such exchange (404)."""
 

@@ -89,7 +89,7 @@ class Restarts:
     # in a successor
 
     def open_port(self, key: str, description: str, factory: Any, wrap: Callable[[Any], Any]) -> IListeningPort | None:
-        """Listen on the predecessor's socket for this setting. None if there is none: open another one. `wrap`: see `InheritedPort.open`."""
+        """Listen on the predecessor's socket for this setting. None if there is none. `wrap`: see `InheritedPort.open`."""
         if self.successor is None or (port := self.successor.port(key, description)) is None:
             return None
         return port.open(self._reactor, factory, wrap)

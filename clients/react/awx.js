@@ -1,0 +1,57 @@
+// Takes the place of AWX's hooks/useWebsocket.js, with the same signature. README.md explains it, awx.d.ts has the types.
+
+import { useEffect, useRef, useState } from "react";
+import { connect } from "towerws";
+
+let client = null;
+let users = 0;
+
+/** The client that all hooks of the page share. It ends with the last of them. */
+function enter() {
+  users += 1;
+  if (client === null || client.state === "closed") {
+    const { protocol, host, pathname } = window.location;
+    client = connect(`${protocol === "http:" ? "ws:" : "wss:"}//${host}${pathname}websocket/`);
+  }
+  return client;
+}
+
+function leave() {
+  users -= 1;
+  if (users === 0) {
+    client.close();
+    client = null;
+  }
+}
+
+/** Returns the newest message, null before the first. `refetch` is called when messages were missed. */
+export default function useWebsocket(subscribeGroups, refetch) {
+  const [lastMessage, setLastMessage] = useState(null);
+  const missed = useRef(refetch);
+  missed.current = refetch;
+  // React may render once for several messages, and a page looks at the last one only. So each message waits for the effects of the
+  // one before.
+  const seen = useRef(() => {});
+  useEffect(() => seen.current(), [lastMessage]);
+
+  useEffect(() => {
+    const lost = () => (missed.current ? missed.current() : window.dispatchEvent(new Event("towerws:missed")));
+    const subscription = enter().subscribe(subscribeGroups, {
+      event: ({ payload }) =>
+        new Promise((done) => {
+          seen.current = done;
+          setLastMessage(payload);
+        }),
+      stale: lost,
+      gap: lost,
+      denied: ({ denied }) => console.warn("towerws: not subscribed", denied),
+    });
+    return () => {
+      subscription.close();
+      seen.current();
+      leave();
+    };
+  }, []); // the groups of the first render count, as in AWX's hook
+
+  return lastMessage;
+}
