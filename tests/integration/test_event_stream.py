@@ -274,29 +274,29 @@ def test_a_stop_ends_streams_with_the_time_to_come_back(tmp_path: Path) -> None:
 
 def test_kills(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """A reader that resumes by its last id gets each event once, in order, through eight kills of the daemon, and no gap."""
-    with Daemon(tmp_path, rabbit.url, "--exchange", "t.kills", "--stream", "t.kills.log") as daemon:
-        with (
-            StreamClient(daemon.port, f"/events?{TOPIC}") as client,
-            NumberedLoad(rabbit.url, "job_events.1", exchange="t.kills", stream="t.kills.log", per_s=100) as load,
-        ):
-            client.until("subscribed")
-            for number in range(8):
-                load.wait_for(10)
-                if number % 2:  # in the other rounds the kill may come while the reader catches up
-                    client.until("message", len(client.numbers) + 1)
-                daemon.kill()
-                client.until_end()
-                load.wait_for(5)
-                daemon.start()
-                client.open()
-            count = load.finish()
-            client.until("message", count)
-            assert client.numbers == list(range(count))
-            kinds = {event.kind for event in client.events}
-            assert kinds == {"welcome", "subscribed", "message"}
-            recovered = [event.frame["recovered"] for event in client.events if event.kind == "subscribed"]
-            assert recovered[0] is None
-            assert set(recovered[1:]) == {True}
+    with (
+        Daemon(tmp_path, rabbit.url, "--exchange", "t.kills", "--stream", "t.kills.log") as daemon,
+        StreamClient(daemon.port, f"/events?{TOPIC}") as client,
+        NumberedLoad(rabbit.url, "job_events.1", exchange="t.kills", stream="t.kills.log", per_s=100) as load,
+    ):
+        client.until("subscribed")
+        for number in range(8):
+            load.wait_for(10)
+            if number % 2:  # in the other rounds the kill may come while the reader catches up
+                client.until("message", len(client.numbers) + 1)
+            daemon.kill()
+            client.until_end()
+            load.wait_for(5)
+            daemon.start()
+            client.open()
+        count = load.finish()
+        client.until("message", count)
+        assert client.numbers == list(range(count))
+        kinds = {event.kind for event in client.events}
+        assert kinds == {"welcome", "subscribed", "message"}
+        recovered = [event.frame["recovered"] for event in client.events if event.kind == "subscribed"]
+        assert recovered[0] is None
+        assert set(recovered[1:]) == {True}
 
 
 def test_tls(tmp_path: Path) -> None:
