@@ -29,7 +29,7 @@ def test_help(arguments: list[str]) -> None:
     assert "Usage:" in result.output
 
 
-@each_row("command", ["check", "config", "demo", "publish", "tail"])
+@each_row("command", ["check", "config", "demo", "doctor", "publish", "tail"])
 def test_help_teaches(command: str) -> None:
     """Each command's help has examples and exit codes, and fits a terminal of 80 columns."""
     shown = CliRunner().invoke(main, [command, "--help"], env={"COLUMNS": "80"}).output
@@ -43,7 +43,7 @@ def test_summaries_are_whole(columns: str) -> None:
     """The list of commands has a whole sentence for each (findings O14)."""
     shown = CliRunner().invoke(main, ["--help"], env={"COLUMNS": columns}).output
     commands = shown.partition("Commands:\n")[2].splitlines()
-    assert [line.split()[0] for line in commands] == ["check", "config", "demo", "publish", "tail"]
+    assert [line.split()[0] for line in commands] == ["check", "config", "demo", "doctor", "publish", "tail"]
     assert all(line.endswith(".") and not line.endswith("..") for line in commands), shown
 
 
