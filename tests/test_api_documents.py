@@ -22,7 +22,7 @@ from tests.kit.rows import each_row
 from tests.languages import Node
 from tests.test_admin import Admin, Reply, admin_port
 from tests.test_clock import close
-from towerws.admin import MetricsPage, health_site, monitor_site
+from towerws.admin import MetricsPage, monitor_site
 from towerws.admin.endpoint import EndpointSite
 from towerws.core.errors import CloseReason
 from towerws.core.publication import Outcome, Published

@@ -59,6 +59,7 @@ class ConsoleAdmin(Admin):
             disconnect=self.disconnect,
             websocket_port=lambda: 18051,
             max_payload_bytes=LIMIT,
+            later=lambda call: edge.clock.callLater(0, call),
             console=console_endpoints(data),
         )
         self.site.reactor = edge.clock

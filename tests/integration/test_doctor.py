@@ -20,7 +20,8 @@ from tests.integration.conftest import NO_NGINX, require
 from tests.integration.tower_api import OAUTH, Api, serve_tower
 from tests.kit.daemon import Daemon
 from tests.kit.forwarder import Forwarder
-from tests.kit.nginx import Nginx, adapted, nginx_binary
+from tests.kit.nginx import Nginx, nginx_binary
+from tests.kit.proxy_process import adapted
 from tests.kit.rows import each_row
 from towerws.cli import main
 from towerws.config.load import load
