@@ -29,7 +29,15 @@ PICTURES = ["docs/**/*.svg", "docs/**/*.png"]
 PACKAGES = {"towerws": ROOT / "towerws", "towerws_producer": ROOT / "producer" / "towerws_producer"}
 
 CONTENTS = {
-    "Using it": ["README", "docs/protocol", "clients/js/README", "docs/python-client", "docs/publish", "producer/README", "docs/migrate-awx"],
+    "Using it": [
+        "README",
+        "docs/protocol",
+        "clients/js/README",
+        "docs/python-client",
+        "docs/publish",
+        "producer/README",
+        "docs/migrate-awx",
+    ],
     "Running it": [
         "docs/configuration",
         "docs/operations",
