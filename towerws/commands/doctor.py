@@ -75,7 +75,7 @@ def doctor_command(
       towerws doctor --config /etc/towerws/towerws.toml
       towerws doctor --config … --url https://tower.example.com/websocket/
       towerws doctor --config … --token @token.txt --topic job_events.42
-      towerws doctor --config … --json | jq '.findings[] | select(.level == "problem")'
+      towerws doctor --config … --json | jq -r '.findings[].change'
 
     \b
     Exit codes:
