@@ -67,24 +67,6 @@ def test_kills_of_the_daemon(rabbit: PrivateRabbit, tmp_path: Path) -> None:
     kills(rabbit, tmp_path, 3)
 
 
-@pytest.mark.slow
-def test_a_kill_of_the_broker(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path: Path) -> None:
-    """The client's connection stays. Each event comes once and in order, or a gap is told."""
-    rabbit = fresh_rabbit()
-    with Daemon(tmp_path, rabbit.url) as daemon, PyClient(daemon.url, {"job_events": [1]}, **FAST) as client:
-        client.until_subscribed()
-        with NumberedLoad(rabbit.url, "job_events.1", exchange="towerws", stream="towerws.events", per_s=100) as load:
-            load.wait_for(20)
-            rabbit.kill()
-            rabbit.start()
-            load.wait_for(20)
-            published = load.finish()
-        client.until_number(published - 1)
-        assert client.numbers == sorted(set(client.numbers))
-        assert client.numbers == list(range(published)) or "gap" in client.notices
-        assert client.states == ["connecting", "open"]
-
-
 def test_connections_that_are_cut_and_frozen(daemon: Daemon) -> None:
     """Connections are reset, half closed, refused, slow and frozen. The client notices, reconnects and misses nothing."""
     options = {**FAST, "ping_s": 0.3, "pong_s": 0.5, "connect_s": 1}
