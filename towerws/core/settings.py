@@ -302,6 +302,7 @@ class Settings:
     admin_details: bool = option(
         True,
         "Show events and connected users on the admin port, to everyone who can connect to it. Only if it is on loopback or a UNIX socket.",
+        reload=False,
     )
     monitor: str = option(
         "",
@@ -322,7 +323,11 @@ class Settings:
         "info", "Lowest level that is logged.", choices=("debug", "info", "warn", "error", "critical"), common=True, reload=True
     )
     restart_s: float = option(
-        60, "How long the new process of `towerws restart` may take until it is ready. After that the old one goes on.", low=0.5, high=3600
+        60,
+        "How long the new process of `towerws restart` may take until it is ready. After that the old one goes on.",
+        low=0.5,
+        high=3600,
+        reload=False,
     )
     broker: BrokerSettings | None = field(metadata={"reload": False})
     insecure: bool = option(
