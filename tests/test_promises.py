@@ -213,7 +213,7 @@ def test_an_api_that_is_down(make: Edges) -> None:
     others = Bystanders(edge, head=request(added=[COOKIE.format("good")]))
     fetcher.answers.clear()
     fetcher.asked.clear()
-    new = [edge.connect().send(request(added=[COOKIE.format(f"s{number}")])) for number in range(200)]
+    new = [edge.connect(f"192.0.2.{number}").send(request(added=[COOKIE.format(f"s{number}")])) for number in range(200)]
     assert len(fetcher.asked) <= 50
     others.pump(3)
     assert {client.status for client in new} == {503}

@@ -29,7 +29,7 @@ from towerws.client.frames import BadFrame, Unreadable, lasts_s, read
 from towerws.client.items import ClientError, Groups, Item, topics_of
 from towerws.client.options import Options, StateChange, Token, check_token, checked_url
 from towerws.client.queue import Queue
-from towerws.client.subscription import Handler, Subscription
+from towerws.client.subscription import Handler, Owner, Subscription
 from towerws.client.topics import Topics
 from towerws.core.errors import CloseReason
 from towerws.core.wire import SUBPROTOCOL
@@ -160,7 +160,7 @@ class Client:
         if since is not None and not isinstance(since, str):
             raise TypeError(f"since is {type(since).__name__}: it must be the text of a position")
         queue = Queue(topics_of(groups), self._options.queue_bytes, since=since)
-        subscription = Subscription(self, queue, handlers or None)
+        subscription = Subscription(Owner(self._left, self._keep, self._handler_failed, self._report), queue, handlers or None)
         self._subscriptions[queue] = subscription
         self._topics.join(queue)
         self._settle()
@@ -231,7 +231,7 @@ class Client:
         if reason is not None:
             self._report(reason)
         for subscription in list(self._subscriptions.values()):
-            subscription._end(reason)  # noqa: SLF001 - the two are one
+            subscription.end(reason)
 
     async def _wait(self, end: _End) -> None:
         if self._welcomed_at and self._loop.time() - self._welcomed_at >= STABLE_S:

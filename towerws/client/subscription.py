@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, NamedTuple, Self
 
 from towerws.client.items import ClientError, Item
 from towerws.client.queue import Queue
 
-if TYPE_CHECKING:
-    from towerws.client.connection import Client
-
 Handler = Callable[[Any], object]
 """Gets an item. It may return an awaitable: the next item of its subscription then waits for that."""
+
+
+class Owner(NamedTuple):
+    """What a subscription tells its client."""
+
+    left: Callable[[Subscription, Queue], None]
+    """It ended."""
+    handled: Callable[[], None]
+    """An item was handled."""
+    handler_failed: Callable[[BaseException, Item], None]
+    report: Callable[[ClientError], None]
+    """Something that has no handler."""
 
 
 class Subscription:
@@ -23,9 +32,9 @@ class Subscription:
     Without handlers, read it with `async for`. It gives items of all types. `close`, or the end of a `with` block, leaves.
     """
 
-    def __init__(self, client: Client, queue: Queue, handlers: Mapping[str, Handler] | None) -> None:
+    def __init__(self, owner: Owner, queue: Queue, handlers: Mapping[str, Handler] | None) -> None:
         self.topics = queue.topics
-        self._client = client
+        self._owner = owner
         self._queue = queue
         self._handlers = handlers
         self._reason: ClientError | None = None
@@ -36,7 +45,7 @@ class Subscription:
 
     def close(self) -> None:
         """Leave. Other subscriptions go on, with the same topics too. A handler that runs is finished."""
-        self._end(None)
+        self.end(None)
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +53,8 @@ class Subscription:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _end(self, reason: ClientError | None) -> None:
+    def end(self, reason: ClientError | None) -> None:
+        """End, with the error that stopped the client, if one did. The client calls it."""
         if self._queue.ended:
             return
         self._queue.ended = True
@@ -52,7 +62,7 @@ class Subscription:
         if self._handlers is not None or reason is None:
             self._queue.clear()
         self._arrived.set()
-        self._client._left(self, self._queue)  # noqa: SLF001 - the two are one
+        self._owner.left(self, self._queue)
 
     # handlers
 
@@ -62,7 +72,7 @@ class Subscription:
             try:
                 result = self._call(item)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises, the other subscriptions go on
-                self._client._handler_failed(error, item)  # noqa: SLF001
+                self._owner.handler_failed(error, item)
                 result = None
             if inspect.isawaitable(result):
                 self._task = asyncio.ensure_future(self._wait(result, item))
@@ -76,7 +86,7 @@ class Subscription:
             return handler(item)
         if item.type in {"gap", "stale", "denied"}:
             topics = ", ".join(item.topics[:5]) + (" …" if len(item.topics) > 5 else "")
-            self._client._report(ClientError(item.type, f"{item.type}: {topics}: no handler for it", item=item))  # noqa: SLF001
+            self._owner.report(ClientError(item.type, f"{item.type}: {topics}: no handler for it", item=item))
         return None
 
     async def _wait(self, result: Any, item: Item) -> None:
@@ -85,16 +95,16 @@ class Subscription:
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            self._client._handler_failed(error, item)  # noqa: SLF001
+            self._owner.handler_failed(error, item)
         except Exception as error:  # noqa: BLE001 - as above
-            self._client._handler_failed(error, item)  # noqa: SLF001
+            self._owner.handler_failed(error, item)
         self._task = None
         self._done()
         self._handle()
 
     def _done(self) -> None:
         self._queue.done()
-        self._client._keep()  # noqa: SLF001
+        self._owner.handled()
 
     # the iterator
 
