@@ -17,7 +17,8 @@ from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from autobahn.websocket.utf8validator import Utf8Validator
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IProtocolNegotiationFactory, IReactorTime
+from zope.interface import implementer
 
 from towerws.core.addresses import Proxies
 from towerws.core.connection_limits import OPTIONS, ConnectionLimits
@@ -413,6 +414,7 @@ def _is_utf8(reason: bytes) -> bool:
     return True
 
 
+@implementer(IProtocolNegotiationFactory)
 class WebSocketFactory(WebSocketServerFactory):
     """Makes the connections, with safe values for Autobahn's options (docs/architecture.md has the reason for each)."""
 
@@ -483,6 +485,10 @@ class WebSocketFactory(WebSocketServerFactory):
             autoPingRestartOnAnyTraffic=False,
         )
         self.protocol = with_shared_state(type(self).protocol, self)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return what TLS may choose if the client offers protocols (RFC 7301). Twisted refuses all offers of a port that has no choice."""
+        return [b"http/1.1"]
 
     def buildProtocol(self, addr: object) -> WebSocketConnection:  # type: ignore[override] # its `factory` is ours, Twisted's any
         """Make the connection of an accepted client."""

@@ -305,8 +305,7 @@ def test_tls(tmp_path: Path) -> None:
     endpoint, _ = tls(tmp_path)
     with Daemon(tmp_path, "embedded:", "--websocket-ping-s", "0.2", "--listen", endpoint) as daemon:
         url = f"https://localhost:{endpoint.split(':')[1]}"
-        # Twisted's endpoint `ssl:` answers curl's offer of ALPN with an alert.
-        ask = ["curl", "-sSN", "--no-alpn", "--cacert", str(tmp_path / "localhost.pem")]
+        ask = ["curl", "-sSN", "--cacert", str(tmp_path / "localhost.pem")]
         with subprocess.Popen([*ask, f"{url}/events?{TOPIC}"], stdout=subprocess.PIPE) as curl:
             assert curl.stdout is not None
             subscribed(daemon)

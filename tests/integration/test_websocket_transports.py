@@ -64,6 +64,26 @@ def unix(folder: Path) -> tuple[str, Dial]:
     return f"unix:{path}", dial
 
 
+def test_tls_with_alpn(tmp_path: Path) -> None:
+    """Browsers, curl and Prometheus offer protocols (RFC 7301). Each of our ports chooses HTTP/1.1, and speaks it without an offer too."""
+    pem = certificate(tmp_path)
+    ports = {key: free_port() for key in ("listen", "monitor")}
+    flags = [f"--{key}=ssl:{port}:privateKey={pem}:certKey={pem}:interface=127.0.0.1" for key, port in ports.items()]
+    chosen: dict[tuple[str, tuple[str, ...]], str | None] = {}
+    offers = [("http/1.1",), ("h2", "http/1.1"), ()]
+    with Daemon(tmp_path, "embedded:", *flags):
+        for key, port in ports.items():
+            for offer in offers:
+                context = ssl.create_default_context(cafile=str(pem))
+                if offer:
+                    context.set_alpn_protocols(list(offer))
+                with context.wrap_socket(socket.create_connection(("127.0.0.1", port), DEADLINE_S), server_hostname="localhost") as client:
+                    chosen[key, offer] = client.selected_alpn_protocol()
+                    client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    assert client.recv(9) == b"HTTP/1.1 "
+    assert chosen == {(key, offer): "http/1.1" if offer else None for key in ports for offer in offers}
+
+
 @pytest.mark.parametrize("transport", [tls, unix])
 def test_slow_clients(tmp_path: Path, transport: Callable[[Path], tuple[str, Dial]]) -> None:
     """On every transport a client that stops reading falls behind and catches up. One that closes and stalls is aborted."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 from twisted.protocols.policies import WrappingFactory
+from zope.interface import implementer
 
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, json_answer
 from towerws.admin.metrics import MetricsPage
@@ -63,6 +65,7 @@ class _MonitorSite(EndpointSite):
     noisy = False
 
 
+@implementer(IProtocolNegotiationFactory)
 class _ProbeLimit(WrappingFactory):
     """Allows `MAX_PROBES` connections. One more ends the oldest.
 
@@ -73,6 +76,10 @@ class _ProbeLimit(WrappingFactory):
     noisy = False
     _log = Logger()
     _reported_at = -inf
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return what TLS may choose if the client offers protocols (RFC 7301). The wrapped site would say the same."""
+        return [b"http/1.1"]
 
     def registerProtocol(self, p: Any) -> None:
         """Count a new connection."""
