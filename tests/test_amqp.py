@@ -693,6 +693,32 @@ class TestBinding:
         rig.write(b"later")
         assert [call[0] for call in rig.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver", "hole_told", "deliver"]
 
+    def test_a_consumer_that_the_broker_forgot(self, events: list[LogEvent]) -> None:
+        """The broker confirms our markers, and delivers nothing: the reader consumes anew, on the same connection. No client is told."""
+        rig = SourceRig().consuming()
+        rig.write(b"before")
+        rig.broker.readers.clear()
+        rig.write(b"behind")
+        rig.until(lambda: b"behind" in [call[2] for call in rig.sink.named("deliver")], within_s=20)
+        rig.until(lambda: rig.source.status().ready, within_s=2)
+        assert len(rig.broker.peers) == 1
+        assert [call[2] for call in rig.sink.named("deliver")] == [b"before", b"behind"]
+        assert rig.sink.named("gap") == rig.sink.named("hole") == []
+        assert rig.source.counters["markers"]["stalls"] == 1  # type: ignore[index]
+        assert len([event for event in events if "consuming anew" in formatEvent(event)]) == 1
+        rig.advance(60)
+        assert rig.source.counters["markers"]["stalls"] == 1  # type: ignore[index]
+
+    def test_a_slow_consumer_is_not_replaced(self) -> None:
+        """Messages come, if slowly, and the markers come behind them: the consumer stays."""
+        rig = SourceRig().consuming()
+        rig.broker.readers.clear()
+        channel = rig.broker.peer.channel
+        for number in range(300):
+            rig.broker.peer.deliver(b"x", rig.next + number, channel=channel)
+            rig.advance(0.1)
+        assert rig.source.counters["markers"]["stalls"] == 0  # type: ignore[index]
+
     def test_an_exchange_that_is_gone_is_declared_again(self) -> None:
         """The marker gets a 404: the exchange and the binding are made again, within one interval."""
         rig = SourceRig().consuming()

@@ -161,6 +161,7 @@ class AmqpSource:
                 "proved": self._watch.proved,
                 "lag_s": None if self._watch.lag_s is None else round(self._watch.lag_s, 4),
                 "unbound": self._watch.unbound_count,
+                "stalls": self._watch.stalls,
             },
             "broker": str(session.url) if session else None,
             "mode": session.mode or None if session else None,

@@ -35,6 +35,8 @@ UNPROVEN_S: Final = 15.0
 """After this long without a marker the daemon is not ready. `reason` computes it when it is read, so no timer can delay it."""
 GRACE_S: Final = 2.0
 """How long a confirmed marker may be on its way. Then a second one goes straight to the stream, to tell late from lost."""
+STALLED_S: Final = 5.0
+"""If nothing at all was read for this long after a marker straight to the stream was confirmed, the reader attaches again."""
 RETRY_S: Final = 2.0
 REBIND_S: Final = 60.0
 """How often the queue is bound again while markers are refused."""
@@ -45,6 +47,13 @@ class Watched(Protocol):
 
     marker_key: str
     """The routing key with which a marker goes straight to the stream or queue."""
+
+    @property
+    def deliveries(self) -> int:
+        """How many messages were read so far."""
+
+    def attach_again(self) -> None:
+        """Consume anew, where the reader is. Nothing is lost by that, and nothing is concluded."""
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare and bind again. `done` gets None, or why the broker refused."""
@@ -106,6 +115,8 @@ class BindingWatch:
         """Round trip of our newest marker through the broker, in seconds."""
         self.unbound_count = 0
         """How often the binding was found missing."""
+        self.stalls = 0
+        """How often the reader attached again because nothing came."""
         self.proved = 0
         """How many markers came back."""
 
@@ -272,9 +283,23 @@ class BindingWatch:
         self._markers.send_direct(watched.marker_key, self._answered_directly, sent)
 
     def _answered_directly(self, error: BrokerError | None) -> None:
+        watched = self._watched
         if error is not None:
             self._problem = str(error)
             self._schedule(RETRY_S)
+        elif watched is not None and self._direct:
+            text, read = self._direct, watched.deliveries
+            self._timer.set(STALLED_S, lambda: self._check_stall(text, read))
+
+    def _check_stall(self, text: str, read: int) -> None:
+        """The broker has the marker. A consumer that got nothing since then may be one that RabbitMQ forgot; a new one gets it."""
+        watched = self._watched
+        if watched is not None and text == self._direct and watched.deliveries == read:
+            self.stalls += 1
+            self._log.warn("nothing was read for {seconds:g} s after a marker was confirmed: consuming anew", seconds=STALLED_S)
+            watched.attach_again()
+        else:
+            self._next()
 
     def _forget_hole(self) -> None:
         self._unbound = self._hole = None

@@ -114,6 +114,14 @@ class QueueReader:
         """Declare the exchange and bind the queue again, on a channel of its own. `done` gets None, or why the broker refused."""
         on_side_channel(self._connection, lambda channel, agreed: rebind_queue(channel, self._settings, self.marker_key, agreed), done)
 
+    @property
+    def deliveries(self) -> int:
+        """How many messages were read so far."""
+        return self._progress.deliveries
+
+    def attach_again(self) -> None:
+        """Nothing to do: a new consumer would get a new queue, and lose what the present one holds."""
+
     def marker_sent(self, text: str) -> None:
         """Nothing to do: no client waits for a marker of a queue."""
 

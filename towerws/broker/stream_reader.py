@@ -538,6 +538,17 @@ class StreamReader:
         """Declare and bind again, on a channel of its own. `done` gets None, or why the broker refused."""
         on_side_channel(self._connection, lambda channel, agreed: declare_stream(channel, self._settings, bind=True, callback=agreed), done)
 
+    @property
+    def deliveries(self) -> int:
+        """How many messages were read so far."""
+        return self._progress.deliveries
+
+    def attach_again(self) -> None:
+        """Consume anew, on this connection: from the anchor on, as after a lost connection."""
+        if self._state is _State.LIVE:
+            self._report(SourceState.PROVING, "nothing came: consuming anew")
+            self.begin()
+
     def marker_sent(self, text: str) -> None:
         """A marker is being published: the sink notes which clients wait for it."""
         self._sink.marker_sent(text)
