@@ -11,7 +11,7 @@ from towerws.client.items import ClientError, Item
 from towerws.client.queue import Queue
 
 if TYPE_CHECKING:
-    from towerws.client.connection import Client
+    from towerws.client import connection
 
 Handler = Callable[[Any], object]
 """Gets an item. It may return an awaitable: the next item of its subscription then waits for that."""
@@ -23,7 +23,7 @@ class Subscription:
     Without handlers, read it with `async for`. It gives items of all types. `close`, or the end of a `with` block, leaves.
     """
 
-    def __init__(self, client: Client, queue: Queue, handlers: Mapping[str, Handler] | None) -> None:
+    def __init__(self, client: connection.Client, queue: Queue, handlers: Mapping[str, Handler] | None) -> None:
         self.topics = queue.topics
         self._client = client
         self._queue = queue
