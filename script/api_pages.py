@@ -23,20 +23,32 @@ def _http(document: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"## {method.upper()} {path}", "", operation["summary"], "")
             if "description" in operation:
                 yield from (operation["description"], "")
-            ports = ["admin", *operation.get("tags", [])]
+            tags = operation.get("tags", [])
+            ports = ["listen"] if "websocket" in tags else ["admin", *tags]
             yield from (f"Ports: {', '.join(f'`{port}`' for port in ports)}.", "")
-            for parameter in operation.get("parameters", []):
-                yield from (f"Header `{parameter['name']}`: {parameter['description']}", "")
+            yield from _parameters(document, operation)
             for kind, body in operation.get("requestBody", {}).get("content", {}).items():
                 yield from (f"Body `{kind}`: {_type(body['schema'])}. {body['schema'].get('description', '')}", "")
             yield from ("| status | body | meaning |", "| --- | --- | --- |")
             for status, found in operation["responses"].items():
                 response = _found(document, found)
-                bodies = ", ".join(f"`{kind}`: {_type(body['schema'])}" for kind, body in response["content"].items())
-                yield f"| {status} | {bodies} | {_cell(response['description'])} |"
+                bodies = ", ".join(f"`{kind}`: {_type(body['schema'])}" for kind, body in response.get("content", {}).items())
+                yield f"| {status} | {bodies or 'none'} | {_cell(response['description'])} |"
             yield ""
     for name, schema in document["components"]["schemas"].items():
         yield from (f"## {name}", "", *_keys(document, schema))
+
+
+def _parameters(document: Mapping[str, Any], operation: Mapping[str, Any]) -> Iterator[str]:
+    found = [_found(document, parameter) for parameter in operation.get("parameters", [])]
+    if not found:
+        return
+    yield from ("| parameter | in | type | meaning |", "| --- | --- | --- | --- |")
+    for parameter in found:
+        optional = "" if parameter.get("required") else "optional, "
+        meaning = _cell(parameter["description"])
+        yield f"| `{parameter['name']}` | {parameter['in']} | {optional}{_type(parameter['schema'])} | {meaning} |"
+    yield ""
 
 
 def _websocket(document: Mapping[str, Any]) -> Iterator[str]:
@@ -77,21 +89,29 @@ def _keys(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[st
         if not alternatives:
             yield from (f"{_type(schema)}.", "")
         return
-    yield from ("| key | type | meaning |", "| --- | --- | --- |")
+    yield from ("| key | type | meaning |", "| --- | --- | --- |", *_rows(document, schema, ""), "")
+
+
+def _rows(document: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    """A row for each key, also for those of the objects inside: `markers.lag_s`."""
     for name, value in schema["properties"].items():
         meaning = value.get("description") or _found(document, value).get("description", "")
         optional = "" if name in schema.get("required", []) else "optional, "
-        yield f"| `{name}` | {optional}{_type(value)} | {_cell(meaning)} |"
-    yield ""
+        yield f"| `{path}{name}` | {optional}{_type(value)} | {_cell(meaning)} |"
+        inner = value.get("items", value)
+        if "properties" in inner:
+            yield from _rows(document, inner, f"{path}{name}.")
 
 
 def _type(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         return f"{schema['$ref'].rpartition('/')[2]}"
+    if schema.get("type") == "null":
+        return "null"
     if "const" in schema:
         return f"`{str(schema['const']).lower() if isinstance(schema['const'], bool) else schema['const']}`"
     if "enum" in schema:
-        return ", ".join(f"`{word}`" for word in schema["enum"])
+        return ", ".join(f"`{'null' if word is None else word}`" for word in schema["enum"])
     if "oneOf" in schema and "type" not in schema:
         return " or ".join(_type(each) for each in schema["oneOf"])
     kinds = schema.get("type", "any value")

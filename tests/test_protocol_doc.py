@@ -28,7 +28,7 @@ def test_every_error_code_stands_in_the_document() -> None:
     """Programs depend on the codes, so each code that the server may send is listed."""
     names = ("core/requests.py", "websocket/session.py", "websocket/incoming.py", "websocket/unauthenticated.py")
     source = "".join((ROOT / "towerws" / name).read_text() for name in names)
-    codes = set(re.findall(r'BadRequest\("(\w+)"', source))
+    codes = set(re.findall(r'(?:BadRequest|AmbiguousJson)\("(\w+)"', source))
     assert len(codes) > 10
     for code in sorted(codes):
         assert f"`{code}`" in DOCUMENT, code
