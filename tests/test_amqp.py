@@ -694,7 +694,7 @@ class TestBinding:
         assert [call[0] for call in rig.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver", "hole_told", "deliver"]
 
     def test_a_consumer_that_the_broker_forgot(self, events: list[LogEvent]) -> None:
-        """The broker confirms our markers, and delivers nothing: the reader consumes anew, on the same connection. No client is told."""
+        """The broker confirms our markers, and delivers nothing: the reader consumes again, on the same connection. No client is told."""
         rig = SourceRig().consuming()
         rig.write(b"before")
         rig.broker.readers.clear()
@@ -705,7 +705,7 @@ class TestBinding:
         assert [call[2] for call in rig.sink.named("deliver")] == [b"before", b"behind"]
         assert rig.sink.named("gap") == rig.sink.named("hole") == []
         assert rig.source.counters["markers"]["stalls"] == 1  # type: ignore[index]
-        assert len([event for event in events if "consuming anew" in formatEvent(event)]) == 1
+        assert len([event for event in events if "consuming again" in formatEvent(event)]) == 1
         rig.advance(60)
         assert rig.source.counters["markers"]["stalls"] == 1  # type: ignore[index]
 

@@ -53,7 +53,7 @@ class Watched(Protocol):
         """How many messages were read so far."""
 
     def attach_again(self) -> None:
-        """Consume anew, where the reader is. Nothing is lost by that, and nothing is concluded."""
+        """Consume again, where the reader is. Nothing is lost by that, and nothing is concluded."""
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare and bind again. `done` gets None, or why the broker refused."""
@@ -296,7 +296,7 @@ class BindingWatch:
         watched = self._watched
         if watched is not None and text == self._direct and watched.deliveries == read:
             self.stalls += 1
-            self._log.warn("nothing was read for {seconds:g} s after a marker was confirmed: consuming anew", seconds=STALLED_S)
+            self._log.warn("nothing was read for {seconds:g} s after a marker was confirmed: consuming again", seconds=STALLED_S)
             watched.attach_again()
         else:
             self._next()

@@ -544,9 +544,9 @@ class StreamReader:
         return self._progress.deliveries
 
     def attach_again(self) -> None:
-        """Consume anew, on this connection: from the anchor on, as after a lost connection."""
+        """Consume again, on this connection: from the anchor on, as after a lost connection."""
         if self._state is _State.LIVE:
-            self._report(SourceState.PROVING, "nothing came: consuming anew")
+            self._report(SourceState.PROVING, "nothing came: consuming again")
             self.begin()
 
     def marker_sent(self, text: str) -> None:
