@@ -709,6 +709,32 @@ class TestBinding:
         rig.advance(60)
         assert rig.source.counters["markers"]["stalls"] == 1  # type: ignore[index]
 
+    def test_a_host_whose_consumers_stall(self) -> None:
+        """Consuming again does not help: the next host is tried, as after any time without a marker."""
+        clock = Clock()
+        rig = SourceRig({host: FakeBroker(clock) for host in ("one", "two")}).consuming()
+        first = next(broker for broker in rig.brokers.values() if broker.peers)
+        other = next(broker for broker in rig.brokers.values() if broker is not first)
+        serve = first.serve
+        old = rig.next
+
+        def only_old() -> bool:
+            for reader in first.readers:
+                if reader.next >= old:
+                    reader.next = 10**6  # what was written since is never delivered
+            return serve()
+
+        first.serve = only_old  # type: ignore[method-assign]
+        rig.until(lambda: bool(other.readers), within_s=90)
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        assert rig.source.counters["markers"]["stalls"] >= 1  # type: ignore[index]
+
+    def test_a_queue_that_stalls(self) -> None:
+        """A queue's consumer stays, since a new one would lose what the queue holds. The connection is given up in time."""
+        rig = SourceRig(consume="queue").consuming()
+        rig.side.confirm = ack
+        rig.until(lambda: len(rig.broker.peers) > 1, within_s=90)
+
     def test_a_slow_consumer_is_not_replaced(self) -> None:
         """Messages come, if slowly, and the markers come behind them: the consumer stays."""
         rig = SourceRig().consuming()

@@ -42,7 +42,7 @@ class ConsoleAdmin(Admin):
             samples=Samples(self.status, lambda: True),
             history=edge.history,
             hub=edge.hub,
-            groups=GroupTable().listing,
+            groups=lambda: GroupTable().listing,
             auth=("open",),
             clock=edge.clock.seconds,
             connections=lambda after, text, limit, behind: list_connections(

@@ -183,7 +183,7 @@ class TowerwsService(Service):
             why_no_subscriber=self._why_no_subscriber,
             page=self._page,
             metrics=self.metrics,
-            console=console_endpoints(self._console_data(groups)),
+            console=console_endpoints(self._console_data()),
             probes=self.websockets.probes,
         )
         self._trim = LoopingCall(self._trim_history)
@@ -400,7 +400,7 @@ class TowerwsService(Service):
     def _report(self, bad: BadDelivery) -> None:
         self._log.warn("message from the broker skipped ({reason}): {text}", reason=bad.reason, text=str(bad))
 
-    def _console_data(self, groups: GroupTable) -> ConsoleData:
+    def _console_data(self) -> ConsoleData:
         def explain_topic(user: str, topic: str) -> Deferred[dict[str, object]]:
             return explain(self.websockets, self.history, user, canonical_topic(topic), self.source_status)
 
@@ -410,7 +410,7 @@ class TowerwsService(Service):
             samples=self.samples,
             history=self.history,
             hub=self.hub,
-            groups=groups.listing,
+            groups=lambda: self.context.groups.listing,
             auth=self._settings.auth,
             clock=self._reactor.seconds,
             connections=lambda after, text, limit, behind: list_connections(

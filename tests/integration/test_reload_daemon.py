@@ -152,13 +152,13 @@ def test_everything_is_reloaded_and_no_connection_is_lost(daemon: Reloading) -> 
         daemon.use_secret(1)
         second = daemon.new_certificate()
         daemon.file.write_text(
-            "origins = ['https://portal.example']\nlog_level = 'warn'\nhealth = 'tcp:1:interface=127.0.0.1'\n"
+            "origins = ['https://portal.example']\nlog_level = 'warn'\nmonitor = 'tcp:1:interface=127.0.0.1'\n"
             "[limits]\nper_user = 1\n[groups.orders]\nevents = 'any'\n"
         )
-        said = daemon.reload("health = ")
+        said = daemon.reload("monitor = ")
         line = "SIGHUP: reloaded: log_level, origins, limits.per_user, groups, the files of auth jwt, the certificate of listen\n"
         assert line in said
-        assert f"{daemon.file}: health = 'tcp:1:interface=127.0.0.1': needs a restart; '' stays in force until then\n" in said
+        assert f"{daemon.file}: monitor = 'tcp:1:interface=127.0.0.1': needs a restart; '' stays in force until then\n" in said
         (begun, *time_of), ended = daemon.told()
         assert (begun, ended) == ("RELOADING=1", ["READY=1"])
         assert time_of[0].startswith("MONOTONIC_USEC=")

@@ -650,14 +650,14 @@ def test_priorities_under_systemd(tmp_path: Path) -> None:
         for line in lines:
             seen.append(line)
             if "towerws 0." in line:
-                file.write_text("admin = 'tcp:1:interface=127.0.0.1'\nhealth = 'tcp:2:interface=127.0.0.1'")
+                file.write_text("admin = 'tcp:1:interface=127.0.0.1'\nmonitor = 'tcp:2:interface=127.0.0.1'")
                 process.send_signal(signal.SIGHUP)
             if "needs a restart" in line:
                 process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE_S) == 0
     assert all(re.match(r"<[2-7]>(\[\w+\] |\t)", line) for line in seen), seen
     assert [line for line in seen if line.startswith("<4>") and "runs as root" not in line] == [
-        f"<4>[daemon] SIGHUP: {file}: health = 'tcp:2:interface=127.0.0.1': needs a restart; '' stays in force until then\n"
+        f"<4>[daemon] SIGHUP: {file}: monitor = 'tcp:2:interface=127.0.0.1': needs a restart; '' stays in force until then\n"
     ]
 
 

@@ -258,7 +258,7 @@ def test_http_requests(daemon: Daemon) -> None:
 def test_admin_port(daemon: Daemon) -> None:
     """The live page is served. A body that is too long gets a 413, which also a client reads that sends all of it first."""
     plain = http.client.HTTPConnection("127.0.0.1", daemon.admin_port, timeout=DEADLINE_S)
-    plain.request("GET", "/")
+    plain.request("GET", "/live")
     page = plain.getresponse()
     assert page.status == 200
     assert str(daemon.port).encode() in page.read()

@@ -57,7 +57,7 @@ class ConsoleData:
     samples: Samples
     history: History
     hub: Hub
-    groups: list[dict[str, str]]
+    groups: Callable[[], list[dict[str, str]]]
     auth: tuple[str, ...]
     clock: Callable[[], float]
     connections: Callable[[int, str, int, bool], Mapping[str, object]]
@@ -188,7 +188,7 @@ def _topics(request: Request, data: ConsoleData) -> Answer:
         {"topic": topic, "events": count, "age_s": round(now - newest.arrived, 1), "subscribers": data.hub.subscriber_count(topic)}
         for topic, count, newest in count_topics(data.history)
     ]
-    return json_answer(200, {"groups": data.groups, "topics": topics})
+    return json_answer(200, {"groups": data.groups(), "topics": topics})
 
 
 def _events(request: Request, data: ConsoleData) -> Answer:

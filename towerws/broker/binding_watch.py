@@ -115,6 +115,8 @@ class BindingWatch:
         """Round trip of our newest marker through the broker, in seconds."""
         self.unbound_count = 0
         """How often the binding was found missing."""
+        self._attached: tuple[Watched, int] | None = None
+        """The reader that attached again, and how many markers had come back before."""
         self.stalls = 0
         """How often the reader attached again because nothing came."""
         self.proved = 0
@@ -294,12 +296,18 @@ class BindingWatch:
     def _check_stall(self, text: str, read: int) -> None:
         """The broker has the marker. A consumer that got nothing since then may be one that RabbitMQ forgot; a new one gets it."""
         watched = self._watched
-        if watched is not None and text == self._direct and watched.deliveries == read:
-            self.stalls += 1
-            self._log.warn("nothing was read for {seconds:g} s after a marker was confirmed: consuming again", seconds=STALLED_S)
-            watched.attach_again()
-        else:
+        if watched is None or text != self._direct or watched.deliveries != read:
             self._next()
+            return
+        self._schedule(INTERVAL_S)
+        silent_s = self._reactor.seconds() - (self._proved_at or 0.0)
+        if self._attached == (watched, self.proved) and silent_s > self._no_marker_s:
+            watched.no_markers("no marker came after consuming again")
+            return
+        self._attached = watched, self.proved
+        self.stalls += 1
+        self._log.warn("nothing was read for {seconds:g} s after a marker was confirmed: consuming again", seconds=STALLED_S)
+        watched.attach_again()
 
     def _forget_hole(self) -> None:
         self._unbound = self._hole = None

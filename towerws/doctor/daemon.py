@@ -93,7 +93,7 @@ def check_configuration(loaded: Loaded) -> Iterator[Step]:
     for sentence in (*advice(settings), *exposure(loaded)):
         text, colon, change = sentence.rpartition(": ")
         yield area.warning("advice", text if colon else sentence, change if colon else "change the option")
-    for key in ("listen", "admin", "health", "monitor"):
+    for key in ("listen", "admin", "monitor"):
         text = str(loaded.by_key[key].value)
         if text and (path := certificate_path(text)):
             yield from _own_certificates(area, key, Path(path))
