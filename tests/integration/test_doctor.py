@@ -483,7 +483,7 @@ def test_a_tower_that_is_not_well(daemon: Daemon, kind: type[Api], arguments: li
 # this machine
 
 
-@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL X509 objects:DeprecationWarning")  # Twisted passes them
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted passes them
 def test_this_machine(tmp_path: Path) -> None:
     """Own certificates, keys, descriptors and memory are compared with the configuration, without a daemon."""
     authority = Authority(tmp_path, "authority")
