@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import sys
 import uuid
 from contextlib import suppress
@@ -20,10 +19,14 @@ from towerws.client import Event, Gap, StateChange, Subscribed, connect
 
 TOPIC = "job_events.1"
 BATCH = 10
+"""Events that are published at once."""
+TROUBLE_BATCHES = 8
+"""The network breaks once in so many batches."""
+DELAY_S = 0.3
 READ_BYTES = 65536
 REQUEST_S = 10
 END_S = 60
-"""Seconds to wait for the last events after the last one was published."""
+"""Seconds that the client may take to resume, and to get the last events."""
 
 
 class FlakyProxy:
@@ -118,14 +121,14 @@ class Watcher:
         self.subscribed = asyncio.Event()
         self.lost = asyncio.Event()
         self.complete = asyncio.Event()
-        self._run, self._count = run, count
+        self.run, self.count = run, count
 
     def on_event(self, event: Event) -> None:
         """An event. Those of another demo don't count."""
         payload = event.payload or {}
-        if payload.get("run") == self._run:
+        if payload.get("run") == self.run:
             self.numbers.append(payload["n"])
-            if payload["n"] == self._count - 1:
+            if payload["n"] == self.count - 1:
                 self.complete.set()
 
     def on_subscribed(self, notice: Subscribed) -> None:
@@ -140,34 +143,31 @@ class Watcher:
 
     def on_state(self, change: StateChange) -> None:
         """The client noticed that its connection is gone, or has one."""
-        if change.state in {"waiting", "closed"}:
-            print(f"  {change.state}: {change.reason}")
+        if change.state == "waiting":
+            print(f"  lost: {change.reason}")
             self.subscribed.clear()
             self.lost.set()
-        if change.state == "closed":
-            self.complete.set()
+        if change.state == "closed":  # by itself, or at the end: nobody has to wait any more
+            for event in (self.subscribed, self.lost, self.complete):
+                event.set()
 
     def verdict(self) -> str:
         """One line."""
-        wanted = list(range(self._count))
+        wanted = list(range(self.count))
         if self.numbers == wanted:
-            return f"{self._count} events: each came exactly once and in order. The client resumed {self.recovered} times"
+            return f"{self.count} events: each came exactly once and in order. The client resumed {self.recovered} times"
         missing, twice = len(set(wanted) - set(self.numbers)), len(self.numbers) - len(set(self.numbers))
         order = "in order" if self.numbers == sorted(self.numbers) else "not in order"
         return f"{missing} events are missing, {twice} came twice, {order}. The client told: {', '.join(self.losses) or 'nothing'}"
 
 
-async def publish(admin: str, run: str, count: int, per_s: float) -> None:
-    """Publish the numbers on the admin port, past the bad network."""
-    for first in range(0, count, BATCH):
-        numbers = range(first, min(first + BATCH, count))
-        lines = [json.dumps({"topic": TOPIC, "payload": {"run": run, "n": n}}) for n in numbers]
-        request = Request(f"{admin}/publish", "\n".join(lines).encode(), {"Content-Type": "application/x-ndjson"})
-        answer = await asyncio.to_thread(_answer, request)
-        for line in answer.splitlines():
-            if json.loads(line)["status"] != 202:
-                raise SystemExit(f"the daemon did not take an event: {line.decode()}")
-        await asyncio.sleep(len(numbers) / per_s)
+async def publish(admin: str, run: str, numbers: range) -> None:
+    """Publish numbers on the admin port, past the bad network."""
+    lines = [json.dumps({"topic": TOPIC, "payload": {"run": run, "n": n}}) for n in numbers]
+    request = Request(f"{admin}/publish", "\n".join(lines).encode(), {"Content-Type": "application/x-ndjson"})
+    for line in (await asyncio.to_thread(_answer, request)).splitlines():
+        if json.loads(line)["status"] != 202:
+            raise SystemExit(f"the daemon did not take an event: {line.decode()}")
 
 
 def _answer(request: Request) -> bytes:
@@ -175,18 +175,31 @@ def _answer(request: Request) -> bytes:
         return bytes(answer.read())
 
 
-async def trouble(proxy: FlakyProxy, watcher: Watcher, chance: random.Random) -> None:
-    """Break the network again and again, each time after the client has recovered. Runs until it is cancelled."""
-    for fault in cycle(["cut", "delay", "freeze"]):
-        await watcher.subscribed.wait()
-        await asyncio.sleep(chance.uniform(0.05, 0.5))
-        print(f"{fault}, after {len(watcher.numbers)} events")
-        if fault == "delay":
-            await proxy.delay(0.3)
-            continue
-        watcher.lost.clear()
-        (proxy.cut if fault == "cut" else proxy.freeze)()
-        await watcher.lost.wait()
+async def trouble(fault: str, proxy: FlakyProxy, watcher: Watcher) -> None:
+    """Break the network, and wait until the client has noticed and resumed."""
+    print(f"{fault}, after {len(watcher.numbers)} events")
+    if fault == "delay":
+        await proxy.delay(DELAY_S)
+        return
+    watcher.lost.clear()
+    (proxy.cut if fault == "cut" else proxy.freeze)()
+    await watcher.lost.wait()
+    await watcher.subscribed.wait()
+
+
+async def publish_in_trouble(admin: str, watcher: Watcher, proxy: FlakyProxy, per_s: float) -> None:
+    """Publish all numbers, and break the network again and again meanwhile. The next trouble waits for the end of the one before."""
+    faults = cycle(["cut", "delay", "freeze"])
+    running: asyncio.Task[None] | None = None
+    for index, first in enumerate(range(0, watcher.count, BATCH)):
+        if index % TROUBLE_BATCHES == TROUBLE_BATCHES // 2:
+            if running is not None:
+                await asyncio.wait_for(running, END_S)
+            running = asyncio.create_task(trouble(next(faults), proxy, watcher))
+        numbers = range(first, min(first + BATCH, watcher.count))
+        await publish(admin, watcher.run, numbers)
+        await asyncio.sleep(len(numbers) / per_s)
+    await asyncio.wait_for(watcher.complete.wait(), END_S)
 
 
 async def main() -> int:
@@ -197,17 +210,20 @@ async def main() -> int:
     parser.add_argument("--events", type=int, default=2000, help="how many (%(default)s)")
     parser.add_argument("--per-s", type=float, default=100, help="events per second (%(default)s)")
     flags = parser.parse_args()
+    if flags.events < 1 or flags.per_s <= 0:
+        parser.error("--events and --per-s must be above 0")
+    parts = urlsplit(flags.url)
+    if parts.scheme != "ws" or not parts.hostname:
+        parser.error(f"--url {flags.url}: it must be like ws://host:port/websocket/, because the proxy speaks no TLS")
     admin = flags.admin.rstrip("/")
     try:
         await asyncio.to_thread(_answer, Request(f"{admin}/readyz"))
     except OSError as error:
         print(f"{admin} can't be reached, or is not ready: {error}", file=sys.stderr)
         return 1
-    parts = urlsplit(flags.url)
-    proxy = FlakyProxy(parts.hostname or "127.0.0.1", parts.port or 80)
+    proxy = FlakyProxy(parts.hostname, parts.port or 80)
     port = await proxy.start()
-    run = uuid.uuid4().hex
-    watcher = Watcher(run, flags.events)
+    watcher = Watcher(uuid.uuid4().hex, flags.events)
     # A short ping: the demo should notice a frozen connection within 2 s. The default is within 30 s.
     live = connect(
         urlunsplit(parts._replace(netloc=f"127.0.0.1:{port}")),
@@ -222,12 +238,11 @@ async def main() -> int:
     told = {"subscribed": watcher.on_subscribed, "recovered": watcher.on_subscribed, "stale": watcher.on_loss, "gap": watcher.on_loss}
     live.subscribe({"job_events": [1]}, watcher.on_event, **told)
     async with live:
-        await asyncio.wait_for(watcher.subscribed.wait(), END_S)
-        troubles = asyncio.create_task(trouble(proxy, watcher, random.Random()))
-        await publish(admin, run, flags.events, flags.per_s)
-        troubles.cancel()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(watcher.complete.wait(), END_S)
+        try:
+            await asyncio.wait_for(watcher.subscribed.wait(), END_S)
+            await publish_in_trouble(admin, watcher, proxy, flags.per_s)
+        except OSError as error:  # the verdict says what is missing
+            print(f"ended early: {error!r}")
     await proxy.close()
     print(watcher.verdict())
     return 0 if watcher.numbers == list(range(flags.events)) else 1

@@ -16,17 +16,18 @@ from towerws.client import ClientError, Event, Gap, StateChange, Subscribed, con
 COLORS = {"running": 36, "successful": 32, "failed": 31, "error": 31, "canceled": 33}
 KEPT = 1000
 """Jobs that are remembered. The oldest is forgotten first."""
-TEXT_MAX = 40
+TEXT_MAX, NOTICE_MAX = 40, 300
+"""Characters of a job's number or status, and of a notice."""
 DRAW_S = 0.1
 """Seconds between two pictures at least."""
 
-OPEN, CLOSE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-"""The terminal's second screen without a cursor, and back."""
+OPEN, CLOSE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
+"""The terminal's second screen, without a cursor and without line breaks of its own, and back."""
 
 
-def clean(value: Any) -> str:
+def clean(value: Any, most: int = TEXT_MAX) -> str:
     """A value for the terminal: short, and without control characters, which could change the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:TEXT_MAX])
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:most])
 
 
 class Dashboard:
@@ -68,7 +69,7 @@ class Dashboard:
 
     def on_error(self, error: ClientError) -> None:
         """Something went wrong."""
-        self.notice = clean(error)
+        self.notice = clean(error, NOTICE_MAX)
         self.changed.set()
 
     def picture(self, columns: int, rows: int) -> str:
@@ -96,6 +97,8 @@ async def main() -> str:
     parser = argparse.ArgumentParser(description="Follow jobs in the terminal. TOWERWS_TOKEN is the bearer token, if the daemon wants one.")
     parser.add_argument("--url", default="ws://127.0.0.1:8051/websocket/", help="the daemon's websocket (%(default)s)")
     url = parser.parse_args().url
+    if not sys.stdout.isatty():
+        parser.error("standard output is no terminal: `towerws tail --json` is for pipes and files")
     board = Dashboard()
     board.changed.set()
     reasons: list[str] = []
@@ -103,16 +106,21 @@ async def main() -> str:
     def on_state(change: StateChange) -> None:
         board.on_state(change)
         if change.state == "closed" and change.reason is not None:
-            reasons.append(clean(change.reason))
+            reasons.append(clean(change.reason, NOTICE_MAX))
 
-    live = connect(url, token=os.environ.get("TOWERWS_TOKEN"), onstate=on_state, onerror=board.on_error)
+    try:
+        live = connect(url, token=os.environ.get("TOWERWS_TOKEN"), onstate=on_state, onerror=board.on_error)
+    except ValueError as error:
+        parser.error(str(error))
     live.subscribe({"jobs": ["status_changed"]}, board.on_event, recovered=board.on_recovered, stale=board.on_missed, gap=board.on_missed)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, live.close)
-    drawing = asyncio.create_task(draw(board))
+    drawing, closed = asyncio.create_task(draw(board)), asyncio.create_task(live.wait_closed())
     sys.stdout.write(OPEN)
     try:
-        await live.wait_closed()
+        await asyncio.wait({drawing, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if drawing.done():
+            drawing.result()  # raises: the terminal is gone
     finally:
         drawing.cancel()
         sys.stdout.write(CLOSE)

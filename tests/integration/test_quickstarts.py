@@ -69,8 +69,8 @@ class Terminal:
         """Type a line."""
         os.write(self._screen, f"{line}\n".encode())
 
-    def until(self, pattern: str) -> None:
-        """Wait until what was written after the last match has this pattern. It is forgotten then."""
+    def until(self, pattern: str) -> str:
+        """Wait until what was written after the last match has this pattern. Returns the match, which is forgotten then."""
         give_up = time.monotonic() + DEADLINE_S
         while not (found := re.search(pattern, self.text)):
             left_s = give_up - time.monotonic()
@@ -78,6 +78,7 @@ class Terminal:
             if select.select([self._screen], [], [], left_s)[0]:
                 self.text = _color.sub("", self.text + self._read())
         self.text = self.text[found.end() :]
+        return found[0]
 
     def _read(self) -> str:
         try:
@@ -135,47 +136,71 @@ def wait_for_subscribers(daemon: Daemon, count: int) -> None:
 
 
 def test_terminal_dashboard(daemon: Daemon, tmp_path: Path) -> None:
-    """It shows each job's newest status, and how many have it. A payload can't write control characters. Ctrl-C leaves the screen."""
+    """It shows each job's newest status, and how many have it. A payload can't write control characters.
+
+    It says that the connection is lost, and after a restart without history, that events were missed. Ctrl-C leaves the screen.
+    """
     command = [sys.executable, str(EXAMPLES / "terminal" / "dashboard.py"), "--url", daemon.url]
     with Terminal(command, tmp_path) as screen:
         screen.until("connection: open")
         subscribed(daemon)
         daemon.publish("jobs.status_changed", job(42, "running"))
-        screen.until("events: 1.*(?s:.)*running 1(?s:.)*42  running")
+        screen.until("events: 1(?s:.)*running 1(?s:.)*42  running")
         daemon.publish("jobs.status_changed", job(42, "\x1b[2Jdone\a"))
         screen.until(r"42  \?\[2Jdone\?")
+        daemon.kill()
+        screen.until("connection: waiting")
+        daemon.start()
+        screen.until("connection: open(?s:.)*stale: some events were missed")
+        subscribed(daemon)
+        daemon.publish("jobs.status_changed", job(43, "running"))
+        shown = screen.until(r"\x1b\[H((?!\x1b\[H)(?s:.))*43  running(?s:.)*?\x1b\[J")
+        assert "42  " not in shown
         os.kill(screen.process.pid, signal.SIGINT)
         screen.until(re.escape("\x1b[?1049l"))
         assert screen.process.wait(DEADLINE_S) == 0
-
-
-def test_terminal_dashboard_after_a_restart(tmp_path: Path) -> None:
-    """It says that the connection is lost, and after a restart without history, that events were missed."""
-    with Daemon(tmp_path, "embedded:") as daemon:
-        command = [sys.executable, str(EXAMPLES / "terminal" / "dashboard.py"), "--url", daemon.url]
-        with Terminal(command, tmp_path) as screen:
-            subscribed(daemon)
-            daemon.publish("jobs.status_changed", job(42, "running"))
-            screen.until("42  running")
-            daemon.kill()
-            screen.until("connection: waiting")
-            daemon.start()
-            screen.until("connection: open(?s:.)*stale: some events were missed")
-            assert "42  running" not in screen.text
 
 
 def test_terminal_dashboard_that_is_refused(daemon: Daemon, tmp_path: Path) -> None:
     """It ends with status 1, and the reason."""
     url = daemon.url.replace("/websocket/", "/nothing/")
     with Terminal([sys.executable, str(EXAMPLES / "terminal" / "dashboard.py"), "--url", url], tmp_path) as screen:
-        screen.until(re.escape("\x1b[?1049l") + ".*404")
+        screen.until(re.escape("\x1b[?1049l") + r".*404\)")
         assert screen.process.wait(DEADLINE_S) == 1
+
+
+def test_bad_command_lines(tmp_path: Path) -> None:
+    """One line names the value and the rule. Nothing is started."""
+    rows = [
+        (["terminal/dashboard.py"], "standard output is no terminal: `towerws tail --json` is for pipes and files"),
+        (
+            ["flaky/demo.py", "--url", "wss://x/"],
+            "--url wss://x/: it must be like ws://host:port/websocket/, because the proxy speaks no TLS",
+        ),
+    ]
+    for (program, *flags), error in rows:
+        command = [sys.executable, str(EXAMPLES / program), *flags]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **PROGRAMS}, capture_output=True, text=True, check=False, timeout=100
+        )
+        assert (done.returncode, done.stderr.splitlines()[-1].partition("error: ")[2]) == (2, error)
 
 
 def test_flaky_network(daemon: Daemon, tmp_path: Path) -> None:
     """Through cuts, delays and freezes each event comes exactly once and in order, and the demo says so."""
     admin = f"http://127.0.0.1:{daemon.admin_port}"
-    command = [sys.executable, str(EXAMPLES / "flaky" / "demo.py"), "--url", daemon.url, "--admin", admin, "--events", "300"]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "flaky" / "demo.py"),
+        "--url",
+        daemon.url,
+        "--admin",
+        admin,
+        "--events",
+        "300",
+        "--per-s",
+        "200",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **PROGRAMS}, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
@@ -228,10 +253,9 @@ def test_django(rabbit: PrivateRabbit, chromium: Chromium, producer_python: Call
     rabbit.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
     broker, port = rabbit.url.replace("%2F", name), free_port()
     origin = f"http://localhost:{port}"
-    with (
-        Daemon(tmp_path, broker, "--origins", origin, auth=flag(flags, "--auth")) as daemon,
-        django_project(tmp_path, CHANNELS_4, python, at(urls, daemon), [*command[1:3], str(port)], broker) as served,
-    ):
+    daemon = Daemon(tmp_path, broker, "--origins", origin, auth=flag(flags, "--auth"))
+    command = [*command[1:3], str(port)]
+    with django_project(tmp_path, CHANNELS_4, python, at(urls, daemon), command, broker) as served, daemon:
         give_up = time.monotonic() + DEADLINE_S
         while not visited(f"{origin}/jobs/42/running"):
             assert served.poll() is None, (tmp_path / "django.log").read_text()
