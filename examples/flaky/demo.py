@@ -35,11 +35,17 @@ class FlakyProxy:
     def __init__(self, host: str, port: int) -> None:
         self._target = host, port
         self._links: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listen on loopback. Returns the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._begin, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -81,6 +87,7 @@ class FlakyProxy:
         for link in self._links:
             link.abort()
             link.flows.set()
+        await asyncio.gather(*self._tasks)
 
 
 class Link:
@@ -235,8 +242,8 @@ async def main() -> int:
         pong_s=1,
         connect_s=5,
     )
-    told = {"subscribed": watcher.on_subscribed, "recovered": watcher.on_subscribed, "stale": watcher.on_loss, "gap": watcher.on_loss}
-    live.subscribe({"job_events": [1]}, watcher.on_event, **told)
+    subscribed, lost = watcher.on_subscribed, watcher.on_loss
+    live.subscribe({"job_events": [1]}, watcher.on_event, subscribed=subscribed, recovered=subscribed, stale=lost, gap=lost)
     async with live:
         try:
             await asyncio.wait_for(watcher.subscribed.wait(), END_S)
