@@ -33,6 +33,8 @@ CONTENTS = {
     "Using it": [
         "README",
         "docs/quickstart-front-end",
+        "docs/quickstart-django",
+        "docs/quickstart-shell",
         "docs/quickstart-operator",
         "docs/protocol",
         "docs/websocket-api",
