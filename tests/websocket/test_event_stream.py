@@ -397,6 +397,24 @@ def test_the_limit_of_an_address(make: Edges) -> None:
 
 
 @each_row(
+    ("path", "limits", "refusal"),
+    [("/client.js", {"per_address": 1}, 503), (HISTORY, {"per_address": 1}, 503), (HISTORY, {"per_user": 1}, 429)],
+    make=edges,
+)
+def test_an_answer_that_nobody_reads(make: Edges, path: str, limits: dict[str, int], refusal: int) -> None:
+    """Its connection counts until it is closed. Otherwise one address or user could take all descriptors."""
+    edge = make(auth=Named(), limits=limits)
+    edge.publish("job_events.1", {"pad": "x" * 200_000})
+    unread = edge.connect()
+    unread.transport.stalled = True
+    unread.send(get(path))
+    assert edge.factory.answered == 1
+    assert status(edge.connect().send(get(path))) == refusal
+    unread.hang_up()
+    assert status(edge.connect().send(get(path))) == 200
+
+
+@each_row(
     ("line", "allowed"),
     [
         ("Origin: https://tower.example.com", True),

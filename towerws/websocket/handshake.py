@@ -218,7 +218,7 @@ class OpeningConnection(WebSocketServerProtocol):
         """Answer a plain request with these bytes, and close. The client may take `pong_s` to read them."""
         factory = self.factory
         factory.answered += 1
-        factory.connection_limits.dismiss(self._slot)
+        factory.connection_limits.answered(self._slot)
         self.transport.write(response)
         self.dropConnection(abort=False)
         self.arm(factory.settings.pong_s, self.transport.abortConnection)
