@@ -339,10 +339,13 @@ def test_the_answer_of_a_slow_authority(make: Edges) -> None:
 def test_bad_requests(make: Edges, path: str, named: bytes) -> None:
     """400 names what is wrong, and nobody is asked about the user."""
     method = SlowMethod(slow_handshake=True)
-    client = make(auth=method).connect().send(get(path, f"Origin: {SITE}"))
+    edge = make(auth=method, access=LISTED)
+    client = edge.connect().send(get(path, f"Origin: {SITE}"))
     assert (status(client), method.handshakes) == (400, [])
     assert named in body(client)
     assert headers(client)["access-control-allow-origin"] == SITE, "the page learns it, too"
+    for line in ("Origin: https://evil.example", "Sec-Fetch-Site: cross-site"):
+        assert status(edge.connect().send(get(path, line))) == 403, "no query of a foreign page is read"
 
 
 @each_row(
@@ -432,7 +435,7 @@ def test_pages_of_other_sites(make: Edges, line: str, allowed: bool) -> None:
     """Only listed origins get events. A refused page learns the status, which says nothing about the user."""
     method = SlowMethod(slow_handshake=True)
     edge = make(auth=method, access=LISTED)
-    for path in (EVENTS, HISTORY):
+    for path in (EVENTS, HISTORY, "/websocket/?token=bad"):
         client = edge.connect().send(get(path, line))
         if allowed:
             assert not client.transport.received

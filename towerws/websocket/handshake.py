@@ -182,10 +182,9 @@ class OpeningConnection(WebSocketServerProtocol):
                 self._locate(head)
                 if HEADER in head.headers:
                     self._note_probe(head)
+                self.factory.pages.check_origin(head, self._peer_address())
             else:
                 request = self._read_plain_request(head, route)
-            if request is not None:
-                self.factory.pages.check_origin(head, self._peer_address())
         except HandshakeError as error:
             self._refuse(error)
             return
@@ -203,16 +202,13 @@ class OpeningConnection(WebSocketServerProtocol):
             self.respond(file_response(head, factory.client_files[last_segment(head.path)]))
             return None
         self._cors = cors = cors_headers(head.headers.get("origin"))
+        self._locate(head)
+        factory.pages.check_origin(head, self._peer_address())
         if head.method == "OPTIONS" and "origin" in head.headers:
-            self._locate(head)
-            factory.pages.check_origin(head, self._peer_address())
             self.respond(preflight_response(cors))
             return None
-        request = read_plain_request(head, route, factory.context.groups, factory.settings.topics)
-        self._locate(head)
-        if route is not Route.PROBE:
-            factory.pages.check_site(head)
-        return request
+        factory.pages.check_site(head)
+        return read_plain_request(head, route, factory.context.groups, factory.settings.topics)
 
     def respond(self, response: bytes) -> None:
         """Answer a plain request with these bytes, and close. The client may take `pong_s` to read them."""
