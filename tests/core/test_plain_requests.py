@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
-from towerws.core.errors import HandshakeError
+from towerws.core.errors import HandshakeError, QueryError
 from towerws.core.http_head import END, Head, error_response, parse_head
 from towerws.core.plain_requests import (
     ClientFile,
@@ -158,6 +158,15 @@ def test_statuses(reason: str, status: int, events: int) -> None:
     assert plain_error(error, Route.PROBE).status == status
     assert plain_error(error, Route.EVENTS).status == events
     assert plain_error(error, Route.HISTORY).reason == reason
+
+
+def test_a_text_for_the_client_alone() -> None:
+    """A refusal that names what the client sent has another text for the log. Its class stays, whatever the path."""
+    for error in (QueryError(400, "topic c4n4ry: no"), all_refused([Denied("c4n4ry", "1", "no")]), all_refused([Denied("c4n4ry", "1", "unavailable")])):
+        found = plain_error(error, Route.EVENTS)
+        assert isinstance(found, QueryError)
+        assert "c4n4ry" in str(found)
+        assert "c4n4ry" not in found.logged
 
 
 def test_cors() -> None:

@@ -22,7 +22,7 @@ from towerws.auth.base import NotAdmitted, Refused, result_if_ready, waits_for_t
 from towerws.core.addresses import UNIX, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionSlot
 from towerws.core.deflate import negotiate
-from towerws.core.errors import HandshakeError
+from towerws.core.errors import HandshakeError, QueryError
 from towerws.core.handshake_probes import HEADER
 from towerws.core.http_head import (
     END,
@@ -413,9 +413,14 @@ class OpeningConnection(WebSocketServerProtocol):
 
 
 def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
-    """The detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less."""
+    """The detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less.
+
+    Nothing that the client sent is in it. The log would hold it, and the line would not fold.
+    """
     if isinstance(who, NotAdmitted):
         return str(who)
+    if isinstance(error, QueryError):
+        return error.logged
     option = OPTIONS.get(error.reason)
     return str(error) if option is None else f"{error} ({option})"
 
