@@ -65,6 +65,7 @@ def test_which_path_is_for_what(found: Head, route: Route | None) -> None:
         (Route.EVENTS, f"{TOPIC}&since=12-ab&token=x&session_key=y", PlainRequest(Route.EVENTS, ("job_events.42",), "12-ab")),
         (Route.EVENTS, f"{TOPIC}&since=", PlainRequest(Route.EVENTS, ("job_events.42",))),
         (Route.HISTORY, f"{TOPIC}&since=12-ab&limit=1000", PlainRequest(Route.HISTORY, ("job_events.42",), "12-ab", 1000)),
+        (Route.HISTORY, f"{'&'.join([TOPIC] * 4)}&since=&token=x&limit=9", PlainRequest(Route.HISTORY, ("job_events.42",), None, 9)),
         (Route.PROBE, "anything=else", PlainRequest(Route.PROBE)),
     ],
 )
@@ -97,6 +98,8 @@ def test_the_header_counts_before_the_parameter() -> None:
         (Route.EVENTS, "topic=chat.%E2%98%83", 400, r"topic chat.\u2603: a topic is"),
         (Route.EVENTS, "topic=%ff", 400, "in UTF-8"),
         (Route.EVENTS, "topic=chat.a&topic=chat.b&topic=chat.c&topic=chat.d", 400, "more than 3 topics"),
+        (Route.EVENTS, "&".join([TOPIC] * 8), 400, "more than 7 parameters: 3 topics are the most"),
+        (Route.HISTORY, "&" * 7, 400, "more than 7 parameters"),
         (Route.HISTORY, f"{TOPIC}&limit=0", 400, "limit 0: a number from 1 to 1000"),
         (Route.HISTORY, f"{TOPIC}&limit=1001", 400, "limit 1001"),
         (Route.HISTORY, f"{TOPIC}&limit=x", 400, "limit x"),

@@ -21,6 +21,9 @@ from towerws.core.topics import GroupTable, UnknownItem, parse_routing_key
 CREDENTIALS = frozenset({"token", "session_key"})
 """The parameters that the methods of authentication read."""
 
+_SINGLE = CREDENTIALS | {"since", "limit"}
+"""The parameters of which one is enough."""
+
 MAX_NAMED = 10
 """The topics that an answer names."""
 
@@ -72,7 +75,7 @@ def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics:
     known = {"topic", "since", "limit"} if route is Route.HISTORY else {"topic", "since"}
     topics: dict[str, None] = {}
     once: dict[str, str] = {}
-    for name, value in _parameters(head.query):
+    for name, value in _parameters(head.query, max_topics):
         if name == "topic":
             topics[_topic(value, groups)] = None
         elif name not in known and name not in CREDENTIALS:
@@ -88,9 +91,12 @@ def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics:
     return PlainRequest(route, tuple(topics), since, _limit(once.get("limit")))
 
 
-def _parameters(query: str) -> list[tuple[str, str]]:
+def _parameters(query: str, max_topics: int) -> list[tuple[str, str]]:
+    most = max_topics + len(_SINGLE)
+    if query.count("&") >= most:
+        raise HandshakeError(400, f"more than {most} parameters: {max_topics} topics are the most")
     try:
-        return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=10_000)
+        return parse_qsl(query, keep_blank_values=True, errors="strict")
     except ValueError:  # UnicodeDecodeError is one
         raise HandshakeError(400, "the query is not NAME=VALUE pairs in UTF-8") from None
 
