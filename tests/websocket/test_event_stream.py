@@ -20,6 +20,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings
+from towerws.core.topics import GroupTable
 from towerws.websocket.replay import ReplayBounds
 
 EVENTS = "/events?topic=job_events.1"
@@ -322,6 +323,48 @@ def test_the_answer_of_a_slow_authority(make: Edges) -> None:
     method.questions[-1][1].errback(RuntimeError("a fault"))
     assert status(broken) == 500
     assert len(make.failures()) == 1
+
+
+@each_row("path", [EVENTS, HISTORY, f"{HISTORY}&since=0-mark"], make=edges)
+def test_a_revocation_while_the_answer_waits(make: Edges, path: str) -> None:
+    """The topics or the position are checked meanwhile. The request gets nothing, as a handshake would."""
+    method = SlowMethod()
+    edge = make(auth=method, start="since" not in path)
+    waiting = edge.connect().send(get(path))
+    if "since" in path:
+        method.questions[0][1].callback({})
+    edge.advance(1)
+    edge.context.credential_monitor.disconnect(Revocation(user="7"))
+    if "since" in path:
+        edge.source.start()
+    else:
+        method.questions[0][1].callback({})
+    assert (status(waiting), body(waiting)) == (401, b"the credential was refused\n")
+    assert edge.factory.refused_for == {"revoked": 1}
+
+
+@each_row("path", ["/events?", "/history?", "/history?since=0-mark&"], make=edges)
+def test_a_reload_while_the_answer_waits(make: Edges, path: str) -> None:
+    """Topics that the new groups lack are left out. Without any other the request is refused."""
+    method = SlowMethod()
+    edge = make(auth=method, start="since" not in path)
+    some = edge.connect().send(get(f"{path}topic=chat.a&topic=job_events.1"))
+    none = edge.connect().send(get(f"{path}topic=chat.a"))
+    questions = list(method.questions)
+    if "since" in path:
+        for _, asked in questions:
+            asked.callback({})
+        edge.context.groups = GroupTable()
+        edge.source.start()
+    else:
+        edge.context.groups = GroupTable()
+        for _, asked in questions:
+            asked.callback({})
+    if path == "/events?":
+        method.questions[2][1].callback({})  # the session's own
+    assert status(some) == 200
+    assert b'"denied":[{"topic":"chat.a","reason":"no such group"' in body(some)
+    assert (status(none), body(none)) == (403, b"this user may have none of these topics: chat.a: no such group\n")
 
 
 # Refusals
