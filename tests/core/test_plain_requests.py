@@ -123,7 +123,7 @@ def test_any_query_is_read_or_refused(query: str) -> None:
     try:
         read_plain_request(head("/events", query), Route.EVENTS, GROUPS, 1000)
     except HandshakeError as error:
-        block, found, body = error_response(error, more=cors_headers("https://a.example")).partition(END)
+        block, found, body = error_response(error, more=cors_headers("https://a.example", credentials=True)).partition(END)
         assert found
         assert parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n" + block.split(b"\r\n", 1)[1].replace(b"Content-Length", b"X") + END, 100)
         assert body.isascii()
@@ -174,9 +174,13 @@ def test_a_text_for_the_client_alone() -> None:
 
 def test_cors() -> None:
     """A page of an origin may read the answer. A text that is no origin is not repeated."""
-    assert "Access-Control-Allow-Origin: https://a.example" in cors_headers("https://a.example")
-    assert "Access-Control-Allow-Origin: null" in cors_headers("null")
-    assert cors_headers(None) == cors_headers("https://a.example/\u00e9") == ["Vary: Origin"]
+    for credentials in (False, True):
+        lines = cors_headers("https://a.example", credentials=credentials)
+        assert "Access-Control-Allow-Origin: https://a.example" in lines
+        assert ("Access-Control-Allow-Credentials: true" in lines) == credentials
+        assert "Access-Control-Allow-Origin: null" in cors_headers("null", credentials=credentials)
+        for text in (None, "https://a.example/\u00e9"):
+            assert cors_headers(text, credentials=credentials) == ["Vary: Origin"]
 
 
 def test_files() -> None:

@@ -489,6 +489,18 @@ def test_pages_of_other_sites(make: Edges, line: str, allowed: bool) -> None:
     assert bool(method.handshakes) == allowed
 
 
+@each_row("origin", ["https://evil.example", "null", SITE, "https://tower.example.com"])
+def test_cookies_where_origins_are_not_checked(make: Edges, origin: str) -> None:
+    """A page of any origin may ask, with a token. An answer to its user's cookies is only for pages of allowed origins."""
+    edge = make(access=AccessSettings(origins=(SITE,), check_origin=False))
+    for path in (EVENTS, HISTORY, "/websocket/"):
+        client = edge.connect().send(get(path, f"Origin: {origin}"))
+        assert status(client) == (426 if path == "/websocket/" else 200)
+        assert headers(client)["access-control-allow-origin"] == origin
+        allowed = origin in (SITE, "https://tower.example.com")
+        assert headers(client).get("access-control-allow-credentials") == ("true" if allowed else None)
+
+
 def test_a_preflight(make: Edges) -> None:
     """A page of a listed origin may send `Authorization`. Nobody is asked about a user, and nothing is counted as refused."""
     edge = make(auth=SlowMethod(slow_handshake=True), access=LISTED)

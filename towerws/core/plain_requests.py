@@ -147,18 +147,16 @@ def plain_error(error: HandshakeError, route: Route) -> HandshakeError:
     return error if status == error.status else HandshakeError(status, str(error), error.reason)
 
 
-def cors_headers(origin: str | None) -> list[str]:
+def cors_headers(origin: str | None, *, credentials: bool) -> list[str]:
     """Return the lines that let a page of another origin read an answer.
 
-    A refusal of the origin itself is readable, too: it says the same to everybody, and a page that is not told can't be mended.
+    `credentials`: also the answer to a request with the user's cookies.
     """
     lines = ["Vary: Origin"]
     if origin is not None and (origin == "null" or read_origin(origin) is not None):
-        lines += [
-            f"Access-Control-Allow-Origin: {origin}",
-            "Access-Control-Allow-Credentials: true",
-            "Access-Control-Expose-Headers: Retry-After",
-        ]
+        lines += [f"Access-Control-Allow-Origin: {origin}", "Access-Control-Expose-Headers: Retry-After"]
+        if credentials:
+            lines.append("Access-Control-Allow-Credentials: true")
     return lines
 
 

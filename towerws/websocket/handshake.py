@@ -201,7 +201,9 @@ class OpeningConnection(WebSocketServerProtocol):
             self._locate(head)
             self.respond(file_response(head, factory.client_files[last_segment(head.path)]))
             return None
-        self._cors = cors = cors_headers(head.headers.get("origin"))
+        self._cors = cors = cors_headers(
+            head.headers.get("origin"), credentials=factory.pages.may_read_with_cookies(head, self._peer_address())
+        )
         self._locate(head)
         factory.pages.check_origin(head, self._peer_address())
         if head.method == "OPTIONS" and "origin" in head.headers:
