@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
+from tests.auth.tower_kit import logged
 from tests.kit.client_file import SOURCE, STATIC, first_line
 from tests.kit.event_stream import Event, EventReader
 from tests.kit.rows import each_row
@@ -521,6 +522,21 @@ def test_foreign_names_for_loopback(make: Edges) -> None:
         transport: Any = client.transport
         transport.getHost = transport.getPeer
         assert status(client.send(get(path, host="evil.example"))) == 403
+
+
+def test_a_probe_that_would_be_let_in(make: Edges) -> None:
+    """It got its answer: no refusal is counted or logged. A handshake that lost its `Upgrade` on the way is still a refusal."""
+    edge = make()
+    with logged() as lines:
+        probe = edge.connect().send(get("/websocket/"))
+        assert (status(probe), edge.factory.answered, edge.factory.refused) == (426, 1, {})
+        assert headers(probe)["upgrade"] == "websocket"
+        edge.clock.advance(0)
+        assert probe.transport.lost
+        assert not [text for text in lines.texts if text.startswith("refused ")]
+        assert status(edge.connect().send(request(without=["Upgrade"]))) == 426
+        assert [text for text in lines.texts if text.startswith("refused ") and "proxy_set_header" in text]
+    assert (edge.factory.answered, edge.factory.refused) == (1, {426: 1})
 
 
 # History

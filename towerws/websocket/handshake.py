@@ -302,13 +302,15 @@ class OpeningConnection(WebSocketServerProtocol):
             # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
             if identity is not None or not self._waits_for_token(request):
                 self.identity = self._admit(identity, head, began)
-            if isinstance(request, PlainRequest) and request.route is Route.PROBE:
-                raise HandshakeError(426, NO_UPGRADE)
+            if (is_probe := isinstance(request, PlainRequest) and request.route is Route.PROBE) and "sec-websocket-key" in head.headers:
+                raise HandshakeError(426, NO_UPGRADE)  # a handshake whose Upgrade a proxy took away: the log must say so
         except HandshakeError as error:
             self._refuse(error, identity)
             return
         if isinstance(request, Upgrade):
             self._open(request)
+        elif is_probe:
+            self.respond(error_response(HandshakeError(426, NO_UPGRADE), more=self._cors))
         else:
             assert self.identity is not None, "a plain request waits for no token"
             self.answer(self.identity, request)
