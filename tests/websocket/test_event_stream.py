@@ -581,9 +581,14 @@ def test_history_has_a_rate(make: Edges) -> None:
     """What a user replays is counted as on a websocket. Beyond a few whole histories the answer is 429, and later 200 again."""
     edge = make()
     edge.context.replays = ReplayBounds(1000, 10_000)
-    edge.publish("job_events.1", {"pad": "x" * 10_000})
+    edge.publish("job_events.1", {"pad": "x" * 10_600})
     assert [status(edge.connect().send(get(HISTORY))) for _ in range(6)] == [200, 200, 200, 200, 429, 429]
-    edge.advance(10)
+    refused = edge.connect().send(get(HISTORY))
+    wait_s = int(headers(refused)["retry-after"])
+    assert body(refused) == f"this user replays too much of history: ask again in {wait_s} s\n".encode()
+    edge.advance(wait_s - 1)
+    assert status(edge.connect().send(get(HISTORY))) == 429
+    edge.advance(1)
     assert status(edge.connect().send(get(HISTORY))) == 200
 
 

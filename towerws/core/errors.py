@@ -82,13 +82,14 @@ class HandshakeError(TowerwsError):
 
     Requests for events and history are refused with it, too.
 
-    `reason` is one word of a fixed set, which labels a counter.
+    `reason` is one word of a fixed set, which labels a counter. `retry_s`: seconds after which the client may ask again, for 429 and 503.
     """
 
-    def __init__(self, status: int, text: str, reason: str = "request") -> None:
+    def __init__(self, status: int, text: str, reason: str = "request", *, retry_s: int = 2) -> None:
         super().__init__(text)
         self.status = status
         self.reason = reason
+        self.retry_s = retry_s
 
 
 class QueryError(HandshakeError):

@@ -144,7 +144,7 @@ def plain_error(error: HandshakeError, route: Route) -> HandshakeError:
     AWX's clients know 403 and 503 only. Here 401 tells a missing or refused credential from 403, and 429 a limit of one's own from 503.
     """
     status = error.status if route is Route.PROBE else _STATUSES.get(error.reason, error.status)
-    return error if status == error.status else HandshakeError(status, str(error), error.reason)
+    return error if status == error.status else HandshakeError(status, str(error), error.reason, retry_s=error.retry_s)
 
 
 def cors_headers(origin: str | None, *, credentials: bool) -> list[str]:

@@ -12,6 +12,7 @@ ended      | the answer            | -                            | -           
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -131,7 +132,9 @@ class PlainAnswer:
         """Find the position, and wait for that as long as a websocket's request does."""
         if (delay_s := self._context.replays.accounts.delay(self._account, self._context.reactor.seconds())) > 0:
             self._context.replays.delays += 1
-            self._refuse(HandshakeError(429, f"this user replays too much of history: ask again in {delay_s:.0f} s", "replay"))
+            wait_s = math.ceil(delay_s)
+            text = f"this user replays too much of history: ask again in {wait_s} s"
+            self._refuse(HandshakeError(429, text, "replay", retry_s=wait_s))
             return
         if (since := self._request.since) is None:
             self._send_page(refusals, None)
