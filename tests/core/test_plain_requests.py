@@ -164,8 +164,12 @@ def test_statuses(reason: str, status: int, events: int) -> None:
 
 
 def test_a_text_for_the_client_alone() -> None:
-    """A refusal that names what the client sent has another text for the log. Its class stays, whatever the path."""
-    for error in (QueryError(400, "topic c4n4ry: no"), all_refused([Denied("c4n4ry", "1", "no")]), all_refused([Denied("c4n4ry", "1", "unavailable")])):
+    """A refusal that names what the client sent has another text for the log. Its class stays on every path."""
+    for error in (
+        QueryError(400, "topic c4n4ry: no"),
+        all_refused([Denied("c4n4ry", "1", "no")]),
+        all_refused([Denied("c4n4ry", "1", "unavailable")]),
+    ):
         found = plain_error(error, Route.EVENTS)
         assert isinstance(found, QueryError)
         assert "c4n4ry" in str(found)

@@ -125,7 +125,8 @@ def test_a_payload_that_is_cut(chromium: Chromium, daemon: Daemon) -> None:
     laid_out = """(async (text) => (await import("/console-events.js")).pretty(text))"""
     for text in ("\\", '"', "x", "{,:"):
         assert console.page.run(f"""{laid_out}({json.dumps('{"a":"' + text)})""") == '{\n  "a": "' + text
-    assert console.page.run(f"""{laid_out}('{{"a":"' + '\\\\"'.repeat({LONG_BYTES})).then((found) => found.length)""") == 2 * LONG_BYTES + 10
+    length = console.page.run(f"""{laid_out}('{{"a":"' + '\\\\"'.repeat({LONG_BYTES})).then((found) => found.length)""")
+    assert length == 2 * LONG_BYTES + 10
 
 
 def test_by_keyboard(chromium: Chromium, daemon: Daemon) -> None:

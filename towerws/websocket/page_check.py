@@ -51,7 +51,9 @@ class PageCheck:
         """Refuse an element of another site's page, such as an image: its request has a user's cookies but no Origin.
 
         The page could read nothing. But it would take the user's connections, and a bad token in its URL would count as a failed
-        sign-in of the user's address. Browsers send `Sec-Fetch-Site` to https:// and localhost only. Raises `HandshakeError` 403 with the reason `origin`.
+        sign-in of the user's address. Browsers send `Sec-Fetch-Site` to https:// and localhost only.
+
+        Raises `HandshakeError` 403 with the reason `origin`.
         """
         site = head.headers.get("sec-fetch-site")
         if self._check_origin and "origin" not in head.headers and site not in (None, "same-origin", "none"):
