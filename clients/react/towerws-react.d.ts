@@ -1,7 +1,7 @@
 import type { Client, EventHandler, Groups, Handlers, TowerwsEvent } from "towerws";
 
 /**
- * Subscribe while the component is mounted. Returns the newest event, null before the first.
+ * Subscribe while the component is mounted. Returns the newest event of these groups, null before the first.
  *
  * React may render once for several events. `handlers` gets each one, and the notices of a loss. Its functions may change at each render.
  */

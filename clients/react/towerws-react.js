@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, useState } from "react";
 
-/** Subscribe while the component is mounted. Returns the newest event, null before the first. */
+/** Subscribe while the component is mounted. Returns the newest event of these groups, null before the first. */
 export function useTowerws(client, groups, handlers) {
   const [newest, setNewest] = useState(null);
   const current = useRef(handlers);
@@ -17,7 +17,7 @@ export function useTowerws(client, groups, handlers) {
     };
     const subscription = client.subscribe(JSON.parse(key), {
       event: (item) => {
-        setNewest(item);
+        setNewest({ client, key, item });
         return tell("event")(item);
       },
       // The client reports a loss that has no handler to `onerror`. So only the component's own handlers are passed on.
@@ -29,5 +29,6 @@ export function useTowerws(client, groups, handlers) {
     });
     return () => subscription.close();
   }, [client, key]);
-  return newest;
+  // After a change of the groups, the first render still has an event of the groups before.
+  return newest?.client === client && newest.key === key ? newest.item : null;
 }

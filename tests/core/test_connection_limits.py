@@ -52,6 +52,24 @@ def test_during_the_handshake() -> None:
     assert connection_limits.locate(connection_limits.arrive(), "192.0.2.1") is None
 
 
+def test_an_answered_request() -> None:
+    """Its handshake has ended. It counts under its address and user until it is closed, because its client may read slowly."""
+    connection_limits = ConnectionLimits(LIMITS)
+    slots = [enter(connection_limits, user="7")[0] for _ in range(3)]
+    for slot in slots:
+        connection_limits.answered(slot)
+    late, why = enter(connection_limits, user="7")
+    assert why == "user"
+    connection_limits.dismiss(late)
+    file = connection_limits.arrive()
+    assert connection_limits.locate(file, "192.0.2.1") is None
+    connection_limits.answered(file)
+    assert connection_limits.locate(connection_limits.arrive(), "192.0.2.1") == "address"
+    connection_limits.leave(file)
+    connection_limits.leave(slots[0])
+    assert connection_limits._half_open == {"192.0.2.1": 1}
+
+
 def test_a_proxy_is_not_counted_for_its_clients() -> None:
     """Once the head is read, a guest is counted by its client's address, and no more by its proxy's."""
     connection_limits = ConnectionLimits(LIMITS)
@@ -76,7 +94,7 @@ def test_nothing_is_kept_of_closed_connections() -> None:
     for _ in range(5000):
         if slots and chance.random() < 0.5:
             slot = slots.pop(chance.randrange(len(slots)))
-            chance.choice([lambda slot: None, connection_limits.dismiss])(slot)
+            chance.choice([lambda slot: None, connection_limits.answered, connection_limits.dismiss])(slot)
             connection_limits.leave(slot)
         else:
             slot = connection_limits.arrive()

@@ -440,6 +440,7 @@ def test_a_refusal_is_a_whole_answer(code: int) -> None:
     assert found["content-length"] == "3"
     assert found["connection"] == "close"
     assert found["cache-control"] == "no-store"
+    assert found["x-content-type-options"] == "nosniff"
     assert found.get("sec-websocket-version") == ("13" if code == 426 else None)
     assert found.get("upgrade") == ("websocket" if code == 426 else None)
     assert found.get("retry-after") == ("2" if code == 503 else None)

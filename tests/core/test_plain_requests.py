@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
-from towerws.core.errors import HandshakeError
+from towerws.core.errors import HandshakeError, QueryError
 from towerws.core.http_head import END, Head, error_response, parse_head
 from towerws.core.plain_requests import (
     ClientFile,
@@ -65,6 +65,7 @@ def test_which_path_is_for_what(found: Head, route: Route | None) -> None:
         (Route.EVENTS, f"{TOPIC}&since=12-ab&token=x&session_key=y", PlainRequest(Route.EVENTS, ("job_events.42",), "12-ab")),
         (Route.EVENTS, f"{TOPIC}&since=", PlainRequest(Route.EVENTS, ("job_events.42",))),
         (Route.HISTORY, f"{TOPIC}&since=12-ab&limit=1000", PlainRequest(Route.HISTORY, ("job_events.42",), "12-ab", 1000)),
+        (Route.HISTORY, f"{'&'.join([TOPIC] * 4)}&since=&token=x&limit=9", PlainRequest(Route.HISTORY, ("job_events.42",), None, 9)),
         (Route.PROBE, "anything=else", PlainRequest(Route.PROBE)),
     ],
 )
@@ -97,6 +98,8 @@ def test_the_header_counts_before_the_parameter() -> None:
         (Route.EVENTS, "topic=chat.%E2%98%83", 400, r"topic chat.\u2603: a topic is"),
         (Route.EVENTS, "topic=%ff", 400, "in UTF-8"),
         (Route.EVENTS, "topic=chat.a&topic=chat.b&topic=chat.c&topic=chat.d", 400, "more than 3 topics"),
+        (Route.EVENTS, "&".join([TOPIC] * 8), 400, "more than 7 parameters: 3 topics are the most"),
+        (Route.HISTORY, "&" * 7, 400, "more than 7 parameters"),
         (Route.HISTORY, f"{TOPIC}&limit=0", 400, "limit 0: a number from 1 to 1000"),
         (Route.HISTORY, f"{TOPIC}&limit=1001", 400, "limit 1001"),
         (Route.HISTORY, f"{TOPIC}&limit=x", 400, "limit x"),
@@ -120,7 +123,7 @@ def test_any_query_is_read_or_refused(query: str) -> None:
     try:
         read_plain_request(head("/events", query), Route.EVENTS, GROUPS, 1000)
     except HandshakeError as error:
-        block, found, body = error_response(error, more=cors_headers("https://a.example")).partition(END)
+        block, found, body = error_response(error, more=cors_headers("https://a.example", credentials=True)).partition(END)
         assert found
         assert parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n" + block.split(b"\r\n", 1)[1].replace(b"Content-Length", b"X") + END, 100)
         assert body.isascii()
@@ -160,11 +163,28 @@ def test_statuses(reason: str, status: int, events: int) -> None:
     assert plain_error(error, Route.HISTORY).reason == reason
 
 
+def test_a_text_for_the_client_alone() -> None:
+    """A refusal that names what the client sent has another text for the log. Its class stays on every path."""
+    for error in (
+        QueryError(400, "topic c4n4ry: no"),
+        all_refused([Denied("c4n4ry", "1", "no")]),
+        all_refused([Denied("c4n4ry", "1", "unavailable")]),
+    ):
+        found = plain_error(error, Route.EVENTS)
+        assert isinstance(found, QueryError)
+        assert "c4n4ry" in str(found)
+        assert "c4n4ry" not in found.logged
+
+
 def test_cors() -> None:
     """A page of an origin may read the answer. A text that is no origin is not repeated."""
-    assert "Access-Control-Allow-Origin: https://a.example" in cors_headers("https://a.example")
-    assert "Access-Control-Allow-Origin: null" in cors_headers("null")
-    assert cors_headers(None) == cors_headers("https://a.example/\u00e9") == ["Vary: Origin"]
+    for credentials in (False, True):
+        lines = cors_headers("https://a.example", credentials=credentials)
+        assert "Access-Control-Allow-Origin: https://a.example" in lines
+        assert ("Access-Control-Allow-Credentials: true" in lines) == credentials
+        assert "Access-Control-Allow-Origin: null" in cors_headers("null", credentials=credentials)
+        for text in (None, "https://a.example/\u00e9"):
+            assert cors_headers(text, credentials=credentials) == ["Vary: Origin"]
 
 
 def test_files() -> None:

@@ -13,6 +13,7 @@ from tests.integration.conftest import NO_LANGUAGE, require
 from tests.integration.test_live_page import DESK, HOSTILE, PHONE, Screen
 from tests.kit.chromium import Chromium
 from tests.kit.daemon import Daemon, V1Client
+from tests.kit.linear import LONG_BYTES
 from tests.languages import Node
 
 GROUPS = """
@@ -116,6 +117,16 @@ def test_accessible_and_fits(chromium: Chromium, daemon: Daemon, axe: str, tmp_p
         console.picture(tmp_path / f"{name}-{width}.png")
     assert console.page.run("document.title").endswith("towerws console")
     assert console.page.run("document.querySelectorAll('main img, main script, main b').length") == 0
+
+
+def test_a_payload_that_is_cut(chromium: Chromium, daemon: Daemon) -> None:
+    """A string without its end is laid out in linear time (tests/kit/linear.py), and nothing of it changes."""
+    console = Console(chromium, daemon)
+    laid_out = """(async (text) => (await import("/console-events.js")).pretty(text))"""
+    for text in ("\\", '"', "x", "{,:"):
+        assert console.page.run(f"""{laid_out}({json.dumps('{"a":"' + text)})""") == '{\n  "a": "' + text
+    length = console.page.run(f"""{laid_out}('{{"a":"' + '\\\\"'.repeat({LONG_BYTES})).then((found) => found.length)""")
+    assert length == 2 * LONG_BYTES + 10
 
 
 def test_by_keyboard(chromium: Chromium, daemon: Daemon) -> None:

@@ -193,6 +193,29 @@ def answers(origin: str) -> bool:
         return False
 
 
+def with_react(page: Page, files: Files, program: str) -> None:
+    """Empty a page, and run a program in it that imports React and the hooks. `base` is where it may fetch from."""
+    imports = {
+        "react": f"{files.origin}/examples/react/react.js",
+        "towerws": f"{files.origin}/clients/js/towerws.js",
+        "towerws-react": f"{files.origin}/clients/react/towerws-react.js",
+        "towerws-react/awx": f"{files.origin}/clients/react/awx.js",
+    }
+    page.run(f"""(async () => {{
+        window.base = "{files.origin}";
+        document.body.replaceChildren();
+        const add = (more) => new Promise((done, fail) => {{
+            const script = Object.assign(document.createElement("script"), {{ onload: done, onerror: fail }}, more);
+            document.head.append(script);
+            if (!more.src) done();
+        }});
+        await add({{ src: `${{base}}/examples/node_modules/react/umd/react.production.min.js` }});
+        await add({{ src: `${{base}}/examples/node_modules/react-dom/umd/react-dom.production.min.js` }});
+        await add({{ type: "importmap", textContent: {json.dumps(json.dumps({"imports": imports}))} }});
+        await add({{ type: "module", textContent: {json.dumps(program)} }});
+    }})()""")
+
+
 AWX_PAGE = """
 import { createElement as h, useEffect, useState } from "react";
 import useWebsocket from "towerws-react/awx";
@@ -241,24 +264,7 @@ def test_awx_list_page(files: Files, chromium: Chromium, tmp_path: Path) -> None
     with Daemon(tmp_path, "embedded:") as daemon:
         # The daemon answers 404 here. For the browser that is a page like any other, and of the websocket's origin, as AWX's pages are.
         page = chromium.open(daemon.url.replace("ws://", "http://").replace("/websocket/", "/page/"))
-        imports = {
-            "react": f"{files.origin}/examples/react/react.js",
-            "towerws": f"{files.origin}/clients/js/towerws.js",
-            "towerws-react/awx": f"{files.origin}/clients/react/awx.js",
-        }
-        page.run(f"""(async () => {{
-            window.base = "{files.origin}";
-            document.body.replaceChildren();
-            const add = (more) => new Promise((done, fail) => {{
-                const script = Object.assign(document.createElement("script"), {{ onload: done, onerror: fail }}, more);
-                document.head.append(script);
-                if (!more.src) done();
-            }});
-            await add({{ src: `${{base}}/examples/node_modules/react/umd/react.production.min.js` }});
-            await add({{ src: `${{base}}/examples/node_modules/react-dom/umd/react-dom.production.min.js` }});
-            await add({{ type: "importmap", textContent: {json.dumps(json.dumps({"imports": imports}))} }});
-            await add({{ type: "module", textContent: {json.dumps(AWX_PAGE)} }});
-        }})()""")
+        with_react(page, files, AWX_PAGE)
         until(page, shows("1: pending"))
         numbers = 0
         for _ in range(3):
@@ -282,6 +288,45 @@ def test_awx_list_page(files: Files, chromium: Chromium, tmp_path: Path) -> None
         page.run("unmount()")
         subscribed(daemon, 0)
         page.go("about:blank")
+
+
+CHANGING_PAGE = """
+import { createElement as h, useState } from "react";
+import { useTowerws } from "towerws-react";
+
+window.rendered = [];
+const client = {
+  subscribe(groups, { event }) {
+    window.happens = (payload) => event({ payload });
+    document.title = `job ${groups.job_events[0]}`;
+    return { close() {} };
+  },
+};
+
+function Job() {
+  const [id, setId] = useState(1);
+  const newest = useTowerws(client, { job_events: [id] });
+  rendered.push(`job ${id}: ${newest?.payload ?? "nothing"}`);
+  window.show = setId;
+  return h("ul", { id: "jobs" }, h("li", null, rendered.at(-1)));
+}
+
+ReactDOM.createRoot(document.body).render(h(Job));
+"""
+
+
+def test_the_newest_event_is_of_the_present_groups(files: Files, chromium: Chromium) -> None:
+    """After a change of the groups, no render shows an event of the groups before."""
+    page = chromium.open(f"{files.origin}/clients/react/package.json")
+    with_react(page, files, CHANGING_PAGE)
+    until(page, "document.title === 'job 1'")
+    page.run("happens('one')")
+    until(page, shows("job 1: one"))
+    page.run("show(2)")
+    until(page, "document.title === 'job 2'")
+    page.run("happens('two')")
+    until(page, shows("job 2: two"))
+    assert page.run("rendered") == ["job 1: nothing", "job 1: one", "job 2: nothing", "job 2: two"]
 
 
 TYPED = """

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
+from tests.auth.tower_kit import logged
 from tests.kit.client_file import SOURCE, STATIC, first_line
 from tests.kit.event_stream import Event, EventReader
 from tests.kit.rows import each_row
@@ -20,6 +21,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings
+from towerws.core.topics import GroupTable
 from towerws.websocket.replay import ReplayBounds
 
 EVENTS = "/events?topic=job_events.1"
@@ -324,6 +326,48 @@ def test_the_answer_of_a_slow_authority(make: Edges) -> None:
     assert len(make.failures()) == 1
 
 
+@each_row("path", [EVENTS, HISTORY, f"{HISTORY}&since=0-mark"], make=edges)
+def test_a_revocation_while_the_answer_waits(make: Edges, path: str) -> None:
+    """The topics or the position are checked meanwhile. The request gets nothing, as a handshake would."""
+    method = SlowMethod()
+    edge = make(auth=method, start="since" not in path)
+    waiting = edge.connect().send(get(path))
+    if "since" in path:
+        method.questions[0][1].callback({})
+    edge.advance(1)
+    edge.context.credential_monitor.disconnect(Revocation(user="7"))
+    if "since" in path:
+        edge.source.start()
+    else:
+        method.questions[0][1].callback({})
+    assert (status(waiting), body(waiting)) == (401, b"the credential was refused\n")
+    assert edge.factory.refused_for == {"revoked": 1}
+
+
+@each_row("path", ["/events?", "/history?", "/history?since=0-mark&"], make=edges)
+def test_a_reload_while_the_answer_waits(make: Edges, path: str) -> None:
+    """Topics that the new groups lack are left out. Without any other the request is refused."""
+    method = SlowMethod()
+    edge = make(auth=method, start="since" not in path)
+    some = edge.connect().send(get(f"{path}topic=chat.a&topic=job_events.1"))
+    none = edge.connect().send(get(f"{path}topic=chat.a"))
+    questions = list(method.questions)
+    if "since" in path:
+        for _, asked in questions:
+            asked.callback({})
+        edge.context.groups = GroupTable()
+        edge.source.start()
+    else:
+        edge.context.groups = GroupTable()
+        for _, asked in questions:
+            asked.callback({})
+    if path == "/events?":
+        method.questions[2][1].callback({})  # the session's own
+    assert status(some) == 200
+    assert b'"denied":[{"topic":"chat.a","reason":"no such group"' in body(some)
+    assert (status(none), body(none)) == (403, b"this user may have none of these topics: chat.a: no such group\n")
+
+
 # Refusals
 
 
@@ -339,10 +383,13 @@ def test_the_answer_of_a_slow_authority(make: Edges) -> None:
 def test_bad_requests(make: Edges, path: str, named: bytes) -> None:
     """400 names what is wrong, and nobody is asked about the user."""
     method = SlowMethod(slow_handshake=True)
-    client = make(auth=method).connect().send(get(path, f"Origin: {SITE}"))
+    edge = make(auth=method, access=LISTED)
+    client = edge.connect().send(get(path, f"Origin: {SITE}"))
     assert (status(client), method.handshakes) == (400, [])
     assert named in body(client)
     assert headers(client)["access-control-allow-origin"] == SITE, "the page learns it, too"
+    for line in ("Origin: https://evil.example", "Sec-Fetch-Site: cross-site"):
+        assert status(edge.connect().send(get(path, line))) == 403, "no query of a foreign page is read"
 
 
 @each_row(
@@ -397,6 +444,24 @@ def test_the_limit_of_an_address(make: Edges) -> None:
 
 
 @each_row(
+    ("path", "limits", "refusal"),
+    [("/client.js", {"per_address": 1}, 503), (HISTORY, {"per_address": 1}, 503), (HISTORY, {"per_user": 1}, 429)],
+    make=edges,
+)
+def test_an_answer_that_nobody_reads(make: Edges, path: str, limits: dict[str, int], refusal: int) -> None:
+    """Its connection counts until it is closed. Otherwise one address or user could take all descriptors."""
+    edge = make(auth=Named(), limits=limits)
+    edge.publish("job_events.1", {"pad": "x" * 200_000})
+    unread = edge.connect()
+    unread.transport.stalled = True
+    unread.send(get(path))
+    assert edge.factory.answered == 1
+    assert status(edge.connect().send(get(path))) == refusal
+    unread.hang_up()
+    assert status(edge.connect().send(get(path))) == 200
+
+
+@each_row(
     ("line", "allowed"),
     [
         ("Origin: https://tower.example.com", True),
@@ -414,7 +479,7 @@ def test_pages_of_other_sites(make: Edges, line: str, allowed: bool) -> None:
     """Only listed origins get events. A refused page learns the status, which says nothing about the user."""
     method = SlowMethod(slow_handshake=True)
     edge = make(auth=method, access=LISTED)
-    for path in (EVENTS, HISTORY):
+    for path in (EVENTS, HISTORY, "/websocket/?token=bad"):
         client = edge.connect().send(get(path, line))
         if allowed:
             assert not client.transport.received
@@ -423,6 +488,18 @@ def test_pages_of_other_sites(make: Edges, line: str, allowed: bool) -> None:
             origin = line.removeprefix("Origin: ") if line.startswith("Origin") else None
             assert headers(client).get("access-control-allow-origin") == origin
     assert bool(method.handshakes) == allowed
+
+
+@each_row("origin", ["https://evil.example", "null", SITE, "https://tower.example.com"])
+def test_cookies_where_origins_are_not_checked(make: Edges, origin: str) -> None:
+    """A page of any origin may ask, with a token. An answer to its user's cookies is only for pages of allowed origins."""
+    edge = make(access=AccessSettings(origins=(SITE,), check_origin=False))
+    for path in (EVENTS, HISTORY, "/websocket/"):
+        client = edge.connect().send(get(path, f"Origin: {origin}"))
+        assert status(client) == (426 if path == "/websocket/" else 200)
+        assert headers(client)["access-control-allow-origin"] == origin
+        allowed = origin in (SITE, "https://tower.example.com")
+        assert headers(client).get("access-control-allow-credentials") == ("true" if allowed else None)
 
 
 def test_a_preflight(make: Edges) -> None:
@@ -445,6 +522,21 @@ def test_foreign_names_for_loopback(make: Edges) -> None:
         transport: Any = client.transport
         transport.getHost = transport.getPeer
         assert status(client.send(get(path, host="evil.example"))) == 403
+
+
+def test_a_probe_that_would_be_let_in(make: Edges) -> None:
+    """It got its answer: no refusal is counted or logged. A handshake that lost its `Upgrade` on the way is still a refusal."""
+    edge = make()
+    with logged() as lines:
+        probe = edge.connect().send(get("/websocket/"))
+        assert (status(probe), edge.factory.answered, edge.factory.refused) == (426, 1, {})
+        assert headers(probe)["upgrade"] == "websocket"
+        edge.clock.advance(0)
+        assert probe.transport.lost
+        assert not [text for text in lines.texts if text.startswith("refused ")]
+        assert status(edge.connect().send(request(without=["Upgrade"]))) == 426
+        assert [text for text in lines.texts if text.startswith("refused ") and "proxy_set_header" in text]
+    assert (edge.factory.answered, edge.factory.refused) == (1, {426: 1})
 
 
 # History
@@ -489,9 +581,14 @@ def test_history_has_a_rate(make: Edges) -> None:
     """What a user replays is counted as on a websocket. Beyond a few whole histories the answer is 429, and later 200 again."""
     edge = make()
     edge.context.replays = ReplayBounds(1000, 10_000)
-    edge.publish("job_events.1", {"pad": "x" * 10_000})
+    edge.publish("job_events.1", {"pad": "x" * 10_600})
     assert [status(edge.connect().send(get(HISTORY))) for _ in range(6)] == [200, 200, 200, 200, 429, 429]
-    edge.advance(10)
+    refused = edge.connect().send(get(HISTORY))
+    wait_s = int(headers(refused)["retry-after"])
+    assert body(refused) == f"this user replays too much of history: ask again in {wait_s} s\n".encode()
+    edge.advance(wait_s - 1)
+    assert status(edge.connect().send(get(HISTORY))) == 429
+    edge.advance(1)
     assert status(edge.connect().send(get(HISTORY))) == 200
 
 

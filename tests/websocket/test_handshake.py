@@ -91,7 +91,7 @@ def test_handshake_byte_by_byte_with_frames_behind_it(make: Edges) -> None:
         (request("/websocket//"), 404, b"/websocket/"),
         (request(without=["Upgrade"]), 426, b"Upgrade: websocket\r\nSec-WebSocket-Version: 13"),
         (request(without=["Upgrade"]), 426, b"proxy_set_header"),
-        (b"GET /websocket/ HTTP/1.0\r\nHost: a\r\n\r\n", 426, b"this is a websocket"),
+        (b"GET /websocket/ HTTP/1.0\r\nHost: a\r\nSec-WebSocket-Key: a\r\n\r\n", 426, b"this is a websocket"),
         (request().replace(b"GET", b"POST"), 405, b"Allow: GET"),
         (request().replace(b"GET", b"HEAD"), 405, b"Allow: GET"),
         (request().replace(b"HTTP/1.1", b"HTTP/1.0"), 505, b"HTTP/1.1"),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,14 @@ class Answers(Open):
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
         return fail(self.answer) if isinstance(self.answer, Exception) else succeed(self.answer)
+
+
+class RefusesTopics(Answers):
+    """The user may have no topic."""
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once."""
+        return succeed(dict.fromkeys(topics, "not allowed"))
 
 
 class RefusesTokens(Answers):
@@ -177,6 +185,29 @@ def test_a_network_of_ipv6_is_one_address(lines: Lines) -> None:
     for number in range(100):
         log.line(f"2001:db8::{number:x}", "credential")
     assert len(lines.events) == 1
+
+
+@each_row(
+    ("path", "expected"),
+    [
+        ("/events?c4n4ry{}=1", 'reason=request status=400 detail="a parameter of the query is wrong"'),
+        ("/events?topic=c4n4ry{}", 'reason=request status=400 detail="a parameter of the query is wrong"'),
+        ("/history?topic=jobs.c4n4ry{}", 'reason=request status=400 detail="a parameter of the query is wrong"'),
+        ("/history?topic=jobs.summary&limit=c4n4ry{}", 'reason=request status=400 detail="a parameter of the query is wrong"'),
+        ("/history?topic=job_events.4242{}", 'reason=topics status=403 detail="this user may have none of these topics"'),
+    ],
+    make=edges,
+)
+def test_a_query_is_not_logged(make: Edges, path: str, expected: str) -> None:
+    """The client is told what is wrong with its query. The log gets one line with a fixed text, which folds."""
+    with logged() as lines:
+        edge = make(RefusesTopics(Identity(7, "tower")))
+        for n in range(3):
+            client = edge.connect("203.0.113.7").send(f"GET {path.format(n)} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            assert (b"c4n4ry" in client.transport.received) == ("c4n4ry" in path)
+    (line,) = [text for text in lines.texts if text.startswith("refused ")]
+    assert expected in line
+    assert not [text for text in lines.texts if "c4n4ry" in text or "4242" in text]
 
 
 def test_refusals_from_everywhere(lines: Lines) -> None:

@@ -92,6 +92,10 @@ class ConnectionLimits:
         self._users[user] += 1
         return "user" if self._users[user] > self.limits.per_user else None
 
+    def answered(self, slot: ConnectionSlot) -> None:
+        """It got its whole answer. It counts under its address and user until it is closed, because its client may read slowly."""
+        self._end_handshake(slot)
+
     def dismiss(self, slot: ConnectionSlot) -> None:
         """Count it only as present: it is being refused, and takes no client's place any more."""
         self._move(slot, None)

@@ -80,15 +80,27 @@ class BadRequest(TowerwsError):
 class HandshakeError(TowerwsError):
     """An opening handshake is refused with an HTTP status. The text is fixed: it never repeats what the client sent.
 
-    Requests for events and history are refused with it, too. There a text may name a parameter or a topic, shortened and escaped.
+    Requests for events and history are refused with it, too.
 
-    `reason` is one word of a fixed set, which labels a counter.
+    `reason` is one word of a fixed set, which labels a counter. `retry_s`: seconds after which the client may ask again, for 429 and 503.
     """
 
-    def __init__(self, status: int, text: str, reason: str = "request") -> None:
+    def __init__(self, status: int, text: str, reason: str = "request", *, retry_s: int = 2) -> None:
         super().__init__(text)
         self.status = status
         self.reason = reason
+        self.retry_s = retry_s
+
+
+class QueryError(HandshakeError):
+    """A request for events or history is refused with a text that names a parameter or a topic, shortened and escaped.
+
+    Only the client gets that text. `logged` is the fixed text for the log.
+    """
+
+    def __init__(self, status: int, text: str, reason: str = "request", *, logged: str = "a parameter of the query is wrong") -> None:
+        super().__init__(status, text, reason)
+        self.logged = logged
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ def error_response(error: HandshakeError, *, with_body: bool = True, more: Itera
         "Content-Type: text/plain; charset=utf-8",
         f"Content-Length: {len(body)}",
         "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
         "Connection: close",
         *more,
     ]
@@ -144,7 +145,7 @@ def error_response(error: HandshakeError, *, with_body: bool = True, more: Itera
     if error.status == 426:
         lines += ["Upgrade: websocket", "Sec-WebSocket-Version: 13"]
     if error.status in (429, 503):
-        lines += ["Retry-After: 2"]
+        lines += [f"Retry-After: {error.retry_s}"]
     if error.status == 405:
         lines += ["Allow: GET"]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + (body if with_body else b"")

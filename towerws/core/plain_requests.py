@@ -11,7 +11,7 @@ from collections.abc import Container
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from towerws.core.errors import HandshakeError, printable
+from towerws.core.errors import HandshakeError, QueryError, printable
 from towerws.core.history_page import DEFAULT_EVENTS, MAX_EVENTS
 from towerws.core.http_head import Head
 from towerws.core.origins import read_origin
@@ -20,6 +20,9 @@ from towerws.core.topics import GroupTable, UnknownItem, parse_routing_key
 
 CREDENTIALS = frozenset({"token", "session_key"})
 """The parameters that the methods of authentication read."""
+
+_SINGLE = CREDENTIALS | {"since", "limit"}
+"""The parameters of which one is enough."""
 
 MAX_NAMED = 10
 """The topics that an answer names."""
@@ -72,11 +75,11 @@ def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics:
     known = {"topic", "since", "limit"} if route is Route.HISTORY else {"topic", "since"}
     topics: dict[str, None] = {}
     once: dict[str, str] = {}
-    for name, value in _parameters(head.query):
+    for name, value in _parameters(head.query, max_topics):
         if name == "topic":
             topics[_topic(value, groups)] = None
         elif name not in known and name not in CREDENTIALS:
-            raise HandshakeError(400, f"unknown parameter {_shown(name)}: known are {', '.join(sorted(known))}")
+            raise QueryError(400, f"unknown parameter {_shown(name)}: known are {', '.join(sorted(known))}")
         elif once.setdefault(name, value) is not value and name in known:
             raise HandshakeError(400, f"the parameter {name} may come once")
     if not topics:
@@ -88,9 +91,12 @@ def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics:
     return PlainRequest(route, tuple(topics), since, _limit(once.get("limit")))
 
 
-def _parameters(query: str) -> list[tuple[str, str]]:
+def _parameters(query: str, max_topics: int) -> list[tuple[str, str]]:
+    most = max_topics + len(_SINGLE)
+    if query.count("&") >= most:
+        raise HandshakeError(400, f"more than {most} parameters: {max_topics} topics are the most")
     try:
-        return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=10_000)
+        return parse_qsl(query, keep_blank_values=True, errors="strict")
     except ValueError:  # UnicodeDecodeError is one
         raise HandshakeError(400, "the query is not NAME=VALUE pairs in UTF-8") from None
 
@@ -100,16 +106,16 @@ def _topic(text: str, groups: GroupTable) -> str:
         topic = parse_routing_key(text)
         return groups.routing_key(topic.group, topic.event)
     except UnknownItem as problem:
-        raise HandshakeError(400, f"topic {_shown(text)}: {problem}") from None
+        raise QueryError(400, f"topic {_shown(text)}: {problem}") from None
     except ValueError:
-        raise HandshakeError(400, f"topic {_shown(text)}: a topic is GROUP.EVENT, such as job_events.42") from None
+        raise QueryError(400, f"topic {_shown(text)}: a topic is GROUP.EVENT, such as job_events.42") from None
 
 
 def _limit(text: str | None) -> int:
     if text is None:
         return DEFAULT_EVENTS
     if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_EVENTS):
-        raise HandshakeError(400, f"limit {_shown(text)}: a number from 1 to {MAX_EVENTS}")
+        raise QueryError(400, f"limit {_shown(text)}: a number from 1 to {MAX_EVENTS}")
     return int(text)
 
 
@@ -123,8 +129,10 @@ def all_refused(denied: list[Denied]) -> HandshakeError:
     named = "; ".join(f"{item.group}.{item.item}: {item.reason}" for item in denied[:MAX_NAMED])
     more = f"; and {len(denied) - MAX_NAMED} more" if len(denied) > MAX_NAMED else ""
     if any(item.reason == "unavailable" for item in denied):
-        return HandshakeError(503, f"whether this user may have these topics can't be checked just now: {named}{more}", "unavailable")
-    return HandshakeError(403, f"this user may have none of these topics: {named}{more}", "topics")
+        unchecked = "whether this user may have these topics can't be checked just now"
+        return QueryError(503, f"{unchecked}: {named}{more}", "unavailable", logged=unchecked)
+    refused = "this user may have none of these topics"
+    return QueryError(403, f"{refused}: {named}{more}", "topics", logged=refused)
 
 
 _STATUSES = {"no_credential": 401, "credential": 401, "revoked": 401, "user": 429, "throttled": 429}
@@ -136,21 +144,19 @@ def plain_error(error: HandshakeError, route: Route) -> HandshakeError:
     AWX's clients know 403 and 503 only. Here 401 tells a missing or refused credential from 403, and 429 a limit of one's own from 503.
     """
     status = error.status if route is Route.PROBE else _STATUSES.get(error.reason, error.status)
-    return HandshakeError(status, str(error), error.reason)
+    return error if status == error.status else HandshakeError(status, str(error), error.reason, retry_s=error.retry_s)
 
 
-def cors_headers(origin: str | None) -> list[str]:
+def cors_headers(origin: str | None, *, credentials: bool) -> list[str]:
     """Return the lines that let a page of another origin read an answer.
 
-    A refusal of the origin itself is readable, too: it says the same to everybody, and a page that is not told can't be mended.
+    `credentials`: also the answer to a request with the user's cookies.
     """
     lines = ["Vary: Origin"]
     if origin is not None and (origin == "null" or read_origin(origin) is not None):
-        lines += [
-            f"Access-Control-Allow-Origin: {origin}",
-            "Access-Control-Allow-Credentials: true",
-            "Access-Control-Expose-Headers: Retry-After",
-        ]
+        lines += [f"Access-Control-Allow-Origin: {origin}", "Access-Control-Expose-Headers: Retry-After"]
+        if credentials:
+            lines.append("Access-Control-Allow-Credentials: true")
     return lines
 
 

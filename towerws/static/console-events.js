@@ -14,10 +14,11 @@ let pollNow = () => {}, topicsNow = () => {};
 const search = () => $("events-search").value;
 
 // Adds line ends and indents to JSON, and changes nothing else: no number is rounded, and a payload that is no plain JSON is still shown.
+// A string that is cut ends with the text. Otherwise each `\"` in it would be tried as its begin, up to the end.
 export function pretty(text) {
   let out = "", depth = 0;
   const line = () => `\n${"  ".repeat(Math.min(depth, 40))}`;
-  for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*"|[{}[\],:]|\s+|[^\s{}[\],:"]+|"/gs)) {
+  for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*(?:"|\\?$)|[{}[\],:]|\s+|[^\s{}[\],:"]+/gs)) {
     if (/^\s/.test(token)) continue;
     if (token === "{" || token === "[") {
       depth++;
@@ -35,7 +36,7 @@ function paint(into, text) {
     into.textContent = visible(text);
     return;
   }
-  for (const [token, key, string, number] of text.matchAll(/("(?:[^"\\]|\\.)*")(?=: )|("(?:[^"\\]|\\.)*")|(-?\b\d[\d.eE+-]*|\btrue\b|\bfalse\b|\bnull\b)|[^"\d]+|./gs)) {
+  for (const [token, key, string, number] of text.matchAll(/("(?:[^"\\]|\\.)*")(?=: )|("(?:[^"\\]|\\.)*(?:"|\\?$))|(-?\b\d[\d.eE+-]*|\btrue\b|\bfalse\b|\bnull\b)|[^"\d]+|./gs)) {
     const className = key ? "key" : string ? "string" : number ? "number" : "";
     into.append(className ? make("span", className, visible(token)) : document.createTextNode(visible(token)));
   }

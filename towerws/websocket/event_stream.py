@@ -12,6 +12,7 @@ ended      | the answer            | -                            | -           
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -54,7 +55,7 @@ class PlainConnection(Protocol):
 class PlainAnswer:
     """The answer to one request of an authenticated client."""
 
-    __slots__ = ("_account", "_connection", "_context", "_identity", "_request", "_waiting")
+    __slots__ = ("_account", "_began", "_connection", "_context", "_groups", "_identity", "_request", "_waiting")
 
     _log = Logger()
 
@@ -63,6 +64,9 @@ class PlainAnswer:
         self._connection: PlainConnection | None = connection
         self._identity = identity
         self._request = request
+        self._groups = context.groups
+        """By these the request was read. A reload may replace them while the answer waits."""
+        self._began = context.reactor.seconds()
         self._account = identity.account or address_key(connection.address)
         self._waiting: Any = None
         """What to cancel if the client leaves."""
@@ -97,46 +101,66 @@ class PlainAnswer:
 
     def _checked(self, refusals: dict[str, str]) -> None:
         self._waiting = None
-        if (connection := self._connection) is None:
+        withdrawn = self._withdrawn()
+        refusals = {**refusals, **withdrawn}
+        if (connection := self._connection) is None or self._is_refused(refusals):
             return
         request = self._request
-        denied = [Denied(*parse_routing_key(topic), reason) for topic, reason in refusals.items()]
-        if len(denied) == len(request.topics):
-            self._refuse(all_refused(denied))
-        elif request.route is Route.EVENTS:
+        if request.route is Route.EVENTS:
             self._connection = None
-            connection.open_stream(Request(request.topics, (), request.since))
+            topics = tuple(topic for topic in request.topics if topic not in withdrawn)
+            connection.open_stream(Request(topics, tuple(_denied(withdrawn)), request.since))
         else:
-            self._find(denied)
+            self._find(refusals)
+
+    def _withdrawn(self) -> dict[str, str]:
+        """Return the topics that a reload withdrew while the answer waited, each with the reason."""
+        groups = self._context.groups
+        return {} if groups is self._groups else groups.withdrawn(self._identity, self._request.topics)
+
+    def _is_refused(self, refusals: dict[str, str]) -> bool:
+        """Refuse a user who was revoked while the answer waited, or whose topics are all refused."""
+        if self._context.credential_monitor.was_revoked(self._identity, self._began):
+            self._refuse(HandshakeError(403, "the credential was refused", "revoked"))
+        elif len(refusals) == len(self._request.topics):
+            self._refuse(all_refused(_denied(refusals)))
+        return self._connection is None
 
     # history
 
-    def _find(self, denied: list[Denied]) -> None:
+    def _find(self, refusals: dict[str, str]) -> None:
         """Find the position, and wait for that as long as a websocket's request does."""
         if (delay_s := self._context.replays.accounts.delay(self._account, self._context.reactor.seconds())) > 0:
             self._context.replays.delays += 1
-            self._refuse(HandshakeError(429, f"this user replays too much of history: ask again in {delay_s:.0f} s", "replay"))
+            wait_s = math.ceil(delay_s)
+            text = f"this user replays too much of history: ask again in {wait_s} s"
+            self._refuse(HandshakeError(429, text, "replay", retry_s=wait_s))
             return
         if (since := self._request.since) is None:
-            self._send_page(denied, None)
+            self._send_page(refusals, None)
         elif isinstance(found := self._context.ingest.judge_position(since), Pending):
             late = HandshakeError(503, "the position can't be judged yet: ask again with it", "not_yet")
-            self._waiting = PositionWait(self._context, since, lambda found: self._send_page(denied, found), lambda: self._refuse(late))
+            self._waiting = PositionWait(self._context, since, lambda found: self._send_page(refusals, found), lambda: self._refuse(late))
         else:
-            self._send_page(denied, found)
+            self._send_page(refusals, found)
 
-    def _send_page(self, denied: list[Denied], since: Delivery | None) -> None:
-        connection, self._connection, self._waiting = self._connection, None, None
-        if connection is None:
+    def _send_page(self, refusals: dict[str, str], since: Delivery | None) -> None:
+        self._waiting = None
+        refusals = {**refusals, **self._withdrawn()}
+        if (connection := self._connection) is None or self._is_refused(refusals):
             return
+        self._connection = None
         request = self._request
-        refused = {f"{item.group}.{item.item}" for item in denied}
-        topics = [topic for topic in request.topics if topic not in refused]
+        topics = [topic for topic in request.topics if topic not in refusals]
         page = self._context.hub.read(topics, since, request.limit, MAX_PAGE_BYTES)
-        body = page_json(page, denied, recovered=None if request.since is None else since is not None)
+        body = page_json(page, _denied(refusals), recovered=None if request.since is None else since is not None)
         self._context.requests += 1
         self._context.replays.accounts.count(self._account, self._context.reactor.seconds(), len(body))
         connection.send_json(body)
+
+
+def _denied(refusals: dict[str, str]) -> list[Denied]:
+    return [Denied(*parse_routing_key(topic), reason) for topic, reason in refusals.items()]
 
 
 class Heartbeat:

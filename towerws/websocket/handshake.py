@@ -22,7 +22,7 @@ from towerws.auth.base import NotAdmitted, Refused, result_if_ready, waits_for_t
 from towerws.core.addresses import UNIX, forwarded_nodes, read_node
 from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionSlot
 from towerws.core.deflate import negotiate
-from towerws.core.errors import HandshakeError
+from towerws.core.errors import HandshakeError, QueryError
 from towerws.core.handshake_probes import HEADER
 from towerws.core.http_head import (
     END,
@@ -182,10 +182,9 @@ class OpeningConnection(WebSocketServerProtocol):
                 self._locate(head)
                 if HEADER in head.headers:
                     self._note_probe(head)
+                self.factory.pages.check_origin(head, self._peer_address())
             else:
                 request = self._read_plain_request(head, route)
-            if request is not None:
-                self.factory.pages.check_origin(head, self._peer_address())
         except HandshakeError as error:
             self._refuse(error)
             return
@@ -202,23 +201,22 @@ class OpeningConnection(WebSocketServerProtocol):
             self._locate(head)
             self.respond(file_response(head, factory.client_files[last_segment(head.path)]))
             return None
-        self._cors = cors = cors_headers(head.headers.get("origin"))
+        self._cors = cors = cors_headers(
+            head.headers.get("origin"), credentials=factory.pages.may_read_with_cookies(head, self._peer_address())
+        )
+        self._locate(head)
+        factory.pages.check_origin(head, self._peer_address())
         if head.method == "OPTIONS" and "origin" in head.headers:
-            self._locate(head)
-            factory.pages.check_origin(head, self._peer_address())
             self.respond(preflight_response(cors))
             return None
-        request = read_plain_request(head, route, factory.context.groups, factory.settings.topics)
-        self._locate(head)
-        if route is not Route.PROBE:
-            factory.pages.check_site(head)
-        return request
+        factory.pages.check_site(head)
+        return read_plain_request(head, route, factory.context.groups, factory.settings.topics)
 
     def respond(self, response: bytes) -> None:
         """Answer a plain request with these bytes, and close. The client may take `pong_s` to read them."""
         factory = self.factory
         factory.answered += 1
-        factory.connection_limits.dismiss(self._slot)
+        factory.connection_limits.answered(self._slot)
         self.transport.write(response)
         self.dropConnection(abort=False)
         self.arm(factory.settings.pong_s, self.transport.abortConnection)
@@ -304,13 +302,15 @@ class OpeningConnection(WebSocketServerProtocol):
             # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
             if identity is not None or not self._waits_for_token(request):
                 self.identity = self._admit(identity, head, began)
-            if isinstance(request, PlainRequest) and request.route is Route.PROBE:
-                raise HandshakeError(426, NO_UPGRADE)
+            if (is_probe := isinstance(request, PlainRequest) and request.route is Route.PROBE) and "sec-websocket-key" in head.headers:
+                raise HandshakeError(426, NO_UPGRADE)  # a handshake whose Upgrade a proxy took away: the log must say so
         except HandshakeError as error:
             self._refuse(error, identity)
             return
         if isinstance(request, Upgrade):
             self._open(request)
+        elif is_probe:
+            self.respond(error_response(HandshakeError(426, NO_UPGRADE), more=self._cors))
         else:
             assert self.identity is not None, "a plain request waits for no token"
             self.answer(self.identity, request)
@@ -417,9 +417,14 @@ class OpeningConnection(WebSocketServerProtocol):
 
 
 def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
-    """The detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less."""
+    """The detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less.
+
+    Nothing that the client sent is in it. The log would hold it, and the line would not fold.
+    """
     if isinstance(who, NotAdmitted):
         return str(who)
+    if isinstance(error, QueryError):
+        return error.logged
     option = OPTIONS.get(error.reason)
     return str(error) if option is None else f"{error} ({option})"
 

@@ -28,18 +28,32 @@ class PageCheck:
 
         `peer` is the address at the other end of the TCP connection. Raises `HandshakeError` 403 with the reason `origin`.
         """
-        origin = head.headers.get("origin")
-        if origin is None or not self._check_origin:
-            return
+        if self._check_origin and not self._is_allowed(head, peer):
+            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
+
+    def may_read_with_cookies(self, head: Head, peer: str) -> bool:
+        """Return whether the page may read the answer to a plain request that has its user's cookies.
+
+        Without `check_origin` a page of any origin may ask. But `/events` and `/history` need no `xrftoken`, so only pages of allowed
+        origins may act by a cookie. With the check, a page of another origin gets its refusal and nothing else. It may read that: a
+        page that is not told what is wrong can't be mended.
+        """
+        return self._check_origin or self._is_allowed(head, peer)
+
+    def _is_allowed(self, head: Head, peer: str) -> bool:
+        if (origin := head.headers.get("origin")) is None:
+            return True
         hosts = self._hosts(head, peer)
         # The daemon's own ports come last: to learn them costs system calls.
-        if not self._origins.allow(origin, hosts) and not self._origins.allow(origin, hosts, self._page_ports()):
-            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
+        return self._origins.allow(origin, hosts) or self._origins.allow(origin, hosts, self._page_ports())
 
     def check_site(self, head: Head) -> None:
         """Refuse an element of another site's page, such as an image: its request has a user's cookies but no Origin.
 
-        The page could read nothing, but it would take the user's connections. Raises `HandshakeError` 403 with the reason `origin`.
+        The page could read nothing. But it would take the user's connections, and a bad token in its URL would count as a failed
+        sign-in of the user's address. Browsers send `Sec-Fetch-Site` to https:// and localhost only.
+
+        Raises `HandshakeError` 403 with the reason `origin`.
         """
         site = head.headers.get("sec-fetch-site")
         if self._check_origin and "origin" not in head.headers and site not in (None, "same-origin", "none"):
