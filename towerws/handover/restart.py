@@ -6,6 +6,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -25,6 +26,13 @@ from towerws.websocket.movable import MovableConnection
 
 PORTS: Final = ("listen", "admin", "monitor")
 """The settings that are addresses."""
+
+PROCESS_1: Final = Path("/proc/1/comm")
+
+ENDING_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
+"""Inits of containers that end when the process ends that they started. `docker --init` is tini under another name."""
+
+OUTLIVED: Final = "start towerws below a parent that goes on after it has ended, or replace the container"
 
 
 class Restarts:
@@ -126,7 +134,9 @@ class Restarts:
         if self._obstacle:
             return self._obstacle
         if os.getpid() == 1:
-            return "this is process 1, and its container would end with it; start towerws below a small parent (tini)"
+            return f"this is process 1, and its container would end with it; {OUTLIVED}"
+        if os.getppid() == 1 and (name := _name_of_process_1()).startswith(ENDING_INITS):
+            return f"process 1 is {name}, which ends with its first child, and the container with it; {OUTLIVED}"
         if "SUPERVISOR_ENABLED" in os.environ:
             return "supervisord would start a second daemon; use supervisorctl restart"
         if self.successor is not None and not self.successor.began:
@@ -196,6 +206,14 @@ class Restarts:
     def _stop(self) -> None:
         if self._reactor.running:
             self._reactor.stop()
+
+
+def _name_of_process_1() -> str:
+    """Return the name of its program, or nothing if that can't be read."""
+    try:
+        return PROCESS_1.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _ignore(pid: int) -> None:
