@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
 
-from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Client, Edge, edges, frame, request
+from tests.kit.rows import each_row
+from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Client, Edge, Edges, MemoryTransport, edges, frame, request
 from tests.websocket.test_compression import deflate
+from towerws.core.handover_state import ConnectionState
+from towerws.core.identity import Identity
+from towerws.protocol import WebSocketConnection
+from towerws.websocket.movable import Adopting, Adoption
 
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate"
 
@@ -56,3 +63,35 @@ def test_an_unfinished_message_is_read_on_by_another_connection(
         answers = [answer["ping"] for client in (first, second) for answer in client.take()]
         assert answers == list(range(len(messages)))
         assert len(first.control(PONG)) + len(second.control(PONG)) == pings
+
+
+@each_row("v1", [True, False], make=edges)
+def test_an_adopted_connection_loses_what_the_groups_of_this_process_forbid(make: Edges, v1: bool) -> None:
+    """The configuration may have changed since the client subscribed. It gets no event of the forbidden topic, and is told."""
+    edge = make(ping_s=3600)
+    topics = ("chat.a", "gone.a")
+    start = edge.hub.flushed
+    edge.publish("gone.a", {"n": 0})
+    edge.publish("chat.a", {"n": 1})
+    state = ConnectionState(
+        identity={}, address="192.0.2.1", subprotocol="towerws.v1" if v1 else None, compressed=False, position="", topics=topics
+    )
+    client = adopted(edge, Adoption(state, Identity(7), start, dict.fromkeys(topics, start.seq)))
+    edge.publish("chat.a", {"n": 2})
+    edge.clock.advance(0)
+    (subscriber,) = edge.hub.subscribers
+    assert list(subscriber.topics) == ["chat.a"]
+    told, *events = client.take()
+    assert "gone" in json.dumps(told)
+    assert [event.get("payload") if v1 else event for event in events] == [{"n": 1}, {"n": 2}]
+
+
+def adopted(edge: Edge, adoption: Adoption) -> Client:
+    """A client whose connection comes from another process."""
+    connection = cast("WebSocketConnection", Adopting(edge.factory, adoption).buildProtocol(IPv4Address("TCP", "192.0.2.1", 54321)))
+    transport = MemoryTransport(edge.clock, connection)
+    transport.received += b"HTTP/1.1 101 Switching Protocols\r\n\r\n"  # from the other process
+    client = Client(edge.clock, connection, transport)
+    edge.clients.append(client)
+    connection.makeConnection(transport)
+    return client

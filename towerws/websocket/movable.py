@@ -207,7 +207,9 @@ class MovableConnection(OpeningConnection):
             self._controls = TokenBucket(settings.controls_per_s, settings.controls_burst, state.controls[1])
             self._controls.restore(state.controls)
         context.hub.adopt(session.subscriber, adoption.since, adoption.topics)
-        session.go_on()
+        session.review()  # the groups of this process may allow less; it must happen before the first event is sent
+        if self.state == self.STATE_OPEN:
+            session.go_on()
         if state.unread and self.state == self.STATE_OPEN:
             self._read_again(state)
 
