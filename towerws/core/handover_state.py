@@ -25,6 +25,9 @@ MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 MAX_UNSENT_BYTES: Final = 4 * 1024 * 1024
 """A connection with more unsent bytes is not handed over."""
 
+MAX_STATE_BYTES: Final = 16 * 1024 * 1024
+"""A connection with a longer state, as JSON, is not handed over. So a batch and one more state fit into a message."""
+
 Bucket = tuple[float, float]
 """A token bucket: the tokens in it, and when they were counted."""
 
