@@ -180,6 +180,7 @@ class HandOver:
             self._log.warn("hand-over: one is under way already; this request is ignored")
             raise HandOverFailed("a hand-over is under way already")
         if self._cancelled:
+            self._log.warn("hand-over: this process stops; this request is ignored")
             raise HandOverFailed(f"a successor {STOPS}")
         self.under_way = True
         began = False
