@@ -56,7 +56,7 @@ def test_the_log_of_another_process_goes_on(sink: RecordingSink) -> None:
     source.start()
     del sink.calls[:]
     source.continue_log("other", 5)
-    source.keep([("a.b", b"{}", 6)], 7)
+    source.keep([("a.b", b"{}", 6, "id")], 7)
     assert source.place == ("other", 7)
     assert source.publish("a.b", b"{}") == "8-other"
-    assert sink.calls == [("continue_log", "other", 5), ("deliver", "a.b", b"{}", 6, None), ("deliver", "a.b", b"{}", 8, None)]
+    assert sink.calls == [("continue_log", "other", 5), ("deliver", "a.b", b"{}", 6, "id"), ("deliver", "a.b", b"{}", 8, None)]

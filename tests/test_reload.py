@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -86,6 +88,32 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     made = Daemon(tmp_path)
     yield made
     made.close()
+
+
+def test_a_reload_during_a_hand_over_reaches_the_successor(daemon: Daemon) -> None:
+    """The new process may have read the file before it was changed. One that failed leaves nothing behind for the next one."""
+    reloads: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: reloads.append(number))
+    try:
+        restarts = daemon.service.restarts
+        restarts.enable(["towerws"], ".", "")
+        hand_over = restarts._hand_over
+        assert hand_over is not None
+        hand_over.under_way = True
+        assert daemon.reload("[limits]\nper_user = 7") == ["SIGHUP: reloaded: limits.per_user"]
+        hand_over.under_way = False
+        hand_over.cancel()
+        restarts.restart().addErrback(lambda failure: None)
+        restarts.handed_over(os.getpid())
+        assert reloads == []
+        restarts._replaced_by, hand_over.under_way = 0, True
+        daemon.reload("[limits]\nper_user = 8")
+        restarts.handed_over(os.getpid())
+        assert len(reloads) == 1
+        assert daemon.reload("[limits]\nper_user = 9") == ["SIGHUP: passed on to the process that has taken over"]
+        assert len(reloads) == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class Session:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred, succeed
 
+from towerws.core.handover_state import Event
 from towerws.core.sources import Sink, SourceState, SourceStatus
 
 
@@ -48,10 +49,10 @@ class EmbeddedSource:
         self._log, self._offset = log, floor
         self._sink.continue_log(log, floor)
 
-    def keep(self, events: Iterable[tuple[str, bytes, int]], offset: int) -> None:
-        """Put events of that process into history: routing key, payload and offset. `offset` is that of its newest event."""
-        for routing_key, payload, place in events:
-            self._sink.deliver(routing_key, payload, place, None)
+    def keep(self, events: Iterable[Event], offset: int) -> None:
+        """Put events of that process into history. `offset` is that of its newest event."""
+        for routing_key, payload, place, message_id in events:
+            self._sink.deliver(routing_key, payload, place, message_id)
         self._sink.end_batch(_written)
         self._offset = offset
 

@@ -33,9 +33,11 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 FULL_AFTER = 50
@@ -127,7 +129,7 @@ class Signals:
 
     def _stop(self, name: str) -> None:
         self._log.info("{name}: stopping; a second one ends at once", name=name)
-        if self._reactor.running:
+        with suppress(ReactorNotRunning):  # it stops already, because of a hand-over or an error
             self._reactor.stop()
 
     def _stop_now(self, name: str) -> None:

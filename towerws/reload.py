@@ -85,8 +85,13 @@ class Reloader:
         self._running = self._again = False
 
     def request(self, by: str) -> None:
-        """Reload. `by` is the signal's name, for the log. Reports every result in the log, and raises nothing."""
-        if self._service.stopping:
+        """Reload. `by` is the signal's name, for the log. Reports every result in the log, and raises nothing.
+
+        During a hand-over the other process reloads, too.
+        """
+        if self._service.restarts.reload_requested():
+            self._log.info("{by}: passed on to the process that has taken over", by=by)
+        elif self._service.stopping:
             self._log.warn("{by}: nothing is reloaded: the daemon is stopping", by=by)
         elif self._running:
             self._again = True

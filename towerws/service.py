@@ -248,8 +248,8 @@ class TowerwsService(Service):
 
         self._finish = finish
         deadline = self._reactor.callLater(self._settings.websocket.drain_s + STOP_GRACE_S, finish)
-        if self.restarts.complete:
-            self._ports.clear()  # the successor's: to close a UNIX socket would remove its file
+        if self.restarts.shares_ports:
+            self._ports.clear()
         probed = [self._ports.pop(key) for key in ("admin", "monitor") if key in self._ports]
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from tests.kit.rows import each_row
 from towerws.core.handover_state import (
     ConnectionState,
+    Event,
     UnfinishedFrame,
     decode_message,
     encode_message,
+    events_from_json,
+    events_to_json,
     rebuild_input,
     state_from_json,
     state_to_json,
@@ -70,6 +73,13 @@ def test_a_state_without_one_of_its_fields_is_refused(state: ConnectionState, na
             state_from_json(found) if name in ("unsent", "unread", "topics", "inbox") else state_from_json({**found, "topics": None})
     with pytest.raises(ValueError, match="unknown fields: surplus"):
         state_from_json({**state_to_json(state), "surplus": 1})
+
+
+@given(st.lists(st.tuples(TEXTS, st.binary(max_size=200), st.integers(0), st.none() | TEXTS), max_size=5))
+def test_events_survive_the_way(events: list[Event]) -> None:
+    """With the `message_id`, by which a repeat is recognized."""
+    message = decode_message(encode_message("history", events=events_to_json(events)))
+    assert events_from_json(message["events"]) == events
 
 
 @each_row("body", [b"", b"[]", b"{}", b'{"kind": 1}', b"\xff"])

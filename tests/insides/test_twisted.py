@@ -34,6 +34,13 @@ INSIDES = [
         value=True,
         why="to close our descriptor without ending the TCP connection, which another process goes on with",
     ),
+    # A listening socket that moves to another process
+    Inside(
+        owner="twisted.internet.unix:Port",
+        name="_fromListeningDescriptor",
+        signature="(reactor, fd, factory)",
+        why="to adopt a UNIX socket without making its file writable for everybody",
+    ),
     # Reading from the broker
     Inside(owner=DESCRIPTOR, name="bufferSize", value=64 * 1024, why="to read more, or less, from the broker at once"),
     # Accepting

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -282,10 +283,15 @@ def test_the_credential_goes_along(tmp_path: Path, tower: tuple[type[Api], str])
 
 @each_row("transport", [unix, tls])
 def test_other_transports(tmp_path: Path, transport: Callable[[Path], tuple[str, Dial]]) -> None:
-    """A client of a UNIX socket moves. TLS that ends in the daemon can't: its client is closed with 1012. Both sockets go on listening."""
+    """A client of a UNIX socket moves. TLS that ends in the daemon can't: its client is closed with 1012. Both sockets go on listening.
+
+    A UNIX socket keeps the mode of its file.
+    """
     folder = tmp_path / transport.__name__
     folder.mkdir()
     endpoint, dial = transport(folder)
+    if transport is unix:
+        endpoint += ":mode=600"
     with HandedDaemon(folder, "embedded:", "--listen", endpoint) as daemon:
         client = open_socket(dial)
         client.sendall(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
@@ -296,6 +302,7 @@ def test_other_transports(tmp_path: Path, transport: Callable[[Path], tuple[str,
             assert (answer["moved"], answer["closed"]) == (1, {})
             daemon.publish(TOPIC, {"n": -1})
             read_frames(client, b'{"n": -1}')
+            assert stat.S_IMODE((folder / "towerws.sock").stat().st_mode) == 0o600
         else:
             assert (answer["moved"], answer["closed"]) == (0, {"TLS or the PROXY protocol ends in the daemon": 1})
             assert client.recv(4096)[2:4] == struct.pack("!H", 1012)

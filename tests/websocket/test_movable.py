@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
 
-from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Client, Edge, edges, frame, request
+from tests.kit.rows import each_row
+from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Client, Edge, Edges, MemoryTransport, SlowMethod, edges, frame, request, text
 from tests.websocket.test_compression import deflate
+from towerws.core.handover_state import ConnectionState
+from towerws.core.identity import Identity
+from towerws.protocol import WebSocketConnection
+from towerws.websocket.movable import Adopting, Adoption
 
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate"
 
@@ -18,6 +27,13 @@ MESSAGES = st.lists(
     max_size=3,
 )
 """Of each message: whether it is compressed, where it is cut into frames, whether a ping comes between them, and a length."""
+
+
+@pytest.fixture
+def make() -> Iterator[Edges]:
+    """Edges in memory, checked for leaks at the end."""
+    with edges() as maker:
+        yield maker
 
 
 def connect(edge: Edge, *, deflated: bool) -> Client:
@@ -56,3 +72,75 @@ def test_an_unfinished_message_is_read_on_by_another_connection(
         answers = [answer["ping"] for client in (first, second) for answer in client.take()]
         assert answers == list(range(len(messages)))
         assert len(first.control(PONG)) + len(second.control(PONG)) == pings
+
+
+@each_row("v1", [True, False], make=edges)
+def test_an_adopted_connection_loses_what_the_groups_of_this_process_forbid(make: Edges, v1: bool) -> None:
+    """The configuration may have changed since the client subscribed. It gets no event of the forbidden topic, and is told."""
+    edge = make(ping_s=3600)
+    topics = ("chat.a", "gone.a")
+    start = edge.hub.flushed
+    edge.publish("gone.a", {"n": 0})
+    edge.publish("chat.a", {"n": 1})
+    state = ConnectionState(
+        identity={}, address="192.0.2.1", subprotocol="towerws.v1" if v1 else None, compressed=False, position="", topics=topics
+    )
+    client = adopted(edge, Adoption(state, Identity(7), start, dict.fromkeys(topics, start.seq)))
+    edge.publish("chat.a", {"n": 2})
+    edge.clock.advance(0)
+    (subscriber,) = edge.hub.subscribers
+    assert list(subscriber.topics) == ["chat.a"]
+    told, *events = client.take()
+    assert "gone" in json.dumps(told)
+    assert [event.get("payload") if v1 else event for event in events] == [{"n": 1}, {"n": 2}]
+
+
+class FrozenTransport(MemoryTransport):
+    """One with what `freeze` uses."""
+
+    dataBuffer = b""
+    offset = 0
+    _tempDataBuffer: tuple[bytes, ...] = ()
+
+    def stopReading(self) -> None:
+        """Note it."""
+        self.reading = False
+
+    def startReading(self) -> None:
+        """Note it."""
+        self.reading = True
+
+    def stopWriting(self) -> None:
+        """Nothing waits."""
+
+
+def test_a_connection_that_was_frozen_goes_on(make: Edges) -> None:
+    """Each message is answered once and in order: the one that waits for an answer, those behind it, and one that is not whole yet."""
+    method = SlowMethod()
+    edge = make(method, ping_s=3600)
+    client = edge.connect()
+    client.transport.__class__ = FrozenTransport
+    client.send(request(v1=True)).take()
+    client.ask({"chat": ["a"]}).send(text({"ping": 1}), text({"ping": 2})[:9])
+    state = client.connection.freeze()
+    assert len(state.inbox) == 2
+    assert not client.transport.reading
+    client.connection.thaw(state)
+    client.send(text({"ping": 2})[9:])
+    assert client.take() == []
+    method.questions.pop()[1].callback({})
+    subscribed, *pongs = client.take()
+    assert subscribed["type"] == "subscribed"
+    assert [pong["ping"] for pong in pongs] == [1, 2]
+    assert method.questions == []
+
+
+def adopted(edge: Edge, adoption: Adoption) -> Client:
+    """A client whose connection comes from another process."""
+    connection = cast("WebSocketConnection", Adopting(edge.factory, adoption).buildProtocol(IPv4Address("TCP", "192.0.2.1", 54321)))
+    transport = MemoryTransport(edge.clock, connection)
+    transport.received += b"HTTP/1.1 101 Switching Protocols\r\n\r\n"  # from the other process
+    client = Client(edge.clock, connection, transport)
+    edge.clients.append(client)
+    connection.makeConnection(transport)
+    return client

@@ -43,10 +43,14 @@ def restart_command(**values: object) -> None:
       1  it failed: standard error says why, and the old process goes on
       2  the configuration can't be used
       3  no daemon answers on the admin port, or it can't hand over
+         (nor can this command ask TLS, the PROXY protocol, systemd's socket)
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     settings = load_or_exit(values).settings
+    address = parse_address(settings.admin)
+    if (why := _why_not_asked(settings.admin, address)) is not None:
+        _end(NO_DAEMON, f"admin = {settings.admin!r}: this command can't ask there: {why}; use kill -USR2, and read the log")
     try:
-        status, answer = _ask(parse_address(settings.admin), settings.restart_s + MOVE_S)
+        status, answer = _ask(address, settings.restart_s + MOVE_S)
     except (OSError, http.client.HTTPException, ValueError) as error:
         _end(NO_DAEMON, f"admin = {settings.admin!r}: no answer from a daemon there: {error}; is it running, with this configuration?")
     if status == 200:
@@ -60,10 +64,17 @@ def restart_command(**values: object) -> None:
         _end(NO_DAEMON, f"the daemon answers {status}: {answer.get('error')}")
 
 
+def _why_not_asked(admin: str, address: Address) -> str | None:
+    """Return why this command can't ask this admin port. None if it can: on plain TCP and on a UNIX socket."""
+    if admin.startswith("haproxy:"):
+        return "it expects the PROXY protocol"
+    if address.kind == "systemd":
+        return "the address of a systemd socket is in its unit"
+    return "it speaks TLS" if address.kind in ("ssl", "tls") else None
+
+
 def _ask(address: Address, timeout_s: float) -> tuple[int, dict[str, Any]]:
     """Post to the admin port. Returns the status and the answer."""
-    if address.kind == "systemd":
-        raise ValueError("the address of a systemd socket is in its unit; use kill -USR2, and read the log")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(address.interface, address.interface)  # noqa: S104 - replaced
     connection = http.client.HTTPConnection("localhost" if address.kind == "unix" else host, address.port or None, timeout=timeout_s)
     if address.kind == "unix":

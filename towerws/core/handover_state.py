@@ -25,6 +25,9 @@ MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 MAX_UNSENT_BYTES: Final = 4 * 1024 * 1024
 """A connection with more unsent bytes is not handed over."""
 
+MAX_STATE_BYTES: Final = 16 * 1024 * 1024
+"""A connection with a longer state, as JSON, is not handed over. So a batch and one more state fit into a message."""
+
 Bucket = tuple[float, float]
 """A token bucket: the tokens in it, and when they were counted."""
 
@@ -109,15 +112,22 @@ def decode_message(body: bytes) -> dict[str, Any]:
     return message
 
 
-def events_to_json(events: Iterable[tuple[str, bytes, int]]) -> list[list[object]]:
-    """Return events of history as JSON-compatible lists: routing key, payload, offset."""
-    return [[routing_key, _text(payload), offset] for routing_key, payload, offset in events]
+Event = tuple[str, bytes, int, str | None]
+"""An event of history: routing key, payload, offset, `message_id`."""
 
 
-def events_from_json(found: Iterable[Any]) -> list[tuple[str, bytes, int]]:
+def events_to_json(events: Iterable[Event]) -> list[list[object]]:
+    """Return events of history as JSON-compatible lists."""
+    return [[routing_key, _text(payload), offset, message_id] for routing_key, payload, offset, message_id in events]
+
+
+def events_from_json(found: Iterable[Any]) -> list[Event]:
     """Return the events of `events_to_json`. Raises `ValueError` for anything else."""
     try:
-        return [(str(routing_key), b64decode(payload, validate=True), int(offset)) for routing_key, payload, offset in found]
+        return [
+            (str(routing_key), b64decode(payload, validate=True), int(offset), None if message_id is None else str(message_id))
+            for routing_key, payload, offset, message_id in found
+        ]
     except TypeError as error:
         raise ValueError(f"not a list of events: {error!r}") from None
 

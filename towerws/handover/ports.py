@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from twisted.internet import unix
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -99,8 +100,12 @@ class _AdoptingReactor:
         return self._adopt(factory)
 
     def listenUNIX(self, address: str, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: bool = False) -> Any:
-        """See `IReactorUNIX`."""
-        return self._adopt(factory)
+        """See `IReactorUNIX`. `adoptStreamPort` would make the file writable for everybody."""
+        adopted: Any = unix.Port
+        listening = adopted._fromListeningDescriptor(self._reactor, self._socket[0], factory)  # noqa: SLF001 - no public way has a mode
+        listening.mode, listening.backlog = mode, backlog
+        listening.startListening()
+        return listening
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = "") -> Any:
         """See `IReactorSSL`. Twisted's own does the same on a new socket."""

@@ -12,6 +12,7 @@ A connection is sent once, and then belongs to the successor, whatever happens. 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
@@ -28,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.core.errors import TowerwsError
-from towerws.core.handover_state import VERSION, ConnectionState, state_to_json
+from towerws.core.handover_state import MAX_STATE_BYTES, VERSION, ConnectionState, state_to_json
 from towerws.core.hub import Hub
 from towerws.handover.channel import Channel, open_channel
 from towerws.handover.ports import VARIABLE, Inheritance, InheritedPort
@@ -38,7 +39,7 @@ BATCH: Final = 50
 """Connections in one message. They wait for some 10 ms, until the successor has adopted them."""
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
-"""A batch ends after this many unsent and unread bytes of its connections."""
+"""A batch ends after this many bytes of its connections' states, as JSON."""
 
 ANSWER_S: Final = 15.0
 """Deadline of the successor's answer to `begin`, to a batch and to `done`."""
@@ -55,6 +56,11 @@ STOP_AFTER_S: Final = 0.2
 """After the hand-over the process stops this much later, so that the admin port's answer leaves first."""
 
 FIRST_DESCRIPTOR: Final = 3
+
+TOO_MUCH_STATE: Final = "too much state"
+"""The reason of a connection whose state is longer than `MAX_STATE_BYTES`."""
+
+STOPS: Final = "is not needed: this process stops"
 
 
 class HandOverFailed(TowerwsError):
@@ -107,6 +113,14 @@ class Daemon(Protocol):
         """The process with this id is the daemon from now on. Stop this one."""
 
 
+class _Taken(NamedTuple):
+    """A connection that this process has given up."""
+
+    state: ConnectionState
+    encoded: dict[str, Any]
+    descriptor: int
+
+
 class _Child(ProcessProtocol):
     def __init__(self, hand_over: HandOver) -> None:
         self._hand_over = hand_over
@@ -142,6 +156,9 @@ class HandOver:
         self._reason = ""
         """What the successor last said about itself."""
         self._said_at = 0.0
+        self._cancelled = False
+        self._too_large: set[MovableConnection] = set()
+        """Connections with too much state, in the hand-over under way."""
         self.under_way = False
         self.moving = False
         """Whether history and connections are on their way, so that nothing may be published here."""
@@ -153,14 +170,18 @@ class HandOver:
         return Deferred.fromCoroutine(self._restart())
 
     def cancel(self) -> None:
-        """End a hand-over that is under way: this process stops. The successor ends, too."""
+        """End a hand-over that is under way, and begin no other: this process stops. The successor ends, too."""
+        self._cancelled = True
         if self.under_way:
-            self._give_up("is not needed: this process stops")
+            self._give_up(STOPS)
 
     async def _restart(self) -> dict[str, object]:
         if self.under_way or self.complete:
             self._log.warn("hand-over: one is under way already; this request is ignored")
             raise HandOverFailed("a hand-over is under way already")
+        if self._cancelled:
+            self._log.warn("hand-over: this process stops; this request is ignored")
+            raise HandOverFailed(f"a successor {STOPS}")
         self.under_way = True
         began = False
         self._reason = ""
@@ -172,6 +193,7 @@ class HandOver:
             if ready.get("version") != VERSION:
                 raise HandOverFailed(f"the successor's hand-over has version {ready.get('version')}, this one {VERSION}; restart towerws")
             began = self.moving = True
+            self.counters.moved, self.counters.closed = 0, Counter()
             self._daemon.accept(False)
             return await self._hand_over(int(ready["pid"]))
         except Exception as error:
@@ -181,6 +203,7 @@ class HandOver:
             raise HandOverFailed(f"an internal error: {error!r}") from error
         finally:
             self.under_way = False
+            self._too_large.clear()
 
     async def _hand_over(self, pid: int) -> dict[str, object]:
         now = self._reactor.seconds()
@@ -189,9 +212,8 @@ class HandOver:
             await self._ask("history", "kept", **piece)
         await self._ask("begin", "begun", position=self._daemon.hub.position, now=now, counters=counters)
         self._log.info("hand-over: the successor, process {pid}, is ready; moving {count} connections", pid=pid, count=self._count())
-        self.counters.moved, self.counters.closed = 0, Counter()
         await self._move(now + SETTLE_S)
-        left = Counter(why for each in self._daemon.connections() if (why := each.why_bound() or "not moved"))
+        left = Counter(why for each in self._daemon.connections() if (why := self._why_bound(each) or "not moved"))
         self.counters.closed += left
         self.counters.done += 1
         self.counters.seconds = self._reactor.seconds() - now
@@ -222,59 +244,65 @@ class HandOver:
             last = self._reactor.seconds() >= settled_by
             waiting = deque(self._daemon.connections())
             while waiting:
-                states, descriptors = self._take(waiting, last)
-                if not states:
+                taken = self._take(waiting, last)
+                if not taken:
                     continue
                 try:
                     if asked is not None:
                         self._adopted(await asked)
-                    asked = self._send(states, descriptors)
+                    asked = self._send(taken)
                 except HandOverFailed:
-                    for state, descriptor in zip(states, descriptors, strict=True):
-                        self._daemon.readopt(state, descriptor)
-                        os.close(descriptor)
+                    for each in taken:
+                        self._daemon.readopt(each.state, each.descriptor)
+                        os.close(each.descriptor)
                     raise
-            if not any(each.why_bound() in (None, AT_HANDSHAKE) for each in self._daemon.connections()):
+            if asked is not None:
+                self._adopted(await asked)
+                asked = None
+            if not any(self._why_bound(each) in (None, AT_HANDSHAKE) for each in self._daemon.connections()):
                 break
             await self._pause(SETTLE_PAUSE_S)
-        if asked is not None:
-            self._adopted(await asked)
 
-    def _take(self, waiting: deque[MovableConnection], last: bool) -> tuple[list[ConnectionState], list[int]]:
+    def _take(self, waiting: deque[MovableConnection], last: bool) -> list[_Taken]:
         """Freeze the next connections. Those with an unanswered request are skipped, except the `last` time."""
-        states: list[ConnectionState] = []
-        descriptors: list[int] = []
+        taken: list[_Taken] = []
         size = 0
-        while waiting and len(states) < BATCH and size < BATCH_BYTES:
+        while waiting and len(taken) < BATCH and size < BATCH_BYTES:
             connection = waiting.popleft()
-            if connection.why_bound() is not None or (connection.is_waiting and not last):
+            if self._why_bound(connection) is not None or (connection.is_waiting and not last):
                 continue
             try:
                 state = connection.freeze()
-                states.append(state)
-                descriptors.append(connection.release())
+                encoded = state_to_json(state)
+                if (length := len(json.dumps(encoded))) > MAX_STATE_BYTES:
+                    connection.thaw(state)
+                    self._too_large.add(connection)
+                    continue
+                taken.append(_Taken(state, encoded, connection.release()))
             except Exception:  # noqa: BLE001 - one connection must not keep the others
                 self._log.failure("a connection could not be handed over")
-                del states[len(descriptors) :]
                 connection.transport.abortConnection()
                 self.counters.closed["error"] += 1
                 continue
-            size += len(state.unsent) + len(state.unread)
-        return states, descriptors
+            size += length
+        return taken
 
-    def _send(self, states: list[ConnectionState], descriptors: list[int]) -> Deferred[dict[str, Any]]:
+    def _why_bound(self, connection: MovableConnection) -> str | None:
+        return TOO_MUCH_STATE if connection in self._too_large else connection.why_bound()
+
+    def _send(self, taken: Sequence[_Taken]) -> Deferred[dict[str, Any]]:
         """Send a batch. Fires with the answer. Raises `HandOverFailed`, and sends nothing, without a successor."""
         if (channel := self._channel) is None:
             raise HandOverFailed(f"the successor {self._reason or 'ended'}")
         answer = self._expect("adopted", ANSWER_S)
-        channel.tell("batch", descriptors, states=[state_to_json(state) for state in states])
+        channel.tell("batch", [each.descriptor for each in taken], states=[each.encoded for each in taken])
 
         def close(result: Any) -> Any:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            for each in taken:
+                os.close(each.descriptor)
             return result
 
-        self.counters.moved += len(states)
+        self.counters.moved += len(taken)
         return answer.addBoth(close)
 
     def _adopted(self, answer: Mapping[str, Any]) -> None:
@@ -297,8 +325,9 @@ class HandOver:
         if began:
             self._daemon.accept(True)
         self._log.error(
-            "hand-over failed: {reason}; this process goes on{lost}",
+            "hand-over failed: {reason}{goes_on}{lost}",
             reason=str(error) or repr(error),
+            goes_on="" if self._cancelled else "; this process goes on",
             lost=f"; {moved} connections had moved already and are lost with the successor" if moved else ", and no connection is lost",
         )
 
@@ -394,7 +423,20 @@ class HandOver:
 
         return answer.addBoth(stop)
 
-    def _pause(self, seconds: float) -> Deferred[None]:
-        paused: Deferred[None] = Deferred()
-        self._reactor.callLater(seconds, paused.callback, None)
-        return paused
+    def _pause(self, seconds: float) -> Deferred[Any]:
+        """Fires after so many seconds. Fails with `HandOverFailed` before that if the successor ends, or this process stops."""
+        paused: Deferred[Any] = Deferred()
+        self._expected = "", paused
+
+        def go_on() -> None:
+            self._expected = None
+            paused.callback(None)
+
+        timer = self._reactor.callLater(seconds, go_on)
+
+        def stop(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return paused.addBoth(stop)

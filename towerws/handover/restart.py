@@ -6,14 +6,17 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
-from towerws.core.handover_state import ConnectionState, events_from_json, events_to_json
+from towerws.core.handover_state import ConnectionState, Event, events_from_json, events_to_json
 from towerws.core.hub import Hub
 from towerws.core.settings import Settings
 from towerws.core.sources import SourceStatus
@@ -25,6 +28,16 @@ from towerws.websocket.movable import MovableConnection
 
 PORTS: Final = ("listen", "admin", "monitor")
 """The settings that are addresses."""
+
+EVENT_BYTES: Final = 32
+"""Bytes of an event of history on the way, in addition to its texts."""
+
+PROCESS_1: Final = Path("/proc/1/comm")
+
+ENDING_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
+"""Inits of containers that end when the process ends that they started. `docker --init` is tini under another name."""
+
+OUTLIVED: Final = "start towerws below a parent that goes on after it has ended, or replace the container"
 
 
 class Restarts:
@@ -55,6 +68,9 @@ class Restarts:
         self._adopter = Adopter(reactor, websockets, settings.auth)
         self._hand_over: HandOver | None = None
         self._obstacle = "this daemon was not started by twistd"
+        self._reload_noted = False
+        self._replaced_by = 0
+        """The process id of the successor, once it serves all clients."""
         self.successor: Successor | None = None
         """Set by `tap` in a process that a running daemon started."""
         self.on_handed_over: Callable[[int], None] = _ignore
@@ -63,8 +79,10 @@ class Restarts:
         """Called in the successor, once it is the only process."""
 
     @property
-    def complete(self) -> bool:
-        """Whether a successor has the sockets of this process."""
+    def shares_ports(self) -> bool:
+        """Whether the listening sockets of this process serve another one, too: to close a UNIX socket would remove its file."""
+        if self.successor is not None and not self.successor.serving:
+            return True
         return self._hand_over is not None and self._hand_over.complete
 
     def enable(self, command: Sequence[str], folder: str, obstacle: str) -> None:
@@ -84,7 +102,21 @@ class Restarts:
         """Hand this daemon over to a new process. Fires with its figures. Fails with `HandOverFailed`: then this one goes on."""
         if self._hand_over is None:
             return fail(HandOverFailed(self._obstacle))
+        if not self._hand_over.under_way:
+            self._reload_noted = False
         return self._hand_over.restart()
+
+    def reload_requested(self) -> bool:
+        """Have the successor reload, too: it may have read the old configuration. Return whether it has replaced this process already."""
+        if self._replaced_by:
+            self._reload_successor()
+        elif self._hand_over is not None and self._hand_over.under_way:
+            self._reload_noted = True
+        return self._replaced_by != 0
+
+    def _reload_successor(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._replaced_by, signal.SIGHUP)
 
     # in a successor
 
@@ -115,6 +147,8 @@ class Restarts:
     def stop(self) -> None:
         """End a hand-over that is under way: this process stops."""
         if self.successor is not None:
+            if not self.successor.serving:
+                self.accept(False)
             self.successor.stop()
         if self._hand_over is not None:
             self._hand_over.cancel()
@@ -126,10 +160,12 @@ class Restarts:
         if self._obstacle:
             return self._obstacle
         if os.getpid() == 1:
-            return "this is process 1, and its container would end with it; start towerws below a small parent (tini)"
+            return f"this is process 1, and its container would end with it; {OUTLIVED}"
+        if os.getppid() == 1 and (name := _name_of_process_1()).startswith(ENDING_INITS):
+            return f"process 1 is {name}, which ends with its first child, and the container with it; {OUTLIVED}"
         if "SUPERVISOR_ENABLED" in os.environ:
             return "supervisord would start a second daemon; use supervisorctl restart"
-        if self.successor is not None and not self.successor.began:
+        if self.successor is not None and not self.successor.serving:
             return "this process has not taken over from its predecessor yet"
         status = self._source_status()
         if self._embedded is None and status.details.get("mode") != "stream":
@@ -154,12 +190,12 @@ class Restarts:
         held = deque(self.hub.history.entries())
         first: dict[str, object] = {"log": log, "floor": self.hub.history.floor.offset}
         while held or first:
-            events: list[tuple[str, bytes, int]] = []
+            events: list[Event] = []
             size = 0
             while held and size < BATCH_BYTES:
                 delivery = held.popleft()
-                events.append((delivery.topic, delivery.payload, delivery.offset))
-                size += len(delivery.payload)
+                events.append((delivery.topic, delivery.payload, delivery.offset, delivery.message_id))
+                size += EVENT_BYTES + len(delivery.payload) + len(delivery.topic) + len(delivery.message_id or "")
             yield {**first, "events": events_to_json(events), "offset": offset}
             first = {}
 
@@ -191,11 +227,22 @@ class Restarts:
     def handed_over(self, pid: int) -> None:
         """See `Daemon`."""
         self.on_handed_over(pid)
+        self._replaced_by = pid
+        if self._reload_noted:
+            self._reload_successor()
         self._reactor.callLater(STOP_AFTER_S, self._stop)
 
     def _stop(self) -> None:
-        if self._reactor.running:
+        with suppress(ReactorNotRunning):  # a signal came first
             self._reactor.stop()
+
+
+def _name_of_process_1() -> str:
+    """Return the name of its program, or nothing if that can't be read."""
+    try:
+        return PROCESS_1.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _ignore(pid: int) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -126,9 +128,10 @@ class Successor:
         self._checks = LoopingCall(self._check)
         self._checks.clock = reactor
         self._said_at = 0.0
-        self._serving = False
         self.began = False
         """Whether it accepts clients."""
+        self.serving = False
+        """Whether it has all connections that it can get, and the sockets for itself."""
 
     def why_not(self) -> str | None:
         """Return why it can't be the successor of this predecessor, None if it can."""
@@ -235,7 +238,7 @@ class Successor:
         self._counters.closed = Counter(message["closed"])
         self._log.info("hand-over: this process has taken over {moved} connections", moved=self._counters.moved)
         self._channel.tell("serving")
-        self._serving = True
+        self.serving = True
         self._serve()
 
     def _lost(self) -> None:
@@ -244,9 +247,11 @@ class Successor:
         self._channel = None
         if not self.began:
             self._log.error("hand-over: the running process gave it up, or ended; this process ends")
-            self._reactor.stop()
+            with suppress(ReactorNotRunning):  # it stops already
+                self._reactor.stop()
             return
-        if not self._serving:
+        if not self.serving:
+            self.serving = True
             self._log.warn("hand-over: the running process ended before all connections had moved; this process serves those that it got")
             self._serve()
         self._alone()

@@ -13,6 +13,7 @@ import os
 import random
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.error import ConnectionDone
@@ -105,7 +106,7 @@ class MovableConnection(OpeningConnection):
         return None
 
     def freeze(self) -> ConnectionState:
-        """Stop reading and writing, and return the state. `why_bound` must have returned None. `release` must follow at once."""
+        """Stop reading and writing, and return the state. `why_bound` must have returned None. `release` or `thaw` must follow at once."""
         session, transport, context = self._session, self.transport, self.factory.context
         assert session is not None
         position, later = context.hub.place(session.subscriber)
@@ -131,6 +132,16 @@ class MovableConnection(OpeningConnection):
             continuations=None if self._continuations is None else self._continuations.level,
             **session.state(),
         )
+
+    def thaw(self, state: ConnectionState) -> None:
+        """Undo `freeze`, which returned this state: the connection goes on here."""
+        session, transport = self._session, self.transport
+        assert session is not None
+        # The message that is being handled goes on here, too. It is the first one of the state's inbox.
+        session.restore(replace(state, inbox=state.inbox[int(session.is_waiting) :]))
+        transport.startReading()
+        if state.unsent:
+            transport.startWriting()
 
     def release(self) -> int:
         """Give up the connection without closing it for the client. Return a descriptor of its socket, which the caller must close."""
@@ -207,7 +218,9 @@ class MovableConnection(OpeningConnection):
             self._controls = TokenBucket(settings.controls_per_s, settings.controls_burst, state.controls[1])
             self._controls.restore(state.controls)
         context.hub.adopt(session.subscriber, adoption.since, adoption.topics)
-        session.go_on()
+        session.review()  # the groups of this process may allow less; it must happen before the first event is sent
+        if self.state == self.STATE_OPEN:
+            session.go_on()
         if state.unread and self.state == self.STATE_OPEN:
             self._read_again(state)
 

@@ -1,0 +1,209 @@
+"""The running process's part in a hand-over, in memory: a clock, a successor that answers as the test says, and connections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+
+from tests.kit.rows import each_row
+from towerws.core.handover_state import MAX_MESSAGE_BYTES, MAX_STATE_BYTES, VERSION, ConnectionState, encode_message
+from towerws.handover.predecessor import BATCH_BYTES, SETTLE_S, Daemon, HandOver, HandOverCounters, HandOverFailed
+from towerws.websocket.movable import AT_HANDSHAKE
+
+ANSWERS = {"history": "kept", "begin": "begun", "batch": "adopted", "done": "serving"}
+
+
+class Connection:
+    """A connection with a message of so many bytes that waits. `bound`: why it can't move."""
+
+    def __init__(self, length: int = 0, bound: str | None = None) -> None:
+        self.length = length
+        self.bound = bound
+        self.calls: list[str] = []
+        self.is_waiting = False
+
+    def why_bound(self) -> str | None:
+        """The test's answer."""
+        return "moved" if "release" in self.calls else self.bound
+
+    def freeze(self) -> ConnectionState:
+        """The state."""
+        self.calls.append("freeze")
+        return ConnectionState(
+            identity={},
+            address="",
+            subprotocol=None,
+            compressed=False,
+            position="1-a",
+            topics=(),
+            inbox=((bytes(self.length), False),),
+        )
+
+    def thaw(self, state: ConnectionState) -> None:
+        """Note it."""
+        self.calls.append("thaw")
+
+    def release(self) -> int:
+        """A descriptor."""
+        self.calls.append("release")
+        return os.open(os.devnull, os.O_RDONLY)
+
+
+class FakeDaemon:
+    """What a hand-over uses of the daemon."""
+
+    class hub:  # noqa: N801 - an attribute of the daemon
+        """Its place in the log."""
+
+        position = "1-a"
+
+    def __init__(self) -> None:
+        self.all: list[Connection] = []
+        self.accepting: list[bool] = []
+        self.pid = 0
+        self.why: str | None = None
+
+    def why_no_handover(self) -> str | None:
+        """The test's answer."""
+        return self.why
+
+    def connections(self) -> Sequence[Connection]:
+        """Those that have not moved."""
+        return [each for each in self.all if "release" not in each.calls]
+
+    def history(self) -> Iterator[Mapping[str, object]]:
+        """None."""
+        return iter(())
+
+    def accept(self, accepting: bool) -> None:
+        """Note it."""
+        self.accepting.append(accepting)
+
+    def handed_over(self, pid: int) -> None:
+        """Note it."""
+        self.pid = pid
+
+
+class FakeChannel:
+    """A successor that answers at once, except to the questions in `silent`."""
+
+    def __init__(self, received: Callable[[dict[str, Any], list[int]], None]) -> None:
+        self._received = received
+        self.silent: set[str] = set()
+        self.sizes: dict[str, list[int]] = {}
+        self.closed = False
+
+    def tell(self, kind: str, descriptors: Sequence[int] = (), **content: Any) -> None:
+        """Answer."""
+        self.sizes.setdefault(kind, []).append(len(encode_message(kind, descriptors=len(descriptors), **content)))
+        if kind not in self.silent:
+            self.clock_call(lambda: self._received({"kind": ANSWERS[kind], "failed": {}}, []))
+
+    clock_call: Callable[[Callable[[], None]], object]
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed = True
+
+
+class Memory(HandOver):
+    """A hand-over without a process."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.fake = FakeDaemon()
+        self.lines: list[str] = []
+        super().__init__(cast("Daemon", self.fake), self.clock, HandOverCounters(), ready_s=5, command=["towerws"], folder=".")
+        self.end: FakeChannel | None = None
+        self.silent: set[str] = set()
+
+    def _spawn(self) -> None:
+        self.end = FakeChannel(self._received)
+        self.end.silent = self.silent
+        self.end.clock_call = lambda call: self.clock.callLater(0, call)
+        self._channel = cast("Any", self.end)
+
+    def begin(self) -> list[Any]:
+        """Hand over, up to the first wait of the moving. Returns a list that gets the result or the error."""
+        result: list[Any] = []
+        answer: Deferred[Any] = self.restart()
+        answer.addCallbacks(result.append, lambda failure: result.append(failure.value))
+        self._received({"kind": "ready", "version": VERSION, "pid": 77}, [])
+        self.clock.pump([0] * 10)
+        return result
+
+    def note(self, event: LogEvent) -> None:
+        """Keep a line of the log."""
+        self.lines.append(formatEvent(event))
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    """A hand-over, with its log."""
+    made = Memory()
+    observer = cast("ILogObserver", made.note)
+    globalLogPublisher.addObserver(observer)
+    yield made
+    globalLogPublisher.removeObserver(observer)
+
+
+def test_a_stop_ends_a_hand_over_that_waits_for_a_client(memory: Memory) -> None:
+    """A handshake is under way, and the successor is asked nothing meanwhile. The stop ends the hand-over, and begins no other."""
+    memory.fake.all = [Connection(bound=AT_HANDSHAKE)]
+    result = memory.begin()
+    assert memory.under_way
+    memory.cancel()
+    memory.clock.advance(SETTLE_S + 1)
+    (error,) = result
+    assert isinstance(error, HandOverFailed)
+    assert str(error) == "the successor is not needed: this process stops"
+    assert memory.lines[-1] == "hand-over failed: the successor is not needed: this process stops, and no connection is lost"
+    assert (memory.under_way, memory.complete, memory.fake.pid) == (False, False, 0)
+    assert memory.end is not None
+    assert memory.end.closed
+    (again,) = memory.begin()
+    assert str(again) == "a successor is not needed: this process stops"
+    assert memory.clock.getDelayedCalls() == []
+
+
+def test_a_second_hand_over_that_fails_reports_its_own_connections(memory: Memory) -> None:
+    """The first one came to nothing after it had moved two. The second one fails before it moves any."""
+    memory.fake.all = [Connection(), Connection()]
+    memory.silent = {"done"}
+    memory.begin()
+    memory.clock.advance(60)
+    assert memory.lines[-1].endswith("2 connections had moved already and are lost with the successor")
+    memory.silent = {"begin"}
+    (error,) = memory.begin() or [None]
+    assert error is None
+    memory.clock.advance(60)
+    assert memory.lines[-1].endswith("this process goes on, and no connection is lost")
+    assert memory.counters.moved == 0
+
+
+@each_row("length", [MAX_STATE_BYTES, 0])
+def test_a_connection_with_too_much_state_stays(length: int) -> None:
+    """It goes on until the stop closes it, and is counted with its reason. The others move."""
+    memory = Memory()
+    memory.fake.all = first, second = [Connection(length), Connection()]
+    (answer,) = memory.begin()
+    assert answer["moved"] == (1 if length else 2)
+    assert answer["closed"] == ({"too much state": 1} if length else {})
+    assert first.calls == (["freeze", "thaw"] if length else ["freeze", "release"])
+    assert second.calls == ["freeze", "release"]
+
+
+def test_a_batch_is_bounded_by_all_of_its_bytes(memory: Memory) -> None:
+    """Each message fits into the channel, also with the longest states that move."""
+    memory.fake.all = [Connection(MAX_STATE_BYTES * 3 // 4 - 1000) for _ in range(3)] + [Connection(BATCH_BYTES // 4) for _ in range(9)]
+    (answer,) = memory.begin()
+    assert answer["moved"] == 12
+    assert memory.end is not None
+    assert max(memory.end.sizes["batch"]) < MAX_MESSAGE_BYTES
+    assert len(memory.end.sizes["batch"]) == 3 + 3
