@@ -102,7 +102,7 @@ def test_javascript_sample(chromium: Chromium, tmp_path: Path) -> None:
         welcome, subscribed = page.run(wait.format(2))
         assert (welcome["type"], subscribed["type"]) == ("welcome", "subscribed")
         assert subscribed["groups_current"] == ["job_events.42", "jobs.status_changed"]
-        done = subprocess.run(["/bin/sh", "-euc", at(inline("curl "), daemon)], capture_output=True, timeout=DEADLINE_S, check=True)
+        done = subprocess.run(["/bin/sh", "-euc", at(inline("curl 127"), daemon)], capture_output=True, timeout=DEADLINE_S, check=True)
         assert set(json.loads(done.stdout)) == {"outcome", "published", "position"}, "taken, without a warning"
         event = page.run(wait.format(3))[2]
         assert (event["group"], event["event"], event["payload"]) == ("jobs", "status_changed", EVENT)
@@ -119,9 +119,26 @@ def test_tail_sample(tmp_path: Path) -> None:
             assert tail.stdout is not None
             while daemon.get("/status")[1]["requests"]["taken"] == 0:
                 assert tail.poll() is None
-            subprocess.run(["/bin/sh", "-euc", at(inline("curl "), daemon)], stdout=subprocess.DEVNULL, timeout=DEADLINE_S, check=True)
+            subprocess.run(["/bin/sh", "-euc", at(inline("curl 127"), daemon)], stdout=subprocess.DEVNULL, timeout=DEADLINE_S, check=True)
             assert tail.stdout.readline().split()[1:] == ["jobs.status_changed", "system", "job", "42", "running"]
             tail.terminate()
+
+
+def test_events_sample(tmp_path: Path) -> None:
+    """The README's line for Server-Sent Events shows that event, too."""
+    with Daemon(tmp_path, "embedded:") as daemon:
+        command = ["/bin/sh", "-euc", f"exec {at(inline('curl -N '), daemon)}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as curl:
+            assert curl.stdout is not None
+            for line in curl.stdout:
+                if line == "event: subscribed\n":
+                    subprocess.run(
+                        ["/bin/sh", "-euc", at(inline("curl 127"), daemon)], stdout=subprocess.DEVNULL, timeout=DEADLINE_S, check=True
+                    )
+                if line.startswith("data: ") and '"payload"' in line:
+                    assert json.loads(line.removeprefix("data: "))["payload"] == EVENT
+                    break
+            curl.terminate()
 
 
 def test_group_sample(tmp_path: Path) -> None:
