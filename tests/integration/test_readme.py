@@ -128,13 +128,12 @@ def test_events_sample(tmp_path: Path) -> None:
     """The README's line for Server-Sent Events shows that event, too."""
     with Daemon(tmp_path, "embedded:") as daemon:
         command = ["/bin/sh", "-euc", f"exec {at(inline('curl -N '), daemon)}"]
+        publishing = ["/bin/sh", "-euc", at(inline("curl 127"), daemon)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as curl:
             assert curl.stdout is not None
             for line in curl.stdout:
                 if line == "event: subscribed\n":
-                    subprocess.run(
-                        ["/bin/sh", "-euc", at(inline("curl 127"), daemon)], stdout=subprocess.DEVNULL, timeout=DEADLINE_S, check=True
-                    )
+                    subprocess.run(publishing, stdout=subprocess.DEVNULL, timeout=DEADLINE_S, check=True)
                 if line.startswith("data: ") and '"payload"' in line:
                     assert json.loads(line.removeprefix("data: "))["payload"] == EVENT
                     break
