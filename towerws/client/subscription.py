@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
+from towerws.client import items
 from towerws.client.items import ClientError, Item
 from towerws.client.queue import Queue
 
@@ -22,7 +23,7 @@ class Owner(NamedTuple):
     handled: Callable[[], None]
     """An item was handled."""
     handler_failed: Callable[[BaseException, Item], None]
-    report: Callable[[ClientError], None]
+    report: Callable[[items.ClientError], None]
     """Something that has no handler."""
 
 
