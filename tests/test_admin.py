@@ -24,8 +24,8 @@ from towerws.admin.endpoint import DISCARDED_BODIES
 from towerws.admin.publish import LINES_PER_TURN, STATUS
 from towerws.admin.site import ENVELOPE_BYTES
 from towerws.core.errors import BadDelivery
+from towerws.core.identity import Disconnection, Revocation
 from towerws.core.publication import Outcome, Publication, Published
-from towerws.core.revocation import Disconnection, Revocation
 from towerws.core.sources import SourceState, SourceStatus
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 9051)

@@ -39,12 +39,12 @@ from towerws.admin.site import probed_handshake, restart_daemon
 from towerws.auth.base import Refused, Throttled, Unavailable
 from towerws.core.errors import CloseReason
 from towerws.core.handshake_probes import HEADER, HandshakeProbes
-from towerws.core.history_page import HistoryPage, page_json
 from towerws.core.http_head import parse_head
+from towerws.core.identity import Disconnection
+from towerws.core.plain_answers import HistoryPage, page_json
 from towerws.core.plain_requests import CREDENTIALS, Route, find_route, last_segment
 from towerws.core.publication import Outcome, Published
 from towerws.core.requests import Denied
-from towerws.core.revocation import Disconnection
 from towerws.core.settings import BrokerSettings, BrokerUrl, JwtSettings, Secret, Settings, TowerSettings
 from towerws.core.sources import SourceState, SourceStatus
 from towerws.core.wire import Gap
@@ -52,7 +52,7 @@ from towerws.handover.predecessor import HandOver, HandOverCounters, HandOverFai
 from towerws.service import TowerwsService
 from towerws.status import status_figures
 from towerws.websocket.client_files import load_client_files
-from towerws.websocket.explain import canonical_topic, explain
+from towerws.websocket.inspection import canonical_topic, explain
 
 ROOT = Path(__file__).parents[1]
 HTTP: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())

@@ -12,14 +12,14 @@ from typing import Any
 from twisted.internet import reactor as _reactor
 
 from tests.auth.tower_kit import run
-from tests.broker.test_endpoint import until
 from tests.kit.fake_tower import FakeTower, User
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, PING, PONG, Client, Edge, edges, frame, request, text
+from tests.test_outgoing import until
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.errors import CloseReason
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Revocation
 from towerws.core.settings import AccessSettings, TowerSettings
 from towerws.websocket.autobahn_parts import GRAIN_S
 

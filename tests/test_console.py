@@ -19,8 +19,7 @@ from tests.kit.ws_kit import Edges, edges
 from tests.test_admin import LIMIT, Admin
 from towerws.admin import AdminSite, ConsoleData, Samples, console_endpoints
 from towerws.core.topics import GroupTable
-from towerws.websocket.connection_list import end_connection, list_connections
-from towerws.websocket.explain import canonical_topic
+from towerws.websocket.inspection import canonical_topic, end_connection, list_connections
 
 STATIC = files("towerws").joinpath("static")
 FIGURES = {"version": "1", "uptime_s": 5.0, "source": {"state": "consuming", "secret": "x"}, "connections": {"max": 9}}

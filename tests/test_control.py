@@ -8,7 +8,7 @@ from tests.kit.rows import each_row
 from towerws.control import ANSWER_S, INTRODUCE_EVERY_S, LEAVE_S, MAX_WAITING, REPORT_EVERY_S, Control
 from towerws.core.control_messages import MAX_DAEMONS, PRESENT_S, ControlMarker, DaemonName, Done, Leaving, parse_control, revocation_id
 from towerws.core.errors import BrokerError
-from towerws.core.revocation import Disconnection, Revocation
+from towerws.core.identity import Disconnection, Revocation
 
 ME, OTHER, THIRD = DaemonName("a" * 16, "here:1"), DaemonName("b" * 16, "there:2"), DaemonName("c" * 16, "far:3")
 

@@ -19,18 +19,14 @@ PLAIN = [
     "client.frames",
     "client.items",
     "client.options",
-    "client.queue",
     "client.topics",
     "config.addresses",
-    "config.broker_url",
-    "config.example",
     "config.options",
     "config.rules",
     "config.units",
     "core.*",
     "demo.*",
     "tail.text",
-    "tail.topics",
 ]
 """Plain Python: no Twisted, no I/O, no clock. Imports plain modules only."""
 
@@ -38,14 +34,13 @@ EDGES = {
     "admin": ["admin", "admin.*"],
     "amqp": ["amqp", "broker.*"],
     "auth": ["auth", "auth.*"],
-    "authorities": ["authorities"],
     "client": ["client", "client.*", "tail.session"],
     "control": ["control"],
     "embedded": ["embedded"],
     "publisher": ["commands.publisher"],
     "logs": ["logs"],
     "service_manager": ["service_manager"],
-    "sockets": ["sockets"],
+    "outgoing": ["outgoing"],
     "terminal": ["commands.terminal"],
     "websocket": ["protocol", "websocket.*"],
 }
@@ -53,23 +48,19 @@ EDGES = {
 
 WIRING = [
     "cli",
+    "commands.admin_port",
     "commands.config",
     "commands.demo",
-    "commands.explain",
     "commands.doctor",
     "commands.publish",
-    "commands.restart",
     "commands.tail",
     "config.certificates",
     "config.exposure",
-    "config.file",
     "config.load",
-    "handover.*",
     "doctor.*",
-    "config.reload",
+    "handover.*",
     "listening",
     "process",
-    "reactor_lag",
     "reload",
     "service",
     "status",
@@ -77,7 +68,7 @@ WIRING = [
 ]
 """Makes the parts and joins them. It may import any module."""
 
-SEAMS = {"auth.base", "auth.transfer", "authorities", "logs", "sockets"}
+SEAMS = {"auth.base", "auth.transfer", "logs", "outgoing"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

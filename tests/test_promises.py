@@ -16,7 +16,7 @@ from tests.kit.bystanders import Bystanders
 from tests.kit.hostile_heads import LISTED, PAGE_ORIGINS, PageOrigin
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Edge, Edges, SlowMethod, close, edges, frame, request, text
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer
 from towerws.core.http_head import Head

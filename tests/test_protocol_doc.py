@@ -26,7 +26,7 @@ def test_every_code_block_is_a_golden_sample() -> None:
 
 def test_every_error_code_stands_in_the_document() -> None:
     """Programs depend on the codes, so each code that the server may send is listed."""
-    names = ("core/requests.py", "websocket/session.py", "websocket/incoming.py", "websocket/unauthenticated.py")
+    names = ("core/requests.py", "websocket/session.py", "websocket/tokens.py", "websocket/tokens.py")
     source = "".join((ROOT / "towerws" / name).read_text() for name in names)
     codes = set(re.findall(r'(?:BadRequest|AmbiguousJson)\("(\w+)"', source))
     assert len(codes) > 10

@@ -9,9 +9,9 @@ from towerws.auth import tower_limits
 from towerws.auth.jwt_key_set import MAX_TRIED, UNKNOWN_KID_S
 from towerws.auth.tower_objects import PARALLEL_CHECKS
 from towerws.core.settings import AccessSettings, LimitSettings, TowerSettings, WebSocketSettings
-from towerws.websocket.incoming import INBOX_BYTES
 from towerws.websocket.logs import FOLD_S, REFUSALS_PER_S
 from towerws.websocket.replay import CONNECTION_SHARE, HISTORIES_AT_ONCE
+from towerws.websocket.tokens import INBOX_BYTES
 
 ROOT = Path(__file__).parents[1]
 KIB, MIB = 1024, 1024**2
@@ -38,7 +38,7 @@ ROWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "memory during the handshake, per address": (
         (f"{LIMITS.half_open:,} heads", f"{SOCKET.head_bytes // KIB} KiB", f"{SOCKET.handshake_s:g} s"),
         (
-            "core/test_connection_limits.py::test_during_the_handshake",
+            "core/test_limits.py::test_during_the_handshake",
             "websocket/test_admission.py::test_pending_handshakes_are_limited_per_address",
             "websocket/test_tokens.py::test_an_unauthenticated_connection_counts_as_a_pending_handshake",
         ),

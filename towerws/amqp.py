@@ -34,13 +34,13 @@ from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.connection import quiet_pika
 from towerws.broker.control import ControlListener
-from towerws.broker.endpoint import broker_endpoint
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.markers import MarkerPublisher, machine_uptime
 from towerws.broker.reader import ReadProgress
 from towerws.broker.session import BrokerSession, SessionParts
 from towerws.core.settings import BrokerSettings, BrokerUrl
 from towerws.core.sources import Sink, SourceState, SourceStatus
+from towerws.outgoing import broker_endpoint
 
 __all__ = ["AmqpSource", "quiet_pika"]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import click
 
 from towerws import __version__
+from towerws.commands.admin_port import explain_command, restart_command
 from towerws.commands.config import check_command, config_command
 from towerws.commands.demo import demo_command
 from towerws.commands.doctor import doctor_command
-from towerws.commands.explain import explain_command
 from towerws.commands.publish import publish_command
-from towerws.commands.restart import restart_command
 from towerws.commands.tail import tail_command
 
 

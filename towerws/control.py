@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 
 from towerws.core.control_messages import MAX_DAEMONS, ControlMarker, Daemons, Done, Leaving, parse_control, revocation_id, wants_answer
 from towerws.core.errors import BrokerError, printable
-from towerws.core.revocation import Disconnection, Revocation
+from towerws.core.identity import Disconnection, Revocation
 from towerws.logs import LineSpacing
 
 REPORT_EVERY_S: Final = 60.0

@@ -20,15 +20,14 @@ from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IProtocolNegotiationFactory, IReactorTime
 from zope.interface import implementer
 
-from towerws.core.addresses import Proxies
-from towerws.core.connection_limits import OPTIONS, ConnectionLimits
 from towerws.core.errors import CloseReason, HandshakeError
-from towerws.core.event_stream import EVENT_STREAM, retry_line
 from towerws.core.frames import is_close_code, whole_text
 from towerws.core.handshake_probes import HandshakeProbes
 from towerws.core.identity import Identity
+from towerws.core.limits import OPTIONS, ConnectionLimits, TokenBucket
+from towerws.core.origins import Proxies
+from towerws.core.plain_answers import EVENT_STREAM, retry_line
 from towerws.core.plain_requests import PlainRequest, json_response, stream_response
-from towerws.core.rate_limits import TokenBucket
 from towerws.core.requests import Request
 from towerws.core.settings import AccessSettings, LimitSettings, Settings, WebSocketSettings
 from towerws.core.wire import DIALECTS, Dialect
@@ -42,7 +41,7 @@ from towerws.websocket.movable import MovableConnection
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
-from towerws.websocket.unauthenticated import UnauthenticatedSession
+from towerws.websocket.tokens import UnauthenticatedSession
 
 RECONNECT_MS = (500, 5000)
 """A closed client is told to reconnect after a random time between these, so that clients spread."""

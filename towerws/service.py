@@ -37,9 +37,8 @@ from towerws.admin import (
 from towerws.amqp import AmqpSource
 from towerws.auth.base import takes_tokens
 from towerws.auth.chain import make_chain
-from towerws.broker.confirmed_publisher import ConfirmedPublisher
+from towerws.broker.confirmed_publisher import ConfirmedPublisher, EventPublisher
 from towerws.broker.control import ControlListener
-from towerws.broker.event_publisher import EventPublisher
 from towerws.config.certificates import ReplaceableCertificate, TlsReactor, fingerprint, read_certificate
 from towerws.control import Control
 from towerws.core.control_messages import ControlMarker, DaemonName
@@ -58,12 +57,10 @@ from towerws.listening import listen
 from towerws.logs import LineSpacing
 from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory
-from towerws.reactor_lag import ReactorLag
 from towerws.reload import Reloads
-from towerws.status import status_figures
-from towerws.websocket.connection_list import end_connection, list_connections
+from towerws.status import ReactorLag, status_figures
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.explain import canonical_topic, explain
+from towerws.websocket.inspection import canonical_topic, end_connection, explain, list_connections
 from towerws.websocket.replay import ReplayBounds
 
 CLOSES_PER_S = 1000

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 import pytest
 from tests.kit.rows import each_row
 
-from towerws.config.broker_url import parse_broker_url
+from towerws.config.addresses import parse_broker_url
 from towerws.core.topics import is_routing_key
 from towerws_producer import BadPayload, BadTopic, ConfigError, PayloadTooLarge, Producer, ProducerError
 from towerws_producer.address import parse_address, parse_addresses

@@ -11,8 +11,7 @@ from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable, takes_tokens
 from towerws.auth.chain import Chain
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 
 HEAD = Head("GET", "/websocket/", "", {"host": "tower.example.com"})
 

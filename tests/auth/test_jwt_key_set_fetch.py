@@ -17,8 +17,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 from zope.interface import implementer
 
 from tests.auth.jwt_kit import CANARY, NOW, head, jwk, jwks, make_method, sign
-from tests.broker.test_endpoint import certificate, run, until
 from tests.kit.rows import each_row
+from tests.test_outgoing import certificate, run, until
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.jwt_key_set import MAX_BODY_BYTES, RETRY_S, FetchError, check_key_set_url, fetch, make_agent
 from towerws.core.errors import ConfigError

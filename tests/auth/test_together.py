@@ -13,7 +13,7 @@ from tests.auth.tower_kit import Bench, head, me, now
 from tests.kit.rows import each_row
 from towerws.auth.base import Method, Refused, Unavailable
 from towerws.auth.chain import Chain, make_methods
-from towerws.auth.jwt_claims import read_claim
+from towerws.auth.jwt_token import read_claim
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import GroupSettings, JwtSettings, Settings, TowerSettings

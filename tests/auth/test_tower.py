@@ -14,8 +14,7 @@ from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer
 from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.errors import ConfigError
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import Secret, TowerSettings
 from towerws.core.topics import AWX_GROUPS
 

@@ -21,14 +21,14 @@ from twisted.web.client import ResponseDone
 from twisted.web.http_headers import Headers
 
 from tests.auth.tower_kit import now, run
-from tests.broker.test_endpoint import certificate, until
 from tests.kit.fake_tower import FakeTower, User
 from tests.kit.rows import each_row
+from tests.test_outgoing import certificate, until
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.http_client import Response, _BodyCollector
 from towerws.auth.tower_api import MAX_BODY_BYTES, Answer, HttpFetcher, Me, _why, api_base, read_me, read_visible
-from towerws.authorities import MAX_FILE_BYTES
 from towerws.core.errors import ConfigError
+from towerws.outgoing import MAX_FILE_BYTES
 
 reactor: Any = _reactor
 

@@ -14,9 +14,9 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.python.failure import Failure
 
 from tests.auth.tower_kit import Lines, head, logged, run
-from tests.broker.test_endpoint import until
 from tests.kit.fake_tower import FakeTower, User
 from tests.kit.rows import each_row
+from tests.test_outgoing import until
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_objects import AWX_OBJECTS

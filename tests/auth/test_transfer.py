@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.kit.rows import each_row
-from towerws.auth.jwt_claims import Grants
+from towerws.auth.jwt_token import Grants
 from towerws.auth.tower_api import Me
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key
 from towerws.auth.tower_objects import CheckedUser

@@ -13,8 +13,7 @@ from tests.auth.tower_kit import now
 from tests.broker.test_confirmed_publisher import silence, unroutable, url
 from tests.kit.fake_amqp import FakeBroker, Peer, Publication, ack, nack
 from tests.kit.rows import each_row
-from towerws.broker.confirmed_publisher import CONFIRM_S
-from towerws.broker.event_publisher import MAX_WAITING_BYTES, EventPublisher
+from towerws.broker.confirmed_publisher import CONFIRM_S, MAX_EVENTS_BYTES, EventPublisher
 from towerws.core.publication import Outcome, Published, parse_publication
 from towerws.core.settings import BrokerSettings
 
@@ -134,7 +133,7 @@ def test_waiting_events_are_bounded_in_bytes() -> None:
     """Beyond the bound an event is refused at once, and not sent. When others are answered there is room again."""
     rig = Rig()
     rig.broker.confirm = silence
-    large = '{"x": "' + "y" * (MAX_WAITING_BYTES // 4 - 100) + '"}'
+    large = '{"x": "' + "y" * (MAX_EVENTS_BYTES // 4 - 100) + '"}'
     waiting = [rig.publish(payload=large) for _ in range(4)]
     found = now(rig.publish(payload=large))
     assert (found.outcome, found.published) == (Outcome.FULL, False)

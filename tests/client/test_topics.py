@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
-from towerws.client.items import ClientError, Denied, Event, Gap, Item, Subscribed, topics_of
-from towerws.client.queue import ITEM_BYTES, Queue
+from towerws.client.items import ITEM_BYTES, ClientError, Denied, Event, Gap, Item, Queue, Subscribed, topics_of
 from towerws.client.topics import Topics
 
 NAMES = ("jobs.a", "jobs.b", "jobs.c", "jobs.d")

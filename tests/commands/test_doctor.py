@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from tests.kit.rows import each_row
 from towerws.cli import main
 from towerws.commands.doctor import line, summary
-from towerws.doctor.findings import Area
+from towerws.doctor.examination import Area
 
 
 @each_row(

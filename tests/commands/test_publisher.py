@@ -12,7 +12,7 @@ from private_rabbitmq import free_port
 
 from tests.kit.rows import each_row
 from towerws.commands.publisher import BACKOFF_MAX_S, AdminPublisher, AmqpPublisher, Retry
-from towerws.config.broker_url import parse_broker_url
+from towerws.config.addresses import parse_broker_url
 from towerws.core.errors import BrokerError
 
 

@@ -24,7 +24,7 @@ from tests.integration.tower_api import OAUTH, Api, serve_tower
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.standin import StandIn
 from towerws.cli import main
-from towerws.tail.topics import DEFAULT_TOPICS
+from towerws.tail.session import DEFAULT_TOPICS
 
 TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.kit.rows import each_row
-from towerws.config.broker_url import parse_broker_url
+from towerws.config.addresses import parse_broker_url
 from towerws.config.options import OPTIONS
 from towerws.config.rules import advice, broken_rules, describes_a_service, read_group, suggestion
 from towerws.core.settings import (

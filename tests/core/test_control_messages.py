@@ -17,7 +17,7 @@ from towerws.core.control_messages import (
     revocation_id,
     wants_answer,
 )
-from towerws.core.revocation import MAX_REVOCATION_BYTES, Revocation
+from towerws.core.identity import MAX_REVOCATION_BYTES, Revocation
 
 ID = "0123456789abcdef"
 

@@ -13,6 +13,7 @@ from towerws.core.errors import (
     ConfigError,
     HandshakeError,
     TowerwsError,
+    one_line,
     printable,
 )
 
@@ -95,3 +96,11 @@ def test_any_text_is_shown_on_one_line(text: str) -> None:
     assert shown.encode().decode() == shown
     if len(text) < MAX_PRINTABLE_CHARACTERS:
         assert printable(text + "\n") == shown + r"\n"
+
+
+def test_the_text_of_another_library_is_short_and_on_one_line() -> None:
+    """Its line ends become spaces. A longer text ends in an ellipsis."""
+    assert one_line("a\n  b") == "a b"
+    assert one_line("x" * 160) == "x" * 160
+    assert one_line("x" * 161) == "x" * 159 + "…"
+    assert one_line("x" * 1000, 300) == "x" * 299 + "…"

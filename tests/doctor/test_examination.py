@@ -4,8 +4,7 @@ import threading
 from collections.abc import Iterator
 
 from tests.kit.rows import each_row
-from towerws.doctor.examination import examine
-from towerws.doctor.findings import Area, Check, Doing, Finding, Level, Step, exit_code
+from towerws.doctor.examination import Area, Check, Doing, Finding, Level, Step, examine, exit_code
 
 AREA = Area("area")
 FINE = AREA.ok("check", "text")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker.test_endpoint import certificate
 from tests.integration.test_websocket_daemon import present, wait_until
 from tests.integration.test_websocket_transports import tls, unix
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.nginx import Nginx
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, CLOSE, PING, TEXT, close, frame, request, text
+from tests.test_outgoing import certificate
 from tests.websocket.test_compression import deflate
 
 Dial = Callable[[], socket.socket]

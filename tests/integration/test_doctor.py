@@ -27,7 +27,7 @@ from towerws.cli import main
 from towerws.config.load import load
 from towerws.doctor import broker as doctor_broker
 from towerws.doctor.broker import permission_patterns
-from towerws.doctor.findings import PROBLEMS, WARNINGS
+from towerws.doctor.examination import PROBLEMS, WARNINGS
 
 PASSWORD = "canary-passw0rd"
 VHOST = "doctor"

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import pytest
 import websocket
 
-from tests.broker.test_endpoint import certificate
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.hostile_heads import COOKIE, FORGED, LISTED, PAGE_ORIGINS, Hostile, PageOrigin, hostile_heads
 from tests.kit.nginx import Nginx, directive, shipped
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import close, request, text
+from tests.test_outgoing import certificate
 from towerws.core.settings import LimitSettings, TowerSettings, WebSocketSettings
 
 SESSION = "s3ss10n"

@@ -16,7 +16,6 @@ import pytest
 import websocket
 from websockets.sync.client import connect
 
-from tests.broker.test_endpoint import certificate
 from tests.integration.conftest import NO_CADDY, NO_HAPROXY, require
 from tests.integration.test_nginx import CANARY, PLAIN_ANSWERS, Answer, Way, _addresses, tower_api
 from tests.integration.test_start_and_stop import V1
@@ -24,6 +23,7 @@ from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.hostile_heads import COOKIE, FORGED
 from tests.kit.proxies import DEPLOY, Caddy, HAProxy, Proxy, found
 from tests.kit.ws_kit import close, request
+from tests.test_outgoing import certificate
 from towerws.core.settings import TowerSettings, WebSocketSettings
 
 MISSING = {HAProxy: NO_HAPROXY, Caddy: NO_CADDY}

@@ -12,7 +12,7 @@ from private_rabbitmq import PrivateRabbit
 
 from towerws.cli import main
 from towerws.commands.publisher import AmqpPublisher
-from towerws.config.broker_url import parse_broker_url
+from towerws.config.addresses import parse_broker_url
 from towerws.core.errors import BrokerError
 
 

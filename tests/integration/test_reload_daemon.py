@@ -18,9 +18,9 @@ import jwt
 import pytest
 import websocket
 
-from tests.broker.test_endpoint import certificate
 from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
 from tests.kit.rows import each_row
+from tests.test_outgoing import certificate
 
 SECRETS = ("first secret".ljust(32, "1"), "second secret".ljust(32, "2"))
 CALM = "[groups.orders]\nevents = 'any'\n[groups.parcels]\nevents = 'any'\n"

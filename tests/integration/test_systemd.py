@@ -23,10 +23,10 @@ from private_rabbitmq import PrivateRabbit, free_port
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from tests.broker.test_endpoint import certificate
 from tests.integration.conftest import NO_SYSTEMD, require
 from tests.integration.test_start_and_stop import ROOT, TWISTD, V1, Process, make, tcp
 from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.test_outgoing import certificate
 from towerws.listening import EXIT_BAD_CONFIG, LISTEN_S
 from towerws.service import STOP_GRACE_S
 from towerws.tap import STOP_MARGIN_S

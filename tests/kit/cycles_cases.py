@@ -12,12 +12,12 @@ from twisted.internet.task import deferLater
 
 from tests.auth.jwt_kit import SECRET, claims, sign
 from tests.auth.tower_kit import URL, FakeFetcher, me, run
-from tests.broker.test_endpoint import certificate
 from tests.kit.cycles import TIMES, WARM_UP, garbage_kept, garbage_of
 from tests.kit.plain_http import plain_http
 from tests.kit.ws_kit import PING, PONG, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from tests.test_admin import Admin
 from tests.test_amqp import SourceRig
+from tests.test_outgoing import certificate
 from tests.websocket.test_credential_monitor import Tower
 from towerws.auth.base import drop_frames
 from towerws.auth.chain import Chain
@@ -25,10 +25,10 @@ from towerws.auth.jwt import JwtMethod
 from towerws.auth.jwt_key_set import fetch, make_agent
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer, HttpFetcher
-from towerws.broker.endpoint import broker_endpoint
 from towerws.core.errors import CloseReason
-from towerws.core.revocation import Disconnection, Revocation
+from towerws.core.identity import Disconnection, Revocation
 from towerws.core.settings import BrokerSettings, BrokerUrl, JwtSettings, Secret, TowerSettings
+from towerws.outgoing import broker_endpoint
 
 NEVER_S = 10**8
 """Longer than any test, so that no ping comes between."""

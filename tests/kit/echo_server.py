@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.internet import reactor as default_reactor
 
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.deflate import Deflater
 from towerws.core.frames import text_frame
 from towerws.core.history import History

@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tests.kit.hostile_heads import hostile_heads
 from tests.kit.ws_kit import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, WALL, Client, Edge, Edges, close, edges, frame, request, text
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity

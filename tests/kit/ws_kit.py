@@ -18,14 +18,13 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Method
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.errors import BadDelivery
 from towerws.core.history import History
 from towerws.core.http_head import Head
 from towerws.core.hub import Hub
-from towerws.core.identity import Identity
+from towerws.core.identity import Identity, Revocation
 from towerws.core.ingest import Ingest
-from towerws.core.revocation import Revocation
 from towerws.core.settings import AccessSettings, GroupSettings, LimitSettings, WebSocketSettings
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource

@@ -7,11 +7,10 @@ from twisted.internet.defer import Deferred, succeed
 
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import Client, Edge, Edges, SlowMethod, edges, request
-from towerws.auth.open import Open
-from towerws.core.connection_limits import MAX_SURPLUS
+from towerws.auth.chain import Open
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
+from towerws.core.limits import MAX_SURPLUS
 from towerws.core.settings import AccessSettings, LimitSettings
 
 

@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges, request
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import AccessSettings, Secret

@@ -12,8 +12,7 @@ from tests.kit.rows import each_row
 from tests.kit.ws_kit import WALL, Client, Edge, Edges, edges, request
 from towerws.auth.base import Refused, Unavailable
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import AccessSettings
 from towerws.websocket.credential_monitor import CREDENTIALS_AT_ONCE, CREDENTIALS_PER_TICK
 from towerws.websocket.session import STATIC_S

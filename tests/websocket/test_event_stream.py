@@ -15,11 +15,10 @@ from tests.kit.event_stream import Event, EventReader
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import WALL, Client, Edge, Edges, SlowMethod, edges, request
 from towerws.auth.base import Refused, Throttled
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import AccessSettings
 from towerws.core.topics import GroupTable
 from towerws.websocket.replay import ReplayBounds

@@ -10,7 +10,7 @@ import pytest
 from tests.auth.tower_kit import Bench, me
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges, request
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Revocation
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.kit.ws_kit import (
     text,
 )
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 

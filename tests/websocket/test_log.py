@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from tests.kit.ws_kit import Edges, close, edges, request, text
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.core.settings import AccessSettings, Secret

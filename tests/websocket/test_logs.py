@@ -12,11 +12,9 @@ from tests.auth.tower_kit import Lines, logged
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edge, Edges, edges, request, text
 from towerws.auth.base import NotAdmitted, Refused, Throttled, Unavailable
-from towerws.auth.chain import Chain
-from towerws.auth.open import Open
+from towerws.auth.chain import Chain, Open
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import AccessSettings, Secret
 from towerws.websocket.logs import FOLD_S, MAX_KINDS, REFUSALS_BURST, REFUSALS_PER_S, RefusalLog
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import Client, Edge, Edges, edges, request
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity
 from towerws.websocket.replay import CONNECTION_SHARE, HISTORIES_AT_ONCE, ReplayBounds

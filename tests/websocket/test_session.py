@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, Client, Edges, SlowMethod, edges, frame, text
-from towerws.auth.open import Open
+from towerws.auth.chain import Open
 from towerws.core.identity import Identity
 from towerws.core.settings import WebSocketSettings
 

@@ -12,13 +12,11 @@ from tests.auth.jwt_kit import SECRET, claims, sign
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import BINARY, PING, PONG, WALL, Client, Edge, Edges, SlowMethod, edges, frame, request, text
 from towerws.auth.base import Refused, Unavailable
-from towerws.auth.chain import Chain
+from towerws.auth.chain import Chain, Open
 from towerws.auth.jwt import JwtMethod
-from towerws.auth.open import Open
 from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import AccessSettings, JwtSettings
 
 

@@ -20,9 +20,8 @@ from __future__ import annotations
 from towerws.admin.console import ConsoleData, console_endpoints
 from towerws.admin.health import monitor_site
 from towerws.admin.metrics import MetricsPage
-from towerws.admin.page import PageContent, topics_of
 from towerws.admin.samples import Samples
-from towerws.admin.site import AdminSite
+from towerws.admin.site import AdminSite, PageContent, topics_of
 
 __all__ = [
     "AdminSite",

@@ -26,13 +26,12 @@ from twisted.web.server import Request
 
 from towerws.admin.browser_check import check_browser, check_reader
 from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, json_answer
-from towerws.admin.page import static_file
 from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples, at, breaker_is_open
+from towerws.admin.site import static_file
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import printable
-from towerws.core.history import History
+from towerws.core.history import History, count_topics, find_events
 from towerws.core.hub import Hub
-from towerws.core.search import count_topics, find_events
 from towerws.core.topics import WITHHELD
 
 MAX_ROWS = 100

@@ -10,8 +10,7 @@ from twisted.python.failure import Failure
 
 from towerws.core.errors import TowerwsError
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 
 Result = TypeVar("Result")
 

@@ -1,6 +1,6 @@
 """Makes the methods of the settings, and joins them.
 
-The handshake tries each method. Later calls go to the method that authenticated the user.
+The handshake tries each method. Later calls go to the method that authenticated the user. `Open` is the method without authentication.
 
 A reload makes only those methods again whose settings or files changed. The others keep their caches and counts. A method that was replaced
 answers what it was asked, and is stopped after `RETIRED_S`.
@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,12 +32,10 @@ from towerws.auth.base import (
     without_frames,
 )
 from towerws.auth.jwt import JwtMethod
-from towerws.auth.open import Open
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import Settings
 from towerws.core.topics import GroupTable
 
@@ -230,3 +228,31 @@ def _failed(failure: Failure, counts: dict[str, int]) -> Failure:
     elif failure.check(Unavailable):
         counts["unavailable"] += 1
     return failure
+
+
+ANONYMOUS = Identity()
+
+
+class Open:
+    """A `Method` that admits every client, as an anonymous user."""
+
+    name = "open"
+
+    def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
+        """Fires at once."""
+        return succeed(ANONYMOUS)
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once with no refusals."""
+        return succeed({})
+
+    def revalidate(self, identity: Identity) -> Deferred[Identity]:
+        """Fires at once. An anonymous user has no credential that could end."""
+        return succeed(identity)
+
+    def forget(self, revocation: Revocation | None) -> None:
+        """Do nothing, since nothing is cached."""
+
+    def stop(self) -> Deferred[None]:
+        """Fires at once."""
+        return succeed(None)

@@ -37,9 +37,8 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from towerws.auth.base import drop_frames
-from towerws.authorities import read_pem, trust_root
 from towerws.core.errors import ConfigError
-from towerws.sockets import release
+from towerws.outgoing import read_pem, release, trust_root
 
 _is_printable = re.compile(r"[!-~]+").fullmatch
 

@@ -14,14 +14,12 @@ from typing import Any
 from twisted.internet.defer import Deferred, execute, succeed
 
 from towerws.auth.base import Refused, Unavailable, drop_frames, run
-from towerws.auth.jwt_claims import Grants, check_claims, parse_grants
 from towerws.auth.jwt_key_set import Jwks, check_key_set_url, fetch, make_agent
 from towerws.auth.jwt_keys import KeySource, check_algorithms, read_public_key, read_secret, use_secret
-from towerws.auth.jwt_token import SentToken, Token, find_token, parse_token, read_object
+from towerws.auth.jwt_token import Grants, SentToken, Token, check_claims, find_token, parse_grants, parse_token, read_object
 from towerws.core.errors import ConfigError
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import Revocation
+from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import JwtSettings
 
 NOT_GRANTED = "not granted"

@@ -18,16 +18,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import NotAdmitted, Refused, Throttled, parse_cookies
-from towerws.auth.cache import SingleFlight, TtlCache
 from towerws.auth.tower_api import Fetcher, HttpFetcher, Me, api_base, read_me, read_visible
 from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential, token_credential
-from towerws.auth.tower_limits import SignInThrottle, handshake_wait_s
+from towerws.auth.tower_limits import SignInThrottle, SingleFlight, TtlCache, handshake_wait_s
 from towerws.auth.tower_objects import AWX_OBJECTS, CheckedUser, VisibleObjects
-from towerws.core.addresses import address_key
 from towerws.core.http_head import Head
-from towerws.core.identity import Identity
-from towerws.core.revocation import RecentRevocations, Revocation
+from towerws.core.identity import Identity, RecentRevocations, Revocation
+from towerws.core.origins import address_key
 from towerws.core.settings import Secret, TowerSettings
 from towerws.logs import FoldedLog
 

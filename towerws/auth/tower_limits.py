@@ -1,4 +1,4 @@
-"""Limits on what the API is asked: a throttle for new credentials, a fair queue of calls, and a circuit breaker.
+"""Bounds on what the API is asked: a throttle for new credentials, a fair queue of calls, a circuit breaker, and a cache.
 
 They keep no clock and do no I/O. All times are monotonic seconds of the caller's clock.
 """
@@ -6,14 +6,17 @@ They keep no clock and do no I/O. All times are monotonic seconds of the caller'
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from math import inf
 from typing import Final, Generic, TypeVar
 
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
 from towerws.auth.base import Throttled
-from towerws.auth.cache import TtlCache
 from towerws.auth.tower_credentials import ApiCredential
-from towerws.core.addresses import address_key
-from towerws.core.rate_limits import Throttle
+from towerws.core.limits import Throttle
+from towerws.core.origins import address_key
 
 T = TypeVar("T")
 
@@ -205,3 +208,65 @@ class CircuitBreaker:
         self._opened = True
         self._probe_at = now + self._probe_s
         return True
+
+
+class TtlCache(Generic[T]):
+    """Keeps each answer for `lifetime_s`. Beyond `entries` answers it evicts the oldest."""
+
+    def __init__(self, lifetime_s: float, entries: int) -> None:
+        self._lifetime_s = lifetime_s
+        self._entries = entries
+        self._kept: dict[Hashable, tuple[float, T]] = {}  # from the oldest to the newest
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable, now: float, since: float = -inf) -> T | None:
+        """Return the answer under this key. Return None if there is none, if it is too old, or if it is from before `since`."""
+        if (kept := self._kept.get(key)) is None:
+            return None
+        at, answer = kept
+        if now - at >= self._lifetime_s:
+            del self._kept[key]
+            return None
+        return answer if at >= since else None
+
+    def put(self, key: Hashable, answer: T, now: float) -> None:
+        """Store an answer. It replaces the one under the same key."""
+        self._kept.pop(key, None)
+        self._kept[key] = (now, answer)
+        if len(self._kept) > self._entries:
+            del self._kept[next(iter(self._kept))]
+
+    def discard(self, key: Hashable) -> None:
+        """Remove the answer under this key, if there is one."""
+        self._kept.pop(key, None)
+
+
+class SingleFlight(Generic[T]):
+    """Callers that ask the same question at the same time share one call.
+
+    A caller may cancel its own Deferred. The call goes on, for the other callers and for the cache.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, list[Deferred[T]]] = {}
+
+    def ask(self, key: Hashable, call: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """Fires with the result of `call`. If a call for this key is in flight already, fires with the result of that one."""
+        first = key not in self._flights
+        waiting = self._flights.setdefault(key, [])
+        waiter: Deferred[T] = Deferred(waiting.remove)
+        waiting.append(waiter)
+        if first:
+            call().addBoth(self._finish, key)
+        return waiter
+
+    def _finish(self, result: T | Failure, key: Hashable) -> None:
+        waiting = self._flights.pop(key)
+        while waiting:  # a caller's callback may cancel another caller
+            waiter = waiting.pop(0)
+            if isinstance(result, Failure):
+                waiter.errback(result)
+            else:
+                waiter.callback(result)

@@ -15,9 +15,9 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, drop_frames, run
-from towerws.auth.cache import SingleFlight, TtlCache
 from towerws.auth.tower_api import Me
 from towerws.auth.tower_credentials import ApiCredential, Caller
+from towerws.auth.tower_limits import SingleFlight, TtlCache
 from towerws.core.settings import TowerSettings
 
 AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from towerws.auth.jwt_claims import Grants
+from towerws.auth.jwt_token import Grants
 from towerws.auth.tower_api import Me
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key
 from towerws.auth.tower_objects import CheckedUser

@@ -22,11 +22,11 @@ from typing import Any, Final, Protocol
 
 from twisted.logger import Logger
 
-from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure
 from towerws.broker.markers import MarkerPublisher
 from towerws.core.deliveries import MARKER_TOPIC, Marker
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
+from towerws.outgoing import Deadline
 
 INTERVAL_S: Final = 10.0
 OWN_EVERY_S: Final = 60.0

@@ -35,7 +35,7 @@ from towerws import __version__
 from towerws.broker.content import Content, read_content
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker, from_transport
 from towerws.core.settings import BrokerSettings, BrokerUrl
-from towerws.sockets import release
+from towerws.outgoing import release
 
 _FRAME_HEAD: Final = struct.Struct(">BHI")
 _U64: Final = struct.Struct(">Q")

@@ -30,11 +30,11 @@ from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import unused_callback
 from towerws.broker.content import Content
 from towerws.broker.control_watch import SILENT_S, Announce, ControlWatch
-from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, from_channel
 from towerws.broker.topology import bind_control, declare_control
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import ControlSink
+from towerws.outgoing import Deadline
 
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 60.0

@@ -29,8 +29,8 @@ from twisted.internet import defer, interfaces
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.broker.deadline import Deadline
 from towerws.core.errors import BrokerError
+from towerws.outgoing import Deadline
 
 MARKER_S: Final = 10.0
 COME_S: Final = 1.0

@@ -17,6 +17,10 @@ from service_identity import VerificationError
 from twisted.internet import error as net_error
 from twisted.python.failure import Failure
 
+from towerws.core.errors import one_line
+
+MAX_TEXT_CHARACTERS: Final = 300
+
 
 class RetryPolicy(enum.Enum):
     """How soon to try again after a failure."""
@@ -121,7 +125,7 @@ def from_transport(failure: Failure, doing: str, *, tls: bool) -> ConnectionFail
     if isinstance(reason, net_error.ConnectionDone):
         hint = "" if tls or doing != "handshake" else "check that this is an AMQP port without TLS; amqps:// is for the TLS port"
         return ConnectionFailure(f"{doing}: the broker closed the connection", hint=hint)
-    return ConnectionFailure(f"{doing}: {_one_line(failure.getErrorMessage())}")
+    return ConnectionFailure(f"{doing}: {one_line(failure.getErrorMessage(), MAX_TEXT_CHARACTERS)}")
 
 
 def _from_tls(reason: SSL.Error, doing: str) -> ConnectionFailure:
@@ -135,8 +139,6 @@ def _from_tls(reason: SSL.Error, doing: str) -> ConnectionFailure:
         hint = "that port doesn't use TLS: use amqp:// or the TLS port"
     else:
         hint = "check the TLS settings on both sides"
-    return ConnectionFailure(f"{doing}: TLS failed: {_one_line(words or type(reason).__name__)}", RetryPolicy.SLOW, hint=hint)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return ConnectionFailure(
+        f"{doing}: TLS failed: {one_line(words or type(reason).__name__, MAX_TEXT_CHARACTERS)}", RetryPolicy.SLOW, hint=hint
+    )

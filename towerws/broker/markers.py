@@ -21,10 +21,10 @@ from twisted.internet import interfaces
 from twisted.python.failure import Failure
 
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
-from towerws.broker.deadline import Deadline
 from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.errors import BrokerError, PublishRefused
 from towerws.core.sources import Sink
+from towerws.outgoing import Deadline
 
 REMEMBERED: Final = 1000
 """Number of our newest markers that are recognized. A marker takes milliseconds, and a few are published per minute."""

@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.content import Content
-from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, from_channel, from_transport
 from towerws.core.errors import BrokerError, NotRouted, PublishNacked
 from towerws.core.settings import BrokerSettings, BrokerUrl
+from towerws.outgoing import Deadline
 
 IDLE_S: Final = 30.0
 """The connection is closed after this long without a message."""

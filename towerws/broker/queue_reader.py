@@ -13,12 +13,12 @@ from twisted.internet import interfaces
 from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer
-from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.reader import ChannelRestarts, ReaderEvents, ReadProgress
 from towerws.broker.topology import Mode, declare_queue, on_side_channel, rebind_queue, set_prefetch
 from towerws.core.deliveries import Marker
 from towerws.core.settings import BrokerSettings
+from towerws.outgoing import Deadline
 
 
 class QueueReader:

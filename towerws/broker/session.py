@@ -25,7 +25,6 @@ from twisted.python.failure import Failure
 from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.control import ControlListener
-from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_transport
 from towerws.broker.markers import MarkerPublisher
 from towerws.broker.queue_reader import QueueReader
@@ -35,6 +34,7 @@ from towerws.broker.topology import Mode, choose_mode
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl
 from towerws.core.sources import SourceState
+from towerws.outgoing import Deadline
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,6 @@ from twisted.logger import Logger
 from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer, Scout
-from towerws.broker.deadline import Deadline
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.log_checks import CLOCK_MARGIN_S, Clock, ClockCheck, LogComparison, Same
 from towerws.broker.markers import MARKER_RETRY_S, MarkerPublisher, PositionMarkers, Proof, ProofMarkers
@@ -45,6 +44,7 @@ from towerws.core.deliveries import Marker, parse_marker
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import SourceState
+from towerws.outgoing import Deadline
 
 CLOCK_ANSWER_S: Final = 0.5
 """A node whose clock is right answers at once. After this time we publish another marker, so that any node has something to deliver."""

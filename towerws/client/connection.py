@@ -26,9 +26,8 @@ from websockets.typing import Subprotocol
 
 from towerws import __version__
 from towerws.client.frames import BadFrame, Unreadable, lasts_s, read
-from towerws.client.items import ClientError, Groups, Item, topics_of
+from towerws.client.items import ClientError, Groups, Item, Queue, topics_of
 from towerws.client.options import Options, StateChange, Token, check_token, checked_url
-from towerws.client.queue import Queue
 from towerws.client.subscription import Handler, Owner, Subscription
 from towerws.client.topics import Topics
 from towerws.core.errors import CloseReason

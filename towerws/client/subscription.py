@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 from towerws.client import items
-from towerws.client.items import ClientError, Item
-from towerws.client.queue import Queue
+from towerws.client.items import ClientError, Item, Queue
 
 Handler = Callable[[Any], object]
 """Gets an item. It may return an awaitable: the next item of its subscription then waits for that."""

@@ -14,8 +14,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from towerws.client.items import ClientError, Denied, DeniedTopic, Event, Gap, Subscribed
-from towerws.client.queue import Queue
+from towerws.client.items import ClientError, Denied, DeniedTopic, Event, Gap, Queue, Subscribed
 from towerws.core.wire import UNAVAILABLE
 
 MAX_REQUEST_BYTES = 65_536

@@ -19,12 +19,10 @@ import click
 from twisted.internet.task import Clock
 
 from towerws.auth.chain import make_methods
-from towerws.config.addresses import Address, parse_address
-from towerws.config.broker_url import url_for_file
-from towerws.config.example import example
+from towerws.config.addresses import Address, parse_address, url_for_file
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, given, load_all
-from towerws.config.options import CONFIG_FLAG, CONFIG_HELP, OPTIONS, Kind, Option
+from towerws.config.options import CONFIG_FLAG, CONFIG_HELP, OPTIONS, Kind, Option, example
 from towerws.config.rules import advice
 from towerws.config.units import Value
 from towerws.core.errors import ConfigError

@@ -13,7 +13,7 @@ import click
 
 from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
 from towerws.commands.terminal import StatusLine
-from towerws.config.broker_url import parse_broker_url, split_urls
+from towerws.config.addresses import parse_broker_url, split_urls
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
 from towerws.demo.events import events

@@ -18,8 +18,7 @@ from towerws.core.topics import parse_routing_key
 from towerws.doctor.api import check_key_set, check_tower
 from towerws.doctor.broker import check_broker
 from towerws.doctor.daemon import AdminPort, check_configuration, check_daemon
-from towerws.doctor.examination import examine
-from towerws.doctor.findings import Check, Finding, Level, exit_code
+from towerws.doctor.examination import Check, Finding, Level, examine, exit_code
 from towerws.doctor.public import PublicUrl, check_public
 from towerws.doctor.websocket import read_url
 

@@ -16,8 +16,7 @@ import click
 
 from towerws.commands.terminal import StatusLine
 from towerws.core.topics import parse_routing_key
-from towerws.tail.session import Tail, TailOptions
-from towerws.tail.topics import DEFAULT_TOPICS
+from towerws.tail.session import DEFAULT_TOPICS, Tail, TailOptions
 
 WEBSOCKET_URL = "ws://127.0.0.1:8051/websocket/"
 

@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions
 from zope.interface import implementer
 
-from towerws.config.file import one_line
+from towerws.core.errors import one_line
 
 
 def read_certificate(description: str) -> CertificateOptions:

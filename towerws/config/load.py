@@ -1,21 +1,22 @@
 """Loads the configuration: flags override `TOWERWS_*` variables, which override the TOML file, which overrides the defaults.
 
-Any error is a `ConfigError` of one line: where the value was set, the value (shortened, never a password), and the rule.
+The TOML file becomes the flat keys of the option table, bounded in size. Any error is a `ConfigError` of one line: where the value was
+set, the value (shortened, never a password), and the rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from towerws.authorities import read_pem, trust_root
-from towerws.config.addresses import parse_address
-from towerws.config.broker_url import EMBEDDED, mask_url, parse_broker_url, split_urls
+from towerws.config.addresses import EMBEDDED, mask_url, parse_address, parse_broker_url, split_urls
 from towerws.config.certificates import read_certificate
-from towerws.config.file import read_file, read_text, shown, shown_path
 from towerws.config.options import (
     BY_FLAG,
+    BY_KEY,
     BY_VARIABLE,
     CONFIG_FLAG,
     CONFIG_HELP,
@@ -25,9 +26,9 @@ from towerws.config.options import (
     Kind,
     Option,
 )
-from towerws.config.rules import broken_rules, describes_a_service, suggestion
+from towerws.config.rules import broken_rules, describes_a_service, read_group, suggestion
 from towerws.config.units import Value
-from towerws.core.errors import ConfigError
+from towerws.core.errors import ConfigError, one_line
 from towerws.core.settings import (
     AccessSettings,
     BrokerSettings,
@@ -41,10 +42,86 @@ from towerws.core.settings import (
     TowerSettings,
     WebSocketSettings,
 )
+from towerws.outgoing import read_pem, trust_root
 
 __all__ = ["OPTIONS", "Loaded", "Setting", "given", "load", "load_all", "suggest_flag", "usage_flags", "usage_parameters"]
 
+MAX_FILE_BYTES = 1024**2
 MAX_PASSWORD_FILE_BYTES = 64 * 1024
+SHOWN_CHARACTERS = 80
+
+_GROUPS = "groups"
+_SECTIONS = sorted({option.key.partition(".")[0] for option in OPTIONS if "." in option.key} | {_GROUPS})
+
+
+def read_file(path: str, named_by: str) -> tuple[dict[str, object], dict[str, GroupSettings]]:
+    """Return the file's values by flat key (`history.max_bytes`), and its groups. `named_by` is the setting that named the file."""
+    text = read_text(named_by, path, MAX_FILE_BYTES)
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{shown_path(path)}: not TOML that can be read: nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{shown_path(path)}: not valid TOML: {one_line(str(error))}") from None
+    keys: dict[str, object] = {}
+    groups: dict[str, GroupSettings] = {}
+    for section, name, value in _flat(document, path):
+        key = f"{section}.{name}" if section else name
+        if section == _GROUPS:
+            groups[name] = _group(name, value, path)
+        elif key in BY_KEY and (section or "." not in name):
+            keys[key] = value
+        else:
+            hint = "; write it without quotes" if key in BY_KEY else suggestion(key, (*BY_KEY, *_SECTIONS))
+            raise ConfigError(f"{shown_path(path)}: unknown key {shown(key)}{hint}")
+    return keys, groups
+
+
+def read_text(named_by: str, path: str, limit: int) -> str:
+    """Return the text of a UTF-8 file of at most `limit` bytes. `named_by` is the setting that names `path`."""
+    place = f"{named_by} = {shown(path)}"
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise ConfigError(f"{place}: must be at most {limit} bytes")
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place}: must be UTF-8, but byte {error.start} isn't") from None
+    except OSError as error:
+        raise ConfigError(f"{place}: can't be read: {error.strerror}") from None
+    except ValueError:  # a NUL in the path
+        raise ConfigError(f"{place}: must be the path of a file") from None
+
+
+def shown(value: object) -> str:
+    """Return the value for an error text: its `repr`, shortened."""
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+def shown_path(path: str) -> str:
+    """Return the path for an error text."""
+    return path if path.isprintable() else shown(path)
+
+
+def _group(name: str, table: object, path: str) -> GroupSettings:
+    try:
+        return read_group(name, table)
+    except ValueError as error:
+        raise ConfigError(f"{shown_path(path)}: [groups.{name if name.isprintable() else shown(name)}] = {shown(table)}: {error}") from None
+
+
+def _flat(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, object]]:
+    """Yield the table's name (empty at the top), the key and the value of each entry."""
+    for key, value in document.items():
+        if key not in _SECTIONS:
+            yield "", key, value
+        elif not isinstance(value, dict):
+            raise ConfigError(f"{shown_path(path)}: {key} = {shown(value)}: must be a table: [{key}]")
+        else:
+            for inner, inner_value in value.items():
+                yield key, inner, inner_value
 
 
 @dataclass(frozen=True, slots=True)

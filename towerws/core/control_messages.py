@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
 
-from towerws.core.revocation import MAX_REVOCATION_BYTES, Revocation, parse_revocation
+from towerws.core.identity import MAX_REVOCATION_BYTES, Revocation, parse_revocation
 
 MAX_TEXT_CHARACTERS: Final = 64
 MAX_DAEMON_NAME_CHARACTERS: Final = 255

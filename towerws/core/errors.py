@@ -134,6 +134,7 @@ class CloseReason(enum.Enum):
 
 
 MAX_PRINTABLE_CHARACTERS = 128
+MAX_LINE_CHARACTERS = 160
 
 
 def printable(text: object) -> str:
@@ -146,3 +147,9 @@ def printable(text: object) -> str:
     if not shown.isprintable() or "\\" in shown:
         shown = "".join(each if each.isprintable() and each != "\\" else each.encode("unicode_escape").decode() for each in shown)
     return shown if len(whole) <= MAX_PRINTABLE_CHARACTERS else f"{shown}…"
+
+
+def one_line(text: str, most: int = MAX_LINE_CHARACTERS) -> str:
+    """Return another library's error text on one line, of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""History: the recent deliveries, by topic and by position, within a bound in bytes and one in age.
+"""History: the recent deliveries, by topic and by position, within a bound in bytes and one in age. And searches of it, for the console.
 
 The oldest delivery of all is also the oldest of its topic, so dropping it costs two pops. Each topic's deliveries are in the order
 of `seq`. A reader's missed deliveries are found by bisection in each of its topics and then merged. So a resume costs what was
@@ -7,18 +7,22 @@ missed, not the length of history.
 `floor` is the newest dropped delivery: everything after it is held. `barrier` is the newest mark after a hole in the log. Readers
 that are behind are still fed the deliveries before the barrier. But no client may resume from there, because deliveries between
 that place and the mark are lost.
+
+Each search has a bound in deliveries and in bytes.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
+from typing import NamedTuple
 
 from towerws.core.deliveries import BEFORE, Delivery, Fingerprint, parse_position
+from towerws.core.topics import WITHHELD
 
 ENTRY_BYTES = 320
 """A delivery's memory without its texts: the objects, the numbers, the entries in the indexes (CPython 3.11, tracemalloc)."""
@@ -37,6 +41,17 @@ MAX_EVICTED_TOPICS = 10_000
 
 _seq = attrgetter("seq")
 _GONE = Delivery(-1, "", b"", -1, "")
+
+MAX_FOUND_EVENTS = 200
+"""The most events in one answer."""
+
+SEARCHED = 5000
+"""How many of the newest deliveries one search reads: 2.2 ms with 1,000 bytes each."""
+
+SEARCHED_BYTES = 16 * 1024 * 1024
+"""How many bytes of payloads one search reads: 5.6 ms."""
+
+MAX_FOUND_TOPICS = 200
 
 
 class _TopicLog:
@@ -281,3 +296,46 @@ class History:
             if dropped > max(seq, joined):
                 lost.append(topic)
         return lost
+
+
+class Found(NamedTuple):
+    """The result of a search, the newest event first."""
+
+    events: list[Delivery]
+    complete: bool
+    """Whether these are all events that were asked for and are still held. Otherwise older ones were left out."""
+
+
+def find_events(history: History, *, after: int = -1, group: str = "", text: str = "") -> Found:
+    """Return the newest events whose `seq` is larger than `after`, of this group (empty: of all).
+
+    `text` must be in the topic or in the payload, written exactly so.
+    """
+    wanted = text.encode()
+    events: list[Delivery] = []
+    size = 0
+    for count, delivery in enumerate(history.newest_first()):
+        if delivery.seq <= after:
+            break
+        if count >= SEARCHED or len(events) >= MAX_FOUND_EVENTS or size >= SEARCHED_BYTES:
+            return Found(events, complete=False)
+        topic = delivery.topic
+        if topic in WITHHELD or (group and topic.partition(".")[0] != group):
+            continue
+        if wanted and text not in topic:
+            size += len(delivery.payload)
+            if wanted not in delivery.payload:
+                continue
+        events.append(delivery)
+    return Found(events, complete=True)
+
+
+def count_topics(history: History) -> list[tuple[str, int, Delivery]]:
+    """Return the topics of the newest `SEARCHED` deliveries, at most `MAX_FOUND_TOPICS`: each with its events there, and the newest one."""
+    counts: Counter[str] = Counter()
+    newest: dict[str, Delivery] = {}
+    for delivery, _ in zip(history.newest_first(), range(SEARCHED), strict=False):
+        if delivery.topic not in WITHHELD:
+            counts[delivery.topic] += 1
+            newest.setdefault(delivery.topic, delivery)
+    return [(topic, counts[topic], delivery) for topic, delivery in list(newest.items())[:MAX_FOUND_TOPICS]]

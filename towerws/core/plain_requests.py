@@ -12,9 +12,9 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from towerws.core.errors import HandshakeError, QueryError, printable
-from towerws.core.history_page import DEFAULT_EVENTS, MAX_EVENTS
 from towerws.core.http_head import Head
 from towerws.core.origins import read_origin
+from towerws.core.plain_answers import DEFAULT_EVENTS, MAX_EVENTS
 from towerws.core.requests import Denied
 from towerws.core.topics import GroupTable, UnknownItem, parse_routing_key
 

@@ -11,7 +11,7 @@ from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings, JwtSettings, TowerSettings
 from towerws.core.topics import parse_routing_key
-from towerws.doctor.findings import Area, Doing, Finding, Step
+from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import CLOCKS_S, Fetched, Unreachable, certificate_finding, clock_finding, fetch
 
 _ME = "/api/v2/me/"

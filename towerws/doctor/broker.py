@@ -41,7 +41,7 @@ from towerws.commands.publisher import connection_parameters, wrapped_error
 from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl
-from towerws.doctor.findings import Area, Doing, Finding, Step
+from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import Unreachable, certificate_finding, connect, days_left, reason
 
 SLOW_MARKER_S = 1.0

@@ -20,7 +20,7 @@ from towerws.config.exposure import exposure
 from towerws.config.load import Loaded
 from towerws.config.rules import advice
 from towerws.core.settings import MIB
-from towerws.doctor.findings import Area, Doing, Finding, Step
+from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import STEP_S, Unreachable, certificate_finding, connect, fetch_from, reason, shown
 from towerws.process import RESERVED_DESCRIPTORS
 

@@ -1,4 +1,4 @@
-"""Runs the checks one after the other, each under a deadline.
+"""Runs the checks one after the other, each under a deadline. What they find is one line each, with the thing to change.
 
 A check blocks. So each runs in a thread of its own, and a check that hangs is left behind: the next one starts, and the process ends
 without waiting for it.
@@ -6,18 +6,102 @@ without waiting for it.
 
 from __future__ import annotations
 
+import enum
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-
-from towerws.doctor.findings import Check, Doing, Finding, Level, Step
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 FIRST_STEP_S = 10.0
 """Time for the first step of a check, which says what it does."""
 
 TICK_S = 0.2
 """How often the progress is shown."""
+
+
+class Level(enum.Enum):
+    """How a finding is meant."""
+
+    OK = "ok"
+    """It was checked, and is in order."""
+    WARNING = "warning"
+    """It works now, and will not always."""
+    PROBLEM = "problem"
+    """Something doesn't work."""
+    UNKNOWN = "unknown"
+    """The check could not be made. The text says why."""
+    SKIPPED = "skipped"
+    """The check was not asked for, or does not apply. The text says how to ask for it."""
+
+
+FINE, PROBLEMS, WARNINGS = 0, 1, 3
+"""Exit codes. 2 is for a command line or a configuration that can't be used, as in the other commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result. `area` and `check` name the check. `change` says what to change; it is empty if nothing has to."""
+
+    level: Level
+    area: str
+    check: str
+    text: str
+    change: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What a check does next, for the status line. Its next result must come within `within_s` seconds."""
+
+    text: str
+    within_s: float
+
+
+Step = Finding | Doing
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check with its name. `run` yields what it does and what it finds."""
+
+    area: str
+    run: Callable[[], Iterator[Step]]
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Return the exit code: `PROBLEMS` before `WARNINGS`. A check that could not be made counts as a warning."""
+    levels = {finding.level for finding in findings}
+    if Level.PROBLEM in levels:
+        return PROBLEMS
+    return WARNINGS if levels & {Level.WARNING, Level.UNKNOWN} else FINE
+
+
+class Area:
+    """Makes the findings of one area."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def ok(self, check: str, text: str) -> Finding:
+        """Return a finding that is in order."""
+        return Finding(Level.OK, self._name, check, text)
+
+    def warning(self, check: str, text: str, change: str) -> Finding:
+        """Return a warning, with what to change."""
+        return Finding(Level.WARNING, self._name, check, text, change)
+
+    def problem(self, check: str, text: str, change: str) -> Finding:
+        """Return a problem, with what to change."""
+        return Finding(Level.PROBLEM, self._name, check, text, change)
+
+    def unknown(self, check: str, why: str, change: str = "") -> Finding:
+        """Return that a check could not be made, and why."""
+        return Finding(Level.UNKNOWN, self._name, check, why, change)
+
+    def skipped(self, check: str, why: str) -> Finding:
+        """Return that a check was not asked for, or does not apply."""
+        return Finding(Level.SKIPPED, self._name, check, why)
 
 
 def examine(checks: Sequence[Check], tell: Callable[[Finding], None], show: Callable[[str], None]) -> list[Finding]:

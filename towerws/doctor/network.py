@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from towerws.doctor.findings import Area, Finding
+from towerws.doctor.examination import Area, Finding
 
 STEP_S = 5.0
 """Timeout of one step: connecting, TLS, an answer."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult
 
-from towerws.core.addresses import forwarded_nodes
 from towerws.core.handshake_probes import HEADER
+from towerws.core.origins import forwarded_nodes
 from towerws.core.settings import Settings
 from towerws.core.wire import SUBPROTOCOL
 from towerws.doctor.daemon import AdminPort
-from towerws.doctor.findings import Area, Doing, Finding, Step
+from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import STEP_S, Unreachable, certificate_finding, shown
 from towerws.doctor.websocket import Ended, Handshake, handshake
 

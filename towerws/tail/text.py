@@ -10,7 +10,15 @@ import json
 import re
 from collections.abc import Callable
 
-from towerws.tail.topics import OUTPUT_GROUPS
+OUTPUT_GROUPS: dict[object, str] = {
+    "job": "job_events",
+    "project_update": "project_update_events",
+    "inventory_update": "inventory_update_events",
+    "ad_hoc_command": "ad_hoc_command_events",
+    "workflow_job": "workflow_events",
+    None: "system_job_events",
+}
+"""From the `type` in a status message to the group of the job's output. System jobs have no type. Approvals have no output."""
 
 TOPIC_COLUMNS = 30
 """The first width of the topics' column: `inventory_update_events.123456`. A longer topic widens it for all later lines."""

@@ -20,12 +20,10 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from towerws.auth.base import Method
-from towerws.core.deadline_queue import DeadlineQueue
 from towerws.core.errors import CloseReason
 from towerws.core.hub import Hub
-from towerws.core.identity import Identity, Registry
+from towerws.core.identity import DeadlineQueue, Identity, RecentRevocations, Registry, Revocation
 from towerws.core.requests import Request
-from towerws.core.revocation import RecentRevocations, Revocation
 from towerws.core.subscribers import Subscriber
 from towerws.core.wire import TOWER
 from towerws.logs import LineSpacing

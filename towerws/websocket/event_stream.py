@@ -1,7 +1,7 @@
 """Answers to requests for events and history, once their user is known.
 
 A request for events becomes a `Session` like that of a websocket: with the same subscriptions, limits, history and checks of its
-credential. Only its frames (core/event_stream.py) and its sign of life differ. It gets a comment as often as a websocket gets a ping.
+credential. Only its frames (core/plain_answers.py) and its sign of life differ. It gets a comment as often as a websocket gets a ping.
 The client doesn't answer a comment, but its kernel acknowledges it.
 
 state      | begins with           | topics checked               | position judged | too late or failed | client gone
@@ -22,12 +22,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import result_if_ready
-from towerws.core.addresses import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import HandshakeError
-from towerws.core.event_stream import HEARTBEAT
-from towerws.core.history_page import MAX_PAGE_BYTES, page_json
 from towerws.core.identity import Identity
+from towerws.core.origins import address_key
+from towerws.core.plain_answers import HEARTBEAT, MAX_PAGE_BYTES, page_json
 from towerws.core.plain_requests import PlainRequest, Route, all_refused
 from towerws.core.positions import Pending
 from towerws.core.requests import Denied, Request

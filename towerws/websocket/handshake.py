@@ -19,8 +19,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import NotAdmitted, Refused, result_if_ready, waits_for_token
-from towerws.core.addresses import UNIX, forwarded_nodes, read_node
-from towerws.core.connection_limits import LIMIT_TEXTS, OPTIONS, ConnectionSlot
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError, QueryError
 from towerws.core.handshake_probes import HEADER
@@ -38,6 +36,8 @@ from towerws.core.http_head import (
     switching_protocols,
 )
 from towerws.core.identity import Identity
+from towerws.core.limits import LIMIT_TEXTS, OPTIONS, ConnectionSlot
+from towerws.core.origins import UNIX, forwarded_nodes, read_node
 from towerws.core.plain_requests import (
     PlainRequest,
     Route,

@@ -25,7 +25,7 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.handover_state import MAX_UNSENT_BYTES, ConnectionState, UnfinishedFrame, rebuild_input
 from towerws.core.identity import Identity
-from towerws.core.rate_limits import TokenBucket
+from towerws.core.limits import TokenBucket
 from towerws.core.wire import DIALECTS
 from towerws.websocket.autobahn_parts import Inflater
 from towerws.websocket.event_stream import Heartbeat

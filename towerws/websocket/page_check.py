@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 
-from towerws.core.addresses import Proxies, read_address
 from towerws.core.errors import HandshakeError
 from towerws.core.http_head import Head
-from towerws.core.origins import Origins, is_local
+from towerws.core.origins import Origins, Proxies, is_local, read_address
 from towerws.core.settings import AccessSettings
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from towerws.core.hub import Hub
-from towerws.core.rate_limits import Throttle
+from towerws.core.limits import Throttle
 from towerws.core.subscribers import Subscriber
 
 HISTORIES_AT_ONCE: Final = 4

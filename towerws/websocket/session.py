@@ -16,20 +16,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, result_if_ready
-from towerws.core.addresses import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.handover_state import ConnectionState
 from towerws.core.identity import Identity
+from towerws.core.limits import TokenBucket
+from towerws.core.origins import address_key
 from towerws.core.positions import Pending
-from towerws.core.rate_limits import TokenBucket
 from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message
 from towerws.core.subscribers import Subscriber
 from towerws.core.topics import GroupTable, parse_routing_key
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.incoming import MAX_WRONG_TOKENS, UNCHECKED, Inbox, renew
 from towerws.websocket.replay import Replay
+from towerws.websocket.tokens import MAX_WRONG_TOKENS, UNCHECKED, Inbox, renew
 from towerws.websocket.waits import PendingRequest, PositionWait
 
 STATIC_S = 300.0

@@ -1,15 +1,21 @@
+"""`towerws explain` and `towerws restart`. A restart of a real daemon is in `tests/integration/test_handover.py`."""
+
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
 from click.testing import CliRunner, Result
 from private_rabbitmq import free_port
 
+from tests.kit.rows import each_row
+from tests.test_outgoing import certificate
 from towerws.cli import main
+from towerws.commands.admin_port import restart_command
 
 ANSWER = {
     "user": "7",
@@ -108,3 +114,23 @@ def test_no_daemon(port: Port) -> None:
     result = explain("a.b", "--admin", f"http://127.0.0.1:{free_port()}")
     assert (result.exit_code, "is the daemon running" in result.stderr) == (1, True)
     assert explain("a.b", "--admin", "localhost:9051").exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted's, for a certificate
+@each_row(
+    ("admin", "why"),
+    [
+        ("ssl:9051:privateKey=KEY:certKey=PEM:interface=127.0.0.1", "it speaks TLS"),
+        (r"tls:/etc/towerws/certs:9051:interface=\:\:1", "it speaks TLS"),
+        ("haproxy:tcp:9051:interface=127.0.0.1", "it expects the PROXY protocol"),
+        ("systemd:domain=UNIX:name=admin", "the address of a systemd socket is in its unit"),
+    ],
+)
+def test_an_admin_port_that_it_cannot_ask(tmp_path: Path, admin: str, why: str) -> None:
+    """One line says why, and what to do instead."""
+    if "PEM" in admin:
+        pem, key = certificate(tmp_path)
+        admin = admin.replace("PEM", str(pem)).replace("KEY", str(key))
+    done = CliRunner().invoke(restart_command, ["--auth", "open", "--broker", "embedded:", "--admin", admin])
+    assert done.stderr == f"towerws: admin = {admin!r}: this command can't ask there: {why}; use kill -USR2, and read the log\n"
+    assert done.exit_code == 3

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from towerws.reactor_lag import INTERVAL_S, ReactorLag
+from towerws.status import INTERVAL_S, ReactorLag
 
 
 def test_lateness_is_measured_until_it_is_stopped() -> None:

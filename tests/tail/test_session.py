@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
 from towerws.demo.events import events
-from towerws.tail.topics import DEFAULT_TOPICS, FOLLOWING_NEEDS, MAX_FOLLOWED, Following, as_groups
+from towerws.tail.session import DEFAULT_TOPICS, FOLLOWING_NEEDS, MAX_FOLLOWED, Following, as_groups
 
 
 def status(job_id: int, word: str, kind: str | None = "job") -> dict[str, object]:

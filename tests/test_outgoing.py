@@ -22,10 +22,9 @@ from twisted.internet import reactor as _reactor
 from tests.kit.fake_amqp import RecordingSink
 from tests.kit.rows import each_row
 from towerws.amqp import AmqpSource
-from towerws.authorities import MAX_FILE_BYTES
-from towerws.broker.endpoint import broker_endpoint
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
+from towerws.outgoing import MAX_FILE_BYTES, broker_endpoint
 
 reactor: Any = _reactor
 

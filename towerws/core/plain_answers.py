@@ -1,9 +1,12 @@
-"""Server-Sent Events (WHATWG HTML, section 9.2): `towerws.v1` for clients that only read, such as a browser's `EventSource`.
+"""What clients get that use plain HTTP: a stream of events, or a page of history as JSON (`GET /history`).
 
+The stream has Server-Sent Events (WHATWG HTML, section 9.2): `towerws.v1` for clients that only read, such as a browser's `EventSource`.
 Each frame of `towerws.v1` is one event. Its `data` is the frame, its `event` the frame's type, and its `id` the position that the frame
-moves its reader to. An `EventSource` that reconnects sends the last `id`, and so resumes. A delivery has no `event` line: a page gets it
-by `onmessage`. Its `data` leaves out the type and the position, which the event has already: with them a burst takes 15 % more CPU than
-on websockets (make bench SCENARIO=events). A delivery's bytes are the same for every reader, so the hub frames it once.
+moves its reader to. An `EventSource` that reconnects sends the last `id`, and so resumes.
+
+A delivery has no `event` line: a page gets it by `onmessage`. Its `data` leaves out the type and the position, which the event has
+already: with them a burst takes 15 % more CPU than on websockets (make bench SCENARIO=events). A delivery's bytes are the same for every
+reader, so the hub frames it once.
 
 The body has no length and no chunks: it ends when the connection does. nginx speaks HTTP/1.0 to its upstream unless told otherwise, and
 HTTP/1.0 has no chunks. An event that is cut off is no loss: readers drop it, and resume at the one before.
@@ -11,14 +14,24 @@ HTTP/1.0 has no chunks. An event that is cut off is no loss: readers drop it, an
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import Close
 from towerws.core.identity import Identity
+from towerws.core.payload import is_plain_object
 from towerws.core.requests import Denied
-from towerws.core.wire import Change, Gap, V1Dialect
+from towerws.core.wire import V1, Change, Gap, V1Dialect
 
 HEARTBEAT = b":\n\n"
 """A comment, which readers ignore. Proxies see that the connection lives, and TCP notices a reader that has gone."""
+
+MAX_EVENTS = 1000
+DEFAULT_EVENTS = 100
+
+MAX_PAGE_BYTES = 256 * 1024
+"""Bound of a page, as `History.after` counts. A larger event comes alone."""
 
 
 class EventStreamDialect(V1Dialect):
@@ -82,3 +95,39 @@ def _named(kind: str, frame: bytes, position: str = "") -> bytes:
 def _id(position: str) -> str:
     """Return the line for a position, or nothing where there is none: an empty `id` would delete the reader's."""
     return f"id: {position}\n" if position else ""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Some deliveries, and the position from which the next page goes on ("" where no client can resume)."""
+
+    deliveries: list[Delivery]
+    next: str
+    gap: Gap | None
+    """What is lost between the last delivery and `next`."""
+    complete: bool
+    """Whether there is nothing more now."""
+
+
+def page_json(page: HistoryPage, denied: list[Denied], *, recovered: bool | None) -> bytes:
+    """Write a page. `recovered` is as in `subscribed`: false if the client's position is not in history, None if it gave none."""
+    gap = None if page.gap is None else V1.gap(page.gap)
+    rest = {
+        "next": page.next or None,
+        "complete": page.complete,
+        "recovered": recovered,
+        "denied": [{"topic": f"{item.group}.{item.item}", "reason": item.reason} for item in denied],
+    }
+    events = b",".join(map(_event, page.deliveries))
+    tail = json.dumps(rest, separators=(",", ":"))[1:].encode("ascii")
+    return b'{"events":[%b],"gap":%b,%b\n' % (events, gap or b"null", tail)
+
+
+def _event(delivery: Delivery) -> bytes:
+    """Write the event of `towerws.v1`. One whose payload a strict parser may refuse has it as `text`, so that the page stays JSON."""
+    if is_plain_object(delivery.payload):
+        return V1.event(delivery)
+    text = json.dumps(delivery.payload.decode()).encode("ascii")
+    group, _, event = delivery.topic.partition(".")
+    head = f'{{"type":"event","position":"{delivery.position}","group":"{group}","event":"{event}","payload":null,"text":'
+    return b"%b%b}" % (head.encode("ascii"), text)

@@ -1,0 +1,199 @@
+"""The subcommands that ask a running daemon's admin port: `towerws explain` and `towerws restart`.
+
+`explain` says why a user does not get the events of a topic. `restart` hands the daemon's connections to a new process, and says how that
+went. It needs the daemon's configuration. The new process is started by the daemon, not by this command.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+from urllib.parse import urlencode
+
+import click
+
+from towerws.commands.config import config_options, load_or_exit
+from towerws.commands.publisher import admin_connection
+from towerws.config.addresses import Address, parse_address
+from towerws.core.errors import printable
+
+FAILED, NOT_DELIVERED = 1, 3
+"""Exit codes, as the command's help explains them."""
+
+TIMEOUT_S = 120.0
+"""The daemon may ask AWX about ten connections, each for at most 10 s."""
+
+_MARKS = {True: "yes", False: "NO", None: "?"}
+MOVE_S = 60.0
+"""Seconds beyond `restart_s` until the answer: for moving the connections."""
+
+
+@click.command("explain", short_help="Say why a user does not get the events of a topic.")
+@click.argument("topic")
+@click.argument("user", default="")
+@click.option(
+    "--admin", metavar="URL", default="http://127.0.0.1:9051", show_default=True, help="The daemon's admin port: http://127.0.0.1:9051."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as it is.")
+def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoReturn:
+    """Follow the daemon's rules for USER's connections and TOPIC, and name the one that decides.
+
+    USER is the user's id. Without it, anonymous clients are meant (auth open). Each daemon knows only its own connections.
+
+    \b
+    Examples:
+      towerws explain job_events.42 7
+      towerws explain orders.1042 alice --admin http://127.0.0.1:9051
+
+    \b
+    Exit codes:
+      0  the client gets the events
+      1  the daemon can't be asked
+      2  the command line is wrong, the topic included
+      3  the client does not get the events, or that can't be known
+    """  # noqa: D301 - \b is click's mark for lines that it must not join
+    try:
+        connection = admin_connection(admin)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--admin") from None
+    connection.timeout = TIMEOUT_S
+    status, answer = _ask(connection, admin, "/explain?" + urlencode({"user": user, "topic": topic}))
+    if status == 400:
+        raise click.BadParameter(str(answer.get("error")), param_hint="TOPIC")
+    if status != 200:
+        _fail(f"{admin} answers {status}: {answer.get('error', 'is that the admin port of a daemon with /explain?')}")
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        for line in explanation(answer):
+            click.echo(line)
+    sys.exit(0 if answer["verdict"]["passes"] else NOT_DELIVERED)
+
+
+def explanation(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines for a person: the rule that decides, then all rules."""
+    verdict = answer["verdict"]
+    yield f"{_MARKS[verdict['passes']]}: {verdict['rule']}{_of(verdict)}"
+    yield f"     {verdict['text']}"
+    yield ""
+    yield from _steps(answer["steps"])
+    for connection in answer["connections"]:
+        yield f"connection {connection['connection']}"
+        yield from _steps(connection["steps"])
+    if answer["more_connections"]:
+        yield f"and {answer['more_connections']} more connections, which were not looked at"
+
+
+def _steps(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for step in steps:
+        yield f"  {_MARKS[step['passes']]:<4} {step['rule']}: {step['text']}"
+
+
+def _of(verdict: Mapping[str, Any]) -> str:
+    return f" (connection {verdict['connection']})" if "connection" in verdict else ""
+
+
+def _ask(connection: http.client.HTTPConnection, admin: str, path: str) -> tuple[int, dict[str, Any]]:
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    except (OSError, http.client.HTTPException) as error:
+        _fail(
+            f"{admin}: {getattr(error, 'strerror', None) or str(error) or repr(error)}; is the daemon running, and is that its admin port?"
+        )
+    except ValueError:
+        _fail(f"{admin} answers without JSON: is that the admin port of a daemon?")
+    finally:
+        connection.close()
+    if not isinstance(answer, dict):
+        _fail(f"{admin} answers without an object: is that the admin port of a daemon?")
+    return response.status, answer
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"towerws: {printable(text) if not text.isprintable() else text}", err=True)
+    sys.exit(FAILED)
+
+
+FAILED, BAD_CONFIG, NO_DAEMON = 1, 2, 3
+"""Exit codes, as the command's help explains them."""
+
+
+@click.command("restart", short_help="Restart the daemon without closing a connection.")
+@config_options
+def restart_command(**values: object) -> None:
+    """Restart the running daemon without closing a connection.
+
+    The daemon starts a new process with its own command line, waits until that one is ready, and hands it the listening sockets and all
+    open connections. If that fails, the old process goes on. The new process reads the configuration and the program again.
+
+    Give it the daemon's own configuration: it finds the admin port there, and refuses a configuration that the new process couldn't use.
+
+    \b
+    Examples:
+      towerws restart --config /etc/towerws/towerws.toml
+      towerws restart --auth open --admin tcp:9051:interface=127.0.0.1
+
+    \b
+    Exit codes:
+      0  a new process serves all clients
+      1  it failed: standard error says why, and the old process goes on
+      2  the configuration can't be used
+      3  no daemon answers on the admin port, or it can't hand over
+         (nor can this command ask TLS, the PROXY protocol, systemd's socket)
+    """  # noqa: D301 - \b is click's mark for lines that it must not join
+    settings = load_or_exit(values).settings
+    address = parse_address(settings.admin)
+    if (why := _why_not_asked(settings.admin, address)) is not None:
+        _end(NO_DAEMON, f"admin = {settings.admin!r}: this command can't ask there: {why}; use kill -USR2, and read the log")
+    try:
+        status, answer = _hand_over(address, settings.restart_s + MOVE_S)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        _end(NO_DAEMON, f"admin = {settings.admin!r}: no answer from a daemon there: {error}; is it running, with this configuration?")
+    if status == 200:
+        closed = sum(answer["closed"].values())
+        click.echo(
+            f"Process {answer['pid']} serves now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved."
+        )
+    elif status == 503:
+        _end(FAILED, f"{answer.get('error')}; the old process goes on")
+    else:
+        _end(NO_DAEMON, f"the daemon answers {status}: {answer.get('error')}")
+
+
+def _why_not_asked(admin: str, address: Address) -> str | None:
+    """Return why this command can't ask this admin port. None if it can: on plain TCP and on a UNIX socket."""
+    if admin.startswith("haproxy:"):
+        return "it expects the PROXY protocol"
+    if address.kind == "systemd":
+        return "the address of a systemd socket is in its unit"
+    return "it speaks TLS" if address.kind in ("ssl", "tls") else None
+
+
+def _hand_over(address: Address, timeout_s: float) -> tuple[int, dict[str, Any]]:
+    """Post to the admin port. Returns the status and the answer."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(address.interface, address.interface)  # noqa: S104 - replaced
+    connection = http.client.HTTPConnection("localhost" if address.kind == "unix" else host, address.port or None, timeout=timeout_s)
+    if address.kind == "unix":
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(timeout_s)
+        connection.sock.connect(address.path)
+    try:
+        connection.request("POST", "/restart", b"")
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    finally:
+        connection.close()
+    if not isinstance(answer, dict):
+        raise ValueError("the answer is no JSON object")
+    return response.status, answer
+
+
+def _end(status: int, text: str) -> NoReturn:
+    click.echo(f"towerws: {text}", err=True)
+    raise SystemExit(status)

@@ -1,0 +1,103 @@
+"""What outgoing connections share: the broker's endpoint, certificate authorities, deadlines, and the end of a closed socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from OpenSSL import crypto
+from twisted.internet import interfaces, ssl
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from towerws.core.settings import BrokerSettings, BrokerUrl
+
+MAX_FILE_BYTES: Final = 16 * 1024**2
+"""Debian's file with all authorities has 0.2 MB."""
+
+_PEM_END: Final = b"-----END CERTIFICATE-----"
+
+
+def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> IStreamClientEndpoint:
+    """Return the endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
+
+    It is read again for every attempt, so a renewed file counts. Raises ValueError if `tls_ca` can't be used.
+    """
+    tcp = HostnameEndpoint(reactor, url.host, url.port, timeout=settings.attempt_s)
+    if not url.tls:
+        return tcp
+    try:
+        options = _tls(url.host, read_pem(settings.tls_ca) if settings.tls_ca else None)
+    except ValueError as error:
+        raise ValueError(f"tls_ca = {settings.tls_ca!r}: {error}") from None
+    return wrapClientTLS(options, tcp)
+
+
+@lru_cache(maxsize=16)
+def _tls(host: str, pem: bytes | None) -> Any:
+    """Return the TLS context for a host: one for all attempts, as long as the file stays the same.
+
+    A connection that ends leaves reference cycles around its context, and the system's authorities take 870 KiB. That was measured with
+    the HTTP client, which uses the same parts (auth/http_client.py).
+    """
+    return ssl.optionsForClientTLS(host, trustRoot=None if pem is None else trust_root(pem))
+
+
+def read_pem(path: str) -> bytes:
+    """Return the bytes of a file with authorities. Raises `ValueError` with the reason, which doesn't repeat the path."""
+    try:
+        with Path(path).open("rb") as file:
+            pem = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ValueError(f"can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
+    if len(pem) > MAX_FILE_BYTES:
+        raise ValueError(f"must be at most {MAX_FILE_BYTES} bytes")
+    return pem
+
+
+def trust_root(pem: bytes) -> Any:
+    """Return the trust root of the certificates in this text, for Twisted's TLS. Raises `ValueError` with the reason."""
+    try:
+        certificates = [ssl.Certificate.loadPEM(part + _PEM_END + b"\n") for part in pem.split(_PEM_END)[:-1]]
+    except (crypto.Error, ValueError):
+        raise ValueError("holds a certificate that is damaged") from None
+    if not certificates:
+        raise ValueError("must hold certificates in PEM form")
+    trust: Any = ssl.trustRootFromCertificates  # without annotations in Twisted
+    return trust(certificates)
+
+
+class Deadline:
+    """Calls a function once after a delay, unless it is set again or cleared before that."""
+
+    __slots__ = ("_reactor", "_timer")
+
+    def __init__(self, reactor: interfaces.IReactorTime) -> None:
+        self._reactor = reactor
+        self._timer: interfaces.IDelayedCall | None = None
+
+    def set(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Call `call` after `delay_s` seconds, and forget any earlier one."""
+        self.clear()
+        self._timer = self._reactor.callLater(delay_s, call)
+
+    def clear(self) -> None:
+        """Call nothing. A second call does nothing."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+
+def release(transport: Any) -> None:
+    """Break the cycle that a closed outgoing socket is part of. Otherwise only a full collection frees it (`towerws/process.py`).
+
+    The socket, its connector and the endpoint's factory refer to each other, and to OpenSSL's buffers.
+    """
+    while (inner := getattr(transport, "transport", None)) is not None:  # with TLS
+        transport = inner
+    connector = getattr(transport, "connector", None)
+    if connector is not None:
+        connector.transport = None
+        connector.factory._connector = None  # noqa: SLF001
