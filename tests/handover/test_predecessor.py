@@ -99,9 +99,9 @@ class FakeChannel:
         self.sizes: dict[str, list[int]] = {}
         self.closed = False
 
-    def tell(self, kind: str, descriptors: Sequence[int] = (), **content: Any) -> None:
+    def tell(self, kind: str, descriptors: Sequence[int] = (), states: Sequence[str] | None = None, **content: Any) -> None:
         """Answer."""
-        self.sizes.setdefault(kind, []).append(len(encode_message(kind, descriptors=len(descriptors), **content)))
+        self.sizes.setdefault(kind, []).append(len(encode_message(kind, states, descriptors=len(descriptors), **content)))
         if kind not in self.silent:
             self.clock_call(lambda: self._received({"kind": ANSWERS[kind], "failed": {}}, []))
 
