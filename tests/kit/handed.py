@@ -17,7 +17,6 @@ from websockets.sync.client import connect
 
 from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
 
-
 RESTART_S: Final = 120.0
 """Deadline of a hand-over: the daemon has `restart_s` (60 s) for the start, and moves connections then."""
 
