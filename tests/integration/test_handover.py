@@ -223,6 +223,21 @@ def test_sigusr2_restarts_too(daemon: HandedDaemon) -> None:
     raw(daemon).close()
 
 
+def test_a_sibling_is_not_concerned(rabbit: PrivateRabbit, daemon: HandedDaemon, tmp_path: Path) -> None:
+    """Another daemon of the same parent, on the same stream, keeps its process and its client, as a worker keeps those of its own."""
+    with HandedDaemon(tmp_path, rabbit.url, "--exchange=t.handover", "--stream=t.handover.events") as sibling:
+        client, moved = (Collector(each.url, TOPIC, v1=True) for each in (sibling, daemon))
+        before = sibling.get("/status")[1]
+        status, answer = daemon.restart()
+        assert (status, answer["moved"]) == (200, 1)
+        kept(daemon, rabbit.url)
+        after = sibling.get("/status")[1]
+        assert after["uptime_s"] >= before["uptime_s"]
+        assert after["connections"]["closed"] == 0
+        assert after["handovers"]["results"] == {"done": 0, "failed": 0}
+        assert client.result() == moved.result() == ([1, -1], [], "")
+
+
 def test_the_command_says_why_nothing_was_restarted(fragile: HandedDaemon) -> None:
     """The exit status tells a failed hand-over from a daemon that isn't there."""
     fault = fragile.log.parent / "other-version"
