@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -135,6 +136,7 @@ class Memory(HandOver):
         result: list[Any] = []
         answer: Deferred[Any] = self.restart()
         answer.addCallbacks(result.append, lambda failure: result.append(failure.value))
+        self._received({"kind": "starting", "reason": "history is being refilled"}, [])
         self._received({"kind": "ready", "version": VERSION, "pid": 77}, [])
         self.clock.pump([0] * 10)
         return result
@@ -186,6 +188,18 @@ def test_a_second_hand_over_that_fails_reports_its_own_connections(memory: Memor
     memory.clock.advance(60)
     assert memory.lines[-1].endswith("this process goes on, and no connection is lost")
     assert memory.counters.moved == 0
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """The reason names it. Nothing was started, and clients are accepted as before."""
+    fake = FakeDaemon()
+    hand_over = HandOver(cast("Daemon", fake), Clock(), HandOverCounters(), ready_s=5, command=["towerws"], folder=str(tmp_path / "gone"))
+    result: list[Any] = []
+    hand_over.restart().addErrback(lambda failure: result.append(failure.value))
+    (error,) = result
+    assert isinstance(error, HandOverFailed)
+    assert str(error) == f"the successor can't be started: {tmp_path}/gone does not exist any more"
+    assert (fake.accepting, fake.pid, hand_over.under_way, hand_over.counters.failed) == ([], 0, False, 1)
 
 
 def test_two_batches_are_on_their_way(memory: Memory) -> None:

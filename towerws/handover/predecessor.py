@@ -19,6 +19,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
@@ -193,6 +194,7 @@ class HandOver:
                 raise HandOverFailed(why)
             self._spawn()
             ready = await self._expect("ready", self._ready_s)
+            self._reason = ""
             if ready.get("version") != VERSION:
                 raise HandOverFailed(f"the successor's hand-over has version {ready.get('version')}, this one {VERSION}; restart towerws")
             began = self.moving = True
@@ -343,6 +345,9 @@ class HandOver:
     # the successor
 
     def _spawn(self) -> None:
+        for path in (sys.executable, self._folder):  # after the fork nobody could say it in one line
+            if not Path(path).exists():
+                raise HandOverFailed(f"the successor can't be started: {path} does not exist any more")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         descriptors = {0: 0, 1: 1, 2: 2, FIRST_DESCRIPTOR: theirs.fileno()}
         inherited: dict[str, InheritedPort] = {}
