@@ -37,7 +37,7 @@ from towerws.websocket.client_files import load_client_files
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.event_stream import Heartbeat, PlainAnswer, bound_silence
 from towerws.websocket.logs import ConnectionLog, ProxyLog
-from towerws.websocket.movable import MovableConnection
+from towerws.websocket.movable import HANDED_OVER, MovableConnection
 from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
@@ -170,6 +170,8 @@ class WebSocketConnection(MovableConnection):
             session.close()
             self.factory.closed += 1
             self.factory.closed_for[self._ended_by] += 1
+            if self._ended_by == HANDED_OVER:
+                return  # it has not ended, and the hand-over's own line counts it
             self.factory.log_of_connections.line(
                 "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
                 duration=self.factory.context.reactor.seconds() - self._opened_at,

@@ -16,6 +16,7 @@ from towerws.core.handover_state import (
     UnfinishedFrame,
     decode_message,
     encode_message,
+    encode_state,
     events_from_json,
     events_to_json,
     rebuild_input,
@@ -54,7 +55,7 @@ STATES = st.builds(
 @given(STATES)
 def test_a_state_survives_the_way(state: ConnectionState) -> None:
     """The other process reads exactly what was written, through the channel's own encoding."""
-    message = decode_message(encode_message("batch", states=[state_to_json(state)]))
+    message = decode_message(encode_message("batch", [encode_state(state)]))
     assert [state_from_json(each) for each in message["states"]] == [state]
 
 

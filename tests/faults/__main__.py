@@ -25,7 +25,7 @@ from tests.faults.brokers import VERSIONS, MissingError
 from tests.faults.case import Brokers, Case
 from tests.faults.scenario import SCENARIOS, Outcome, Scenario
 
-MODULES: Final = ("broker", "link", "topology", "daemon", "clients", "blackhole", "clocks", "cluster")
+MODULES: Final = ("broker", "link", "topology", "daemon", "handover", "clients", "blackhole", "clocks", "cluster")
 EXIT_BROKEN: Final = 3
 EXIT_MISSING: Final = 4
 REPORT: Final = Path(__file__).parents[2] / "build" / "stress.md"

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+import zlib
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,7 +18,11 @@ from tests.faults.judge import Gap, Lost, Story, Subscribed
 if TYPE_CHECKING:
     from tests.faults.swarm import Loop
 
-TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+CONTINUATION, TEXT, CLOSE, PING, PONG = 0, 1, 8, 9, 10
+COMPRESSED: Final = 0x40
+"""The bit of a frame's first byte that marks a compressed message (RFC 7692)."""
+
+DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
 OPEN_S: Final = 30.0
 RETRY_S: Final = (0.05, 0.5)
 REFUSED_S: Final = (0.3, 1.0)
@@ -45,6 +50,10 @@ class Spec:
     """More lines of the opening handshake, each with its line end."""
     group_name: str = ""
     """A group name, by which commands select clients."""
+    compressed: bool = False
+    """Whether it asks for compression, and ends a connection that has none."""
+    timed: bool = True
+    """Whether its latency counts. A client that stalls gets its events late by its own doing."""
 
 
 @dataclass
@@ -77,6 +86,10 @@ class Client(asyncio.Protocol):
         self._opening: asyncio.TimerHandle | None = None
         self._gone = False
         self._talk: asyncio.TimerHandle | None = None
+        self._unsent: bytes | None = None
+        """The rest of a message that was begun."""
+        self._held: list[bytes] = []
+        """Payloads of pings that came in the middle of a frame. They are answered behind it."""
         self.last = -1
         """The highest number received."""
 
@@ -160,11 +173,14 @@ class Client(asyncio.Protocol):
         self.state, self._code, self._after_s = "opening", 1006, None
         self._buffer.clear()
         self.counts.connections += 1
+        self._unsent = None
+        self._held.clear()
         key = base64.b64encode(os.urandom(16)).decode()
+        more = self.spec.headers + (DEFLATE if self.spec.compressed else "")
         protocol = "Sec-WebSocket-Protocol: towerws.v1\r\n" if self.spec.v1 else ""
         self._transport.write(
             f"GET /websocket/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{protocol}{self.spec.headers}\r\n".encode()
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{protocol}{more}\r\n".encode()
         )
         self._opening = self._loop.loop.call_later(OPEN_S, self._abort)
 
@@ -176,7 +192,7 @@ class Client(asyncio.Protocol):
             end = buffer.find(b"\r\n\r\n")
             if end < 0:
                 return
-            if not buffer.startswith(b"HTTP/1.1 101 "):
+            if not buffer.startswith(b"HTTP/1.1 101 ") or self.spec.compressed != (b"permessage-deflate" in buffer[:end]):
                 self.counts.refused += 1
                 self._after_s = self._loop.random.uniform(*REFUSED_S)
                 self._abort()
@@ -206,7 +222,7 @@ class Client(asyncio.Protocol):
         buffer, at = self._buffer, 0
         size = len(buffer)
         while size - at >= 2:
-            opcode, length, head = buffer[at] & 15, buffer[at + 1], 2
+            first, opcode, length, head = buffer[at], buffer[at] & 15, buffer[at + 1], 2
             if length == 126:
                 head = 4
                 length = int.from_bytes(buffer[at + 2 : at + 4]) if size - at >= 4 else size
@@ -218,7 +234,9 @@ class Client(asyncio.Protocol):
             payload = bytes(buffer[at + head : at + head + length])
             at += head + length
             if opcode == TEXT:
-                self._text(payload)
+                self._text(_inflate(payload) if first & COMPRESSED else payload)
+            elif opcode == PING and self._unsent is not None:
+                self._held.append(payload)
             elif opcode == PING:
                 self._send(PONG, payload)
             elif opcode == CLOSE:
@@ -268,6 +286,9 @@ class Client(asyncio.Protocol):
     """The position in the last request."""
 
     def _ask(self, *, again: bool = False) -> None:
+        self._send(TEXT, self._request(again=again))
+
+    def _request(self, *, again: bool = False) -> bytes:
         groups: dict[str, list[str]] = {}
         for topic in self.spec.topics:
             group, _, event = topic.partition(".")
@@ -276,17 +297,47 @@ class Client(asyncio.Protocol):
         self.asked_since = self.position if self.spec.v1 and not again else None
         if self.asked_since is not None:
             request["since"] = self.asked_since
-        self._send(TEXT, json.dumps(request).encode())
+        return json.dumps(request).encode()
 
     def ask_again(self) -> None:
         """Subscribe to the same topics again on the open connection."""
         self._ask(again=True)
+
+    def begin_message(self) -> None:
+        """Send the first frame of a request for the same topics, and a part of the second one."""
+        if self._transport is None or self._unsent is not None:
+            return
+        request = self._request(again=True)
+        cut = len(request) // 3
+        self._transport.write(_frame(TEXT, request[:cut], final=False))
+        rest = _frame(CONTINUATION, request[cut:])
+        self._transport.write(rest[: len(rest) // 2])
+        self._unsent = rest[len(rest) // 2 :]
+        self._answers = self.answers
+
+    def finish_message(self) -> None:
+        """Send the rest of it."""
+        rest, self._unsent = self._unsent, None
+        if self._transport is not None and rest is not None:
+            self._transport.write(rest)
+            while self._held:
+                self._send(PONG, self._held.pop(0))
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the message that was begun last has its answer."""
+        return self._unsent is None and self.answers > self._answers
+
+    answers = 0
+    """Answers to requests, over all connections."""
+    _answers = -1
 
     def _subscribed(self, recovered: bool | None) -> None:
         if self._opening is not None:
             self._opening.cancel()
         if self.state == "asking":
             self.state = "live"
+        self.answers += 1
         self.story.note(Subscribed(time.monotonic_ns(), recovered))
 
     def _event(self, payload: dict[str, Any]) -> None:
@@ -302,6 +353,14 @@ class Client(asyncio.Protocol):
         """Send one frame, masked with zeros, which leave the payload unchanged."""
         if self._transport is None or self._transport.is_closing():
             return
-        size = len(payload)
-        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
-        self._transport.write(bytes([0x80 | opcode]) + length + bytes(4) + payload)
+        self._transport.write(_frame(opcode, payload))
+
+
+def _frame(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
+    return bytes([(0x80 if final else 0) | opcode]) + length + bytes(4) + payload
+
+
+def _inflate(payload: bytes) -> bytes:
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(payload + b"\x00\x00\xff\xff")

@@ -111,6 +111,10 @@ class Judge:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._due: dict[tuple[frozenset[int], bool], list[int]] = {}
+        self._numbers: dict[int, list[int]] = {}
+        """Numbers by topic, in order."""
+        for number, topic in enumerate(journal.topic_of):
+            self._numbers.setdefault(topic, []).append(number)
         self._again = sorted(journal.resent)
 
     def judge(self, story: Story, name: str = "client") -> Tally:
@@ -121,10 +125,9 @@ class Judge:
         """The confirmed numbers on these topics, in order. For a Tower client without those whose loss it can't be told."""
         found = self._due.get((topics, v1))
         if found is None:
-            journal = self._journal
-            wanted = journal.confirmed if v1 else journal.confirmed - journal.gone - journal.returned
-            topic_of = journal.topic_of
-            found = self._due[topics, v1] = [n for n in range(journal.count) if topic_of[n] in topics and n in wanted]
+            confirmed, untold = self._journal.confirmed, set() if v1 else self.really_lost
+            numbers = sorted(number for topic in topics for number in self._numbers.get(topic, ()))
+            found = self._due[topics, v1] = [number for number in numbers if number in confirmed and number not in untold]
         return found
 
     @property

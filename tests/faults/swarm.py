@@ -21,6 +21,9 @@ from tests.faults.judge import Judge, Lost, Tally
 from tests.faults.publisher import Journal
 
 POLL_S: Final = 0.02
+TICK_S: Final = 0.05
+"""Interval in which the child measures how late its own loop is."""
+
 CALL_S: Final = 400.0
 OPENING: Final = 500
 """How many clients open at once. Others follow as these are answered."""
@@ -48,6 +51,29 @@ class Loop:
         self.tasks: set[asyncio.Task[None]] = set()
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._wandering: asyncio.TimerHandle | None = None
+        self._late_s = 0.0
+        self._due = self.loop.time() + TICK_S
+        self.loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        now = self.loop.time()
+        self._late_s = max(self._late_s, now - self._due)
+        self._due = now + TICK_S
+        self.loop.call_at(self._due, self._tick)
+
+    async def late(self) -> float:
+        """The longest time, in seconds, by which this loop itself was late, since the last call."""
+        late_s, self._late_s = max(self._late_s, self.loop.time() - self._due), 0.0
+        return late_s
+
+    async def worst(self) -> float:
+        """The longest time, in seconds, from publish to receipt since the last call. A client that is not `timed` does not count."""
+        worst_ns = 0
+        for client in self.clients:
+            if client.spec.judged and client.spec.timed:
+                worst_ns = max(worst_ns, client.counts.worst_ns)
+            client.counts.worst_ns = 0
+        return worst_ns / 1e9
 
     def context(self, pem: str) -> ssl.SSLContext:
         """A TLS context that trusts this certificate."""
@@ -104,6 +130,18 @@ class Loop:
             if client.state == "live" and self.random.random() < share:
                 client.ask_again()
 
+    async def begin_messages(self, name: str) -> None:
+        """Let these clients send a part of a request."""
+        for client in self.of(name):
+            client.begin_message()
+
+    async def finish_messages(self, name: str, within_s: float) -> int:
+        """Let them send the rest, and wait for the answers. Returns how many have none at the timeout."""
+        clients = self.of(name)
+        for client in clients:
+            client.finish_message()
+        return await self._poll(lambda: sum(not client.is_answered for client in clients), within_s)
+
     async def misbehave(self, name: str, how: str, low_s: float, high_s: float) -> None:
         """Stop reading (see `Client.misbehave`) for a random time between the two."""
         for client in self.of(name):
@@ -153,7 +191,8 @@ class Loop:
             if client.spec.judged:
                 tower = "" if client.spec.v1 else "Tower "
                 report.tally.add(judge.judge(client.story, f"{tower}client {client.number}"))
-                report.worst_ms = max(report.worst_ms, counts.worst_ns / 1e6)
+                if client.spec.timed:
+                    report.worst_ms = max(report.worst_ms, counts.worst_ns / 1e6)
                 report.violations = (report.violations + counts.violations)[:10]
         return reports
 
@@ -214,6 +253,25 @@ class Swarm:
     def ask_again(self, share: float) -> None:
         """Let this share of the clients subscribe again on their open connections."""
         self._call("ask_again", share)
+
+    def begin_messages(self, name: str) -> None:
+        """Let these clients send the first frame of a request, and a part of the second one."""
+        self._call("begin_messages", name)
+
+    def finish_messages(self, name: str, within_s: float = 60.0) -> int:
+        """Let them send the rest. Returns how many have no answer at the timeout."""
+        left: int = self._call("finish_messages", name, within_s)
+        return left
+
+    def late(self) -> float:
+        """The longest time, in seconds, by which the child itself was late since the last call. Its clients' latency contains it."""
+        late_s: float = self._call("late")
+        return late_s
+
+    def worst(self) -> float:
+        """The longest time, in seconds, from publish to receipt since the last call."""
+        worst_s: float = self._call("worst")
+        return worst_s
 
     def misbehave(self, name: str, how: str, low_s: float = 0.0, high_s: float = 0.0) -> None:
         """Let these clients `stall` for a time, `never` read again, `talk` without reading, or `close` and not read."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from websockets.sync.server import ServerConnection, serve
 from tests.faults.client import Spec
 from tests.faults.publisher import Journal
 from tests.faults.swarm import Report, Swarm
+from tests.kit.daemon import Daemon
 
 Talk = Callable[[ServerConnection, dict[str, Any], int], None]
 """The server's part after a client's request: its socket, its request, and the number of connections before."""
@@ -142,3 +144,43 @@ def test_an_event_of_a_topic_that_was_not_asked_for_is_a_violation() -> None:
 
     violations = told(talk, last=1).violations
     assert violations == ["0 on a topic that was not asked for", "not JSON: b'{not json'"]
+
+
+@pytest.mark.parametrize("v1", [True, False], ids=["v1", "tower"])
+def test_compressed_clients_and_messages_in_fragments(tmp_path: Path, v1: bool) -> None:
+    """Clients of a real daemon read compressed events. A message that was sent in parts is answered once it is whole."""
+    with Daemon(tmp_path, "embedded:", "--websocket-compression") as daemon, Swarm() as swarm:
+        specs = [
+            Spec((("127.0.0.1", daemon.port),), ("jobs.status_changed",), frozenset({0}), v1, compressed=True, timed=timed)
+            for timed in (True, False)
+        ]
+        assert swarm.open(specs) == 2
+        swarm.begin_messages("")
+        assert swarm.finish_messages("") == 0
+        swarm.begin_messages("")
+        made = Journal(["jobs.status_changed"])
+        for number in range(3):
+            sent_ns = time.monotonic_ns()
+            made.read_line(f"p {number} 0 {sent_ns}")
+            made.read_line(f"c {number}")
+            daemon.publish("jobs.status_changed", {"n": number, "k": 0, "t": sent_ns, "x": "x" * 500})
+        assert swarm.wait_for(made) == 0
+        assert swarm.finish_messages("") == 0
+        assert swarm.worst() > 0
+        assert swarm.worst() == 0
+        assert swarm.late() >= 0
+        report = swarm.report(made)[""]
+        assert daemon.get("/status")[1]["compression"]["frames"] == 3
+    assert (report.tally.events, report.tally.lost, report.tally.repeated, report.tally.reordered) == (6, 0, 0, 0)
+    assert (report.codes, report.violations) == ({}, [])
+
+
+def test_a_client_that_asks_for_compression_accepts_nothing_else(tmp_path: Path) -> None:
+    """Otherwise a scenario with compressed clients would show nothing."""
+    with Daemon(tmp_path, "embedded:") as daemon, Swarm() as swarm:
+        spec = Spec((("127.0.0.1", daemon.port),), ("jobs.status_changed",), frozenset({0}), compressed=True, returns=False)
+        assert swarm.open([spec], wait=False) == 0
+        give_up = time.monotonic() + 20
+        while swarm.states() != {"down": 1} and time.monotonic() < give_up:
+            time.sleep(0.02)  # polled: the swarm's process has no events for its parent
+        assert swarm.report(journal(1))[""].refused == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,7 +15,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from tests.kit.rows import each_row
 from towerws.core.handover_state import MAX_MESSAGE_BYTES, MAX_STATE_BYTES, VERSION, ConnectionState, encode_message
-from towerws.handover.predecessor import BATCH_BYTES, SETTLE_S, Daemon, HandOver, HandOverCounters, HandOverFailed
+from towerws.handover.predecessor import ANSWER_S, BATCH, BATCH_BYTES, SENT, SETTLE_S, Daemon, HandOver, HandOverCounters, HandOverFailed
 from towerws.websocket.movable import AT_HANDSHAKE
 
 ANSWERS = {"history": "kept", "begin": "begun", "batch": "adopted", "done": "serving"}
@@ -99,9 +101,9 @@ class FakeChannel:
         self.sizes: dict[str, list[int]] = {}
         self.closed = False
 
-    def tell(self, kind: str, descriptors: Sequence[int] = (), **content: Any) -> None:
+    def tell(self, kind: str, descriptors: Sequence[int] = (), states: Sequence[str] | None = None, **content: Any) -> None:
         """Answer."""
-        self.sizes.setdefault(kind, []).append(len(encode_message(kind, descriptors=len(descriptors), **content)))
+        self.sizes.setdefault(kind, []).append(len(encode_message(kind, states, descriptors=len(descriptors), **content)))
         if kind not in self.silent:
             self.clock_call(lambda: self._received({"kind": ANSWERS[kind], "failed": {}}, []))
 
@@ -134,6 +136,7 @@ class Memory(HandOver):
         result: list[Any] = []
         answer: Deferred[Any] = self.restart()
         answer.addCallbacks(result.append, lambda failure: result.append(failure.value))
+        self._received({"kind": "starting", "reason": "history is being refilled"}, [])
         self._received({"kind": "ready", "version": VERSION, "pid": 77}, [])
         self.clock.pump([0] * 10)
         return result
@@ -185,6 +188,55 @@ def test_a_second_hand_over_that_fails_reports_its_own_connections(memory: Memor
     memory.clock.advance(60)
     assert memory.lines[-1].endswith("this process goes on, and no connection is lost")
     assert memory.counters.moved == 0
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """The reason names it. Nothing was started, and clients are accepted as before."""
+    fake = FakeDaemon()
+    hand_over = HandOver(cast("Daemon", fake), Clock(), HandOverCounters(), ready_s=5, command=["towerws"], folder=str(tmp_path / "gone"))
+    result: list[Any] = []
+    hand_over.restart().addErrback(lambda failure: result.append(failure.value))
+    (error,) = result
+    assert isinstance(error, HandOverFailed)
+    assert str(error) == f"the successor can't be started: {tmp_path}/gone does not exist any more"
+    assert (fake.accepting, fake.pid, hand_over.under_way, hand_over.counters.failed) == ([], 0, False, 1)
+
+
+def test_two_batches_are_on_their_way(memory: Memory) -> None:
+    """The third one is not taken before the first one is adopted, so its clients are still served here."""
+    memory.fake.all = [Connection() for _ in range(3 * BATCH)]
+    memory.silent = {"batch"}
+    result = memory.begin()
+    assert memory.end is not None
+    assert len(memory.end.sizes["batch"]) == SENT == 2
+    assert [each.calls for each in memory.fake.all] == [["freeze", "release"]] * (2 * BATCH) + [[]] * BATCH
+    memory.silent.clear()
+    memory._received({"kind": "adopted", "failed": {}}, [])
+    assert len(memory.end.sizes["batch"]) == 3
+    memory._received({"kind": "adopted", "failed": {"the client left": 1}}, [])
+    memory.clock.pump([0] * 10)
+    (answer,) = result
+    assert (answer["moved"], answer["closed"]) == (3 * BATCH - 1, {"the client left": 1})
+
+
+def test_a_successor_that_ends_with_two_batches(memory: Memory) -> None:
+    """The answer and the log say how many connections are lost. The others were never touched, and no error goes unhandled."""
+    memory.fake.all = [Connection() for _ in range(3 * BATCH)]
+    memory.silent = {"batch"}
+    result = memory.begin()
+    memory.clock.advance(ANSWER_S)
+    (error,) = result
+    assert str(error) == (
+        "the successor did not say 'adopted' within 15 s; 100 connections had moved already and are lost with the successor"
+    )
+    assert memory.lines[-1] == (
+        "hand-over failed: the successor did not say 'adopted' within 15 s; this process goes on; "
+        "100 connections had moved already and are lost with the successor"
+    )
+    assert [each.calls for each in memory.fake.all] == [["freeze", "release"]] * (2 * BATCH) + [[]] * BATCH
+    assert memory.clock.getDelayedCalls() == []
+    gc.collect()
+    assert not [line for line in memory.lines if "Unhandled" in line]
 
 
 @each_row("length", [MAX_STATE_BYTES, 0])

@@ -31,7 +31,7 @@ from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames, wait
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import TEXT, frame, request
 from tests.websocket.test_compression import deflate
-from towerws.handover.predecessor import BATCH
+from towerws.handover.predecessor import BATCH, SENT
 
 STARTED = re.compile(r"process (\d+) was started").findall
 TOPIC = "job_events.7"
@@ -223,6 +223,21 @@ def test_sigusr2_restarts_too(daemon: HandedDaemon) -> None:
     raw(daemon).close()
 
 
+def test_a_sibling_is_not_concerned(rabbit: PrivateRabbit, daemon: HandedDaemon, tmp_path: Path) -> None:
+    """Another daemon of the same parent, on the same stream, keeps its process and its client, as a worker keeps those of its own."""
+    with HandedDaemon(tmp_path, rabbit.url, "--exchange=t.handover", "--stream=t.handover.events") as sibling:
+        client, moved = (Collector(each.url, TOPIC, v1=True) for each in (sibling, daemon))
+        before = sibling.get("/status")[1]
+        status, answer = daemon.restart()
+        assert (status, answer["moved"]) == (200, 1)
+        kept(daemon, rabbit.url)
+        after = sibling.get("/status")[1]
+        assert after["uptime_s"] >= before["uptime_s"]
+        assert after["connections"]["closed"] == 0
+        assert after["handovers"]["results"] == {"done": 0, "failed": 0}
+        assert client.result() == moved.result() == ([1, -1], [], "")
+
+
 def test_the_command_says_why_nothing_was_restarted(fragile: HandedDaemon) -> None:
     """The exit status tells a failed hand-over from a daemon that isn't there."""
     fault = fragile.log.parent / "other-version"
@@ -349,10 +364,10 @@ if os.path.exists("dies-in-batch"):
 """
 """Read by each new process of the daemon, before its own code."""
 
-GOOD = 'restart_s = 4\nstream = "t.fragile.events"\n'
+GOOD = 'restart_s = 10\nstream = "t.fragile.events"\n'
 FAILURES: dict[str, tuple[str, str, str]] = {
     "bad configuration": ("towerws.toml", GOOD + "nonsense = 1\n", "ended with status 2|failed: .*nonsense"),
-    "never ready": ("towerws.toml", GOOD.replace("events", "classic"), r"did not say 'ready' within 4 s; it is not ready: .+"),
+    "never ready": ("towerws.toml", GOOD.replace("events", "classic"), r"did not say 'ready' within 10 s; it is not ready: .+"),
     "another log": ("towerws.toml", GOOD.replace(".events", ".others"), "its log does not hold the place"),
     "another version": ("other-version", "", "the running process hands over in version 1, and this release in version 99"),
 }
@@ -382,8 +397,9 @@ def test_a_successor_that_fails_leaves_the_old_process_serving(fragile: HandedDa
 
 
 def test_a_successor_that_dies_in_the_middle_takes_only_what_it_got(fragile: HandedDaemon, rabbit: PrivateRabbit) -> None:
-    """The first batch is lost with it. The connections of the second one, and those that were not taken yet, go on in the old process."""
-    clients = [raw(fragile) for _ in range(2 * BATCH + 20)]
+    """The batches that were sent are lost with it. Those of the next batch, and those that were not taken yet, go on in the old process."""
+    lost, kept_open = SENT * BATCH, BATCH + 20
+    clients = [raw(fragile) for _ in range(lost + kept_open)]
     for client in clients:
         client.sendall(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
         read_frames(client, b"}")
@@ -396,8 +412,8 @@ def test_a_successor_that_dies_in_the_middle_takes_only_what_it_got(fragile: Han
     assert (status, "ended with status 9" in answer["error"]) == (503, True), answer
     publish_all(rabbit.url, [(TOPIC, b'{"n": -1}')], "t.fragile")
     came = [first_of(client) for client in clients]
-    assert came.count(True) == BATCH + 20
-    assert f"{BATCH} connections had moved already and are lost with the successor" in fragile.log.read_text()
+    assert came.count(True) == kept_open
+    assert f"{lost} connections had moved already and are lost with the successor" in fragile.log.read_text()
 
 
 def first_of(client: socket.socket) -> bool:

@@ -10,12 +10,15 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pika
 from websockets.sync.client import connect
 
 from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
+
+RESTART_S: Final = 120.0
+"""Deadline of a hand-over: the daemon has `restart_s` (60 s) for the start, and moves connections then."""
 
 
 class HandedDaemon(Daemon):
@@ -28,10 +31,10 @@ class HandedDaemon(Daemon):
         """The process that serves now."""
         return self.serving or super().pid
 
-    def restart(self) -> tuple[int, Any]:
+    def restart(self, within_s: float = RESTART_S) -> tuple[int, Any]:
         """`POST /restart`. Returns the answer. After a success the old process has ended."""
         before = self.pid
-        status, answer = self.ask("POST", "/restart", b"")
+        status, answer = self.ask("POST", "/restart", b"", within_s)
         if status == 200:
             wait_for_end(before)
             self.serving = answer["pid"]

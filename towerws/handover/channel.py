@@ -50,9 +50,9 @@ class Channel(Int32StringReceiver):
         self._descriptors: list[int] = []
         self._has_read = self._ended = False
 
-    def tell(self, kind: str, descriptors: Sequence[int] = (), **content: object) -> None:
-        """Send a message. The descriptors must stay open until it is answered."""
-        self.sendString(encode_message(kind, descriptors=len(descriptors), **content))
+    def tell(self, kind: str, descriptors: Sequence[int] = (), states: Sequence[str] | None = None, **content: object) -> None:
+        """Send a message. The descriptors must stay open until it is answered. `states`: see `encode_message`."""
+        self.sendString(encode_message(kind, states, descriptors=len(descriptors), **content))
         for descriptor in descriptors:
             self.transport.sendFileDescriptor(descriptor)
 

@@ -12,7 +12,6 @@ A connection is sent once, and then belongs to the successor, whatever happens. 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
@@ -29,14 +29,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.core.errors import TowerwsError
-from towerws.core.handover_state import MAX_STATE_BYTES, VERSION, ConnectionState, state_to_json
+from towerws.core.handover_state import MAX_STATE_BYTES, VERSION, ConnectionState, encode_state
 from towerws.core.hub import Hub
 from towerws.handover.channel import Channel, open_channel
 from towerws.handover.ports import VARIABLE, Inheritance, InheritedPort
 from towerws.websocket.movable import AT_HANDSHAKE, MovableConnection
 
 BATCH: Final = 50
-"""Connections in one message. They wait for some 10 ms, until the successor has adopted them."""
+"""Connections in one message. The successor adopts them in some 5 ms."""
+
+SENT: Final = 2
+"""Batches that may wait for the successor's answer: one is adopted while the next one is written. Their clients wait."""
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 """A batch ends after this many bytes of its connections' states, as JSON."""
@@ -117,7 +120,7 @@ class _Taken(NamedTuple):
     """A connection that this process has given up."""
 
     state: ConnectionState
-    encoded: dict[str, Any]
+    encoded: str
     descriptor: int
 
 
@@ -152,7 +155,8 @@ class HandOver:
         self._channel: Channel | None = None
         self._process: Any = None
         self._child: _Child | None = None
-        self._expected: tuple[str, Deferred[dict[str, Any]]] | None = None
+        self._expected: deque[tuple[str, Deferred[dict[str, Any]]]] = deque()
+        """The answers that the successor owes, in their order."""
         self._reason = ""
         """What the successor last said about itself."""
         self._said_at = 0.0
@@ -190,6 +194,7 @@ class HandOver:
                 raise HandOverFailed(why)
             self._spawn()
             ready = await self._expect("ready", self._ready_s)
+            self._reason = ""
             if ready.get("version") != VERSION:
                 raise HandOverFailed(f"the successor's hand-over has version {ready.get('version')}, this one {VERSION}; restart towerws")
             began = self.moving = True
@@ -197,10 +202,11 @@ class HandOver:
             self._daemon.accept(False)
             return await self._hand_over(int(ready["pid"]))
         except Exception as error:
-            self._fail(error, began)
-            if isinstance(error, HandOverFailed):
-                raise
-            raise HandOverFailed(f"an internal error: {error!r}") from error
+            reason = str(error) if isinstance(error, HandOverFailed) else f"an internal error: {error!r}"
+            moved = self.counters.moved if began else 0
+            lost = f"; {moved} connections had moved already and are lost with the successor" if moved else ""
+            self._fail(reason, lost, began)
+            raise HandOverFailed(reason + lost) from error
         finally:
             self.under_way = False
             self._too_large.clear()
@@ -234,34 +240,40 @@ class HandOver:
         return {"pid": pid, **figures}
 
     async def _move(self, settled_by: float) -> None:
-        """Send all connections that can be moved. Two batches are under way at a time: one is written while the other is adopted.
+        """Send all connections that can be moved.
 
         A client whose handshake or request is under way moves after that, at the latest at `settled_by`.
         """
-        asked: Deferred[dict[str, Any]] | None = None
+        sent: deque[Deferred[dict[str, Any]]] = deque()
         last = False
-        while not last:
-            last = self._reactor.seconds() >= settled_by
-            waiting = deque(self._daemon.connections())
-            while waiting:
-                taken = self._take(waiting, last)
-                if not taken:
-                    continue
-                try:
-                    if asked is not None:
-                        self._adopted(await asked)
-                    asked = self._send(taken)
-                except HandOverFailed:
-                    for each in taken:
-                        self._daemon.readopt(each.state, each.descriptor)
-                        os.close(each.descriptor)
-                    raise
-            if asked is not None:
-                self._adopted(await asked)
-                asked = None
-            if not any(self._why_bound(each) in (None, AT_HANDSHAKE) for each in self._daemon.connections()):
-                break
-            await self._pause(SETTLE_PAUSE_S)
+        try:
+            while not last:
+                last = self._reactor.seconds() >= settled_by
+                await self._move_once(sent, last)
+                if not any(self._why_bound(each) in (None, AT_HANDSHAKE) for each in self._daemon.connections()):
+                    break
+                await self._pause(SETTLE_PAUSE_S)
+        finally:
+            for each in sent:  # they fail, too, and nobody waits for them
+                each.addErrback(lambda failure: None)
+
+    async def _move_once(self, sent: deque[Deferred[dict[str, Any]]], last: bool) -> None:
+        """Send the connections that can be moved now, and wait until the successor has adopted them."""
+        waiting = deque(self._daemon.connections())
+        while waiting:
+            if len(sent) >= SENT:
+                self._adopted(await sent.popleft())
+            if not (taken := self._take(waiting, last)):
+                continue
+            try:
+                sent.append(self._send(taken))
+            except HandOverFailed:
+                for each in taken:
+                    self._daemon.readopt(each.state, each.descriptor)
+                    os.close(each.descriptor)
+                raise
+        while sent:
+            self._adopted(await sent.popleft())
 
     def _take(self, waiting: deque[MovableConnection], last: bool) -> list[_Taken]:
         """Freeze the next connections. Those with an unanswered request are skipped, except the `last` time."""
@@ -273,8 +285,8 @@ class HandOver:
                 continue
             try:
                 state = connection.freeze()
-                encoded = state_to_json(state)
-                if (length := len(json.dumps(encoded))) > MAX_STATE_BYTES:
+                encoded = encode_state(state)
+                if len(encoded) > MAX_STATE_BYTES:
                     connection.thaw(state)
                     self._too_large.add(connection)
                     continue
@@ -284,7 +296,7 @@ class HandOver:
                 connection.transport.abortConnection()
                 self.counters.closed["error"] += 1
                 continue
-            size += length
+            size += len(encoded)
         return taken
 
     def _why_bound(self, connection: MovableConnection) -> str | None:
@@ -295,7 +307,7 @@ class HandOver:
         if (channel := self._channel) is None:
             raise HandOverFailed(f"the successor {self._reason or 'ended'}")
         answer = self._expect("adopted", ANSWER_S)
-        channel.tell("batch", [each.descriptor for each in taken], states=[each.encoded for each in taken])
+        channel.tell("batch", [each.descriptor for each in taken], [each.encoded for each in taken])
 
         def close(result: Any) -> Any:
             for each in taken:
@@ -313,10 +325,9 @@ class HandOver:
     def _count(self) -> int:
         return sum(each.why_bound() is None for each in self._daemon.connections())
 
-    def _fail(self, error: Exception, began: bool) -> None:
-        """Go on as before."""
+    def _fail(self, reason: str, lost: str, began: bool) -> None:
+        """Go on as before. `lost`: what is lost, or empty."""
         self.counters.failed += 1
-        moved = self.counters.moved if began else 0
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -326,14 +337,17 @@ class HandOver:
             self._daemon.accept(True)
         self._log.error(
             "hand-over failed: {reason}{goes_on}{lost}",
-            reason=str(error) or repr(error),
+            reason=reason,
             goes_on="" if self._cancelled else "; this process goes on",
-            lost=f"; {moved} connections had moved already and are lost with the successor" if moved else ", and no connection is lost",
+            lost=lost or ", and no connection is lost",
         )
 
     # the successor
 
     def _spawn(self) -> None:
+        for path in (sys.executable, self._folder):  # after the fork nobody could say it in one line
+            if not Path(path).exists():
+                raise HandOverFailed(f"the successor can't be started: {path} does not exist any more")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         descriptors = {0: 0, 1: 1, 2: 2, FIRST_DESCRIPTOR: theirs.fileno()}
         inherited: dict[str, InheritedPort] = {}
@@ -373,9 +387,8 @@ class HandOver:
         elif kind == "failed":
             self._reason = f"failed: {message.get('reason')}"
             self._give_up(self._reason)
-        elif self._expected is not None and kind == self._expected[0]:
-            (_, answer), self._expected = self._expected, None
-            answer.callback(message)
+        elif self._expected and kind == self._expected[0][0]:
+            self._expected.popleft()[1].callback(message)
 
     def _lost(self) -> None:
         self._channel = None
@@ -394,21 +407,24 @@ class HandOver:
             self._give_up("closed the channel")
 
     def _give_up(self, reason: str) -> None:
-        expected, self._expected = self._expected, None
-        if expected is not None:
-            expected[1].errback(HandOverFailed(f"the successor {reason}"))
+        expected, self._expected = self._expected, deque()
+        for _, answer in expected:
+            answer.errback(HandOverFailed(f"the successor {reason}"))
 
-    def _ask(self, question: str, answer: str, **content: object) -> Deferred[dict[str, Any]]:
+    def _ask(self, question: str, answer: str, **content: Any) -> Deferred[dict[str, Any]]:
         if self._channel is None:
             raise HandOverFailed(f"the successor {self._reason or 'ended'}")
         expected = self._expect(answer, ANSWER_S)
-        self._channel.tell(question, (), **content)
+        self._channel.tell(question, **content)
         return expected
 
     def _expect(self, kind: str, deadline_s: float) -> Deferred[dict[str, Any]]:
-        """Fires with the next message of this kind. Fails with `HandOverFailed` after the deadline, or if the successor ends."""
+        """Fires with the message of this kind, once the answers before it have come.
+
+        Fails with `HandOverFailed` after the deadline, or if the successor ends.
+        """
         answer: Deferred[dict[str, Any]] = Deferred()
-        self._expected = kind, answer
+        self._expected.append((kind, answer))
 
         def late() -> None:
             said = f"; it {self._reason}" if self._reason else ""
@@ -426,10 +442,10 @@ class HandOver:
     def _pause(self, seconds: float) -> Deferred[Any]:
         """Fires after so many seconds. Fails with `HandOverFailed` before that if the successor ends, or this process stops."""
         paused: Deferred[Any] = Deferred()
-        self._expected = "", paused
+        self._expected.append(("", paused))
 
         def go_on() -> None:
-            self._expected = None
+            self._expected.clear()
             paused.callback(None)
 
         timer = self._reactor.callLater(seconds, go_on)

@@ -155,7 +155,7 @@ class OpeningConnection(WebSocketServerProtocol):
         if self.closeHandshakeTimeoutCall is not None:
             self.closeHandshakeTimeoutCall.cancel()  # Autobahn lets it run, and holds the connection until then
             self.closeHandshakeTimeoutCall = None
-        super().connectionLost(reason)
+        self._connectionLost(reason)  # without Autobahn's debug lines, which cost more than the rest
         if asking is not None:
             asking.cancel()
         self.left()

@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IAddress
-from twisted.python.failure import Failure
+from twisted.internet.protocol import connectionDone
 
 from towerws.auth.transfer import pack_identity
 from towerws.core.deliveries import Delivery
@@ -101,7 +100,7 @@ class MovableConnection(OpeningConnection):
             return "it still has to be told of a gap"
         if subscriber.behind and not subscriber.cursor.position:
             return "its place in the log has no name"
-        if len(_unsent(transport)) > MAX_UNSENT_BYTES:
+        if len(transport.dataBuffer) - transport.offset + transport._tempDataLen > MAX_UNSENT_BYTES:  # noqa: SLF001 - as in `SocketSendBuffer`
             return "too many unsent bytes"
         return None
 
@@ -148,8 +147,9 @@ class MovableConnection(OpeningConnection):
         transport: Any = self.transport
         descriptor = os.dup(transport.fileno())
         self._ended_by = self._reason = HANDED_OVER
+        self.wasClean = True  # otherwise Autobahn writes down what the peer did wrong
         transport._shouldShutdown = False  # noqa: SLF001 - Twisted would end the TCP connection for the other process, too
-        transport.connectionLost(Failure(ConnectionDone()))
+        transport.connectionLost(connectionDone)
         return descriptor
 
     def unread_input(self) -> bytes:
@@ -290,8 +290,9 @@ class Adopting:
 
 def adopt(reactor: Any, factory: WebSocketFactory, descriptor: int, adoption: Adoption) -> MovableConnection:
     """Continue a connection of another process on this socket. The descriptor stays open. Raises `OSError` if the client has left."""
-    with socket.socket(fileno=os.dup(descriptor)) as found:
-        family = found.family
+    found = socket.socket(fileno=descriptor)
+    family = found.family
+    found.detach()
     transport = reactor.adoptStreamConnection(descriptor, family, Adopting(factory, adoption))
     connection: MovableConnection = transport.protocol
     return connection

@@ -9,7 +9,6 @@ from tests.faults.case import CLIENTS, TOWER, Case
 from tests.faults.proxy import DOWN
 from tests.faults.scenario import Outcome, scenario
 from tests.kit.daemon import Daemon
-from tests.kit.handed import HandedDaemon
 
 MIB_KIB = 1024
 
@@ -152,29 +151,3 @@ def _worst_rss(case: Case, daemon: Daemon, seconds: int) -> int:
         if second % 10 == 9:
             case.say(f"{second + 1} s, {worst // MIB_KIB} MiB")
     return worst
-
-
-@scenario("daemon-handover", alone=True)
-def daemon_handover(case: Case) -> Outcome:
-    """Promise: a restart by hand-over closes no connection. Every client, of both dialects, gets every event once and in order.
-
-    Injected: ten hand-overs in a row, with 2,000 clients of which 400 speak the Tower dialect. Counted: events of every client, and closes.
-    """
-    port = case.rabbit.port
-    daemon = case.daemon(port, flags=("--websocket-compression",), kind=HandedDaemon)
-    assert isinstance(daemon, HandedDaemon)
-    publisher = case.publisher(port, per_s=100)
-    case.say("2,000 clients connect")
-    live = case.swarm.open(case.specs(2000, daemon, tower=400, each=1), 240)
-    assert live == 2000, f"only {live} of 2,000 clients got in"
-    publisher.wait_for(100)
-    seconds: list[float] = []
-    for number in range(10):
-        case.say(f"hand-over {number + 1} of 10")
-        status, answer = daemon.restart()
-        assert (status, answer.get("moved"), answer.get("closed")) == (200, 2000, {}), answer
-        seconds.append(answer["seconds"])
-        publisher.wait_for(50)
-    outcome = case.finish("hand-over x10, 2,000 clients", settle_s=60)
-    outcome.notes.append(f"slowest {max(seconds):.2f} s")
-    return outcome
