@@ -230,6 +230,11 @@ export function connect(url, options = {}) {
       }
       case "welcome":
         user = frame.user;
+        if (!welcomed && position !== null) {
+          // The store's position: the page before this one knew the topics.
+          topics.forEach((entry) => { entry.resume = true; });
+          subs.forEach((sub) => { sub.told = sub.topics; });
+        }
         welcomed = true;
         refusals = 0;
         welcomedAt = Date.now();
@@ -306,7 +311,7 @@ export function connect(url, options = {}) {
     held = new Set(frame.groups_current);
     const reasons = new Map(frame.denied.map(({ topic, reason }) => [topic, reason]));
     for (const topic of joined) if (!held.has(topic)) deny(topic, reasons.get(topic) ?? "left out");
-    for (const topic of held) if (topics.has(topic)) Object.assign(topics.get(topic), { resume: true, denied: undefined });
+    mark();
     const before = position;
     position = frame.position ?? position;
     for (const sub of [...subs]) tell(sub, joined, frame.recovered, before);
@@ -328,6 +333,11 @@ export function connect(url, options = {}) {
     Object.assign(entry, { denied: reason, ask: false, resume: false }); // Its place in the log is lost: the others go on. Later it is told `stale`.
     if (reason === "unavailable") arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
   }
+  // What is held now can be resumed. What was left meanwhile can't: its events were not sent.
+  const mark = () => topics.forEach((entry, topic) => {
+    entry.resume = held.has(topic);
+    if (entry.resume) entry.denied = undefined;
+  });
   const forgive = (reason) => topics.forEach((entry) => { if (!reason || entry.denied === reason) entry.ask = true; });
 
   // ---- subscribers
@@ -338,8 +348,7 @@ export function connect(url, options = {}) {
     for (const topic of sub.topics) {
       if (!held.has(topic)) continue;
       const known = sub.told.has(topic);
-      if (joined?.has(topic)) news[recovered ? "recovered" : known || recovered === false ? "stale" : "subscribed"].push(topic);
-      else if (!known) news.subscribed.push(topic);
+      if (!known || joined?.has(topic)) news[!known ? "subscribed" : recovered ? "recovered" : "stale"].push(topic);
       sub.told.add(topic);
     }
     for (const type in news) if (news[type].length) put(sub, { type, topics: news[type], position }, before);
@@ -356,6 +365,7 @@ export function connect(url, options = {}) {
     queueMicrotask(() => {
       settling = false;
       if (state !== "open" || asked) return;
+      mark(); // A topic that was left and joined again needs no request.
       for (const sub of [...subs]) tell(sub);
       request();
     });
@@ -440,7 +450,7 @@ export function connect(url, options = {}) {
 
     subs.add(sub);
     for (const topic of sub.topics) {
-      if (!topics.has(topic)) topics.set(topic, { subs: new Set(), resume: !welcomed && position !== null });
+      if (!topics.has(topic)) topics.set(topic, { subs: new Set() });
       topics.get(topic).subs.add(sub);
     }
     settle();
@@ -475,7 +485,6 @@ export function connect(url, options = {}) {
       const found = await opt.store?.get();
       if (typeof found === "string" && found.length <= 256) position = saved = found || null;
     } catch (error) { failed("store", error); }
-    if (position !== null) topics.forEach((entry) => { entry.resume = true; });
     if (state !== "closed") dial();
   }
 

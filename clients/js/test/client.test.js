@@ -100,6 +100,97 @@ test("a topic that is left and joined again while a request waits", async () => 
   assert.deepEqual(last().requests.at(-1).groups, { jobs: ["b", "a"] });
 });
 
+// Each way to be left and joined again. The topic then survives the loss of the connection like any other.
+const leaveAndJoin = {
+  "left, then joined, in one tick": (made, sub, again) => { sub.close(); again(); },
+  "joined, then left, in one tick": (made, sub, again) => { again(); sub.close(); },
+  "left, joined, left and joined, in one tick": (made, sub, again) => { sub.close(); made.subscribe({ jobs: ["a"] }, () => {}).close(); again(); },
+  "one of two subscribers leaves": (made, sub, again) => { again(); made.subscribe({ jobs: ["a"] }, () => {}).close(); sub.close(); },
+  "left and joined while another request waits": async (made, sub, again) => {
+    made.subscribe({ jobs: ["b"] }, () => {});
+    await tick();
+    sub.close();
+    again();
+    await tick();
+    last().answer();
+  },
+  "left, and joined while the request to leave waits": async (made, sub, again) => {
+    sub.close();
+    await tick();
+    again();
+    await tick();
+    last().answer();
+    last().answer();
+  },
+  "left, and joined by two while the request to leave waits and topics are taken away": async (made, sub, again) => {
+    made.subscribe({ jobs: ["b"] }, () => {});
+    await tick();
+    last().answer();
+    sub.close();
+    await tick();
+    again();
+    last().frame({ type: "revoked", groups_current: ["jobs.a"], groups_left: ["jobs.b"], denied: [{ topic: "jobs.b", reason: "not allowed" }], position: "p0" });
+    last().answer();
+    assert.equal(last().requests.at(-1).since, undefined, "events between the two requests were not sent: it can't be resumed");
+    last().answer();
+  },
+};
+for (const [name, steps] of Object.entries(leaveAndJoin)) {
+  test(`a topic resumes after a reconnect: ${name}`, async () => {
+    const { client: made, sub, errors } = await opened();
+    const got = [];
+    await steps(made, sub, () => made.subscribe({ jobs: ["a"] }, everything(got)));
+    await tick();
+    assert.equal(got[0], "subscribed");
+    last().event("jobs.a", 5);
+    await reconnect();
+    assert.equal(last().requests[0].since, "p5");
+    last().answer();
+    last().event("jobs.a", 6);
+    assert.deepEqual(got.slice(-3), [5, "recovered", 6]);
+    assert.deepEqual(codes(errors).filter((code) => code !== "denied"), []);
+  });
+}
+
+test("left and joined again while the connection is lost: it counts from now", async () => {
+  const { client: made, sub } = await opened({ jobs: ["a", "b"] });
+  const other = [];
+  const stays = made.subscribe({ jobs: ["b"] }, everything(other));
+  await tick();
+  last().event("jobs.b", 5);
+  last().lose();
+  sub.close();
+  const got = [];
+  made.subscribe({ jobs: ["a", "b"] }, everything(got));
+  await pass(20_000);
+  last().open();
+  last().welcome();
+  assert.deepEqual([last().requests.at(-1).groups, last().requests.at(-1).since], [{ jobs: ["b"] }, "p5"]);
+  last().answer();
+  assert.deepEqual(last().requests.at(-1).groups, { jobs: ["b", "a"] });
+  last().answer();
+  assert.deepEqual([got, other], [["subscribed", "subscribed"], ["subscribed", 5, "recovered"]], "a new subscriber has no state yet");
+  stays.close();
+  await tick();
+  assert.equal(last().requests.length, 2);
+});
+
+test("left and joined again while the request to resume waits", async () => {
+  const { client: made, sub } = await opened();
+  last().event("jobs.a", 5);
+  await reconnect();
+  assert.equal(last().requests[0].since, "p5");
+  const got = [];
+  sub.close();
+  made.subscribe({ jobs: ["a"] }, everything(got));
+  await tick();
+  last().answer();
+  assert.deepEqual(got, ["subscribed"]);
+  await reconnect();
+  last().answer();
+  assert.deepEqual(got, ["subscribed", "recovered"]);
+});
+
 test("a handler that subscribes, leaves and closes", async () => {
   const { client: made, got } = await opened();
   const other = [];
