@@ -605,6 +605,30 @@ def test_a_position_that_can_not_be_judged_yet(make: Edges) -> None:
     assert status(third) == 200
 
 
+def test_many_answers_wait_for_one_position(make: Edges) -> None:
+    """Requests that waited pay before they are answered: together they get no more than requests that come one by one."""
+    edge = make(start=False)
+    edge.context.replays = ReplayBounds(1000, 10_000)
+    edge.publish("job_events.1", {"pad": "x" * 10_600})
+    waiting = [edge.connect().send(get(f"{HISTORY}&since=0-mark")) for _ in range(8)]
+    assert not any(client.transport.received for client in waiting)
+    edge.source.start()
+    assert [status(client) for client in waiting] == [200] * 4 + [429] * 4
+    assert edge.context.replays.delays == 4
+
+
+def test_a_long_wait_for_a_position(make: Edges) -> None:
+    """`resume_wait_s` is its bound, also where it is longer than `handshake_s`."""
+    edge = make(start=False, resume_wait_s=30, handshake_s=15)
+    waiting = edge.connect().send(get(f"{HISTORY}&since=0-mark"))
+    edge.advance(29)
+    assert not waiting.transport.received
+    assert not waiting.transport.lost
+    edge.advance(2)
+    assert (status(waiting), body(waiting)) == (503, b"the position can't be judged yet: ask again with it\n")
+    assert edge.context.limits["handshake_s"] == 0
+
+
 def test_a_reader_of_history_that_does_not_read(make: Edges) -> None:
     """Its connection ends after `pong_s`."""
     edge = make(pong_s=10)

@@ -37,7 +37,8 @@ class Subscription:
         self._owner = owner
         self._queue = queue
         self._handlers = handlers
-        self._reason: ClientError | None = None
+        self.reason: ClientError | None = None
+        """The error with which the client stopped."""
         self._arrived = asyncio.Event()
         self._reading = False
         self._task: asyncio.Task[None] | None = None
@@ -58,7 +59,7 @@ class Subscription:
         if self._queue.ended:
             return
         self._queue.ended = True
-        self._reason = reason
+        self.reason = reason
         if self._handlers is not None or reason is None:
             self._queue.clear()
         self._arrived.set()
@@ -127,8 +128,8 @@ class Subscription:
                 self._done()
             while (item := self._queue.take()) is None:
                 if self._queue.ended:
-                    if self._reason is not None:
-                        raise self._reason
+                    if self.reason is not None:
+                        raise self.reason
                     raise StopAsyncIteration
                 self._arrived.clear()
                 await self._arrived.wait()

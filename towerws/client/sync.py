@@ -8,58 +8,91 @@ with connect("wss://example.com/websocket/") as live:
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import dataclasses
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 from towerws.client import connection
-from towerws.client.items import Groups, Item
+from towerws.client.items import ClientError, Groups, Item
 from towerws.client.options import Options, checked_url
 from towerws.client.subscription import Handler
 from towerws.client.subscription import Subscription as AsyncSubscription
 
 T = TypeVar("T")
 
-JOIN_S = 5.0
-"""Seconds to wait for the thread when it has nothing left to do."""
+END_S = 5.0
+"""Seconds that the thread may take to end, besides the time of the store."""
+
+TOKEN_THREADS = 4
+"""A token callback that never returns holds a thread. So many such calls leave the client without a token."""
 
 
 class Subscription:
-    """What `Client.subscribe` returns. Without handlers, read it with `for`, or with `get`."""
+    """What `Client.subscribe` returns. Without handlers, read it with `for`, or with `get`, in one thread at a time."""
 
-    def __init__(self, client: Client, inner: AsyncSubscription) -> None:
+    def __init__(self, client: Client, inner: AsyncSubscription, thread: ThreadPoolExecutor) -> None:
         self.topics = inner.topics
         self._client = client
         self._inner = inner
-        self._pending: concurrent.futures.Future[Item] | None = None
+        self._thread = thread
+        self._pending: Future[Item] | None = None
+        self._reading = threading.Lock()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Item:
-        """Wait for the next item. The one before it counts as handled."""
+        """Wait for the next item. The one before it counts as handled. The iteration ends with the subscription."""
         try:
-            return self.get()
+            return self._next(None)
         except StopAsyncIteration:
             raise StopIteration from None
 
     def get(self, timeout_s: float | None = None) -> Item:
         """Wait for the next item, for so many seconds at most. The one before it counts as handled.
 
-        Raises `TimeoutError` if none came: then call it again. Raises `StopAsyncIteration` after `close`, and the `ClientError` with which
-        the client stopped.
+        Raises `TimeoutError` if none came: then call it again. Raises the `ClientError` with which the client stopped, and the one with
+        the code `closed` after `close`. Raises `RuntimeError` in the client's own thread, and if another thread reads the subscription.
         """
-        if self._pending is None:
-            self._pending = self._client._start(self._inner.__anext__())  # noqa: SLF001 - the two are one
-        item = self._pending.result(timeout_s) if not self._pending.done() else None
-        pending, self._pending = self._pending, None
-        return pending.result() if item is None else item
+        try:
+            return self._next(timeout_s)
+        except StopAsyncIteration:
+            raise _closed("subscription") from None
+
+    def _next(self, timeout_s: float | None) -> Item:
+        """As `get`. Raises `StopAsyncIteration` after `close`."""
+        if self._client.in_own_thread():
+            raise RuntimeError("this is the client's own thread: an item that is waited for here never comes")
+        if not self._reading.acquire(blocking=False):
+            raise RuntimeError("another thread reads this subscription")
+        try:
+            if self._pending is None:
+                self._pending = self._client.start(self._inner.__anext__())
+            item = self._pending.result(timeout_s) if not self._pending.done() else None
+            pending, self._pending = self._pending, None
+            return pending.result() if item is None else item
+        except (_ThreadEnded, CancelledError):
+            self._pending = None
+            if self._inner.reason is not None:
+                raise self._inner.reason from None
+            raise StopAsyncIteration from None
+        finally:
+            self._reading.release()
 
     def close(self) -> None:
-        """Leave. Other subscriptions go on, with the same topics too."""
-        self._client._call(self._inner.close)  # noqa: SLF001
+        """Leave. Other subscriptions go on, with the same topics too. A second call does nothing."""
+
+        def leave() -> None:
+            self._inner.close()
+            asyncio.get_running_loop().call_soon(self._thread.shutdown, False)  # A handler may be due to be called just now.
+
+        with suppress(_ThreadEnded):
+            self._client.call(leave)
 
     def __enter__(self) -> Self:
         return self
@@ -69,39 +102,52 @@ class Subscription:
 
 
 class Client:
-    """A client that stays connected. `connect` makes it. Its methods may be called from any thread.
+    """A client that stays connected. `connect` makes it. Its methods may be called from any thread, also after its end.
 
-    Handlers, the token callback and a store's methods run in threads, one call at a time for each subscription. So they may block.
-    `onstate` and `onerror` run in the client's own thread, and must not.
+    The handlers of a subscription run in a thread of its own, one call at a time. The token callback has other threads, and so have the
+    methods of a store. So all of these may block. `onstate` and `onerror` run in the client's own thread, and must not. They may
+    subscribe and close.
     """
 
     def __init__(self, url: str, options: Options) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._ended = False
+        """The event loop takes no more calls."""
+        self._end_s = END_S + options.connect_s
+        self._threads: WeakSet[ThreadPoolExecutor] = WeakSet()
+        options = self._in_threads(options)
         self._thread = threading.Thread(target=self._run, name="towerws.client", daemon=True)
         self._thread.start()
-        self._client = self._call(lambda: connection.Client(url, options))
+        self._client = self.call(lambda: connection.Client(url, options))
 
     def subscribe(
         self, groups: Groups, handler: Handler | None = None, *, since: str | None = None, **handlers: Handler | None
     ) -> Subscription:
-        """Subscribe to topics, as `towerws.client.Client.subscribe` does."""
-        called = {name: _in_thread(call) for name, call in handlers.items() if call is not None}
-        first = None if handler is None else _in_thread(handler)
-        return Subscription(self, self._call(lambda: self._client.subscribe(groups, first, since=since, **called)))
+        """Subscribe to topics, as `towerws.client.Client.subscribe` does. Raises `ClientError` if the client is closed."""
+        thread = self._new_threads(1)  # it has none before the first call
+        called = {name: _in_thread(thread, call) for name, call in handlers.items() if call is not None}
+        first = None if handler is None else _in_thread(thread, handler)
+        try:
+            return Subscription(self, self.call(lambda: self._client.subscribe(groups, first, since=since, **called)), thread)
+        except _ThreadEnded:
+            raise _closed("client") from None
 
     def close(self) -> None:
-        """End the connection and all subscriptions, and wait for that."""
-        if self._loop.is_closed():
-            return
+        """End the connection and all subscriptions, and wait for that: as long as a store takes. A second call waits as well.
+
+        In the client's own thread it does not wait. Handlers that still run are not waited for.
+        """
 
         async def end() -> None:
             self._client.close()
             await self._client.wait_closed()
+            self._loop.stop()
 
-        self._start(end()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(JOIN_S)
+        with suppress(_ThreadEnded):
+            self.start(end())
+        if not self.in_own_thread():
+            self._thread.join(self._end_s)
 
     def __enter__(self) -> Self:
         return self
@@ -124,58 +170,107 @@ class Client:
         """The newest place in the log that was received."""
         return self._client.position
 
+    # for this module
+
+    def in_own_thread(self) -> bool:
+        """Whether the caller runs in the thread of the event loop."""
+        return threading.current_thread() is self._thread
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in the event loop. Raises `_ThreadEnded`."""
+        with self._lock:
+            if self._ended:
+                work.close()
+                raise _ThreadEnded
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def call(self, call: Callable[[], T]) -> T:
+        """Call a function in the event loop, and return what it returns. Raises `_ThreadEnded`."""
+        if self.in_own_thread():
+            return call()
+
+        async def now() -> T:
+            return call()
+
+        try:
+            return self.start(now()).result()
+        except CancelledError:
+            raise _ThreadEnded from None
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
-            left = asyncio.all_tasks(self._loop)
-            for task in left:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            with self._lock:
+                self._ended = True
+            self._loop.run_until_complete(_end_tasks())
         finally:
+            with self._lock:
+                for threads in self._threads:
+                    threads.shutdown(wait=False, cancel_futures=True)
             self._loop.close()
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _new_threads(self, count: int) -> ThreadPoolExecutor:
+        """Threads that end with the client. asyncio's own resolve names: a function that blocks must not hold them."""
+        threads = ThreadPoolExecutor(count, thread_name_prefix="towerws.client.call")
+        with self._lock:
+            self._threads.add(threads)
+        return threads
 
-    def _call(self, call: Callable[[], T]) -> T:
-        async def now() -> T:
-            return call()
+    def _in_threads(self, options: Options) -> Options:
+        """Options whose functions may block."""
+        token, store = options.token, options.store
+        if token is not None and not isinstance(token, str):
+            fetch = token
+            called = _in_thread(self._new_threads(TOKEN_THREADS), lambda _: fetch())
+            options = dataclasses.replace(options, token=lambda: called(None))
+        if store is not None:
+            options = dataclasses.replace(options, store=_ThreadStore(self._new_threads(1), store))
+        return options
 
-        return self._start(now()).result()
+
+class _ThreadEnded(Exception):
+    """The client's thread has ended, or ends."""
 
 
 class _ThreadStore:
     """A store whose methods may block."""
 
-    def __init__(self, store: Any) -> None:
-        self._store = store
+    def __init__(self, thread: ThreadPoolExecutor, store: Any) -> None:
+        self._read = _in_thread(thread, lambda _: store.get())
+        self._write = _in_thread(thread, store.set)
 
     async def get(self) -> Any:
-        return await _in_thread(lambda _: self._store.get())(None)
+        return await self._read(None)
 
     async def set(self, position: str, /) -> Any:
-        return await _in_thread(self._store.set)(position)
+        return await self._write(position)
 
 
-def _in_thread(call: Handler) -> Callable[[Any], Awaitable[Any]]:
-    """Run a function in a thread. What it returns may be awaitable."""
+def _in_thread(threads: ThreadPoolExecutor, call: Handler) -> Callable[[Any], Awaitable[Any]]:
+    """Run a function in one of these threads. What it returns may be awaitable."""
 
     async def called(argument: Any) -> Any:
-        result = await asyncio.to_thread(call, argument)
+        result = await asyncio.get_running_loop().run_in_executor(threads, call, argument)
         return await result if inspect.isawaitable(result) else result
 
     return called
 
 
+async def _end_tasks() -> None:
+    """End the calls that came while the event loop stopped, and the tasks that wait for a handler."""
+    await asyncio.sleep(0)  # Calls of other threads become tasks. On a client that is closed each of them ends at once.
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=END_S)
+
+
+def _closed(what: str) -> ClientError:
+    return ClientError("closed", f"the {what} is closed")
+
+
 def connect(url: str, **options: Any) -> Client:
     """Connect, and stay connected, as `towerws.client.connect` does. Raises the same errors."""
-    checked_url(url)
-    checked = Options(**options)
-    token = checked.token
-    if token is not None and not isinstance(token, str):
-        fetch = token
-        options["token"] = lambda: _in_thread(lambda _: fetch())(None)
-    if checked.store is not None:
-        options["store"] = _ThreadStore(checked.store)
-    return Client(url, Options(**options))
+    return Client(checked_url(url), Options(**options))

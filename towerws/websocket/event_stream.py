@@ -50,6 +50,9 @@ class PlainConnection(Protocol):
     def refuse(self, error: HandshakeError) -> None:
         """Answer with the error, and close."""
 
+    def stop_handshake_timeout(self) -> None:
+        """The answer has a deadline of its own from now on."""
+
 
 class PlainAnswer:
     """The answer to one request of an authenticated client."""
@@ -129,26 +132,38 @@ class PlainAnswer:
 
     def _find(self, refusals: dict[str, str]) -> None:
         """Find the position, and wait for that as long as a websocket's request does."""
-        if (delay_s := self._context.replays.accounts.delay(self._account, self._context.reactor.seconds())) > 0:
-            self._context.replays.delays += 1
-            wait_s = math.ceil(delay_s)
-            text = f"this user replays too much of history: ask again in {wait_s} s"
-            self._refuse(HandshakeError(429, text, "replay", retry_s=wait_s))
+        if self._is_over_rate():
             return
         if (since := self._request.since) is None:
             self._send_page(refusals, None)
         elif isinstance(found := self._context.ingest.judge_position(since), Pending):
+            assert self._connection is not None
+            self._connection.stop_handshake_timeout()
             late = HandshakeError(503, "the position can't be judged yet: ask again with it", "not_yet")
-            self._waiting = PositionWait(self._context, since, lambda found: self._send_page(refusals, found), lambda: self._refuse(late))
+            self._waiting = PositionWait(self._context, since, lambda found: self._judged(refusals, found), lambda: self._refuse(late))
         else:
             self._send_page(refusals, found)
 
-    def _send_page(self, refusals: dict[str, str], since: Delivery | None) -> None:
+    def _is_over_rate(self) -> bool:
+        """Refuse a user who replays too much."""
+        context = self._context
+        if (delay_s := context.replays.accounts.delay(self._account, context.reactor.seconds())) > 0:
+            context.replays.delays += 1
+            wait_s = math.ceil(delay_s)
+            text = f"this user replays too much of history: ask again in {wait_s} s"
+            self._refuse(HandshakeError(429, text, "replay", retry_s=wait_s))
+        return delay_s > 0
+
+    def _judged(self, refusals: dict[str, str], since: Delivery | None) -> None:
         self._waiting = None
         refusals = {**refusals, **self._withdrawn()}
-        if (connection := self._connection) is None or self._is_refused(refusals):
-            return
-        self._connection = None
+        # Other requests of the user may have waited for the same moment, and have used up the rate.
+        if not self._is_refused(refusals) and not self._is_over_rate():
+            self._send_page(refusals, since)
+
+    def _send_page(self, refusals: dict[str, str], since: Delivery | None) -> None:
+        connection, self._connection = self._connection, None
+        assert connection is not None
         request = self._request
         topics = [topic for topic in request.topics if topic not in refusals]
         page = self._context.hub.read(topics, since, request.limit, MAX_PAGE_BYTES)

@@ -353,6 +353,10 @@ class OpeningConnection(WebSocketServerProtocol):
         """Enter the state that Autobahn's `succeedHandshake` leaves."""
         self.state = self.STATE_OPEN
         self.inside_message, self.current_frame = False, None
+        self.stop_handshake_timeout()
+
+    def stop_handshake_timeout(self) -> None:
+        """The handshake has ended, or what it waits for has a deadline of its own."""
         if self.openHandshakeTimeoutCall is not None:
             self.openHandshakeTimeoutCall.cancel()
             self.openHandshakeTimeoutCall = None
