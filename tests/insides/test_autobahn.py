@@ -44,6 +44,13 @@ INSIDES = [
     Inside(owner=PROTOCOL, name="is_closed", why="to put an object without listeners in its place: a Deferred each would be garbage"),
     Inside(owner=PROTOCOL, name="_transport_details", why="to keep none: nobody asks for them"),
     Inside(owner=ADAPTER, name="log", why="to drop its lines: they repeat what clients sent"),
+    Inside(
+        owner=PROTOCOL,
+        name="_connectionLost",
+        through="connectionLost",
+        signature="(self, reason)",
+        why="called directly, because the public method around it only writes debug lines",
+    ),
     # A connection that moves to another process takes its unfinished input along
     Inside(owner=PROTOCOL, name="message_data", why="to move what has come of an unfinished message"),
     Inside(owner=PROTOCOL, name="message_is_binary", why="to move what has come of an unfinished message"),
