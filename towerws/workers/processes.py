@@ -54,6 +54,9 @@ LONGEST_PAUSE_S: Final = 30.0
 STEADY_S: Final = 60.0
 """A worker that ran for so long begins again with the first pause."""
 
+KILLED_S: Final = 1.0
+"""How long a stop waits for the end of processes that were killed. One that the kernel holds ends later."""
+
 KEEPS_DYING: Final = 3
 """Ends in a row, each within `STEADY_S` of its start, after which the log says that the worker keeps dying."""
 
@@ -136,14 +139,17 @@ class Processes:
         """The workers that accept clients."""
         return [worker for worker in self.workers if worker.state is State.SERVING]
 
-    def start(self, sockets: str, count: int, page_port: int) -> None:
-        """Start the workers. Their sockets are made in the folder `sockets`. Raises `OSError`. `page_port`: see `Membership`."""
+    def prepare(self, sockets: str, count: int, page_port: int) -> None:
+        """Make the workers' sockets in the folder `sockets`. Raises `OSError`. `page_port`: see `Membership`."""
         _become_subreaper()
-        signal.signal(signal.SIGCHLD, self._child_signal)  # Twisted's own waits only for processes that it started
         for number in range(1, count + 1):
             worker = Worker(Membership(number, count, sockets, os.getpid(), page_port))
             worker.notes = _Notes(self._reactor, worker, self.noted)
             self.workers.append(worker)
+
+    def start(self) -> None:
+        """Start the workers. The reactor runs: it has installed its own handler of SIGCHLD."""
+        signal.signal(signal.SIGCHLD, self._child_signal)  # Twisted's waits only for processes that it started
         for worker in self.workers:
             self._spawn(worker)
         self._checks.start(CHECK_S, now=False)
@@ -161,7 +167,8 @@ class Processes:
         return self._all_ended
 
     def kill(self) -> None:
-        """Kill the processes that have not ended."""
+        """Kill the processes that have not ended. `stop` waits for them a little longer only."""
+        self._reactor.callLater(KILLED_S, self._give_up)
         for worker in self.workers:
             for pid in (worker.pid, *worker.leaving):
                 if pid:
@@ -303,6 +310,7 @@ class Processes:
         now = self._reactor.seconds()
         pid, ran_s = worker.pid, now - worker.started_at
         worker.pid, worker.last_end = 0, f"{how} after {ran_s:.1f} s"
+        worker.reloading = False
         if self._stopping:
             worker.state = State.ENDED
             self._changed()
@@ -339,6 +347,10 @@ class Processes:
         """Read what a worker said before it ended."""
         if worker.notes is not None:
             worker.notes.doRead()
+
+    def _give_up(self) -> None:
+        if not self._all_ended.called:
+            self._all_ended.callback(None)
 
     def _check_all_ended(self) -> None:
         if self._stopping and not self._all_ended.called and not any(worker.pid or worker.leaving for worker in self.workers):

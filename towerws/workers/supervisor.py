@@ -82,6 +82,11 @@ class Supervisor(Service):
             self._listen("monitor", self._settings.monitor, self.ports.monitor)
         self._reserved = listen(_ReservingReactor(self._reactor), "listen", self._settings.listen, Factory(), self.ending)
         self._sockets = _make_folder(self._count)
+        try:
+            self.processes.prepare(self._sockets, self._count, getattr(self._ports["admin"].getHost(), "port", 0))
+        except OSError as error:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            _give_up(f"the workers can't be prepared: {error.strerror}; use --workers 1")
 
     def startService(self) -> None:
         """Start the workers."""
@@ -96,12 +101,11 @@ class Supervisor(Service):
         )
         for sentence in self.warnings:
             self._log.warn("{sentence}", sentence=sentence)
-        # The reactor installs its own handler of SIGCHLD when it begins to run.
         self._reactor.callWhenRunning(self._start)
 
     def _start(self) -> None:
         if not self._stopping:
-            self.processes.start(self._sockets, self._count, getattr(self._ports["admin"].getHost(), "port", 0))
+            self.processes.start()
 
     def stopService(self) -> Deferred[None]:
         """Fires with None once all processes have ended and all ports are closed. Kills workers that miss their deadline."""
