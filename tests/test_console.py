@@ -18,6 +18,7 @@ from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges
 from tests.test_admin import LIMIT, Admin
 from towerws.admin import AdminSite, ConsoleData, Samples, console_endpoints
+from towerws.admin.console import CONSOLE_PATHS
 from towerws.core.topics import GroupTable
 from towerws.websocket.inspection import canonical_topic, end_connection, list_connections
 
@@ -35,7 +36,7 @@ class ConsoleAdmin(Admin):
         self.figures = lambda: FIGURES
         self.explained: list[tuple[str, str]] = []
         edge = self.edge
-        data = ConsoleData(
+        self.data = data = ConsoleData(
             instance="me",
             status=self.status,
             samples=Samples(self.status, lambda: True),
@@ -298,3 +299,8 @@ def test_json_only(admin: ConsoleAdmin) -> None:
         found: Any = json.loads(reply.body)
         assert isinstance(found, dict)
         assert reply.headers["cache-control"] == "no-store"
+
+
+def test_the_paths_of_the_console_are_listed(admin: ConsoleAdmin) -> None:
+    """The parent of several workers refuses exactly these."""
+    assert set(console_endpoints(admin.data)) == set(CONSOLE_PATHS)

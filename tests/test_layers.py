@@ -12,7 +12,7 @@ from tests.kit.rows import each_row
 
 PACKAGE = Path(__file__).parents[1] / "towerws"
 
-PACKAGES = ["broker", "commands", "config", "core", "demo", "doctor", "handover", "tail", "websocket"]
+PACKAGES = ["broker", "commands", "config", "core", "demo", "doctor", "handover", "tail", "websocket", "workers"]
 
 PLAIN = [
     *PACKAGES,
@@ -65,6 +65,7 @@ WIRING = [
     "service",
     "status",
     "tap",
+    "workers.*",
 ]
 """Makes the parts and joins them. It may import any module."""
 

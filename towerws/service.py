@@ -62,6 +62,7 @@ from towerws.status import ReactorLag, status_figures
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.inspection import canonical_topic, end_connection, explain, list_connections
 from towerws.websocket.replay import ReplayBounds
+from towerws.workers.worker import Membership, SharingReactor
 
 CLOSES_PER_S = 1000
 """Lowest rate at which connections are closed while draining. The drain window may need a higher one."""
@@ -93,15 +94,16 @@ class Source(Protocol):
 
 
 class TowerwsService(Service):
-    """The whole daemon."""
+    """The whole daemon, or one of its workers: then `membership` is its place among them."""
 
     _log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(self, settings: Settings, reactor: Any, membership: Membership | None = None) -> None:
         use_monotonic_clock(reactor)
         self.setName("towerws")
         self._reactor = reactor
         self._settings = settings
+        self._membership = membership
         self._started_at = 0.0
         self._ports: dict[str, IListeningPort] = {}
         self._certificates: dict[str, ReplaceableCertificate] = {}
@@ -174,6 +176,7 @@ class TowerwsService(Service):
             publish=self._publish,
             later=lambda call: reactor.callLater(0, call),
             disconnect=self.control.revoke,
+            disconnect_here=None if membership is None else context.credential_monitor.disconnect,
             restart=self.restarts.restart,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0) if "listen" in self._ports else 0,
             max_payload_bytes=settings.max_payload_bytes,
@@ -220,8 +223,9 @@ class TowerwsService(Service):
             source="embedded:" if self._settings.broker is None else ",".join(map(str, self._settings.broker.urls)),
             auth=",".join(self._settings.auth),
         )
-        for sentence in self.warnings:
-            self._log.warn("{sentence}", sentence=sentence)
+        if self._membership is None:  # otherwise the parent has said them
+            for sentence in self.warnings:
+                self._log.warn("{sentence}", sentence=sentence)
 
     def stopService(self) -> Deferred[None]:
         """Fires with None once everything is closed, at the latest `STOP_GRACE_S` after the drain window."""
@@ -310,7 +314,8 @@ class TowerwsService(Service):
     # helpers
 
     def _listen(self, key: str, description: str, factory: Any) -> None:
-        reactor = TlsReactor(self._reactor)
+        shared = self._membership is not None and key == "listen"
+        reactor = TlsReactor(SharingReactor(self._reactor) if shared else self._reactor)
         inherited = self.restarts.open_port(key, description, factory, reactor.on)
         self._ports[key] = inherited or listen(reactor, key, description, factory, self.ending)
         if reactor.certificate is not None:
@@ -425,7 +430,9 @@ class TowerwsService(Service):
         return ended
 
     def _page_ports(self) -> tuple[int, ...]:
-        """Return the ports of the daemon's own pages: the admin port, if it is open and no UNIX socket."""
+        """Return the ports of the daemon's own pages: the admin port, if it is open and no UNIX socket. A worker's is its parent's."""
+        if self._membership is not None:
+            return (self._membership.page_port,)
         admin = self._ports.get("admin")
         port = None if admin is None else getattr(admin.getHost(), "port", None)
         return () if port is None else (port,)

@@ -69,23 +69,33 @@ class ServiceManager:
             # Before twistd's own trigger, which stops the service: triggers of a phase run in the order of their registration.
             self._reactor.addSystemEventTrigger("before", "shutdown", self.stopping)
 
+    def take_over(self) -> None:
+        """Say that this process is the worker from now on, and start the timer. The one before may have been killed before it said so."""
+        if self._open():
+            self._send(f"MAINPID={os.getpid()}")
+            self._tick()
+
     def start(self) -> None:
         """Start the timer. Called after twistd has forked, because `WATCHDOG_PID` is compared with this process."""
+        if self._open():
+            self._tick()
+
+    def _open(self) -> bool:
         name = self._environ.get("NOTIFY_SOCKET", "")
         if not name:
-            return
+            return False
         if name[:1] not in ("/", "@") or len(name) < 2:
             self._log.warn(
                 "NOTIFY_SOCKET = {name!r}: must be an absolute path, or an abstract name that begins with @; the service manager is told "
                 "nothing",
                 name=name,
             )
-            return
+            return False
         self._address = f"\0{name[1:]}" if name[0] == "@" else name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._watchdog_s = self._read_watchdog()
-        self._tick()
+        return True
 
     def stopping(self) -> None:
         """Say that the stop has begun, and how long it may take at most. The pings go on."""

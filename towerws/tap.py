@@ -5,27 +5,32 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver
 from twisted.python import usage
 
 from towerws.amqp import quiet_pika
+from towerws.auth.chain import make_chain
 from towerws.config.exposure import exposure
 from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
 from towerws.handover.ports import report, take_inheritance, tell_predecessor
+from towerws.handover.restart import on_restart_signal
 from towerws.handover.successor import Successor
 from towerws.listening import EXIT_BAD_CONFIG
 from towerws.logs import LevelFilter, forward_library_logs, make_observer, open_output
-from towerws.process import Signals, collect_rarely
+from towerws.process import Signals, collect_rarely, use_monotonic_clock
 from towerws.reload import Reloader
 from towerws.service import STOP_GRACE_S, TowerwsService
 from towerws.service_manager import ServiceManager
+from towerws.workers.supervisor import KILL_MARGIN_S, Supervisor
+from towerws.workers.worker import Membership, ParentWatch, worker_count
 
 STOP_MARGIN_S = 5.0
 """Seconds that the process may take to end after its own deadline for a stop. Then systemd kills it."""
@@ -51,6 +56,8 @@ class Options(usage.Options):
 
     settings: Settings
     loaded: Loaded
+    membership: Membership | None = None
+    """Set in a worker."""
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read the flags, then the file and the environment."""
@@ -61,14 +68,24 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Build the settings. Ends the process if they are invalid."""
+        self.membership = Membership.from_environ(os.environ)
         try:
-            self.loaded = load_all(given(self), os.environ)
+            self.loaded = self.load(os.environ)
         except ConfigError as error:
             _give_up(str(error))
         self.settings = self.loaded.settings
         if self.parent is not None:
+            if self.membership is not None:
+                self.parent["pidfile"] = ""  # it has the parent's id
             _disable_pid_file(self.parent, sys.argv)
             _check_files(self.parent)
+            if self.settings.workers != 1 and (why := _why_no_workers(self.parent)):
+                _give_up(f"{self.loaded.by_key['workers'].origin} = {self.settings.workers!r}: {why}")
+
+    def load(self, environ: Mapping[str, str]) -> Loaded:
+        """Read flags, environment and file. In a worker: as that worker uses them. Raises `ConfigError`."""
+        loaded = load_all(given(self), environ)
+        return loaded if self.membership is None else self.membership.loaded(loaded)
 
 
 def _with_suggestion(text: str) -> str:
@@ -95,6 +112,17 @@ def _disable_pid_file(twistd: MutableMapping[str, Any], arguments: Sequence[str]
         with suppress(OSError, ValueError):
             if int(file.read_text(encoding="ascii")) == os.getpid():
                 file.unlink()
+
+
+def _why_no_workers(twistd: Mapping[str, Any]) -> str:
+    """Return why a process that twistd started with these flags can't start workers with the same command line. Empty if it can."""
+    if not twistd["nodaemon"]:
+        return "twistd runs it in the background, and several workers need a parent that stays; start it with --nodaemon"
+    if twistd["uid"] is not None or twistd["gid"] is not None or twistd["chroot"]:
+        return "--uid, --gid and --chroot can't be repeated by a worker without privileges; let systemd choose the user (User=)"
+    if twistd["logfile"] not in (None, "-") and not twistd["syslog"] and not twistd["logger"]:
+        return "several workers can't rotate one --logfile; let them log to standard output"
+    return ""
 
 
 def _check_files(twistd: Mapping[str, Any]) -> None:
@@ -124,8 +152,8 @@ def _give_up(text: str) -> NoReturn:
     raise SystemExit(EXIT_BAD_CONFIG)
 
 
-def makeService(options: Options, reactor: Any = None) -> TowerwsService:
-    """Make the daemon of these options. Uses no network, and changes only the reactor's clock.
+def makeService(options: Options, reactor: Any = None) -> TowerwsService | Supervisor:
+    """Make the daemon of these options, or the parent of its workers. Uses no network, and changes only the reactor's clock.
 
     An unusable key file or certificate ends the process like a bad option.
     """
@@ -134,23 +162,68 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService:
         from twisted.internet import reactor  # noqa: PLC0415 - twistd installs it before this call
     quiet_pika()
     collect_rarely()
+    level = LevelFilter(options.settings.log_level)
+    if (count := worker_count(options.settings)) > 1:
+        return _make_parent(options, reactor, count, level)
     try:
-        service = TowerwsService(options.settings, reactor)
+        service = TowerwsService(options.settings, reactor, options.membership)
     except ConfigError as error:
         _give_up(str(error))
     service.warnings = tuple(exposure(options.loaded))
     if own_process:
         _join_hand_over(service, options, reactor)
         manager = tell_service_manager(service, os.environ, reactor)
-        level = LevelFilter(options.settings.log_level)
-        environ, flags = dict(os.environ), given(options)  # a reload reads what the start read
-        reloader = Reloader(service, options.loaded, lambda: load_all(flags, environ), set_log_level=level.set, manager=manager)
+        environ = dict(os.environ)  # a reload reads what the start read
+        reloader = Reloader(service, options.loaded, lambda: options.load(environ), set_log_level=level.set, manager=manager)
         signals = Signals(reactor, service.stop_now, reloader.request)
         signals.install()
         service.ending = lambda: signals.ending
+        if options.membership is not None:
+            ParentWatch(options.membership, reactor, _stop(reactor), successor=service.restarts.successor is not None)
         if options.parent is not None:
             service.log_observer = _log_observer(options.settings, level, options.parent, reactor)
     return service
+
+
+def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter) -> Supervisor:
+    """Make the parent of the workers. Each worker runs this process's command line."""
+    use_monotonic_clock(reactor)
+    try:
+        make_chain(options.settings, reactor)  # what no worker could use ends the start
+    except ConfigError as error:
+        _give_up(str(error))
+    parent = Supervisor(options.settings, reactor, count=count, command=sys.orig_argv, folder=str(Path.cwd()))
+    parent.warnings = tuple(exposure(options.loaded))
+    manager = ServiceManager(
+        os.environ,
+        reactor,
+        accepting=lambda: parent.accepting,
+        status=parent.status_text,
+        stop_s=lambda: parent.drain_s + STOP_GRACE_S + KILL_MARGIN_S + STOP_MARGIN_S,
+    )
+    manager.install()
+    parent.reloading, parent.reloaded = manager.reloading, manager.reloaded
+    environ = dict(os.environ)
+
+    def reload(by: str) -> None:
+        if (settings := parent.reload(by, lambda: options.load(environ))) is not None:
+            level.set(settings.log_level)
+
+    signals = Signals(reactor, parent.stop_now, reload)
+    signals.install()
+    on_restart_signal(reactor, parent.restart)
+    parent.ending = lambda: signals.ending
+    if options.parent is not None:
+        parent.log_observer = _log_observer(options.settings, level, options.parent, reactor)
+    return parent
+
+
+def _stop(reactor: Any) -> Callable[[], None]:
+    def stop() -> None:
+        with suppress(ReactorNotRunning):  # it stops already
+            reactor.stop()
+
+    return stop
 
 
 def tell_service_manager(service: TowerwsService, environ: Mapping[str, str], reactor: Any) -> ServiceManager:
@@ -179,7 +252,7 @@ def tell_service_manager(service: TowerwsService, environ: Mapping[str, str], re
     )
     # systemd takes messages of the main process only, and a successor becomes that last.
     manager.install(start=service.restarts.successor is None)
-    service.restarts.on_alone = manager.start
+    service.restarts.on_alone = manager.take_over if service.restarts.below_parent else manager.start
     service.restarts.on_handed_over = manager.hand_over
     return manager
 
@@ -194,7 +267,8 @@ def _join_hand_over(service: TowerwsService, options: Options, reactor: Any) -> 
             _give_up(why)
         service.restarts.successor = successor
     service.restarts.enable(sys.orig_argv, str(Path.cwd()), _obstacle(options.parent))
-    service.restarts.on_signal()
+    service.restarts.below_parent = options.membership is not None
+    on_restart_signal(reactor, service.restarts.restart)
 
 
 def _obstacle(twistd: Mapping[str, Any] | None) -> str:

@@ -63,7 +63,7 @@ def test_ranges_hold_at_their_edges(option: Option) -> None:
     """The ends of a range are allowed, the next values beyond it are not."""
     assert option.low is not None
     assert option.high is not None
-    step = 1 if option.kind in (Kind.SIZE, Kind.COUNT, Kind.WHOLE_SECONDS) else 0.001
+    step = 1 if option.kind in (Kind.SIZE, Kind.COUNT, Kind.COUNT_OR_AUTO, Kind.WHOLE_SECONDS) else 0.001
     assert option.read(option.low) == option.low
     assert option.read(option.high) == option.high
     with pytest.raises(ValueError, match="at most"):

@@ -42,6 +42,13 @@ BIGGEST = 2**63 - 1
 
 _SCRIPTS = ("console", "console-kit", "console-overview", "console-events", "console-clients", "console-publish", "console-explain")
 
+CONSOLE_PATHS = (
+    *(b"", b"console.css", b"console/samples", b"console/topics", b"console/events", b"console/event"),
+    *(b"connections", b"connections/end", b"explain"),
+    *(f"{name}.js".encode() for name in _SCRIPTS),
+)
+"""The paths of `console_endpoints`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleData:
@@ -68,12 +75,12 @@ class ConsoleData:
 def console_endpoints(data: ConsoleData) -> dict[bytes, Endpoint]:
     """Return the endpoints by path."""
 
-    def check_details(request: Request) -> None:
+    def check_asked(request: Request) -> None:
         check_reader(request)
-        _check_details(request, data)
+        check_details(request, show_details=data.show_details)
 
     def details(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
-        return Endpoint(b"GET", answer, check_details)
+        return Endpoint(b"GET", answer, check_asked)
 
     found = {
         b"": Endpoint(b"GET", lambda request: _page(), check_browser),
@@ -83,7 +90,7 @@ def console_endpoints(data: ConsoleData) -> dict[bytes, Endpoint]:
         b"console/events": details(lambda request: _events(request, data)),
         b"console/event": details(lambda request: _event(request, data)),
         b"connections": details(lambda request: _connections(request, data)),
-        b"connections/end": Endpoint(b"POST", lambda request: _end(body_of(request), data), check_details),
+        b"connections/end": Endpoint(b"POST", lambda request: _end(body_of(request), data), check_asked),
         b"explain": details(lambda request: _explain(request, data)),
     }
     for name in _SCRIPTS:
@@ -99,9 +106,9 @@ def _script(name: str) -> Callable[[Request], Answer]:
     return lambda request: static_file(name, b"text/javascript; charset=utf-8")
 
 
-def _check_details(request: Request, data: ConsoleData) -> None:
-    """Raise `HttpError` 403 where events and users may not be shown."""
-    if not data.show_details:
+def check_details(request: Request, *, show_details: bool) -> None:
+    """Raise `HttpError` 403 where events and users may not be shown. `show_details` is `admin_details`."""
+    if not show_details:
         raise HttpError(403, "events and users are not shown here: admin_details is false in the daemon's configuration")
     listening = request.getHost()
     if isinstance(listening, UNIXAddress) or ip_address(listening.host).is_loopback:

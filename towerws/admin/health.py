@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import Logger
 from twisted.protocols.policies import WrappingFactory
@@ -51,11 +52,16 @@ def monitor_site(source_status: Callable[[], SourceStatus], metrics: MetricsPage
         is_ready = source_status().ready
         return json_answer(200 if is_ready else 503, {"ready": is_ready})
 
-    endpoints = {
-        b"healthz": Endpoint(b"GET", lambda request: healthy()),
-        b"readyz": Endpoint(b"GET", lambda request: ready()),
-        b"metrics": Endpoint(b"GET", lambda request: metrics.recent()),
-    }
+    return limited_site({b"readyz": ready, b"metrics": metrics.recent})
+
+
+def limited_site(answers: Mapping[bytes, Callable[[], Answer | Deferred[Answer]]]) -> WrappingFactory:
+    """Return a site with `/healthz` and these paths, for few connections at a time."""
+
+    def get(answer: Callable[[], Answer | Deferred[Answer]]) -> Endpoint:
+        return Endpoint(b"GET", lambda request: answer())
+
+    endpoints = {b"healthz": get(healthy), **{path: get(answer) for path, answer in answers.items()}}
     return _ProbeLimit(_MonitorSite(endpoints, help_text="try /healthz, /readyz or /metrics", max_body_bytes=0, timeout_s=PROBE_S))
 
 

@@ -91,6 +91,7 @@ class AdminSite(EndpointSite):
     - `status` returns the figures, `source_status` the source's state.
     - `publish`, `why_no_subscriber` and `later` are those of `PublishEndpoint`.
     - `disconnect` fires with the result of a revocation.
+    - `disconnect_here` returns how many connections of this process it closed. Only a worker has it, for its parent.
     - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`.
     - `page` returns what the live page has to know.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
@@ -104,6 +105,7 @@ class AdminSite(EndpointSite):
         source_status: Callable[[], SourceStatus],
         publish: Publish,
         disconnect: Callable[[Revocation], Deferred[Disconnection]],
+        disconnect_here: Callable[[Revocation], int] | None = None,
         restart: Callable[[], Deferred[dict[str, object]]] | None = None,
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
@@ -125,9 +127,11 @@ class AdminSite(EndpointSite):
 
         self.publishing = PublishEndpoint(publish, why_no_subscriber, later)
 
+        worker = {} if disconnect_here is None else {b"disconnect/here": post(lambda request: disconnect_own(request, disconnect_here))}
         super().__init__(
             {
                 **(console or {}),
+                **worker,
                 b"live": get(lambda: live_page(page(), websocket_port())),
                 b"live.css": get(lambda: static_file("live.css", b"text/css; charset=utf-8")),
                 b"live.js": get(lambda: static_file("live.js", b"text/javascript; charset=utf-8")),
@@ -154,6 +158,15 @@ def disconnect_clients(body: bytes, disconnect: Callable[[Revocation], Deferred[
     except ValueError as error:
         raise HttpError(400, str(error)) from None
     return disconnect(revocation).addCallback(_report)
+
+
+def disconnect_own(request: Request, disconnect: Callable[[Revocation], int]) -> Answer:
+    """Close the connections of this process that the body names, and tell no other daemon."""
+    try:
+        revocation = parse_revocation(body_of(request))
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+    return json_answer(202, {"disconnected": disconnect(revocation)})
 
 
 def restart_daemon(restart: Callable[[], Deferred[dict[str, object]]] | None) -> Deferred[Answer]:

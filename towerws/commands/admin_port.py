@@ -20,6 +20,7 @@ from towerws.commands.config import config_options, load_or_exit
 from towerws.commands.publisher import admin_connection
 from towerws.config.addresses import Address, parse_address
 from towerws.core.errors import printable
+from towerws.workers.worker import worker_count
 
 FAILED, NOT_DELIVERED = 1, 3
 """Exit codes, as the command's help explains them."""
@@ -131,6 +132,7 @@ def restart_command(**values: object) -> None:
 
     The daemon starts a new process with its own command line, waits until that one is ready, and hands it the listening sockets and all
     open connections. If that fails, the old process goes on. The new process reads the configuration and the program again.
+    With several workers, one after the other does this.
 
     Give it the daemon's own configuration: it finds the admin port there, and refuses a configuration that the new process couldn't use.
 
@@ -152,16 +154,16 @@ def restart_command(**values: object) -> None:
     if (why := _why_not_asked(settings.admin, address)) is not None:
         _end(NO_DAEMON, f"admin = {settings.admin!r}: this command can't ask there: {why}; use kill -USR2, and read the log")
     try:
-        status, answer = _hand_over(address, settings.restart_s + MOVE_S)
+        status, answer = _hand_over(address, worker_count(settings) * (settings.restart_s + MOVE_S))
     except (OSError, http.client.HTTPException, ValueError) as error:
         _end(NO_DAEMON, f"admin = {settings.admin!r}: no answer from a daemon there: {error}; is it running, with this configuration?")
     if status == 200:
         closed = sum(answer["closed"].values())
-        click.echo(
-            f"Process {answer['pid']} serves now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved."
-        )
+        workers = answer.get("workers", [])
+        who = f"Processes {', '.join(str(each['pid']) for each in workers)} serve" if workers else f"Process {answer['pid']} serves"
+        click.echo(f"{who} now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved.")
     elif status == 503:
-        _end(FAILED, f"{answer.get('error')}; the old process goes on")
+        _end(FAILED, f"{answer.get('error')}; the old process{'es go' if worker_count(settings) > 1 else ' goes'} on")
     else:
         _end(NO_DAEMON, f"the daemon answers {status}: {answer.get('error')}")
 

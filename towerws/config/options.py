@@ -20,6 +20,7 @@ from towerws.config.units import (
     format_size,
     read_bool,
     read_count,
+    read_count_or_auto,
     read_duration,
     read_list,
     read_rate,
@@ -53,6 +54,7 @@ class Kind(enum.Enum):
     DURATION = ("duration", "seconds", read_duration)
     WHOLE_SECONDS = ("duration", "whole seconds", read_whole_seconds)
     COUNT = ("integer", "", read_count)
+    COUNT_OR_AUTO = ("integer", "or auto", read_count_or_auto)
     RATE = ("number", "per second", read_rate)
     BOOL = ("boolean", "", read_bool)
     TEXT = ("text", "", read_text)
@@ -169,13 +171,17 @@ def kind_of(name: str, annotation: object, *, required: bool = False) -> Kind:
             return Kind.TEXT
         case "tuple[str, ...]":
             return Kind.WORDS if required else Kind.LIST
+        case "int | str":
+            return Kind.COUNT_OR_AUTO
         case "int" if "bytes" in words:
             return Kind.SIZE
         case "int":
             return Kind.WHOLE_SECONDS if words[-1] == "s" else Kind.COUNT
         case "float" if words[-1] == "s":
             return Kind.RATE if "per" in words else Kind.DURATION
-    raise TypeError(f"{name}: an option is a bool, a str, a tuple of them, an int, or a float whose name ends in _s or _per_s")
+    raise TypeError(
+        f"{name}: an option is a bool, a str, a tuple of them, an int, an int | str, or a float whose name ends in _s or _per_s"
+    )
 
 
 OPTIONS: tuple[Option, ...] = tuple(sorted((BROKER, *_options(Settings)), key=lambda option: not option.common))

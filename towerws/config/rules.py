@@ -49,6 +49,7 @@ def broken_rules(settings: Settings) -> Iterator[Broken]:
     """Yield every rule that the settings break, the most serious first."""
     yield from _methods(settings)
     yield from _access(settings)
+    yield from _workers(settings)
     yield from _proxies(settings)
     yield from _broker(settings)
     if settings.history.max_bytes < settings.max_payload_bytes:
@@ -183,6 +184,22 @@ def _access(settings: Settings) -> Iterator[Broken]:
             ("listen", "auth"),
             f"with auth open everybody who reaches {addresses['listen']} hears everything: use interface=127.0.0.1, or say insecure",
         )
+
+
+def _workers(settings: Settings) -> Iterator[Broken]:
+    """What several processes can't share. It doesn't depend on what `auto` means on this machine."""
+    if settings.workers == 1:
+        return
+    if settings.broker is None:
+        yield Broken(("workers", "broker"), "several workers need a broker, which each of them reads; embedded: is one process")
+    try:
+        address = parse_address(settings.listen)
+    except ValueError:
+        return
+    if address.kind in ("unix", "systemd"):
+        yield Broken(("workers", "listen"), f"several workers can't share a {address.kind}: address; let listen be a TCP port (tcp:8051)")
+    elif not address.port:
+        yield Broken(("workers", "listen"), "several workers need to know their common port: 0 means any free one")
 
 
 def _proxies(settings: Settings) -> Iterator[Broken]:

@@ -20,6 +20,9 @@ _is_duration = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|)", re.ASCI
 _is_whole = re.compile(r"[0-9]{1,15}", re.ASCII).fullmatch
 _is_number = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII).fullmatch
 
+AUTO = "auto"
+"""The word for a number that the daemon finds itself."""
+
 Value = str | int | float | bool | tuple[str, ...]
 """The type of a setting."""
 
@@ -67,6 +70,16 @@ def format_number(number: float) -> str:
     if isinstance(number, int) or number.is_integer():
         return str(int(number))
     return f"{number:.9f}".rstrip("0")
+
+
+def read_count_or_auto(value: object) -> int | str:
+    """A whole number, or `auto`."""
+    if value == AUTO:
+        return AUTO
+    try:
+        return read_count(value)
+    except ValueError:
+        raise ValueError(f"must be a whole number, or {AUTO}") from None
 
 
 def read_count(value: object) -> int:

@@ -322,6 +322,15 @@ class Settings:
     log_level: str = option(
         "info", "Lowest level that is logged.", choices=("debug", "info", "warn", "error", "critical"), common=True, reload=True
     )
+    workers: int | str = option(
+        1,
+        "Processes that share the port of listen, below a parent that restarts them. auto: one for each CPU. Each worker gets its share of "
+        "the limits, rounded up. Needs a broker, and a TCP port.",
+        low=1,
+        high=256,
+        common=True,
+        reload=False,
+    )
     restart_s: float = option(
         60,
         "How long the new process of `towerws restart` may take until it is ready. After that the old one goes on.",

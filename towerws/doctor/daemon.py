@@ -23,6 +23,7 @@ from towerws.core.settings import MIB
 from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import STEP_S, Unreachable, certificate_finding, connect, fetch_from, reason, shown
 from towerws.process import RESERVED_DESCRIPTORS
+from towerws.workers.worker import divide, worker_count
 
 BASE_BYTES = 66 * MIB
 """Resident memory of a daemon without clients and history (docs/capacity.md)."""
@@ -73,7 +74,10 @@ class AdminPort:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """The daemon's process, by its own figures: descriptors, and the limit of connections in force. None: no daemon answers."""
+    """The daemon's process, by its own figures: descriptors, and the limit of connections in force. None: no daemon answers.
+
+    With several workers, memory and connections are those of all, and descriptors those of the worker that has most.
+    """
 
     max_descriptors: int
     open_descriptors: int
@@ -160,20 +164,20 @@ def _traffic(area: Area, figures: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _process(figures: Mapping[str, Any], metrics: str) -> _Process:
-    def metric(name: str) -> int:
-        found = re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE)
-        return int(float(found[1])) if found else 0
+    def metric(name: str) -> list[int]:
+        found = re.findall(rf'^{name}(?:\{{worker="[0-9]+"\}})? (\S+)$', metrics, re.MULTILINE)
+        return [int(float(each)) for each in found]
 
     return _Process(
-        max_descriptors=metric("process_max_fds"),
-        open_descriptors=metric("process_open_fds"),
+        max_descriptors=min(metric("process_max_fds"), default=0),
+        open_descriptors=max(metric("process_open_fds"), default=0),
         max_connections=int(figures["connections"]["max"]),
-        resident_bytes=metric("process_resident_memory_bytes"),
+        resident_bytes=sum(metric("process_resident_memory_bytes")),
     )
 
 
 def _descriptors(area: Area, loaded: Loaded, process: _Process | None) -> Finding:
-    wanted = loaded.settings.limits.connections
+    wanted = divide(loaded.settings.limits, worker_count(loaded.settings)).connections
     if process is not None and process.max_descriptors:
         limit, whose = process.max_descriptors, "the daemon"
     else:
@@ -198,7 +202,9 @@ def _memory(area: Area, loaded: Loaded, process: _Process | None) -> Finding:
     if not clients:
         return area.unknown("memory", "limits.connections is 0, so the bound is known only while the daemon runs", "start the daemon")
     each = IDLE_TLS_BYTES if settings.listen.startswith(("ssl:", "tls:")) else IDLE_BYTES
-    idle = BASE_BYTES + settings.history.max_bytes + clients * each
+    each_process = BASE_BYTES + settings.history.max_bytes
+    processes = worker_count(settings)
+    idle = processes * each_process + clients * each
     worst = idle + clients * settings.websocket.backlog_bytes
     have = _machine_bytes()
     text = f"{clients} clients take {_mib(idle)} with history full, and {_mib(worst)} if no one reads. Memory: {_mib(have)}"
@@ -207,7 +213,7 @@ def _memory(area: Area, loaded: Loaded, process: _Process | None) -> Finding:
     if idle > have:
         return area.problem("memory", text, "lower limits.connections or history.max_bytes, or give the daemon more memory")
     if worst > have:
-        fits = max(1, int((have - BASE_BYTES - settings.history.max_bytes) / (each + settings.websocket.backlog_bytes)))
+        fits = max(1, int((have - processes * each_process) / (each + settings.websocket.backlog_bytes)))
         return area.warning("memory", text, f"limits.connections = {fits} always fits; or lower websocket.backlog_bytes")
     return area.ok("memory", text)
 

@@ -37,7 +37,9 @@ PROCESS_1: Final = Path("/proc/1/comm")
 ENDING_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
 """Inits of containers that end when the process ends that they started. `docker --init` is tini under another name."""
 
-OUTLIVED: Final = "start towerws below a parent that goes on after it has ended, or replace the container"
+WITH_WORKERS: Final = "start towerws with --workers 2 or more, whose parent goes on"
+
+OUTLIVED: Final = f"{WITH_WORKERS}, or replace the container"
 
 
 class Restarts:
@@ -69,6 +71,8 @@ class Restarts:
         self._hand_over: HandOver | None = None
         self._obstacle = "this daemon was not started by twistd"
         self._reload_noted = False
+        self.below_parent = False
+        """Whether this process is a worker. Then its parent goes on when it ends, and follows its successor."""
         self._replaced_by = 0
         """The process id of the successor, once it serves all clients."""
         self.successor: Successor | None = None
@@ -89,14 +93,6 @@ class Restarts:
         """Allow hand-overs to a process with this command line, in this folder. `obstacle`: why it can't be done, or empty."""
         self._obstacle = obstacle
         self._hand_over = HandOver(self, self._reactor, self.counters, ready_s=self._settings.restart_s, command=command, folder=folder)
-
-    def on_signal(self) -> None:
-        """Hand over at each SIGUSR2. Without this the signal ends a process."""
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            self._reactor.callFromThread(lambda: self.restart().addErrback(lambda failure: None))  # the log has the reason already
-
-        signal.signal(signal.SIGUSR2, handle)
 
     def restart(self) -> Deferred[dict[str, object]]:
         """Hand this daemon over to a new process. Fires with its figures. Fails with `HandOverFailed`: then this one goes on."""
@@ -159,12 +155,8 @@ class Restarts:
         """See `Daemon`."""
         if self._obstacle:
             return self._obstacle
-        if os.getpid() == 1:
-            return f"this is process 1, and its container would end with it; {OUTLIVED}"
-        if os.getppid() == 1 and (name := _name_of_process_1()).startswith(ENDING_INITS):
-            return f"process 1 is {name}, which ends with its first child, and the container with it; {OUTLIVED}"
-        if "SUPERVISOR_ENABLED" in os.environ:
-            return "supervisord would start a second daemon; use supervisorctl restart"
+        if not self.below_parent and (why := _why_not_outlived()) is not None:
+            return why
         if self.successor is not None and not self.successor.serving:
             return "this process has not taken over from its predecessor yet"
         status = self._source_status()
@@ -235,6 +227,26 @@ class Restarts:
     def _stop(self) -> None:
         with suppress(ReactorNotRunning):  # a signal came first
             self._reactor.stop()
+
+
+def on_restart_signal(reactor: Any, restart: Callable[[], Deferred[dict[str, object]]]) -> None:
+    """Restart at each SIGUSR2. Without this the signal ends a process."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        reactor.callFromThread(lambda: restart().addErrback(lambda failure: None))  # the log has the reason already
+
+    signal.signal(signal.SIGUSR2, handle)
+
+
+def _why_not_outlived() -> str | None:
+    """Return why the parent of this process would not go on without it. None if it would."""
+    if os.getpid() == 1:
+        return f"this is process 1, and its container would end with it; {OUTLIVED}"
+    if os.getppid() == 1 and (name := _name_of_process_1()).startswith(ENDING_INITS):
+        return f"process 1 is {name}, which ends with its first child, and the container with it; {OUTLIVED}"
+    if "SUPERVISOR_ENABLED" in os.environ:
+        return f"supervisord would start a second daemon; use supervisorctl restart, or {WITH_WORKERS}"
+    return None
 
 
 def _name_of_process_1() -> str:

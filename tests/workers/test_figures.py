@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.kit.rows import each_row
+from towerws.admin import MetricsPage
+from towerws.workers.figures import MergedMetrics, total
+from towerws.workers.processes import State, Worker
+from towerws.workers.worker import Membership
+
+
+@each_row(
+    ("parts", "expected"),
+    [
+        ([{"hub": {"gaps": 1}}, {"hub": {"gaps": 2}}], {"hub": {"gaps": 3}}),
+        ([{"hub": {"topics": 4}}, {"hub": {"topics": 3}}], {"hub": {"topics": 4}}),
+        (
+            [{"ingest": {"received": 5, "skipped": {"a": 1}}}, {"ingest": {"received": 7, "skipped": {"b": 2}}}],
+            {"ingest": {"received": 7, "skipped": {"a": 1, "b": 2}}},
+        ),
+        ([{"version": "1"}, {"version": "1"}], {"version": "1"}),
+        ([{"version": "1"}, {"version": "2"}], {"version": None}),
+        ([{"control": None}, {"control": {"state": "listening"}}], {"control": {"state": "listening"}}),
+        (
+            [{"connections": {"refused_for": {}}}, {"connections": {"refused_for": {"user": 2}}}],
+            {"connections": {"refused_for": {"user": 2}}},
+        ),
+        ([{"process": {"s": {"sum": 0.1}}}, {"process": {"s": {"sum": 0.2}}}], {"process": {"s": {"sum": 0.3}}}),
+        ([{"control": {"proven": True}}, {"control": {"proven": False}}], {"control": {"proven": None}}),
+        ([], None),
+    ],
+)
+def test_totals(parts: list[dict[str, Any]], expected: object) -> None:
+    """Counts are added. What each worker reads of the same log is not counted twice."""
+    assert total(parts) == expected
+
+
+def test_each_sample_names_its_worker() -> None:
+    """Prometheus can read the text: one HELP and one TYPE for each metric, and no two equal samples."""
+    workers = [Worker(Membership(number, 2, "/run/x", 1, 0)) for number in (1, 2)]
+    workers[0].state, workers[0].starts = State.SERVING, 3
+    figures = {
+        "connections": {"present": 5, "closed_for": {"client": 2}},
+        "ingest": {"delivery_s": {"buckets": {"1": 1, "+Inf": 2}, "sum": 3}},
+    }
+    page = MetricsPage(lambda: figures, lambda: 0.0).present().body
+    text = MergedMetrics(workers).present({"1": page, "2": page}).decode()
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families) == text.count("# TYPE") == text.count("# HELP")
+    samples = [(sample.name, tuple(sorted(sample.labels.items()))) for family in families for sample in family.samples]
+    assert len(set(samples)) == len(samples)
+    assert 'towerws_connections{worker="1"} 5.0' in text
+    assert 'towerws_connections_closed_total{reason="client",worker="2"} 2.0' in text
+    assert 'towerws_delivery_seconds_bucket{le="+Inf",worker="1"} 2.0' in text
+    assert 'towerws_worker_serving{worker="2"} 0.0' in text
+    assert 'towerws_worker_starts_total{worker="1"} 3.0' in text
+    assert 'process_start_time_seconds{worker="parent"}' in text

@@ -1,0 +1,5 @@
+"""Several worker processes on one port, below a small parent (`--workers`).
+
+`processes` starts the workers and watches them, `supervisor` is the parent's service, `site` and `figures` answer its admin port, and
+`questions` asks the workers. `worker` is the worker's side. A worker is a whole daemon. It tells its parent what any daemon tells systemd.
+"""

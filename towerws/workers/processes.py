@@ -1,0 +1,413 @@
+"""The parent's child processes: starts the workers, hears how they are, starts again what ended, and reaps every process that it inherits.
+
+A worker tells its parent what a daemon tells systemd (`towerws.service_manager`), on a socket of its own: READY, STATUS, STOPPING,
+RELOADING, WATCHDOG and MAINPID. So the parent needs no protocol of its own, and follows a hand-over as systemd does.
+
+state     | begins with                                  | a process that ends                      | no sign of life
+starting  | the spawn                                    | waiting, with a line that names it       | killed after `START_S`
+serving   | READY                                        | waiting, with a line that names it       | killed after `SILENT_S`
+stopping  | STOPPING: it ends by itself                  | waiting, or ended if the parent stops    | killed at the end of the parent's stop
+waiting   | the end of its process; a pause that doubles | -                                        | -
+ended     | the parent stops, and its process has ended  | -                                        | -
+
+The process that a worker hands over to becomes the parent's child when that worker has ended, because the parent is a subreaper
+(prctl(2), PR_SET_CHILD_SUBREAPER). Process 1 of a container is one anyway.
+
+procmon, of Twisted, is not used: it reads the output of a process and writes it again as lines of its own log, it can't take over a process
+that it did not start, and its stop does not say when all processes have ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from towerws.workers.worker import VARIABLE, Membership
+
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+SILENT_S: Final = 30.0
+"""How long a worker may give no sign of life. Its event loop gives three in this time."""
+
+START_S: Final = 120.0
+"""The same for a process that was just started. It waits 30 s for each of its addresses at most."""
+
+CHECK_S: Final = 1.0
+
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+"""Pause before an ended worker is started again. It doubles with each end within `STEADY_S`."""
+
+STEADY_S: Final = 60.0
+"""A worker that ran for so long begins again with the first pause."""
+
+KILLED_S: Final = 1.0
+"""How long a stop waits for the end of processes that were killed. One that the kernel holds ends later."""
+
+KEEPS_DYING: Final = 3
+"""Ends in a row, each within `STEADY_S` of its start, after which the log says that the worker keeps dying."""
+
+MAX_NOTE_BYTES: Final = 8192
+
+NOT_PASSED_ON: Final = ("WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+"""What the parent's service manager said to the parent alone."""
+
+
+class State(enum.Enum):
+    """What a worker does."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    STOPPING = "stopping"
+    WAITING = "waiting"
+    ENDED = "ended"
+
+
+class Worker:
+    """One worker. Its process changes: by a new start, and by a hand-over."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+        self.pid = 0
+        """Its process. 0: there is none now."""
+        self.leaving: dict[int, Deferred[None]] = {}
+        """Processes that have handed over, and end. Each Deferred fires at that end."""
+        self.state = State.WAITING
+        self.starts = 0
+        self.quick_ends = 0
+        """Ends in a row within `STEADY_S` of the start."""
+        self.last_end: str | None = None
+        self.started_at = self.seen_at = 0.0
+        self.reloading = self.reload_due = False
+        """Whether it reloads, and whether it is to reload once it serves: it may have read the old configuration."""
+        self.stop_sent = False
+        """Whether it was told to stop."""
+        self.notes: _Notes | None = None
+        self.restart: Any = None
+        """The timer of the next start."""
+
+    @property
+    def number(self) -> int:
+        """Its number, from 1."""
+        return self.membership.number
+
+    def figures(self) -> dict[str, object]:
+        """Return the state for `/status`."""
+        return {
+            "worker": self.number,
+            "pid": self.pid or None,
+            "state": self.state.value,
+            "starts": self.starts,
+            "last_end": self.last_end,
+        }
+
+
+class Processes:
+    """The workers' processes. `command` and `folder` are those of this process.
+
+    `changed` is called when a worker begins or ends to serve, and when a reload has ended.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, command: Sequence[str], folder: str, changed: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._command = list(command)
+        self._folder = folder
+        self._changed = changed
+        self.workers: list[Worker] = []
+        self._checks = LoopingCall(self._check)
+        self._checks.clock = reactor
+        self._stopping = False
+        self._all_ended: Deferred[None] = Deferred()
+
+    @property
+    def serving(self) -> list[Worker]:
+        """The workers that accept clients."""
+        return [worker for worker in self.workers if worker.state is State.SERVING]
+
+    def prepare(self, sockets: str, count: int, page_port: int) -> None:
+        """Make the workers' sockets in the folder `sockets`. Raises `OSError`. `page_port`: see `Membership`."""
+        _become_subreaper()
+        for number in range(1, count + 1):
+            worker = Worker(Membership(number, count, sockets, os.getpid(), page_port))
+            worker.notes = _Notes(self._reactor, worker, self.noted)
+            self.workers.append(worker)
+
+    def start(self) -> None:
+        """Start the workers. The reactor runs: it has installed its own handler of SIGCHLD."""
+        signal.signal(signal.SIGCHLD, self._child_signal)  # Twisted's waits only for processes that it started
+        for worker in self.workers:
+            self._spawn(worker)
+        self._checks.start(CHECK_S, now=False)
+
+    def stop(self) -> Deferred[None]:
+        """Start no process any more. Fires once all have ended. `terminate` tells them to."""
+        self._stopping = True
+        for worker in self.workers:
+            if worker.restart is not None:
+                worker.restart.cancel()
+                worker.restart = None
+            if not worker.pid:
+                worker.state = State.ENDED
+        self._check_all_ended()
+        return self._all_ended
+
+    def kill(self) -> None:
+        """Kill the processes that have not ended. `stop` waits for them a little longer only."""
+        self._reactor.callLater(KILLED_S, self._give_up)
+        for worker in self.workers:
+            for pid in (worker.pid, *worker.leaving):
+                if pid:
+                    self._log.warn("worker {number}: process {pid} has not ended in time; it is killed", number=worker.number, pid=pid)
+                    _send(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop watching, and close the sockets."""
+        if self._checks.running:
+            self._checks.stop()
+        for worker in self.workers:
+            if worker.notes is not None:
+                worker.notes.close()
+                worker.notes = None
+
+    def terminate(self, *, again: bool = False) -> None:
+        """Tell each worker to stop, unless it stops already. `again`: tell it a second time, so that it ends at once."""
+        for worker in self.workers:
+            self._read_notes(worker)
+            if worker.pid and (again or (not worker.stop_sent and worker.state is not State.STOPPING)):
+                worker.stop_sent = True
+                _send(worker.pid, signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Tell each worker to reload."""
+        for worker in self.workers:
+            if worker.state is State.SERVING:
+                worker.reloading = True
+                _send(worker.pid, signal.SIGHUP)
+            elif worker.state is State.STARTING:
+                worker.reload_due = True  # it may have no handler yet, and would end
+
+    def move_to(self, worker: Worker, pid: int) -> None:
+        """From now on the worker is this process: its old one has handed over."""
+        if pid == worker.pid:
+            return
+        if worker.state is State.ENDED:
+            _send(pid, signal.SIGTERM)
+            return
+        if worker.restart is not None:  # the old process was killed in the middle of the hand-over
+            worker.restart.cancel()
+            worker.restart = None
+        if worker.pid:
+            worker.leaving[worker.pid] = Deferred()
+        now = self._reactor.seconds()
+        worker.pid, worker.state, worker.started_at, worker.seen_at = pid, State.SERVING, now, now
+        worker.starts += 1
+        worker.stop_sent = worker.reloading = False
+        self._log.info("worker {number}: process {pid} has taken over", number=worker.number, pid=pid)
+        if self._stopping:
+            worker.stop_sent = True
+            _send(pid, signal.SIGTERM)
+        self._changed()
+
+    def when_left(self, worker: Worker, pid: int) -> Deferred[None]:
+        """Fires once a process that has handed over has ended. The caller may cancel it."""
+        waits: Deferred[None] = Deferred()
+
+        def left(result: None) -> None:
+            if not waits.called:
+                waits.callback(None)
+            return result
+
+        worker.leaving.get(pid, succeed(None)).addCallback(left)
+        return waits
+
+    def noted(self, worker: Worker, note: Mapping[str, str]) -> None:
+        """Handle a message of a worker's."""
+        worker.seen_at = self._reactor.seconds()
+        if (pid := note.get("MAINPID", "")).isdecimal():
+            self.move_to(worker, int(pid))
+        elif "STOPPING" in note and worker.pid:
+            worker.state = State.STOPPING
+            self._changed()
+        elif "RELOADING" in note:
+            worker.reloading = True
+        elif "READY" in note and worker.pid:
+            worker.reloading = False
+            if worker.state is State.STARTING:
+                worker.state = State.SERVING
+                self._log.info("worker {number}: process {pid} accepts clients", number=worker.number, pid=worker.pid)
+                if worker.reload_due:
+                    worker.reload_due = False
+                    worker.reloading = _send(worker.pid, signal.SIGHUP)
+            self._changed()
+
+    # helpers
+
+    def _spawn(self, worker: Worker) -> None:
+        worker.restart = None
+        membership = worker.membership
+        environ = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+        environ |= {VARIABLE: membership.to_text(), "NOTIFY_SOCKET": membership.notify_path, "WATCHDOG_USEC": str(int(SILENT_S * 1e6))}
+        worker.started_at = worker.seen_at = self._reactor.seconds()
+        worker.state = State.STARTING
+        worker.stop_sent = worker.reloading = worker.reload_due = False
+        worker.starts += 1
+        try:
+            # Its own process group: Ctrl-C on a terminal would reach the workers twice, from the terminal and from the parent.
+            process = subprocess.Popen(  # noqa: S603 - our own command line
+                self._command, executable=sys.executable, cwd=self._folder, env=environ, process_group=0
+            )
+        except OSError as error:
+            self._ended(worker, f"could not be started: {error.strerror}")
+            return
+        process.returncode = 0  # `_reap` waits for it
+        worker.pid = process.pid
+        self._log.info("worker {number}: process {pid} was started", number=worker.number, pid=worker.pid)
+
+    def _child_signal(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._reap)
+
+    def _reap(self) -> None:
+        """Take the status of each process that has ended, also of those that this process inherited."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                pid = 0
+            if not pid:
+                break
+            for worker in self.workers:
+                self._read_notes(worker)
+                if pid in worker.leaving:
+                    left = worker.leaving.pop(pid)
+                    self._find_successor(worker)
+                    left.callback(None)
+                elif pid == worker.pid:
+                    code = os.waitstatus_to_exitcode(status)
+                    self._ended(worker, f"ended by signal {-code}" if code < 0 else f"ended with status {code}")
+        self._check_all_ended()
+
+    def _find_successor(self, worker: Worker) -> None:
+        """Notice that the process which took over ended while it was still a child of the one that has just ended."""
+        if worker.pid and not _send(worker.pid, 0):
+            self._ended(worker, "ended during the hand-over")
+
+    def _ended(self, worker: Worker, how: str) -> None:
+        now = self._reactor.seconds()
+        pid, ran_s = worker.pid, now - worker.started_at
+        worker.pid, worker.last_end = 0, f"{how} after {ran_s:.1f} s"
+        worker.reloading = False
+        if self._stopping:
+            worker.state = State.ENDED
+            self._changed()
+            return
+        worker.state = State.WAITING
+        worker.quick_ends = worker.quick_ends + 1 if ran_s < STEADY_S else 1
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(worker.quick_ends - 1, 10))
+        worker.restart = self._reactor.callLater(pause_s, self._spawn, worker)
+        text = "worker {number}: process {pid} {how}; it starts again in {pause_s:g} s; {serving} of {count} workers serve"
+        if worker.quick_ends >= KEEPS_DYING:
+            text = f"worker {{number}} keeps dying, {{ends}} times in a row; its log lines say why. {text[0].upper()}{text[1:]}"
+        serving, count = len(self.serving), len(self.workers)
+        self._log.error(
+            text, number=worker.number, pid=pid, how=worker.last_end, pause_s=pause_s, ends=worker.quick_ends, serving=serving, count=count
+        )
+        self._changed()
+
+    def _check(self) -> None:
+        """Kill each worker whose event loop hangs."""
+        now = self._reactor.seconds()
+        for worker in self.workers:
+            limit = {State.STARTING: START_S, State.SERVING: SILENT_S}.get(worker.state)
+            if worker.pid and limit is not None and now - worker.seen_at > limit:
+                self._log.error(
+                    "worker {number}: process {pid} has given no sign of life for {silent_s:.0f} s; it is killed",
+                    number=worker.number,
+                    pid=worker.pid,
+                    silent_s=now - worker.seen_at,
+                )
+                worker.seen_at = now
+                _send(worker.pid, signal.SIGKILL)
+
+    def _read_notes(self, worker: Worker) -> None:
+        """Read what a worker said before it ended."""
+        if worker.notes is not None:
+            worker.notes.doRead()
+
+    def _give_up(self) -> None:
+        if not self._all_ended.called:
+            self._all_ended.callback(None)
+
+    def _check_all_ended(self) -> None:
+        if self._stopping and not self._all_ended.called and not any(worker.pid or worker.leaving for worker in self.workers):
+            self._all_ended.callback(None)
+
+
+class _Notes:
+    """Reads what one worker tells its service manager (sd_notify(3)). `noted` gets each message, as its names and values."""
+
+    def __init__(self, reactor: Any, worker: Worker, noted: Callable[[Worker, Mapping[str, str]], None]) -> None:
+        self._reactor = reactor
+        self._worker = worker
+        self._noted = noted
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(worker.membership.notify_path)
+        reactor.addReader(self)
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._reactor.removeReader(self)
+        self._socket.close()
+
+    # Twisted calls these
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """Return the name in Twisted's own log lines."""
+        return "workers"
+
+    def connectionLost(self, reason: object) -> None:
+        """Close the socket: the reactor ends."""
+        self._socket.close()
+
+    def doRead(self) -> None:
+        """Read all messages that have come."""
+        while True:
+            try:
+                message = self._socket.recv(MAX_NOTE_BYTES)
+            except BlockingIOError:
+                return
+            self._noted(self._worker, dict(line.partition("=")[::2] for line in message.decode("utf-8", "replace").split("\n")))
+
+
+def _become_subreaper() -> None:
+    """Make this process the parent of processes whose own parent ends. Raises `OSError`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")
+
+
+def _send(pid: int, number: int) -> bool:
+    """Send a signal. Return whether there is such a process."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False

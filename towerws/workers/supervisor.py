@@ -1,0 +1,288 @@
+"""The parent of several workers: a small daemon that opens the admin port, reserves the websocket port, and supervises the workers.
+
+signal            | the parent
+SIGTERM, SIGINT   | stops all workers in order, and ends with status 0. A second one aborts their connections
+SIGHUP            | has each worker reload
+SIGUSR2           | has one worker after the other hand over to a new process
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.logger import ILogObserver, Logger
+
+from towerws import __version__
+from towerws.config.certificates import ReplaceableCertificate, TlsReactor, read_certificate
+from towerws.config.load import Loaded
+from towerws.core.errors import ConfigError
+from towerws.core.settings import Settings
+from towerws.listening import EXIT_BAD_CONFIG, EndOfStart, listen
+from towerws.process import use_monotonic_clock
+from towerws.service import STOP_GRACE_S
+from towerws.workers.processes import Processes, State
+from towerws.workers.site import ParentPorts
+
+FORWARD_S: Final = 0.1
+"""A stop waits this long before it is passed on: systemd may have sent the signal to the workers, too. A second one would hurry them."""
+
+KILL_MARGIN_S: Final = 2.0
+"""How long after its own deadline a worker is killed."""
+
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""The longest path of a UNIX socket (unix(7))."""
+
+
+class Supervisor(Service):
+    """The parent. `command` and `folder` are those of this process, and `count` is the number of workers."""
+
+    _log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any, *, count: int, command: Sequence[str], folder: str) -> None:
+        use_monotonic_clock(reactor)
+        self.setName("towerws")
+        self._reactor = reactor
+        self._settings = settings
+        self._count = count
+        self._ports: dict[str, IListeningPort] = {}
+        self._certificates: dict[str, ReplaceableCertificate] = {}
+        self._reserved: IListeningPort | None = None
+        self._sockets = ""
+        self._stopping = self._hurried = False
+        self.log_observer: ILogObserver | None = None
+        self.ending: Callable[[], bool] = lambda: False
+        """Whether a signal came before the reactor runs that ends the process."""
+        self.warnings: Sequence[str] = ()
+        """Sentences that the daemon logs at its start."""
+        self.reloading: Callable[[], None] = _nothing
+        self.reloaded: Callable[[], None] = _nothing
+        """Called when a reload begins, and when it has ended."""
+        self._reload_under_way = False
+        self.processes = Processes(reactor, command, folder, self._changed)
+        self.ports = ParentPorts(settings, reactor, self.processes, lambda: self._stopping)
+
+    # IService
+
+    def privilegedStartService(self) -> None:
+        """Open the ports of the parent, and reserve that of the workers."""
+        self._listen("admin", self._settings.admin, self.ports.admin)
+        if self._settings.monitor:
+            self._listen("monitor", self._settings.monitor, self.ports.monitor)
+        self._reserved = listen(_ReservingReactor(self._reactor), "listen", self._settings.listen, Factory(), self.ending)
+        self._sockets = _make_folder(self._count)
+        try:
+            self.processes.prepare(self._sockets, self._count, getattr(self._ports["admin"].getHost(), "port", 0))
+        except OSError as error:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            _give_up(f"the workers can't be prepared: {error.strerror}; use --workers 1")
+
+    def startService(self) -> None:
+        """Start the workers."""
+        super().startService()
+        self._log.info(
+            "towerws {version}: {count} workers for websockets on {listen}, admin on {admin}, auth {auth}",
+            version=__version__,
+            count=self._count,
+            listen=self._settings.listen,
+            admin=self._settings.admin,
+            auth=",".join(self._settings.auth),
+        )
+        for sentence in self.warnings:
+            self._log.warn("{sentence}", sentence=sentence)
+        self._reactor.callWhenRunning(self._start)
+
+    def _start(self) -> None:
+        if not self._stopping:
+            self.processes.start()
+
+    def stopService(self) -> Deferred[None]:
+        """Fires with None once all processes have ended and all ports are closed. Kills workers that miss their deadline."""
+        self._stopping = True
+        done: Deferred[None] = Deferred()
+        ended = self.processes.stop()
+        forward = self._reactor.callLater(0 if self._hurried else FORWARD_S, self._terminate)
+        kill = self._reactor.callLater(self.drain_s + STOP_GRACE_S + KILL_MARGIN_S, self.processes.kill)
+
+        def close(_: object) -> Deferred[Any]:
+            for call in (forward, kill):
+                if call.active():
+                    call.cancel()
+            self.processes.close()
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            ports = [*self._ports.values(), *([] if self._reserved is None else [self._reserved])]
+            return DeferredList([each for port in ports if (each := port.stopListening()) is not None], consumeErrors=True)
+
+        def finish(_: object) -> None:
+            self._log.info("towerws stopped")
+            done.callback(None)
+
+        ended.addCallback(close).addCallback(finish)
+        super().stopService()
+        return done
+
+    def _terminate(self) -> None:
+        self.processes.terminate()
+        if self._hurried:
+            self.processes.terminate(again=True)
+
+    def stop_now(self) -> None:
+        """Hurry a stop, also one that is about to begin: the workers abort their connections."""
+        self._hurried = True
+        if self._stopping:
+            self._terminate()
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Join twistd's application, and register the log observer there, where twistd looks for it."""
+        if self.log_observer is not None:
+            parent.setComponent(ILogObserver, self.log_observer)
+        super().setServiceParent(parent)
+
+    # signals
+
+    def reload(self, by: str, load: Callable[[], Loaded]) -> Settings | None:
+        """Have each worker reload, and take over what concerns the parent. Returns the new settings, None if they can't be used.
+
+        Each worker reports its own result in the log.
+        """
+        if self._stopping:
+            self._log.warn("{by}: nothing is reloaded: the daemon is stopping", by=by)
+            return None
+        self._log.info("{by}: each worker reloads", by=by)
+        self._reload_under_way = True
+        self.reloading()
+        self.processes.reload()
+        self._changed()
+        try:
+            settings = load().settings
+            certificates = {key: read_certificate(getattr(self._settings, key)) for key in self._certificates}
+        except (ConfigError, ValueError) as error:
+            self._log.error("{by}: the parent keeps its settings: {reason}", by=by, reason=str(error))
+            return None
+        self._settings = settings
+        for key, certificate in certificates.items():
+            self._certificates[key].options = certificate
+        return settings
+
+    def restart(self) -> Deferred[dict[str, object]]:
+        """Have one worker after the other hand over. Fires with the figures. Fails with `TowerwsError`: then some have not."""
+        return self.ports.restart()
+
+    # what the service manager asks
+
+    @property
+    def accepting(self) -> bool:
+        """Whether a worker accepts clients."""
+        return bool(self.processes.serving)
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds over which a stop spreads the closing of connections."""
+        return self._settings.websocket.drain_s
+
+    def status_text(self) -> str:
+        """Return the text for `systemctl status`."""
+        waiting = [str(worker.number) for worker in self.processes.workers if worker.state is State.WAITING]
+        text = f"{len(self.processes.serving)} of {self._count} workers serve"
+        return f"{text}; no process now: worker {', '.join(waiting)}" if waiting else text
+
+    # helpers
+
+    def _changed(self) -> None:
+        if self._reload_under_way and not any(worker.reloading for worker in self.processes.workers):
+            self._reload_under_way = False
+            self.reloaded()
+
+    def _listen(self, key: str, description: str, factory: Any) -> None:
+        reactor = TlsReactor(self._reactor)
+        self._ports[key] = listen(reactor, key, description, factory, self.ending)
+        if reactor.certificate is not None:
+            self._certificates[key] = reactor.certificate
+
+
+class _ReservingReactor:
+    """Binds ports without listening: no foreign process can take them while all workers are away, and an address in use is found."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """Reserve a port. Raises `CannotListenError`."""
+        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
+        try:
+            address = socket.getaddrinfo(interface or "0.0.0.0", port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0][4]  # noqa: S104
+            _bound(family, address, socket.SO_REUSEADDR).close()  # with SO_REUSEPORT another daemon's port would look free
+            return _Reserved(_reserve(family, address))
+        except OSError as error:
+            raise CannotListenError(interface, port, error) from error
+
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """Reserve a port."""
+        return self.listenTCP(port, factory, backlog, interface)
+
+
+def _reserve(family: int, address: Any) -> socket.socket:
+    """Bind a socket that only sockets with SO_REUSEPORT may join."""
+    try:
+        return _bound(family, address, socket.SO_REUSEPORT)
+    except OSError:  # connections of a process without it are in TIME_WAIT. A server with SO_REUSEADDR could take the port then
+        return _bound(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+
+
+def _bound(family: int, address: Any, *options: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        for option in options:
+            made.setsockopt(socket.SOL_SOCKET, option, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+class _Reserved:
+    """A port that nobody listens on here."""
+
+    def __init__(self, bound: socket.socket) -> None:
+        self._bound = bound
+
+    def stopListening(self) -> None:
+        """Give the port back."""
+        self._bound.close()
+
+
+def _make_folder(count: int) -> str:
+    """Make the folder of the workers' sockets, which only this user can enter. Raises `EndOfStart` if that fails."""
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    try:
+        folder = tempfile.mkdtemp(prefix="towerws-", dir=runtime or None)
+    except OSError as error:
+        _give_up(f"no folder for the workers' sockets can be made: {error}; set TMPDIR to one that can be written to")
+    if len(f"{folder}/notify-{count}".encode()) > MAX_SOCKET_PATH_BYTES:
+        Path(folder).rmdir()
+        _give_up(f"the path {folder} is too long for the workers' sockets; set TMPDIR to a shorter one")
+    return folder
+
+
+def _give_up(text: str) -> NoReturn:
+    print(f"towerws: {text}", file=sys.__stderr__, flush=True)
+    raise EndOfStart(EXIT_BAD_CONFIG)
+
+
+def _nothing() -> None:
+    """Stand in for a callback that is not set."""

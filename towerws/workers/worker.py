@@ -1,0 +1,154 @@
+"""A worker's side: what it inherits from its parent, its share of the limits, and the port that it shares with the other workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from twisted.internet import tcp
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
+
+from towerws.config.load import Loaded
+from towerws.core.settings import LimitSettings, Settings
+
+VARIABLE: Final = "_TOWERWS_WORKER"
+"""In the environment of a worker, and of the process that a worker hands over to."""
+
+CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+"""The CPU time of this control group, as `200000 100000` (microseconds in a period) or `max 100000`."""
+
+PARENT_CHECK_S: Final = 1.0
+
+DIVIDED: Final = ("connections", "per_address", "per_user", "half_open", "replay_bytes_per_s")
+"""Limits that count for the daemon, not for a process. `accepts_per_s` protects the event loop of one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """One worker of a parent. `number` counts from 1 to `count`. `folder` holds its sockets."""
+
+    number: int
+    count: int
+    folder: str
+    parent: int
+    """The parent's process id."""
+    page_port: int
+    """The TCP port of the parent's admin port, whose pages may connect to the websockets. 0: it has none."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self | None:
+        """Return this process's place. None: it is no worker."""
+        text = environ.get(VARIABLE, "")
+        return cls(**json.loads(text)) if text else None
+
+    def to_text(self) -> str:
+        """Return the value of `VARIABLE`."""
+        return json.dumps(asdict(self))
+
+    @property
+    def admin_path(self) -> str:
+        """The socket of this worker's admin port."""
+        return f"{self.folder}/admin-{self.number}"
+
+    @property
+    def notify_path(self) -> str:
+        """The socket on which the parent hears this worker."""
+        return f"{self.folder}/notify-{self.number}"
+
+    def loaded(self, loaded: Loaded) -> Loaded:
+        """Return the configuration as this worker uses it: its own admin port, no other one, and its share of the limits."""
+        settings = loaded.settings
+        path = "".join(f"\\{each}" if each in "\\:=" else each for each in self.admin_path)
+        tower = settings.tower
+        if tower is not None:
+            tower = replace(tower, calls=_share(tower.calls, self.count), password_calls=_share(tower.password_calls, self.count))
+        own = replace(
+            settings, workers=1, admin=f"unix:{path}:mode=600", monitor="", limits=divide(settings.limits, self.count), tower=tower
+        )
+        return replace(loaded, settings=own)
+
+
+def worker_count(settings: Settings) -> int:
+    """Return the number of workers: for `auto` one for each CPU that this process may use."""
+    return settings.workers if isinstance(settings.workers, int) else _usable_cpus()
+
+
+def divide(limits: LimitSettings, count: int) -> LimitSettings:
+    """Return one worker's share of the limits, rounded up. A limit of connections of 0 stays 0: each process has its own descriptors."""
+    return replace(limits, **{name: _share(getattr(limits, name), count) for name in DIVIDED})
+
+
+def _share(limit: int, count: int) -> int:
+    return -(-limit // count)
+
+
+def _usable_cpus() -> int:
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_LIMIT.read_text(encoding="ascii").split()
+        return max(1, min(cpus, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group of version 2, or no limit ("max")
+        return cpus
+
+
+class SharingReactor:
+    """Opens TCP ports that several processes may listen on (SO_REUSEPORT). Everything else is the reactor's.
+
+    Each process has an accept queue of its own, and the kernel spreads connections evenly over them. One inherited queue would not do that:
+    the process that wakes first takes most connections.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """See `IReactorTCP`."""
+        opened = _SharedPort(port, factory, backlog, interface, self._reactor)
+        opened.startListening()
+        return opened
+
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """See `IReactorSSL`. Twisted's own does the same on a port of its own."""
+        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
+
+
+class _SharedPort(tcp.Port):
+    def createInternetSocket(self) -> socket.socket:
+        """Make the socket, before it is bound."""
+        made: socket.socket = super().createInternetSocket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return made
+
+
+class ParentWatch:
+    """Ends a worker whose parent has ended: another daemon may take the port, and nobody would supervise this process.
+
+    `stop` stops this process. A process that a worker started, to hand over to it, is a `successor`: that worker's child until the worker
+    has ended, and the parent's after that.
+    """
+
+    _log = Logger()
+
+    def __init__(self, membership: Membership, reactor: Any, stop: Callable[[], None], *, successor: bool) -> None:
+        self._parent = membership.parent
+        self._allowed = {membership.parent, os.getppid()} if successor else {membership.parent}
+        self._stop = stop
+        self._checks = LoopingCall(self._check)
+        self._checks.clock = reactor
+        reactor.callWhenRunning(self._checks.start, PARENT_CHECK_S)
+
+    def _check(self) -> None:
+        if os.getppid() not in self._allowed:
+            self._checks.stop()
+            self._log.error("the parent, process {pid}, has ended; this worker stops", pid=self._parent)
+            self._stop()
