@@ -262,6 +262,9 @@ export function connect(url, options = {}) {
         position = frame.position ?? position;
         for (const sub of [...subs]) tell(sub);
         break;
+      case "pong": // On a quiet topic the old position would leave history.
+        position = frame.position ?? position;
+        break;
       case "renewed":
         user = frame.user;
         badTokens = 0;

@@ -434,3 +434,74 @@ def test_resumes(chromium: Chromium, served: Callable[..., Daemon]) -> None:
     screen.until_live()
     daemon.publish("orders.paid", {"order": 3})
     screen.until_shown("events", '{"order":3}')
+
+
+HOLDS_REQUESTS = """
+    window.sockets = [];
+    window.holdsRequestsFor = null;
+    window.heldBack = 0;
+    window.WebSocket = class extends WebSocket {
+        constructor(...parts) { super(...parts); sockets.push(this); }
+        send(text) {
+            if (holdsRequestsFor !== null && text.includes(holdsRequestsFor)) heldBack += 1;
+            else super.send(text);
+        }
+    };
+"""
+"""A request that names the topic is not sent: for the page, its answer never comes."""
+
+
+def shown(screen: Screen, text: str) -> int:
+    """How many rows of the latest events have this text."""
+    rows = "[...document.querySelectorAll('#events tr')]"
+    return int(screen.page.run(f"{rows}.filter(row => row.textContent.includes({json.dumps(text)})).length"))
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_an_added_topic_whose_request_is_lost(chromium: Chromium, served: Callable[..., Daemon], losses: int) -> None:
+    """A connection ends while the request for an added topic waits for its answer. The topic's first event is shown, and no event twice."""
+    daemon = served()
+    screen = Screen(chromium, daemon)
+    screen._call("Page.addScriptToEvaluateOnNewDocument", source=HOLDS_REQUESTS)
+    screen.page.go(screen.url)
+    screen.until_live()
+    daemon.publish("orders.paid", {"order": 1})
+    screen.until_shown("events", '{"order":1}')
+    screen.page.run("holdsRequestsFor = 'things'")
+    daemon.publish("things.lamp", {"first": 1})
+    screen.until("heldBack === 1")
+    daemon.publish("orders.paid", {"order": 2})
+    screen.until_shown("events", '{"order":2}')
+    for loss in range(losses):
+        if loss:  # The next connection ends before it is resumed.
+            screen.page.run("holdsRequestsFor = 'since'; heldBack = 0")
+        screen.page.run("sockets.at(-1).close()")
+        if loss < losses - 1:
+            screen.until("sockets.length > 1 && heldBack === 2")
+    screen.page.run("holdsRequestsFor = null")
+    screen.until_shown("events", '{"first":1}')
+    daemon.publish("things.lamp", {"second": 2})
+    screen.until_shown("events", '{"second":2}')
+    assert [shown(screen, text) for text in ('{"order":1}', '{"order":2}', '{"first":1}', '{"second":2}')] == [1, 1, 1, 1]
+
+
+def test_a_job_that_is_not_checked_when_the_connection_ends(chromium: Chromium, served: Callable[..., Daemon]) -> None:
+    """AWX was too slow to show a job, and then the connection ends. The page has the job's output from the first line on."""
+    FailingApi.works.clear()
+    with serve_tower(FailingApi) as (_, url):
+        daemon = served("--tower-url", url, auth="tower")
+        screen = Screen(chromium, daemon)
+        screen._call("Page.addScriptToEvaluateOnNewDocument", source=HOLDS_REQUESTS)
+        screen.page.go(screen.url)
+        screen.sign_in(OAUTH)
+        screen.until_live()
+        daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+        daemon.publish("job_events.42", {"counter": 1, "stdout": "PLAY [first]"})
+        while not daemon.get("/status")[1]["requests"]["denied_topics"]:
+            screen.until("document.getElementById('state').dataset.state === 'live'")
+        screen.page.run("holdsRequestsFor = 'job_events'")
+        daemon.publish("orders.paid", {"order": 1})
+        screen.until_shown("events", '{"order":1}')
+        FailingApi.works.set()
+        screen.page.run("sockets.at(-1).close(); holdsRequestsFor = null")
+        screen.until_shown("output", "PLAY [first]")

@@ -333,7 +333,14 @@
   let addSince = null;         // position from which the next request's added topics are replayed
   let sentSince = null;        // the same position, of the newest request
 
-  // The same position, of the topics that the daemon could not check.
+  // The topics of the daemon's newest answer: `position` counts for them.
+  let held = new Set();
+
+  // The daemon could not check a topic, and is asked again.
+  let unchecked = false;
+
+  // The same position, of the topics that the daemon could not check, or whose request was lost with its connection. It is older than
+  // `addSince`, and outlives a connection.
   let againSince = null;
   let user = null;
   const deniedTopics = new Set();   // this user may not subscribe to them, so they aren't requested again
@@ -422,7 +429,8 @@
 
   function forgetToken() {
     keepToken(null);
-    position = null;
+    position = againSince = null;
+    awaiting = false;
     const old = socket;
     socket = null;
     if (old) old.close();
@@ -447,8 +455,9 @@
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const current = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
     let opened = false;
-    asked = againSince = null;
-    awaiting = identified = false;
+    if (awaiting) againSince = sentSince;
+    asked = null;
+    awaiting = identified = unchecked = false;
     current.onopen = () => {
       opened = true;
       if (current !== socket || identified || !TAKES_TOKENS) return;
@@ -488,17 +497,24 @@
   }
 
   function subscribe() {
-    const topics = wantedTopics();
+    // A new connection first resumes the topics that the one before had. The others are replayed from a position of their own.
+    const resumes = asked === null && resuming && held.size > 0;
+    const topics = wantedTopics().filter((topic) => !resumes || held.has(topic));
     const key = [...topics].sort().join(" ");
-    if (key === asked) addSince = null;
+    if (key === asked && !awaiting) {
+      addSince = null;
+      if (!unchecked) againSince = null;
+    }
     if (awaiting || key === asked || !identified) return;
     const groups = Object.create(null);   // a group may be named `constructor`
     for (const topic of topics) (groups[groupOf(topic)] ||= []).push(topic.slice(topic.indexOf(".") + 1));
     const request = { groups };
-    if (asked === null && resuming) request.since = position;
-    else if (asked !== null) request.since = againSince ?? addSince;   // replay the events before this request
-    sentSince = request.since ?? position;
-    addSince = null;
+    sentSince = againSince ?? addSince ?? position;
+    if (resumes) request.since = position;
+    else {
+      if (asked !== null || resuming) request.since = sentSince;   // replay the events before this request
+      addSince = againSince = null;
+    }
     // With AWX's session cookie, this proves that the page may read the cookies of its host.
     const csrf = /(?:^|; )csrftoken=([^;]*)/.exec(document.cookie);
     if (csrf) request.xrftoken = csrf[1];
@@ -509,10 +525,12 @@
 
   // After 8 s the daemon answers `unavailable` about the topics that it still has to check with AWX.
   function askAgainIfUnchecked(denied) {
-    againSince = denied.some((item) => item.reason === "unavailable") ? sentSince : null;
+    unchecked = denied.some((item) => item.reason === "unavailable");
+    if (!unchecked) return;
+    againSince = sentSince;
     const current = socket;
-    if (againSince !== null) setTimeout(() => {
-      if (current !== socket || awaiting || againSince === null) return;
+    setTimeout(() => {
+      if (current !== socket || awaiting || !unchecked) return;
       asked = "";
       subscribe();
     }, AGAIN_MS);
@@ -567,6 +585,7 @@
       awaiting = false;
       askAgainIfUnchecked(frame.denied);
       keepPosition(frame.position);
+      held = new Set(frame.groups_current);
       if (resuming) {
         resuming = false;
         notice(frame.recovered ? "connected again; nothing was missed" : "connected again; events were missed, because the daemon no longer holds them");
@@ -579,6 +598,7 @@
       subscribe();
     } else if (frame.type === "revoked") {
       keepPosition(frame.position);
+      held = new Set(frame.groups_current);
       onDenied(frame.denied);
       showListening(frame.groups_current);
     } else if (frame.type === "gap") {

@@ -347,6 +347,19 @@ test("a silent connection is asked, and given up", async () => {
   assert.equal(reasons.at(-1).code, "dead");
 });
 
+test("a pong's position: a quiet topic resumes where the log was, and not where its last event was", async () => {
+  const { client: made } = await opened();
+  last().event("jobs.a", 1);
+  await pass(20_000);
+  await pass(20_000);
+  assert.deepEqual(last().sent.at(-1), { ping: 1 });
+  last().frame({ type: "pong", ping: 1, position: "p900" });
+  assert.equal(made.position, "p900");
+  last().frame({ type: "pong", ping: 1, position: null });
+  await reconnect();
+  assert.equal(last().requests[0].since, "p900");
+});
+
 test("no ping behind a request: its answer may wait for long", async () => {
   const { client: made } = await opened();
   await pass(19_000);
