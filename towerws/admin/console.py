@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from ipaddress import ip_address
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
@@ -28,6 +27,7 @@ from towerws.admin.browser_check import check_browser, check_reader
 from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, json_answer
 from towerws.admin.page import static_file
 from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples, at, breaker_is_open
+from towerws.core.addresses import is_loopback
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import printable
 from towerws.core.history import History
@@ -105,7 +105,7 @@ def _check_details(request: Request, data: ConsoleData) -> None:
     if not data.show_details:
         raise HttpError(403, "events and users are not shown here: admin_details is false in the daemon's configuration")
     listening = request.getHost()
-    if isinstance(listening, UNIXAddress) or ip_address(listening.host).is_loopback:
+    if isinstance(listening, UNIXAddress) or is_loopback(listening.host):
         return
     raise HttpError(
         403,

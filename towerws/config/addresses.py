@@ -6,8 +6,9 @@ It knows the endpoint types that make sense for a daemon. The prefix `haproxy:` 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 from dataclasses import dataclass
+
+from towerws.core.addresses import is_loopback
 
 _POSITIONAL = {
     "tcp": ("port",),
@@ -44,7 +45,7 @@ class Address:
         """Whether only this machine can reach it. False for a socket of systemd's, whose interface is unknown."""
         if self.kind == "unix" or self.systemd_domain == "UNIX":
             return True
-        return self.interface.lower() == "localhost" or _is_loopback(self.interface)
+        return self.interface.lower() == "localhost" or is_loopback(self.interface)
 
     def clashes(self, other: Address) -> bool:
         """Whether a process can't listen on both."""
@@ -150,12 +151,3 @@ def _unknown_kind(kind: str) -> str:
     near = difflib.get_close_matches(kind, _POSITIONAL, n=1)
     hint = f"did you mean {near[0]}:?" if near else "for example tcp:8051:interface=127.0.0.1"
     return f"must be an endpoint that begins with {', '.join(f'{known}:' for known in _POSITIONAL)} or haproxy: before one of them; {hint}"
-
-
-def _is_loopback(interface: str) -> bool:
-    try:
-        address = ipaddress.ip_address(interface.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
