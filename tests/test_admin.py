@@ -496,9 +496,13 @@ def test_own_origin(admin: Admin) -> None:
 
 @each_row("host", ["evil.example:9051", "evil.example", "localhost.evil.example", "[", "\xff", "127.0.0.1.evil.example"], admin=admin_port)
 def test_name_that_points_here(admin: Admin, host: str) -> None:
-    """On loopback a foreign name that points here gets nothing (DNS rebinding), with or without a matching Origin."""
-    assert admin.ask("GET", "/status", Host=host).status == 403
-    assert admin.ask("POST", "/publish", b"{}", Host=host, Origin=f"http://{host}").status == 403
+    """On loopback a foreign name that points here gets nothing (DNS rebinding), with or without a matching Origin.
+
+    A port on `::` sees a client of 127.0.0.1 at ::ffff:127.0.0.1.
+    """
+    for at in (LOOPBACK, IPv6Address("TCP", "::1", 9051), IPv6Address("TCP", "::ffff:127.0.0.1", 9051)):
+        assert admin.ask("GET", "/status", at=at, Host=host).status == 403
+        assert admin.ask("POST", "/publish", b"{}", at=at, Host=host, Origin=f"http://{host}").status == 403
 
 
 @each_row("host", ["localhost", "localhost:9051", "127.0.0.1:9051", "[::1]:9051", "LOCALHOST"], admin=admin_port)

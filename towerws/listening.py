@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.config.addresses import parse_address
-from towerws.handover.ports import tell_predecessor
+from towerws.handover.ports import SystemdReactor, tell_predecessor
 
 EXIT_BAD_CONFIG = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL, sysexits.h
@@ -117,6 +117,7 @@ def _listen(reactor: Any, description: str, factory: Any) -> IListeningPort:
             return _open(reactor, _lockfile.sub("", description) + ":lockfile=0", factory)
     if address.kind == "systemd":
         _check_socket(reactor, description.removeprefix("haproxy:"), address.systemd_domain)
+        return _open(SystemdReactor(reactor), description, factory)
     return _open(reactor, description, factory)
 
 

@@ -41,6 +41,11 @@ INSIDES = [
         signature="(reactor, fd, factory)",
         why="to adopt a UNIX socket without making its file writable for everybody",
     ),
+    Inside(
+        owner="twisted.internet.tcp",
+        name="_reservedFD",
+        why="to keep a descriptor with which a UNIX port of systemd's can refuse clients when there is no other, as Twisted's ports do",
+    ),
     # Reading from the broker
     Inside(owner=DESCRIPTOR, name="bufferSize", value=64 * 1024, why="to read more, or less, from the broker at once"),
     # Accepting

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Self
 import jwt
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
-from websockets.sync.client import connect
+from websockets.sync.client import connect, unix_connect
 from websockets.typing import Subprotocol
 
 from tests.integration.conftest import NO_SYSTEMD, require
@@ -331,6 +332,20 @@ def test_socket_activation(tmp_path: Path, domain: str, host: str) -> None:
             assert json.loads(client.recv(DEADLINE_S))["type"] == "welcome"
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_activation_of_a_unix_socket(tmp_path: Path) -> None:
+    """The file keeps the mode that the unit gave it (SocketMode), and stays after a stop: systemd listens on it again."""
+    path = tmp_path / "web.sock"
+    with activated(tmp_path, str(path), "--fdname=websocket", endpoint="systemd:domain=UNIX:name=websocket") as (process, log):
+        path.chmod(0o600)
+        with unix_connect(str(path), "ws://localhost/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
+            assert json.loads(client.recv(DEADLINE_S))["type"] == "welcome"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+    assert path.is_socket()
     assert "Traceback" not in log.read_text()
 
 

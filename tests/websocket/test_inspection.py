@@ -11,6 +11,7 @@ from tests.kit.ws_kit import Edge, Edges, SlowMethod, edges, request
 from towerws.auth.chain import Open
 from towerws.core.identity import Identity
 from towerws.core.sources import SourceState, SourceStatus
+from towerws.websocket import inspection
 from towerws.websocket.inspection import (
     DEADLINE_S,
     MAX_CONNECTIONS,
@@ -102,6 +103,25 @@ def test_ten_thousand_connections(make: Edges) -> None:
     assert (found["connections"], found["next"]) == ([], SEARCHED)
     found = list_connections(edge.factory, after=SEARCHED, text="nobody", limit=50, behind=False)
     assert (found["connections"], found["next"]) == ([], None)
+
+
+def test_connections_with_many_topics(make: Edges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answer also looks at a bounded number of topics, and `next` goes on. Without a text to search for it looks at none."""
+    monkeypatch.setattr(inspection, "SEARCHED_TOPICS", 20)
+    edge = make()
+    for count in (10, 10, 10, 30):
+        edge.open(v1=True).ask({"job_events": list(range(count))})
+    after: int | None = 0
+    pages = []
+    while after is not None:
+        found: Any = list_connections(edge.factory, after=after, text="job_events.9", limit=50, behind=False)
+        pages.append([row["connection"] for row in found["connections"]])
+        after = found["next"]
+    assert pages == [[1, 2], [3], [4]]
+    found = list_connections(edge.factory, after=0, text="job_events.29", limit=50, behind=False)
+    assert (found["connections"], found["next"]) == ([], 2)
+    found = list_connections(edge.factory, after=0, text="", limit=50, behind=False)
+    assert [row["connection"] for row in found["connections"]] == [1, 2, 3, 4]
 
 
 def test_end_one(make: Edges) -> None:

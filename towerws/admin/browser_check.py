@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -10,7 +9,7 @@ from twisted.web.server import Request
 
 from towerws.admin.endpoint import HttpError
 from towerws.core.errors import printable
-from towerws.core.origins import is_local
+from towerws.core.origins import is_local, is_loopback
 
 
 def check_browser(request: Request) -> None:
@@ -40,7 +39,7 @@ def _check_host(request: Request) -> None:
     Anyone can make a name point to 127.0.0.1. To a browser on this machine, a page of that name would have the same origin as ours.
     """
     listening = request.getHost()
-    if not isinstance(listening, (IPv4Address, IPv6Address)) or not ip_address(listening.host).is_loopback:
+    if not isinstance(listening, (IPv4Address, IPv6Address)) or not is_loopback(listening.host):
         return
     host = (request.getHeader(b"host") or b"localhost").decode("latin-1")
     if not is_local(host):

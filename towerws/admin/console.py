@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from ipaddress import ip_address
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
@@ -32,6 +31,7 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import printable
 from towerws.core.history import History, count_topics, find_events
 from towerws.core.hub import Hub
+from towerws.core.origins import is_loopback
 from towerws.core.topics import WITHHELD
 
 MAX_ROWS = 100
@@ -111,7 +111,7 @@ def check_details(request: Request, *, show_details: bool) -> None:
     if not show_details:
         raise HttpError(403, "events and users are not shown here: admin_details is false in the daemon's configuration")
     listening = request.getHost()
-    if isinstance(listening, UNIXAddress) or ip_address(listening.host).is_loopback:
+    if isinstance(listening, UNIXAddress) or is_loopback(listening.host):
         return
     raise HttpError(
         403,

@@ -16,7 +16,6 @@ the next fetch such a token is unavailable if its key has no `kid`. With a `kid`
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from towerws.auth.base import Refused, Unavailable, drop_frames, run
 from towerws.auth.jwt_keys import Key, read_jwk
 from towerws.auth.jwt_token import read_object
 from towerws.core.errors import ConfigError, TowerwsError
+from towerws.core.origins import is_loopback
 
 MAX_KEYS = 100
 MAX_TRIED = 8  # for a token without a kid: each key costs up to 100 microseconds
@@ -235,7 +235,7 @@ def check_key_set_url(url: str) -> SplitResult:
         raise ConfigError("jwt.jwks_url: must be https://host/path")
     if "@" in parts.netloc:
         raise ConfigError("jwt.jwks_url: must not hold a user or a password")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and (host == "localhost" or is_loopback(host))):
         raise ConfigError(f"jwt.jwks_url = {parts.scheme}://{host}…: must be https; http is for 127.0.0.1, ::1 and localhost only")
     return parts
 
@@ -272,10 +272,3 @@ def _name_failure(failure: Failure) -> Failure:
 
 def _raise_timeout(result: object, timeout: float) -> NoReturn:
     raise FetchError(f"no answer within {timeout:g} s")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

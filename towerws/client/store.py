@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 MAX_CHARACTERS = 256
@@ -13,7 +15,9 @@ MAX_CHARACTERS = 256
 class FileStore:
     """Keeps the position in a file of its own, which only this user may read. Each client needs its own file.
 
-    A new position replaces the file at once, so that a crash leaves the old or the new one. Errors are those of the file system.
+    A new position replaces the file at once, so that a crash or a full disk leaves the old one. A link, or a file of another user, is not
+    read: its position could make the client skip events. A new position replaces it where the folder permits that. Errors are those of
+    the file system.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -29,15 +33,25 @@ class FileStore:
 
     def _read(self) -> str | None:
         try:
-            with self._path.open(encoding="ascii") as file:
-                return file.read(MAX_CHARACTERS + 1).strip() or None
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
         except FileNotFoundError:
             return None
+        with os.fdopen(descriptor, encoding="ascii") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(f"{self._path} is no regular file")
+            if found.st_uid != os.geteuid():
+                raise PermissionError(f"{self._path} is of another user")
+            return file.read(MAX_CHARACTERS + 1).strip() or None
 
     def _write(self, position: str) -> None:
-        new = self._path.with_name(f"{self._path.name}.new")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-            file.write(position)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
+        descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)  # a new file, with the mode 600
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(position)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self._path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -14,11 +14,11 @@ host with an empty name. No operator means that, so this parser doesn't follow t
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from towerws.core.origins import is_loopback
 from towerws.core.settings import BrokerUrl, Secret
 
 _POSITIONAL = {
@@ -61,7 +61,7 @@ class Address:
         """Whether only this machine can reach it. False for a socket of systemd's, whose interface is unknown."""
         if self.kind == "unix" or self.systemd_domain == "UNIX":
             return True
-        return self.interface.lower() == "localhost" or _is_loopback(self.interface)
+        return self.interface.lower() == "localhost" or is_loopback(self.interface)
 
     def clashes(self, other: Address) -> bool:
         """Whether a process can't listen on both."""
@@ -167,15 +167,6 @@ def _unknown_kind(kind: str) -> str:
     near = difflib.get_close_matches(kind, _POSITIONAL, n=1)
     hint = f"did you mean {near[0]}:?" if near else "for example tcp:8051:interface=127.0.0.1"
     return f"must be an endpoint that begins with {', '.join(f'{known}:' for known in _POSITIONAL)} or haproxy: before one of them; {hint}"
-
-
-def _is_loopback(interface: str) -> bool:
-    try:
-        address = ipaddress.ip_address(interface.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 _split_scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,15})://(.*)", re.DOTALL).fullmatch

@@ -218,6 +218,15 @@ def _read_address(text: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def is_loopback(text: str) -> bool:
+    """Return whether an address without a port is one of this machine's own: 127.0.0.0/8 or ::1.
+
+    A socket on `::` sees 127.0.0.1 as `::ffff:127.0.0.1`, which Python before 3.13 does not take for loopback.
+    """
+    address = read_address(text.partition("%")[0])
+    return address is not None and address.is_loopback
+
+
 def address_key(address: str) -> str:
     """Return the key under which an address is counted: the address, or an IPv6 address's /64."""
     if "." in address and ":" not in address:

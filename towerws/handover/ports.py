@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from twisted.internet import unix
+from twisted.internet import tcp, unix
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 
 from towerws.core.handover_state import VERSION, encode_message
 
@@ -82,18 +83,59 @@ def report(channel: int, reason: str) -> None:
         end.sendall(struct.pack("!I", len(body)) + body)
 
 
-class _AdoptingReactor:
-    """Gives an endpoint an inherited socket instead of a new one. Everything else is the reactor's."""
+class _SystemdPort(unix.Port):
+    """A UNIX socket of systemd's. The mode of its file and the backlog are those of the socket unit. systemd listens on after a stop.
 
-    def __init__(self, reactor: Any, descriptor: int, family: int) -> None:
+    Twisted's own port opens the file to everybody, fails if the file is another user's, removes it at the end, and shuts the socket down.
+    """
+
+    _shouldShutdown = False
+
+    def __init__(self, reactor: Any, descriptor: int, factory: Any) -> None:
+        self.socket = socket.fromfd(descriptor, socket.AF_UNIX, socket.SOCK_STREAM)
+        super().__init__(self.socket.getsockname(), factory, reactor=reactor)
+
+    def startListening(self) -> None:
+        """Accept the socket's clients from now on."""
+        tcp._reservedFD.reserve()  # noqa: SLF001 - as Twisted's own ports do
+        factory: Any = self.factory
+        factory.doStart()
+        self.fileno = self.socket.fileno  # type: ignore[method-assign]  # as Twisted's own do
+        self.connected, self.numberAccepts = True, 100
+        self.startReading()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Close this process's descriptor."""
+        tcp.Port.connectionLost(self, reason)
+
+
+class SystemdReactor:
+    """Opens sockets that systemd passed. Everything else is the reactor's."""
+
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._socket = descriptor, family
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        """See `IReactorSocket`."""
+        if addressFamily != socket.AF_UNIX:
+            return self._reactor.adoptStreamPort(fileDescriptor, addressFamily, factory)
+        port = _SystemdPort(self._reactor, fileDescriptor, factory)
+        port.startListening()
+        return port
+
+
+class _AdoptingReactor(SystemdReactor):
+    """Gives an endpoint an inherited socket instead of a new one."""
+
+    def __init__(self, reactor: Any, descriptor: int, family: int) -> None:
+        super().__init__(reactor)
+        self._socket = descriptor, family
+
     def _adopt(self, factory: Any) -> Any:
-        return self._reactor.adoptStreamPort(*self._socket, factory)
+        return self.adoptStreamPort(*self._socket, factory)
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
         """See `IReactorTCP`."""

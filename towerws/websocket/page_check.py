@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 
 from towerws.core.errors import HandshakeError
 from towerws.core.http_head import Head
-from towerws.core.origins import Origins, Proxies, is_local, read_address
+from towerws.core.origins import Origins, Proxies, is_local, is_loopback
 from towerws.core.settings import AccessSettings
 
 
@@ -68,8 +68,7 @@ class PageCheck:
         host = head.headers["host"]
         if is_local(host) or self._origins.lists(host) or self._proxies.trust(peer):
             return
-        local = read_address(listening)
-        if local is not None and local.is_loopback:
+        if is_loopback(listening):
             raise HandshakeError(403, "on this machine's own address the websocket answers for localhost and addresses only", "host")
 
     def _hosts(self, head: Head, peer: str) -> list[str]:
