@@ -735,6 +735,22 @@ class TestBinding:
         rig.side.confirm = ack
         rig.until(lambda: len(rig.broker.peers) > 1, within_s=90)
 
+    @pytest.mark.parametrize("written_after_s", [10, 18])
+    def test_a_reader_that_pauses_is_not_replaced(self, written_after_s: float) -> None:
+        """Nothing is read while a batch is still being written, and just after it: this says nothing about the consumer."""
+        rig = SourceRig(silence_s=60).consuming()
+        rig.advance(9)
+        rig.sink.holding = True
+        rig.write(b"before")
+        assert rig.broker.peer.transport.paused
+        rig.broker.readers.clear()  # what the broker sends now stays in the socket
+        rig.advance(written_after_s)
+        rig.sink.holding = False
+        rig.sink.writing.pop(0)(1000)
+        rig.advance(4.5)
+        assert rig.source.counters["markers"]["stalls"] == 0  # type: ignore[index]
+        rig.until(lambda: rig.source.counters["markers"]["stalls"] == 1, within_s=15)  # type: ignore[index]
+
     def test_a_slow_consumer_is_not_replaced(self) -> None:
         """Messages come, if slowly, and the markers come behind them: the consumer stays."""
         rig = SourceRig().consuming()

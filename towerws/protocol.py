@@ -50,22 +50,23 @@ RECONNECT_MS = (500, 5000)
 class WebSocketConnection(MovableConnection):
     """The connection of one client. It is the hub's `Peer` and the session's `Connection`."""
 
+    # The initial state. As attributes of the class these values cost a connection nothing (autobahn_parts.py).
     _unauthenticated: UnauthenticatedSession | None = None
+    _session: Session | None = None
+    _send_buffer: SendBuffer | None = None
+    _controls: TokenBucket | None = None
+    _continuations: TokenBucket | None = None
+    _fragments = 0
+    _frames_after_close = 0
+    _opened_at = 0.0
+    _reason = "lost"
     _limit = ""
+    _answer: PlainAnswer | None = None
+    _heartbeat: Heartbeat | None = None
+    """Of an event stream. A websocket has none."""
 
     def connectionMade(self) -> None:
         """Begin the handshake, or go on where another process stopped."""
-        self._session: Session | None = None
-        self._send_buffer: SendBuffer | None = None
-        self._controls: TokenBucket | None = None
-        self._continuations: TokenBucket | None = None
-        self._fragments = 0
-        self._frames_after_close = 0
-        self._opened_at = 0.0
-        self._reason = "lost"
-        self._answer: PlainAnswer | None = None
-        self._heartbeat: Heartbeat | None = None
-        """Of an event stream. A websocket has none."""
         if self.adoption is None:
             super().connectionMade()
         else:

@@ -36,7 +36,8 @@ UNPROVEN_S: Final = 15.0
 GRACE_S: Final = 2.0
 """How long a confirmed marker may be on its way. Then a second one goes straight to the stream, to tell late from lost."""
 STALLED_S: Final = 5.0
-"""If nothing at all was read for this long after a marker straight to the stream was confirmed, the reader attaches again."""
+"""If nothing at all was read for this long after a marker straight to the stream was confirmed, the reader attaches again. A time in
+which the daemon itself paused does not count."""
 RETRY_S: Final = 2.0
 REBIND_S: Final = 60.0
 """How often the queue is bound again while markers are refused."""
@@ -51,6 +52,10 @@ class Watched(Protocol):
     @property
     def deliveries(self) -> int:
         """How many messages were read so far."""
+
+    @property
+    def reading_since(self) -> float | None:
+        """Since when it reads without a pause, in the reactor's seconds. None: it pauses, because a batch is still being written."""
 
     def attach_again(self) -> None:
         """Consume again, where the reader is. Nothing is lost by that, and nothing is concluded."""
@@ -298,6 +303,10 @@ class BindingWatch:
         watched = self._watched
         if watched is None or text != self._direct or watched.deliveries != read:
             self._next()
+            return
+        now, since = self._reactor.seconds(), watched.reading_since
+        if since is None or now - since < STALLED_S:  # it was the daemon that read nothing
+            self._timer.set(STALLED_S if since is None else since + STALLED_S - now, lambda: self._check_stall(text, read))
             return
         self._schedule(INTERVAL_S)
         silent_s = self._reactor.seconds() - (self._proved_at or 0.0)

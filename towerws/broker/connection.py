@@ -250,6 +250,8 @@ class BrokerConnection(protocol.Protocol):
         self._received_at = 0.0
         self._bytes = 0
         self._paused = False
+        self._resumed_at = 0.0
+        """When the last pause ended."""
         self._watchdog: interfaces.IDelayedCall | None = None
         self._amqp = _PikaConnection(self, _parameters(url, settings, purpose), reactor)
 
@@ -273,6 +275,11 @@ class BrokerConnection(protocol.Protocol):
         self._amqp.add_on_connection_blocked_callback(lambda *_: blocked(True))
         self._amqp.add_on_connection_unblocked_callback(lambda *_: blocked(False))
 
+    @property
+    def reading_since(self) -> float | None:
+        """Since when it reads without a pause, in the reactor's seconds. None: it pauses."""
+        return None if self._paused else self._resumed_at
+
     def pause(self) -> None:
         """Read nothing until `resume`: the last batch is still being written to clients.
 
@@ -291,7 +298,7 @@ class BrokerConnection(protocol.Protocol):
             transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._bytes * WRITTEN_BYTES // written))
         if self._paused:
             self._paused = False
-            self._received_at = self._reactor.seconds()  # nothing could be received while it was paused
+            self._received_at = self._resumed_at = self._reactor.seconds()  # nothing could be received while it was paused
             cast("interfaces.IPushProducer", self.transport).resumeProducing()
 
     def close(self) -> None:

@@ -119,6 +119,11 @@ class QueueReader:
         """How many messages were read so far."""
         return self._progress.deliveries
 
+    @property
+    def reading_since(self) -> float | None:
+        """Since when the connection reads without a pause. None: it pauses."""
+        return self._connection.reading_since
+
     def attach_again(self) -> None:
         """Nothing to do: a new consumer would get a new queue, and lose what the present one holds."""
 

@@ -543,6 +543,11 @@ class StreamReader:
         """How many messages were read so far."""
         return self._progress.deliveries
 
+    @property
+    def reading_since(self) -> float | None:
+        """Since when the connection reads without a pause. None: it pauses."""
+        return self._connection.reading_since
+
     def attach_again(self) -> None:
         """Consume again, on this connection: from the anchor on, as after a lost connection."""
         if self._state is _State.LIVE:

@@ -30,9 +30,13 @@ _ITEM = rf"[ \t]*+(?:{_WORD}(?:{_PARAMETER})*+[ \t]*+)?+"  # or nothing between 
 _is_list = re.compile(rf"{_ITEM}(?:,{_ITEM})*+").fullmatch
 
 
+_COMMON_OFFERS = frozenset({"permessage-deflate; client_max_window_bits", "permessage-deflate"})
+"""What Chromium and Firefox send, and Safari."""
+
+
 def is_extension_list(header: str) -> bool:
     """Return whether this is the value of a `Sec-WebSocket-Extensions` header, with any extensions."""
-    return _is_list(header) is not None
+    return header in _COMMON_OFFERS or _is_list(header) is not None
 
 
 def negotiate(offers: str) -> str | None:

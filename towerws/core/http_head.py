@@ -32,6 +32,9 @@ TLS_HANDSHAKE = b"\x16"
 TLS = "tls"
 """The reason for refusing a client that speaks TLS on the plain port."""
 
+WEBSOCKET_PATHS = ("/websocket", "/websocket/")
+"""The ends of the paths where the websocket is."""
+
 NO_UPGRADE = (
     "this is a websocket: connect with ws:// or wss://. If you did, a proxy on the way took the Upgrade and "
     "Connection headers away. In nginx, set `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
@@ -66,7 +69,8 @@ class Head(NamedTuple):
     @property
     def is_websocket(self) -> bool:
         """Whether the request asks for an upgrade to a websocket (RFC 6455 section 4.2.1)."""
-        return "websocket" in [part.strip(" \t") for part in self.headers.get("upgrade", "").lower().split(",")]
+        upgrade = self.headers.get("upgrade", "").lower()
+        return upgrade == "websocket" or "websocket" in _tokens(upgrade)
 
 
 def find_head(data: bytes) -> tuple[int, int]:
@@ -120,7 +124,7 @@ def parse_head(block: bytes, max_headers: int) -> Head:
 
 def check_route(head: Head) -> None:
     """Accept a websocket's opening handshake on `…/websocket` or `…/websocket/`. Raise `HandshakeError` for any other request."""
-    if head.path.rstrip("/").rpartition("/")[2] != "websocket" or head.path.endswith("//"):
+    if not head.path.endswith(WEBSOCKET_PATHS):
         raise HandshakeError(404, "there is nothing here; the websocket is at /websocket/")
     if head.method != "GET":
         raise HandshakeError(405, "the websocket's opening handshake is a GET")
@@ -187,7 +191,8 @@ def read_upgrade(head: Head) -> Upgrade:
         raise HandshakeError(505, "a websocket's opening handshake is HTTP/1.1")
     if not _is_host(headers["host"]):
         raise HandshakeError(400, "the host header is not a host, or a host and a port")
-    if "upgrade" not in _tokens(headers.get("connection", "").lower()):
+    connection = headers.get("connection", "").lower()
+    if connection != "upgrade" and "upgrade" not in _tokens(connection):
         raise HandshakeError(400, "not a websocket's opening handshake: the connection header does not say Upgrade")
     version = headers.get("sec-websocket-version")
     if version is None:
@@ -198,9 +203,11 @@ def read_upgrade(head: Head) -> Upgrade:
     if not _is_key(key):
         raise HandshakeError(400, "not a websocket's opening handshake: the sec-websocket-key header is not 16 bytes in base64")
     extensions = headers.get("sec-websocket-extensions", "")
-    if not is_extension_list(extensions):  # RFC 6455 section 9.1: the handshake fails
+    if extensions and not is_extension_list(extensions):  # RFC 6455 section 9.1: the handshake fails
         raise HandshakeError(400, "the sec-websocket-extensions header is not a list of extensions")
-    subprotocols = tuple(filter(None, _tokens(headers.get("sec-websocket-protocol", ""))))
+    if (offered := headers.get("sec-websocket-protocol")) is None:  # AWX's clients name none
+        return Upgrade(key, (), extensions)
+    subprotocols = tuple(filter(None, _tokens(offered)))
     if len(set(subprotocols)) < len(subprotocols):
         raise HandshakeError(400, "the sec-websocket-protocol header names a subprotocol twice")
     return Upgrade(key, subprotocols, extensions)

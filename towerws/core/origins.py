@@ -91,12 +91,28 @@ class Origins:
         return any(_same_place(origin, host, ()) for origin in self._listed)
 
 
+def is_same_origin(text: str, host: str) -> bool:
+    """Return whether a page of the origin `text` connects to its own host and port. `host` is a value of `Host`."""
+    return len(text) <= MAX_ORIGIN_BYTES and len(host) <= MAX_ORIGIN_BYTES and _is_same_origin(text, host)
+
+
+@lru_cache(1024)  # all pages of a site send the same two headers
+def _is_same_origin(text: str, host: str) -> bool:
+    origin = read_origin(text)
+    return origin is not None and _same_place(origin, host, ())
+
+
 def is_local(host: str) -> bool:
     """Return whether a value of `Host` is `localhost` or an address.
 
     An attacker can make any other name point to 127.0.0.1. To a browser a page of that name then has the same origin as the daemon
     (DNS rebinding).
     """
+    return len(host) <= MAX_ORIGIN_BYTES and _is_local(host)
+
+
+@lru_cache(1024)  # all clients of a site send the same host
+def _is_local(host: str) -> bool:
     found = _read_host(host)
     return found is not None and (found[0] == "localhost" or read_address(found[0].strip("[]")) is not None)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from towerws.core.errors import HandshakeError, QueryError, printable
-from towerws.core.http_head import Head
+from towerws.core.http_head import WEBSOCKET_PATHS, Head
 from towerws.core.origins import read_origin
 from towerws.core.plain_answers import DEFAULT_EVENTS, MAX_EVENTS
 from towerws.core.requests import Denied
@@ -60,9 +60,9 @@ def last_segment(path: str) -> str:
 
 def find_route(head: Head, files: Container[str]) -> Route | None:
     """Return what a request is for. None for an opening handshake, and for a request that `check_route` refuses."""
-    name = last_segment(head.path)
-    if name == "websocket":
+    if head.path.endswith(WEBSOCKET_PATHS):
         return None if "upgrade" in head.headers or head.method != "GET" else Route.PROBE
+    name = last_segment(head.path)
     return Route.FILE if name in files else _BY_NAME.get(name)
 
 

@@ -25,7 +25,16 @@ def decoder(parse_int: Callable[[str], int] | None = None) -> Callable[[str], An
 
     The function raises `AmbiguousJson`, any other `ValueError` for text that is no JSON, and `RecursionError` for deep nesting.
     """
-    return json.JSONDecoder(parse_int=parse_int, parse_float=_finite, parse_constant=_no_constant, object_pairs_hook=_unique).decode
+    read = json.JSONDecoder(parse_int=parse_int, parse_float=_finite, parse_constant=_no_constant, object_pairs_hook=_unique).raw_decode
+
+    def decode(text: str) -> Any:
+        text = text.strip(" \t\n\r")  # Python's `decode` looks for these with a regular expression
+        value, end = read(text)
+        if end < len(text):
+            raise ValueError("there is more than one value")
+        return value
+
+    return decode
 
 
 def _finite(text: str) -> float:

@@ -68,9 +68,14 @@ class OpeningConnection(WebSocketServerProtocol):
     _log = Logger()
 
     factory: WebSocketFactory
+    identity: Identity | None = None
+    _head: bytes | None = b""
+    _early = b""
+    _asking: Deferred[Any] | None = None
+    _timer: Any = None
     _discarded = 0
     _is_for_head = False
-    _limit_met: str | None
+    _limit_met: str | None = None
     _route: Route | None = None
     """What a plain request is for. None: it is an opening handshake, or not read yet."""
     _cors: Sequence[str] = ()
@@ -116,13 +121,7 @@ class OpeningConnection(WebSocketServerProtocol):
             self._limit_met = connection_limits.locate(self._slot, self.address)
 
     def begin(self) -> None:
-        """Set the state of a connection that has read nothing yet, and count it."""
-        self._head: bytes | None = b""
-        self._early = b""
-        self._asking: Deferred[Any] | None = None
-        self._timer: Any = None
-        self._limit_met = None
-        self.identity: Identity | None = None
+        """Count a connection that has read nothing yet."""
         self.address = self._peer_address()
         """The client's address. Behind trusted proxies it is known once the request's head was read."""
         factory = self.factory
@@ -182,7 +181,7 @@ class OpeningConnection(WebSocketServerProtocol):
                 self._locate(head)
                 if HEADER in head.headers:
                     self._note_probe(head)
-                self.factory.pages.check_origin(head, self._peer_address())
+                self.factory.pages.check_origin(head, self._peer_address)
             else:
                 request = self._read_plain_request(head, route)
         except HandshakeError as error:
@@ -190,7 +189,8 @@ class OpeningConnection(WebSocketServerProtocol):
             return
         if request is None:
             return
-        self._keep_early(data[end + len(END) :])
+        if rest := data[end + len(END) :]:
+            self._keep_early(rest)
         if self.state == self.STATE_CONNECTING:
             self._authenticate(head, request)
 
@@ -202,10 +202,10 @@ class OpeningConnection(WebSocketServerProtocol):
             self.respond(file_response(head, factory.client_files[last_segment(head.path)]))
             return None
         self._cors = cors = cors_headers(
-            head.headers.get("origin"), credentials=factory.pages.may_read_with_cookies(head, self._peer_address())
+            head.headers.get("origin"), credentials=factory.pages.may_read_with_cookies(head, self._peer_address)
         )
         self._locate(head)
-        factory.pages.check_origin(head, self._peer_address())
+        factory.pages.check_origin(head, self._peer_address)
         if head.method == "OPTIONS" and "origin" in head.headers:
             self.respond(preflight_response(cors))
             return None
@@ -329,7 +329,7 @@ class OpeningConnection(WebSocketServerProtocol):
         if factory.context.credential_monitor.was_revoked(identity, began):
             raise HandshakeError(403, "the credential was refused", "revoked")
         if identity.session is None:
-            factory.pages.check_host(head, self._peer_address(), getattr(self.transport.getHost(), "host", ""))
+            factory.pages.check_host(head, self._peer_address, self._listening_address)
         if (reason := factory.connection_limits.admit(self._slot, identity.account)) is not None:
             raise _limit_error(reason)
         return identity
@@ -407,6 +407,9 @@ class OpeningConnection(WebSocketServerProtocol):
 
     def _peer_address(self) -> str:
         return getattr(self.transport.getPeer(), "host", UNIX)
+
+    def _listening_address(self) -> str:
+        return getattr(self.transport.getHost(), "host", "")
 
     def arm(self, delay_s: float, call: Any) -> None:
         """Call this after `delay_s` seconds, instead of an earlier armed call."""

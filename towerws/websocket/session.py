@@ -132,16 +132,16 @@ class Session:
             self._replay.feed()
 
     def message(self, payload: bytes, is_binary: bool) -> None:
-        """Queue a complete message, and handle it if none is being handled."""
+        """Handle a complete message, or queue it behind the one that is being handled."""
         if self._closed:
             return
+        if self._cancel is None and not self._inbox and not self._exceeds_rate():
+            self._handle(payload, is_binary)
+            return
         if self._inbox is None:
-            self._inbox = Inbox()
+            self._inbox = Inbox()  # few clients ever need one
         if not self._inbox.put(payload, is_binary):
             self._connection.end(CloseReason.POLICY, "inbox")
-            return
-        if self._cancel is None:
-            self._handle_next()
         elif self._pending is not None and self._replaces_all(payload, is_binary):
             self._pending.supersede()
 
@@ -154,25 +154,33 @@ class Session:
     def _handle_next(self) -> None:
         """Handle queued messages, until one has to wait for something."""
         self._handling = None
-        while self._inbox and self._cancel is None and not self._closed:
-            settings = self._context.settings
-            now = self._context.reactor.seconds()
-            if self._bucket is None:
-                self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst, now)
-            if delay := self._bucket.take(now):
-                self._context.limits["messages_per_s"] += 1
-                self._cancel = self._context.reactor.callLater(delay, self._resume).cancel
-                return
-            self._handling = message = self._inbox.take()
-            self._handle(*message)
-            if self._cancel is None:
-                self._handling = None
+        while self._inbox and self._cancel is None and not self._closed and not self._exceeds_rate():
+            self._handle(*self._inbox.take())
+
+    def _exceeds_rate(self) -> bool:
+        """Count the next message. Return whether it exceeds the rate. Then it must wait, and `_resume` is called in time."""
+        context = self._context
+        now = context.reactor.seconds()
+        if self._bucket is None:
+            self._bucket = TokenBucket(context.settings.messages_per_s, context.settings.messages_burst, now)
+        delay = self._bucket.take(now)
+        if delay == 0:
+            return False
+        context.limits["messages_per_s"] += 1
+        self._cancel = context.reactor.callLater(delay, self._resume).cancel
+        return True
 
     def _resume(self) -> None:
         self._cancel = None
         self._handle_next()
 
     def _handle(self, payload: bytes, is_binary: bool) -> None:
+        self._handling = payload, is_binary
+        self._follow(payload, is_binary)
+        if self._cancel is None:
+            self._handling = None
+
+    def _follow(self, payload: bytes, is_binary: bool) -> None:
         context = self._context
         context.requests += 1
         self.requests += 1
