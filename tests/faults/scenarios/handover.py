@@ -142,7 +142,7 @@ def resident_kib(*pids: int) -> int:
     """The resident memory of processes with the same program."""
     status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
     own, shared = ([int(found[1]) for text in status if (found := search(text))] for search in (ANONYMOUS, FROM_FILES))
-    return sum(own) + max(shared)
+    return sum(own) + max(shared, default=0)
 
 
 @scenario("daemon-handover", alone=True)
