@@ -41,6 +41,8 @@ class Spec:
     """The indexes of these topics in the journal."""
     v1: bool = True
     small_buffer: bool = False
+    segment_bytes: int = 0
+    """The largest TCP segment that it accepts, if not 0. With small ones the daemon's kernel buffers kilobytes for it, not megabytes."""
     judged: bool = True
     returns: bool = True
     """Whether it reconnects when its connection ends."""
@@ -151,6 +153,8 @@ class Client(asyncio.Protocol):
             sock.setsockopt(socket.SOL_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: the port is chosen for each destination
             if self.spec.small_buffer:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            if self.spec.segment_bytes:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self.spec.segment_bytes)
             if host == "127.0.0.1":
                 sock.bind((f"127.0.0.{2 + self.number % 8}", 0))
             async with asyncio.timeout(OPEN_S):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from tests.faults.case import Case
 from tests.faults.publisher import Publisher
@@ -26,15 +26,18 @@ FLAGS: Final = (
     "--websocket-pong-s=300",
     "--websocket-assembly-s=300",
 )
-BEHIND: Final = 60
-BEHIND_TOPICS: Final = 100
-"""Topics of a client that stalls: its buffers fill within seconds."""
+BEHIND: Final = 24
+BEHIND_TOPICS: Final = 250
+"""Topics of a client that stalls: it gets 80 KB per second, so that its buffers fill within seconds."""
 
-STALL_S: Final = (4.0, 25.0)
+SLOW: Final[dict[str, Any]] = {"small_buffer": True, "segment_bytes": 536, "timed": False}
+STALL_S: Final = (15.0, 40.0)
 FRAGMENTS: Final = 100
 BYSTANDERS: Final = 100
 SETTLE_S: Final = 90.0
 MEMORY_S: Final = 0.02
+ANONYMOUS: Final = re.compile(r"RssAnon:\s+(\d+)").search
+FROM_FILES: Final = re.compile(r"RssFile:\s+(\d+)").search
 LOST: Final = re.compile(r"; (\d+) connections had moved already and are lost with the successor").search
 
 
@@ -46,11 +49,13 @@ class Crowd:
     daemon: HandedDaemon
     publisher: Publisher
     count: int
+    rounds: int = 0
 
     def begin(self) -> int:
-        """Let clients stall, and others begin a message. Returns how many are behind."""
+        """Let clients stall, and others begin a message. Returns how many are behind. The halves of the slow ones take turns."""
         swarm = self.case.swarm
-        swarm.misbehave("behind", "stall", *STALL_S)
+        self.rounds += 1
+        swarm.misbehave(f"behind-{self.rounds % 2}", "stall", *STALL_S)
         swarm.begin_messages("fragments")
         self.case.wait_until(lambda: self.behind() > 0, "a client is behind", 60)
         for each in (swarm, self.case.bystanders):
@@ -81,7 +86,8 @@ def gather(case: Case, count: int, *flags: str, folder: str = "") -> Crowd:
     publisher = case.publisher(case.rabbit.port, per_s=PER_S, size=200)
     rest = count - BEHIND - FRAGMENTS - BYSTANDERS
     specs = [
-        *case.specs(BEHIND, daemon, tower=BEHIND // 3, each=BEHIND_TOPICS, group_name="behind", small_buffer=True, timed=False),
+        *case.specs(BEHIND // 2, daemon, tower=BEHIND // 6, each=BEHIND_TOPICS, group_name="behind-0", **SLOW),
+        *case.specs(BEHIND // 2, daemon, tower=BEHIND // 6, each=BEHIND_TOPICS, group_name="behind-1", **SLOW),
         *case.specs(FRAGMENTS // 2, daemon, tower=FRAGMENTS // 4, each=1, group_name="fragments"),
         *case.specs(FRAGMENTS // 2, daemon, tower=FRAGMENTS // 4, each=1, group_name="fragments", compressed=True),
         *case.specs(rest // 5, daemon, tower=rest // 10, each=1, compressed=True),
@@ -99,13 +105,16 @@ def gather(case: Case, count: int, *flags: str, folder: str = "") -> Crowd:
 
 
 class Memory(threading.Thread):
-    """Measures the memory of a daemon and its successor, in KiB: the first one's at the beginning, and the most of both together."""
+    """Measures the memory of a daemon and its successor, in KiB: the first one's at the beginning, and the most of both together.
+
+    The pages of program files count once, because the processes share them.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._pid = pid
         self._done = threading.Event()
-        self.one = rss_kib(pid)
+        self.one = resident_kib(pid)
         self.both = 0
 
     def run(self) -> None:
@@ -113,7 +122,7 @@ class Memory(threading.Thread):
         while not self._done.wait(MEMORY_S):
             with suppress(OSError):
                 children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
-                self.both = max(self.both, sum(map(rss_kib, [self._pid, *map(int, children)])))
+                self.both = max(self.both, resident_kib(self._pid, *map(int, children)))
 
     def __enter__(self) -> Self:
         self.start()
@@ -129,19 +138,20 @@ class Memory(threading.Thread):
         return self.both / self.one
 
 
-def rss_kib(pid: int) -> int:
-    """The resident memory of a process."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) if "VmRSS:" in text else 0
+def resident_kib(*pids: int) -> int:
+    """The resident memory of processes with the same program."""
+    status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+    own, shared = ([int(found[1]) for text in status if (found := search(text))] for search in (ANONYMOUS, FROM_FILES))
+    return sum(own) + max(shared, default=0)
 
 
 @scenario("daemon-handover", alone=True)
 def daemon_handover(case: Case) -> Outcome:
     """Promise: a restart by hand-over closes no connection. Every client, of both dialects, gets every event once and in order.
 
-    Injected: ten hand-overs in a row, with 5,000 clients and 500 events per second. A client hears one event per second, 60 hear 100.
-    1,700 speak the Tower dialect, 1,000 are compressed, 100 are in the middle of a fragmented message, and 60 stall, so that they are
-    behind. Counted: events of every client, closes, the memory of both processes. The worst latency is reported, and by how much the
+    Injected: ten hand-overs in a row, with 5,000 clients and 500 events per second. A client hears one event per second, 24 hear 250.
+    1,500 speak the Tower dialect, 1,000 are compressed, 100 are in the middle of a fragmented message, and 24 stall in turns, so that they
+    are behind. Counted: events of every client, closes, the memory of both processes. The worst latency is reported, and by how much the
     clients' own process was late: it is in that latency, too. 100 clients have a process of their own.
     """
     crowd = gather(case, 5000)
@@ -168,7 +178,7 @@ def daemon_handover(case: Case) -> Outcome:
         broken.append(f"{closed} connections closed")
     outcome = case.finish("hand-over x10, 5,000 clients, 500 events/s", broken=broken, settle_s=SETTLE_S)
     apart, everybody, late = (max(column) for column in zip(*worst, strict=True))
-    outcome.worst_ms = everybody * 1000
+    outcome.worst_ms = apart * 1000
     outcome.notes += [
         f"slowest {max(seconds):.2f} s, median {sorted(seconds)[5]:.2f} s; at least {min(behind)} clients behind",
         f"worst latency {apart:.2f} s of 100 clients with a process of their own",
