@@ -17,6 +17,7 @@ from towerws.amqp import AmqpSource
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.markers import this_machine
 from towerws.core.deliveries import Marker
+from towerws.core.publish_times import PublishedAt
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
 
@@ -1121,6 +1122,18 @@ class TestDeliveries:
         assert rig.source.counters["sink_errors"] == 2
         assert rig.state() is SourceState.CONSUMING
         assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
+
+    def test_the_first_message_of_a_read_says_when_it_was_published(self) -> None:
+        """One time for each batch: that of the read's first message, None if that one has none. The next read begins again."""
+        rig = SourceRig().consuming()
+        del rig.sink.published[:]
+        peer, first = rig.broker.peer, rig.next
+        for number, moment in enumerate([1_800_000_000_123, 1_800_000_000_456]):
+            peer.deliver_raw(stream_properties(field(b"timestamp_in_ms", b"l", struct.pack(">q", moment)), first + number), b"{}")
+        rig.settle()
+        peer.deliver(b"{}", first + 2)
+        rig.settle()
+        assert rig.sink.published == [PublishedAt(1_800_000_000.123, "millisecond"), None]
 
     def test_a_routing_key_that_is_not_utf8_stays_distinct(self) -> None:
         """Bytes that are not UTF-8 arrive escaped, so that the sink can refuse them by name."""

@@ -1,7 +1,8 @@
-"""The files of `deploy/container` and `deploy/kubernetes`, as far as they can be checked without Docker and a cluster.
+"""The files of `deploy/container`, `deploy/kubernetes` and `deploy/helm`, as far as they can be checked without Docker and a cluster.
 
-Kubernetes' own schemas check the manifests, hadolint checks the Dockerfile. The rest are checks of our own: that the files agree with the
-daemon and with each other. No image is built here, and nothing is started in a cluster.
+Kubernetes' own schemas check the manifests, hadolint checks the Dockerfile, and Helm's own library lints and renders the chart. The rest
+are checks of our own: that the files agree with the daemon and with each other. No image is built here, and nothing is started in a
+cluster.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import kubernetes_validate
 import pytest
 import yaml
@@ -23,6 +26,8 @@ from private_rabbitmq import free_port
 
 from tests.integration.test_start_and_stop import Process, tcp
 from tests.kit.daemon import DEADLINE_S
+from tests.kit.rows import each_row
+from towerws import __version__
 from towerws.config.load import load
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings, WebSocketSettings
@@ -30,22 +35,71 @@ from towerws.service import STOP_GRACE_S
 
 ROOT = Path(__file__).parents[1]
 CONTAINER = ROOT / "deploy" / "container"
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+CHART = ROOT / "deploy" / "helm" / "towerws"
 DOCKERFILE = (CONTAINER / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((CONTAINER / "compose.yaml").read_text())
-MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "towerws.yaml").read_text()))
 LISTEN_PORT, MONITOR_PORT = 8051, 9052
+CUSTOM = "ServiceMonitor"
+"""Prometheus' operator brings it, so it is not in Kubernetes' schemas."""
 
 
-def manifest(kind: str) -> Any:
-    """The only manifest of this kind."""
-    (found,) = [each for each in MANIFESTS if each["kind"] == kind]
-    return found
+@dataclass(frozen=True)
+class Manifests:
+    """What is applied to a cluster."""
+
+    each: list[dict[str, Any]]
+
+    def one(self, kind: str) -> Any:
+        """The only manifest of this kind."""
+        (found,) = [each for each in self.each if each["kind"] == kind]
+        return found
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of all manifests."""
+        return {each["kind"] for each in self.each}
+
+    @property
+    def container(self) -> Any:
+        """The Deployment's only container."""
+        (found,) = self.one("Deployment")["spec"]["template"]["spec"]["containers"]
+        return found
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The variables of the container."""
+        return {each["name"]: each["value"] for each in self.container.get("env", ())}
 
 
-def container() -> Any:
-    """The Deployment's only container."""
-    (found,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
-    return found
+def plain() -> Manifests:
+    """`deploy/kubernetes`."""
+    texts = [path.read_text() for path in sorted(KUBERNETES.glob("*.yaml"))]
+    return Manifests([each for text in texts for each in yaml.safe_load_all(text)])
+
+
+def rendered(**values: Any) -> Manifests:
+    """The chart with these values, as `helm template towerws deploy/helm/towerws` prints it."""
+    with helm_python.Chart.load(CHART) as chart:
+        texts = chart.render(values, name="towerws", namespace="tower")
+    documents = [each for name, text in texts.items() if not name.endswith(".txt") for each in yaml.safe_load_all(text)]
+    return Manifests([each for each in documents if each is not None])
+
+
+EVERYTHING: dict[str, Any] = {
+    "ingress": {"enabled": True, "tlsSecret": "tower-tls"},
+    "autoscaling": {"enabled": True},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "imagePullSecrets": [{"name": "registry"}],
+    "extraEnv": [{"name": "TOWERWS_LOG_LEVEL", "value": "debug"}],
+    "podAnnotations": {"example.com/team": "tower"},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"key": "edge", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+}
+SETS = {"kubernetes": plain(), "chart": rendered(), "chart with everything": rendered(**EVERYTHING)}
+COMPLETE = ["kubernetes", "chart with everything"]
+"""Those with all manifests."""
 
 
 def settings(text: str, tmp_path: Path, **environ: str) -> Settings:
@@ -53,80 +107,173 @@ def settings(text: str, tmp_path: Path, **environ: str) -> Settings:
     password, file = tmp_path / "broker-password", tmp_path / "towerws.toml"
     password.write_text("secret")
     file.write_text(text.replace("/etc/towerws/broker-password", str(password)))
+    environ = {name: value.replace("/etc/towerws/broker-password", str(password)) for name, value in environ.items()}
     return load({"config": str(file)}, environ)
+
+
+def settings_of(manifests: Manifests, tmp_path: Path) -> Settings:
+    """The settings of a pod."""
+    (text,) = manifests.one("ConfigMap")["data"].values()
+    return settings(text, tmp_path, **manifests.environ)
 
 
 # Kubernetes
 
 
-@pytest.mark.parametrize("each", MANIFESTS, ids=lambda each: each["kind"])
+@pytest.mark.parametrize("manifests", SETS.values(), ids=SETS)
 @pytest.mark.parametrize("version", ["1.25", "1.37"])
-def test_kubernetes_accepts_the_manifests(each: dict[str, Any], version: str) -> None:
+def test_kubernetes_accepts_the_manifests(manifests: Manifests, version: str) -> None:
     """Every field is known and has the right type, in an old and a new version."""
-    kubernetes_validate.validate(each, version, strict=True)
+    for each in manifests.each:
+        if each["kind"] != CUSTOM:
+            kubernetes_validate.validate(each, version, strict=True)
 
 
 def test_the_schemas_find_a_mistake() -> None:
     """A field with a wrong name is an error."""
-    broken = json.loads(json.dumps(manifest("Deployment")))
+    broken = json.loads(json.dumps(plain().one("Deployment")))
     broken["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, "1.37", strict=True)
 
 
-def test_labels_and_names_agree() -> None:
-    """Service, PodDisruptionBudget, NetworkPolicy and Ingress find the pods of the Deployment."""
-    template = manifest("Deployment")["spec"]["template"]
+@pytest.mark.parametrize("name", COMPLETE)
+def test_labels_and_names_agree(name: str) -> None:
+    """Service, PodDisruptionBudget, NetworkPolicy and Ingress find the pods of the Deployment, and the ServiceMonitor its Service."""
+    manifests = SETS[name]
+    template = manifests.one("Deployment")["spec"]["template"]
     labels = template["metadata"]["labels"]
+    chosen = manifests.one("Deployment")["spec"]["selector"]["matchLabels"]
+    assert chosen.items() <= labels.items()
     for selector in (
-        manifest("Deployment")["spec"]["selector"]["matchLabels"],
-        manifest("Service")["spec"]["selector"],
-        manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        manifests.one("Service")["spec"]["selector"],
+        manifests.one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        manifests.one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
         template["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
     ):
-        assert selector == labels
-    assert template["spec"]["serviceAccountName"] == manifest("ServiceAccount")["metadata"]["name"]
-    (path,) = manifest("Ingress")["spec"]["rules"][0]["http"]["paths"]
+        assert selector == chosen
+    assert template["spec"]["serviceAccountName"] == manifests.one("ServiceAccount")["metadata"]["name"]
+    (settings_source,) = [each["configMap"] for each in template["spec"]["volumes"][0]["projected"]["sources"] if "configMap" in each]
+    assert settings_source["name"] == manifests.one("ConfigMap")["metadata"]["name"]
+    (path,) = manifests.one("Ingress")["spec"]["rules"][0]["http"]["paths"]
     service = path["backend"]["service"]
-    assert service["name"] == manifest("Service")["metadata"]["name"]
-    assert service["port"]["name"] in [port["name"] for port in manifest("Service")["spec"]["ports"]]
+    ports = [port["name"] for port in manifests.one("Service")["spec"]["ports"]]
+    assert service["name"] == manifests.one("Service")["metadata"]["name"]
+    assert service["port"]["name"] in ports
+    monitor = manifests.one(CUSTOM)["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= manifests.one("Service")["metadata"]["labels"].items()
+    assert [(endpoint["port"], endpoint["path"]) for endpoint in monitor["endpoints"]] == [("monitor", "/metrics")]
+    assert labels[monitor["jobLabel"]] == "towerws", "the alert rules name this job"
 
 
-def test_ports_and_probes_agree_with_the_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_ports_and_probes_agree_with_the_settings(name: str, tmp_path: Path) -> None:
     """The ConfigMap is accepted by the daemon, its ports are the container's, and the probes ask paths that exist."""
-    (text,) = manifest("ConfigMap")["data"].values()
-    loaded = settings(text, tmp_path)
-    ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
+    manifests = SETS[name]
+    loaded = settings_of(manifests, tmp_path)
+    ports = {port["name"]: port["containerPort"] for port in manifests.container["ports"]}
     assert (loaded.listen, loaded.monitor) == (f"tcp:{ports['websocket']}", f"tcp:{ports['monitor']}")
+    assert loaded.broker is not None
+    assert loaded.broker.urls[0].password.reveal() == "secret"
     for probe in ("livenessProbe", "startupProbe", "readinessProbe"):
-        assert container()[probe]["httpGet"] == {"path": "/healthz", "port": "monitor"}
-    rules = manifest("NetworkPolicy")["spec"]["ingress"]
+        assert manifests.container[probe]["httpGet"] == {"path": "/healthz", "port": "monitor"}
+    rules = manifests.one("NetworkPolicy")["spec"]["ingress"]
     assert [port["port"] for rule in rules for port in rule["ports"]] == [ports["websocket"], ports["monitor"]]
-    assert {port["name"]: port["port"] for port in manifest("Service")["spec"]["ports"]} == ports
+    assert {port["name"]: port["port"] for port in manifests.one("Service")["spec"]["ports"]} == ports
 
 
-def test_the_drain_fits_the_grace_period(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", COMPLETE)
+def test_the_drain_fits_the_grace_period(name: str, tmp_path: Path) -> None:
     """preStop, the drain window and the daemon's own deadline fit into the time before Kubernetes kills the pod."""
-    (text,) = manifest("ConfigMap")["data"].values()
-    loaded = settings(text, tmp_path)
-    ((_, _, program),) = [container()["lifecycle"]["preStop"]["exec"]["command"]]
+    manifests = SETS[name]
+    loaded = settings_of(manifests, tmp_path)
+    ((_, _, program),) = [manifests.container["lifecycle"]["preStop"]["exec"]["command"]]
     (waits,) = re.findall(r"sleep\((\d+)\)", program)
-    grace = manifest("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    grace = manifests.one("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert int(waits) + loaded.websocket.drain_s + STOP_GRACE_S < grace
-    timeouts = [int(value) for name, value in manifest("Ingress")["metadata"]["annotations"].items() if name.endswith("timeout")]
+    timeouts = [int(value) for name, value in manifests.one("Ingress")["metadata"]["annotations"].items() if name.endswith("timeout")]
     assert len(timeouts) == 2
     assert min(timeouts) > loaded.websocket.ping_s + loaded.websocket.pong_s
 
 
-def test_the_pod_is_restricted() -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_the_pod_is_restricted(name: str) -> None:
     """The pod meets Kubernetes' restricted standard: no root, no privilege, no capability, and a read-only root besides."""
-    pod, security = manifest("Deployment")["spec"]["template"]["spec"], container()["securityContext"]
+    pod, security = SETS[name].one("Deployment")["spec"]["template"]["spec"], SETS[name].container["securityContext"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert security == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     (uid,) = set(re.findall(r"^USER (\d+):", DOCKERFILE, re.MULTILINE))
     assert pod["securityContext"]["runAsUser"] == int(uid)
+
+
+# The chart
+
+
+@each_row("values", [{}, EVERYTHING])
+def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
+    """Not even a warning. The only hint is that the chart has no icon."""
+    report = helm_python.lint(CHART, values, strict=True)
+    assert report["errors"] == []
+    assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
+
+
+def test_the_chart_follows_the_manifests() -> None:
+    """With everything switched on, it has the kinds of deploy/kubernetes and the autoscaler, and the same pod but for its settings."""
+    chart = SETS["chart with everything"]
+    assert chart.kinds == plain().kinds | {"HorizontalPodAutoscaler"}
+    assert SETS["chart"].kinds == plain().kinds - {"Ingress", CUSTOM}
+    own = {"env", "image", "imagePullPolicy"}
+    assert {**SETS["chart"].container, **dict.fromkeys(own)} == {**plain().container, **dict.fromkeys(own)}
+    assert chart.one("Ingress")["spec"]["rules"] == plain().one("Ingress")["spec"]["rules"]
+    assert "replicas" not in chart.one("Deployment")["spec"]
+    assert chart.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == chart.one("Deployment")["metadata"]["name"]
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+
+
+@each_row(
+    ("values", "words"),
+    [
+        ({"broker": {"url": "amqp://towerws:s3cret@rabbitmq/towerws"}}, "does not match pattern"),
+        ({"broker": {"url": "http://rabbitmq"}}, "/broker/url"),
+        ({"existingSecret": ""}, "/existingSecret"),
+        ({"replica": 3}, "additional properties 'replica' not allowed"),
+        ({"replicas": "3"}, "/replicas"),
+        ({"service": {"type": "ExternalName"}}, "/service/type"),
+        ({"drainSeconds": 30}, "needs preStopSeconds + drainSeconds + 5 = 40 to end in order"),
+        ({"autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas is above autoscaling.maxReplicas"),
+    ],
+)
+def test_values_that_make_no_sense(values: dict[str, Any], words: str) -> None:
+    """Helm refuses them, and names the value."""
+    with pytest.raises(helm_python.HelmError, match=re.escape(words)):
+        rendered(**values)
+
+
+def test_what_values_change(tmp_path: Path) -> None:
+    """Settings roll the pods. The drain window reaches the daemon. A service that is open to the world does not show the metrics."""
+    changed = rendered(
+        settings='auth = ["jwt"]\n[jwt]\nalgorithms = ["HS256"]\nsecret_file = "/etc/towerws/broker-password"\n', drainSeconds=9
+    )
+    assert settings_of(changed, tmp_path).websocket.drain_s == 9
+    annotations = [each.one("Deployment")["spec"]["template"]["metadata"]["annotations"] for each in (changed, SETS["chart"])]
+    assert annotations[0]["checksum/settings"] != annotations[1]["checksum/settings"]
+    services = [each["spec"] for each in rendered(service={"type": "LoadBalancer"}).each if each["kind"] == "Service"]
+    assert [(each.get("type"), [port["name"] for port in each["ports"]]) for each in services] == [
+        ("LoadBalancer", ["websocket"]),
+        (None, ["monitor"]),
+    ]
+    bare = rendered(podDisruptionBudget={"enabled": False}, networkPolicy={"enabled": False})
+    assert bare.kinds == SETS["chart"].kinds - {"PodDisruptionBudget", "NetworkPolicy"}
+
+
+def test_the_notes() -> None:
+    """They name the release's own objects, and the address of clients."""
+    with helm_python.Chart.load(CHART) as chart:
+        for values, words in (({}, "Nothing leads there from outside"), (EVERYTHING, "wss://tower.example.com/websocket/")):
+            notes = chart.render(values, name="live", namespace="tower")["towerws/templates/NOTES.txt"]
+            assert words in notes
+            assert "kubectl --namespace tower rollout status deployment/live-towerws\n" in notes
 
 
 # The image

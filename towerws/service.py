@@ -126,6 +126,7 @@ class TowerwsService(Service):
             self.hub,
             max_payload_bytes=settings.max_payload_bytes,
             clock=reactor.seconds,
+            wall_clock=time.time,
             report=self._report,
             new_epoch=lambda: secrets.token_hex(4),
             key=b"" if settings.broker is None else _position_key(settings.broker),

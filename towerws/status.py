@@ -40,6 +40,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "positions_waiting": ingest.waiting,
             "delivery_s": ingest.delivery_s.figures(),
             "write_s": ingest.write_s.figures(),
+            "publish_s": ingest.publish_times.figures(),
         },
         "published": dict(service.admin.publishing.counts),
         "history": {

@@ -35,7 +35,7 @@ class Publication:
 
 
 Entry = Tuple[str, bytes, int, int, Optional[Publication]]
-"""An event that was never sent: topic, body, number, time in seconds, publication."""
+"""An event that was never sent: topic, body, number, time in milliseconds since 1970, publication."""
 
 Dropped = Tuple[str, Optional[Publication]]
 """The rest of a dropped event."""
@@ -44,13 +44,13 @@ Dropped = Tuple[str, Optional[Publication]]
 class Event:
     """An event that was sent at least once, or is about to be."""
 
-    __slots__ = ("body", "nacks", "number", "publication", "sends", "sent_at", "size", "timestamp", "topic")
+    __slots__ = ("body", "emitted_ms", "nacks", "number", "publication", "sends", "sent_at", "size", "topic")
 
-    def __init__(self, topic: str, body: bytes, number: int, timestamp: int, publication: Optional[Publication]) -> None:
+    def __init__(self, topic: str, body: bytes, number: int, emitted_ms: int, publication: Optional[Publication]) -> None:
         self.topic = topic
         self.body = body
         self.number = number
-        self.timestamp = timestamp
+        self.emitted_ms = emitted_ms
         self.publication = publication
         self.size = len(body) + EVENT_BYTES
         self.sends = 0

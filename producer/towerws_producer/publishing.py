@@ -123,7 +123,8 @@ class Publishing:
                     content_type="application/json",
                     delivery_mode=TRANSIENT,
                     message_id=self._events.message_id(event),
-                    timestamp=event.timestamp,
+                    timestamp=event.emitted_ms // 1000,
+                    headers={"timestamp_in_ms": event.emitted_ms},  # the name of RabbitMQ's own header
                 ),
                 mandatory=self._settings.mandatory,
             )

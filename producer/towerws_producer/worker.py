@@ -66,12 +66,12 @@ class Worker(Events):
 
     def put(self, topic: str, body: bytes, publication: Optional[Publication] = None) -> None:
         """Buffer an event. It returns at once. The oldest events are dropped if there is no room."""
-        timestamp = int(time.time())
+        emitted_ms = int(time.time() * 1000)
         with self._lock:
             if self._closing:
                 raise ProducerClosed("the producer is closed")
             self._emitted += 1
-            gone = self._buffer.add((topic, body, next(self._numbers), timestamp, publication))
+            gone = self._buffer.add((topic, body, next(self._numbers), emitted_ms, publication))
             if not self._awake:
                 self._wake()
         if gone:

@@ -9,11 +9,12 @@ from tests.kit.rows import each_row
 from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
-from towerws.core.histogram import SECONDS
+from towerws.core.histogram import SECONDS, Histogram
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import BATCH_BYTES, REPORT_EVERY_S, Ingest
 from towerws.core.positions import Pending
+from towerws.core.publish_times import PublishedAt
 from towerws.core.requests import Request
 from towerws.core.subscribers import Subscriber
 from towerws.core.topics import WITHHELD
@@ -32,6 +33,7 @@ class Feed:
 
     def __init__(self, *, max_bytes: int = 10**9, max_age_s: float = 120) -> None:
         self.now = 1000.0
+        self.today = 1_800_000_000.25
         self.reports: list[BadDelivery] = []
         self.tags = 0
         self.history = History(max_bytes, max_age_s)
@@ -41,6 +43,7 @@ class Feed:
             self.hub,
             max_payload_bytes=MAX_PAYLOAD_BYTES,
             clock=lambda: self.now,
+            wall_clock=lambda: self.today,
             report=self.reports.append,
             new_epoch=self._new_tag,
         )
@@ -817,3 +820,26 @@ def test_how_long_a_batch_took_is_measured_once_it_is_written() -> None:
     assert (delivery["sum"], write["sum"]) == (0.04, 0.0)
     assert delivery["buckets"] == {f"{bound:g}": int(bound >= 0.05) for bound in SECONDS} | {"+Inf": 1}
     assert feed.hub.batch_sizes.figures()["sum"] == 2
+
+
+def test_the_time_from_publishing_is_measured_for_batches_that_are_written() -> None:
+    """By the first message's time, when the batch is written. A batch for no client, or without a time, is not counted."""
+    feed = Feed().start()
+    feed.join(V1, "jobs.a")
+    published = PublishedAt(feed.today - 0.02, "millisecond")
+    for offset, (topic, at) in enumerate([("jobs.a", published), ("jobs.b", published), ("jobs.a", None)]):
+        feed.ingest.deliver(topic, b"{}", offset, None)
+        feed.ingest.end_batch(_written, at)
+    fine = feed.ingest.publish_times.figures()["millisecond"]
+    assert fine == {"sum": 0.02, "buckets": {f"{bound:g}": int(bound >= 0.025) for bound in SECONDS} | {"+Inf": 1}}
+
+
+def test_old_events_of_the_refill_are_not_measured() -> None:
+    """They were published long before this daemon ran, and go to nobody."""
+    feed = Feed()
+    feed.ingest.begin("q")
+    feed.join(V1, "jobs.a")
+    feed.ingest.deliver("jobs.a", b"{}", 1, None)
+    feed.ingest.end_batch(_written, PublishedAt(feed.today - 60, "millisecond"))
+    feed.ingest.caught_up()
+    assert feed.ingest.publish_times.figures()["millisecond"] == Histogram(SECONDS).figures()

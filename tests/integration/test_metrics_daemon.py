@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pika
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +25,7 @@ from tests.integration.conftest import NO_PROMTOOL, require
 from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, V1Client, publish_all
 from tests.kit.hostile_heads import hostile_heads
 from towerws.admin.metrics import REFUSED
+from towerws_producer import Producer
 
 ROOT = Path(__file__).parents[2]
 TWISTD = str(Path(sys.executable).with_name("twistd"))
@@ -197,6 +199,53 @@ def test_with_a_broker(rabbit: PrivateRabbit, tmp_path: Path) -> None:
         assert status == 202, answer
         found = scrape(daemon.admin_port)
         assert value(found, "towerws_control_revocations_total", result="confirmed") == value(found, "towerws_control_received_total") == 1
+        client.close()
+
+
+def test_the_time_from_publishing(rabbit: PrivateRabbit, tmp_path: Path) -> None:
+    """Each producer of towerws sends milliseconds. Others count by AMQP's whole seconds, or not at all. The broker keeps both."""
+    names = ("--exchange", "published", "--stream", "published.events")
+    with Daemon(tmp_path, rabbit.url, *names) as daemon, Producer(rabbit.url, exchange="published") as producer:
+        client = V1Client(daemon.url, {"jobs": ["summary"]}).open()
+
+        def counts() -> tuple[float, float]:
+            found = scrape(daemon.admin_port)
+            millisecond, second = (
+                value(found, "towerws_publish_delivery_seconds_count", resolution=resolution) for resolution in ("millisecond", "second")
+            )
+            return millisecond, second
+
+        producer.publish("jobs.summary", {"n": 1})
+        client.until({"n": 1})
+        assert counts() == (1, 0)
+        command = ["publish", "jobs.summary", '{"n": 2}', "--broker", rabbit.url, "--exchange", "published"]
+        subprocess.run([Path(sys.executable).with_name("towerws"), *command], check=True, capture_output=True, timeout=DEADLINE_S)
+        client.until({"n": 2})
+        assert counts() == (2, 0)
+        assert daemon.ask("POST", "/publish", json.dumps({"topic": "jobs.summary", "payload": {"n": 3}}).encode())[0] == 202
+        client.until({"n": 3})
+        assert counts() == (3, 0)
+        publish_all(rabbit.url, [("jobs.summary", b'{"n": 4}')], "published")
+        client.until({"n": 4})
+        assert counts() == (3, 0), "this producer sends no time"
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbit.url))) as connection:
+            channel = connection.channel()
+            ahead = int(time.time()) + 3600
+            for n, properties in enumerate(
+                [
+                    pika.BasicProperties(timestamp=int(time.time())),
+                    pika.BasicProperties(timestamp=ahead),
+                    pika.BasicProperties(headers={"timestamp_in_ms": 5}),
+                ],
+                5,
+            ):
+                channel.basic_publish("published", "jobs.summary", b'{"n": %d}' % n, properties)
+                client.until({"n": n})
+        assert counts() == (3, 2)
+        found = scrape(daemon.admin_port)
+        assert value(found, "towerws_publish_delivery_seconds_sum", resolution="second") < DEADLINE_S
+        assert value(found, "towerws_publish_times_implausible_total", reason="future") == 1
+        assert value(found, "towerws_publish_times_implausible_total", reason="too_old") == 1
         client.close()
 
 

@@ -108,7 +108,7 @@ def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None
     assert publish("--message-id", "mine") == (0, "1 event published on jobs.summary and confirmed\n")
     method, properties, body = channel.basic_get(queue, auto_ack=True)
     assert (method.routing_key, properties.message_id, body) == ("jobs.summary", "mine", b'{"n": 1}')
-    assert properties.timestamp
+    assert properties.headers["timestamp_in_ms"] // 1000 == properties.timestamp > 0
     channel.queue_declare(exchange, exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     channel.queue_bind(exchange, exchange, "#")
     code, said = publish("--timeout", "1")

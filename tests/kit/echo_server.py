@@ -66,7 +66,15 @@ def main(*how: str) -> None:
     use_monotonic_clock(reactor)
     history = History(1, 1)
     hub = Hub(history)
-    ingest = Ingest(history, hub, max_payload_bytes=1, clock=time.monotonic, report=lambda bad: None, new_epoch=lambda: "mark")
+    ingest = Ingest(
+        history,
+        hub,
+        max_payload_bytes=1,
+        clock=time.monotonic,
+        wall_clock=time.time,
+        report=lambda bad: None,
+        new_epoch=lambda: "mark",
+    )
     settings = WebSocketSettings(
         controls_per_s=10**6,
         controls_burst=10**6,

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from towerws.core.deliveries import MARKER_TOPIC, Marker
+from towerws.core.publish_times import PublishedAt
 from towerws.core.sources import Sink
 
 
@@ -29,6 +30,8 @@ class RecordingSink:
         self.calls: list[tuple[object, ...]] = []
         self.held: dict[int, tuple[str, bytes]] = {}
         self.batches = 0
+        self.published: list[PublishedAt | None] = []
+        """When the first message of each batch was published."""
         self.broken = self.broken_batches = False
         self.holding = False
         self.writing: list[Callable[[int], None]] = []
@@ -74,9 +77,10 @@ class RecordingSink:
         if marker.hole is not None:
             self.calls.append(("hole_told", marker.hole))
 
-    def end_batch(self, on_written: Callable[[int], None]) -> None:
+    def end_batch(self, on_written: Callable[[int], None], published: PublishedAt | None = None) -> None:
         """Count the batch. Everything is written at once, unless the test holds it up."""
         self.batches += 1
+        self.published.append(published)
         if self.broken_batches:
             raise RuntimeError("a sink that breaks its promise")
         if self.holding:

@@ -286,7 +286,13 @@ class Edge:
         self.hub = Hub(self.history)
         self.bad: list[BadDelivery] = []
         self.ingest = Ingest(
-            self.history, self.hub, max_payload_bytes=1024**2, clock=clock.seconds, report=self.bad.append, new_epoch=lambda: "mark"
+            self.history,
+            self.hub,
+            max_payload_bytes=1024**2,
+            clock=clock.seconds,
+            wall_clock=clock.seconds,
+            report=self.bad.append,
+            new_epoch=lambda: "mark",
         )
         self.source = EmbeddedSource(self.ingest)
         groups = GroupTable({"chat": GroupSettings()})

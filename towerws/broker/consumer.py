@@ -16,6 +16,7 @@ from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_channel
 from towerws.broker.reader import ReadProgress
 from towerws.broker.topology import Mode
 from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
+from towerws.core.publish_times import PublishedAt
 from towerws.core.settings import BrokerSettings
 
 BATCH_DELIVERIES: Final = 1024
@@ -81,6 +82,7 @@ class Consumer:
         self._tag = 0
         self._unacked = 0
         self._batch_size = 0
+        self._published: PublishedAt | None = None  # of the batch's first message
         self._writing = False  # the last batch is still being written to clients
         # A message that was published straight to a stream or queue has its name as routing key.
         self._marker_keys = frozenset({MARKER_TOPIC, settings.stream})
@@ -166,6 +168,8 @@ class Consumer:
         offset = content.offset
         if offset is not None and offset == self.expected:
             self.expected = offset + 1
+            if content.published is not None:
+                self._published = content.published
             self._deliver(tag, routing_key, body, offset, content.message_id)
         elif self._closed:
             pass
@@ -179,6 +183,8 @@ class Consumer:
         progress = self._progress
         progress.poison_headers += content.damaged
         progress.queue_offset = offset = progress.queue_offset + 1
+        if content.published is not None:
+            self._published = content.published
         self._deliver(tag, routing_key, body, offset, content.message_id)
 
     def _deliver(self, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
@@ -211,8 +217,9 @@ class Consumer:
     def _end_batch(self) -> None:
         self._batch_size = 0
         self._writing = True
+        published, self._published = self._published, None
         try:
-            self._progress.sink.end_batch(self._written)
+            self._progress.sink.end_batch(self._written, published)
         except Exception:  # noqa: BLE001 - as in _deliver
             self._writing = False
             self._sink_failed()

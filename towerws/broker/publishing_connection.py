@@ -6,6 +6,7 @@ when something is published, and confirms the message after the alarm.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -34,7 +35,8 @@ CLOSE_S: Final = 1.0
 class OutgoingMessage:
     """One message with its destination. `confirmed` fires with None, or fails with `BrokerError`. `returned`: no queue was bound for it.
 
-    `unanswered` is how often it was sent without an answer. Above 0, the broker may have published it.
+    `unanswered` is how often it was sent without an answer. Above 0, the broker may have published it. `created_ms` is in milliseconds
+    since 1970, and the same for every copy.
     """
 
     exchange: str
@@ -45,6 +47,7 @@ class OutgoingMessage:
     deadline: Any = None
     returned: bool = False
     unanswered: int = 0
+    created_ms: int = field(default_factory=lambda: int(time.time() * 1000))
 
 
 class PublishingOwner(Protocol):
@@ -105,7 +108,13 @@ class PublishingConnection:
         message.returned = False
         message.unanswered += 1
         self._restart_idle()
-        properties = pika.BasicProperties(content_type="application/json", delivery_mode=1, message_id=message.message_id)
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=1,
+            message_id=message.message_id,
+            timestamp=message.created_ms // 1000,
+            headers={"timestamp_in_ms": message.created_ms},
+        )
         assert self._channel is not None
         self._channel.basic_publish(message.exchange, message.routing_key, message.body, properties, mandatory=True)
 

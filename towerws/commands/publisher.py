@@ -134,11 +134,13 @@ class AmqpPublisher:
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
         """Publish, and wait for the confirm. If the connection ends before it, the message is sent again with the same id."""
+        now_ms = int(time.time() * 1000)
         properties = pika.BasicProperties(
             content_type="application/json",
             delivery_mode=TRANSIENT,
             message_id=message_id or str(uuid4()),
-            timestamp=int(time.time()),
+            timestamp=now_ms // 1000,
+            headers={"timestamp_in_ms": now_ms},
         )
         self._retry.begin()
         while True:

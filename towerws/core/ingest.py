@@ -24,6 +24,7 @@ from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.payload import check_payload, is_plain_object
 from towerws.core.positions import PENDING, Judged, PositionWaiters
+from towerws.core.publish_times import PublishedAt, PublishTimes
 from towerws.core.subscribers import Subscriber
 from towerws.core.topics import WITHHELD, is_routing_key
 
@@ -37,8 +38,9 @@ REPORT_EVERY_S = 60
 class Ingest:
     """The `Sink` of the daemon's source. `towerws.core.sources.Sink` documents what each of its methods promises.
 
-    `clock` returns monotonic seconds. `report` gets a bad delivery, at most once in `REPORT_EVERY_S` for each reason. `new_epoch`
-    returns a random text that names a mark in the log. `key` is the key of a stream's positions.
+    `clock` returns monotonic seconds, and `wall_clock` seconds since 1970. `report` gets a bad delivery, at most once in
+    `REPORT_EVERY_S` for each reason. `new_epoch` returns a random text that names a mark in the log. `key` is the key of a stream's
+    positions.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Ingest:
         *,
         max_payload_bytes: int,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float],
         report: Callable[[BadDelivery], None],
         new_epoch: Callable[[], str],
         key: bytes = b"",
@@ -56,6 +59,7 @@ class Ingest:
         self._hub = hub
         self._max_payload_bytes = max_payload_bytes
         self._clock = clock
+        self._wall_clock = wall_clock
         self._report = report
         self._new_epoch = new_epoch
         self._fingerprint = Fingerprint(key)
@@ -84,6 +88,8 @@ class Ingest:
         """From the first message of a read to the last write of its batch. A message of the same read waited no longer."""
         self.write_s = Histogram(SECONDS)
         """From the end of a read to the last write of its batch."""
+        self.publish_times = PublishTimes()
+        """From publishing the first message of a read to the last write of its batch."""
         self.received = 0
         self.duplicates = 0
         self.markers = 0
@@ -145,25 +151,32 @@ class Ingest:
             if self._hub.batch_bytes > BATCH_BYTES:
                 self._hub.flush()
 
-    def end_batch(self, on_written: Callable[[int], None]) -> None:
-        """Flush the batch, and drop what is too old. `on_written` gets the bytes that were written since the last batch."""
+    def end_batch(self, on_written: Callable[[int], None], published: PublishedAt | None = None) -> None:
+        """Flush the batch, and drop what is too old. `on_written` gets the bytes that were written since the last batch.
+
+        `published` says when its first message was published.
+        """
         read_at, self._now = self._now, None
         now = self._clock()
         self._history.trim(now)
         if self.history_complete:
-            self._hub.flush(partial(self._report_written, on_written, read_at, now))
+            self._hub.flush(partial(self._report_written, on_written, read_at, now, published))
             if self._waiters:
                 newest = self.newest
                 self._waiters.judge(upto=-1 if newest is None else newest)
         else:
             on_written(0)
 
-    def _report_written(self, on_written: Callable[[int], None], read_at: float | None, flushed_at: float) -> None:
+    def _report_written(
+        self, on_written: Callable[[int], None], read_at: float | None, flushed_at: float, published: PublishedAt | None
+    ) -> None:
         before, self._bytes_out = self._bytes_out, self._hub.counters.bytes_out
         if read_at is not None and self._bytes_out != before:
             now = self._clock()
             self.write_s.observe(now - flushed_at)
             self.delivery_s.observe(now - read_at)
+            if published is not None:
+                self.publish_times.observe(published, self._wall_clock())
         on_written(self._bytes_out - before)
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from towerws.core.deliveries import Marker
+from towerws.core.publish_times import PublishedAt
 
 
 class SourceState(enum.Enum):
@@ -80,8 +81,8 @@ class Sink(Protocol):
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
         """Take a marker, from this daemon or another one. It is kept like a delivery. No client gets it."""
 
-    def end_batch(self, on_written: Callable[[int], None]) -> None:
-        """Write the deliveries since the last call to the connections, as one batch.
+    def end_batch(self, on_written: Callable[[int], None], published: PublishedAt | None = None) -> None:
+        """Write the deliveries since the last call to the connections, as one batch. `published`: when its first one was published.
 
         `on_written` is called with the number of bytes written, at once or in a later turn of the reactor. Until then the source
         should not read. A batch that comes earlier makes the sink write the rest of this one at once, which blocks the reactor.
