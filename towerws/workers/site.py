@@ -42,8 +42,8 @@ from towerws.admin.health import healthy, limited_site
 from towerws.admin.metrics import CONTENT_TYPE, RECENT_S
 from towerws.admin.site import ENVELOPE_BYTES, restart_daemon
 from towerws.core.errors import TowerwsError
+from towerws.core.identity import parse_revocation
 from towerws.core.publication import Outcome
-from towerws.core.revocation import parse_revocation
 from towerws.core.settings import Settings
 from towerws.core.sources import SourceState
 from towerws.workers.figures import MergedMetrics, total
