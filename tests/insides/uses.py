@@ -121,18 +121,26 @@ def private_elsewhere() -> dict[str, list[Place]]:
 
 def spelled(name: str, on: str = "") -> list[Place]:
     """The places of a name: an attribute, a string, or a definition in a class. With `on` only attributes of objects spelled so."""
-    found = []
+    return sorted(
+        {place for place, owner in _spellings().get(name, []) if not on or (owner is not None and ast.unparse(owner).endswith(on))}
+    )
+
+
+@cache
+def _spellings() -> dict[str, list[tuple[Place, ast.expr | None]]]:
+    """All names that `spelled` may be asked for, with the object that an attribute is on."""
+    found: dict[str, list[tuple[Place, ast.expr | None]]] = defaultdict(list)
     for path in sources().values():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute):
-                hit = node.attr == name and (not on or ast.unparse(node.value).endswith(on))
+                found[node.attr].append((_place(path, node), node.value))
             elif isinstance(node, ast.Constant):
-                hit = node.value == name and not on
-            else:
-                hit = isinstance(node, ast.stmt) and name in _defined_by(node) and not on
-            if hit:
-                found.append(_place(path, node))
-    return sorted(set(found))
+                if isinstance(node.value, str):
+                    found[node.value].append((_place(path, node), None))
+            elif isinstance(node, ast.stmt):
+                for name in _defined_by(node):
+                    found[name].append((_place(path, node), None))
+    return found
 
 
 @cache
