@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from math import inf, isfinite
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -128,8 +129,8 @@ def as_journal(event: LogEvent) -> str:
     return "".join(f"{prefix}{line}\n" for line in f"[{_name(event)}] {_indented(_message(event))}".split("\n"))
 
 
-def as_json(event: LogEvent) -> str:
-    """Format an event as one line of ASCII JSON."""
+def as_json(event: LogEvent, worker: int = 0) -> str:
+    """Format an event as one line of ASCII JSON. A worker's lines have its number."""
     at = datetime.fromtimestamp(event.get("log_time", 0), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     line: dict[str, object] = {
         "time": at,
@@ -137,6 +138,8 @@ def as_json(event: LogEvent) -> str:
         "logger": _name(event),
         "message": _message(event),
     }
+    if worker:
+        line["worker"] = worker
     if event.get("log_namespace", "").startswith("towerws") and (fields := _fields(event)):
         line["fields"] = fields
     return json.dumps(line) + "\n"
@@ -162,9 +165,13 @@ class LevelFilter(LogLevelFilterPredicate):
         self.setLogLevelForNamespace("", LogLevel.levelWithName(level))
 
 
-def make_observer(log_format: str, level: str | LevelFilter, output: Output, *, journal: bool) -> ILogObserver:
-    """Make an observer that writes events of at least `level` to `output`. `auto` means journal lines if `journal`, else text."""
-    make: _Format = {"json": as_json, "text": as_text}.get(log_format, as_journal if journal else as_text)
+def make_observer(log_format: str, level: str | LevelFilter, output: Output, *, journal: bool, worker: int = 0) -> ILogObserver:
+    """Make an observer that writes events of at least `level` to `output`. `auto` means journal lines if `journal`, else text.
+
+    `worker` is this process's number among several workers, 0 if it is none.
+    """
+    formats: dict[str, _Format] = {"json": partial(as_json, worker=worker), "text": as_text}
+    make = formats.get(log_format, as_journal if journal else as_text)
     predicate = level if isinstance(level, LevelFilter) else LevelFilter(level)
     observer: ILogObserver = FilteringLogObserver(_Writer(output, make), [predicate])
     return observer

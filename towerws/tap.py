@@ -181,7 +181,8 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService | Super
         if options.membership is not None:
             ParentWatch(options.membership, reactor, _stop(reactor), successor=service.restarts.successor is not None)
         if options.parent is not None:
-            service.log_observer = _log_observer(options.settings, level, options.parent, reactor)
+            number = 0 if options.membership is None else options.membership.number
+            service.log_observer = _log_observer(options.settings, level, options.parent, reactor, number)
     return service
 
 
@@ -284,7 +285,7 @@ def _obstacle(twistd: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def _log_observer(settings: Settings, level: LevelFilter, twistd: Mapping[str, Any], reactor: Any) -> ILogObserver | None:
+def _log_observer(settings: Settings, level: LevelFilter, twistd: Mapping[str, Any], reactor: Any, worker: int = 0) -> ILogObserver | None:
     """Make the observer that writes the log instead of twistd's. None if twistd's own was chosen (`--syslog`, `--logger`)."""
     in_front = twistd["nodaemon"] or twistd["debug"]
     logfile = twistd["logfile"] or ("-" if in_front else "twistd.log")
@@ -292,4 +293,4 @@ def _log_observer(settings: Settings, level: LevelFilter, twistd: Mapping[str, A
         return None
     output, journal = open_output(logfile, reactor)
     forward_library_logs()
-    return make_observer(settings.log_format, level, output, journal=journal)
+    return make_observer(settings.log_format, level, output, journal=journal, worker=worker)

@@ -42,6 +42,37 @@ def tell(text):
 """
 
 
+ORPHAN = """
+import time
+tell("READY=1")
+first = os.getpid()
+if os.fork():
+    os.kill(first, signal.SIGKILL)
+while os.getppid() == first:
+    time.sleep(0.005)
+tell(f"MAINPID={os.getpid()}")
+raise SystemExit(5)
+"""
+"""A process that is killed after it has started another one, which takes over and then ends."""
+
+
+def run(folder: Path, child: str, start_s: str) -> str:
+    """Run the parent with this program as its worker. Returns the log."""
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT, str(folder), TELL + child, start_s],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.DEVNULL,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    for path in folder.iterdir():
+        path.unlink()
+    return done.stdout
+
+
 @each_row(
     ("child", "start_s", "said"),
     [
@@ -54,19 +85,16 @@ def tell(text):
 )
 def test_a_worker_that_ends_or_hangs_is_started_again(tmp_path: Path, child: str, start_s: str, said: str) -> None:
     """The log says how it ended. A process that hangs is killed, whether it has accepted clients before or not."""
-    done = subprocess.run(
-        [sys.executable, "-c", PARENT, str(tmp_path), TELL + child, start_s],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdin=subprocess.DEVNULL,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    for path in tmp_path.iterdir():
-        path.unlink()
-    assert done.stdout.count(said) == 2, done.stdout
-    assert "processes: 2" in done.stdout
-    assert done.stdout.count("it starts again in 0.5 s; 0 of 1 workers serve") == 1
-    assert done.stdout.count("it starts again in 1 s; 0 of 1 workers serve") == 1
+    log = run(tmp_path, child, start_s)
+    assert log.count(said) == 2, log
+    assert "processes: 2" in log
+    assert log.count("it starts again in 0.5 s; 0 of 1 workers serve") == 1
+    assert log.count("it starts again in 1 s; 0 of 1 workers serve") == 1
+
+
+def test_a_process_that_a_killed_worker_leaves_takes_over(tmp_path: Path) -> None:
+    """So no second process is started for the worker. The parent has inherited it, and notices its end."""
+    log = run(tmp_path, ORPHAN, "60")
+    assert "processes: 2" in log
+    assert log.count("was started") == 1, log
+    assert log.index("ended by signal 9 after") < log.index("has taken over") < log.index("ended with status 5 after")

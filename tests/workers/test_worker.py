@@ -4,16 +4,21 @@ import dataclasses
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
+from private_rabbitmq import free_port
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from twisted.internet.selectreactor import SelectReactor
 
+from benchmarks.certificate import make_certificate
 from tests.kit.rows import each_row
 from tests.test_clock import close
+from towerws.config.certificates import TlsReactor
 from towerws.config.load import load_all
 from towerws.core.settings import LimitSettings
+from towerws.listening import listen
 from towerws.workers import worker
 from towerws.workers.supervisor import _ReservingReactor
 from towerws.workers.worker import DIVIDED, VARIABLE, Membership, SharingReactor, divide, worker_count
@@ -90,4 +95,27 @@ def test_the_reserved_port_is_free_for_workers_only() -> None:
     for opened in ports:
         opened.connectionLost(None)
     reserved.stopListening()
+    close(reactor)
+
+
+@each_row(
+    "endpoint",
+    [
+        "tcp:{port}:interface=127.0.0.1",
+        "tcp:{port}:interface=localhost",
+        r"tcp6:{port}:interface=\:\:1",
+        "haproxy:tcp:{port}:interface=127.0.0.1",
+        "ssl:{port}:privateKey={folder}/key.pem:interface=127.0.0.1",
+    ],
+)
+def test_each_kind_of_tcp_port_can_be_shared(tmp_path: Path, endpoint: str) -> None:
+    """The parent reserves it, and several workers listen there."""
+    make_certificate(tmp_path / "key.pem")
+    reactor = SelectReactor()
+    text = endpoint.format(port=free_port(), folder=tmp_path)
+    opened: list[Any] = [listen(_ReservingReactor(reactor), "listen", text, Factory(), lambda: False)]
+    opened += [listen(TlsReactor(SharingReactor(reactor)), "listen", text, Factory(), lambda: False) for _ in range(2)]
+    opened[0].stopListening()
+    for port in opened[1:]:
+        port.connectionLost(None)
     close(reactor)

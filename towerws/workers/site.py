@@ -166,7 +166,8 @@ class ParentPorts:
             return {"ready": False, "state": SourceState.STOPPED.value, "reason": "the daemon is stopping", **more}
         if late:
             number, worst = next(iter(late.items()))
-            reason = f"worker {number}: {worst.get('reason', 'it gets no events')}"
+            said = worst.get("reason", "gets no events")
+            reason = said if said.startswith("worker ") else f"worker {number}: {said}"
             return {"ready": False, "state": worst.get("state", SourceState.CONNECTING.value), "reason": reason, **more}
         if not found:
             return {"ready": False, "state": SourceState.CONNECTING.value, "reason": "no worker accepts clients", **more}
