@@ -115,8 +115,58 @@ def test_accessible_and_fits(chromium: Chromium, daemon: Daemon, axe: str, tmp_p
             console.page.run("document.getElementById('confirm').close()")
         console.fits()
         console.picture(tmp_path / f"{name}-{width}.png")
+        console.page.run("document.querySelectorAll('main > section:not([hidden]) details').forEach(details => { details.open = true; })")
+        assert console.violations(axe) == [], "with everything opened"
     assert console.page.run("document.title").endswith("towerws console")
     assert console.page.run("document.querySelectorAll('main img, main script, main b').length") == 0
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_answers_are_accessible(chromium: Chromium, daemon: Daemon, axe: str, width: int, dark: bool) -> None:
+    """axe finds nothing on the answers of Publish and Explain, and on a search without a result."""
+    console = Console(chromium, daemon, width, dark=dark)
+    console.until_shown("state", "live")
+    console.view("explain?user=&topic=hidden.1")
+    console.until_shown("explain-answer", "Not so:")
+    assert console.violations(axe) == []
+    for payload, kind in (("{}", "good"), ("{", "bad")):
+        console.view("publish")
+        for field, text in (("publish-topic", "orders.1042"), ("publish-payload", payload)):
+            console.page.run(f"document.getElementById('{field}').value = {json.dumps(text)}")
+        console.page.run("document.querySelector('#publish button.primary').click()")
+        console.until(f"document.getElementById('publish-result').dataset.kind === '{kind}'")
+        assert console.violations(axe) == []
+    console.view("events")
+    console.page.run("document.getElementById('events-search').focus()")
+    console.type_text("nothing-has-this")
+    console.until("document.querySelectorAll('#event-list li').length === 0")
+    assert console.violations(axe) == []
+    console.fits()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_the_live_page_is_accessible(chromium: Chromium, daemon: Daemon, axe: str, width: int, dark: bool) -> None:
+    """axe finds nothing on the console's view of AWX's jobs."""
+    page = Console(chromium, daemon, width, dark=dark)
+    page.page.go(f"http://127.0.0.1:{daemon.admin_port}/live")
+    page.until_live()
+    assert page.violations(axe) == []
+    daemon.publish("jobs.status_changed", {"unified_job_id": 42, "status": "running", "type": "job"})
+    page.until_shown("jobs", "job 42")
+    daemon.publish(
+        "job_events.42",
+        {
+            "counter": 1,
+            "stdout": "\u001b[0;32mok\u001b[0m \u001b[1;31mfailed\u001b[0m \u001b[0;33mchanged\u001b[0m",
+            "event": "runner_on_ok",
+        },
+    )
+    page.until_shown("output", "changed")
+    page.until_shown("events", "runner_on_ok")
+    assert page.violations(axe) == []
+    page.fits()
 
 
 def test_a_payload_that_is_cut(chromium: Chromium, daemon: Daemon) -> None:

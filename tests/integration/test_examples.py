@@ -290,6 +290,69 @@ def test_awx_list_page(files: Files, chromium: Chromium, tmp_path: Path) -> None
         page.go("about:blank")
 
 
+AWX_HOOKS = """
+import { createElement as h, useEffect, useRef, useState } from "react";
+import useWebsocket from "towerws-react/awx";
+
+// What AWX's own hook does, after the contract: one socket for each hook, which sends its groups when it opens, and never reconnects.
+function useAwxWebsocket(subscribeGroups) {
+  const [lastMessage, setLastMessage] = useState(null);
+  const ws = useRef(null);
+  useEffect(() => {
+    const { protocol, host, pathname } = window.location;
+    ws.current = new WebSocket(`${protocol === "http:" ? "ws:" : "wss:"}//${host}${pathname}websocket/`);
+    const connected = () => ws.current.send(JSON.stringify({ xrftoken: "", groups: { ...subscribeGroups, control: ["limit_reached_1"] } }));
+    ws.current.onopen = connected;
+    ws.current.onmessage = (event) => setLastMessage(JSON.parse(event.data));
+    ws.current.onclose = () => { window.closes += 1; };
+    return () => ws.current.close();
+  }, []);
+  return lastMessage;
+}
+
+window.closes = 0;
+
+// As AWX's list of jobs: it fetches when it is shown, and for each change of a status.
+function Jobs({ hook, name }) {
+  const [jobs, setJobs] = useState({});
+  const fetchJobs = async () => setJobs(await (await fetch(`${base}/jobs`)).json());
+  const lastMessage = hook({ jobs: ["status_changed"] });
+  useEffect(() => { fetchJobs(); }, []);
+  useEffect(() => { if (lastMessage?.group_name === "jobs" && lastMessage.status) fetchJobs(); }, [lastMessage]);
+  return Object.entries(jobs).map(([id, status]) => h("li", { key: id }, `${name} ${id}: ${status}`));
+}
+
+ReactDOM.createRoot(document.body).render(h("ul", { id: "jobs" },
+  h(Jobs, { key: 1, hook: useAwxWebsocket, name: "AWX" }), h(Jobs, { key: 2, hook: useWebsocket, name: "ours" })));
+"""
+
+
+def test_awx_own_hook_stays_dead(files: Files, chromium: Chromium, tmp_path: Path) -> None:
+    """A list with AWX's hook stops at the first restart of the daemon. The same list with ours, called with the same argument, goes on."""
+    files.jobs = {"1": "pending"}
+    with Daemon(tmp_path, "embedded:") as daemon:
+        page = chromium.open(daemon.url.replace("ws://", "http://").replace("/websocket/", "/page/"))
+        with_react(page, files, AWX_HOOKS)
+        until(page, f"{shows('AWX 1: pending')} && {shows('ours 1: pending')}")
+        subscribed(daemon, 3)  # AWX's hook has a control topic, too
+
+        def change(status: str) -> None:
+            files.jobs = {"1": status}
+            daemon.publish("jobs.status_changed", {"group_name": "jobs", **job(1, status)})
+
+        change("running")
+        until(page, f"{shows('AWX 1: running')} && {shows('ours 1: running')}")
+        for restart in range(3):
+            daemon.kill()
+            daemon.start()
+            subscribed(daemon, 1)
+            change(f"step {restart}")
+            until(page, shows(f"ours 1: step {restart}"))
+            assert page.run(shows("AWX 1: running")), "it never reconnects, and the page tells nobody"
+        assert page.run("closes") == 1
+        page.go("about:blank")
+
+
 CHANGING_PAGE = """
 import { createElement as h, useState } from "react";
 import { useTowerws } from "towerws-react";
@@ -339,6 +402,7 @@ const event = useTowerws<{ n: number }>(live, { jobs: ["status_changed"] }, { st
 export const n: number | undefined = event?.payload.n;
 useTowerws(live, { job_events: [42] }, ({ topic }) => topic.length);
 export const last = useWebsocket({ jobs: ["summary"] }, async () => {});
+export const asAwxCallsIt = useWebsocket({ jobs: ["status_changed"], control: ["limit_reached_1"] });
 // @ts-expect-error topics are lists
 useTowerws(live, { jobs: "summary" });
 """

@@ -180,12 +180,39 @@ def test_twenty_kills(rabbit: PrivateRabbit, tmp_path: Path, chromium: Chromium)
                 assert client.errors == []
 
 
+@pytest.mark.timeout(600)
+def test_kills_of_the_broker(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path: Path, chromium: Chromium) -> None:
+    """The broker is killed twice while events are published. The clients stay connected, and get each event once and in order."""
+    require(NO_LANGUAGE, node_command())
+    node = fresh_rabbit()
+    names = ["--exchange", "t.js", "--stream", "t.js.events"]
+    with Daemon(tmp_path, node.url, *names) as daemon:
+        groups: Any = {"job_events": [1]}
+        with NodeClient(daemon.url, groups) as first, PageClient(chromium, daemon.url, groups) as second:
+            first.until_subscribed()
+            second.until_subscribed()
+            with NumberedLoad(node.url, "job_events.1", exchange="t.js", stream="t.js.events", per_s=50) as load:
+                for _ in range(2):
+                    load.wait_for(100)
+                    node.kill()
+                    node.start()
+                load.wait_for(100)
+                count = load.finish()
+            for client in (first, second):
+                client.until_number(count - 1, within_s=120)
+                assert client.numbers == list(range(count))
+                assert client.notices == ["subscribed"]
+                assert client.states == ["connecting", "open"]
+                assert client.errors == []
+
+
 def test_cut_and_frozen_connections(tmp_path: Path, follow: Follow) -> None:
-    """Connections are reset, half closed, refused and frozen. The client notices, reconnects and misses nothing."""
+    """Connections are slow, reset, half closed, refused and frozen. The client notices, reconnects and misses nothing."""
     options = {**FAST, "pingMs": 500, "pongMs": 1000, "connectMs": 2000}
     with Daemon(tmp_path, "embedded:") as daemon, FaultProxy(("127.0.0.1", daemon.port)) as proxy:
         client = follow(proxy_url(proxy), {"job_events": [1]}, options=options)
         client.until_subscribed()
+        proxy.delay(DOWN, 0.05)
         number = 0
 
         def publish() -> None:

@@ -173,7 +173,7 @@ function show() {
   const why = [reason, ...(unproven || [])].filter(Boolean).map(visible).join("; ");
   $("source-reason").hidden = !why;
   setText($("source-reason"), why);
-  setText($("overview-note"), `running for ${age(present.uptime_s)}, access by ${present.auth.join(", ")}`);
+  setText($("overview-note"), `running for ${age(present.uptime_s)}, auth: ${present.auth.join(", ")}`);
   CARDS.forEach(draw);
   showTable();
 }
