@@ -69,7 +69,7 @@ class Admin:
         self.site = self.make_site()
         self.transport = StringTransport()
 
-    def make_site(self, page: PageContent | None = None) -> AdminSite:
+    def make_site(self, page: PageContent | None = None, *, show_details: bool = True) -> AdminSite:
         """A site that runs on the edge's clock."""
         site = AdminSite(
             status=self.status,
@@ -80,6 +80,7 @@ class Admin:
             websocket_port=lambda: 18051,
             max_payload_bytes=LIMIT,
             page=lambda: page or PageContent(),
+            show_details=show_details,
         )
         site.reactor = self.edge.clock
         return site
@@ -166,7 +167,7 @@ def test_not_ready(admin: Admin) -> None:
 
 
 def test_what_the_live_page_is_told(admin: Admin) -> None:
-    """The page has the groups, the methods and whether tokens are taken, escaped. `/topics` has topics and position."""
+    """The page has the groups, the methods and whether tokens are taken, escaped. `/live/topics` has topics and position."""
     groups = {"orders": {"events": ["o'clock", "<b>", "a&b"], "own": False}}
     page = PageContent(
         groups=groups, auth=("jwt", "tower"), takes_tokens=True, topics=lambda: ["orders.<b>"], position=lambda: "7-5b0c7e9f21aa"
@@ -182,9 +183,13 @@ def test_what_the_live_page_is_told(admin: Admin) -> None:
     Body().feed(admin.ask("GET", "/live").body.decode())
     assert json.loads(found.pop("data-groups") or "") == groups
     assert found == {"data-websocket-port": "18051", "data-auth": "jwt tower", "data-takes-tokens": "yes"}
-    assert admin.ask("GET", "/topics").json == {"topics": ["orders.<b>"], "position": "7-5b0c7e9f21aa"}
-    foreign = admin.ask("GET", "/topics", Origin="http://evil.example")
+    assert admin.ask("GET", "/live/topics").json == {"topics": ["orders.<b>"], "position": "7-5b0c7e9f21aa"}
+    foreign = admin.ask("GET", "/live/topics", Origin="http://evil.example")
     assert foreign.status == 403
+    for show, at in ((False, LOOPBACK), (True, IPv4Address("TCP", "192.0.2.1", 9051))):
+        admin.site = admin.make_site(page, show_details=show)
+        assert admin.ask("GET", "/live/topics", at=at).status == 403
+        assert "orders" not in admin.ask("GET", "/live", at=at).body.decode(), "the page works without the configured groups"
 
 
 def test_live_page(admin: Admin) -> None:

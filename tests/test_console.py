@@ -25,7 +25,14 @@ from towerws.websocket.inspection import canonical_topic, end_connection, list_c
 STATIC = files("towerws").joinpath("static")
 FIGURES = {"version": "1", "uptime_s": 5.0, "source": {"state": "consuming", "secret": "x"}, "connections": {"max": 9}}
 OUTSIDE = IPv4Address("TCP", "192.0.2.2", 9051)
-GETS = ("/console/samples", "/console/topics", "/console/events", "/console/event?offset=1", "/connections", "/explain?topic=a.b")
+GETS = (
+    "/console/samples",
+    "/console/topics",
+    "/console/events",
+    "/console/event?offset=1",
+    "/console/connections",
+    "/console/explain?topic=a.b",
+)
 
 
 class ConsoleAdmin(Admin):
@@ -132,12 +139,12 @@ def test_topics(admin: ConsoleAdmin) -> None:
 def test_connections(admin: ConsoleAdmin) -> None:
     """The list, and the end of one connection."""
     client = admin.edge.open(v1=True)
-    assert [row["connection"] for row in admin.ask("GET", "/connections?limit=1").json["connections"]] == [1]
-    reply = admin.ask("POST", "/connections/end", b'{"connection": 1}')
+    assert [row["connection"] for row in admin.ask("GET", "/console/connections?limit=1").json["connections"]] == [1]
+    reply = admin.ask("POST", "/console/connections/end", b'{"connection": 1}')
     assert (reply.status, reply.json) == (202, {"ended": 1})
     assert client.close_code() == 1012
     client.hang_up()
-    reply = admin.ask("POST", "/connections/end", b'{"connection": 1}')
+    reply = admin.ask("POST", "/console/connections/end", b'{"connection": 1}')
     assert (reply.status, "may have ended already" in reply.error) == (404, True)
 
 
@@ -148,34 +155,34 @@ def test_connections(admin: ConsoleAdmin) -> None:
 )
 def test_bad_end(admin: ConsoleAdmin, body: bytes) -> None:
     """The body names one connection, by a number."""
-    reply = admin.ask("POST", "/connections/end", body)
+    reply = admin.ask("POST", "/console/connections/end", body)
     assert (reply.status, '{"connection": 17}' in reply.error) == (400, True)
 
 
 def test_explain(admin: ConsoleAdmin) -> None:
     """User and topic reach the question. Without a user, an anonymous client is meant."""
-    assert admin.ask("GET", "/explain?user=7&topic=job_events-42").status == 200
-    assert admin.ask("GET", "/explain?topic=jobs.summary").status == 200
+    assert admin.ask("GET", "/console/explain?user=7&topic=job_events-42").status == 200
+    assert admin.ask("GET", "/console/explain?topic=jobs.summary").status == 200
     assert admin.explained == [("7", "job_events.42"), ("", "jobs.summary")]
 
 
 @each_row(
     "path,text",
     [
-        ("/explain", "topic is missing"),
-        ("/explain?topic=nothing", "has no '.'"),
-        ("/explain?topic=a.b&topic=a.c", "topic is given 2 times"),
-        (f"/explain?topic=a.b&user={'x' * 201}", "at most 200"),
-        ("/explain?topic=a.b&user=%ff", "user is not UTF-8"),
+        ("/console/explain", "topic is missing"),
+        ("/console/explain?topic=nothing", "has no '.'"),
+        ("/console/explain?topic=a.b&topic=a.c", "topic is given 2 times"),
+        (f"/console/explain?topic=a.b&user={'x' * 201}", "at most 200"),
+        ("/console/explain?topic=a.b&user=%ff", "user is not UTF-8"),
         ("/console/events?after=x", "must be a number"),
         ("/console/events?after=-2", "must be a number"),
         ("/console/samples?after=nan", "must be a number"),
         ("/console/samples?after=1e999", "must be a number"),
         (f"/console/event?offset={'9' * 5000}", "must be a number"),
         ("/console/topics?x=1", "unknown parameter 'x'"),
-        ("/connections?limit=0", "must be 1 to 100"),
-        ("/connections?limit=101", "must be 1 to 100"),
-        ("/connections?%1b=1", "unknown parameter"),
+        ("/console/connections?limit=0", "must be 1 to 100"),
+        ("/console/connections?limit=101", "must be 1 to 100"),
+        ("/console/connections?%1b=1", "unknown parameter"),
     ],
     admin=admin_port,
 )
@@ -195,7 +202,7 @@ def test_methods(admin: ConsoleAdmin, path: str) -> None:
     assert head.body == b""
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
         assert admin.ask(method, path).status == 405
-    assert admin.ask("GET", "/connections/end").status == 405
+    assert admin.ask("GET", "/console/connections/end").status == 405
 
 
 @each_row("path", GETS, admin=admin_port)
@@ -210,7 +217,7 @@ def test_other_sites(admin: ConsoleAdmin, path: str) -> None:
     for headers in foreign:
         reply = admin.ask("GET", path, **headers)
         assert reply.status == 403, (path, headers)
-        assert admin.ask("POST", "/connections/end", b'{"connection": 1}', **headers).status == 403
+        assert admin.ask("POST", "/console/connections/end", b'{"connection": 1}', **headers).status == 403
     assert admin.ask("GET", "/console/samples", Sec_Fetch_Site="same-origin").status == 200
     assert admin.ask("GET", "/", Sec_Fetch_Site="cross-site").status == 200, "a link from a wiki may lead here"
 
@@ -220,7 +227,7 @@ def test_details_stay_on_this_machine(admin: ConsoleAdmin, path: str) -> None:
     """On an address that other machines reach, events and users are not shown. On a UNIX socket they are."""
     reply = admin.ask("GET", path, at=OUTSIDE)
     assert (reply.status, "only on loopback or a UNIX socket" in reply.error) == (403, True)
-    assert admin.ask("POST", "/connections/end", b'{"connection": 1}', at=OUTSIDE).status == 403
+    assert admin.ask("POST", "/console/connections/end", b'{"connection": 1}', at=OUTSIDE).status == 403
     assert admin.ask("GET", path, at=UNIXAddress(b"/run/towerws")).status in {200, 404}
     assert admin.ask("GET", "/console/samples", at=OUTSIDE).status == 200
 

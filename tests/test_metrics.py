@@ -208,7 +208,7 @@ def test_the_port_has_three_paths() -> None:
     assert monitor.ask("GET", "/healthz").json == {"healthy": True}
     ready = monitor.ask("GET", "/readyz")
     assert (ready.status, ready.json) == (503, {"ready": False})
-    for path in ("/", "/status", "/publish", "/disconnect", "/topics", "/live.js", "/metrics/x"):
+    for path in ("/", "/status", "/publish", "/disconnect", "/live/topics", "/live.js", "/metrics/x"):
         assert monitor.ask("GET", path).status == 404, path
     assert monitor.ask("POST", "/metrics").status == 405
     head = monitor.ask("HEAD", "/metrics")

@@ -186,6 +186,7 @@ class TowerwsService(Service):
             metrics=self.metrics,
             console=console_endpoints(self._console_data()),
             probes=self.websockets.probes,
+            show_details=settings.admin_details,
         )
         self._trim = LoopingCall(self._trim_history)
         self._trim.clock = reactor

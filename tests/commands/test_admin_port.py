@@ -75,7 +75,7 @@ def test_not_delivered(port: Port) -> None:
     """The deciding rule comes first, then all rules. The exit code says that the client does not get it."""
     result = explain("job_events.42", "a b", "--admin", port.url)
     assert result.exit_code == 3
-    assert port.paths == ["/explain?user=a+b&topic=job_events.42"]
+    assert port.paths == ["/console/explain?user=a+b&topic=job_events.42"]
     assert result.stdout.splitlines() == [
         "NO: the client has subscribed to it (connection 5)",
         "     it has not",
@@ -104,7 +104,12 @@ def test_bad_topic(port: Port) -> None:
 
 def test_no_daemon(port: Port) -> None:
     """One line says what is wrong, and what to check."""
-    for status, body in ((404, b'{"error": "nothing is at /explain"}'), (200, b"<html>"), (200, b"[]"), (403, b'{"error": "\\u001b[2J"}')):
+    for status, body in (
+        (404, b'{"error": "nothing is at /console/explain"}'),
+        (200, b"<html>"),
+        (200, b"[]"),
+        (403, b'{"error": "\\u001b[2J"}'),
+    ):
         port.answer = status, body
         result = explain("a.b", "--admin", port.url)
         assert result.exit_code == 1

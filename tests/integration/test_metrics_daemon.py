@@ -90,7 +90,7 @@ def test_the_port_for_prometheus(embedded: tuple[Daemon, int]) -> None:
         (name, labels) for name, samples in admins.items() for labels in samples
     }
     assert (fetch(port, "/healthz"), fetch(port, "/readyz")[0]) == ((200, '{"healthy": true}\n'), 200)
-    assert [fetch(port, path)[0] for path in ("/", "/status", "/topics", "/publish", "/disconnect")] == [404] * 5
+    assert [fetch(port, path)[0] for path in ("/", "/status", "/live/topics", "/publish", "/disconnect")] == [404] * 5
 
 
 def test_events_and_clients(embedded: tuple[Daemon, int]) -> None:

@@ -166,13 +166,13 @@ def test_what_shows_one_process(daemon: WorkersDaemon) -> None:
         assert daemon.get(path) == (501, {"error": "this path shows one process, and there are 2 workers: ask /workers/1/ to /workers/2/"})
     assert "<title>" in daemon.text("/workers/1/")
     assert "import" in daemon.text("/workers/2/console.js")
-    assert daemon.get("/workers/2/connections?limit=1")[0] == 200
-    assert daemon.get("/workers/2/connections?limit=0")[0] == 400
-    assert daemon.ask("POST", "/workers/1/connections/end", b'{"connection": 999999}')[0] == 404
+    assert daemon.get("/workers/2/console/connections?limit=1")[0] == 200
+    assert daemon.get("/workers/2/console/connections?limit=0")[0] == 400
+    assert daemon.ask("POST", "/workers/1/console/connections/end", b'{"connection": 999999}')[0] == 404
     assert daemon.get("/workers/3/status") == (404, {"error": "there is no worker 3: they are 1 to 2"})
     assert daemon.get("/workers/x/status")[0] == 404
     assert str(daemon.port) in daemon.text("/live")
-    assert daemon.get("/topics")[0] == 200
+    assert daemon.get("/live/topics")[0] == 200
     assert daemon.ask("POST", "/probe", json.dumps({"probe": "0" * 32}).encode()) == (200, {"seen": None})
     assert daemon.ask("POST", "/probe", b"{}")[0] == 400
 

@@ -2,11 +2,11 @@
 
   GET  /            the console (console.py lists its other paths)
   GET  /live        the live page
+  GET  /live/topics for the live page: the newest topics of the configured groups, and the position of the newest delivery
   GET  /healthz     200 while the event loop runs
   GET  /readyz      200 while the source consumes, otherwise 503 with the reason
   GET  /status      the figures
   GET  /metrics     the figures, for Prometheus
-  GET  /topics      for the live page: the newest topics of the configured groups, and the position of the newest delivery
   POST /publish     202 when an event is published, or 200 with an answer for each line of a batch
   POST /disconnect  202 with the number of connections closed here; 503 if the other daemons don't know
 

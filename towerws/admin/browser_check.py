@@ -1,10 +1,11 @@
-"""Keeps pages of other sites away from the admin port, by the Host and Origin headers of their requests."""
+"""Keeps pages of other sites away from the admin port, by Host and Origin, and other machines away from events and users."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.web.server import Request
 
 from towerws.admin.endpoint import HttpError
@@ -31,6 +32,24 @@ def check_reader(request: Request) -> None:
             f"Sec-Fetch-Site is '{printable(site.decode('latin-1'))}': a page of another site asked for this; "
             "open the console of this port, or use a client that is no browser",
         )
+
+
+def details_check(*, shown: bool) -> Callable[[Request], None]:
+    """Return the check of a path that names events, topics or users. `shown` is `admin_details`. It raises `HttpError` 403."""
+
+    def check(request: Request) -> None:
+        check_reader(request)
+        if not shown:
+            raise HttpError(403, "events and users are not shown here: admin_details is false in the daemon's configuration")
+        listening = request.getHost()
+        if not isinstance(listening, UNIXAddress) and not is_loopback(listening.host):
+            raise HttpError(
+                403,
+                f"events and users are not shown on {listening.host}: this port has no authentication, and shows them only on loopback or "
+                "a UNIX socket; listen there, and use an SSH tunnel",
+            )
+
+    return check
 
 
 def _check_host(request: Request) -> None:

@@ -1,12 +1,12 @@
 """The console: its page, and the small JSON endpoints that it asks.
 
-  GET  /console/samples   the last 15 minutes in figures, and the present state
-  GET  /console/topics    all groups, and the newest topics
-  GET  /console/events    the newest events: with the beginning of each payload
-  GET  /console/event     one event: its whole payload
-  GET  /connections       the connections, a page at a time
-  POST /connections/end   end one connection
-  GET  /explain           why a user does not get the events of a topic
+  GET  /console/samples           the last 15 minutes in figures, and the present state
+  GET  /console/topics            all groups, and the newest topics
+  GET  /console/events            the newest events: with the beginning of each payload
+  GET  /console/event             one event: its whole payload
+  GET  /console/connections       the connections, a page at a time
+  POST /console/connections/end   end one connection
+  GET  /console/explain           why a user does not get the events of a topic
 
 A page of another site may neither read these nor cause their work. Events, connections and explanations are answered only where the
 admin port is on loopback or a UNIX socket, and only with `admin_details`.
@@ -19,11 +19,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
-from towerws.admin.browser_check import check_browser, check_reader
+from towerws.admin.browser_check import check_browser, check_reader, details_check
 from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, json_answer
 from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples, at, breaker_is_open
 from towerws.admin.site import static_file
@@ -31,7 +30,6 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import printable
 from towerws.core.history import History, count_topics, find_events
 from towerws.core.hub import Hub
-from towerws.core.origins import is_loopback
 from towerws.core.topics import WITHHELD
 
 MAX_ROWS = 100
@@ -44,7 +42,7 @@ _SCRIPTS = ("console", "console-kit", "console-overview", "console-events", "con
 
 CONSOLE_PATHS = (
     *(b"", b"console.css", b"console/samples", b"console/topics", b"console/events", b"console/event"),
-    *(b"connections", b"connections/end", b"explain"),
+    *(b"console/connections", b"console/connections/end", b"console/explain"),
     *(f"{name}.js".encode() for name in _SCRIPTS),
 )
 """The paths of `console_endpoints`."""
@@ -74,13 +72,10 @@ class ConsoleData:
 
 def console_endpoints(data: ConsoleData) -> dict[bytes, Endpoint]:
     """Return the endpoints by path."""
-
-    def check_asked(request: Request) -> None:
-        check_reader(request)
-        check_details(request, show_details=data.show_details)
+    check = details_check(shown=data.show_details)
 
     def details(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
-        return Endpoint(b"GET", answer, check_asked)
+        return Endpoint(b"GET", answer, check)
 
     found = {
         b"": Endpoint(b"GET", lambda request: _page(), check_browser),
@@ -89,9 +84,9 @@ def console_endpoints(data: ConsoleData) -> dict[bytes, Endpoint]:
         b"console/topics": details(lambda request: _topics(request, data)),
         b"console/events": details(lambda request: _events(request, data)),
         b"console/event": details(lambda request: _event(request, data)),
-        b"connections": details(lambda request: _connections(request, data)),
-        b"connections/end": Endpoint(b"POST", lambda request: _end(body_of(request), data), check_asked),
-        b"explain": details(lambda request: _explain(request, data)),
+        b"console/connections": details(lambda request: _connections(request, data)),
+        b"console/connections/end": Endpoint(b"POST", lambda request: _end(body_of(request), data), check),
+        b"console/explain": details(lambda request: _explain(request, data)),
     }
     for name in _SCRIPTS:
         found[f"{name}.js".encode()] = Endpoint(b"GET", _script(f"{name}.js"), check_browser)
@@ -104,20 +99,6 @@ def _page() -> Answer:
 
 def _script(name: str) -> Callable[[Request], Answer]:
     return lambda request: static_file(name, b"text/javascript; charset=utf-8")
-
-
-def check_details(request: Request, *, show_details: bool) -> None:
-    """Raise `HttpError` 403 where events and users may not be shown. `show_details` is `admin_details`."""
-    if not show_details:
-        raise HttpError(403, "events and users are not shown here: admin_details is false in the daemon's configuration")
-    listening = request.getHost()
-    if isinstance(listening, UNIXAddress) or is_loopback(listening.host):
-        return
-    raise HttpError(
-        403,
-        f"events and users are not shown on {listening.host}: this port has no authentication, and shows them only on loopback or a UNIX "
-        "socket; listen there, and use an SSH tunnel",
-    )
 
 
 # reading a query
@@ -247,13 +228,13 @@ def _end(body: bytes, data: ConsoleData) -> Answer:
             if data.end(number):
                 return json_answer(202, {"ended": number})
             raise HttpError(404, f"there is no connection {number}: it may have ended already")
-    raise HttpError(400, 'the body is not {"connection": 17}, with the number that /connections shows')
+    raise HttpError(400, 'the body is not {"connection": 17}, with the number that /console/connections shows')
 
 
 def _explain(request: Request, data: ConsoleData) -> Deferred[Answer]:
     asked = _query(request, user="", topic="")
     if not asked["topic"]:
-        raise HttpError(400, "topic is missing: /explain?user=7&topic=job_events.42 (without user: an anonymous client)")
+        raise HttpError(400, "topic is missing: /console/explain?user=7&topic=job_events.42 (without user: an anonymous client)")
     try:
         explained = data.explain(str(asked["user"]), str(asked["topic"]))
     except ValueError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from importlib.resources import files
 
@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from towerws.admin.browser_check import check_browser
+from towerws.admin.browser_check import check_browser, details_check
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
 from towerws.admin.health import healthy, readiness
 from towerws.admin.metrics import MetricsPage
@@ -95,7 +95,7 @@ class AdminSite(EndpointSite):
     - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`.
     - `page` returns what the live page has to know.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
-    - `console` has the endpoints of `console_endpoints`.
+    - `console` has the endpoints of `console_endpoints`. `show_details` is `admin_details`.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class AdminSite(EndpointSite):
         metrics: MetricsPage | None = None,
         console: Mapping[bytes, Endpoint] | None = None,
         probes: HandshakeProbes | None = None,
+        show_details: bool = True,
     ) -> None:
         figures = metrics or MetricsPage(status, lambda: 0.0)
         handshakes = probes or HandshakeProbes()
@@ -125,6 +126,15 @@ class AdminSite(EndpointSite):
         def post(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
             return Endpoint(b"POST", answer, check_browser)
 
+        check_details = details_check(shown=show_details)
+
+        def live(request: Request) -> Answer:
+            try:
+                check_details(request)
+            except HttpError:
+                return live_page(replace(page(), groups={}), websocket_port())
+            return live_page(page(), websocket_port())
+
         self.publishing = PublishEndpoint(publish, why_no_subscriber, later)
 
         worker = {} if disconnect_here is None else {b"disconnect/here": post(lambda request: disconnect_own(request, disconnect_here))}
@@ -132,20 +142,20 @@ class AdminSite(EndpointSite):
             {
                 **(console or {}),
                 **worker,
-                b"live": get(lambda: live_page(page(), websocket_port())),
+                b"live": Endpoint(b"GET", live, check_browser),
+                b"live/topics": Endpoint(b"GET", lambda request: newest_topics(page()), check_details),
                 b"live.css": get(lambda: static_file("live.css", b"text/css; charset=utf-8")),
                 b"live.js": get(lambda: static_file("live.js", b"text/javascript; charset=utf-8")),
                 b"healthz": get(healthy),
                 b"readyz": get(lambda: readiness(source_status())),
                 b"status": get(lambda: json_answer(200, status())),
                 b"metrics": get(figures.present),
-                b"topics": get(lambda: newest_topics(page())),
                 b"publish": post(self.publishing.answer),
                 b"disconnect": post(lambda request: disconnect_clients(body_of(request), disconnect)),
                 b"restart": post(lambda request: restart_daemon(restart)),
                 b"probe": post(lambda request: probed_handshake(body_of(request), handshakes)),
             },
-            help_text="try /healthz, /readyz, /status, /metrics, /connections, /explain, /publish, /disconnect, /restart or the page at /",
+            help_text="try /healthz, /readyz, /status, /metrics, /publish, /disconnect, /restart, /console/explain or the page at /",
             max_body_bytes=max_payload_bytes + ENVELOPE_BYTES,
             check=check_browser,
         )

@@ -62,11 +62,11 @@ def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoRetur
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--admin") from None
     connection.timeout = TIMEOUT_S
-    status, answer = _ask(connection, admin, "/explain?" + urlencode({"user": user, "topic": topic}))
+    status, answer = _ask(connection, admin, "/console/explain?" + urlencode({"user": user, "topic": topic}))
     if status == 400:
         raise click.BadParameter(str(answer.get("error")), param_hint="TOPIC")
     if status != 200:
-        _fail(f"{admin} answers {status}: {answer.get('error', 'is that the admin port of a daemon with /explain?')}")
+        _fail(f"{admin} answers {status}: {answer.get('error', 'is that the admin port of a daemon with /console/explain?')}")
     if as_json:
         click.echo(json.dumps(answer))
     else:

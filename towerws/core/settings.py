@@ -301,7 +301,8 @@ class Settings:
     )
     admin_details: bool = option(
         True,
-        "Show events and connected users on the admin port, to everyone who can connect to it. Only if it is on loopback or a UNIX socket.",
+        "Show events, topics and connected users on the admin port, to everyone who can connect to it. Only if it is on loopback or a UNIX "
+        "socket.",
         reload=False,
     )
     monitor: str = option(

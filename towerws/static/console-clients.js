@@ -46,7 +46,7 @@ async function load() {
   try {
     for (let question = 0; question < MAX_QUESTIONS; question++) {
       const query = new URLSearchParams({ after: from, limit: ROWS - found.length, text: $("clients-search").value.trim(), behind: $("clients-behind").checked ? 1 : 0 });
-      const answer = await ask(`connections?${query}`);
+      const answer = await ask(`console/connections?${query}`);
       if (asked !== generation) return;
       found.push(...answer.connections);
       present = answer.present;
@@ -85,7 +85,7 @@ function confirmEnd(connection, who) {
     dialog.close();
     let said;
     try {
-      await ask("connections/end", { body: JSON.stringify({ connection: connection.connection }) });
+      await ask("console/connections/end", { body: JSON.stringify({ connection: connection.connection }) });
       said = `Connection ${connection.connection} was ended.`;
     } catch (error) {
       said = failure(error);

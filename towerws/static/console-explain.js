@@ -1,4 +1,4 @@
-// "Why did this client not get it?": asks GET /explain, and shows the rule that decides above all others.
+// "Why did this client not get it?": asks GET /console/explain, and shows the rule that decides above all others.
 import { $, ask, failure, make, visible } from "./console-kit.js";
 
 const TIMEOUT_MS = 120000;   // The daemon may ask the API about ten connections.
@@ -63,7 +63,7 @@ async function explain() {
   $("explain-answer").replaceChildren(make("p", "empty", "asking …"));
   let found;
   try {
-    found = await ask(`explain?${new URLSearchParams({ user, topic })}`, { timeoutMs: TIMEOUT_MS });
+    found = await ask(`console/explain?${new URLSearchParams({ user, topic })}`, { timeoutMs: TIMEOUT_MS });
   } catch (error) {
     if (asked === generation) $("explain-answer").replaceChildren(make("p", "callout", failure(error)));
     return;

@@ -14,7 +14,7 @@
   const RATE_S = 5;              // Events per second are an average of this time.
   const SPARK_S = 60;            // Seconds in the curve.
   const AGAIN_MS = 1000;         // Until a topic is requested again that the daemon could not check.
-  const TOPICS_MS = 2000;        // Interval of GET /topics.
+  const TOPICS_MS = 2000;        // Interval of GET /live/topics.
   const SHOWN_TOPICS = 12;       // Names in the list of current topics.
   const PORT = document.body.dataset.websocketPort;
   const TAKES_TOKENS = document.body.dataset.takesTokens === "yes";
@@ -328,7 +328,7 @@
 
   // ---- topics
 
-  let recentTopics = [];       // the newest topics of groups with any event, from GET /topics
+  let recentTopics = [];       // the newest topics of groups with any event, from GET /live/topics
   let lastHead = null;         // position of the answer before
   let addSince = null;         // position from which the next request's added topics are replayed
   let sentSince = null;        // the same position, of the newest request
@@ -370,7 +370,7 @@
     if (!hasOpenGroups() || !identified) return;
     let found;
     try {
-      const answer = await fetch("topics");
+      const answer = await fetch("live/topics");
       if (!answer.ok) return;
       found = await answer.json();
     } catch {

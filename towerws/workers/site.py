@@ -9,7 +9,7 @@ path                                        | answered with
 /disconnect                                 | the sum of what the workers closed. One of them then tells the other daemons
 /restart                                    | one worker after the other hands over to a new process
 /probe                                      | what the worker answers that got the handshake
-/topics, /live                              | what one worker answers
+/live, /live/topics                         | what one worker answers
 /workers/N/…                                | what worker N answers on its own admin port: its console is at /workers/N/
 the console's paths                         | 501: they show one process
 
@@ -35,8 +35,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 
 from towerws import __version__
-from towerws.admin.browser_check import check_browser, check_reader
-from towerws.admin.console import CONSOLE_PATHS, check_details
+from towerws.admin.browser_check import check_browser, details_check
+from towerws.admin.console import CONSOLE_PATHS
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
 from towerws.admin.health import healthy, limited_site
 from towerws.admin.metrics import CONTENT_TYPE, RECENT_S
@@ -108,8 +108,11 @@ class ParentPorts:
         def post(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
             return Endpoint(b"POST", answer, check_browser)
 
-        endpoints = {path: (post if path == b"connections/end" else get)(self._no_console) for path in CONSOLE_PATHS}
-        endpoints |= {path: get(self._pass_to_one) for path in (b"live", b"live.css", b"live.js", b"topics")}
+        endpoints = {path: (post if path == b"console/connections/end" else get)(self._no_console) for path in CONSOLE_PATHS}
+        # A worker's own socket lets everyone see details, so this port decides.
+        self._check_passed = details_check(shown=settings.admin_details)
+        endpoints |= {path: get(self._pass_to_one) for path in (b"live.css", b"live.js")}
+        endpoints |= {path: Endpoint(b"GET", self._pass_to_one, self._check_passed) for path in (b"live", b"live/topics")}
         endpoints |= {
             b"healthz": get(lambda request: healthy()),
             b"readyz": get(lambda request: self._answer_readiness()),
@@ -237,11 +240,6 @@ class ParentPorts:
             return await self._pass(worker, request, path)
         except NoAnswer as error:
             return json_answer(503, {"error": str(error)})
-
-    def _check_passed(self, request: Request) -> None:
-        """A worker's own socket lets everyone see details. So the parent's port decides."""
-        check_reader(request)
-        check_details(request, show_details=self._settings.admin_details)
 
     def _pass(self, worker: Worker, request: Request, path: bytes) -> Deferred[Answer]:
         query = request.uri.partition(b"?")[2]
