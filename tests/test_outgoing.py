@@ -175,6 +175,7 @@ async def test_stop_over_tls_has_a_deadline(tmp_path: Path) -> None:
     async with listening(files) as (port, factory), source_to(port, tls=True, tls_ca=str(files[0])) as source:
         await until(lambda: factory.received != b"")
         await source.stop()
+        assert source.status().state is SourceState.STOPPED
         await until(lambda: factory.open == 0)
 
 

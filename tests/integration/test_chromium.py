@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,56 @@ def test_a_cookie_beyond_ascii_locks_nobody_out(chromium: Chromium, served: Call
         assert len(page.run("document.cookie").split("; ")) == number + 1
         assert connect(page, url) == {"accept": True, "user": 0}
         page.run("socket.close()")
+
+
+class Blank(BaseHTTPRequestHandler):
+    """Another web server of this machine. All its pages are empty."""
+
+    def do_GET(self) -> None:
+        """http.server calls this."""
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        """Log nothing."""
+
+
+@pytest.fixture
+def another_port() -> Iterator[int]:
+    """The port of a web server that is not towerws's."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Blank) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_page_of_another_site_hears_nothing(chromium: Chromium, served: Callable[..., Daemon], another_port: int) -> None:
+    """Findings S1: without authentication, too, a page of another host or port is refused. So is a name that was made to lead here."""
+    daemon = served()
+    for number, (page, url, reason) in enumerate(
+        (
+            (f"http://127.0.0.1:{another_port}/", daemon.url, "origin"),
+            (f"http://evil.localhost:{another_port}/", daemon.url, "origin"),
+            (f"http://evil.localhost:{daemon.port}/", daemon.url.replace("127.0.0.1", "evil.localhost"), "host"),
+        )
+    ):
+        before = refused(daemon, reason)
+        assert connect(chromium.open(page), url)["code"] == 1006, page
+        assert refused(daemon, reason) == before + 1, page
+        assert daemon.get("/status")[1]["connections"]["opened"] == number
+        own = chromium.open(f"http://127.0.0.1:{daemon.admin_port}/healthz")
+        assert connect(own, daemon.url) == {"accept": True, "user": 0}
+
+
+def refused(daemon: Daemon, reason: str) -> int:
+    """How many handshakes were refused for this reason."""
+    counts: dict[str, int] = daemon.get("/status")[1]["connections"]["refused_for"]
+    return counts.get(reason, 0)
 
 
 ENDS: dict[str, tuple[str, int]] = {
