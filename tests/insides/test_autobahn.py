@@ -134,6 +134,13 @@ INSIDES = [
         why="to bound how long a client may take to end",
     ),
     Inside(owner=ADAPTER, name="_closeConnection", signature="(self, abort=False)", why="to end our stream without a reset"),
+    Inside(
+        owner=PROTOCOL,
+        name="_connectionLost",
+        signature="(self, reason)",
+        phrases=("self.autoPingPendingCall.cancel()", "self.autoPingTimeoutCall.cancel()", "self.openHandshakeTimeoutCall.cancel()"),
+        why="to end a connection without the debug lines of the method that calls it",
+    ),
     Inside(owner=PROTOCOL, name="failedByMe", why="to let Autobahn keep nothing of what comes after our close"),
     Inside(owner=PROTOCOL, name="wasClean", why="to tell an answered close from a violation"),
     Inside(owner=PROTOCOL, name="wasNotCleanReason", why="for the log's line of a connection that ended"),

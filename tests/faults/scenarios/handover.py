@@ -105,9 +105,10 @@ def gather(case: Case, count: int, *flags: str, folder: str = "") -> Crowd:
 
 
 class Memory(threading.Thread):
-    """Measures the memory of a daemon and its successor, in KiB: the first one's at the beginning, and the most of both together.
+    """Measures the memory of a daemon and its successor: `one` is the daemon's at the beginning, in KiB.
 
-    The pages of program files count once, because the processes share them.
+    `ratio` is the most of both together, divided by the daemon's own at that moment: history grows meanwhile. The pages of program files
+    count once, because the processes share them.
     """
 
     def __init__(self, pid: int) -> None:
@@ -115,14 +116,15 @@ class Memory(threading.Thread):
         self._pid = pid
         self._done = threading.Event()
         self.one = resident_kib(pid)
-        self.both = 0
+        self.ratio = 0.0
 
     def run(self) -> None:
         """Measure until the end."""
         while not self._done.wait(MEMORY_S):
             with suppress(OSError):
                 children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
-                self.both = max(self.both, resident_kib(self._pid, *map(int, children)))
+                if one := resident_kib(self._pid):  # 0: it has ended
+                    self.ratio = max(self.ratio, resident_kib(self._pid, *map(int, children)) / one)
 
     def __enter__(self) -> Self:
         self.start()
@@ -131,11 +133,6 @@ class Memory(threading.Thread):
     def __exit__(self, *exc: object) -> None:
         self._done.set()
         self.join()
-
-    @property
-    def ratio(self) -> float:
-        """The memory of both by that of one."""
-        return self.both / self.one
 
 
 def resident_kib(*pids: int) -> int:
