@@ -190,7 +190,7 @@ class Processes:
             self._read_notes(worker)
             if worker.pid and (again or (not worker.stop_sent and worker.state is not State.STOPPING)):
                 worker.stop_sent = True
-                _send(worker.pid, signal.SIGTERM)
+                _send(worker.pid, signal.SIGINT if again else signal.SIGTERM)  # two equal ones at once may arrive as one
 
     def reload(self) -> None:
         """Tell each worker to reload."""
