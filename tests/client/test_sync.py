@@ -12,7 +12,7 @@ import pytest
 
 from tests.kit.daemon import DEADLINE_S
 from tests.kit.standin import StandIn
-from towerws.client import ClientError, StateChange, sync
+from towerws.client import ClientError, Event, StateChange, sync
 
 OWN: dict[str, list[int | str]] = {"own": ["thing"]}
 
@@ -173,6 +173,33 @@ def test_a_handler_closes_the_client() -> None:
         assert returned.wait(DEADLINE_S)
         assert live.state == "closed"
         assert not any(thread.name == "towerws.client" for thread in threading.enumerate())
+
+
+def test_a_slow_function() -> None:
+    """What waits for it is bounded, and becomes a gap that is told. The newest events follow."""
+    got: list[Any] = []
+    entered, release, done = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(event: Event) -> None:
+        entered.set()
+        release.wait(DEADLINE_S)
+        got.append(event.payload)
+        if event.payload == 49:
+            done.set()
+
+    with StandIn() as standin, sync.connect(standin.url, queue_bytes=4000) as live, live.subscribe(OWN) as quick:
+        assert quick.get(DEADLINE_S).type == "subscribed"
+        live.subscribe(OWN, slow, gap=lambda gap: got.append(gap.reason))
+        for number in range(50):
+            standin.publish("own.thing", str(number).encode())
+            assert quick.get(DEADLINE_S).type == "event"
+            assert entered.wait(DEADLINE_S)
+        release.set()
+        assert done.wait(DEADLINE_S)
+    numbers = [found for found in got if found != "slow"]
+    assert got.count("slow") == 1
+    assert got.index("slow") == 1, "the event that was being handled comes first"
+    assert numbers == [0, *range(51 - len(numbers), 50)]
 
 
 def test_handlers_that_block() -> None:

@@ -247,6 +247,27 @@ def test_nginx_with_its_defaults_holds_nothing_back(daemon: Daemon, nginx: Calla
         assert b"\r\nServer: nginx" in client.head
 
 
+def test_a_proxy_that_collects_the_answer(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
+    """A proxy that collects although the header forbids it makes events late. None is lost, and the rest comes with the end of the stream."""
+    with Daemon(tmp_path, "embedded:", "--websocket-ping-s", "60") as running:
+        port = free_port()
+        buffers = "proxy_ignore_headers X-Accel-Buffering; proxy_buffer_size 64k; proxy_buffers 4 64k;"
+        where = f"proxy_pass http://127.0.0.1:{running.port}; {buffers}"
+        nginx(f"127.0.0.1:{running.port}", more=f"server {{ listen 127.0.0.1:{port}; access_log off; location / {{ {where} }} }}")
+        client = StreamClient(port, f"/events?{TOPIC}")
+        opening = Thread(target=client.open)  # not even the head comes yet
+        opening.start()
+        subscribed(running)
+        for n in range(50):
+            running.publish("job_events.1", {"n": n, "pad": "x" * 100})
+        assert (client.status, opening.is_alive()) == (0, True)
+        assert running.stop() == 0
+        opening.join(DEADLINE_S)
+        client.until_end()
+        assert client.numbers == list(range(50))
+        assert client.events[-1].kind == "bye"
+
+
 def test_a_reader_that_has_gone_is_noticed(daemon: Daemon) -> None:
     """It acknowledges nothing more, as a machine that lost its network: here its window is full. `ping_s` and `pong_s` bound that."""
     with StreamClient(daemon.port, f"/events?{TOPIC}") as client:

@@ -17,7 +17,7 @@ from private_rabbitmq import PrivateRabbit
 from tests.faults.proxy import DOWN, UP, FaultProxy
 from tests.kit.daemon import DEADLINE_S, Daemon, NumberedLoad
 from tests.kit.py_client import PyClient
-from towerws.client import Event, FileStore, sync
+from towerws.client import Event, FileStore, Token, sync
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "docs" / "python-client.md").read_text()
@@ -211,6 +211,28 @@ def test_a_token_that_ends(with_jwt: Daemon) -> None:
         client.until_number(1)
         assert client.numbers == [0, 1]
         assert [change.reason.code for change in client.changes if change.reason is not None] == ["authenticate"]
+
+
+def test_a_token_that_expires(with_jwt: Daemon) -> None:
+    """Without a new token in time the daemon ends the connection. The client fetches one, and misses nothing."""
+    fetched: list[Token] = []
+
+    def fetch() -> Token:
+        fetched.append(Token(token(1, user="cora"), time.time() + 3600))  # the client believes this, and renews too late
+        return fetched[-1]
+
+    with PyClient(with_jwt.url, {"job_events": [4]}, token=fetch, **FAST) as client:
+        client.until_subscribed()
+        published = 0
+        while client.notices.count("recovered") < 3:
+            with_jwt.publish("job_events.4", {"n": published})
+            published += 1
+        client.until_number(published - 1)
+        assert client.numbers == list(range(published))
+        assert set(client.notices) == {"subscribed", "recovered"}
+        assert {change.reason.code for change in client.changes if change.reason is not None} == {"authenticate"}
+        assert len({each.token for each in fetched}) == len(fetched) > 3
+        assert client.errors == []
 
 
 def test_refused_tokens(with_jwt: Daemon) -> None:
