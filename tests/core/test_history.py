@@ -145,7 +145,7 @@ def test_history_agrees_with_a_plain_list(
         held = log.held
         assert len(history) == len(held)
         assert history.weight_bytes == weight(held) <= max_bytes
-        assert {topic for topic in TOPICS if topic in history} == {one.topic for one in held}
+        assert {topic for topic in TOPICS if topic in history.topics} == {one.topic for one in held}
         ids = {(topic, name) for topic in TOPICS for name in ("m1", "m2", "m3") if history.has_message(topic, name)}
         assert ids == {(one.topic, one.message_id) for one in held if one.message_id is not None}
         assert history.floor.seq == log.floor()
@@ -528,7 +528,7 @@ def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
     mark = history.head
     assert len(history) == history.weight_bytes == 0
     assert not history.has_message("a.1", "m0")
-    assert "a.1" not in history
+    assert "a.1" not in history.topics
     assert all(history.find(one.position) is None for one in old)
     new = history.append("a.1", b"{}", 0, STREAM, "m0", 0.0)
     assert history.find(mark.position) is mark

@@ -135,7 +135,8 @@ class _Delivery:
         """Note the content header. A message without a body is complete with it."""
         self._content = content
         self._missing = body_size
-        self._parts = []
+        if self._parts:
+            self._parts = []
         if not body_size:
             self._on_delivery(self._tag, self._routing_key, content, b"")
 

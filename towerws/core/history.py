@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
@@ -90,6 +90,8 @@ class History:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._topics: dict[str, _TopicLog] = {}
+        self.topics: Container[str] = self._topics.keys()
+        """The topics of which a delivery is held. A view, which the hot path asks for each message."""
         self._evicted_topics: OrderedDict[str, int] = OrderedDict()  # topic without a log -> its `dropped`, smallest first
         self._max_forgotten = -1  # the largest `dropped` that was removed from there
         self._offsets: dict[int, Delivery] = {}
@@ -108,10 +110,6 @@ class History:
 
     def __len__(self) -> int:
         return len(self._log)
-
-    def __contains__(self, topic: str) -> bool:
-        """Return whether a delivery of this topic is held."""
-        return topic in self._topics
 
     def has_message(self, topic: str, message_id: str) -> bool:
         """Return whether a delivery of this topic with this `message_id` is held. Then a producer has sent it again."""

@@ -136,7 +136,7 @@ class Ingest:
         if (now := self._now) is None:
             now = self._now = self._clock()
         history = self._history
-        if routing_key not in history or len(body) > self._max_payload_bytes or not is_plain_object(body):
+        if routing_key not in history.topics or len(body) > self._max_payload_bytes or not is_plain_object(body):
             try:
                 self.check(routing_key, body)
             except BadDelivery as bad:

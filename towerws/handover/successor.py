@@ -96,7 +96,7 @@ class Adopter:
             connection.lost_place(state.position)
         if self.began_at is not None and context.credential_monitor.was_revoked(identity, self.began_at):
             connection.revoke()
-        elif identity.user_id is not None and f"control.limit_reached_{identity.user_id}" in hub.history:
+        elif identity.user_id is not None and f"control.limit_reached_{identity.user_id}" in hub.history.topics:
             context.credential_monitor.recheck_user(str(identity.user_id))  # the event may have come before the connection
         return None
 
