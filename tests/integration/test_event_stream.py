@@ -248,7 +248,7 @@ def test_nginx_with_its_defaults_holds_nothing_back(daemon: Daemon, nginx: Calla
 
 
 def test_a_proxy_that_collects_the_answer(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
-    """A proxy that collects although the header forbids it makes events late. None is lost, and the rest comes with the end of the stream."""
+    """A proxy that collects although the header forbids it makes events late. None is lost: the rest comes with the end of the stream."""
     with Daemon(tmp_path, "embedded:", "--websocket-ping-s", "60") as running:
         port = free_port()
         buffers = "proxy_ignore_headers X-Accel-Buffering; proxy_buffer_size 64k; proxy_buffers 4 64k;"

@@ -12,21 +12,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.faults.proxy import DOWN, UP, FaultProxy
+from tests.faults.proxy import FaultProxy
 from tests.integration.conftest import NO_LANGUAGE, require
 from tests.kit.chromium import Chromium
 from tests.kit.client_file import STATIC, first_line, minified
 from tests.kit.daemon import Daemon, NumberedLoad
+from tests.kit.followers import SECRET, jwt_flags, through_faults, token, url_of
 from tests.kit.js_client import CLIENT, JsClient, NodeClient, PageClient, node_command
 from tests.languages import Node
 from towerws import __version__
 
 README = (CLIENT / "README.md").read_text()
-SECRET = "0123456789abcdef0123456789abcdef"
 FAST = {"retryMinMs": 50, "retryMaxMs": 1000}
 """A shorter backoff than the default, so that the tests take less time."""
 
@@ -56,11 +55,6 @@ def follow(request: pytest.FixtureRequest) -> Iterator[Follow]:
             return leave.enter_context(PageClient(request.getfixturevalue("chromium"), url, groups, **more))
 
         yield start
-
-
-def proxy_url(proxy: FaultProxy) -> str:
-    """The URL of a daemon behind a proxy."""
-    return f"ws://127.0.0.1:{proxy.port}/websocket/"
 
 
 # The package
@@ -210,41 +204,10 @@ def test_cut_and_frozen_connections(tmp_path: Path, follow: Follow) -> None:
     """Connections are slow, reset, half closed, refused and frozen. The client notices, reconnects and misses nothing."""
     options = {**FAST, "pingMs": 500, "pongMs": 1000, "connectMs": 2000}
     with Daemon(tmp_path, "embedded:") as daemon, FaultProxy(("127.0.0.1", daemon.port)) as proxy:
-        client = follow(proxy_url(proxy), {"job_events": [1]}, options=options)
+        client = follow(url_of(proxy), {"job_events": [1]}, options=options)
         client.until_subscribed()
         proxy.delay(DOWN, 0.05)
-        number = 0
-
-        def publish() -> None:
-            nonlocal number
-            daemon.publish("job_events.1", {"n": number})
-            number += 1
-
-        def refuse() -> None:
-            proxy.refuse()
-            proxy.reset()
-
-        faults: list[Callable[[], object]] = [
-            proxy.reset,
-            lambda: proxy.half_close(DOWN),
-            lambda: proxy.half_close(UP),
-            refuse,
-            proxy.black_hole,
-            lambda: proxy.black_hole(DOWN),
-            lambda: proxy.black_hole(UP),
-        ]
-        for fault in faults:
-            publish()
-            client.until_number(number - 1)
-            before = client.states.count("waiting")
-            fault()
-            publish()
-            client.until(lambda before=before: client.states.count("waiting") > before)  # type: ignore[misc]
-            proxy.heal()
-            publish()
-            client.until_number(number - 1)
-        assert client.numbers == list(range(number))
-        assert set(client.notices) == {"subscribed", "recovered"}
+        through_faults(daemon, proxy, client, "job_events.1")
         assert client.errors == []
 
 
@@ -252,7 +215,7 @@ def test_a_frozen_page(tmp_path: Path, chromium: Chromium) -> None:
     """A laptop sleeps: the page is frozen, and its connection dies unnoticed. When the network is back, the page asks at once."""
     with Daemon(tmp_path, "embedded:") as daemon, FaultProxy(("127.0.0.1", daemon.port)) as proxy:
         options = {**FAST, "pingMs": 3_600_000, "pongMs": 500}
-        with PageClient(chromium, proxy_url(proxy), {"job_events": [1]}, options=options) as client:
+        with PageClient(chromium, url_of(proxy), {"job_events": [1]}, options=options) as client:
             client.until_subscribed()
             client.call("Page.enable")
             client.call("Page.setWebLifecycleState", state="frozen")
@@ -319,18 +282,8 @@ def test_nan(tmp_path: Path, follow: Follow) -> None:
 @pytest.fixture
 def with_jwt(tmp_path: Path) -> Iterator[Daemon]:
     """A daemon that takes JSON Web Tokens."""
-    secret = tmp_path / "secret"
-    secret.write_text(SECRET)
-    secret.chmod(0o600)
-    flags = ["--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--jwt-leeway-s", "0"]
-    with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon:
+    with Daemon(tmp_path, "embedded:", *jwt_flags(tmp_path), auth="jwt") as daemon:
         yield daemon
-
-
-def token(lasts_s: float = 3600, *, groups: tuple[str, ...] = ("job_events.*",), key: str = SECRET) -> str:
-    """A token of the user anna. No two are the same."""
-    claims = {"sub": "anna", "exp": time.time() + lasts_s, "groups": list(groups), "jti": str(time.monotonic_ns())}
-    return jwt.encode(claims, key, "HS256")
 
 
 def test_a_new_token_before_the_old_one_ends(with_jwt: Daemon, follow: Follow) -> None:
@@ -392,7 +345,7 @@ def test_the_package_ws(tools: Path, tmp_path: Path) -> None:
     module = str(tools.parent / "ws" / "wrapper.mjs")
     with Daemon(tmp_path, "embedded:") as daemon, FaultProxy(("127.0.0.1", daemon.port)) as proxy:
         more: Any = {"ws": module, "options": {**FAST, "pingMs": 500, "pongMs": 1000}}
-        with NodeClient(proxy_url(proxy), {"job_events": [1]}, **more) as client:
+        with NodeClient(url_of(proxy), {"job_events": [1]}, **more) as client:
             client.until_subscribed()
             faults: list[Callable[[], object]] = [proxy.reset, proxy.black_hole]
             for number, fault in enumerate(faults):

@@ -6,22 +6,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.faults.proxy import DOWN, UP, FaultProxy
+from tests.faults.proxy import DOWN, FaultProxy
 from tests.kit.daemon import DEADLINE_S, Daemon, NumberedLoad
+from tests.kit.followers import SECRET, jwt_flags, through_faults, token, url_of
 from tests.kit.py_client import PyClient
 from towerws.client import Event, FileStore, Token, sync
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "docs" / "python-client.md").read_text()
-SECRET = "0123456789abcdef0123456789abcdef"
 FAST: dict[str, Any] = {"retry_min_s": 0.05, "retry_max_s": 1}
 """A shorter backoff than the default, so that the tests take less time."""
 
@@ -70,38 +69,11 @@ def test_kills_of_the_daemon(rabbit: PrivateRabbit, tmp_path: Path) -> None:
 def test_connections_that_are_cut_and_frozen(daemon: Daemon) -> None:
     """Connections are reset, half closed, refused, slow and frozen. The client notices, reconnects and misses nothing."""
     options = {**FAST, "ping_s": 0.3, "pong_s": 0.5, "connect_s": 1}
-    with FaultProxy(("127.0.0.1", daemon.port)) as proxy:  # noqa: SIM117 - the second needs the first
-        with PyClient(f"ws://127.0.0.1:{proxy.port}/websocket/", {"job_events": [2]}, **options) as client:
-            client.until_subscribed()
-            proxy.delay(DOWN, 0.05)
-            number = 0
-
-            def publish() -> None:
-                nonlocal number
-                daemon.publish("job_events.2", {"n": number})
-                number += 1
-
-            def refuse() -> None:
-                proxy.refuse()
-                proxy.reset()
-
-            faults: list[Callable[[], object]] = [
-                proxy.reset, lambda: proxy.half_close(DOWN), lambda: proxy.half_close(UP), refuse, proxy.black_hole,
-                lambda: proxy.black_hole(DOWN), lambda: proxy.black_hole(UP),
-            ]  # fmt: skip
-            for fault in faults:
-                publish()
-                client.until_number(number - 1)
-                before = client.states.count("waiting")
-                fault()
-                publish()
-                client.until(lambda before=before: client.states.count("waiting") > before)  # type: ignore[misc]
-                proxy.heal()
-                publish()
-                client.until_number(number - 1)
-            assert client.numbers == list(range(number))
-            assert set(client.notices) == {"subscribed", "recovered"}
-            assert {error.code for error in client.errors} <= {"handshake"}, "told when the third attempt in a row failed"
+    with FaultProxy(("127.0.0.1", daemon.port)) as proxy, PyClient(url_of(proxy), {"job_events": [2]}, **options) as client:
+        client.until_subscribed()
+        proxy.delay(DOWN, 0.05)
+        through_faults(daemon, proxy, client, "job_events.2")
+        assert {error.code for error in client.errors} <= {"handshake"}, "told when the third attempt in a row failed"
 
 
 def test_a_restart_with_a_store(daemon: Daemon, tmp_path: Path) -> None:
@@ -168,19 +140,8 @@ def test_nan(daemon: Daemon) -> None:
 def with_jwt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that takes JSON Web Tokens."""
     folder = tmp_path_factory.mktemp("jwt")
-    secret = folder / "secret"
-    secret.write_text(SECRET)
-    secret.chmod(0o600)
-    flags = ["--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--jwt-leeway-s", "0"]
-    with Daemon(folder, "embedded:", *flags, auth="jwt") as daemon:
+    with Daemon(folder, "embedded:", *jwt_flags(folder), auth="jwt") as daemon:
         yield daemon
-
-
-def token(lasts_s: float = 3600, *, user: str = "anna", groups: tuple[str, ...] = ("job_events.*",), key: str = SECRET) -> str:
-    """A token. No two are the same."""
-    now = time.time()
-    claims = {"sub": user, "iat": now, "exp": now + lasts_s, "groups": list(groups), "jti": str(time.monotonic_ns())}
-    return jwt.encode(claims, key, "HS256")
 
 
 def test_a_new_token_before_the_old_one_ends(with_jwt: Daemon) -> None:
