@@ -497,6 +497,7 @@ class WebSocketFactory(WebSocketServerFactory):
         self.accept_throttle.accepted()
         connection = self.protocol()
         connection.factory = self
+        connection.address = getattr(addr, "host", "")
         return connection
 
     def soon(self, call: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from private_rabbitmq import PrivateRabbit
 
-from tests.faults.proxy import FaultProxy
+from tests.faults.proxy import DOWN, FaultProxy
 from tests.integration.conftest import NO_LANGUAGE, require
 from tests.kit.chromium import Chromium
 from tests.kit.client_file import STATIC, first_line, minified

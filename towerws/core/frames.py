@@ -20,7 +20,8 @@ _header_64 = struct.Struct("!BBQ").pack
 
 def text_frame(payload: bytes) -> bytes:
     """Return one whole text message. `payload` must be UTF-8: clients fail the connection otherwise (RFC 6455 section 8.1)."""
-    return _frame(_TEXT, payload)
+    length = len(payload)
+    return bytes((_TEXT, length)) + payload if length < 126 else _frame(_TEXT, payload)
 
 
 def deflated_frame(payload: bytes) -> bytes:

@@ -124,7 +124,8 @@ class Hub:
         wanted = dict.fromkeys(request.topics)
         left = [topic for topic in subscriber.topics if topic not in wanted]
         joined = [topic for topic in wanted if topic not in subscriber.topics]
-        self._unsubscribe(subscriber, left)
+        if left:
+            self._unsubscribe(subscriber, left)
         if since is not None:
             # The topics that it keeps have been delivered up to this place.
             delivered = subscriber.cursor.seq if subscriber.behind else self._flushed.seq
@@ -147,9 +148,10 @@ class Hub:
             subscribers[subscriber] = None
         if not subscriber.topics:
             subscriber.holes = ()
+        current = tuple(sorted(subscriber.topics))
         return Change(
-            current=tuple(sorted(subscriber.topics)),
-            joined=tuple(sorted(joined)),
+            current=current,
+            joined=current if len(joined) == len(current) else tuple(sorted(joined)),
             left=tuple(sorted(left)),
             # A subscriber that is behind has not got everything up to the hub's position.
             position=subscriber.cursor.position if subscriber.behind else self.position,

@@ -115,7 +115,8 @@ class ConnectionLimits:
         self.present -= 1
 
     def _move(self, slot: ConnectionSlot, address: str | None) -> None:
-        self._end_handshake(slot)
+        if slot.opening:
+            self._end_handshake(slot)
         if slot.address is not None:
             _less(self._addresses, slot.address)
         slot.address = address

@@ -125,9 +125,12 @@ class Group:
         Numbers come as integers (React, awxkit) and as text (AngularJS takes them from the URL). Both name the same event.
         Booleans and fractions name none.
         """
-        if isinstance(item, bool) or not isinstance(item, (int, str)):
+        if isinstance(item, str):
+            text = item
+        elif isinstance(item, int) and not isinstance(item, bool):
+            text = str(item) if 0 <= item < 10**MAX_ID_DIGITS else ""
+        else:
             raise UnknownItem("an event is a word or a number")
-        text = str(item) if isinstance(item, str) or 0 <= item < 10**MAX_ID_DIGITS else ""
         if self.ids and _is_id(text):
             return text.lstrip("0") or "0"
         if text in self.words:

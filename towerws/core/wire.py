@@ -141,7 +141,8 @@ class TowerDialect:
 
     def subscribed(self, change: Change, denied: list[Denied], request_id: object) -> bytes:
         """Write the reply of AWX 10 and later, with flat names. awxkit's `unsubscribe()` waits for `groups_current`."""
-        current, left, joined = map(_names, (change.current, change.left, change.joined))
+        current, left = _names(change.current), _names(change.left)
+        joined = current if change.joined is change.current else _names(change.joined)
         return f'{{"groups_current": {current}, "groups_left": {left}, "groups_joined": {joined}}}'.encode("ascii")
 
     def error(self, error: BadRequest) -> bytes:

@@ -68,6 +68,8 @@ class OpeningConnection(WebSocketServerProtocol):
     _log = Logger()
 
     factory: WebSocketFactory
+    address = ""
+    """The client's address. Behind trusted proxies it is known once the request's head was read."""
     identity: Identity | None = None
     _head: bytes | None = b""
     _early = b""
@@ -110,10 +112,11 @@ class OpeningConnection(WebSocketServerProtocol):
         factory = self.factory
         connection_limits = factory.connection_limits
         self.openHandshakeTimeoutCall = factory.timers.call_later(factory.settings.handshake_s, self.onOpenHandshakeTimeout)
-        if connection_limits.overflowing:
-            self._count_refusal(_limit_error("connections"))
-            self.dropConnection(abort=True)
-        elif connection_limits.full:
+        if connection_limits.full:
+            if connection_limits.overflowing:
+                self._count_refusal(_limit_error("connections"))
+                self.dropConnection(abort=True)
+                return
             # Answer after the first read: unread bytes at the close would turn the answer into a reset.
             self._limit_met = "connections"
             self.arm(self.factory.settings.linger_s, self.transport.abortConnection)
@@ -122,8 +125,8 @@ class OpeningConnection(WebSocketServerProtocol):
 
     def begin(self) -> None:
         """Count a connection that has read nothing yet."""
-        self.address = self._peer_address()
-        """The client's address. Behind trusted proxies it is known once the request's head was read."""
+        if not self.address:
+            self.address = self._peer_address()
         factory = self.factory
         factory.connections[self] = None  # type: ignore[index]  # each connection is of the subclass
         self._slot: ConnectionSlot = factory.connection_limits.arrive()

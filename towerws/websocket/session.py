@@ -106,7 +106,7 @@ class Session:
         if response is None:
             return
         welcome = dialect.welcome(identity, context.hub.position, context.settings.ping_s)
-        connection.send(response + dialect.wrap(welcome))
+        self.subscriber.send(response + dialect.wrap(welcome))
 
     def close(self) -> None:
         """End the session and everything that it waits for. A second call does nothing."""
@@ -429,7 +429,8 @@ class Session:
         """
         if self._closed:
             return
-        request = _without(request, refusals)
+        if refusals:
+            request = _without(request, refusals)
         if request.since is None:
             self._subscribe(request, None, before)
         elif isinstance(found := self._context.ingest.judge_position(request.since), Pending):
@@ -479,7 +480,7 @@ class Session:
     def _reply(self, *payloads: bytes | None) -> None:
         """Send frames in one write. So a thousand denials take one system call, and either all of them are sent or none."""
         wrap = self.dialect.wrap
-        if not self._connection.send(b"".join([wrap(payload) for payload in payloads if payload is not None])):
+        if not self.subscriber.send(b"".join([wrap(payload) for payload in payloads if payload is not None])):
             # The client keeps sending requests and doesn't read the answers.
             self._connection.end(CloseReason.OVERLOAD, "backlog_bytes")
 
