@@ -428,20 +428,38 @@ def _datagram_socket(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "shape", ["unix:{path}", "unix:{path}:mode=660", "unix:{path}:lockfile=1", "unix:{path}:lockfile=0", "haproxy:unix:{path}"]
+    "shapes",
+    [
+        {"listen": "unix:{path}", "admin": "unix:{path}:mode=660", "monitor": "unix:{path}:lockfile=1"},
+        {"listen": "haproxy:unix:{path}", "admin": "unix:{path}:lockfile=0"},
+    ],
+    ids=["unix", "haproxy"],
 )
-def test_a_stale_socket_is_replaced(make: Start, tmp_path: Path, leave: Callable[[Path], None], shape: str) -> None:
+def test_a_stale_socket_is_replaced(make: Start, tmp_path: Path, leave: Callable[[Path], None], shapes: dict[str, str]) -> None:
     """The next daemon starts and serves its clients, even if a killed one left something there or another process has its pid now."""
-    path = tmp_path / "web.sock"
-    leave(path)
-    process = make("--listen", shape.format(path=path)).start().runs()
-    if shape.startswith("unix:"):
-        with unix_connect(str(path), "ws://localhost/websocket/", subprotocols=[V1]) as client:
-            assert json.loads(client.recv())["type"] == "welcome"
+    paths = {key: tmp_path / f"{key}.sock" for key in shapes}
+    for path in paths.values():
+        leave(path)
+    process = make(*(f"--{key}={shape.format(path=paths[key])}" for key, shape in shapes.items())).start().runs()
+    for key, path in paths.items():
+        if key != "listen":
+            assert unix_healthz(path) == 200
+        elif shapes[key].startswith("unix:"):
+            with unix_connect(str(path), "ws://localhost/websocket/", subprotocols=[V1]) as client:
+                assert json.loads(client.recv())["type"] == "welcome"
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
-    assert not path.exists()
+    assert not any(path.exists() for path in paths.values())
     assert "Traceback" not in process.output
+
+
+def unix_healthz(path: Path) -> int:
+    """The status of the answer on a UNIX socket."""
+    connection = http.client.HTTPConnection("localhost", timeout=DEADLINE_S)
+    with closing(connection), socket.socket(socket.AF_UNIX) as connection.sock:
+        connection.sock.connect(str(path))
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status
 
 
 @pytest.mark.parametrize("lockfile", ["", ":lockfile=0", ":lockfile=1"])
