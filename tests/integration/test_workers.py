@@ -314,6 +314,39 @@ def test_a_successor_that_fails_leaves_the_old_worker(daemon: WorkersDaemon) -> 
     assert daemon.serving()[1] == before[1]
 
 
+def test_a_worker_that_hangs_is_named(daemon: WorkersDaemon) -> None:
+    """Questions have deadlines. The parent answers for the other worker, and is not ready: clients may reach the one that hangs."""
+    pids = daemon.serving()
+    os.kill(pids[1], signal.SIGSTOP)
+    try:
+        status, answer = daemon.get("/readyz")
+        assert (status, answer["reason"]) == (503, "worker 2 did not answer within 2 s")
+        assert [each["ready"] for each in answer["workers"]] == [True, False]
+        entries = daemon.workers()
+        assert entries[0]["status"]["source"]["state"] == "consuming"
+        assert (entries[1]["status"], entries[1]["error"]) == (None, "worker 2 did not answer within 2 s")
+        assert daemon.ask("POST", "/publish", event(1))[0] == 202
+    finally:
+        os.kill(pids[1], signal.SIGCONT)
+    assert daemon.serving() == pids
+
+
+def test_while_no_worker_serves(daemon: WorkersDaemon) -> None:
+    """The parent says so on each path, and is alive. Clients are refused by the kernel, since nobody listens."""
+    for pid in daemon.serving():
+        os.kill(pid, signal.SIGKILL)
+    daemon.says("0 of 2 workers serve")
+    assert daemon.get("/healthz")[0] == 200
+    status, answer = daemon.get("/readyz")
+    assert (status, answer["reason"]) == (503, "no worker accepts clients")
+    assert daemon.ask("POST", "/publish", event(1)) == (503, {"error": "no worker accepts clients; try again in a moment"})
+    status, answer = daemon.ask("POST", "/disconnect", b'{"user": 7}')
+    assert (status, answer["disconnected"], answer["others_told"]) == (503, 0, False)
+    assert [each["last_end"].partition(" after ")[0] for each in daemon.workers()] == ["ended by signal 9"] * 2
+    assert 'towerws_worker_serving{worker="1"} 0.0' in daemon.text("/metrics")
+    daemon.serving()
+
+
 def test_a_user_is_disconnected_on_all_workers(rabbit: PrivateRabbit, tmp_path: Path, tower: tuple[type[Api], str]) -> None:
     """The parent counts what all workers closed. A revocation from the other port of the broker reaches all of them, too."""
     _, url = tower
