@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import compression, connections, fanout, growth, producer, readers, sign_in, tls
+from benchmarks import compression, connections, fanout, growth, producer, readers, sign_in, tls, workers
 from benchmarks.world import Row, world
 from towerws import __version__
 
@@ -22,6 +22,7 @@ SCENARIOS = {
         *(fanout.burst, fanout.steady, fanout.unwatched, fanout.drain, fanout.mixed),
         *(connections.memory, connections.storm, sign_in.sign_in, connections.resume),
         *(fanout.large, fanout.v1, fanout.events, growth.growth, tls.tls, compression.compression, producer.producer, readers.readers),
+        workers.workers,
     )
 }
 

@@ -45,10 +45,16 @@ class Server:
         return "ready\n" in self._log.read_text()
 
     @property
+    def pids(self) -> list[int]:
+        """Its processes: the one that was started, and those that it started."""
+        pid = self._process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+    @property
     def cpu_ns(self) -> int:
-        """User and system time of all its threads in nanoseconds, as the scheduler counted it."""
-        tasks = Path(f"/proc/{self._process.pid}/task")
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+        """User and system time of all threads of all its processes in nanoseconds, as the scheduler counted it."""
+        tasks = [task for pid in self.pids for task in Path(f"/proc/{pid}/task").iterdir()]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
     @property
     def rss_bytes(self) -> int:
@@ -63,12 +69,16 @@ class Server:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
     def freeze(self) -> None:
-        """Stop the process: messages published now wait for it."""
-        os.kill(self._process.pid, signal.SIGSTOP)
+        """Stop its processes: messages published now wait for them."""
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Continue the process."""
-        os.kill(self._process.pid, signal.SIGCONT)
+        """Continue its processes."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.pids:
+            os.kill(pid, number)
 
     def __enter__(self) -> Self:
         return self
@@ -114,9 +124,9 @@ class Towerws(Server):
         return f"http://127.0.0.1:{self.admin_port}"
 
     def answers(self) -> bool:
-        """Whether `/readyz` answers 200."""
+        """Whether `/readyz` answers 200, for each of its workers."""
         try:
-            return bool(self.get("/readyz"))
+            return all(each["ready"] for each in self.get("/readyz").get("workers", []))
         except OSError:
             return False
 

@@ -16,7 +16,7 @@ from tests.integration.conftest import NO_BROKER, require
 ROOT = Path(__file__).parents[2]
 SCENARIOS = {
     *("burst", "steady", "unwatched", "drain", "mixed", "memory", "storm", "resume", "large", "v1", "growth", "tls", "compression"),
-    *("producer", "readers", "sign_in", "events"),
+    *("producer", "readers", "sign_in", "events", "workers"),
 }
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -29,7 +29,6 @@ from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, V1Client, publish_all
 from tests.kit.handed import Collector, Numbers
 from tests.kit.rows import each_row
 from tests.kit.workers import WorkersDaemon, children
-from tests.kit.ws_kit import request
 from towerws.workers.processes import KEEPS_DYING
 
 TOPIC = "job_events.7"
@@ -384,21 +383,6 @@ def test_the_end_of_all(rabbit: PrivateRabbit, tmp_path: Path) -> None:
     log = daemon.log.read_text()
     assert "again: ending at once" not in log
     assert "Traceback" not in log
-
-
-def test_a_second_signal_ends_all_at_once(rabbit: PrivateRabbit, tmp_path: Path) -> None:
-    """The parent passes it on: clients that do not answer their close delay the end by no drain window. The status is 0."""
-    names = ("--exchange=t.twice", "--stream=t.twice.events", "--websocket-drain-s=120", "--websocket-linger-s=60")
-    daemon = WorkersDaemon(tmp_path, rabbit.url, "--workers=2", *names).start()
-    mute = socket.create_connection(("127.0.0.1", daemon.port))
-    mute.sendall(request(host="localhost"))
-    assert mute.recv(12) == b"HTTP/1.1 101"
-    daemon.begin_stop()
-    daemon.says("SIGTERM: stopping; a second one ends at once")
-    os.kill(daemon.pid, signal.SIGINT)
-    assert daemon.wait() == 0
-    assert "SIGINT again: ending at once" in daemon.log.read_text()
-    mute.close()
 
 
 def test_a_worker_that_keeps_dying_is_named(rabbit: PrivateRabbit, tmp_path: Path) -> None:
