@@ -1,4 +1,4 @@
-.PHONY: help run test coverage next lint docs bench plot stress soak lock sbom audit
+.PHONY: help run test coverage next lint docs bench bench-js plot stress soak lock sbom audit
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
@@ -6,6 +6,7 @@ help:
 	@echo "make coverage  the unit tests, with the branches of towerws/ that they miss (script/coverage)"
 	@echo "make next   the tests with the newest pre-releases of Autobahn, Twisted and pika; ONLY=tests/insides takes seconds (script/next)"
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
+	@echo "make bench-js  events a second of the JavaScript client, of centrifuge-js and of stomp.js: 10 minutes; EVENTS= ROUNDS= BYTES="
 	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= LANES=2 BROKER=3|4"
 	@echo "make soak   one daemon under a light load: what grows in an hour? 30 minutes; MINUTES= SEED= BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
@@ -35,6 +36,9 @@ docs:
 
 bench:
 	@script/bench $(if $(QUICK),--size 0.1) $(addprefix --scenario ,$(SCENARIO))
+
+bench-js:
+	@cd clients/js/bench && npm ci --ignore-scripts --no-audit --no-fund && node bench.mjs $(or $(EVENTS),100000) $(or $(ROUNDS),7) $(or $(BYTES),300)
 
 plot:
 	@.venv/bin/python -m benchmarks.plot build/benchmarks.json docs/growth.svg

@@ -349,13 +349,12 @@ def fired(waiting: Deferred[Answer]) -> Answer:
 # Plain HTTP on the websocket port
 
 FILES = load_client_files()
-HASH = next(name for name in FILES if re.fullmatch(r"client-[0-9a-f]+\.js", name))[len("client-") : -len(".js")]
-TYPES_HASH = next(name for name in FILES if re.fullmatch(r"client-[0-9a-f]+\.d\.ts", name))[len("client-") : -len(".d.ts")]
 
 
 def path_on_websocket_port(path: str) -> str:
     """A path of the document as a client writes it."""
-    return path.replace("{hash}", TYPES_HASH if path.endswith(".ts") else HASH)
+    pattern = re.escape(last_segment(path)).replace(re.escape("{hash}"), "[0-9a-f]{12}")
+    return next((f"/{name}" for name in FILES if re.fullmatch(pattern, name)), path)
 
 
 def ask(edge: Edge, method: str, path: str, *lines: str) -> Reply:

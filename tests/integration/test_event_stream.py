@@ -214,6 +214,7 @@ def test_the_documented_hash() -> None:
     built = (STATIC / "client.js").read_bytes()
     assert documented('integrity="(sha384-[^"]+)"') == f"sha384-{b64encode(sha384(built).digest()).decode()}"
     assert f"client-{documented('client-([0-9a-f]+)')}.js" in load_client_files()
+    assert f"client-shared-{documented('client-shared-([0-9a-f]+)')}.js" in load_client_files()
 
 
 def test_a_page_learns_why_its_handshake_was_refused(daemon: Daemon, chromium: Chromium) -> None:

@@ -96,12 +96,12 @@ class Chromium:
                     found.put(match[1].decode())
         found.put("")
 
-    def open(self, url: str) -> Page:
-        """A page in its own profile, without the cookies of other pages."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
+    def open(self, url: str, *, beside: Page | None = None) -> Page:
+        """A page in its own profile, without the cookies of other pages, or in the profile of the page `beside` it."""
+        context = self.call("Target.createBrowserContext")["browserContextId"] if beside is None else beside.context
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = Page(self, session)
+        page = Page(self, session, context, target)
         page.go(url)
         return page
 
@@ -126,9 +126,15 @@ class Chromium:
 class Page:
     """One page."""
 
-    def __init__(self, browser: Chromium, session: str) -> None:
+    def __init__(self, browser: Chromium, session: str, context: str, target: str) -> None:
         self._browser = browser
         self._session = session
+        self.context = context
+        self.target = target
+
+    def close(self) -> None:
+        """Close it, as a user closes a tab."""
+        self._browser.call("Target.closeTarget", targetId=self.target)
 
     def go(self, url: str) -> None:
         """Load a URL, and wait until its document is loaded."""

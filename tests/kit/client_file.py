@@ -1,4 +1,4 @@
-"""Builds the JavaScript client as the daemon serves it: `python -m tests.kit.client_file`.
+"""Builds the JavaScript client and its shared form as the daemon serves them: `python -m tests.kit.client_file`.
 
 It writes `towerws/static/client.*`, and the hashes in the client's README.
 
@@ -24,28 +24,36 @@ SOURCE: Final = ROOT / "clients" / "js"
 STATIC: Final = ROOT / "towerws" / "static"
 
 
-def first_line() -> str:
+BUILT: Final = {"client": "towerws", "client-shared": "shared"}
+"""The served name, and the name of its source."""
+
+
+def first_line(source: str = "towerws") -> str:
     """The first line of the built file."""
-    digest = sha256((SOURCE / "towerws.js").read_bytes()).hexdigest()[:16]
-    return f"// towerws {__version__} (MIT), built from clients/js/towerws.js with the SHA-256 {digest}\n"
+    digest = sha256((SOURCE / f"{source}.js").read_bytes()).hexdigest()[:16]
+    return f"// towerws {__version__} (MIT), built from clients/js/{source}.js with the SHA-256 {digest}\n"
 
 
-def minified() -> str:
-    """The client's source, minified. Installs terser at the first call."""
+def minified(source: str = "towerws") -> str:
+    """A source, minified. Installs terser at the first call. Its import has the served name."""
     node = Node()
     node.prepare()
     terser = node.folder / "node_modules" / ".bin" / "terser"
-    command = [str(terser), "--module", "--compress", "--mangle", "--", "towerws.js"]
-    return subprocess.run(command, cwd=SOURCE, stdout=subprocess.PIPE, text=True, check=True, timeout=100).stdout
+    command = [str(terser), "--module", "--compress", "--mangle", "--", f"{source}.js"]
+    built = subprocess.run(command, cwd=SOURCE, stdout=subprocess.PIPE, text=True, check=True, timeout=100).stdout
+    return built.replace("./towerws.js", "./client.js")
 
 
 def main() -> None:
     """Write the files."""
-    (STATIC / "client.js").write_text(first_line() + minified())
-    (STATIC / "client.d.ts").write_bytes((SOURCE / "towerws.d.ts").read_bytes())
+    for served, source in BUILT.items():
+        (STATIC / f"{served}.js").write_text(first_line(source) + minified(source))
+        (STATIC / f"{served}.d.ts").write_text((SOURCE / f"{source}.d.ts").read_text().replace("./towerws.js", "./client.js"))
     body = (STATIC / "client.js").read_bytes()
     readme = SOURCE / "README.md"
     text = re.sub(r"client-[0-9a-f]+\.js", f"client-{sha256(body).hexdigest()[:HASH_DIGITS]}.js", readme.read_text())
+    shared = sha256((STATIC / "client-shared.js").read_bytes()).hexdigest()[:HASH_DIGITS]
+    text = re.sub(r"client-shared-[0-9a-f]+\.js", f"client-shared-{shared}.js", text)
     readme.write_text(re.sub(r'sha384-[^"]+', f"sha384-{b64encode(sha384(body).digest()).decode()}", text))
 
 

@@ -14,7 +14,7 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Final, Self
 
-from tests.kit.chromium import Chromium
+from tests.kit.chromium import Chromium, Page
 from tests.kit.daemon import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
@@ -147,24 +147,48 @@ class NodeClient(JsClient):
 
 
 class PageClient(JsClient):
-    """The client in a page of Chromium. The page's own URL is that of the daemon's port, so that it is of the same origin."""
+    """The client in a page of Chromium. The page's own URL is that of the daemon's port, so that it is of the same origin.
 
-    def __init__(self, browser: Chromium, url: str, groups: dict[str, list[int | str]], **more: Any) -> None:
+    With `shared` it is the client that the daemon serves for all tabs. `beside` is a page of the same profile, `before` a script that
+    runs first.
+    """
+
+    def __init__(
+        self,
+        browser: Chromium,
+        url: str,
+        groups: dict[str, list[int | str]],
+        *,
+        shared: bool = False,
+        beside: Page | None = None,
+        before: str = "",
+        **more: Any,
+    ) -> None:
         super().__init__(url, groups, **more)
         self._browser = browser
         self._url = url
+        self._shared = shared
+        self._beside = beside
+        self._before = before
+        self.closed = False
+
+    def close_tab(self) -> None:
+        """Close the page, as a user closes a tab."""
+        self.closed = True
+        self.page.close()
 
     def __enter__(self) -> Self:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Files)
         self._thread = Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         # The daemon answers 404 here. For the browser that is a page like any other.
-        self.page = self._browser.open(self._url.replace("ws://", "http://").replace("/websocket/", "/page"))
+        self.page = self._browser.open(self._url.replace("ws://", "http://").replace("/websocket/", "/page"), beside=self._beside)
         self._start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.page.run("client.close()")
+        if not self.closed:
+            self.page.run("client.close()")
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(DEADLINE_S)
@@ -172,9 +196,10 @@ class PageClient(JsClient):
     def _start(self) -> None:
         base = f"http://127.0.0.1:{self._server.server_port}"
         self.page.run(f"""(async () => {{
+            {self._before};
             window.lines = [];
             window.arrived = () => {{}};
-            const {{ connect }} = await import("{base}/towerws.js");
+            const {{ connect }} = await import("{"/client-shared.js" if self._shared else f"{base}/towerws.js"}");
             const {{ follow }} = await import("{base}/follow.mjs");
             window.client = follow(connect, {self._config}, (line) => {{ lines.push(line); arrived(); }});
         }})()""")

@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from tests.auth.tower_kit import logged
-from tests.kit.client_file import SOURCE, STATIC, first_line
+from tests.kit.client_file import BUILT, SOURCE, STATIC, first_line
 from tests.kit.event_stream import Event, EventReader
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import WALL, Client, Edge, Edges, SlowMethod, edges, request
@@ -650,20 +650,23 @@ def test_the_files(make: Edges) -> None:
     edge = make(auth=SlowMethod(slow_handshake=True))
     for name in edge.factory.client_files:
         client = edge.connect().send(get(f"/x/{name}", "Origin: https://evil.example"))
-        end = name.partition(".")[2]
-        assert body(client) == (STATIC / f"client.{end}").read_bytes()
+        stem, _, end = name.partition(".")
+        kind = "client-shared" if stem.startswith("client-shared") else "client"
+        assert body(client) == (STATIC / f"{kind}.{end}").read_bytes()
         found = headers(client)
         assert found["access-control-allow-origin"] == "*"
         assert "access-control-allow-credentials" not in found
-        assert ("immutable" in found["cache-control"]) == ("-" in name)
+        assert ("immutable" in found["cache-control"]) == (stem != kind)
         assert found["content-type"].startswith("text/javascript" if end == "js" else "text/plain")
         again = edge.connect().send(get(f"/{name}", f"If-None-Match: {found['etag']}"))
         assert (status(again), body(again)) == (304, b"")
     assert status(edge.connect().send(get("/client-000000000000.js"))) == 404
-    assert len(edge.factory.client_files) == 4
+    assert len(edge.factory.client_files) == 8
 
 
 def test_the_files_are_built_from_the_clients_source() -> None:
     """`python -m tests.kit.client_file` was run after the last change. test_js_client.py builds it again."""
-    assert (STATIC / "client.js").read_text().startswith(first_line())
-    assert (STATIC / "client.d.ts").read_bytes() == (SOURCE / "towerws.d.ts").read_bytes()
+    for name, source in BUILT.items():
+        assert (STATIC / f"{name}.js").read_text().startswith(first_line(source))
+        types = (SOURCE / f"{source}.d.ts").read_text().replace("./towerws.js", "./client.js")
+        assert (STATIC / f"{name}.d.ts").read_text() == types

@@ -1,5 +1,6 @@
 // Compiled by tsc, never run: what a user of the types writes.
 import { connect, TowerwsError, type Item, type StateChange } from "../towerws.js";
+import { connect as connectShared } from "../shared.js";
 
 interface Job { unified_job_id: number; status: string }
 
@@ -30,3 +31,8 @@ client.subscribe({ job_events: 42 });
 connect("wss://example.com/websocket/", { tokn: "x" });
 const status: number | undefined = new TowerwsError("x", "y").status;
 console.log(status, client.user, client.position);
+
+const shared = connectShared("/websocket/", { name: "7", worker: new URL("https://example.com/shared.js"), retryMinMs: 100 });
+shared.subscribe<Job>({ jobs: ["status_changed"] }, ({ payload }) => payload.status);
+// @ts-expect-error a name is text
+connectShared("/websocket/", { name: 7 });

@@ -1,0 +1,396 @@
+// One connection for all tabs of an origin. Each tab runs the client of towerws.js over a tunnel to a SharedWorker, which runs this file
+// too and has the only real connection. README.md describes it, shared.d.ts has its types.
+import { connect as connectAlone, TowerwsError } from "./towerws.js";
+
+export { TowerwsError };
+
+const HELLO_MS = 5000; // How long a worker may take to say something.
+const TRIES = 3; // A worker that fails so often in a row is not used.
+const BEAT_MS = 30_000;
+const GONE_MS = 150_000; // A tab that answers no beat for this long is gone, or frozen.
+const WINDOW = 4 << 20; // Characters that may wait for a tab.
+const ACK = 1 << 16;
+const ASK_MS = 8000; // Then another tab is asked for a token.
+const SEEN = 100_000; // Positions that are kept while a tab resumes.
+
+// ---- in the tab
+
+/** @param {any} options */
+export function connect(url, options = {}) {
+  const { worker = import.meta.url, name = "", ...rest } = options;
+  if (rest.WebSocket || !globalThis.SharedWorker) return connectAlone(url, rest);
+  let broken = false; // There is no worker: this tab has a connection of its own.
+  let silent = 0; // attempts without a word of the worker
+  let number = 0; // Chromium keeps the name of a worker that died, so the next one gets another. All tabs count alike.
+  let shown = { state: "connecting", user: null };
+
+  const show = (change) => {
+    shown = change;
+    rest.onstate?.(change);
+  };
+  const revived = (error) => error && new TowerwsError(error.code, error.message, { status: error.status });
+
+  /** The class for the client. @type {any} */
+  const Tunnel = function (address, protocol) {
+    if (broken) return new globalThis.WebSocket(address, protocol);
+    let shared, late, read = 0;
+    try {
+      shared = new globalThis.SharedWorker(worker, { type: "module", name: `towerws ${number} ${name} ${address}` });
+    } catch {
+      broken = true;
+      return new globalThis.WebSocket(address, protocol);
+    }
+    const { port } = shared;
+    const post = (message) => port.postMessage(message);
+    const end = ({ code, reason }) => {
+      clearTimeout(late);
+      globalThis.removeEventListener?.("pagehide", leave);
+      port.onmessage = null;
+      port.close();
+      socket.onclose?.({ code, reason });
+    };
+    const without = () => {
+      number++;
+      broken = ++silent === TRIES;
+      socket.onopen?.(); // As a connection that is lost: the client need not ask the daemon why.
+      end({ code: 1006, reason: "no shared worker" });
+    };
+    const leave = () => post({ close: true });
+    const socket = {
+      protocol,
+      onopen: undefined,
+      onmessage: undefined,
+      onclose: undefined,
+      send: (text) => post({ text }),
+      close() {
+        leave();
+        socket.onclose = undefined;
+        end({ code: 1000, reason: "" });
+      },
+    };
+    late = setTimeout(without, HELLO_MS);
+    shared.onerror = without;
+    globalThis.addEventListener?.("pagehide", leave);
+    port.onmessage = ({ data }) => {
+      clearTimeout(late);
+      silent = 0;
+      if (data.text !== undefined) {
+        read += data.text.length;
+        socket.onmessage?.({ data: data.text });
+        if (read < ACK) return;
+      } else if (data.open) socket.onopen?.();
+      else if (data.closed) return end(data.closed);
+      else if (data.error) (rest.onerror ?? console.error)(revived(data.error));
+      else if (data.state && inner.state === "open") show({ ...data.state, reason: revived(data.state.reason) });
+      else if (data.ask) {
+        const answer = (more) => post({ answer: data.ask, ...more });
+        Promise.resolve().then(rest.token).then((value) => answer({ value }), (error) => answer({ error: String(error?.message ?? error) }));
+      }
+      post({ ack: read });
+      read = 0;
+    };
+    const numbers = Object.entries(rest).filter(([, value]) => typeof value === "number");
+    post({ join: address, options: Object.fromEntries(numbers), token: !!rest.token });
+    return socket;
+  };
+
+  const inner = connectAlone(url, { ...rest, WebSocket: Tunnel, onstate: show });
+  return {
+    subscribe: inner.subscribe,
+    close: inner.close,
+    get state() { return inner.state === "open" ? shown.state : inner.state; },
+    get user() { return inner.user; },
+    get position() { return inner.position; },
+  };
+}
+
+// ---- in the worker
+
+function serve(scope) {
+  const sessions = new Set(); // one for each tab
+  const topics = new Map(); // topic -> { sub, sessions, held: the daemon sends it }
+  let live, state, xrftoken, asks = 0;
+  let address, shared; // how `live` connects
+
+  const plain = (error) => error && { code: error.code, message: error.message, status: error.status };
+  const groupsOf = (names) => {
+    const groups = Object.create(null);
+    for (const topic of names) {
+      const [group, event] = topic.split(".");
+      (groups[group] ??= []).push(event);
+    }
+    return groups;
+  };
+  const encoded = ({ position, group, event, payload, text }) => {
+    const head = JSON.stringify({ type: "event", position, group, event });
+    return `${head.slice(0, -1)},"payload":${text ?? JSON.stringify(payload)}}`;
+  };
+
+  function start({ join: url, options, token }) {
+    address = url;
+    shared = { ...options, token: token ? askForToken : undefined, xrftoken: () => xrftoken };
+    const mine = connectAlone(address, {
+      ...shared,
+      onerror: (error) => { for (const session of sessions) session.post({ error: plain(error) }); },
+      onstate: (change) => {
+        if (mine !== live) return;
+        state = { ...change, reason: plain(change.reason) };
+        for (const session of [...sessions]) session.changed();
+      },
+    });
+    live = mine;
+  }
+
+  // Functions can't be sent to a worker: a tab is asked for a token. The newest tab is the likeliest to answer.
+  async function askForToken() {
+    for (const session of [...sessions].reverse()) {
+      const answer = await session.ask();
+      if (answer?.error !== undefined) throw new Error(answer.error);
+      if (answer) return answer.value;
+    }
+    throw new Error("no tab answers");
+  }
+
+  function join(topic, session) {
+    let entry = topics.get(topic);
+    if (!entry) {
+      const all = new Set();
+      const held = () => {
+        entry.held = true;
+        for (const one of [...all]) one.settle();
+      };
+      const lost = ({ from = null, to, position, reason = "history" }) => {
+        for (const one of [...all]) one.lost(topic, { from, to: to ?? position, reason });
+      };
+      entry = { sessions: all, held: false };
+      topics.set(topic, entry);
+      entry.sub = live.subscribe(groupsOf([topic]), {
+        event: (item) => {
+          const text = encoded(item);
+          for (const one of [...all]) one.deliver(item, text);
+        },
+        subscribed: held,
+        recovered: held,
+        stale: (item) => { lost(item); held(); },
+        gap: lost,
+        denied: ({ denied: [{ reason }] }) => {
+          topics.delete(topic);
+          entry.sub.close();
+          for (const one of [...all]) one.deny(topic, reason);
+        },
+      });
+    }
+    entry.sessions.add(session);
+  }
+
+  function leave(topic, session) {
+    const entry = topics.get(topic);
+    if (!entry?.sessions.delete(session) || entry.sessions.size) return;
+    topics.delete(topic);
+    entry.sub.close();
+  }
+
+  scope.onconnect = ({ ports: [port] }) => {
+    const current = new Set(); // the topics of this tab
+    const waiting = new Map(); // number of a question -> its answer's callback
+    let pending = null; // the request that waits for its answer
+    let resumed = null; // a connection of its own, that replays what the tab missed
+    let seen = new Set(), seenOf = new Set(); // what that connection delivered already
+    let opened = false, over = false, unread = 0, heard = Date.now();
+    const post = (message) => { if (!over) port.postMessage(message); };
+    const text = (data) => {
+      unread += data.length;
+      post({ text: data });
+      if (unread > WINDOW) end(1013, "the tab is too slow");
+    };
+    const frame = (message) => text(JSON.stringify(message));
+    const position = () => (resumed ? null : live.position);
+
+    const session = {
+      post,
+      ask: () => new Promise((done) => {
+        const number = ++asks;
+        waiting.set(number, done);
+        post({ ask: number });
+        setTimeout(() => { waiting.delete(number); done(undefined); }, ASK_MS);
+      }),
+      changed() {
+        if (state?.state === "closed") {
+          frame({ type: "bye", action: "stop", reconnect_after_ms: null, reason: state.reason ? `${state.reason.code}: ${state.reason.message}` : "closed" });
+          return end(1008, "stopped");
+        }
+        if (opened) return post({ state });
+        if (state?.state !== "open") return;
+        opened = true;
+        post({ open: true });
+        frame({ type: "welcome", user: live.user, position: live.position, ping_s: 20 });
+      },
+      deliver(item, encodedItem) {
+        if (resumed) {
+          resumed.buffer.push([item, encodedItem]);
+          resumed.bytes += encodedItem.length;
+          if (resumed.bytes > WINDOW) return end(1013, "the tab resumes too slowly");
+          return meet();
+        }
+        if (seen.size && seenOf.has(item.topic)) {
+          if (seen.has(item.position)) return;
+          seen = new Set(); // It is newer than all of them.
+        }
+        text(encodedItem);
+      },
+      lost(topic, more) {
+        if (!resumed && !pending?.joined.has(topic)) frame({ type: "gap", topics: [topic], ...more });
+      },
+      deny(topic, reason) {
+        current.delete(topic);
+        if (pending?.joined.has(topic)) {
+          pending.denied.push({ topic, reason });
+          session.settle();
+        } else frame({ type: "revoked", groups_current: [...current], groups_left: [topic], denied: [{ topic, reason }], position: position() });
+      },
+      settle() {
+        if (!pending || over) return;
+        const { id, since, joined, denied } = pending;
+        const granted = [...joined].filter((topic) => current.has(topic));
+        if (!granted.every((topic) => topics.get(topic)?.held && (!resumed || resumed.told.has(topic)))) return;
+        const recovered = since === undefined ? null : !!resumed?.recovered && granted.every((topic) => !resumed.denied.has(topic));
+        pending = null;
+        // From here on the shared connection has every event of all topics. What came before is a part of them only.
+        if (resumed) Object.assign(resumed, { buffer: [], bytes: 0 });
+        frame({ type: "subscribed", id, groups_current: [...current], groups_joined: granted, groups_left: [], denied, position: recovered ? since : position(), recovered });
+        if (since !== undefined && !recovered) merge();
+        resumed?.answered();
+      },
+    };
+
+    // A tab that comes back with a position gets a connection of its own, which resumes there. What the shared one delivers meanwhile
+    // waits. Both deliver in the order of the log, so the first event that both have is the place where the shared one takes over.
+    function resume(since, names) {
+      const mine = resumed = { buffer: [], bytes: 0, told: new Set(), denied: new Set(), recovered: true, answered: undefined, client: undefined, add: undefined };
+      const answer = new Promise((done) => { mine.answered = done; });
+      // What it delivers comes behind the answer.
+      const then = (call) => (item) => {
+        const now = () => { if (mine === resumed) call(item); };
+        return pending?.since === undefined ? now() : answer.then(now);
+      };
+      const told = ({ topics: ones, type }) => {
+        if (mine !== resumed) return;
+        if (type !== "recovered" && pending?.since !== undefined) mine.recovered = false;
+        for (const topic of ones) mine.told.add(topic);
+        session.settle();
+      };
+      const handlers = {
+        subscribed: told,
+        recovered: told,
+        stale: told,
+        denied: ({ topics: ones }) => {
+          if (mine !== resumed) return;
+          for (const topic of ones) mine.told.add(topic) && mine.denied.add(topic);
+          session.settle();
+        },
+        event: then((item) => {
+          seen.add(item.position);
+          if (seen.size > SEEN) return end(1013, "the tab resumes too slowly");
+          if (current.has(item.topic)) text(encoded(item));
+          if (resumed) meet();
+        }),
+        gap: then(({ topics: ones, from, to, reason }) => {
+          frame({ type: "gap", topics: ones, from, to, reason });
+          merge();
+        }),
+      };
+      mine.client = connectAlone(address, {
+        ...shared,
+        store: { get: () => since, set() {} },
+        onerror() {},
+        onstate: ({ state: now }) => { if (now === "closed" && mine === resumed) end(1013, "could not resume"); },
+      });
+      mine.add = (ones) => mine.client.subscribe(groupsOf(ones), handlers);
+      seen = new Set();
+      mine.add(names);
+    }
+
+    function meet() {
+      const { buffer } = resumed;
+      let met = false;
+      while (buffer.length && seen.has(buffer[0][0].position)) {
+        buffer.shift();
+        met = true;
+      }
+      if (met && !pending) merge();
+    }
+
+    function merge() {
+      const done = resumed;
+      if (!done) return;
+      resumed = null;
+      seenOf = new Set(current);
+      done.answered();
+      done.client.close();
+      for (const [item, encodedItem] of done.buffer) session.deliver(item, encodedItem);
+    }
+
+    function request({ groups, since, id, xrftoken: fresh }) {
+      xrftoken = fresh ?? xrftoken;
+      const wanted = new Set(Object.entries(groups).flatMap(([group, events]) => events.map((event) => `${group}.${event}`)));
+      for (const topic of [...current]) {
+        if (wanted.has(topic)) continue;
+        current.delete(topic);
+        leave(topic, session);
+      }
+      const joined = new Set([...wanted].filter((topic) => !current.has(topic)));
+      pending = { id, since: joined.size ? since ?? undefined : undefined, joined, denied: [] };
+      for (const topic of joined) current.add(topic);
+      if (joined.size && resumed) resumed.add(joined);
+      else if (pending.since !== undefined) resume(pending.since, joined);
+      for (const topic of joined) join(topic, session);
+      session.settle();
+    }
+
+    function end(code, reason) {
+      if (over) return;
+      post({ closed: { code, reason } });
+      over = true;
+      clearInterval(beat);
+      sessions.delete(session);
+      for (const topic of current) leave(topic, session);
+      for (const done of waiting.values()) done();
+      const { client } = resumed ?? {};
+      resumed = null;
+      client?.close();
+      if (sessions.size) return;
+      const old = live;
+      live = state = undefined;
+      topics.clear();
+      old?.close();
+    }
+
+    const beat = setInterval(() => {
+      if (Date.now() - heard > GONE_MS) end(1013, "the tab did not answer");
+      else post({ beat: true });
+    }, BEAT_MS);
+
+    port.onmessage = ({ data }) => {
+      heard = Date.now();
+      if (over) return;
+      if (data.ack !== undefined) unread -= data.ack;
+      else if (data.close) end(1000, "");
+      else if (data.answer) {
+        waiting.get(data.answer)?.(data);
+        waiting.delete(data.answer);
+      } else if (data.join) {
+        sessions.add(session);
+        post({ hello: true });
+        if (!live) start(data);
+        session.changed();
+      } else if (data.text) {
+        const message = JSON.parse(data.text);
+        if (message.groups) request(message);
+        else if (message.ping) frame({ type: "pong", ping: message.ping, position: position() });
+        else if (message.token) frame({ type: "renewed", id: "token", user: live.user });
+      }
+    };
+  };
+}
+
+if ("onconnect" in globalThis) serve(globalThis);
