@@ -66,13 +66,13 @@ class Subscription:
 
     def _next(self, timeout_s: float | None) -> Item:
         """As `get`. Raises `StopAsyncIteration` after `close`."""
-        if self._client.in_own_thread():
+        if self._client._in_own_thread():  # noqa: SLF001 - the two are one
             raise RuntimeError("this is the client's own thread: an item that is waited for here never comes")
         if not self._reading.acquire(blocking=False):
             raise RuntimeError("another thread reads this subscription")
         try:
             if self._pending is None:
-                self._pending = self._client.start(self._inner.__anext__())
+                self._pending = self._client._start(self._inner.__anext__())  # noqa: SLF001
             item = self._pending.result(timeout_s) if not self._pending.done() else None
             pending, self._pending = self._pending, None
             return pending.result() if item is None else item
@@ -92,7 +92,7 @@ class Subscription:
             asyncio.get_running_loop().call_soon(self._thread.shutdown, False)  # A handler may be due to be called just now.
 
         with suppress(_ThreadEnded):
-            self._client.call(leave)
+            self._client._call(leave)  # noqa: SLF001
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +119,7 @@ class Client:
         options = self._in_threads(options)
         self._thread = threading.Thread(target=self._run, name="towerws.client", daemon=True)
         self._thread.start()
-        self._client = self.call(lambda: connection.Client(url, options))
+        self._client = self._call(lambda: connection.Client(url, options))
 
     def subscribe(
         self, groups: Groups, handler: Handler | None = None, *, since: str | None = None, **handlers: Handler | None
@@ -129,7 +129,7 @@ class Client:
         called = {name: _in_thread(thread, call) for name, call in handlers.items() if call is not None}
         first = None if handler is None else _in_thread(thread, handler)
         try:
-            return Subscription(self, self.call(lambda: self._client.subscribe(groups, first, since=since, **called)), thread)
+            return Subscription(self, self._call(lambda: self._client.subscribe(groups, first, since=since, **called)), thread)
         except _ThreadEnded:
             raise _closed("client") from None
 
@@ -145,8 +145,8 @@ class Client:
             self._loop.stop()
 
         with suppress(_ThreadEnded):
-            self.start(end())
-        if not self.in_own_thread():
+            self._start(end())
+        if not self._in_own_thread():
             self._thread.join(self._end_s)
 
     def __enter__(self) -> Self:
@@ -170,13 +170,13 @@ class Client:
         """The newest place in the log that was received."""
         return self._client.position
 
-    # for this module
+    # for this module only
 
-    def in_own_thread(self) -> bool:
+    def _in_own_thread(self) -> bool:
         """Whether the caller runs in the thread of the event loop."""
         return threading.current_thread() is self._thread
 
-    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine in the event loop. Raises `_ThreadEnded`."""
         with self._lock:
             if self._ended:
@@ -184,16 +184,16 @@ class Client:
                 raise _ThreadEnded
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def call(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
         """Call a function in the event loop, and return what it returns. Raises `_ThreadEnded`."""
-        if self.in_own_thread():
+        if self._in_own_thread():
             return call()
 
         async def now() -> T:
             return call()
 
         try:
-            return self.start(now()).result()
+            return self._start(now()).result()
         except CancelledError:
             raise _ThreadEnded from None
 
