@@ -89,9 +89,9 @@ class Daemon:
         """The admin port's answer: the status and the JSON."""
         return self.ask("GET", path)
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: bytes | None = None, within_s: float = DEADLINE_S) -> tuple[int, Any]:
         """Send one request to the admin port."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=DEADLINE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=within_s)
         try:
             connection.request(method, path, body)
             answer = connection.getresponse()

@@ -28,10 +28,10 @@ class HandedDaemon(Daemon):
         """The process that serves now."""
         return self.serving or super().pid
 
-    def restart(self) -> tuple[int, Any]:
+    def restart(self, within_s: float = DEADLINE_S) -> tuple[int, Any]:
         """`POST /restart`. Returns the answer. After a success the old process has ended."""
         before = self.pid
-        status, answer = self.ask("POST", "/restart", b"")
+        status, answer = self.ask("POST", "/restart", b"", within_s)
         if status == 200:
             wait_for_end(before)
             self.serving = answer["pid"]
