@@ -8,7 +8,7 @@ help:
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
 	@echo "make bench-js  events a second of the JavaScript client, of centrifuge-js and of stomp.js: 10 minutes; EVENTS= ROUNDS= BYTES="
 	@echo "make stress breaks brokers, links, daemons and clients, and counts: 25 minutes; ONLY=broker-*,… SEED= REPEAT= LANES=2 BROKER=3|4"
-	@echo "make soak   one daemon under a light load: what grows in an hour? 30 minutes; MINUTES= SEED= BROKER=3|4"
+	@echo "make soak   one daemon, hand-overs and faults: what grows? an hour; HOURS=8 or MINUTES=30, SEED= BROKER=3|4"
 	@echo "make plot   docs/growth.svg from what the last 'make bench' measured"
 	@echo "make lint   ruff, its formatter, mypy, the wording  (script/lint)"
 	@echo "make docs   build/site, the documentation as HTML   (script/docs)"
@@ -47,7 +47,7 @@ stress:
 	@script/stress $(if $(ONLY),--only '$(ONLY)') $(addprefix --seed ,$(SEED)) $(addprefix --repeat ,$(REPEAT)) $(addprefix --lanes ,$(LANES)) $(addprefix --broker ,$(BROKER))
 
 soak:
-	@script/soak $(addprefix --minutes ,$(MINUTES)) $(addprefix --seed ,$(SEED)) $(addprefix --broker ,$(BROKER))
+	@script/soak $(addprefix --hours ,$(HOURS)) $(addprefix --minutes ,$(MINUTES)) $(addprefix --seed ,$(SEED)) $(addprefix --broker ,$(BROKER))
 
 lock sbom audit:
 	@script/supply $@

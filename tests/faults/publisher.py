@@ -91,9 +91,10 @@ class Publisher:
         size: int = 40,
         user: str = "guest:guest",
         seed: int = 0,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self.journal = Journal(topics)
-        flow = {"per_s": per_s, "size": size, "seed": seed}
+        flow = {"per_s": per_s, "size": size, "seed": seed, "silence_s": silence_s}
         self._config = {"hosts": hosts, "topics": topics, "exchange": exchange, "stream": stream, "user": user, **flow}
         self._process: subprocess.Popen[str] | None = None
         self._changed = threading.Condition()
@@ -202,6 +203,7 @@ class _Worker:
         self._user, _, self._password = config["user"].partition(":")
         self._per_s, self._size = float(config["per_s"]), int(config["size"])
         self._random = random.Random(config["seed"])
+        self._silence_s = float(config["silence_s"])
         self._run = f"{os.getpid()}-{time.time_ns():x}"
         self._commands: deque[str] = deque()
         self._due = 0.0
@@ -308,7 +310,7 @@ class _Worker:
             return
         if not self._unconfirmed and self._channel is not None:
             self._heard = now
-        if now - self._heard > SILENCE_S:
+        if now - self._heard > self._silence_s:
             connection.ioloop.stop()  # the socket is closed with the process's last reference to it
             _abort(connection)
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -203,11 +204,12 @@ def not_live(clients: Sequence[Client]) -> int:
 
 
 class Swarm:
-    """The scenario's side of a child process."""
+    """The scenario's side of a child process. Any thread may call it."""
 
     def __init__(self, seed: int = 0) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
+        self._calling = threading.Lock()
         self._process = context.Process(target=_serve, args=(theirs, seed), daemon=True)
         self._theirs = theirs
 
@@ -305,10 +307,11 @@ class Swarm:
         return reports
 
     def _call(self, method: str, *args: Any) -> Any:
-        self._pipe.send((method, args))
-        if not self._pipe.poll(CALL_S):
-            raise AssertionError(f"the swarm did not answer {method} within {CALL_S:g} s")
-        done, answer = self._pipe.recv()
+        with self._calling:
+            self._pipe.send((method, args))
+            if not self._pipe.poll(CALL_S):
+                raise AssertionError(f"the swarm did not answer {method} within {CALL_S:g} s")
+            done, answer = self._pipe.recv()
         if not done:
             raise AssertionError(f"the swarm failed in {method}:\n{answer}")
         return answer
