@@ -34,7 +34,7 @@ def test_a_unix_socket_keeps_its_mode_and_its_backlog(reactor: Any, tmp_path: Pa
         found.setblocking(False)
         path.chmod(0o600)
         inherited = InheritedPort(found.fileno(), found.family, f"unix:{path}:mode=600:backlog=7:lockfile=0")
-        port: Any = inherited.open(reactor, Factory(), lambda inner: inner)
+        port: Any = inherited.open(reactor, Refusing(), lambda inner: inner)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert (port.mode, port.backlog) == (0o600, 7)
         port.stopListening()
@@ -65,14 +65,22 @@ def test_a_unix_socket_of_systemd(reactor: Any, tmp_path: Path) -> None:
             dial(path, clients)
 
 
+class Refusing(Factory):
+    """Twisted closes each connection that this factory makes no protocol for."""
+
+    def buildProtocol(self, addr: Any) -> None:
+        """Return None."""
+        return
+
+
 def adopted(reactor: Any, found: socket.socket) -> Any:
     """The port of a process that systemd started with this socket."""
-    return SystemdReactor(reactor).adoptStreamPort(found.fileno(), found.family, Factory())
+    return SystemdReactor(reactor).adoptStreamPort(found.fileno(), found.family, Refusing())
 
 
 def inherited_from(reactor: Any, found: socket.socket) -> Any:
     """The port of its successor."""
-    return InheritedPort(found.fileno(), found.family, "systemd:domain=UNIX:name=web").open(reactor, Factory(), lambda inner: inner)
+    return InheritedPort(found.fileno(), found.family, "systemd:domain=UNIX:name=web").open(reactor, Refusing(), lambda inner: inner)
 
 
 def dial(path: Path, clients: ExitStack) -> None:
