@@ -79,11 +79,12 @@ def descriptors_for_clients() -> int:
 
 
 class Signals:
-    """Installs the handlers of the process. `hurry` finishes a stop that is under way. `reload` gets the name of the signal."""
+    """Installs the handlers of the process. `hurry` finishes a stop that is under way, within `last_s`. `reload` gets the signal's name."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, hurry: Callable[[], None], reload: Callable[[str], None]) -> None:
+    def __init__(self, reactor: Any, hurry: Callable[[], None], reload: Callable[[str], None], last_s: float = LAST_S) -> None:
+        self._last_s = last_s
         self._reactor = reactor
         self._hurry = hurry
         self._request_reload = reload
@@ -119,7 +120,7 @@ class Signals:
             self._reactor.callFromThread(self._stop, name)
         elif self._received == 2:
             signal.signal(signal.SIGALRM, lambda _number, _frame: _end_by(number))
-            signal.setitimer(signal.ITIMER_REAL, LAST_S)
+            signal.setitimer(signal.ITIMER_REAL, self._last_s)
             self._reactor.callFromThread(self._stop_now, name)
         else:
             _end_by(number)

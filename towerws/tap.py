@@ -25,7 +25,7 @@ from towerws.handover.restart import on_restart_signal
 from towerws.handover.successor import Successor
 from towerws.listening import EXIT_BAD_CONFIG
 from towerws.logs import LevelFilter, forward_library_logs, make_observer, open_output
-from towerws.process import Signals, collect_rarely, use_monotonic_clock
+from towerws.process import LAST_S, Signals, collect_rarely, use_monotonic_clock
 from towerws.reload import Reloader
 from towerws.service import STOP_GRACE_S, TowerwsService
 from towerws.service_manager import ServiceManager
@@ -210,7 +210,7 @@ def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter)
         if (settings := parent.reload(by, lambda: options.load(environ))) is not None:
             level.set(settings.log_level)
 
-    signals = Signals(reactor, parent.stop_now, reload)
+    signals = Signals(reactor, parent.stop_now, reload, LAST_S + KILL_MARGIN_S)  # each worker has LAST_S
     signals.install()
     on_restart_signal(reactor, parent.restart)
     parent.ending = lambda: signals.ending
