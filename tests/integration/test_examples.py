@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
-from private_rabbitmq import free_port
+from private_rabbitmq import PrivateRabbit, free_port
 
 from tests.integration.conftest import NO_LANGUAGE, require
 from tests.kit.chromium import Chromium, Page
@@ -148,40 +149,66 @@ def test_a_page(example: str, files: Files, chromium: Chromium, tmp_path: Path) 
         page.go("about:blank")
 
 
-def test_flask(chromium: Chromium, tmp_path: Path) -> None:
-    """The application gives the page a token, and publishes. A repeated request is one event."""
-    secret = tmp_path / "secret"
+@contextmanager
+def application(folder: Path, broker: str, command: Callable[[int], list[str]], *more: str, **environ: str) -> Iterator[tuple[Daemon, str]]:
+    """A daemon that takes tokens, and an application that shares its secret. Gives the application's origin, too."""
+    secret = folder / "secret"
     secret.write_text(SECRET)
     secret.chmod(0o600)
-    port = free_port()
+    port, log = free_port(), folder / "application.log"
     origin = f"http://127.0.0.1:{port}"
-    flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--origins", origin)
-    with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon, (tmp_path / "flask.log").open("wb") as log:
+    flags = ("--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret), "--origins", origin, *more)
+    with Daemon(folder, broker, *flags, auth="jwt") as daemon, log.open("wb") as output:
         environ = {
             **os.environ,
             "TOWERWS_URL": daemon.url,
             "TOWERWS_ADMIN": f"http://127.0.0.1:{daemon.admin_port}",
             "TOWERWS_SECRET_FILE": str(secret),
+            **environ,
         }
-        command = [sys.executable, "-m", "flask", "--app", str(ROOT / "examples" / "flask" / "app.py"), "run", "--port", str(port)]
-        application = subprocess.Popen(command, env=environ, stdout=log, stderr=subprocess.STDOUT)
+        served = subprocess.Popen([sys.executable, *command(port)], env=environ, stdout=output, stderr=subprocess.STDOUT)
         try:
             give_up = time.monotonic() + DEADLINE_S
             while not answers(origin):
-                assert application.poll() is None, (tmp_path / "flask.log").read_text()
+                assert served.poll() is None, log.read_text()
                 assert time.monotonic() < give_up
                 time.sleep(0.05)
-            page = chromium.open(f"{origin}/")
-            until(page, state("open"))
-            subscribed(daemon)
-            for path in ("/jobs/42/running", "/jobs/42/running", "/jobs/42/done"):
-                assert page.run(f"fetch('{path}', {{ method: 'POST' }}).then((answer) => answer.status)") == 202
-            until(page, shows("42: done"))
-            assert page.run("document.getElementById('jobs').innerText").split("\n") == ["42: running", "42: done"]
-            page.go("about:blank")
+            yield daemon, origin
         finally:
-            application.terminate()
-            application.wait(DEADLINE_S)
+            served.terminate()
+            served.wait(DEADLINE_S)
+
+
+def test_flask(chromium: Chromium, tmp_path: Path) -> None:
+    """The application gives the page a token, and publishes. A repeated request is one event."""
+    app = str(ROOT / "examples" / "flask" / "app.py")
+    with application(tmp_path, "embedded:", lambda port: ["-m", "flask", "--app", app, "run", "--port", str(port)]) as (daemon, origin):
+        page = chromium.open(f"{origin}/")
+        until(page, state("open"))
+        subscribed(daemon)
+        for path in ("/jobs/42/running", "/jobs/42/running", "/jobs/42/done"):
+            assert page.run(f"fetch('{path}', {{ method: 'POST' }}).then((answer) => answer.status)") == 202
+        until(page, shows("42: done"))
+        assert page.run("document.getElementById('jobs').innerText").split("\n") == ["42: running", "42: done"]
+        page.go("about:blank")
+
+
+def test_django(rabbit: PrivateRabbit, chromium: Chromium, tmp_path: Path) -> None:
+    """The site gives the page a token, and publishes through the broker. Its forms' protection (CSRF) holds for both."""
+    site = str(ROOT / "examples" / "django" / "jobs.py")
+    environ = {"TOWERWS_BROKER": rabbit.url, "TOWERWS_EXCHANGE": "t.django", "PYTHONPATH": str(ROOT / "producer")}
+    command = lambda port: [site, "runserver", "--noreload", str(port)]  # noqa: E731
+    names = ("--exchange", "t.django", "--stream", "t.django.events")
+    with application(tmp_path, rabbit.url, command, *names, **environ) as (daemon, origin):
+        page = chromium.open(f"{origin}/")
+        until(page, state("open"))
+        subscribed(daemon)
+        assert page.run("fetch('/live-token', { method: 'POST' }).then((answer) => answer.status)") == 403
+        for status in ("running", "<b>done"):
+            assert page.run(f"post('/jobs/42/{quote(status, safe='')}').then((answer) => answer.status)") == 202
+        until(page, shows("42: <b>done"))
+        assert page.run("document.getElementById('jobs').innerText").split("\n") == ["42: running", "42: <b>done"]
+        page.go("about:blank")
 
 
 def answers(origin: str) -> bool:
