@@ -89,11 +89,18 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """The session's browser. Each test opens its own page, which has no cookies of other tests."""
+def session_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """The browser of all tests."""
     require(NO_CHROMIUM, chromium_binary())
     with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
+
+
+@pytest.fixture
+def chromium(session_browser: Chromium) -> Iterator[Chromium]:
+    """The session's browser. Each test opens its own pages, which have no cookies of other tests and are closed after it."""
+    yield session_browser
+    session_browser.close_pages()
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ class Chromium:
         self._leave = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: ClientConnection | None = None
+        self._contexts: set[str] = set()
 
     def __enter__(self) -> Self:
         program = chromium_binary()
@@ -101,9 +102,15 @@ class Chromium:
         context = self.call("Target.createBrowserContext")["browserContextId"] if beside is None else beside.context
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._contexts.add(context)
         page = Page(self, session, context, target)
         page.go(url)
         return page
+
+    def close_pages(self) -> None:
+        """Close all pages and their profiles. A page that stays open goes on with its work."""
+        while self._contexts:
+            self.call("Target.disposeBrowserContext", browserContextId=self._contexts.pop())
 
     def call(self, method: str, session: str | None = None, **params: object) -> Any:
         """Run one command of the DevTools protocol. Returns its result."""
