@@ -47,12 +47,14 @@ def follow(request: pytest.FixtureRequest) -> Iterator[Follow]:
     """Starts a client, in Node or in a page."""
     if request.param == "node":
         require(NO_LANGUAGE, node_command())
+        browser = None
+    else:
+        browser = request.getfixturevalue("chromium")
     with ExitStack() as leave:
 
         def start(url: str, groups: dict[str, list[int | str]], **more: Any) -> JsClient:
-            if request.param == "node":
-                return leave.enter_context(NodeClient(url, groups, **more))
-            return leave.enter_context(PageClient(request.getfixturevalue("chromium"), url, groups, **more))
+            client = NodeClient(url, groups, **more) if browser is None else PageClient(browser, url, groups, **more)
+            return leave.enter_context(client)
 
         yield start
 
