@@ -253,8 +253,9 @@ def test_tokens_stay_out_of_nginxs_logs(tmp_path: Path, nginx: Callable[..., Ngi
         ]
         for status, raw in asks:
             assert way.open(raw).status == status, raw[:80]
-        busy = [way.open(request(path, without=["Upgrade"]), "127.0.0.9").status for _ in range(1100)]
-        assert set(busy) == {426, 503}, "beyond the burst nginx says 503"
+        # 20 requests a second make room for as many more. So a slow machine needs more than the burst of 1,000.
+        busy = (way.open(request(path, without=["Upgrade"]), "127.0.0.9").status for _ in range(5000))
+        assert next((status for status in busy if status != 426), None) == 503, "beyond the burst nginx says 503"
         daemon.kill()
         with socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S) as client:
             client.sendall(request(path))

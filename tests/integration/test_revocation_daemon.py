@@ -371,12 +371,17 @@ def control_queues(rabbit: PrivateRabbit, exchange: str) -> set[str]:
 
 
 def unbind(rabbit: PrivateRabbit, exchange: str, *queues: str) -> None:
-    """Remove their bindings inside the broker: no other connection may do that with an exclusive queue."""
-    resource = 'rabbit_misc:r(<<"/">>, {}, <<"{}">>)'
-    remove = 'rabbit_binding:remove({{binding, {}, <<"{}">>, {}, []}}, <<"test">>)'
-    for queue in queues:  # bound with an empty key, which AMQP replaces with the queue's name
-        rabbit.ctl("eval", remove.format(resource.format("exchange", exchange), queue, resource.format("queue", queue)) + ".")
-    assert not control_queues(rabbit, exchange) & set(queues)
+    """Remove their bindings inside the broker: no other connection may do that with an exclusive queue.
+
+    One call removes all and looks: a daemon that notices binds its queue again within seconds.
+    """
+    names = ", ".join(f'<<"{queue}">>' for queue in queues)  # bound with an empty key, which AMQP replaces with the queue's name
+    code = (
+        f'From = rabbit_misc:r(<<"/">>, exchange, <<"{exchange}">>), To = fun (Name) -> rabbit_misc:r(<<"/">>, queue, Name) end, '
+        f'[ok = rabbit_binding:remove({{binding, From, Name, To(Name), []}}, <<"test">>) || Name <- [{names}]], '
+        f"[Name || Name <- [{names}], Found <- rabbit_binding:list_for_source(From), element(4, Found) =:= To(Name)]."
+    )
+    assert rabbit.ctl("eval", code).strip() == "[]"
 
 
 def damage_exchange(two: TwoDaemons, rabbit: PrivateRabbit, kind: str | None) -> None:

@@ -162,7 +162,7 @@ def test_health_for_all(daemon: WorkersDaemon, monitor: int) -> None:
 
 def test_what_shows_one_process(daemon: WorkersDaemon) -> None:
     """The console is below `/workers/N/`. Its own paths say so."""
-    for path in ("/", "/connections", "/console/samples", "/explain?topic=job_events.7", "/console.js"):
+    for path in ("/", "/console/connections", "/console/samples", "/console/explain?topic=job_events.7", "/console.js"):
         assert daemon.get(path) == (501, {"error": "this path shows one process, and there are 2 workers: ask /workers/1/ to /workers/2/"})
     assert "<title>" in daemon.text("/workers/1/")
     assert "import" in daemon.text("/workers/2/console.js")

@@ -142,7 +142,8 @@ class Client:
         async def end() -> None:
             self._client.close()
             await self._client.wait_closed()
-            self._loop.stop()
+            if not self._ended:  # otherwise another call has stopped the loop, and what runs now is its end
+                self._loop.stop()
 
         with suppress(_ThreadEnded):
             self._start(end())
