@@ -207,6 +207,14 @@ def test_the_pod_is_restricted(name: str) -> None:
     assert pod["securityContext"]["runAsUser"] == int(uid)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_the_pod_has_a_folder_for_the_sockets_of_workers(name: str) -> None:
+    """Its root is read-only, and the parent of several workers makes a folder in `/tmp`."""
+    (mounted,) = [each["name"] for each in SETS[name].container["volumeMounts"] if each["mountPath"] == "/tmp" and not each.get("readOnly")]
+    volumes = SETS[name].one("Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert ["emptyDir" in each for each in volumes if each["name"] == mounted] == [True]
+
+
 # The chart
 
 
@@ -369,4 +377,5 @@ def test_compose_agrees_with_the_image_and_the_daemon(tmp_path: Path) -> None:
     assert float(service["stop_grace_period"].removesuffix("s")) > WebSocketSettings().drain_s + STOP_GRACE_S
     mounted = COMPOSE["services"]["rabbitmq"]["volumes"][1].split(":")[0]
     assert (CONTAINER / mounted).is_file()
+    assert [each.partition(":")[0] for each in service["tmpfs"]] == ["/tmp"], "the parent of several workers makes its folder there"
     assert set(service["secrets"]) == set(COMPOSE["secrets"]) == {"broker-password"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.rows import each_row
+from towerws.handover import ports
 from towerws.tap import Options
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
@@ -40,6 +43,22 @@ def test_a_misspelt_flag_of_twistd(tmp_path: Path) -> None:
     done = subprocess.run([TWISTD, "-n", "towerws", "--brokr=x"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     check(done.stderr, "option --brokr not recognized; did you mean --broker?")
+
+
+def test_one_process_can_not_hand_over_to_several(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running process is told why at once. Its ports would be in use for the parent of the workers."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setenv(ports.VARIABLE, ports.Inheritance(1, theirs.fileno(), {}).to_text())
+        with pytest.raises(SystemExit) as ended:
+            Options().parseOptions(["--auth=open", "--broker=amqp://localhost", "--workers=2"])
+        assert ended.value.code == 2
+        told = json.loads(ours.recv(4096)[4:])
+    check(capfd.readouterr().err, "--workers = 2: the running process can't hand over to several workers; restart towerws")
+    assert (told["kind"], told["reason"]) == (
+        "failed",
+        "--workers = 2: the running process can't hand over to several workers; restart towerws",
+    )
 
 
 def check(stderr: str, said: str) -> None:

@@ -20,7 +20,7 @@ from towerws.config.exposure import exposure
 from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
-from towerws.handover.ports import report, take_inheritance, tell_predecessor
+from towerws.handover.ports import VARIABLE, report, take_inheritance, tell_predecessor
 from towerws.handover.restart import on_restart_signal
 from towerws.handover.successor import Successor
 from towerws.listening import EXIT_BAD_CONFIG
@@ -74,6 +74,9 @@ class Options(usage.Options):
         except ConfigError as error:
             _give_up(str(error))
         self.settings = self.loaded.settings
+        if os.environ.get(VARIABLE) and worker_count(self.settings) > 1:
+            asked = f"{self.loaded.by_key['workers'].origin} = {self.settings.workers!r}"
+            _give_up(f"{asked}: the running process can't hand over to several workers; restart towerws")
         if self.parent is not None:
             if self.membership is not None:
                 self.parent["pidfile"] = ""  # it has the parent's id

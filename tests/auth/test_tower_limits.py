@@ -93,6 +93,14 @@ def test_guesses_are_bounded(brought: Any, address: Any, bound: float) -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
+@each_row(("brought", "bound"), [(row[1], row[3]) for row in GUESSES[2:4]], ids=[row[0] for row in GUESSES[2:4]])
+def test_workers_share_the_bounds_on_passwords(brought: Any, bound: float) -> None:
+    """A client can choose its worker, so four workers together allow no more guesses than one process. Shares are rounded up."""
+    count = 4
+    asked = sum(storm(Bench(sharers=count), brought, 10) for _ in range(count))
+    assert count <= asked <= bound + count
+
+
 def test_many_guesses_at_once() -> None:
     """The bound also holds for many guesses at once, before any of them has failed."""
     bench, count = Bench(), 60

@@ -41,7 +41,7 @@ def test_what_a_worker_makes_of_the_configuration() -> None:
     assert own.settings.admin == r"unix:/run/a\:b/admin-2:mode=600"
     assert own.settings.limits.per_user == 334
     assert own.settings.tower is not None
-    assert (own.settings.tower.calls, own.settings.tower.password_calls) == (7, 1)
+    assert (own.settings.tower.calls, own.settings.tower.password_calls, own.settings.tower.sharers) == (7, 1, 3)
     assert own.settings.listen == loaded.settings.listen
     assert own.by_key == loaded.by_key
 

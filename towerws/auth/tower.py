@@ -65,7 +65,7 @@ class TowerMethod:
         self._invalid: TtlCache[bool] = TtlCache(settings.invalid_s, settings.cache_entries)
         self._revocations = RecentRevocations(max(settings.valid_s, settings.allowed_s))
         self._validations: SingleFlight[_Validation] = SingleFlight()
-        self._sign_ins = SignInThrottle(settings.cache_entries)
+        self._sign_ins = SignInThrottle(settings.cache_entries, settings.sharers)
         self._hits = {"valid": 0, "invalid": 0}
         self._objects = VisibleObjects(settings, objects, self._ask_visible, self._calls.pause, reactor)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from math import inf
+from math import ceil, inf
 from typing import Final, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -51,16 +51,18 @@ class SignInThrottle:
     A credential that was tried before is no guess, whether it was valid or not, and is never delayed. So a working session does not
     wait because of other clients at its address. A page that retries each second with an ended session does not count again.
 
-    It remembers `entries` valid and `entries` invalid credentials, by the caller's keys.
+    It remembers `entries` valid and `entries` invalid credentials, by the caller's keys. `sharers` is the number of processes that accept
+    clients on one port: a client can choose among them, so each one allows its share of the passwords.
     """
 
-    def __init__(self, entries: int) -> None:
+    def __init__(self, entries: int, sharers: int = 1) -> None:
         # Two caches, so that invalid credentials can't evict valid ones.
         self._good: TtlCache[bool] = TtlCache(SEEN_S, entries)
         self._bad: TtlCache[bool] = TtlCache(SEEN_S, entries)
         self._addresses = Throttle(ADDRESS_RATE, ADDRESS_BURST)
-        self._guesses = Throttle(GUESS_RATE, GUESS_BURST)
-        self._accounts = Throttle(ACCOUNT_RATE, ACCOUNT_BURST)
+        # Sessions and tokens can't be guessed, and an ended one counts in each process. So their bound isn't divided.
+        self._guesses = Throttle(GUESS_RATE / sharers, ceil(GUESS_BURST / sharers))
+        self._accounts = Throttle(ACCOUNT_RATE / sharers, ceil(ACCOUNT_BURST / sharers))
         self.counts = {"delayed": 0, "refused": 0}
         """Sign-ins that had to wait, and sign-ins that were not tried."""
 

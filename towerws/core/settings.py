@@ -391,6 +391,8 @@ class TowerSettings:
     retry_s: float = option(4.0, "How long a question about an object is retried if the API can't answer.", low=0, high=60)
     breaker_failures: int = option(5, "Consecutive failures after which calls to the API pause.", low=1, high=1000)
     breaker_probe_s: float = option(5, "Length of this pause, until one call probes the API.", low=0.1, high=3600)
+    sharers: int = 1
+    """How many processes share the bounds on guessed passwords. No option: a worker sets it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,14 @@ RELOADING, WATCHDOG and MAINPID. So the parent needs no protocol of its own, and
 state     | begins with                                  | a process that ends                      | no sign of life
 starting  | the spawn                                    | waiting, with a line that names it       | killed after `START_S`
 serving   | READY                                        | waiting, with a line that names it       | killed after `SILENT_S`
-stopping  | STOPPING: it ends by itself                  | waiting, or ended if the parent stops    | killed at the end of the parent's stop
+stopping  | STOPPING: it ends by itself                  | waiting, or ended if the parent stops    | killed after `SILENT_S`
 waiting   | the end of its process; a pause that doubles | -                                        | -
 ended     | the parent stops, and its process has ended  | -                                        | -
 
 The process that a worker hands over to becomes the parent's child when that worker has ended, because the parent is a subreaper
 (prctl(2), PR_SET_CHILD_SUBREAPER). Process 1 of a container is one anyway.
+
+At the end of its own stop the parent kills what is left.
 
 procmon, of Twisted, is not used: it reads the output of a process and writes it again as lines of its own log, it can't take over a process
 that it did not start, and its stop does not say when all processes have ended.
@@ -35,6 +37,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from towerws.service_manager import PINGS
 from towerws.workers.worker import VARIABLE, Membership
 
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -131,6 +134,7 @@ class Processes:
         self.workers: list[Worker] = []
         self._checks = LoopingCall(self._check)
         self._checks.clock = reactor
+        self._checked_at = 0.0
         self._stopping = False
         self._all_ended: Deferred[None] = Deferred()
 
@@ -152,6 +156,7 @@ class Processes:
         signal.signal(signal.SIGCHLD, self._child_signal)  # Twisted's waits only for processes that it started
         for worker in self.workers:
             self._spawn(worker)
+        self._checked_at = self._reactor.seconds()
         self._checks.start(CHECK_S, now=False)
 
     def stop(self) -> Deferred[None]:
@@ -213,6 +218,8 @@ class Processes:
             worker.restart = None
         if worker.pid:
             worker.leaving[worker.pid] = Deferred()
+            if worker.state is State.STARTING:  # it was started because this one had not said yet that it has taken over
+                _send(worker.pid, signal.SIGTERM)
         now = self._reactor.seconds()
         worker.pid, worker.state, worker.started_at, worker.seen_at = pid, State.SERVING, now, now
         worker.starts += 1
@@ -331,8 +338,13 @@ class Processes:
     def _check(self) -> None:
         """Kill each worker whose event loop hangs."""
         now = self._reactor.seconds()
+        # `docker pause` and SIGSTOP stop this process, and perhaps the workers, too. What they said meanwhile is not read yet.
+        was_stopped = now - self._checked_at > SILENT_S / PINGS
+        self._checked_at = now
         for worker in self.workers:
-            limit = {State.STARTING: START_S, State.SERVING: SILENT_S}.get(worker.state)
+            if was_stopped:
+                worker.seen_at = now
+            limit = {State.STARTING: START_S, State.SERVING: SILENT_S, State.STOPPING: SILENT_S}.get(worker.state)
             if worker.pid and limit is not None and now - worker.seen_at > limit:
                 self._log.error(
                     "worker {number}: process {pid} has given no sign of life for {silent_s:.0f} s; it is killed",

@@ -68,7 +68,8 @@ class Membership:
         path = "".join(f"\\{each}" if each in "\\:=" else each for each in self.admin_path)
         tower = settings.tower
         if tower is not None:
-            tower = replace(tower, calls=_share(tower.calls, self.count), password_calls=_share(tower.password_calls, self.count))
+            calls, password_calls = _share(tower.calls, self.count), _share(tower.password_calls, self.count)
+            tower = replace(tower, calls=calls, password_calls=password_calls, sharers=self.count)
         own = replace(
             settings, workers=1, admin=f"unix:{path}:mode=600", monitor="", limits=divide(settings.limits, self.count), tower=tower
         )
