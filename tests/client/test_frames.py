@@ -56,7 +56,7 @@ def test_messages_that_are_no_json(data: str | bytes) -> None:
         {"type": "event", "group": "own", "event": "a", "position": 5, "payload": {}},
         {"type": "subscribed", "groups_current": [], "denied": [1], "position": None}, {"type": "subscribed"}, {"type": "gap", "topics": 5},
         {"type": "gap", "topics": [5], "reason": "history", "to": None}, {"type": "bye"}, {"type": "error"}, {"type": "revoked"},
-        {"type": "bye", "reason": "x", "reconnect_after_ms": "soon"},
+        {"type": "bye", "reason": "x", "reconnect_after_ms": "soon"}, {"type": "pong"}, {"type": "pong", "position": 5},
     ],
 )  # fmt: skip
 def test_frames_of_another_shape(frame: object) -> None:
@@ -72,7 +72,7 @@ def test_the_samples_of_the_protocol() -> None:
         json.loads(sample["frame"]) for sample in SAMPLES if sample["dialect"] == "towerws.v1" and sample["direction"] == "from server"
     ]
     kinds = {frame["type"] for frame in frames if read(json.dumps(frame))}
-    assert kinds == {"welcome", "event", "subscribed", "gap", "revoked", "renewed", "error", "bye"}
+    assert kinds == {"welcome", "event", "subscribed", "gap", "revoked", "pong", "renewed", "error", "bye"}
 
 
 @given(st.text() | st.binary() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps))

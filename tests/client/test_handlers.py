@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -118,6 +119,52 @@ def test_iterators() -> None:
             live.subscribe({"own": ["thing"]})
 
     with_client(work, onerror=lambda error: None)
+
+
+def test_a_quiet_connection_is_asked() -> None:
+    """The answer has the position from which a quiet topic resumes."""
+
+    async def work(live: Client, standin: StandIn) -> None:
+        quiet: list[str] = []
+        live.subscribe(
+            {"own": ["thing"]}, subscribed=lambda notice: quiet.append("subscribed"), recovered=lambda notice: quiet.append("recovered")
+        )
+        await until(lambda: quiet)
+        standin.publish("own.other", b"1")
+        await until(lambda: live.position == "1-standin")
+        standin.drop()
+        await until(lambda: len(quiet) > 1)
+        assert quiet == ["subscribed", "recovered"]
+        assert [request.get("since") for request in standin.requests.queue] == [None, "1-standin"]
+
+    with_client(work, ping_s=0.01, retry_min_s=0.01)
+
+
+def test_a_connection_that_does_not_answer() -> None:
+    """It is dead. A ping is not sent behind a request, whose answer may take longer: that one has its own deadline."""
+    reasons: list[str] = []
+
+    def keep(change: StateChange) -> None:
+        if change.reason is not None:
+            reasons.append(change.reason.code)
+
+    async def work(live: Client, standin: StandIn) -> None:
+        standin.answers_pings = False
+        await until(lambda: reasons)
+        standin.answers_pings = True
+        release = threading.Event()
+
+        def wait() -> None:
+            standin.before_subscribed = wait
+            release.wait(DEADLINE_S)
+
+        standin.before_subscribed = wait
+        live.subscribe({"own": ["thing"]})
+        await until(lambda: "timeout" in reasons)
+        release.set()
+
+    with_client(work, onstate=keep, ping_s=0.01, pong_s=0.05, answer_s=0.5, retry_min_s=0.01)
+    assert reasons[0] == "dead"
 
 
 def test_a_slow_coroutine_delays_only_its_own_subscription() -> None:

@@ -27,6 +27,8 @@ class Server:
         self.errors: list[ClientError] = []
         self.requests: list[dict[str, Any]] = []
         self.online = False
+        self.piece: int | None = None
+        """So many events are written at once. A connection that has not got all of them is behind."""
         self.out: list[dict[str, Any]] = []
         self.reached: dict[str, int] = {}
         """The current topics, each with the place that the connection has written up to."""
@@ -63,20 +65,36 @@ class Server:
                 "id": message["id"],
                 "groups_current": list(self.reached),
                 "denied": [{"topic": name, "reason": "unavailable"} for name in wanted if name not in self.reached],
-                "position": str(start),
+                "position": self.position(),
                 "recovered": recovered,
             }
         )
 
+    def position(self) -> str:
+        """The place up to which the connection has got everything."""
+        return str(min(self.reached.values(), default=len(self.log)))
+
+    def ping(self) -> None:
+        """Answer a ping."""
+        self.write()
+        self.out.append({"type": "pong", "ping": 1, "position": self.position()})
+
     def write(self) -> None:
-        """Write what the log has for the current topics, in its order."""
-        for at in range(min(self.reached.values(), default=len(self.log)), len(self.log)):
+        """Write what the log has for the current topics, in its order: all of it, or a piece once the one before was delivered."""
+        if self.piece is not None and self.out:
+            return
+        end, left = len(self.log), self.piece
+        for at in range(min(self.reached.values(), default=end), end):
             name, number = self.log[at]
-            if self.reached.get(name, len(self.log)) <= at:
+            if self.reached.get(name, end) <= at:
                 group, _, event = name.partition(".")
                 frame = {"type": "event", "position": str(at + 1), "group": group, "event": event, "payload": {"n": number}}
                 self.out.append(frame)
-        self.reached = dict.fromkeys(self.reached, len(self.log))
+                left = None if left is None else left - 1
+                if left == 0:
+                    end = at + 1
+                    break
+        self.reached = {name: max(place, end) for name, place in self.reached.items()}
 
     def gap(self) -> None:
         """The oldest events that have not been delivered are replaced by a gap."""
@@ -100,6 +118,8 @@ class Server:
                 self.topics.answered(frame)
             elif frame["type"] == "gap":
                 self.topics.gap(frame)
+            elif frame["type"] == "pong":
+                self.topics.pong(frame)
             else:
                 self.topics.event(frame, "x" * 50)
             self.write()
@@ -108,9 +128,14 @@ class Server:
 class Reader:
     """One subscriber. It checks what it gets: each event once and in order, or a notice before a jump."""
 
-    def __init__(self, server: Server, names: tuple[str, ...], *, slow: bool, since: str | None = None) -> None:
+    def __init__(
+        self, server: Server, names: tuple[str, ...], *, slow: bool, since: str | None = None, settle: bool = True, calm: bool = False
+    ) -> None:
         self.names = names
         self.last: dict[str, int] = {}
+        self.told: set[str] = set()
+        self.calm = calm
+        """Nothing was lost, so it may be told of no loss."""
         self.jumps: set[str] = set()
         self.slow = slow
         self.items: list[Item] = []
@@ -118,7 +143,8 @@ class Reader:
         self.queue = Queue(names, 3000, since=since)
         self.queue.wake = self._wake
         server.topics.join(self.queue)
-        server.topics.settle()
+        if settle:
+            server.topics.settle()
 
     def _wake(self) -> None:
         if not self.slow:
@@ -142,14 +168,22 @@ class Reader:
             self.last[item.topic] = number
             self.jumps.discard(item.topic)
         elif isinstance(item, Gap) or (isinstance(item, Subscribed) and item.type != "recovered"):
+            assert item.type == "subscribed" or not self.calm, f"{item.type}: nothing was lost"
             self.jumps |= set(item.topics)
+        if isinstance(item, Subscribed | Gap):
+            assert item.type != "recovered" or self.queue.since is not None or self.told.issuperset(item.topics), "it has no state yet"
+            self.told |= set(item.topics)
 
-    def leave(self) -> None:
+    def leave(self, *, settle: bool = True) -> None:
         """Close the subscription."""
         self.queue.ended = True
         self.queue.clear()
         self._server.topics.leave(self.queue)
-        self._server.topics.settle()
+        if settle:
+            self._server.topics.settle()
+
+
+LOSSES = {"gap", "forget"}
 
 
 def steps_of(seed: int) -> list[tuple[Any, ...]]:
@@ -166,6 +200,9 @@ def steps_of(seed: int) -> list[tuple[Any, ...]]:
         lambda: ("deliver", 100),
         lambda: ("join", some(), random.random() < 0.3, random.random() < 0.6),
         lambda: ("leave", random.randint(0, 9)),
+        lambda: ("swap", random.randint(0, 5)),
+        lambda: ("ping",),
+        lambda: ("piece", random.choice((1, 2, None))),
         lambda: ("lose",),
         lambda: ("connect",),
         lambda: ("handle", random.randint(0, 5), random.randint(1, 5)),
@@ -174,7 +211,8 @@ def steps_of(seed: int) -> list[tuple[Any, ...]]:
         lambda: ("unsure", frozenset(some()) if random.random() < 0.3 else frozenset()),
         lambda: ("ask",),
     ]
-    return [random.choice(kinds)() for _ in range(120)]
+    calm = seed % 3 == 0  # Only the connection breaks.
+    return [("calm",)] * calm + [step for _ in range(120) if (step := random.choice(kinds)())[0] not in LOSSES or not calm]
 
 
 @settings(max_examples=200)
@@ -183,6 +221,7 @@ def test_each_event_once_and_in_order_or_a_notice(steps: list[Any]) -> None:  # 
     """Random runs with a model of the daemon. In the end each reader has the last event of each topic."""
     server = Server()
     readers: list[Reader] = []
+    calm = steps[0] == ("calm",)
     for name, *values in steps:
         if name == "publish":
             for topic in values[0]:
@@ -190,10 +229,17 @@ def test_each_event_once_and_in_order_or_a_notice(steps: list[Any]) -> None:  # 
         elif name == "deliver":
             server.deliver(values[0])
         elif name == "join" and len(readers) < 6:
-            since = str(server.floor) if values[2] and server.floor <= int(server.topics.position or "0") else None
-            readers.append(Reader(server, values[0], slow=values[1], since=since))
+            since = str(server.floor) if values[2] and not calm and server.floor <= int(server.topics.position or "0") else None
+            readers.append(Reader(server, values[0], slow=values[1] and not calm, since=since, calm=calm))
         elif name == "leave" and len(readers) > values[0]:
             readers.pop(values[0]).leave()
+        elif name == "swap" and len(readers) > values[0]:
+            readers.append(Reader(server, readers[values[0]].names, slow=False, settle=False, calm=calm))
+            readers.pop(values[0]).leave()
+        elif name == "ping" and server.online:
+            server.ping()
+        elif name == "piece":
+            server.piece = values[0]
         elif name == "lose":
             server.lose()
         elif name == "connect" and not server.online:
@@ -208,7 +254,7 @@ def test_each_event_once_and_in_order_or_a_notice(steps: list[Any]) -> None:  # 
             server.denied = values[0]
         elif name == "ask":
             server.topics.ask_again("unavailable")
-    server.denied = frozenset()
+    server.denied, server.piece = frozenset(), None
     if not server.online:
         server.connect()
     for name in (*NAMES, ""):
@@ -302,6 +348,198 @@ def test_a_topic_that_could_not_be_checked_loses_nothing() -> None:
     server.deliver(100)
     assert told(reader) == ["denied", "subscribed", 0]
     assert not server.topics.waits_for_unavailable()
+
+
+def reconnect(server: Server) -> None:
+    """The connection is lost, and another one is open."""
+    server.lose()
+    server.connect()
+
+
+def left_then_joined(server: Server, old: Reader, again: Callable[[], Reader]) -> Reader:
+    """The server does not notice."""
+    old.leave(settle=False)
+    return again()
+
+
+def joined_then_left(server: Server, old: Reader, again: Callable[[], Reader]) -> Reader:
+    """The topic has a subscriber all the time."""
+    new = again()
+    old.leave(settle=False)
+    return new
+
+
+def left_and_joined_behind_a_request(server: Server, old: Reader, again: Callable[[], Reader]) -> Reader:
+    """The request has the topic."""
+    Reader(server, ("jobs.b",), slow=False)
+    return left_then_joined(server, old, again)
+
+
+def left_and_joined_behind_the_request_to_leave(server: Server, old: Reader, again: Callable[[], Reader]) -> Reader:
+    """The events between the two requests are not sent."""
+    old.leave()
+    new = again()
+    server.topics.settle()
+    server.deliver(100)
+    assert "since" not in server.requests[-1]
+    return new
+
+
+def left_and_joined_after_a_replay(server: Server, old: Reader, again: Callable[[], Reader]) -> Reader:
+    """Another topic began at an older place on this connection."""
+    server.publish("jobs.b")
+    Reader(server, ("jobs.b",), slow=False, since="0")
+    server.deliver(100)
+    return left_then_joined(server, old, again)
+
+
+@each_row(
+    "steps",
+    [
+        left_then_joined, joined_then_left, left_and_joined_behind_a_request, left_and_joined_behind_the_request_to_leave,
+        left_and_joined_after_a_replay,
+    ],
+)  # fmt: skip
+def test_left_and_joined_in_one_moment(steps: Callable[[Server, Reader, Callable[[], Reader]], Reader]) -> None:
+    """The topic then survives the loss of the connection like any other."""
+    server, old = opened("jobs.a")
+    server.publish("jobs.a")
+    server.deliver(100)
+    new = steps(server, old, lambda: Reader(server, ("jobs.a",), slow=False, settle=False))
+    server.topics.settle()
+    server.deliver(100)
+    assert told(new) == ["subscribed"]
+    server.lose()
+    server.publish("jobs.a")
+    server.connect()
+    server.deliver(100)
+    assert told(new) == ["subscribed", "recovered", 1]
+
+
+def test_a_replayed_topic_that_is_left_and_joined_in_one_moment() -> None:
+    """It goes on where its replay is. No other topic is sent again because of that."""
+    server, one = opened("jobs.a")
+    for name in ("jobs.b", "jobs.a", "jobs.b", "jobs.a"):
+        server.publish(name)
+    server.deliver(100)
+    old = Reader(server, ("jobs.b",), slow=False, since="0")
+    server.deliver(2)  # the answer, and the first event
+    for _ in range(2):  # also on a connection that resumes the replay
+        old.leave(settle=False)
+        new = old = Reader(server, ("jobs.b",), slow=False)
+        assert told(new) == ["subscribed"]
+        reconnect(server)
+        server.deliver(2)  # both answers
+    server.deliver(100)
+    assert told(new) == ["subscribed", "recovered", 1]
+    assert [item for item in told(one) if item != "recovered"] == ["subscribed", 0, 1]
+
+
+def test_a_subscription_that_is_made_while_the_connection_is_lost() -> None:
+    """It has no state yet, so it is told `subscribed`, also if another one has the topic and resumes."""
+    server, one = opened("jobs.a")
+    server.publish("jobs.a")
+    server.deliver(100)
+    server.lose()
+    new = Reader(server, ("jobs.a", "jobs.b"), slow=False)
+    server.publish("jobs.a")
+    server.connect()
+    server.deliver(100)
+    assert told(one) == ["subscribed", 0, "recovered", 1]
+    assert told(new) == ["subscribed", 1, "subscribed"]
+    server.floor = 9
+    reconnect(server)
+    server.deliver(100)
+    assert (told(one)[-1], told(new)[-1]) == ("stale", "stale")
+
+
+def test_since_of_a_subscription_that_is_made_while_the_connection_is_lost() -> None:
+    """`recovered` holds for the one whose position was asked for. What another one needs was not."""
+    server = Server()
+    server.publish("jobs.a")
+    server.publish("jobs.a")
+    first, same, older, new = (Reader(server, ("jobs.a",), slow=False, since=since) for since in ("1", "1", "0", None))
+    server.connect()
+    server.deliver(100)
+    assert server.requests[0]["since"] == "1"
+    assert [told(reader)[0] for reader in (first, same, older, new)] == ["recovered", "recovered", "stale", "subscribed"]
+    server.lose()
+    resumed = Reader(server, ("jobs.a",), slow=False, since="0")
+    server.connect()
+    server.deliver(100)
+    assert told(resumed) == ["stale"]
+
+
+def test_a_stored_position() -> None:
+    """It counts for the subscriptions that are there before the first connection, and not for a topic that begins elsewhere."""
+    server = Server()
+    for name in ("jobs.a", "jobs.b", "jobs.a"):
+        server.publish(name)
+    before = Reader(server, ("jobs.a",), slow=False)
+    server.topics.resume_from("1")
+    elsewhere = Reader(server, ("jobs.b",), slow=False, since="0")
+    after = Reader(server, ("jobs.a", "jobs.b"), slow=False)
+    server.connect()
+    server.deliver(100)
+    assert (told(before), told(elsewhere)) == (["recovered", 1], ["recovered", 0])
+    assert sorted(map(str, told(after))) == ["0", "1", "recovered", "stale"]
+    new = Reader(server, ("jobs.a",), slow=False)
+    assert told(new) == ["subscribed"]
+
+
+def test_a_quiet_topic_resumes_at_the_position_of_the_newest_pong() -> None:
+    """The position of its last event would leave history. A pong without a position changes nothing."""
+    server, one = opened("jobs.a")
+    server.publish("jobs.a")
+    server.deliver(100)
+    for _ in range(5):
+        server.publish("jobs.d")
+    server.ping()
+    server.deliver(100)
+    assert (server.topics.position, server.topics.handled()) == ("6", "6")
+    server.topics.pong({"type": "pong", "ping": 1, "position": None})
+    server.floor = 4
+    server.lose()
+    server.connect()
+    server.deliver(100)
+    assert told(one) == ["subscribed", 0, "recovered"]
+
+
+def test_a_pong_before_the_answer() -> None:
+    """Its position counts for no topic that the server does not send yet."""
+    server, one = opened("jobs.a")
+    server.lose()
+    server.publish("jobs.a")
+    server.connect()
+    server.topics.pong({"type": "pong", "ping": None, "position": "1"})
+    reconnect(server)
+    assert server.requests[-1]["since"] == "0"
+    server.deliver(100)
+    assert told(one) == ["subscribed", "recovered", 0]
+
+
+def test_a_pong_within_a_replay() -> None:
+    """It has the place of the replay, which is older than that of the other topics. One after the replay counts for all."""
+    server, one = opened("jobs.a")
+    for name in ("jobs.b", "jobs.a", "jobs.b", "jobs.d", "jobs.d"):
+        server.publish(name)
+    server.deliver(100)
+    two = Reader(server, ("jobs.b",), slow=False, since="0")
+    server.piece = 1
+    server.deliver(1)  # the answer
+    server.ping()
+    server.deliver(2)  # the first event, and the pong
+    assert told(two) == ["recovered", 0]
+    assert server.topics.position == "2"
+    server.piece = None
+    server.deliver(100)
+    server.ping()
+    server.deliver(100)
+    assert (server.topics.position, server.topics.handled()) == ("5", "5")
+    server.floor = 5
+    reconnect(server)
+    server.deliver(100)
+    assert (told(one), told(two)) == (["subscribed", 0, "recovered"], ["recovered", 0, 1, "recovered"])
 
 
 def test_since_for_a_topic_that_is_there() -> None:

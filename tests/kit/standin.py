@@ -27,6 +27,7 @@ class StandIn:
         self.history: list[tuple[str, bytes]] = []
         self.unavailable: set[str] = set()
         """Topics that can't be checked now."""
+        self.answers_pings = True
         self.before_subscribed: Callable[[], None] | None = None
         """Called once, just before the next request is answered."""
         self._log = log
@@ -116,6 +117,9 @@ class StandIn:
             for message in client:
                 if "ping" not in (request := json.loads(message)):
                     self._subscribe(client, request)
+                elif self.answers_pings:
+                    with self._lock:
+                        self._send(client, json.dumps({"type": "pong", "ping": request["ping"], "position": self._position()}))
         except ConnectionClosed:
             pass
         finally:

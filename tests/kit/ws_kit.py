@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from towerws.auth.base import Method
 from towerws.auth.chain import Open
+from towerws.core.batch import PART_BYTES
 from towerws.core.errors import BadDelivery
 from towerws.core.history import History
 from towerws.core.http_head import Head
@@ -278,12 +279,20 @@ class Edge:
     """All parts that a connection needs, in memory."""
 
     def __init__(
-        self, clock: Clock, settings: WebSocketSettings, auth: Method, *, start: bool, access: AccessSettings, limits: LimitSettings
+        self,
+        clock: Clock,
+        settings: WebSocketSettings,
+        auth: Method,
+        *,
+        start: bool,
+        access: AccessSettings,
+        limits: LimitSettings,
+        part_bytes: int,
     ) -> None:
         self.clock = clock
         self.settings = settings
         self.history = History(1024**2, 120)
-        self.hub = Hub(self.history)
+        self.hub = Hub(self.history, lambda call: clock.callLater(0, call), part_bytes=part_bytes)
         self.bad: list[BadDelivery] = []
         self.ingest = Ingest(
             self.history,
@@ -368,12 +377,19 @@ class Edges:
         start: bool = True,
         access: AccessSettings | None = None,
         limits: Mapping[str, int] | None = None,
+        part_bytes: int = PART_BYTES,
         **settings: Any,
     ) -> Edge:
-        """An edge with the usual limits, except for those given."""
+        """An edge with the usual limits, except for those given. So much of a batch is written in one turn of the reactor."""
         bounds = LimitSettings(**{"connections": 1000, "per_address": 1000, "half_open": 1000, **(limits or {})})
         edge = Edge(
-            self.clock, WebSocketSettings(**settings), auth or Open(), start=start, access=access or AccessSettings(), limits=bounds
+            self.clock,
+            WebSocketSettings(**settings),
+            auth or Open(),
+            start=start,
+            access=access or AccessSettings(),
+            limits=bounds,
+            part_bytes=part_bytes,
         )
         self.made.append(edge)
         return self.made[-1]

@@ -358,6 +358,18 @@ def test_a_ping_of_the_clients_own_is_answered(make: Edges) -> None:
     assert tower.take() == [{"error": 'message has no "groups"'}]
 
 
+def test_a_ping_between_two_parts_of_a_batch(make: Edges) -> None:
+    """A client may resume from the pong's position, so the events before it come first."""
+    edge = make(part_bytes=1)
+    first, second = (edge.open(v1=True).listen(1) for _ in range(2))
+    position = edge.publish("job_events.1", {})
+    assert (len(first.take()), len(second.take())) == (1, 0)
+    second.send(text({"ping": 1}))
+    assert [(message["type"], message["position"]) for message in second.take()] == [("event", position), ("pong", position)]
+    edge.clock.advance(0)
+    assert second.take() == []
+
+
 def test_hang_up_while_held(make: Edges) -> None:
     """A client that disconnects while its request is held leaves nothing behind."""
     edge = make(start=False)

@@ -292,7 +292,7 @@ class Client:
                 user_agent_header=self._options.user_agent or f"towerws-client/{__version__}",
                 proxy=self._options.proxy,
                 open_timeout=None,  # `connect_s` holds for all of it
-                ping_interval=None,  # `_watch`
+                ping_interval=None,  # `_ping`
                 close_timeout=CLOSE_S,
                 max_size=MAX_FRAME_BYTES,
                 **tls,
@@ -342,14 +342,14 @@ class Client:
         if self._options.token is None:
             # A daemon that waits for a token refuses any other message at once. Without this one it would wait for 10 s.
             self._send({"ping": None})
-        tasks = [self._loop.create_task(work) for work in (self._read(connection), self._write(connection), self._watch(connection))]
+        tasks = [self._loop.create_task(work) for work in (self._read(connection), self._write(connection))]
         for task in tasks:
             task.add_done_callback(self._check_task)
         try:
             return await ended
         finally:
             self._ended = None
-            for name in ("connect", "answer", "ask", "token"):
+            for name in ("connect", "answer", "ask", "token", "ping", "pong"):
                 self._arm(name)
             if self._refreshing is not None:
                 tasks.append(self._refreshing)
@@ -390,22 +390,24 @@ class Client:
         except ConnectionClosed:
             return  # `_read` says so
 
-    async def _watch(self, connection: ClientConnection) -> None:
+    def _watch(self) -> None:
         """Ask a silent connection whether it still works. Any message is an answer: a pong may wait behind many."""
-        try:
-            while True:
-                self._heard = False
-                await asyncio.sleep(self._options.ping_s)
-                if self._heard:
-                    continue
-                try:
-                    async with asyncio.timeout(self._options.pong_s):
-                        await (await connection.ping())
-                except TimeoutError:
-                    if not self._heard:
-                        return self._again(ClientError("dead", f"no answer to a ping within {self._options.pong_s:g} s"))
-        except ConnectionClosed:
-            return None  # `_read` says so
+
+        def passed() -> None:
+            if not self._heard:
+                self._ping()
+            self._heard = False
+            self._watch()
+
+        self._arm("ping", self._options.ping_s, passed)
+
+    def _ping(self) -> None:
+        """Send a message, not a websocket ping: only its answer has a position."""
+        if self._topics.asked is not None or "pong" in self._timers:
+            return  # The answer may wait, and the pong behind it. It has its own deadline.
+        self._send({"ping": 1})
+        dead = ClientError("dead", f"no answer to a ping within {self._options.pong_s:g} s")
+        self._arm("pong", self._options.pong_s, lambda: self._again(dead))
 
     def _send(self, message: dict[str, Any]) -> None:
         if "groups" in message:
@@ -427,6 +429,7 @@ class Client:
 
     def _receive(self, data: str | bytes) -> None:
         self._heard = True
+        self._arm("pong")
         try:
             frame = read(data)
         except Unreadable as error:
@@ -449,6 +452,8 @@ class Client:
         elif kind == "revoked":
             self._topics.revoked(frame)
             self._answered()
+        elif kind == "pong":
+            self._topics.pong(frame)
         elif kind == "renewed":
             self._user = frame.get("user")
             self._bad_tokens = 0
@@ -472,6 +477,7 @@ class Client:
             self._accepted()
         self._change("open")
         if self._state == "open":
+            self._watch()
             self._topics.online()
 
     def _answered(self) -> None:

@@ -14,6 +14,7 @@ _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "subscribed": {"groups_current": list, "denied": list, "position": _STRING_OR_NULL},
     "gap": {"topics": list, "reason": str, "to": _STRING_OR_NULL},
     "revoked": {"groups_current": list, "denied": list, "position": _STRING_OR_NULL},
+    "pong": {"position": _STRING_OR_NULL},
     "renewed": {},
     "error": {"code": str, "message": str},
     "bye": {"reconnect_after_ms": (int, float, type(None)), "reason": str},

@@ -82,6 +82,10 @@ class Topics:
         self._places = [_Place(None)]
         self._held: set[str] = set()
         """What the server sends on this connection."""
+        self._left: dict[str, _Topic] = {}
+        """Topics without a subscriber that the server still sends. They keep their place for a subscriber that comes in the same moment."""
+        self._newest: str | None = None
+        """The position of the newest frame of this connection, `pong` and `revoked` aside."""
         self.asked: _Request | None = None
         self._online = False
         self._replayed = False
@@ -95,12 +99,15 @@ class Topics:
         """Add a subscriber. `settle` asks for its topics."""
         self.queues[queue] = None
         stored = None if self._was_online or self._places[0].position is None or queue.since is not None else self._places[0]
+        since = queue.since
+        if stored is not None:
+            queue.since = stored.position
         for name in queue.topics:
             topic = self._topics.get(name)
             if topic is None:
                 # If it is held, it was just left. It goes on, and can't be replayed: its events may come before that.
-                going_on = _Topic(None, None if self._replayed else self._places[0])
-                topic = self._topics[name] = going_on if name in self._held else _Topic(queue.since, stored)
+                topic = (self._left.pop(name, None) or _Topic(None, None)) if name in self._held else _Topic(since, stored)
+                self._topics[name] = topic
             topic.queues[queue] = None
 
     def leave(self, queue: Queue) -> None:
@@ -109,6 +116,8 @@ class Topics:
         for name in queue.topics:
             if (topic := self._topics.get(name)) is not None and topic.queues.pop(queue, ...) is None and not topic.queues:
                 del self._topics[name]
+                if name in self._held:
+                    self._left[name] = topic
         self._drop_empty_places()
 
     @property
@@ -122,6 +131,9 @@ class Topics:
         for topic in self._topics.values():
             if topic.since is None:
                 topic.place = self._places[0]
+        for queue in self.queues:
+            if queue.since is None:
+                queue.since = position
 
     def handled(self) -> str | None:
         """The position to resume from in another process: before the oldest item that no handler has finished. None: not now."""
@@ -140,7 +152,7 @@ class Topics:
     def offline(self) -> None:
         """The connection ended."""
         self._online = self._replayed = False
-        self._held = set()
+        self._held, self._left, self._newest = set(), {}, None
         self.asked = None
         for place in self._places:
             place.current = False
@@ -209,13 +221,15 @@ class Topics:
         before = request.since or self.position
         for name in self._held.difference(frame["groups_current"]) & self._topics.keys():
             self._topics[name].place = None  # It was left, and joined again meanwhile: it counts from now.
-        self._held = set(frame["groups_current"])
+        self._hold(frame["groups_current"])
+        self._newest = frame["position"] or self._newest
         position, recovered = frame["position"], frame.get("recovered")
         reasons = {item["topic"]: item["reason"] for item in frame["denied"]}
         begun = [name for name in request.joined if name in self._held and name in self._topics]
         place = request.place
         if place is not None and not (place := self._resolve(place)).current and place in self._places:
             place.position = position or place.position
+            self._replayed = self._replayed or place is not self._places[0]
         elif request.since is not None and recovered:
             self._replayed = True
             place = _Place(position or request.since)
@@ -238,7 +252,7 @@ class Topics:
             topic.denied, topic.ask = None, False
         self._drop_empty_places()
         for queue in list(self.queues):
-            self._tell(queue, set(begun), recovered=recovered, before=before, retried=retried)
+            self._tell(queue, set(begun), since=request.since if recovered else None, before=before, retried=retried)
         self.request()
 
     def request_failed(self, code: str, text: str) -> None:
@@ -267,6 +281,7 @@ class Topics:
         """Handle `event`. `text` is the frame as it came."""
         name = f"{frame['group']}.{frame['event']}"
         topic, position = self._topics.get(name), frame["position"]
+        self._newest = position or self._newest
         place = self._reached(name)
         before = self.position if place is None else place.position
         if place is not None:
@@ -279,6 +294,7 @@ class Topics:
 
     def gap(self, frame: dict[str, Any]) -> None:
         """Handle `gap`."""
+        self._newest = frame["to"] or self._newest
         places = [place for name in frame["topics"] if (place := self._reached(name)) is not None]
         oldest = min(places, key=self._places.index, default=None)
         before = self.position if oldest is None else oldest.position
@@ -291,15 +307,18 @@ class Topics:
 
     def revoked(self, frame: dict[str, Any]) -> None:
         """Handle `revoked`: the server took topics away."""
-        self._held = set(frame["groups_current"])
+        self._hold(frame["groups_current"])
         for item in frame["denied"]:
             self._deny(item["topic"], item["reason"])
-        if len(self._places) == 1:
-            self._places[0].position = frame["position"] or self.position
+        self._read_up_to(frame["position"])
         self._drop_empty_places()
         for queue in list(self.queues):
             self._tell(queue)
         self.settle()
+
+    def pong(self, frame: dict[str, Any]) -> None:
+        """Handle `pong`. On a quiet topic the old position would leave history."""
+        self._read_up_to(frame["position"])
 
     # places
 
@@ -315,11 +334,28 @@ class Topics:
 
     def _reached(self, name: str) -> _Place | None:
         """The place that a frame of this topic moves on. None if that can't be known: a topic that was just left or joined."""
-        if (topic := self._topics.get(name)) is None:
+        if (topic := self._topics.get(name) or self._left.get(name)) is None:
             return None
         if topic.place is None:  # Its events may come shortly before the answer that adds it.
             return None if self._replayed or len(self._places) > 1 else self._places[0]
         return self._resolve(topic.place)
+
+    def _read_up_to(self, position: str | None) -> None:
+        """Move on all topics that the server sends: everything up to this position has come.
+
+        Within a replay the server tells the position of the replay, and that is the position of the newest frame. Then it counts for
+        no other topic.
+        """
+        if position is None or (position == self._newest and (self._replayed or len(self._places) > 1)):
+            return
+        place = next((place for place in self._places if place.current), None)
+        if place is not None:
+            self._advance(place, position)
+
+    def _hold(self, names: Iterable[str]) -> None:
+        """The server sends these topics from now on."""
+        self._held = set(names)
+        self._left = {name: topic for name, topic in self._left.items() if name in self._held}
 
     def _advance(self, place: _Place, position: str | None) -> None:
         place.position = position or place.position
@@ -332,7 +368,8 @@ class Topics:
 
     def _drop_empty_places(self) -> None:
         if len(self._places) > 1:
-            used = {self._place(name) for name in self._topics}
+            topics = (*self._topics.values(), *self._left.values())
+            used = {self._resolve(topic.place) for topic in topics if topic.place is not None}
             self._places = [place for place in self._places if place in used] or self._places[:1]
 
     # subscribers
@@ -342,23 +379,27 @@ class Topics:
         queue: Queue,
         joined: Iterable[str] = (),
         *,
-        recovered: bool | None = None,
+        since: str | None = None,
         before: str | None = None,
         retried: Iterable[str] = (),
     ) -> None:
-        """Tell a subscriber what the newest answer means for its topics."""
+        """Tell a subscriber what the newest answer means for its topics.
+
+        Those that were joined have recovered from `since`. None: they have not. A subscriber has no state of a topic that it was not
+        told of before, unless it brought a position.
+        """
         news: dict[Word, list[str]] = {word: [] for word in _WORDS}
         for name in queue.topics:
-            if name not in self._held:
-                continue
             known = name in queue.told
-            if name in joined and name in retried:
-                news["stale" if known or queue.since is not None else "subscribed"].append(name)
-            elif name in joined:
-                news["recovered" if recovered else "stale" if known or recovered is False else "subscribed"].append(name)
-            elif not known:
-                news["subscribed" if queue.since is None else "stale"].append(name)
+            if name not in self._held or (known and name not in joined):
+                continue
             queue.told.add(name)
+            if not known and queue.since is None:
+                news["subscribed"].append(name)
+            elif name in joined and name not in retried and since is not None and (known or since == queue.since):
+                news["recovered"].append(name)
+            else:
+                news["stale"].append(name)
         before = before or self.position
         for word, names in news.items():
             if names:

@@ -158,19 +158,24 @@ class Hub:
             recovered=None if request.since is None else since is not None,
         )
 
+    def reached(self, subscriber: Subscriber) -> str:
+        """Write to the subscriber what is left of the batch for it. Return the position up to which it has got everything."""
+        self._broadcast.flush_subscriber(subscriber)
+        return subscriber.cursor.position if subscriber.behind else self.position
+
     def place(self, subscriber: Subscriber) -> tuple[str, dict[str, str]]:
-        """Write to the subscriber what is left of the batch for it. Return the position up to which it has got everything.
+        """As `reached`.
 
         Also return the topics that it joined while it was behind, each with the position after which it gets deliveries.
         """
-        self._broadcast.flush_subscriber(subscriber)
+        position = self.reached(subscriber)
         if not subscriber.behind:
-            return self.position, {}
+            return position, {}
         cursor, later = subscriber.cursor, {}
         for topic, seq in subscriber.topics.items():
             if seq > cursor.seq and (joined := self._history.upto(seq)) is not None and joined.seq > cursor.seq:
                 later[topic] = joined.position
-        return cursor.position, later
+        return position, later
 
     def adopt(self, subscriber: Subscriber, since: Delivery, topics: Mapping[str, int]) -> None:
         """Subscribe a connection of another process, which has got everything up to `since`.

@@ -196,8 +196,7 @@ class Session:
             return
         self._malformed = 0
         if isinstance(message, PingMessage):
-            subscriber = self.subscriber
-            self._reply(self.dialect.pong(message.ping, subscriber.cursor.position if subscriber.behind else context.hub.position))
+            self._reply(self.dialect.pong(message.ping, context.hub.reached(self.subscriber)))
         elif isinstance(message, TokenMessage):
             self._renew(message)
         elif context.check_xrftoken and not self.identity.accepts_xrftoken(message.xrftoken):
