@@ -294,15 +294,17 @@ def test_a_stop_ends_streams_with_the_time_to_come_back(tmp_path: Path) -> None:
         assert running.stop() == 0
 
 
-def test_kills(tmp_path: Path, rabbit: PrivateRabbit) -> None:
-    """A reader that resumes by its last id gets each event once, in order, through eight kills of the daemon, and no gap."""
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_kills(tmp_path: Path, rabbit: PrivateRabbit, kills: int) -> None:
+    """A reader that resumes by its last id gets each event once, in order, through kills of the daemon, and no gap."""
+    stream = f"t.kills{kills}.log"
     with (
-        Daemon(tmp_path, rabbit.url, "--exchange", "t.kills", "--stream", "t.kills.log") as daemon,
+        Daemon(tmp_path, rabbit.url, "--exchange", "t.kills", "--stream", stream) as daemon,
         StreamClient(daemon.port, f"/events?{TOPIC}") as client,
-        NumberedLoad(rabbit.url, "job_events.1", exchange="t.kills", stream="t.kills.log", per_s=100) as load,
+        NumberedLoad(rabbit.url, "job_events.1", exchange="t.kills", stream=stream, per_s=100) as load,
     ):
         client.until("subscribed")
-        for number in range(8):
+        for number in range(kills):
             load.wait_for(10)
             if number % 2:  # in the other rounds the kill may come while the reader catches up
                 client.until("message", len(client.numbers) + 1)
