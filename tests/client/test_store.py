@@ -51,6 +51,14 @@ def test_a_file_that_others_made(tmp_path: Path) -> None:
         kept(path)
 
 
+def test_a_file_that_holds_something_else(tmp_path: Path) -> None:
+    """The error names the file."""
+    path = tmp_path / "position"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(OSError, match="position holds no position: it is not ASCII"):
+        kept(path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
 def test_a_file_of_another_user(tmp_path: Path) -> None:
     """Its position would make this client skip events, so it is not read."""

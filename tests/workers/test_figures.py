@@ -20,6 +20,7 @@ from towerws.workers.worker import Membership
             [{"ingest": {"received": 5, "skipped": {"a": 1}}}, {"ingest": {"received": 7, "skipped": {"b": 2}}}],
             {"ingest": {"received": 7, "skipped": {"a": 1, "b": 2}}},
         ),
+        ([{"ingest": {"write_s": {"sum": 2}}}, {"ingest": {"write_s": {"sum": 3}}}], {"ingest": {"write_s": {"sum": 5}}}),
         ([{"version": "1"}, {"version": "1"}], {"version": "1"}),
         ([{"version": "1"}, {"version": "2"}], {"version": None}),
         ([{"control": None}, {"control": {"state": "listening"}}], {"control": {"state": "listening"}}),

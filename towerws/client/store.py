@@ -42,7 +42,10 @@ class FileStore:
                 raise OSError(f"{self._path} is no regular file")
             if found.st_uid != os.geteuid():
                 raise PermissionError(f"{self._path} is of another user")
-            return file.read(MAX_CHARACTERS + 1).strip() or None
+            try:
+                return file.read(MAX_CHARACTERS + 1).strip() or None
+            except UnicodeDecodeError:
+                raise OSError(f"{self._path} holds no position: it is not ASCII") from None
 
     def _write(self, position: str) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)  # a new file, with the mode 600

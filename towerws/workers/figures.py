@@ -15,6 +15,9 @@ from towerws.workers.processes import State, Worker
 READ_BY_EACH: Final = ("source", "control", "ingest", "history", "reloads")
 """Sections of `/status` that say the same in each worker, since each reads the whole log. Their totals are the highest values."""
 
+WRITTEN_BY_EACH: Final = ("delivery_s", "write_s", "publish_s")
+"""What `ingest` measures of a worker's own writes to its clients: added, like the other sections."""
+
 HIGHEST: Final = ("topics", "seconds", "late_s")
 """Figures of the other sections whose total is the highest value: a sum would count a topic once for each worker."""
 
@@ -33,7 +36,7 @@ def total(figures: Sequence[object], name: str = "", *, highest: bool = False) -
             key: total(
                 [each.get(key) for each in present],  # type: ignore[attr-defined]  # a mapping
                 key,
-                highest=highest or (not name and key in READ_BY_EACH),
+                highest=key in READ_BY_EACH if not name else highest and key not in WRITTEN_BY_EACH,
             )
             for key in keys
         }
