@@ -223,7 +223,10 @@ def test_a_known_password_under_attack(site: Site) -> None:
     """A password that was valid before is let in while others guess the same user's: it is no guess."""
     right = basic("ada", "right")
     site.api.tokens.add(right.removeprefix("Authorization: "))
-    assert site.status(right) == 101
+    give_up = time.monotonic() + DEADLINE_S
+    while (status := site.status(right)) == 503 and time.monotonic() < give_up:
+        pass  # the attacks before may have left the breaker of passwords open: it closes again after a pause
+    assert status == 101
     with under(site, lambda site, n: site.handshake(MALLORY, "/websocket/", password(n, "ada")), 10**6) as got:
         assert [site.status(right) for _ in range(3)] == [101] * 3
     assert set(got) <= {403, 503}
