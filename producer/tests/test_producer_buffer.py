@@ -120,7 +120,7 @@ def test_a_watch_ends_with_the_last_of_its_events() -> None:
     buffer.unwatch(watch)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "take", "done", "aside", "release", "recall", "clear"]), st.integers(0, 50))))
+@given(st.lists(st.tuples(st.sampled_from(["add", "take", "done", "aside", "back", "release", "recall", "clear"]), st.integers(0, 50))))
 def test_nothing_is_lost_or_doubled(steps: "List[tuple[str, int]]") -> None:
     """In any order of steps each event is here, confirmed, or returned as dropped, exactly once. The bytes add up."""
     size = 10 + EVENT_BYTES
@@ -147,6 +147,8 @@ def test_nothing_is_lost_or_doubled(steps: "List[tuple[str, int]]") -> None:
             if step == "done":
                 assert buffer.done(event)
                 confirmed.append(event.number)
+            elif step == "back":
+                buffer.put_back(event)
             else:
                 assert buffer.put_aside(event)
         assert buffer.bytes == len(buffer) * size <= 20 * size

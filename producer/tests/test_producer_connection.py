@@ -31,6 +31,9 @@ class NoEvents(Events):
     def failed(self, event: Event, error: ProducerError) -> None:
         """Not called."""
 
+    def returned(self, event: Event, error: ProducerError) -> None:
+        """Not called."""
+
     def nacked(self, events: List[Event], error: ProducerError) -> None:
         """Not called."""
 

@@ -141,6 +141,12 @@ class Buffer:
         self._gone(event.topic, event.body, event.number, event.publication)
         return True
 
+    def put_back(self, event: Event) -> None:
+        """Let an event in flight wait again, in front of all others."""
+        if self._in_flight.pop(event.number, None) is not None:
+            self.bytes_in_flight -= event.size
+            self._again.appendleft(event)
+
     def put_aside(self, event: Event) -> bool:
         """Keep an event in flight for `release`. False if it is not in flight."""
         if self._in_flight.pop(event.number, None) is None:

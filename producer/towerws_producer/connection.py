@@ -35,16 +35,16 @@ CLOSE_S = 1.0
 
 
 class Connection:
-    """One connection. `run` makes the attempt and returns once it has ended."""
+    """One connection. `run` makes the attempt and returns once it has ended. `again`: this process had one before."""
 
-    def __init__(self, address: Address, settings: Settings, events: Events, declare: bool) -> None:
+    def __init__(self, address: Address, settings: Settings, events: Events, declare: bool, again: bool = False) -> None:
         self._address = address
         self._settings = settings
         self._events = events
         self._declare = declare
         self._loop = IOLoop()
         self._services = Services(self._loop)
-        self._publishing = Publishing(settings, events, self._loop)
+        self._publishing = Publishing(settings, events, self._loop, again)
         self._connection: Any = None
         self._channel: Any = None
         self._open = False

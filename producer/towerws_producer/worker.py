@@ -22,7 +22,7 @@ from towerws_producer.errors import Blocked, BufferFull, NotConfirmed, ProducerC
 from towerws_producer.failures import Failure
 from towerws_producer.folded_log import FoldedLog, say
 from towerws_producer.pika_log import forget_quiet, quiet_pika
-from towerws_producer.publishing import Events
+from towerws_producer.publishing import ROUTE_S, Events
 from towerws_producer.settings import MIB, Settings
 
 WINDOW_EVENTS = 1000
@@ -188,6 +188,7 @@ class Worker(Events):
                         told.append(event.publication)
             self._rounds_failed = 0
             self._suspects = max(0, self._suspects - len(events))
+            self._routed()
         for publication in told:
             _resolve(publication, None)
 
@@ -198,8 +199,24 @@ class Worker(Events):
             self._suspects = max(0, self._suspects - 1)
             if isinstance(error, Unroutable):
                 self._rounds_failed = 0
+                self._routed()
         if ours:
             self._lose((event.topic, event.publication), error)
+
+    def returned(self, event: Event, error: ProducerError) -> None:
+        """Let it wait again, in front. `publish` raises the error if its caller's time ends meanwhile."""
+        with self._lock:
+            self._buffer.put_back(event)
+            self._rounds_failed = 0
+            self._down = error
+        self._log.fold(
+            "returned", f"{error} The event is sent again for up to {ROUTE_S:g} s: a broker that has just started is not ready yet"
+        )
+
+    def _routed(self) -> None:
+        """No event waits for a queue any more. The caller holds the lock."""
+        if isinstance(self._down, Unroutable):
+            self._down = None
 
     def nacked(self, events: List[Event], error: ProducerError) -> None:
         """Keep them for `retry`, and log it."""
@@ -285,7 +302,7 @@ class Worker(Events):
             return self._closing
 
     def _one_connection(self, address: Address) -> Failure:
-        connection = Connection(address, self._settings, self, self._may_declare)
+        connection = Connection(address, self._settings, self, self._may_declare, again=self.counters["connected"] > 0)
         with self._lock:
             self._connection, self._state, self._awake = connection, "connecting", True
             if self._closing:

@@ -365,6 +365,52 @@ def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, m
     assert len(numbers) == len(set(numbers))
 
 
+LATE = 2000  # more than are in flight at once
+
+
+def reconnected_without_a_queue(node: PrivateRabbit, exchange: str, producer: Producer) -> None:
+    """The producer had a connection and a queue. It has a new connection, its events are returned, and there is no queue."""
+    with Queue(node.url, exchange):
+        producer.publish("job_events.42", {"n": 0}, timeout=DEADLINE_S)
+    connections = producer.stats()["connected"]
+    node.ctl("close_all_connections", "a test's end of the connections")
+    wait_until(lambda: producer.stats()["state"] != "ready")
+    for number in range(LATE):
+        producer.emit("job_events.42", {"n": number})
+    wait_until(lambda: producer.stats()["connected"] > connections)
+
+
+def test_a_broker_whose_queues_come_late(
+    own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ accepts connections before its streams take messages. What was emitted waits for the queue, and arrives in order."""
+    producer = make(own_rabbit.url)
+    reconnected_without_a_queue(own_rabbit, exchange, producer)
+    wait_until(lambda: "no queue is bound" in str(producer.stats()["reason"]))
+    with pytest.raises(Unroutable):
+        producer.publish("job_events.42", {"n": LATE}, timeout=0.1)
+    with Queue(own_rabbit.url, exchange) as queue:
+        assert producer.flush(4 * DEADLINE_S)
+        assert [json.loads(queue.get()[2])["n"] for _ in range(LATE + 1)] == [*range(LATE + 1)]
+    stats = producer.stats()
+    assert (stats["dropped"], stats["reason"]) == ({}, None)
+    assert caplog.text.count("The event is sent again for up to 15 s") == 1
+
+
+def test_queues_that_never_come(
+    own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the time for it everything is dropped and counted, and the next one is told at once."""
+    monkeypatch.setattr("towerws_producer.publishing.ROUTE_S", 0.3)
+    producer = make(own_rabbit.url)
+    reconnected_without_a_queue(own_rabbit, exchange, producer)
+    assert producer.flush(4 * DEADLINE_S)
+    with pytest.raises(Unroutable):
+        producer.publish("job_events.42", {}, timeout=DEADLINE_S)
+    stats = producer.stats()
+    assert (stats["confirmed"], stats["dropped"]) == (1, {"returned": LATE + 1})
+
+
 def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """SIGSTOP: the caller is not blocked, and the connection counts as lost. Once the broker runs again, all kept events arrive."""
     node = own_rabbit

@@ -150,8 +150,8 @@ class StandIn:
                 "position": since if known else self._position(),
                 "recovered": known if since else None,
             }
+            self.requests.put(request)  # before the answer, which a test may wait for
             self._send(client, json.dumps(answer))
             for index in range(start, len(self.history)):
                 if self.history[index][0] in added:
                     self._send(client, self._frame(index))
-        self.requests.put(request)
