@@ -28,7 +28,7 @@ export function connect(url, options = {}) {
   const topics = new Map(); // Wanted topic -> { subs, resume: it counts from `position`, denied: why it was left out, ask: ask again }
   const subs = new Set();
   const timers = {};
-  let state = "connecting", user = null, position = null, saved = null, storeFails = false;
+  let state = "connecting", user = null, position = null, saved = null, storeFails = false, unsure = false;
   let socket, opened, welcomedAt; // of the current connection
   let run = 0; // Changes with each connection: an older one's callbacks do nothing.
   let held = new Set(); // What the daemon sends on this connection.
@@ -334,13 +334,19 @@ export function connect(url, options = {}) {
     const entry = topics.get(topic);
     if (!entry) return;
     Object.assign(entry, { denied: reason, ask: false, resume: false }); // Its place in the log is lost: the others go on. Later it is told `stale`.
-    if (reason === "unavailable") arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
+    if (reason !== "unavailable") return;
+    unsure = true;
+    arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
   }
   // What is held now can be resumed. What was left meanwhile can't: its events were not sent.
-  const mark = () => topics.forEach((entry, topic) => {
-    entry.resume = held.has(topic);
-    if (entry.resume) entry.denied = undefined;
-  });
+  const mark = () => {
+    unsure = false;
+    topics.forEach((entry, topic) => {
+      entry.resume = held.has(topic);
+      if (entry.resume) entry.denied = undefined;
+      unsure ||= entry.denied === "unavailable";
+    });
+  };
   const forgive = (reason) => topics.forEach((entry) => { if (!reason || entry.denied === reason) entry.ask = true; });
 
   // ---- subscribers
@@ -462,8 +468,10 @@ export function connect(url, options = {}) {
 
   // ---- the store
 
-  // The position to resume from after a reload: before the oldest item that a handler has not finished.
+  // The position to resume from after a reload: before the oldest item that a handler has not finished. It stays while a topic can't be
+  // checked: the next page would take it for that topic's position, too.
   function handled() {
+    if (unsure) return saved;
     let oldest = { at: Infinity, before: position };
     for (const { queue } of subs) if (queue[0]?.at < oldest.at) oldest = queue[0];
     return oldest.before;

@@ -350,6 +350,32 @@ def test_a_topic_that_could_not_be_checked_loses_nothing() -> None:
     assert not server.topics.waits_for_unavailable()
 
 
+@each_row("ends", ["it can be checked", "its subscriber leaves"])
+def test_no_position_is_stored_past_a_topic_that_could_not_be_checked(ends: str) -> None:
+    """The others go on. Another process that resumes from their position would miss events of this topic in silence."""
+    server, one = opened("jobs.a", "jobs.b")
+    server.denied = frozenset({"jobs.b"})
+    reconnect(server)
+    for name in ("jobs.b", "jobs.a"):
+        server.publish(name)
+    server.deliver(100)
+    assert told(one)[-1] == 0
+    assert (server.topics.position, server.topics.handled()) == ("2", None)
+    if ends == "it can be checked":
+        server.denied = frozenset()
+        server.topics.ask_again("unavailable")
+        assert server.requests[-1]["since"] == "0"
+        server.deliver(100)
+        server.publish("jobs.a")
+        server.deliver(100)
+        assert server.topics.handled() == "3"
+    else:
+        Reader(server, ("jobs.a",), slow=False)
+        one.leave()
+        server.deliver(100)
+        assert server.topics.handled() == "2"
+
+
 def reconnect(server: Server) -> None:
     """The connection is lost, and another one is open."""
     server.lose()

@@ -116,10 +116,13 @@ def until(page: Any, condition: str) -> Any:
 COUNT = "got.filter(({kind}) => kind === '%s').length"
 
 
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize("way", ["directly", "through nginx"])
-def test_an_event_source_resumes(tmp_path: Path, rabbit: PrivateRabbit, chromium: Chromium, nginx: Callable[..., Nginx], way: str) -> None:
-    """The daemon is killed and stopped while events are published. The page gets each event once, in order."""
-    name = f"t.events-{way[0]}"
+def test_an_event_source_resumes(
+    tmp_path: Path, rabbit: PrivateRabbit, chromium: Chromium, nginx: Callable[..., Nginx], way: str, rounds: int
+) -> None:
+    """The daemon is killed and stopped, once or ten times, while events are published. The page gets each event once, in order."""
+    name = f"t.events-{way[0]}-{rounds}"
     with Daemon(tmp_path, rabbit.url, "--exchange", name, "--stream", f"{name}.log") as daemon:
         place = base(daemon)
         if way == "through nginx":
@@ -128,7 +131,7 @@ def test_an_event_source_resumes(tmp_path: Path, rabbit: PrivateRabbit, chromium
         page.run(f"{FOLLOW}('/websocket/events?{TOPIC}', {{ again: true }})")
         until(page, f"{COUNT % 'subscribed'} === 1")
         with NumberedLoad(rabbit.url, "job_events.1", exchange=name, stream=f"{name}.log", per_s=50) as load:
-            for number, end in enumerate((daemon.kill, daemon.stop), 2):
+            for number, end in enumerate((daemon.kill, daemon.stop) * rounds, 2):
                 load.wait_for(10)
                 end()
                 load.wait_for(5)
@@ -137,8 +140,8 @@ def test_an_event_source_resumes(tmp_path: Path, rabbit: PrivateRabbit, chromium
             count = load.finish()
         got = until(page, f"{COUNT % 'message'} >= {count}")
         assert [event["data"]["payload"]["n"] for event in got if event["kind"] == "message"] == list(range(count))
-        assert [event["data"]["recovered"] for event in got if event["kind"] == "subscribed"] == [None, True, True]
-        assert [event["data"]["action"] for event in got if event["kind"] == "bye"] == ["reconnect"]
+        assert [event["data"]["recovered"] for event in got if event["kind"] == "subscribed"] == [None] + 2 * rounds * [True]
+        assert [event["data"]["action"] for event in got if event["kind"] == "bye"] == rounds * ["reconnect"]
         page.run("source.close()")
 
 

@@ -91,6 +91,8 @@ class Topics:
         self._replayed = False
         """A topic began at an older place on this connection. Its events may still come after it was left."""
         self._was_online = False
+        self._unsure = False
+        """A topic could not be checked, and will begin at a place behind the others."""
         self._numbers = 0
 
     # the subscribers
@@ -119,6 +121,7 @@ class Topics:
                 if name in self._held:
                     self._left[name] = topic
         self._drop_empty_places()
+        self._look_for_unavailable()
 
     @property
     def position(self) -> str | None:
@@ -137,8 +140,8 @@ class Topics:
 
     def handled(self) -> str | None:
         """The position to resume from in another process: before the oldest item that no handler has finished. None: not now."""
-        if len(self._places) > 1:
-            return None  # A replay goes on: no single position has all that is missing.
+        if len(self._places) > 1 or self._unsure:
+            return None  # A replay goes on, or has to follow: no single position has all that is missing.
         oldest = min((queue.waiting[0] for queue in self.queues if queue.waiting), key=lambda waiting: waiting.at, default=None)
         return self.position if oldest is None else oldest.before
 
@@ -251,6 +254,7 @@ class Topics:
             topic = self._topics[name]
             topic.denied, topic.ask = None, False
         self._drop_empty_places()
+        self._look_for_unavailable()
         for queue in list(self.queues):
             self._tell(queue, set(begun), since=request.since if recovered else None, before=before, retried=retried)
         self.request()
@@ -274,6 +278,10 @@ class Topics:
         topic.denied, topic.ask, topic.place = reason, False, None
         topic.since = (since or position) if reason == UNAVAILABLE else None
         topic.retried = topic.since is not None and (topic.retried or since is None)
+        self._unsure = self._unsure or reason == UNAVAILABLE
+
+    def _look_for_unavailable(self) -> None:
+        self._unsure = any(topic.denied == UNAVAILABLE for topic in self._topics.values())
 
     # what comes
 

@@ -687,6 +687,33 @@ test("the kept position is that of the slowest handler, and few writes are made"
   assert.ok(store.sets <= 3, `${store.sets} writes`);
 });
 
+test("no position is kept past a topic that could not be checked", async () => {
+  for (const leaves of [false, true]) {
+    const store = shelf(null);
+    const { client: made } = await opened(undefined, { store });
+    const sub = made.subscribe({ jobs: ["b"] }, { denied() {}, stale() {} });
+    await tick();
+    last().answer();
+    last().event("jobs.a", 1);
+    await pass(250);
+    assert.equal(store.kept, "p1");
+    await reconnect();
+    last().answer({ denied: [{ topic: "jobs.b", reason: "unavailable" }] });
+    last().event("jobs.a", 2);
+    await pass(250);
+    assert.equal(made.position, "p2");
+    assert.equal(store.kept, "p1", "another page would resume jobs.b there");
+    if (leaves) sub.close();
+    else await pass(6000);
+    await tick();
+    if (!leaves) last().answer();
+    last().event("jobs.a", 3);
+    await pass(250);
+    assert.equal(store.kept, "p3");
+    made.close();
+  }
+});
+
 test("a store that is full, fails, or holds nonsense", async () => {
   const full = { get: () => "x".repeat(300), set: () => { throw new Error("quota"); } };
   const { errors, got } = await opened(undefined, { store: full });
