@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,15 @@ def test_a_page_of_the_parents_admin_port_may_connect(daemon: WorkersDaemon) -> 
     page = Origin(f"http://127.0.0.1:{daemon.admin_port}")
     with connect(daemon.url, origin=page, subprotocols=[SUBPROTOCOL], open_timeout=DEADLINE_S) as client:
         assert json.loads(client.recv(DEADLINE_S))["type"] == "welcome"
+
+
+@each_row("path", ["/publish", "/workers/1/publish"])
+def test_a_wrong_method_names_the_right_one(daemon: WorkersDaemon, path: str) -> None:
+    """RFC 9110, 15.5.6: a 405 has `Allow`, also one that a worker said."""
+    with closing(http.client.HTTPConnection("127.0.0.1", daemon.admin_port, timeout=DEADLINE_S)) as connection:
+        connection.request("DELETE", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Allow"), json.loads(answer.read())["error"]) == (405, "POST", "this path takes POST only")
 
 
 def test_a_killed_worker_comes_back_and_its_clients_lose_nothing(rabbit: PrivateRabbit, daemon: WorkersDaemon) -> None:
@@ -401,12 +411,16 @@ def test_a_worker_that_keeps_dying_is_named(rabbit: PrivateRabbit, tmp_path: Pat
 
 
 def test_workers_end_with_their_parent(rabbit: PrivateRabbit, tmp_path: Path) -> None:
-    """A parent that is killed leaves no worker behind that nobody supervises. The next one gets the port."""
-    daemon = WorkersDaemon(tmp_path, rabbit.url, "--workers=2", "--exchange=t.orphans", "--stream=t.orphans.events")
+    """A parent that is killed leaves no worker behind that nobody supervises, and no file. The next one gets the port."""
+    (sockets := tmp_path / "sockets").mkdir()
+    names = ("--exchange=t.orphans", "--stream=t.orphans.events")
+    daemon = WorkersDaemon(tmp_path, rabbit.url, "--workers=2", *names, environment={"TMPDIR": str(sockets)})
     with daemon:
         pids = daemon.serving()
+        assert len(list(sockets.iterdir())) == 1
         daemon.kill()
         daemon.wait_for_all_to_end(pids)
+        assert list(sockets.iterdir()) == []
         assert "has ended; this worker stops" in daemon.log.read_text()
         daemon.start()
 

@@ -16,7 +16,7 @@ class WorkersDaemon(Daemon):
 
     def __init__(self, folder: Path, broker: str, *flags: str, **more: Any) -> None:
         super().__init__(folder, broker, *flags, **more)
-        self.environment.setdefault("TMPDIR", str(folder))  # a parent that is killed leaves the folder of its sockets
+        self.environment.setdefault("TMPDIR", str(folder))  # if all processes are killed, the folder of their sockets stays
 
     def start(self, *, ready: bool = True) -> Self:
         """Start it. With `ready`, wait until each worker accepts clients."""

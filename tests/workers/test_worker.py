@@ -5,6 +5,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from private_rabbitmq import free_port
@@ -59,15 +60,46 @@ def test_shares_are_rounded_up(count: int) -> None:
     assert {each.name for each in dataclasses.fields(LimitSettings)} == {*DIVIDED, "accepts_per_s"}
 
 
+V2 = "0::/system.slice/towerws.service\n"
+V1 = "4:memory:/docker/1\n3:cpuset:/docker/1\n2:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n0::/\n"
+HERE = "system.slice/towerws.service"
+
+
 @each_row(
-    ("cpu_max", "cpus"),
-    [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("900000 100000", 4), ("", 4), ("x y", 4)],
+    ("place", "files", "cpus"),
+    [
+        (V2, {f"{HERE}/cpu.max": "max 100000"}, 4),
+        (V2, {f"{HERE}/cpu.max": "200000 100000"}, 2),
+        (V2, {f"{HERE}/cpu.max": "150000 100000"}, 1),
+        (V2, {f"{HERE}/cpu.max": "50000 100000"}, 1),
+        (V2, {f"{HERE}/cpu.max": "900000 100000"}, 4),
+        (V2, {f"{HERE}/cpu.max": ""}, 4),
+        (V2, {f"{HERE}/cpu.max": "x y"}, 4),
+        (V2, {f"{HERE}/cpu.max": "max 100000", "system.slice/cpu.max": "300000 100000"}, 3),
+        (V2, {f"{HERE}/cpu.max": "200000 100000", "system.slice/cpu.max": "300000 100000"}, 2),
+        (V2, {"cpu.max": "200000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),
+        ("0::/../other\n", {"cpu.max": "200000 100000"}, 2),
+        (V1, {"cpu/docker/1/cpu.cfs_quota_us": "-1\n", "cpu/docker/1/cpu.cfs_period_us": "100000\n"}, 4),
+        (V1, {"cpu/docker/1/cpu.cfs_quota_us": "200000\n", "cpu/docker/1/cpu.cfs_period_us": "100000\n"}, 2),
+        (V1, {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        (V1, {"cpu/cpu.cfs_quota_us": "200000\n"}, 4),
+        ("", {"cpu.max": "200000 100000"}, 4),
+        (None, {}, 4),
+    ],
 )
-def test_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_max: str, cpus: int) -> None:
-    """`auto` is one for each CPU that the process may run on, within the limit of its control group."""
-    file = tmp_path / "cpu.max"
-    file.write_text(cpu_max)
-    monkeypatch.setattr(worker, "CPU_LIMIT", file)
+def test_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | None, files: dict[str, str], cpus: int) -> None:
+    """`auto` is one for each CPU that the process may run on, within the limits of its control group and of those around it."""
+    groups = tmp_path / uuid4().hex / "groups"
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    own = groups.parent / "self"
+    groups.mkdir(parents=True, exist_ok=True)
+    if place is not None:
+        own.write_text(place)
+    monkeypatch.setattr(worker, "CONTROL_GROUP", own)
+    monkeypatch.setattr(worker, "CONTROL_GROUPS", groups)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     assert worker_count(load_all({**FLAGS, "workers": "auto"}, {}).settings) == cpus
     assert worker_count(load_all({**FLAGS, "workers": "3"}, {}).settings) == 3

@@ -56,11 +56,12 @@ class HttpError(Exception):
 
 
 class Answer(NamedTuple):
-    """A response: status, body and content type."""
+    """A response: status, body, content type, and for a 405 the methods that the path takes."""
 
     status: int
     body: bytes
     content_type: bytes = b"application/json"
+    allow: bytes = b""
 
 
 def json_answer(status: int, body: Mapping[str, object]) -> Answer:
@@ -129,6 +130,8 @@ class Endpoint(Resource):
         for name, value in _HEADERS.items():
             request.setHeader(name, value)
         request.setHeader(b"content-type", answer.content_type)
+        if answer.allow:
+            request.setHeader(b"allow", answer.allow)
         request.setHeader(b"content-length", b"%d" % len(answer.body))
         return b"" if request.method == b"HEAD" else answer.body
 

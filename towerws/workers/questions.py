@@ -26,6 +26,8 @@ _read_status = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ").match
 _find_length = re.compile(rb"\r\ncontent-length: *([0-9]{1,12})\r\n", re.IGNORECASE).search
 _find_type = re.compile(rb"\r\ncontent-type: *([ -~]{1,200})\r\n", re.IGNORECASE).search
 
+_find_allow = re.compile(rb"\r\nallow: *([A-Z, ]{1,100})\r\n", re.IGNORECASE).search
+
 
 class NoAnswer(TowerwsError):
     """A worker did not answer. `sent` tells whether it may have got the question."""
@@ -102,11 +104,12 @@ class _Exchange(Protocol):
             return
         end = self._received.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
         head, body = bytes(self._received[: end + 2]), bytes(self._received[end + 4 :])
-        status, length, kind = _read_status(head), _find_length(head), _find_type(head)
+        status, length = _read_status(head), _find_length(head)
         if end < 0 or status is None or length is None or int(length[1]) != len(body):
             self.fail("closed the connection before its answer was whole")
         else:
-            self.answer.callback(Answer(int(status[1]), body, kind[1] if kind else b"application/json"))
+            kind, allow = _find_type(head), _find_allow(head)
+            self.answer.callback(Answer(int(status[1]), body, kind[1] if kind else b"application/json", allow[1] if allow else b""))
 
 
 class _Factory(ClientFactory):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -21,8 +22,9 @@ from towerws.core.settings import LimitSettings, Settings
 VARIABLE: Final = "_TOWERWS_WORKER"
 """In the environment of a worker, and of the process that a worker hands over to."""
 
-CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
-"""The CPU time of this control group, as `200000 100000` (microseconds in a period) or `max 100000`."""
+CONTROL_GROUP: Final = Path("/proc/self/cgroup")
+CONTROL_GROUPS: Final = Path("/sys/fs/cgroup")
+"""This process's place among the control groups, and where these are mounted (cgroups(7))."""
 
 PARENT_CHECK_S: Final = 1.0
 
@@ -91,12 +93,33 @@ def _share(limit: int, count: int) -> int:
 
 
 def _usable_cpus() -> int:
-    cpus = len(os.sched_getaffinity(0))
+    """Return the number of CPUs that this process may run on, at most the whole CPUs that its control groups allow."""
+    return max(1, min([len(os.sched_getaffinity(0)), *(int(limit) for limit in _cpu_limits())]))
+
+
+def _cpu_limits() -> Iterator[float]:
+    """Yield the limits of this process's control group and of those around it, in CPUs. A group without a limit yields none."""
     try:
-        quota, period = CPU_LIMIT.read_text(encoding="ascii").split()
-        return max(1, min(cpus, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control group of version 2, or no limit ("max")
-        return cpus
+        places = [line.split(":", 2) for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines()]
+    except OSError:  # a system without control groups
+        return
+    for _, controllers, place in places:
+        if not controllers:
+            root, names = CONTROL_GROUPS, ["cpu.max"]  # version 2: `200000 100000`, or `max 100000`
+        elif "cpu" in controllers.split(","):
+            root, names = CONTROL_GROUPS / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]  # version 1: the quota is -1 without a limit
+        else:
+            continue
+        inner = root / place.lstrip("/")
+        for folder in (inner, *inner.parents):
+            try:
+                quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+                if int(quota) > 0:
+                    yield int(quota) / int(period)
+            except (OSError, ValueError):  # no limit, or the folder is outside this container
+                pass
+            if folder == root:
+                break
 
 
 class SharingReactor:
@@ -134,16 +157,17 @@ class _SharedPort(tcp.Port):
 class ParentWatch:
     """Ends a worker whose parent has ended: another daemon may take the port, and nobody would supervise this process.
 
-    `stop` stops this process. A process that a worker started, to hand over to it, is a `successor`: that worker's child until the worker
-    has ended, and the parent's after that.
+     `stop` stops this process. The last worker to end then removes the folder of their sockets. A process that a worker started, to hand
+    over to it, is a `successor`: that worker's child until the worker has ended, and the parent's after that.
     """
 
     _log = Logger()
 
     def __init__(self, membership: Membership, reactor: Any, stop: Callable[[], None], *, successor: bool) -> None:
-        self._parent = membership.parent
+        self._membership = membership
         self._allowed = {membership.parent, os.getppid()} if successor else {membership.parent}
         self._stop = stop
+        self._reactor = reactor
         self._checks = LoopingCall(self._check)
         self._checks.clock = reactor
         reactor.callWhenRunning(self._checks.start, PARENT_CHECK_S)
@@ -151,5 +175,11 @@ class ParentWatch:
     def _check(self) -> None:
         if os.getppid() not in self._allowed:
             self._checks.stop()
-            self._log.error("the parent, process {pid}, has ended; this worker stops", pid=self._parent)
+            self._log.error("the parent, process {pid}, has ended; this worker stops", pid=self._membership.parent)
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._remove_folder)
             self._stop()
+
+    def _remove_folder(self) -> None:
+        Path(self._membership.notify_path).unlink(missing_ok=True)
+        with suppress(OSError):  # another worker's sockets are still in it
+            Path(self._membership.folder).rmdir()
