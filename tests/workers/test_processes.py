@@ -27,7 +27,7 @@ def changed():
         parent.stop().addCallback(lambda _: reactor.stop())
         parent.terminate()
 
-parent = processes.Processes(reactor, ["python", "-c", sys.argv[2]], ".", changed)
+parent = processes.Processes(reactor, ["python", "-c", sys.argv[2]], ".", changed, lambda: 0.3)
 parent.prepare(sys.argv[1], 1, 0)
 reactor.callWhenRunning(parent.start)
 reactor.run()
@@ -74,6 +74,20 @@ tell(f"MAINPID={os.getpid()}")
 raise SystemExit(5)
 """
 """The same, but the parent has started another process before the one that takes over says so."""
+
+NEVER_LEAVES = """
+import time
+tell("READY=1")
+first = os.getpid()
+if not os.fork():
+    tell(f"MAINPID={os.getpid()}")
+    while os.path.exists(f"/proc/{first}"):
+        tell("WATCHDOG=1")
+        time.sleep(0.05)
+    raise SystemExit(5)
+signal.pause()
+"""
+"""A process that hands over, and does not end."""
 
 FROZEN = """
 import time
@@ -132,6 +146,14 @@ def test_a_process_that_a_killed_worker_leaves_takes_over(tmp_path: Path) -> Non
     assert "processes: 2" in log
     assert log.count("was started") == 1, log
     assert log.index("ended by signal 9 after") < log.index("has taken over") < log.index("ended with status 5 after")
+
+
+def test_a_process_that_does_not_end_after_its_hand_over(tmp_path: Path) -> None:
+    """It is killed, and the one that took over goes on."""
+    log = run(tmp_path, NEVER_LEAVES)
+    assert log.count("has handed over, and has not ended for") == 2, log
+    assert log.count("ended with status 5 after") == 2
+    assert "processes: 4" in log
 
 
 def test_a_process_that_takes_over_late_ends_the_one_that_was_started_instead(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ stopping  | STOPPING: it ends by itself                  | waiting, or ended if 
 waiting   | the end of its process; a pause that doubles | -                                        | -
 ended     | the parent stops, and its process has ended  | -                                        | -
 
+A process that has handed over is killed after `leave_s` if it has not ended: nobody would notice that it hangs, and it keeps its memory.
+
 The process that a worker hands over to becomes the parent's child when that worker has ended, because the parent is a subreaper
 (prctl(2), PR_SET_CHILD_SUBREAPER). Process 1 of a container is one anyway.
 
@@ -31,7 +33,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
@@ -79,6 +81,13 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
+class Leaving(NamedTuple):
+    """A process that has handed over, and ends. `ended` fires at that end."""
+
+    ended: Deferred[None]
+    since: float
+
+
 class Worker:
     """One worker. Its process changes: by a new start, and by a hand-over."""
 
@@ -86,8 +95,8 @@ class Worker:
         self.membership = membership
         self.pid = 0
         """Its process. 0: there is none now."""
-        self.leaving: dict[int, Deferred[None]] = {}
-        """Processes that have handed over, and end. Each Deferred fires at that end."""
+        self.leaving: dict[int, Leaving] = {}
+        """Processes that have handed over, and end."""
         self.state = State.WAITING
         self.starts = 0
         self.quick_ends = 0
@@ -121,16 +130,20 @@ class Worker:
 class Processes:
     """The workers' processes. `command` and `folder` are those of this process.
 
-    `changed` is called when a worker begins or ends to serve, and when a reload has ended.
+    `changed` is called when a worker begins or ends to serve, and when a reload has ended. `leave_s` tells how many seconds a process that
+    has handed over may take to end.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, command: Sequence[str], folder: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Any, command: Sequence[str], folder: str, changed: Callable[[], None], leave_s: Callable[[], float]
+    ) -> None:
         self._reactor = reactor
         self._command = list(command)
         self._folder = folder
         self._changed = changed
+        self._leave_s = leave_s
         self.workers: list[Worker] = []
         self._checks = LoopingCall(self._check)
         self._checks.clock = reactor
@@ -216,11 +229,11 @@ class Processes:
         if worker.restart is not None:  # the old process was killed in the middle of the hand-over
             worker.restart.cancel()
             worker.restart = None
+        now = self._reactor.seconds()
         if worker.pid:
-            worker.leaving[worker.pid] = Deferred()
+            worker.leaving[worker.pid] = Leaving(Deferred(), now)
             if worker.state is State.STARTING:  # it was started because this one had not said yet that it has taken over
                 _send(worker.pid, signal.SIGTERM)
-        now = self._reactor.seconds()
         worker.pid, worker.state, worker.started_at, worker.seen_at = pid, State.SERVING, now, now
         worker.starts += 1
         worker.stop_sent = worker.reloading = False
@@ -239,7 +252,8 @@ class Processes:
                 waits.callback(None)
             return result
 
-        worker.leaving.get(pid, succeed(None)).addCallback(left)
+        leaving = worker.leaving.get(pid)
+        (succeed(None) if leaving is None else leaving.ended).addCallback(left)
         return waits
 
     def noted(self, worker: Worker, note: Mapping[str, str]) -> None:
@@ -302,7 +316,7 @@ class Processes:
                 if pid in worker.leaving:
                     left = worker.leaving.pop(pid)
                     self._find_successor(worker)
-                    left.callback(None)
+                    left.ended.callback(None)
                 elif pid == worker.pid:
                     code = os.waitstatus_to_exitcode(status)
                     self._ended(worker, f"ended by signal {-code}" if code < 0 else f"ended with status {code}")
@@ -336,7 +350,7 @@ class Processes:
         self._changed()
 
     def _check(self) -> None:
-        """Kill each worker whose event loop hangs."""
+        """Kill each worker whose event loop hangs, and each process that does not end after its hand-over."""
         now = self._reactor.seconds()
         # `docker pause` and SIGSTOP stop this process, and perhaps the workers, too. What they said meanwhile is not read yet.
         was_stopped = now - self._checked_at > SILENT_S / PINGS
@@ -354,6 +368,18 @@ class Processes:
                 )
                 worker.seen_at = now
                 _send(worker.pid, signal.SIGKILL)
+            for pid, leaving in worker.leaving.items():
+                if was_stopped:
+                    worker.leaving[pid] = leaving._replace(since=now)
+                elif (left_s := now - leaving.since) > self._leave_s():
+                    self._log.error(
+                        "worker {number}: process {pid} has handed over, and has not ended for {left_s:.0f} s; it is killed",
+                        number=worker.number,
+                        pid=pid,
+                        left_s=left_s,
+                    )
+                    worker.leaving[pid] = leaving._replace(since=now)
+                    _send(pid, signal.SIGKILL)
 
     def _read_notes(self, worker: Worker) -> None:
         """Read what a worker said before it ended."""

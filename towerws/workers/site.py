@@ -60,7 +60,7 @@ MOVE_S: Final = 60.0
 """Seconds beyond `restart_s` that a worker may take to hand over."""
 
 END_S: Final = 30.0
-"""How long a process that has handed over may take to end. Only then the next worker begins."""
+"""How long a process that has handed over may take to end, beyond `drain_s`. It is killed before. Only then the next worker begins."""
 
 START_CHECK_S: Final = 0.1
 
@@ -94,7 +94,8 @@ class ParentPorts:
     _log = Logger()
 
     def __init__(self, settings: Settings, reactor: Any, processes: Processes, stopping: Callable[[], bool]) -> None:
-        self._settings = settings
+        self.settings = settings
+        """Replaced by a reload."""
         self._reactor = reactor
         self._processes = processes
         self._stopping = stopping
@@ -245,7 +246,7 @@ class ParentPorts:
         query = request.uri.partition(b"?")[2]
         headers = {name: value for name in PASSED_HEADERS if (value := request.getHeader(name)) is not None}
         method = b"GET" if request.method == b"HEAD" else request.method
-        deadline_s = self._settings.restart_s + MOVE_S if path == b"/restart" else PASS_S
+        deadline_s = self.settings.restart_s + MOVE_S if path == b"/restart" else PASS_S
         return ask(
             self._reactor,
             worker,
@@ -327,25 +328,26 @@ class ParentPorts:
 
     async def _is_serving(self, worker: Worker) -> bool:
         """Wait until a worker that starts accepts clients: it may have read the old configuration. Raises `RestartFailed` if it is late."""
-        give_up = self._reactor.seconds() + self._settings.restart_s
+        give_up = self._reactor.seconds() + self.settings.restart_s
         while worker.state is State.STARTING:
             if self._reactor.seconds() > give_up:
-                raise RestartFailed(f"worker {worker.number}: it starts, and has accepted no client within {self._settings.restart_s:g} s")
+                raise RestartFailed(f"worker {worker.number}: it starts, and has accepted no client within {self.settings.restart_s:g} s")
             await deferLater(self._reactor, START_CHECK_S)
         return worker.state is State.SERVING
 
     async def _restart_one(self, worker: Worker) -> dict[str, Any]:
         """Have a worker hand over, and wait until its old process has ended. Raises `TowerwsError`."""
         old = worker.pid
-        answer = await ask(self._reactor, worker, b"/restart", deadline_s=self._settings.restart_s + MOVE_S, method=b"POST")
+        answer = await ask(self._reactor, worker, b"/restart", deadline_s=self.settings.restart_s + MOVE_S, method=b"POST")
         found = _json(answer)
         if answer.status != 200:
             raise RestartFailed(f"worker {worker.number}: {found.get('error')}")
         self._processes.move_to(worker, int(found["pid"]))
+        end_s = self.settings.websocket.drain_s + END_S
         try:
-            await self._processes.when_left(worker, old).addTimeout(END_S, self._reactor)
+            await self._processes.when_left(worker, old).addTimeout(end_s, self._reactor)
         except TimeoutError:
-            raise RestartFailed(f"worker {worker.number}: its old process {old} has not ended within {END_S:g} s") from None
+            raise RestartFailed(f"worker {worker.number}: its old process {old} has not ended within {end_s:g} s") from None
         return found
 
 

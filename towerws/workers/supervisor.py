@@ -41,6 +41,9 @@ FORWARD_S: Final = 0.1
 KILL_MARGIN_S: Final = 2.0
 """How long after its own deadline a worker is killed."""
 
+LEAVE_S: Final = 20.0
+"""How long a process that has handed over may take to end, beyond `drain_s`, in which it closes what it could not hand over."""
+
 MAX_SOCKET_PATH_BYTES: Final = 107
 """The longest path of a UNIX socket (unix(7))."""
 
@@ -70,7 +73,7 @@ class Supervisor(Service):
         self.reloaded: Callable[[], None] = _nothing
         """Called when a reload begins, and when it has ended."""
         self._reload_under_way = False
-        self.processes = Processes(reactor, command, folder, self._changed)
+        self.processes = Processes(reactor, command, folder, self._changed, lambda: self.drain_s + LEAVE_S)
         self.ports = ParentPorts(settings, reactor, self.processes, lambda: self._stopping)
 
     # IService
@@ -170,7 +173,7 @@ class Supervisor(Service):
         except (ConfigError, ValueError) as error:
             self._log.error("{by}: the parent keeps its settings: {reason}", by=by, reason=str(error))
             return None
-        self._settings = settings
+        self._settings = self.ports.settings = settings
         for key, certificate in certificates.items():
             self._certificates[key].options = certificate
         return settings
