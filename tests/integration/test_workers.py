@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from private_rabbitmq import PrivateRabbit, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
@@ -30,6 +31,7 @@ from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, V1Client, publish_all
 from tests.kit.handed import Collector, Numbers
 from tests.kit.rows import each_row
 from tests.kit.workers import WorkersDaemon, children
+from towerws.cli import main
 from towerws.workers.processes import KEEPS_DYING
 
 TOPIC = "job_events.7"
@@ -324,8 +326,16 @@ def test_a_successor_that_fails_leaves_the_old_worker(daemon: WorkersDaemon) -> 
     assert daemon.serving()[1] == before[1]
 
 
+def diagnosis(daemon: WorkersDaemon, check: str) -> list[tuple[str, str]]:
+    """What the doctor finds in this check: texts and levels."""
+    arguments = ["doctor", "--json", "--auth", "open", "--admin", tcp(daemon.admin_port), "--broker", "embedded:"]
+    found = json.loads(CliRunner().invoke(main, arguments).stdout)["findings"]
+    return [(each["text"], each["level"]) for each in found if (each["area"], each["check"]) == ("daemon", check)]
+
+
 def test_a_worker_that_hangs_is_named(daemon: WorkersDaemon) -> None:
     """Questions have deadlines. The parent answers for the other worker, and is not ready: clients may reach the one that hangs."""
+    address = f"127.0.0.1:{daemon.admin_port}"
     pids = daemon.serving()
     os.kill(pids[1], signal.SIGSTOP)
     try:
@@ -336,8 +346,12 @@ def test_a_worker_that_hangs_is_named(daemon: WorkersDaemon) -> None:
         assert entries[0]["status"]["source"]["state"] == "consuming"
         assert (entries[1]["status"], entries[1]["error"]) == (None, "worker 2 did not answer within 2 s")
         assert daemon.ask("POST", "/publish", event(1))[0] == 202
+        assert diagnosis(daemon, "workers") == [("worker 2 did not answer within 2 s", "problem")]
+        os.kill(pids[0], signal.SIGSTOP)
+        assert diagnosis(daemon, "running") == [(f"no daemon answers on the admin port {address}: none of its workers answers", "warning")]
     finally:
-        os.kill(pids[1], signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
     assert daemon.serving() == pids
 
 

@@ -122,6 +122,13 @@ def check_daemon(loaded: Loaded, admin: AdminPort) -> Iterator[Step]:
                 "ready", f"the daemon can't prove everything: {shown(str(unproven))}", "grant the permission that this names"
             )
         figures = json.loads(admin.ask("/status")[1])
+        workers = figures.get("workers") or []
+        silent = [each for each in workers if each["status"] is None]
+        for worker in silent:
+            why = worker["error"] or f"worker {worker['worker']} has no process: the last one {worker['last_end']}"
+            yield area.problem("workers", why, "its lines in the daemon's log say why")
+        if workers and len(silent) == len(workers):
+            raise Unreachable("none of its workers answers", "see the findings about its workers")
         process = _process(figures, admin.ask("/metrics")[1].decode("utf-8", "replace"))
         yield from _traffic(area, figures)
     except Unreachable as error:
