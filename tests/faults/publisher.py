@@ -36,6 +36,8 @@ WINDOW: Final = 200
 """The most messages that may be unconfirmed."""
 
 TICK_S: Final = 0.01
+FORGOTTEN_S: Final = 20.0
+"""The connection ends when a message has waited so long for its confirm, or `silence_s` if that is more, though others are confirmed."""
 SILENCE_S: Final = 6.0
 """Without a confirm for this many seconds, with some outstanding, the publisher tries the next host."""
 
@@ -211,7 +213,7 @@ class _Worker:
         self._last = self._finish = False
         self._unconfirmed: dict[int, tuple[str, bytes]] = {}
         self._resend: deque[int] = deque()
-        self._tags: dict[int, int] = {}  # delivery tag -> number
+        self._tags: dict[int, tuple[int, float]] = {}  # delivery tag -> number, and when it was sent
         self._next = 0
         self._tried = 0
         self._channel: Any = None
@@ -285,9 +287,9 @@ class _Worker:
         self._heard = time.monotonic()
         tags = [tag for tag in self._tags if tag <= method.delivery_tag] if method.multiple else [method.delivery_tag]
         for tag in tags:
-            number = self._tags.pop(tag, None)
-            if number is None:
+            if tag not in self._tags:
                 continue
+            number, _ = self._tags.pop(tag)
             if isinstance(method, pika.spec.Basic.Nack):
                 self._resend.append(number)
                 _say(f"w {number} {self._next - 1}")
@@ -310,7 +312,9 @@ class _Worker:
             return
         if not self._unconfirmed and self._channel is not None:
             self._heard = now
-        if now - self._heard > self._silence_s:
+        # A booting RabbitMQ may forget single messages, and confirm all others.
+        _, oldest_at = next(iter(self._tags.values()), (0, now))
+        if now - oldest_at > max(FORGOTTEN_S, self._silence_s) or now - self._heard > self._silence_s:
             connection.ioloop.stop()  # the socket is closed with the process's last reference to it
             _abort(connection)
             return
@@ -360,7 +364,7 @@ class _Worker:
     def _publish(self, number: int) -> None:
         topic, body = self._unconfirmed[number]
         self._tag += 1
-        self._tags[self._tag] = number
+        self._tags[self._tag] = number, time.monotonic()
         properties = pika.BasicProperties(message_id=f"{self._run}/{number}", delivery_mode=2, content_type="application/json")
         self._channel.basic_publish(self._exchange, topic, body, properties, mandatory=True)
 
