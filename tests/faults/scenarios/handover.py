@@ -32,6 +32,9 @@ BEHIND_TOPICS: Final = 250
 
 SLOW: Final[dict[str, Any]] = {"small_buffer": True, "segment_bytes": 536, "timed": False}
 STALL_S: Final = (15.0, 40.0)
+NOTICED_S: Final = STALL_S[1] + 30
+"""A client that stalls notices only afterwards that its connection has ended."""
+
 FRAGMENTS: Final = 100
 BYSTANDERS: Final = 100
 SETTLE_S: Final = 90.0
@@ -270,7 +273,7 @@ def daemon_handover_fails(case: Case) -> Outcome:
         if uptime_s < before:
             broken.append(f"{name}: another process serves")
         with suppress(AssertionError):  # the count below says it
-            case.wait_until(lambda: crowd.closed() - closed >= lost, "clients notice that their connections have ended")  # noqa: B023
+            case.wait_until(lambda: crowd.closed() - closed >= lost, "clients notice that their connections have ended", NOTICED_S)  # noqa: B023
         if left := case.swarm.wait_live(within_s=SETTLE_S) + case.bystanders.wait_live(within_s=SETTLE_S):
             broken.append(f"{name}: {left} clients did not come back")
         crowd.end()  # the message of a client whose connection was lost has no answer
