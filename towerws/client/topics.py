@@ -266,6 +266,7 @@ class Topics:
         joined, self.asked = self.asked.joined, None
         for name in joined:
             self._deny(name, code)
+        self._look_for_unavailable()
         self._report(ClientError(code, f"a request failed: {text}"))
         for queue in list(self.queues):
             self._tell(queue)
@@ -278,7 +279,6 @@ class Topics:
         topic.denied, topic.ask, topic.place = reason, False, None
         topic.since = (since or position) if reason == UNAVAILABLE else None
         topic.retried = topic.since is not None and (topic.retried or since is None)
-        self._unsure = self._unsure or reason == UNAVAILABLE
 
     def _look_for_unavailable(self) -> None:
         self._unsure = any(topic.denied == UNAVAILABLE for topic in self._topics.values())
@@ -318,6 +318,7 @@ class Topics:
         self._hold(frame["groups_current"])
         for item in frame["denied"]:
             self._deny(item["topic"], item["reason"])
+        self._look_for_unavailable()
         self._read_up_to(frame["position"])
         self._drop_empty_places()
         for queue in list(self.queues):
