@@ -191,8 +191,9 @@ class ParentPorts:
     @_answers
     async def _status(self) -> Answer:
         workers = [worker for worker in self._processes.workers if worker.pid]
+        asked = Deferred.fromCoroutine(self._readiness())  # at the same time: a worker that hangs is waited for once
         answers = await self._gather(b"/status", workers)
-        readiness = await self._readiness()
+        readiness = await asked
         found = {number: _json(answer) for number, answer in answers.items() if isinstance(answer, Answer) and answer.status == 200}
         figures = total(list(found.values()))
         sums = figures if isinstance(figures, dict) else {}
