@@ -259,6 +259,7 @@ export function connect(url, options = {}) {
       case "revoked":
         held = new Set(frame.groups_current);
         for (const { topic, reason } of frame.denied) deny(topic, reason);
+        doubt();
         position = frame.position ?? position;
         for (const sub of [...subs]) tell(sub);
         break;
@@ -326,26 +327,26 @@ export function connect(url, options = {}) {
     asked = null;
     arm("answer");
     for (const topic of joined) deny(topic, code);
+    doubt();
     report(new TowerwsError(code, `a request failed: ${message}`));
     for (const sub of [...subs]) tell(sub);
+    request();
   }
 
   function deny(topic, reason) {
     const entry = topics.get(topic);
     if (!entry) return;
     Object.assign(entry, { denied: reason, ask: false, resume: false }); // Its place in the log is lost: the others go on. Later it is told `stale`.
-    if (reason !== "unavailable") return;
-    unsure = true;
-    arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
+    if (reason === "unavailable") arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
   }
+  const doubt = () => { unsure = [...topics.values()].some(({ denied }) => denied === "unavailable"); };
   // What is held now can be resumed. What was left meanwhile can't: its events were not sent.
   const mark = () => {
-    unsure = false;
     topics.forEach((entry, topic) => {
       entry.resume = held.has(topic);
       if (entry.resume) entry.denied = undefined;
-      unsure ||= entry.denied === "unavailable";
     });
+    doubt();
   };
   const forgive = (reason) => topics.forEach((entry) => { if (!reason || entry.denied === reason) entry.ask = true; });
 

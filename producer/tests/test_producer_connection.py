@@ -31,7 +31,7 @@ class NoEvents(Events):
     def failed(self, event: Event, error: ProducerError) -> None:
         """Not called."""
 
-    def returned(self, event: Event, error: ProducerError) -> None:
+    def returned(self, event: Event) -> None:
         """Not called."""
 
     def nacked(self, events: List[Event], error: ProducerError) -> None:

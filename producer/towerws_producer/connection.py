@@ -35,7 +35,7 @@ CLOSE_S = 1.0
 
 
 class Connection:
-    """One connection. `run` makes the attempt and returns once it has ended. `again`: this process had one before."""
+    """One connection. `run` makes the attempt and returns once it has ended. `again`: one was lost or failed before."""
 
     def __init__(self, address: Address, settings: Settings, events: Events, declare: bool, again: bool = False) -> None:
         self._address = address

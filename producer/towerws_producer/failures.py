@@ -5,7 +5,16 @@ from typing import Any, Tuple
 
 from pika import exceptions as pika_exceptions
 
-from towerws_producer.errors import CredentialsRefused, Nacked, NoSuchExchange, ProducerError, Refused, Unreachable, Unroutable
+from towerws_producer.errors import (
+    CredentialsRefused,
+    Nacked,
+    NoSuchExchange,
+    NotConfirmed,
+    ProducerError,
+    Refused,
+    Unreachable,
+    Unroutable,
+)
 
 
 class Failure:
@@ -25,6 +34,11 @@ def unroutable(exchange: str) -> ProducerError:
         f"no queue is bound to the exchange {exchange!r} for this topic: is a towerws daemon running, and does it read from this exchange "
         "and virtual host?"
     )
+
+
+def no_queue_yet(exchange: str) -> ProducerError:
+    """The error of an event that waits for a queue."""
+    return NotConfirmed(f"no queue takes events from the exchange {exchange!r} yet")
 
 
 def nacked(exchange: str) -> ProducerError:

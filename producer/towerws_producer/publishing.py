@@ -4,8 +4,8 @@ An event that the broker refuses for now (a nack) is sent again after a pause. T
 confirmed. Other events go on meanwhile.
 
 A broker that has just started accepts connections before its streams take messages. Until then it returns what is published.
-RabbitMQ 3.10.8 did so for 40 ms, and on a busy machine for more than 400 ms. After a lost connection the first event is therefore
-sent alone, and again while it is returned, for up to `ROUTE_S`. The others wait behind it.
+RabbitMQ 3.10.8 did so for 40 to 80 ms, and on a busy machine for more than 400 ms. After a lost or failed connection the first event is
+therefore sent alone, and again while it is returned, for up to `ROUTE_S`. The others wait behind it.
 """
 
 import random
@@ -31,7 +31,7 @@ RETRY_EVENTS = 100
 
 ROUTE_S = 15.0
 ROUTE_PAUSE_S = 0.1
-"""Seconds to wait for a queue after a lost connection, and between two attempts. A daemon binds a lost stream again within 12 s."""
+"""Seconds to wait for a queue, and between two attempts. A daemon binds a lost stream again within 12 s."""
 
 TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
 
@@ -52,7 +52,7 @@ class Events(ABC):
         """The broker refuses this one, and will always do so."""
 
     @abstractmethod
-    def returned(self, event: Event, error: ProducerError) -> None:
+    def returned(self, event: Event) -> None:
         """No queue takes this one yet. It is the next that `take` gives."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Events(ABC):
 class Publishing:
     """The events in flight on one channel. Between `start` and `pause` it sends available events.
 
-    `again` says that this process had a connection before.
+    `again` says that a connection was lost or failed before: the broker may have just started.
     """
 
     def __init__(self, settings: Settings, events: Events, loop: Any, again: bool = False) -> None:
@@ -114,6 +114,7 @@ class Publishing:
     def start(self) -> None:
         """Start sending. Each confirm gets its full time from now on: a broker that was blocked did not read."""
         self._running = True
+        self._route_until = None
         now = time.monotonic()
         for event in self._unconfirmed.values():
             event.sent_at = now
@@ -188,7 +189,7 @@ class Publishing:
                 self._routed = True
                 self._events.confirmed([event])
             elif self._waits_for_a_queue():
-                self._events.returned(event, unroutable(self._settings.exchange))
+                self._events.returned(event)
                 self._route_pause = True
                 self._loop.call_later(ROUTE_PAUSE_S, self._try_the_route)
             else:

@@ -19,7 +19,7 @@ from towerws_producer.address import Address
 from towerws_producer.buffer import Buffer, Dropped, Event, Publication
 from towerws_producer.connection import Connection
 from towerws_producer.errors import Blocked, BufferFull, NotConfirmed, ProducerClosed, ProducerError, Unroutable
-from towerws_producer.failures import Failure
+from towerws_producer.failures import Failure, no_queue_yet
 from towerws_producer.folded_log import FoldedLog, say
 from towerws_producer.pika_log import forget_quiet, quiet_pika
 from towerws_producer.publishing import ROUTE_S, Events
@@ -203,19 +203,19 @@ class Worker(Events):
         if ours:
             self._lose((event.topic, event.publication), error)
 
-    def returned(self, event: Event, error: ProducerError) -> None:
-        """Let it wait again, in front. `publish` raises the error if its caller's time ends meanwhile."""
+    def returned(self, event: Event) -> None:
+        """Let it wait again, in front. `publish` raises the reason if its caller's time ends meanwhile."""
+        error = no_queue_yet(self._settings.exchange)
         with self._lock:
             self._buffer.put_back(event)
             self._rounds_failed = 0
             self._down = error
-        self._log.fold(
-            "returned", f"{error} The event is sent again for up to {ROUTE_S:g} s: a broker that has just started is not ready yet"
-        )
+        hint = f"the event is sent again for up to {ROUTE_S:g} s, because a broker that has just started is not ready"
+        self._log.fold("no queue", f"{error}; {hint}")
 
     def _routed(self) -> None:
         """No event waits for a queue any more. The caller holds the lock."""
-        if isinstance(self._down, Unroutable):
+        if isinstance(self._down, NotConfirmed):
             self._down = None
 
     def nacked(self, events: List[Event], error: ProducerError) -> None:
@@ -302,7 +302,8 @@ class Worker(Events):
             return self._closing
 
     def _one_connection(self, address: Address) -> Failure:
-        connection = Connection(address, self._settings, self, self._may_declare, again=self.counters["connected"] > 0)
+        again = self.counters["connected"] > 0 or self._down is not None
+        connection = Connection(address, self._settings, self, self._may_declare, again)
         with self._lock:
             self._connection, self._state, self._awake = connection, "connecting", True
             if self._closing:

@@ -37,7 +37,7 @@ WINDOW: Final = 200
 
 TICK_S: Final = 0.01
 FORGOTTEN_S: Final = 20.0
-"""The connection ends when a message has waited so long for its confirm, or `silence_s` if that is more, though others are confirmed."""
+"""Seconds, at least `silence_s`. A message that waits longer for its confirm ends the connection, even if others are confirmed."""
 SILENCE_S: Final = 6.0
 """Without a confirm for this many seconds, with some outstanding, the publisher tries the next host."""
 

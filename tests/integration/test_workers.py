@@ -189,7 +189,7 @@ def test_a_page_of_the_parents_admin_port_may_connect(daemon: WorkersDaemon) -> 
 
 @each_row("path", ["/publish", "/workers/1/publish"])
 def test_a_wrong_method_names_the_right_one(daemon: WorkersDaemon, path: str) -> None:
-    """RFC 9110, 15.5.6: a 405 has `Allow`, also one that a worker said."""
+    """RFC 9110, 15.5.6: a 405 has `Allow`, also a 405 that a worker answered."""
     with closing(http.client.HTTPConnection("127.0.0.1", daemon.admin_port, timeout=DEADLINE_S)) as connection:
         connection.request("DELETE", path)
         answer = connection.getresponse()
@@ -326,16 +326,15 @@ def test_a_successor_that_fails_leaves_the_old_worker(daemon: WorkersDaemon) -> 
     assert daemon.serving()[1] == before[1]
 
 
-def diagnosis(daemon: WorkersDaemon, check: str) -> list[tuple[str, str]]:
-    """What the doctor finds in this check: texts and levels."""
+def diagnosis(daemon: WorkersDaemon, *checks: str) -> list[tuple[str, str]]:
+    """What the doctor finds in these checks: texts and levels."""
     arguments = ["doctor", "--json", "--auth", "open", "--admin", tcp(daemon.admin_port), "--broker", "embedded:"]
     found = json.loads(CliRunner().invoke(main, arguments).stdout)["findings"]
-    return [(each["text"], each["level"]) for each in found if (each["area"], each["check"]) == ("daemon", check)]
+    return [(each["text"], each["level"]) for each in found if each["area"] == "daemon" and each["check"] in checks]
 
 
 def test_a_worker_that_hangs_is_named(daemon: WorkersDaemon) -> None:
     """Questions have deadlines. The parent answers for the other worker, and is not ready: clients may reach the one that hangs."""
-    address = f"127.0.0.1:{daemon.admin_port}"
     pids = daemon.serving()
     os.kill(pids[1], signal.SIGSTOP)
     try:
@@ -346,12 +345,23 @@ def test_a_worker_that_hangs_is_named(daemon: WorkersDaemon) -> None:
         assert entries[0]["status"]["source"]["state"] == "consuming"
         assert (entries[1]["status"], entries[1]["error"]) == (None, "worker 2 did not answer within 2 s")
         assert daemon.ask("POST", "/publish", event(1))[0] == 202
-        assert diagnosis(daemon, "workers") == [("worker 2 did not answer within 2 s", "problem")]
-        os.kill(pids[0], signal.SIGSTOP)
-        assert diagnosis(daemon, "running") == [(f"no daemon answers on the admin port {address}: none of its workers answers", "warning")]
+    finally:
+        os.kill(pids[1], signal.SIGCONT)
+    assert daemon.serving() == pids
+
+
+def test_the_doctor_names_workers_that_hang(daemon: WorkersDaemon) -> None:
+    """If none answers, it says so, and judges no figures."""
+    pids = daemon.serving()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        found = diagnosis(daemon, "workers", "running")
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
+    texts = [*(f"worker {number} did not answer within 2 s" for number in (1, 2)), "the daemon runs, and none of its workers answers"]
+    assert found == [(text, "problem") for text in texts]
     assert daemon.serving() == pids
 
 

@@ -125,12 +125,14 @@ def check_daemon(loaded: Loaded, admin: AdminPort) -> Iterator[Step]:
         workers = figures.get("workers") or []
         silent = [each for each in workers if each["status"] is None]
         for worker in silent:
-            why = worker["error"] or f"worker {worker['worker']} has no process: the last one {worker['last_end']}"
-            yield area.problem("workers", why, "its lines in the daemon's log say why")
+            state = "gives no figures" if worker["pid"] else f"has no process: the last one {worker['last_end']}"
+            why = worker["error"] or f"worker {worker['worker']} {state}"
+            yield area.problem("workers", shown(str(why)), "its lines in the daemon's log say why")
         if workers and len(silent) == len(workers):
-            raise Unreachable("none of its workers answers", "see the findings about its workers")
-        process = _process(figures, admin.ask("/metrics")[1].decode("utf-8", "replace"))
-        yield from _traffic(area, figures)
+            yield area.problem("running", "the daemon runs, and none of its workers answers", "see the findings about its workers")
+        else:
+            process = _process(figures, admin.ask("/metrics")[1].decode("utf-8", "replace"))
+            yield from _traffic(area, figures)
     except Unreachable as error:
         if admin.why_not_asked is not None:
             yield area.unknown("running", str(error), error.change)

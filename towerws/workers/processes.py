@@ -324,8 +324,14 @@ class Processes:
 
     def _find_successor(self, worker: Worker) -> None:
         """Notice that the process which took over ended while it was still a child of the one that has just ended."""
+        self._forget_ended(worker)
         if worker.pid and not _send(worker.pid, 0):
             self._ended(worker, "ended during the hand-over")
+
+    def _forget_ended(self, worker: Worker) -> None:
+        """Forget processes that have handed over, and that another process than this one has reaped: their numbers may be used again."""
+        for pid in [pid for pid in worker.leaving if not _send(pid, 0)]:
+            worker.leaving.pop(pid).ended.callback(None)
 
     def _ended(self, worker: Worker, how: str) -> None:
         now = self._reactor.seconds()
@@ -368,12 +374,13 @@ class Processes:
                 )
                 worker.seen_at = now
                 _send(worker.pid, signal.SIGKILL)
+            self._forget_ended(worker)
             for pid, leaving in worker.leaving.items():
                 if was_stopped:
                     worker.leaving[pid] = leaving._replace(since=now)
                 elif (left_s := now - leaving.since) > self._leave_s():
                     self._log.error(
-                        "worker {number}: process {pid} has handed over, and has not ended for {left_s:.0f} s; it is killed",
+                        "worker {number}: process {pid} was replaced, and has not ended for {left_s:.0f} s; it is killed",
                         number=worker.number,
                         pid=pid,
                         left_s=left_s,

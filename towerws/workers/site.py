@@ -60,7 +60,7 @@ MOVE_S: Final = 60.0
 """Seconds beyond `restart_s` that a worker may take to hand over."""
 
 END_S: Final = 30.0
-"""How long a process that has handed over may take to end, beyond `drain_s`. It is killed before. Only then the next worker begins."""
+"""How long a process that has handed over may take to end, beyond `drain_s`. The parent kills it earlier. Then the next worker begins."""
 
 START_CHECK_S: Final = 0.1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -100,7 +101,7 @@ def _usable_cpus() -> int:
 def _cpu_limits() -> Iterator[float]:
     """Yield the limits of this process's control group and of those around it, in CPUs. A group without a limit yields none."""
     try:
-        places = [line.split(":", 2) for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines()]
+        places = [line.split(":", 2) for line in CONTROL_GROUP.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     except OSError:  # a system without control groups
         return
     for _, controllers, place in places:
@@ -157,7 +158,7 @@ class _SharedPort(tcp.Port):
 class ParentWatch:
     """Ends a worker whose parent has ended: another daemon may take the port, and nobody would supervise this process.
 
-     `stop` stops this process. The last worker to end then removes the folder of their sockets. A process that a worker started, to hand
+    `stop` stops this process. The last worker to end then removes the folder of their sockets. A process that a worker started, to hand
     over to it, is a `successor`: that worker's child until the worker has ended, and the parent's after that.
     """
 
@@ -180,6 +181,11 @@ class ParentWatch:
             self._stop()
 
     def _remove_folder(self) -> None:
-        Path(self._membership.notify_path).unlink(missing_ok=True)
-        with suppress(OSError):  # another worker's sockets are still in it
-            Path(self._membership.folder).rmdir()
+        """Remove the folder, unless another worker still serves there."""
+        folder = Path(self._membership.folder)
+        for path in folder.glob("admin-*"):
+            with socket.socket(socket.AF_UNIX) as other, suppress(OSError):
+                other.settimeout(1)
+                other.connect(str(path))
+                return
+        shutil.rmtree(folder, ignore_errors=True)

@@ -714,6 +714,23 @@ test("no position is kept past a topic that could not be checked", async () => {
   }
 });
 
+test("a request that fails does not end the questions about another topic, and no wait for ever", async () => {
+  const store = shelf(null);
+  const { client: made } = await opened(undefined, { store, onerror() {} });
+  made.subscribe({ jobs: ["b"] }, { denied() {}, stale() {} });
+  await tick();
+  last().answer({ denied: [{ topic: "jobs.b", reason: "unavailable" }] });
+  made.subscribe({ jobs: ["c"] }, { denied() {} });
+  await tick();
+  await pass(6000); // It is time to ask for jobs.b, but the request for jobs.c waits.
+  last().frame({ type: "error", code: "bad_request", message: "no", id: last().requests.at(-1).id });
+  assert.deepEqual(last().requests.at(-1).groups, { jobs: ["a", "b"] });
+  last().frame({ type: "error", code: "bad_request", message: "no", id: last().requests.at(-1).id });
+  last().event("jobs.a", 1);
+  await pass(250);
+  assert.equal(store.kept, "p1", "nothing waits for jobs.b any more");
+});
+
 test("a store that is full, fails, or holds nonsense", async () => {
   const full = { get: () => "x".repeat(300), set: () => { throw new Error("quota"); } };
   const { errors, got } = await opened(undefined, { store: full });
