@@ -31,10 +31,12 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     lowest = 15000 + int(worker.removeprefix("gw")) * size
     os.environ["PRIVATE_RABBITMQ_PORTS"] = f"{lowest}-{lowest + size}"
 
-# Under a script in the background SIGINT is ignored. Each process that a test starts would inherit that, and not end on Ctrl-C.
-# With a handler of our own, SIGINT has its default in those processes.
+# Under a script in the background SIGINT is ignored, and under `nohup` SIGHUP. Each process that a test starts would inherit that: it would
+# not end on Ctrl-C, and not reload. With a handler of our own, both signals have their default in those processes.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 def pytest_report_header() -> str:
