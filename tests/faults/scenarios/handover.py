@@ -110,8 +110,8 @@ def gather(case: Case, count: int, *flags: str, folder: str = "") -> Crowd:
 class Memory(threading.Thread):
     """Measures the memory of a daemon and its successor: `one` is the daemon's at the beginning, in KiB.
 
-    `ratio` is the most of both together, divided by the daemon's own at that moment: history grows meanwhile. The pages of program files
-    count once, because the processes share them.
+    `ratio` is the most of both together, divided by the most of the daemon's own until then: history grows meanwhile, and its part shrinks
+    while connections leave it. The pages of program files count once, because the processes share them.
     """
 
     def __init__(self, pid: int) -> None:
@@ -123,11 +123,13 @@ class Memory(threading.Thread):
 
     def run(self) -> None:
         """Measure until the end."""
+        own = self.one
         while not self._done.wait(MEMORY_S):
             with suppress(OSError):
                 children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
                 if one := resident_kib(self._pid):  # 0: it has ended
-                    self.ratio = max(self.ratio, resident_kib(self._pid, *map(int, children)) / one)
+                    own = max(own, one)
+                    self.ratio = max(self.ratio, resident_kib(self._pid, *map(int, children)) / own)
 
     def __enter__(self) -> Self:
         self.start()
