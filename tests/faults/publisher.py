@@ -241,6 +241,7 @@ class _Worker:
             socket_timeout=ATTEMPT_S, stack_timeout=ATTEMPT_S, blocked_connection_timeout=None,
         )  # fmt: skip
         self._channel = None
+        self._tags.clear()  # those of the connection before: nothing confirms them any more
         self._heard = self._ticked = time.monotonic()
         try:
             connection = SelectConnection(

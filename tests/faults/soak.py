@@ -216,7 +216,10 @@ def soak(
     samples.append(sample(daemon, time.monotonic() - begin, weather.generation))
     case.swarm.wander(0)
     status = daemon.get("/status")[1]
-    outcome = case.finish(f"{seconds / 60:g} minutes", settle_s=SETTLE_S)
+    try:
+        outcome = case.finish(f"{seconds / 60:g} minutes", settle_s=SETTLE_S)
+    except AssertionError as error:  # what was measured is worth its report
+        return samples, weather.done, [*weather.failed, str(error)]
     tally = outcome.tally
     kinds = [kind for _, kind in weather.done]
     faults = len(kinds) - kinds.count("hand-over") - kinds.count("broker")
