@@ -139,10 +139,10 @@ class Collector(threading.Thread):
         return self.numbers, self.others, self.ended
 
 
-def read_frames(client: socket.socket, until: bytes) -> bytes:
-    """All bytes up to a frame that ends with these."""
+def read_frames(client: socket.socket, until: bytes, having: bytes = b"") -> bytes:
+    """All bytes up to a frame that ends with `until`, and has `having` in it or before it. A ping's random bytes may end with `until`."""
     came = b""
-    while not came.endswith(until):
+    while not came.endswith(until) or having not in came:
         piece = client.recv(1 << 20)
         assert piece, f"closed after {len(came)} bytes: {came[-200:]!r}"
         came += piece
