@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -29,16 +31,27 @@ class Forwarder:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
         self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        """End the connections and wait for their threads. Only a thread closes its own sockets: it may be waiting for them."""
         self._server.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(DEADLINE_S)
         self._server.close()
         for each in self._sockets:
-            each.close()
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(each, socket.SHUT_RDWR)  # an `SSLSocket`'s own `shutdown` takes its TLS away from the thread
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+
+    def _start(self, target: Callable[..., None], *args: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         while True:
@@ -46,23 +59,19 @@ class Forwarder:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            client.settimeout(DEADLINE_S)
+            if self._context is not None:
+                client = self._context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+            self._sockets.append(client)
+            self._start(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
-        try:
-            if self._context is not None:
-                client = self._context.wrap_socket(client, server_side=True)
-            server = socket.create_connection(("127.0.0.1", self._target), DEADLINE_S)
-        except OSError:
-            client.close()
-            return
-        self._sockets += [client, server]
-        client.settimeout(DEADLINE_S)
-        with client, server:
-            try:
+        with contextlib.suppress(OSError), client:
+            if isinstance(client, ssl.SSLSocket):
+                client.do_handshake()
+            with socket.create_connection(("127.0.0.1", self._target), DEADLINE_S) as server:
+                self._sockets.append(server)
                 self._pump(client, server)
-            except OSError:
-                return
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
         """Forward until one side ends. One thread for both directions: two must not use one TLS connection at a time."""
