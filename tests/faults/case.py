@@ -17,7 +17,7 @@ from private_rabbitmq import PrivateRabbit, free_port
 from tests.faults import brokers
 from tests.faults.client import Spec
 from tests.faults.proxy import FaultProxy
-from tests.faults.publisher import SILENCE_S, Publisher
+from tests.faults.publisher import FORGOTTEN_S, SILENCE_S, Publisher
 from tests.faults.scenario import Outcome
 from tests.faults.swarm import Report, Swarm
 from tests.kit.daemon import Daemon
@@ -179,6 +179,7 @@ class Case:
         topics: list[str] | None = None,
         hosts: list[tuple[str, int]] | None = None,
         silence_s: float = SILENCE_S,
+        forgotten_s: float = FORGOTTEN_S,
     ) -> Publisher:
         """A publisher for these ports on 127.0.0.1 (or for `hosts`), in rotation. The daemon must have declared the stream."""
         targets = hosts or [("127.0.0.1", port) for port in ports]
@@ -192,6 +193,7 @@ class Case:
             size=size,
             seed=self.random.randrange(2**31),
             silence_s=silence_s,
+            forgotten_s=forgotten_s,
         )
         self._publisher = self._leave.enter_context(publisher)
         return publisher

@@ -94,9 +94,10 @@ class Publisher:
         user: str = "guest:guest",
         seed: int = 0,
         silence_s: float = SILENCE_S,
+        forgotten_s: float = FORGOTTEN_S,
     ) -> None:
         self.journal = Journal(topics)
-        flow = {"per_s": per_s, "size": size, "seed": seed, "silence_s": silence_s}
+        flow = {"per_s": per_s, "size": size, "seed": seed, "silence_s": silence_s, "forgotten_s": forgotten_s}
         self._config = {"hosts": hosts, "topics": topics, "exchange": exchange, "stream": stream, "user": user, **flow}
         self._process: subprocess.Popen[str] | None = None
         self._changed = threading.Condition()
@@ -206,6 +207,7 @@ class _Worker:
         self._per_s, self._size = float(config["per_s"]), int(config["size"])
         self._random = random.Random(config["seed"])
         self._silence_s = float(config["silence_s"])
+        self._forgotten_s = max(float(config["forgotten_s"]), self._silence_s)
         self._run = f"{os.getpid()}-{time.time_ns():x}"
         self._commands: deque[str] = deque()
         self._due = 0.0
@@ -315,7 +317,7 @@ class _Worker:
             self._heard = now
         # A booting RabbitMQ may forget single messages, and confirm all others.
         _, oldest_at = next(iter(self._tags.values()), (0, now))
-        if now - oldest_at > max(FORGOTTEN_S, self._silence_s) or now - self._heard > self._silence_s:
+        if now - oldest_at > self._forgotten_s or now - self._heard > self._silence_s:
             connection.ioloop.stop()  # the socket is closed with the process's last reference to it
             _abort(connection)
             return

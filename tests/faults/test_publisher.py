@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.faults.case import Brokers, Case
+from tests.faults.proxy import Direction
 
 
 def test_the_journal_and_the_log_agree(brokers: Brokers, tmp_path: Path) -> None:
@@ -46,3 +47,23 @@ def test_the_journal_and_the_log_agree(brokers: Brokers, tmp_path: Path) -> None
         assert len(journal.confirmed) == journal.count == count + 5
         again = {number for low, high in journal.resent for number in range(low, high + 1)}
         assert {number for number in ids if numbers.count(number) > 1} <= again
+
+
+def test_a_broker_that_is_away_for_long(brokers: Brokers, tmp_path: Path) -> None:
+    """The publisher connects again, however long messages of the lost connection have waited for their confirms."""
+    with ExitStack() as leave:
+        case = Case("away", "suite/away", tmp_path, brokers, lambda text: None, leave)
+        port = brokers.shared().port
+        proxy = case.proxy(port)
+        with case.amqp(port) as channel:
+            case.declare(channel)
+        publisher = case.publisher(proxy.port, silence_s=0.5, forgotten_s=0.5)
+        publisher.wait_for(10)
+        proxy.black_hole(Direction.UP, Direction.DOWN)
+        assert proxy.wait_for_accepted(proxy.accepted + 4)
+        proxy.heal()
+        proxy.delay(Direction.DOWN, 0.05)  # a connection takes longer than the publisher's tick
+        publisher.wait_for(10)
+        publisher.last_round()
+        assert publisher.journal.resent
+        assert publisher.journal.confirmed == set(range(publisher.journal.count))
