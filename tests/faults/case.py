@@ -124,6 +124,10 @@ class Case:
         """The shared node, running."""
         return self._shared.shared()
 
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call this at the end of the scenario, while the broker and the daemons still run."""
+        self._leave.callback(callback)
+
     def spoil(self) -> None:
         """Keep other scenarios from using the shared node."""
         self._leave.callback(self._shared.spoil)

@@ -43,6 +43,7 @@ SILENCE_S: Final = 6.0
 
 ATTEMPT_S: Final = 5.0
 BACKOFF_S: Final = 0.2
+STATE_S: Final = 5.0
 WAIT_S: Final = 60.0
 
 
@@ -102,6 +103,7 @@ class Publisher:
         self._process: subprocess.Popen[str] | None = None
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, name="journal", daemon=True)
+        self._states, self._state = 0, "It did not say how it is."
 
     def start(self) -> Self:
         """Start publishing."""
@@ -182,9 +184,13 @@ class Publisher:
 
     def _wait(self, done: Any, within_s: float) -> None:
         with self._changed:
-            journal = self.journal
-            assert self._changed.wait_for(done, within_s), (
-                f"the publisher waited {within_s:g} s: {journal.count} published, {len(journal.confirmed)} confirmed"
+            if self._changed.wait_for(done, within_s):
+                return
+            before, journal = self._states, self.journal
+            self._say("state")
+            self._changed.wait_for(lambda: self._states > before, STATE_S)
+            raise AssertionError(
+                f"the publisher waited {within_s:g} s: {journal.count} published, {len(journal.confirmed)} confirmed. {self._state}"
             )
 
     def _read(self) -> None:
@@ -192,7 +198,10 @@ class Publisher:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with self._changed:
-                self.journal.read_line(line)
+                if line.startswith("s "):
+                    self._states, self._state = self._states + 1, line[2:].strip()
+                else:
+                    self.journal.read_line(line)
                 self._changed.notify_all()
 
 
@@ -220,7 +229,8 @@ class _Worker:
         self._tried = 0
         self._channel: Any = None
         self._tag = 0
-        self._heard = 0.0
+        self._heard = self._ticked = 0.0
+        self._failed = self._refused = ""
 
     def work(self) -> None:
         """Publish until `finish`."""
@@ -233,8 +243,24 @@ class _Worker:
 
     def _read_stdin(self) -> None:
         for line in sys.stdin:
-            self._commands.append(line.strip())
+            if line == "state\n":  # answered here, also while nothing else works
+                _say(f"s {self._state}")
+                sys.stdout.flush()
+            else:
+                self._commands.append(line.strip())
         self._commands.append("finish")
+
+    @property
+    def _state(self) -> str:
+        now = time.monotonic()
+        oldest = min((at for _, at in list(self._tags.values())), default=now)
+        return (
+            f"connection {self._tried} {'open' if self._channel is not None else 'not open'}, {len(self._unconfirmed)} unconfirmed, "
+            f"{len(self._resend)} to send again, {len(self._tags)} sent and {now - oldest:.1f} s old, heard {now - self._heard:.1f} s ago, "
+            f"ticked {now - self._ticked:.1f} s ago, next {self._next}, due {self._due:.1f} at {self._per_s:g}/s, burst {self._burst}, "
+            f"last {self._last}, {len(self._commands)} commands; connection ended: {self._failed or 'never'}; "
+            f"channel closed: {self._refused or 'never'}"
+        )
 
     def _connect(self, host: str, port: int) -> None:
         """Run one connection from its start to its end."""
@@ -249,14 +275,14 @@ class _Worker:
             connection = SelectConnection(
                 parameters,
                 on_open_callback=self._opened,
-                on_open_error_callback=lambda connection, _: connection.ioloop.stop(),
-                on_close_callback=lambda connection, _: connection.ioloop.stop(),
+                on_open_error_callback=self._closed,
+                on_close_callback=self._closed,
             )
             connection.ioloop.call_later(TICK_S, functools.partial(self._tick, connection))
             connection.ioloop.start()
             connection.ioloop.close()
         except (AMQPError, OSError, AttributeError) as error:  # AttributeError: pika's workflow, if a socket ends half-way
-            logging.getLogger(__name__).debug("connection failed: %r", error)
+            self._failed = repr(error)
 
     def _opened(self, connection: Any) -> None:
         connection.channel(on_open_callback=self._channel_opened)
@@ -280,8 +306,13 @@ class _Worker:
         if self._resend:
             _say(f"w {self._resend[0]} {self._resend[-1]}")
 
+    def _closed(self, connection: Any, reason: Exception) -> None:
+        self._failed = repr(reason)
+        connection.ioloop.stop()
+
     def _channel_closed(self, channel: Any, reason: Exception) -> None:
         self._channel = None
+        self._refused = repr(reason)
         if channel.connection.is_open:
             channel.connection.close()
 

@@ -84,6 +84,9 @@ class Weather:
         self.generation = 0
         self.done: list[Step] = []
         self.failed: list[str] = []
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._may_end = threading.Event()
 
     @staticmethod
     def plan(seconds: float, seed: int) -> list[Step]:
@@ -100,14 +103,31 @@ class Weather:
             at_s += choice.uniform(*FAULT_EVERY_S)
         return sorted(steps)
 
-    def run(self, plan: Sequence[Step], until_s: float) -> threading.Thread:
-        """Start. The thread ends after the last step, and begins none after `until_s`."""
+    @property
+    def over(self) -> bool:
+        """Whether the last step has been done."""
+        return self._over.is_set()
+
+    def start(self, plan: Sequence[Step], until_s: float) -> None:
+        """Start. No step begins after `until_s`."""
         self._begin = time.monotonic()
-        thread = threading.Thread(target=self._run, args=(plan, until_s), name="weather", daemon=True)
-        thread.start()
-        return thread
+        self._thread = threading.Thread(target=self._run, args=(plan, until_s), name="weather", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and with it a broker that it has restarted: a process ends with the thread that started it (setpriv(1))."""
+        self._may_end.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self, plan: Sequence[Step], until_s: float) -> None:
+        try:
+            self._do(plan, until_s)
+        finally:
+            self._over.set()
+            self._may_end.wait()
+
+    def _do(self, plan: Sequence[Step], until_s: float) -> None:
         begin = self._begin
         for at_s, kind in plan:
             now = time.monotonic()
@@ -116,8 +136,8 @@ class Weather:
                 return
             if early_s < 0:
                 begin -= early_s  # the step before took longer
-            else:
-                self._case.sleep(early_s)
+            elif self._may_end.wait(early_s):
+                return
             self.done.append((time.monotonic() - self._begin, kind))
             self._say(kind)
             try:
@@ -191,12 +211,16 @@ def soak(
     assert live == clients, f"only {live} of {clients} clients got in"
     case.swarm.wander(WANDER_PER_S)
     weather = Weather(case, daemon, proxy, screen.progress)
-    thread = weather.run(Weather.plan(seconds, seed), seconds) if plan is None else weather.run(plan, math.inf)
+    case.at_end(weather.stop)
+    if plan is None:
+        weather.start(Weather.plan(seconds, seed), seconds)
+    else:
+        weather.start(plan, math.inf)
     samples: list[Sample] = []
     missed = 0
     begin = time.monotonic()
     again_at, say_at, turn = begin + AGAIN_EVERY_S, begin, 0
-    while (now := time.monotonic()) < begin + seconds or thread.is_alive():
+    while (now := time.monotonic()) < begin + seconds or not weather.over:
         if weather.replacing.acquire(blocking=False):
             try:
                 samples.append(sample(daemon, now - begin, weather.generation))
@@ -212,7 +236,6 @@ def soak(
             case.swarm.ask_again(AGAIN)
         turn += 1
         time.sleep(max(0.0, begin + turn * SAMPLE_S - time.monotonic()))  # a sampler's interval
-    thread.join()
     samples.append(sample(daemon, time.monotonic() - begin, weather.generation))
     case.swarm.wander(0)
     status = daemon.get("/status")[1]
