@@ -37,9 +37,11 @@ from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker,
 from towerws.core.settings import BrokerSettings, BrokerUrl
 from towerws.outgoing import release
 
-_FRAME_HEAD: Final = struct.Struct(">BHI")
-_U64: Final = struct.Struct(">Q")
+_read_frame_head = struct.Struct(">BHI").unpack_from
+_read_u64 = struct.Struct(">Q").unpack_from
 _METHOD, _HEADER, _BODY, _FRAME_END = 1, 2, 3, 0xCE
+_PROTOCOL_HEADER: Final = ord("A")
+"""Not a frame's type: a broker that refuses the protocol's version answers `AMQP` and its own version (AMQP 0-9-1 section 4.2.2)."""
 _DELIVER: Final = bytes.fromhex("003c003c")  # class 60, method 60
 _RETURN: Final = bytes.fromhex("003c0032")  # class 60, method 50
 # pika announces frame_max 131072, and RabbitMQ keeps to it: a longer frame is not AMQP.
@@ -117,7 +119,7 @@ class _Delivery:
     def begin(self, data: bytes, at: int) -> None:
         """Read Basic.Deliver: consumer tag, delivery tag, redelivered, exchange, routing key."""
         at += 1 + data[at]
-        self._tag = _U64.unpack_from(data, at)[0]
+        self._tag = _read_u64(data, at)[0]
         at += 9
         at += 1 + data[at]
         # A key that is not UTF-8 is passed on with escapes. The sink refuses it by name.
@@ -179,9 +181,10 @@ class _PikaConnection(_TwistedConnectionAdapter):
         size = len(buffer)
         start = 0
         read = read_timed_content
-        while size - start >= 8 and not self._owner.dead:
-            kind, channel, length = _FRAME_HEAD.unpack_from(buffer, start)
-            if length > _LONGEST_FRAME or buffer.startswith(b"AMQP", start):
+        owner, deliveries = self._owner, self.deliveries
+        while size - start >= 8 and not owner.dead:
+            kind, channel, length = _read_frame_head(buffer, start)
+            if length > _LONGEST_FRAME or kind == _PROTOCOL_HEADER:
                 raise NotAmqp(f"the peer sent {buffer[start : start + 16]!r}")
             at = start + 7
             end = at + length
@@ -190,21 +193,21 @@ class _PikaConnection(_TwistedConnectionAdapter):
             if buffer[end] != _FRAME_END:
                 raise NotAmqp("a frame without its end byte")
             if kind == _METHOD and buffer.startswith(_DELIVER, at):
-                if delivery := self.deliveries.get(channel):
+                if delivery := deliveries.get(channel):
                     delivery.begin(buffer, at + 4)
             elif kind == _HEADER:
-                if delivery := self.deliveries.get(channel):
-                    delivery.describe(_U64.unpack_from(buffer, at + 4)[0], read(buffer, at + 12, end))
+                if delivery := deliveries.get(channel):
+                    delivery.describe(_read_u64(buffer, at + 4)[0], read(buffer, at + 12, end))
                     read = read_content  # one time for each read is enough: it costs 1 to 3 µs
             elif kind == _BODY:
-                if delivery := self.deliveries.get(channel):
+                if delivery := deliveries.get(channel):
                     delivery.add(buffer[at:end])
             else:
-                if kind == _METHOD and buffer.startswith(_RETURN, at) and (delivery := self.deliveries.get(channel)):
+                if kind == _METHOD and buffer.startswith(_RETURN, at) and (delivery := deliveries.get(channel)):
                     delivery.begin_return(buffer, at + 4)
                 self._process_frame(pika_frame.decode_frame(buffer[start : end + 1])[1])
             start = end + 1
-            self.bytes_received += length + 8
+        self.bytes_received += start
         self._frame_buffer = buffer[start:]
 
     def stop_timers(self) -> None:

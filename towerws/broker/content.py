@@ -43,6 +43,7 @@ _read_i64 = struct.Struct(">q").unpack_from
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 0x8000, 0x4000, 0x2000
 _DELIVERY_MODE, _PRIORITY = 0x1000, 0x0800
 _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
+_RARE = _CORRELATION_ID | _REPLY_TO | _EXPIRATION
 _TIMESTAMP = 0x0040
 _MORE_FLAGS = 0x0001
 
@@ -138,9 +139,10 @@ def read_published(data: bytes, at: int, end: int) -> PublishedAt | None:
 
 def _skip_to_message_id(data: bytes, at: int, flags: int) -> int:
     at += bool(flags & _DELIVERY_MODE) + bool(flags & _PRIORITY)
-    for flag in (_CORRELATION_ID, _REPLY_TO, _EXPIRATION):
-        if flags & flag:
-            at += 1 + data[at]
+    if flags & _RARE:
+        for flag in (_CORRELATION_ID, _REPLY_TO, _EXPIRATION):
+            if flags & flag:
+                at += 1 + data[at]
     return at
 
 
