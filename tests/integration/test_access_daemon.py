@@ -152,7 +152,11 @@ def test_jwt_in_messages(tmp_path: Path) -> None:
         return json.loads(client.recv(DEADLINE_S))
 
     with Daemon(tmp_path, "embedded:", *flags, auth="jwt") as daemon:
-        with connect(daemon.url) as nobody, connect(daemon.url) as rude, connect(daemon.url, subprotocols=[SUBPROTOCOL]) as client:
+        with (
+            connect(daemon.url, open_timeout=DEADLINE_S) as nobody,
+            connect(daemon.url, open_timeout=DEADLINE_S) as rude,
+            connect(daemon.url, subprotocols=[SUBPROTOCOL], open_timeout=DEADLINE_S) as client,
+        ):
             assert daemon.get("/status")[1]["hub"]["subscribers"] == 0
             assert tell(rude, {"groups": {"job_events": [42]}}) == {"error": "no credential was brought: a token must be sent first"}
             assert close_code(rude) == 1008

@@ -330,7 +330,10 @@ def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], P
 def test_sigterm_closes_with_1012_and_says_goodbye(start: Start) -> None:
     """A stop closes each client with 1012, after which AWX's pages reconnect. The daemon exits with status 0."""
     daemon = start("embedded:")
-    with connect(daemon.url, subprotocols=[SUBPROTOCOL]) as v1, connect(daemon.url) as tower:
+    with (
+        connect(daemon.url, subprotocols=[SUBPROTOCOL], open_timeout=DEADLINE_S) as v1,
+        connect(daemon.url, open_timeout=DEADLINE_S) as tower,
+    ):
         v1.recv(DEADLINE_S)
         tower.recv(DEADLINE_S)
         daemon.stop()

@@ -71,7 +71,7 @@ def daemon(started: Daemon) -> Iterator[Daemon]:
 @pytest.fixture
 def bystander(daemon: Daemon) -> Iterator[Bystander]:
     """A bystander that is checked before and after the test."""
-    with connect(daemon.url) as client:
+    with connect(daemon.url, open_timeout=DEADLINE_S) as client:
         made = Bystander(daemon, client)
         made.check()
         yield made
@@ -149,7 +149,7 @@ def test_subscribe_flood(daemon: Daemon, bystander: Bystander) -> None:
 
 def test_sizes(daemon: Daemon, bystander: Bystander) -> None:
     """Promise 26: 64 KiB in are accepted and one byte more gets 1009. 8 MiB out arrive whole."""
-    with connect(daemon.url, max_size=None) as client:
+    with connect(daemon.url, max_size=None, open_timeout=DEADLINE_S) as client:
         client.recv(DEADLINE_S)
         client.send(json.dumps({"groups": {"job_events": [1]}}).ljust(65_536))
         assert "groups_current" in str(client.recv(DEADLINE_S))

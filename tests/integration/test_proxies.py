@@ -212,7 +212,7 @@ def test_a_quiet_connection_stays_open(tmp_path: Path) -> None:
         text = proxy.configuration.read_text()
         assert text.count("timeout tunnel 75s") == 1
         proxy.configuration.write_text(text.replace("timeout tunnel 75s", f"timeout tunnel {SILENCE_S}s"))
-        with proxy, connect(proxy.url.replace("127.0.0.1", "localhost"), subprotocols=[V1]) as client:
+        with proxy, connect(proxy.url.replace("127.0.0.1", "localhost"), subprotocols=[V1], open_timeout=DEADLINE_S) as client:
             client.recv(DEADLINE_S)
             with pytest.raises(TimeoutError):
                 client.recv(2 * SILENCE_S)

@@ -141,7 +141,10 @@ def test_the_second_signal_ends_at_once(make: Start, first: signal.Signals, seco
     """Otherwise a client that does not answer its close would delay the end by the drain window. The status is still 0."""
     port = free_port()
     process = make("--listen", tcp(port), "--websocket-drain-s", "60", "--websocket-linger-s", "60").start().runs()
-    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client, socket.create_connection(("127.0.0.1", port)) as mute:
+    with (
+        connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client,
+        socket.create_connection(("127.0.0.1", port)) as mute,
+    ):
         assert json.loads(client.recv())["type"] == "welcome"
         mute.sendall(
             b"GET /websocket/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -170,7 +173,7 @@ def test_sighup_keeps_the_clients(make: Start) -> None:
     """The settings are read again, and the clients stay connected."""
     port = free_port()
     process = make("--listen", tcp(port)).start().runs()
-    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
+    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         client.recv()
         for _ in range(3):
             process.signal(signal.SIGHUP)
@@ -281,7 +284,7 @@ def test_an_address_that_comes_later(make: Start) -> None:
         port = taken.getsockname()[1]
         process = make("--listen", tcp(port)).start().says("can't listen there yet: Address already in use; trying again for up to 30 s")
     process.runs()
-    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
+    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         assert json.loads(client.recv())["type"] == "welcome"
     assert process.output.count("trying again") == 1
 
@@ -445,7 +448,7 @@ def test_a_stale_socket_is_replaced(make: Start, tmp_path: Path, leave: Callable
         if key != "listen":
             assert unix_healthz(path) == 200
         elif shapes[key].startswith("unix:"):
-            with unix_connect(str(path), "ws://localhost/websocket/", subprotocols=[V1]) as client:
+            with unix_connect(str(path), "ws://localhost/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
                 assert json.loads(client.recv())["type"] == "welcome"
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
@@ -504,7 +507,7 @@ def test_two_that_start_at_once(make: Start, tmp_path: Path) -> None:
     finally:
         os.close(folder)
     process.runs()
-    with unix_connect(str(path), "ws://127.0.0.1/websocket/", subprotocols=[V1]) as client:
+    with unix_connect(str(path), "ws://127.0.0.1/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         assert json.loads(client.recv())["type"] == "welcome"
 
 
@@ -521,7 +524,7 @@ def test_killed_in_a_container_and_started_again(make: Start, tmp_path: Path) ->
     first.ends()
     first.log.unlink()
     second = make(*flags, before=(f"--pidfile={tmp_path}/own.pid",)).start(prefix=prefix).runs()
-    with unix_connect(str(path), "ws://localhost/websocket/", subprotocols=[V1]) as client:
+    with unix_connect(str(path), "ws://localhost/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         assert json.loads(client.recv())["type"] == "welcome"
     second.signal(signal.SIGKILL)
     second.ends()
@@ -568,7 +571,7 @@ def test_a_full_daemon_says_so(make: Start) -> None:
     process = make("--listen", tcp(port), "--limits-connections", "2").start().runs()
     with ExitStack() as leave:
         for _ in range(2):
-            leave.enter_context(connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1])).recv()
+            leave.enter_context(connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S)).recv()
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.sendall(b"GET /websocket/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -599,7 +602,9 @@ def test_the_log_is_utf_8(make: Start, tmp_path: Path, environ: dict[str, str]) 
     flags = ("--listen", tcp(port), "--auth", "jwt", "--jwt-algorithms", "HS256", "--jwt-secret-file", str(secret))
     process = make(*flags, environ=environ).start().runs()
     token = jwt.encode({"sub": "Jürgen 東京", "exp": time.time() + 60}, SECRET, "HS256")
-    with connect(f"ws://127.0.0.1:{port}/websocket/", additional_headers={"Authorization": f"Bearer {token}"}) as client:
+    with connect(
+        f"ws://127.0.0.1:{port}/websocket/", additional_headers={"Authorization": f"Bearer {token}"}, open_timeout=DEADLINE_S
+    ) as client:
         client.recv(DEADLINE_S)
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
@@ -610,7 +615,7 @@ def test_json(make: Start) -> None:
     """Every line is one object, from the first to the last."""
     port = free_port()
     process = make("--listen", tcp(port), "--log-format", "json").start().says("towerws 0.")
-    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
+    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         client.recv()
     process.signal(signal.SIGHUP)
     process.says("nothing has changed")
@@ -691,7 +696,7 @@ def test_twistd_s_own_log_file(make: Start, tmp_path: Path) -> None:
     while not (tmp_path / "own.log.1").exists():
         assert time.monotonic() < give_up, process.output
         time.sleep(0.02)  # between two polls of the folder
-    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1]) as client:
+    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         client.recv()
     process.signal(signal.SIGTERM)
     assert process.ends() == 0

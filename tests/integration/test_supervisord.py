@@ -128,12 +128,12 @@ def test_a_client_a_crash_and_an_orderly_stop(supervisor: Supervisor) -> None:
     supervisor.until_started(1)
     first = supervisor.pid()
     url = f"ws://localhost:{supervisor.port}/websocket/"
-    with connect(url, subprotocols=[V1]) as client:
+    with connect(url, subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         client.recv(DEADLINE_S)
     os.kill(first, signal.SIGKILL)
     supervisor.until_started(2)
     assert supervisor.pid() != first
-    with connect(url, subprotocols=[V1]) as client:
+    with connect(url, subprotocols=[V1], open_timeout=DEADLINE_S) as client:
         client.recv(DEADLINE_S)
         stopping = subprocess.Popen(supervisor.command("stop", "towerws"), stdout=subprocess.DEVNULL)
         assert json.loads(client.recv(DEADLINE_S))["type"] == "bye"

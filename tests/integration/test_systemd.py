@@ -187,7 +187,7 @@ def test_a_life(tmp_path: Path, manager: Manager, watched: dict[str, str]) -> No
     daemon = Daemon(tmp_path, "embedded:", "--websocket-drain-s", "20", environment=watched)
     with daemon:
         assert "STATUS=ready; 0 clients" in manager.until("READY=1") + manager.received()
-        with connect(daemon.url, subprotocols=[Subprotocol("towerws.v1")]) as client:
+        with connect(daemon.url, subprotocols=[Subprotocol("towerws.v1")], open_timeout=DEADLINE_S) as client:
             client.recv(DEADLINE_S)
             assert "WATCHDOG=1" in manager.until("STATUS=ready; 1 clients")
             daemon.begin_stop()
@@ -271,7 +271,7 @@ def test_another_process_s_watchdog(tmp_path: Path, manager: Manager, watched: d
     """WATCHDOG_PID names this test: the daemon pings nobody, but it still says READY."""
     with Daemon(tmp_path, "embedded:", environment={**watched, "WATCHDOG_PID": str(os.getpid())}) as daemon:
         manager.until("STATUS=ready; 0 clients")
-        with connect(daemon.url, subprotocols=[Subprotocol("towerws.v1")]):
+        with connect(daemon.url, subprotocols=[Subprotocol("towerws.v1")], open_timeout=DEADLINE_S):
             manager.until("STATUS=ready; 1 clients")
     assert "READY=1" in manager.lines
     assert "WATCHDOG=1" not in manager.lines
@@ -421,6 +421,7 @@ def test_secrets_and_tls_from_credentials(tmp_path: Path, credentials: Path) -> 
             ssl=trust,
             subprotocols=[V1],
             additional_headers={"Authorization": f"Bearer {token}"},
+            open_timeout=DEADLINE_S,
         ) as client:
             assert json.loads(client.recv(DEADLINE_S))["type"] == "welcome"
         process.signal(signal.SIGTERM)

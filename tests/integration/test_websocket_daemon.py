@@ -148,7 +148,10 @@ def subscribers(daemon: Daemon) -> int:
 
 def test_two_clients_of_other_makers(daemon: Daemon) -> None:
     """`websockets` and `websocket-client`, one on each dialect, get their events in order, and close cleanly."""
-    with connect(daemon.url, subprotocols=[V1]) as first, closing(websocket.create_connection(daemon.url[:-1])) as second:
+    with (
+        connect(daemon.url, subprotocols=[V1], open_timeout=DEADLINE_S) as first,
+        closing(websocket.create_connection(daemon.url[:-1])) as second,
+    ):
         both(daemon, first, second)
     assert first.close_code == 1000
 
@@ -170,7 +173,7 @@ def both(daemon: Daemon, first: ClientConnection, second: Any) -> None:
 
 def test_large_messages_both_ways(daemon: Daemon) -> None:
     """4 MiB out arrive whole. More than 64 KiB in gets 1009, which a client reads even if it sends much more."""
-    with connect(daemon.url, max_size=None) as client:
+    with connect(daemon.url, max_size=None, open_timeout=DEADLINE_S) as client:
         client.recv(DEADLINE_S)
         client.send(json.dumps({"groups": {"job_events": [1]}}))
         client.recv(DEADLINE_S)
@@ -184,7 +187,7 @@ def test_large_messages_both_ways(daemon: Daemon) -> None:
 def test_stops_reading_and_starts_again(daemon: Daemon) -> None:
     """A client that stops reading gets everything in order when it reads again. Little is kept for it, and a bystander notices nothing."""
     count, filler = 300, "y" * 100_000
-    with RawClient(daemon, groups={"job_events": [1]}) as slow, connect(daemon.url) as bystander:
+    with RawClient(daemon, groups={"job_events": [1]}) as slow, connect(daemon.url, open_timeout=DEADLINE_S) as bystander:
         bystander.recv(DEADLINE_S)
         bystander.send(json.dumps({"groups": {"job_events": [1]}}))
         bystander.recv(DEADLINE_S)
@@ -218,7 +221,7 @@ def test_closes_and_stalls(daemon: Daemon) -> None:
 
 def test_ping_flood(daemon: Daemon) -> None:
     """A client that floods pings and reads nothing is closed with 1008. Others notice nothing."""
-    with RawClient(daemon, groups={"job_events": [1]}) as flooder, connect(daemon.url) as bystander:
+    with RawClient(daemon, groups={"job_events": [1]}) as flooder, connect(daemon.url, open_timeout=DEADLINE_S) as bystander:
         flood = frame(PING, b"x" * 100) * 1000
         flooder.socket.settimeout(LINGER_S + 3)
         with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
@@ -270,7 +273,7 @@ def test_admin_port(daemon: Daemon) -> None:
 def test_sigterm(stopping: Daemon) -> None:
     """SIGTERM closes the clients with 1012, aborts those that do not answer or read, and ends the daemon in time."""
     with (
-        connect(stopping.url, subprotocols=[V1]) as polite,
+        connect(stopping.url, subprotocols=[V1], open_timeout=DEADLINE_S) as polite,
         RawClient(stopping, groups={"job_events": [1]}) as deaf,
         RawClient(stopping, groups={"job_events": [1]}) as silent,
         RawClient(stopping) as late,
