@@ -38,7 +38,7 @@ from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples
 from towerws.admin.site import probed_handshake, restart_daemon
 from towerws.auth.base import Refused, Throttled, Unavailable
 from towerws.core.errors import CloseReason
-from towerws.core.handshake_probes import HEADER, HandshakeProbes
+from towerws.core.handshake_probes import PROBE_HEADER, HandshakeProbes
 from towerws.core.http_head import parse_head
 from towerws.core.identity import Disconnection
 from towerws.core.plain_answers import HistoryPage, page_json
@@ -325,7 +325,7 @@ def test_the_figures_that_the_console_and_the_doctor_get_are_as_described() -> N
     probes = HandshakeProbes()
     name = "a" * 32
     probes.ask(name)
-    probes.note({HEADER: name, "host": "a"}, "192.0.2.1", 40000, "192.0.2.2", trusted=True)
+    probes.note({PROBE_HEADER: name, "host": "a"}, "192.0.2.1", 40000, "192.0.2.2", trusted=True)
     check("POST", "/probe", as_reply(probed_handshake(PROBE, probes)))
     moved = restart_daemon(lambda: succeed({"pid": 7, **HandOverCounters(closed=Counter(tls=1)).figures()}))
     check("POST", "/restart", as_reply(fired(moved)))

@@ -124,12 +124,12 @@ class Session:
     def __init__(self, identity: Identity, on_review: Callable[[], object]) -> None:
         self.identity = identity
         self.reviews = 0
-        self._on_review = on_review
+        self._on_apply = on_review
 
-    def review(self) -> None:
+    def apply_groups(self) -> None:
         """Count it."""
         self.reviews += 1
-        self._on_review()
+        self._on_apply()
 
     def recheck(self) -> None:
         """The check succeeds."""

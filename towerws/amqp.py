@@ -40,7 +40,7 @@ from towerws.broker.reader import ReadProgress
 from towerws.broker.session import BrokerSession, SessionParts
 from towerws.core.settings import BrokerSettings, BrokerUrl
 from towerws.core.sources import Sink, SourceState, SourceStatus
-from towerws.outgoing import broker_endpoint
+from towerws.outgoing import MakeEndpoint, broker_endpoint
 
 __all__ = ["AmqpSource", "quiet_pika"]
 
@@ -51,8 +51,6 @@ LOG_AGAIN_S: Final = 60.0
 """The same failure is logged at most once in this time."""
 NO_MARKER_S: Final = 30.0
 """After this long without a marker, the next host is tried. With a single host it is twice as long: a live consumer is worth more."""
-
-Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
 
 class AmqpSource:
@@ -73,7 +71,7 @@ class AmqpSource:
         *,
         control: ControlListener | None = None,
         publisher: ConfirmedPublisher | None = None,
-        endpoint: Endpoint | None = None,
+        endpoint: MakeEndpoint | None = None,
         rng: random.Random | None = None,
         uptime: Callable[[], float] = machine_uptime,
     ) -> None:
@@ -87,7 +85,7 @@ class AmqpSource:
         self._markers = MarkerPublisher(self._publisher, settings.exchange, reactor, uptime)
         no_marker_s = NO_MARKER_S if len(settings.urls) > 1 else 2 * NO_MARKER_S
         self._watch = BindingWatch(self._markers, reactor, exchange=settings.exchange, passive=settings.passive, no_marker_s=no_marker_s)
-        self._progress = ReadProgress(sink, log=secrets.token_hex(4))
+        self._progress = ReadProgress(sink, epoch=secrets.token_hex(4))
         self._parts = SessionParts(settings, reactor, self._progress, self._markers, self._watch, control)
         self._urls = self._rng.sample(settings.urls, len(settings.urls))
         self._next_url = 0
@@ -240,7 +238,7 @@ class AmqpSource:
         if steady:
             self._round = self._tried = 0
         self._tried += 1
-        if session.consumed:
+        if session.live_since is not None:
             self._round, self._tried = min(self._round, 1), 1
             return self._rng.uniform(0, settings.backoff_min_s)
         if self._tried % len(self._urls):

@@ -1,6 +1,6 @@
 """The embedded source, which needs no broker. Deliveries come from `POST /publish` on the admin port.
 
-Its log ends with the process. The log's random name makes positions of an earlier process invalid.
+Its log ends with the process. The log's random epoch makes positions of an earlier process invalid.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class EmbeddedSource:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._log = secrets.token_hex(4)
+        self._epoch = secrets.token_hex(4)
         self._offset = 0
         self._state = SourceState.IDLE
 
     def start(self) -> None:
         """Begin the log, and report that history is complete."""
-        self._sink.begin(self._log)
+        self._sink.begin(self._epoch)
         self._state = SourceState.CONSUMING
         self._sink.caught_up()
 
@@ -41,13 +41,13 @@ class EmbeddedSource:
 
     @property
     def place(self) -> tuple[str, int]:
-        """The log's name, and the offset of its newest event."""
-        return self._log, self._offset
+        """The log's epoch, and the offset of its newest event."""
+        return self._epoch, self._offset
 
-    def continue_log(self, log: str, floor: int) -> None:
+    def continue_log(self, epoch: str, floor: int) -> None:
         """Go on with the log of another process, whose history begins after the offset `floor`. Only before the first event."""
-        self._log, self._offset = log, floor
-        self._sink.continue_log(log, floor)
+        self._epoch, self._offset = epoch, floor
+        self._sink.continue_log(epoch, floor)
 
     def keep(self, events: Iterable[Event], offset: int) -> None:
         """Put events of that process into history. `offset` is that of its newest event."""
@@ -61,7 +61,7 @@ class EmbeddedSource:
         self._offset += 1
         self._sink.deliver(routing_key, payload, self._offset, message_id)
         self._sink.end_batch(_written)
-        return f"{self._offset}-{self._log}"
+        return f"{self._offset}-{self._epoch}"
 
 
 def _written(size: int) -> None:

@@ -20,6 +20,10 @@ MAX_FILE_BYTES: Final = 16 * 1024**2
 _PEM_END: Final = b"-----END CERTIFICATE-----"
 
 
+MakeEndpoint = Callable[[BrokerUrl], IStreamClientEndpoint]
+"""Returns the endpoint of a broker, as `broker_endpoint` does."""
+
+
 def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> IStreamClientEndpoint:
     """Return the endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
 

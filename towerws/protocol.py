@@ -24,7 +24,7 @@ from towerws.core.errors import CloseReason, HandshakeError
 from towerws.core.frames import is_close_code, whole_text
 from towerws.core.handshake_probes import HandshakeProbes
 from towerws.core.identity import Identity
-from towerws.core.limits import OPTIONS, ConnectionLimits, TokenBucket
+from towerws.core.limits import LIMIT_OPTIONS, ConnectionLimits, TokenBucket
 from towerws.core.origins import Proxies
 from towerws.core.plain_answers import EVENT_STREAM, retry_line
 from towerws.core.plain_requests import PlainRequest, json_response, stream_response
@@ -235,7 +235,7 @@ class WebSocketConnection(MovableConnection):
 
     def onAutoPingTimeout(self) -> None:
         """A ping got no answer in time."""
-        self.factory.context.limits["pong_s"] += 1
+        self.factory.context.limit_counts["pong_s"] += 1
         self._ended_by = "pong_timeout"
         super().onAutoPingTimeout()
 
@@ -328,7 +328,7 @@ class WebSocketConnection(MovableConnection):
             return
         if limit:
             self._limit = f": {limit}"
-            self.factory.context.limits[limit] += 1
+            self.factory.context.limit_counts[limit] += 1
         self._ended_by = reason.name.lower()
         close = reason.value
         if (session := self._session or self._unauthenticated) is not None:
@@ -362,7 +362,7 @@ class WebSocketConnection(MovableConnection):
         factory = self.factory
         factory.connection_limits.dismiss(self._slot)
         factory.refused_for[word] = factory.refused_for.get(word, 0) + 1
-        factory.context.refusals.line(self.address, word, status=reason.value.code, detail=OPTIONS.get(word, reason.value.reason))
+        factory.context.refusals.line(self.address, word, status=reason.value.code, detail=LIMIT_OPTIONS.get(word, reason.value.reason))
         self.end(reason)
 
     # helpers

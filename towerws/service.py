@@ -188,8 +188,8 @@ class TowerwsService(Service):
             probes=self.websockets.probes,
             show_details=settings.admin_details,
         )
-        self._trim = LoopingCall(self._trim_history)
-        self._trim.clock = reactor
+        self._every_second = LoopingCall(self._each_second)
+        self._every_second.clock = reactor
 
     # IService
 
@@ -214,7 +214,7 @@ class TowerwsService(Service):
         accept_throttle.hold(JOINABLE_S)
         self.source.start()
         self.reactor_lag.start()
-        self._trim.start(1.0, now=False)
+        self._every_second.start(1.0, now=False)
         self.context.credential_monitor.start()
         self.restarts.start()
         self._log.info(
@@ -234,8 +234,8 @@ class TowerwsService(Service):
         self._stopping = True
         self.restarts.stop()
         self.websockets.accept_throttle.detach()
-        if self._trim.running:
-            self._trim.stop()
+        if self._every_second.running:
+            self._every_second.stop()
         self.context.credential_monitor.stop()
         self.reactor_lag.stop()
         done: Deferred[None] = Deferred()
@@ -309,7 +309,7 @@ class TowerwsService(Service):
             self.context.reload(settings, groups)
             self.websockets.reload(settings, limits)
             unchanged = not methods.methods and settings.groups == before.groups
-            return succeed(None) if unchanged else self.context.credential_monitor.review_all()
+            return succeed(None) if unchanged else self.context.credential_monitor.apply_groups_to_all()
 
         return put_in_force, files
 
@@ -384,7 +384,7 @@ class TowerwsService(Service):
         """Return the body of this daemon's control marker, with the current process id: twistd may have forked."""
         return ControlMarker(DaemonName(self._id, f"{platform.node()}:{os.getpid()}"), text).body
 
-    def _trim_history(self) -> None:
+    def _each_second(self) -> None:
         now = self._reactor.seconds()
         self.history.trim(now)
         try:

@@ -67,7 +67,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
             "closed_for": dict(websockets.closed_for),
             "revoked": context.credential_monitor.revoked,
             "rechecks": context.credential_monitor.figures(),
-            "limits": dict(context.limits),
+            "limits": dict(context.limit_counts),
             "replays_delayed": context.replays.delays,
             "renewed": context.renewed,
             "accepted": websockets.connection_limits.arrived,

@@ -16,7 +16,7 @@ def comparison(*, anchor: tuple[int, bytes] | None = None, upto: int = 12) -> Lo
     sink = RecordingSink()
     for offset in range(10, upto + 1):
         sink.deliver(KEY, b"%d" % offset, offset, None)
-    return LogComparison(ReadProgress(sink, log="", read=upto, anchor=anchor))
+    return LogComparison(ReadProgress(sink, epoch="", read=upto, anchor=anchor))
 
 
 @each_row(

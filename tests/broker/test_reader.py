@@ -15,7 +15,7 @@ def progress(*, newest: int | None = None, skip: int = 0, **known: object) -> Re
     sink = RecordingSink()
     if newest is not None:
         sink.deliver("jobs.x", b"{}", newest, None)
-    return ReadProgress(sink, log="", unreadable=UnreadableEntry(skip=skip, evidence=77), **known)  # type: ignore[arg-type]
+    return ReadProgress(sink, epoch="", unreadable=UnreadableEntry(skip=skip, evidence=77), **known)  # type: ignore[arg-type]
 
 
 @each_row(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kit.rows import each_row
-from towerws.core.handshake_probes import HEADER, MAX_PROBES, MAX_VALUE_CHARACTERS, HandshakeProbes, parse_probe
+from towerws.core.handshake_probes import MAX_PROBES, MAX_VALUE_CHARACTERS, PROBE_HEADER, HandshakeProbes, parse_probe
 
 NAME = "0123456789abcdef" * 2
 
@@ -11,7 +11,7 @@ NAME = "0123456789abcdef" * 2
 def test_only_names_that_were_asked_for_are_remembered() -> None:
     """A client can't make the daemon remember anything. A probe shows addresses and forwarded headers, and no credential."""
     probes = HandshakeProbes()
-    headers = {HEADER: NAME, "host": "h", "x-forwarded-for": "x" * 1000, "cookie": "canary", "authorization": "canary"}
+    headers = {PROBE_HEADER: NAME, "host": "h", "x-forwarded-for": "x" * 1000, "cookie": "canary", "authorization": "canary"}
     probes.note(headers, "127.0.0.1", 5000, "203.0.113.7", trusted=True)
     assert probes.ask(NAME) is None
     probes.note(headers, "127.0.0.1", 5000, "203.0.113.7", trusted=True)
@@ -31,7 +31,7 @@ def test_the_number_of_probes_is_bounded() -> None:
     for name in names:
         probes.ask(name)
     for name in names[:2]:
-        probes.note({HEADER: name}, "p", 1, "a", trusted=False)
+        probes.note({PROBE_HEADER: name}, "p", 1, "a", trusted=False)
     assert probes.ask(names[1]) is not None
     assert probes.ask(names[0]) is None
 

@@ -978,7 +978,7 @@ def test_a_connection_of_another_process_goes_on_at_its_places() -> None:
     for log in (old, new):
         log.publish("a.c")
         log.hub.flush()
-    position, later = old.hub.place(subscriber)
+    position, later = old.hub.flush_to_place(subscriber)
     assert subscriber.behind
     since, joined = new.history.find(position), new.history.find(later["a.c"])
     assert since is not None
@@ -992,4 +992,4 @@ def test_a_connection_of_another_process_goes_on_at_its_places() -> None:
     new.publish("a.c")
     new.hub.flush()
     assert [event["payload"]["n"] for event in successor.take_json()] == [5]
-    assert new.hub.place(adopted) == (new.hub.position, {})
+    assert new.hub.flush_to_place(adopted) == (new.hub.position, {})

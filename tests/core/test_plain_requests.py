@@ -34,8 +34,8 @@ def head(path: str, query: str = "", method: str = "GET", **headers: str) -> Hea
 @each_row(
     ("found", "route"),
     [
-        (head("/websocket/"), Route.PROBE),
-        (head("/api/websocket"), Route.PROBE),
+        (head("/websocket/"), Route.WEBSOCKET_PATH),
+        (head("/api/websocket"), Route.WEBSOCKET_PATH),
         (head("/websocket/", upgrade="websocket"), None),
         (head("/websocket/", upgrade="h2c"), None),
         (head("/websocket/", method="POST"), None),
@@ -66,7 +66,7 @@ def test_which_path_is_for_what(found: Head, route: Route | None) -> None:
         (Route.EVENTS, f"{TOPIC}&since=", PlainRequest(Route.EVENTS, ("job_events.42",))),
         (Route.HISTORY, f"{TOPIC}&since=12-ab&limit=1000", PlainRequest(Route.HISTORY, ("job_events.42",), "12-ab", 1000)),
         (Route.HISTORY, f"{'&'.join([TOPIC] * 4)}&since=&token=x&limit=9", PlainRequest(Route.HISTORY, ("job_events.42",), None, 9)),
-        (Route.PROBE, "anything=else", PlainRequest(Route.PROBE)),
+        (Route.WEBSOCKET_PATH, "anything=else", PlainRequest(Route.WEBSOCKET_PATH)),
     ],
 )
 def test_good_requests(route: Route, query: str, wanted: PlainRequest) -> None:
@@ -131,7 +131,7 @@ def test_any_query_is_read_or_refused(query: str) -> None:
 
 def test_other_methods() -> None:
     """Only GET."""
-    for route in (Route.EVENTS, Route.HISTORY, Route.PROBE):
+    for route in (Route.EVENTS, Route.HISTORY, Route.WEBSOCKET_PATH):
         with pytest.raises(HandshakeError, match="GET only"):
             read_plain_request(head("/events", TOPIC, "POST"), route, GROUPS, 3)
 
@@ -158,7 +158,7 @@ def test_refused_topics() -> None:
 def test_statuses(reason: str, status: int, events: int) -> None:
     """A probe has the handshake's status. Events and history tell 401 and 429 apart."""
     error = HandshakeError(status, "text", reason)
-    assert plain_error(error, Route.PROBE).status == status
+    assert plain_error(error, Route.WEBSOCKET_PATH).status == status
     assert plain_error(error, Route.EVENTS).status == events
     assert plain_error(error, Route.HISTORY).reason == reason
 

@@ -22,7 +22,7 @@ from towerws.core.requests import (
     Request,
     TokenMessage,
     parse_message,
-    parse_request,
+    parse_message_text,
 )
 from towerws.core.settings import GroupSettings
 from towerws.core.topics import GroupTable
@@ -33,7 +33,7 @@ MESSAGE_BYTES = 64 * 1024
 
 def parse(text: str, max_topics: int = 1000) -> Request:
     """Read a message as a connection would."""
-    request = parse_request(text, GROUPS, max_topics)
+    request = parse_message_text(text, GROUPS, max_topics)
     assert isinstance(request, Request)
     return request
 
@@ -313,7 +313,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 def test_a_token_is_read_and_not_shown() -> None:
     """A message with a token is a `TokenMessage`, with any other keys but `groups`. Its `repr` does not show the token."""
-    message = parse_request('{"token": "canary", "id": [1], "since": 7}', GROUPS, 1000)
+    message = parse_message_text('{"token": "canary", "id": [1], "since": 7}', GROUPS, 1000)
     assert isinstance(message, TokenMessage)
     assert (message.token.reveal(), message.request_id) == ("canary", [1])
     assert "canary" not in repr(message)

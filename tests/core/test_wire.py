@@ -12,7 +12,7 @@ from tests.kit.rows import each_row
 from towerws.core.deliveries import Delivery, Fingerprint
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.identity import Identity
-from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_request
+from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message_text
 from towerws.core.topics import GroupTable
 from towerws.core.wire import SUBPROTOCOL, TOWER, V1, Change, Dialect, Gap
 
@@ -74,11 +74,11 @@ def test_every_golden_sample_is_checked() -> None:
 
 def test_the_golden_messages_are_understood() -> None:
     """What the document tells clients to send is what is read."""
-    token = parse_request(SAMPLES["any", "token"]["frame"], GroupTable(), 1000)
+    token = parse_message_text(SAMPLES["any", "token"]["frame"], GroupTable(), 1000)
     assert isinstance(token, TokenMessage)
     assert (token.token.reveal()[:12], token.request_id) == ("eyJhbGciOiJF", 2)
-    assert parse_request(SAMPLES["towerws.v1", "ping"]["frame"], GroupTable(), 1000) == PingMessage("are you there?")
-    assert parse_request(SAMPLES["any", "request"]["frame"], GroupTable(), 1000) == Request(
+    assert parse_message_text(SAMPLES["towerws.v1", "ping"]["frame"], GroupTable(), 1000) == PingMessage("are you there?")
+    assert parse_message_text(SAMPLES["any", "request"]["frame"], GroupTable(), 1000) == Request(
         topics=("jobs.status_changed", "jobs.summary", "job_events.42"), since="1041-5b0c7e9f21aa", request_id=1, xrftoken="…"
     )
 
@@ -118,7 +118,7 @@ def test_tower_has_no_word_for_a_gap_or_a_farewell() -> None:
 )
 def test_towers_text_for_an_item_is_awxs(message: str, error: str) -> None:
     """One error frame for each item that is left out, in AWX's own words (awx-contract 1.2)."""
-    request = parse_request(message, GroupTable(), 1000)
+    request = parse_message_text(message, GroupTable(), 1000)
     assert isinstance(request, Request)
     (denied,) = request.denied
     reply = TOWER.denied(denied)
@@ -143,7 +143,7 @@ def test_towers_text_for_an_item_is_awxs(message: str, error: str) -> None:
 def test_towers_text_for_a_whole_message(message: str, error: str) -> None:
     """One error frame: AWX's text for what AWX answers, ours where it kept silent or closed (awx-contract 1.3)."""
     with pytest.raises(BadRequest) as caught:
-        parse_request(message, GroupTable(), 1000)
+        parse_message_text(message, GroupTable(), 1000)
     assert json.loads(TOWER.error(caught.value)) == {"error": error}
 
 

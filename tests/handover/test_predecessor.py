@@ -30,7 +30,7 @@ class Connection:
         self.calls: list[str] = []
         self.is_waiting = False
 
-    def why_bound(self) -> str | None:
+    def why_not_movable(self) -> str | None:
         """The test's answer."""
         return "moved" if "release" in self.calls else self.bound
 

@@ -120,7 +120,7 @@ def test_guessing_is_slow(make: Edges, tries: int) -> None:
     edge.publish("job_events.1", {"n": 1})
     assert client.take()[-1] == {"n": 1}
     assert client.close_code() is None
-    assert edge.context.limits["distrust"] == tries - 3
+    assert edge.context.limit_counts["distrust"] == tries - 3
 
 
 def test_hang_up_while_an_answer_is_held_back(make: Edges) -> None:

@@ -15,7 +15,7 @@ from towerws.core.http_head import Head
 from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import AccessSettings
 from towerws.websocket.credential_monitor import CREDENTIALS_AT_ONCE, CREDENTIALS_PER_TICK
-from towerws.websocket.session import STATIC_S
+from towerws.websocket.session import MAX_UNCHECKED_S
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ class Session:
     def recheck(self) -> None:
         """The check succeeds."""
 
-    def review(self) -> None:
+    def apply_groups(self) -> None:
         """The check succeeds."""
 
     def revoke(self) -> None:
@@ -290,7 +290,7 @@ def test_how_late_re_checks_are(make: Edges) -> None:
         watch(edge, 100)
         assert 5 < float(str(credential_monitor.figures()["late_s"])) < 15  # 18 s for all of them, and rounds of 8 to 10 s
         assert len(lines) == 2
-        assert "4500 credentials are connected, 250 a second are checked" in lines[0]
+        assert "4500 credentials are connected, at most 250 a second are checked" in lines[0]
         for session in sessions[room:]:
             credential_monitor.leave(session)
         watch(edge, 20)
@@ -327,7 +327,7 @@ def test_a_check_that_cannot_be_made(make: Edges) -> None:
     watch(edge, 120)
     client.ask({"job_events": [1, 2]})
     assert client.take()[0]["denied"] == []
-    watch(edge, STATIC_S)
+    watch(edge, MAX_UNCHECKED_S)
     client.ask({"job_events": [1, 2, 3]})
     assert client.take()[0]["denied"] == [{"topic": "job_events.3", "reason": "unavailable"}]
     edge.publish("job_events.2", {"n": 2})
@@ -397,7 +397,7 @@ def test_never(make: Edges) -> None:
     method = Tower()
     edge = make(method, access=AccessSettings(revalidate_s=0), ping_s=3600)
     client = enter(edge, "7-a", v1=True)
-    watch(edge, STATIC_S + 300)
+    watch(edge, MAX_UNCHECKED_S + 300)
     assert method.asked == []
     client.ask({"job_events": [3]})
     assert client.take()[0]["denied"] == []
@@ -412,7 +412,7 @@ class Broken:
         """Fails."""
         raise RuntimeError("ours")
 
-    def review(self) -> None:
+    def apply_groups(self) -> None:
         """Fails."""
         raise RuntimeError("ours")
 

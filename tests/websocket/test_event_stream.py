@@ -626,7 +626,7 @@ def test_a_long_wait_for_a_position(make: Edges) -> None:
     assert not waiting.transport.lost
     edge.advance(2)
     assert (status(waiting), body(waiting)) == (503, b"the position can't be judged yet: ask again with it\n")
-    assert edge.context.limits["handshake_s"] == 0
+    assert edge.context.limit_counts["handshake_s"] == 0
 
 
 def test_a_reader_of_history_that_does_not_read(make: Edges) -> None:

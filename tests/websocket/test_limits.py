@@ -105,8 +105,8 @@ def test_each_limit_is_counted_by_its_name(make: Edges, limit: str, meet: Callab
     bystander.connection.autoPingPendingCall = None
     meet(edge)
     if ends:
-        assert dict(edge.context.limits) == ({limit: 1, "messages_per_s": 1} if limit == "inbox" else {limit: 1})
+        assert dict(edge.context.limit_counts) == ({limit: 1, "messages_per_s": 1} if limit == "inbox" else {limit: 1})
     else:
-        assert edge.context.limits[limit] == 1
+        assert edge.context.limit_counts[limit] == 1
     edge.publish("job_events.1", {"n": 1})
     assert bystander.take()[-1] == {"n": 1}

@@ -39,7 +39,7 @@ def reload(
     )
     edge.context.reload(settings, GroupTable({"chat": GroupSettings()} if groups is None else groups))
     edge.factory.reload(settings, settings.limits)
-    edge.context.credential_monitor.review_all()
+    edge.context.credential_monitor.apply_groups_to_all()
 
 
 @each_row(

@@ -22,7 +22,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet import defer, interfaces
+from twisted.internet import defer
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
@@ -31,7 +31,7 @@ from towerws.broker.publishing_connection import OutgoingMessage, PublishingConn
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishNacked, PublishQueueFull, PublishRefused
 from towerws.core.publication import MAX_LINES, Outcome, Publication, Published
 from towerws.core.settings import BrokerSettings, BrokerUrl
-from towerws.outgoing import broker_endpoint
+from towerws.outgoing import MakeEndpoint, broker_endpoint
 
 CONFIRM_S: Final = 5.0
 """Connecting with TLS and a confirm take about 20 ms. The rest is for a busy machine, or for another host."""
@@ -41,8 +41,6 @@ MAX_WAITING: Final = 1000
 """How many messages may wait for their confirm, unless a publisher has its own bound."""
 MAX_WAITING_BYTES: Final = 8 * 1024**2
 """How many bytes these messages may have."""
-
-Endpoint = Callable[[BrokerUrl], interfaces.IStreamClientEndpoint]
 
 MAX_EVENTS: Final = 10 * MAX_LINES
 """How many events may wait for a confirm: ten full batches."""
@@ -63,7 +61,7 @@ class ConfirmedPublisher:
         reactor: Any,
         *,
         prefer: Callable[[], BrokerUrl | None],
-        endpoint: Endpoint | None = None,
+        endpoint: MakeEndpoint | None = None,
         purpose: str = "control",
         max_waiting: int = MAX_WAITING,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
@@ -225,7 +223,7 @@ class EventPublisher:
         *,
         prefer: Callable[[], BrokerUrl | None],
         max_payload_bytes: int,
-        endpoint: Endpoint | None = None,
+        endpoint: MakeEndpoint | None = None,
     ) -> None:
         self._exchange = settings.exchange
         self._publisher = ConfirmedPublisher(

@@ -52,7 +52,7 @@ class ConsumerEvents(Protocol):
 class Consumer:
     """Consumes a stream or a queue on a channel of its own.
 
-    `topology` declares everything on the open channel, and returns the name of what to consume. `start` is the stream's
+    `declare` declares everything on the open channel, and returns the name of the stream or queue to consume. `start` is the stream's
     `x-stream-offset`. A queue ignores it.
     """
 
@@ -62,7 +62,7 @@ class Consumer:
         self,
         connection: BrokerConnection,
         mode: Mode,
-        topology: Callable[[Any], str],
+        declare: Callable[[Any], str],
         start: object,
         settings: BrokerSettings,
         progress: ReadProgress,
@@ -73,7 +73,7 @@ class Consumer:
         """The offset that the next message should have. None: the reader judges each message."""
         self._connection = connection
         self._mode = mode
-        self._topology = topology
+        self._declare = declare
         self._start = start
         self._progress = progress
         self._reactor = reactor
@@ -142,12 +142,12 @@ class Consumer:
     def _opened(self, channel: Channel) -> None:
         if self._closed:
             return
-        source = self._topology(channel)
+        queue = self._declare(channel)
         if self._mode is Mode.STREAM:
             arguments = {"x-stream-offset": self._start}
-            channel.basic_consume(source, unused_callback, arguments=arguments, callback=self._consume_ok)
+            channel.basic_consume(queue, unused_callback, arguments=arguments, callback=self._consume_ok)
         else:
-            channel.basic_consume(source, unused_callback, exclusive=True, callback=self._consume_ok)
+            channel.basic_consume(queue, unused_callback, exclusive=True, callback=self._consume_ok)
 
     def _consume_ok(self, _: object) -> None:
         if not self._closed:

@@ -38,7 +38,7 @@ MARKER_RETRY_S: Final = 1.0
 ASK_EVERY_S: Final = 0.1
 """At most one marker in this time is published for clients that wait for a position, however many they are."""
 
-Done = Callable[[BrokerError | None], None]
+MarkerAnswered = Callable[[BrokerError | None], None]
 """Called with the broker's answer to a marker: None if a queue has it, else why not."""
 
 
@@ -90,11 +90,11 @@ class MarkerPublisher:
         """When a marker that has a number was published, in monotonic seconds."""
         return self._sent[marker.text][1]
 
-    def send_through_exchange(self, done: Done, *, hole: int | None = None, sent: Callable[[str], None] = lambda _: None) -> str:
+    def send_through_exchange(self, done: MarkerAnswered, *, hole: int | None = None, sent: Callable[[str], None] = lambda _: None) -> str:
         """Publish a marker that proves the binding, and return its text. `sent` is called with the text before anything else happens."""
         return self._send(self._exchange, MARKER_TOPIC, hole, done, sent)
 
-    def send_direct(self, key: str, done: Done, sent: Callable[[str], None] = lambda _: None) -> str:
+    def send_direct(self, key: str, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> str:
         """Publish a marker straight to the stream or queue `key`, and return its text. If that is refused, it goes through the exchange."""
         refused_at = self._direct_refused_at
         if refused_at is not None and self._reactor.seconds() - refused_at < REFUSAL_S:
@@ -109,7 +109,7 @@ class MarkerPublisher:
 
         return self._send("", key, None, answered, sent)
 
-    def _send(self, exchange: str, routing_key: str, hole: int | None, done: Done, sent: Callable[[str], None]) -> str:
+    def _send(self, exchange: str, routing_key: str, hole: int | None, done: MarkerAnswered, sent: Callable[[str], None]) -> str:
         marker = Marker(secrets.token_hex(16), self._daemon, hole, self.machine, self._previous_s if self.machine else None)
         self.count += 1
         self._sent[marker.text] = self.count, self._reactor.seconds()
@@ -120,7 +120,7 @@ class MarkerPublisher:
         published.addCallbacks(partial(self._confirmed, done, int(self.uptime())), partial(_failed, done))
         return marker.text
 
-    def _confirmed(self, done: Done, sent_s: int, _: object) -> None:
+    def _confirmed(self, done: MarkerAnswered, sent_s: int, _: object) -> None:
         self._previous_s = sent_s
         done(None)
 
@@ -143,7 +143,9 @@ class ProofMarkers:
     `answered` gets None when the broker has the marker `sending`, or why it was not published.
     """
 
-    def __init__(self, markers: MarkerPublisher, stream: str, sink: Sink, reactor: interfaces.IReactorTime, answered: Done) -> None:
+    def __init__(
+        self, markers: MarkerPublisher, stream: str, sink: Sink, reactor: interfaces.IReactorTime, answered: MarkerAnswered
+    ) -> None:
         self.newest: Proof | None = None
         """The newest of these markers that was read."""
         self.sending = ""
@@ -272,7 +274,7 @@ class PositionMarkers:
             self._sink.on_position_asked()  # the reader calls `ask` if it is still live
 
 
-def _failed(done: Done, failure: Failure) -> None:
+def _failed(done: MarkerAnswered, failure: Failure) -> None:
     failure.trap(BrokerError)
     error = failure.value
     assert isinstance(error, BrokerError)

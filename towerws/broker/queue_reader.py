@@ -49,12 +49,12 @@ class QueueReader:
     def begin(self) -> None:
         """Declare a queue and consume it. It ends in `reader_live` or `reader_failed`, unless the connection ends or `close` is called."""
 
-        def topology(channel: Channel) -> str:
+        def declare(channel: Channel) -> str:
             queue = declare_queue(channel, self._settings, self._named)
             set_prefetch(channel, self._settings)
             return queue
 
-        self._consumer = Consumer(self._connection, Mode.QUEUE, topology, None, self._settings, self._progress, self._reactor, self)
+        self._consumer = Consumer(self._connection, Mode.QUEUE, declare, None, self._settings, self._progress, self._reactor, self)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def end_read(self) -> None:
@@ -80,7 +80,7 @@ class QueueReader:
         progress = self._progress
         self._deadline.clear()
         if progress.last_mode is not Mode.QUEUE:
-            progress.sink.begin(progress.log)
+            progress.sink.begin(progress.epoch)
         if progress.last_mode is not None and (progress.interrupted or progress.last_mode is not Mode.QUEUE):
             progress.sink.gap("broker")
         progress.last_mode, progress.interrupted = Mode.QUEUE, False

@@ -92,10 +92,10 @@ class UnreadableEntry:
 
 @dataclass(slots=True)
 class ReadProgress:
-    """How far a source has read, and its counts. It outlives channels and connections. `log` names this process's offsets in queue mode."""
+    """How far a source has read, and its counts. It outlives channels and connections. In queue mode positions have the epoch `epoch`."""
 
     sink: Sink
-    log: str
+    epoch: str
     last_mode: Mode | None = None
     """What was consumed last. None before the first time."""
     interrupted: bool = False

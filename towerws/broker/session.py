@@ -78,9 +78,7 @@ class BrokerSession:
         self.url = url
         self.connection: BrokerConnection | None = None
         self.live_since: float | None = None
-        """Since when deliveries arrive as they are published, in monotonic seconds."""
-        self.consumed = False
-        """Whether it ever got that far."""
+        """Since when deliveries arrive as they are published, in monotonic seconds. None: they never did."""
         self.mode = self.version = ""
         """"stream" or "queue", and the broker's version. Both are empty before AMQP is open."""
         self._owner = owner
@@ -179,7 +177,6 @@ class BrokerSession:
         """Deliveries arrive as they are published."""
         self._deadline.clear()
         self.live_since = self._parts.reactor.seconds()
-        self.consumed = True
         self._owner.session_live(self)
 
     def reader_restarted(self, failure: ConnectionFailure) -> None:

@@ -7,16 +7,18 @@ silence. The facts about RabbitMQ's streams are from experiments with 3.10 and 4
 
   state      | what the reader does                             | what ends the state                           | next state
   checking   | asks whether the stream exists                   | it exists; 404 "no queue"                     | attaching
-  attaching  | main begins at the anchor: our newest marker,    | consume-ok                                    | proving, refilling
-             | else the newest delivery. If nothing was read:   |                                               |
+  attaching  | main begins at the anchor: our newest marker,    | consume-ok                                    | proving, refilling,
+             | else the newest delivery. If nothing was read:   |                                               | live
              | at an interval of the broker's clock             |                                               |
   proving    | main reads the anchor again; a scout is at       | main reads the newest delivery again          | refilling, live
              | `next`; a marker goes straight to the stream     | other content, or the marker before our newest | comparing
              |                                                  | main begins after our newest                  | jumped
-  comparing  | main begins at the oldest delivery of history    | the first delivery that differs: a gap        | refilling, live
-  jumped     | offsets were left out: a scout is at `first`     | the first offset there is: a gap or none      | refilling, live
+  comparing  | main begins at the oldest delivery of history    | main reads the newest delivery again          | refilling, live
+             |                                                  | a delivery differs: a gap                     | attaching
+  jumped     | offsets were left out: a scout is at `first`     | the first offset there is known: a gap or none | attaching
   refilling  | main reads into history                          | our marker, published after consume-ok, comes | live
              |                                                  | markers show that it began too late           | attaching
+  live       | main's deliveries go to the clients              | offsets were left out                         | jumped
 
 If markers are refused or an alarm blocks them, the first message that a scout at `next` gets takes the marker's place.
 `log_checks` judges what was read. What outlives the connection is in `reader.ReadProgress`.
@@ -196,12 +198,12 @@ class StreamReader:
         self._proofs.consumer_accepted()
         bind = bind or self._progress.marker_problem is not None
 
-        def topology(channel: Channel) -> str:
+        def declare(channel: Channel) -> str:
             stream = declare_stream(channel, self._settings, bind=bind)
             set_prefetch(channel, self._settings)
             return stream
 
-        self._consumer = Consumer(self._connection, Mode.STREAM, topology, start, self._settings, self._progress, self._reactor, self)
+        self._consumer = Consumer(self._connection, Mode.STREAM, declare, start, self._settings, self._progress, self._reactor, self)
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def consumer_ok(self) -> None:

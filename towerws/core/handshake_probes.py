@@ -11,7 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 
-HEADER = "x-towerws-probe"
+PROBE_HEADER = "x-towerws-probe"
 """The header with the probe's name. In lower case, as `Head.headers` has it."""
 
 MAX_PROBES = 16
@@ -54,8 +54,8 @@ class HandshakeProbes:
         return self._seen[name]
 
     def note(self, headers: Mapping[str, str], peer: str, peer_port: int, address: str, *, trusted: bool) -> None:
-        """Remember a handshake with the header `HEADER`. A name that the admin port doesn't know changes nothing."""
-        name = headers[HEADER]
+        """Remember a handshake with the header `PROBE_HEADER`. A name that the admin port doesn't know changes nothing."""
+        name = headers[PROBE_HEADER]
         if name in self._seen:
             self._seen[name] = {
                 "peer": peer,

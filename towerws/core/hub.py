@@ -28,10 +28,11 @@ PIECE_BYTES = 64 * 1024
 """How much of history is written to a subscriber at once: a common size of a socket's send buffer."""
 
 REPLAY_CACHE_BYTES = 4 * 1024 * 1024
-REPLAY_ENTRY_BYTES = 250
-"""What a frame in the replay cache takes beyond its own bytes: its object, its key, and their place in the dictionary (CPython 3.11)."""
 """Frames that were replayed to one subscriber are kept for the next: after an outage all clients ask for the same ones. The cache
 takes a resume that missed 100 deliveries from 520 to 197 µs of CPU (make bench SCENARIO=resume, its connecting subtracted)."""
+
+REPLAY_ENTRY_BYTES = 250
+"""What a frame in the replay cache takes beyond its own bytes: its object, its key, and their place in the dictionary (CPython 3.11)."""
 
 
 class Hub:
@@ -113,6 +114,16 @@ class Hub:
                 if not self._topic_uses[topic]:
                     del self._topic_uses[topic]
 
+    def _join_topics(self, subscriber: Subscriber, topics: Mapping[str, int]) -> None:
+        """Add topics. Each has the `seq` after which the subscriber gets its deliveries."""
+        subscriber.topics.update(topics)
+        by_topic = self._by_topic[subscriber.dialect]
+        for topic in topics:
+            if (subscribers := by_topic.get(topic)) is None:
+                subscribers = by_topic[topic] = {}
+                self._topic_uses[topic] = self._topic_uses.get(topic, 0) + 1
+            subscribers[subscriber] = None
+
     def subscribe(self, subscriber: Subscriber, request: Request, since: Delivery | None = None) -> Change:
         """Replace the subscriber's topics with those of the request. Put it behind `since`, the place from which it resumes.
 
@@ -138,14 +149,8 @@ class Hub:
             self.counters.resumed += 1
         elif request.since is not None:
             self.counters.not_recovered += 1
-        by_topic = self._by_topic[subscriber.dialect]
         start = self._flushed.seq if since is None else since.seq
-        for topic in joined:
-            subscriber.topics[topic] = start
-            if (subscribers := by_topic.get(topic)) is None:
-                subscribers = by_topic[topic] = {}
-                self._topic_uses[topic] = self._topic_uses.get(topic, 0) + 1
-            subscribers[subscriber] = None
+        self._join_topics(subscriber, dict.fromkeys(joined, start))
         if not subscriber.topics:
             subscriber.holes = ()
         current = tuple(sorted(subscriber.topics))
@@ -158,17 +163,17 @@ class Hub:
             recovered=None if request.since is None else since is not None,
         )
 
-    def reached(self, subscriber: Subscriber) -> str:
+    def flush_to_position(self, subscriber: Subscriber) -> str:
         """Write to the subscriber what is left of the batch for it. Return the position up to which it has got everything."""
         self._broadcast.flush_subscriber(subscriber)
         return subscriber.cursor.position if subscriber.behind else self.position
 
-    def place(self, subscriber: Subscriber) -> tuple[str, dict[str, str]]:
-        """As `reached`.
+    def flush_to_place(self, subscriber: Subscriber) -> tuple[str, dict[str, str]]:
+        """Write to the subscriber what is left of the batch for it. Return its position, and the topics that it joined while behind.
 
-        Also return the topics that it joined while it was behind, each with the position after which it gets deliveries.
+        Each of these has the position after which the subscriber gets its deliveries.
         """
-        position = self.reached(subscriber)
+        position = self.flush_to_position(subscriber)
         if not subscriber.behind:
             return position, {}
         cursor, later = subscriber.cursor, {}
@@ -183,13 +188,7 @@ class Hub:
         `topics` has the `seq` after which it gets deliveries of each topic. The subscriber has just joined. It is behind from now on, and
         the caller must call `feed`.
         """
-        by_topic = self._by_topic[subscriber.dialect]
-        for topic, seq in topics.items():
-            subscriber.topics[topic] = seq
-            if (subscribers := by_topic.get(topic)) is None:
-                subscribers = by_topic[topic] = {}
-                self._topic_uses[topic] = self._topic_uses.get(topic, 0) + 1
-            subscribers[subscriber] = None
+        self._join_topics(subscriber, topics)
         subscriber.fall_behind(since)
         if self._holes and topics:
             subscriber.holes = [hole for hole in self._holes if hole.end.seq > since.seq]

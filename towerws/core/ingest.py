@@ -189,18 +189,18 @@ class Ingest:
         """The offset of the oldest delivery that `compare` knows, or None."""
         return None if self._history.oldest is None else self._history.oldest.offset
 
-    def begin(self, log: str) -> None:
-        """Read a log of this process from now on. `log` is its epoch."""
-        self._epoch = log
+    def begin(self, epoch: str) -> None:
+        """Read a log of this process from now on. Its positions have this epoch."""
+        self._epoch = epoch
         if not self._history.head.seq:
-            self._history.begin(0, log)
+            self._history.begin(0, epoch)
         self._hub.flush()
         self._proven = True
 
-    def continue_log(self, log: str, floor: int) -> None:
+    def continue_log(self, epoch: str, floor: int) -> None:
         """Go on with the log of another process. `floor`: the offset after which its history begins. Only before the first delivery."""
-        self._epoch = log
-        self._history.begin(floor, log)
+        self._epoch = epoch
+        self._history.begin(floor, epoch)
         self._hub.flush()
 
     def proven(self, proven: bool) -> None:

@@ -25,7 +25,7 @@ LIMIT_TEXTS = {
 }
 """The reasons for which a connection is refused, each with the text that the client gets."""
 
-OPTIONS = {
+LIMIT_OPTIONS = {
     "connections": "limits.connections",
     "address": "limits.per_address",
     "half_open": "limits.half_open",

@@ -34,7 +34,7 @@ PREFLIGHT_S = 600
 class Route(enum.Enum):
     """What a plain request is for."""
 
-    PROBE = "websocket"
+    WEBSOCKET_PATH = "websocket"
     """A GET of the websocket's path, without an upgrade: would its handshake be let in? A browser hides a handshake's status."""
     EVENTS = "events"
     HISTORY = "history"
@@ -61,7 +61,7 @@ def last_segment(path: str) -> str:
 def find_route(head: Head, files: Container[str]) -> Route | None:
     """Return what a request is for. None for an opening handshake, and for a request that `check_route` refuses."""
     if head.path.endswith(WEBSOCKET_PATHS):
-        return None if "upgrade" in head.headers or head.method != "GET" else Route.PROBE
+        return None if "upgrade" in head.headers or head.method != "GET" else Route.WEBSOCKET_PATH
     name = last_segment(head.path)
     return Route.FILE if name in files else _BY_NAME.get(name)
 
@@ -70,7 +70,7 @@ def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics:
     """Read a request for events or history, or a probe. Raise `HandshakeError` 400 that names the thing that is wrong, or 405."""
     if head.method != "GET":
         raise HandshakeError(405, "this can be asked with GET only")
-    if route is Route.PROBE:
+    if route is Route.WEBSOCKET_PATH:
         return PlainRequest(route)
     known = {"topic", "since", "limit"} if route is Route.HISTORY else {"topic", "since"}
     topics: dict[str, None] = {}
@@ -143,7 +143,7 @@ def plain_error(error: HandshakeError, route: Route) -> HandshakeError:
 
     AWX's clients know 403 and 503 only. Here 401 tells a missing or refused credential from 403, and 429 a limit of one's own from 503.
     """
-    status = error.status if route is Route.PROBE else _STATUSES.get(error.reason, error.status)
+    status = error.status if route is Route.WEBSOCKET_PATH else _STATUSES.get(error.reason, error.status)
     return error if status == error.status else HandshakeError(status, str(error), error.reason, retry_s=error.retry_s)
 
 

@@ -19,11 +19,11 @@ MAX_VALUES = 100_000
 MAX_LINES = 1000
 """The most lines of a batch."""
 
-MAX_KEY = 200
+MAX_MESSAGE_ID_CHARACTERS = 200
 """The longest id of an event, in characters. AMQP allows 255 bytes (AMQP 0-9-1 section 4.2.5.3), and a batch adds the line's number."""
 
 _KEYS = frozenset({"topic", "group", "event", "payload", "message_id"})
-_is_key = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY}}}").fullmatch
+_is_message_id = re.compile(rf"[\x21-\x7e]{{1,{MAX_MESSAGE_ID_CHARACTERS}}}").fullmatch
 
 _decode = JSONDecoder().raw_decode
 _drop_strings = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL).sub
@@ -86,8 +86,8 @@ def parse_idempotency_key(value: bytes) -> str:
 
 def check_message_id(name: str, text: str) -> str:
     """Return the id. Raises `ValueError` for one that is too long, or that has other characters than visible ASCII."""
-    if not _is_key(text):
-        raise ValueError(f"{name} must be 1 to {MAX_KEY} visible ASCII characters, without spaces")
+    if not _is_message_id(text):
+        raise ValueError(f"{name} must be 1 to {MAX_MESSAGE_ID_CHARACTERS} visible ASCII characters, without spaces")
     return text
 
 
@@ -123,15 +123,15 @@ def parse_publication(body: bytes) -> Publication:
     if message_id is not None:
         message_id = check_message_id("message_id", _string("message_id", message_id))
     if values.keys() == {"topic"}:
-        key = _string("topic", values["topic"])
+        routing_key = _string("topic", values["topic"])
     elif values.keys() == {"group", "event"}:
         event = values["event"]
         if isinstance(event, bool) or not isinstance(event, (str, int)):
             raise ValueError("give either topic, or group and event: event is neither a string nor an integer")
-        key = f"{_string('group', values['group'])}.{event}"
+        routing_key = f"{_string('group', values['group'])}.{event}"
     else:
         raise ValueError("give either topic, or group and event")
-    return Publication(parse_routing_key(key), found["payload"].encode("utf-8", "surrogatepass"), message_id)
+    return Publication(parse_routing_key(routing_key), found["payload"].encode("utf-8", "surrogatepass"), message_id)
 
 
 def _string(name: str, value: object) -> str:

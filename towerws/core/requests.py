@@ -85,10 +85,10 @@ def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_bin
         text = payload.decode()
     except UnicodeDecodeError:
         raise BadRequest("not_json", "message is not UTF-8") from None
-    return parse_request(text, groups, max_topics)
+    return parse_message_text(text, groups, max_topics)
 
 
-def parse_request(text: str, groups: GroupTable, max_topics: int) -> Message:
+def parse_message_text(text: str, groups: GroupTable, max_topics: int) -> Message:
     """Read the text of one message. Raise `BadRequest` if it can't be followed as a whole."""
     message = _object(text)
     request_id = message.get("id")

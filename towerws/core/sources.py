@@ -69,10 +69,10 @@ class Sink(Protocol):
     on_position_asked: Callable[[], None]
     """Set by the source. Called when a client waits for the verdict on a position: the source should send a marker soon."""
 
-    def begin(self, log: str) -> None:
-        """Deliveries come from a log of this process. `log` is its epoch in positions. Such a log needs no proof."""
+    def begin(self, epoch: str) -> None:
+        """Deliveries come from a log of this process. Its positions have this epoch. Such a log needs no proof."""
 
-    def continue_log(self, log: str, floor: int) -> None:
+    def continue_log(self, epoch: str, floor: int) -> None:
         """Deliveries come from the log of another process, which ended. They begin after the offset `floor`."""
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult
 
-from towerws.core.handshake_probes import HEADER
+from towerws.core.handshake_probes import PROBE_HEADER
 from towerws.core.origins import forwarded_nodes
 from towerws.core.settings import Settings
 from towerws.core.wire import SUBPROTOCOL
@@ -220,7 +220,7 @@ class _Examination:
         name = secrets.token_hex(16)
         self._seen(name)
         for _ in range(ATTEMPTS):
-            answer = self._ask({HEADER: name, **headers})
+            answer = self._ask({PROBE_HEADER: name, **headers})
             answer.close()
             if (seen := self._seen(name)) is not None:
                 return {**seen, "direct": seen["peer_port"] == answer.local_port}

@@ -7,7 +7,7 @@ successor    | `ready`      | the version of the format, its process id         
 predecessor  | `history`    | a piece of the history of `embedded:`                           | `kept`
 predecessor  | `begin`      | its position in the log, the time, its counters                 | `begun`, or `failed`
 predecessor  | `batch`      | states of connections, and as many descriptors                  | `adopted`
-predecessor  | `done`       | -                                                               | `serving`
+predecessor  | `done`       | its duration, connections moved and closed                      | `serving`
 
 Until `begin` the successor accepts no client. Between `begin` and `done` both processes serve connections, each its own.
 """

@@ -3,7 +3,7 @@
 state    | begins with        | goes on to                         | on a failure or a deadline
 idle     | -                  | starting: `restart` was called      | -
 starting | the spawn          | asking: the successor is `ready`    | idle: the successor is killed, nothing has changed
-asking   | `begin`            | moving: the successor has `begun`   | idle: the successor is killed, clients are accepted again
+asking   | history, or `begin`| moving: the successor has `begun`   | idle: the successor is killed, clients are accepted again
 moving   | the first batch    | done: all batches are `adopted`     | idle: as above. Connections that were sent are lost with it
 done     | `done`             | the process stops                   | -
 
@@ -165,7 +165,7 @@ class HandOver:
         """Connections with too much state, in the hand-over under way."""
         self.under_way = False
         self.moving = False
-        """Whether history and connections are on their way, so that nothing may be published here."""
+        """True from the successor's `ready` to the end of the hand-over. Meanwhile nothing may be published here."""
         self.complete = False
         """Whether a successor serves the clients now."""
 
@@ -219,7 +219,7 @@ class HandOver:
         await self._ask("begin", "begun", position=self._daemon.hub.position, now=now, counters=counters)
         self._log.info("hand-over: the successor, process {pid}, is ready; moving {count} connections", pid=pid, count=self._count())
         await self._move(now + SETTLE_S)
-        left = Counter(why for each in self._daemon.connections() if (why := self._why_bound(each) or "not moved"))
+        left = Counter(why for each in self._daemon.connections() if (why := self._why_not_movable(each) or "not moved"))
         self.counters.closed += left
         self.counters.done += 1
         self.counters.seconds = self._reactor.seconds() - now
@@ -250,7 +250,7 @@ class HandOver:
             while not last:
                 last = self._reactor.seconds() >= settled_by
                 await self._move_once(sent, last)
-                if not any(self._why_bound(each) in (None, AT_HANDSHAKE) for each in self._daemon.connections()):
+                if not any(self._why_not_movable(each) in (None, AT_HANDSHAKE) for each in self._daemon.connections()):
                     break
                 await self._pause(SETTLE_PAUSE_S)
         finally:
@@ -281,7 +281,7 @@ class HandOver:
         size = 0
         while waiting and len(taken) < BATCH and size < BATCH_BYTES:
             connection = waiting.popleft()
-            if self._why_bound(connection) is not None or (connection.is_waiting and not last):
+            if self._why_not_movable(connection) is not None or (connection.is_waiting and not last):
                 continue
             try:
                 state = connection.freeze()
@@ -299,8 +299,8 @@ class HandOver:
             size += len(encoded)
         return taken
 
-    def _why_bound(self, connection: MovableConnection) -> str | None:
-        return TOO_MUCH_STATE if connection in self._too_large else connection.why_bound()
+    def _why_not_movable(self, connection: MovableConnection) -> str | None:
+        return TOO_MUCH_STATE if connection in self._too_large else connection.why_not_movable()
 
     def _send(self, taken: Sequence[_Taken]) -> Deferred[dict[str, Any]]:
         """Send a batch. Fires with the answer. Raises `HandOverFailed`, and sends nothing, without a successor."""
@@ -323,7 +323,7 @@ class HandOver:
         self.counters.closed.update(failed)
 
     def _count(self) -> int:
-        return sum(each.why_bound() is None for each in self._daemon.connections())
+        return sum(each.why_not_movable() is None for each in self._daemon.connections())
 
     def _fail(self, reason: str, lost: str, began: bool) -> None:
         """Go on as before. `lost`: what is lost, or empty."""

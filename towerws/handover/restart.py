@@ -126,11 +126,11 @@ class Restarts:
         """Take over from the predecessor, if there is one: first its sockets, then its connections."""
         if self.successor is not None:
             self.accept(False)
-            listen = self._websockets.accept_throttle.go_on
-            self.successor.start(self._adopter, self._source_status, keep=self._keep, begin=listen, serve=self._serve, alone=self.on_alone)
+            begin = self._websockets.accept_throttle.go_on
+            self.successor.start(self._adopter, self._source_status, keep=self._keep, begin=begin, serve=self._serve, alone=self.on_alone)
 
     def _serve(self) -> None:
-        """Open the other ports, too. Before this, somebody could publish to two processes at once."""
+        """Open the admin and monitor ports, too. They open last, so that nobody publishes to two processes at once."""
         self.accept(True)
 
     def _keep(self, piece: Mapping[str, Any]) -> None:
@@ -178,9 +178,9 @@ class Restarts:
         """See `Daemon`."""
         if self._embedded is None:
             return
-        log, offset = self._embedded.place
+        epoch, offset = self._embedded.place
         held = deque(self.hub.history.entries())
-        first: dict[str, object] = {"log": log, "floor": self.hub.history.floor.offset}
+        first: dict[str, object] = {"log": epoch, "floor": self.hub.history.floor.offset}
         while held or first:
             events: list[Event] = []
             size = 0

@@ -53,7 +53,7 @@ class ConnectionContext:
         self.deflater = Deflater(settings.compression_bytes)
         self.deflated = deflated(self.deflater)
         """By subprotocol: the dialects of clients that negotiated compression."""
-        self.limits: Counter[str] = Counter()
+        self.limit_counts: Counter[str] = Counter()
         """By option: how often its limit ended a connection or delayed a message."""
         self.requests = 0
         self.bad_requests = 0

@@ -60,7 +60,7 @@ class MonitoredSession(Protocol):
     def recheck(self) -> None:
         """Check again whether its credential is valid, and which topics it may hear."""
 
-    def review(self) -> None:
+    def apply_groups(self) -> None:
         """Unsubscribe the topics that the groups in force don't allow."""
 
     def revoke(self) -> None:
@@ -109,7 +109,7 @@ class CredentialMonitor:
         return len(self._watchers)
 
     def figures(self) -> dict[str, object]:
-        """Return the number of monitored credentials, the rate of re-checks, and by how many seconds they exceed `revalidate_s`."""
+        """Return the number of monitored credentials, the highest rate of re-checks, and how late the oldest due one is."""
         return {"credentials": len(self._due), "per_s": CREDENTIALS_PER_TICK, "late_s": round(self._late_s, 1)}
 
     def enter(self, session: MonitoredSession) -> None:
@@ -176,7 +176,7 @@ class CredentialMonitor:
             elif name is not None:
                 self._due.discard(name)
 
-    def review_all(self) -> Deferred[None]:
+    def apply_groups_to_all(self) -> Deferred[None]:
         """After a reload: have each session give up the topics that the groups don't allow. Then re-check all credentials.
 
         Fires when all sessions are done, `CREDENTIALS_AT_ONCE` of them in one iteration of the reactor. The re-checks follow at their rate.
@@ -184,19 +184,19 @@ class CredentialMonitor:
         done: Deferred[None] = Deferred()
         sessions = deque(self._registry.all())
 
-        def review_some() -> None:
+        def apply_to_some() -> None:
             now = self._reactor.seconds()
             for _ in range(min(CREDENTIALS_AT_ONCE, len(sessions))):
                 session = sessions.popleft()
-                self._call(session.review)
+                self._call(session.apply_groups)
                 if session.identity.session is not None and self._registry.of_session(session.identity.session):
                     self._due.add(session.identity.session, now)
             if sessions:
-                self._reactor.callLater(0, review_some)
+                self._reactor.callLater(0, apply_to_some)
             else:
                 done.callback(None)
 
-        review_some()
+        apply_to_some()
         return done
 
     def recheck_user(self, user: str) -> None:
@@ -232,8 +232,8 @@ class CredentialMonitor:
         self._late_s = late_s if late_s > LATE_S else 0.0
         if self._late_s and self._reports.due("late", now):
             self._log.warn(
-                "re-checks are late: {credentials} credentials are connected, {per_s} a second are checked; some are checked "
-                "{late_s:.0f} s later than revalidate_s = {revalidate_s:g}. Start another daemon, or raise revalidate_s",
+                "re-checks are late: {credentials} credentials are connected, at most {per_s} a second are checked; some are checked "
+                "{late_s:.0f} s after they were due (revalidate_s = {revalidate_s:g}). Start another daemon, or raise revalidate_s",
                 credentials=len(self._due),
                 per_s=CREDENTIALS_PER_TICK,
                 late_s=self._late_s,

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from towerws.auth.base import NotAdmitted, Refused, result_if_ready, waits_for_token
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError, QueryError
-from towerws.core.handshake_probes import HEADER
+from towerws.core.handshake_probes import PROBE_HEADER
 from towerws.core.http_head import (
     END,
     NO_UPGRADE,
@@ -36,7 +36,7 @@ from towerws.core.http_head import (
     switching_protocols,
 )
 from towerws.core.identity import Identity
-from towerws.core.limits import LIMIT_TEXTS, OPTIONS, ConnectionSlot
+from towerws.core.limits import LIMIT_OPTIONS, LIMIT_TEXTS, ConnectionSlot
 from towerws.core.origins import UNIX, forwarded_nodes, read_node
 from towerws.core.plain_requests import (
     PlainRequest,
@@ -76,7 +76,7 @@ class OpeningConnection(WebSocketServerProtocol):
     _asking: Deferred[Any] | None = None
     _timer: Any = None
     _discarded = 0
-    _is_for_head = False
+    _is_head_request = False
     _limit_met: str | None = None
     _route: Route | None = None
     """What a plain request is for. None: it is an opening handshake, or not read yet."""
@@ -136,7 +136,7 @@ class OpeningConnection(WebSocketServerProtocol):
         """Read the request's head, and pass everything behind it to `data_after_opening`."""
         if self._limit_met is not None:
             reason, self._limit_met = self._limit_met, None
-            self._is_for_head = data.startswith(b"HEAD ")
+            self._is_head_request = data.startswith(b"HEAD ")
             self._refuse(_limit_error(reason))
         elif self._head is not None:
             self._read_head(self._head + data)
@@ -169,7 +169,7 @@ class OpeningConnection(WebSocketServerProtocol):
         try:
             start, end = find_head(data)
             if data.startswith(b"HEAD ", start):
-                self._is_for_head = True
+                self._is_head_request = True
             if (len(data) if end < 0 else end) > settings.head_bytes:
                 raise HandshakeError(431, f"the request's head is longer than {settings.head_bytes} bytes")
             if end < 0:
@@ -182,7 +182,7 @@ class OpeningConnection(WebSocketServerProtocol):
                 check_route(head)
                 request = read_upgrade(head)
                 self._locate(head)
-                if HEADER in head.headers:
+                if PROBE_HEADER in head.headers:
                     self._note_probe(head)
                 self.factory.pages.check_origin(head, self._peer_address)
             else:
@@ -238,7 +238,7 @@ class OpeningConnection(WebSocketServerProtocol):
             error = plain_error(error, self._route)
         self._count_refusal(error, who)
         if error.reason != TLS:
-            self.transport.write(error_response(error, with_body=not self._is_for_head, more=self._cors))
+            self.transport.write(error_response(error, with_body=not self._is_head_request, more=self._cors))
         self.dropConnection(abort=False)
 
     def _count_refusal(self, error: HandshakeError, who: Identity | NotAdmitted | None = None) -> None:
@@ -305,14 +305,15 @@ class OpeningConnection(WebSocketServerProtocol):
             # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
             if identity is not None or not self._waits_for_token(request):
                 self.identity = self._admit(identity, head, began)
-            if (is_probe := isinstance(request, PlainRequest) and request.route is Route.PROBE) and "sec-websocket-key" in head.headers:
+            is_websocket_path = isinstance(request, PlainRequest) and request.route is Route.WEBSOCKET_PATH
+            if is_websocket_path and "sec-websocket-key" in head.headers:
                 raise HandshakeError(426, NO_UPGRADE)  # a handshake whose Upgrade a proxy took away: the log must say so
         except HandshakeError as error:
             self._refuse(error, identity)
             return
         if isinstance(request, Upgrade):
             self._open(request)
-        elif is_probe:
+        elif is_websocket_path:
             self.respond(error_response(HandshakeError(426, NO_UPGRADE), more=self._cors))
         else:
             assert self.identity is not None, "a plain request waits for no token"
@@ -321,8 +322,8 @@ class OpeningConnection(WebSocketServerProtocol):
     def _waits_for_token(self, request: Upgrade | PlainRequest) -> bool:
         if isinstance(request, Upgrade):
             return waits_for_token(self.factory.context.auth, awx_client=SUBPROTOCOL not in request.subprotocols)
-        # AWX's clients send no probe.
-        return request.route is Route.PROBE and waits_for_token(self.factory.context.auth, awx_client=False)
+        # AWX's clients send no plain GET.
+        return request.route is Route.WEBSOCKET_PATH and waits_for_token(self.factory.context.auth, awx_client=False)
 
     def _admit(self, identity: Identity | None, head: Head, began: float) -> Identity:
         """Count the connection for its user, and return the user. Raises `HandshakeError` with the reason of a refusal."""
@@ -375,7 +376,7 @@ class OpeningConnection(WebSocketServerProtocol):
     def onOpenHandshakeTimeout(self) -> None:
         """The handshake did not end in time."""
         if self.state == self.STATE_CONNECTING:
-            self.factory.context.limits["handshake_s"] += 1
+            self.factory.context.limit_counts["handshake_s"] += 1
         super().onOpenHandshakeTimeout()
 
     def dropConnection(self, abort: bool = False) -> None:
@@ -435,7 +436,7 @@ def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
         return str(who)
     if isinstance(error, QueryError):
         return error.logged
-    option = OPTIONS.get(error.reason)
+    option = LIMIT_OPTIONS.get(error.reason)
     return str(error) if option is None else f"{error} ({option})"
 
 

@@ -40,7 +40,7 @@ HANDED_OVER = "handed_over"
 
 
 AT_HANDSHAKE = "at its handshake"
-"""What `why_bound` returns for a connection that is not open yet."""
+"""What `why_not_movable` returns for a connection that is not open yet."""
 
 
 class Adoption(NamedTuple):
@@ -82,7 +82,7 @@ class MovableConnection(OpeningConnection):
         """Whether a message of its client waits for an answer of somebody else, which may come soon."""
         return self._session is not None and self._session.is_waiting
 
-    def why_bound(self) -> str | None:
+    def why_not_movable(self) -> str | None:
         """Return in a few words why this connection can't be handed over. None if it can."""
         transport = self.transport
         if self.state == self.STATE_CONNECTING:
@@ -105,10 +105,13 @@ class MovableConnection(OpeningConnection):
         return None
 
     def freeze(self) -> ConnectionState:
-        """Stop reading and writing, and return the state. `why_bound` must have returned None. `release` or `thaw` must follow at once."""
+        """Stop reading and writing, and return the state. `release` or `thaw` must follow at once.
+
+        `why_not_movable` must have returned None.
+        """
         session, transport, context = self._session, self.transport, self.factory.context
         assert session is not None
-        position, later = context.hub.place(session.subscriber)
+        position, later = context.hub.flush_to_place(session.subscriber)
         transport.stopReading()
         transport.stopWriting()
         left_s = None
@@ -218,7 +221,7 @@ class MovableConnection(OpeningConnection):
             self._controls = TokenBucket(settings.controls_per_s, settings.controls_burst, state.controls[1])
             self._controls.restore(state.controls)
         context.hub.adopt(session.subscriber, adoption.since, adoption.topics)
-        session.review()  # the groups of this process may allow less; it must happen before the first event is sent
+        session.apply_groups()  # the groups of this process may allow less; it must happen before the first event is sent
         if self.state == self.STATE_OPEN:
             session.go_on()
         if state.unread and self.state == self.STATE_OPEN:

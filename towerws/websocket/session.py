@@ -32,11 +32,11 @@ from towerws.websocket.replay import Replay
 from towerws.websocket.tokens import MAX_WRONG_TOKENS, UNCHECKED, Inbox, renew
 from towerws.websocket.waits import PendingRequest, PositionWait
 
-STATIC_S = 300.0
-"""How long a credential that can't be re-checked stays valid. After that the client can't subscribe to more topics."""
+MAX_UNCHECKED_S = 300.0
+"""How long beyond `revalidate_s` a credential counts without a successful check. After that its client can't subscribe to more topics."""
 
 GUESS_S = 1.0
-"""In the Tower dialect, each wrong `xrftoken` beyond those is answered after this delay, and later messages wait."""
+"""In the Tower dialect, a wrong `xrftoken` after the first `MAX_WRONG_TOKENS` is answered after this delay. Later messages wait."""
 
 
 class Connection(Protocol):
@@ -90,12 +90,13 @@ class Session:
         self._bucket: TokenBucket | None = None
         self._inbox: Inbox | None = None
         self._handling: tuple[bytes, bool] | None = None
-        """The message that waits for something. None while none is being handled."""
+        """The message that is being handled. None between two messages."""
         self._malformed = 0
         self._wrong_tokens = 0
         self.requests = 0
         """Requests that this client sent."""
         self._cancel: Callable[[], object] | None = None
+        """Cancels what the session waits for. While it is set, new messages are queued."""
         self._pending: PendingRequest | None = None
         self._replay: Replay | None = None
         self._closed = False
@@ -166,7 +167,7 @@ class Session:
         delay = self._bucket.take(now)
         if delay == 0:
             return False
-        context.limits["messages_per_s"] += 1
+        context.limit_counts["messages_per_s"] += 1
         self._cancel = context.reactor.callLater(delay, self._resume).cancel
         return True
 
@@ -189,14 +190,14 @@ class Session:
         except BadRequest as error:
             self._malformed += 1
             if error.code == "too_many_topics":
-                context.limits["topics"] += 1
+                context.limit_counts["topics"] += 1
             self._refuse(error)
             if self._malformed >= context.settings.malformed:
                 self._connection.end(CloseReason.POLICY, "malformed")
             return
         self._malformed = 0
         if isinstance(message, PingMessage):
-            self._reply(self.dialect.pong(message.ping, context.hub.reached(self.subscriber)))
+            self._reply(self.dialect.pong(message.ping, context.hub.flush_to_position(self.subscriber)))
         elif isinstance(message, TokenMessage):
             self._renew(message)
         elif context.check_xrftoken and not self.identity.accepts_xrftoken(message.xrftoken):
@@ -231,7 +232,7 @@ class Session:
             self._refuse(error)
             self._handle_next()
 
-        self._context.limits["distrust"] += 1
+        self._context.limit_counts["distrust"] += 1
         self._cancel = self._context.reactor.callLater(GUESS_S, answer).cancel
 
     def _count_wrong_token(self) -> None:
@@ -373,14 +374,14 @@ class Session:
         if self._closed or self._rechecking is not None:
             return
         asked: Deferred[Identity] = maybeDeferred(self._context.auth.revalidate, self.identity)
-        self._rechecking = rechecking = asked.addCallback(self._review).addErrback(self._recheck_failed)
+        self._rechecking = rechecking = asked.addCallback(self._recheck_topics).addErrback(self._recheck_failed)
 
         def done(_: None) -> None:
             self._rechecking = None
 
         rechecking.addCallback(done)
 
-    def review(self) -> None:
+    def apply_groups(self) -> None:
         """Unsubscribe the topics that the groups in force don't allow: a reload changed them."""
         self._withdraw(self._context.groups.withdrawn(self.identity, self.subscriber.topics))
 
@@ -388,7 +389,7 @@ class Session:
         """Close the connection: its credential is no longer valid."""
         self._connection.end(CloseReason.CREDENTIAL)
 
-    def _review(self, identity: Identity) -> Deferred[None]:
+    def _recheck_topics(self, identity: Identity) -> Deferred[None]:
         """The credential is valid: check the subscribed topics."""
         self.identity = identity
         self._valid_at = self._context.reactor.seconds()
@@ -418,7 +419,7 @@ class Session:
         every = self._context.credential_monitor.revalidate_s
         if not every or self.identity.session is None:
             return False
-        return self._context.reactor.seconds() - self._valid_at > every + STATIC_S
+        return self._context.reactor.seconds() - self._valid_at > every + MAX_UNCHECKED_S
 
     def _apply(self, request: Request, refusals: dict[str, str], before: tuple[str, ...] | None = None) -> None:
         """Subscribe, once the position that the client sent can be judged.

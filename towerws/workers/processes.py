@@ -81,7 +81,7 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-class Leaving(NamedTuple):
+class ReplacedProcess(NamedTuple):
     """A process that has handed over, and ends. `ended` fires at that end."""
 
     ended: Deferred[None]
@@ -95,7 +95,7 @@ class Worker:
         self.membership = membership
         self.pid = 0
         """Its process. 0: there is none now."""
-        self.leaving: dict[int, Leaving] = {}
+        self.replaced: dict[int, ReplacedProcess] = {}
         """Processes that have handed over, and end."""
         self.state = State.WAITING
         self.starts = 0
@@ -188,7 +188,7 @@ class Processes:
         """Kill the processes that have not ended. `stop` waits for them a little longer only."""
         self._reactor.callLater(KILLED_S, self._give_up)
         for worker in self.workers:
-            for pid in (worker.pid, *worker.leaving):
+            for pid in (worker.pid, *worker.replaced):
                 if pid:
                     self._log.warn("worker {number}: process {pid} has not ended in time; it is killed", number=worker.number, pid=pid)
                     _send(pid, signal.SIGKILL)
@@ -231,7 +231,7 @@ class Processes:
             worker.restart = None
         now = self._reactor.seconds()
         if worker.pid:
-            worker.leaving[worker.pid] = Leaving(Deferred(), now)
+            worker.replaced[worker.pid] = ReplacedProcess(Deferred(), now)
             if worker.state is State.STARTING:  # it was started because this one had not said yet that it has taken over
                 _send(worker.pid, signal.SIGTERM)
         worker.pid, worker.state, worker.started_at, worker.seen_at = pid, State.SERVING, now, now
@@ -252,7 +252,7 @@ class Processes:
                 waits.callback(None)
             return result
 
-        leaving = worker.leaving.get(pid)
+        leaving = worker.replaced.get(pid)
         (succeed(None) if leaving is None else leaving.ended).addCallback(left)
         return waits
 
@@ -313,8 +313,8 @@ class Processes:
                 break
             for worker in self.workers:
                 self._read_notes(worker)
-                if pid in worker.leaving:
-                    left = worker.leaving.pop(pid)
+                if pid in worker.replaced:
+                    left = worker.replaced.pop(pid)
                     self._find_successor(worker)
                     left.ended.callback(None)
                 elif pid == worker.pid:
@@ -330,8 +330,8 @@ class Processes:
 
     def _forget_ended(self, worker: Worker) -> None:
         """Forget processes that have handed over, and that another process than this one has reaped: their numbers may be used again."""
-        for pid in [pid for pid in worker.leaving if not _send(pid, 0)]:
-            worker.leaving.pop(pid).ended.callback(None)
+        for pid in [pid for pid in worker.replaced if not _send(pid, 0)]:
+            worker.replaced.pop(pid).ended.callback(None)
 
     def _ended(self, worker: Worker, how: str) -> None:
         now = self._reactor.seconds()
@@ -375,9 +375,9 @@ class Processes:
                 worker.seen_at = now
                 _send(worker.pid, signal.SIGKILL)
             self._forget_ended(worker)
-            for pid, leaving in worker.leaving.items():
+            for pid, leaving in worker.replaced.items():
                 if was_stopped:
-                    worker.leaving[pid] = leaving._replace(since=now)
+                    worker.replaced[pid] = leaving._replace(since=now)
                 elif (left_s := now - leaving.since) > self._leave_s():
                     self._log.error(
                         "worker {number}: process {pid} was replaced, and has not ended for {left_s:.0f} s; it is killed",
@@ -385,7 +385,7 @@ class Processes:
                         pid=pid,
                         left_s=left_s,
                     )
-                    worker.leaving[pid] = leaving._replace(since=now)
+                    worker.replaced[pid] = leaving._replace(since=now)
                     _send(pid, signal.SIGKILL)
 
     def _read_notes(self, worker: Worker) -> None:
@@ -398,7 +398,7 @@ class Processes:
             self._all_ended.callback(None)
 
     def _check_all_ended(self) -> None:
-        if self._stopping and not self._all_ended.called and not any(worker.pid or worker.leaving for worker in self.workers):
+        if self._stopping and not self._all_ended.called and not any(worker.pid or worker.replaced for worker in self.workers):
             self._all_ended.callback(None)
 
 
