@@ -20,12 +20,13 @@ from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IProtocolNegotiationFactory, IReactorTime
 from zope.interface import implementer
 
+from towerws.core.client_address import Proxies
 from towerws.core.errors import CloseReason, HandshakeError
 from towerws.core.frames import is_close_code, whole_text
 from towerws.core.handshake_probes import HandshakeProbes
 from towerws.core.identity import Identity
 from towerws.core.limits import LIMIT_OPTIONS, ConnectionLimits, TokenBucket
-from towerws.core.origins import Proxies
+from towerws.core.origins import PageCheck
 from towerws.core.plain_answers import EVENT_STREAM, retry_line
 from towerws.core.plain_requests import PlainRequest, json_response, stream_response
 from towerws.core.requests import Request
@@ -38,7 +39,6 @@ from towerws.websocket.context import ConnectionContext
 from towerws.websocket.event_stream import Heartbeat, PlainAnswer, bound_silence
 from towerws.websocket.logs import ConnectionLog, ProxyLog
 from towerws.websocket.movable import HANDED_OVER, MovableConnection
-from towerws.websocket.page_check import PageCheck
 from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
 from towerws.websocket.tokens import UnauthenticatedSession

@@ -9,8 +9,9 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.web.server import Request
 
 from towerws.admin.endpoint import HttpError
+from towerws.core.client_address import is_loopback
 from towerws.core.errors import printable
-from towerws.core.origins import is_local, is_loopback
+from towerws.core.origins import is_local
 
 
 def check_browser(request: Request) -> None:

@@ -32,8 +32,8 @@ from towerws.auth import http_client
 from towerws.auth.base import Refused, Unavailable, drop_frames, run
 from towerws.auth.jwt_keys import Key, read_jwk
 from towerws.auth.jwt_token import read_object
+from towerws.core.client_address import is_loopback
 from towerws.core.errors import ConfigError, TowerwsError
-from towerws.core.origins import is_loopback
 
 MAX_KEYS = 100
 MAX_TRIED = 8  # for a token without a kid: each key costs up to 100 microseconds

@@ -23,9 +23,9 @@ from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.auth.tower_credentials import ApiCredential, Caller, cache_key, find_caller, find_credential, token_credential
 from towerws.auth.tower_limits import SignInThrottle, SingleFlight, TtlCache, handshake_wait_s
 from towerws.auth.tower_objects import AWX_OBJECTS, CheckedUser, VisibleObjects
+from towerws.core.client_address import address_key
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity, RecentRevocations, Revocation
-from towerws.core.origins import address_key
 from towerws.core.settings import Secret, TowerSettings
 from towerws.logs import FoldedLog
 

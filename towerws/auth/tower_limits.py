@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 
 from towerws.auth.base import Throttled
 from towerws.auth.tower_credentials import ApiCredential
+from towerws.core.client_address import address_key
 from towerws.core.limits import Throttle
-from towerws.core.origins import address_key
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from towerws.core.origins import is_loopback
+from towerws.core.client_address import is_loopback
 from towerws.core.settings import BrokerUrl, Secret
 
 _POSITIONAL = {

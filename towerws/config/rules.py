@@ -9,7 +9,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 from towerws.config.addresses import Address, parse_address
-from towerws.core.origins import Origins, Proxies
+from towerws.core.client_address import Proxies
+from towerws.core.origins import Origins
 from towerws.core.settings import GroupSettings, Settings
 from towerws.core.topics import MAX_EVENT_BYTES, MAX_GROUP_BYTES, is_event, is_group
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from towerws.core.origins import address_key
+from towerws.core.client_address import address_key
 from towerws.core.settings import LimitSettings
 
 MAX_SURPLUS = 32

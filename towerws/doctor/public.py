@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult
 
+from towerws.core.client_address import forwarded_nodes
 from towerws.core.handshake_probes import PROBE_HEADER
-from towerws.core.origins import forwarded_nodes
 from towerws.core.settings import Settings
 from towerws.core.wire import SUBPROTOCOL
 from towerws.doctor.daemon import AdminPort

@@ -22,10 +22,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import result_if_ready
+from towerws.core.client_address import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import HandshakeError
 from towerws.core.identity import Identity
-from towerws.core.origins import address_key
 from towerws.core.plain_answers import HEARTBEAT, MAX_PAGE_BYTES, page_json
 from towerws.core.plain_requests import PlainRequest, Route, all_refused
 from towerws.core.positions import Pending

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import NotAdmitted, Refused, result_if_ready, waits_for_token
+from towerws.core.client_address import UNIX, forwarded_nodes, read_node
 from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError, QueryError
 from towerws.core.handshake_probes import PROBE_HEADER
@@ -37,7 +38,6 @@ from towerws.core.http_head import (
 )
 from towerws.core.identity import Identity
 from towerws.core.limits import LIMIT_OPTIONS, LIMIT_TEXTS, ConnectionSlot
-from towerws.core.origins import UNIX, forwarded_nodes, read_node
 from towerws.core.plain_requests import (
     PlainRequest,
     Route,

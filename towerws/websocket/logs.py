@@ -21,9 +21,9 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 
+from towerws.core.client_address import address_key
 from towerws.core.errors import printable
 from towerws.core.limits import TokenBucket
-from towerws.core.origins import address_key
 from towerws.logs import LineSpacing
 
 CONNECTIONS_PER_S: Final = 40

@@ -16,12 +16,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, result_if_ready
+from towerws.core.client_address import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
 from towerws.core.handover_state import ConnectionState
 from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
-from towerws.core.origins import address_key
 from towerws.core.positions import Pending
 from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message
 from towerws.core.subscribers import Subscriber
