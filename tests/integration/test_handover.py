@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ from tests.integration.test_closing import Dial, open_socket
 from tests.integration.test_websocket_transports import tls, unix
 from tests.integration.tower_api import CANARY, Api
 from tests.kit.daemon import DEADLINE_S, V1Client, publish_all
-from tests.kit.handed import Collector, HandedDaemon, Numbers, read_frames, wait_for_end
+from tests.kit.handed import Collector, HandedDaemon, Numbers, RawClient, wait_for_end
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import TEXT, frame, request
 from tests.websocket.test_compression import deflate
@@ -58,21 +58,23 @@ def daemon(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory, noti
         yield daemon
 
 
-def raw(daemon: HandedDaemon, *added: str, receive_buffer: int = 0) -> socket.socket:
-    """A socket that speaks for itself, after its handshake."""
-    client = socket.socket()
+def raw(daemon: HandedDaemon, *added: str, receive_buffer: int = 0) -> RawClient:
+    """A client that speaks for itself, after its handshake."""
+    connected = socket.socket()
     if receive_buffer:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    client.settimeout(DEADLINE_S)
-    client.connect(("127.0.0.1", daemon.port))
-    client.sendall(request(host="localhost", added=added))
-    read_frames(client, b"}")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connected.settimeout(DEADLINE_S)
+    connected.connect(("127.0.0.1", daemon.port))
+    client = RawClient(connected)
+    client.send(request(host="localhost", added=added))
+    client.read_response()
+    client.read_until(b"accept")
     return client
 
 
-def numbers_in(frames: bytes) -> list[int]:
-    """The numbers of uncompressed events, in the order of their frames."""
-    return [int(found) for found in re.findall(rb'"n": (-?\d+)', frames)]
+def numbers_in(messages: Iterable[bytes]) -> list[int]:
+    """The numbers of events."""
+    return [int(found) for message in messages for found in re.findall(rb'"n": (-?\d+)', message)]
 
 
 def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: HandedDaemon) -> None:
@@ -80,16 +82,16 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
     subscribe = json.dumps({"groups": {"job_events": [7]}}).encode()
     clients = [Collector(daemon.url, TOPIC, v1=v1, compressed=compressed) for v1 in (False, True) for compressed in (False, True)]
     slow = raw(daemon, receive_buffer=4096)
-    slow.sendall(frame(TEXT, subscribe))
-    read_frames(slow, b"}")
+    slow.send(frame(TEXT, subscribe))
+    slow.read_until(b"groups_current")
     late = {
         "plain": (raw(daemon), subscribe),
         "deflated": (raw(daemon, "Sec-WebSocket-Extensions: permessage-deflate"), deflate(subscribe)),
     }
     for name, (client, payload) in late.items():
         rsv = 4 if name == "deflated" else 0
-        client.sendall(frame(TEXT, payload[:3], fin=False, rsv=rsv))
-        client.sendall(frame(0, payload[3:])[:9])  # the next frame's head, and a part of its payload
+        client.send(frame(TEXT, payload[:3], fin=False, rsv=rsv))
+        client.send(frame(0, payload[3:])[:9])  # the next frame's head, and a part of its payload
     publisher = Numbers(rabbit.url, "t.handover", TOPIC)
     publisher.start()
     for number in range(RESTARTS):
@@ -102,8 +104,8 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
         assert publisher.count > before
         clients[-1].send({"ping": number})
     for client, payload in late.values():
-        client.sendall(frame(0, payload[3:])[9:])
-        read_frames(client, b"}", b"groups_current")
+        client.send(frame(0, payload[3:])[9:])
+        client.read_until(b"groups_current")
     count = publisher.finish()
     expected = [*range(count), -1]
     for each in clients:
@@ -113,7 +115,7 @@ def test_no_client_notices_several_restarts(rabbit: PrivateRabbit, daemon: Hande
         assert [other for other in others if other.get("type") != "pong"] == []
     assert clients[-1].positions == clients[-2].positions
     assert [other["ping"] for other in clients[-1].others] == list(range(RESTARTS))
-    assert numbers_in(read_frames(slow, b'{"n": -1}')) == expected
+    assert numbers_in(slow.read_until(b'{"n": -1}')) == expected
     for client in (slow, *(client for client, _ in late.values())):
         client.close()
     metrics = daemon.get("/status")[1]["handovers"]
@@ -308,19 +310,19 @@ def test_other_transports(tmp_path: Path, transport: Callable[[Path], tuple[str,
     if transport is unix:
         endpoint += ":mode=600"
     with HandedDaemon(folder, "embedded:", "--listen", endpoint) as daemon:
-        client = open_socket(dial)
-        client.sendall(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
-        read_frames(client, b"}")
+        client = RawClient(open_socket(dial))
+        client.send(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
+        client.read_until(b"groups_current")
         status, answer = daemon.restart()
         assert status == 200, answer
         if transport is unix:
             assert (answer["moved"], answer["closed"]) == (1, {})
             daemon.publish(TOPIC, {"n": -1})
-            read_frames(client, b'{"n": -1}')
+            client.read_until(b'{"n": -1}')
             assert stat.S_IMODE((folder / "towerws.sock").stat().st_mode) == 0o600
         else:
             assert (answer["moved"], answer["closed"]) == (0, {"TLS or the PROXY protocol ends in the daemon": 1})
-            assert client.recv(4096)[2:4] == struct.pack("!H", 1012)
+            assert client.socket.recv(4096)[2:4] == struct.pack("!H", 1012)
         client.close()
         open_socket(dial).close()
 
@@ -401,8 +403,8 @@ def test_a_successor_that_dies_in_the_middle_takes_only_what_it_got(fragile: Han
     lost, kept_open = SENT * BATCH, BATCH + 20
     clients = [raw(fragile) for _ in range(lost + kept_open)]
     for client in clients:
-        client.sendall(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
-        read_frames(client, b"}")
+        client.send(frame(TEXT, b'{"groups": {"job_events": [7]}}'))
+        client.read_until(b"groups_current")
     fault = fragile.log.parent / "dies-in-batch"
     fault.touch()
     try:
@@ -416,10 +418,10 @@ def test_a_successor_that_dies_in_the_middle_takes_only_what_it_got(fragile: Han
     assert f"{lost} connections had moved already and are lost with the successor" in fragile.log.read_text()
 
 
-def first_of(client: socket.socket) -> bool:
+def first_of(client: RawClient) -> bool:
     """Whether an event comes. False: the connection ended."""
     try:
-        came = client.recv(1 << 16)
+        came = client.socket.recv(1 << 16)
     except ConnectionResetError:
         came = b""
     client.close()

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+import zlib
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -139,11 +140,55 @@ class Collector(threading.Thread):
         return self.numbers, self.others, self.ended
 
 
-def read_frames(client: socket.socket, until: bytes, having: bytes = b"") -> bytes:
-    """All bytes up to a frame that ends with `until`, and has `having` in it or before it. A ping's random bytes may end with `until`."""
-    came = b""
-    while not came.endswith(until) or having not in came:
-        piece = client.recv(1 << 20)
-        assert piece, f"closed after {len(came)} bytes: {came[-200:]!r}"
-        came += piece
-    return came
+class RawClient:
+    """A client that writes its own bytes, and reads the server's frames. `socket` is connected."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self._came = b""
+
+    def send(self, data: bytes) -> None:
+        """Send these bytes."""
+        self.socket.sendall(data)
+
+    def read_response(self) -> None:
+        """Read the response to the handshake, but no frame after it."""
+        while b"\r\n\r\n" not in self._came:
+            self._receive()
+        self._came = self._came.partition(b"\r\n\r\n")[2]
+
+    def read_until(self, text: bytes) -> list[bytes]:
+        """Return the next text messages, up to the first one with this text in it. Pings are passed over."""
+        messages: list[bytes] = []
+        while not messages or text not in messages[-1]:
+            first, payload = self._frame()
+            if first & 15 == 1:
+                messages.append(zlib.decompress(payload + b"\0\0\xff\xff", -zlib.MAX_WBITS) if first & 64 else payload)
+            else:
+                assert first & 15 == 9, f"a frame of type {first & 15}: {payload!r}"
+        return messages
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+    def _frame(self) -> tuple[int, bytes]:
+        """The first byte and the payload of the next frame (RFC 6455 section 5.2)."""
+        self._need(2)
+        first, size = self._came[0], self._came[1]
+        at = 2 + {126: 2, 127: 8}.get(size, 0)
+        self._need(at)
+        if at > 2:
+            size = int.from_bytes(self._came[2:at], "big")
+        self._need(at + size)
+        payload, self._came = self._came[at : at + size], self._came[at + size :]
+        return first, payload
+
+    def _need(self, size: int) -> None:
+        while len(self._came) < size:
+            self._receive()
+
+    def _receive(self) -> None:
+        piece = self.socket.recv(1 << 16)
+        assert piece, f"closed after {self._came[-200:]!r}"
+        self._came += piece
