@@ -11,7 +11,7 @@ from tests.faults.growth import FIGURES, Row, Sample, blocks, generations
 
 SHOWN: Final = ("rss", "descriptors", "delayed calls")
 WIDTH: Final = 920
-PANEL, GAP, TOP, LEFT, RIGHT, FOOT = 120, 34, 52, 62, 16, 48
+PANEL, GAP, TOP, LEFT, RIGHT, FOOT = 120, 34, 74, 62, 16, 48
 """The height of a panel, the space between two, and the margins, in units of the picture."""
 POINTS: Final = 400
 """The most points of a curve. Each is the mean of the samples that it stands for."""
