@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import click
 
 from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
-from towerws.commands.terminal import StatusLine
+from towerws.commands.terminal import StatusLine, interrupted_by
 from towerws.config.addresses import parse_broker_url, split_urls
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
@@ -69,20 +69,20 @@ def demo_command(
         raise click.BadParameter(str(error), param_hint="--rate") from None
     publisher = _publisher(broker, admin, exchange, status)
     published = 0
-    # A demo in the background is ended with SIGTERM: the same as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        due = time.monotonic()
-        for event in itertools.islice(sequence, count):
-            due += event.delay_s
-            if (ahead_s := due - time.monotonic()) > 0:
-                publisher.idle(ahead_s)
-            elif ahead_s < -LATE_S:
-                due = time.monotonic()
-            publisher.publish(event.topic, event.payload)
-            published += 1
-            if not quiet:
-                status.show(f"{published} events published")
+        # A demo in the background is ended with SIGTERM: the same as Ctrl-C.
+        with interrupted_by(signal.SIGINT, signal.SIGTERM):
+            due = time.monotonic()
+            for event in itertools.islice(sequence, count):
+                due += event.delay_s
+                if (ahead_s := due - time.monotonic()) > 0:
+                    publisher.idle(ahead_s)
+                elif ahead_s < -LATE_S:
+                    due = time.monotonic()
+                publisher.publish(event.topic, event.payload)
+                published += 1
+                if not quiet:
+                    status.show(f"{published} events published")
     except KeyboardInterrupt:
         pass
     except BrokerError as error:

@@ -6,6 +6,7 @@ The destination is `--admin`. Without it, it is the broker of `--broker`, of TOW
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import BinaryIO, NoReturn
 import click
 
 from towerws.commands.publisher import MESSAGE_ID_BYTES, AdminPublisher, AmqpPublisher, GaveUp, NoQueue, Publisher
-from towerws.commands.terminal import StatusLine
+from towerws.commands.terminal import StatusLine, interrupted_by
 from towerws.config.load import Loaded, load_all
 from towerws.core.errors import BadDelivery, BrokerError, ConfigError
 from towerws.core.payload import check_payload
@@ -94,7 +95,8 @@ def publish_command(
     run = _Run(topic, message_id, status, max_payload=max_payload, show_progress=source == "-")
     publisher = _publisher(loaded, admin, status, mandatory=mandatory, timeout=timeout)
     try:
-        run.publish_all(publisher, source)
+        with interrupted_by(signal.SIGINT):
+            run.publish_all(publisher, source)
     except BrokerError as error:
         status.say(f"towerws: {error}")
         status.say(_next_step(error, published=run.published, admin=admin is not None))

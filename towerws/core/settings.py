@@ -105,7 +105,10 @@ class BrokerSettings:
         "Empty: the name of exchange plus .control, that is towerws.control.",
     )
     stream: str = option("towerws.events", "Stream that is bound to the exchange and that all daemons read (consume = stream).")
-    passive: bool = option(False, "Don't declare the exchanges and the stream, and don't bind the stream: they must exist, bound with #. Private queues are still declared.")
+    passive: bool = option(
+        False,
+        "Don't declare or bind the exchanges and the stream: they must exist, bound with #. Private queues are still declared.",
+    )
     prefetch: int = option(1000, "Messages that the broker may send before towerws acknowledges them.", low=1, high=65535)
     heartbeat_s: int = option(10, "AMQP heartbeat interval. RabbitMQ recommends 5 to 20.", low=1, high=600)
     silence_s: float = option(
