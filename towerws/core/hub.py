@@ -169,7 +169,7 @@ class Hub:
         return subscriber.cursor.position if subscriber.behind else self.position
 
     def flush_to_place(self, subscriber: Subscriber) -> tuple[str, dict[str, str]]:
-        """Write to the subscriber what is left of the batch for it. Return its position, and the topics that it joined while behind.
+        """Write to the subscriber its rest of the batch. Return its position, and the topics that it joined while behind.
 
         Each of these has the position after which the subscriber gets its deliveries.
         """
