@@ -500,8 +500,9 @@ def test_quickstart_for_the_front_end(files: Files, chromium: Chromium, tmp_path
 def test_quickstart_for_operators(tmp_path: Path) -> None:
     """The commands run as they stand, after the installation, and the last one shows the event."""
     lines = "".join(blocks("operator", "sh")).splitlines()
-    install, start, *rest = lines
-    assert install.startswith("pip install")
+    environment, install, start, *rest = lines
+    assert environment.startswith("python3 -m venv ")
+    assert install == "pip install ."
     flags = start.split(" towerws ")[1].removesuffix(" &").split()
     with Daemon(tmp_path, "embedded:", *flags[2:], auth=flags[flags.index("--auth") + 1]) as daemon:
         environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
