@@ -26,12 +26,21 @@ def test_every_code_block_is_a_golden_sample() -> None:
 
 def test_every_error_code_stands_in_the_document() -> None:
     """Programs depend on the codes, so each code that the server may send is listed."""
-    names = ("core/requests.py", "websocket/session.py", "websocket/tokens.py", "websocket/tokens.py")
+    names = ("core/requests.py", "websocket/session.py", "websocket/tokens.py")
     source = "".join((ROOT / "towerws" / name).read_text() for name in names)
     codes = set(re.findall(r'(?:BadRequest|AmbiguousJson)\("(\w+)"', source))
     assert len(codes) > 10
     for code in sorted(codes):
         assert f"`{code}`" in DOCUMENT, code
+
+
+def test_every_status_of_a_handshake_stands_in_the_document() -> None:
+    """A client that is refused finds its status, and what it did."""
+    source = "".join((ROOT / "towerws" / name).read_text() for name in ("core/http_head.py", "websocket/handshake.py"))
+    statuses = set(re.findall(r"HandshakeError\((\d+)", source))
+    assert len(statuses) > 5
+    table = DOCUMENT.split("\n## Connecting\n")[1].split("\n## ")[0]
+    assert statuses <= set(re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE))
 
 
 @each_row("reason", CloseReason)
