@@ -32,7 +32,10 @@ SAY_S: Final = 2.0
 """Interval between two messages about why it is not ready."""
 
 REACH_S: Final = 10.0
-"""How long a connection waits until this process has read the log up to its place. Then its client is told of a gap."""
+"""How long a connection waits until this process has read the log up to its place. Then its client is told of a gap.
+
+Once a wait was in vain, as without a broker, no other begins until a place can be judged again: each would stop all connections anew.
+"""
 
 
 class Adopter:
@@ -46,6 +49,7 @@ class Adopter:
         self._methods = frozenset(methods)
         self.began_at: float | None = None
         """When the hand-over began. A credential that was revoked since then ends its connections."""
+        self._waited_in_vain = False
 
     def when_reached(self, states: Iterable[ConnectionState], call: Callable[[], None]) -> None:
         """Call this once all positions of these connections can be judged, at the latest after `REACH_S`."""
@@ -59,18 +63,25 @@ class Adopter:
     def when_judged(self, position: str, call: Callable[[], None]) -> None:
         """Call this once the position can be judged, at the latest after `REACH_S`."""
         ingest = self._websockets.context.ingest
-        if not isinstance(ingest.judge_position(position), Pending):
+        pending = isinstance(ingest.judge_position(position), Pending)
+        self._waited_in_vain &= pending
+        if not pending or self._waited_in_vain:
             call()
             return
 
-        def reached(_: Delivery | None = None) -> None:
+        def reached(_: Delivery | None) -> None:
+            self._waited_in_vain = False
+            timer.cancel()
+            call()
+
+        def give_up() -> None:
+            self._log.warn("hand-over: the log was not read up to {position} within {s:g} s", position=position, s=REACH_S)
+            self._waited_in_vain = True
             cancel()
-            if timer.active():
-                timer.cancel()
             call()
 
         cancel = ingest.wait_for_position(position, reached)
-        timer = self._reactor.callLater(REACH_S, reached)
+        timer = self._reactor.callLater(REACH_S, give_up)
 
     def adopt(self, state: ConnectionState, descriptor: int) -> str | None:
         """Continue a connection. Return why that failed, in a few words, or None. The descriptor stays open."""
