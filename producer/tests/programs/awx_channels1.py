@@ -6,7 +6,7 @@ import sys
 
 import django
 from django.conf import settings
-from pace import job_event, report, timed
+from pace import EXIT_S, job_event, report, timed
 
 settings.configure(
     INSTALLED_APPS=[],  # not "channels": that app needs daphne, for a command that publishes nothing
@@ -19,6 +19,7 @@ settings.configure(
                 "url": os.environ["AWX_BROKER"],
                 "model": "awx.main.models.channels.ChannelGroup",
                 "exchange": os.environ["AWX_EXCHANGE"],
+                "exit_s": EXIT_S,
             },
         }
     },

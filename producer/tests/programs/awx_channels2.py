@@ -7,10 +7,10 @@ import sys
 
 import django
 from django.conf import settings
-from pace import job_event, report, timed
+from pace import EXIT_S, job_event, report, timed
 
 BACKEND = sys.argv[4]
-CONFIG = {"broker": os.environ["AWX_BROKER"], "exchange": os.environ["AWX_EXCHANGE"]}
+CONFIG = {"broker": os.environ["AWX_BROKER"], "exchange": os.environ["AWX_EXCHANGE"], "exit_s": EXIT_S}
 if BACKEND.startswith("towerws_producer.channels_redis"):
     CONFIG.update(hosts=[os.environ["AWX_REDIS"]], capacity=10000, group_expiry=157784760)
 

@@ -4,6 +4,7 @@ import os
 import sys
 
 from celery import Celery
+from pace import EXIT_S
 
 import towerws_producer
 
@@ -21,6 +22,7 @@ EACH = 25
 @app.task
 def emit_all(task: int) -> None:
     """Emit and end. With one task for each child, the child's exit has to send all events."""
+    towerws_producer.configure(exit_s=EXIT_S)
     for number in range(EACH):
         towerws_producer.emit("job_events.42", {"task": task, "n": number, "pid": os.getpid()})
 

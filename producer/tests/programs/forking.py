@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 
-from pace import report
+from pace import EXIT_S, report
 
 import towerws_producer
 
@@ -20,6 +20,7 @@ def emit_many(by: str, first: int, count: int) -> None:
 
 def main() -> None:
     """The threads emit in bursts until the last child has ended."""
+    towerws_producer.configure(exit_s=EXIT_S)
     towerws_producer.publish("job_events.42", {"by": "parent", "n": 0})
     emitted = [0] * THREADS
     ended = threading.Event()

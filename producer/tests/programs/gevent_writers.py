@@ -5,7 +5,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import gevent  # noqa: E402 - what it patches must be patched first
-from pace import report  # noqa: E402
+from pace import EXIT_S, report  # noqa: E402
 
 import towerws_producer  # noqa: E402
 
@@ -21,6 +21,7 @@ def write(writer: int) -> None:
 
 def main() -> None:
     """Run the writers, and a greenlet that needs its share of time."""
+    towerws_producer.configure(exit_s=EXIT_S)
     turns = []
 
     def tick() -> None:

@@ -5,6 +5,9 @@ import sys
 import time
 from typing import Any, Callable, Dict
 
+EXIT_S = 10
+"""For `exit_s`: a loaded machine may need more than 0.8 s for a confirm, and these programs must lose nothing."""
+
 
 def job_event(number: int, **more: Any) -> Dict[str, Any]:
     """A small event of job 42."""

@@ -4,7 +4,7 @@ import asyncio
 import platform
 import sys
 
-from pace import report
+from pace import EXIT_S, report
 
 import towerws_producer
 from towerws_producer import aio, channels1
@@ -17,6 +17,7 @@ async def later() -> str:
 
 def main() -> None:
     """The broker and the exchange are in the environment."""
+    towerws_producer.configure(exit_s=EXIT_S)
     assert towerws_producer.emit("job_events.42", {"by": "emit"})
     towerws_producer.publish("job_events.42", '{"by": "publish"}')
     loop = asyncio.new_event_loop()

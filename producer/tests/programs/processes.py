@@ -7,7 +7,7 @@ import socketserver
 import sys
 import threading
 
-from pace import report
+from pace import EXIT_S, report
 
 import towerws_producer
 
@@ -64,6 +64,7 @@ def served() -> bytes:
 
 def main() -> None:
     """The parent's connection exists before any fork, and is the same one afterwards."""
+    towerws_producer.configure(exit_s=EXIT_S)
     towerws_producer.publish("job_events.42", {"by": "parent", "n": -1})
     statuses = [forked("forked"), of_multiprocessing("multiprocessing")]
     answer = served()
