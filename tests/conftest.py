@@ -6,8 +6,24 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+LONGEST_FILES = (
+    *("revocation_daemon", "js_client", "private_cluster", "end_to_end", "cycles", "benchmark_scenarios", "handover", "live_page"),
+    *("start_and_stop", "amqp_broker", "producer", "workers", "js_shared", "examples", "fail2ban", "producer_processes", "systemd"),
+)
+"""Test files in `tests/integration` that take a minute or more, the longest first.
+
+Processes that share the files begin with them, so that none of them is left alone with a long file at the end.
+"""
+
+INTEGRATION = Path(__file__).parent / "integration"
+RANKS = {INTEGRATION / f"test_{name}.py": rank for rank, name in enumerate(LONGEST_FILES)}
+if missing := [path.name for path in RANKS if not path.exists()]:
+    raise FileNotFoundError(f"LONGEST_FILES names files that do not exist: {', '.join(missing)}")
 
 # A deadline per example would measure the machine: CI's two cores are shared. pytest-timeout catches tests that hang.
 # CI runs the same generated inputs each time, so that a failure is caused by the change. Other runs look for new inputs.
@@ -37,6 +53,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, then the others that start processes."""
+    items.sort(key=lambda item: RANKS.get(item.path, len(RANKS) + (item.path.parent != INTEGRATION)))
 
 
 def pytest_report_header() -> str:
