@@ -26,8 +26,9 @@ from websockets.typing import Subprotocol
 
 from towerws import __version__
 from towerws.client.frames import BadFrame, Unreadable, lasts_s, read
-from towerws.client.items import ClientError, Groups, Item, Queue, topics_of
+from towerws.client.items import ClientError, Groups, Item, Queue, caused, topics_of
 from towerws.client.options import Options, StateChange, Token, check_token, checked_url
+from towerws.client.store import StoredPosition
 from towerws.client.subscription import Handler, Owner, Subscription
 from towerws.client.topics import Topics
 from towerws.core.errors import CloseReason
@@ -42,7 +43,6 @@ CLOSE_S = 1.0
 MAX_FRAME_BYTES = 64 * 1024**2
 """Far above the largest payload of a daemon (4 MiB by default)."""
 
-MAX_POSITION = 256
 ASK_AGAIN_S = (1.0, 3.0)
 """Seconds until a topic is asked for again that could not be checked. The daemon itself takes up to 8 s to say so."""
 
@@ -109,11 +109,7 @@ class Client:
         self._refusals = 0
         self._refused: str | None = None
         self._refused_tokens = 0
-        self._saved: str | None = None
-        self._store_fails = False
-        self._final: str | None = None
-        """The position to store at the end."""
-        self._saving: asyncio.Task[None] | None = None
+        self._stored = StoredPosition(options, self._topics.handled, self._report)
         self._refreshing: asyncio.Task[None] | None = None
         self._task = self._loop.create_task(self._run(), name="towerws.client")
 
@@ -159,7 +155,7 @@ class Client:
         if since is not None and not isinstance(since, str):
             raise TypeError(f"since is {type(since).__name__}: it must be the text of a position")
         queue = Queue(topics_of(groups), self._options.queue_bytes, since=since)
-        subscription = Subscription(Owner(self._left, self._keep, self._handler_failed, self._report), queue, handlers or None)
+        subscription = Subscription(Owner(self._left, self._stored.keep, self._handler_failed, self._report), queue, handlers or None)
         self._subscriptions[queue] = subscription
         self._topics.join(queue)
         self._settle()
@@ -172,7 +168,7 @@ class Client:
             self._task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait until the connection is closed and the position is stored: a second, and the time of the store (`connect_s` at most)."""
+        """Wait until the connection is closed and the position is stored: a second, and twice `connect_s` at most for the store."""
         await asyncio.wait({self._task})
 
     async def __aenter__(self) -> Self:
@@ -202,7 +198,8 @@ class Client:
     async def _run(self) -> None:
         try:
             await asyncio.sleep(0)  # The caller's handlers may use what `connect` returns.
-            await self._load()
+            if (position := await self._stored.load()) is not None:
+                self._topics.resume_from(position)
             while not (end := await self._connection()).stop:
                 await self._wait(end)
             self._finish(end.reason)
@@ -214,10 +211,7 @@ class Client:
             _logger.exception("towerws.client: a fault of the client itself")
             self._finish(ClientError("fault", f"a fault of the client itself: {error!r}"))
         finally:
-            if self._saving is not None:
-                await asyncio.wait({self._saving})
-            if self._final is not None:
-                await self._store(self._final)
+            await self._stored.ended()
 
     def _finish(self, reason: ClientError | None) -> None:
         """The last change of state. Ends all subscriptions."""
@@ -225,7 +219,7 @@ class Client:
             return
         for timer in self._timers.values():
             timer.cancel()
-        self._final = self._to_save()
+        self._stored.end()
         self._change("closed", reason=reason)
         if reason is not None:
             self._report(reason)
@@ -277,7 +271,7 @@ class Client:
             try:
                 self._sent_token = await self._read_token()
             except Exception as error:  # noqa: BLE001 - whatever the callback raises
-                raise _Ended(_End(_caused("token", f"the token callback failed: {error}", error), tell=True)) from None
+                raise _Ended(_End(caused("token", f"the token callback failed: {error}", error), tell=True)) from None
             if self._sent_token is None:
                 raise _Ended(_End(ClientError("token", "the token callback gave no token"), stop=True))
             if self._sent_token.token == self._refused:
@@ -313,7 +307,7 @@ class Client:
         else:
             text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         self._refusals += 1
-        return _End(_caused("handshake", f"no connection: {text}", error), tell=self._refusals == TRIES)
+        return _End(caused("handshake", f"no connection: {text}", error), tell=self._refusals == TRIES)
 
     def _handshake_refused(self, error: InvalidStatus) -> _End:
         status = error.response.status_code
@@ -465,7 +459,7 @@ class Client:
             after_ms = frame["reconnect_after_ms"]
             action = frame.get("action") or ("stop" if after_ms is None else "reconnect")
             self._bye(action, None if after_ms is None else after_ms / 1000, frame["reason"])
-        self._keep()
+        self._stored.keep()
 
     def _welcome(self, frame: dict[str, Any]) -> None:
         self._user = frame.get("user")
@@ -548,7 +542,7 @@ class Client:
             self._report(ClientError("token", f"no new token within {self._options.connect_s:g} s"))
             fresh = None
         except Exception as error:  # noqa: BLE001 - whatever the callback raises
-            self._report(_caused("token", f"the token callback failed: {error}", error))
+            self._report(caused("token", f"the token callback failed: {error}", error))
             fresh = None
         if fresh is None or self._token is None or fresh.token == self._token.token:
             self._refresh_later()
@@ -602,7 +596,7 @@ class Client:
             try:
                 self._options.onstate(StateChange(state, self._user, reason, retry_s))
             except Exception as error:  # noqa: BLE001 - whatever it raises, the client goes on
-                self._report(_caused("onstate", f"onstate failed: {error!r}", error))
+                self._report(caused("onstate", f"onstate failed: {error!r}", error))
 
     def _report(self, error: ClientError) -> None:
         if self._options.onerror is None:
@@ -614,65 +608,7 @@ class Client:
             _logger.exception("onerror failed at %s: %s", error.code, error)
 
     def _handler_failed(self, error: BaseException, item: Item) -> None:
-        self._report(_caused("handler", f"a handler failed at {item.type}: {error!r}", error, item))
-
-    # the store
-
-    async def _load(self) -> None:
-        if self._options.store is None:
-            return
-        try:
-            async with asyncio.timeout(self._options.connect_s):
-                found = self._options.store.get()
-                if inspect.isawaitable(found):
-                    found = await found
-        except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
-            self._store_failed(error)
-            return
-        if isinstance(found, str) and 0 < len(found) <= MAX_POSITION:
-            self._saved = found
-            self._topics.resume_from(found)
-
-    def _to_save(self) -> str | None:
-        """The position to store, None if the stored one is as good."""
-        if self._options.store is None:
-            return None
-        position = self._topics.handled()
-        return None if position == self._saved else position
-
-    def _keep(self) -> None:
-        """Store the position soon."""
-        if self._options.store is None or self._saving is not None or "save" in self._timers or self._state == "closed":
-            return
-        if self._to_save() is not None:
-            self._arm("save", self._options.save_s, self._save)
-
-    def _save(self) -> None:
-        if (position := self._to_save()) is not None:
-            self._saving = self._loop.create_task(self._store(position))
-            self._saving.add_done_callback(self._was_saved)
-
-    def _was_saved(self, task: asyncio.Task[None]) -> None:
-        self._saving = None
-        self._keep()
-
-    async def _store(self, position: str) -> None:
-        assert self._options.store is not None
-        self._saved = position
-        try:
-            async with asyncio.timeout(self._options.connect_s):
-                result = self._options.store.set(position)
-                if inspect.isawaitable(result):
-                    await result
-        except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
-            self._store_failed(error)
-        else:
-            self._store_fails = False
-
-    def _store_failed(self, error: Exception) -> None:
-        if not self._store_fails:
-            self._report(_caused("store", f"the store failed: {error!r}", error))
-        self._store_fails = True
+        self._report(caused("handler", f"a handler failed at {item.type}: {error!r}", error, item))
 
 
 def connect(url: str, **options: Any) -> Client:
@@ -691,12 +627,6 @@ async def _close(connection: ClientConnection) -> None:
             await connection.close()
     except TimeoutError:
         connection.transport.abort()
-
-
-def _caused(code: str, text: str, cause: BaseException, item: Item | None = None) -> ClientError:
-    error = ClientError(code, text, item=item)
-    error.__cause__ = cause
-    return error
 
 
 def _nothing() -> None:

@@ -103,6 +103,13 @@ class ClientError(TowerwsError):
         self.said = said
 
 
+def caused(code: str, text: str, cause: BaseException, item: Item | None = None) -> ClientError:
+    """Return the error for an exception of the program's own code. A traceback shows both."""
+    error = ClientError(code, text, item=item)
+    error.__cause__ = cause
+    return error
+
+
 def topics_of(groups: Groups) -> tuple[str, ...]:
     """Return the topics that these groups name, each once. Raise `ValueError` for a malformed one, `TypeError` for another shape."""
     given: Any = groups

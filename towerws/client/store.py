@@ -1,15 +1,110 @@
-"""An example of a store: a file that has the position."""
+"""When a client's position is read from its store and kept there, and an example of a store: a file."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+from towerws.client.items import ClientError, caused
+from towerws.client.options import Options
 
 MAX_CHARACTERS = 256
 """No position is longer."""
+
+
+class StoredPosition:
+    """A client's position in the store of its options. Without a store nothing happens.
+
+    `handled` returns the position up to which all events have been handled. `report` gets the store's first error in a row.
+    """
+
+    def __init__(self, options: Options, handled: Callable[[], str | None], report: Callable[[ClientError], None]) -> None:
+        self._store = options.store
+        self._save_s = options.save_s
+        self._answer_s = options.connect_s
+        self._handled = handled
+        self._report = report
+        self._saved: str | None = None
+        self._final: str | None = None
+        self._failed = self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._saving: asyncio.Task[None] | None = None
+
+    async def load(self) -> str | None:
+        """Return the kept position, or None. An error of the store is reported, and the client goes on without a position."""
+        if self._store is None:
+            return None
+        try:
+            async with asyncio.timeout(self._answer_s):
+                found = self._store.get()
+                if inspect.isawaitable(found):
+                    found = await found
+        except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
+            self._store_failed(error)
+            return None
+        if not isinstance(found, str) or not 0 < len(found) <= MAX_CHARACTERS:
+            return None
+        self._saved = found
+        return found
+
+    def keep(self) -> None:
+        """Store the position within `save_s` seconds, if it is a new one."""
+        if self._closed or self._timer is not None or self._saving is not None:
+            return
+        if self._to_save() is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._save_s, self._save)
+
+    def end(self) -> None:
+        """Take the last position. `ended` stores it."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._final = self._to_save()
+
+    async def ended(self) -> None:
+        """Return once the last position is stored: after the time of the store, twice `connect_s` at most."""
+        if self._saving is not None:
+            await asyncio.wait({self._saving})
+        if self._final is not None:
+            await self._set(self._final)
+
+    def _to_save(self) -> str | None:
+        """The position to store, None if the stored one is as good."""
+        position = None if self._store is None else self._handled()
+        return None if position == self._saved else position
+
+    def _save(self) -> None:
+        self._timer = None
+        if (position := self._to_save()) is not None:
+            self._saving = asyncio.get_running_loop().create_task(self._set(position))
+            self._saving.add_done_callback(self._was_saved)
+
+    def _was_saved(self, task: asyncio.Task[None]) -> None:
+        self._saving = None
+        self.keep()
+
+    async def _set(self, position: str) -> None:
+        assert self._store is not None
+        self._saved = position
+        try:
+            async with asyncio.timeout(self._answer_s):
+                result = self._store.set(position)
+                if inspect.isawaitable(result):
+                    await result
+        except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
+            self._store_failed(error)
+        else:
+            self._failed = False
+
+    def _store_failed(self, error: Exception) -> None:
+        if not self._failed:
+            self._report(caused("store", f"the store failed: {error!r}", error))
+        self._failed = True
 
 
 class FileStore:
