@@ -7,9 +7,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LONGEST_FILES = (
     *("revocation_daemon", "js_client", "private_cluster", "end_to_end", "cycles", "benchmark_scenarios", "handover", "live_page"),
@@ -58,6 +62,19 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, then the others that start processes."""
     items.sort(key=lambda item: RANKS.get(item.path, len(RANKS) + (item.path.parent != INTEGRATION)))
+
+
+@pytest.fixture(autouse=True)
+def reactor_without_timers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a unit test that leaves a timer in Twisted's reactor. Later tests of its process would wait for that timer."""
+    yield
+    reactor: Any = sys.modules.get("twisted.internet.reactor")
+    if reactor is not None and request.path.parent != INTEGRATION:  # fixtures of a whole module have timers there
+        calls = reactor.getDelayedCalls()
+        left = list(map(str, calls))
+        for call in calls:
+            call.cancel()
+        assert not left
 
 
 def pytest_report_header() -> str:
