@@ -1,8 +1,9 @@
-.PHONY: help run test coverage next lint docs bench bench-js plot stress soak lock sbom audit
+.PHONY: help run test unit coverage next lint docs bench bench-js plot stress soak lock sbom audit
 
 help:
 	@echo "make run    the daemon with a demo, to look at      (script/run)"
 	@echo "make test   every test                              (script/test)"
+	@echo "make unit   the unit tests, which need no broker    (script/unit)"
 	@echo "make coverage  the unit tests, with the branches of towerws/ that they miss (script/coverage)"
 	@echo "make next   the tests with the newest pre-releases of Autobahn, Twisted and pika; ONLY=tests/insides takes seconds (script/next)"
 	@echo "make bench  what it costs: about ten minutes; QUICK=1 under two, SCENARIO=burst only that one"
@@ -21,6 +22,9 @@ run:
 
 test:
 	@script/test
+
+unit:
+	@script/unit
 
 coverage:
 	@script/coverage
