@@ -491,6 +491,27 @@ def test_a_broken_link_does_not_repeat_a_loss_and_does_not_hide_it() -> None:
     assert link == {"type": "gap", "topics": ["a.1"], "from": sent[-1].position, "to": end.position, "reason": "broker"}
 
 
+def test_a_broken_link_that_history_has_forgotten_is_told_for_every_topic() -> None:
+    """A subscriber that is behind has two topics. History lost events of one. Before these, a gap of the broker lies for both."""
+    log = Log(max_bytes=2 * (28 + ENTRY_BYTES) + 2 * TOPIC_BYTES)
+    subscriber, peer = log.join(V1, "a.1", "b.1")
+    (seen,) = log.send("b.1")
+    peer.take()
+    peer.full = True
+    (start,) = log.send("a.1")
+    end = log.history.mark(start.offset, "mark")
+    log.hub.flush()
+    log.hub.gap(start, end, "broker")
+    sent = log.send(*["a.1"] * 3, "b.1")
+    assert log.history.floor.seq > end.seq
+    log.drain(subscriber, peer)
+    gap, *events = peer.take_json()
+    assert gap == {"type": "gap", "topics": ["a.1", "b.1"], "from": seen.position, "to": log.history.floor.position, "reason": "broker"}
+    assert [event["position"] for event in events] == [one.position for one in sent[-len(events) :]]
+    assert events[-1]["group"] == "b"
+    assert (subscriber.behind, log.hub.counters.gaps) == (False, 1)
+
+
 def test_a_notice_of_a_broken_link_that_finds_no_room_is_told_once_there_is_some() -> None:
     """It must not be lost in silence, and a full buffer is no reason to close a connection: the client falls behind, and is told first."""
     log = Log()
@@ -653,13 +674,15 @@ class HubMachine(RuleBasedStateMachine):
             if message["reason"] == "history":
                 dropped = [one for one in client.due if one.seq <= history.floor.seq]
                 client.due = client.due[len(dropped) :]
+                assert not any(isinstance(one, DueGap) for one in dropped)
                 assert set(message["topics"]) == {one.topic for one in dropped if isinstance(one, Delivery)} != set()
                 assert (message["to"] or "") == history.floor.position
             else:
                 end = next(one.seq for one in reversed(self.all) if one.position == message["to"])
                 covered = [one for one in client.due if one.seq <= end]
                 client.due = client.due[len(covered) :]
-                assert any(isinstance(one, DueGap) and one.seq == end for one in covered)
+                ends = [one.seq for one in covered if isinstance(one, DueGap)]
+                assert end in (ends[-1], history.floor.seq)
                 assert all(isinstance(one, DueGap) or one.seq <= history.floor.seq for one in covered)
                 assert set(message["topics"]) == client.topics
         if client.peer.ended:

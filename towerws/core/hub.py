@@ -308,14 +308,15 @@ class Hub:
     def _notify_lost(self, subscriber: Subscriber, lost: list[str]) -> bool:
         """Tell a subscriber that is behind which topics lost deliveries from history.
 
-        Return False if it must drain first, or if it was closed because its dialect has no notice. A hole that begins where
-        history does is told in the same notice: for the client both are one gap.
+        Return False if it must drain first, or if it was closed because its dialect has no notice. Holes that begin before the oldest
+        delivery of history are told in the same notice, which then names all topics: for the client all of that is one gap.
         """
         end, reason = self._history.floor, "history"
-        holes = [hole for hole in subscriber.holes if hole.end.seq > end.seq]
-        if holes and holes[0].start.seq <= end.seq:
-            lost, end, reason = list(subscriber.topics), holes[0].end, holes[0].reason
-            del holes[0]
+        passed = [hole for hole in subscriber.holes if hole.start.seq <= end.seq]
+        holes = subscriber.holes[len(passed) :]
+        if passed:
+            lost, reason = list(subscriber.topics), passed[-1].reason
+            end = max(end, passed[-1].end, key=attrgetter("seq"))
         notice = subscriber.dialect.gap(Gap(tuple(sorted(lost)), subscriber.cursor.position, end.position, reason))
         if notice is not None and not subscriber.send(subscriber.dialect.wrap(notice)):
             subscriber.peer.await_drain()
