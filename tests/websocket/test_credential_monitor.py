@@ -445,3 +445,46 @@ def test_a_bug_does_not_spare_the_others(make: Edges) -> None:
     assert client.close_code() == 1008
     assert len(make.failures()) == 1
     edge.context.credential_monitor.leave(broken)
+
+
+class SlowTower(Tower):
+    """Its answer about job 9 comes when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow: Deferred[dict[str, str]] = Deferred()
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires at once, but for job 9."""
+        return self.slow if "job_events.9" in topics else super().refusals(identity, topics)
+
+
+@pytest.mark.parametrize("waits_for", ["the position", "the authority"])
+def test_a_topic_that_is_taken_away_while_a_request_waits(make: Edges, waits_for: str) -> None:
+    """The request names it, and was allowed to have it. It does not bring the topic back."""
+    tower = SlowTower()
+    edge = make(tower, ping_s=3600, start=waits_for == "the authority")
+    client = enter(edge, "7-a", v1=True)
+    client.ask({"job_events": [1]}).take()
+    if waits_for == "the position":
+        client.ask({"job_events": [1, 2]}, id=2, since="5-0123456789ab")
+    else:
+        client.ask({"job_events": [1, 2, 9]}, id=2)
+    client.take()
+    tower.hidden = {"job_events.1": "not visible to this user"}
+    edge.context.credential_monitor.recheck_user("7")
+    (revoked,) = client.take()
+    assert revoked["denied"] == [{"topic": "job_events.1", "reason": "not visible to this user"}]
+    edge.source.start()
+    tower.slow.callback({})
+    (answer,) = [frame for frame in client.take() if frame["type"] == "subscribed"]
+    assert "job_events.1" not in answer["groups_current"]
+    assert answer["denied"] == [{"topic": "job_events.1", "reason": "not visible to this user"}]
+    edge.publish("job_events.1", {})
+    edge.publish("job_events.2", {})
+    assert [frame["event"] for frame in client.take()] == ["2"]
+    client.ask({"job_events": [1]})
+    assert client.take()[0]["denied"] == [{"topic": "job_events.1", "reason": "not visible to this user"}]
+    tower.hidden = {}
+    client.ask({"job_events": [1]})
+    assert client.take()[0]["groups_current"] == ["job_events.1"]

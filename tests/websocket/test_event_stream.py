@@ -19,7 +19,7 @@ from towerws.auth.chain import Open
 from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity, Revocation
-from towerws.core.settings import AccessSettings
+from towerws.core.settings import AccessSettings, GroupSettings
 from towerws.core.topics import GroupTable
 from towerws.websocket.replay import ReplayBounds
 
@@ -365,6 +365,26 @@ def test_a_reload_while_the_answer_waits(make: Edges, path: str) -> None:
     assert status(some) == 200
     assert b'"denied":[{"topic":"chat.a","reason":"no such group"' in body(some)
     assert (status(none), body(none)) == (403, b"this user may have none of these topics: chat.a: no such group\n")
+
+
+@each_row("groups", [{}, {"chat": GroupSettings(policy="never")}])
+@each_row("path", ["/events?", "/history?"], make=edges)
+def test_a_reload_during_authentication(make: Edges, path: str, groups: dict[str, GroupSettings]) -> None:
+    """The request was read by the former groups. Its answer follows the new ones."""
+    method = SlowMethod(slow_handshake=True)
+    edge = make(auth=method)
+    some = edge.connect().send(get(f"{path}topic=chat.a&topic=job_events.1"))
+    none = edge.connect().send(get(f"{path}topic=chat.a"))
+    edge.context.groups = GroupTable(groups)
+    for _, handshake in method.handshakes:
+        handshake.callback(Identity(7))
+    for topics, asked in method.questions:
+        assert "chat.a" not in topics
+        asked.callback({})
+    assert status(some) == 200
+    assert b'"denied":[{"topic":"chat.a","reason":"' in body(some)
+    assert status(none) == 403
+    assert make.failures() == []
 
 
 # Refusals

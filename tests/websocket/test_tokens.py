@@ -47,6 +47,8 @@ class Issuer:
         self.rechecks: list[Deferred[Identity]] = []
         self.cancelled: list[Deferred[Identity]] = []
         self.broken = False
+        self.topics_asked: Deferred[dict[str, str]] | None = None
+        """What answers a question about topics, if it is set."""
 
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """The user that the query names, or None without one."""
@@ -64,7 +66,7 @@ class Issuer:
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Nothing is refused."""
-        return fail(ValueError("a bug")) if self.broken else succeed({})
+        return self.topics_asked or (fail(ValueError("a bug")) if self.broken else succeed({}))
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Note the question."""
@@ -257,6 +259,24 @@ def test_a_user_who_is_revoked_while_the_token_is_checked(make: Edges) -> None:
     assert edge.context.credential_monitor.disconnect(Revocation(session="new-eve")) == 0
     issuer.answer()
     assert client.take()[0]["type"] == "renewed"
+
+
+def test_a_token_that_is_revoked_while_its_topics_are_checked(make: Edges) -> None:
+    """Nothing is renewed. The connection goes on with its old credential."""
+    issuer = Issuer()
+    edge = make(issuer)
+    client = visit(edge).send(text({"token": "anna"}))
+    issuer.answer()
+    client.ask({"job_events": [1]}).take()
+    issuer.topics_asked = asked = Deferred()
+    client.send(text({"token": "anna"}))
+    issuer.asked[-1][1].callback(Identity("anna", "issuer", session="newer-anna"))
+    edge.clock.advance(1)
+    assert edge.context.credential_monitor.disconnect(Revocation(session="newer-anna")) == 0
+    asked.callback({})
+    assert code(client) == "token"
+    assert edge.context.renewed == 0
+    assert edge.context.credential_monitor.disconnect(Revocation(session="new-anna")) == 1
 
 
 def test_a_bug_in_the_method(make: Edges) -> None:

@@ -45,12 +45,13 @@ _BY_NAME = {"events": Route.EVENTS, "history": Route.HISTORY}
 
 
 class PlainRequest(NamedTuple):
-    """A request that was read. A probe has no topics. `limit` is for `/history`."""
+    """A request that was read, by `groups`. A probe has neither groups nor topics. `limit` is for `/history`."""
 
     route: Route
     topics: tuple[str, ...] = ()
     since: str | None = None
     limit: int = DEFAULT_EVENTS
+    groups: GroupTable | None = None
 
 
 def last_segment(path: str) -> str:
@@ -88,7 +89,7 @@ def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics:
         raise HandshakeError(400, f"more than {max_topics} topics")
     # An EventSource reconnects with the URL of its beginning, and with the newest position in the header.
     since = (route is Route.EVENTS and head.headers.get("last-event-id")) or once.get("since") or None
-    return PlainRequest(route, tuple(topics), since, _limit(once.get("limit")))
+    return PlainRequest(route, tuple(topics), since, _limit(once.get("limit")), groups)
 
 
 def _parameters(query: str, max_topics: int) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ class PlainConnection(Protocol):
 class PlainAnswer:
     """The answer to one request of an authenticated client."""
 
-    __slots__ = ("_account", "_began", "_connection", "_context", "_groups", "_identity", "_request", "_waiting")
+    __slots__ = ("_account", "_began", "_connection", "_context", "_identity", "_request", "_waiting")
 
     _log = Logger()
 
@@ -66,8 +66,6 @@ class PlainAnswer:
         self._connection: PlainConnection | None = connection
         self._identity = identity
         self._request = request
-        self._groups = context.groups
-        """By these the request was read. A reload may replace them while the answer waits."""
         self._began = context.reactor.seconds()
         self._account = identity.account or address_key(connection.address)
         self._waiting: Any = None
@@ -75,8 +73,10 @@ class PlainAnswer:
 
     def begin(self) -> None:
         """Check the topics. A stream subscribes to those that are allowed, and lists the others; without any it is refused."""
-        others = self._context.groups.refusals(self._identity, self._request.topics)
-        topics = [topic for topic in self._request.topics if topic not in others]
+        others = self._withdrawn()
+        known = [topic for topic in self._request.topics if topic not in others]
+        others |= self._context.groups.refusals(self._identity, known)
+        topics = [topic for topic in known if topic not in others]
         asked: Deferred[dict[str, str]] = maybeDeferred(self._context.auth.refusals, self._identity, topics)
         if (refusals := result_if_ready(asked)) is not None:
             self._checked({**others, **refusals})
@@ -116,9 +116,9 @@ class PlainAnswer:
             self._find(refusals)
 
     def _withdrawn(self) -> dict[str, str]:
-        """Return the topics that a reload withdrew while the answer waited, each with the reason."""
+        """Return the topics that a reload withdrew since the request was read, each with the reason."""
         groups = self._context.groups
-        return {} if groups is self._groups else groups.withdrawn(self._identity, self._request.topics)
+        return {} if groups is self._request.groups else groups.withdrawn(self._identity, self._request.topics)
 
     def _is_refused(self, refusals: dict[str, str]) -> bool:
         """Refuse a user who was revoked while the answer waited, or whose topics are all refused."""

@@ -69,6 +69,7 @@ class Session:
         "_pending",
         "_rechecking",
         "_replay",
+        "_taken_away",
         "_valid_at",
         "_wrong_tokens",
         "dialect",
@@ -99,6 +100,8 @@ class Session:
         """Cancels what the session waits for. While it is set, new messages are queued."""
         self._pending: PendingRequest | None = None
         self._replay: Replay | None = None
+        self._taken_away: dict[str, str] | None = None
+        """Topics that were taken away while a request waits, each with the reason. The request must not bring them back."""
         self._closed = False
         self._rechecking: Deferred[None] | None = None
         self._valid_at = context.reactor.seconds()
@@ -245,10 +248,11 @@ class Session:
 
         No `xrftoken` is needed: a page that knows a token doesn't act by a cookie.
         """
+        began = self._context.reactor.seconds()
 
         def renewed(identity: Identity) -> Deferred[None]:
             asked = maybeDeferred(self._context.auth.refusals, identity, tuple(self.subscriber.topics))
-            return asked.addCallback(partial(self._replace, identity, message))
+            return asked.addCallback(partial(self._replace, identity, message, began))
 
         def failed(failure: Failure) -> None:
             if self._closed:
@@ -263,8 +267,13 @@ class Session:
 
         self._wait_for(renew(self._context, self.identity, message, self._connection.address).addCallback(renewed).addErrback(failed))
 
-    def _replace(self, identity: Identity, message: TokenMessage, refusals: dict[str, str]) -> None:
-        """Put the new credential into force, with its grants and its expiry, and answer then."""
+    def _replace(self, identity: Identity, message: TokenMessage, began: float, refusals: dict[str, str]) -> None:
+        """Put the new credential into force, with its grants and its expiry, and answer then.
+
+        Raises `BadRequest` if it was revoked after `began`, for example while its topics were checked.
+        """
+        if self._context.credential_monitor.was_revoked(identity, began):
+            raise BadRequest("token", "the token was refused", message.request_id)
         if self._rechecking is not None:
             self._rechecking.cancel()  # it checks the old credential
         self.identity = identity
@@ -284,6 +293,7 @@ class Session:
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
         asked: Deferred[dict[str, str]] = maybeDeferred(self._context.auth.refusals, self.identity, topics)
         groups = self._context.groups
+        self._taken_away = None
         if (refusals := result_if_ready(asked)) is not None:
             self._apply(request, {**others, **refusals} if others else refusals)
             return
@@ -293,7 +303,7 @@ class Session:
             nonlocal decided
             decided = True
             self._cancel = self._pending = None
-            self._apply(request, {**others, **refusals, **self._withdrawn_since(groups, request)}, pending.before)
+            self._apply(request, {**others, **refusals, **self._withdrawn_while_waiting(groups, request)}, pending.before)
             self._handle_next()
 
         pending = PendingRequest(self._context, self.subscriber, self.identity, request, others, asked, done)
@@ -401,6 +411,8 @@ class Session:
         refused = {topic: reason for topic, reason in refusals.items() if reason != "unavailable" and topic in held}
         if self._closed or not refused:
             return
+        if self._cancel is not None:
+            self._taken_away = {**(self._taken_away or {}), **refused}
         denied = [_denied(topic, reason) for topic, reason in refused.items()]
         self._context.denied += len(denied)
         change = self._context.hub.subscribe(self.subscriber, Request(tuple(topic for topic in held if topic not in refused)))
@@ -444,7 +456,7 @@ class Session:
 
         def judged(found: Delivery | None) -> None:
             self._cancel = None
-            self._subscribe(_without(request, self._withdrawn_since(groups, request)), found, before)
+            self._subscribe(_without(request, self._withdrawn_while_waiting(groups, request)), found, before)
             self._handle_next()
 
         def late() -> None:
@@ -453,10 +465,12 @@ class Session:
 
         self._cancel = PositionWait(self._context, since, judged, late).cancel
 
-    def _withdrawn_since(self, groups: GroupTable, request: Request) -> dict[str, str]:
-        """Return the topics of a request that was read by `groups` and that a reload withdrew while it waited."""
+    def _withdrawn_while_waiting(self, groups: GroupTable, request: Request) -> dict[str, str]:
+        """Return the topics of a request that a re-check, or a reload after `groups`, has taken away while it waited."""
+        taken_away, self._taken_away = self._taken_away or {}, None
         current = self._context.groups
-        return {} if groups is current else current.withdrawn(self.identity, request.topics)
+        by_reload = {} if groups is current else current.withdrawn(self.identity, request.topics)
+        return {topic: reason for topic, reason in {**taken_away, **by_reload}.items() if topic in request.topics}
 
     def _subscribe(self, request: Request, since: Delivery | None, before: tuple[str, ...] | None) -> None:
         """Put the new subscriptions into force, and answer then."""
