@@ -392,6 +392,23 @@ def test_limit_reached(make: Edges) -> None:
     assert edge.context.credential_monitor.watchers == 1
 
 
+def test_limit_reached_while_history_is_replayed(make: Edges) -> None:
+    """A refill replays what came while the user entered. Later events are followed, too."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    enter(edge, "7-a")
+    edge.publish("control.limit_reached_7", {})
+    edge.clock.advance(0)
+    (watcher,) = [each for each in edge.hub.subscribers if "control.limit_reached_7" in each.topics]
+    edge.hub.replay(edge.hub.history.floor, [watcher])
+    edge.clock.advance(0)
+    assert method.asked == ["a"] * 2
+    assert not watcher.behind
+    edge.publish("control.limit_reached_7", {})
+    edge.clock.advance(0)
+    assert method.asked == ["a"] * 3
+
+
 def test_never(make: Edges) -> None:
     """With 0 no checks run by themselves, and no answer becomes stale."""
     method = Tower()

@@ -268,7 +268,8 @@ def test_a_token_that_is_revoked_while_its_topics_are_checked(make: Edges) -> No
     client = visit(edge).send(text({"token": "anna"}))
     issuer.answer()
     client.ask({"job_events": [1]}).take()
-    issuer.topics_asked = asked = Deferred()
+    asked: Deferred[dict[str, str]] = Deferred()
+    issuer.topics_asked = asked
     client.send(text({"token": "anna"}))
     issuer.asked[-1][1].callback(Identity("anna", "issuer", session="newer-anna"))
     edge.clock.advance(1)

@@ -12,13 +12,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
 from towerws.core.deliveries import Delivery, parse_position
 
 MAX_MARKERS: Final = 64
 """The number of our unread markers that are remembered. There are at most two, unless the broker loses them."""
+
+SPARE_ENTRIES: Final = 64
+"""Entries of the heap besides twice the number of waiting clients. With more, those of clients that wait no more are removed."""
 
 
 class Pending(enum.Enum):
@@ -71,6 +74,9 @@ class PositionWaiters:
         self._waiters[waiter] = None
         self._added += 1
         heappush(self._by_offset, (int(match[1]) if match else 0, self._added, waiter))
+        if len(self._by_offset) > 2 * len(self._waiters) + SPARE_ENTRIES:  # most are of clients that wait no more
+            self._by_offset = [entry for entry in self._by_offset if entry[2] in self._waiters]
+            heapify(self._by_offset)
 
         def cancel() -> None:
             self._waiters.pop(waiter, None)

@@ -259,8 +259,9 @@ class CredentialMonitor:
     def _watch(self, identity: Identity) -> None:
         user = str(identity.user_id)
         if identity.user_id is not None and user not in self._watchers:
-            subscriber = self._hub.join(_Watcher(lambda: self._reactor.callLater(0, self.recheck_user, user)), TOWER)
-            self._watchers[user] = subscriber
+            watcher = _Watcher(partial(self._reactor.callLater, 0, self.recheck_user, user))
+            self._watchers[user] = subscriber = self._hub.join(watcher, TOWER)
+            watcher.drained = partial(self._reactor.callLater, 0, self._hub.feed, subscriber)
             self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
 
 
@@ -269,6 +270,8 @@ class _Watcher:
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
+        self.drained: Callable[[], object] = call
+        """Gets the hub's next piece of history. Set once the watcher has joined."""
 
     def send(self, data: bytes) -> bool:
         """Call the function."""
@@ -276,7 +279,8 @@ class _Watcher:
         return True
 
     def await_drain(self) -> None:
-        """Never called: `send` always succeeds."""
+        """The hub has sent a piece of history: there is room for the next one."""
+        self.drained()
 
     def end(self, reason: CloseReason) -> None:
         """Never called: it stays until its user's last session ends."""
