@@ -28,7 +28,7 @@ export function connect(url, options = {}) {
   const topics = new Map(); // Wanted topic -> { subs, resume: it counts from `position`, denied: why it was left out, ask: ask again }
   const subs = new Set();
   const timers = {};
-  let state = "connecting", user = null, position = null, saved = null, storeFails = false, unsure = false;
+  let state = "connecting", user = null, position = null, saved = null, unsaved = null, saving = false, storeFails = false, unsure = false;
   let socket, opened, welcomedAt; // of the current connection
   let run = 0; // Changes with each connection: an older one's callbacks do nothing.
   let held = new Set(); // What the daemon sends on this connection.
@@ -204,7 +204,7 @@ export function connect(url, options = {}) {
   function tokenFailed({ code, message }) {
     const error = new TowerwsError(code, `the token: ${message}`);
     if (state === "open") {
-      badTokens++;
+      if (code !== "unavailable") badTokens++; // Then it was not judged.
       report(error);
       return token && refreshLater();
     }
@@ -480,17 +480,23 @@ export function connect(url, options = {}) {
 
   async function save() {
     const now = opt.store && handled();
-    if (!now || now === saved) return;
+    if (!now || now === saved || saving) return;
+    const before = saved;
+    saving = true;
     try {
       await opt.store.set(saved = now);
       storeFails = false;
     } catch (error) {
+      saved = before;
+      unsaved = now; // It is tried again at the end only, or once there is a newer one.
       if (!storeFails) failed("store", error);
       storeFails = true;
     }
-    keep();
+    saving = false;
+    if (state !== "closed") keep();
+    else if (handled() !== unsaved) save();
   }
-  const keep = () => opt.store && !timers.save && state !== "closed" && handled() !== saved && arm("save", opt.saveMs, save);
+  const keep = () => opt.store && !saving && !timers.save && state !== "closed" && ![saved, unsaved].includes(handled()) && arm("save", opt.saveMs, save);
 
   async function start() {
     try {

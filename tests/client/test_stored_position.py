@@ -111,3 +111,22 @@ def test_a_store_that_fails_is_told_once_in_a_row() -> None:
         return counts
 
     assert asyncio.run(run()) == [1, 1, 2]
+
+
+def test_a_position_that_could_not_be_kept_is_tried_again_at_the_end() -> None:
+    """It is not tried again and again meanwhile."""
+
+    async def run() -> tuple[bool, list[str]]:
+        log = Log()
+        log.failing = True
+        await log.keep("1-a")
+        await log.stored.ended()
+        log.asked.clear()
+        log.failing = False
+        log.stored.keep()
+        waits = log.stored._timer is not None and not log.stored._timer.cancelled()
+        log.stored.end()
+        await log.stored.ended()
+        return waits, log.kept
+
+    assert asyncio.run(run()) == (False, ["1-a"])

@@ -486,7 +486,8 @@ class Client:
         if code == "no_token":
             self._bye("authenticate", None, "no credential")
         elif frame.get("id") == "token":
-            self._bad_tokens += 1
+            if code != "unavailable":  # then it was not judged
+                self._bad_tokens += 1
             self._report(ClientError(code, f"the token: {text}"))
             self._refresh_later()
         elif self._topics.asked is not None and frame.get("id") == self._topics.asked.number:

@@ -30,6 +30,8 @@ class StoredPosition:
         self._handled = handled
         self._report = report
         self._saved: str | None = None
+        self._not_kept: str | None = None
+        """The position at which the store failed last. It is tried again at the end only, or once there is a newer one."""
         self._final: str | None = None
         self._failed = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -56,7 +58,7 @@ class StoredPosition:
         """Store the position within `save_s` seconds, if it is a new one."""
         if self._closed or self._timer is not None or self._saving is not None:
             return
-        if self._to_save() is not None:
+        if self._to_save() not in (None, self._not_kept):
             self._timer = asyncio.get_running_loop().call_later(self._save_s, self._save)
 
     def end(self) -> None:
@@ -90,13 +92,14 @@ class StoredPosition:
 
     async def _set(self, position: str) -> None:
         assert self._store is not None
-        self._saved = position
+        before, self._saved = self._saved, position
         try:
             async with asyncio.timeout(self._answer_s):
                 result = self._store.set(position)
                 if inspect.isawaitable(result):
                     await result
         except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
+            self._saved, self._not_kept = before, position
             self._store_failed(error)
         else:
             self._failed = False

@@ -114,7 +114,7 @@ class Client:
         self._lock = threading.Lock()
         self._ended = False
         """The event loop takes no more calls."""
-        self._end_s = END_S + options.connect_s
+        self._end_s = END_S + 2 * options.connect_s
         self._threads: WeakSet[ThreadPoolExecutor] = WeakSet()
         options = self._in_threads(options)
         self._thread = threading.Thread(target=self._run, name="towerws.client", daemon=True)

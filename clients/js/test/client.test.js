@@ -747,6 +747,49 @@ test("a store that is full, fails, or holds nonsense", async () => {
   assert.deepEqual(codes(broken.errors), ["store", "store"]);
 });
 
+// A store whose answers the test gives.
+const slowShelf = () => {
+  const calls = [];
+  return { calls, get: () => null, set: (position) => new Promise((resolve, reject) => { calls.push({ position, resolve, reject }); }) };
+};
+const positions = ({ calls }) => calls.map(({ position }) => position);
+
+test("a slow store gets one position at a time, and the newest last", async () => {
+  const store = slowShelf();
+  const { client: made } = await opened(undefined, { store });
+  last().event("jobs.a", 1);
+  await pass(250);
+  for (const n of [2, 3]) {
+    last().event("jobs.a", n);
+    await pass(250);
+  }
+  assert.deepEqual(positions(store), ["p1"]);
+  store.calls[0].resolve();
+  await pass(250);
+  assert.deepEqual(positions(store), ["p1", "p3"]);
+  last().event("jobs.a", 4);
+  made.close();
+  assert.deepEqual(positions(store), ["p1", "p3"]);
+  store.calls[1].resolve();
+  await tick();
+  assert.deepEqual(positions(store), ["p1", "p3", "p4"], "the last position is kept after the end");
+});
+
+test("a position that could not be kept is tried again with the next one, or at the end", async () => {
+  const store = slowShelf();
+  const { client: made } = await opened(undefined, { store, onerror() {} });
+  last().event("jobs.a", 1);
+  await pass(250);
+  store.calls[0].reject(new Error("quota"));
+  await pass(10_000);
+  assert.deepEqual(positions(store), ["p1"]);
+  made.close();
+  assert.deepEqual(positions(store), ["p1", "p1"]);
+  store.calls[1].reject(new Error("quota"));
+  await pass(10_000);
+  assert.deepEqual(positions(store), ["p1", "p1"]);
+});
+
 // ---- tokens
 
 const jwt = (claims) => `e30.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.sig`;
@@ -804,6 +847,19 @@ test("a refresh that fails is tried again, but not too often", async () => {
   }
   assert.equal(count, 4, "the third bad token would end the connection");
   assert.equal(made.state, "open");
+});
+
+test("a new token that can't be checked is sent again until the old one ends", async () => {
+  mock.method(Math, "random", () => 0);
+  let count = 0;
+  await opened(undefined, { pingMs: 1_000_000, token: () => ({ token: `t${++count}`, expiresAt: Date.now() + 100_000 }) });
+  await pass(69_000);
+  for (let at = 0; at < 30; at++) {
+    const sent = last().sent.at(-1);
+    await pass(1000);
+    if (last().sent.at(-1) !== sent) last().frame({ type: "error", code: "unavailable", message: "later", id: "token" });
+  }
+  assert.ok(count > 4, `${count} tokens`);
 });
 
 test("refused tokens stop it", async () => {
