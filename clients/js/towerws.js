@@ -356,7 +356,7 @@ export function connect(url, options = {}) {
   function tell(sub, joined, recovered, before = position) {
     const news = { subscribed: [], recovered: [], stale: [] };
     for (const topic of sub.topics) {
-      if (!held.has(topic)) continue;
+      if (!held.has(topic) || asked?.joined.has(topic)) continue; // An open request is told once it is answered.
       const known = sub.told.has(topic);
       if (!known || joined?.has(topic)) news[!known ? "subscribed" : recovered ? "recovered" : "stale"].push(topic);
       sub.told.add(topic);

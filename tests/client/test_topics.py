@@ -600,6 +600,19 @@ def test_revoked() -> None:
     assert told(reader) == ["subscribed", "denied", "stale"]
 
 
+def test_revoked_while_a_request_is_open() -> None:
+    """The server holds some of the request's topics already. They are told once, by the answer."""
+    server, reader = opened("jobs.a", "jobs.b")
+    other = Reader(server, ("jobs.c", "jobs.d"), slow=False)
+    server.topics.settle()
+    frame = {"groups_current": ["jobs.a", "jobs.c"], "denied": [{"topic": "jobs.b", "reason": "not allowed"}], "position": "0"}
+    server.topics.revoked(frame)
+    server.reached.pop("jobs.b")
+    assert [told(each) for each in (reader, other)] == [["subscribed", "denied"], []]
+    server.deliver(100)
+    assert told(other) == ["subscribed"]
+
+
 def test_a_slow_handler() -> None:
     """Its queue is bounded, others are not slower, and the loss is one gap. The newest list of denied topics stays."""
     server, quick = opened("jobs.a")

@@ -395,12 +395,13 @@ class Topics:
         """Tell a subscriber what the newest answer means for its topics.
 
         Those that were joined have recovered from `since`. None: they have not. A subscriber has no state of a topic that it was not
-        told of before, unless it brought a position.
+        told of before, unless it brought a position. Topics of an open request are told once it is answered.
         """
+        asked = frozenset() if self.asked is None else self.asked.joined
         news: dict[Word, list[str]] = {word: [] for word in _WORDS}
         for name in queue.topics:
             known = name in queue.told
-            if name not in self._held or (known and name not in joined):
+            if name not in self._held or name in asked or (known and name not in joined):
                 continue
             queue.told.add(name)
             if not known and queue.since is None:

@@ -466,6 +466,17 @@ test("revoked, and granted by a new token", async () => {
   assert.deepEqual(got, ["subscribed", "denied", "stale"]);
 });
 
+test("revoked while a request is open: its topics are told once, by the answer", async () => {
+  const { client: made } = await opened({ jobs: ["a", "b"] });
+  const other = [];
+  made.subscribe({ jobs: ["c", "d"] }, everything(other));
+  await tick();
+  last().frame({ type: "revoked", groups_current: ["jobs.a", "jobs.c"], groups_left: ["jobs.b"], denied: [{ topic: "jobs.b", reason: "not allowed" }], position: "p3" });
+  assert.deepEqual(other, []);
+  last().answer({ groups_current: ["jobs.a", "jobs.c", "jobs.d"], denied: [{ topic: "jobs.b", reason: "not allowed" }] });
+  assert.deepEqual(other, ["subscribed"]);
+});
+
 test("an error of a whole request leaves the other topics alone", async () => {
   const { client: made, got, errors } = await opened();
   const other = [];
