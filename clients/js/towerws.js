@@ -4,7 +4,7 @@ const DEFAULTS = {
   retryMinMs: 500, retryMaxMs: 20_000, connectMs: 20_000, answerMs: 30_000, pingMs: 20_000, pongMs: 10_000, saveMs: 250, queueBytes: 4 << 20,
 };
 const STABLE_MS = 2000; // A connection that lasted this long starts the backoff again.
-const MAX_TIMER_MS = 2 ** 31 - 1; // A longer timer would fire at once.
+const MAX_TIMER_MS = 2e9; // A longer timer than 2 ** 31 ms would fire at once.
 const MAX_REQUEST = 65_536; // The daemon closes a connection that sends more.
 const ITEM_BYTES = 200; // What an item costs besides its text.
 
@@ -19,7 +19,7 @@ export function connect(url, options = {}) {
   const opt = { ...DEFAULTS, ...options };
   for (const name in opt) {
     if (!(name in DEFAULTS)) throw new TypeError(`unknown option "${name}": known are ${Object.keys(DEFAULTS).join(", ")}`);
-    if (DEFAULTS[name] && !(opt[name] > 0)) throw new TypeError(`${name} is ${opt[name]}: it must be a number above 0`);
+    if (DEFAULTS[name] && !(opt[name] > 0)) throw new TypeError(`${name} is ${opt[name]}: it must be above 0`);
   }
   const Socket = opt.WebSocket ?? globalThis.WebSocket;
   if (!Socket) throw new TypeError("there is no WebSocket here: pass one as the option WebSocket, or use Node 22 or newer");
@@ -28,7 +28,7 @@ export function connect(url, options = {}) {
   const topics = new Map(); // Wanted topic -> { subs, resume: it counts from `position`, denied: why it was left out, ask: ask again }
   const subs = new Set();
   const timers = {};
-  let state = "connecting", user = null, position = null, saved = null, unsaved = null, saving = false, storeFails = false, unsure = false;
+  let state = "connecting", user = null, position = null, saved = null, unsaved = null, saving = false, last, unsure = false;
   let socket, opened, welcomedAt; // of the current connection
   let run = 0; // Changes with each connection: an older one's callbacks do nothing.
   let held = new Set(); // What the daemon sends on this connection.
@@ -76,14 +76,14 @@ export function connect(url, options = {}) {
     socket = made;
     made.onopen = () => {
       opened = true;
-      if (made.protocol !== "towerws.v1") return stop(new TowerwsError("protocol", "the server did not choose the subprotocol towerws.v1"));
+      if (made.protocol !== "towerws.v1") return stop(new TowerwsError("protocol", "the server speaks no towerws.v1"));
       if (sentToken) send({ token: sentToken.text, id: "token" });
     };
     made.onmessage = ({ data }) => {
       heard = true;
       arm("pong");
       let frame;
-      try { frame = read(data); } catch { return again(new TowerwsError("frame", "the server sent a frame that is not JSON"), undefined, true); }
+      try { frame = read(data); } catch { return again(new TowerwsError("frame", "a frame is not JSON"), undefined, true); }
       receive(frame);
     };
     // A close event follows at once, but not in Node 20.
@@ -91,7 +91,7 @@ export function connect(url, options = {}) {
     made.onclose = async ({ code, reason }) => {
       made.onclose = null;
       arm("error");
-      if (opened) return again(new TowerwsError("lost", `the connection was lost (${code}${reason && ` ${reason}`})`));
+      if (opened) return again(new TowerwsError("lost", `connection lost (${code}${reason && ` ${reason}`})`));
       // A browser hides the status of a refused handshake: ask for it.
       let status = 0, why;
       try {
@@ -137,6 +137,7 @@ export function connect(url, options = {}) {
     if (state === "closed") return;
     drop();
     arm("save");
+    last = handled(); // The subscriptions end next, with what their handlers have not finished.
     save();
     listen("removeEventListener");
     change("closed", { reason });
@@ -261,7 +262,7 @@ export function connect(url, options = {}) {
         for (const { topic, reason } of frame.denied) deny(topic, reason);
         doubt();
         position = frame.position ?? position;
-        for (const sub of [...subs]) tell(sub);
+        if (!asked) for (const sub of [...subs]) tell(sub); // The answer to an open request tells all.
         break;
       case "pong": // On a quiet topic the old position would leave history.
         position = frame.position ?? position;
@@ -279,7 +280,7 @@ export function connect(url, options = {}) {
         else report(new TowerwsError(frame.code, frame.message));
         break;
       case "bye": {
-        const reason = new TowerwsError(frame.action === "reconnect" ? "bye" : frame.action, `the daemon ended the connection: ${frame.reason}`);
+        const reason = new TowerwsError(frame.action === "reconnect" ? "bye" : frame.action, `ended by the daemon: ${frame.reason}`);
         if (frame.action === "stop" || (frame.action === "authenticate" && !opt.token)) stop(reason);
         else again(reason, frame.reconnect_after_ms);
       }
@@ -303,7 +304,7 @@ export function connect(url, options = {}) {
     }
     asked = { id: ++ids, joined };
     const message = { groups, since: resumed.length ? position : undefined, id: ids, xrftoken: (opt.xrftoken ?? cookie)() };
-    if (JSON.stringify(message).length > MAX_REQUEST) return requestFailed("too_many_topics", `the topics take more than ${MAX_REQUEST} bytes`);
+    if (JSON.stringify(message).length > MAX_REQUEST) return requestFailed("too_many_topics", `the topics have over ${MAX_REQUEST} bytes`);
     arm("answer", opt.answerMs, () => again(new TowerwsError("timeout", `no answer to a request within ${opt.answerMs} ms`)));
     send(message);
   }
@@ -356,7 +357,7 @@ export function connect(url, options = {}) {
   function tell(sub, joined, recovered, before = position) {
     const news = { subscribed: [], recovered: [], stale: [] };
     for (const topic of sub.topics) {
-      if (!held.has(topic) || asked?.joined.has(topic)) continue; // An open request is told once it is answered.
+      if (!held.has(topic)) continue;
       const known = sub.told.has(topic);
       if (!known || joined?.has(topic)) news[!known ? "subscribed" : recovered ? "recovered" : "stale"].push(topic);
       sub.told.add(topic);
@@ -408,7 +409,7 @@ export function connect(url, options = {}) {
     function handle(item) {
       const call = typeof handler === "function" ? item.type === "event" && handler : handler[item.type];
       if (call) return call.call(handler, item);
-      if (/gap|stale|denied/.test(item.type)) report(new TowerwsError(item.type, `${item.type}: ${item.topics}: no handler for it`, { item }));
+      if (/gap|stale|denied/.test(item.type)) report(new TowerwsError(item.type, `${item.type}: ${item.topics}: no handler`, { item }));
     }
     function done() {
       sub.busy = false;
@@ -472,6 +473,7 @@ export function connect(url, options = {}) {
   // The position to resume from after a reload: before the oldest item that a handler has not finished. It stays while a topic can't be
   // checked: the next page would take it for that topic's position, too.
   function handled() {
+    if (state === "closed") return last;
     if (unsure) return saved;
     let oldest = { at: Infinity, before: position };
     for (const { queue } of subs) if (queue[0]?.at < oldest.at) oldest = queue[0];
@@ -481,22 +483,19 @@ export function connect(url, options = {}) {
   async function save() {
     const now = opt.store && handled();
     if (!now || now === saved || saving) return;
-    const before = saved;
     saving = true;
     try {
-      await opt.store.set(saved = now);
-      storeFails = false;
+      await opt.store.set(now);
+      saved = now;
+      unsaved = null;
     } catch (error) {
-      saved = before;
+      if (!unsaved) failed("store", error);
       unsaved = now; // It is tried again at the end only, or once there is a newer one.
-      if (!storeFails) failed("store", error);
-      storeFails = true;
     }
     saving = false;
-    if (state !== "closed") keep();
-    else if (handled() !== unsaved) save();
+    keep();
   }
-  const keep = () => opt.store && !saving && !timers.save && state !== "closed" && ![saved, unsaved].includes(handled()) && arm("save", opt.saveMs, save);
+  const keep = () => opt.store && !saving && !timers.save && ![saved, unsaved].includes(handled()) && arm("save", opt.saveMs, save);
 
   async function start() {
     try {

@@ -259,19 +259,22 @@ class CredentialMonitor:
     def _watch(self, identity: Identity) -> None:
         user = str(identity.user_id)
         if identity.user_id is not None and user not in self._watchers:
-            watcher = _Watcher(partial(self._reactor.callLater, 0, self.recheck_user, user))
+            later = partial(self._reactor.callLater, 0)
+            watcher = _Watcher(partial(later, self.recheck_user, user), partial(later, self._feed_watcher, user))
             self._watchers[user] = subscriber = self._hub.join(watcher, TOWER)
-            watcher.drained = partial(self._reactor.callLater, 0, self._hub.feed, subscriber)
             self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
+
+    def _feed_watcher(self, user: str) -> None:
+        if (subscriber := self._watchers.get(user)) is not None:
+            self._hub.feed(subscriber)
 
 
 class _Watcher:
-    """A hub peer that calls a function for each event."""
+    """A hub peer that calls a function for each event, and another one to get the next piece of history."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
+    def __init__(self, call: Callable[[], object], drained: Callable[[], object]) -> None:
         self._call = call
-        self.drained: Callable[[], object] = call
-        """Gets the hub's next piece of history. Set once the watcher has joined."""
+        self._drained = drained
 
     def send(self, data: bytes) -> bool:
         """Call the function."""
@@ -280,7 +283,7 @@ class _Watcher:
 
     def await_drain(self) -> None:
         """The hub has sent a piece of history: there is room for the next one."""
-        self.drained()
+        self._drained()
 
     def end(self, reason: CloseReason) -> None:
         """Never called: it stays until its user's last session ends."""

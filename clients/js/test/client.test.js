@@ -782,8 +782,26 @@ test("a slow store gets one position at a time, and the newest last", async () =
   made.close();
   assert.deepEqual(positions(store), ["p1", "p3"]);
   store.calls[1].resolve();
-  await tick();
+  await pass(250);
   assert.deepEqual(positions(store), ["p1", "p3", "p4"], "the last position is kept after the end");
+});
+
+test("what handlers have not finished at the end is not skipped, also behind a slow store", async () => {
+  const store = slowShelf();
+  const made = client({ store }).client;
+  made.subscribe({ jobs: ["a"] }, ({ payload }) => (payload.n === 3 ? new Promise(() => {}) : undefined));
+  await tick();
+  last().open();
+  last().welcome();
+  last().answer();
+  last().event("jobs.a", 1);
+  await pass(250);
+  for (const n of [2, 3, 4]) last().event("jobs.a", n);
+  await tick();
+  made.close();
+  store.calls[0].resolve();
+  await pass(250);
+  assert.deepEqual(positions(store), ["p1", "p2"]);
 });
 
 test("a position that could not be kept is tried again with the next one, or at the end", async () => {
