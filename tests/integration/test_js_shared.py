@@ -48,11 +48,21 @@ def until_connections(daemon: Daemon, count: int) -> None:
         time.sleep(0.02)
 
 
+def until_one_worker(chromium: Chromium, daemon: Daemon) -> list[dict[str, Any]]:
+    """Wait until the tabs have one worker. They may just be replacing a lost one, whose file comes from the daemon."""
+    give_up = time.monotonic() + DEADLINE_S
+    while True:
+        targets = chromium.call("Target.getTargets")["targetInfos"]
+        workers = [target for target in targets if target["type"] == "shared_worker" and f":{daemon.port}/" in target["url"]]
+        if len(workers) == 1:
+            return workers
+        assert time.monotonic() < give_up, workers
+        time.sleep(0.02)
+
+
 def kill_worker(chromium: Chromium, daemon: Daemon) -> None:
     """End the worker of the tabs, as a browser does that runs out of memory: nobody is told."""
-    targets = chromium.call("Target.getTargets")["targetInfos"]
-    workers = [target for target in targets if target["type"] == "shared_worker" and f":{daemon.port}/" in target["url"]]
-    assert len(workers) == 1
+    workers = until_one_worker(chromium, daemon)
     session = chromium.call("Target.attachToTarget", targetId=workers[0]["targetId"], flatten=True)["sessionId"]
     chromium.call("Runtime.evaluate", session, expression="self.close()")
 
