@@ -34,7 +34,8 @@ SAY_S: Final = 2.0
 REACH_S: Final = 10.0
 """How long a connection waits until this process has read the log up to its place. Then its client is told of a gap.
 
-Once a wait was in vain, as without a broker, no other begins until a place can be judged again: each would stop all connections anew.
+After a wait in vain, for example without a broker, later batches do not wait, until a place can be judged again. Each wait would
+stop all connections of its batch for as long.
 """
 
 
