@@ -22,13 +22,13 @@ export function connect(url, options = {}) {
     if (DEFAULTS[name] && !(opt[name] > 0)) throw new TypeError(`${name} is ${opt[name]}: it must be above 0`);
   }
   const Socket = opt.WebSocket ?? globalThis.WebSocket;
-  if (!Socket) throw new TypeError("there is no WebSocket here: pass one as the option WebSocket, or use Node 22 or newer");
+  if (!Socket) throw new TypeError("there is no WebSocket here: pass one as the option WebSocket, or use Node 22+");
   const address = resolved(url);
 
   const topics = new Map(); // Wanted topic -> { subs, resume: it counts from `position`, denied: why it was left out, ask: ask again }
   const subs = new Set();
   const timers = {};
-  let state = "connecting", user = null, position = null, saved = null, unsaved = null, saving = false, last, unsure = false;
+  let state = "connecting", user = null, position = null, saved = null, unsaved = null, saving = false, last, stopped, unsure = false;
   let socket, opened, welcomedAt; // of the current connection
   let run = 0; // Changes with each connection: an older one's callbacks do nothing.
   let held = new Set(); // What the daemon sends on this connection.
@@ -140,7 +140,7 @@ export function connect(url, options = {}) {
     last = handled(); // The subscriptions end next, with what their handlers have not finished.
     save();
     listen("removeEventListener");
-    change("closed", { reason });
+    change("closed", { reason: (stopped = reason) });
     if (reason) report(reason);
     for (const sub of [...subs]) sub.end(reason);
   }
@@ -401,7 +401,7 @@ export function connect(url, options = {}) {
   }
 
   function subscribe(groups, handler) {
-    if (state === "closed") throw new TowerwsError("closed", "the client is closed");
+    if (state === "closed") throw stopped ?? new TowerwsError("closed", "the client is closed");
     if (handler && !/function|object/.test(typeof handler)) throw new TypeError("the handler must be a function or an object of functions");
     const sub = { topics: topicsOf(groups), told: new Set(), denied: "[]", queue: [], bytes: 0, busy: false, ended: false, wake, end };
     let more, why, iterated;

@@ -115,7 +115,7 @@ def test_iterators() -> None:
         with pytest.raises(ClientError, match="policy"):
             await stopped
         assert (first, second) == (["subscribed", [1]], ["subscribed"])
-        with pytest.raises(ClientError, match="closed"):
+        with pytest.raises(ClientError, match="policy"):
             live.subscribe({"own": ["thing"]})
 
     with_client(work, onerror=lambda error: None)

@@ -358,10 +358,10 @@ def test_what_waiting_can_t_cure(make: Start, tmp_path: Path, listen: str, words
 def test_sockets_that_systemd_hands_over(make: Start) -> None:
     """Both ports may come from systemd. A client gets through."""
     program = (
-        "import os, sys\n"
+        "import fcntl, os, sys\n"
         "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='web:admin')\n"
-        "web, admin = map(int, sys.argv[1:3])\n"
-        "os.dup2(os.dup(web), 30), os.dup2(os.dup(admin), 31), os.dup2(30, 3), os.dup2(31, 4)\n"
+        "passed = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 5) for number in sys.argv[1:3]]\n"  # neither may be 3 or 4
+        "os.dup2(passed[0], 3), os.dup2(passed[1], 4)\n"
         "os.execv(sys.argv[3], sys.argv[3:])\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as admin:

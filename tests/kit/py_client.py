@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
 from tests.kit.daemon import DEADLINE_S
@@ -33,7 +34,8 @@ class PyClient:
     def __enter__(self) -> Self:
         self.client = sync.connect(self._url, **self._options)
         keep = self._keep(self.items)
-        self.client.subscribe(self._groups, keep, subscribed=keep, recovered=keep, stale=keep, gap=keep, denied=keep)
+        with suppress(ClientError):  # It may have stopped already. `errors` has the reason.
+            self.client.subscribe(self._groups, keep, subscribed=keep, recovered=keep, stale=keep, gap=keep, denied=keep)
         return self
 
     def __exit__(self, *exc: object) -> None:

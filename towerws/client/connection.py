@@ -1,4 +1,4 @@
-"""The client: one connection at a time, with its token, its reconnects and its deadlines.
+"""The client: one connection at a time, with its reconnects and its deadlines.
 
 state      | connected        | ended                | stopped          | close()
 connecting | welcome -> open  | waiting              | closed           | closed
@@ -10,11 +10,9 @@ closed     | -                | -                    | -                | -
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -25,11 +23,12 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 
 from towerws import __version__
-from towerws.client.frames import BadFrame, Unreadable, lasts_s, read
+from towerws.client.frames import BadFrame, Unreadable, read
 from towerws.client.items import ClientError, Groups, Item, Queue, caused, topics_of
-from towerws.client.options import Options, StateChange, Token, check_token, checked_url
+from towerws.client.options import Options, StateChange, checked_url
 from towerws.client.store import StoredPosition
 from towerws.client.subscription import Handler, Owner, Subscription
+from towerws.client.tokens import NoToken, Tokens
 from towerws.client.topics import Topics
 from towerws.core.errors import CloseReason
 from towerws.core.wire import SUBPROTOCOL
@@ -46,8 +45,8 @@ MAX_FRAME_BYTES = 64 * 1024**2
 ASK_AGAIN_S = (1.0, 3.0)
 """Seconds until a topic is asked for again that could not be checked. The daemon itself takes up to 8 s to say so."""
 
-TRIES = 3
-"""After so many refused tokens in a row the client stops. So many refused handshakes in a row are told to `onerror`."""
+TOLD_AT = 3
+"""So many refused handshakes in a row are told to `onerror`."""
 
 LATER = {408, 425, 429}
 """HTTP statuses below 500 that say: try again."""
@@ -89,6 +88,7 @@ class Client:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._state: Literal["connecting", "open", "waiting", "closed"] = "connecting"
+        self._stopped_by: ClientError | None = None
         self._user: int | str | None = None
         self._topics = Topics(send=self._send, report=self._report, xrftoken=options.xrftoken or _nothing)
         self._subscriptions: dict[Queue, Subscription] = {}
@@ -99,18 +99,13 @@ class Client:
         self._ended: asyncio.Future[_End] | None = None
         self._heard = False
         self._welcomed_at = 0.0
-        self._sent_token: Token | None = None
-        self._token: Token | None = None
-        self._bad_tokens = 0
-        self._ends_at = 0.0
         # over all connections
         self._was_welcomed = False
         self._attempts = 0
         self._refusals = 0
-        self._refused: str | None = None
-        self._refused_tokens = 0
+        self._tokens = Tokens(options, renew_after=self._renew_after, send=self._send, report=self._report)
         self._stored = StoredPosition(options, self._topics.handled, self._report)
-        self._refreshing: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._task = self._loop.create_task(self._run(), name="towerws.client")
 
     # what users call
@@ -133,10 +128,11 @@ class Client:
         `onerror`. With no handler at all, read the subscription with `async for`. `since` is a position from which topics begin that no
         subscription has yet: events after it come, or `stale`.
 
-        Raises `ValueError` or `TypeError` if the groups are malformed, and `ClientError` if the client is closed.
+        Raises `ValueError` or `TypeError` if the groups are malformed. Raises the `ClientError` with which the client stopped, and one
+        with the code `closed` after `close`.
         """
         if self._state == "closed":
-            raise ClientError("closed", "the client is closed")
+            raise self._stopped_by or ClientError("closed", "the client is closed")
         handlers = {
             name: call
             for name, call in (
@@ -220,6 +216,7 @@ class Client:
         for timer in self._timers.values():
             timer.cancel()
         self._stored.end()
+        self._stopped_by = reason
         self._change("closed", reason=reason)
         if reason is not None:
             self._report(reason)
@@ -243,9 +240,7 @@ class Client:
         """Connect, and talk until the connection ends."""
         self._outbox = asyncio.Queue()
         self._heard = False
-        self._bad_tokens = 0
-        self._welcomed_at = self._ends_at = 0.0
-        self._sent_token = self._token = None
+        self._welcomed_at = 0.0
         self._change("connecting")
         deadline = self._loop.time() + self._options.connect_s
         try:
@@ -267,16 +262,12 @@ class Client:
     async def _open(self) -> ClientConnection:
         """Open a websocket. Raises `_Ended`."""
         headers = dict(self._options.headers)
-        if self._options.token is not None:
-            try:
-                self._sent_token = await self._read_token()
-            except Exception as error:  # noqa: BLE001 - whatever the callback raises
-                raise _Ended(_End(caused("token", f"the token callback failed: {error}", error), tell=True)) from None
-            if self._sent_token is None:
-                raise _Ended(_End(ClientError("token", "the token callback gave no token"), stop=True))
-            if self._sent_token.token == self._refused:
-                raise _Ended(_End(ClientError("token", "the token callback gave the refused token again"), stop=True))
-            headers["Authorization"] = f"Bearer {self._sent_token.token}"
+        try:
+            token = await self._tokens.first()
+        except NoToken as missing:
+            raise _Ended(_End(missing.reason, tell=not missing.final, stop=missing.final)) from None
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         tls = {"ssl": self._options.ssl} if self._options.ssl is not None and self._url.startswith("wss:") else {}
         try:
             connection = await _Connect(
@@ -307,26 +298,24 @@ class Client:
         else:
             text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         self._refusals += 1
-        return _End(caused("handshake", f"no connection: {text}", error), tell=self._refusals == TRIES)
+        return _End(caused("handshake", f"no connection: {text}", error), tell=self._refusals == TOLD_AT)
 
     def _handshake_refused(self, error: InvalidStatus) -> _End:
         status = error.response.status_code
         reason = ClientError("handshake", f"the server refuses the handshake (HTTP {status})", status=status)
         self._refusals += 1
         if status in {401, 403}:
-            if self._sent_token is None:
+            if self._options.token is None:
                 return _End(reason, stop=True)
             reason = ClientError("token", f"the server refuses the token (HTTP {status})", status=status)
-            self._refused = self._sent_token.token
-            self._refused_tokens += 1
-            return _End(reason, stop=not callable(self._options.token) or self._refused_tokens >= TRIES)
+            return _End(reason, stop=not self._tokens.refused())
         if 200 <= status < 500 and status not in LATER and not self._was_welcomed:
             return _End(reason, stop=True)  # A URL that has worked is not wrong: a proxy may answer so while the daemon restarts.
         after = error.response.headers.get("Retry-After", "")
         after_s = min(float(after), self._options.retry_max_s) if after.isascii() and after.isdigit() else None
         if after_s is not None:
             after_s *= random.uniform(1, 1.5)  # noqa: S311 - all clients got the same number
-        return _End(reason, after_s=after_s, tell=self._refusals == TRIES)
+        return _End(reason, after_s=after_s, tell=self._refusals == TOLD_AT)
 
     async def _converse(self, connection: ClientConnection, deadline: float) -> _End:
         """Talk over an open websocket until `_again` or `_stop` is called."""
@@ -345,8 +334,8 @@ class Client:
             self._ended = None
             for name in ("connect", "answer", "ask", "token", "ping", "pong"):
                 self._arm(name)
-            if self._refreshing is not None:
-                tasks.append(self._refreshing)
+            if self._renewing is not None:
+                tasks.append(self._renewing)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -383,6 +372,15 @@ class Client:
                 await connection.send(await self._outbox.get())
         except ConnectionClosed:
             return  # `_read` says so
+
+    def _renew_after(self, after_s: float) -> None:
+        """Renew the token that late, and at no other time."""
+
+        def renew() -> None:
+            self._renewing = self._loop.create_task(self._tokens.send_new())
+            self._renewing.add_done_callback(self._check_task)
+
+        self._arm("token", after_s, renew)
 
     def _watch(self) -> None:
         """Ask a silent connection whether it still works. Any message is an answer: a pong may wait behind many."""
@@ -450,8 +448,7 @@ class Client:
             self._topics.pong(frame)
         elif kind == "renewed":
             self._user = frame.get("user")
-            self._bad_tokens = 0
-            self._accepted()
+            self._tokens.accepted()
             self._topics.ask_again()
         elif kind == "error":
             self._error(frame)
@@ -467,8 +464,7 @@ class Client:
         self._was_welcomed = True
         self._welcomed_at = self._loop.time()
         self._refusals = 0
-        if self._sent_token is not None:
-            self._accepted()
+        self._tokens.accepted()
         self._change("open")
         if self._state == "open":
             self._watch()
@@ -486,10 +482,8 @@ class Client:
         if code == "no_token":
             self._bye("authenticate", None, "no credential")
         elif frame.get("id") == "token":
-            if code != "unavailable":  # then it was not judged
-                self._bad_tokens += 1
             self._report(ClientError(code, f"the token: {text}"))
-            self._refresh_later()
+            self._tokens.not_accepted(code)
         elif self._topics.asked is not None and frame.get("id") == self._topics.asked.number:
             self._topics.request_failed(code, text)
             self._answered()
@@ -499,62 +493,10 @@ class Client:
     def _bye(self, action: str, after_s: float | None, said: str) -> None:
         code = "bye" if action == "reconnect" else action
         reason = ClientError(code, f"the daemon ended the connection: {said}", said=said)
-        if action == "stop" or (action == "authenticate" and not callable(self._options.token)):
+        if action == "stop" or (action == "authenticate" and not self._tokens.may_change):
             self._stop(reason)
         else:
             self._again(reason, after_s)
-
-    # tokens
-
-    async def _read_token(self) -> Token | None:
-        found: Any = self._options.token
-        if callable(found):
-            found = found()
-        if inspect.isawaitable(found):
-            found = await found
-        if found is None or found == "":
-            return None
-        token = Token(found) if isinstance(found, str) else found
-        if not isinstance(token, Token):
-            raise TypeError("the token callback must give text, or a Token")
-        return token._replace(token=check_token(token.token))
-
-    def _accepted(self) -> None:
-        """The sent token counts from now on."""
-        self._token = self._sent_token
-        if self._token is None or not callable(self._options.token):
-            return
-        self._refused, self._refused_tokens = None, 0
-        now_s = time.time()
-        left_s = lasts_s(self._token.token, now_s) if self._token.expires_at is None else self._token.expires_at - now_s
-        if left_s is not None and left_s > 0:
-            self._ends_at = self._loop.time() + left_s
-            self._arm("token", left_s * random.uniform(0.7, 0.8), self._refresh)  # noqa: S311 - only spreads the requests
-
-    def _refresh(self) -> None:
-        self._refreshing = self._loop.create_task(self._send_new_token())
-        self._refreshing.add_done_callback(self._check_task)
-
-    async def _send_new_token(self) -> None:
-        try:
-            async with asyncio.timeout(self._options.connect_s):
-                fresh = await self._read_token()
-        except TimeoutError:
-            self._report(ClientError("token", f"no new token within {self._options.connect_s:g} s"))
-            fresh = None
-        except Exception as error:  # noqa: BLE001 - whatever the callback raises
-            self._report(caused("token", f"the token callback failed: {error}", error))
-            fresh = None
-        if fresh is None or self._token is None or fresh.token == self._token.token:
-            self._refresh_later()
-        else:
-            self._sent_token = fresh
-            self._send({"token": fresh.token, "id": "token"})
-
-    def _refresh_later(self) -> None:
-        left_s = self._ends_at - self._loop.time()
-        if left_s > 2 and self._bad_tokens < TRIES - 1:  # The third bad token would end the connection.
-            self._arm("token", left_s / 2, self._refresh)
 
     # subscriptions
 

@@ -124,7 +124,7 @@ class Client:
     def subscribe(
         self, groups: Groups, handler: Handler | None = None, *, since: str | None = None, **handlers: Handler | None
     ) -> Subscription:
-        """Subscribe to topics, as `towerws.client.Client.subscribe` does. Raises `ClientError` if the client is closed."""
+        """Subscribe to topics, as `towerws.client.Client.subscribe` does. Raises the same errors."""
         thread = self._new_threads(1)  # it has none before the first call
         called = {name: _in_thread(thread, call) for name, call in handlers.items() if call is not None}
         first = None if handler is None else _in_thread(thread, handler)
