@@ -11,8 +11,7 @@ from click.testing import CliRunner
 from private_rabbitmq import free_port
 
 from tests.commands.test_publisher import Admin
-from tests.commands.test_tail import TOWERWS
-from tests.kit.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S, TOWERWS
 from tests.kit.rows import each_row
 from towerws import __version__
 from towerws.cli import main

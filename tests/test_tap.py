@@ -3,16 +3,14 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kit.daemon import TWISTD
 from tests.kit.rows import each_row
 from towerws.handover import ports
 from towerws.tap import Options
-
-TWISTD = str(Path(sys.executable).with_name("twistd"))
 
 
 @each_row(

@@ -129,7 +129,7 @@ def test_a_source_that_gives_nothing_new() -> None:
     async def run() -> None:
         for bad, words in told.items():
             calls: Iterator[Callable[[], Any]] = iter([lambda: first, bad])
-            client = Renewed(lambda calls=calls: next(calls)(), connect_s=0.01 if bad is late else 30)  # type: ignore[misc]
+            client = Renewed(lambda calls=calls: next(calls)(), connect_s=0.01 if bad is late else 30)
             await client.connect()
             await client.tokens.send_new()
             assert client.sent == []

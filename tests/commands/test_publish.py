@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.commands.test_publisher import Admin
-from tests.commands.test_tail import TOWERWS
-from tests.kit.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S, TOWERWS
 from tests.kit.rows import each_row
 from towerws.cli import main
 from towerws.commands.publish import why_no_event

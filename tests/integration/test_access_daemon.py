@@ -17,9 +17,8 @@ from click.testing import CliRunner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.commands.test_tail import TOWERWS
 from tests.integration.tower_api import CANARY, OAUTH, Api
-from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon
+from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, TOWERWS, Daemon
 from towerws.commands.config import check_command
 
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -22,13 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from tests.integration.conftest import NO_PROMTOOL, require
-from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, Daemon, V1Client, publish_all
+from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, TWISTD, Daemon, V1Client, publish_all
 from tests.kit.hostile_heads import hostile_heads
 from towerws.admin.metrics import REFUSED
 from towerws_producer import Producer
 
 ROOT = Path(__file__).parents[2]
-TWISTD = str(Path(sys.executable).with_name("twistd"))
 
 Labels = frozenset[tuple[str, str]]
 Scrape = dict[str, dict[Labels, float]]

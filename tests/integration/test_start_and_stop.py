@@ -23,11 +23,10 @@ from private_rabbitmq import free_port
 from websockets.sync.client import connect, unix_connect
 from websockets.typing import Subprotocol
 
-from tests.kit.daemon import DEADLINE_S
+from tests.kit.daemon import DEADLINE_S, TWISTD
 from towerws.listening import EXIT_BAD_CONFIG, EXIT_TRY_AGAIN
 
 ROOT = Path(__file__).parents[2]
-TWISTD = str(Path(sys.executable).with_name("twistd"))
 V1 = Subprotocol("towerws.v1")
 SECRET = b"0123456789abcdef" * 2
 

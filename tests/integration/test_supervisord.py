@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.integration.conftest import NO_SUPERVISOR, require
-from tests.integration.test_start_and_stop import ROOT, TWISTD, V1, tcp
-from tests.kit.daemon import DEADLINE_S
+from tests.integration.test_start_and_stop import ROOT, V1, tcp
+from tests.kit.daemon import DEADLINE_S, TWISTD
 from tests.kit.proxy_process import adapted
 from towerws.listening import EXIT_BAD_CONFIG, EXIT_TRY_AGAIN
 from towerws.service import STOP_GRACE_S

@@ -25,8 +25,8 @@ from websockets.sync.client import connect, unix_connect
 from websockets.typing import Subprotocol
 
 from tests.integration.conftest import NO_SYSTEMD, require
-from tests.integration.test_start_and_stop import ROOT, TWISTD, V1, Process, make, tcp
-from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.integration.test_start_and_stop import ROOT, V1, Process, make, tcp
+from tests.kit.daemon import DEADLINE_S, TWISTD, Daemon
 from tests.test_outgoing import certificate
 from towerws.listening import EXIT_BAD_CONFIG, LISTEN_S
 from towerws.service import STOP_GRACE_S

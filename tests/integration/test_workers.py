@@ -27,7 +27,7 @@ from websockets.typing import Origin
 from tests.integration.test_access_daemon import TOKEN, close_code, enter
 from tests.integration.test_start_and_stop import Process, tcp
 from tests.integration.tower_api import CANARY, Api
-from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, V1Client, publish_all
+from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, TWISTD, V1Client, publish_all
 from tests.kit.handed import Collector, Numbers
 from tests.kit.rows import each_row
 from tests.kit.workers import WorkersDaemon, children
@@ -497,7 +497,6 @@ def test_an_address_in_use(tmp_path: Path, rabbit: PrivateRabbit) -> None:
         second.clean_up()
 
 
-TWISTD = str(Path(sys.executable).with_name("twistd"))
 BROKER = "--broker=amqp://localhost"
 PORT = "--listen=tcp:8051:interface=127.0.0.1"
 

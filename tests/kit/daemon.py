@@ -23,6 +23,11 @@ from websockets.typing import Subprotocol
 DEADLINE_S = 30.0
 """Seconds that a test waits for any step. It is far longer than expected, and only reached when something is broken."""
 
+TWISTD = str(Path(sys.executable).with_name("twistd"))
+
+TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
+"""Runs the command `towerws`."""
+
 SUBPROTOCOL = Subprotocol("towerws.v1")
 
 
@@ -62,7 +67,7 @@ class Daemon:
         listen = ["--listen", f"{endpoint}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "towerws", *listen, *self._flags],
+                [TWISTD, "-n", "--pidfile=", "towerws", *listen, *self._flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,

@@ -1,8 +1,8 @@
 """One run of `towerws tail`: what it subscribes to, and what it prints of the items and states that `towerws.client` gives.
 
-state | open                  | waiting, before the first answer | waiting, later        | closed by the client
-new   | -                     | end: no daemon                   | -                     | end: refused, or stopped
-open  | "connected again"     | -                                | "connection lost"     | end: refused, or stopped
+state | open              | waiting, before any welcome | waiting, later    | closed by the client
+new   | -                 | end: no daemon              | -                 | end: refused, or stopped
+open  | "connected again" | -                           | "connection lost" | end: refused, or stopped
 
 It subscribes to the topics of the command line, and to the output of running jobs. A job's output is followed from the job's first status
 until its last output event. AWX's summary has the number of output events, but it may overtake some of them (docs/awx-contract.md,
@@ -135,7 +135,8 @@ class Tail:
         self._given = self._following.topics
         self._jobs: dict[str, Subscription] = {}
         self._denied: set[str] = set()
-        self._was_online = False
+        self._was_welcomed = False
+        self._was_answered = False
         self._lost = False
         self._client: Client | None = None
         self._code: asyncio.Future[int] | None = None
@@ -174,6 +175,7 @@ class Tail:
     # the connection comes and goes
 
     def _changed(self, change: StateChange) -> None:
+        self._was_welcomed |= change.state == "open"
         if self._ended or change.reason is None:
             return
         reason, url = change.reason, self._options.url
@@ -187,7 +189,7 @@ class Tail:
                 self._no_daemon(said, reason.status)
             else:
                 self._end(FAILED, f"towerws: the daemon ended the connection for ever: {shown(reason.said) or said}. Its log says more.")
-        elif not self._was_online:
+        elif not self._was_welcomed:
             self._no_daemon(said, reason.status)
         elif not self._lost:
             self._lost = True
@@ -207,7 +209,7 @@ class Tail:
             self._say(shown(str(error)))
         else:
             self._say(f"the daemon answers {shown(error.code)}: {shown(str(error))}")
-            if not self._was_online:
+            if not self._was_answered:
                 self._end(FAILED)
 
     # topics
@@ -226,7 +228,7 @@ class Tail:
         )
 
     def _online(self, notice: Subscribed) -> None:
-        self._was_online = True
+        self._was_answered = True
         if self._lost:
             self._lost = False
             self._say("connected again")
@@ -236,7 +238,7 @@ class Tail:
         self._online(notice)
 
     def _topics_denied(self, notice: Denied) -> None:
-        self._was_online = True
+        self._was_answered = True
         for item in notice.denied:
             if item.topic not in self._denied:
                 self._denied.add(item.topic)

@@ -9,7 +9,6 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import threading
 from collections.abc import Iterator
@@ -21,12 +20,10 @@ from click.testing import CliRunner
 from private_rabbitmq import free_port
 
 from tests.integration.tower_api import OAUTH, Api, serve_tower
-from tests.kit.daemon import DEADLINE_S, Daemon
+from tests.kit.daemon import DEADLINE_S, TOWERWS, Daemon
 from tests.kit.standin import StandIn
 from towerws.cli import main
 from towerws.tail.session import DEFAULT_TOPICS
-
-TOWERWS = (sys.executable, "-c", "from towerws.cli import main; main(prog_name='towerws')")
 
 
 class Running:
@@ -286,6 +283,18 @@ def test_position_of_a_quiet_time_is_kept(standin: StandIn, tails: list[Running]
     standin.publish("other.thing", b"[2]")
     standin.drop()
     assert asked(standin)["since"] == "1-standin"
+
+
+def test_lost_before_the_first_answer(standin: StandIn, tails: list[Running]) -> None:
+    """There is a daemon, since it welcomed the client. So tail reconnects."""
+    standin.before_subscribed = standin.drop
+    tails.append(Running("--url", standin.url, "own.thing"))
+    for _ in range(2):
+        assert asked(standin)["groups"] == {"own": ["thing"]}
+    standin.publish("own.thing", b"[1]")
+    assert tails[0].line().endswith("[1]")
+    assert tails[0].notice().startswith("connection lost (")
+    assert tails[0].notice() == "connected again"
 
 
 def test_unknown_position(tails: list[Running]) -> None:
