@@ -124,7 +124,7 @@ export interface Options {
 export type Token = string | null | undefined | { token: string; expiresAt?: number };
 
 export interface Client {
-  /** Subscribe with a handler, or without one to read the subscription with `for await`. Throws `TypeError` if a topic is malformed. */
+  /** Subscribe with a handler, or without one to read the subscription with `for await`. Throws `TypeError` if a topic is malformed, and the reason if the client is closed. */
   subscribe<Payload = any>(groups: Groups, handler?: EventHandler<Payload> | Handlers<Payload>): Subscription<Payload>;
   /** End the connection and all subscriptions. */
   close(): void;
