@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from towerws.config.addresses import parse_address
-from towerws.handover.ports import SystemdReactor, tell_predecessor
+from towerws.handover.ports import SystemdReactor
 
 EXIT_BAD_CONFIG = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL, sysexits.h
@@ -73,23 +73,35 @@ class EndOfStart(SystemExit, Exception):
     """
 
 
-def listen(reactor: Any, key: str, description: str, factory: Any, ending: Callable[[], bool]) -> IListeningPort:
+def listen(
+    reactor: Any, key: str, description: str, factory: Any, ending: Callable[[], bool], tell: Callable[[str], None] | None = None
+) -> IListeningPort:
     """Open the port of `description`, which is the value of the setting `key`. Raises `EndOfStart` if that fails.
+
+    `tell` gets the reason as well, before that.
 
     Blocks for up to `LISTEN_S`, or until `ending()` is true. It may block: nothing else can start before the port is open, since
     privileges are dropped after it.
     """
     give_up = time.monotonic() + LISTEN_S
     said = ""
+
+    def end(reason: str, status: int) -> NoReturn:
+        line = f"{key} = {description!r}: can't listen there: {reason}; choose another address with --{key}"
+        print(f"towerws: {line}", file=sys.__stderr__, flush=True)
+        if tell is not None:
+            tell(line)
+        raise EndOfStart(status)
+
     while True:
         try:
             return _listen(reactor, description, factory)
         except OSError as error:
             reason = error.strerror or str(error)
             if not may_pass(error):
-                _give_up(key, description, reason, EXIT_BAD_CONFIG)
+                end(reason, EXIT_BAD_CONFIG)
         if time.monotonic() >= give_up:
-            _give_up(key, description, f"{reason}, for {LISTEN_S:.0f} s", EXIT_TRY_AGAIN)
+            end(f"{reason}, for {LISTEN_S:.0f} s", EXIT_TRY_AGAIN)
         if reason != said:
             said = reason
             _log.warn(
@@ -193,10 +205,3 @@ def _answers(path: Path) -> bool:
         except OSError:
             return True
     return True
-
-
-def _give_up(key: str, description: str, reason: str, status: int) -> NoReturn:
-    line = f"towerws: {key} = {description!r}: can't listen there: {reason}; choose another address with --{key}"
-    print(line, file=sys.__stderr__, flush=True)
-    tell_predecessor(os.environ, line.removeprefix("towerws: "))
-    raise EndOfStart(status)

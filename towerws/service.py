@@ -46,6 +46,7 @@ from towerws.core.deliveries import derive_key
 from towerws.core.errors import BadDelivery, CloseReason, ConfigError
 from towerws.core.history import History
 from towerws.core.hub import Hub
+from towerws.core.identity import Disconnection, Revocation
 from towerws.core.ingest import Ingest
 from towerws.core.publication import Outcome, Publication, Published
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
@@ -74,7 +75,7 @@ published before a client subscribed, and what after. It takes 50 ms; a broker t
 STOP_GRACE_S = 3.0
 """How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
 
-MOVING = "the daemon is being restarted; publish again in a moment"
+MOVING = "the daemon is being restarted; {} again in a moment"
 
 FULL_S = 60.0
 """Shortest time between two log lines that say that the daemon is full."""
@@ -176,7 +177,7 @@ class TowerwsService(Service):
             source_status=self.source_status,
             publish=self._publish,
             later=lambda call: reactor.callLater(0, call),
-            disconnect=self.control.revoke,
+            disconnect=self._disconnect,
             disconnect_here=None if membership is None else context.credential_monitor.disconnect,
             restart=self.restarts.restart,
             websocket_port=lambda: getattr(self._ports["listen"].getHost(), "port", 0) if "listen" in self._ports else 0,
@@ -319,7 +320,7 @@ class TowerwsService(Service):
         shared = self._membership is not None and key == "listen"
         reactor = TlsReactor(SharingReactor(self._reactor) if shared else self._reactor)
         inherited = self.restarts.open_port(key, description, factory, reactor.on)
-        self._ports[key] = inherited or listen(reactor, key, description, factory, self.ending)
+        self._ports[key] = inherited or listen(reactor, key, description, factory, self.ending, self.restarts.tell_why)
         if reactor.certificate is not None:
             self._certificates[key] = reactor.certificate
 
@@ -376,9 +377,16 @@ class TowerwsService(Service):
         if message_id is not None and self.history.has_message(topic, message_id):
             return succeed(Published(Outcome.DUPLICATE, published=True, message_id=message_id))
         if self.restarts.moving:
-            return succeed(Published(Outcome.UNAVAILABLE, published=False, message_id=message_id, error=MOVING))
+            return succeed(Published(Outcome.UNAVAILABLE, published=False, message_id=message_id, error=MOVING.format("publish")))
         position = self._embedded.publish(topic, event.payload, message_id)
         return succeed(Published(Outcome.CONFIRMED, published=True, message_id=message_id, position=position))
+
+    def _disconnect(self, revocation: Revocation) -> Deferred[Disconnection]:
+        """Close the connections of a credential here and on the other daemons. Without a broker the successor can't be told."""
+        if self._settings.broker is not None or not self.restarts.moving:
+            return self.control.revoke(revocation)
+        closed = self.context.credential_monitor.disconnect(revocation)
+        return succeed(Disconnection(closed, told=False, reason=MOVING.format("disconnect")))
 
     def _marker(self, text: str) -> bytes:
         """Return the body of this daemon's control marker, with the current process id: twistd may have forked."""

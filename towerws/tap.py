@@ -20,7 +20,7 @@ from towerws.config.exposure import exposure
 from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
-from towerws.handover.ports import VARIABLE, report, take_inheritance, tell_predecessor
+from towerws.handover.ports import VARIABLE, take_inheritance, tell_predecessor
 from towerws.handover.restart import on_restart_signal
 from towerws.handover.successor import Successor
 from towerws.listening import EXIT_BAD_CONFIG
@@ -267,7 +267,7 @@ def _join_hand_over(service: TowerwsService, options: Options, reactor: Any) -> 
     if inheritance is not None:
         successor = Successor(inheritance, reactor, service.restarts.counters)
         if (why := successor.why_not()) is not None:
-            report(inheritance.channel, why)
+            successor.tell_why(why)
             _give_up(why)
         service.restarts.successor = successor
     service.restarts.enable(sys.orig_argv, str(Path.cwd()), _obstacle(options.parent))

@@ -32,6 +32,18 @@ def test_all() -> None:
     assert (connection_limits.present, connection_limits.arrived) == (0, 11 + MAX_SURPLUS)
 
 
+def test_places_for_connections_that_are_handed_over() -> None:
+    """New clients don't get them."""
+    connection_limits = ConnectionLimits(LIMITS)
+    states = []
+    for reserved in (LIMITS.connections - 1, LIMITS.connections, LIMITS.connections + MAX_SURPLUS, 0):
+        connection_limits.reserved = reserved
+        slot = connection_limits.arrive()
+        states.append((connection_limits.full, connection_limits.overflowing))
+        connection_limits.leave(slot)
+    assert states == [(False, False), (True, False), (True, True), (False, False)]
+
+
 def test_by_address() -> None:
     """The one beyond is turned away, another address is not concerned, and who leaves makes room."""
     connection_limits = ConnectionLimits(LIMITS)

@@ -70,6 +70,7 @@ class FakeDaemon:
         self.accepting: list[bool] = []
         self.pid = 0
         self.why: str | None = None
+        self.readopted: list[ConnectionState] = []
 
     def why_no_handover(self) -> str | None:
         """The test's answer."""
@@ -87,6 +88,12 @@ class FakeDaemon:
         """Note it."""
         self.accepting.append(accepting)
 
+    def readopt(self, state: ConnectionState, descriptor: int) -> None:
+        """The connection is here again."""
+        os.fstat(descriptor)
+        self.readopted.append(state)
+        self.all.append(Connection(len(state.inbox[0][0])))
+
     def handed_over(self, pid: int) -> None:
         """Note it."""
         self.pid = pid
@@ -100,12 +107,15 @@ class FakeChannel:
         self.silent: set[str] = set()
         self.sizes: dict[str, list[int]] = {}
         self.closed = False
+        self.missing: list[int] = []
+        """The connections of the next batch for which it has no descriptor."""
 
     def tell(self, kind: str, descriptors: Sequence[int] = (), states: Sequence[str] | None = None, **content: Any) -> None:
         """Answer."""
-        self.sizes.setdefault(kind, []).append(len(encode_message(kind, states, descriptors=len(descriptors), **content)))
+        self.sizes.setdefault(kind, []).append(len(encode_message(kind, states, descriptors=list(descriptors), **content)))
+        missing, self.missing = ([], self.missing) if kind != "batch" else (self.missing, [])
         if kind not in self.silent:
-            self.clock_call(lambda: self._received({"kind": ANSWERS[kind], "failed": {}}, []))
+            self.clock_call(lambda: self._received({"kind": ANSWERS[kind], "failed": {}, "missing": missing}, []))
 
     clock_call: Callable[[Callable[[], None]], object]
 
@@ -188,6 +198,35 @@ def test_a_second_hand_over_that_fails_reports_its_own_connections(memory: Memor
     memory.clock.advance(60)
     assert memory.lines[-1].endswith("this process goes on, and no connection is lost")
     assert memory.counters.moved == 0
+
+
+def test_what_the_successor_has_no_descriptor_for_is_sent_again(memory: Memory) -> None:
+    """It goes on in the old process meanwhile, and does not count as moved twice."""
+    memory.fake.all = [Connection(number) for number in range(4)]
+    memory.silent = {"begin"}
+    result = memory.begin()
+    assert memory.end is not None
+    memory.end.missing = [1, 3]
+    memory._received({"kind": "begun"}, [])
+    memory.clock.pump([0.01] * 40)
+    assert [len(state.inbox[0][0]) for state in memory.fake.readopted] == [1, 3]
+    assert len(memory.end.sizes["batch"]) == 2
+    assert memory.fake.pid == 77
+    assert (result[0]["moved"], result[0]["closed"]) == (4, {})
+
+
+def test_a_successor_that_never_has_descriptors(memory: Memory) -> None:
+    """Then the other connections are closed as any that can't move, at the end of the time for slow clients."""
+    memory.fake.all = [Connection(number) for number in range(4)]
+    memory.silent = {"begin"}
+    result = memory.begin()
+    assert memory.end is not None
+    memory.end.missing = [0]
+    memory._received({"kind": "begun"}, [])
+    for _ in range(200):
+        memory.end.missing = [0]
+        memory.clock.pump([0, SETTLE_S / 100])
+    assert (result[0]["moved"], result[0]["closed"]) == (3, {"not moved": 1})
 
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from twisted.internet.selectreactor import SelectReactor
 from tests.kit.rows import each_row
 from tests.test_clock import close
 from towerws.core.handover_state import VERSION
+from towerws.core.identity import Disconnection, Revocation
 from towerws.core.publication import Outcome, Publication, Published
 from towerws.core.settings import Settings
 from towerws.core.topics import parse_routing_key
 from towerws.handover import restart
 from towerws.handover.ports import Inheritance
 from towerws.handover.predecessor import HandOverCounters, HandOverFailed
+from towerws.handover.restart import Restarts
 from towerws.handover.successor import Successor
 from towerws.process import Signals
 from towerws.service import TowerwsService
@@ -150,6 +152,16 @@ def test_a_repeated_event_is_recognized_by_the_successor(service: TowerwsService
         assert len(other.history) == 101
         assert publish(other, "jobs.1", "once") is Outcome.DUPLICATE
         assert publish(other, "jobs.2", "once") is Outcome.CONFIRMED
+
+
+def test_a_revocation_while_connections_move(service: TowerwsService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a broker nobody can tell the successor, which may have the connection already. The caller hears that, and repeats it."""
+    answers: list[Disconnection] = []
+    service._disconnect(Revocation(user=7)).addCallback(answers.append)
+    monkeypatch.setattr(Restarts, "moving", True)
+    service._disconnect(Revocation(user=7)).addCallback(answers.append)
+    reason = "the daemon is being restarted; disconnect again in a moment"
+    assert answers == [Disconnection(0), Disconnection(0, told=False, reason=reason)]
 
 
 STOPS: dict[str, Callable[[Any], None]] = {

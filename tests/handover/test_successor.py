@@ -17,10 +17,10 @@ class ReadingProcess:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        history = History(10**6, 60)
+        self.history = History(10**6, 60)
         self.ingest = Ingest(
-            history,
-            Hub(history),
+            self.history,
+            Hub(self.history),
             max_payload_bytes=1000,
             clock=self.clock.seconds,
             wall_clock=lambda: 1_800_000_000.0,
@@ -90,3 +90,16 @@ def test_after_the_log_has_been_read_batches_wait_again(successor: ReadingProces
     assert successor.judged == ["first", "second"]
     successor.read(9)
     assert successor.judged == ["first", "second", "third"]
+
+
+def test_why_a_place_is_not_here(successor: ReadingProcess) -> None:
+    """A log that could not be read in time may be the right one."""
+    position = f"5-{'b' * 8}"
+    successor.ask("first")
+    successor.clock.advance(REACH_S)
+    assert "could not read the log" in (successor.adopter.why_unknown(position) or "")
+    successor.read(9)
+    successor.ask("second")
+    assert "does not hold the place" in (successor.adopter.why_unknown(position) or "")
+    assert "does not hold the place" in (successor.adopter.why_unknown("") or "")
+    assert successor.adopter.why_unknown(successor.history.head.position) is None

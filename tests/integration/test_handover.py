@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,8 +29,9 @@ from tests.integration.tower_api import CANARY, Api
 from tests.kit.daemon import DEADLINE_S, V1Client, publish_all
 from tests.kit.handed import Collector, HandedDaemon, Numbers, RawClient, wait_for_end
 from tests.kit.rows import each_row
-from tests.kit.ws_kit import TEXT, frame, request
+from tests.kit.ws_kit import CLOSE, TEXT, frame, request
 from tests.websocket.test_compression import deflate
+from towerws.core.handover_state import VERSION
 from towerws.handover.predecessor import BATCH, SENT
 
 STARTED = re.compile(r"process (\d+) was started").findall
@@ -250,7 +251,7 @@ def test_the_command_says_why_nothing_was_restarted(fragile: HandedDaemon) -> No
         fault.unlink()
     assert failed.returncode == 1
     assert failed.stderr == (
-        "towerws: the successor failed: the running process hands over in version 1, and this release in version 99; "
+        f"towerws: the successor failed: the running process hands over in version {VERSION}, and this release in version 99; "
         "restart towerws; the old process goes on\n"
     )
     missing = command(fragile, "--admin", f"tcp:{free_port()}:interface=127.0.0.1")
@@ -366,12 +367,24 @@ if os.path.exists("dies-in-batch"):
 """
 """Read by each new process of the daemon, before its own code."""
 
+FEW_DESCRIPTORS = """
+import os, resource
+if "_TOWERWS_HANDOVER" in os.environ:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
+"""
+"""Read by each new process. A successor has room for some 70 connections then."""
+
 GOOD = 'restart_s = 10\nstream = "t.fragile.events"\n'
 FAILURES: dict[str, tuple[str, str, str]] = {
     "bad configuration": ("towerws.toml", GOOD + "nonsense = 1\n", "ended with status 2|failed: .*nonsense"),
     "never ready": ("towerws.toml", GOOD.replace("events", "classic"), r"did not say 'ready' within 10 s; it is not ready: .+"),
     "another log": ("towerws.toml", GOOD.replace(".events", ".others"), "its log does not hold the place"),
-    "another version": ("other-version", "", "the running process hands over in version 1, and this release in version 99"),
+    "a port that it can't open": (
+        "towerws.toml",
+        GOOD + 'monitor = "unix:sitecustomize.py"\n',
+        "(ended with status 2|failed): monitor = .* the path exists and isn't a socket",
+    ),
+    "another version": ("other-version", "", f"the running process hands over in version {VERSION}, and this release in version 99"),
 }
 """By fault: the file that causes it, its content, and the reason that the operator reads."""
 
@@ -396,6 +409,64 @@ def test_a_successor_that_fails_leaves_the_old_process_serving(fragile: HandedDa
     assert re.search(rf"hand-over failed: .*({reason})", fragile.log.read_text())
     publish_all(rabbit.url, [(TOPIC, b'{"n": -1}')], "t.fragile")
     assert client.result() == ([-1], [], "")
+
+
+def test_a_full_daemon_while_refused_clients_try_again(tmp_path: Path) -> None:
+    """They get no place of a connection that has still to move."""
+    limit = 120
+    with HandedDaemon(tmp_path, "embedded:", f"--limits-connections={limit}") as daemon, ExitStack() as leave:
+        held = [raw(daemon) for _ in range(limit)]
+        for client in held:
+            leave.enter_context(client.socket)
+        stop, served = threading.Event(), [0]
+
+        def try_again() -> None:
+            while not stop.is_set():
+                with suppress(OSError), socket.create_connection(("127.0.0.1", daemon.port), DEADLINE_S) as refused:
+                    refused.sendall(request(host="localhost"))
+                    served[0] += refused.recv(100).startswith(b"HTTP/1.1 101")
+
+        threads = [threading.Thread(target=try_again) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        status, answer = daemon.restart()
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        assert (status, answer["moved"], answer["closed"]) == (200, limit, {})
+        assert served == [0]
+        for client in held:
+            client.send(frame(TEXT, b'{"groups": {"jobs": ["summary"]}}'))
+            client.read_until(b"groups_joined")
+
+
+def test_a_successor_with_too_few_descriptors(tmp_path: Path) -> None:
+    """What it can't take is closed with 1012 by the old process. What it takes goes on, each client with its own topic."""
+    count = 2 * BATCH
+    (tmp_path / "sitecustomize.py").write_text(FEW_DESCRIPTORS)
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with HandedDaemon(tmp_path, "embedded:", environment=environment) as daemon, ExitStack() as leave:
+        clients = [raw(daemon) for _ in range(count)]
+        for number, client in enumerate(clients):
+            leave.enter_context(client.socket)
+            client.send(frame(TEXT, b'{"groups": {"job_events": [%d]}}' % number))
+            client.read_until(b"groups_joined")
+        status, answer = daemon.restart()
+        assert status == 200
+        left = answer["closed"]["not moved"]
+        assert answer["moved"] + left == count
+        assert 10 < left < BATCH
+        for number in range(count):
+            assert daemon.ask("POST", "/publish", b'{"topic": "job_events.%d", "payload": {"n": %d}}' % (number, number))[0] == 202
+        closed = 0
+        for number, client in enumerate(clients):
+            opcode, payload = client.read_frame()
+            if opcode == CLOSE:
+                closed += 1
+                assert int.from_bytes(payload[:2], "big") == 1012
+            else:
+                assert numbers_in([payload]) == [number]
+        assert closed == left
 
 
 def test_a_successor_that_dies_in_the_middle_takes_only_what_it_got(fragile: HandedDaemon, rabbit: PrivateRabbit) -> None:

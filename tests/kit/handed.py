@@ -168,6 +168,12 @@ class RawClient:
                 assert first & 15 == 9, f"a frame of type {first & 15}: {payload!r}"
         return messages
 
+    def read_frame(self) -> tuple[int, bytes]:
+        """Return the opcode and the payload of the next frame that is no ping."""
+        while (frame := self._frame())[0] & 15 == 9:
+            pass
+        return frame[0] & 15, frame[1]
+
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from towerws.core.frames import masked_frame_head
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Changes with every change of the format that an older release would misread."""
 
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024

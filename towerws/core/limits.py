@@ -65,16 +65,18 @@ class ConnectionLimits:
         """Connections accepted since the start."""
         self.present = 0
         """Connections now, including those that are being refused."""
+        self.reserved = 0
+        """Places for connections that another process hands over."""
 
     @property
     def full(self) -> bool:
         """Whether there are more connections than allowed, so that the newest one must be refused."""
-        return self.present > self.limits.connections
+        return self.present + self.reserved > self.limits.connections
 
     @property
     def overflowing(self) -> bool:
         """Whether the newest connection must be aborted without an answer."""
-        return self.present > self.limits.connections + MAX_SURPLUS
+        return self.present + self.reserved > self.limits.connections + MAX_SURPLUS
 
     def arrive(self) -> ConnectionSlot:
         """Count a connection that was just accepted."""

@@ -1,12 +1,12 @@
 """The private socket pair between a process and its successor: messages in JSON, and descriptors (SCM_RIGHTS).
 
-from         | message      | content                                                        | answer
+from         | message      | content                                                         | answer
 successor    | `starting`   | why it is not ready yet                                         | -
 successor    | `failed`     | why it can't start                                              | -
 successor    | `ready`      | the version of the format, its process id                       | `begin`
 predecessor  | `history`    | a piece of the history of `embedded:`                           | `kept`
-predecessor  | `begin`      | its position in the log, the time, its counters                 | `begun`, or `failed`
-predecessor  | `batch`      | states of connections, and as many descriptors                  | `adopted`
+predecessor  | `begin`      | its position in the log, the time, its counters and connections | `begun`, or `failed`
+predecessor  | `batch`      | states of connections, and their descriptors                    | `adopted`: which failed, which are missing
 predecessor  | `done`       | its duration, connections moved and closed                      | `serving`
 
 Until `begin` the successor accepts no client. Between `begin` and `done` both processes serve connections, each its own.
@@ -31,14 +31,16 @@ from towerws.core.handover_state import MAX_MESSAGE_BYTES, decode_message, encod
 READS: Final = 128
 """Reads in one turn of the reactor: more than a message has descriptors."""
 
-Received = Callable[[dict[str, Any], list[int]], None]
+Received = Callable[[dict[str, Any], list[int | None]], None]
 
 
 @implementer(IFileDescriptorReceiver)
 class Channel(Int32StringReceiver):
     """One end. `received` gets each message with its descriptors, which it must close. `lost` is called at the end, once.
 
-    Descriptors travel one by one, each with a byte of the stream. So they are there before the message that counts them.
+    Descriptors travel one by one, each with a byte of the stream. So they are there before the message that names them. A process at its
+    limit of open files doesn't get them all: the kernel drops the others silently (unix(7)). So a message names each descriptor by its
+    inode, which both processes see alike. `received` gets None for one that was dropped.
     """
 
     MAX_LENGTH = MAX_MESSAGE_BYTES
@@ -52,7 +54,7 @@ class Channel(Int32StringReceiver):
 
     def tell(self, kind: str, descriptors: Sequence[int] = (), states: Sequence[str] | None = None, **content: object) -> None:
         """Send a message. The descriptors must stay open until it is answered. `states`: see `encode_message`."""
-        self.sendString(encode_message(kind, states, descriptors=len(descriptors), **content))
+        self.sendString(encode_message(kind, states, descriptors=[_inode(each) for each in descriptors], **content))
         for descriptor in descriptors:
             self.transport.sendFileDescriptor(descriptor)
 
@@ -86,18 +88,20 @@ class Channel(Int32StringReceiver):
         super().dataReceived(data)
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
-        """Keep a descriptor for the message that counts it."""
+        """Keep a descriptor for the message that names it."""
         self._descriptors.append(descriptor)
 
     def stringReceived(self, string: bytes) -> None:
         """Pass a message on. Anything else ends the channel."""
         try:
             message = decode_message(string)
-            count = message["descriptors"]
+            inodes: list[int] = message["descriptors"]
         except (ValueError, KeyError):
             self._abort()
             return
-        descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        here = {_inode(each): each for each in self._descriptors}
+        descriptors = [here.pop(inode, None) for inode in inodes]
+        self._descriptors = list(here.values())  # the next message's first one may be here already
         self._received(message, descriptors)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -109,6 +113,10 @@ class Channel(Int32StringReceiver):
         lost, self._lost = self._lost, None
         if lost is not None:
             lost()
+
+
+def _inode(descriptor: int) -> int:
+    return os.fstat(descriptor).st_ino
 
 
 class _OneChannel:

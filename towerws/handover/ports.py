@@ -77,7 +77,7 @@ def tell_predecessor(environ: Mapping[str, str], reason: str) -> None:
 
 def report(channel: int, reason: str) -> None:
     """Write `failed` to the channel, before the reactor runs. Raises `OSError`."""
-    body = encode_message("failed", descriptors=0, reason=reason, version=VERSION)
+    body = encode_message("failed", descriptors=[], reason=reason, version=VERSION)
     with socket.socket(fileno=os.dup(channel)) as end:
         end.settimeout(1)
         end.sendall(struct.pack("!I", len(body)) + body)

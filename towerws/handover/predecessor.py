@@ -216,7 +216,8 @@ class HandOver:
         counters = {"done": self.counters.done + 1, "failed": self.counters.failed}
         for piece in self._daemon.history():
             await self._ask("history", "kept", **piece)
-        await self._ask("begin", "begun", position=self._daemon.hub.position, now=now, counters=counters)
+        connections = len(self._daemon.connections())
+        await self._ask("begin", "begun", position=self._daemon.hub.position, now=now, counters=counters, connections=connections)
         self._log.info("hand-over: the successor, process {pid}, is ready; moving {count} connections", pid=pid, count=self._count())
         await self._move(now + SETTLE_S)
         left = Counter(why for each in self._daemon.connections() if (why := self._why_not_movable(each) or "not moved"))
@@ -303,11 +304,20 @@ class HandOver:
         return TOO_MUCH_STATE if connection in self._too_large else connection.why_not_movable()
 
     def _send(self, taken: Sequence[_Taken]) -> Deferred[dict[str, Any]]:
-        """Send a batch. Fires with the answer. Raises `HandOverFailed`, and sends nothing, without a successor."""
+        """Send a batch. Fires with the answer. Raises `HandOverFailed`, and sends nothing, without a successor.
+
+        What the successor has no descriptor for goes on here, and is sent again as long as connections move.
+        """
         if (channel := self._channel) is None:
             raise HandOverFailed(f"the successor {self._reason or 'ended'}")
         answer = self._expect("adopted", ANSWER_S)
         channel.tell("batch", [each.descriptor for each in taken], [each.encoded for each in taken])
+
+        def take_back(message: dict[str, Any]) -> dict[str, Any]:
+            for number in message.get("missing", ()):
+                self._daemon.readopt(taken[number].state, taken[number].descriptor)
+                self.counters.moved -= 1
+            return message
 
         def close(result: Any) -> Any:
             for each in taken:
@@ -315,7 +325,7 @@ class HandOver:
             return result
 
         self.counters.moved += len(taken)
-        return answer.addBoth(close)
+        return answer.addCallback(take_back).addBoth(close)
 
     def _adopted(self, answer: Mapping[str, Any]) -> None:
         failed: dict[str, int] = answer.get("failed", {})
@@ -374,9 +384,10 @@ class HandOver:
         if process is not None and process.pid is not None:
             process.signalProcess(signal.SIGKILL)
 
-    def _received(self, message: dict[str, Any], descriptors: list[int]) -> None:
+    def _received(self, message: dict[str, Any], descriptors: Sequence[int | None]) -> None:
         for descriptor in descriptors:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
         kind = message["kind"]
         if kind == "starting":
             self._reason = f"is not ready: {message.get('reason')}"

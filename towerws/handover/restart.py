@@ -122,6 +122,11 @@ class Restarts:
             return None
         return port.open(self._reactor, factory, wrap)
 
+    def tell_why(self, reason: str) -> None:
+        """Tell the predecessor, if there is one, why this process ends at its start."""
+        if self.successor is not None:
+            self.successor.tell_why(reason)
+
     def start(self) -> None:
         """Take over from the predecessor, if there is one: first its sockets, then its connections."""
         if self.successor is not None:

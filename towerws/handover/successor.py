@@ -6,6 +6,7 @@ ends, too. One that ends after that is replaced: the successor serves what it ha
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ from towerws.core.handover_state import VERSION, ConnectionState, state_from_jso
 from towerws.core.positions import Pending
 from towerws.core.sources import SourceStatus
 from towerws.handover.channel import Channel, open_channel
-from towerws.handover.ports import Inheritance, InheritedPort
+from towerws.handover.ports import Inheritance, InheritedPort, report
 from towerws.handover.predecessor import HandOverCounters
 from towerws.protocol import WebSocketFactory
 from towerws.websocket.movable import Adoption, adopt
@@ -39,6 +40,10 @@ stop all connections of its batch for as long.
 """
 
 
+NO_DESCRIPTOR: Final = "too many open files"
+"""Why this process can't take a connection that the predecessor still can serve."""
+
+
 class Adopter:
     """Continues connections of another process. `methods` are the names of the methods of authentication."""
 
@@ -52,14 +57,22 @@ class Adopter:
         """When the hand-over began. A credential that was revoked since then ends its connections."""
         self._waited_in_vain = False
 
+    def reserve(self, connections: int) -> None:
+        """Keep places for so many connections. Without them, new clients would take the descriptors of those that come."""
+        self._websockets.connection_limits.reserved = connections
+
     def when_reached(self, states: Iterable[ConnectionState], call: Callable[[], None]) -> None:
         """Call this once all positions of these connections can be judged, at the latest after `REACH_S`."""
         positions = {position for state in states for position in (state.position, *state.joined_later.values())}
         self.when_judged(max(positions, key=_offset, default=""), call)
 
-    def knows(self, position: str) -> bool:
-        """Whether clients can go on from this position here."""
-        return self._find(position) is not None
+    def why_unknown(self, position: str) -> str | None:
+        """Return why clients can't go on from this position here, once it is judged. None if they can."""
+        if self._find(position) is not None:
+            return None
+        if self._waited_in_vain:
+            return f"it could not read the log up to the place that this process has reached, within {REACH_S:g} s"
+        return "its log does not hold the place that this process has reached"
 
     def when_judged(self, position: str, call: Callable[[], None]) -> None:
         """Call this once the position can be judged, at the latest after `REACH_S`."""
@@ -99,11 +112,13 @@ class Adopter:
                 later = self._find(position)
                 topics[topic] = start.seq if later is None else max(start.seq, later.seq)
             connection = adopt(self._reactor, self._websockets, descriptor, Adoption(state, identity, start, topics))
-        except OSError:
-            return "the client left"
+        except OSError as error:
+            return NO_DESCRIPTOR if error.errno in (errno.EMFILE, errno.ENFILE) else "the client left"
         except ValueError:
             self._log.failure("a connection's state can't be read")
             return "error"
+        limits = self._websockets.connection_limits
+        limits.reserved = max(0, limits.reserved - 1)
         if since is None and state.topics:
             connection.lost_place(state.position)
         if self.began_at is not None and context.credential_monitor.was_revoked(identity, self.began_at):
@@ -153,6 +168,11 @@ class Successor:
             f"the running process hands over in version {self._inheritance.version}, and this release in version {VERSION}; restart towerws"
         )
 
+    def tell_why(self, reason: str) -> None:
+        """Tell the predecessor why this process ends at its start, before the reactor runs. Never fails."""
+        with suppress(OSError):  # the predecessor is gone
+            report(self._inheritance.channel, reason)
+
     def port(self, key: str, description: str) -> InheritedPort | None:
         """Return the predecessor's socket for this setting, None if it had none or another address."""
         port = self._ports.get(key)
@@ -196,7 +216,7 @@ class Successor:
             self._said_at = now
             self._channel.tell("starting", reason=status.reason or status.state.value)
 
-    def _received(self, message: dict[str, Any], descriptors: list[int]) -> None:
+    def _received(self, message: dict[str, Any], descriptors: list[int | None]) -> None:
         kind = message["kind"]
         if kind == "batch":
             self._take(message, descriptors)
@@ -217,30 +237,39 @@ class Successor:
         def answer() -> None:
             if self._channel is None:
                 return
-            if not position or not adopter.knows(position):
-                self._channel.tell("failed", reason="its log does not hold the place that this process has reached")
+            if (why := adopter.why_unknown(position)) is not None:
+                self._channel.tell("failed", reason=why)
                 return
             adopter.began_at = float(message["now"])
             self._counters.done, self._counters.failed = int(message["counters"]["done"]), int(message["counters"]["failed"])
             self.began = True
+            adopter.reserve(int(message["connections"]))
             self._begin()
             self._channel.tell("begun")
 
         adopter.when_judged(position, answer)
 
-    def _take(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
+    def _take(self, message: Mapping[str, Any], descriptors: list[int | None]) -> None:
+        """Adopt the connections. Those for which there is no descriptor stay with the predecessor."""
         assert self._adopter is not None
         adopter = self._adopter
         states = [state_from_json(each) for each in message["states"]]
 
         def take() -> None:
             failed: Counter[str] = Counter()
-            for state, descriptor in zip(states, descriptors, strict=True):
-                if (why := adopter.adopt(state, descriptor)) is not None:
+            missing: list[int] = []
+            for number, (state, descriptor) in enumerate(zip(states, descriptors, strict=True)):
+                why = NO_DESCRIPTOR if descriptor is None else adopter.adopt(state, descriptor)
+                if why == NO_DESCRIPTOR:
+                    missing.append(number)
+                elif why is not None:
                     failed[why] += 1
-                os.close(descriptor)
+                if descriptor is not None:
+                    os.close(descriptor)
+            if missing:
+                self._log.warn("hand-over: {count} connections can't be taken: {why}", count=len(missing), why=NO_DESCRIPTOR)
             if self._channel is not None:
-                self._channel.tell("adopted", failed=failed)
+                self._channel.tell("adopted", failed=failed, missing=missing)
 
         adopter.when_reached(states, take)
 
@@ -248,10 +277,16 @@ class Successor:
         assert self._channel is not None
         self._counters.seconds, self._counters.moved = float(message["seconds"]), int(message["moved"])
         self._counters.closed = Counter(message["closed"])
+        self._release_places()
         self._log.info("hand-over: this process has taken over {moved} connections", moved=self._counters.moved)
         self._channel.tell("serving")
         self.serving = True
         self._serve()
+
+    def _release_places(self) -> None:
+        """No connection comes any more."""
+        assert self._adopter is not None
+        self._adopter.reserve(0)
 
     def _lost(self) -> None:
         if self._checks.running:
@@ -262,6 +297,7 @@ class Successor:
             with suppress(ReactorNotRunning):  # it stops already
                 self._reactor.stop()
             return
+        self._release_places()
         if not self.serving:
             self.serving = True
             self._log.warn("hand-over: the running process ended before all connections had moved; this process serves those that it got")
