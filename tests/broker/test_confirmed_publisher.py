@@ -375,3 +375,37 @@ def test_a_connection_that_comes_too_late() -> None:
     assert rig.broker.peer.transport.aborted
     assert rig.broker.peer.published == []
     assert rig.clock.getDelayedCalls() == []
+
+
+def test_a_refusal_of_a_message_is_final() -> None:
+    """Another host of the cluster would say the same."""
+    rig = PublisherRig("one", "two")
+    rig.broker.confirm = closing(403)
+    assert "403" in error(rig.tell())
+    assert rig.attempts() == 1
+
+
+def test_in_an_alarm_nothing_more_is_written() -> None:
+    """The broker would read it all after the alarm. What still waits then is published, once."""
+    rig = PublisherRig()
+    rig.broker.confirm = lambda peer, publication: peer.send(0, spec.Connection.Blocked("low on memory"))
+    rig.tell("first")
+    for number in range(2):
+        assert "alarm" in error_after(rig, rig.tell(f"late-{number}"), CONFIRM_S)
+    waiting = rig.tell("waiting")
+    peer = rig.broker.peer
+    assert len(peer.published) == 1
+    assert rig.attempts() == 1
+    rig.broker.confirm = ack
+    peer.send(0, spec.Connection.Unblocked())
+    rig.settle()
+    assert now(waiting) is None
+    assert len(peer.published) == 2
+    rig.advance(2 * IDLE_S)
+    assert rig.clock.getDelayedCalls() == []
+
+
+def error_after(rig: PublisherRig, told: Deferred[None], seconds: float) -> str:
+    """Return why the message could not be published, after this time."""
+    rig.advance(seconds)
+    return error(told)

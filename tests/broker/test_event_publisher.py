@@ -29,10 +29,20 @@ class Rig:
 
     def publish(self, topic: str = "a.b", message_id: str = "id-1", payload: str = "{}") -> Deferred[Published]:
         """Publish an event, and let it get as far as it does at once."""
-        body = f'{{"topic": "{topic}", "message_id": "{message_id}", "payload": {payload}}}'
-        done = self.publisher.publish(parse_publication(body.encode()))
+        done = self.send(topic, message_id, payload)
         self.broker.settle()
         return done
+
+    def send(self, topic: str, message_id: str = "id-1", payload: str = "{}") -> Deferred[Published]:
+        """Publish an event, whose bytes do not travel yet."""
+        body = f'{{"topic": "{topic}", "message_id": "{message_id}", "payload": {payload}}}'
+        return self.publisher.publish(parse_publication(body.encode()))
+
+    def outcomes(self, *topics: str) -> dict[str, tuple[Outcome, bool | None]]:
+        """Publish events whose bytes travel together. Returns what became of each."""
+        done = {topic: self.send(topic, f"id-{topic}") for topic in topics}
+        self.advance(0.2)
+        return {topic: what(each) for topic, each in done.items()}
 
     def advance(self, seconds: float) -> None:
         """Let time pass, while bytes travel."""
@@ -41,9 +51,46 @@ class Rig:
             self.broker.settle()
 
 
+def what(done: Deferred[Published]) -> tuple[Outcome, bool | None]:
+    """What became of an event."""
+    found = now(done)
+    return found.outcome, found.published
+
+
 def refused(peer: Peer, publication: Publication) -> None:
     """The broker closes the channel with 403."""
     peer.send(publication.channel, spec.Channel.Close(403, "ACCESS_REFUSED - access to exchange refused", 60, 40))
+
+
+class Refusing:
+    """A broker that refuses some topics, in RabbitMQ's way: it routes the events before that one, and sends no confirm for them."""
+
+    def __init__(self, *topics: str, text: str = "403 ACCESS_REFUSED - access to topic '{}' in exchange 'x' in vhost '/' refused") -> None:
+        self.topics = topics
+        self.text = text
+        self.routed: list[str] = []
+        self._closed: list[Peer] = []
+        self._unconfirmed: list[tuple[Peer, Publication]] = []
+
+    def __call__(self, peer: Peer, publication: Publication) -> None:
+        """A `FakeBroker.confirm`."""
+        topic = publication.method.routing_key
+        if peer in self._closed:
+            return
+        if topic in self.topics:
+            code, _, text = self.text.format(topic).partition(" ")
+            peer.send(publication.channel, spec.Channel.Close(int(code), text, 60, 40))
+            self._closed.append(peer)
+            self._unconfirmed.clear()
+            return
+        self.routed.append(topic)
+        self._unconfirmed.append((peer, publication))
+        peer.broker.clock.callLater(0, self._confirm)
+
+    def _confirm(self) -> None:
+        for each in self._unconfirmed:
+            ack(*each)
+        self._unconfirmed.clear()
 
 
 def cut(peer: Peer, publication: Publication) -> None:
@@ -156,3 +203,137 @@ def test_a_stop_answers_what_waits() -> None:
     assert stopped.called
     assert now(sent).outcome is Outcome.UNKNOWN
     assert now(rig.publish()).outcome is Outcome.UNAVAILABLE
+
+
+def test_a_refused_event_of_a_batch() -> None:
+    """It alone is refused. The broker may have routed those before it, so they are sent again, with their ids, as are those behind it."""
+    for refused_topic in ("secret.1", "a.1", "a.4"):
+        rig = Rig()
+        rig.broker.confirm = refusing = Refusing(refused_topic)
+        done = {topic: rig.send(topic, topic) for topic in ("a.1", "a.2", "secret.1", "a.3", "a.4")}
+        rig.advance(0.2)
+        found = {topic: what(each) for topic, each in done.items()}
+        assert found == {topic: (Outcome.REFUSED, False) if topic == refused_topic else (Outcome.CONFIRMED, True) for topic in found}
+        assert set(refusing.routed) == found.keys() - {refused_topic}
+        assert rig.broker.attempts == 2
+
+
+def test_two_refused_events_of_a_batch() -> None:
+    """One after the other: the broker has not read the second one. With one topic for both, each may be the one that was refused."""
+    rig = Rig()
+    rig.broker.confirm = Refusing("secret.1", "secret.2")
+    refused_topics = ("secret.1", "secret.2")
+    assert rig.outcomes("a.1", *refused_topics) == {
+        "a.1": (Outcome.CONFIRMED, True),
+        **dict.fromkeys(refused_topics, (Outcome.REFUSED, False)),
+    }
+    first, second = rig.send("secret.1", "one"), rig.send("secret.1", "two")
+    rig.broker.settle()
+    assert what(first) == (Outcome.REFUSED, None)
+    assert "may have been published then" in (now(second).error or "")
+
+
+@each_row(
+    "text",
+    [
+        "403 ACCESS_REFUSED - access to exchange 'x' in vhost '/' refused for user 'u'",
+        "403 ACCESS_REFUSED - write access to exchange 'x' in vhost '/' refused for user 'u'",
+        "404 NOT_FOUND - no exchange 'x' in vhost '/'",
+    ],
+)
+def test_an_exchange_that_takes_nothing(text: str) -> None:
+    """All that wait for it are refused at once, and not one by one."""
+    rig = Rig()
+    topics = [f"a.{number}" for number in range(100)]
+    rig.broker.confirm = Refusing(*topics, text=text)
+    assert set(rig.outcomes(*topics).values()) == {(Outcome.REFUSED, None)}
+    assert rig.broker.attempts == 1
+
+
+def test_an_event_that_is_too_large_for_the_broker() -> None:
+    """`max_message_size` of RabbitMQ. Only this one is refused."""
+    rig = Rig()
+    size = len('{"x": 1}')
+    rig.broker.confirm = Refusing("a.2", text=f"406 PRECONDITION_FAILED - message size {size} is larger than configured max size 5")
+    done = [rig.send("a.1"), rig.send("a.2", "large", '{"x": 1}'), rig.send("a.3")]
+    rig.advance(0.1)
+    assert [what(each) for each in done] == [
+        (Outcome.CONFIRMED, True),
+        (Outcome.REFUSED, False),
+        (Outcome.CONFIRMED, True),
+    ]
+
+
+def test_a_refusal_on_a_connection_that_worked() -> None:
+    """The answer is as clear as on a new one."""
+    rig = Rig()
+    assert now(rig.publish()).outcome is Outcome.CONFIRMED
+    rig.broker.confirm = refused
+    found = now(rig.publish(message_id="id-2"))
+    assert (found.outcome, found.published) == (Outcome.REFUSED, False)
+
+
+def test_a_topic_that_is_cut_off_in_the_refusal() -> None:
+    """RabbitMQ cuts its text to 255 bytes."""
+    rig = Rig()
+    topic = "a." + "t" * 128
+    text = "403 ACCESS_REFUSED - access to topic '" + topic[:100] + "..."
+    rig.broker.confirm = Refusing(topic, text=text)
+    done = [rig.send("a.1"), rig.send(topic), rig.send("a.2")]
+    rig.advance(0.1)
+    assert [now(each).outcome for each in done] == [Outcome.CONFIRMED, Outcome.REFUSED, Outcome.CONFIRMED]
+
+
+def test_sent_again_and_returned() -> None:
+    """The first copy got no answer, and the second came back. The first one may have been published."""
+    rig = Rig()
+    rig.broker.confirm = silence
+    done = rig.publish()
+    rig.broker.confirm = unroutable
+    rig.broker.cut()
+    rig.advance(0.2)
+    assert [len(peer.published) for peer in rig.broker.peers] == [1, 1]
+    assert what(done) == (Outcome.UNROUTABLE, None)
+
+
+def test_a_vhost_that_is_missing() -> None:
+    """An operator must change that, too."""
+    rig = Rig()
+    rig.broker.answers[spec.Connection.Open] = lambda peer, channel, method: peer.send(
+        0, spec.Connection.Close(530, "NOT_ALLOWED - vhost x not found", 10, 40)
+    )
+    found = now(rig.publish())
+    assert (found.outcome, found.published) == (Outcome.REFUSED, False)
+
+
+def test_bodies_are_dropped_with_the_last_wait() -> None:
+    """A queue that confirms nothing doesn't keep the bodies of its events in memory, while others are confirmed on the connection."""
+    rig = Rig()
+    rig.broker.confirm = lambda peer, publication: None if publication.method.routing_key == "a.stuck" else ack(peer, publication)
+    for number in range(40):
+        late = rig.publish("a.stuck", f"stuck-{number}", '{"x": "' + "y" * 100_000 + '"}')
+        for _ in range(6):
+            assert now(rig.publish("a.1", "fine")).outcome is Outcome.CONFIRMED
+            rig.advance(1)
+    assert now(late).outcome is Outcome.UNKNOWN
+    connection = rig.publisher._publisher._connection
+    assert connection is not None
+    assert connection.unanswered == 40
+    assert sum(len(message.body) for message in connection._sent.values()) == 0
+    assert rig.broker.attempts == 1
+
+
+def test_messages_without_an_answer_are_bounded() -> None:
+    """When too many have none, a new connection forgets them."""
+    rig = Rig()
+    rig.publisher._publisher._max_waiting = 10
+    rig.broker.confirm = lambda peer, publication: None if publication.method.routing_key == "a.stuck" else ack(peer, publication)
+    for number in range(50):
+        rig.publish("a.stuck", f"stuck-{number}")
+        for _ in range(2):
+            assert now(rig.publish("a.1", "fine")).outcome is Outcome.CONFIRMED
+            rig.advance(0.5)
+    connection = rig.publisher._publisher._connection
+    assert connection is not None
+    assert connection.unanswered < 30
+    assert rig.broker.attempts > 1

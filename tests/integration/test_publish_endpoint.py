@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -151,6 +152,22 @@ def test_no_permission_and_no_broker(tmp_path: Any, rabbit: PrivateRabbit) -> No
             assert "403" in answer["error"]
             assert f"{name}:{name}" not in answer["error"], "the password"
             assert [line["outcome"] for line in post(daemon, event(1) + b"\n" + event(2), BATCH)[1]] == ["refused"] * 2
+            rabbit.ctl("set_permissions", name, ".*", ".*", ".*")
+            rabbit.ctl("set_topic_permissions", name, name, r"^job_events\.", ".*")
+            batch = [event(1), event(2), event(3, "jobs.summary"), event(4), event(5, "jobs.status_changed")]
+            found = {line["outcome"] for line in post(daemon, b"\n".join(batch), BATCH)[1]}
+            while found == {"refused"}:  # RabbitMQ keeps permissions for a while with a connection
+                time.sleep(0.1)
+                found = {line["outcome"] for line in post(daemon, b"\n".join(batch), BATCH)[1]}
+            lines = post(daemon, b"\n".join(batch), BATCH)[1]
+            assert [(line["outcome"], line["published"]) for line in lines] == [
+                ("confirmed", True),
+                ("confirmed", True),
+                ("refused", False),
+                ("confirmed", True),
+                ("refused", False),
+            ], lines
+            assert "jobs.summary" in lines[2]["error"]
     finally:
         rabbit.ctl("delete_user", name)
     gone = Daemon(tmp_path, "amqp://guest:guest@127.0.0.1:1/").start(ready=False)

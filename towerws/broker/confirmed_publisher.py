@@ -10,7 +10,12 @@ publishes, including its acknowledgements of events. The connection is made for 
 
 After a failure, the next host is tried, and every message that was not confirmed is sent again. A daemon that gets the same revocation
 twice carries it out twice, which changes nothing. After `ROUNDS` rounds over the hosts, or `CONFIRM_S`, the callers get the reason. A host
-whose refusal needs an operator is not tried twice.
+whose refusal of the connection needs an operator is not tried twice.
+
+If the broker refuses a message, its caller gets the reason, and the others are sent again. RabbitMQ's text names the exchange, the topic or
+the size that it refuses, but not the message.
+
+In an alarm messages wait until it ends, or for `CONFIRM_S`. They are not written: the broker would read them all after the alarm.
 
 `EventPublisher` does this for the events of `POST /publish`. An event that is sent again has the same `message_id`, so daemons deliver it
 once.
@@ -19,7 +24,7 @@ once.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet import defer
@@ -41,6 +46,9 @@ MAX_WAITING: Final = 1000
 """How many messages may wait for their confirm, unless a publisher has its own bound."""
 MAX_WAITING_BYTES: Final = 8 * 1024**2
 """How many bytes these messages may have."""
+
+CONNECTION_REFUSALS: Final = frozenset({403, 404, 530})
+"""Codes with which RabbitMQ refuses a connection: a wrong password, no such vhost, or no access to it."""
 
 MAX_EVENTS: Final = 10 * MAX_LINES
 """How many events may wait for a confirm: ten full batches."""
@@ -75,6 +83,7 @@ class ConfirmedPublisher:
         self._prefer = prefer
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
         self._waiting: dict[OutgoingMessage, None] = {}  # in the order of publishing
+        self._unsent: dict[OutgoingMessage, None] = {}  # those of them that were not sent on the present connection
         self._connection: PublishingConnection | None = None
         self._hosts: list[BrokerUrl] = []  # to be tried next
         self._stopped = False
@@ -94,7 +103,7 @@ class ConfirmedPublisher:
         Fails within `CONFIRM_S` with a `BrokerError`:
 
         - `NotRouted`: no queue is bound.
-        - `PublishRefused`: the user may not publish there, or the exchange does not exist.
+        - `PublishRefused`: the user may not publish there, the exchange does not exist, or the body is too large for the broker.
         - `PublishNacked`: a queue did not take it.
         - `PublishersBlocked`: the broker is in an alarm.
         - `PublishQueueFull`: too many messages wait already.
@@ -111,13 +120,11 @@ class ConfirmedPublisher:
             return defer.fail(PublishQueueFull(f"{held} wait for the broker already"))
         self._waiting_bytes += len(message.body)
         message.deadline = self._reactor.callLater(CONFIRM_S, self._late, message)
-        self._waiting[message] = None
+        self._waiting[message] = self._unsent[message] = None
         if self._connection is None:
-            first, urls = self._prefer(), self._settings.urls
-            self._hosts = sorted(urls, key=lambda url: url != first) * ROUNDS
-            self._connect()
-        elif self._connection.ready:
-            self._connection.publish(message)
+            self._connect_anew(self._prefer())
+        else:
+            self._send_waiting(self._connection)
         return message.confirmed
 
     def stop(self) -> defer.Deferred[None]:
@@ -131,9 +138,11 @@ class ConfirmedPublisher:
 
     def publishing_ready(self, connection: PublishingConnection) -> None:
         """The connection takes messages: publish all that wait."""
-        if connection is self._connection:
-            for message in list(self._waiting):
-                connection.publish(message)
+        self._send_waiting(connection)
+
+    def publishing_unblocked(self, connection: PublishingConnection) -> None:
+        """The alarm has ended: publish what came in it."""
+        self._send_waiting(connection)
 
     def publishing_answered(self, message: OutgoingMessage, error: BrokerError | None) -> None:
         """The broker confirmed `message`, or refused it."""
@@ -144,6 +153,21 @@ class ConfirmedPublisher:
         if connection is self._connection and not self._waiting:
             self._connection = None
             connection.close()
+
+    def publishing_refused(self, connection: PublishingConnection, failure: ConnectionFailure, suspects: Sequence[OutgoingMessage]) -> None:
+        """The broker refused one of the suspects. Its text fits those that it would refuse next, too. The others are sent again."""
+        if connection is not self._connection:
+            return
+        self._connection = None
+        named = [message for message in suspects if _is_named(failure.text, message)] or list(suspects)
+        unread = suspects[suspects.index(named[-1]) + 1 :]
+        for message in [*unread, *(named if len(named) == 1 else ())]:
+            message.unanswered -= 1
+        error = PublishRefused(f"{connection.url}: {failure}", failure.code)
+        for message in [*named, *(message for message in self._waiting if _is_named(failure.text, message))]:
+            self._finish(message, error)
+        if self._waiting:
+            self._connect_anew(connection.url)
 
     def publishing_failed(self, connection: PublishingConnection, failure: ConnectionFailure) -> None:
         """The connection ended: try the next host if messages wait."""
@@ -156,17 +180,26 @@ class ConfirmedPublisher:
             self._hosts = [url for url in self._hosts if url != connection.url]
         if self._waiting and self._hosts:
             self._connect()
-        elif failure.code in {403, 404}:
-            if not connection.worked:  # the broker refused the first message that it read, and read no other
-                for message in self._waiting:
-                    message.unanswered = max(0, message.unanswered - 1)
+        elif failure.code in CONNECTION_REFUSALS:
             self._give_up(PublishRefused(f"{connection.url}: {failure}", failure.code))
         else:
             self._give_up(BrokerError(f"{connection.url}: {failure}"))
 
     # our own
 
+    def _connect_anew(self, first: BrokerUrl | None) -> None:
+        """Connect to one of the hosts, first to this one."""
+        self._hosts = sorted(self._settings.urls, key=lambda url: url != first) * ROUNDS
+        self._connect()
+
+    def _send_waiting(self, connection: PublishingConnection) -> None:
+        while self._unsent and connection is self._connection and connection.ready and not connection.blocked:
+            message = next(iter(self._unsent))
+            del self._unsent[message]
+            connection.publish(message)
+
     def _connect(self) -> None:
+        self._unsent = dict(self._waiting)
         connect_s = CONFIRM_S / min(len(self._settings.urls), 3)
         connection = self._connection = PublishingConnection(
             self, self._hosts.pop(0), self._settings, self._reactor, connect_s=connect_s, purpose=self._purpose
@@ -188,7 +221,8 @@ class ConfirmedPublisher:
         if connection is None:
             return
         wanted = connection.ready or bool(self._waiting)
-        if wanted and self._reactor.seconds() - connection.answered_at < CONFIRM_S / 2:
+        works = self._reactor.seconds() - connection.answered_at < CONFIRM_S / 2 and connection.unanswered <= 2 * self._max_waiting
+        if wanted and works:
             return
         self._connection = None
         connection.abort()
@@ -204,7 +238,9 @@ class ConfirmedPublisher:
         if message not in self._waiting:
             return
         del self._waiting[message]
+        self._unsent.pop(message, None)
         self._waiting_bytes -= len(message.body)
+        message.body = b""  # its tag waits for an answer still
         if message.deadline.active():
             message.deadline.cancel()
         if error is None:
@@ -256,21 +292,43 @@ class EventPublisher:
         """Judge the failure. A message that was sent without an answer is never reported as not published."""
         text = str(error)
         published: bool | None = False
-        if isinstance(error, NotRouted):
-            outcome = Outcome.UNROUTABLE
-            text = f"no queue is bound to the exchange {self._exchange} for this topic, so the broker dropped the event"
-        elif isinstance(error, PublishNacked):
+        if isinstance(error, PublishNacked):
             outcome, published = Outcome.NACKED, None
+        elif isinstance(error, NotRouted | PublishRefused):
+            outcome = Outcome.REFUSED
+            if isinstance(error, NotRouted):
+                outcome = Outcome.UNROUTABLE
+                text = f"no queue is bound to the exchange {self._exchange} for this topic, so the broker dropped the event"
+            if message.unanswered:
+                published = None
+                text += "; it was sent before without an answer, and may have been published then"
         elif message.unanswered:
             outcome, published = Outcome.UNKNOWN, None
             text = f"unknown, the event may have been published: {text}; repeat it with the same message_id"
-        elif isinstance(error, PublishRefused):
-            outcome = Outcome.REFUSED
         elif isinstance(error, PublishersBlocked):
             outcome = Outcome.BLOCKED
         else:
             outcome = Outcome.FULL if isinstance(error, PublishQueueFull) else Outcome.UNAVAILABLE
         return Published(outcome, published, message.message_id, error=text)
+
+
+def _is_named(text: str, message: OutgoingMessage) -> bool:
+    """Whether RabbitMQ's text of a refusal is about this message's exchange, its topic or its size. It may be cut off, with "...".
+
+    The texts are those of rabbit_access_control.erl, rabbit_channel.erl and rabbit_misc.erl in RabbitMQ 3.10 and 4.0.
+    """
+    exchange = message.exchange or "amq.default"
+    refusals = [
+        f"404 NOT_FOUND - no exchange '{exchange}' in vhost",
+        f"406 PRECONDITION_FAILED - message size {len(message.body)} is larger",
+    ]
+    for may in ("", "write "):  # since RabbitMQ 4 with the permission
+        refused = f"403 ACCESS_REFUSED - {may}access to "
+        refusals += [
+            f"{refused}exchange '{exchange}' in vhost",
+            f"{refused}topic '{message.routing_key}' in exchange '{exchange}' in vhost",
+        ]
+    return any(text.startswith(refusal) or (text.endswith("...") and refusal.startswith(text[:-3])) for refusal in refusals)
 
 
 def _broker_error(failure: Failure) -> BrokerError:

@@ -2,12 +2,15 @@
 
 A message comes back (Basic.Return) before its confirm if no queue is bound for it. In an alarm the broker sends Connection.Blocked
 when something is published, and confirms the message after the alarm.
+
+A broker that refuses a message closes the channel. It has routed the messages before that one, though their confirms may be missing. It
+reads none behind it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -29,6 +32,8 @@ IDLE_S: Final = 30.0
 """The connection is closed after this long without a message."""
 CLOSE_S: Final = 1.0
 """After this time an orderly close becomes an abort."""
+REFUSALS: Final = frozenset({403, 404, 406})
+"""Codes with which RabbitMQ refuses a message: no permission, no such exchange, a body that is too large (AMQP 0-9-1 section 1.1)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +41,7 @@ class OutgoingMessage:
     """One message with its destination. `confirmed` fires with None, or fails with `BrokerError`. `returned`: no queue was bound for it.
 
     `unanswered` is how often it was sent without an answer. Above 0, the broker may have published it. `created_ms` is in milliseconds
-    since 1970, and the same for every copy.
+    since 1970, and the same for every copy. The body is needed until the message has its answer, or nobody waits for that any more.
     """
 
     exchange: str
@@ -59,8 +64,16 @@ class PublishingOwner(Protocol):
     def publishing_answered(self, message: OutgoingMessage, error: BrokerError | None) -> None:
         """The broker confirmed a message for every queue (`error` is None), or refused it."""
 
+    def publishing_unblocked(self, connection: PublishingConnection) -> None:
+        """An alarm has ended: the connection takes messages again."""
+
     def publishing_idle(self, connection: PublishingConnection) -> None:
         """Nothing was published for `IDLE_S`."""
+
+    def publishing_refused(self, connection: PublishingConnection, failure: ConnectionFailure, suspects: Sequence[OutgoingMessage]) -> None:
+        """The broker refused one of these messages, and ended the channel for it. The connection is closed. `publishing_failed` does
+        not follow.
+        """
 
     def publishing_failed(self, connection: PublishingConnection, failure: ConnectionFailure) -> None:
         """The connection ended. Called once, and not after `close` or `abort`."""
@@ -94,6 +107,11 @@ class PublishingConnection:
         self._deadline = Deadline(reactor)
         self._deadline.set(connect_s, lambda: self._fail(ConnectionFailure(f"connecting: no answer within {connect_s:g} s")))
 
+    @property
+    def unanswered(self) -> int:
+        """How many messages on it have no answer, those included for whose answer nobody waits any more."""
+        return len(self._sent)
+
     def connect(self, endpoint: interfaces.IStreamClientEndpoint) -> None:
         """Connect to `endpoint`. Call it once."""
         factory = Factory.forProtocol(self._new_connection)
@@ -102,7 +120,7 @@ class PublishingConnection:
         connecting.addCallbacks(self._connected, self._not_connected)
 
     def publish(self, message: OutgoingMessage) -> None:
-        """Send `message`. The owner gets the answer. Only after `publishing_ready`."""
+        """Send `message`. The owner gets the answer. Only after `publishing_ready`, and not while it is `blocked`."""
         self._tag += 1
         self._sent[self._tag] = message
         message.returned = False
@@ -182,6 +200,7 @@ class PublishingConnection:
         for tag in tags:
             if (message := self._sent.pop(tag, None)) is None:
                 continue
+            message.unanswered -= 1
             error: BrokerError | None = None
             if isinstance(method, spec.Basic.Nack):
                 error = PublishNacked("the broker did not put it into every queue: the queue of a daemon is full, or its node is down")
@@ -190,7 +209,13 @@ class PublishingConnection:
             self._owner.publishing_answered(message, error)
 
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
-        self._fail(from_channel(reason))
+        failure = from_channel(reason)
+        if self._ended or failure.code not in REFUSALS or not self._sent:
+            self._fail(failure)
+            return
+        suspects = list(self._sent.values())
+        self.abort()
+        self._owner.publishing_refused(self, failure, suspects)
 
     def _returned(self, _tag: int, routing_key: str, content: Content, _body: bytes) -> None:
         """Handle Basic.Return: no queue was bound. Its confirm follows. A channel without consumers gets no other content.
@@ -207,6 +232,8 @@ class PublishingConnection:
     def _alarm(self, blocked: bool) -> None:
         self.blocked = blocked
         self.answered_at = self._reactor.seconds()
+        if not blocked and self.ready:
+            self._owner.publishing_unblocked(self)
 
     def _new_connection(self) -> BrokerConnection:
         connection = self._connection = BrokerConnection(self.url, self._settings, self._reactor, self, f" {self._purpose}")
@@ -228,7 +255,12 @@ class PublishingConnection:
 
     def _restart_idle(self) -> None:
         """Close the connection `IDLE_S` after the last message."""
-        self._deadline.set(IDLE_S, lambda: self._owner.publishing_idle(self))
+
+        def idle() -> None:
+            self._restart_idle()  # in case it is needed still
+            self._owner.publishing_idle(self)
+
+        self._deadline.set(IDLE_S, idle)
 
     def _fire_closed(self) -> None:
         closed, self._closing = self._closing, None
