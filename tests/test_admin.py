@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
+from twisted.web import http
 
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import Edges, edges
@@ -620,6 +621,30 @@ def test_curl(admin: Admin) -> None:
         "POST", "/publish", b'{"topic": "a.b", "payload": {"x": "1&2=3;4"}}', Content_Type="application/x-www-form-urlencoded"
     )
     assert reply.status == 202
+
+
+@each_row(
+    ("content_type", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"a=1&" * 20_000),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n--x--\r\n"),
+        ("multipart/form-data", b"--x\r\n"),
+    ],
+    admin=admin_port,
+)
+def test_forms_are_not_parsed(admin: Admin, monkeypatch: pytest.MonkeyPatch, content_type: str, body: bytes) -> None:
+    """No endpoint takes a form. A page of any site could send one, and Twisted needs a second for 4 MiB, before every check."""
+    parsed: list[bytes] = []
+
+    def parse(text: bytes, *_: object) -> dict[bytes, list[bytes]]:
+        parsed.append(text)
+        return {}
+
+    for name in ("parse_qs", "_getMultiPartArgs"):
+        monkeypatch.setattr(http, name, parse)
+    reply = admin.ask("POST", "/publish", body, Content_Type=content_type)
+    assert (reply.status, parsed) == (400, [])
+    assert reply.error
 
 
 def test_idle_connection_ends(admin: Admin) -> None:

@@ -178,7 +178,8 @@ class EndpointSite(Site):
         timeout_s: float = IDLE_S,
     ) -> None:
         """`check` is for paths without an endpoint: each endpoint has its own."""
-        super().__init__(Resource(), requestFactory=BoundedRequest, timeout=timeout_s)
+        # No endpoint takes a form. Twisted would parse one in one turn of the reactor, before any check: a second for 4 MiB.
+        super().__init__(Resource(), requestFactory=BoundedRequest, timeout=timeout_s, parsePOSTFormSubmission=False)
         self.displayTracebacks = False
         self.max_body_bytes = max_body_bytes
         self._endpoints = endpoints
