@@ -72,6 +72,18 @@ INSIDES = [
     ),
     Inside(
         owner=CONNECTION,
+        name="_terminate_stream",
+        signature="(self, error)",
+        phrases=("self._remove_heartbeat()", "self._adapter_disconnect_stream()"),
+        why="to abort a blocking connection at a deadline: its close waits for an answer",
+    ),
+    Inside(
+        owner="pika.adapters.blocking_connection:BlockingConnection",
+        name="_impl",
+        why="to set timers that run during a call: those of the blocking connection wait for its end",
+    ),
+    Inside(
+        owner=CONNECTION,
         name="_trim_frame_buffer",
         through="bytes_received",
         phrases=("self.bytes_received += byte_count",),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -116,3 +117,16 @@ def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None
     connection.close()
     code, said = publish("--timeout", "1", broker="amqp://127.0.0.1:1")
     assert (code, "not confirmed within 1 s" in said) == (1, True)
+
+
+def test_an_alarm(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+    """In a memory alarm `towerws publish` ends at its timeout, and names the alarm."""
+    node = fresh_rabbit()
+    exchange = pika.BlockingConnection(pika.URLParameters(node.url))
+    exchange.channel().exchange_declare("towerws", "topic", durable=True)
+    exchange.close()
+    node.ctl("set_vm_memory_high_watermark", "0.000001")
+    began = time.monotonic()
+    result = CliRunner().invoke(main, ["publish", "jobs.summary", "{}", "--broker", node.url, "--timeout", "2"])
+    assert time.monotonic() - began < 4
+    assert (result.exit_code, "has an alarm (low on memory)" in result.stderr) == (1, True), result.stderr

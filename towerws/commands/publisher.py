@@ -14,7 +14,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -29,7 +29,11 @@ from towerws.core.settings import BrokerUrl
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 10.0
 ATTEMPT_S = 10.0
-"""Timeout of connecting, and of the answer to one publication."""
+"""Timeout of connecting, and of an answer of the admin port."""
+BLOCKED_S = 30.0
+"""Without `patience_s`, a connection that the broker blocks for this long is replaced."""
+CLOSE_S = 1.0
+"""Time for the broker's answer to the end of a connection. Then the connection is aborted."""
 HEARTBEAT_S = 10  # RabbitMQ recommends 5 to 20 s
 
 MESSAGE_ID_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
@@ -82,6 +86,15 @@ class Retry:
         if self._patience_s is not None:
             self._began = time.monotonic()
 
+    def left_s(self) -> float | None:
+        """Return the seconds that the publication still has, or None if it has no end."""
+        return None if self._patience_s is None else max(0.01, self._began + self._patience_s - time.monotonic())
+
+    def attempt_s(self) -> float:
+        """Return the timeout of one attempt, in seconds."""
+        left_s = self.left_s()
+        return ATTEMPT_S if left_s is None else min(ATTEMPT_S, left_s)
+
     def lost(self, what: str) -> float:
         """Report a failed attempt. Returns the seconds to wait before the next one."""
         pause_s = random.uniform(BACKOFF_MIN_S / 2, self._bound_s)  # noqa: S311 - only spreads the attempts
@@ -128,9 +141,11 @@ class AmqpPublisher:
         self._mandatory = mandatory
         self._declare = declare
         self._tls_ca = tls_ca
-        self._attempt_s = ATTEMPT_S if patience_s is None else min(ATTEMPT_S, patience_s)
+        self._blocked_s = BLOCKED_S if patience_s is None else None  # with patience, the deadline of the publication is enough
         self._connection: Any = None
         self._channel: Any = None
+        self._alarm = ""
+        self._interrupted = False
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
         """Publish, and wait for the confirm. If the connection ends before it, the message is sent again with the same id."""
@@ -145,7 +160,10 @@ class AmqpPublisher:
         self._retry.begin()
         while True:
             try:
-                self._open_channel().basic_publish(self._exchange, topic, payload, properties, mandatory=self._mandatory)
+                self._publish(topic, payload, properties)
+            except KeyboardInterrupt:
+                self._interrupted = True
+                raise
             except pika_exceptions.UnroutableError:
                 raise NoQueue(f"no queue is bound to the exchange {self._exchange!r} for this topic") from None
             except (pika_exceptions.AMQPError, OSError) as error:
@@ -173,27 +191,69 @@ class AmqpPublisher:
         """End the connection."""
         self._abandon()
 
-    def _open_channel(self) -> Any:
-        if self._channel is None:
-            self._connection = pika.BlockingConnection(connection_parameters(self._urls[0], self._attempt_s, self._tls_ca))
-            channel = self._connection.channel()
-            if self._declare:
-                channel.exchange_declare(self._exchange, "topic", durable=True)
-            channel.confirm_delivery()
-            self._channel = channel
-        return self._channel
+    def _publish(self, topic: str, payload: bytes, properties: pika.BasicProperties) -> None:
+        """Make one attempt. pika waits for a confirm without an end, so a timer aborts the connection at the deadline."""
+        if self._connection is None:
+            parameters = connection_parameters(self._urls[0], self._retry.attempt_s(), self._tls_ca, blocked_s=self._blocked_s)
+            self._connection = pika.BlockingConnection(parameters)
+            self._watch_alarms(self._connection)
+        left_s = self._retry.left_s()
+        with contextlib.nullcontext() if left_s is None else _aborted_after(left_s, self._connection, self._why_no_answer):
+            if self._channel is None:
+                channel = self._connection.channel()
+                if self._declare:
+                    channel.exchange_declare(self._exchange, "topic", durable=True)
+                channel.confirm_delivery()
+                self._channel = channel
+            self._channel.basic_publish(self._exchange, topic, payload, properties, mandatory=self._mandatory)
+
+    def _watch_alarms(self, connection: Any) -> None:
+        def blocked(_: object, frame: Any) -> None:
+            self._alarm = frame.method.reason
+
+        def unblocked(_: object, __: object) -> None:
+            self._alarm = ""
+
+        self._alarm = ""
+        inner = connection._impl  # noqa: SLF001 - pika's blocking connection calls back only between publications
+        inner.add_on_connection_blocked_callback(blocked)
+        inner.add_on_connection_unblocked_callback(unblocked)
+
+    def _why_no_answer(self) -> str:
+        return f"the broker has an alarm ({self._alarm}) and takes no messages" if self._alarm else "no answer"
 
     def _abandon(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None and connection.is_open:
-            try:
-                connection.close()
-            except (pika_exceptions.AMQPError, OSError):
-                return  # it ended in the meantime
+        if connection is None or not connection.is_open:
+            return
+        # A broker that has not answered may be in an alarm, and then it does not read that the connection ends.
+        within_s = 0 if self._interrupted else CLOSE_S
+        with contextlib.suppress(pika_exceptions.AMQPError, OSError), _aborted_after(within_s, connection, lambda: "no answer"):
+            connection.close()
 
 
-def connection_parameters(url: BrokerUrl, attempt_s: float, tls_ca: str, name: str = "towerws publisher") -> Any:
-    """Return pika's parameters for one attempt. Each step takes at most `attempt_s`. `name` is shown by the broker."""
+@contextlib.contextmanager
+def _aborted_after(seconds: float, connection: Any, why: Callable[[], str]) -> Iterator[None]:
+    """Abort the connection if the block takes longer. pika's call in the block then raises an `AMQPConnectionError` with the text `why`."""
+    inner = connection._impl  # noqa: SLF001 - `BlockingConnection.call_later` calls back only between publications
+
+    def abort() -> None:
+        inner._terminate_stream(pika_exceptions.AMQPConnectionError(why()))  # noqa: SLF001 - as pika's own timers do
+
+    timer = inner.ioloop.call_later(seconds, abort)
+    try:
+        yield
+    finally:
+        inner.ioloop.remove_timeout(timer)
+
+
+def connection_parameters(
+    url: BrokerUrl, attempt_s: float, tls_ca: str, *, blocked_s: float | None, name: str = "towerws publisher"
+) -> Any:
+    """Return pika's parameters for one attempt. Each step of connecting takes at most `attempt_s`. `name` is shown by the broker.
+
+    The connection ends when the broker has blocked it for `blocked_s` seconds, as a broker in a memory or disk alarm does.
+    """
     tls = pika.SSLOptions(ssl.create_default_context(cafile=tls_ca or None), url.host) if url.tls else None
     return pika.ConnectionParameters(
         host=url.host,
@@ -204,8 +264,7 @@ def connection_parameters(url: BrokerUrl, attempt_s: float, tls_ca: str, name: s
         heartbeat=HEARTBEAT_S,
         socket_timeout=attempt_s,
         stack_timeout=attempt_s,
-        # A broker in a memory or disk alarm accepts no messages.
-        blocked_connection_timeout=3 * ATTEMPT_S if attempt_s == ATTEMPT_S else attempt_s,
+        blocked_connection_timeout=blocked_s,
         connection_attempts=1,
         client_properties={"connection_name": name},
     )
@@ -274,6 +333,9 @@ class AdminPublisher:
         self._retry.begin()
         while True:
             kept_alive = self._connection.sock is not None
+            self._connection.timeout = self._retry.attempt_s()
+            if kept_alive:
+                self._connection.sock.settimeout(self._connection.timeout)
             try:
                 self._connection.request("POST", "/publish", body, headers)
                 response = self._connection.getresponse()

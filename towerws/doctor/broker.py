@@ -89,7 +89,8 @@ def check_broker(url: BrokerUrl, settings: BrokerSettings, *, only: bool) -> Ite
     yield Doing("logging in", 3 * settings.attempt_s)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs pages about it
     try:
-        connection = pika.BlockingConnection(connection_parameters(url, settings.attempt_s, settings.tls_ca, "towerws doctor"))
+        parameters = connection_parameters(url, settings.attempt_s, settings.tls_ca, blocked_s=settings.attempt_s, name="towerws doctor")
+        connection = pika.BlockingConnection(parameters)
     except (pika_exceptions.AMQPError, OSError) as error:
         failure = _login_failure(error)
         yield area.problem("login", f"{url}: {failure.text}", failure.hint or "see the broker's log")
