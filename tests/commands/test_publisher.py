@@ -228,6 +228,21 @@ def test_patience_with_a_broker_that_never_confirms(monkeypatch: pytest.MonkeyPa
             assert patience_s <= gives_up_after(publisher, f"{text}; not confirmed within {patience_s:g} s") < patience_s + 0.5
 
 
+def test_patience_counts_from_the_publication() -> None:
+    """What connecting took is not given again to a second attempt: two brokers that never answer share one deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        urls = [parse_broker_url(f"amqp://127.0.0.1:{each.getsockname()[1]}") for each in (first, second)]
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(publisher_module, "ATTEMPT_S", 1.0)
+            assert (
+                gives_up_after(
+                    AmqpPublisher(urls, "towerws", lambda text: None, patience_s=1.8),
+                    "no answer to the AMQP handshake; not confirmed within 1.8 s",
+                )
+                < 2.3
+            )
+
+
 def test_patience_with_an_admin_port_that_never_answers() -> None:
     """The deadline holds on a connection that is accepted and never answered."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -15,10 +15,14 @@ from tests.kit.fake_amqp import FakeBroker, Peer, Publication
 
 
 class UnconfirmingBroker:
-    """It lives and never confirms. With `alarm`, it reports one and reads nothing after the first publication, as RabbitMQ does."""
+    """It lives and never confirms. With `alarm`, it reports one and reads nothing after the first publication, as RabbitMQ does.
 
-    def __init__(self, *, alarm: bool = False) -> None:
+    It does not answer methods of the class `mute` either.
+    """
+
+    def __init__(self, *, alarm: bool = False, mute: type | None = None) -> None:
         self._alarm = alarm
+        self._mute = mute
         self._server = socket.create_server(("127.0.0.1", 0))
         self._ended = threading.Event()
         self._sockets: list[socket.socket] = []
@@ -58,6 +62,7 @@ class UnconfirmingBroker:
     def _serve(self, client: socket.socket) -> None:
         broker = FakeBroker(Clock())
         broker.confirm = self._published
+        broker.mute = self._mute
         peer = Peer(broker, None)
         with client, contextlib.suppress(OSError):
             while piece := client.recv(65536):

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import pika
 from pika import exceptions as pika_exceptions
+from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
 from towerws.core.errors import BrokerError
 from towerws.core.publication import Outcome
@@ -195,7 +196,7 @@ class AmqpPublisher:
         """Make one attempt. pika waits for a confirm without an end, so a timer aborts the connection at the deadline."""
         if self._connection is None:
             parameters = connection_parameters(self._urls[0], self._retry.attempt_s(), self._tls_ca, blocked_s=self._blocked_s)
-            self._connection = pika.BlockingConnection(parameters)
+            self._connection = open_connection(parameters)
             self._watch_alarms(self._connection)
         left_s = self._retry.left_s()
         with contextlib.nullcontext() if left_s is None else _aborted_after(left_s, self._connection, self._why_no_answer):
@@ -245,6 +246,14 @@ def _aborted_after(seconds: float, connection: Any, why: Callable[[], str]) -> I
         yield
     finally:
         inner.ioloop.remove_timeout(timer)
+
+
+def open_connection(parameters: pika.ConnectionParameters) -> pika.BlockingConnection:
+    """Connect and log in. Raises pika's errors, those of the socket, and `TimeoutError` if the broker does not answer the handshake."""
+    try:
+        return pika.BlockingConnection(parameters)
+    except AMQPConnectorStackTimeout as error:  # no `AMQPError`, unlike all others
+        raise TimeoutError("no answer to the AMQP handshake") from error
 
 
 def connection_parameters(

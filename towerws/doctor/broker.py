@@ -37,7 +37,7 @@ from pika import frame as pika_frame
 
 from towerws.broker.failures import ConnectionFailure, from_broker, from_channel
 from towerws.broker.topology import Mode, choose_mode, queue_arguments, stream_arguments
-from towerws.commands.publisher import connection_parameters, wrapped_error
+from towerws.commands.publisher import connection_parameters, open_connection, wrapped_error
 from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings, BrokerUrl
@@ -90,7 +90,7 @@ def check_broker(url: BrokerUrl, settings: BrokerSettings, *, only: bool) -> Ite
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs pages about it
     try:
         parameters = connection_parameters(url, settings.attempt_s, settings.tls_ca, blocked_s=settings.attempt_s, name="towerws doctor")
-        connection = pika.BlockingConnection(parameters)
+        connection = open_connection(parameters)
     except (pika_exceptions.AMQPError, OSError) as error:
         failure = _login_failure(error)
         yield area.problem("login", f"{url}: {failure.text}", failure.hint or "see the broker's log")
