@@ -201,7 +201,8 @@ def test_addresses_of_admin_ports_that_are_none() -> None:
     for url, rule in rows:
         with pytest.raises(ValueError, match=re.escape(rule)):
             AdminPublisher(url, lambda text: None)
-    for url in ("http://h", "http://h:9051/", "HTTP://h", "http://[::1]:9051", f"http://{'x' * 63}.example."):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    for url in ("http://h", "http://h:9051/", "HTTP://h", "http://[::1]:9051", f"http://{letters}", f"http://{'x' * 63}.example."):
         AdminPublisher(url, lambda text: None).close()
 
 

@@ -311,7 +311,8 @@ def wrapped_error(error: Exception) -> object:
     return getattr(inner, "exception", inner)  # AMQPConnectorSocketConnectError and the like carry the OSError
 
 
-_is_admin_url = re.compile(r"http://[^\x00-\x20/?#@\x7f-\U0010ffff]+/?", re.IGNORECASE).fullmatch
+# The flag is for the scheme only: with it, the range beyond ASCII also has "s" and "k", the lower case of U+017F and U+212A.
+_is_admin_url = re.compile(r"(?i:http)://[^\x00-\x20/?#@\x7f-\U0010ffff]+/?").fullmatch
 
 
 def admin_connection(url: str) -> http.client.HTTPConnection:
