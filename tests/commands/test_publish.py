@@ -60,6 +60,20 @@ def test_lines(admin: Admin) -> None:
     assert "nonsense" not in result.stderr
 
 
+@each_row("end", [b"\n", b"\r\n", b"  \n", b""])
+def test_a_line_of_exactly_the_limit(end: bytes, tmp_path: Path) -> None:
+    """What is published counts, not the line's end. One byte more is left out."""
+    config = tmp_path / "towerws.toml"
+    config.write_text(f"max_payload_bytes = {LIMIT * 2}\n")
+    event = b'{"a": "%b"}' % (b"x" * (LIMIT * 2 - 9))
+    server = Admin()
+    result = publish("jobs.1", "-", "--admin", server.url, "--config", str(config), stdin=event + end)
+    longer = publish("jobs.1", "-", "--admin", server.url, "--config", str(config), stdin=event.replace(b"x", b"xx", 1) + end)
+    server.stop()
+    assert (len(event), result.exit_code, longer.exit_code) == (LIMIT * 2, 0, 5), result.stderr
+    assert f"has {LIMIT * 2 + 1} bytes" in longer.stderr
+
+
 @each_row(
     ("payload", "text"),
     [

@@ -28,6 +28,8 @@ TIMEOUT_S = 10.0
 BAD_LINES_SHOWN = 10
 LINE_BYTES = 64 * 1024**2
 """A longer line is no event. It bounds the memory of this command, far above the largest payload of a daemon."""
+JSON_SPACE = b" \t\r\n"
+"""RFC 8259 section 2."""
 
 
 @click.command("publish", short_help="Publish an event, or one for each line of input.")
@@ -146,12 +148,13 @@ class _Run:
         self.lines += 1
         if not line.strip():
             return
-        if (reason := why_no_event(self._topic.routing_key, line, self._max_payload)) is not None:
+        event = line.strip(JSON_SPACE) if len(line) <= LINE_BYTES else line  # a longer line was cut, so its start is not the event
+        if (reason := why_no_event(self._topic.routing_key, event, self._max_payload)) is not None:
             self.bad += 1
             if self.bad <= BAD_LINES_SHOWN:
                 self._status.say(f"towerws: line {self.lines}: {reason}; left out")
             return
-        publisher.publish(self._topic.routing_key, line.strip())
+        publisher.publish(self._topic.routing_key, event)
         self.published += 1
         if self._show_progress:
             self._status.show(f"{self.published} events published")
