@@ -114,7 +114,6 @@ def test_why_no_event(payload: bytes, text: str | None) -> None:
         (["jobs.summary", "{}", "--broker", "redis://h"], "amqp://"),
         (["jobs.summary", "{}", "--timeout", "0"], "--timeout"),
         (["jobs.summary", "-", "--message-id", "a"], "--message-id"),
-        (["jobs.summary", "{}", "--message-id", "a" * 256], "--message-id"),
         (["jobs.summary", "{}"], "where to?"),
     ],
 )
@@ -123,6 +122,41 @@ def test_usage_errors(arguments: list[str], text: str) -> None:
     admin = [] if "--admin" in arguments or "--broker" in arguments or text == "where to?" else ["--admin", "http://127.0.0.1:1"]
     result = publish(*arguments, *admin)
     assert (result.exit_code, text in result.output) == (2, True), result.output
+
+
+@each_row("message_id", ["a\nb", "a b", "\u2603", "\xe9", "\udcff", "", "a" * 201])
+def test_ids_that_the_admin_port_refuses(message_id: str) -> None:
+    """With `--admin`, an id is checked by the daemon's own rule before anything is sent."""
+    result = publish("jobs.summary", "{}", "--admin", "http://127.0.0.1:1", "--message-id", message_id)
+    assert result.exit_code == 2, result
+    assert "--message-id: an id must be 1 to 200 visible ASCII characters, without spaces" in " ".join(result.stderr.split())
+
+
+@each_row("message_id", ["\udcff", "", "a" * 256, "\xe9" * 128])
+def test_ids_that_no_broker_takes(message_id: str) -> None:
+    """For a broker, an id is UTF-8 of at most 255 bytes. A byte of the command line that is no UTF-8 is a lone surrogate."""
+    result = publish("jobs.summary", "{}", "--broker", "amqp://127.0.0.1:1", "--message-id", message_id)
+    assert result.exit_code == 2, result
+    assert "--message-id: an id must be 1 to 255 bytes of UTF-8" in " ".join(result.stderr.split())
+
+
+def test_text_that_is_no_utf_8() -> None:
+    """Each argument with such a byte is a usage error."""
+    for arguments in (
+        ("jobs.\udcff", "{}"),
+        ("\udcff.1", "{}"),
+        ("--group", "jobs", "--event", "\udcff", "{}"),
+        ("jobs.summary", "\udcff"),
+        ("jobs.summary", "@\udcff"),
+        ("jobs.summary", "{}", "--exchange", "\udcff"),
+        ("jobs.summary", "{}", "--config", "\udcff"),
+    ):
+        result = publish(*arguments, "--broker", "amqp://127.0.0.1:1", "--timeout", "0.1")
+        assert result.exit_code == 2, (arguments, result, result.output)
+    for where in ("--admin", "--broker"):
+        for url in ("http://\udcff:1", "amqp://\udcff:1", "amqp://a:\udcff@127.0.0.1:1", "amqp://127.0.0.1:1/\udcff"):
+            result = publish("jobs.summary", "{}", where, url, "--timeout", "0.1")
+            assert result.exit_code == 2, (where, url, result, result.output)
 
 
 def test_a_password_in_a_bad_url_is_not_repeated() -> None:

@@ -19,6 +19,7 @@ from towerws.commands.terminal import StatusLine, interrupted_by
 from towerws.config.load import Loaded, load_all
 from towerws.core.errors import BadDelivery, BrokerError, ConfigError
 from towerws.core.payload import check_payload
+from towerws.core.publication import check_message_id
 from towerws.core.topics import AWX_GROUPS, WITHHELD, Topic, parse_routing_key
 
 FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
@@ -85,8 +86,8 @@ def publish_command(
       5  some lines were no events; the others were confirmed
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     topic, source = _what(words, group, event)
-    if message_id is not None and not (source != "-" and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
-        raise click.BadParameter(f"an id is 1 to {MESSAGE_ID_BYTES} bytes, and names one event", param_hint="--message-id")
+    if message_id is not None:
+        _check_id(message_id, source, admin=admin is not None)
     status = StatusLine(sys.stderr)
     loaded = _configuration(config, broker, exchange)
     if admin is not None and broker is not None:
@@ -197,6 +198,28 @@ def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple
         return parse_routing_key(name), source
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="TOPIC") from None
+
+
+def _check_id(message_id: str, source: str, *, admin: bool) -> None:
+    """Raise `click.BadParameter` for an id that the destination would refuse. The daemon's rule is stricter than AMQP's."""
+    if source == "-":
+        raise click.BadParameter("an id names one event, and - publishes one for each line", param_hint="--message-id")
+    try:
+        if admin:
+            check_message_id("an id", message_id)
+        elif not (_is_utf8(message_id) and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
+            raise ValueError(f"an id must be 1 to {MESSAGE_ID_BYTES} bytes of UTF-8")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--message-id") from None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the argument was UTF-8. Python keeps each other byte of the command line as a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _configuration(config: str | None, broker: str | None, exchange: str | None) -> Loaded:
