@@ -111,6 +111,7 @@ def test_why_no_event(payload: bytes, text: str | None) -> None:
         (["jobs.summary", "@/nowhere/at/all"], "can't be read"),
         (["jobs.summary", "{}", "--admin", "https://h"], "--admin"),
         (["jobs.summary", "{}", "--admin", "http://h:1", "--broker", "amqp://h"], "one of them"),
+        (["jobs.summary", "{}", "--admin", "http://h:1", "--no-mandatory"], "--no-mandatory is for a broker"),
         (["jobs.summary", "{}", "--broker", "redis://h"], "amqp://"),
         (["jobs.summary", "{}", "--timeout", "0"], "--timeout"),
         (["jobs.summary", "-", "--message-id", "a"], "--message-id"),
@@ -209,6 +210,16 @@ def test_refused_and_unreachable(admin: Admin) -> None:
     assert "Connection refused" in gone.stderr
     assert "Errno" not in gone.stderr
     assert "Is the daemon running" in gone.stderr
+
+
+def test_no_queue_behind_the_admin_port(admin: Admin) -> None:
+    """Exit code 4, and the hint does not advise `--no-mandatory`, which the admin port does not know."""
+    admin.answers = [502]
+    admin.outcome = "unroutable"
+    result = publish("jobs.summary", "{}", "--admin", admin.url)
+    assert (result.exit_code, "no such thing" in result.stderr) == (4, True)
+    assert "--no-mandatory" not in result.stderr
+    assert "/readyz" in result.stderr
 
 
 def test_progress_on_a_terminal(admin: Admin) -> None:

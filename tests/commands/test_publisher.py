@@ -32,6 +32,7 @@ class Admin(HTTPServer):
         self.connections: set[Any] = set()
         self.answers: list[int] = []
         self.warning = ""
+        self.outcome = ""
         self.hang_up = False
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
         self.thread.start()
@@ -59,6 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.connections.add(self.client_address)
         status = self.server.answers.pop(0) if self.server.answers else 202
         answer = b'{"error": "no such thing"}' if status != 202 else b'{"position": "1-a"}'
+        if self.server.outcome:
+            answer = json.dumps({"outcome": self.server.outcome, "error": "no such thing"}).encode()
         if self.server.warning:
             answer = json.dumps({"position": "1-a", "warning": self.server.warning}).encode()
         self.send_response(status)

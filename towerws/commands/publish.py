@@ -50,7 +50,9 @@ JSON_SPACE = b" \t\r\n"
     show_default=True,
     help="How long to wait for each event's confirm.",
 )
-@click.option("--mandatory/--no-mandatory", default=True, show_default=True, help="Fail when no queue takes the event.")
+@click.option(
+    "--mandatory/--no-mandatory", default=True, show_default=True, help="Fail when no queue takes the event. --admin always does."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing about what went well.")
 def publish_command(
     words: tuple[str, ...],
@@ -92,6 +94,8 @@ def publish_command(
     loaded = _configuration(config, broker, exchange)
     if admin is not None and broker is not None:
         raise click.UsageError("--broker and --admin are two ways to publish: give one of them")
+    if admin is not None and not mandatory:
+        raise click.UsageError("--no-mandatory is for a broker: the admin port always reports an event that no queue takes")
     for warning in _warnings(topic, loaded):
         status.say(f"towerws: warning: {warning}")
     max_payload = loaded.settings.max_payload_bytes
@@ -266,7 +270,9 @@ def _next_step(error: BrokerError, *, published: int, admin: bool) -> str:
     before = f" {_count(published)} confirmed before." if published else ""
     if admin and isinstance(error, GaveUp):
         return f"Is the daemon running, and is that its admin port (--admin of `twistd towerws`)?{before}"
-    if admin and not isinstance(error, NoQueue):
+    if admin and isinstance(error, NoQueue):
+        return f"Ask the daemon's /readyz what is wrong: it binds its stream or queue again within 12 s.{before}"
+    if admin:
         return f"Is that the admin port of a daemon, and may its user publish?{before}"
     if isinstance(error, NoQueue):
         return f"Is the daemon running, and does it read from this exchange and virtual host? --no-mandatory publishes anyway.{before}"
