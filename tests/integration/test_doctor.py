@@ -357,6 +357,19 @@ def test_a_proxy_that_buffers(daemon: Daemon) -> None:
     assert code == PROBLEMS
 
 
+def test_a_proxy_that_stops_in_between(daemon: Daemon) -> None:
+    """After any number of handshakes, it is a problem of the connection: no fault of the doctor, and none of the admin port."""
+    with Forwarder(daemon.port) as proxy:
+        public(daemon, f"ws://127.0.0.1:{proxy.port}/websocket/", idle="0.1")
+    assert proxy.accepted > 6
+    for most in range(1, proxy.accepted):
+        with Forwarder(daemon.port, most=most) as stopping:
+            _, found = public(daemon, f"ws://127.0.0.1:{stopping.port}/websocket/", idle="0.1")
+        expect(found, "public connection", "problem", "connection refused", "check that it runs")
+        assert not {"public failed", "public deadline"} & found.keys(), found
+        assert "unknown" not in {each["level"] for each in found.get("public client address", [])}, found
+
+
 def test_a_daemon_that_wants_a_credential(tmp_path: Path, tower: tuple[type[Api], str]) -> None:
     """Without a token what needs an open session is not known. With one all is asked, and the token stays out of the output."""
     _, url = tower

@@ -17,11 +17,16 @@ from tests.kit.daemon import DEADLINE_S
 class Forwarder:
     """Forwards to a port of loopback. With `certificate` (and its key) it speaks TLS to its clients.
 
-    The first `at_once` answers of a connection are passed on at once. Later ones are held back until `hold_bytes` have come.
+    The first `at_once` answers of a connection are passed on at once. Later ones are held back until `hold_bytes` have come. It
+    stops listening after `most` connections. `accepted` counts them.
     """
 
-    def __init__(self, port: int, *, certificate: tuple[Path, Path] | None = None, hold_bytes: int = 0, at_once: int = 1) -> None:
+    def __init__(
+        self, port: int, *, certificate: tuple[Path, Path] | None = None, hold_bytes: int = 0, at_once: int = 1, most: int | None = None
+    ) -> None:
         self._target = port
+        self._most = most
+        self.accepted = 0
         self._context: ssl.SSLContext | None = None
         if certificate is not None:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -39,7 +44,8 @@ class Forwarder:
 
     def __exit__(self, *exc: object) -> None:
         """End the connections and wait for their threads. Only a thread closes its own sockets: it may be waiting for them."""
-        self._server.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # it may be closed already
+            self._server.shutdown(socket.SHUT_RDWR)
         self._threads[0].join(DEADLINE_S)
         self._server.close()
         for each in self._sockets:
@@ -59,6 +65,9 @@ class Forwarder:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            self.accepted += 1
+            if self.accepted == self._most:  # before the client gets an answer and can connect again
+                self._server.close()
             client.settimeout(DEADLINE_S)
             if self._context is not None:
                 client = self._context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)

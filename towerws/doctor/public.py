@@ -55,6 +55,10 @@ def check_public(public: PublicUrl, settings: Settings, admin: AdminPort) -> Ite
     yield from _Examination(public, settings, admin).run()
 
 
+class _AdminUnreachable(Unreachable):
+    """The admin port can't be asked. Any other `Unreachable` is about the public URL."""
+
+
 class _Examination:
     def __init__(self, public: PublicUrl, settings: Settings, admin: AdminPort) -> None:
         self._area = Area("public")
@@ -86,15 +90,14 @@ class _Examination:
             yield from self._slash(first)
             yield from self._origins(first)
             yield from self._forwarded()
+            if first.status == 101:
+                yield from self._delays()
+                yield from self._idle()
+            else:
+                for check in ("buffering", "idle"):
+                    yield area.unknown(check, "the daemon opens no connection without a valid credential", "give one with --token @FILE")
         except Unreachable as error:
             yield area.problem("connection", f"{self._text}: {error}", error.change)
-            return
-        if first.status == 101:
-            yield from self._delays()
-            yield from self._idle()
-        else:
-            for check in ("buffering", "idle"):
-                yield area.unknown(check, "the daemon opens no connection without a valid credential", "give one with --token @FILE")
 
     def _doing(self, text: str, within_s: float = 4 * STEP_S) -> Doing:
         return Doing(text, within_s)
@@ -198,7 +201,7 @@ class _Examination:
         try:
             seen = self._probe({})
             forged = self._probe({"X-Forwarded-For": FORGED_ADDRESS}) if seen is not None else None
-        except Unreachable as error:
+        except _AdminUnreachable as error:
             why = f"only the daemon's admin port ({self._admin.address}) knows which address it counts, and it can't be asked: {error}"
             yield area.unknown("client address", why, error.change)
             return
@@ -227,7 +230,10 @@ class _Examination:
         return None
 
     def _seen(self, name: str) -> dict[str, Any] | None:
-        _, body = self._admin.ask("/probe", json.dumps({"probe": name}).encode("ascii"))
+        try:
+            _, body = self._admin.ask("/probe", json.dumps({"probe": name}).encode("ascii"))
+        except Unreachable as error:
+            raise _AdminUnreachable(str(error), error.change) from None
         seen = json.loads(body)["seen"]
         if seen is not None and not isinstance(seen, dict):
             raise ValueError("not an object")
