@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -58,3 +61,6 @@ def main() -> None:
 
     `towerws COMMAND --help` has examples, and the exit codes for scripts.
     """  # noqa: D301 - \b is click's mark for lines that it must not join
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a shell started the command with `2>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends

@@ -198,6 +198,8 @@ def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple
         if len(words) != 1:
             raise click.UsageError("with --group and --event, expected a payload alone: JSON, @FILE, or -")
         name, source = f"{group}.{event}", words[0]
+    if source == "-" and sys.stdin is None:
+        raise click.BadParameter("standard input is closed", param_hint="-")
     try:
         return parse_routing_key(name), source
     except ValueError as error:

@@ -73,5 +73,5 @@ class StatusLine:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except BrokenPipeError:
-            return  # no one reads the notices any more, and the work goes on
+        except OSError:
+            return  # no one reads the notices any more, or the disk is full, and the work goes on
