@@ -24,6 +24,13 @@ TOPICS = [
 ]  # fmt: skip
 
 
+@each_row("message_id", ["", "a" * 256, "\udcff"], ids=ascii)
+def test_ids_that_are_refused(message_id: str) -> None:
+    """An id that AMQP can't carry is an error at once. In the buffer, it would end each connection, and hold up all events behind it."""
+    with pytest.raises(ConfigError, match="message_id: expected text of 1 to 255 bytes"):
+        Producer("amqp://127.0.0.1:1").publish("jobs.1", {}, 0.01, message_id)
+
+
 @each_row("topic", TOPICS, ids=ascii)
 def test_the_daemon_and_the_producer_agree_on_topics(topic: str) -> None:
     """The producer accepts exactly the topics that the daemon accepts."""
@@ -164,6 +171,7 @@ def test_settings_come_from_arguments_or_the_environment() -> None:
         ({"exit_s": float("inf")}, "exit_s"),
         ({"exchange": ""}, "exchange"),
         ({"exchange": "x" * 128}, "exchange"),
+        ({"exchange": "\udcff"}, "exchange"),
         ({"nonsense": 1}, "nonsense"),
     ],
 )

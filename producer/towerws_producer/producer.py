@@ -10,7 +10,7 @@ from towerws_producer.errors import ConfigError, ProducerError
 from towerws_producer.folded_log import FoldedLog
 from towerws_producer.payload import Payload, encode
 from towerws_producer.pika_log import forget_all_quiet
-from towerws_producer.settings import Settings
+from towerws_producer.settings import Settings, utf8_bytes
 from towerws_producer.topics import check_topic
 from towerws_producer.worker import Worker
 
@@ -96,7 +96,7 @@ class Producer:
         self, topic: str, payload: Payload, resolve: Callable[[Optional[ProducerError]], None], message_id: Optional[str] = None
     ) -> Publication:
         """Buffer an event. `resolve` is called from another thread, with None once it is confirmed, otherwise with the error."""
-        if message_id is not None and not 1 <= len(message_id.encode("utf-8", "replace")) <= 255:
+        if message_id is not None and not 1 <= utf8_bytes(message_id) <= 255:
             raise ConfigError("message_id: expected text of 1 to 255 bytes")
         publication = Publication(message_id, resolve)
         self._worker().put(check_topic(topic), encode(payload, self._settings.max_payload_bytes), publication)

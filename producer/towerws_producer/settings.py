@@ -34,7 +34,7 @@ class Settings:
         environment = os.environ if environ is None else environ
         self.addresses: List[Address] = parse_addresses(environment.get("TOWERWS_BROKER", "") if broker is None else broker)
         self.exchange = environment.get("TOWERWS_EXCHANGE") or "towerws" if exchange is None else exchange
-        if not 1 <= len(str(self.exchange).encode("utf-8", "replace")) <= MAX_EXCHANGE_BYTES:
+        if not 1 <= utf8_bytes(str(self.exchange)) <= MAX_EXCHANGE_BYTES:
             raise ConfigError(f"exchange: expected a name of 1 to {MAX_EXCHANGE_BYTES} bytes")
         self.declare = declare
         self.mandatory = mandatory
@@ -47,6 +47,14 @@ class Settings:
         self.blocked_s = _positive("blocked_s", blocked_s)
         self.exit_s = _positive("exit_s", exit_s)
         self.heartbeat_s = int(_positive("heartbeat_s", heartbeat_s, 1))
+
+
+def utf8_bytes(text: str) -> int:
+    """Return the bytes of the text in UTF-8, or 0 for a lone surrogate: Python's form of a byte that was no UTF-8."""
+    try:
+        return len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return 0
 
 
 def _positive(name: str, value: float, least: float = 0.001) -> float:
