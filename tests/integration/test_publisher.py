@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from private_rabbitmq import PrivateRabbit
 
+from tests.kit.daemon import DEADLINE_S, TOWERWS
 from towerws.cli import main
 from towerws.commands.publisher import AmqpPublisher
 from towerws.config.addresses import parse_broker_url
@@ -120,7 +123,7 @@ def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None
 
 
 def test_an_alarm(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
-    """In a memory alarm `towerws publish` ends at its timeout, and names the alarm."""
+    """In a memory alarm `towerws publish` ends at its timeout, and names the alarm. Ctrl-C ends it at once."""
     node = fresh_rabbit()
     exchange = pika.BlockingConnection(pika.URLParameters(node.url))
     exchange.channel().exchange_declare("towerws", "topic", durable=True)
@@ -130,3 +133,11 @@ def test_an_alarm(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
     result = CliRunner().invoke(main, ["publish", "jobs.summary", "{}", "--broker", node.url, "--timeout", "2"])
     assert time.monotonic() - began < 4
     assert (result.exit_code, "has an alarm (low on memory)" in result.stderr) == (1, True), result.stderr
+    command = [*TOWERWS, "publish", "jobs.summary", "{}", "--broker", node.url, "--timeout", "60"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + DEADLINE_S
+    while "blocked" not in node.ctl("list_connections", "state").split():
+        assert time.monotonic() < give_up, "the broker did not block the connection"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=5)[1] == "towerws: stopped; 0 events confirmed before\n"
+    assert process.returncode == 1
