@@ -229,29 +229,23 @@ def test_patience_with_a_broker_that_never_confirms(monkeypatch: pytest.MonkeyPa
     for patience_s in (0.4, 0.7):
         with UnconfirmingBroker(alarm=alarm) as broker:
             publisher = AmqpPublisher([parse_broker_url(broker.url)], "towerws", lambda text: None, patience_s=patience_s)
-            assert patience_s <= gives_up_after(publisher, f"{text}; not confirmed within {patience_s:g} s") < patience_s + 0.5
+            assert patience_s <= gives_up_after(publisher, f"{text}; not confirmed within {patience_s:g} s") < patience_s + 1
 
 
-def test_patience_counts_from_the_publication() -> None:
+def test_patience_counts_from_the_publication(monkeypatch: pytest.MonkeyPatch) -> None:
     """What connecting took is not given again to a second attempt: two brokers that never answer share one deadline."""
+    monkeypatch.setattr(publisher_module, "ATTEMPT_S", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         urls = [parse_broker_url(f"amqp://127.0.0.1:{each.getsockname()[1]}") for each in (first, second)]
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(publisher_module, "ATTEMPT_S", 1.0)
-            assert (
-                gives_up_after(
-                    AmqpPublisher(urls, "towerws", lambda text: None, patience_s=1.8),
-                    "no answer to the AMQP handshake; not confirmed within 1.8 s",
-                )
-                < 2.3
-            )
+        publisher = AmqpPublisher(urls, "towerws", lambda text: None, patience_s=3)
+        assert gives_up_after(publisher, "no answer to the AMQP handshake; not confirmed within 3 s") < 4
 
 
 def test_patience_with_an_admin_port_that_never_answers() -> None:
     """The deadline holds on a connection that is accepted and never answered."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         publisher = AdminPublisher(f"http://127.0.0.1:{server.getsockname()[1]}", lambda text: None, patience_s=0.4)
-        assert 0.4 <= gives_up_after(publisher, "timed out; not confirmed within 0.4 s") < 0.9
+        assert 0.4 <= gives_up_after(publisher, "timed out; not confirmed within 0.4 s") < 2
 
 
 def test_ctrl_c_in_an_alarm() -> None:
