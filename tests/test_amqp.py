@@ -1362,6 +1362,23 @@ class TestFailures:
         rig.advance(3)
         assert len([event for event in events if "connection refused" in formatEvent(event)]) == 2
 
+    def test_the_name_of_a_queue_makes_no_other_reason(self, events: list[LogEvent]) -> None:
+        """Each attempt gets a queue of another name. The same refusal is still logged once a minute."""
+        rig = SourceRig(consume="queue")
+        refused: list[str] = []
+
+        def consume(peer: Peer, channel: int, _: object) -> None:
+            refused.append(f"amq.gen-{len(refused):02d}_x-Y")
+            text = f"ACCESS_REFUSED - read access to queue '{refused[-1]}' in vhost '/' refused for user 'towerws'"
+            peer.send(channel, spec.Channel.Close(403, text, 60, 20))
+
+        rig.broker.answers[spec.Basic.Consume] = consume
+        rig.start()
+        rig.advance(55)
+        assert len(refused) >= 5
+        assert refused[-1] in rig.ready()[1]
+        assert len([event for event in events if "ACCESS_REFUSED" in formatEvent(event)]) == 1
+
     def test_406_says_which_argument_differs(self) -> None:
         """A stream that exists with other arguments: the reason names the argument, both values, and the next step."""
         what = "inequivalent arg 'x-max-age' for queue 'towerws.events' in vhost '/': received '3600s' but current is '7200s'"

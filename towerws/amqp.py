@@ -257,7 +257,7 @@ class AmqpSource:
         self._last_failure = failure
         now = self._reactor.seconds()
         self._logged = {text: at for text, at in self._logged.items() if now - at < LOG_AGAIN_S}
-        text = f"{session.url}: {failure}"
+        text = f"{session.url}: {failure.log_key}"
         if text not in self._logged:
             self._logged[text] = now
             self._log.warn("broker {broker}: {reason}", broker=str(session.url), reason=str(failure), code=failure.code)

@@ -6,6 +6,7 @@ from pika import spec
 
 from tests.auth.tower_kit import logged
 from tests.broker.control_kit import ControlRig, is_control
+from tests.kit.fake_amqp import Peer
 from tests.kit.rows import each_row
 from towerws.broker.control import LOG_AGAIN_S, PAUSE_MAX_S
 
@@ -15,10 +16,15 @@ def test_topology(consume: str) -> None:
     """In both modes: a durable fanout exchange, and a bounded queue of the connection, consumed on a separate channel."""
     rig = ControlRig(consume=consume, exchange="x").start()
     peer, channel = rig.broker.peer, rig.channel
-    exchange, queue, bind, consume_ = [method for number, method in peer.methods if number == channel][1:5]
+    exchange, queue, consume_, bind = [method for number, method in peer.methods if number == channel][1:5]
     assert (exchange.exchange, exchange.durable, exchange.passive) == ("x.control", True, False)
     assert (queue.queue, queue.exclusive, queue.auto_delete, queue.durable) == ("", True, True, False)
-    assert queue.arguments == {"x-max-length": 10_000, "x-max-length-bytes": 1024**2, "x-overflow": "reject-publish"}
+    assert queue.arguments == {
+        "x-max-length": 10_000,
+        "x-max-length-bytes": 1024**2,
+        "x-overflow": "reject-publish",
+        "x-expires": 60_000,
+    }
     assert (bind.exchange, bind.routing_key) == ("x.control", "")
     assert (consume_.queue, consume_.exclusive, consume_.no_ack) == ("", True, True)
     assert [number for number in peer.consumers if number != channel]
@@ -99,6 +105,58 @@ def test_a_refusal_stops_no_event(code: int, text: str, hint: str) -> None:
     assert rig.listener.status["reason"] is None
     assert lines.texts[-1] == "listening to control exchange towerws.control again"
     assert rig.events_flow
+
+
+def test_a_queue_without_a_consumer_is_not_bound() -> None:
+    """The user may declare and bind the queue, and not read it. A bound queue would fill up, and refuse every daemon's revocations.
+
+    Each attempt gets a queue of another name. The log still has one line.
+    """
+    rig = ControlRig(heartbeat_s=5000, silence_s=10_000)
+    refused: list[str] = []
+
+    def consume(peer: Peer, channel: int, method: spec.Basic.Consume) -> None:
+        if method.queue:
+            rig.broker.consume(peer, channel, method)
+            return
+        refused.append(f"amq.gen-{len(refused):02d}_x-Y")
+        text = f"ACCESS_REFUSED - read access to queue '{refused[-1]}' in vhost '/' refused for user 'towerws'"
+        peer.send(channel, spec.Channel.Close(403, text, 60, 20))
+
+    rig.broker.answers[spec.Basic.Consume] = consume
+    with logged() as lines:
+        rig.start()
+        rig.advance(300, 0.5)
+    assert len(refused) >= 8
+    assert refused[-1] in str(rig.listener.status["reason"])
+    assert [bind for bind in rig.broker.peer.seen(spec.Queue.Bind) if bind.exchange == "towerws.control"] == []
+    assert len([line for line in lines.texts if "towerws.control" in line]) == 1
+    rig.allow()
+    rig.advance(PAUSE_MAX_S + 1, 0.5)
+    assert rig.state() == "listening"
+
+
+def test_it_listens_once_it_is_bound() -> None:
+    """The sink is told so when the broker has bound the queue. A message that comes through the binding before that is handed on."""
+    rig = ControlRig()
+    asked: list[tuple[Peer, int, spec.Queue.Bind]] = []
+
+    def bind(peer: Peer, channel: int, method: spec.Queue.Bind) -> None:
+        if method.exchange == "towerws.control":
+            asked.append((peer, channel, method))
+        else:
+            rig.broker.queue_bind(peer, channel, method)
+
+    rig.broker.answers[spec.Queue.Bind] = bind
+    rig.start()
+    assert (rig.state(), rig.heard.calls, rig.announced) == ("starting", [], [])
+    rig.broker.peer.deliver(b"{}", channel=asked[0][1], key="", message_id="m1")
+    rig.settle()
+    assert rig.heard.calls == [(b"{}", "m1")]
+    rig.broker.queue_bind(*asked[0])
+    rig.settle()
+    assert rig.heard.calls == [(b"{}", "m1"), "listening"]
+    assert (rig.state(), len(rig.announced)) == ("listening", 1)
 
 
 def test_a_broker_that_does_not_answer() -> None:

@@ -354,6 +354,22 @@ def test_without_permission_for_the_control_exchange(tmp_path: Path, vhost: Call
         assert here.get("/status")[1]["source"]["failures"] == 0
 
 
+def test_a_daemon_that_may_not_read_its_queue(tmp_path: Path, rabbit: PrivateRabbit, vhost: Callable[[str, list[str]], str]) -> None:
+    """It binds no queue that it can't read: such a queue would fill up, and then no daemon could publish a revocation."""
+    granted = documented_permissions("towerws")
+    configure, write, read = granted
+    limited = [configure, write, read.replace(r"|amq\.gen-.*", "")]
+    assert limited != granted
+    url = vhost("towerws", granted)
+    with TwoDaemons(tmp_path, url, own_names=False) as two, Daemon(tmp_path, vhost("limited", limited)) as third:
+        two.until(third, lambda control: bool(control["failures"] >= 3))
+        assert re.search(r"403 ACCESS_REFUSED - (read )?access to queue 'amq\.gen-", two.control(third)["reason"])
+        assert len(control_queues(rabbit, "towerws.control", url.rsplit("/", 1)[1])) == 2
+        assert third.log.read_text().count("control exchange towerws.control: 403") == 1
+        assert third.get("/readyz")[0] == 200
+        assert ask(two.daemons[0], {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
+
+
 @contextmanager
 def channel_of(url: str) -> Iterator[Any]:
     """An operator's channel."""
@@ -364,9 +380,9 @@ def channel_of(url: str) -> Iterator[Any]:
         connection.close()
 
 
-def control_queues(rabbit: PrivateRabbit, exchange: str) -> set[str]:
+def control_queues(rabbit: PrivateRabbit, exchange: str, vhost: str = "/") -> set[str]:
     """The queues that are bound to the exchange."""
-    bindings = rabbit.ctl("-q", "list_bindings", "source_name", "destination_name", "--no-table-headers").splitlines()
+    bindings = rabbit.ctl("-q", "list_bindings", "-p", vhost, "source_name", "destination_name", "--no-table-headers").splitlines()
     return {words[1] for words in map(str.split, bindings) if len(words) == 2 and words[0] == exchange}
 
 

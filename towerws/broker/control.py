@@ -3,7 +3,7 @@
   state     | begins with                              | deadline    | ends in
   off       | no connection to the broker              | -           | starting
   starting  | AMQP is open, or the pause is over       | attempt_s   | listening, paused, off
-  listening | consume-ok                               | -           | paused, off
+  listening | bind-ok, after consume-ok                | -           | paused, off
   paused    | the broker refused, or closed the channel | the pause  | starting, off
   off       | the connection ended, from any state     | -           | starting
 
@@ -127,9 +127,11 @@ class ControlListener:
         channel.add_on_cancel_callback(
             lambda _: self._fail(channel, ConnectionFailure("the broker cancelled the consumer: its queue was deleted"))
         )
-        declare_control(channel, self._settings)
+        declare_control(channel, self._settings, lambda: self._consume(channel), lambda: self._listening(channel))
+
+    def _consume(self, channel: Channel) -> None:
         # Without acknowledgements: messages are handled in the read that they came with, and the queue ends with the connection.
-        channel.basic_consume("", unused_callback, auto_ack=True, exclusive=True, callback=lambda _: self._listening(channel))
+        channel.basic_consume("", unused_callback, auto_ack=True, exclusive=True)
 
     def _listening(self, channel: Channel) -> None:
         if channel is not self._channel:
@@ -155,7 +157,8 @@ class ControlListener:
     # BrokerConnection calls this, once per message
 
     def _deliver(self, _tag: int, _routing_key: str, content: Content, body: bytes) -> None:
-        if self._state == "listening" and not self._watch.message_arrived(content.message_id):
+        # Messages may come before bind-ok does. The broker told their publishers that this daemon has them.
+        if self._state in {"starting", "listening"} and not self._watch.message_arrived(content.message_id):
             self._call_sink(lambda: self._sink.control(body, content.message_id))
 
     # WatchOwner
@@ -208,8 +211,8 @@ class ControlListener:
         self._failures += 1
         self._state, self._last_failure = "paused", str(failure)
         now = self._reactor.seconds()
-        if self._logged is None or self._logged[0] != str(failure) or now - self._logged[1] >= LOG_AGAIN_S:
-            self._logged = (str(failure), now)
+        if self._logged is None or self._logged[0] != failure.log_key or now - self._logged[1] >= LOG_AGAIN_S:
+            self._logged = (failure.log_key, now)
             self._log.warn(
                 "control exchange {exchange}: {reason}; until that is cured, revocations by other daemons don't reach this one: send"
                 " POST /disconnect to its admin port as well",

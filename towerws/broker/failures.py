@@ -47,9 +47,16 @@ class ConnectionFailure:
     def __str__(self) -> str:
         return f"{self.text} ({self.hint})" if self.hint else self.text
 
+    @property
+    def log_key(self) -> str:
+        """The whole text without names that the broker chose. It is equal for the same failure of two queues that the broker named."""
+        return _CHOSEN_NAME.sub("amq.gen-", str(self))
+
 
 # RabbitMQ's reply codes that need an operator. The others (320, 541, …) pass with time.
 _SLOW_CODES: Final = frozenset({402, 403, 404, 405, 406, 501, 502, 503, 504, 530, 540})
+
+_CHOSEN_NAME: Final = re.compile(r"amq\.gen-[\w-]+")
 
 _HINTS: Final = (
     (r"^403 .*[Ll]ogin was refused", "check user and password in the broker URL; `rabbitmqctl authenticate_user` tests them"),

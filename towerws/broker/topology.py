@@ -30,6 +30,8 @@ _CONTROL_ARGUMENTS: Mapping[str, Any] = {
     # A daemon that is stuck for long misses messages. With reject-publish the daemon that publishes a revocation gets a nack. With
     # drop-head an older revocation would be dropped silently.
     "x-overflow": "reject-publish",
+    # RabbitMQ deletes an auto-delete queue when its last consumer ends. If the broker refuses the only consumer, this deletes it.
+    "x-expires": 60_000,
 }
 
 
@@ -98,14 +100,16 @@ def rebind_queue(channel: Channel, settings: BrokerSettings, queue: str, callbac
     channel.queue_bind(queue, settings.exchange, "#", callback=lambda _: callback())
 
 
-def declare_control(channel: Channel, settings: BrokerSettings) -> None:
-    """Declare the control exchange and this connection's queue, and bind it. With `passive` only check that the exchange exists.
+def declare_control(channel: Channel, settings: BrokerSettings, consume: Callable[[], object], bound: Callable[[], None]) -> None:
+    """Declare the control exchange and this connection's queue, consume it, and bind it. With `passive` only check the exchange.
 
-    The queue is consumed as "", which is AMQP's name for the queue declared last.
+    `consume` consumes the queue as "", which is AMQP's name for the queue declared last. `bound` is called when the broker has bound it.
+    If the broker refuses the consumer, the queue isn't bound. Without a consumer it would fill up, and refuse every daemon's revocations.
     """
     channel.exchange_declare(settings.control, "fanout", passive=settings.passive, durable=True, callback=_go_on)
     channel.queue_declare("", exclusive=True, auto_delete=True, arguments=dict(_CONTROL_ARGUMENTS), callback=_go_on)
-    channel.queue_bind("", settings.control, "", callback=_go_on)
+    consume()
+    channel.queue_bind("", settings.control, "", callback=lambda _: bound())
 
 
 def bind_control(channel: Channel, settings: BrokerSettings, bound: Callable[[], None]) -> None:
