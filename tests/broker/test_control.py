@@ -174,6 +174,30 @@ def test_a_broker_that_does_not_answer() -> None:
     assert rig.state() == "listening"
 
 
+def test_a_channel_that_opens_too_late_is_closed() -> None:
+    """The set-up was given up while the channel was opening. The broker opens it later: it does not stay open."""
+    rig = ControlRig(attempt_s=5)
+    held: list[tuple[Peer, int]] = []
+
+    def opened(peer: Peer, channel: int, _: object) -> None:
+        if channel == 2 and not held:
+            held.append((peer, channel))
+        else:
+            peer.send(channel, spec.Channel.OpenOk())
+
+    rig.broker.answers[spec.Channel.Open] = opened
+    rig.start()
+    rig.advance(6)
+    assert (rig.state(), rig.listener.status["failures"]) == ("listening", 1)
+    peer, late = held[0]
+    peer.send(late, spec.Channel.OpenOk())
+    rig.settle()
+    closed = [number for number, method in peer.methods if isinstance(method, spec.Channel.Close)]
+    assert late in closed
+    assert (rig.state(), rig.set_ups()) == ("listening", 1)
+    assert rig.heard.calls == ["listening"]
+
+
 @each_row("how", ["cancel", "close"])
 def test_a_deleted_queue_is_declared_again(how: str) -> None:
     """After a second, on the same connection. The sink is told that messages may have been missed, and events go on."""

@@ -234,8 +234,8 @@ def _ignore(*_: object) -> None:
 class BrokerConnection(protocol.Protocol):
     """One connection to one broker, from TCP to its end.
 
-    Use `open_channel` after `connection_open`, `close` for an orderly end, and `abort` for an immediate one. `connection_failed` is
-    called once, unless `abort` ended the connection. Only `connection_closed` follows.
+    Use `open_channel` and `close_channel` after `connection_open`, `close` for an orderly end, and `abort` for an immediate one.
+    `connection_failed` is called once, unless `abort` ended the connection. Only `connection_closed` follows.
     """
 
     _log = Logger()
@@ -275,6 +275,12 @@ class BrokerConnection(protocol.Protocol):
         self._amqp.opening[channel.channel_number] = opened
         self._amqp.deliveries[channel.channel_number] = _Delivery(on_delivery)
         return channel
+
+    def close_channel(self, channel: Channel) -> None:
+        """Close `channel`, also if the broker has not opened it yet: then `opened` is not called. A second call does nothing."""
+        if not self.dead and (channel.is_open or channel.is_opening):
+            self._amqp.opening.pop(channel.channel_number, None)
+            channel.close()
 
     def watch_alarms(self, blocked: Callable[[bool], None]) -> None:
         """Call `blocked(True)` when the broker stops taking messages (Connection.Blocked), and `blocked(False)` when it resumes."""

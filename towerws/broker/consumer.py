@@ -120,7 +120,7 @@ class Consumer:
             self._ack_timer = self._reactor.callLater(ACK_S, self._ack_late)
 
     def close(self) -> None:
-        """Acknowledge, and close the channel if it is open. No delivery reaches the sink after that."""
+        """Acknowledge, and close the channel, also if it is still opening. No delivery reaches the sink after that."""
         if self._closed:
             return
         if self._batch_size:
@@ -133,9 +133,8 @@ class Consumer:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        if self._channel.is_open and not self._connection.dead:
-            # Never basic_cancel alone: pika rejects deliveries that still arrive, and a stream answers a reject by ending the connection.
-            self._channel.close()
+        # Never basic_cancel alone: pika rejects deliveries that still arrive, and a stream answers a reject by ending the connection.
+        self._connection.close_channel(self._channel)
 
     # pika calls these
 
@@ -283,11 +282,10 @@ class Scout:
         )
 
     def close(self) -> None:
-        """Close the channel. A second call does nothing."""
+        """Close the channel, also if it is still opening. A second call does nothing."""
         if not self._closed:
             self._closed = True
-            if self._channel.is_open and not self._connection.dead:
-                self._channel.close()
+            self._connection.close_channel(self._channel)
 
     def _opened(self, channel: Channel) -> None:
         if self._closed:

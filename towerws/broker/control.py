@@ -219,8 +219,7 @@ class ControlListener:
                 exchange=self._settings.control,
                 reason=str(failure),
             )
-        if channel.is_open:
-            channel.close()
+        connection.close_channel(channel)
         self._deadline.set(self._pause(), self._start)
 
     def _pause(self) -> float:

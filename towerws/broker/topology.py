@@ -136,8 +136,7 @@ def on_side_channel(
         if finished or connection.dead:
             return
         finished = True
-        if channel.is_open:
-            channel.close()
+        connection.close_channel(channel)
         done(failure)
 
     def closed(_channel: object, reason: Exception) -> None:
