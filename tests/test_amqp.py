@@ -117,6 +117,12 @@ class SourceRig:
         self.settle()
         return offsets
 
+    def hold(self, method: type) -> list[tuple[Peer, int, Any]]:
+        """Let the first broker keep its answers to this method. Returns the list of what it was asked."""
+        asked: list[tuple[Peer, int, Any]] = []
+        self.broker.answers[method] = lambda peer, channel, received: asked.append((peer, channel, received))
+        return asked
+
     def ready(self) -> tuple[bool, str]:
         """Return what `/readyz` answers."""
         status = self.source.status()
@@ -662,16 +668,59 @@ class TestBinding:
         rig = SourceRig().consuming()
         rig.write(b"a")
         rig.stream.bound = False
-        rig.broker.mute = spec.Queue.Bind
+        asked = rig.hold(spec.Queue.Bind)
         rig.advance(10.5)
         ready, reason = rig.ready()
         assert not ready
         assert "no queue is bound to exchange towerws" in reason
-        rig.broker.mute = None
+        rig.broker.queue_bind(*asked[0])
         rig.until(lambda: rig.source.status().ready, within_s=15)
         assert rig.stream.bound
         assert rig.sink.named("hole_told") == [("hole_told", 2)]
         assert len([event for event in events if "events don't reach us" in formatEvent(event)]) == 1
+
+    @pytest.mark.parametrize("consume", ["stream", "queue"])
+    def test_a_broker_that_does_not_answer_the_binding(self, consume: str, events: list[LogEvent]) -> None:
+        """One channel waits for the answer, however long that takes. The reason says so. A late answer is used."""
+        rig = SourceRig(consume=consume, silence_s=1000)
+        if consume == "queue":
+            rig.side.confirm = lambda peer, publication: queue_route(rig, peer, publication)
+        rig.consuming()
+        peer, before = rig.broker.peer, len(rig.broker.peer.seen(spec.Channel.Open))
+        rig.stream.bound = False
+        asked = rig.hold(spec.Exchange.Declare)
+        rig.advance(50, step=0.5)
+        assert (len(asked), len(peer.seen(spec.Channel.Open)) - before) == (1, 1)
+        assert "can't be bound again: the broker has not answered yet" in rig.ready()[1]
+        assert len([event for event in events if "has not answered yet" in formatEvent(event)]) == 1
+        rig.broker.answers.clear()
+        rig.broker.exchange_declare(*asked[0])
+        rig.until(lambda: rig.source.status().ready, within_s=3)
+        assert len(rig.broker.peers) == 1
+        assert len(peer.seen(spec.Channel.Close)) == len(peer.seen(spec.Channel.Open)) - 1, "the consumer's channel is left"
+
+    def test_a_host_that_never_answers_the_binding(self) -> None:
+        """The next host is tried, as after any time without a marker."""
+        clock = Clock()
+        rig = SourceRig({host: FakeBroker(clock) for host in ("one", "two")}, silence_s=1000).consuming()
+        first = next(broker for broker in rig.brokers.values() if broker.peers)
+        other = next(broker for broker in rig.brokers.values() if broker is not first)
+        rig.stream.bound = False
+        first.mute = spec.Exchange.Declare
+        rig.until(lambda: bool(other.readers), within_s=45)
+        rig.until(lambda: rig.source.status().ready, within_s=15)
+        assert len(first.peers) == 1
+        assert len(rig.sink.named("hole_told")) == 1
+
+    def test_markers_are_refused_and_no_binding_is_answered(self) -> None:
+        """Nothing is known against the binding: the connection is kept. One channel waits for the answer."""
+        rig = SourceRig(silence_s=1000).consuming()
+        before = len(rig.broker.peer.seen(spec.Channel.Open))
+        rig.side.may_publish = False
+        rig.broker.mute = spec.Exchange.Declare
+        rig.advance(300, step=0.5)
+        assert rig.source.status().ready
+        assert (len(rig.broker.peers), len(rig.broker.peer.seen(spec.Channel.Open)) - before) == (1, 1)
 
     def test_the_hole_is_told_before_what_follows_it_however_late_the_broker_says_that_it_is_bound(self) -> None:
         """Events come through the new binding before its bind-ok does. Markers straight to the stream are no end of the hole."""

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 from twisted.logger import Logger
 
-from towerws.broker.failures import ConnectionFailure
+from towerws.broker.failures import UNANSWERED, ConnectionFailure
 from towerws.broker.markers import MarkerPublisher
 from towerws.core.deliveries import MARKER_TOPIC, Marker
 from towerws.core.errors import BrokerError, NotRouted, PublishersBlocked, PublishRefused
@@ -61,7 +61,10 @@ class Watched(Protocol):
         """Consume again, where the reader is. Nothing is lost by that, and nothing is concluded."""
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare and bind again. `done` gets None, or why the broker refused."""
+        """Declare and bind again. `done` gets None, or why the broker refused.
+
+        While an earlier call waits for the broker, nothing is sent, and `done` gets `UNANSWERED` at once.
+        """
 
     def marker_sent(self, text: str) -> None:
         """A marker is being published."""
@@ -79,7 +82,8 @@ class Watched(Protocol):
 class BindingWatch:
     """Watches the binding of `exchange`. A source has one watch for all of its connections, so a hole is reported even after a new one.
 
-    With `passive` a missing binding is only reported. The connection is given up after `no_marker_s` without a marker.
+    With `passive` a missing binding is only reported. The connection is given up after `no_marker_s` without a marker, unless the binding
+    is missing and the broker answers when it is asked to bind again.
     """
 
     _log = Logger()
@@ -100,6 +104,8 @@ class BindingWatch:
         self._began_at = 0.0
         self._own_at = 0.0
         self._rebound_at = -REBIND_S
+        self._unanswered = False
+        """Whether the broker owes an answer to the binding."""
         self._alarm = False
         self._last_offset: int | None = None
         self._unbound: str | None = None
@@ -167,6 +173,7 @@ class BindingWatch:
             self._proved_at = self._began_at
         self._text = self._direct = ""
         self._problem = None
+        self._unanswered = False
         self._send()
 
     def stop(self) -> None:
@@ -214,7 +221,8 @@ class BindingWatch:
             return
         now = self._reactor.seconds()
         marker_at = max(self._began_at, self._proved_at or 0.0)
-        if now - marker_at > self._no_marker_s and self._refused is None and not self._in_alarm and self._unbound is None:
+        stuck = self._unbound is None or self._unanswered
+        if now - marker_at > self._no_marker_s and self._refused is None and not self._in_alarm and stuck:
             self._schedule(INTERVAL_S)
             watched.no_markers(self.reason or "no marker came back")
             return
@@ -382,6 +390,7 @@ class BindingWatch:
         watched = self._watched
         if watched is None:
             return
+        self._unanswered = failure is UNANSWERED
         if failure is None:
             self._request_gap(watched)
             self._send()

@@ -86,6 +86,10 @@ _SETTING_OF: Final = {
 }
 
 
+UNANSWERED: Final = ConnectionFailure("the broker has not answered yet")
+"""The broker has neither agreed nor refused. Its answer may still come."""
+
+
 def from_broker(code: int, text: str) -> ConnectionFailure:
     """Return the failure for the code and text with which the broker closed the connection or the channel."""
     reply = f"{code} {text}"

@@ -41,6 +41,8 @@ class QueueReader:
         self._reactor = reactor
         self._events = events
         self._consumer: Consumer | None = None
+        self._rebinding: Channel | None = None
+        """The channel of the last `rebind`."""
         self._deadline = Deadline(reactor)
         self._restarts = ChannelRestarts(reactor)
 
@@ -111,8 +113,10 @@ class QueueReader:
     # Watched
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare the exchange and bind the queue again, on a channel of its own. `done` gets None, or why the broker refused."""
-        on_side_channel(self._connection, lambda channel, agreed: rebind_queue(channel, self._settings, self.marker_key, agreed), done)
+        """Declare the exchange and bind the queue again, on a channel of its own. `done` gets None, or why the broker has not."""
+        self._rebinding = on_side_channel(
+            self._connection, lambda channel, agreed: rebind_queue(channel, self._settings, self.marker_key, agreed), done, self._rebinding
+        )
 
     @property
     def deliveries(self) -> int:

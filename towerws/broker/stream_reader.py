@@ -94,6 +94,8 @@ class StreamReader:
         self._start: object = None
         self._consumer: Consumer | None = None
         self._scout: Scout | None = None
+        self._rebinding: Channel | None = None
+        """The channel of the last `rebind`."""
         self._deadline = Deadline(reactor)
         self._restarts = ChannelRestarts(reactor)
         self._comparison = LogComparison(progress)
@@ -537,8 +539,13 @@ class StreamReader:
     # Watched
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare and bind again, on a channel of its own. `done` gets None, or why the broker refused."""
-        on_side_channel(self._connection, lambda channel, agreed: declare_stream(channel, self._settings, bind=True, callback=agreed), done)
+        """Declare and bind again, on a channel of its own. `done` gets None, or why the broker has not."""
+        self._rebinding = on_side_channel(
+            self._connection,
+            lambda channel, agreed: declare_stream(channel, self._settings, bind=True, callback=agreed),
+            done,
+            self._rebinding,
+        )
 
     @property
     def deliveries(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from pika.channel import Channel
 
 from towerws.broker.connection import BrokerConnection
-from towerws.broker.failures import ConnectionFailure, from_channel
+from towerws.broker.failures import UNANSWERED, ConnectionFailure, from_channel
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
 
@@ -122,13 +122,22 @@ def bind_control(channel: Channel, settings: BrokerSettings, bound: Callable[[],
 
 
 def on_side_channel(
-    connection: BrokerConnection, methods: Callable[[Channel, Callable[[], None]], object], done: Callable[[ConnectionFailure | None], None]
-) -> None:
-    """Open a channel, call `methods(channel, agreed)`, and close the channel. A refusal costs this channel only.
+    connection: BrokerConnection,
+    methods: Callable[[Channel, Callable[[], None]], object],
+    done: Callable[[ConnectionFailure | None], None],
+    before: Channel | None = None,
+) -> Channel:
+    """Open a channel, call `methods(channel, agreed)`, and close the channel. A refusal costs this channel only. Returns the channel.
 
     `methods` must call `agreed` when the broker has answered its last method. `done` gets None then, or why the broker refused. It is not
     called if the connection ends before that.
+
+    `before` is the channel of the last attempt. While it waits for an answer, no other is opened, and `done` gets `UNANSWERED` at once.
+    Otherwise a broker that doesn't answer would get one channel after the other, until the connection has no more.
     """
+    if before is not None and not before.is_closed:
+        done(UNANSWERED)
+        return before
     finished = False
 
     def finish(failure: ConnectionFailure | None) -> None:
@@ -147,6 +156,7 @@ def on_side_channel(
 
     channel = connection.open_channel(opened, _no_deliveries)
     channel.add_on_close_callback(closed)
+    return channel
 
 
 def stream_exists(connection: BrokerConnection, stream: str, done: Callable[[bool], None]) -> None:
