@@ -8,7 +8,7 @@ from tests.auth.tower_kit import logged
 from tests.broker.control_kit import ControlRig, is_control
 from tests.kit.fake_amqp import Peer
 from tests.kit.rows import each_row
-from towerws.broker.control import LOG_AGAIN_S, PAUSE_MAX_S
+from towerws.broker.control import LOG_AGAIN_S, PAUSE_MAX_S, UNANSWERED_CHANNELS
 
 
 @each_row("consume", ["stream", "queue"])
@@ -172,6 +172,24 @@ def test_a_broker_that_does_not_answer() -> None:
     rig.allow()
     rig.advance(1.1)
     assert rig.state() == "listening"
+
+
+def test_a_broker_that_never_answers() -> None:
+    """A few channels wait for an answer, and no more: the connection has 2047, and the events need one. Late answers are used."""
+    rig = ControlRig(attempt_s=5, heartbeat_s=50_000, silence_s=100_000)
+    asked: list[tuple[Peer, int, spec.Exchange.Declare]] = []
+    rig.answer(lambda *declared: asked.append(declared))
+    rig.start()
+    rig.advance(1800, 0.5)
+    assert len(asked) == UNANSWERED_CHANNELS
+    assert rig.state() == "paused"
+    assert "no answer within 5 s" in str(rig.listener.status["reason"])
+    rig.allow()
+    for declared in asked:
+        rig.broker.exchange_declare(*declared)
+    rig.advance(PAUSE_MAX_S + 1, 0.5)
+    assert (rig.state(), rig.events_flow, len(rig.broker.peers)) == ("listening", True, 1)
+    assert len(rig.broker.peer.consumers) == 2
 
 
 def test_a_channel_that_opens_too_late_is_closed() -> None:

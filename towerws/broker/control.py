@@ -14,6 +14,8 @@ Credentials are re-checked at intervals anyway.
 
 A set-up that fails doubles the pause before the next one, from 1 s to a minute. That includes a set-up during which the connection ended:
 perhaps the broker ended it because of this channel, for example by a limit on channels. Then events still get a minute at a time.
+
+While the broker owes answers on several channels that were given up, the pause is repeated instead of opening one more.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ from towerws.outgoing import Deadline
 
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 60.0
+UNANSWERED_CHANNELS: Final = 8
+"""While this many channels that were given up wait for the broker, no other is opened. Their connection has 2047."""
 LOG_AGAIN_S: Final = 600.0
 """The same failure is logged at most once in this time."""
 
@@ -73,6 +77,8 @@ class ControlListener:
         """Why it did not listen although there was a connection."""
         self._connection: BrokerConnection | None = None
         self._channel: Channel | None = None
+        self._given_up: list[Channel] = []
+        """Channels of this connection that were given up. The broker has not closed them yet."""
         self._deadline = Deadline(reactor)
         self._pause_s = PAUSE_MIN_S
         self._not_before = 0.0
@@ -117,6 +123,7 @@ class ControlListener:
         self._deadline.clear()
         self._watch.end()
         self._connection = self._channel = None
+        self._given_up.clear()
         self._state = "off"
 
     # pika calls these, each with the channel that it is about
@@ -194,6 +201,10 @@ class ControlListener:
         connection = self._connection
         if connection is None or connection.dead:
             return
+        self._given_up = [channel for channel in self._given_up if not channel.is_closed]
+        if len(self._given_up) >= UNANSWERED_CHANNELS:
+            self._deadline.set(self._pause(), self._start)
+            return
         self._state = "starting"
         channel = self._channel = connection.open_channel(self._opened, self._deliver)
         channel.add_on_close_callback(self._closed)
@@ -220,6 +231,7 @@ class ControlListener:
                 reason=str(failure),
             )
         connection.close_channel(channel)
+        self._given_up.append(channel)
         self._deadline.set(self._pause(), self._start)
 
     def _pause(self) -> float:
