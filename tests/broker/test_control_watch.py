@@ -297,6 +297,19 @@ def test_no_answer_to_the_binding() -> None:
     assert rig.events_flow
 
 
+def test_no_answer_to_the_binding_while_markers_are_refused() -> None:
+    """It is bound again at each interval then. A deadline that is longer than the interval still ends, and only one binding waits."""
+    rig = Watched(attempt_s=2 * MARKER_S + 1)
+    rig.answer(lambda *_: None)
+    before = rig.set_ups()
+    rig.fail(FORBIDDEN)
+    rig.advance(2 * MARKER_S, 0.5)
+    assert (rig.state(), rig.set_ups() - before) == ("listening", 1)
+    rig.advance(2, 0.5)
+    assert "no answer within 21 s" in rig.reason
+    assert rig.events_flow
+
+
 @each_row("answer", ["confirmed", "returned", "refused", "comes"])
 @each_row("how", ["cut", "cancelled"])
 def test_an_answer_that_comes_too_late(how: str, answer: str) -> None:

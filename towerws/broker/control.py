@@ -77,6 +77,8 @@ class ControlListener:
         """Why it did not listen although there was a connection."""
         self._connection: BrokerConnection | None = None
         self._channel: Channel | None = None
+        self._binding: Channel | None = None
+        """The channel on which an answer to `bind_again` is awaited, until its deadline."""
         self._given_up: list[Channel] = []
         """Channels of this connection that were given up. The broker has not closed them yet."""
         self._deadline = Deadline(reactor)
@@ -122,7 +124,7 @@ class ControlListener:
             self._last_failure = "the connection was lost while this was set up"
         self._deadline.clear()
         self._watch.end()
-        self._connection = self._channel = None
+        self._connection = self._channel = self._binding = None
         self._given_up.clear()
         self._state = "off"
 
@@ -154,6 +156,7 @@ class ControlListener:
 
     def _bound(self, channel: Channel) -> None:
         if channel is self._channel and self._state == "listening":
+            self._binding = None
             self._deadline.clear()
             self._watch.bound()
 
@@ -171,10 +174,14 @@ class ControlListener:
     # WatchOwner
 
     def bind_again(self) -> None:
-        """Declare and bind again, on the channel that consumes. Without an answer within `attempt_s` the channel is closed."""
+        """Declare and bind again, on the channel that consumes. Without an answer within `attempt_s` the channel is closed.
+
+        A second call before the answer sends nothing, and does not move the deadline.
+        """
         channel = self._channel
-        if channel is None or not channel.is_open:
+        if channel is None or not channel.is_open or self._binding is channel:
             return
+        self._binding = channel
         bind_control(channel, self._settings, lambda: self._bound(channel))
         self._deadline.set(
             self._settings.attempt_s, lambda: self._fail(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
@@ -217,7 +224,7 @@ class ControlListener:
         connection = self._connection
         if channel is None or channel is not self._channel or connection is None or connection.dead:
             return
-        self._channel = None
+        self._channel = self._binding = None
         self._watch.end()
         self._failures += 1
         self._state, self._last_failure = "paused", str(failure)
