@@ -29,6 +29,9 @@ PINGS = 3
 STATUS_CHARACTERS = 200
 """Longest status text."""
 
+MOVING = "X_TOWERWS_MOVING"
+"""What a worker tells its parent: 1 while it moves its connections to a successor, 0 if it goes on itself (`X_`: sd_notify(3))."""
+
 
 class ServiceManager:
     """Sends the messages. Without `NOTIFY_SOCKET` in `environ` it does nothing.
@@ -112,6 +115,10 @@ class ServiceManager:
         """Say that the reload has ended, with or without success."""
         if self._ready and not self._send("READY=1"):
             self._ready = False  # the timer tries again
+
+    def moving(self, moving: bool) -> None:
+        """Say whether connections move to a successor. Meanwhile the admin port is not read. Only a worker's parent understands it."""
+        self._send(f"{MOVING}={int(moving)}")
 
     def hand_over(self, pid: int) -> None:
         """Say that the process with this id is the daemon from now on, and send nothing more."""

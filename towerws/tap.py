@@ -258,6 +258,8 @@ def tell_service_manager(service: TowerwsService, environ: Mapping[str, str], re
     manager.install(start=service.restarts.successor is None)
     service.restarts.on_alone = manager.take_over if service.restarts.below_parent else manager.start
     service.restarts.on_handed_over = manager.hand_over
+    if service.restarts.below_parent:
+        service.restarts.on_moving = manager.moving
     return manager
 
 

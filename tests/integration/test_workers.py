@@ -156,7 +156,7 @@ def test_figures_for_all(daemon: WorkersDaemon, monitor: int) -> None:
 def test_health_for_all(daemon: WorkersDaemon, monitor: int) -> None:
     """Both ports answer for all workers. The public one gives no reasons."""
     assert daemon.get("/healthz") == (200, {"healthy": True})
-    each = [{"worker": number, "ready": True, "process": "serving"} for number in (1, 2)]
+    each = [{"worker": number, "ready": True, "process": "serving", "last_known": False} for number in (1, 2)]
     assert daemon.get("/readyz") == (200, {"ready": True, "state": "consuming", "workers": each})
     assert json.loads(daemon.text("/readyz", monitor)) == {"ready": True}
     assert json.loads(daemon.text("/healthz", monitor)) == {"healthy": True}
@@ -296,6 +296,48 @@ def test_a_restart_closes_no_connection(
         assert numbers == expected
         assert others == []
     assert not [each for each in notified.told if each.startswith(("MAINPID", "STOPPING"))]
+
+
+def test_the_parent_stays_ready_during_a_restart(daemon: WorkersDaemon, monitor: int) -> None:
+    """Nobody reads a worker's admin port while its connections move. Handshakes that are not complete make that long.
+
+    The daemon stays ready, at once, and each scrape and each `/status` has all workers.
+    """
+    daemon.serving()
+    seen: list[tuple[float, int]] = []
+    late: list[str] = []
+    done = threading.Event()
+
+    def watch_readiness() -> None:
+        while not done.wait(0.05):
+            before = time.monotonic()
+            status, _ = daemon.get("/readyz")
+            seen.append((time.monotonic() - before, status))
+
+    def watch_figures() -> None:
+        while not done.wait(0.05):
+            late.extend(str(each["error"]) for each in daemon.workers() if each["status"] is None)
+            for port in (daemon.admin_port, monitor):
+                text = daemon.text("/metrics", port)
+                late.extend(f"worker {each} has no series" for each in (1, 2) if f'towerws_connections{{worker="{each}"}}' not in text)
+
+    watches = [threading.Thread(target=watch) for watch in (watch_readiness, watch_figures)]
+    with ExitStack() as leave:
+        for _ in range(12):
+            leave.enter_context(socket.create_connection(("127.0.0.1", daemon.port))).sendall(b"GET ")
+        for each in watches:
+            each.start()
+        try:
+            status, answer = daemon.ask("POST", "/restart", b"", within_s=RESTART_S)
+        finally:
+            done.set()
+            for each in watches:
+                each.join(DEADLINE_S)
+    assert status == 200, answer
+    assert late == []
+    assert {status for _, status in seen} == {200}
+    assert max(seconds for seconds, _ in seen) < 1.5, "the deadline of a question is 2 s"
+    daemon.serving()
 
 
 def test_one_restart_at_a_time(daemon: WorkersDaemon) -> None:

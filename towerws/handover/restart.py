@@ -79,6 +79,8 @@ class Restarts:
         """Set by `tap` in a process that a running daemon started."""
         self.on_handed_over: Callable[[int], None] = _ignore
         """Called with the process id of the successor, once it serves all clients."""
+        self.on_moving: Callable[[bool], None] = _ignore
+        """Called when connections begin to move to a successor, and if this process goes on itself."""
         self.on_alone: Callable[[], None] = _nothing
         """Called in the successor, once it is the only process."""
 
@@ -203,6 +205,7 @@ class Restarts:
 
     def accept(self, accepting: bool) -> None:
         """See `Daemon`."""
+        self.on_moving(not accepting)
         throttle = self._websockets.accept_throttle
         if accepting:
             throttle.go_on()
@@ -262,7 +265,7 @@ def _name_of_process_1() -> str:
         return ""
 
 
-def _ignore(pid: int) -> None:
+def _ignore(value: object) -> None:
     """Stand in for a callback that is not set."""
 
 

@@ -32,6 +32,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
@@ -39,7 +40,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from towerws.service_manager import PINGS
+from towerws.service_manager import MOVING, PINGS
 from towerws.workers.worker import VARIABLE, Membership
 
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -64,6 +65,9 @@ KILLED_S: Final = 1.0
 
 KEEPS_DYING: Final = 3
 """Ends in a row, each within `STEADY_S` of its start, after which the log says that the worker keeps dying."""
+
+MOVE_S: Final = 60.0
+"""How long connections may move to a new process. Beyond this, the parent does not believe it any more."""
 
 MAX_NOTE_BYTES: Final = 8192
 
@@ -107,6 +111,11 @@ class Worker:
         """Whether it reloads, and whether it is to reload once it serves: it may have read the old configuration."""
         self.stop_sent = False
         """Whether it was told to stop."""
+        self.moves_until = -inf
+        """Until when its connections move to a new process, at the latest. If they have moved: when that ended.
+
+        Meanwhile its admin port is not read. It serves its clients: a hand-over begins only if both processes get events.
+        """
         self.notes: _Notes | None = None
         self.restart: Any = None
         """The timer of the next start."""
@@ -237,6 +246,7 @@ class Processes:
         worker.pid, worker.state, worker.started_at, worker.seen_at = pid, State.SERVING, now, now
         worker.starts += 1
         worker.stop_sent = worker.reloading = False
+        worker.moves_until = min(worker.moves_until, now)
         self._log.info("worker {number}: process {pid} has taken over", number=worker.number, pid=pid)
         if self._stopping:
             worker.stop_sent = True
@@ -266,6 +276,9 @@ class Processes:
             self._changed()
         elif "RELOADING" in note:
             worker.reloading = True
+        elif MOVING in note:
+            now = self._reactor.seconds()
+            worker.moves_until = now + MOVE_S if note[MOVING] == "1" else min(worker.moves_until, now)
         elif "READY" in note and worker.pid:
             worker.reloading = False
             if worker.state is State.STARTING:
@@ -338,6 +351,7 @@ class Processes:
         pid, ran_s = worker.pid, now - worker.started_at
         worker.pid, worker.last_end = 0, f"{how} after {ran_s:.1f} s"
         worker.reloading = False
+        worker.moves_until = min(worker.moves_until, now)
         if self._stopping:
             worker.state = State.ENDED
             self._changed()

@@ -13,7 +13,8 @@ path                                        | answered with
 /workers/N/…                                | what worker N answers on its own admin port: its console is at /workers/N/
 the console's paths                         | 501: they show one process
 
-A question to a worker has a deadline. A worker that does not answer is left out of figures, and named.
+A question to a worker has a deadline. A worker that does not answer is left out of figures, and named. While a worker moves its connections
+to a new process, nobody reads its admin port. It serves its clients, so it counts as ready, and its last known figures are used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from math import inf
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
@@ -47,7 +48,7 @@ from towerws.core.publication import Outcome
 from towerws.core.settings import Settings
 from towerws.core.sources import SourceState
 from towerws.workers.figures import MergedMetrics, total
-from towerws.workers.processes import Processes, State, Worker
+from towerws.workers.processes import MOVE_S, Processes, State, Worker
 from towerws.workers.questions import NoAnswer, ask
 
 ASK_S: Final = 2.0
@@ -56,8 +57,8 @@ ASK_S: Final = 2.0
 PASS_S: Final = 60.0
 """Deadline of a request that is passed on. A worker's own deadlines are shorter: its broker has some 10 s."""
 
-MOVE_S: Final = 60.0
-"""Seconds beyond `restart_s` that a worker may take to hand over."""
+LAST_KNOWN_S: Final = 120.0
+"""How old the figures may be that stand in for those of a worker which can't be asked during a hand-over. Two scrapes a minute apart."""
 
 END_S: Final = 30.0
 """How long a process that has handed over may take to end, beyond `drain_s`. The parent kills it earlier. Then the next worker begins."""
@@ -102,6 +103,8 @@ class ParentPorts:
         self._metrics = MergedMetrics(processes.workers)
         self._started_at = reactor.seconds()
         self._restarting = False
+        self._last_known: dict[tuple[int, bytes], _Known] = {}
+        """The last answers of each worker, by its number and the path."""
 
         def get(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
             return Endpoint(b"GET", answer, check_browser)
@@ -155,13 +158,44 @@ class ParentPorts:
         answers = await DeferredList(asked, fireOnOneErrback=True, consumeErrors=True)
         return {worker.number: answer for worker, (_, answer) in zip(workers, answers, strict=True)}
 
+    async def _figures(self, path: bytes, workers: Sequence[Worker]) -> tuple[dict[int, Answer | NoAnswer], set[int]]:
+        """Ask these workers for figures. Returns the answers, and the numbers of those whose answer is the last known one."""
+        asked_at = self._reactor.seconds()
+        pids = {worker.number: worker.pid for worker in workers}
+        answers = await self._gather(path, workers)
+        now = self._reactor.seconds()
+        last_known = set()
+        for worker in workers:
+            place = worker.number, path
+            answer, known = answers[worker.number], self._last_known.get(place)
+            if isinstance(answer, Answer):
+                self._last_known[place] = _Known(pids[worker.number], now, answer)
+            elif (
+                worker.moves_until >= asked_at and known is not None and known.pid == pids[worker.number] and now - known.at <= LAST_KNOWN_S
+            ):
+                answers[worker.number] = known.answer
+                last_known.add(worker.number)
+        return answers, last_known
+
     async def _readiness(self) -> dict[str, object]:
         """Return what `/readyz` says: whether a worker accepts clients, and each one that does gets events."""
-        answers = await self._gather(b"/readyz", self._processes.serving)
-        found = {number: _json(answer) for number, answer in answers.items()}
+        now = self._reactor.seconds()
+        serving = self._processes.serving
+        answers = await self._gather(b"/readyz", [worker for worker in serving if worker.moves_until <= now])
+        moving = [
+            worker.number
+            for worker in serving
+            if worker.state is State.SERVING and worker.moves_until >= now and not isinstance(answers.get(worker.number), Answer)
+        ]
+        found = {number: _json(answer) for number, answer in answers.items()} | {number: {"ready": True} for number in moving}
         late = {number: each for number, each in found.items() if each.get("ready") is not True}
         workers = [
-            {"worker": worker.number, "ready": worker.number in found and worker.number not in late, "process": worker.state.value}
+            {
+                "worker": worker.number,
+                "ready": worker.number in found and worker.number not in late,
+                "process": worker.state.value,
+                "last_known": worker.number in moving,
+            }
             for worker in self._processes.workers
         ]
         unproven = list(dict.fromkeys(text for each in found.values() for text in each.get("unproven") or ()))
@@ -192,14 +226,19 @@ class ParentPorts:
     async def _status(self) -> Answer:
         workers = [worker for worker in self._processes.workers if worker.pid]
         asked = Deferred.fromCoroutine(self._readiness())  # at the same time: a worker that hangs is waited for once
-        answers = await self._gather(b"/status", workers)
+        answers, last_known = await self._figures(b"/status", workers)
         readiness = await asked
         found = {number: _json(answer) for number, answer in answers.items() if isinstance(answer, Answer) and answer.status == 200}
         figures = total(list(found.values()))
         sums = figures if isinstance(figures, dict) else {}
         source = {**(sums.get("source") or {}), "state": readiness["state"], "reason": readiness.get("reason")}
         entries = [
-            {**worker.figures(), "error": _error(answers.get(worker.number)), "status": found.get(worker.number)}
+            {
+                **worker.figures(),
+                "error": _error(answers.get(worker.number)),
+                "last_known": worker.number in last_known,
+                "status": found.get(worker.number),
+            }
             for worker in self._processes.workers
         ]
         head = {"version": __version__, "uptime_s": round(self._reactor.seconds() - self._started_at, 1)}
@@ -207,7 +246,7 @@ class ParentPorts:
 
     @_answers
     async def _present_metrics(self) -> Answer:
-        answers = await self._gather(b"/metrics", [worker for worker in self._processes.workers if worker.pid])
+        answers, _ = await self._figures(b"/metrics", [worker for worker in self._processes.workers if worker.pid])
         texts = {str(number): each.body for number, each in answers.items() if isinstance(each, Answer) and each.status == 200}
         return Answer(200, self._metrics.present(texts), CONTENT_TYPE)
 
@@ -350,6 +389,14 @@ class ParentPorts:
         except TimeoutError:
             raise RestartFailed(f"worker {worker.number}: its old process {old} has not ended within {end_s:g} s") from None
         return found
+
+
+class _Known(NamedTuple):
+    """An answer of a worker's process, and when it came."""
+
+    pid: int
+    at: float
+    answer: Answer
 
 
 class _ParentSite(EndpointSite):
