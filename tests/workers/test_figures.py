@@ -17,6 +17,28 @@ from towerws.workers.worker import Membership
         ([{"hub": {"gaps": 1}}, {"hub": {"gaps": 2}}], {"hub": {"gaps": 3}}),
         ([{"hub": {"topics": 4}}, {"hub": {"topics": 3}}], {"hub": {"topics": 4}}),
         (
+            [{"handovers": {"seconds": 0.4, "moved": 2}}, {"handovers": {"seconds": 0.3, "moved": 1}}],
+            {"handovers": {"seconds": 0.4, "moved": 3}},
+        ),
+        (
+            [{"connections": {"rechecks": {"late_s": 4}}}, {"connections": {"rechecks": {"late_s": 3}}}],
+            {"connections": {"rechecks": {"late_s": 4}}},
+        ),
+        # The same names are keys of counters, too.
+        (
+            [{"connections": {"limits": {"topics": 4}}}, {"connections": {"limits": {"topics": 3}}}],
+            {"connections": {"limits": {"topics": 7}}},
+        ),
+        (
+            [{"connections": {"refused_for": {"topics": 4}}}, {"connections": {"refused_for": {"topics": 3}}}],
+            {"connections": {"refused_for": {"topics": 7}}},
+        ),
+        (
+            [{"published": {"write_s": 4, "source": 1}}, {"published": {"write_s": 3, "source": 1}}],
+            {"published": {"write_s": 7, "source": 2}},
+        ),
+        ([{"source": {"failed": {"write_s": 2}}}, {"source": {"failed": {"write_s": 3}}}], {"source": {"failed": {"write_s": 3}}}),
+        (
             [{"ingest": {"received": 5, "skipped": {"a": 1}}}, {"ingest": {"received": 7, "skipped": {"b": 2}}}],
             {"ingest": {"received": 7, "skipped": {"a": 1, "b": 2}}},
         ),

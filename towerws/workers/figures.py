@@ -15,18 +15,21 @@ from towerws.workers.processes import State, Worker
 READ_BY_EACH: Final = ("source", "control", "ingest", "history", "reloads")
 """Sections of `/status` that say the same in each worker, since each reads the whole log. Their totals are the highest values."""
 
-WRITTEN_BY_EACH: Final = ("delivery_s", "write_s", "publish_s")
+WRITTEN_BY_EACH: Final = (("ingest", "delivery_s"), ("ingest", "write_s"), ("ingest", "publish_s"))
 """What `ingest` measures of a worker's own writes to its clients: added, like the other sections."""
 
-HIGHEST: Final = ("topics", "seconds", "late_s")
-"""Figures of the other sections whose total is the highest value: a sum would count a topic once for each worker."""
+HIGHEST: Final = (("hub", "topics"), ("handovers", "seconds"), ("connections", "rechecks", "late_s"))
+"""Figures of the other sections whose total is the highest value: a sum would count a topic once for each worker.
+
+They are paths: the counters by reason have keys of the same names.
+"""
 
 LABEL: Final = "worker"
 PARENT: Final = "parent"
 
 
-def total(figures: Sequence[object], name: str = "", *, highest: bool = False) -> object:
-    """Add the figures of several workers. Texts and lists that differ become None. `name` is the key that they are at."""
+def total(figures: Sequence[object], path: tuple[str, ...] = (), *, highest: bool = False) -> object:
+    """Add the figures of several workers. Texts and lists that differ become None. `path` has the keys that lead to them."""
     present = [each for each in figures if each is not None]
     if not present:
         return None
@@ -35,13 +38,13 @@ def total(figures: Sequence[object], name: str = "", *, highest: bool = False) -
         return {
             key: total(
                 [each.get(key) for each in present],  # type: ignore[attr-defined]  # a mapping
-                key,
-                highest=key in READ_BY_EACH if not name else highest and key not in WRITTEN_BY_EACH,
+                (*path, key),
+                highest=key in READ_BY_EACH if not path else highest and (*path, key) not in WRITTEN_BY_EACH,
             )
             for key in keys
         }
     if all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in present):
-        if highest or name in HIGHEST:
+        if highest or path in HIGHEST:
             return max(present)  # type: ignore[type-var]  # numbers
         return round(sum(present), 3)  # type: ignore[arg-type]  # numbers
     return present[0] if all(each == present[0] for each in present) else None
