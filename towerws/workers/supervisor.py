@@ -64,6 +64,8 @@ class Supervisor(Service):
         self._reserved: IListeningPort | None = None
         self._sockets = ""
         self._stopping = self._hurried = False
+        self._forward: Any = None
+        """The timer that passes a stop on to the workers."""
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
         """Whether a signal came before the reactor runs that ends the process."""
@@ -115,7 +117,7 @@ class Supervisor(Service):
         self._stopping = True
         done: Deferred[None] = Deferred()
         ended = self.processes.stop()
-        forward = self._reactor.callLater(0 if self._hurried else FORWARD_S, self._terminate)
+        forward = self._forward = self._reactor.callLater(0 if self._hurried else FORWARD_S, self._terminate)
         kill = self._reactor.callLater(self.drain_s + STOP_GRACE_S + KILL_MARGIN_S, self.processes.kill)
 
         def close(_: object) -> Deferred[Any]:
@@ -144,6 +146,8 @@ class Supervisor(Service):
         """Hurry a stop, also one that is about to begin: the workers abort their connections."""
         self._hurried = True
         if self._stopping:
+            if self._forward.active():  # it would hurry the workers once more
+                self._forward.cancel()
             self._terminate()
 
     def setServiceParent(self, parent: Any) -> None:
