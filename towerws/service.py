@@ -60,6 +60,7 @@ from towerws.process import descriptors_for_clients, use_monotonic_clock
 from towerws.protocol import WebSocketFactory
 from towerws.reload import Reloads
 from towerws.status import ReactorLag, status_figures
+from towerws.websocket.accept_throttle import BACKLOG
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.inspection import canonical_topic, end_connection, explain, list_connections
 from towerws.websocket.replay import ReplayBounds
@@ -320,7 +321,10 @@ class TowerwsService(Service):
         shared = self._membership is not None and key == "listen"
         reactor = TlsReactor(SharingReactor(self._reactor) if shared else self._reactor)
         inherited = self.restarts.open_port(key, description, factory, reactor.on)
-        self._ports[key] = inherited or listen(reactor, key, description, factory, self.ending, self.restarts.tell_why)
+        port: Any = inherited or listen(reactor, key, description, factory, self.ending, self.restarts.tell_why)
+        self._ports[key] = port
+        if self._membership is not None and key == "admin":
+            port.socket.listen(BACKLOG)  # a UNIX socket refuses what its queue can't hold, and a busy worker reads none for a while
         if reactor.certificate is not None:
             self._certificates[key] = reactor.certificate
 

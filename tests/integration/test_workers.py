@@ -392,6 +392,24 @@ def test_a_worker_that_hangs_is_named(daemon: WorkersDaemon) -> None:
     assert daemon.serving() == pids
 
 
+def test_many_questions_to_a_busy_worker(daemon: WorkersDaemon) -> None:
+    """They wait until it reads them. The kernel refuses none: the queue of its admin port is long enough."""
+    pid = daemon.serving()[1]
+    answers: list[tuple[int, Any]] = []
+    asking = [threading.Thread(target=lambda: answers.append(daemon.get("/workers/2/readyz"))) for _ in range(80)]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for each in asking:
+            each.start()
+        time.sleep(1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for each in asking:
+        each.join(DEADLINE_S)
+    assert [answer for answer in answers if answer[0] != 200] == []
+    assert len(answers) == len(asking)
+
+
 def test_the_doctor_names_workers_that_hang(daemon: WorkersDaemon) -> None:
     """If none answers, it says so, and judges no figures."""
     pids = daemon.serving()

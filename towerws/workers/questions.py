@@ -5,6 +5,8 @@ Both ends are ours: a worker says how long its answer is, and closes the connect
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -51,7 +53,11 @@ def ask(
     lines = {b"host": b"localhost", **(headers or {}), b"connection": b"close", b"content-length": b"%d" % len(body)}
     head = b"".join(b"%s: %s\r\n" % line for line in lines.items())
     exchange = _Exchange(worker, b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, path, head, body))
-    connector = reactor.connectUNIX(worker.membership.admin_path, _Factory(exchange), timeout=deadline_s)
+    try:
+        connector = reactor.connectUNIX(worker.membership.admin_path, _Factory(exchange), timeout=deadline_s)
+    except OSError as error:  # no descriptor is left for the socket
+        exchange.fail(f"can't be asked: {error.strerror}")
+        return exchange.answer
 
     def late() -> None:
         exchange.fail(f"did not answer within {deadline_s:g} s")
@@ -123,5 +129,15 @@ class _Factory(ClientFactory):
         return self._exchange
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
-        """There is no process at the socket, or it does not accept."""
-        self._exchange.fail("can't be asked: it has no process, or one that starts")
+        """There is no process at the socket, or the kernel refuses one more question."""
+        self._exchange.fail(f"can't be asked: {_why_not_connected(reason.value)}")
+
+
+def _why_not_connected(error: Any) -> str:
+    number = getattr(error, "osError", None)
+    if number in (errno.ENOENT, errno.ECONNREFUSED):
+        return "it has no process, or one that starts"
+    if number is not None:
+        return os.strerror(number)
+    # EAGAIN of connect(2): the queue is full (unix(7)). Twisted takes it for a connection that is under way, and then sees it closed.
+    return "too many questions wait for it already; try again in a moment"
