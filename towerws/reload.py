@@ -190,6 +190,17 @@ def merge(before: Loaded, after: Loaded) -> Merged:
     return Merged(Loaded(settings, by_key, after.file), tuple(changed), tuple(_restart(before, after)))
 
 
+def differences(one: Loaded, other: Loaded) -> list[str]:
+    """Return the options with different values, as texts with both. A file of a secret with other content is one, too."""
+    texts = [
+        f"{key} = {shown_setting(option, new.value)} instead of {shown_setting(option, old.value)}"
+        for key, option in BY_KEY.items()
+        if (new := one.by_key[key]).value != (old := other.by_key[key]).value
+    ]
+    texts += [f"the content of {key}" for key in _secrets_changed(other, one)]
+    return [*texts, "groups"] if one.settings.groups != other.settings.groups else texts
+
+
 def _restart(before: Loaded, after: Loaded) -> Iterator[str]:
     for option in OPTIONS:
         old, new = before.by_key[option.key], after.by_key[option.key]

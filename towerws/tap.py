@@ -196,7 +196,8 @@ def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter)
         make_chain(options.settings, reactor)  # what no worker could use ends the start
     except ConfigError as error:
         _give_up(str(error))
-    parent = Supervisor(options.settings, reactor, count=count, command=sys.orig_argv, folder=str(Path.cwd()))
+    environ = dict(os.environ)
+    parent = Supervisor(options.loaded, lambda: options.load(environ), reactor, count=count, command=sys.orig_argv, folder=str(Path.cwd()))
     parent.warnings = tuple(exposure(options.loaded))
     manager = ServiceManager(
         os.environ,
@@ -207,10 +208,9 @@ def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter)
     )
     manager.install()
     parent.reloading, parent.reloaded = manager.reloading, manager.reloaded
-    environ = dict(os.environ)
 
     def reload(by: str) -> None:
-        if (settings := parent.reload(by, lambda: options.load(environ))) is not None:
+        if (settings := parent.reload(by)) is not None:
             level.set(settings.log_level)
 
     signals = Signals(reactor, parent.stop_now, reload, LAST_S + KILL_MARGIN_S)  # each worker has LAST_S

@@ -494,6 +494,22 @@ def test_a_worker_that_keeps_dying_is_named(rabbit: PrivateRabbit, tmp_path: Pat
         assert daemon.serving()[0] == steady
 
 
+def test_a_worker_that_comes_back_with_other_settings_is_named(rabbit: PrivateRabbit, tmp_path: Path) -> None:
+    """It reads the file as it is now. The others keep what they have, until `towerws restart`."""
+    file = tmp_path / "towerws.toml"
+    file.write_text("restart_s = 60\n")
+    flags = ("--workers=2", "--exchange=t.other", "--stream=t.other.events", "--config", str(file))
+    with WorkersDaemon(tmp_path, rabbit.url, *flags) as daemon:
+        first = daemon.serving()[0]
+        file.write_text("restart_s = 50\n")
+        os.kill(first, signal.SIGKILL)
+        daemon.new_process(1, first)
+        daemon.says("worker 1 has other settings than worker 2: restart_s = 50 instead of 60. `towerws restart` gives all workers")
+        daemon.serving()
+        restart_by_signal(daemon)
+        assert daemon.log.read_text().count("has other settings than") == 1
+
+
 def test_workers_end_with_their_parent(rabbit: PrivateRabbit, tmp_path: Path) -> None:
     """A parent that is killed leaves no worker behind that nobody supervises, and no file. The next one gets the port."""
     (sockets := tmp_path / "sockets").mkdir()

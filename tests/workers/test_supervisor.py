@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import signal
+import subprocess
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from towerws.config.load import load_all
 from towerws.workers import processes
@@ -21,9 +27,15 @@ def reactor() -> MemoryReactorClock:
 
 
 @pytest.fixture
-def parent(reactor: MemoryReactorClock) -> Supervisor:
+def flags() -> dict[str, str]:
+    """What the parent, and each process that begins, reads."""
+    return dict(FLAGS)
+
+
+@pytest.fixture
+def parent(reactor: MemoryReactorClock, flags: dict[str, str]) -> Supervisor:
     """A parent whose workers serve. The test's clock is in force."""
-    made = Supervisor(load_all(FLAGS, {}).settings, reactor, count=2, command=[], folder="/")
+    made = Supervisor(load_all(flags, {}), lambda: load_all(flags, {}), reactor, count=2, command=[], folder="/")
     del reactor.seconds  # the monotonic clock, which the parent has put in force
     for number in (1, 2):
         worker = Worker(Membership(number, 2, "/run/x", 1, 0))
@@ -67,3 +79,77 @@ def test_one_signal(parent: Supervisor, reactor: MemoryReactorClock, sent: list[
     parent.processes.noted(parent.processes.workers[0], {"STOPPING": "1"})
     reactor.advance(FORWARD_S)
     assert sent == [(102, signal.SIGTERM)]
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """The log's lines about other settings."""
+    found: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        if "other settings" in (text := formatEvent(event)):
+            found.append(text)
+
+    observer = cast("ILogObserver", observe)
+    globalLogPublisher.addObserver(observer)
+    yield found
+    globalLogPublisher.removeObserver(observer)
+
+
+def crash(parent: Supervisor, reactor: MemoryReactorClock, worker: Worker) -> None:
+    """End a worker's process, and start another one."""
+    parent.processes._ended(worker, "ended by signal 9")
+    reactor.advance(worker.restart.getTime() - reactor.seconds())
+
+
+ADVICE = "`towerws restart` gives all workers the same ones"
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch, sent: list[tuple[int, signal.Signals]]) -> None:
+    """Start no process."""
+    pids = itertools.count(200)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=next(pids)))
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_worker_that_starts_again_with_other_settings(
+    parent: Supervisor, reactor: MemoryReactorClock, flags: dict[str, str], lines: list[str]
+) -> None:
+    """One line names what differs. The worker is on another port than the others, and nobody else would notice."""
+    first, second = parent.processes.workers
+    first.starts = second.starts = 1
+    crash(parent, reactor, first)
+    assert lines == []
+    flags["listen"] = "tcp:8052:interface=127.0.0.1"
+    flags["broker"] = "amqp://me:secret@localhost"
+    crash(parent, reactor, first)
+    (line,) = lines
+    assert line.startswith("worker 1 has other settings than worker 2: ")
+    assert "listen = 'tcp:8052:interface=127.0.0.1' instead of 'tcp:8051:interface=127.0.0.1'" in line
+    assert "; broker = " in line or ": broker = " in line
+    assert "secret" not in line
+    assert line.endswith(ADVICE)
+    lines.clear()
+    crash(parent, reactor, second)
+    assert lines == [], "now both have the same"
+    flags["limits-per-user"] = "7"
+    parent.processes.move_to(second, 300)
+    assert lines == [f"worker 2 has other settings than worker 1: limits.per_user = 7 instead of 1000. {ADVICE}"]
+    parent.reload("SIGHUP")
+    crash(parent, reactor, second)
+    flags["auth"] = "nonsense"
+    crash(parent, reactor, second)
+    assert len(lines) == 1
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_restart_of_all_workers_with_other_settings(parent: Supervisor, flags: dict[str, str], lines: list[str]) -> None:
+    """It is what the operator wants. While it lasts, the workers differ."""
+    flags["listen"] = "tcp:8052:interface=127.0.0.1"
+    parent.ports.restarting = True
+    for worker in parent.processes.workers:
+        parent.processes.move_to(worker, worker.pid + 100)
+    parent.ports.restarting = False
+    parent.processes.move_to(parent.processes.workers[0], 300)
+    assert lines == []

@@ -159,6 +159,8 @@ class Processes:
         self._checked_at = 0.0
         self._stopping = False
         self._all_ended: Deferred[None] = Deferred()
+        self.on_begun: Callable[[Worker], None] = _nothing
+        """Called when a worker has another process than before. It reads the configuration about now."""
 
     @property
     def serving(self) -> list[Worker]:
@@ -248,6 +250,7 @@ class Processes:
         worker.stop_sent = worker.reloading = False
         worker.moves_until = min(worker.moves_until, now)
         self._log.info("worker {number}: process {pid} has taken over", number=worker.number, pid=pid)
+        self.on_begun(worker)
         if self._stopping:
             worker.stop_sent = True
             _send(pid, signal.SIGTERM)
@@ -311,6 +314,8 @@ class Processes:
         process.returncode = 0  # `_reap` waits for it
         worker.pid = process.pid
         self._log.info("worker {number}: process {pid} was started", number=worker.number, pid=worker.pid)
+        if worker.starts > 1:
+            self.on_begun(worker)
 
     def _child_signal(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._reap)
@@ -455,6 +460,10 @@ class _Notes:
             except BlockingIOError:
                 return
             self._noted(self._worker, dict(line.partition("=")[::2] for line in message.decode("utf-8", "replace").split("\n")))
+
+
+def _nothing(worker: Worker) -> None:
+    """Stand in for a callback that is not set."""
 
 
 def _become_subreaper() -> None:

@@ -102,7 +102,8 @@ class ParentPorts:
         self._stopping = stopping
         self._metrics = MergedMetrics(processes.workers)
         self._started_at = reactor.seconds()
-        self._restarting = False
+        self.restarting = False
+        """Whether one worker after the other hands over."""
         self._last_known: dict[tuple[int, bytes], _Known] = {}
         """The last answers of each worker, by its number and the path."""
 
@@ -335,11 +336,11 @@ class ParentPorts:
         return await self._gather(path, workers, method=b"POST", body=body)
 
     async def _restart(self) -> dict[str, object]:
-        if self._restarting:
+        if self.restarting:
             raise RestartFailed("a restart is under way already")
         if self._stopping():
             raise RestartFailed("no restart is needed: this daemon stops")
-        self._restarting = True
+        self.restarting = True
         replaced: list[dict[str, object]] = []
         closed: Counter[str] = Counter()
         results: Counter[str] = Counter()
@@ -357,7 +358,7 @@ class ParentPorts:
             self._log.error("restart failed: {reason}", reason=text)
             raise RestartFailed(text) from None
         finally:
-            self._restarting = False
+            self.restarting = False
         if not replaced:
             raise RestartFailed("no worker has a process; each one starts with the new program and configuration anyway")
         self._log.info("restart: replaced workers: {workers}", workers=", ".join(str(each["worker"]) for each in replaced))

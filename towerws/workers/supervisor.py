@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -31,8 +32,9 @@ from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
 from towerws.listening import EXIT_BAD_CONFIG, EndOfStart, listen
 from towerws.process import use_monotonic_clock
+from towerws.reload import differences, merge
 from towerws.service import STOP_GRACE_S
-from towerws.workers.processes import Processes, State
+from towerws.workers.processes import Processes, State, Worker
 from towerws.workers.site import ParentPorts
 
 FORWARD_S: Final = 0.1
@@ -49,15 +51,23 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 
 
 class Supervisor(Service):
-    """The parent. `command` and `folder` are those of this process, and `count` is the number of workers."""
+    """The parent. `command` and `folder` are those of this process, and `count` is the number of workers.
+
+    `load` reads the configuration again, as a worker does that starts. It raises `ConfigError`.
+    """
 
     _log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any, *, count: int, command: Sequence[str], folder: str) -> None:
+    def __init__(
+        self, loaded: Loaded, load: Callable[[], Loaded], reactor: Any, *, count: int, command: Sequence[str], folder: str
+    ) -> None:
         use_monotonic_clock(reactor)
         self.setName("towerws")
         self._reactor = reactor
-        self._settings = settings
+        self._settings = settings = loaded.settings
+        self._load = load
+        self._of_workers = dict.fromkeys(range(1, count + 1), loaded)
+        """What each worker's process has read, by its number. A reload changes what can be reloaded."""
         self._count = count
         self._ports: dict[str, IListeningPort] = {}
         self._certificates: dict[str, ReplaceableCertificate] = {}
@@ -76,6 +86,7 @@ class Supervisor(Service):
         """Called when a reload begins, and when it has ended."""
         self._reload_under_way = False
         self.processes = Processes(reactor, command, folder, self._changed, lambda: self.drain_s + LEAVE_S)
+        self.processes.on_begun = self._begun
         self.ports = ParentPorts(settings, reactor, self.processes, lambda: self._stopping)
 
     # IService
@@ -158,7 +169,7 @@ class Supervisor(Service):
 
     # signals
 
-    def reload(self, by: str, load: Callable[[], Loaded]) -> Settings | None:
+    def reload(self, by: str) -> Settings | None:
         """Have each worker reload, and take over what concerns the parent. Returns the new settings, None if they can't be used.
 
         Each worker reports its own result in the log.
@@ -172,12 +183,16 @@ class Supervisor(Service):
         self.processes.reload()
         self._changed()
         try:
-            settings = load().settings
+            loaded = self._load()
+            settings = loaded.settings
             certificates = {key: read_certificate(getattr(self._settings, key)) for key in self._certificates}
         except (ConfigError, ValueError) as error:
             self._log.error("{by}: the parent keeps its settings: {reason}", by=by, reason=str(error))
             return None
         self._settings = self.ports.settings = settings
+        for number, before in self._of_workers.items():
+            with suppress(ConfigError):  # the worker says so itself
+                self._of_workers[number] = merge(before, loaded).loaded
         for key, certificate in certificates.items():
             self._certificates[key].options = certificate
         return settings
@@ -205,6 +220,27 @@ class Supervisor(Service):
         return f"{text}; no process now: worker {', '.join(waiting)}" if waiting else text
 
     # helpers
+
+    def _begun(self, worker: Worker) -> None:
+        """Say it if the new process of a worker has other settings than the other workers.
+
+        It is not given the old ones: the configuration that was valid as a whole is gone, with the files that it named.
+        """
+        try:
+            loaded = self._of_workers[worker.number] = self._load()
+        except ConfigError:  # the process ends, and says why
+            return
+        if self.ports.restarting:  # the others follow
+            return
+        for other in self.processes.workers:
+            if other.pid and (changes := differences(loaded, self._of_workers[other.number])):
+                self._log.warn(
+                    "worker {number} has other settings than worker {other}: {changes}. `towerws restart` gives all workers the same ones",
+                    number=worker.number,
+                    other=other.number,
+                    changes="; ".join(changes),
+                )
+                return
 
     def _changed(self) -> None:
         if self._reload_under_way and not any(worker.reloading for worker in self.processes.workers):
