@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, globalLogPublisher
 from twisted.python.failure import Failure
 
-from towerws.service_manager import START_S, STATUS_CHARACTERS, STATUS_S, ServiceManager
+from towerws.service_manager import MOVING, START_S, STATUS_CHARACTERS, STATUS_S, TELL_S, ServiceManager
 
 
 class Manager:
@@ -128,13 +128,96 @@ def test_a_reload(manager: Manager, made: Made) -> None:
     assert before <= int(at.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
     ours.reloaded()
     assert manager.received() == [["READY=1"]]
-    sent = 0
-    while ours._send("STATUS=x"):
-        sent += 1
+    sent = fill(ours)
     ours.reloaded()
     assert len(manager.received()) == sent
     clock.advance(STATUS_S)
     assert manager.received()[-1][0] == "READY=1"
+
+
+def fill(ours: ServiceManager) -> int:
+    """Fill the service manager's queue. Returns how many messages it holds."""
+    sent = 0
+    while ours._send("STATUS=x"):
+        sent += 1
+    return sent
+
+
+def test_the_successor_is_named_as_soon_as_there_is_room(manager: Manager, made: Made) -> None:
+    """Otherwise the service manager would take the end of this process for the end of the daemon. Nothing follows."""
+    ours, _, clock = made(manager.address, WATCHDOG_USEC="3000000")
+    ours.start()
+    assert fill(ours) > 0
+    ours.hand_over(4711)
+    clock.pump([START_S] * 3)
+    ended: list[None] = []
+    waits = ours.stopping()
+    assert waits is not None
+    waits.addCallback(ended.append)
+    clock.advance(START_S)
+    assert ["MAINPID=4711"] not in manager.received()
+    assert not ended, "the end of this process waits"
+    clock.advance(START_S)
+    assert ended == [None]
+    clock.pump([1.0] * 10)
+    assert manager.received() == [["MAINPID=4711"]]
+
+
+def test_the_end_of_a_process_waits_for_a_while_only(manager: Manager, made: Made) -> None:
+    """A service manager that never reads keeps no process."""
+    ours, _, clock = made(manager.address)
+    ours.start()
+    sent = fill(ours)
+    ours.hand_over(4711)
+    ended: list[None] = []
+    waits = ours.stopping()
+    assert waits is not None
+    waits.addCallback(ended.append)
+    clock.advance(TELL_S - START_S / 2)
+    assert not ended
+    clock.advance(START_S)
+    assert ended == [None]
+    assert len(manager.received()) == sent + 1
+    clock.pump([START_S] * 5)
+    assert manager.received() == []
+
+
+def test_after_a_hand_over_nothing_is_said(manager: Manager, made: Made) -> None:
+    """The messages would be about another process."""
+    ours, _, clock = made(manager.address)
+    ours.start()
+    ours.hand_over(4711)
+    assert ours.stopping() is None
+    clock.pump([STATUS_S] * 3)
+    assert manager.received()[1:] == [["MAINPID=4711"]]
+
+
+def test_a_process_that_takes_over_says_so_first(manager: Manager, made: Made) -> None:
+    """Its READY would otherwise be taken for that of another process. The pings go on."""
+    before, _, _ = made(manager.address)
+    before.start()
+    sent = fill(before)
+    ours, _, clock = made(manager.address, WATCHDOG_USEC="3000000")
+    ours.take_over()
+    clock.pump([START_S] * 3)
+    assert len(manager.received()) == sent + 1
+    clock.advance(START_S)
+    assert manager.received() == [["WATCHDOG=1"], [f"MAINPID={os.getpid()}"], ["READY=1", "STATUS=ready; 0 clients"]]
+
+
+def test_moving_is_said_again(manager: Manager, made: Made) -> None:
+    """Only the last word counts."""
+    ours, _, clock = made(manager.address)
+    ours.start()
+    clock.advance(START_S)
+    fill(ours)
+    ours.moving(True)
+    ours.moving(False)
+    manager.received()
+    clock.advance(START_S)
+    assert manager.received() == [[f"{MOVING}=0"]]
+    ours.moving(True)
+    assert manager.received() == [[f"{MOVING}=1"]]
 
 
 def test_no_watchdog_unless_asked_for(manager: Manager, made: Made) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 STATUS_S = 5.0
@@ -22,6 +23,9 @@ STATUS_S = 5.0
 
 START_S = 0.1
 """Interval between two checks while clients aren't accepted yet. Other units wait for `READY`."""
+
+TELL_S = 5.0
+"""How long the end of a process waits at most until the id of its successor is told."""
 
 PINGS = 3
 """Pings within one timeout of the watchdog. sd_watchdog_enabled(3) recommends at least two."""
@@ -63,6 +67,10 @@ class ServiceManager:
         self._sent_status = ""
         self._said = ""
         self._call: Any = None
+        self._due: dict[str, object] = {}
+        """Values that the service manager must get, by their names. They are sent again until it takes them."""
+        self._told: Deferred[None] | None = None
+        """Fires once the id of the successor is told. None: there is no successor."""
 
     def install(self, *, start: bool = True) -> None:
         """Send messages from the moment that the reactor runs until the process ends. Without `start`: from the call of `start`."""
@@ -75,7 +83,7 @@ class ServiceManager:
     def take_over(self) -> None:
         """Say that this process is the worker from now on, and start the timer. The one before may have been killed before it said so."""
         if self._open():
-            self._send(f"MAINPID={os.getpid()}")
+            self._due["MAINPID"] = os.getpid()
             self._tick()
 
     def start(self) -> None:
@@ -100,10 +108,17 @@ class ServiceManager:
         self._watchdog_s = self._read_watchdog()
         return True
 
-    def stopping(self) -> None:
-        """Say that the stop has begun, and how long it may take at most. The pings go on."""
+    def stopping(self) -> Deferred[None] | None:
+        """Say that the stop has begun, and how long it may take at most. The pings go on.
+
+        After a hand-over nothing is said. The Deferred fires when this process may end: once the id of its successor is told, at the latest
+        after `TELL_S`. Otherwise systemd would take the end for that of the daemon, and kill the successor.
+        """
+        if self._told is not None:
+            return None if self._told.called else self._told
         # The extension keeps systemd from killing a daemon whose `websocket.drain_s` is above the unit's TimeoutStopSec=.
         self._send("STOPPING=1", f"STATUS={self._status_text()}", f"EXTEND_TIMEOUT_USEC={int(self._stop_s() * 1e6)}")
+        return None
 
     def reloading(self) -> None:
         """Say that a reload has begun. A daemon that isn't `READY` yet says nothing: its start goes on."""
@@ -118,12 +133,27 @@ class ServiceManager:
 
     def moving(self, moving: bool) -> None:
         """Say whether connections move to a successor. Meanwhile the admin port is not read. Only a worker's parent understands it."""
-        self._send(f"{MOVING}={int(moving)}")
+        if self._socket is None:
+            return
+        self._due[MOVING] = int(moving)
+        if not self._send_due() and self._call is not None and self._call.active():
+            self._call.reset(START_S)
 
     def hand_over(self, pid: int) -> None:
         """Say that the process with this id is the daemon from now on, and send nothing more."""
-        self._send(f"MAINPID={pid}")
-        self.close()
+        self._due = {"MAINPID": pid}
+        self._told = Deferred()
+        self._tell_successor(self._reactor.seconds() + TELL_S)
+
+    def _tell_successor(self, give_up: float) -> None:
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        if self._socket is None or self._send_due() or self._reactor.seconds() >= give_up:
+            self.close()
+            if self._told is not None and not self._told.called:
+                self._told.callback(None)
+        else:
+            self._call = self._reactor.callLater(START_S, self._tell_successor, give_up)
 
     def close(self) -> None:
         """Stop the timer and close the socket."""
@@ -148,6 +178,8 @@ class ServiceManager:
         self._call = self._reactor.callLater(self._period(), self._tick)
         if self._watchdog_s is not None:
             self._send("WATCHDOG=1")
+        if not self._send_due():
+            return
         messages = []
         if not self._ready and self._accepting():
             messages.append("READY=1")
@@ -159,11 +191,19 @@ class ServiceManager:
             self._sent_status = status
 
     def _period(self) -> float:
-        longest = STATUS_S if self._ready else START_S
+        longest = STATUS_S if self._ready and not self._due else START_S
         return longest if self._watchdog_s is None else min(longest, self._watchdog_s / PINGS)
 
     def _status_text(self) -> str:
         return " ".join(self._status().split())[:STATUS_CHARACTERS]
+
+    def _send_due(self) -> bool:
+        """Send what the service manager must get. Return whether it has all of that."""
+        for name, value in list(self._due.items()):
+            if not self._send(f"{name}={value}"):
+                return False
+            del self._due[name]
+        return True
 
     def _send(self, *messages: str) -> bool:
         """Send one datagram, and return whether that succeeded. Each reason of a failure is logged once."""

@@ -1,7 +1,8 @@
 """The parent's child processes: starts the workers, hears how they are, starts again what ended, and reaps every process that it inherits.
 
 A worker tells its parent what a daemon tells systemd (`towerws.service_manager`), on a socket of its own: READY, STATUS, STOPPING,
-RELOADING, WATCHDOG and MAINPID. So the parent needs no protocol of its own, and follows a hand-over as systemd does.
+RELOADING, WATCHDOG and MAINPID. So the parent needs no protocol of its own, and follows a hand-over as systemd does. One message is only
+for the parent: `MOVING`, while a worker's admin port is not read.
 
 state     | begins with                                  | a process that ends                      | no sign of life
 starting  | the spawn                                    | waiting, with a line that names it       | killed after `START_S`
