@@ -153,3 +153,21 @@ def test_a_restart_of_all_workers_with_other_settings(parent: Supervisor, flags:
     parent.ports.restarting = False
     parent.processes.move_to(parent.processes.workers[0], 300)
     assert lines == []
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_reload_keeps_what_needs_a_restart(parent: Supervisor, flags: dict[str, str]) -> None:
+    """A worker still has its old `restart_s`. A parent with a shorter one would give up before it. A hand-over brings the new one."""
+    assert (parent.ports.restart_s, parent.drain_s) == (60, 5)
+    flags |= {"restart-s": "7", "websocket-drain-s": "9", "admin": "tcp:9999:interface=127.0.0.1", "log-level": "warn"}
+    settings = parent.reload("SIGHUP")
+    assert settings is not None
+    assert (settings.log_level, settings.restart_s) == ("warn", 60)
+    assert settings.admin == load_all(FLAGS, {}).settings.admin
+    assert (parent.ports.restart_s, parent.ports.drain_s, parent.drain_s) == (60, 9, 9)
+    for worker, restart_s in zip(parent.processes.workers, (60, 7), strict=True):
+        parent.processes.move_to(worker, worker.pid + 100)
+        assert parent.ports.restart_s == restart_s, "that of the slowest worker"
+    flags["restart-s"] = "none"
+    assert parent.reload("SIGHUP") is None
+    assert parent.ports.restart_s == 7

@@ -95,8 +95,8 @@ class ParentPorts:
     _log = Logger()
 
     def __init__(self, settings: Settings, reactor: Any, processes: Processes, stopping: Callable[[], bool]) -> None:
-        self.settings = settings
-        """Replaced by a reload."""
+        self.restart_s, self.drain_s = settings.restart_s, settings.websocket.drain_s
+        """The longest ones that a worker has. The parent replaces them."""
         self._reactor = reactor
         self._processes = processes
         self._stopping = stopping
@@ -287,7 +287,7 @@ class ParentPorts:
         query = request.uri.partition(b"?")[2]
         headers = {name: value for name in PASSED_HEADERS if (value := request.getHeader(name)) is not None}
         method = b"GET" if request.method == b"HEAD" else request.method
-        deadline_s = self.settings.restart_s + MOVE_S if path == b"/restart" else PASS_S
+        deadline_s = self.restart_s + MOVE_S if path == b"/restart" else PASS_S
         return ask(
             self._reactor,
             worker,
@@ -369,22 +369,22 @@ class ParentPorts:
 
     async def _is_serving(self, worker: Worker) -> bool:
         """Wait until a worker that starts accepts clients: it may have read the old configuration. Raises `RestartFailed` if it is late."""
-        give_up = self._reactor.seconds() + self.settings.restart_s
+        give_up = self._reactor.seconds() + self.restart_s
         while worker.state is State.STARTING:
             if self._reactor.seconds() > give_up:
-                raise RestartFailed(f"worker {worker.number}: it starts, and has accepted no client within {self.settings.restart_s:g} s")
+                raise RestartFailed(f"worker {worker.number}: it starts, and has accepted no client within {self.restart_s:g} s")
             await deferLater(self._reactor, START_CHECK_S)
         return worker.state is State.SERVING
 
     async def _restart_one(self, worker: Worker) -> dict[str, Any]:
         """Have a worker hand over, and wait until its old process has ended. Raises `TowerwsError`."""
         old = worker.pid
-        answer = await ask(self._reactor, worker, b"/restart", deadline_s=self.settings.restart_s + MOVE_S, method=b"POST")
+        answer = await ask(self._reactor, worker, b"/restart", deadline_s=self.restart_s + MOVE_S, method=b"POST")
         found = _json(answer)
         if answer.status != 200:
             raise RestartFailed(f"worker {worker.number}: {found.get('error')}")
         self._processes.move_to(worker, int(found["pid"]))
-        end_s = self.settings.websocket.drain_s + END_S
+        end_s = self.drain_s + END_S
         try:
             await self._processes.when_left(worker, old).addTimeout(end_s, self._reactor)
         except TimeoutError:

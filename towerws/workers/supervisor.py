@@ -64,6 +64,7 @@ class Supervisor(Service):
         use_monotonic_clock(reactor)
         self.setName("towerws")
         self._reactor = reactor
+        self._loaded = loaded
         self._settings = settings = loaded.settings
         self._load = load
         self._of_workers = dict.fromkeys(range(1, count + 1), loaded)
@@ -184,18 +185,19 @@ class Supervisor(Service):
         self._changed()
         try:
             loaded = self._load()
-            settings = loaded.settings
+            own = merge(self._loaded, loaded).loaded
             certificates = {key: read_certificate(getattr(self._settings, key)) for key in self._certificates}
         except (ConfigError, ValueError) as error:
             self._log.error("{by}: the parent keeps its settings: {reason}", by=by, reason=str(error))
             return None
-        self._settings = self.ports.settings = settings
+        self._loaded, self._settings = own, own.settings
         for number, before in self._of_workers.items():
             with suppress(ConfigError):  # the worker says so itself
                 self._of_workers[number] = merge(before, loaded).loaded
+        self._set_deadlines()
         for key, certificate in certificates.items():
             self._certificates[key].options = certificate
-        return settings
+        return own.settings
 
     def restart(self) -> Deferred[dict[str, object]]:
         """Have one worker after the other hand over. Fires with the figures. Fails with `TowerwsError`: then some have not."""
@@ -211,7 +213,7 @@ class Supervisor(Service):
     @property
     def drain_s(self) -> float:
         """Seconds over which a stop spreads the closing of connections."""
-        return self._settings.websocket.drain_s
+        return self.ports.drain_s
 
     def status_text(self) -> str:
         """Return the text for `systemctl status`."""
@@ -230,6 +232,7 @@ class Supervisor(Service):
             loaded = self._of_workers[worker.number] = self._load()
         except ConfigError:  # the process ends, and says why
             return
+        self._set_deadlines()
         if self.ports.restarting:  # the others follow
             return
         for other in self.processes.workers:
@@ -241,6 +244,12 @@ class Supervisor(Service):
                     changes="; ".join(changes),
                 )
                 return
+
+    def _set_deadlines(self) -> None:
+        """Wait for a worker as long as the slowest one may take."""
+        settings = [loaded.settings for loaded in self._of_workers.values()]
+        self.ports.restart_s = max(each.restart_s for each in settings)
+        self.ports.drain_s = max(each.websocket.drain_s for each in settings)
 
     def _changed(self) -> None:
         if self._reload_under_way and not any(worker.reloading for worker in self.processes.workers):
