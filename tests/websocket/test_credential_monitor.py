@@ -32,6 +32,7 @@ class Tower:
 
     def __init__(self) -> None:
         self.expires_at: float | None = None
+        self.checked_at: float | None = None
         self.answer: Deferred[Identity] | Exception | None = None
         self.hidden: dict[str, str] = {}
         self.asked: list[str | None] = []
@@ -40,7 +41,7 @@ class Tower:
     def authenticate(self, head: Head, address: str) -> Deferred[Identity | None]:
         """Fires at once."""
         user, _, session = head.query.partition("-")
-        return succeed(Identity(int(user), "tower", session=session or None, expires_at=self.expires_at))
+        return succeed(Identity(int(user), "tower", session=session or None, expires_at=self.expires_at, checked_at=self.checked_at))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once."""
@@ -252,11 +253,13 @@ def test_not_all_at_once(make: Edges) -> None:
 class Session:
     """The part of a connection that the credential monitor uses."""
 
-    def __init__(self, number: int) -> None:
-        self.identity = Identity(number, "tower", session=str(number))
+    def __init__(self, number: int, checked_at: float | None = None) -> None:
+        self.identity = Identity(number, "tower", session=str(number), checked_at=checked_at)
+        self.checks = 0
 
     def recheck(self) -> None:
         """The check succeeds."""
+        self.checks += 1
 
     def apply_groups(self) -> None:
         """The check succeeds."""
@@ -266,39 +269,100 @@ class Session:
         raise AssertionError
 
 
-def test_how_late_re_checks_are(make: Edges) -> None:
-    """With more credentials than a round can check, `/status` and the log say how late the checks are."""
-    edge = make(Tower(), access=AccessSettings(revalidate_s=10))
-    credential_monitor = edge.context.credential_monitor
+@pytest.fixture
+def late() -> Iterator[list[str]]:
+    """The log's lines about late re-checks."""
     lines: list[str] = []
 
     def observe(event: LogEvent) -> None:
         if "re-checks are late" in (event.get("log_format") or ""):
             lines.append(str(formatEvent(event)))
 
+    globalLogPublisher.addObserver(cast("ILogObserver", observe))
+    yield lines
+    globalLogPublisher.removeObserver(cast("ILogObserver", observe))
+
+
+def test_how_late_re_checks_are(make: Edges, late: list[str]) -> None:
+    """With more credentials than a round can check, `/status` and the log say how late the checks are."""
+    edge = make(Tower(), access=AccessSettings(revalidate_s=10))
+    credential_monitor = edge.context.credential_monitor
     room = 6 * CREDENTIALS_PER_TICK
     sessions = [Session(number) for number in range(3 * room)]
-    globalLogPublisher.addObserver(cast("ILogObserver", observe))
     try:
         for session in sessions[:room]:
             credential_monitor.enter(session)
         watch(edge, 40)
         assert credential_monitor.figures() == {"credentials": room, "per_s": CREDENTIALS_PER_TICK, "late_s": 0.0}
-        assert lines == []
+        assert late == []
         for session in sessions[room:]:
             credential_monitor.enter(session)
         watch(edge, 100)
         assert 5 < float(str(credential_monitor.figures()["late_s"])) < 15  # 18 s for all of them, and rounds of 8 to 10 s
-        assert len(lines) == 2
-        assert "4500 credentials are connected, at most 250 a second are checked" in lines[0]
+        assert len(late) == 2
+        assert "4500 credentials are connected, at most 250 a second are checked" in late[0]
         for session in sessions[room:]:
             credential_monitor.leave(session)
         watch(edge, 20)
         assert credential_monitor.figures()["late_s"] == 0.0
     finally:
-        globalLogPublisher.removeObserver(cast("ILogObserver", observe))
         for session in sessions[:room]:
             credential_monitor.leave(session)
+
+
+@each_row("age_s", [(0, 50), (0, 100), (3600, 3600)], make=edges)
+def test_sessions_of_another_process_are_not_late(make: Edges, late: list[str], age_s: tuple[float, float]) -> None:
+    """After a hand-over nothing is late: this process could not check them before. None outlives its interval by more than a tick."""
+    edge = make(Tower(), access=AccessSettings(revalidate_s=50))
+    edge.clock.advance(5000)
+    credential_monitor, now = edge.context.credential_monitor, edge.clock.seconds()
+    count = CREDENTIALS_PER_TICK
+    first, last = age_s
+    sessions = [Session(number, now - first - (last - first) * number / count) for number in range(count)]
+    for session in sessions:
+        credential_monitor.enter(session)
+    for _ in range(50):
+        watch(edge, 1)
+        age = edge.clock.seconds() - 1
+        assert credential_monitor.figures()["late_s"] == 0.0
+        assert all(session.checks for session in sessions if (session.identity.checked_at or 0) + 50 <= age)
+    assert late == []
+    for session in sessions:
+        credential_monitor.leave(session)
+
+
+def test_a_successor_continues_failed_checks_at_their_rate(make: Edges) -> None:
+    """A check without an answer counts as one when the next one is planned. Otherwise all would be due at once after a hand-over."""
+    method = Tower()
+    method.checked_at = 0.0
+    edge = make(method, ping_s=3600)
+    enter(edge, "7-a")
+    method.answer = Unavailable("down")
+    watch(edge, 600)
+    (session,) = edge.context.credential_monitor._registry.all()
+    assert session.identity.checked_at is not None
+    assert edge.clock.seconds() - session.identity.checked_at <= 51
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_check_of_all_is_not_late(make: Edges, late: list[str], groups: bool) -> None:
+    """It takes its time, as it should. Another daemon would not help."""
+    edge = make(Tower(), access=AccessSettings(revalidate_s=60))
+    credential_monitor = edge.context.credential_monitor
+    sessions = [Session(number) for number in range(6 * CREDENTIALS_PER_TICK)]
+    for session in sessions:
+        credential_monitor.enter(session)
+    if groups:
+        done = credential_monitor.apply_groups_to_all()
+        edge.clock.pump([0] * len(sessions))
+        assert done.called
+    else:
+        credential_monitor.recheck_all()
+    watch(edge, 20)
+    assert min(session.checks for session in sessions) == 1
+    assert late == []
+    for session in sessions:
+        credential_monitor.leave(session)
 
 
 def test_a_role_that_was_taken_away(make: Edges) -> None:

@@ -42,7 +42,10 @@ class Identity:
     expires_at: float | None = None
     """When the credential expires, in seconds since 1970. None if it does not say."""
     checked_at: float | None = None
-    """When the credential was checked, in monotonic seconds. None means: just now, or it needs no check."""
+    """When the credential was checked, in monotonic seconds, or could not be checked. The next check counts from here.
+
+    None means: just now, or it needs no check.
+    """
     private: object = field(default=None, repr=False)
     """Data of the method. No other code reads it."""
 

@@ -92,6 +92,8 @@ class CredentialMonitor:
         self.revoked = 0
         """Connections that were closed because their credential ended."""
         self._late_s = 0.0
+        self._all_checked_by = 0.0
+        """Until when a check of all credentials may take at the highest rate. Meanwhile nothing is late."""
         self._reports = LineSpacing(REPORT_EVERY_S)
 
     def start(self) -> None:
@@ -124,9 +126,7 @@ class CredentialMonitor:
             self._soonest_deadline = min(self._soonest_deadline, deadline)
         if identity.session is not None:
             self._watch(identity)
-            # A cached answer may be old already. Count from when it was checked, so that no answer outlives one interval.
-            since = self._reactor.seconds() if identity.checked_at is None else identity.checked_at
-            self._schedule(identity.session, since, random.uniform(0.5, 1))  # noqa: S311 - spreads load, protects nothing
+            self._schedule_first(identity.session, identity.checked_at)
 
     def leave(self, session: MonitoredSession) -> None:
         """Forget a session that ended. A second call does nothing."""
@@ -162,7 +162,9 @@ class CredentialMonitor:
     def recheck_all(self) -> None:
         """Re-check all credentials as fast as the limit allows, and drop cached answers: revocations may have been missed."""
         self._auth.forget(None)
-        self._due.bring_forward(self._reactor.seconds())
+        now = self._reactor.seconds()
+        self._due.bring_forward(now)
+        self._check_all_from(now)
 
     def set_interval(self, revalidate_s: float) -> None:
         """Check each credential at this interval from now on. A check that is due sooner stays so; 0 removes all."""
@@ -183,6 +185,7 @@ class CredentialMonitor:
         """
         done: Deferred[None] = Deferred()
         sessions = deque(self._registry.all())
+        self._check_all_from(self._reactor.seconds())
 
         def apply_to_some() -> None:
             now = self._reactor.seconds()
@@ -229,7 +232,7 @@ class CredentialMonitor:
 
     def _note_lateness(self, now: float) -> None:
         late_s = self._due.late(now)
-        self._late_s = late_s if late_s > LATE_S else 0.0
+        self._late_s = late_s if late_s > LATE_S and now >= self._all_checked_by else 0.0
         if self._late_s and self._reports.due("late", now):
             self._log.warn(
                 "re-checks are late: {credentials} credentials are connected, at most {per_s} a second are checked; some are checked "
@@ -246,6 +249,21 @@ class CredentialMonitor:
             call()
         except Exception:  # noqa: BLE001 - any failure
             self._log.failure("a connection could not be re-checked or closed")
+
+    def _check_all_from(self, now: float) -> None:
+        self._all_checked_by = now + len(self._due) / CREDENTIALS_PER_TICK * TICK_S + LATE_S
+
+    def _schedule_first(self, name: str, checked_at: float | None) -> None:
+        """Plan the first re-check in this process.
+
+        A cached answer may be old already, and so may that of a process that handed over. Count from when it was checked, so that no answer
+        outlives one interval. A time that has passed is not meant: it would look like a late re-check.
+        """
+        now = self._reactor.seconds()
+        since = now if checked_at is None else checked_at
+        if every := self.revalidate_s:
+            at = random.uniform(max(now, since + every / 2), max(now, since + every))  # noqa: S311 - spreads load, protects nothing
+            self._due.add(name, at)
 
     def _schedule(self, name: str, since: float, fraction: float) -> None:
         if self.revalidate_s:

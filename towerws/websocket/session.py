@@ -8,6 +8,7 @@ not refused. The queue of waiting messages is bounded in bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -419,12 +420,15 @@ class Session:
         self._reply(*self.dialect.revoked(change, denied))
 
     def _recheck_failed(self, failure: Failure) -> None:
-        if self._closed or failure.check(Unavailable, CancelledError):
+        if self._closed or failure.check(CancelledError):
             return
         if failure.check(Refused):
             self._context.credential_monitor.revoked += 1
             self.revoke()
-        else:
+            return
+        if self.identity.checked_at is not None:  # a successor goes on from here, and does not check all such credentials at once
+            self.identity = replace(self.identity, checked_at=self._context.reactor.seconds())
+        if not failure.check(Unavailable):
             self._log.failure("a credential could not be re-checked; the connection stays as it is", failure)
 
     def _is_stale(self) -> bool:
