@@ -743,6 +743,61 @@ class TestBinding:
         rig.write(b"later")
         assert [call[0] for call in rig.sink.calls if call[0] != "caught_up"] == ["deliver", "hole", "deliver", "hole_told", "deliver"]
 
+    @each_row("how", ["cut", "consume again"])
+    def test_a_hole_stays_open_over_connections_until_the_binding_is_back(self, how: str) -> None:
+        """The broker refuses to bind, and the consumer is lost meanwhile. A marker straight to the stream is no end of the hole."""
+        rig = SourceRig().consuming()
+        rig.write(b"before")
+        rig.stream.bound = False
+        rig.broker.answers[spec.Queue.Bind] = rig.broker.close_channel(403, "ACCESS_REFUSED - write access refused")
+        rig.until(lambda: not rig.source.status().ready, within_s=15)
+        rig.advance(5)
+        if how == "cut":
+            rig.broker.cut()
+        else:
+            rig.broker.peer.send(rig.broker.peer.channel, spec.Channel.Close(541, "INTERNAL_ERROR", 0, 0))
+        rig.advance(5)
+        assert rig.state() is SourceState.CONSUMING
+        rig.write(Marker("e" * 8, "dddddddd").body, key="towerws.events")  # another daemon's
+        rig.advance(20)
+        assert rig.sink.named("hole") == rig.sink.named("hole_told") == [], "the hole still goes on"
+        del rig.broker.answers[spec.Queue.Bind]
+        rig.until(lambda: rig.stream.bound, within_s=60)
+        rig.write(b"behind")
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        assert len(rig.sink.named("hole")) == len(rig.sink.named("hole_told")) == 1
+
+    def test_a_binding_that_is_lost_again_before_it_is_proven(self) -> None:
+        """The first event behind the hole came, and then the binding was lost once more: the next event has a gap before it, too."""
+        rig = SourceRig().consuming()
+        rig.write(b"before")
+        rig.stream.bound = False
+
+        def bind(peer: Peer, channel: int, method: spec.Queue.Bind) -> None:
+            rig.stream.write(b"behind")
+            del rig.broker.answers[spec.Queue.Bind]
+            peer.send(channel, spec.Queue.BindOk())  # and another hand has unbound it already
+
+        rig.broker.answers[spec.Queue.Bind] = bind
+        rig.until(lambda: rig.stream.bound, within_s=30)
+        rig.write(b"later")
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        calls = [call[0] for call in rig.sink.calls if call[0] not in {"caught_up", "hole_told"}]
+        assert calls in (["deliver", "hole", "deliver", "hole", "deliver"], ["deliver", "hole", "deliver", "deliver", "hole"])
+
+    def test_a_hole_of_another_kind_does_not_stay_open(self) -> None:
+        """While the binding is missing the stream is deleted: what is new is told at its first message, whichever way that came."""
+        rig = SourceRig().consuming()
+        rig.write(b"before")
+        rig.stream.bound = False
+        rig.broker.answers[spec.Queue.Bind] = rig.broker.close_channel(403, "ACCESS_REFUSED - write access refused")
+        rig.until(lambda: not rig.source.status().ready, within_s=15)
+        rig.advance(3)
+        rig.broker.answers.clear()
+        rig.broker.delete_stream()
+        rig.until(lambda: rig.source.status().ready, within_s=15)
+        assert [call[0] for call in rig.sink.calls][:4] == ["caught_up", "deliver", "rewind", "hole"]
+
     def test_a_consumer_that_the_broker_forgot(self, events: list[LogEvent]) -> None:
         """The broker confirms our markers, and delivers nothing: the reader consumes again, on the same connection. No client is told."""
         rig = SourceRig().consuming()

@@ -113,7 +113,7 @@ class BindingWatch:
         self._hole: int | None = None
         """The offset after which events were lost."""
         self._gap_requested = False
-        """Whether the reader was asked to tell the clients of the hole."""
+        """Whether this reader was asked to tell the clients of the hole, since the binding was last found missing."""
         self._last_before = ""
         """The marker after which no event from before the hole is on its way."""
         self._covering: set[str] = set()
@@ -173,7 +173,7 @@ class BindingWatch:
             self._proved_at = self._began_at
         self._text = self._direct = ""
         self._problem = None
-        self._unanswered = False
+        self._unanswered = self._gap_requested = False
         self._send()
 
     def stop(self) -> None:
@@ -342,7 +342,7 @@ class BindingWatch:
                 + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
                 reason=reason,
             )
-        self._unbound = reason
+        self._unbound, self._gap_requested = reason, False
         if self._passive or self._reactor.seconds() - self._rebound_at < RETRY_S:
             self._schedule(RETRY_S)
         elif all_read:

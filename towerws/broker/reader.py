@@ -107,6 +107,8 @@ class ReadProgress:
     """Offset and body of our newest marker that was read. No other log has that body."""
     hole: bool = False
     """Something before the next delivery was lost, and clients have not been told yet."""
+    hole_open: bool = False
+    """Whether that hole may still go on, because the binding is missing. A marker straight to the stream is no end of such a hole."""
     by_interval: bool = False
     """The refill began at an interval of the broker's clock, and it is not proven yet that this was early enough."""
     reach: RefillReach = field(default_factory=RefillReach)
@@ -119,6 +121,10 @@ class ReadProgress:
     poison_headers: int = 0
     sink_errors: int = 0
     acks: int = 0
+
+    def lost(self) -> None:
+        """Something before the next delivery was lost, whichever way that comes."""
+        self.hole, self.hole_open = True, False
 
     def refill_interval_s(self, refill_s: float) -> int:
         """How far back the refill begins, in seconds: half as far for each unreadable entry that was met there. 0: nothing is left."""

@@ -100,8 +100,6 @@ class StreamReader:
         self._restarts = ChannelRestarts(reactor)
         self._comparison = LogComparison(progress)
         self._clock_check = ClockCheck()
-        self._hole_open = False
-        """Whether the hole of which clients are still to be told may still go on."""
         self._new_from: int | None = None
         """Without markers: the offset at which the scout found the first new message."""
         self._expected_before: int | None = None
@@ -170,7 +168,7 @@ class StreamReader:
                 )
             sink.rewind(None)
             progress.read = progress.anchor = None
-            progress.hole = True
+            progress.lost()
             progress.reach.reset(0)
             self._attach("first", bind=missing)
             return
@@ -220,8 +218,8 @@ class StreamReader:
             return
         skip = progress.unreadable.skip
         if progress.read is None or skip or (progress.hole and isinstance(start, int) and start > progress.read):
-            if skip:
-                progress.hole = progress.read is not None
+            if skip and progress.read is not None:
+                progress.lost()
             self._accept()
             if was_empty and progress.marker_problem is not None:
                 self._sink.caught_up(replay=True)
@@ -343,7 +341,7 @@ class StreamReader:
         progress.read = shared
         if progress.anchor is not None and (shared is None or progress.anchor[0] > shared):
             progress.anchor = None
-        progress.hole = True
+        progress.lost()
         self._attach("first" if shared is None else shared + 1, bind=False)
 
     # a step in the offsets
@@ -355,13 +353,13 @@ class StreamReader:
             consumer.skip(tag)
         elif read is None or progress.hole or offset <= read + 2:
             # A step of two leaves out the internal entry that opens a segment.
-            if self._hole_open and routing_key == self.marker_key and parse_marker(body) is not None:
+            if progress.hole_open and routing_key == self.marker_key and parse_marker(body) is not None:
                 # A marker that needs no binding may come before the end of the hole.
                 consumer.deliver(tag, routing_key, body, offset, message_id)
                 progress.read, consumer.expected = offset, None
                 return
             if progress.hole:
-                progress.hole = self._hole_open = False
+                progress.hole = progress.hole_open = False
                 self._sink.hole(routing_key, body, offset, message_id, "broker")
             progress.unreadable.skip = 0
             if read is None:
@@ -394,7 +392,7 @@ class StreamReader:
                 verdict="events were lost, clients are told of a gap" if lost else "nothing was lost",
             )
             if lost:
-                self._progress.hole = True
+                self._progress.lost()
             else:
                 self._progress.read = offset - 1
             self._attach(offset, bind=False)
@@ -571,8 +569,8 @@ class StreamReader:
         """Tell clients of a gap before the next message. What they fetch then is newer than the hole."""
         consumer = self._consumer
         if self._state is _State.LIVE and consumer is not None and consumer.expected is not None:
-            self._progress.read, self._progress.hole = consumer.expected - 1, True
-            self._hole_open = True
+            self._progress.read = consumer.expected - 1
+            self._progress.hole = self._progress.hole_open = True
             consumer.expected = None
 
     def binding_restored(self) -> None:
