@@ -910,6 +910,29 @@ class TestBinding:
         rig.until(lambda: rig.source.status().ready, within_s=5)
         assert len(rig.sink.named("hole_told")) == 1
 
+    @each_row("passive", [False, True])
+    def test_a_binding_that_is_missing_before_any_marker_came_through_it(self, passive: bool) -> None:
+        """The daemon has read no marker that came through the exchange. So all that it knows of may have lost events."""
+        rig = SourceRig(passive=passive)
+        rig.stream.write(b"before")
+        rig.stream.bound = False
+        if not passive:
+            rig.broker.answers[spec.Queue.Bind] = rig.broker.close_channel(403, "ACCESS_REFUSED - write access refused")
+        rig.start()
+        rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=5)
+        rig.advance(20)
+        assert not rig.source.status().ready
+        assert rig.sink.named("hole") == rig.sink.named("hole_told") == []
+        if passive:
+            rig.stream.bound = True
+        else:
+            rig.broker.answers.clear()
+        rig.until(lambda: rig.source.status().ready, within_s=15)
+        assert rig.sink.named("hole_told") == [("hole_told", 0)]
+        assert len(rig.sink.named("hole")) == (0 if passive else 1), "with passive the marker alone tells of it"
+        rig.advance(30)
+        assert len(rig.sink.named("hole_told")) == 1
+
     def test_an_exchange_of_another_type_is_named(self) -> None:
         """Declaring again gets a 406: the reason names both types."""
         rig = SourceRig().consuming()

@@ -111,7 +111,7 @@ class BindingWatch:
         self._unbound: str | None = None
         """Why events don't reach us. None: nothing is known against it."""
         self._hole: int | None = None
-        """The offset after which events were lost."""
+        """The offset after which events were lost. None: no hole is known."""
         self._gap_requested = False
         """Whether this reader was asked to tell the clients of the hole, since the binding was last found missing."""
         self._last_before = ""
@@ -336,7 +336,7 @@ class BindingWatch:
         self._text = self._direct = ""
         if self._unbound is None:
             self.unbound_count += 1
-            self._hole = self._last_offset
+            self._hole = self._last_offset or 0  # without a marker before it: everything that is held may have lost events
             self._log.warn(
                 "events don't reach us: {reason}; "
                 + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
