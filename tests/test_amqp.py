@@ -933,6 +933,69 @@ class TestBinding:
         rig.advance(30)
         assert len(rig.sink.named("hole_told")) == 1
 
+    @each_row("exchange_exists", [True, False])
+    def test_a_binding_that_is_missing_at_the_start_and_only_the_exchange_takes_markers(self, exchange_exists: bool) -> None:
+        """The user may not write to amq.default. The first marker is returned: the next one tells of the hole, during the refill."""
+        rig = SourceRig()
+        rig.stream.write(Marker("e" * 8, "dddddddd").body, key="towerws.marker")  # of the daemon before
+        rig.stream.write(b"before")
+        rig.stream.bound = False
+        rig.side.confirm = lambda peer, publication: only_exchange(rig, peer, publication)
+        if not exchange_exists:
+
+            def consume(peer: Peer, channel: int, method: object) -> None:
+                rig.side.exchange_exists = False  # deleted just after it was declared
+                del rig.broker.answers[spec.Basic.Consume]
+                FakeBroker.consume(rig.broker, peer, channel, method)
+
+            def declare(peer: Peer, channel: int, method: object) -> None:
+                rig.side.exchange_exists = True
+                FakeBroker.exchange_declare(rig.broker, peer, channel, method)
+
+            rig.broker.answers |= {spec.Basic.Consume: consume, spec.Exchange.Declare: declare}
+        rig.start()
+        assert rig.state() is SourceState.REFILLING
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        assert rig.source.counters["markers"]["unbound"] == 1  # type: ignore[index]
+        assert [call[0] for call in rig.sink.calls] == ["deliver", "hole_told", "caught_up"]
+        rig.write(b"behind")
+        rig.advance(30)
+        assert len(rig.sink.named("hole_told")) == 1
+
+    @each_row("anchor_s", [0.5, 3])
+    def test_a_binding_that_is_missing_after_a_reconnect_and_only_the_exchange_takes_markers(self, anchor_s: float) -> None:
+        """The place in the log is proven before or after the next marker. The hole is told once."""
+        rig = SourceRig()
+        rig.side.confirm = lambda peer, publication: only_exchange(rig, peer, publication)
+        rig.consuming()
+        (before,) = rig.write(b"before")
+        serve = rig.broker.serve
+        rig.broker.serve = lambda: False  # type: ignore[method-assign]  # what the broker sends comes late
+        rig.stream.bound = False
+        rig.broker.cut()
+        rig.until(lambda: rig.stream.bound, within_s=10)
+        assert rig.state() is SourceState.PROVING
+        rig.advance(anchor_s)
+        rig.broker.serve = serve  # type: ignore[method-assign]
+        rig.until(lambda: rig.source.status().ready, within_s=10)
+        assert rig.source.counters["markers"]["unbound"] == 1  # type: ignore[index]
+        told = rig.sink.named("hole_told")
+        assert told
+        assert set(told) == {("hole_told", before - 1)}, "the same hole: the sink tells it once"
+        rig.advance(30)
+        assert rig.sink.named("hole_told") == told
+
+    def test_a_stream_that_is_missing_is_no_missing_binding(self) -> None:
+        """Markers go straight to the stream, which was deleted: it is another log. Clients are told of that, once."""
+        rig = SourceRig().consuming()
+        rig.write(b"before")
+        rig.broker.cut()
+        rig.broker.delete_stream()
+        rig.until(lambda: rig.source.status().ready, within_s=15)
+        rig.advance(15)
+        assert rig.source.counters["markers"]["unbound"] == 0  # type: ignore[index]
+        assert (len(rig.sink.named("hole")), rig.sink.named("hole_told")) == (1, [])
+
     def test_an_exchange_of_another_type_is_named(self) -> None:
         """Declaring again gets a 406: the reason names both types."""
         rig = SourceRig().consuming()
@@ -1038,6 +1101,15 @@ class TestBinding:
         rig.advance(5)
         settled = len(rig.side.markers)
         assert settled <= sent + 8
+
+
+def only_exchange(rig: SourceRig, peer: Peer, publication: Publication) -> None:
+    """What a broker does with a marker of a user who may not write to `amq.default`."""
+    if publication.method.exchange:
+        rig.side.route(peer, publication)
+    else:
+        text = "ACCESS_REFUSED - write access to exchange 'amq.default' refused"
+        peer.send(publication.channel, spec.Channel.Close(403, text, 60, 40))
 
 
 def queue_route(rig: SourceRig, peer: Peer, publication: Publication) -> None:

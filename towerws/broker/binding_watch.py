@@ -116,8 +116,8 @@ class BindingWatch:
         """Whether this reader was asked to tell the clients of the hole, since the binding was last found missing."""
         self._last_before = ""
         """The marker after which no event from before the hole is on its way."""
-        self._covering: set[str] = set()
-        """Our markers that tell of the hole."""
+        self._sent_before = 0
+        """How many markers we had sent when the hole was found. Those that are sent after that through the exchange tell of it."""
         self._refused: str | None = None
         """Why the user may not publish markers."""
         self._problem: str | None = None
@@ -181,6 +181,24 @@ class BindingWatch:
         self._watched = None
         self._timer.clear()
 
+    def missing(self, reason: str) -> None:
+        """The binding is missing. From now on each marker through the exchange tells of the hole.
+
+        A reader that is not live yet calls this before it binds, when one of its own markers shows it.
+        """
+        self._text = self._direct = ""
+        if self._unbound is None:
+            self.unbound_count += 1
+            # Without a marker before it, everything that is held may have lost events.
+            self._hole = self._markers.hole = self._last_offset or 0
+            self._sent_before = self._markers.count
+            self._log.warn(
+                "events don't reach us: {reason}; "
+                + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
+                reason=reason,
+            )
+        self._unbound, self._gap_requested = reason, False
+
     def marker_arrived(self, marker: Marker, routing_key: str, offset: int) -> None:
         """A marker was read, in the order of the log."""
         now = self._reactor.seconds()
@@ -200,7 +218,8 @@ class BindingWatch:
             self._own_at = now
             self.lag_s = now - self._sent_at
             self._refused = None
-        if self._unbound is not None and marker.text in self._covering:
+        number = self._markers.number(marker)
+        if self._unbound is not None and marker.hole is not None and number is not None and number > self._sent_before:
             self._log.info("events of exchange {exchange} reach us again", exchange=self._exchange)
             self._forget_hole()
             if self._watched is not None:
@@ -244,17 +263,14 @@ class BindingWatch:
         self._schedule(INTERVAL_S)
         self._direct = ""
         self._sent_at = self._reactor.seconds()
-        hole = self._hole if self._unbound is not None else None
         text = ""
 
         def sent(name: str) -> None:
             nonlocal text
             text = self._text = name
-            if self._unbound is not None:
-                self._covering.add(name)
             watched.marker_sent(name)
 
-        self._markers.send_through_exchange(lambda error: self._answered(text, error), hole=hole, sent=sent)
+        self._markers.send_through_exchange(lambda error: self._answered(text, error), sent)
 
     def _answered(self, text: str, error: BrokerError | None) -> None:
         if self._watched is None:
@@ -327,22 +343,12 @@ class BindingWatch:
         watched.attach_again()
 
     def _forget_hole(self) -> None:
-        self._unbound = self._hole = None
+        self._unbound = self._hole = self._markers.hole = None
         self._gap_requested, self._last_before = False, ""
-        self._covering.clear()
 
     def _found_unbound(self, reason: str, *, all_read: bool = False) -> None:
         """`all_read`: no event that producers published before is still on its way."""
-        self._text = self._direct = ""
-        if self._unbound is None:
-            self.unbound_count += 1
-            self._hole = self._last_offset or 0  # without a marker before it: everything that is held may have lost events
-            self._log.warn(
-                "events don't reach us: {reason}; "
-                + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
-                reason=reason,
-            )
-        self._unbound, self._gap_requested = reason, False
+        self.missing(reason)
         if self._passive or self._reactor.seconds() - self._rebound_at < RETRY_S:
             self._schedule(RETRY_S)
         elif all_read:

@@ -75,11 +75,18 @@ class MarkerPublisher:
         self._previous_s: int | None = None
         self.count = 0
         """How many markers were sent. A marker's number shows whether it was sent after something else."""
+        self.hole: int | None = None
+        """Set by the watch while the binding is missing: the hole that each marker through the exchange tells of."""
 
     @property
     def blocked(self) -> bool:
         """Whether the broker reported an alarm."""
         return self._publisher.blocked
+
+    @property
+    def direct_refused(self) -> bool:
+        """Whether the broker has ever refused a marker straight to the stream or queue. Then markers may go through the exchange."""
+        return self._direct_refused_at is not None
 
     def number(self, marker: Marker) -> int | None:
         """The number of our marker. None: it is another daemon's."""
@@ -90,20 +97,20 @@ class MarkerPublisher:
         """When a marker that has a number was published, in monotonic seconds."""
         return self._sent[marker.text][1]
 
-    def send_through_exchange(self, done: MarkerAnswered, *, hole: int | None = None, sent: Callable[[str], None] = lambda _: None) -> str:
+    def send_through_exchange(self, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> str:
         """Publish a marker that proves the binding, and return its text. `sent` is called with the text before anything else happens."""
-        return self._send(self._exchange, MARKER_TOPIC, hole, done, sent)
+        return self._send(self._exchange, MARKER_TOPIC, self.hole, done, sent)
 
     def send_direct(self, key: str, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> str:
         """Publish a marker straight to the stream or queue `key`, and return its text. If that is refused, it goes through the exchange."""
         refused_at = self._direct_refused_at
         if refused_at is not None and self._reactor.seconds() - refused_at < REFUSAL_S:
-            return self.send_through_exchange(done, sent=sent)
+            return self.send_through_exchange(done, sent)
 
         def answered(error: BrokerError | None) -> None:
             if isinstance(error, PublishRefused) and error.code == 403:
                 self._direct_refused_at = self._reactor.seconds()
-                self.send_through_exchange(done, sent=sent)
+                self.send_through_exchange(done, sent)
             else:
                 done(error)
 

@@ -501,8 +501,9 @@ class StreamReader:
             self._progress.marker_problem = None
             self._sink.marker_confirmed(self._proofs.sending)
             return
-        if isinstance(error, NotRouted):
-            self._not_routed()
+        no_exchange = isinstance(error, PublishRefused) and error.code == 404
+        if isinstance(error, NotRouted) or no_exchange:
+            self._not_routed(error)
             return
         if isinstance(error, (PublishRefused, PublishersBlocked)):
             if self._progress.marker_problem is None:
@@ -518,9 +519,16 @@ class StreamReader:
         )
         self._proofs.send_after(MARKER_RETRY_S)
 
-    def _not_routed(self) -> None:
-        """No queue took the marker. The stream was deleted, or its binding is missing and markers go through the exchange."""
+    def _not_routed(self, error: BrokerError) -> None:
+        """No queue took the marker. The stream was deleted, or its binding is missing and markers go through the exchange.
+
+        The binding that is made now would hide that it was missing. So the watch is told first: the next marker tells of the hole.
+        """
         if self._state in {_State.PROVING, _State.COMPARING, _State.REFILLING}:
+            if self._markers.direct_refused:
+                self._watch.missing(str(error))
+            state = SourceState.REFILLING if self._state is _State.REFILLING else SourceState.PROVING
+            self._report(state, f"position not proven: no delivery yet; the marker was not routed: {error}")
             self.rebind(lambda _: None)
             self._proofs.send_after(MARKER_RETRY_S)
 
