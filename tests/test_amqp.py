@@ -766,6 +766,7 @@ class TestBinding:
         rig.write(b"behind")
         rig.until(lambda: rig.source.status().ready, within_s=5)
         assert len(rig.sink.named("hole")) == len(rig.sink.named("hole_told")) == 1
+        assert rig.sink.marker_follows == [True], "the sink tells it once"
 
     def test_a_binding_that_is_lost_again_before_it_is_proven(self) -> None:
         """The first event behind the hole came, and then the binding was lost once more: the next event has a gap before it, too."""
@@ -797,6 +798,7 @@ class TestBinding:
         rig.broker.delete_stream()
         rig.until(lambda: rig.source.status().ready, within_s=15)
         assert [call[0] for call in rig.sink.calls][:4] == ["caught_up", "deliver", "rewind", "hole"]
+        assert rig.sink.marker_follows[0] is False
 
     def test_a_consumer_that_the_broker_forgot(self, events: list[LogEvent]) -> None:
         """The broker confirms our markers, and delivers nothing: the reader consumes again, on the same connection. No client is told."""

@@ -715,12 +715,63 @@ def test_a_hole_that_was_told_before_its_end_was_known_is_told_once() -> None:
     feed = Feed().start(None)
     _, peer = feed.join()
     feed.marker("a", 1)
-    feed.ingest.hole(*stream(2)[0], None, "broker")
+    feed.ingest.hole(*stream(2)[0], None, "broker", marker_follows=True)
     feed.batch(*stream(2))
     end = feed.marker("b", 3, hole=1)
     gap, event = peer.take_json()
     assert (gap["type"], event["payload"]) == ("gap", {"n": 2})
     assert [feed.recovered(position) for position in (gap["to"], event["position"], end)] == [False, False, True]
+
+
+def test_a_hole_of_another_kind_is_not_the_one_that_a_marker_tells_of() -> None:
+    """A daemon that lags tells what retention took. Then it reads another daemon's marker, whose hole began before that and goes on."""
+    feed = Feed().start(None)
+    feed.batch(*stream(1))
+    feed.marker("a", 2)
+    _, peer = feed.join()
+    feed.ingest.hole(*stream(20)[0], None, "broker")
+    feed.batch(*stream(20, 21))
+    end = feed.marker("b", 23, hole=2)
+    first, *events, second = peer.take_json()
+    assert [message["type"] for message in (first, second)] == ["gap", "gap"]
+    assert (second["from"], second["to"]) == (first["to"], end)
+    assert [feed.recovered(position) for position in (first["to"], events[-1]["position"], end)] == [False, False, True]
+    feed.marker("c", 24, hole=2)
+    assert peer.writes == [], "another daemon's marker about the same hole"
+
+
+def test_a_client_that_is_behind_gets_both_holes() -> None:
+    """One notice for what retention took, and one for the missing binding. The second begins where the first ended."""
+    feed = Feed().start(None)
+    feed.batch(*stream(1))
+    feed.marker("a", 2)
+    subscriber, peer = feed.join()
+    peer.full = True
+    feed.batch(*stream(3))
+    peer.full = False
+    feed.ingest.hole(*stream(20)[0], None, "broker")
+    feed.batch(*stream(20))
+    end = feed.marker("b", 23, hole=2)
+    feed.batch(*stream(24))
+    while subscriber.behind:
+        feed.hub.feed(subscriber)
+    event, first, second, last = peer.take_json()
+    assert [message["type"] for message in (event, first, second, last)] == ["event", "gap", "gap", "event"]
+    assert (first["from"], second["from"], second["to"]) == (event["position"], first["to"], end)
+
+
+def test_a_cut_log_and_a_missing_binding_are_two_holes() -> None:
+    """The log was cut off behind 3, and a marker tells of a hole that began before that."""
+    feed = Feed().start(None)
+    _, peer = feed.join()
+    feed.marker("a", 1)
+    feed.batch(*stream(2, 3, 4))
+    peer.take()
+    feed.ingest.rewind(3)
+    feed.ingest.hole("a.1", b'{"other": 4}', 4, None, "broker")
+    feed.batch(("a.1", b'{"other": 4}', 4))
+    feed.marker("b", 5, hole=1)
+    assert [message["type"] for message in peer.take_json()] == ["gap", "event", "gap"]
 
 
 # -- a log of this process -----------------------------------------------------------------------------------------------

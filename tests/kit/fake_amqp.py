@@ -32,6 +32,8 @@ class RecordingSink:
         self.batches = 0
         self.published: list[PublishedAt | None] = []
         """When the first message of each batch was published."""
+        self.marker_follows: list[bool] = []
+        """For each hole: whether a marker will tell of it again."""
         self.broken = self.broken_batches = False
         self.holding = False
         self.writing: list[Callable[[int], None]] = []
@@ -97,8 +99,11 @@ class RecordingSink:
         held = self.held.get(offset)
         return None if held is None else held[1] == body and held[0] in {routing_key, MARKER_TOPIC}
 
-    def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
+    def hole(
+        self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str, *, marker_follows: bool = False
+    ) -> None:
         """Record the call."""
+        self.marker_follows.append(marker_follows)
         self.calls.append(("hole", offset))
 
     def rewind(self, offset: int | None) -> None:

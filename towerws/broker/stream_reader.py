@@ -359,8 +359,9 @@ class StreamReader:
                 progress.read, consumer.expected = offset, None
                 return
             if progress.hole:
+                unbound = progress.hole_open
                 progress.hole = progress.hole_open = False
-                self._sink.hole(routing_key, body, offset, message_id, "broker")
+                self._sink.hole(routing_key, body, offset, message_id, "broker", marker_follows=unbound)
             progress.unreadable.skip = 0
             if read is None:
                 progress.reach.begins(offset)

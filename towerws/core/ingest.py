@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 
 from towerws.core.deliveries import BEFORE, MARKER_TOPIC, Delivery, Fingerprint, Marker, parse_position
 from towerws.core.errors import BadDelivery
@@ -69,10 +70,12 @@ class Ingest:
         self._reported: dict[str, float] = {}
         self._cut: tuple[Delivery, bool] | None = None
         """After `rewind`: where the log was cut off, and whether anything before that is still held. Until `hole` is called."""
-        self._holes_told_to = -1
-        """The offset up to which clients have been told of holes. A marker may tell of the same hole again."""
-        self._hole_end_open = False
-        """Whether the last hole was told before a marker said where it ends."""
+        self._unbound_told_to = -1
+        """The offset up to which clients have been told that the binding was missing. A marker may tell of the same hole again."""
+        self._unbound_end_open = False
+        """Whether that was told before a marker said where the hole ends."""
+        self._told_to = history.head
+        """The end of the last hole of any kind that clients were told of."""
         self._subscribed_before: dict[str, frozenset[Subscriber]] = {}
         """During the refill, for each marker of this daemon: the connections that had subscribed before the broker confirmed it."""
         self._marker_places: dict[str, Delivery] = {}
@@ -272,15 +275,16 @@ class Ingest:
         if marker.hole is None:
             return
         # Two daemons that found the same hole report it in two markers. The second hole begins before the first marker's place.
-        if marker.hole < self._holes_told_to:
-            if self._hole_end_open:
-                self._hole_end_open = False
+        if marker.hole < self._unbound_told_to:
+            if self._unbound_end_open:
+                self._unbound_end_open = False
                 self._history.barrier = kept
             return
-        self._holes_told_to = offset
+        self._unbound_told_to = offset
         self._hub.flush()
-        start = self._history.at(marker.hole) or self._history.floor
-        self._history.barrier = kept
+        # Clients may have been told of a hole of another kind since then.
+        start = max(self._history.at(marker.hole) or self._history.floor, self._told_to, key=attrgetter("seq"))
+        self._history.barrier = self._told_to = kept
         if self.history_complete:
             self._hub.gap(start, kept, "broker")
 
@@ -300,15 +304,18 @@ class Ingest:
             return None
         return held.payload == body and held.topic in {routing_key, MARKER_TOPIC}
 
-    def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
+    def hole(
+        self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str, *, marker_follows: bool = False
+    ) -> None:
         """Put a mark just before this delivery, which comes next, and tell every client of the gap before it."""
         self._hub.flush()
-        self._holes_told_to, self._hole_end_open = offset, True
+        if marker_follows:
+            self._unbound_told_to, self._unbound_end_open = offset, True
         start, shared = self._cut or (self._history.head, False)
         self._cut = None
         epoch = self._fingerprint(routing_key, message_id, body) + BEFORE
         # Where the log was only cut off, the deliveries before the cut are still held. Clients may resume from before the hole.
-        end = self._history.mark(offset, epoch, barrier=not shared)
+        end = self._told_to = self._history.mark(offset, epoch, barrier=not shared)
         self._hub.flush()
         if self.history_complete:
             self._hub.gap(start, end, reason, resumable=shared)
@@ -325,14 +332,14 @@ class Ingest:
             self._cut = history.head, False
             history.mark(0, "")
             history.clear()
-        self._holes_told_to = -1
+        self._unbound_told_to = -1
         self._hub.flush()
 
     def restart(self) -> None:
         """Forget everything: the refill starts over."""
         self._history.mark(0, "")
         self._history.clear()
-        self._holes_told_to = -1
+        self._unbound_told_to = -1
 
     # The check of a message.
 

@@ -120,10 +120,13 @@ class Sink(Protocol):
     def compare(self, routing_key: str, body: bytes, offset: int) -> bool | None:
         """Return whether this is the delivery that was read at this offset before. None: the sink holds none for that offset."""
 
-    def hole(self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str) -> None:
+    def hole(
+        self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str, *, marker_follows: bool = False
+    ) -> None:
         """Deliveries before this one are lost. The source calls `deliver` for it next. Every client is told once.
 
-        No client can resume from before it, except after `rewind` from a place that is still held.
+        No client can resume from before it, except after `rewind` from a place that is still held. `marker_follows`: a marker will
+        tell of the same hole. Clients are not told of it again.
         """
 
     def rewind(self, offset: int | None) -> None:
