@@ -800,6 +800,36 @@ class TestBinding:
         assert [call[0] for call in rig.sink.calls][:4] == ["caught_up", "deliver", "rewind", "hole"]
         assert rig.sink.marker_follows[0] is False
 
+    @each_row("lost", [False, True])
+    def test_a_binding_that_is_missing_while_offsets_that_were_left_out_are_checked(self, lost: bool) -> None:
+        """Both holes are told, each before the first event behind it. What the check finds is no answer about the binding."""
+        rig = SourceRig().consuming()
+        rig.write(b"before")
+        rig.advance(9)
+        rig.stream.bound = False
+        asked = rig.hold(spec.Basic.Consume)
+        rig.stream.skip(5)
+        rig.stream.write(b"left")
+        if lost:
+            rig.stream.trim(rig.next - 1)
+        rig.settle()
+        bind = FakeBroker.queue_bind
+
+        def bound(peer: Peer, channel: int, method: spec.Queue.Bind) -> None:
+            del rig.broker.answers[spec.Queue.Bind]
+            bind(rig.broker, peer, channel, method)
+            rig.stream.write(b"behind")
+
+        rig.broker.answers[spec.Queue.Bind] = bound
+        rig.advance(6)
+        assert rig.state() is SourceState.PROVING
+        del rig.broker.answers[spec.Basic.Consume]
+        rig.broker.consume(*asked[0])
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=15)
+        calls = [call[0] for call in rig.sink.calls if call[0] != "caught_up"]
+        assert calls == ["deliver", *(["hole"] if lost else []), "deliver", "hole", "deliver", "hole_told"]
+        assert rig.sink.marker_follows == ([False, True] if lost else [True])
+
     def test_a_consumer_that_the_broker_forgot(self, events: list[LogEvent]) -> None:
         """The broker confirms our markers, and delivers nothing: the reader consumes again, on the same connection. No client is told."""
         rig = SourceRig().consuming()

@@ -374,6 +374,7 @@ class StreamReader:
 
         The same connection is asked: another node might hold another part of the stream.
         """
+        self._watch.stop()  # it starts again when main reads on: nothing can be told before that
         self._close_channels()
         self._progress.read = read
         self._state = _State.JUMPED
