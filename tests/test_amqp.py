@@ -1107,6 +1107,56 @@ class TestBinding:
         rig.advance(12)
         assert rig.source.status().unproven == ()
 
+    @each_row("why", ["alarm", "refused"])
+    def test_a_binding_that_is_lost_after_markers_could_not_be_published(self, why: str) -> None:
+        """Markers could not be published at a reconnect, and can be again. A later reconnect must not bind without telling of the hole."""
+        rig = SourceRig(silence_s=1000)
+        rig.stream.write(b"before")
+        rig.consuming()
+        if why == "alarm":
+            rig.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on disk"))
+        else:
+            rig.side.may_publish = False
+        serve = rig.broker.serve
+        rig.broker.serve = lambda: False  # type: ignore[method-assign]
+        rig.broker.cut()
+        rig.advance(12)
+        rig.broker.serve = serve  # type: ignore[method-assign]
+        rig.advance(2)
+        assert rig.source.status().unproven or why == "refused"
+        rig.side.confirm = rig.side.route
+        rig.side.may_publish = True
+        if why == "alarm":
+            rig.side.peer.send(0, spec.Connection.Unblocked())
+        rig.advance(130, step=0.5)
+        assert (rig.source.status().ready, rig.source.status().unproven) == (True, ())
+        rig.stream.bound = False
+        rig.broker.cut()
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=20)
+        rig.write(b"behind")
+        rig.advance(12)
+        assert len(rig.sink.named("hole_told")) == 1
+
+    def test_an_alarm_does_not_make_a_reader_bind(self) -> None:
+        """The binding is missing, and a reader comes in an alarm. After the alarm a marker shows that it is missing."""
+        rig = SourceRig(silence_s=1000).consuming()
+        rig.write(b"before")
+        rig.stream.bound = False
+        rig.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on disk"))
+        serve = rig.broker.serve
+        rig.broker.serve = lambda: False  # type: ignore[method-assign]
+        rig.broker.cut()
+        rig.advance(12)
+        rig.broker.serve = serve  # type: ignore[method-assign]
+        rig.broker.cut()
+        rig.advance(5)
+        assert rig.state() is SourceState.CONSUMING
+        rig.side.confirm = rig.side.route
+        rig.side.peer.send(0, spec.Connection.Unblocked())
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=30)
+        rig.advance(12)
+        assert len(rig.sink.named("hole_told")) == 1
+
     def test_a_queue_that_is_unbound_is_bound_again_and_told_of(self) -> None:
         """Queue mode has the same watch. Events that were published without the binding are one gap."""
         rig = SourceRig(consume="queue", silence_s=1000)

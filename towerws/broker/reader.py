@@ -115,6 +115,8 @@ class ReadProgress:
     """What the refill has read of this machine's markers."""
     marker_problem: str | None = None
     """Why no marker can be published. None: one can be, or nothing is known."""
+    markers_refused: bool = False
+    """Whether that is because the user may not publish them. Then nothing can show that the binding is missing."""
     unreadable: UnreadableEntry = field(default_factory=UnreadableEntry)
     deliveries: int = 0
     received_bytes: int = 0
@@ -125,6 +127,10 @@ class ReadProgress:
     def lost(self) -> None:
         """Something before the next delivery was lost, whichever way that comes."""
         self.hole, self.hole_open = True, False
+
+    def marker_published(self) -> None:
+        """The broker took one of our markers."""
+        self.marker_problem, self.markers_refused = None, False
 
     def refill_interval_s(self, refill_s: float) -> int:
         """How far back the refill begins, in seconds: half as far for each unreadable entry that was met there. 0: nothing is left."""

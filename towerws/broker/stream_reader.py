@@ -196,7 +196,7 @@ class StreamReader:
         self._state = _State.ATTACHING
         self._start = start
         self._proofs.consumer_accepted()
-        bind = bind or self._progress.marker_problem is not None
+        bind = bind or self._progress.markers_refused
 
         def declare(channel: Channel) -> str:
             stream = declare_stream(channel, self._settings, bind=bind)
@@ -266,6 +266,8 @@ class StreamReader:
         if self._proofs.arrived(marker, offset):
             self._progress.anchor = offset, body
             self._positions.marker_arrived()
+            if self._proofs.is_proof(body):
+                self._progress.marker_published()
         self._watch.marker_arrived(marker, routing_key, offset)
         if self._state is _State.REFILLING:
             self._progress.reach.marker(marker, self._markers.machine, self._markers.uptime())
@@ -500,7 +502,7 @@ class StreamReader:
         if self._closed or self._state is _State.LIVE:
             return
         if error is None:
-            self._progress.marker_problem = None
+            self._progress.marker_published()
             self._sink.marker_confirmed(self._proofs.sending)
             return
         no_exchange = isinstance(error, PublishRefused) and error.code == 404
@@ -512,7 +514,7 @@ class StreamReader:
                 self._log.warn(
                     "no marker can be published: {reason}; until that is cured it is not proven that all events arrive", reason=str(error)
                 )
-            self._progress.marker_problem = str(error)
+            self._progress.marker_problem, self._progress.markers_refused = str(error), isinstance(error, PublishRefused)
             if self._state is _State.REFILLING and self._scout is None:
                 self._open_scout("next", self._scout_found_new)
         self._report(
