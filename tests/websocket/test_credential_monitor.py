@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import pytest
@@ -454,6 +454,59 @@ def test_limit_reached(make: Edges) -> None:
     assert client.close_code() == 1008
     assert other.close_code() is None
     assert edge.context.credential_monitor.watchers == 1
+    assert method.forgotten == [Revocation(user="7")], "no session joins a question from before the event"
+
+
+def limit_reached(edge: Edge) -> None:
+    """AWX ends sessions of the user."""
+    edge.publish("control.limit_reached_7", {})
+
+
+def revocations_were_missed(edge: Edge) -> None:
+    """The control exchange was away."""
+    edge.context.credential_monitor.recheck_all()
+
+
+def reload_groups(edge: Edge) -> None:
+    """A reload changed what the groups allow."""
+    edge.context.credential_monitor.apply_groups_to_all()
+
+
+@each_row("event", [limit_reached, revocations_were_missed, reload_groups], make=edges)
+def test_an_event_during_a_check(make: Edges, event: Callable[[Edge], None]) -> None:
+    """The answer under way may be older than the event. So another check follows it, also if none run by themselves."""
+    method = Tower()
+    edge = make(method, ping_s=3600, access=AccessSettings(revalidate_s=0))
+    client = enter(edge, "7-a").listen(1)
+    answer: Deferred[Identity] = Deferred()
+    method.answer = answer
+    edge.context.credential_monitor._due.add("a", 0)
+    edge.context.credential_monitor.recheck_user("7")
+    event(edge)
+    event(edge)
+    watch(edge, 2)
+    assert method.asked == ["a"]
+    method.answer = Refused("session limit")
+    answer.callback(Identity(7, "tower", session="a"))
+    assert method.asked == ["a"] * 2
+    assert client.close_code() == 1008
+    watch(edge, 100)
+    assert method.asked == ["a"] * 2
+
+
+def test_an_event_during_a_check_that_fails(make: Edges) -> None:
+    """Another check follows a failed one as well. One follows, however many events came, and then none."""
+    method = Tower()
+    edge = make(method, ping_s=3600)
+    client = enter(edge, "7-a").listen(1)
+    answer: Deferred[Identity] = Deferred()
+    method.answer = answer
+    for _ in range(3):
+        edge.context.credential_monitor.recheck_user("7")
+    method.answer = None
+    answer.errback(Unavailable("no answer"))
+    assert method.asked == ["a"] * 2
+    assert client.close_code() is None
 
 
 def test_limit_reached_while_history_is_replayed(make: Edges) -> None:
@@ -538,6 +591,47 @@ class SlowTower(Tower):
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Fires at once, but for job 9."""
         return self.slow if "job_events.9" in topics else super().refusals(identity, topics)
+
+
+class SlowTopics(Tower):
+    """Its answers about topics come when the test says so, once it is slow."""
+
+    slow = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.topics: list[Deferred[dict[str, str]]] = []
+
+    def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        """Fires when the test says so."""
+        if not self.slow:
+            return super().refusals(identity, topics)
+        self.topics.append(Deferred())
+        return self.topics[-1]
+
+
+def test_a_credential_is_checked_while_its_topics_are(make: Edges) -> None:
+    """However long the check of the topics takes, a session that ends is closed at once. The topics are checked again afterwards."""
+    tower = SlowTopics()
+    edge = make(tower, ping_s=3600)
+    client = enter(edge, "7-a", v1=True)
+    client.ask({"job_events": [1]}).take()
+    tower.slow = True
+    recheck = edge.context.credential_monitor.recheck_user
+    recheck("7")
+    recheck("7")
+    assert (tower.asked, len(tower.topics)) == (["a", "a"], 1)
+    tower.topics[0].callback({})
+    assert len(tower.topics) == 2, "the first check may be older than the reason for the second"
+    tower.topics[1].callback({"job_events.1": "not visible to this user"})
+    assert [each["topic"] for each in client.take()[0]["denied"]] == ["job_events.1"]
+    assert len(tower.topics) == 2
+    recheck("7")
+    recheck("7")
+    tower.answer = Refused("session limit")
+    recheck("7")
+    assert client.close_code() == 1008
+    assert len(tower.topics) == 3
 
 
 @pytest.mark.parametrize("waits_for", ["the position", "the authority"])

@@ -462,7 +462,7 @@ def test_messages_wait_for_the_token_before_them(make: Edges) -> None:
 
 
 def test_a_check_of_the_token_before(make: Edges) -> None:
-    """A pending check of a replaced credential neither restores it nor ends the connection."""
+    """A pending check of a replaced credential neither restores it nor ends the connection. The new credential is checked instead."""
     issuer = Issuer()
     edge = make(issuer)
     client = edge.connect().send(request("/websocket/?anna", v1=True))
@@ -472,8 +472,7 @@ def test_a_check_of_the_token_before(make: Edges) -> None:
     issuer.answer()
     assert client.take()[0]["type"] == "renewed"
     assert issuer.cancelled == [issuer.rechecks[0]]
-    edge.context.credential_monitor.recheck_user("anna")
-    assert len(issuer.rechecks) == 2
+    assert len(issuer.rechecks) == 2, "an answer about it may be older than the reason for the check"
     issuer.rechecks[1].errback(Refused("gone"))
     assert client.close_code() == 1008
 

@@ -278,9 +278,14 @@ class CredentialMonitor:
         user = str(identity.user_id)
         if identity.user_id is not None and user not in self._watchers:
             later = partial(self._reactor.callLater, 0)
-            watcher = _Watcher(partial(later, self.recheck_user, user), partial(later, self._feed_watcher, user))
+            watcher = _Watcher(partial(later, self._limit_reached, user), partial(later, self._feed_watcher, user))
             self._watchers[user] = subscriber = self._hub.join(watcher, TOWER)
             self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
+
+    def _limit_reached(self, user: str) -> None:
+        """Re-check the user with questions that are sent from now on. An answer under way may be from before the event."""
+        self._auth.forget(Revocation(user=user))
+        self.recheck_user(user)
 
     def _feed_watcher(self, user: str) -> None:
         if (subscriber := self._watchers.get(user)) is not None:

@@ -61,6 +61,7 @@ class Session:
     __slots__ = (
         "_bucket",
         "_cancel",
+        "_checking_topics",
         "_closed",
         "_connection",
         "_context",
@@ -68,9 +69,11 @@ class Session:
         "_inbox",
         "_malformed",
         "_pending",
+        "_recheck_again",
         "_rechecking",
         "_replay",
         "_taken_away",
+        "_topics_again",
         "_valid_at",
         "_wrong_tokens",
         "dialect",
@@ -105,6 +108,11 @@ class Session:
         """Topics that were taken away while a request waits, each with the reason. The request must not bring them back."""
         self._closed = False
         self._rechecking: Deferred[None] | None = None
+        """The check of the credential that is under way."""
+        self._checking_topics: Deferred[None] | None = None
+        """The check of the topics that is under way. It may take longer than the time between two checks of the credential."""
+        self._recheck_again = self._topics_again = False
+        """Whether another check follows the one that is under way."""
         self._valid_at = context.reactor.seconds()
         self.subscriber: Subscriber = context.hub.join(connection, dialect)
         context.credential_monitor.enter(self)
@@ -122,9 +130,7 @@ class Session:
             self._replay.close()
         self._context.hub.leave(self.subscriber)
         self._context.credential_monitor.leave(self)
-        rechecking, self._rechecking = self._rechecking, None
-        if rechecking is not None:
-            rechecking.cancel()
+        self._stop_checks()
         cancel, self._cancel, self._pending = self._cancel, None, None
         if cancel is not None:
             cancel()
@@ -275,8 +281,7 @@ class Session:
         """
         if self._context.credential_monitor.was_revoked(identity, began):
             raise BadRequest("token", "the token was refused", message.request_id)
-        if self._rechecking is not None:
-            self._rechecking.cancel()  # it checks the old credential
+        checking = self._stop_checks()  # they check the old credential
         self.identity = identity
         self._valid_at = self._context.reactor.seconds()
         self._wrong_tokens = 0
@@ -284,6 +289,8 @@ class Session:
         self._context.credential_monitor.renew(self)
         self._withdraw(refusals)
         self._reply(self.dialect.renewed(identity, message.request_id))
+        if checking:
+            self.recheck()  # what is known of the new credential may be older than the reason for the check
 
     def _authorize(self, request: Request) -> None:
         if request.since is not None and self.dialect.subprotocol is None:
@@ -381,14 +388,23 @@ class Session:
     # the credential monitor calls these
 
     def recheck(self) -> None:
-        """Check again whether the credential is valid, and which topics it may hear. If that can't be checked, nothing changes."""
-        if self._closed or self._rechecking is not None:
+        """Check again whether the credential is valid, and which topics it may hear. If that can't be checked, nothing changes.
+
+        During a check this plans another one: the answer that is under way may be older than the reason for the call.
+        """
+        if self._closed:
+            return
+        if self._rechecking is not None:
+            self._recheck_again = True
             return
         asked: Deferred[Identity] = maybeDeferred(self._context.auth.revalidate, self.identity)
-        self._rechecking = rechecking = asked.addCallback(self._recheck_topics).addErrback(self._recheck_failed)
+        self._rechecking = rechecking = asked.addCallback(self._revalidated).addErrback(self._recheck_failed)
 
         def done(_: None) -> None:
             self._rechecking = None
+            if self._recheck_again:
+                self._recheck_again = False
+                self.recheck()
 
         rechecking.addCallback(done)
 
@@ -400,11 +416,38 @@ class Session:
         """Close the connection: its credential is no longer valid."""
         self._connection.end(CloseReason.CREDENTIAL)
 
-    def _recheck_topics(self, identity: Identity) -> Deferred[None]:
+    def _revalidated(self, identity: Identity) -> None:
         """The credential is valid: check the subscribed topics."""
         self.identity = identity
         self._valid_at = self._context.reactor.seconds()
-        return maybeDeferred(self._context.auth.refusals, identity, tuple(self.subscriber.topics)).addCallback(self._withdraw)
+        self._check_topics()
+
+    def _check_topics(self) -> None:
+        if self._closed:
+            return
+        if self._checking_topics is not None:
+            self._topics_again = True
+            return
+        asked = maybeDeferred(self._context.auth.refusals, self.identity, tuple(self.subscriber.topics))
+        self._checking_topics = checking = asked.addCallback(self._withdraw).addErrback(self._recheck_failed)
+
+        def done(_: None) -> None:
+            self._checking_topics = None
+            if self._topics_again:
+                self._topics_again = False
+                self._check_topics()
+
+        checking.addCallback(done)
+
+    def _stop_checks(self) -> bool:
+        """Cancel the checks that are under way. Return whether there were any."""
+        rechecking, checking = self._rechecking, self._checking_topics
+        self._rechecking = self._checking_topics = None
+        self._recheck_again = self._topics_again = False
+        for check in (rechecking, checking):
+            if check is not None:
+                check.cancel()
+        return rechecking is not None or checking is not None
 
     def _withdraw(self, refusals: dict[str, str]) -> None:
         """Unsubscribe topics that the user may no longer hear. A Tower client gets error frames only: it sent no request."""
