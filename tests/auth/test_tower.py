@@ -350,10 +350,41 @@ def test_a_check_that_cannot_be_made() -> None:
     answer = refused(asked)
     assert answer.pop("control.limit_reached_1") == "another user's"
     assert answer == dict.fromkeys(topics[1:99], "unavailable")
-    assert len(bench.fetcher.paths()) == 37, "the first answer, and four topics at a time for nine tries"
+    assert len(bench.fetcher.paths()) == 1 + 4 * 9 + 19, "an answer, nine tries for each of four topics, and one for 19 more"
     bench.clock.advance(3)
     bench.fetcher.answers = {f"jobs/{number}/": YES for number in range(1, 100)}
     assert refused(bench.method.refusals(identity, topics[:99])) == {}, "it was not remembered"
+    assert bench.clock.getDelayedCalls() == []
+
+
+@each_row("broken", [1, 4, 19])
+def test_objects_without_an_answer_do_not_stop_the_others(broken: int) -> None:
+    """AWX answers 500 for an object that it can't show. The other objects are asked about once these are given up, and first the next time."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {f"jobs/{number}/": BROKEN for number in range(1, broken + 1)} | {"jobs/98/": YES, "jobs/99/": NO}
+    topics = [*(f"job_events.{number}" for number in range(1, broken + 1)), "job_events.98", "job_events.99"]
+
+    def ask() -> list[str]:
+        asked = bench.method.refusals(identity, topics)
+        for _ in range(8):
+            bench.clock.advance(0.5)
+        assert refused(asked) == dict.fromkeys(topics[:broken], "unavailable") | {"job_events.99": "not visible to this user"}
+        return bench.fetcher.paths()
+
+    others = ["/api/v2/jobs/98/", "/api/v2/jobs/99/"]
+    assert ask()[0] == "/api/v2/jobs/1/"
+    bench.clock.advance(50)
+    assert ask()[:2] == others
+    bench.clock.advance(250)
+    assert ask()[:2] == others, "each check remembers what failed"
+    bench.clock.advance(50)
+    bench.fetcher.answers = {f"jobs/{number}/": YES for number in range(100)}
+    assert refused(bench.method.refusals(identity, topics)) == {}
+    bench.clock.advance(50)
+    bench.fetcher.paths()
+    assert refused(bench.method.refusals(identity, topics)) == {}
+    assert bench.fetcher.paths()[0] == "/api/v2/jobs/1/", "what has an answer again is as the others"
     assert bench.clock.getDelayedCalls() == []
 
 

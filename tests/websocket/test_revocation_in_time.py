@@ -232,6 +232,48 @@ def test_a_job_of_a_user_who_keeps_the_daemon_busy(
     rest(edge)
 
 
+class BrokenJobs(ManyJobs):
+    """A Tower that can't show some jobs any more: it answers 500, or not in time."""
+
+    broken: frozenset[int] = frozenset()
+    hangs = False
+
+    def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
+        """Answer after a moment, or not at all."""
+        if not any(url.endswith(f"/jobs/{number}/") for number in self.broken):
+            return super().get(url, headers)
+        self.asked += 1
+        if not self.hangs:
+            return succeed(Answer(500, b""))
+        hanging: Deferred[Answer] = Deferred()
+        return hanging
+
+
+@pytest.mark.usefixtures("late")
+@each_row(("broken", "hangs"), [(1, True), (4, False), (4, True), (19, True)], make=edges)
+def test_a_job_behind_others_that_the_api_cannot_show(make: Edges, broken: int, hangs: bool) -> None:
+    """Jobs without an answer stay subscribed. A job behind them that was revoked is delivered for at most a minute."""
+    api = BrokenJobs(make.clock)
+    api.hangs = hangs
+    edge = make(TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api), ping_s=3600)
+    edge.context.credential_monitor.start()
+    wanted = text({"groups": {"job_events": [*range(broken), 999]}, "xrftoken": "c"})
+    client = edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]) + wanted)
+    edge.advance(10, step=0.03)
+    client.take()
+    api.broken, api.job = frozenset(range(broken)), False
+    last = 0
+    for second in range(10, 200):
+        edge.publish("job_events.999", {"at": second})
+        if any("at" in message for message in client.take()):
+            last = second
+        edge.advance(1, step=0.0625)
+    assert 10 <= last <= 10 + PROMISED_S
+    edge.publish("job_events.0", {"at": 200})
+    assert client.take() == [{"at": 200}]
+    rest(edge)
+
+
 @pytest.mark.usefixtures("late")
 @each_row("taken_at", [20, 55], make=edges)
 def test_a_job_among_a_thousand_on_forty_connections(make: Edges, taken_at: int) -> None:

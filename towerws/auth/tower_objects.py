@@ -37,6 +37,13 @@ RETRY_PAUSE_S: Final = 0.5
 PARALLEL_CHECKS: Final = 4
 """Calls in flight for one request. 200 objects at 50 ms take 2.5 s, and calls are left for other clients."""
 
+MAX_UNANSWERED: Final = 20
+"""Questions of one request, or of one check, that may stay without an answer. Then the other objects are not asked about: an API that is
+down or overloaded is spared. At the API's deadline (2 s) these take 10 s, four at a time."""
+
+FAILED_S: Final = 300.0
+"""How long we remember that an object could not be asked about. The next check asks about it last, so that it delays no other."""
+
 _UNAVAILABLE: Final = "unavailable"
 _ENDED: Final = "the credential has ended"
 _NOT_VISIBLE: Final = "not visible to this user"
@@ -83,6 +90,7 @@ class VisibleObjects:
         # Two caches, so that denied objects can't evict allowed ones.
         self._allowed: TtlCache[bool] = TtlCache(settings.allowed_s, settings.cache_entries)
         self._denied: TtlCache[bool] = TtlCache(settings.denied_s, settings.cache_entries)
+        self._failed: TtlCache[bool] = TtlCache(FAILED_S, settings.cache_entries)
         self._checks: SingleFlight[bool] = SingleFlight()
         self.hits = {"allowed": 0, "denied": 0}
         """Answers that came from the cache."""
@@ -132,27 +140,38 @@ class VisibleObjects:
         return None
 
     async def _ask_about(self, user: CheckedUser, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
-        """Ask a few questions at a time, so that one client's list leaves calls for the others."""
+        """Ask a few questions at a time, so that one client's list leaves calls for the others.
+
+        An object without an answer is unavailable, and says nothing about the others. After `until` a question is not retried.
+        """
         until = self._clock.seconds() + self._retry_s
-        left = iter(to_ask.items())
+        left = iter(sorted(to_ask.items(), key=lambda item: self._has_failed(user, item[0])))  # a stable order
         answers: dict[str, str] = {}
-        verdict = ""
+        ended = False
+        unanswered = 0
 
         async def ask() -> None:
-            nonlocal verdict
+            nonlocal ended, unanswered
             for topic, path in left:  # a shared iterator: each worker takes the next topic
-                if not verdict:
-                    try:
-                        if not await self._visible_by(until, user, topic, path):
-                            answers[topic] = _NOT_VISIBLE
-                        continue
-                    except Refused as error:
-                        drop_frames(error)
-                        verdict = _ENDED
-                    except Unavailable as error:
-                        drop_frames(error)
-                        verdict = _UNAVAILABLE
-                answers[topic] = verdict  # the rest would fail in the same way, after another timeout each
+                if ended:
+                    answers[topic] = _ENDED  # the rest would be refused in the same way
+                    continue
+                if unanswered >= MAX_UNANSWERED:
+                    answers[topic] = _UNAVAILABLE
+                    continue
+                try:
+                    if not await self._visible_by(until, user, topic, path):
+                        answers[topic] = _NOT_VISIBLE
+                    self._failed.discard((user.key, topic))
+                except Refused as error:
+                    drop_frames(error)
+                    ended = True
+                    answers[topic] = _ENDED
+                except Unavailable as error:
+                    drop_frames(error)
+                    unanswered += 1
+                    answers[topic] = _UNAVAILABLE
+                    self._failed.put((user.key, topic), answer=True, now=self._clock.seconds())
 
         fault: Failure | None = None
         try:
@@ -163,6 +182,9 @@ class VisibleObjects:
         if fault is not None:
             fault.raiseException()  # outside of `except`: its context would be the other error, a cycle
         return refused | {topic: answers[topic] for topic in to_ask if topic in answers}
+
+    def _has_failed(self, user: CheckedUser, topic: str) -> bool:
+        return bool(self._failed.get((user.key, topic), self._clock.seconds()))
 
     async def _visible_by(self, until: float, user: CheckedUser, topic: str, path: str) -> bool:
         while True:
