@@ -104,6 +104,9 @@ def test_the_method_that_vouches_is_asked_from_then_on() -> None:
     jwt, tower = Fake("jwt", None), Fake("tower", None)
     chain = Chain([jwt, tower])
     assert now(chain.refusals(Identity(7, "tower"), ["job_events.42"])) == {"job_events.42": "tower"}
+    told: list[dict[str, str]] = []
+    assert now(chain.tell_refusals(Identity(7, "tower"), ["job_events.42"], told.append)) is None
+    assert told == [{"job_events.42": "tower"}], "by a method that tells all at the end"
     assert now(chain.revalidate(Identity(7, "tower"))) == Identity(7, "tower")
     assert jwt.asked == []
 

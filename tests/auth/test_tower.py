@@ -357,9 +357,53 @@ def test_a_check_that_cannot_be_made() -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
+def test_refusals_as_they_come() -> None:
+    """A refusal is told a second after its answer at the latest, together with others, and only once. The rest is told at the end."""
+    bench = Bench()
+    identity = enter(bench)
+    topics = ["control.limit_reached_8", "jobs.summary", *(f"job_events.{number}" for number in range(1, 9))]
+    told: list[dict[str, str]] = []
+    checked = bench.method.tell_refusals(identity, topics, told.append)
+    asked = bench.fetcher.asked
+    asked[0][2].callback(NO)
+    asked[1][2].callback(YES)
+    asked[2][2].callback(NO)
+    assert told == []
+    bench.clock.advance(1)
+    hidden = "not visible to this user"
+    assert told == [{"control.limit_reached_8": "another user's", "job_events.1": hidden, "job_events.3": hidden}]
+    asked[3][2].callback(NO)
+    for _, _, question in asked[4:7]:
+        question.callback(YES)
+    bench.clock.advance(1)
+    assert told[1:] == [{"job_events.4": hidden}]
+    asked[7][2].callback(NO)
+    assert now(checked) is None
+    assert told[2:] == [{"job_events.8": hidden}]
+    assert bench.clock.getDelayedCalls() == []
+    bench.clock.advance(1)
+    assert now(bench.method.tell_refusals(identity, topics[:3], told.append)) is None
+    assert told[3:] == [{"control.limit_reached_8": "another user's", "job_events.1": hidden}], "from the cache"
+
+
+def test_refusals_that_are_no_longer_wanted() -> None:
+    """A check that is cancelled tells no more."""
+    bench = Bench()
+    told: list[dict[str, str]] = []
+    checked = bench.method.tell_refusals(enter(bench), ["job_events.1", "job_events.2"], told.append)
+    bench.fetcher.asked[0][2].callback(NO)
+    checked.cancel()
+    with pytest.raises(CancelledError):
+        now(checked)
+    bench.fetcher.asked[1][2].callback(NO)
+    bench.clock.advance(4)
+    assert told == []
+    assert bench.clock.getDelayedCalls() == []
+
+
 @each_row("broken", [1, 4, 19])
 def test_objects_without_an_answer_do_not_stop_the_others(broken: int) -> None:
-    """AWX answers 500 for an object that it can't show. The other objects are asked about once these are given up, and first the next time."""
+    """AWX answers 500 for an object that it can't show. The others are asked about once these are given up, and first the next time."""
     bench = Bench()
     identity = enter(bench)
     bench.fetcher.answers = {f"jobs/{number}/": BROKEN for number in range(1, broken + 1)} | {"jobs/98/": YES, "jobs/99/": NO}

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import Client, Edge, Edges, edges, request, text
+from towerws.auth.chain import Chain
 from towerws.auth.tower import TowerMethod
 from towerws.auth.tower_api import Answer
 from towerws.core.settings import TowerSettings
@@ -170,13 +171,15 @@ def test_an_api_that_is_down_when_it_is_asked(make: Edges) -> None:
 class ManyJobs(Api):
     """A Tower with a thousand jobs. Each answer takes a moment."""
 
+    answer_s = 0.03
+
     def get(self, url: str, headers: Iterable[tuple[str, str]]) -> Deferred[Answer]:
         """Answer after a moment, with the state of now."""
         self.asked += 1
         body = json.dumps({"count": 1, "results": [{"id": 7, "is_superuser": False, "is_system_auditor": False}]}).encode()
         asked: Deferred[Answer] = Deferred(lambda _: call.cancel())
         hidden = url.endswith("/jobs/999/") and not self.job
-        call = self._clock.callLater(0.03, asked.callback, Answer(404, b"") if hidden else Answer(200, body))
+        call = self._clock.callLater(self.answer_s, asked.callback, Answer(404, b"") if hidden else Answer(200, body))
         return asked
 
 
@@ -230,6 +233,33 @@ def test_a_job_of_a_user_who_keeps_the_daemon_busy(
         edge.advance(1, step=0.0625)
     assert 29 <= last <= 30 + PROMISED_S
     rest(edge)
+
+
+@pytest.mark.usefixtures("late")
+@each_row(("count", "answer_s", "within_s"), [(400, 0.4, PROMISED_S), (400, 1.0, 100 + 3)], make=edges)
+def test_many_jobs_at_an_api_that_is_always_slow(make: Edges, count: int, answer_s: float, within_s: float) -> None:
+    """A refusal counts once it is known, not once the round has ended. So a job is delivered for a round, if rounds take longer."""
+    api = ManyJobs(make.clock)
+    edge = make(Chain([TowerMethod(TowerSettings(url="http://tower"), make.clock, fetcher=api)]), ping_s=3600)
+    wanted = text({"groups": {"job_events": [999, *range(1, count)]}, "xrftoken": "c"})
+    client = edge.connect().send(request(added=["Cookie: sessionid=k; csrftoken=c"]) + wanted)
+    edge.advance(10, step=0.03)
+    client.take()
+    api.answer_s = answer_s
+    edge.context.credential_monitor.start()
+    asked = api.asked
+    while api.asked < asked + 6:  # the round has got the answer about job 999
+        edge.advance(0.25)
+    api.job = False
+    taken_at, last = edge.clock.seconds(), 0.0
+    while edge.clock.seconds() < taken_at + within_s + 30:
+        edge.publish("job_events.999", {"at": edge.clock.seconds()})
+        last = max([last, *(message["at"] for message in client.take() if "at" in message)])
+        edge.advance(1, step=0.25)
+    assert taken_at <= last <= taken_at + within_s
+    edge.context.credential_monitor.stop()
+    api.answer_s = 0.01
+    edge.advance(2 * count * 0.25, step=0.25)
 
 
 class BrokenJobs(ManyJobs):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from towerws.core.errors import TowerwsError
@@ -118,6 +118,17 @@ class AsksAboutTopics(Protocol):
 
 
 @runtime_checkable
+class TellsRefusals(Protocol):
+    """Implemented by a `Method` that has to ask another server about each topic, so that a refusal need not wait for the other answers."""
+
+    def tell_refusals(self, identity: Identity, topics: Sequence[str], tell: Callable[[dict[str, str]], object]) -> Deferred[None]:
+        """Do the same as `refusals`, and call `tell` with refusals soon after they are known, with each of them once.
+
+        Fires when all are told. If it is cancelled, it tells no more.
+        """
+
+
+@runtime_checkable
 class TakesOver(Protocol):
     """Implemented by a `Method` that has something to keep when a reload replaces it: keys, counts of failed sign-ins."""
 
@@ -136,6 +147,13 @@ class ReadsAgain(Protocol):
 def undecided(method: Method, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
     """Return the topics for which `refusals` can't answer at once. If the method does not say, return all."""
     return method.undecided(identity, topics) if isinstance(method, AsksAboutTopics) else frozenset(topics)
+
+
+def tell_refusals(method: Method, identity: Identity, topics: Sequence[str], tell: Callable[[dict[str, str]], object]) -> Deferred[None]:
+    """Call `tell` with the topics that this user may not subscribe to: all at the end, or earlier if the method can do that."""
+    if isinstance(method, TellsRefusals):
+        return method.tell_refusals(identity, topics, tell)
+    return maybeDeferred(method.refusals, identity, topics).addCallback(tell).addCallback(lambda _: None)
 
 
 def result_if_ready(asked: Deferred[Result]) -> Result | None:

@@ -9,7 +9,7 @@ answers what it was asked, and is stopped after `RETIRED_S`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ from towerws.auth.base import (
     recognizes,
     result_if_ready,
     takes_tokens,
+    tell_refusals,
     undecided,
     waits_for_token,
     without_frames,
@@ -181,6 +182,10 @@ class Chain:
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Ask the method that authenticated this user."""
         return self._by_name[identity.method].refusals(identity, topics)
+
+    def tell_refusals(self, identity: Identity, topics: Sequence[str], tell: Callable[[dict[str, str]], object]) -> Deferred[None]:
+        """Ask the method that authenticated this user."""
+        return tell_refusals(self._by_name[identity.method], identity, topics, tell)
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
         """Ask the method that authenticated this user."""

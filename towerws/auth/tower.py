@@ -9,7 +9,7 @@ revocation ignore answers from before them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -127,6 +127,10 @@ class TowerMethod:
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Ask about a few objects at a time. A failed call is retried for `retry_s`, then the topic is refused as unavailable."""
         return self._objects.refusals(_checked_user(identity), topics)
+
+    def tell_refusals(self, identity: Identity, topics: Sequence[str], tell: Callable[[dict[str, str]], object]) -> Deferred[None]:
+        """Do the same as `refusals`, and tell a refusal within a second of its answer."""
+        return self._objects.tell_refusals(_checked_user(identity), topics, tell)
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
         """Return the objects that are not in the cache."""

@@ -41,6 +41,9 @@ MAX_UNANSWERED: Final = 20
 """Questions of one request, or of one check, that may stay without an answer. Then the other objects are not asked about: an API that is
 down or overloaded is spared. At the API's deadline (2 s) these take 10 s, four at a time."""
 
+TELL_S: Final = 1.0
+"""How long a refusal waits for others, so that they are told together: to withdraw a topic costs more with more topics."""
+
 FAILED_S: Final = 300.0
 """How long we remember that an object could not be asked about. The next check asks about it last, so that it delays no other."""
 
@@ -97,6 +100,26 @@ class VisibleObjects:
 
     def refusals(self, user: CheckedUser, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Ask about a few objects at a time. A failed call is retried for `retry_s`, then the topic is refused as unavailable."""
+        refused, to_ask = self._split(user, topics)
+        if not to_ask:
+            return succeed(refused)
+        answers: dict[str, str] = {}
+
+        def ended(_: None) -> dict[str, str]:
+            return refused | {topic: answers[topic] for topic in to_ask if topic in answers}  # in the order of the request
+
+        return run(self._ask_about(user, to_ask, answers.__setitem__)).addCallback(ended)
+
+    def tell_refusals(self, user: CheckedUser, topics: Sequence[str], tell: Callable[[dict[str, str]], object]) -> Deferred[None]:
+        """Do the same as `refusals`, and call `tell` with each refusal at most `TELL_S` after its answer."""
+        refused, to_ask = self._split(user, topics)
+        told = _Refusals(tell, self._clock)
+        for topic, reason in refused.items():
+            told.add(topic, reason)
+        return run(self._ask_about(user, to_ask, told.add)).addCallbacks(told.flush, told.drop)
+
+    def _split(self, user: CheckedUser, topics: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the topics that are refused without a question, each with the reason, and those to ask about, each with its path."""
         refused: dict[str, str] = {}
         to_ask: dict[str, str] = {}
         for topic in topics:
@@ -108,9 +131,7 @@ class VisibleObjects:
                     continue
                 case reason:
                     refused[topic] = reason
-        if not to_ask:
-            return succeed(refused)
-        return run(self._ask_about(user, to_ask, refused))
+        return refused, to_ask
 
     def undecided(self, user: CheckedUser, topics: Sequence[str]) -> frozenset[str]:
         """Return the objects that are not in the cache."""
@@ -139,14 +160,13 @@ class VisibleObjects:
             return _NOT_VISIBLE
         return None
 
-    async def _ask_about(self, user: CheckedUser, to_ask: Mapping[str, str], refused: dict[str, str]) -> dict[str, str]:
-        """Ask a few questions at a time, so that one client's list leaves calls for the others.
+    async def _ask_about(self, user: CheckedUser, to_ask: Mapping[str, str], refuse: Callable[[str, str], None]) -> None:
+        """Ask a few questions at a time, so that one client's list leaves calls for the others. Call `refuse` with a topic and the reason.
 
         An object without an answer is unavailable, and says nothing about the others. After `until` a question is not retried.
         """
         until = self._clock.seconds() + self._retry_s
         left = iter(sorted(to_ask.items(), key=lambda item: self._has_failed(user, item[0])))  # a stable order
-        answers: dict[str, str] = {}
         ended = False
         unanswered = 0
 
@@ -154,23 +174,23 @@ class VisibleObjects:
             nonlocal ended, unanswered
             for topic, path in left:  # a shared iterator: each worker takes the next topic
                 if ended:
-                    answers[topic] = _ENDED  # the rest would be refused in the same way
+                    refuse(topic, _ENDED)  # the rest would be refused in the same way
                     continue
                 if unanswered >= MAX_UNANSWERED:
-                    answers[topic] = _UNAVAILABLE
+                    refuse(topic, _UNAVAILABLE)
                     continue
                 try:
                     if not await self._visible_by(until, user, topic, path):
-                        answers[topic] = _NOT_VISIBLE
+                        refuse(topic, _NOT_VISIBLE)
                     self._failed.discard((user.key, topic))
                 except Refused as error:
                     drop_frames(error)
                     ended = True
-                    answers[topic] = _ENDED
+                    refuse(topic, _ENDED)
                 except Unavailable as error:
                     drop_frames(error)
                     unanswered += 1
-                    answers[topic] = _UNAVAILABLE
+                    refuse(topic, _UNAVAILABLE)
                     self._failed.put((user.key, topic), answer=True, now=self._clock.seconds())
 
         fault: Failure | None = None
@@ -181,7 +201,6 @@ class VisibleObjects:
             fault = error.subFailure
         if fault is not None:
             fault.raiseException()  # outside of `except`: its context would be the other error, a cycle
-        return refused | {topic: answers[topic] for topic in to_ask if topic in answers}
 
     def _has_failed(self, user: CheckedUser, topic: str) -> bool:
         return bool(self._failed.get((user.key, topic), self._clock.seconds()))
@@ -205,3 +224,40 @@ class VisibleObjects:
             return visible
 
         return self._ask(user, path).addCallback(answered)
+
+
+class _Refusals:
+    """Refusals that are told together, `TELL_S` after the first of them at the latest."""
+
+    def __init__(self, tell: Callable[[dict[str, str]], object], clock: Any) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._refused: dict[str, str] = {}
+        self._timer: Any = None
+
+    def add(self, topic: str, reason: str) -> None:
+        """Tell this one, too."""
+        self._refused[topic] = reason
+        if self._timer is None:
+            self._timer = self._clock.callLater(TELL_S, self._expire)
+
+    def flush(self, _: None = None) -> None:
+        """Callback: tell what is known."""
+        self._stop_timer()
+        refused, self._refused = self._refused, {}
+        if refused:
+            self._tell(refused)
+
+    def drop(self, failure: Failure) -> Failure:
+        """Errback: tell no more."""
+        self._stop_timer()
+        return failure
+
+    def _expire(self) -> None:
+        self._timer = None  # a DelayedCall that has fired still refers to its function, a cycle
+        self.flush()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()

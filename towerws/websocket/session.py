@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from towerws.auth.base import Refused, Unavailable, result_if_ready
+from towerws.auth.base import Refused, Unavailable, result_if_ready, tell_refusals
 from towerws.core.client_address import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import BadRequest, CloseReason
@@ -428,8 +428,10 @@ class Session:
         if self._checking_topics is not None:
             self._topics_again = True
             return
-        asked = maybeDeferred(self._context.auth.refusals, self.identity, tuple(self.subscriber.topics))
-        self._checking_topics = checking = asked.addCallback(self._withdraw).addErrback(self._recheck_failed)
+        asked: Deferred[None] = maybeDeferred(
+            tell_refusals, self._context.auth, self.identity, tuple(self.subscriber.topics), self._withdraw
+        )
+        self._checking_topics = checking = asked.addErrback(self._recheck_failed)
 
         def done(_: None) -> None:
             self._checking_topics = None
