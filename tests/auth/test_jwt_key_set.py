@@ -26,11 +26,11 @@ MAX_AGE_S, STALE_S = 1000, 500
 class Issuer:
     """Answers when a test says so, and counts calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_age_s: float = MAX_AGE_S, stale_s: float = STALE_S) -> None:
         self.clock = Clock()
         self.calls: list[Deferred[Fetched]] = []
         url = urlsplit(f"https://issuer.example/keys?key={CANARY}")
-        self.keys = Jwks(self.get, url, ("ES256", "EdDSA"), self.clock, max_age_s=MAX_AGE_S, stale_s=STALE_S)
+        self.keys = Jwks(self.get, url, ("ES256", "EdDSA"), self.clock, max_age_s=max_age_s, stale_s=stale_s)
 
     def get(self) -> Deferred[Fetched]:
         """Start a call."""
@@ -377,3 +377,39 @@ def test_a_successor_takes_over_keys_and_counts(known: Issuer) -> None:
     successor.calls[-1].errback(Failure(FetchError("down")))
     with pytest.raises(Unavailable):
         result(asked)
+
+
+@each_row(
+    ("max_age_s", "stale_s", "usable_s"),
+    [
+        (MAX_AGE_S, STALE_S, 100 + STALE_S),
+        (MAX_AGE_S, 20, 100 + 20),
+        (MAX_AGE_S, 0, 100),
+        (60, STALE_S, 60 + STALE_S),
+        (60, 0, 60),
+        (0, 0, 0),
+        (MAX_AGE_S, 9 * STALE_S, 100 + STALE_S),
+    ],
+    issuer=known_issuer,
+)
+def test_a_reload_bounds_the_keys_of_before(issuer: Issuer, max_age_s: float, stale_s: float, usable_s: float) -> None:
+    """While the issuer is down, keys are used as long as the settings of now allow, and no longer than those of before did.
+
+    This holds over two reloads, too.
+    """
+    between, after = Issuer(max_age_s, stale_s), Issuer()
+    between.keys.take_over(issuer.keys)
+    after.keys.take_over(between.keys)
+    for source in (between, after):
+        for seconds, usable in ((usable_s - 1, True), (1, False)):
+            if usable and seconds < 0:
+                continue
+            source.clock.advance(seconds)
+            source.keys.read_again()
+            asked = source.find()
+            source.calls[-1].errback(Failure(FetchError("down")))
+            if usable:
+                assert [key.kid for key in result(asked)] == ["k1"]
+            else:
+                with pytest.raises(Unavailable):
+                    result(asked)

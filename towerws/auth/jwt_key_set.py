@@ -69,7 +69,8 @@ class Jwks:
         self._max_age_s = max_age_s
         self._stale_s = stale_s
         self._keys: tuple[Key, ...] = ()
-        self._fresh_until = self._usable_until = float("-inf")
+        self._fetched_at = self._fresh_until = self._usable_until = float("-inf")
+        self._age_s = 0  # of the answer, before its bounds
         self._next_try = self._next_unknown = float("-inf")
         self._failing = False
         self._stopped = False
@@ -86,8 +87,13 @@ class Jwks:
         return run(self._find_newer(algorithm, kid))
 
     def take_over(self, before: Jwks) -> None:
-        """Use the keys and counts of another source with the same URL and algorithms, as if they were fetched here."""
-        self._keys, self._usable_until, self._failing = before._keys, before._usable_until, before._failing
+        """Use the keys and counts of another source with the same URL and algorithms, as if they were fetched here.
+
+        The keys are used no longer than either source would use them: a reload that lowers a bound is in force for them, too.
+        """
+        self._keys, self._failing = before._keys, before._failing
+        self._fetched_at, self._age_s = before._fetched_at, before._age_s
+        self._usable_until = min(before._usable_until, self._fetched_at + self._fresh_s() + self._stale_s)
         self.counts.update(before.counts)
 
     def read_again(self) -> None:
@@ -174,14 +180,17 @@ class Jwks:
 
     def _use(self, fetched: Fetched) -> None:
         self._keys = _read_set(fetched.body, self._algorithms)
-        age_s = DEFAULT_AGE_S if fetched.max_age_s is None else fetched.max_age_s
-        now = self._clock.seconds()
-        self._fresh_until = now + min(max(age_s, MIN_AGE_S), self._max_age_s)
+        self._age_s = DEFAULT_AGE_S if fetched.max_age_s is None else fetched.max_age_s
+        self._fetched_at = self._clock.seconds()
+        self._fresh_until = self._fetched_at + self._fresh_s()
         self._usable_until = self._fresh_until + self._stale_s
         self.counts["fetched"] += 1
         if self._failing:
             self._failing = False
             self._log.info("the keys of tokens could be fetched again from {url}", url=self._shown_url)
+
+    def _fresh_s(self) -> float:
+        return min(max(self._age_s, MIN_AGE_S), self._max_age_s)
 
     def _failed(self, failure: Failure) -> None:
         self.counts["failed"] += 1
