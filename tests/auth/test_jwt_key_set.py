@@ -363,6 +363,52 @@ def test_a_reload_fetches_again_and_keeps_the_keys_meanwhile(known: Issuer) -> N
     assert known.kids() == ["k1"]
 
 
+@pytest.mark.parametrize("before", ["answers", "fails"])
+def test_a_reload_during_a_fetch(issuer: Issuer, before: str) -> None:
+    """The answer under way may have a key that was withdrawn since. The keys are fetched once more before any token is checked."""
+    first = issuer.find()
+    issuer.keys.read_again()
+    issuer.keys.read_again()
+    if before == "answers":
+        issuer.answer(jwk("ES256", kid="k1"), max_age_s=100)
+    else:
+        issuer.calls[-1].errback(Failure(FetchError("down")))
+    assert len(issuer.calls) == 2, "not even a failure a moment ago delays it"
+    second = issuer.find()
+    assert not first.called
+    assert not second.called
+    issuer.answer(jwk("ES256", kid="k2"), max_age_s=100)
+    assert (list(result(first)), list(result(second))) == ([], [])
+    assert issuer.kids("k2") == ["k2"]
+    assert len(issuer.calls) == 2
+
+
+def test_a_reload_during_a_fetch_and_no_answer(issuer: Issuer) -> None:
+    """If the second fetch fails, the keys of the first are used, and soon fetched again."""
+    asked = issuer.find()
+    issuer.keys.read_again()
+    issuer.answer(jwk("ES256", kid="k1"), max_age_s=100)
+    issuer.calls[-1].errback(Failure(FetchError("down")))
+    assert [key.kid for key in result(asked)] == ["k1"]
+    assert issuer.kids() == ["k1"]
+    assert len(issuer.calls) == 2
+    issuer.clock.advance(RETRY_S)
+    asked = issuer.find()
+    assert len(issuer.calls) == 3
+    issuer.answer(jwk("ES256", kid="k2"), max_age_s=100)
+    assert list(result(asked)) == []
+
+
+def test_a_stop_after_a_reload_during_a_fetch(issuer: Issuer) -> None:
+    """No other fetch follows."""
+    asked = issuer.find()
+    issuer.keys.read_again()
+    result(issuer.keys.stop())
+    with pytest.raises(Unavailable):
+        result(asked)
+    assert len(issuer.calls) == 1
+
+
 def test_a_successor_takes_over_keys_and_counts(known: Issuer) -> None:
     """It uses the keys until its own fetch succeeds, for as long as its predecessor would have."""
     successor = Issuer()

@@ -74,6 +74,7 @@ class Jwks:
         self._next_try = self._next_unknown = float("-inf")
         self._failing = False
         self._stopped = False
+        self._generation = 0  # of the calls of `read_again`
         self._fetching: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
         self.counts = {"fetched": 0, "failed": 0, "stale": 0, "limited": 0}
@@ -97,7 +98,11 @@ class Jwks:
         self.counts.update(before.counts)
 
     def read_again(self) -> None:
-        """Fetch the keys before the next use, however new they are. If that fails, the old ones are used as long as they may be."""
+        """Fetch the keys before the next use, however new they are. If that fails, the old ones are used as long as they may be.
+
+        A fetch in flight may get the keys of before. So it is followed by another one, and both count as one fetch for its callers.
+        """
+        self._generation += 1
         self._fresh_until = self._next_try = self._next_unknown = float("-inf")
 
     def stop(self) -> Deferred[None]:
@@ -166,24 +171,29 @@ class Jwks:
             self._waiting.remove(waiter)
 
     async def _fetch(self) -> None:
-        try:
-            fetched = await self._get()
-            self._use(fetched)
-        except Exception as error:  # noqa: BLE001 - any error means no new keys, and the callers learn that
-            self._failed(Failure(error))
-            drop_frames(error)
+        generation = -1
+        while generation != self._generation and not self._stopped:
+            generation = self._generation
+            try:
+                fetched = await self._get()
+                self._use(fetched, generation)
+            except Exception as error:  # noqa: BLE001 - any error means no new keys, and the callers learn that
+                self._failed(Failure(error))
+                drop_frames(error)
         self._fetching = None
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.called:  # one that an earlier callback cancelled was called already
                 waiter.callback(None)
 
-    def _use(self, fetched: Fetched) -> None:
+    def _use(self, fetched: Fetched, generation: int) -> None:
         self._keys = _read_set(fetched.body, self._algorithms)
         self._age_s = DEFAULT_AGE_S if fetched.max_age_s is None else fetched.max_age_s
         self._fetched_at = self._clock.seconds()
-        self._fresh_until = self._fetched_at + self._fresh_s()
-        self._usable_until = self._fresh_until + self._stale_s
+        fresh_until = self._fetched_at + self._fresh_s()
+        if generation == self._generation:
+            self._fresh_until = fresh_until
+        self._usable_until = fresh_until + self._stale_s
         self.counts["fetched"] += 1
         if self._failing:
             self._failing = False
