@@ -72,10 +72,11 @@ class Worker(Events):
                 raise ProducerClosed("the producer is closed")
             self._emitted += 1
             gone = self._buffer.add((topic, body, next(self._numbers), emitted_ms, publication))
-            if not self._awake:
-                self._wake()
+            fault = None if self._awake else self._wake()
         if gone:
             self._evict(gone)
+        if fault is not None:
+            self._say_not_started(fault)
 
     def message_id(self, event: Event) -> str:
         """The event's id: given by the caller, or made of its number."""
@@ -109,8 +110,11 @@ class Worker(Events):
         done = threading.Event()
         with self._lock:
             watch = self._buffer.watch(next(self._numbers), done.set)
-        if watch is None:
-            return True
+            if watch is None:
+                return True
+            fault = None if self._awake or self._thread is not None else self._wake()
+        if fault is not None:
+            self._say_not_started(fault)
         deadline = time.monotonic() + timeout
         moved, progress = time.monotonic(), -1
         try:
@@ -258,22 +262,36 @@ class Worker(Events):
 
     # The thread
 
-    def _wake(self) -> None:
-        """Wake the thread for waiting events. The caller holds the lock."""
+    def _wake(self) -> Optional[ProducerError]:
+        """Wake the thread for waiting events. Returns why no thread can be started. The caller holds the lock."""
         if self._thread is None:
-            self._start()
+            fault = self._start()
+            if fault is not None:
+                return fault
         self._awake = True
         if self._connection is not None:
             self._connection.wake()
+        return None
 
-    def _start(self) -> None:
-        """Start the thread. An ending interpreter starts none: the event then stays buffered, and is counted at the exit."""
+    def _start(self) -> Optional[ProducerError]:
+        """Start the thread, or return why not.
+
+        The process may have no thread left. An ending interpreter starts none. The event then stays buffered. The next event and the
+        next flush try again.
+        """
         thread = threading.Thread(target=self._run, name="towerws-producer", daemon=True)
         try:
             thread.start()
-        except RuntimeError:
-            return
+        except RuntimeError as error:
+            self._down = NotConfirmed(f"can't start the publishing thread: {error}")
+            return self._down
         self._thread = thread
+        return None
+
+    def _say_not_started(self, error: ProducerError) -> None:
+        """Log it. The caller does not hold the lock, because a log handler may wait for a thread that emits."""
+        text = f"{error}. The next event or flush tries again, and events are kept, up to {self._settings.buffer_bytes} bytes"
+        self._log.fold("no thread", text)
 
     def _run(self) -> None:
         quiet_pika()
