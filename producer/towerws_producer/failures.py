@@ -6,6 +6,7 @@ from typing import Any, Tuple
 from pika import exceptions as pika_exceptions
 
 from towerws_producer.errors import (
+    ConfigError,
     CredentialsRefused,
     Nacked,
     NoSuchExchange,
@@ -44,6 +45,11 @@ def no_queue_yet(exchange: str) -> ProducerError:
 def nacked(exchange: str) -> ProducerError:
     """The error of an event that a queue refuses for now."""
     return Nacked(f"a queue behind the exchange {exchange!r} takes no events (nack): is it at its maximum length?")
+
+
+def cant_be_carried(error: Exception) -> ProducerError:
+    """The error of an event with a property that can't be encoded. The text names no value."""
+    return ConfigError(f"AMQP can't carry the event ({type(error).__name__}): check its message_id")
 
 
 def judge(error: BaseException, doing: str, exchange: str, ready: bool) -> Failure:

@@ -18,7 +18,7 @@ import pika
 
 from towerws_producer.buffer import Event
 from towerws_producer.errors import ProducerError
-from towerws_producer.failures import nacked, unroutable
+from towerws_producer.failures import cant_be_carried, nacked, unroutable
 from towerws_producer.settings import Settings
 
 BATCH = 8
@@ -130,27 +130,36 @@ class Publishing:
             return
         events = self._events.take(BATCH if self._routed else 1)
         now = time.monotonic()
+        sent = 0
         for event in events:
-            self._tag += 1
-            self._unconfirmed[self._tag] = event
             event.sends += 1
             event.sent_at = now
-            self._channel.basic_publish(
-                self._settings.exchange,
-                event.topic,
-                event.body,
-                pika.BasicProperties(
-                    content_type="application/json",
-                    delivery_mode=TRANSIENT,
-                    message_id=self._events.message_id(event),
-                    timestamp=event.emitted_ms // 1000,
-                    headers={"timestamp_in_ms": event.emitted_ms},  # the name of RabbitMQ's own header
-                ),
-                mandatory=self._settings.mandatory,
-            )
-        if len(events) == BATCH and not self._pumping:
+            sent += self._send(event)
+        # After a dropped event no confirm may come that sends the next one.
+        if (len(events) == BATCH or sent < len(events)) and not self._pumping:
             self._pumping = True
             self._loop.add_callback_threadsafe(self._pump_again)
+
+    def _send(self, event: Event) -> bool:
+        """Send an event. False if AMQP can't carry it: the event is dropped, because it would end each later connection, too."""
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=TRANSIENT,
+            message_id=self._events.message_id(event),
+            timestamp=event.emitted_ms // 1000,
+            headers={"timestamp_in_ms": event.emitted_ms},  # the name of RabbitMQ's own header
+        )
+        try:
+            self._channel.basic_publish(self._settings.exchange, event.topic, event.body, properties, mandatory=self._settings.mandatory)
+        except Exception:
+            error = _encoding_error(properties)
+            if error is None:
+                raise
+            self._events.failed(event, cant_be_carried(error))
+            return False
+        self._tag += 1  # the broker counts what it gets
+        self._unconfirmed[self._tag] = event
+        return True
 
     def _pump_again(self) -> None:
         self._pumping = False
@@ -224,3 +233,12 @@ class Publishing:
         if self._events.retry(RETRY_EVENTS):
             self._retry_later()
         self.pump()
+
+
+def _encoding_error(properties: Any) -> Optional[Exception]:
+    """Why the properties can't be encoded. None if they can be: the connection has another fault, and the event stays."""
+    try:
+        pika.frame.Header(1, 0, properties).marshal()
+    except Exception as error:  # noqa: BLE001 - a codec's, pika's, or one of `struct`
+        return error
+    return None

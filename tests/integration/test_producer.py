@@ -25,6 +25,7 @@ from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
 from towerws_producer import (
     Blocked,
     BufferFull,
+    ConfigError,
     CredentialsRefused,
     Nacked,
     NoSuchExchange,
@@ -172,6 +173,36 @@ def test_a_refused_topic_costs_its_neighbours_nothing(rabbit: PrivateRabbit, exc
             got.setdefault(properties.message_id, json.loads(body)["n"])
     assert list(got.values()) == [number for number in range(60) if number not in {7, 8, 40}]
     assert producer.stats()["dropped"] == {"refused": 4}
+
+
+def test_an_event_that_amqp_cant_carry(
+    rabbit: PrivateRabbit,
+    exchange: str,
+    make: Callable[..., Producer],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such an event is dropped, and its caller gets the error. The others go on, each with its own confirm, on the same connection."""
+    monkeypatch.setattr("towerws_producer.producer.utf8_bytes", len)  # instead of the check that refuses such an id
+    answers: list[ProducerError | None] = []
+    with Queue(rabbit.url, exchange) as queue:
+        producer = make(rabbit.url)
+        for number in range(30):
+            if number in {0, 7, 20}:
+                producer.submit("jobs.1", {"secret": "payload-word"}, answers.append, "\udcff")
+            producer.emit("jobs.1", {"n": number})
+        assert producer.flush(DEADLINE_S)
+        assert queue.payloads(30) == [{"n": number} for number in range(30)]
+        assert producer.stats()["connected"] == 1
+        second = make(f"amqp://127.0.0.1:1,{at(rabbit.url)}")  # after a failed attempt the first event is sent alone
+        second.submit("jobs.1", {}, answers.append, "\udcff")
+        second.publish("jobs.1", {"n": 30}, timeout=DEADLINE_S)
+        assert queue.payloads(1) == [{"n": 30}]
+    assert [(type(answer), str(answer)) for answer in answers] == [
+        (ConfigError, "AMQP can't carry the event (UnicodeEncodeError): check its message_id")
+    ] * 4
+    assert (producer.stats()["dropped"], second.stats()["dropped"]) == ({"config": 3}, {"config": 1})
+    assert "payload-word" not in caplog.text
 
 
 def test_a_full_buffer_drops_the_oldest(make: Callable[..., Producer]) -> None:
