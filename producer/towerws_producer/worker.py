@@ -57,6 +57,9 @@ class Worker(Events):
         self._state = "idle"
         self._down: Optional[ProducerError] = None
         self._rounds_failed = 0
+        """Rounds of attempts since something was confirmed."""
+        self._unreachable = False
+        """Whether no broker of the last round could be used."""
         self._suspects = 0
         self._may_declare = settings.declare
         self.counters: Dict[str, int] = {"sent": 0, "confirmed": 0, "resent": 0, "nacked": 0, "connected": 0}
@@ -125,7 +128,7 @@ class Worker(Events):
                 left = deadline - now
                 if give_up_s is not None:
                     left = min(left, moved + give_up_s - now)
-                    if self._rounds_failed:  # no broker is reachable, and waiting longer at exit does not help
+                    if self._unreachable:  # waiting longer at exit does not help
                         return False
                     left = min(left, 0.05) if left > 0 else left
                 if left <= 0:
@@ -246,6 +249,7 @@ class Worker(Events):
         """Log it once after an outage."""
         with self._lock:
             was_down, self._down = self._down, None
+            self._unreachable = False
             self.counters["connected"] += 1
             self._state = "ready"
         if was_down is not None:
@@ -298,6 +302,7 @@ class Worker(Events):
         addresses = list(self._settings.addresses)
         try:
             while not self._is_closing():
+                connected = self.counters["connected"]
                 for address in addresses:
                     failure = self._one_connection(address)
                     if self._is_closing():
@@ -305,6 +310,7 @@ class Worker(Events):
                     self._note(failure)
                     if failure.may_not_declare or failure.suspect:
                         break
+                self._unreachable = self.counters["connected"] == connected and not failure.may_not_declare
                 self._wait(failure)
         except Exception as error:
             say(logging.ERROR, f"the publishing thread failed with {type(error).__name__}: the next event starts another")

@@ -22,6 +22,7 @@ from private_rabbitmq import PrivateRabbit
 
 from tests.integration.producer_queue import Queue
 from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
+from tests.kit.forwarder import Forwarder
 from towerws_producer import (
     Blocked,
     BufferFull,
@@ -273,6 +274,51 @@ def test_the_next_host_is_tried(rabbit: PrivateRabbit, exchange: str, make: Call
         producer = make(f"amqp://127.0.0.1:1,{rabbit.url.replace('%2F', '')}")
         producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)
         assert queue.payloads(1) == [{"n": 1}]
+
+
+@pytest.mark.parametrize("reconnects", ["before the events", "during the exit"])
+def test_an_exit_after_a_lost_connection(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer], reconnects: str) -> None:
+    """The broker confirms, so the process sends its events before it ends, also if nothing was confirmed since the loss."""
+    port = int(rabbit.url.rpartition(":")[2].partition("/")[0])
+    with Queue(rabbit.url, exchange) as queue, Forwarder(port) as forwarder:
+        producer = make(at(f"127.0.0.1:{forwarder.port}"), exit_s=DEADLINE_S)
+        producer.publish("jobs.1", {"n": 0}, timeout=DEADLINE_S)
+        forwarder.cut()
+        if reconnects == "before the events":
+            wait_until(lambda: producer.stats()["connected"] == 2)
+        else:
+            wait_until(lambda: producer.stats()["state"] != "ready")
+        for number in range(1, 4):
+            producer.emit("jobs.1", {"n": number})
+        producer.flush_at_exit()
+        stats = producer.stats()
+        assert (stats["confirmed"], stats["dropped"]) == (4, {})
+        assert queue.payloads(4) == [{"n": number} for number in range(4)]
+
+
+def test_an_exit_after_a_refused_event(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """The broker closes the channel. The process connects again, and sends the events that the user may publish."""
+    user = f"u{uuid4().hex[:8]}"
+    rabbit.ctl("add_user", user, "pw")
+    rabbit.ctl("set_permissions", user, "", ".*", ".*")
+    rabbit.ctl("set_topic_permissions", user, exchange, r"^jobs\..*", ".*")
+    with Queue(rabbit.url, exchange):
+        producer = make(at(rabbit.url, f"{user}:pw"), exit_s=DEADLINE_S)
+        with pytest.raises(Refused, match="may not write"):
+            producer.publish("secrets.1", {}, timeout=DEADLINE_S)
+        for number in range(100):
+            producer.emit("jobs.1", {"n": number})
+        producer.flush_at_exit()
+    stats = producer.stats()
+    assert (stats["confirmed"], stats["dropped"]) == (100, {"refused": 1})
+
+
+def test_an_exit_without_a_broker(make: Callable[..., Producer]) -> None:
+    """If a whole round of attempts has failed, waiting does not help."""
+    producer = make("amqp://127.0.0.1:1", exit_s=1000)
+    producer.emit("jobs.1", {})
+    worker = producer._worker()
+    assert not worker.flush(1000, 1000)  # no longer than the attempts take, otherwise the test times out
 
 
 def test_a_nacked_event_is_sent_again(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:

@@ -48,11 +48,15 @@ class Forwarder:
             self._server.shutdown(socket.SHUT_RDWR)
         self._threads[0].join(DEADLINE_S)
         self._server.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+
+    def cut(self) -> None:
+        """End the connections. It still listens."""
         for each in self._sockets:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(each, socket.SHUT_RDWR)  # an `SSLSocket`'s own `shutdown` takes its TLS away from the thread
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
 
     def _start(self, target: Callable[..., None], *args: socket.socket) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
