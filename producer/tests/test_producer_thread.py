@@ -1,7 +1,11 @@
 """The thread that publishes: it starts, and goes on, after what the machine or an event does to it."""
 
+import errno
+import gc
+import os
+import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from tests.kit.daemon import DEADLINE_S
@@ -35,3 +39,52 @@ def test_a_thread_that_cant_be_started(by: str, caplog: pytest.LogCaptureFixture
             producer.flush(0.01)
         assert broker.got_one.wait(DEADLINE_S)
         producer.close(timeout=0)
+
+
+@pytest.mark.parametrize("resource", ["towerws_producer.connection.IOLoop", "select.epoll"])
+def test_a_process_without_a_free_descriptor(resource: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is a failed attempt: the thread backs off and goes on by itself. One line says so, and nothing is left open."""
+    module, _, name = resource.rpartition(".")
+    make, missing = getattr(sys.modules[module], name), iter(range(5))
+
+    def scarce(*args: Any) -> Any:
+        if next(missing, None) is not None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return make(*args)
+
+    monkeypatch.setattr("towerws_producer.worker.BACKOFF_MAX_S", 0.01)
+    monkeypatch.setattr(resource, scarce)
+    with UnconfirmingBroker() as broker:
+        producer = Producer(broker.url)
+        producer.emit("jobs.1", {})
+        assert broker.got_one.wait(DEADLINE_S)
+        producer.close(timeout=0)
+    assert next(missing, None) is None
+    lines = [message for message in caplog.messages if "Too many open files; events are kept" in message]
+    assert len(lines) == 1
+    gc.collect()  # an open socket that is collected is a ResourceWarning, which fails the test
+
+
+def test_a_thread_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One line says so, however many threads fail. Each event starts another one."""
+    failed = threading.Semaphore(0)
+
+    def fail(*_: object) -> NoReturn:
+        failed.release()
+        raise ZeroDivisionError("a mistake of ours")
+
+    with UnconfirmingBroker() as broker:
+        producer = Producer(broker.url)
+        with pytest.MonkeyPatch.context() as broken:
+            broken.setattr("towerws_producer.worker.Worker._one_connection", fail)
+            for _ in range(5):
+                producer.emit("jobs.1", {})
+                assert failed.acquire(timeout=DEADLINE_S)
+                thread = producer._worker()._thread
+                if thread is not None:
+                    thread.join(DEADLINE_S)
+        producer.emit("jobs.1", {})
+        assert broker.got_one.wait(DEADLINE_S)
+        producer.close(timeout=0)
+    lines = [record.levelname for record in caplog.records if "the publishing thread failed with ZeroDivisionError" in record.getMessage()]
+    assert lines == ["ERROR"]

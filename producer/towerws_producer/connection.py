@@ -35,7 +35,10 @@ CLOSE_S = 1.0
 
 
 class Connection:
-    """One connection. `run` makes the attempt and returns once it has ended. `again`: one was lost or failed before."""
+    """One connection. `run` makes the attempt and returns once it has ended. `again`: one was lost or failed before.
+
+    Raises `OSError` if the process has no free descriptor.
+    """
 
     def __init__(self, address: Address, settings: Settings, events: Events, declare: bool, again: bool = False) -> None:
         self._address = address
@@ -65,7 +68,7 @@ class Connection:
                 custom_ioloop=self._services,
             )
             self._loop.call_later(TICK_S, self._tick)
-            self._loop.start()
+            self._run_loop()
         except Exception as error:  # noqa: BLE001 - pika raises what a damaged stream or a wrong TLS file made of it
             self._fail(self._judge(error, "connecting to" if not self._ready else "publishing to"))
             self._end_after_error()
@@ -76,12 +79,19 @@ class Connection:
         if self._connection is not None:
             with suppress(Exception):
                 self._give_up()
-                self._loop.start()
+                self._run_loop()
+
+    def _run_loop(self) -> None:
+        # The start needs a descriptor. Without one, pika's loop can neither run nor be closed. So try that first.
+        self._loop.activate_poller()
+        self._loop.deactivate_poller()
+        self._loop.start()
 
     def close_loop(self) -> None:
         """Release all descriptors. Nothing may call `wake` after this."""
         self._services.close_sockets()
-        self._loop.close()
+        with suppress(AssertionError):  # it could not start, because another thread took the last descriptor meanwhile
+            self._loop.close()
 
     def wake(self) -> None:
         """Take new events. May be called from any thread."""

@@ -17,7 +17,7 @@ class FoldedLog:
         self._clock = clock
         self._written: Dict[str, Tuple[float, int]] = {}
 
-    def fold(self, kind: str, text: str) -> None:
+    def fold(self, kind: str, text: str, level: int = logging.WARNING) -> None:
         """Write the text, or count it. It never raises: a broken log handler must not reach the caller of `emit`."""
         now = self._clock()
         last, left_out = self._written.get(kind, (now - EVERY_S, 0))
@@ -25,7 +25,7 @@ class FoldedLog:
             self._written[kind] = (last, left_out + 1)
             return
         self._written[kind] = (now, 0)
-        say(logging.WARNING, f"{text} ({left_out} more of this kind since the last such line)" if left_out else text)
+        say(level, f"{text} ({left_out} more of this kind since the last such line)" if left_out else text)
 
 
 def say(level: int, text: str) -> None:

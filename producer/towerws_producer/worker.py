@@ -19,7 +19,7 @@ from towerws_producer.address import Address
 from towerws_producer.buffer import Buffer, Dropped, Event, Publication
 from towerws_producer.connection import Connection
 from towerws_producer.errors import Blocked, BufferFull, NotConfirmed, ProducerClosed, ProducerError, Unroutable
-from towerws_producer.failures import Failure, no_queue_yet
+from towerws_producer.failures import Failure, judge, no_queue_yet
 from towerws_producer.folded_log import FoldedLog, say
 from towerws_producer.pika_log import forget_quiet, quiet_pika
 from towerws_producer.publishing import ROUTE_S, Events
@@ -313,7 +313,8 @@ class Worker(Events):
                 self._unreachable = self.counters["connected"] == connected and not failure.may_not_declare
                 self._wait(failure)
         except Exception as error:
-            say(logging.ERROR, f"the publishing thread failed with {type(error).__name__}: the next event starts another")
+            text = f"the publishing thread failed with {type(error).__name__}: the next event starts another"
+            self._log.fold("thread", text, logging.ERROR)
             logging.getLogger("towerws_producer").debug("traceback", exc_info=True)  # for a developer, and without any payload
         finally:
             forget_quiet()
@@ -327,7 +328,12 @@ class Worker(Events):
 
     def _one_connection(self, address: Address) -> Failure:
         again = self.counters["connected"] > 0 or self._down is not None
-        connection = Connection(address, self._settings, self, self._may_declare, again)
+        try:
+            connection = Connection(address, self._settings, self, self._may_declare, again)
+        except OSError as error:
+            with self._lock:
+                self._state = "down"
+            return judge(error, f"connecting to {address}", self._settings.exchange, ready=False)
         with self._lock:
             self._connection, self._state, self._awake = connection, "connecting", True
             if self._closing:
