@@ -302,7 +302,7 @@ class Worker(Events):
         addresses = list(self._settings.addresses)
         try:
             while not self._is_closing():
-                connected = self.counters["connected"]
+                connected, refusals = self.counters["connected"], 0
                 for address in addresses:
                     failure = self._one_connection(address)
                     if self._is_closing():
@@ -310,6 +310,9 @@ class Worker(Events):
                     self._note(failure)
                     if failure.may_not_declare or failure.suspect:
                         break
+                    refusals += not failure.retryable
+                if refusals == len(addresses):
+                    self._refuse_published(failure.error)
                 self._unreachable = self.counters["connected"] == connected and not failure.may_not_declare
                 self._wait(failure)
         except Exception as error:
@@ -346,9 +349,9 @@ class Worker(Events):
                 connection.close_loop()
 
     def _note(self, failure: Failure) -> None:
-        """Let events in flight wait again. Report to the callers whose publication can't succeed."""
+        """Let events in flight wait again. Drop the event because of which the broker closed the channel."""
         error = failure.error
-        told: List[Dropped] = []
+        culprit: Optional[Event] = None
         with self._lock:
             self._down = error
             recalled = self._buffer.recall()
@@ -361,13 +364,17 @@ class Worker(Events):
                 if len(recalled) == 1:
                     (culprit,) = recalled
                     self._buffer.remove_again(culprit)
-                    told.append((culprit.topic, culprit.publication))
                     self._suspects = 0
-            elif not failure.retryable:
-                told = self._buffer.remove_published()
-        for dropped in told:
-            self._lose(dropped, error)
+        if culprit is not None:
+            self._lose((culprit.topic, culprit.publication), error)
         self._log.fold("down " + error.reason, f"{error}; events are kept, up to {self._settings.buffer_bytes} bytes")
+
+    def _refuse_published(self, error: ProducerError) -> None:
+        """Each broker refuses, and waiting will not help. Report that to the callers that wait, and drop their events."""
+        with self._lock:
+            gone = self._buffer.remove_published()
+        for dropped in gone:
+            self._lose(dropped, error)
 
     def _wait(self, failure: Failure) -> None:
         """Back off with jitter. The maximum doubles until something is confirmed."""

@@ -321,6 +321,22 @@ def test_an_exit_without_a_broker(make: Callable[..., Producer]) -> None:
     assert not worker.flush(1000, 1000)  # no longer than the attempts take, otherwise the test times out
 
 
+def test_the_next_host_is_tried_after_a_refusal(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+    """`publish` raises the refusal if all brokers refuse. While one is only unreachable, the event stays buffered."""
+    refuses = at(rabbit.url, vhost="nowhere")
+    with Queue(rabbit.url, exchange) as queue:
+        producer = make(f"{refuses},{at(rabbit.url)}")
+        producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)
+        assert queue.payloads(1) == [{"n": 1}]
+        assert producer.stats()["dropped"] == {}
+    with pytest.raises(CredentialsRefused):
+        make(f"{refuses},{refuses}").publish("a.b", {}, timeout=DEADLINE_S)
+    waits = make(f"{refuses},amqp://127.0.0.1:1")
+    with pytest.raises(Unreachable):
+        waits.publish("a.b", {}, timeout=2)
+    assert waits.stats()["buffered"] == 1
+
+
 def test_a_nacked_event_is_sent_again(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """A full queue nacks. Nothing is lost: once there is room, each event arrives, with the same id as before."""
     fits, events = 5, 300
