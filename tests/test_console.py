@@ -24,6 +24,7 @@ from towerws.websocket.inspection import canonical_topic, end_connection, list_c
 
 STATIC = files("towerws").joinpath("static")
 FIGURES = {"version": "1", "uptime_s": 5.0, "source": {"state": "consuming", "secret": "x"}, "connections": {"max": 9}}
+END = b'{"connection": 1, "instance": "me"}'
 OUTSIDE = IPv4Address("TCP", "192.0.2.2", 9051)
 GETS = (
     "/console/samples",
@@ -139,24 +140,38 @@ def test_topics(admin: ConsoleAdmin) -> None:
 def test_connections(admin: ConsoleAdmin) -> None:
     """The list, and the end of one connection."""
     client = admin.edge.open(v1=True)
-    assert [row["connection"] for row in admin.ask("GET", "/console/connections?limit=1").json["connections"]] == [1]
-    reply = admin.ask("POST", "/console/connections/end", b'{"connection": 1}')
+    found = admin.ask("GET", "/console/connections?limit=1").json
+    assert (found["instance"], [row["connection"] for row in found["connections"]]) == ("me", [1])
+    reply = admin.ask("POST", "/console/connections/end", END)
     assert (reply.status, reply.json) == (202, {"ended": 1})
     assert client.close_code() == 1012
     client.hang_up()
-    reply = admin.ask("POST", "/console/connections/end", b'{"connection": 1}')
+    reply = admin.ask("POST", "/console/connections/end", END)
     assert (reply.status, "may have ended already" in reply.error) == (404, True)
+
+
+def test_end_of_another_process(admin: ConsoleAdmin) -> None:
+    """Numbers begin again at 1 in each process. A number that another process listed ends no connection here."""
+    client = admin.edge.open(v1=True)
+    reply = admin.ask("POST", "/console/connections/end", b'{"connection": 1, "instance": "another"}')
+    assert (reply.status, "listed by another process" in reply.error) == (409, True)
+    assert client.close_code() is None
+    assert admin.ask("POST", "/console/connections/end", END).status == 202
 
 
 @each_row(
     "body",
-    [b"", b"{}", b"[]", b'{"connection": "1"}', b'{"connection": true}', b'{"connection": 1, "x": 2}', b"[" * 5000],
+    [
+        *(b"", b"{}", b"[]", b'{"connection": 1}', b'{"instance": "me"}', b"[" * 5000),
+        *(b'{"connection": "1", "instance": "me"}', b'{"connection": true, "instance": "me"}', b'{"connection": 1, "instance": 2}'),
+        b'{"connection": 1, "instance": "me", "x": 2}',
+    ],
     admin=admin_port,
 )
 def test_bad_end(admin: ConsoleAdmin, body: bytes) -> None:
-    """The body names one connection, by a number."""
+    """The body names one connection by its number, and the process that gave it the number."""
     reply = admin.ask("POST", "/console/connections/end", body)
-    assert (reply.status, '{"connection": 17}' in reply.error) == (400, True)
+    assert (reply.status, '{"connection": 17, "instance": "…"}' in reply.error) == (400, True)
 
 
 def test_explain(admin: ConsoleAdmin) -> None:
@@ -217,7 +232,7 @@ def test_other_sites(admin: ConsoleAdmin, path: str) -> None:
     for headers in foreign:
         reply = admin.ask("GET", path, **headers)
         assert reply.status == 403, (path, headers)
-        assert admin.ask("POST", "/console/connections/end", b'{"connection": 1}', **headers).status == 403
+        assert admin.ask("POST", "/console/connections/end", END, **headers).status == 403
     assert admin.ask("GET", "/console/samples", Sec_Fetch_Site="same-origin").status == 200
     assert admin.ask("GET", "/", Sec_Fetch_Site="cross-site").status == 200, "a link from a wiki may lead here"
 
@@ -227,7 +242,7 @@ def test_details_stay_on_this_machine(admin: ConsoleAdmin, path: str) -> None:
     """On an address that other machines reach, events and users are not shown. On a UNIX socket they are."""
     reply = admin.ask("GET", path, at=OUTSIDE)
     assert (reply.status, "only on loopback or a UNIX socket" in reply.error) == (403, True)
-    assert admin.ask("POST", "/console/connections/end", b'{"connection": 1}', at=OUTSIDE).status == 403
+    assert admin.ask("POST", "/console/connections/end", END, at=OUTSIDE).status == 403
     assert admin.ask("GET", path, at=UNIXAddress(b"/run/towerws")).status in {200, 404}
     assert admin.ask("GET", "/console/samples", at=OUTSIDE).status == 200
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,44 @@ def test_end_a_connection(chromium: Chromium, daemon: Daemon) -> None:
     console.until_shown("clients-note", "was ended")
     console.until_shown("clients-empty", "No connection matches.")
     client.until_lost()
+
+
+def test_end_of_a_row_from_before_a_restart(chromium: Chromium, tmp_path: Path) -> None:
+    """The new process has another connection of the same number. The row of the old one does not end it, and the page loads the list."""
+    with Daemon(tmp_path, "embedded:") as daemon:
+        console = Console(chromium, daemon)
+        before = V1Client(daemon.url, {"jobs": ["summary"]}).open()
+        console.view("clients")
+        console.until_shown("client-rows", "jobs.summary")
+        daemon.kill()
+        before.until_lost()
+        daemon.start()
+        after = V1Client(daemon.url, {"jobs": ["status_changed"]}).open()
+        console.page.run("document.querySelector('#client-rows button').click()")
+        console.until_shown("confirm-text", "Connection 1:")
+        console.page.run("document.getElementById('confirm-yes').click()")
+        console.until_shown("clients-note", "connection 1 was listed by another process")
+        console.until_shown("client-rows", "jobs.status_changed")
+        daemon.publish("jobs.status_changed", {"still": "connected"})
+        after.until({"still": "connected"})
+        after.close()
+
+
+def test_next_page_after_a_restart(chromium: Chromium, tmp_path: Path) -> None:
+    """A page of the list that begins at a number of another process begins at the first connection instead."""
+    with Daemon(tmp_path, "embedded:") as daemon, ExitStack() as leave:
+        console = Console(chromium, daemon)
+        before = [V1Client(daemon.url, {"jobs": ["summary"]}).open() for _ in range(51)]
+        console.view("clients")
+        console.until_shown("clients-note", "51 connections, 50 shown")
+        daemon.kill()
+        for client in before:
+            client.until_lost()
+        daemon.start()
+        leave.callback(V1Client(daemon.url, {"jobs": ["status_changed"]}).open().close)
+        console.page.run("document.getElementById('clients-next').click()")
+        console.until_shown("client-rows", "jobs.status_changed")
+        assert not console.is_visible("clients-pager")
 
 
 def test_daemon_goes_and_comes_back(chromium: Chromium, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from private_rabbitmq import PrivateRabbit
 
 from tests.integration.test_live_page import Screen
 from tests.kit.chromium import Chromium, Page
-from tests.kit.daemon import NumberedLoad
+from tests.kit.daemon import NumberedLoad, V1Client
 from tests.kit.handed import HandedDaemon
 from tests.kit.js_client import PageClient
 
@@ -82,3 +82,27 @@ def test_pages_do_not_notice_a_hand_over(rabbit: PrivateRabbit, chromium: Chromi
             assert sockets(client.page) == sockets(live.page) == (1, [])
             assert live.text("notices") == ""
             assert live.page.run("document.getElementById('state').dataset.state") == "live"
+
+
+def test_a_row_from_before_a_hand_over_ends_nobody(chromium: Chromium, tmp_path: Path) -> None:
+    """The successor numbers the connections again. The row of a client does not end the client that has its number now."""
+    with HandedDaemon(tmp_path, "embedded:") as daemon:
+        gone, first, second = [V1Client(daemon.url, {"jobs": [event]}).open() for event in ("summary", "status_changed", "summary")]
+        gone.close()
+        console = Screen(chromium, daemon, path="#clients")
+        console.until("document.querySelectorAll('#client-rows tr').length === 2")
+        before = daemon.get("/console/connections")[1]
+        assert [row["connection"] for row in before["connections"]] == [2, 3]
+        assert daemon.restart()[0] == 200
+        after = daemon.get("/console/connections")[1]
+        assert [row["connection"] for row in after["connections"]] == [1, 2]
+        assert before["instance"] != after["instance"]
+        console.page.run("document.querySelector('#client-rows button').click()")
+        console.page.run("document.getElementById('confirm-yes').click()")
+        console.until_shown("clients-note", "connection 2 was listed by another process")
+        daemon.publish("jobs.status_changed", {"still": "connected"})
+        first.until({"still": "connected"})
+        daemon.publish("jobs.summary", {"still": "connected"})
+        second.until({"still": "connected"})
+        first.close()
+        second.close()

@@ -169,9 +169,12 @@ def test_what_shows_one_process(daemon: WorkersDaemon) -> None:
         assert daemon.get(path) == (501, {"error": "this path shows one process, and there are 2 workers: ask /workers/1/ to /workers/2/"})
     assert "<title>" in daemon.text("/workers/1/")
     assert "import" in daemon.text("/workers/2/console.js")
-    assert daemon.get("/workers/2/console/connections?limit=1")[0] == 200
+    instances = [daemon.get(f"/workers/{number}/console/connections?limit=1")[1]["instance"] for number in (1, 2)]
+    assert instances[0] != instances[1]
     assert daemon.get("/workers/2/console/connections?limit=0")[0] == 400
-    assert daemon.ask("POST", "/workers/1/console/connections/end", b'{"connection": 999999}')[0] == 404
+    for instance, status in zip(instances, (404, 409), strict=True):
+        body = json.dumps({"connection": 999999, "instance": instance}).encode()
+        assert daemon.ask("POST", "/workers/1/console/connections/end", body)[0] == status
     assert daemon.get("/workers/3/status") == (404, {"error": "there is no worker 3: they are 1 to 2"})
     assert daemon.get("/workers/x/status")[0] == 404
     assert str(daemon.port) in daemon.text("/live")

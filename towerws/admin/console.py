@@ -5,7 +5,7 @@
   GET  /console/events            the newest events: with the beginning of each payload
   GET  /console/event             one event: its whole payload
   GET  /console/connections       the connections, a page at a time
-  POST /console/connections/end   end one connection
+  POST /console/connections/end   end one connection of the process that listed it
   GET  /console/explain           why a user does not get the events of a topic
 
 A page of another site may neither read these nor cause their work. Events, connections and explanations are answered only where the
@@ -52,8 +52,9 @@ CONSOLE_PATHS = (
 class ConsoleData:
     """What the console asks of its daemon.
 
-    `instance` names this process. `connections` takes `after`, `text`, `limit` and `behind`. `end` returns whether there was such a
-    connection. `explain` takes a user and a topic, and raises `ValueError` for a topic that is none. `show_details` is `admin_details`.
+    `instance` names this process. Its successor in a hand-over has another one. `connections` takes `after`, `text`, `limit` and `behind`.
+    `end` returns whether there was such a connection. `explain` takes a user and a topic, and raises `ValueError` for a topic that is none.
+    `show_details` is `admin_details`.
     """
 
     instance: str
@@ -215,7 +216,8 @@ def _connections(request: Request, data: ConsoleData) -> Answer:
     asked = _query(request, after=0, text="", limit=50, behind=0)
     if not 1 <= asked["limit"] <= MAX_ROWS:  # type: ignore[operator]  # its default is a number
         raise HttpError(400, f"limit = {asked['limit']}: must be 1 to {MAX_ROWS}")
-    return json_answer(200, data.connections(int(asked["after"]), str(asked["text"]), int(asked["limit"]), bool(asked["behind"])))
+    found = data.connections(int(asked["after"]), str(asked["text"]), int(asked["limit"]), bool(asked["behind"]))
+    return json_answer(200, {"instance": data.instance, **found})
 
 
 def _end(body: bytes, data: ConsoleData) -> Answer:
@@ -224,11 +226,15 @@ def _end(body: bytes, data: ConsoleData) -> Answer:
     except (ValueError, RecursionError):
         found = None
     match found:
-        case {"connection": int() as number, **rest} if not rest and not isinstance(number, bool):
+        case {"connection": int() as number, "instance": str() as instance, **rest} if not rest and not isinstance(number, bool):
+            # Numbers begin again at 1 in each process, also after a hand-over.
+            if instance != data.instance:
+                text = f"connection {number} was listed by another process of the daemon, so nothing was ended: load the list again"
+                raise HttpError(409, text)
             if data.end(number):
                 return json_answer(202, {"ended": number})
             raise HttpError(404, f"there is no connection {number}: it may have ended already")
-    raise HttpError(400, 'the body is not {"connection": 17}, with the number that /console/connections shows')
+    raise HttpError(400, 'the body is not {"connection": 17, "instance": "…"}, with the number and the instance of /console/connections')
 
 
 def _explain(request: Request, data: ConsoleData) -> Deferred[Answer]:

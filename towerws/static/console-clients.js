@@ -6,7 +6,7 @@ const MAX_QUESTIONS = 50;   // A search looks at 2,000 connections with each.
 const TOPICS = 3;           // Topics that a row names.
 
 const STAGES = { handshake: ["at the handshake", "off"], token: ["waits for a token", "warn"], open: ["live", "good"], closing: ["closing", "off"] };
-let after = 0, next = null, generation = 0;
+let after = 0, next = null, generation = 0, instance = "";
 
 function cell(className, text, sub) {
   const found = make("td", className, text);
@@ -14,7 +14,8 @@ function cell(className, text, sub) {
   return found;
 }
 
-function rowFor(connection) {
+// `listedBy` is the process that gave the connection its number.
+function rowFor(connection, listedBy) {
   const row = make("tr");
   const [stage, kind] = connection.behind ? ["behind", "warn"] : STAGES[connection.state] || [connection.state, "off"];
   const state = make("td"), tag = make("span", "tag", stage), actions = make("td");
@@ -27,7 +28,7 @@ function rowFor(connection) {
   const end = make("button", "danger small", "End");
   end.type = "button";
   end.setAttribute("aria-label", `End connection ${connection.connection}`);
-  end.addEventListener("click", () => confirmEnd(connection, who));
+  end.addEventListener("click", () => confirmEnd(connection, who, listedBy));
   actions.append(end);
   row.append(cell("mono", String(connection.connection)),
     cell("name", who, connection.session ? `${connection.method} ${connection.session.slice(0, 8)}` : isOpen ? connection.method : ""),
@@ -48,6 +49,13 @@ async function load() {
       const query = new URLSearchParams({ after: from, limit: ROWS - found.length, text: $("clients-search").value.trim(), behind: $("clients-behind").checked ? 1 : 0 });
       const answer = await ask(`console/connections?${query}`);
       if (asked !== generation) return;
+      const isAnother = answer.instance !== instance;
+      instance = answer.instance;
+      if (isAnother && from > 0) {
+        // The numbers of another process mean nothing here.
+        after = from = found.length = 0;
+        continue;
+      }
       found.push(...answer.connections);
       present = answer.present;
       from = next = answer.next;
@@ -62,7 +70,7 @@ async function load() {
     $("clients-pager").hidden = true;
     return;
   }
-  $("client-rows").replaceChildren(...found.map(rowFor));
+  $("client-rows").replaceChildren(...found.map((connection) => rowFor(connection, instance)));
   const filtered = $("clients-search").value.trim() || $("clients-behind").checked;
   $("clients-empty").hidden = found.length > 0;
   setText($("clients-empty"), !filtered && !present ? "Nobody is connected. A client appears here as soon as it connects." : "No connection matches.");
@@ -77,7 +85,7 @@ function restart() {
   load();
 }
 
-function confirmEnd(connection, who) {
+function confirmEnd(connection, who, listedBy) {
   const dialog = $("confirm");
   const name = connection.state === "open" ? `${who === "anonymous" ? "an anonymous client" : `user ${who}`}, ` : "";
   setText($("confirm-text"), `Connection ${connection.connection}: ${name}${visible(connection.address)}`);
@@ -85,7 +93,7 @@ function confirmEnd(connection, who) {
     dialog.close();
     let said;
     try {
-      await ask("console/connections/end", { body: JSON.stringify({ connection: connection.connection }) });
+      await ask("console/connections/end", { body: JSON.stringify({ connection: connection.connection, instance: listedBy }) });
       said = `Connection ${connection.connection} was ended.`;
     } catch (error) {
       said = failure(error);
