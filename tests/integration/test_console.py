@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -292,6 +294,37 @@ def test_next_page_after_a_restart(chromium: Chromium, tmp_path: Path) -> None:
         console.page.run("document.getElementById('clients-next').click()")
         console.until_shown("client-rows", "jobs.status_changed")
         assert not console.is_visible("clients-pager")
+
+
+def test_groups_that_change(chromium: Chromium, tmp_path: Path) -> None:
+    """After a reload, each group is shown once, and the chosen group stays. If it is gone, the events of all groups are shown."""
+    config = tmp_path / "towerws.toml"
+    mine = "filter(name => /^(one|two|six)$/.test(name))"
+    own = f"[...document.getElementById('events-group').options].map(option => option.value).{mine}"
+    terms = f"[...document.querySelectorAll('#groups dt')].map(term => term.textContent).{mine}"
+    config.write_text('[groups.one]\nevents = "any"\n')
+    with Daemon(tmp_path, "embedded:", "--config", str(config)) as daemon:
+        console = Console(chromium, daemon)
+        console.view("events")
+        console.until(f"({own}).join() === 'one'")
+        console.page.run("document.getElementById('events-group').value = 'one'")
+        console.page.run("document.getElementById('events-group').dispatchEvent(new Event('change'))")
+        for names in (["one", "two"], ["one", "six"]):
+            config.write_text("".join(f'[groups.{name}]\nevents = "any"\n' for name in names))
+            os.kill(daemon.pid, signal.SIGHUP)
+            console.until(f"({own}).includes({json.dumps(names[1])})")
+            daemon.publish(f"{names[1]}.again", {"n": 1})
+            console.until_shown("topics", f"{names[1]}.again")
+            assert console.page.run(own) == console.page.run(terms) == names
+            assert console.page.run("document.getElementById('events-group').value") == "one"
+        assert "six.again" not in console.text("event-list")
+        config.write_text('[groups.six]\nevents = "any"\n')
+        os.kill(daemon.pid, signal.SIGHUP)
+        console.until(f"({own}).join() === 'six'")
+        console.until_shown("event-list", "six.again")
+        config.write_text('[groups.six]\nevents = "any"\npolicy = "never"\n')
+        os.kill(daemon.pid, signal.SIGHUP)
+        console.until("document.querySelector('#groups dd').textContent.includes('no client')")
 
 
 def test_daemon_goes_and_comes_back(chromium: Chromium, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ const MAX_TEXT = 160;         // Characters of a payload in its row.
 const MAX_SHOWN = 200000;     // Characters of an open payload.
 const MAX_COLOURED = 30000;   // Longer payloads are shown without colours.
 
-let rows = [], newest = -1, instance = "", paused = false, skipped = false, problem = "", generation = 0;
+let rows = [], newest = -1, instance = "", paused = false, skipped = false, problem = "", generation = 0, shownGroups = "";
 let pollNow = () => {}, topicsNow = () => {};
 
 const search = () => $("events-search").value;
@@ -191,10 +191,13 @@ async function pollTopics() {
   showGroups(found.groups);
 }
 
+// A reload of the daemon may change the groups. Without a change the elements stay, and with them an open list and the keyboard's place.
 function showGroups(groups) {
-  const choice = $("events-group");
-  if (choice.options.length === groups.length + 1) return;
-  choice.append(...groups.map(({ group }) => new Option(group, group)));
+  const text = JSON.stringify(groups), choice = $("events-group"), chosen = choice.value;
+  if (text === shownGroups) return;
+  shownGroups = text;
+  choice.replaceChildren(choice.options[0], ...groups.map(({ group }) => new Option(group, group, false, group === chosen)));
+  if (choice.value !== chosen) restart();   // The chosen group is gone.
   $("groups").replaceChildren(...groups.flatMap(({ group, events, policy }) => {
     const who = { authenticated: "everyone who may connect", own: "only the user of this id", never: "no client" }[policy] || policy;
     return [make("dt", "", group), make("dd", "", `${events} · ${who}`)];
