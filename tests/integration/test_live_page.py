@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -434,6 +436,83 @@ def test_resumes(chromium: Chromium, served: Callable[..., Daemon]) -> None:
     screen.until_live()
     daemon.publish("orders.paid", {"order": 3})
     screen.until_shown("events", '{"order":3}')
+
+
+WATCHED = """
+    window.sockets = [];
+    window.pings = 0;
+    window.laterMs = 0;
+    const now = performance.now.bind(performance);
+    performance.now = () => now() + laterMs;
+    window.WebSocket = class extends WebSocket {
+        constructor(...parts) { super(...parts); sockets.push(this); }
+        send(text) { pings += text === '{"ping":1}'; super.send(text); }
+    };
+"""
+"""Keeps the page's sockets and counts its pings. `laterMs` moves its clock."""
+
+
+@pytest.fixture
+def watched(chromium: Chromium, served: Callable[..., Daemon]) -> tuple[Screen, Daemon]:
+    """A live page whose clock and sockets are known, and its daemon."""
+    daemon = served()
+    screen = Screen(chromium, daemon)
+    screen._call("Page.addScriptToEvaluateOnNewDocument", source=WATCHED)
+    screen.page.go(screen.url)
+    screen.until_live()
+    return screen, daemon
+
+
+def test_a_daemon_that_is_silent(watched: tuple[Screen, Daemon]) -> None:
+    """The page asks a silent daemon for an answer, says that none comes, and reconnects. Each attempt has a deadline too."""
+    screen, daemon = watched
+    daemon.publish("orders.paid", {"order": 1})
+    screen.until_shown("events", '{"order":1}')
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        screen.page.run("laterMs += 21000")
+        screen.until("pings === 1")
+        assert screen.page.run("document.getElementById('state').dataset.state") == "live", "the daemon has 10 s for its answer"
+        screen.page.run("laterMs += 11000")
+        screen.until_shown("notices", "connection lost (no answer)")
+        for attempt in (2, 3):
+            screen.until(f"sockets.length === {attempt}")
+            screen.until_shown("state", "no answer; reconnecting")
+            screen.page.run("laterMs += 21000")
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    screen.until_live()
+    daemon.publish("orders.paid", {"order": 2})
+    screen.until_shown("events", '{"order":2}')
+    assert screen.text("total") == "2"
+
+
+def test_pings_that_are_answered(watched: tuple[Screen, Daemon]) -> None:
+    """The connection stays. The page's position is that of the answer: the position of its newest event would leave history."""
+    screen, daemon = watched
+    for number in range(2):
+        newest = daemon.publish("hidden.thing", {"n": number}).partition("-")[0]
+        screen.page.run("laterMs += 21000")
+        screen.until(f"document.getElementById('position').textContent === '{newest}'")
+        screen.page.run("laterMs += 11000")
+    assert screen.page.run("[pings, sockets.length]") == [2, 1]
+    assert screen.text("notices") == ""
+    assert screen.page.run("document.getElementById('state').dataset.state") == "live"
+
+
+@pytest.mark.parametrize("event", ["dispatchEvent(new Event('online'))", "document.dispatchEvent(new Event('visibilitychange'))"])
+def test_the_page_or_the_network_comes_back(watched: tuple[Screen, Daemon], event: str) -> None:
+    """The page asks at once whether its connection still works."""
+    screen, daemon = watched
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        screen.page.run(f"laterMs += 2000; {event}")
+        assert screen.page.run("pings") == 1
+        screen.page.run("laterMs += 11000")
+        screen.until_shown("notices", "connection lost (no answer)")
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    screen.until_live()
 
 
 HOLDS_REQUESTS = """

@@ -13,6 +13,16 @@
   const MAX_TEXT = 300;          // Characters of a row's text.
   const RATE_S = 5;              // Events per second are an average of this time.
   const SPARK_S = 60;            // Seconds in the curve.
+
+  // Deadlines. The daemon and the network may be silent at any time.
+  const SILENT_MS = 20000;       // Silence after which the daemon is asked for an answer.
+  const ANSWER_MS = 10000;       // Deadline for any frame after that.
+  const BUSY_MS = 20000;         // The same while a request is unanswered, because the daemon answers it first. AWX may be slow.
+  const CONNECT_MS = 20000;      // Deadline for the handshake and the welcome.
+  const GRACE_MS = 1000;         // For frames that a frozen tab has not handled yet.
+  const RECENT_MS = 1000;        // A connection with a frame in this time works.
+  const FETCH_MS = 8000;         // Deadline for an answer of the admin port.
+
   const AGAIN_MS = 1000;         // Until a topic is requested again that the daemon could not check.
   const TOPICS_MS = 2000;        // Interval of GET /live/topics.
   const SHOWN_TOPICS = 12;       // Names in the list of current topics.
@@ -370,7 +380,7 @@
     if (!hasOpenGroups() || !identified) return;
     let found;
     try {
-      const answer = await fetch("live/topics");
+      const answer = await fetch("live/topics", { signal: AbortSignal.timeout(FETCH_MS) });
       if (!answer.ok) return;
       found = await answer.json();
     } catch {
@@ -423,8 +433,10 @@
     token = value;   // stored for a reload when the daemon accepts it
     stopped = false;
     state("wait", "checking the token");
-    if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ token }));
-    else connect();
+    if (socket && socket.readyState === WebSocket.OPEN) {
+      socket.send(JSON.stringify({ token }));
+      expectFrame(CONNECT_MS);
+    } else connect();
   }
 
   function forgetToken() {
@@ -432,7 +444,7 @@
     position = againSince = null;
     awaiting = false;
     const old = socket;
-    socket = null;
+    socket = due = null;
     if (old) old.close();
     connect();
   }
@@ -444,6 +456,7 @@
   // ---- the connection: resumed at the position of the newest event
 
   let socket = null, position = null, asked = null, awaiting = false, resuming = false, backoffMs = 500, reconnectAfterMs = null, timer = 0, wasLive = false;
+  let heardAt = 0, due = null, noAnswer = false;   // `due`: by then a frame must come
 
   function connect() {
     clearTimeout(timer);
@@ -451,34 +464,79 @@
       state("off", "the daemon's websocket has no TCP port");
       return;
     }
-    state("wait", position === null ? "connecting" : "reconnecting");
+    state("wait", `${noAnswer ? "no answer; " : ""}${position === null ? "connecting" : "reconnecting"}`);
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const current = socket = new WebSocket(`${scheme}://${location.hostname}:${PORT}/websocket/`, "towerws.v1");
     let opened = false;
     if (awaiting) againSince = sentSince;
     asked = null;
     awaiting = identified = unchecked = false;
+    expectFrame(CONNECT_MS);
     current.onopen = () => {
       opened = true;
       if (current !== socket || identified || !TAKES_TOKENS) return;
       if (token !== null) current.send(JSON.stringify({ token }));
       // With a valid cookie the welcome comes right after the handshake, and no token is needed.
-      else setTimeout(() => { if (current === socket && !identified && $("sign-in").hidden) askForToken(""); }, 300);
+      else {
+        due = null;   // The user may take any time.
+        setTimeout(() => { if (current === socket && !identified && $("sign-in").hidden) askForToken(""); }, 300);
+      }
     };
-    current.onmessage = (message) => { if (current === socket) onFrame(message.data); };
-    current.onclose = (close) => { if (current === socket) onClose(close, opened); };
+    current.onmessage = (message) => {
+      if (current !== socket) return;
+      heardAt = performance.now();
+      due = null;
+      onFrame(message.data);
+    };
+    current.onclose = ({ code, reason }) => { if (current === socket) onClose(`${code}${reason ? ` ${reason}` : ""}`, opened); };
   }
 
-  function onClose(close, opened) {
-    socket = null;
+  function expectFrame(withinMs) {
+    due = performance.now() + withinMs;
+  }
+
+  // A browser shows pages no pings. So a daemon that is silent is asked for an answer.
+  function watch() {
+    if (!socket) return;
+    const now = performance.now();
+    if (due !== null && now > due) {
+      const late = due;
+      // After a freeze of the tab, its timers may run before the frames that came meanwhile.
+      setTimeout(() => { if (due === late) giveUp(); }, GRACE_MS);
+    } else if (now - heardAt > SILENT_MS) ping();
+  }
+  setInterval(watch, 1000);
+
+  function ping() {
+    if (!identified || due !== null) return;
+    socket.send('{"ping":1}');
+    expectFrame(awaiting ? BUSY_MS : ANSWER_MS);
+  }
+
+  function giveUp() {
+    const dead = socket;
+    onClose("no answer", true, true);
+    dead.close();
+  }
+
+  // The page or the network came back.
+  function look() {
+    if (document.hidden) return;
+    if (performance.now() - heardAt > RECENT_MS) ping();
+    watch();
+  }
+
+  function onClose(why, opened, isSilent = false) {
+    socket = due = null;
+    noAnswer = isSilent;
     identified = false;
     if (stopped) return;
     const delayMs = (reconnectAfterMs === null ? backoffMs : reconnectAfterMs) * (0.5 + Math.random() / 2);
     if (reconnectAfterMs === null) backoffMs = Math.min(2 * backoffMs, 15000);
     reconnectAfterMs = null;
-    if (wasLive) notice(`connection lost (${close.code}${close.reason ? ` ${close.reason}` : ""}); reconnecting, and then the missed events follow`);
+    if (wasLive) notice(`connection lost (${why}); reconnecting, and then the missed events follow`);
     wasLive = false;
-    state("off", position === null ? "can't connect; trying again" : "disconnected; trying again");
+    state("off", `${noAnswer ? "no answer" : position === null ? "can't connect" : "disconnected"}; trying again`);
     if (!opened) explainRefusal();
     timer = setTimeout(connect, delayMs);
   }
@@ -486,7 +544,7 @@
   // A browser hides why a handshake failed. The admin port, where this page came from, tells whether the daemon runs.
   async function explainRefusal() {
     try {
-      if (!(await fetch("healthz")).ok) return;
+      if (!(await fetch("healthz", { signal: AbortSignal.timeout(FETCH_MS) })).ok) return;
     } catch {
       return;
     }
@@ -567,6 +625,8 @@
       onEvent(`${frame.group}.${frame.event}`, frame.payload, text);
       addSince ??= position;
       subscribe();
+    } else if (frame.type === "pong") {
+      keepPosition(frame.position);
     } else if (frame.type === "welcome") {
       identified = true;
       if (user !== frame.user) deniedTopics.clear();
@@ -636,7 +696,8 @@
     }
   }
 
-  addEventListener("online", () => { if (!socket && !stopped) connect(); });
+  addEventListener("online", () => { if (!socket && !stopped) connect(); else look(); });
+  document.addEventListener("visibilitychange", look);
   connect();
   requestAnimationFrame(show);
 })();
