@@ -327,6 +327,41 @@ def test_groups_that_change(chromium: Chromium, tmp_path: Path) -> None:
         console.until("document.querySelector('#groups dd').textContent.includes('no client')")
 
 
+SAMPLED = """
+    const ask = window.fetch;
+    window.fetch = async (path, ...more) => {
+        const answer = await ask(path, ...more);
+        if (!String(path).startsWith("console/samples")) return answer;
+        const found = await answer.json(), counted = { 172: { gaps: 7 }, 171: { refusals: 2, api_failures: 4 }, 100: { refusals: 3 } };
+        found.present.api = true;
+        found.samples = path.endsWith("after=-1") ? Array.from({ length: 180 }, (_, index) =>
+            [found.now - 5 * (179 - index), ...found.names.map(name => counted[index]?.[name] ?? 0)]) : [];
+        return new Response(JSON.stringify(found));
+    };
+"""
+"""The daemon's answer with 180 samples, of which three count something."""
+
+
+def test_counts_of_a_minute(chromium: Chromium, daemon: Daemon) -> None:
+    """The table of figures has each gap notice and refusal of a minute, not only those of its last 5 s. So do the cards of their time."""
+    console = Console(chromium, daemon)
+    console._call("Page.addScriptToEvaluateOnNewDocument", source=SAMPLED)
+    console.page.go(console.url)
+    console.until("document.getElementById('cards').textContent.includes('Gap notices7')")
+    console.page.run("document.getElementById('figures').open = true")
+    console.until("document.querySelectorAll('#figures-body tr').length === 15")
+    column = """((title) => { const at = [...document.querySelectorAll('#figures-head th')].findIndex(cell => cell.textContent === title);
+        return [...document.querySelectorAll('#figures-body tr')].map(row => row.children[at].textContent); })"""
+    assert console.page.run(f"{column}('Gap notices')") == ["7"] + 14 * ["0"]
+    assert console.page.run(f"{column}('Refused clients')") == ["2", *(5 * ["0"]), "3", *(8 * ["0"])]
+    assert console.page.run(f"{column}('Connections')") == 15 * ["0"]
+    label = "document.querySelector('#cards svg[aria-label^=\"{}\"]').getAttribute('aria-label')"
+    refused = "Refused clients over the last 15 minutes: 5 in all, at most 3 in 5 s"
+    assert console.page.run(label.format("Refused")) == refused
+    assert console.page.run(label.format("Connections")) == "Connections over the last 15 minutes: now 0, at most 0"
+    assert "4 failed in 15 min" in console.text("cards")
+
+
 def test_daemon_goes_and_comes_back(chromium: Chromium, tmp_path: Path) -> None:
     """The page says that the daemon is gone, and shows the new one's events once it is back."""
     with Daemon(tmp_path, "embedded:") as daemon:

@@ -3,6 +3,7 @@ import { $, age, ask, bytes, count, duration, make, onReach, plural, rate, repea
 
 const POLL_MS = 5000;
 const LEAST_S = 120;   // A daemon that has just started fills the charts from this width on.
+const MINUTE = 12;     // Samples in a row of the table.
 const WIDTH = 300, HEIGHT = 100;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -10,7 +11,8 @@ const plain = (value) => [count(value), ""];
 const perSecond = (value) => [rate(value), "/s"];
 const bytesPerSecond = (value) => { const [number, unit] = bytes(value); return [number, `${unit}/s`]; };
 
-// `figure` is the line, `second` another line in the same chart. `mood` judges the newest values.
+// `figure` is the line, `second` another line in the same chart. `mood` judges the newest values. With `sum` a sample counts what came
+// since the one before, so each span of time shows the sum of its samples.
 const CARDS = [
   { title: "Connections", figure: "connections", form: plain, more: (_, present) => present.connections_max ? `room for ${count(present.connections_max)}` : "",
     mood: (now, present) => present.connections_max && now >= 0.95 * present.connections_max ? "warn" : "" },
@@ -31,7 +33,7 @@ const CARDS = [
   { title: "History reaches back", figure: "history_span_s", form: duration,
     more: (_, present, last) => `${plural(present.history_events || 0, "event")}, ${bytes(last.history_bytes || 0).join(" ")}` },
   { title: "Questions to the API", figure: "api_calls_per_s", form: perSecond, quiet: "no API is asked", when: (present) => present.api,
-    more: (_, present, last) => present.breaker_open ? "the breaker is open" : last.api_failures ? `${count(last.api_failures)} failed` : "the breaker is closed",
+    more: (_, present) => present.breaker_open ? "the breaker is open" : total(samples, "api_failures") ? `${count(total(samples, "api_failures"))} failed in 15 min` : "the breaker is closed",
     mood: (_, present, last) => present.breaker_open ? "bad" : last.api_failures ? "warn" : "" },
   { title: "Event loop is late by", figure: "loop_lag_p99_s", form: duration, more: () => "99% of the time, or less", mood: (now) => now > 0.25 ? "warn" : "" },
 ];
@@ -82,6 +84,7 @@ function build(card) {
 }
 
 const column = (name) => names.indexOf(name) + 1;   // the time is the first
+const total = (some, name) => some.reduce((sum, sample) => sum + (sample[column(name)] || 0), 0);
 const x = (at) => WIDTH * (1 - (now - at) / spanS);
 
 function path(points, most) {
@@ -118,7 +121,7 @@ function draw(card) {
   const others = card.second ? samples.map((sample) => [sample[0], sample[column(card.second)]]) : [];
   const values = points.map(([, value]) => value).filter((value) => value !== null);
   const last = Object.fromEntries(names.map((name, index) => [name, samples.length ? samples.at(-1)[index + 1] : null]));
-  const newest = card.sum && values.length ? values.reduce((sum, value) => sum + value, 0) : points.length ? points.at(-1)[1] : null;
+  const newest = card.sum && values.length ? total(samples, card.figure) : points.length ? points.at(-1)[1] : null;
   const off = newest === null || (card.when && !card.when(present));
   const [number, unit] = off ? [samples.length ? card.quiet || "–" : "–", ""] : card.form(newest);
   value.replaceChildren(document.createTextNode(number), ...(unit ? [make("small", "", unit)] : []));
@@ -132,7 +135,8 @@ function draw(card) {
   setText(top, off || !most ? "" : join(card.form(most)));
   waiting.hidden = samples.length > 1;
   setText(waiting, "the first samples come within 10 s");
-  svg.setAttribute("aria-label", off ? `${card.title}: ${number}` : `${card.title} over the last ${Math.round(spanS / 60)} minutes: now ${join([number, unit])}, at most ${join(card.form(most))}`);
+  const said = card.sum ? `${number} in all, at most ${join(card.form(most))} in 5 s` : `now ${join([number, unit])}, at most ${join(card.form(most))}`;
+  svg.setAttribute("aria-label", off ? `${card.title}: ${number}` : `${card.title} over the last ${Math.round(spanS / 60)} minutes: ${said}`);
 }
 
 function point(card, event) {
@@ -153,11 +157,12 @@ function showTable() {
   const head = make("tr");
   head.append(...["Ago", ...CARDS.map((card) => card.title)].map((title) => { const cell = make("th", "", title); cell.scope = "col"; return cell; }));
   $("figures-head").replaceChildren(head);
-  const rows = samples.filter((_, index) => (samples.length - 1 - index) % 12 === 0).reverse();
-  $("figures-body").replaceChildren(...rows.map((sample) => {
-    const row = make("tr");
+  const rows = [];
+  for (let end = samples.length; end > 0; end -= MINUTE) rows.push(samples.slice(Math.max(0, end - MINUTE), end));
+  $("figures-body").replaceChildren(...rows.map((minute) => {
+    const row = make("tr"), sample = minute.at(-1);
     row.append(make("td", "", age(now - sample[0])), ...CARDS.map((card) => {
-      const value = sample[column(card.figure)];
+      const value = card.sum ? total(minute, card.figure) : sample[column(card.figure)];
       return make("td", "", value === null ? "–" : join(card.form(value)));
     }));
     return row;
