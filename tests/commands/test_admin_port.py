@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_POST = do_GET
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         """No log."""
@@ -139,3 +142,48 @@ def test_an_admin_port_that_it_cannot_ask(tmp_path: Path, admin: str, why: str) 
     done = CliRunner().invoke(restart_command, ["--auth", "open", "--broker", "embedded:", "--admin", admin])
     assert done.stderr == f"towerws: admin = {admin!r}: this command can't ask there: {why}; use kill -USR2, and read the log\n"
     assert done.exit_code == 3
+
+
+MOVED = {"pid": 7, "moved": 3, "closed": {}, "seconds": 0.5}
+NOBODY = 65534
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Iterator[Path]:
+    """A file that this process may not read: root's, seen by another user, or one without rights."""
+    file = tmp_path / "secret"
+    file.write_text("s3cret-s3cret-s3cret")
+    file.chmod(0)
+    if os.geteuid():
+        yield file
+        return
+    tmp_path.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        yield file
+    finally:
+        os.seteuid(0)
+
+
+@each_row("broker", ["amqp://towerws@localhost/v", "amqps://towerws@localhost/v"])
+def test_a_restart_reads_no_secret(port: Port, secret: Path, broker: str) -> None:
+    """systemd gives credentials to the service, and not to the command of `systemctl reload`. It needs the admin port only."""
+    port.answer = 200, json.dumps(MOVED).encode()
+    names = ("TOWERWS_BROKER_PASSWORD_FILE", "TOWERWS_POSITION_KEY_FILE", "TOWERWS_JWT_SECRET_FILE", "TOWERWS_TLS_CA")
+    environ = {**dict.fromkeys(names, str(secret)), "TOWERWS_BROKER": broker, "TOWERWS_LISTEN": f"ssl:8051:privateKey={secret}"}
+    admin = f"tcp:{port.server_port}:interface=127.0.0.1"
+    with pytest.raises(PermissionError):
+        secret.read_text()
+    done = CliRunner().invoke(
+        restart_command, ["--auth", "jwt", "--jwt-algorithms", "HS256", "--admin", admin], env=environ, catch_exceptions=False
+    )
+    assert (done.exit_code, done.output) == (0, "Process 7 serves now: 3 connections moved in 0.500 s, 0 not moved.\n")
+    assert port.paths.pop() == "/restart"
+
+
+def test_a_restart_refuses_a_configuration_that_breaks_a_rule(port: Port) -> None:
+    """That needs no secret. The daemon is not asked."""
+    arguments = ["--auth", "open", "--admin", f"tcp:{port.server_port}:interface=127.0.0.1", "--websocket-ping-s", "x"]
+    done = CliRunner().invoke(restart_command, arguments)
+    assert (done.exit_code, port.paths) == (2, [])
+    assert done.stderr.startswith("towerws: --websocket-ping-s")

@@ -48,6 +48,17 @@ def test_a_file_and_a_group_with_an_event(admin: Admin, tmp_path: Path) -> None:
     assert admin.bodies[0][1] == {"topic": "job_events.42", "payload": {"n": 2}}
 
 
+def test_the_admin_port_needs_no_secret(admin: Admin, tmp_path: Path) -> None:
+    """With `--admin` no file is read that the configuration names: an operator may publish who may not read the daemon's secrets."""
+    config = tmp_path / "towerws.toml"
+    config.write_text('broker = "amqp://u@h"\nbroker_password_file = "/none/password"\nposition_key_file = "/none/key"\n')
+    result = publish("jobs.summary", "{}", "--admin", admin.url, "--config", str(config))
+    assert (result.exit_code, len(admin.bodies)) == (0, 1)
+    result = publish("jobs.summary", "{}", "--config", str(config))
+    assert result.exit_code == 2
+    assert "can't be read: No such file" in result.stderr
+
+
 def test_lines(admin: Admin) -> None:
     """Each line of standard input is an event; a bad one is named and costs its neighbours nothing."""
     lines = b'{"n": 1}\n\n{"n": 2}\r\nnonsense\n[3]\n{"n": "\xff"}\n{"n": 4}'

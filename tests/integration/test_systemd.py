@@ -26,7 +26,8 @@ from websockets.typing import Subprotocol
 
 from tests.integration.conftest import NO_SYSTEMD, require
 from tests.integration.test_start_and_stop import ROOT, V1, Process, make, tcp
-from tests.kit.daemon import DEADLINE_S, TWISTD, Daemon
+from tests.kit.daemon import DEADLINE_S, TOWERWS, TWISTD, Daemon
+from tests.kit.handed import RESTART_S, HandedDaemon, wait_for_end
 from tests.test_outgoing import certificate
 from towerws.listening import EXIT_BAD_CONFIG, LISTEN_S
 from towerws.service import STOP_GRACE_S
@@ -457,3 +458,31 @@ def test_a_credential_that_is_missing(tmp_path: Path, credentials: Path) -> None
     (line,) = process.output.splitlines()
     assert "jwt-secret" in line
     assert "can't be read: No such file or directory" in line
+
+
+def test_a_reload_without_the_credentials(tmp_path: Path, credentials: Path) -> None:
+    """systemd gives them to ExecStart only. ExecReload has the same variables, and `systemctl reload` hands over."""
+    (credentials / "position-key").write_text("0123456789abcdef\n")
+    environ = environment(credentials, "position-key")
+    environ["TOWERWS_BROKER_PASSWORD_FILE"] = f"{credentials}/broker-password"
+    assert "TOWERWS_BROKER_PASSWORD_FILE=%d/broker-password" in (SHIPPED / "towerws.service.d" / "awx.conf").read_text()
+    unseen = {name: text.replace(str(credentials), "/run/credentials/towerws.service") for name, text in environ.items()}
+    with HandedDaemon(tmp_path, "embedded:", environment=environ) as daemon:
+        configuration = tmp_path / "towerws.toml"
+        configuration.write_text(
+            f'broker = "amqp://u@127.0.0.1/v"\nauth = ["open"]\nadmin = "tcp:{daemon.admin_port}:interface=127.0.0.1"\n'
+        )
+        words = value("ExecReload").replace("/etc/towerws/towerws.toml", str(configuration)).split()
+        assert words[0] == "/opt/towerws/bin/towerws"
+        before = daemon.pid
+        done = subprocess.run(
+            [*TOWERWS, *words[1:]],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **unseen},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=RESTART_S,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        daemon.serving = int(re.findall("^Process ([0-9]+) serves now", done.stdout)[0])
+        wait_for_end(before)

@@ -134,7 +134,8 @@ def restart_command(**values: object) -> None:
     open connections. If that fails, the old process goes on. The new process reads the configuration and the program again.
     With several workers, one after the other does this.
 
-    Give it the daemon's own configuration: it finds the admin port there, and refuses a configuration that the new process couldn't use.
+    Give it the daemon's own configuration: it finds the admin port there, and refuses a configuration that breaks a rule. It reads no
+    file that the configuration names, such as a password or a key. The new process does.
 
     \b
     Examples:
@@ -149,7 +150,8 @@ def restart_command(**values: object) -> None:
       3  no daemon answers on the admin port, or it can't hand over
          (nor can this command ask TLS, the PROXY protocol, systemd's socket)
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    settings = load_or_exit(values).settings
+    # systemd gives credentials to ExecStart only. So the command of `systemctl reload` can't read them.
+    settings = load_or_exit(values, named_files=False).settings
     address = parse_address(settings.admin)
     if (why := _why_not_asked(settings.admin, address)) is not None:
         _end(NO_DAEMON, f"admin = {settings.admin!r}: this command can't ask there: {why}; use kill -USR2, and read the log")

@@ -164,10 +164,13 @@ def why_not_free(address: Address) -> str | None:
     return None
 
 
-def load_or_exit(values: Mapping[str, object]) -> Loaded:
-    """Return the configuration in force. One that can't be used ends the process with a line and `EXIT_BAD_CONFIG`."""
+def load_or_exit(values: Mapping[str, object], *, named_files: bool = True) -> Loaded:
+    """Return the configuration in force. One that can't be used ends the process with a line and `EXIT_BAD_CONFIG`.
+
+    `named_files` is that of `load_all`.
+    """
     try:
-        return load_all(given(values), os.environ)
+        return load_all(given(values), os.environ, named_files=named_files)
     except ConfigError as error:
         _complain(str(error))
         raise SystemExit(EXIT_BAD_CONFIG) from None

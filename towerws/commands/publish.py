@@ -91,7 +91,7 @@ def publish_command(
     if message_id is not None:
         _check_id(message_id, source, admin=admin is not None)
     status = StatusLine(sys.stderr)
-    loaded = _configuration(config, broker, exchange)
+    loaded = _configuration(config, broker, exchange, named_files=admin is None)
     if admin is not None and broker is not None:
         raise click.UsageError("--broker and --admin are two ways to publish: give one of them")
     if admin is not None and not mandatory:
@@ -228,11 +228,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _configuration(config: str | None, broker: str | None, exchange: str | None) -> Loaded:
+def _configuration(config: str | None, broker: str | None, exchange: str | None, *, named_files: bool) -> Loaded:
     # A publisher needs no auth and no listen, but the rules for settings do: these values are always valid.
     flags = {"config": config, "broker": broker, "exchange": exchange, "auth": "open", "listen": "tcp:8051:interface=127.0.0.1"}
     try:
-        return load_all({name: value for name, value in flags.items() if value is not None}, os.environ)
+        return load_all({name: value for name, value in flags.items() if value is not None}, os.environ, named_files=named_files)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
 

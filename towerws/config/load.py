@@ -155,8 +155,12 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     return load_all(flags, environ).settings
 
 
-def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loaded:
-    """As `load`, with the origin of each value."""
+def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str], *, named_files: bool = True) -> Loaded:
+    """As `load`, with the origin of each value.
+
+    `named_files=False` reads none of the files that options name: passwords, keys, certificates, authorities. The settings then lack what
+    is in them. That is for a command that only asks the admin port, because it may run where these files can't be read.
+    """
     variables = {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT_PREFIX) and value}
     for name, value in variables.items():
         if name != CONFIG_VARIABLE and name not in BY_VARIABLE and not describes_a_service(name, value):
@@ -169,10 +173,10 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Loa
         file, named_by = variables.get(CONFIG_VARIABLE, ""), CONFIG_VARIABLE
     keys, groups = read_file(file, named_by) if file or named_by != CONFIG_VARIABLE else ({}, {})
     by_key = {option.key: _setting(option, flags, variables, keys, file) for option in OPTIONS}
-    settings = _build(by_key, groups)
+    settings = _build(by_key, groups, named_files=named_files)
     check_rules(settings, by_key)
     for key in ("listen", "admin", "monitor"):
-        if by_key[key].value:
+        if by_key[key].value and named_files:
             _try_certificates(by_key[key])
     return Loaded(settings, by_key, file)
 
@@ -249,17 +253,18 @@ def _as_bool(option: Option, text: object) -> object:
     return {"true": True, "false": False}.get(str(text), text) if option.kind is Kind.BOOL else text
 
 
-def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings]) -> Settings:
+def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings], *, named_files: bool) -> Settings:
     def part(settings: type, prefix: str = "") -> dict[str, Any]:
         return {each.name: by_key[prefix + each.name].value for each in fields(settings) if prefix + each.name in by_key}
 
-    urls = _urls(by_key)
+    urls = _urls(by_key, named_files=named_files)
     history = HistorySettings(**part(HistorySettings, "history."))
     top = part(Settings)
     key_file = by_key["position_key_file"]
-    key = _secret_line(key_file, "key") if key_file.value else None
+    key = _secret_line(key_file, "key") if key_file.value and named_files else None
     top["broker"] = BrokerSettings(**part(BrokerSettings), urls=urls, refill_s=history.max_age_s, position_key=key) if urls else None
-    _check_tls_ca(by_key["tls_ca"])
+    if named_files:
+        _check_tls_ca(by_key["tls_ca"])
     return Settings(
         **top,
         access=AccessSettings(**part(AccessSettings)),
@@ -272,12 +277,12 @@ def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings]) -> S
     )
 
 
-def _urls(by_key: Mapping[str, Setting]) -> tuple[BrokerUrl, ...]:
+def _urls(by_key: Mapping[str, Setting], *, named_files: bool) -> tuple[BrokerUrl, ...]:
     broker, file = by_key["broker"], by_key["broker_password_file"]
     texts = broker.value if isinstance(broker.value, tuple) else ()
     if texts == (EMBEDDED,):
         return ()
-    password = _secret_line(file, "password") if file.value else None
+    password = _secret_line(file, "password") if file.value and named_files else None
     urls = []
     for text in texts:
         if text == EMBEDDED:
