@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 from click.testing import CliRunner
 from private_rabbitmq import free_port
 
+from tests.commands.test_admin_port import ANSWER, MOVED, Port
 from tests.commands.test_publisher import Admin
 from tests.kit.daemon import DEADLINE_S, TOWERWS
 from tests.kit.rows import each_row
@@ -17,6 +22,17 @@ from towerws import __version__
 from towerws.cli import main
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@contextmanager
+def serving() -> Iterator[int]:
+    """The port of a daemon's admin port that explains and restarts."""
+    with Port() as server:
+        server.answer = 200, json.dumps({**ANSWER, **MOVED}).encode()
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
 
 
 @each_row(
@@ -138,3 +154,44 @@ def test_demo_refused() -> None:
     admin.stop()
     assert done.returncode == 1
     assert b"no such thing" in done.stderr
+
+
+@each_row(
+    ("command", "code"),
+    [
+        (["config", "--auth", "open"], 1),
+        (["config", "--example"], 1),
+        (["check", "--auth", "open", "--listen", "tcp:0:interface=127.0.0.1", "--admin", "unix:/tmp/t.sock"], 1),
+        (["explain", "a.b", "--admin", "PORT"], 1),
+        (["doctor", "--auth", "open", "--admin", "unix:/none/t.sock"], 1),
+        (["doctor", "--auth", "open", "--admin", "unix:/none/t.sock", "--json"], 1),
+        (["restart", "--auth", "open", "--admin", "tcp:PORT:interface=127.0.0.1"], 0),
+    ],
+)
+def test_standard_output_on_a_full_disk(command: list[str], code: int) -> None:
+    """One line says so, without a traceback. `restart` has done its work, and says that."""
+    with serving() as port:
+        words = [f"http://127.0.0.1:{port}" if word == "PORT" else word.replace("PORT", str(port)) for word in command]
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [*TOWERWS, *words], env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=DEADLINE_S
+            )
+    assert (done.returncode, done.stderr) == (code, "towerws: can't write: No space left on device\n")
+
+
+@each_row(
+    ("command", "code"),
+    [
+        (["config"], 2),
+        (["check", "--auth", "open", "--listen", "unix:/none/t.sock"], 2),
+        (["explain", "a.b", "--admin", f"http://127.0.0.1:{free_port()}"], 1),
+        (["restart", "--auth", "open", "--admin", f"tcp:{free_port()}:interface=127.0.0.1"], 3),
+    ],
+)
+def test_standard_error_on_a_full_disk(command: list[str], code: int) -> None:
+    """The exit code still says what is wrong."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*TOWERWS, *command], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=full, check=False, timeout=DEADLINE_S
+        )
+    assert done.returncode == code

@@ -467,3 +467,19 @@ def test_closed_pipe(standin: StandIn, tails: list[Running]) -> None:
     standin.publish("own.thing", b"[1]")
     assert tails[0].process.wait(DEADLINE_S) == 0
     assert tails[0]._err.empty()
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_full_disk(standin: StandIn, flags: list[str]) -> None:
+    """`towerws tail > file` on a full disk ends with exit code 1, and says what it can't do. The daemon is not blamed."""
+    with Path("/dev/full").open("wb") as full:
+        running = Running("--url", standin.url, "own.thing", *flags, stdout=full.fileno())
+    try:
+        asked(standin)
+        standin.publish("own.thing", b"[1]")
+        assert running.process.wait(DEADLINE_S) == 1
+        assert running.notice() == "towerws: can't write: No space left on device"
+        assert running._err.empty()
+    finally:
+        running.process.kill()
+        running.process.wait()

@@ -18,6 +18,7 @@ import click
 
 from towerws.commands.config import config_options, load_or_exit
 from towerws.commands.publisher import admin_connection
+from towerws.commands.terminal import complain, print_out
 from towerws.config.addresses import Address, parse_address
 from towerws.core.errors import printable
 from towerws.workers.worker import worker_count
@@ -53,7 +54,7 @@ def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoRetur
     \b
     Exit codes:
       0  the client gets the events
-      1  the daemon can't be asked
+      1  the daemon can't be asked, or standard output can't be written
       2  the command line is wrong, the topic included
       3  the client does not get the events, or that can't be known
     """  # noqa: D301 - \b is click's mark for lines that it must not join
@@ -68,10 +69,10 @@ def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoRetur
     if status != 200:
         _fail(f"{admin} answers {status}: {answer.get('error', 'is that the admin port of a daemon with /console/explain?')}")
     if as_json:
-        click.echo(json.dumps(answer))
+        print_out(json.dumps(answer))
     else:
         for line in explanation(answer):
-            click.echo(line)
+            print_out(line)
     sys.exit(0 if answer["verdict"]["passes"] else NOT_DELIVERED)
 
 
@@ -117,7 +118,7 @@ def _ask(connection: http.client.HTTPConnection, admin: str, path: str) -> tuple
 
 
 def _fail(text: str) -> NoReturn:
-    click.echo(f"towerws: {printable(text) if not text.isprintable() else text}", err=True)
+    complain(printable(text) if not text.isprintable() else text)
     sys.exit(FAILED)
 
 
@@ -163,7 +164,8 @@ def restart_command(**values: object) -> None:
         closed = sum(answer["closed"].values())
         workers = answer.get("workers", [])
         who = f"Processes {', '.join(str(each['pid']) for each in workers)} serve" if workers else f"Process {answer['pid']} serves"
-        click.echo(f"{who} now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved.")
+        line = f"{who} now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved."
+        print_out(line, unwritten=0)  # 1 would mean that the old process goes on
     elif status == 503:
         _end(FAILED, f"{answer.get('error')}; the old process{'es go' if worker_count(settings) > 1 else ' goes'} on")
     else:
@@ -199,5 +201,5 @@ def _hand_over(address: Address, timeout_s: float) -> tuple[int, dict[str, Any]]
 
 
 def _end(status: int, text: str) -> NoReturn:
-    click.echo(f"towerws: {text}", err=True)
+    complain(text)
     raise SystemExit(status)

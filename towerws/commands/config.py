@@ -19,6 +19,7 @@ import click
 from twisted.internet.task import Clock
 
 from towerws.auth.chain import make_methods
+from towerws.commands.terminal import complain, print_out
 from towerws.config.addresses import Address, parse_address, url_for_file
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, given, load_all
@@ -59,9 +60,10 @@ def config_command(*, wants_example: bool, **values: object) -> None:
     \b
     Exit codes:
       0  printed
+      1  standard output can't be written
       2  a flag, a variable or the file can't be read
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    click.echo("\n".join(example() if wants_example else as_toml(load_or_exit(values))))
+    print_out("\n".join(example() if wants_example else as_toml(load_or_exit(values))))
 
 
 @click.command("check", short_help="Say whether the configuration can be used.")
@@ -79,21 +81,22 @@ def check_command(**values: object) -> None:
     \b
     Exit codes:
       0  the configuration is good
+      1  standard output can't be written
       2  it can't be used: each reason is a line on standard error
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     loaded = load_or_exit(values)
-    click.echo("\n".join(summary(loaded)))
+    print_out("\n".join(summary(loaded)))
     bad = False
     if (reason := why_no_methods(loaded.settings)) is not None:
         bad = True
-        _complain(reason)
+        complain(reason)
     for key in ("listen", "admin", *(["monitor"] if loaded.settings.monitor else [])):
         if (reason := why_not_free(parse_address(str(loaded.by_key[key].value)))) is not None:
             bad = True
-            _complain(f"{loaded.by_key[key].origin} = {loaded.by_key[key].value!r}: can't be listened on: {reason}")
+            complain(f"{loaded.by_key[key].origin} = {loaded.by_key[key].value!r}: can't be listened on: {reason}")
     if bad:
         raise SystemExit(EXIT_BAD_CONFIG)
-    click.echo("The configuration is good.")
+    print_out("The configuration is good.")
 
 
 def as_toml(loaded: Loaded) -> Iterator[str]:
@@ -172,12 +175,8 @@ def load_or_exit(values: Mapping[str, object], *, named_files: bool = True) -> L
     try:
         return load_all(given(values), os.environ, named_files=named_files)
     except ConfigError as error:
-        _complain(str(error))
+        complain(str(error))
         raise SystemExit(EXIT_BAD_CONFIG) from None
-
-
-def _complain(text: str) -> None:
-    click.echo(f"towerws: {text}", err=True)
 
 
 def _why_no_unix_socket(path: Path) -> str | None:

@@ -12,7 +12,7 @@ import click
 
 from towerws.commands.config import config_options, load_or_exit
 from towerws.commands.tail import read_token
-from towerws.commands.terminal import StatusLine
+from towerws.commands.terminal import StatusLine, print_out
 from towerws.config.load import Loaded
 from towerws.core.topics import parse_routing_key
 from towerws.doctor.api import check_key_set, check_tower
@@ -79,7 +79,7 @@ def doctor_command(
     \b
     Exit codes:
       0  everything that was checked is in order
-      1  there is a problem
+      1  there is a problem, or standard output can't be written
       2  the command line or the configuration can't be used
       3  no problem, but a warning, or a check that could not be made
     """  # noqa: D301 - \b is click's mark for lines that it must not join
@@ -104,16 +104,15 @@ def doctor_command(
     def tell(finding: Finding) -> None:
         status.clear()
         if not as_json:
-            click.echo(line(finding, colour=colour), color=colour)
+            print_out(line(finding, colour=colour), colour=colour)
 
     findings = examine(list(checks(loaded, public, credential, topic)), tell, status.show)
     status.clear()
     code = exit_code(findings)
     if as_json:
-        click.echo(json.dumps({"exit": code, "findings": [as_object(finding) for finding in findings]}, indent=2))
+        print_out(json.dumps({"exit": code, "findings": [as_object(finding) for finding in findings]}, indent=2))
     else:
-        click.echo(summary(findings))
-    sys.stdout.flush()
+        print_out(summary(findings))
     sys.exit(code)
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from towerws.commands.terminal import StatusLine
+from towerws.commands.terminal import StatusLine, drop_output
 from towerws.core.topics import parse_routing_key
 from towerws.tail.session import DEFAULT_TOPICS, Tail, TailOptions
 
@@ -45,7 +45,8 @@ def tail_command(topics: tuple[str, ...], url: str, follow: bool | None, raw: bo
     \b
     Exit codes:
       0  ended by Ctrl-C, SIGTERM or a closed pipe
-      1  no connection, or the daemon takes no new one
+      1  no connection, the daemon takes no new one, or standard
+         output can't be written
       2  the command line is wrong
       3  access refused: the token, or every topic
     """  # noqa: D301 - \b is click's mark for lines that it must not join
@@ -116,7 +117,6 @@ def _run(options: TailOptions) -> int:
     code = asyncio.run(run())
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Otherwise the interpreter reports an error when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        drop_output()  # the run has ended because of it
     return code

@@ -1,13 +1,17 @@
-"""What a command in a terminal needs: messages for a person on standard error, and an end on Ctrl-C."""
+"""What a command in a terminal needs: its output, messages for a person on standard error, and an end on Ctrl-C."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
+
+import click
 
 STATUS_S = 0.5
 """Seconds between two updates of the status line."""
@@ -16,6 +20,34 @@ _CLEAR_LINE = "\r\x1b[K"
 
 AGAIN_S = 0.2
 """Seconds until a signal that had no effect interrupts again."""
+
+
+def print_out(text: str, *, colour: bool | None = None, unwritten: int = 1) -> None:
+    """Write a line to standard output.
+
+    If it can't be written, the command ends with the exit code `unwritten`, and a line on standard error says why. A closed pipe ends it
+    without that line: its reader has had enough.
+    """
+    try:
+        click.echo(text, color=colour)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            complain(f"can't write: {error.strerror or error}")
+        drop_output()
+        sys.exit(unwritten)
+
+
+def complain(text: str) -> None:
+    """Write what is wrong to standard error. The exit code says it too, so an error of standard error is passed over."""
+    StatusLine(sys.stderr).say(f"towerws: {text}")
+
+
+def drop_output() -> None:
+    """Drop what standard output still holds. Otherwise the interpreter reports an error when it flushes at its end."""
+    with suppress(OSError, ValueError):  # ValueError: it is no file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class TailOptions:
 class Tail:
     """One run of the command, over all its connections.
 
-    `write` gets lines for standard output. If it raises `BrokenPipeError`, the run ends. `say` gets notices for a person.
+    `write` gets lines for standard output. If it raises `OSError`, the run ends. `say` gets notices for a person.
     """
 
     def __init__(self, options: TailOptions, *, write: Callable[[str], None], say: Callable[[str], None]) -> None:
@@ -267,6 +267,9 @@ class Tail:
             self._write("\n".join(lines) + "\n")
         except BrokenPipeError:
             self._end(CLEAN)
+            return
+        except OSError as error:  # such as a full disk
+            self._end(FAILED, f"towerws: can't write: {error.strerror or error}")
             return
         self._following.saw(event.topic, payload)
         self._follow_jobs(event.position)
