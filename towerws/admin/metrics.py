@@ -180,7 +180,12 @@ ENTRIES = (
     Entry("towerws_source_unproven", _G, "Things that a ready source can't prove. /readyz on the admin port names them.", _source_unproven),
     Entry("towerws_broker_attempts_total", _C, "Attempts to connect to a broker.", _one("source.attempts")),
     Entry("towerws_broker_connects_total", _C, "Connections to a broker that were opened.", _one("source.connects")),
-    Entry("towerws_broker_failures_total", _C, "Connections and attempts that failed.", _one("source.failures")),
+    Entry(
+        "towerws_broker_failures_total",
+        _C,
+        "Connections that were lost, and attempts that failed: many in one long outage.",
+        _one("source.failures"),
+    ),
     Entry("towerws_broker_channel_failures_total", _C, "Channels that the broker closed.", _one("source.channel_failures")),
     Entry("towerws_broker_messages_total", _C, "Messages from the broker, markers included.", _one("source.deliveries")),
     Entry("towerws_broker_received_bytes_total", _C, "Bytes of these messages' bodies.", _one("source.bytes")),
