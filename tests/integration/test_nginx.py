@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import websocket
 
+from tests.kit.awx_nodes import awx_node, check_nodes
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.hostile_heads import COOKIE, FORGED, LISTED, PAGE_ORIGINS, Hostile, PageOrigin, hostile_heads
 from tests.kit.nginx import Nginx, directive, shipped
@@ -345,6 +346,12 @@ def test_which_paths_go_to_towerws(ways: dict[str, Way], path: str, towerws: boo
     if towerws and own == 426:
         assert b"a proxy on the way took the Upgrade and" in answer.raw
         assert b"Upgrade: websocket\r\n" in answer.raw
+
+
+def test_the_websockets_between_awxs_nodes(tmp_path: Path, nginx: Callable[..., Nginx]) -> None:
+    """Their Upgrade reaches AWX."""
+    with awx_node() as awx:
+        check_nodes(nginx("127.0.0.1:9", awx=awx).port)
 
 
 def test_the_shipped_figures_fit_the_daemons() -> None:

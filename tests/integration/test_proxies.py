@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from tests.integration.conftest import NO_CADDY, NO_HAPROXY, require
 from tests.integration.test_nginx import CANARY, PLAIN_ANSWERS, Answer, Way, _addresses, tower_api
 from tests.integration.test_start_and_stop import V1
+from tests.kit.awx_nodes import awx_node, check_nodes
 from tests.kit.daemon import DEADLINE_S, Daemon
 from tests.kit.hostile_heads import COOKIE, FORGED
 from tests.kit.proxies import DEPLOY, Caddy, HAProxy, Proxy, found
@@ -137,6 +138,12 @@ def test_what_goes_to_whom(place: Place, path: str, towerws: bool) -> None:
     answer = place.way.open(request(path, without=["Upgrade", "Connection"], added=["Connection: close"]))
     own = PLAIN_ANSWERS.get(path.rpartition("/")[2], 426)
     assert answer.status == (own if towerws else place.proxy.gateway_error)
+
+
+def test_the_websockets_between_awxs_nodes(place: Place, kind: type[Proxy], tmp_path: Path) -> None:
+    """Their Upgrade reaches AWX."""
+    with awx_node() as awx, kind(tmp_path, place.way.daemon, awx=awx) as proxy:
+        check_nodes(proxy.port)
 
 
 def test_tokens_stay_out_of_the_log(place: Place) -> None:

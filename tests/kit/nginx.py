@@ -51,7 +51,7 @@ def shipped(name: str) -> str:
 
 
 class Nginx(ProxyProcess):
-    """nginx in front of `upstream` (`127.0.0.1:8051` or `unix:/…`). With `certificate` its server speaks TLS.
+    """nginx in front of `upstream` (`127.0.0.1:8051` or `unix:/…`) and of AWX's port `awx`. With `certificate` its server speaks TLS.
 
     `more` goes into `http`. `errors` is the lowest level of the location's error log. SIGTERM ends it at once: its workers drop their
     connections.
@@ -60,7 +60,14 @@ class Nginx(ProxyProcess):
     ended_by = signal.SIGTERM
 
     def __init__(
-        self, folder: Path, upstream: str, *, certificate: tuple[Path, Path] | None = None, more: str = "", errors: str = "alert"
+        self,
+        folder: Path,
+        upstream: str,
+        *,
+        certificate: tuple[Path, Path] | None = None,
+        more: str = "",
+        errors: str = "alert",
+        awx: int = 9,
     ) -> None:
         super().__init__(folder, tls=certificate is not None)
         for name in ("conf.d", "snippets"):
@@ -70,7 +77,7 @@ class Nginx(ProxyProcess):
         self._ship("towerws.conf", "conf.d", ("\n    server 127.0.0.1:8051;", f"\n    server {upstream};"))
         logs = [(f"{name} /var/log/nginx/", f"{name} {folder}/") for name in ("access_log", "error_log")]
         self._ship("towerws_location.conf", "snippets", *logs, ("towerws-error.log alert;", f"towerws-error.log {errors};"))
-        changes = [logs[0], ("http://127.0.0.1:8052", "http://127.0.0.1:9"), ("    listen [::]:443 ssl;\n", "")]
+        changes = [logs[0], ("127.0.0.1:8052", f"127.0.0.1:{awx}"), ("    listen [::]:443 ssl;\n", "")]
         if certificate is None:
             changes += [
                 (f"    {name} /etc/nginx/tls/tower.{end};\n", "")

@@ -22,14 +22,15 @@ def found(program: str) -> str | None:
 
 
 class Proxy(ProxyProcess):
-    """A proxy in front of a daemon, with the configuration in `deploy/`."""
+    """A proxy in front of a daemon and of AWX's port `awx`, with the configuration in `deploy/`."""
 
     program: str
     gateway_error: int
     """Its status for a server that is down."""
 
-    def __init__(self, folder: Path, daemon: Daemon, *, certificate: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, folder: Path, daemon: Daemon, *, certificate: tuple[Path, Path] | None = None, awx: int = 9) -> None:
         super().__init__(folder, tls=certificate is not None)
+        self.awx = awx
         self.configuration = folder / "configuration"
         self.configuration.write_text(self.adapt(daemon, certificate))
 
@@ -60,7 +61,7 @@ class HAProxy(Proxy):
             (DEPLOY / "haproxy" / "towerws.cfg").read_text(),
             ("bind :443 ssl crt /etc/haproxy/tower.pem alpn http/1.1", bind),
             ("server towerws1 127.0.0.1:8051 check port 9051", f"server towerws1 127.0.0.1:{daemon.port} check port {daemon.admin_port}"),
-            ("server awx1 127.0.0.1:8052", "server awx1 127.0.0.1:9"),
+            ("server awx1 127.0.0.1:8052", f"server awx1 127.0.0.1:{self.awx}"),
         )
         return f"global\n    log stdout format raw local0\n    maxconn 4000\n\n{text}"
 
@@ -85,7 +86,7 @@ class Caddy(Proxy):
             ("tls /etc/caddy/tower.crt /etc/caddy/tower.key", tls),
             ("reverse_proxy 127.0.0.1:8051", f"reverse_proxy 127.0.0.1:{daemon.port}"),
             ("health_port 9051", f"health_port {daemon.admin_port}"),
-            ("reverse_proxy 127.0.0.1:8052", "reverse_proxy 127.0.0.1:9"),
+            ("reverse_proxy 127.0.0.1:8052", f"reverse_proxy 127.0.0.1:{self.awx}"),
             ("/var/log/caddy/tower.log", str(self.folder / "tower.log")),
         )
         return adapted(text, ("\tlog default {\n", "\tadmin off\n\tauto_https disable_redirects\n\tlog default {\n"))
