@@ -39,7 +39,7 @@ def test_first_in_first_out_within_the_window() -> None:
 
 
 def test_the_oldest_go_when_it_is_full() -> None:
-    """Waiting events are dropped, never those in flight. If those leave no room, the new event is dropped. The bytes add up."""
+    """Waiting events are dropped, never those in flight. The bytes add up."""
     size = 100 + EVENT_BYTES
     buffer = Buffer(10 * size)
     for number in range(10):
@@ -48,9 +48,21 @@ def test_the_oldest_go_when_it_is_full() -> None:
     gone = buffer.add(entry(10))
     assert topics(gone)[0] == 3
     assert buffer.bytes == len(buffer) * size <= 10 * size
-    assert topics(buffer.add(entry(11, 20 * size)))[-1] == 11
     assert [buffer.done(one) for one in taken] == [True] * 3
     assert (buffer.bytes, buffer.bytes_in_flight) == (len(buffer) * size, 0)
+
+
+def test_an_event_without_room_costs_no_other_event() -> None:
+    """If the events in flight leave no room for it, only the event itself is dropped. An event that has just room is kept."""
+    size = 100 + EVENT_BYTES
+    buffer = Buffer(10 * size)
+    for number in range(6):
+        buffer.add(entry(number))
+    buffer.take(3, 100, 10**6)
+    assert topics(buffer.add(entry(6, 8 * size - EVENT_BYTES))) == [6]
+    assert (len(buffer), buffer.bytes) == (6, 6 * size)
+    assert topics(buffer.add(entry(7, 7 * size - EVENT_BYTES))) == [3, 4, 5]
+    assert (len(buffer), buffer.bytes) == (4, 10 * size)
 
 
 def test_what_was_in_flight_waits_in_front_again() -> None:

@@ -12,6 +12,7 @@ from towerws.core.topics import is_routing_key
 from towerws_producer import BadPayload, BadTopic, ConfigError, PayloadTooLarge, Producer, ProducerError
 from towerws_producer.address import parse_address, parse_addresses
 from towerws_producer.awx import Relay, is_ours, wrapped_name
+from towerws_producer.buffer import EVENT_BYTES
 from towerws_producer.folded_log import EVERY_S, FoldedLog
 from towerws_producer.payload import encode
 from towerws_producer.settings import Settings
@@ -115,6 +116,23 @@ def test_the_bound_is_on_the_encoded_bytes() -> None:
     for payload in ({"a": "é"}, '{"a": "xxxxxx"}', b'{"a": "xxxxxx"}'):
         with pytest.raises(PayloadTooLarge):
             encode(payload, 13)
+
+
+def test_an_event_that_is_larger_than_the_buffer() -> None:
+    """It is refused, and costs no other event. The text names the setting and the largest payload, which is accepted."""
+    producer = Producer("amqp://127.0.0.1:1", buffer_bytes=100_000)
+    for _ in range(50):
+        producer.emit("jobs.1", {})
+    largest = 100_000 - EVENT_BYTES
+    too_large = '{"a": "%s"}' % ("x" * (largest - 8))
+    assert not producer.emit("jobs.1", too_large)
+    with pytest.raises(PayloadTooLarge, match=f"buffer_bytes = 100000 has room for {largest}"):
+        producer.publish("jobs.1", too_large)
+    stats = producer.stats()
+    assert (stats["emitted"], stats["buffered"], stats["dropped"]) == (50, 50, {"too_large": 1})
+    assert producer.emit("jobs.1", too_large.replace("x", "", 1))
+    assert (producer.stats()["buffered"], producer.stats()["buffered_bytes"]) == (1, 100_000)
+    producer.close(timeout=0)
 
 
 URLS = [

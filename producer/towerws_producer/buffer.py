@@ -99,9 +99,12 @@ class Buffer:
         return len(self._set_aside)
 
     def add(self, entry: Entry) -> List[Dropped]:
-        """Add an event. Returns the events dropped for it. If all others are in flight, that is the event itself."""
+        """Add an event. Returns the events dropped for it. If the events in flight leave no room, that is only the event itself."""
+        size = len(entry[1]) + EVENT_BYTES
+        if self.bytes_in_flight + size > self._max_bytes:
+            return [(entry[0], entry[4])]
         self._waiting.append(entry)
-        self.bytes += len(entry[1]) + EVENT_BYTES
+        self.bytes += size
         if self.bytes <= self._max_bytes:
             return []
         # Free many at once: an outage then costs each caller little, with no removal for each event.
@@ -112,7 +115,7 @@ class Buffer:
             if older:
                 event = older.popleft()
                 gone.append(self._gone(event.topic, event.body, event.number, event.publication))
-            elif self._waiting:
+            elif len(self._waiting) > 1:
                 topic, body, number, _, publication = self._waiting.popleft()
                 gone.append(self._gone(topic, body, number, publication))
             else:

@@ -29,7 +29,7 @@ class BadPayload(ProducerError, ValueError):
 
 
 class PayloadTooLarge(BadPayload):
-    """The encoded payload is over `max_payload_bytes`: the daemon would skip it."""
+    """The encoded payload is over `max_payload_bytes`, and the daemon would skip it. Or it is larger than the buffer."""
 
     reason = "too_large"
 

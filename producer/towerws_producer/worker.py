@@ -16,9 +16,9 @@ from typing import Any, Dict, List, Optional
 from uuid import uuid4
 
 from towerws_producer.address import Address
-from towerws_producer.buffer import Buffer, Dropped, Event, Publication
+from towerws_producer.buffer import EVENT_BYTES, Buffer, Dropped, Event, Publication
 from towerws_producer.connection import Connection
-from towerws_producer.errors import Blocked, BufferFull, NotConfirmed, ProducerClosed, ProducerError, Unroutable
+from towerws_producer.errors import Blocked, BufferFull, NotConfirmed, PayloadTooLarge, ProducerClosed, ProducerError, Unroutable
 from towerws_producer.failures import Failure, judge, no_queue_yet
 from towerws_producer.folded_log import FoldedLog, say
 from towerws_producer.pika_log import forget_quiet, quiet_pika
@@ -46,6 +46,7 @@ class Worker(Events):
         # Reentrant: a signal handler or a log handler may emit while this thread is in here.
         self._lock = threading.RLock()
         self._buffer = Buffer(settings.buffer_bytes)
+        self._largest = settings.buffer_bytes - EVENT_BYTES
         self._ids = uuid4().hex[:20]
         self._numbers = count(1)  # counting is one step of C: a signal handler that emits meanwhile gets another number
         self._emitted = 0
@@ -68,7 +69,13 @@ class Worker(Events):
     # Called from any thread
 
     def put(self, topic: str, body: bytes, publication: Optional[Publication] = None) -> None:
-        """Buffer an event. It returns at once. The oldest events are dropped if there is no room."""
+        """Buffer an event. It returns at once. The oldest events are dropped if there is no room.
+
+        Raises `PayloadTooLarge` for an event that is larger than the whole buffer.
+        """
+        if len(body) > self._largest:
+            text = f"the payload has {len(body)} bytes, and buffer_bytes = {self._settings.buffer_bytes} has room for {self._largest}"
+            raise PayloadTooLarge(text)
         emitted_ms = int(time.time() * 1000)
         with self._lock:
             if self._closing:
