@@ -1170,6 +1170,21 @@ class TestBinding:
         rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=5)
         assert rig.sink.named("gap") == [("gap", "broker")]
 
+    def test_another_daemons_hole_says_nothing_about_our_queue(self) -> None:
+        """Two daemons with queues of their own found their bindings missing. The other one's marker comes first: clients are still told."""
+        rig = SourceRig(consume="queue", silence_s=1000)
+        rig.side.confirm = lambda peer, publication: queue_route(rig, peer, publication)
+        rig.start()
+        rig.advance(1)
+        rig.stream.bound = False
+        asked = rig.hold(spec.Queue.Bind)
+        rig.until(lambda: bool(asked), within_s=15)
+        rig.broker.peer.deliver(Marker("e" * 8, "dddddddd", 10**6).body, key="towerws.marker")
+        rig.settle()
+        rig.broker.queue_bind(*asked[0])
+        rig.until(lambda: rig.source.status().ready, within_s=15)
+        assert rig.sink.named("gap") == [("gap", "broker")]
+
     def test_a_client_that_waits_for_a_position_has_a_marker_sent(self) -> None:
         """One marker at a time, repeated while a client waits, and at most a few per second."""
         rig = SourceRig(silence_s=1000).consuming()

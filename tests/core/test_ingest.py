@@ -797,6 +797,17 @@ def test_a_gap_marks_the_log() -> None:
     assert feed.recovered(gap["to"])
 
 
+def test_a_log_of_our_own_has_no_holes_of_others() -> None:
+    """Another daemon's binding was missing, and it counts its own offsets: our queue got everything."""
+    feed = Feed().start("q")
+    _, peer = feed.join()
+    feed.batch(("a.1", body(1), 1))
+    since = feed.hub.position
+    feed.marker("a", 2, hole=1)
+    assert [message["type"] for message in peer.take_json()] == ["event"]
+    assert feed.recovered(since)
+
+
 def test_a_gap_ends_the_batch_before_it() -> None:
     """What came before the gap goes out before the notice."""
     feed = Feed().start()

@@ -48,6 +48,8 @@ class Watched(Protocol):
 
     marker_key: str
     """The routing key with which a marker goes straight to the stream or queue."""
+    shares_log: bool
+    """Whether other daemons read the same log. Then another daemon's marker tells of our hole, too."""
 
     @property
     def deliveries(self) -> int:
@@ -224,11 +226,17 @@ class BindingWatch:
             self._forget_hole()
             if self._watched is not None:
                 self._watched.binding_restored()
-        elif self._unbound is not None and marker.hole is not None and (self._hole is None or marker.hole >= self._hole):
-            self._forget_hole()  # another daemon's marker told all daemons of the hole
+        elif self._unbound is not None and self._is_told_by(marker):
+            self._forget_hole()
         self._schedule(RETRY_S if self._unbound is not None else INTERVAL_S)
 
     # our own
+
+    def _is_told_by(self, marker: Marker) -> bool:
+        """Whether another daemon's marker told all daemons of the hole. With a queue of its own each daemon has holes of its own."""
+        if self._watched is not None and not self._watched.shares_log:
+            return False
+        return marker.hole is not None and (self._hole is None or marker.hole >= self._hole)
 
     def _schedule(self, delay_s: float) -> None:
         if self._watched is not None:

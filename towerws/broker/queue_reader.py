@@ -34,6 +34,7 @@ class QueueReader:
         events: ReaderEvents,
     ) -> None:
         self.marker_key = ""
+        self.shares_log = False
         self._connection = connection
         self._settings = settings
         self._progress = progress

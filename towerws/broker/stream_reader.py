@@ -78,6 +78,7 @@ class StreamReader:
         events: ReaderEvents,
     ) -> None:
         self.marker_key = settings.stream
+        self.shares_log = True
         self._connection = connection
         self._settings = settings
         self._progress = progress

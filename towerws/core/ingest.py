@@ -272,8 +272,8 @@ class Ingest:
         self._waiters.marker_received(marker.text)
         if not self.history_complete and marker.text in self._subscribed_before:
             self._marker_places[marker.text] = kept
-        if marker.hole is None:
-            return
+        if marker.hole is None or isinstance(self._epoch, str):
+            return  # a log of this process: the source itself tells of its holes, and another daemon's offsets mean nothing here
         # Two daemons that found the same hole report it in two markers. The second hole begins before the first marker's place.
         if marker.hole < self._unbound_told_to:
             if self._unbound_end_open:

@@ -79,7 +79,10 @@ class Sink(Protocol):
         """Take one message of the log. A bad one is counted and skipped."""
 
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
-        """Take a marker, from this daemon or another one. It is kept like a delivery. No client gets it."""
+        """Take a marker, from this daemon or another one. It is kept like a delivery. No client gets it.
+
+        In a stream every client is told of the hole that it reports, once.
+        """
 
     def end_batch(self, on_written: Callable[[int], None], published: PublishedAt | None = None) -> None:
         """Write the deliveries since the last call to the connections, as one batch. `published`: when its first one was published.
