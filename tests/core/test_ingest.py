@@ -61,10 +61,10 @@ class Feed:
         self.ingest.caught_up()
         return self
 
-    def marker(self, text: str, offset: int, *, hole: int | None = None) -> str:
+    def marker(self, text: str, offset: int, *, hole: int | None = None, through_exchange: bool = True) -> str:
         """A marker comes, in a batch of its own; its position."""
         marker = Marker(text * 8, "d" * 16, hole)
-        self.ingest.marker(marker, marker.body, offset, marker.text)
+        self.ingest.marker(marker, marker.body, offset, marker.text, through_exchange=through_exchange)
         self.ingest.end_batch(_written)
         return self.history.head.position
 
@@ -696,6 +696,39 @@ def test_a_marker_that_tells_of_a_hole_is_one_gap_on_every_daemon() -> None:
     assert (first["type"], gap["type"], gap["from"], gap["to"]) == ("event", "gap", start, end)
     assert (event["payload"], again["type"], again["from"], again["to"]) == ({"n": 4}, "gap", event["position"], later)
     assert [feed.recovered(position) for position in (start, end, event["position"], later)] == [False, False, False, True]
+
+
+def test_a_later_hole_that_a_daemon_found_which_knows_little_of_the_log() -> None:
+    """It has just started, or lags: its hole begins early. A marker since then had proven the binding, so this is another hole."""
+    feed = Feed().start(None)
+    _, peer = feed.join()
+    feed.marker("a", 1)
+    end = feed.marker("b", 2, hole=1)
+    feed.marker("c", 3, through_exchange=False)
+    feed.marker("d", 4, hole=0)
+    (gap,) = peer.take_json()
+    assert gap["to"] == end, "a marker straight to the stream proves no binding"
+    feed.marker("e", 5)
+    feed.batch(*stream(6))
+    later = feed.marker("f", 7, hole=0)
+    event, again = peer.take_json()
+    assert (event["type"], again["type"], again["from"], again["to"]) == ("event", "gap", end, later)
+
+
+def test_a_marker_between_an_early_notice_and_the_end_of_the_hole() -> None:
+    """The reader told of the hole. Another daemon's marker comes before ours, which moves the bar and tells nobody twice."""
+    feed = Feed().start(None)
+    _, peer = feed.join()
+    feed.marker("a", 1)
+    feed.ingest.hole(*stream(2)[0], None, "broker", marker_follows=True)
+    feed.batch(*stream(2))
+    feed.marker("b", 3)
+    end = feed.marker("c", 4, hole=1)
+    gap, event = peer.take_json()
+    assert [feed.recovered(position) for position in (gap["to"], event["position"], end)] == [False, False, True]
+    feed.marker("d", 5)
+    feed.marker("e", 6, hole=1)
+    assert [message["type"] for message in peer.take_json()] == ["gap"]
 
 
 def test_a_hole_that_is_read_during_the_refill_is_told_to_nobody_and_bars_the_way() -> None:

@@ -73,7 +73,7 @@ class RecordingSink:
         self.calls.append(("deliver", routing_key, body, offset, message_id))
         self.held[offset] = routing_key, body
 
-    def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
+    def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None, *, through_exchange: bool) -> None:
         """Keep the marker. Record it only if it tells of a hole."""
         self.held[offset] = MARKER_TOPIC, body
         if marker.hole is not None:

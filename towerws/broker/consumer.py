@@ -196,7 +196,7 @@ class Consumer:
         progress.received_bytes += len(body)
         try:
             if routing_key in self._marker_keys and (marker := parse_marker(body)) is not None:
-                progress.sink.marker(marker, body, offset, message_id)
+                progress.sink.marker(marker, body, offset, message_id, through_exchange=routing_key == MARKER_TOPIC)
                 self._events.consumer_marker(marker, routing_key, body, offset)
             else:
                 progress.sink.deliver(routing_key, body, offset, message_id)

@@ -71,7 +71,8 @@ class Ingest:
         self._cut: tuple[Delivery, bool] | None = None
         """After `rewind`: where the log was cut off, and whether anything before that is still held. Until `hole` is called."""
         self._unbound_told_to = -1
-        """The offset up to which clients have been told that the binding was missing. A marker may tell of the same hole again."""
+        """The offset up to which clients have been told that the binding was missing. A marker may tell of the same hole again.
+        -1 once a marker has proven the binding after that."""
         self._unbound_end_open = False
         """Whether that was told before a marker said where the hole ends."""
         self._told_to = history.head
@@ -262,7 +263,7 @@ class Ingest:
         if known:
             self._hub.replay(first, left)
 
-    def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
+    def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None, *, through_exchange: bool) -> None:
         """Keep a marker in history, and tell clients of the hole that it reports.
 
         The clients that it answers are judged at the end of the batch.
@@ -272,15 +273,20 @@ class Ingest:
         self._waiters.marker_received(marker.text)
         if not self.history_complete and marker.text in self._subscribed_before:
             self._marker_places[marker.text] = kept
-        if marker.hole is None or isinstance(self._epoch, str):
+        if isinstance(self._epoch, str):
             return  # a log of this process: the source itself tells of its holes, and another daemon's offsets mean nothing here
-        # Two daemons that found the same hole report it in two markers. The second hole begins before the first marker's place.
+        if marker.hole is None:
+            if through_exchange and not self._unbound_end_open:
+                self._unbound_told_to = -1  # the binding was there: a hole that is reported after this is another one
+            return
+        # Two daemons that found the same hole report it in two markers. The second hole begins before the first marker's place. So may
+        # a later one of a daemon that lags or has just started: a marker without a hole lies between them then.
         if marker.hole < self._unbound_told_to:
             if self._unbound_end_open:
                 self._unbound_end_open = False
                 self._history.barrier = kept
             return
-        self._unbound_told_to = offset
+        self._unbound_told_to, self._unbound_end_open = offset, False
         self._hub.flush()
         # Clients may have been told of a hole of another kind since then.
         start = max(self._history.at(marker.hole) or self._history.floor, self._told_to, key=attrgetter("seq"))

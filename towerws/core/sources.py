@@ -78,10 +78,10 @@ class Sink(Protocol):
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """Take one message of the log. A bad one is counted and skipped."""
 
-    def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None) -> None:
+    def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None, *, through_exchange: bool) -> None:
         """Take a marker, from this daemon or another one. It is kept like a delivery. No client gets it.
 
-        In a stream every client is told of the hole that it reports, once.
+        In a stream every client is told of the hole that it reports, once. `through_exchange`: it proves that the binding was there.
         """
 
     def end_batch(self, on_written: Callable[[int], None], published: PublishedAt | None = None) -> None:
