@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -11,6 +12,8 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import WALL, Client, Edge, Edges, edges, request
 from towerws.auth.base import Refused, Unavailable
+from towerws.core.deliveries import Marker
+from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import AccessSettings
@@ -524,6 +527,53 @@ def test_limit_reached_while_history_is_replayed(make: Edges) -> None:
     edge.publish("control.limit_reached_7", {})
     edge.clock.advance(0)
     assert method.asked == ["a"] * 3
+
+
+def test_limit_reached_that_history_has_lost(make: Edges) -> None:
+    """A refill that is larger than history drops an event of the user's topic. The user is checked, and later events are followed."""
+    method = Tower()
+    edge = make(method, ping_s=3600, start=False)
+    ingest, offsets = edge.ingest, itertools.count()
+
+    def deliver(topic: str, body: bytes) -> None:
+        ingest.deliver(topic, body, next(offsets), None)
+        ingest.end_batch(lambda _: None)
+
+    ingest.proven(True)
+    client = enter(edge, "7-a", v1=True).listen(1)
+    marker = Marker("a" * 8, "d" * 16)
+    ingest.marker_confirmed(marker.text)
+    ingest.marker(marker, marker.body, next(offsets), marker.text)
+    ingest.end_batch(lambda _: None)
+    deliver("control.limit_reached_7", b"{}")
+    for _ in range(30):  # 1.8 MB, and history holds 1 MiB
+        deliver("jobs.x", b'{"x": "%s"}' % (b"y" * 60_000))
+    ingest.caught_up()
+    edge.clock.advance(0)
+    edge.clock.advance(0)
+    assert method.asked == ["a"]
+    (watcher,) = [each for each in edge.hub.subscribers if "control.limit_reached_7" in each.topics]
+    assert not watcher.behind
+    assert edge.context.credential_monitor.watchers == 1
+    for checks in (2, 3):
+        deliver("control.limit_reached_7", b"{}")
+        edge.clock.advance(0)
+        assert method.asked == ["a"] * checks
+    client.hang_up()
+    assert edge.context.credential_monitor.watchers == 0
+    assert edge.hub.topics == 0
+
+
+def test_a_user_who_leaves_when_history_has_lost_an_event(make: Edges) -> None:
+    """No new watcher is left behind."""
+    edge = make(Tower(), ping_s=3600)
+    client = enter(edge, "7-a")
+    (watcher,) = [each for each in edge.hub.subscribers if "control.limit_reached_7" in each.topics]
+    watcher.peer.end(CloseReason.HISTORY)
+    client.hang_up()
+    edge.clock.advance(0)
+    assert edge.context.credential_monitor.watchers == 0
+    assert edge.hub.topics == 0
 
 
 def test_never(make: Edges) -> None:

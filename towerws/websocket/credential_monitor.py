@@ -277,10 +277,21 @@ class CredentialMonitor:
     def _watch(self, identity: Identity) -> None:
         user = str(identity.user_id)
         if identity.user_id is not None and user not in self._watchers:
-            later = partial(self._reactor.callLater, 0)
-            watcher = _Watcher(partial(later, self._limit_reached, user), partial(later, self._feed_watcher, user))
-            self._watchers[user] = subscriber = self._hub.join(watcher, TOWER)
-            self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
+            self._join_watcher(user)
+
+    def _join_watcher(self, user: str) -> None:
+        later = partial(self._reactor.callLater, 0)
+        calls = (self._limit_reached, self._feed_watcher, self._replace_watcher)
+        watcher = _Watcher(*(partial(later, call, user) for call in calls))
+        self._watchers[user] = subscriber = self._hub.join(watcher, TOWER)
+        self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
+
+    def _replace_watcher(self, user: str) -> None:
+        """History has lost events of the watcher's topic: follow it from now on, and check what the lost ones would have said."""
+        if (before := self._watchers.get(user)) is not None:
+            self._hub.leave(before)
+            self._join_watcher(user)
+            self._limit_reached(user)
 
     def _limit_reached(self, user: str) -> None:
         """Re-check the user with questions that are sent from now on. An answer under way may be from before the event."""
@@ -293,11 +304,12 @@ class CredentialMonitor:
 
 
 class _Watcher:
-    """A hub peer that calls a function for each event, and another one to get the next piece of history."""
+    """A hub peer that calls a function for each event, another one to get the next piece of history, and a third if history lost events."""
 
-    def __init__(self, call: Callable[[], object], drained: Callable[[], object]) -> None:
+    def __init__(self, call: Callable[[], object], drained: Callable[[], object], lost: Callable[[], object]) -> None:
         self._call = call
         self._drained = drained
+        self._lost = lost
 
     def send(self, data: bytes) -> bool:
         """Call the function."""
@@ -309,4 +321,5 @@ class _Watcher:
         self._drained()
 
     def end(self, reason: CloseReason) -> None:
-        """Never called: it stays until its user's last session ends."""
+        """History has lost events of the topic, and the dialect has no notice for that. The hub feeds this peer no more."""
+        self._lost()
