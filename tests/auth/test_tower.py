@@ -497,6 +497,50 @@ def test_revalidation_takes_no_older_permission() -> None:
         waiting.addErrback(lambda _: None).cancel()
 
 
+def test_an_answer_that_is_older_than_a_refusal() -> None:
+    """A slow answer to an earlier question does not bring back a session that has ended since, neither at once nor from the cache."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.clock.advance(50)
+    slow = bench.method.authenticate(cookie("k"), HERE)
+    bench.clock.advance(1)
+    checked = bench.method.revalidate(identity)
+    before, after = (question for _, _, question in bench.fetcher.asked)
+    after.callback(ENDED)
+    with pytest.raises(Refused):
+        now(checked)
+    before.callback(me())
+    for late in (slow, bench.method.authenticate(cookie("k"), HERE)):
+        with pytest.raises(Refused):
+            now(late)
+    bench.clock.advance(10)
+    bench.fetcher.answers = {ME: me()}
+    assert now(bench.method.authenticate(cookie("k"), HERE)) is not None, "a newer answer counts"
+
+
+def test_a_permission_that_is_older_than_a_denial() -> None:
+    """Neither a slow answer nor one in the cache brings back an object that is hidden since."""
+    bench = Bench()
+    identity = enter(bench)
+    bench.fetcher.answers = {"jobs/1/": YES}
+    assert refused(bench.method.refusals(identity, ["job_events.1"])) == {}
+    bench.fetcher.answers = {}
+    bench.fetcher.paths()
+    slow = bench.method.refusals(identity, ["job_events.2"])
+    bench.clock.advance(1)
+    bench.fetcher.answers = {ME: me(), "jobs/1/": NO, "jobs/2/": NO}
+    newer = now(bench.method.revalidate(identity))
+    hidden = "not visible to this user"
+    assert refused(bench.method.refusals(newer, ["job_events.1", "job_events.2"])) == {"job_events.1": hidden, "job_events.2": hidden}
+    bench.fetcher.asked[0][2].callback(YES)
+    assert refused(slow) == {"job_events.2": hidden}
+    for user in (identity, newer):
+        assert refused(bench.method.refusals(user, ["job_events.1", "job_events.2"])) == {"job_events.1": hidden, "job_events.2": hidden}
+    bench.clock.advance(5)
+    bench.fetcher.answers = {"jobs/1/": YES, "jobs/2/": YES}
+    assert refused(bench.method.refusals(newer, ["job_events.1", "job_events.2"])) == {}, "a newer answer counts"
+
+
 def test_revalidation_of_what_has_ended() -> None:
     """A credential that the API rejects now is refused, for handshakes too. One that belongs to another user now is refused too."""
     bench = Bench()

@@ -196,7 +196,9 @@ class TowerMethod:
     def _validate(self, credential: ApiCredential, caller: Caller, key: bytes, kind: Kind, waited_s: float = 0) -> Deferred[_Validation]:
         asked_at = self._clock.seconds()
 
-        def valid(me: Me) -> _Validation:
+        def valid(me: Me) -> _Validation | Failure:
+            if self._invalid.has_newer(key, asked_at):
+                return Failure(Refused("the API rejected the credential after it had given this answer"))
             self._invalid.discard(key)
             self._valid.put(key, validation := _Validation(me, asked_at), asked_at)
             self._sign_ins.note(key, asked_at, good=True)

@@ -233,6 +233,11 @@ class TtlCache(Generic[T]):
             return None
         return answer if at >= since else None
 
+    def has_newer(self, key: Hashable, at: float) -> bool:
+        """Return whether the answer under this key is from after `at`."""
+        kept = self._kept.get(key)
+        return kept is not None and kept[0] > at
+
     def put(self, key: Hashable, answer: T, now: float) -> None:
         """Store an answer. It replaces the one under the same key."""
         self._kept.pop(key, None)

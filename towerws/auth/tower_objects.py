@@ -216,11 +216,14 @@ class VisibleObjects:
             await self._pause(RETRY_PAUSE_S)
 
     def _ask_visible(self, user: CheckedUser, topic: str, path: str) -> Deferred[bool]:
-        asked_at = self._clock.seconds()
+        asked_at, key = self._clock.seconds(), (user.key, topic)
 
         def answered(visible: bool) -> bool:
-            kept = self._allowed if visible else self._denied
-            kept.put((user.key, topic), answer=True, now=asked_at)
+            if visible and self._denied.has_newer(key, asked_at):
+                return False  # the answer to a later question came first
+            kept, other = (self._allowed, self._denied) if visible else (self._denied, self._allowed)
+            other.discard(key)
+            kept.put(key, answer=True, now=asked_at)
             return visible
 
         return self._ask(user, path).addCallback(answered)
