@@ -440,16 +440,17 @@ def test_resumes(chromium: Chromium, served: Callable[..., Daemon]) -> None:
 
 WATCHED = """
     window.sockets = [];
+    window.sent = [];
     window.pings = 0;
     window.laterMs = 0;
     const now = performance.now.bind(performance);
     performance.now = () => now() + laterMs;
     window.WebSocket = class extends WebSocket {
         constructor(...parts) { super(...parts); sockets.push(this); }
-        send(text) { pings += text === '{"ping":1}'; super.send(text); }
+        send(text) { sent.push(text); pings += text === '{"ping":1}'; super.send(text); }
     };
 """
-"""Keeps the page's sockets and counts its pings. `laterMs` moves its clock."""
+"""Keeps the page's sockets and messages, and counts its pings. `laterMs` moves its clock."""
 
 
 @pytest.fixture
@@ -498,6 +499,57 @@ def test_pings_that_are_answered(watched: tuple[Screen, Daemon]) -> None:
     assert screen.page.run("[pings, sockets.length]") == [2, 1]
     assert screen.text("notices") == ""
     assert screen.page.run("document.getElementById('state').dataset.state") == "live"
+
+
+def test_more_grants_of_the_same_user(chromium: Chromium, with_jwt: Daemon) -> None:
+    """A topic that was denied is requested again on the next connection. The notice of a topic that stays denied is not repeated."""
+    screen = Screen(chromium, with_jwt)
+    screen._call("Page.addScriptToEvaluateOnNewDocument", source=WATCHED)
+    screen.page.go(screen.url)
+    screen.sign_in(token(groups=["orders.created"]))
+    screen.until_live()
+    screen.until_shown("notices", "orders.paid (not granted)")
+    screen.page.run("sent.length = 0; sockets.at(-1).close()")
+    screen.until_shown("notices", "nothing was missed")
+    screen.until("sent.some(text => text.includes('paid'))")
+    with_jwt.publish("orders.created", {"order": 1})
+    screen.until_shown("events", '{"order":1}')
+    notices = "[...document.querySelectorAll('#notices li')].filter(item => item.textContent.includes('orders.paid'))"
+    assert screen.page.run(f"{notices}.length") == 1
+    screen.page.run("document.getElementById('forget').click()")
+    screen.sign_in(token(groups=["orders.*"]))
+    screen.until_shown("listening", "orders.paid")
+    with_jwt.publish("orders.paid", {"order": 2})
+    screen.until_shown("events", '{"order":2}')
+
+
+LARGEST = """
+    window.largest = 0;
+    const has = Set.prototype.has;
+    Set.prototype.has = function (item) {
+        if (typeof item === "string" && item.startsWith("job_events.")) largest = Math.max(largest, this.size);
+        return has.call(this, item);
+    };
+"""
+"""The size of the largest set that the page has asked for a job's output."""
+
+
+def test_many_denied_topics(chromium: Chromium, with_jwt: Daemon) -> None:
+    """The page forgets a denied topic that it no longer wants: of a job that has ended."""
+    screen = Screen(chromium, with_jwt)
+    screen._call("Page.addScriptToEvaluateOnNewDocument", source=LARGEST)
+    screen.page.go(screen.url)
+    screen.sign_in(token(groups=["jobs.*"]))
+    screen.until_live()
+    denied = with_jwt.get("/status")[1]["requests"]["denied_topics"]
+    for first in range(0, 100, 25):
+        for job in range(first, first + 25):
+            with_jwt.publish("jobs.status_changed", {"unified_job_id": job, "status": "running", "type": "job"})
+        while with_jwt.get("/status")[1]["requests"]["denied_topics"] < denied + first + 25:
+            screen.until_live()
+    with_jwt.publish("jobs.status_changed", {"unified_job_id": 100, "status": "running", "type": "job"})
+    screen.until_shown("jobs", "job 100")
+    assert 25 <= screen.page.run("largest") <= 60
 
 
 @pytest.mark.parametrize("event", ["dispatchEvent(new Event('online'))", "document.dispatchEvent(new Event('visibilitychange'))"])

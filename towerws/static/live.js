@@ -353,19 +353,24 @@
   // `addSince`, and outlives a connection.
   let againSince = null;
   let user = null;
-  const deniedTopics = new Set();   // this user may not subscribe to them, so they aren't requested again
+
+  // This user may not subscribe to them, so they aren't requested again on this connection. Only wanted topics are kept.
+  let deniedTopics = new Set();
+  let reported = deniedTopics;      // the same of the connection before: there is a notice about them
 
   const hasOpenGroups = () => [...GROUPS].some(([, group]) => !group.own && !Array.isArray(group.events));
 
-  function wantedTopics() {
+  function allTopics() {
     const topics = new Set([...BASE, ...byTopic.keys()]);
     for (const [name, { events, own }] of GROUPS) {
       if (own && user !== null) topics.add(`${name}.${user}`);
       else if (Array.isArray(events)) for (const event of events) topics.add(`${name}.${event}`);
     }
     for (const topic of recentTopics) topics.add(topic);
-    return [...topics].filter((topic) => !deniedTopics.has(topic));
+    return topics;
   }
+
+  const wantedTopics = () => [...allTopics()].filter((topic) => !deniedTopics.has(topic));
 
   function showListening(current) {
     const topics = current.filter((topic) => !byTopic.has(topic)).sort((one, other) => isAwx(one) - isAwx(other));
@@ -602,8 +607,10 @@
     for (const item of items) {
       if (item.reason === "unavailable") continue;
       deniedTopics.add(item.topic);
-      if (!byTopic.has(item.topic) && !recentTopics.includes(item.topic)) names.push(`${item.topic} (${item.reason})`);
+      if (!reported.has(item.topic) && !byTopic.has(item.topic) && !recentTopics.includes(item.topic)) names.push(`${item.topic} (${item.reason})`);
     }
+    const all = allTopics();
+    for (const topic of deniedTopics) if (!all.has(topic)) deniedTopics.delete(topic);
     if (names.length) noticeOnce(`access denied: ${names.join(", ")}`);
   }
 
@@ -629,7 +636,9 @@
       keepPosition(frame.position);
     } else if (frame.type === "welcome") {
       identified = true;
-      if (user !== frame.user) deniedTopics.clear();
+      // The user may have got more rights meanwhile.
+      reported = user === frame.user ? deniedTopics : new Set();
+      deniedTopics = new Set();
       user = frame.user;
       if (token !== null) keepToken(token);
       $("sign-in").hidden = true;
