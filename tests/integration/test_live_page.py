@@ -552,6 +552,22 @@ def test_many_denied_topics(chromium: Chromium, with_jwt: Daemon) -> None:
     assert 25 <= screen.page.run("largest") <= 60
 
 
+def test_rate_after_a_freeze(watched: tuple[Screen, Daemon]) -> None:
+    """A frozen tab gets the events of 20 s at once. They count for these 20 s."""
+    screen, daemon = watched
+    position = daemon.publish("orders.paid", {"order": 1})
+    screen.until_shown("total", "1")
+    screen.page.run("document.getElementById('rate').textContent = '0.0'")
+    event = {"type": "event", "position": position, "group": "orders", "event": "paid", "payload": {"order": 2}}
+    screen.page.run(f"""window.rates = [];
+        new MutationObserver(() => rates.push(Number(document.getElementById('rate').textContent)))
+            .observe(document.getElementById('rate'), {{ childList: true, characterData: true, subtree: true }});
+        laterMs += 20000;
+        for (let count = 0; count < 100; count++) sockets[0].onmessage({{ data: {json.dumps(json.dumps(event))} }});""")
+    screen.until("rates.length > 1 && rates.at(-1) === 0")
+    assert 4 <= max(screen.page.run("rates")) <= 6
+
+
 @pytest.mark.parametrize("event", ["dispatchEvent(new Event('online'))", "document.dispatchEvent(new Event('visibilitychange'))"])
 def test_the_page_or_the_network_comes_back(watched: tuple[Screen, Daemon], event: str) -> None:
     """The page asks at once whether its connection still works."""

@@ -13,6 +13,7 @@
   const MAX_TEXT = 300;          // Characters of a row's text.
   const RATE_S = 5;              // Events per second are an average of this time.
   const SPARK_S = 60;            // Seconds in the curve.
+  const CATCH_UP_S = 2;          // A tab that was frozen gets the events of that time within this one.
 
   // Deadlines. The daemon and the network may be silent at any time.
   const SILENT_MS = 20000;       // Silence after which the daemon is asked for an answer.
@@ -55,7 +56,9 @@
   const jobs = new Map();      // id -> job, in the order of their first event
   const byTopic = new Map();   // output topic -> job
   const recent = [];           // the newest events
-  const perSecond = new Array(SPARK_S).fill(0);
+  const seconds = () => Math.floor(performance.now() / 1000);
+  const perSecond = new Array(SPARK_S + 1).fill(0);   // the last one is of the present second
+  let present = seconds(), frozenAt = 0, thawedAt = -Infinity;
   let total = 0, selected = null, paused = false, dirty = true, eventsDirty = true;
 
   function jobFor(id, type) {
@@ -125,9 +128,27 @@
     unfollowIfComplete(job);
   }
 
+  // The clock moves the curve on, because the browser delays the timers of a page that is hidden, and stops those of a frozen one.
+  function moveOn() {
+    const now = seconds();
+    if (now - present > RATE_S) [frozenAt, thawedAt] = [present, now];
+    for (let empty = Math.min(now - present, perSecond.length); empty > 0; empty--) {
+      perSecond.shift();
+      perSecond.push(0);
+    }
+    present = now;
+  }
+
+  // When a tab goes on, it gets the events of the time in which it was frozen at once. They count for the whole of that time.
+  function countEvent() {
+    moveOn();
+    const slots = present - thawedAt <= CATCH_UP_S ? present - frozenAt : 1;
+    for (let at = Math.max(0, perSecond.length - slots); at < perSecond.length; at++) perSecond[at] += 1 / slots;
+  }
+
   function onEvent(topic, payload, raw) {
     total++;
-    perSecond[SPARK_S - 1]++;
+    countEvent();
     recent.unshift({ at: clock(), topic, text: visible(describe(topic, payload).slice(0, MAX_TEXT)), raw: raw.length > MAX_RAW ? `${raw.slice(0, MAX_RAW)} … (${raw.length} characters)` : raw });
     if (recent.length > MAX_EVENTS) recent.pop();
     dirty = eventsDirty = true;
@@ -304,12 +325,11 @@
   setInterval(() => { if (eventsDirty) { eventsDirty = false; showEvents(); } }, 250);
 
   setInterval(() => {
-    const window5 = perSecond.slice(-RATE_S);
-    setText($("rate"), (window5.reduce((sum, count) => sum + count, 0) / RATE_S).toFixed(1));
-    const most = Math.max(5, ...perSecond);
-    $("spark").firstElementChild.setAttribute("points", perSecond.map((count, index) => `${index},${(25 - 23 * count / most).toFixed(1)}`).join(" "));
-    perSecond.shift();
-    perSecond.push(0);
+    moveOn();
+    const complete = perSecond.slice(0, -1);
+    setText($("rate"), (complete.slice(-RATE_S).reduce((sum, count) => sum + count, 0) / RATE_S).toFixed(1));
+    const most = Math.max(5, ...complete);
+    $("spark").firstElementChild.setAttribute("points", complete.map((count, index) => `${index},${(25 - 23 * count / most).toFixed(1)}`).join(" "));
     if ($("auto").checked && (!selected || (selected.ended && Date.now() - selected.ended > 2500))) {
       const next = [...jobs.values()].reverse().find((job) => !job.ended && job.chunks.length) || null;
       if (next) select(next);
