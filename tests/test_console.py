@@ -119,6 +119,7 @@ def test_events_and_one_event(admin: ConsoleAdmin) -> None:
     assert len(found["events"][0]["preview"]) == 2048
     assert (found["complete"], found["newest"]) == (True, found["events"][0]["seq"])
     one = admin.ask("GET", f"/console/event?offset={found['events'][1]['offset']}").json
+    assert one["instance"] == found["instance"] == "me"
     assert one["payload"] == '{"n": 12345678901234567890, "x": NaN}'
     newer = f"/console/events?after={found['newest']}&instance="
     assert admin.ask("GET", newer + "me").json["events"] == []

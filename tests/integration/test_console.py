@@ -279,6 +279,22 @@ def test_end_of_a_row_from_before_a_restart(chromium: Chromium, tmp_path: Path) 
         after.close()
 
 
+def test_payload_of_a_row_from_before_a_restart(chromium: Chromium, tmp_path: Path) -> None:
+    """The new process has another event of the same number. Its payload is not shown as that of the old row."""
+    with Daemon(tmp_path, "embedded:") as daemon:
+        daemon.publish("jobs.summary", {"text": "before"})
+        console = Console(chromium, daemon)
+        console.view("events")
+        console.until_shown("event-list", "before")
+        console.page.run("document.getElementById('events-pause').click()")
+        daemon.kill()
+        daemon.start()
+        daemon.publish("jobs.summary", {"text": "after"})
+        console.page.run("document.querySelector('#event-list summary').click()")
+        console.until_shown("event-list", "The daemon's history no longer has this event.")
+        assert "after" not in console.text("event-list")
+
+
 def test_next_page_after_a_restart(chromium: Chromium, tmp_path: Path) -> None:
     """A page of the list that begins at a number of another process begins at the first connection instead."""
     with Daemon(tmp_path, "embedded:") as daemon, ExitStack() as leave:

@@ -209,7 +209,8 @@ def _event(request: Request, data: ConsoleData) -> Answer:
     row = _row(delivery, data.clock())
     del row["preview"]
     payload = delivery.payload.decode("utf-8", "replace")
-    return json_answer(200, {**row, "position": delivery.position or None, "message_id": delivery.message_id, "payload": payload})
+    more = {"position": delivery.position or None, "message_id": delivery.message_id, "payload": payload}
+    return json_answer(200, {"instance": data.instance, **row, **more})
 
 
 def _connections(request: Request, data: ConsoleData) -> Answer:

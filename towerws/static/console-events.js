@@ -48,24 +48,25 @@ function summaryOf(event) {
 }
 
 function rowFor(event) {
+  const listedBy = instance;   // The process that the event's numbers are of.
   const item = make("li"), details = make("details"), summary = make("summary"), at = new Date(Date.now() - 1000 * event.age_s);
   const time = make("time", "", clock(at));
   time.dateTime = at.toISOString();
   summary.append(time, make("span", "name", visible(event.topic)), make("span", "text", summaryOf(event)), make("span", "size", bytes(event.bytes).join(" ")));
   details.append(summary);
-  details.addEventListener("toggle", () => { if (details.open && details.children.length === 1) open(details, event); });
+  details.addEventListener("toggle", () => { if (details.open && details.children.length === 1) open(details, event, listedBy); });
   item.append(details);
   return item;
 }
 
-async function open(details, event) {
+async function open(details, event, listedBy) {
   pause(true);   // a row that is being read must not move away
   const box = make("div", "payload");
   box.append(make("p", "note", "loading …"));
   details.append(box);
   try {
     const found = await ask(`console/event?offset=${event.offset}`);
-    if (found.seq !== event.seq) throw new Refused(404, "The daemon's history no longer has this event.");
+    if (found.instance !== listedBy || found.seq !== event.seq) throw new Refused(404, "The daemon's history no longer has this event.");
     const facts = make("dl"), text = make("pre"), actions = make("div", "row");
     for (const [name, value] of [["position", found.position ?? "–"], ["size", `${found.bytes.toLocaleString("en")} bytes`], ["message id", found.message_id]]) {
       if (value === null) continue;
