@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ def status_figures(service: TowerwsService) -> Mapping[str, object]:
     watchers = context.credential_monitor.watchers
     return {
         "version": __version__,
+        "pid": os.getpid(),
         "uptime_s": round(service.uptime_s, 1),
         "reloads": service.reloads.figures(),
         "process": {

@@ -25,9 +25,12 @@ from tests.kit.proxy_process import adapted
 from tests.kit.rows import each_row
 from towerws.cli import main
 from towerws.config.load import load
+from towerws.core.settings import MIB
 from towerws.doctor import broker as doctor_broker
+from towerws.doctor import daemon as doctor_daemon
 from towerws.doctor.broker import permission_patterns
 from towerws.doctor.examination import PROBLEMS, WARNINGS
+from towerws.workers import worker
 
 PASSWORD = "canary-passw0rd"
 VHOST = "doctor"
@@ -494,6 +497,33 @@ def test_a_tower_that_is_not_well(daemon: Daemon, kind: type[Api], arguments: li
 
 
 # this machine
+
+
+def test_the_memory_of_the_daemons_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`MemoryMax=` bounds the daemon's group, also if the doctor runs in a shell. Without a daemon the doctor's own group counts."""
+    with Daemon(tmp_path, "embedded:") as daemon:
+        files = {
+            f"proc/{daemon.pid}/cgroup": "0::/system.slice/towerws.service\n",
+            f"proc/{daemon.pid}/cmdline": "twistd\0-n\0towerws\0",
+            "proc/self/cgroup": "0::/user.slice/session.scope\n",
+            "groups/system.slice/towerws.service/memory.max": f"{300 * MIB}\n",
+            "groups/system.slice/memory.max": "max\n",
+            "groups/user.slice/session.scope/memory.max": "max\n",
+            "groups/user.slice/memory.max": f"{100 * MIB}\n",
+        }
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        monkeypatch.setattr(doctor_daemon, "PROCESSES", tmp_path / "proc")
+        monkeypatch.setattr(worker, "CONTROL_GROUPS", tmp_path / "groups")
+        few = ("--limits-connections", "100")
+        _, found = ask(*flags(daemon), *few)
+        expect(found, "daemon memory", "ok", "Memory: 300 MiB, now used:")
+        (tmp_path / f"proc/{daemon.pid}/cmdline").write_text("init\0")  # the daemon is in another container
+        _, found = ask(*flags(daemon), *few)
+        expect(found, "daemon memory", "problem", "Memory: 100 MiB, now used:")
+    _, found = ask(*flags(daemon), *few)
+    expect(found, "daemon memory", "problem", "Memory: 100 MiB", "give the daemon more memory")
 
 
 @pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted passes them

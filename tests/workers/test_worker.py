@@ -22,7 +22,7 @@ from towerws.core.settings import LimitSettings
 from towerws.listening import listen
 from towerws.workers import worker
 from towerws.workers.supervisor import _ReservingReactor
-from towerws.workers.worker import DIVIDED, VARIABLE, Membership, SharingReactor, divide, worker_count
+from towerws.workers.worker import DIVIDED, VARIABLE, Membership, SharingReactor, divide, memory_limits, worker_count
 
 MEMBERSHIP = Membership(2, 3, "/run/a:b", 4711, 9051)
 FLAGS = {"broker": "amqp://localhost", "auth": "tower", "tower-url": "http://tower.example"}
@@ -103,6 +103,32 @@ def test_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | None
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     assert worker_count(load_all({**FLAGS, "workers": "auto"}, {}).settings) == cpus
     assert worker_count(load_all({**FLAGS, "workers": "3"}, {}).settings) == 3
+
+
+@each_row(
+    ("place", "files", "limits"),
+    [
+        (V2, {f"{HERE}/memory.max": "2147483648\n", "system.slice/memory.max": "max\n"}, [2 * 1024**3]),
+        (V2, {f"{HERE}/memory.max": "200\n", "system.slice/memory.max": "100\n", "memory.max": "50\n"}, [200, 100, 50]),
+        (V2, {f"{HERE}/memory.max": "x"}, []),
+        (V1, {"memory/docker/1/memory.limit_in_bytes": "200\n", "memory/docker/memory.limit_in_bytes": "300\n"}, [200, 300]),
+        (V1, {"cpu/docker/1/memory.limit_in_bytes": "200\n", "docker/1/memory.max": "1"}, []),
+        (None, {"memory.max": "100"}, []),
+    ],
+)
+def test_memory_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | None, files: dict[str, str], limits: list[int]
+) -> None:
+    """They are those of the process's control group and of the groups around it, the inner one first."""
+    groups = tmp_path / uuid4().hex / "groups"
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    own = groups.parent / "own"
+    if place is not None:
+        own.write_text(place)
+    monkeypatch.setattr(worker, "CONTROL_GROUPS", groups)
+    assert list(memory_limits(own)) == limits
 
 
 def test_the_reserved_port_is_free_for_workers_only() -> None:

@@ -23,7 +23,7 @@ from towerws.core.settings import MIB
 from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import STEP_S, Unreachable, certificate_finding, connect, fetch_from, reason, shown
 from towerws.process import RESERVED_DESCRIPTORS
-from towerws.workers.worker import divide, worker_count
+from towerws.workers.worker import divide, memory_limits, worker_count
 
 BASE_BYTES = 66 * MIB
 """Resident memory of a daemon without clients and history (docs/capacity.md)."""
@@ -31,7 +31,7 @@ BASE_BYTES = 66 * MIB
 IDLE_BYTES, IDLE_TLS_BYTES = 4_400, 30_000
 """Memory of an idle connection, without TLS and with TLS that ends in the daemon (docs/operations.md, Limits)."""
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+PROCESSES = Path("/proc")
 
 
 class AdminPort:
@@ -83,6 +83,8 @@ class _Process:
     open_descriptors: int
     max_connections: int
     resident_bytes: int
+    pid: int | None
+    """That of the parent, with several workers. None: an earlier version doesn't tell."""
 
 
 def check_configuration(loaded: Loaded) -> Iterator[Step]:
@@ -182,6 +184,7 @@ def _process(figures: Mapping[str, Any], metrics: str) -> _Process:
         open_descriptors=max(metric("process_open_fds"), default=0),
         max_connections=int(figures["connections"]["max"]),
         resident_bytes=sum(metric("process_resident_memory_bytes")),
+        pid=figures.get("pid"),
     )
 
 
@@ -215,7 +218,7 @@ def _memory(area: Area, loaded: Loaded, process: _Process | None) -> Finding:
     processes = worker_count(settings)
     idle = processes * each_process + clients * each
     worst = idle + clients * settings.websocket.backlog_bytes
-    have = _machine_bytes()
+    have = _machine_bytes(None if process is None else process.pid)
     text = f"{clients} clients take {_mib(idle)} with history full, and {_mib(worst)} if no one reads. Memory: {_mib(have)}"
     if process is not None and process.resident_bytes:
         text += f", now used: {_mib(process.resident_bytes)}"
@@ -227,15 +230,23 @@ def _memory(area: Area, loaded: Loaded, process: _Process | None) -> Finding:
     return area.ok("memory", text)
 
 
-def _machine_bytes() -> int:
-    """Return the memory of this machine, or of the control group that this process is in, if that is less."""
+def _machine_bytes(pid: int | None) -> int:
+    """Return the memory of this machine. If it is less, the limit of the daemon's control group, or of this process's one.
+
+    The unit's `MemoryMax=` bounds the daemon's group, and not the shell in which the doctor runs.
+    """
     total = re.search(r"^MemTotal: +(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     have = int(total[1]) * 1024 if total else 0
+    process = PROCESSES / (str(pid) if pid is not None and _is_daemon(pid) else "self")
+    return min([have, *memory_limits(process / "cgroup")])
+
+
+def _is_daemon(pid: int) -> bool:
+    """Whether the process of this id is a towerws. A daemon in another container has an id that means nothing here."""
     try:
-        limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()
+        return b"towerws" in (PROCESSES / str(pid) / "cmdline").read_bytes()
     except OSError:
-        return have
-    return min(have, int(limit)) if limit.isdecimal() else have
+        return False
 
 
 def _mib(size: int) -> str:

@@ -242,7 +242,7 @@ class ParentPorts:
             }
             for worker in self._processes.workers
         ]
-        head = {"version": __version__, "uptime_s": round(self._reactor.seconds() - self._started_at, 1)}
+        head = {"version": __version__, "pid": os.getpid(), "uptime_s": round(self._reactor.seconds() - self._started_at, 1)}
         return json_answer(200, {**sums, **head, "source": source, "workers": entries})
 
     @_answers

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -100,25 +100,39 @@ def _usable_cpus() -> int:
 
 def _cpu_limits() -> Iterator[float]:
     """Yield the limits of this process's control group and of those around it, in CPUs. A group without a limit yields none."""
+    # Version 2: `200000 100000`, or `max 100000`. Version 1: the quota is -1 without a limit.
+    for words in _group_files(CONTROL_GROUP, "cpu", ["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with suppress(ValueError):
+            quota, period = map(int, words)
+            if quota > 0:
+                yield quota / period
+
+
+def memory_limits(process: Path) -> Iterator[int]:
+    """Yield the limits of a process's control group and of those around it, in bytes. `process` is its `/proc/PID/cgroup`."""
+    for words in _group_files(process, "memory", ["memory.max"], ["memory.limit_in_bytes"]):
+        with suppress(ValueError):  # `max` is no limit
+            (limit,) = map(int, words)
+            yield limit
+
+
+def _group_files(process: Path, controller: str, version_2: Sequence[str], version_1: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the words in these files of a process's control group, and of each group around it, the inner one first."""
     try:
-        places = [line.split(":", 2) for line in CONTROL_GROUP.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+        places = [line.split(":", 2) for line in process.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     except OSError:  # a system without control groups
         return
     for _, controllers, place in places:
         if not controllers:
-            root, names = CONTROL_GROUPS, ["cpu.max"]  # version 2: `200000 100000`, or `max 100000`
-        elif "cpu" in controllers.split(","):
-            root, names = CONTROL_GROUPS / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]  # version 1: the quota is -1 without a limit
+            root, names = CONTROL_GROUPS, version_2
+        elif controller in controllers.split(","):
+            root, names = CONTROL_GROUPS / controller, version_1
         else:
             continue
         inner = root / place.lstrip("/")
         for folder in (inner, *inner.parents):
-            try:
-                quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
-                if int(quota) > 0:
-                    yield int(quota) / int(period)
-            except (OSError, ValueError):  # no limit, or the folder is outside this container
-                pass
+            with suppress(OSError, ValueError):  # no such file, or the folder is outside this container
+                yield " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
             if folder == root:
                 break
 
