@@ -11,7 +11,7 @@ from towerws.config.addresses import parse_broker_url
 from towerws.core.topics import is_routing_key
 from towerws_producer import BadPayload, BadTopic, ConfigError, PayloadTooLarge, Producer, ProducerError
 from towerws_producer.address import parse_address, parse_addresses
-from towerws_producer.awx import Relay, is_ours, wrapped_name
+from towerws_producer.awx import Relay, _arguments, is_ours, wrapped_name
 from towerws_producer.buffer import EVENT_BYTES
 from towerws_producer.folded_log import EVERY_S, FoldedLog
 from towerws_producer.payload import encode
@@ -301,3 +301,33 @@ def test_the_root_of_all_errors() -> None:
     errors = [item for item in vars(towerws_producer).values() if isinstance(item, type) and issubclass(item, ProducerError)]
     assert len(errors) == 15
     assert len({error.reason for error in errors}) == len(errors)
+
+
+@each_row(
+    ("url", "vhosts"),
+    [
+        ("amqp://guest:guest@localhost:5672//", ["/"]),
+        ("amqp://localhost//", ["/"]),
+        ("amqp://guest:guest@localhost:5672/", ["/"]),
+        ("amqp://guest:guest@localhost:5672/%2F", ["/"]),
+        ("amqp://tower:p%2F@h/tower", ["tower"]),
+        ("amqp://u:p/w@h//a/b", ["/a/b"]),
+        ("amqp://u:p@a//,amqps://u:p@b/v", ["/", "v"]),
+    ],
+)
+def test_the_url_of_awxs_own_settings(monkeypatch: pytest.MonkeyPatch, url: str, vhosts: List[str]) -> None:
+    """`url` means what it meant to kombu, which the former layer used: a slash needs no %2F. AWX's default ends with two."""
+    monkeypatch.delenv("TOWERWS_BROKER", raising=False)
+    arguments = _arguments({"url": url, "model": "awx.main.models.channels.ChannelGroup", "prefix": "x"})
+    settings = Settings(environ={}, **arguments)
+    assert [address.vhost for address in settings.addresses] == vhosts
+    assert settings.addresses[0].password in ("guest", "p/", "p/w", "p")
+
+
+@each_row("url", [None, "", "redis://h//", "nonsense", "amqp://u:s3cret@h//?x=1"])
+def test_a_url_that_is_none(monkeypatch: pytest.MonkeyPatch, url: Any) -> None:
+    """It is refused as before, without its password."""
+    monkeypatch.delenv("TOWERWS_BROKER", raising=False)
+    with pytest.raises(ConfigError) as raised:
+        Settings(environ={}, **_arguments({"url": url}))
+    assert "s3cret" not in str(raised.value)

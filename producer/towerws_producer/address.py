@@ -49,6 +49,21 @@ def parse_addresses(broker: Union[str, Sequence[str]]) -> List[Address]:
     return [parse_address(text) for text in texts]
 
 
+def without_kombus_slashes(text: str) -> str:
+    """Return URLs for kombu, which AWX's former layer used, by the rules of this module: a slash in the virtual host becomes `%2F`.
+
+    AWX's default is `amqp://guest:guest@localhost:5672//`, the virtual host `/`.
+    """
+    return ",".join(_without_slashes(url) for url in _between_urls.split(text.strip()))
+
+
+def _without_slashes(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    authority, slash, vhost = place.partition("/")
+    return "".join((scheme, separator, credentials, at, authority, slash, vhost.replace("/", "%2F")))
+
+
 def parse_address(text: str) -> Address:
     """Return the address of one URL. `ConfigError` names the broken rule, and repeats no part of the URL."""
     match = _split_scheme(str(text))

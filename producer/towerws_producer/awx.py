@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from typing import Any, Mapping, Optional
 
+from towerws_producer.address import without_kombus_slashes
 from towerws_producer.errors import BadTopic, ConfigError, ProducerError
 from towerws_producer.folded_log import FoldedLog
 from towerws_producer.producer import Producer
@@ -113,7 +114,7 @@ def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
     arguments = {name: value for name, value in config.items() if name not in _OTHERS}
     url = arguments.pop("url", None)
     if arguments.get("broker") is None and not os.environ.get("TOWERWS_BROKER"):
-        arguments["broker"] = url
+        arguments["broker"] = without_kombus_slashes(url) if isinstance(url, str) else url
     return arguments
 
 

@@ -2,7 +2,8 @@
 
     CHANNEL_LAYERS["default"]["BACKEND"] = "towerws_producer.channels1.Layer"
 
-`CONFIG` may stay as it was: `url` is the broker, and other keys of the former layer are ignored. TOWERWS_BROKER wins over it.
+`CONFIG` may stay as it was: `url` is the broker, as kombu reads it: `//` at its end is the virtual host `/`. TOWERWS_BROKER
+wins over it. Other keys of the former layer are ignored.
 """
 
 import uuid
