@@ -543,7 +543,7 @@ def test_limit_reached_that_history_has_lost(make: Edges) -> None:
     client = enter(edge, "7-a", v1=True).listen(1)
     marker = Marker("a" * 8, "d" * 16)
     ingest.marker_confirmed(marker.text)
-    ingest.marker(marker, marker.body, next(offsets), marker.text)
+    ingest.marker(marker, marker.body, next(offsets), marker.text, through_exchange=True)
     ingest.end_batch(lambda _: None)
     deliver("control.limit_reached_7", b"{}")
     for _ in range(30):  # 1.8 MB, and history holds 1 MiB
