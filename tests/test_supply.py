@@ -48,3 +48,25 @@ def test_every_dependency_is_locked_in_a_version_that_it_may_have() -> None:
     packages = locked("run.txt")
     for requirement in map(Requirement, lines):
         assert requirement.specifier.contains(version(packages[canonicalize_name(requirement.name)])), requirement
+
+
+def test_no_document_installs_a_name_that_is_not_ours() -> None:
+    """towerws and towerws-producer are not on PyPI yet, so anybody could register the names. Documents install a clone or a wheel."""
+    documents = [
+        ROOT / "README.md",
+        *ROOT.glob("docs/*.md"),
+        *(path for name in ("clients", "examples", "producer") for path in ROOT.glob(f"{name}/**/*.md")),
+    ]
+    commands = [
+        (path.relative_to(ROOT), words)
+        for path in documents
+        if "node_modules" not in path.parts
+        for words in re.findall(r"pip3? (?:install|wheel) ([^\n`#|]*)", path.read_text())
+    ]
+    assert len(commands) > 10
+    by_name = [
+        (path, words)
+        for path, words in commands
+        if re.search(r"(?<![\w./-])towerws(?:[-_]producer)?(?:\[[^]]*\])?(?:[=<>~!].*)?(?:\s|$)", words)
+    ]
+    assert by_name == []
