@@ -581,6 +581,20 @@ class TestResume:
         assert [call[0] for call in calls] == ["deliver", "hole", "deliver", "deliver"]
         assert rig.source.status().ready
 
+    def test_a_new_stream_that_begins_with_an_entry_that_cannot_be_read(self) -> None:
+        """The stream was deleted, and nothing of the new one was read yet. The entry is passed over, and clients are told of the gap."""
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        rig.broker.delete_stream()
+        rig.stream.unreadable = rig.next
+        rig.stream.skip()
+        rig.stream.write(b"b")
+        rig.until(lambda: rig.stream.exists and rig.source.status().ready, within_s=120)
+        rig.write(b"c")
+        calls = [call[0] for call in rig.sink.calls if call[0] not in {"caught_up", "hole_told"}]
+        assert calls[:3] == ["deliver", "rewind", "hole"]
+        assert "hole" not in calls[3:]
+
     @pytest.mark.parametrize(("young", "held"), [({"32s": 1}, [1]), ({}, [])], ids=["some seconds ago", "just now"])
     def test_history_is_refilled_from_behind_an_entry_that_cannot_be_read(
         self, young: dict[str, int], held: list[int], events: list[LogEvent]

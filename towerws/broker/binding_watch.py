@@ -13,6 +13,9 @@ proves the binding for all of them.
   alarm    | the broker takes no messages                   | waits for the end of the alarm
 
 A marker that is late proves nothing. It turns `/readyz` to 503, and another marker is sent.
+
+Before the reader is live, only its own markers can show that the binding is missing, if they go through the exchange. It calls `missing`
+then, and binds. While the binding is missing, each marker through the exchange tells of the hole. A hole outlives connections.
 """
 
 from __future__ import annotations
