@@ -316,6 +316,36 @@ def test_requests_whose_objects_are_asked_about(end: str) -> None:
         check(path, FEWER // 2)
 
 
+@pytest.mark.parametrize("end", ["one is hidden", "leaves", "leaves later", "asked again", "ended"])
+def test_checks_of_open_connections(end: str) -> None:
+    """The credential and two objects are checked again. The client leaves meanwhile, loses one or all, or another check is asked for."""
+    with edges() as make:
+        edge, fetcher = api(make, {"/me/": me(), "/jobs/1/": Answer(200, b"{}"), "/jobs/2/": Answer(200, b"{}")})
+        answers = fetcher.answers.copy()
+
+        def path() -> None:
+            fetcher.answers = answers.copy()
+            client = edge.connect().send(request(v1=True, added=["Authorization: Bearer x"]))
+            client.ask({"job_events": [1, 2]})
+            fetcher.answers = {"/me/": me(), "/jobs/1/": Answer(403, b"")} if end != "leaves" else {}
+            if end == "ended":
+                fetcher.answers["/me/"] = Answer(401, b"")
+            edge.clock.advance(1)
+            edge.context.credential_monitor.recheck_user("7")
+            if end == "asked again":
+                edge.context.credential_monitor.recheck_user("7")
+            if end != "leaves":
+                edge.clock.advance(1)
+            if end in ("one is hidden", "asked again"):
+                fetcher.answers = answers.copy()
+                edge.advance(10, step=0.5)
+            leave(edge, client)
+            edge.clock.advance(100)
+            fetcher.asked.clear()
+
+        check(path, FEWER // 2)
+
+
 def markers(rig: SourceRig) -> Path_:
     """A marker that goes to the exchange and comes back."""
     return lambda: rig.advance(10, 1)
