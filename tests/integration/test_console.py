@@ -191,6 +191,7 @@ def test_by_keyboard(chromium: Chromium, daemon: Daemon) -> None:
     for name in ("Overview", "Events", "Clients"):
         console.press("Tab", 9)
         assert console.focused() == name
+    daemon.until_connections(2)  # a page of an earlier test may be closing
     console.press("Enter", 13)
     console.until("document.activeElement.id === 'clients-title'")
     console.until("document.querySelectorAll('#client-rows tr').length === 2")

@@ -40,14 +40,6 @@ def tab(chromium: Chromium) -> Iterator[Tab]:
         yield open_tab
 
 
-def until_connections(daemon: Daemon, count: int) -> None:
-    """Wait until the daemon has this many connections. The daemon tells nobody, so its figures are asked."""
-    give_up = time.monotonic() + DEADLINE_S
-    while (found := daemon.get("/status")[1]["hub"]["subscribers"]) != count:
-        assert time.monotonic() < give_up, found
-        time.sleep(0.02)
-
-
 def until_one_worker(chromium: Chromium, daemon: Daemon) -> list[dict[str, Any]]:
     """Wait until the tabs have one worker. They may just be replacing a lost one, whose file comes from the daemon."""
     give_up = time.monotonic() + DEADLINE_S
@@ -73,7 +65,7 @@ def test_one_connection(tmp_path: Path, tab: Tab) -> None:
         tabs = [tab(daemon.url, {"job_events": [1, 10 + number]}) for number in range(3)]
         for each in tabs:
             each.until_subscribed()
-        until_connections(daemon, 1)
+        daemon.until_connections(1)
         for number in range(30):
             daemon.publish("job_events.1", {"n": number})
         daemon.publish("job_events.12", {"n": 30})
@@ -93,7 +85,7 @@ def test_one_connection(tmp_path: Path, tab: Tab) -> None:
             assert each.states == ["connecting", "open"]
         for each in tabs[1:]:
             each.close_tab()
-        until_connections(daemon, 0)
+        daemon.until_connections(0)
 
 
 def test_a_lost_connection(tmp_path: Path, tab: Tab) -> None:
@@ -147,7 +139,7 @@ def test_kills_of_the_daemon_and_of_the_worker(rabbit: PrivateRabbit, tmp_path: 
         for each in tabs:
             each.until_number(count)
             assert each.numbers == list(range(count + 1))
-        until_connections(daemon, 1)
+        daemon.until_connections(1)
 
 
 def test_a_worker_that_dies(tmp_path: Path, chromium: Chromium, tab: Tab) -> None:
@@ -168,7 +160,7 @@ def test_a_worker_that_dies(tmp_path: Path, chromium: Chromium, tab: Tab) -> Non
             each.until_number(2)
             assert each.numbers == [0, 1, 2]
             assert each.notices == ["subscribed", "recovered"], each.lines
-        until_connections(daemon, 1)
+        daemon.until_connections(1)
 
 
 def test_a_handler_that_throws_and_a_frozen_tab(tmp_path: Path, tab: Tab) -> None:
@@ -190,7 +182,7 @@ def test_a_handler_that_throws_and_a_frozen_tab(tmp_path: Path, tab: Tab) -> Non
         assert frozen.numbers == list(range(20))
         assert good.errors == []
         assert {error["code"] for error in bad.errors} <= {"handler"}
-        until_connections(daemon, 1)
+        daemon.until_connections(1)
 
 
 def test_a_tab_that_is_frozen_for_long(tmp_path: Path, tab: Tab) -> None:
@@ -213,7 +205,7 @@ def test_a_tab_that_is_frozen_for_long(tmp_path: Path, tab: Tab) -> None:
         for each in (good, frozen):
             each.until_number(31)
             assert each.numbers == list(range(32))
-        until_connections(daemon, 1)
+        daemon.until_connections(1)
 
 
 def test_tokens_of_the_tabs(tmp_path: Path, tab: Tab) -> None:
@@ -233,7 +225,7 @@ def test_tokens_of_the_tabs(tmp_path: Path, tab: Tab) -> None:
         for each in tabs:
             each.until_subscribed()
             assert [line["user"] for line in each.lines if line.get("state") == "open"] == ["anna"]
-        until_connections(daemon, 1)
+        daemon.until_connections(1)
         daemon.publish("job_events.1", {"n": 0})
         for each in tabs:
             each.until_number(0)
@@ -260,7 +252,7 @@ def test_without_a_shared_worker(tmp_path: Path, tab: Tab, before: str, options:
         tabs = [tab(daemon.url, {"job_events": [1]}, before=before, options=options) for _ in range(2)]
         for each in tabs:
             each.until_subscribed()
-        until_connections(daemon, 2)
+        daemon.until_connections(2)
         daemon.publish("job_events.1", {"n": 0})
         for each in tabs:
             each.until_number(0)

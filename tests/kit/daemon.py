@@ -94,6 +94,13 @@ class Daemon:
         """The admin port's answer: the status and the JSON."""
         return self.ask("GET", path)
 
+    def until_connections(self, count: int) -> None:
+        """Wait until the daemon has this many connections. It tells nobody, so its figures are asked."""
+        give_up = time.monotonic() + DEADLINE_S
+        while (found := self.get("/status")[1]["hub"]["subscribers"]) != count:
+            assert time.monotonic() < give_up, found
+            time.sleep(0.02)
+
     def ask(self, method: str, path: str, body: bytes | None = None, within_s: float = DEADLINE_S) -> tuple[int, Any]:
         """Send one request to the admin port. Each wait for a part of its answer has this deadline."""
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=within_s)
