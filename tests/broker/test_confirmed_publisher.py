@@ -409,3 +409,33 @@ def error_after(rig: PublisherRig, told: Deferred[None], seconds: float) -> str:
     """Return why the message could not be published, after this time."""
     rig.advance(seconds)
     return error(told)
+
+
+def test_a_message_that_is_sent_at_the_answer_of_a_refused_one() -> None:
+    """The markers do so. One connection serves both, and it ends when it is idle."""
+    rig = PublisherRig()
+    rig.broker.confirm = closing(403)
+    answers: list[object] = []
+
+    def sent_again(failure: Failure) -> None:
+        rig.broker.confirm = ack
+        rig.publisher.announce(b"{}", "again").addBoth(answers.append)
+
+    rig.publisher.announce(b"{}", "first").addErrback(sent_again)
+    rig.settle()
+    assert answers == [None]
+    assert rig.attempts() == 2
+    rig.advance(2 * IDLE_S)
+    assert rig.clock.getDelayedCalls() == []
+
+
+def test_a_vhost_with_too_many_connections() -> None:
+    """530 says nothing of the messages. The publisher of events alone takes it for a refusal."""
+    rig = PublisherRig()
+    rig.broker.answers[spec.Connection.Open] = lambda peer, channel, method: peer.send(
+        0, spec.Connection.Close(530, "NOT_ALLOWED - access to vhost '/' refused: connection limit (2) is reached", 10, 40)
+    )
+    with pytest.raises(BrokerError) as raised:
+        now(rig.tell())
+    assert type(raised.value) is BrokerError
+    assert raised.value.code == 530

@@ -264,6 +264,29 @@ def test_an_event_that_is_too_large_for_the_broker() -> None:
     ]
 
 
+def test_a_late_event_that_is_too_large_for_the_broker() -> None:
+    """Nobody waits for it any more. The others are sent again still."""
+    rig = Rig()
+    rig.broker.confirm = ack
+    assert now(rig.publish()).outcome is Outcome.CONFIRMED
+    rig.broker.confirm = silence
+    late = rig.publish("a.large", "large", '{"x": 1}')
+    for number in range(8):  # the connection stays, because it answers others
+        rig.advance(CONFIRM_S / 8)
+        rig.broker.confirm = ack
+        assert now(rig.publish(message_id=f"id-{number}")).outcome is Outcome.CONFIRMED
+        rig.broker.confirm = silence
+    assert now(late).outcome is Outcome.UNKNOWN
+    others = [rig.publish("a.1", "one"), rig.publish("a.2", "two")]
+    rig.broker.confirm = ack
+    size = len('{"x": 1}')
+    text = f"PRECONDITION_FAILED - message size {size} is larger than configured max size 5"
+    peer = rig.broker.peer
+    peer.send(peer.published[-1].channel, spec.Channel.Close(406, text, 60, 40))
+    rig.advance(0.2)
+    assert [what(each) for each in others] == [(Outcome.CONFIRMED, True)] * 2
+
+
 def test_a_refusal_on_a_connection_that_worked() -> None:
     """The answer is as clear as on a new one."""
     rig = Rig()

@@ -219,3 +219,15 @@ def test_handlers_that_block() -> None:
             standin.publish("own.thing", b"2")
             assert items.get(DEADLINE_S).type == "event"
     assert tokens == ["token0", "token1"]
+
+
+def test_a_stopped_client_gives_the_reason_each_time() -> None:
+    """The reason does not grow with the calls."""
+    with StandIn(refuse=404) as standin, sync.connect(standin.url, onerror=lambda error: None) as live:
+        errors = []
+        for _ in range(3):
+            with pytest.raises(ClientError, match="404") as raised:
+                live.subscribe(OWN).get(DEADLINE_S)
+            errors.append(len(raised.traceback))
+        assert raised.value.status == 404
+        assert errors[1] == errors[2]

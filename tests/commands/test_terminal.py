@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.daemon import DEADLINE_S
 from tests.kit.rows import each_row
-from towerws.commands.terminal import interrupted_by
+from towerws.commands.terminal import StatusLine, interrupted_by
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,3 +50,11 @@ def test_an_ignored_signal_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_notice_without_standard_error() -> None:
+    """A shell started the command with `2>&-`. The exit code says it."""
+    line = StatusLine(None)
+    line.show("under way")
+    line.say("done")
+    line.clear()

@@ -119,7 +119,7 @@ def test_what_belongs_to_no_message_is_closed_with_the_channel(sockets: list[soc
 
 def test_a_message_without_descriptors_ends_the_channel() -> None:
     """It is of another version, or not of a hand-over."""
-    for body in (b"{}", b"[]", b"no JSON", b'{"kind": "batch"}'):
+    for body in (b"{}", b"[]", b"no JSON", b'{"kind": "batch"}', b'{"kind": "batch", "descriptors": 2}'):
         pair = Pair()
         pair.receiver.stringReceived(body)
         transport: Any = pair.receiver.transport

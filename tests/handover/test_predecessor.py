@@ -88,11 +88,12 @@ class FakeDaemon:
         """Note it."""
         self.accepting.append(accepting)
 
-    def readopt(self, state: ConnectionState, descriptor: int) -> None:
+    def readopt(self, state: ConnectionState, descriptor: int) -> bool:
         """The connection is here again."""
         os.fstat(descriptor)
         self.readopted.append(state)
         self.all.append(Connection(len(state.inbox[0][0])))
+        return True
 
     def handed_over(self, pid: int) -> None:
         """Note it."""

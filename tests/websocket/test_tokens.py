@@ -18,6 +18,7 @@ from towerws.core.errors import CloseReason
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import AccessSettings, JwtSettings
+from towerws.websocket.waits import ANSWER_S
 
 
 @pytest.fixture
@@ -475,6 +476,37 @@ def test_a_check_of_the_token_before(make: Edges) -> None:
     assert len(issuer.rechecks) == 2, "an answer about it may be older than the reason for the check"
     issuer.rechecks[1].errback(Refused("gone"))
     assert client.close_code() == 1008
+
+
+def test_topics_that_are_not_checked_in_time(make: Edges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal keeps a ping waiting for 8 s at most: clients give up at 10 s. The topics are checked afterwards."""
+    issuer = Issuer()
+    edge = make(issuer)
+    client = edge.connect().send(request("/websocket/?anna", v1=True)).listen(1, 2)
+    client.take()
+    questions: list[Deferred[dict[str, str]]] = []
+
+    def refusals(identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
+        questions.append(Deferred())
+        return questions[-1]
+
+    monkeypatch.setattr(issuer, "refusals", refusals)
+    client.send(text({"token": "anna"}), text({"ping": 1}))
+    issuer.answer()
+    edge.clock.advance(ANSWER_S - 1)
+    assert client.take() == []
+    edge.clock.advance(1)
+    assert [answer["type"] for answer in client.take()] == ["renewed", "pong"]
+    edge.publish("job_events.1", {"n": 1})
+    assert client.take()[0]["payload"] == {"n": 1}
+    questions[1].callback({"job_events.1": "not visible to this user"})
+    (revoked,) = client.take()
+    assert (revoked["type"], revoked["groups_current"]) == ("revoked", ["job_events.2"])
+    client.send(text({"token": "anna"}))
+    issuer.answer()
+    client.hang_up()
+    edge.clock.advance(ANSWER_S)
+    assert edge.context.renewed == 1
 
 
 def test_a_bug_while_a_token_is_replaced(make: Edges) -> None:

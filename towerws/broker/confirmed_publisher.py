@@ -47,8 +47,8 @@ MAX_WAITING: Final = 1000
 MAX_WAITING_BYTES: Final = 8 * 1024**2
 """How many bytes these messages may have."""
 
-CONNECTION_REFUSALS: Final = frozenset({403, 404, 530})
-"""Codes with which RabbitMQ refuses a connection: a wrong password, no such vhost, or no access to it."""
+NO_ACCESS: Final = 530
+"""RabbitMQ's code for a vhost that is missing, that the user has no access to, or that has too many connections."""
 
 MAX_EVENTS: Final = 10 * MAX_LINES
 """How many events may wait for a confirm: ten full batches."""
@@ -115,10 +115,10 @@ class ConfirmedPublisher:
         """Publish a message that the caller made, as `publish` does. If it fails, `message.unanswered` tells whether it was sent."""
         if self._stopped:
             return defer.fail(BrokerError("the daemon is stopping"))
-        if len(self._waiting) >= self._max_waiting or self._waiting_bytes + len(message.body) > self._max_waiting_bytes:
+        if len(self._waiting) >= self._max_waiting or self._waiting_bytes + message.size > self._max_waiting_bytes:
             held = f"{len(self._waiting)} messages with {self._waiting_bytes} bytes"
             return defer.fail(PublishQueueFull(f"{held} wait for the broker already"))
-        self._waiting_bytes += len(message.body)
+        self._waiting_bytes += message.size
         message.deadline = self._reactor.callLater(CONFIRM_S, self._late, message)
         self._waiting[message] = self._unsent[message] = None
         if self._connection is None:
@@ -166,7 +166,7 @@ class ConfirmedPublisher:
         error = PublishRefused(f"{connection.url}: {failure}", failure.code)
         for message in [*named, *(message for message in self._waiting if _is_named(failure.text, message))]:
             self._finish(message, error)
-        if self._waiting:
+        if self._waiting and self._connection is None:  # a caller may have sent another message at its answer
             self._connect_anew(connection.url)
 
     def publishing_failed(self, connection: PublishingConnection, failure: ConnectionFailure) -> None:
@@ -180,10 +180,10 @@ class ConfirmedPublisher:
             self._hosts = [url for url in self._hosts if url != connection.url]
         if self._waiting and self._hosts:
             self._connect()
-        elif failure.code in CONNECTION_REFUSALS:
+        elif failure.code in {403, 404}:
             self._give_up(PublishRefused(f"{connection.url}: {failure}", failure.code))
         else:
-            self._give_up(BrokerError(f"{connection.url}: {failure}"))
+            self._give_up(BrokerError(f"{connection.url}: {failure}", failure.code))
 
     # our own
 
@@ -199,6 +199,7 @@ class ConfirmedPublisher:
             connection.publish(message)
 
     def _connect(self) -> None:
+        assert self._connection is None, "nobody would close the one before"
         self._unsent = dict(self._waiting)
         connect_s = CONFIRM_S / min(len(self._settings.urls), 3)
         connection = self._connection = PublishingConnection(
@@ -239,7 +240,7 @@ class ConfirmedPublisher:
             return
         del self._waiting[message]
         self._unsent.pop(message, None)
-        self._waiting_bytes -= len(message.body)
+        self._waiting_bytes -= message.size
         message.body = b""  # its tag waits for an answer still
         if message.deadline.active():
             message.deadline.cancel()
@@ -294,7 +295,7 @@ class EventPublisher:
         published: bool | None = False
         if isinstance(error, PublishNacked):
             outcome, published = Outcome.NACKED, None
-        elif isinstance(error, NotRouted | PublishRefused):
+        elif isinstance(error, NotRouted | PublishRefused) or error.code == NO_ACCESS:
             outcome = Outcome.REFUSED
             if isinstance(error, NotRouted):
                 outcome = Outcome.UNROUTABLE
@@ -320,7 +321,7 @@ def _is_named(text: str, message: OutgoingMessage) -> bool:
     exchange = message.exchange or "amq.default"
     refusals = [
         f"404 NOT_FOUND - no exchange '{exchange}' in vhost",
-        f"406 PRECONDITION_FAILED - message size {len(message.body)} is larger",
+        f"406 PRECONDITION_FAILED - message size {message.size} is larger",
     ]
     for may in ("", "write "):  # since RabbitMQ 4 with the permission
         refused = f"403 ACCESS_REFUSED - {may}access to "

@@ -53,6 +53,12 @@ class OutgoingMessage:
     returned: bool = False
     unanswered: int = 0
     created_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+    size: int = field(init=False)
+    """Bytes of the body."""
+
+    def __post_init__(self) -> None:
+        """Keep the size: the body may be dropped."""
+        self.size = len(self.body)
 
 
 class PublishingOwner(Protocol):

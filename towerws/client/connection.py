@@ -132,7 +132,8 @@ class Client:
         with the code `closed` after `close`.
         """
         if self._state == "closed":
-            raise self._stopped_by or ClientError("closed", "the client is closed")
+            reason = self._stopped_by or ClientError("closed", "the client is closed")
+            raise reason.with_traceback(None)  # not with the tracebacks of all calls before
         handlers = {
             name: call
             for name, call in (

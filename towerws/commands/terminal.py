@@ -76,9 +76,10 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
 class StatusLine:
     """Writes notices, with a status line below them on a terminal. A pipe or a log gets the notices only."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
+        """Without a stream (`2>&-`) it writes nothing."""
         self._stream = stream
-        self._live = stream.isatty()
+        self._live = stream is not None and stream.isatty()
         self._next_s = 0.0
         self._shown = False
 
@@ -102,6 +103,8 @@ class StatusLine:
             self._write(_CLEAR_LINE)
 
     def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
         try:
             self._stream.write(text)
             self._stream.flush()

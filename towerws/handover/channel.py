@@ -95,7 +95,9 @@ class Channel(Int32StringReceiver):
         """Pass a message on. Anything else ends the channel."""
         try:
             message = decode_message(string)
-            inodes: list[int] = message["descriptors"]
+            inodes = message["descriptors"]
+            if not isinstance(inodes, list):
+                raise ValueError("the descriptors are no list")
         except (ValueError, KeyError):
             self._abort()
             return

@@ -109,8 +109,8 @@ class Daemon(Protocol):
     def accept(self, accepting: bool) -> None:
         """Stop accepting clients, or begin again."""
 
-    def readopt(self, state: ConnectionState, descriptor: int) -> None:
-        """Continue a connection that could not be sent."""
+    def readopt(self, state: ConnectionState, descriptor: int) -> bool:
+        """Continue a connection that could not be sent. Return whether that succeeded. Never fails."""
 
     def handed_over(self, pid: int) -> None:
         """The process with this id is the daemon from now on. Stop this one."""
@@ -315,8 +315,9 @@ class HandOver:
 
         def take_back(message: dict[str, Any]) -> dict[str, Any]:
             for number in message.get("missing", ()):
-                self._daemon.readopt(taken[number].state, taken[number].descriptor)
                 self.counters.moved -= 1
+                if not self._daemon.readopt(taken[number].state, taken[number].descriptor):
+                    self.counters.closed["error"] += 1
             return message
 
         def close(result: Any) -> Any:

@@ -219,10 +219,16 @@ class Restarts:
                 else:
                     reading.stopReading()
 
-    def readopt(self, state: ConnectionState, descriptor: int) -> None:
+    def readopt(self, state: ConnectionState, descriptor: int) -> bool:
         """See `Daemon`."""
-        if (why := self._adopter.adopt(state, descriptor)) is not None:
+        try:
+            why = self._adopter.adopt(state, descriptor)
+        except Exception:  # noqa: BLE001 - one connection must not keep the others
+            self._log.failure("a connection that could not be sent is lost")
+            return False
+        if why is not None:
             self._log.warn("a connection that could not be sent is lost: {why}", why=why)
+        return why is None
 
     def handed_over(self, pid: int) -> None:
         """See `Daemon`."""

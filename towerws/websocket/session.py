@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred  # noqa: A004 - Twisted's own
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,7 +31,7 @@ from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import Replay
 from towerws.websocket.tokens import MAX_WRONG_TOKENS, UNCHECKED, Inbox, renew
-from towerws.websocket.waits import PendingRequest, PositionWait
+from towerws.websocket.waits import ANSWER_S, PendingRequest, PositionWait
 
 MAX_UNCHECKED_S = 300.0
 """How long beyond `revalidate_s` a credential counts without a successful check. After that its client can't subscribe to more topics."""
@@ -254,12 +254,23 @@ class Session:
         """Replace the credential by another one of the same user. A refused token changes nothing.
 
         No `xrftoken` is needed: a page that knows a token doesn't act by a cookie.
+
+        The topics are checked for `ANSWER_S` at most: no other message is handled meanwhile. The rest is checked afterwards.
         """
         began = self._context.reactor.seconds()
 
         def renewed(identity: Identity) -> Deferred[None]:
-            asked = maybeDeferred(self._context.auth.refusals, identity, tuple(self.subscriber.topics))
-            return asked.addCallback(partial(self._replace, identity, message, began))
+            refused: dict[str, str] = {}
+            asked: Deferred[None] = maybeDeferred(
+                tell_refusals, self._context.auth, identity, tuple(self.subscriber.topics), refused.update
+            )
+            asked.addTimeout(ANSWER_S, self._context.reactor)
+            return asked.addCallbacks(lambda _: self._replace(identity, message, began, refused), partial(late, identity, refused))
+
+        def late(identity: Identity, refused: dict[str, str], failure: Failure) -> None:
+            failure.trap(TimeoutError)
+            self._replace(identity, message, began, refused)
+            self._check_topics()
 
         def failed(failure: Failure) -> None:
             if self._closed:
