@@ -363,6 +363,44 @@ def test_clients_that_subscribe_during_the_refill_get_what_was_published_since()
     assert [message["payload"]["n"] for message in last.take_json()] == [8]
 
 
+def test_a_hole_of_the_refill_is_told_to_clients_that_subscribed_before_it() -> None:
+    """Their replay ends at the hole, and goes on behind it. A later client does not hear of it."""
+    feed = Feed()
+    feed.ingest.proven(True)
+    feed.ingest.marker_confirmed("a" * 8)
+    clients = [feed.join()[1]]
+    feed.marker("a", 1)
+    feed.batch(*stream(2))
+    feed.marker("z", 4, hole=2)
+    feed.batch(*stream(5))
+    feed.ingest.hole(*stream(7)[0], None, "broker")
+    feed.batch(*stream(7))
+    feed.ingest.marker_confirmed("b" * 8)
+    clients.append(feed.join()[1])
+    feed.marker("b", 8)
+    feed.ingest.caught_up()
+    feed.batch(*stream(9))
+    for subscriber in list(feed.hub.subscribers):
+        while subscriber.behind:
+            feed.hub.feed(subscriber)
+    told = [[message.get("payload", {}).get("n", message["type"]) for message in client.take_json()] for client in clients]
+    assert told == [[2, "gap", 5, "gap", 7, 9], [9]]
+
+
+def test_a_hole_of_the_refill_without_markers_is_told() -> None:
+    """All that was read is fed, and the hole in it is told."""
+    feed = Feed()
+    subscriber, client = feed.join()
+    feed.ingest.proven(True)
+    feed.batch(*stream(0))
+    feed.ingest.hole(*stream(2)[0], None, "broker")
+    feed.batch(*stream(2))
+    feed.ingest.caught_up(replay=True)
+    while subscriber.behind:
+        feed.hub.feed(subscriber)
+    assert [message.get("payload", {}).get("n", message["type"]) for message in client.take_json()] == [0, "gap", 2]
+
+
 def test_who_joins_is_told_of_when_nothing_can_be_missed_any_more() -> None:
     """From the first marker that the broker has confirmed on; or from when deliveries flow, where there is none."""
     told: list[str] = []

@@ -11,7 +11,7 @@ bytes. A delivery costs one look-up, and a connection costs one write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
 from towerws.core.batch import PART_BYTES, Batch, Broadcast, route
@@ -274,11 +274,13 @@ class Hub:
         gap = Gap(tuple(sorted(wanted)), hole.start.position, hole.end.position, hole.reason)
         return HistoryPage(found, hole.end.position, gap, complete=False)
 
-    def replay(self, since: Delivery, subscribers: Iterable[Subscriber]) -> None:
-        """Feed these subscribers from this place. They must not have got anything after it."""
+    def replay(self, since: Delivery, subscribers: Iterable[Subscriber], holes: Sequence[Hole] = ()) -> None:
+        """Feed these subscribers from this place. They must not have got anything after it. They are told of those holes that end later."""
+        ahead = [hole._replace(start=max(since, hole.start, key=attrgetter("seq"))) for hole in holes if hole.end.seq > since.seq]
         for subscriber in subscribers:
             if subscriber.topics and not subscriber.behind:
                 subscriber.fall_behind(since)
+                subscriber.holes = ahead
                 self.feed(subscriber)
 
     def gap(

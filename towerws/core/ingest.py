@@ -26,7 +26,7 @@ from towerws.core.hub import Hub
 from towerws.core.payload import check_payload, is_plain_object
 from towerws.core.positions import PENDING, Judged, PositionWaiters
 from towerws.core.publish_times import PublishedAt, PublishTimes
-from towerws.core.subscribers import Subscriber
+from towerws.core.subscribers import Hole, Subscriber
 from towerws.core.topics import WITHHELD, is_routing_key
 
 BATCH_BYTES = 256 * 1024
@@ -77,6 +77,8 @@ class Ingest:
         """Whether that was told before a marker said where the hole ends."""
         self._told_to = history.head
         """The end of the last hole of any kind that clients were told of."""
+        self._refill_holes: list[Hole] = []
+        """Holes that the refill has met. Those who are fed from before them are told."""
         self._subscribed_before: dict[str, frozenset[Subscriber]] = {}
         """During the refill, for each marker of this daemon: the connections that had subscribed before the broker confirmed it."""
         self._marker_places: dict[str, Delivery] = {}
@@ -233,11 +235,12 @@ class Ingest:
         self._hub.flush()
         self.history_complete = True
         if replay:
-            self._hub.replay(self._history.floor, list(self._hub.subscribers))
+            self._hub.replay(self._history.floor, list(self._hub.subscribers), self._refill_holes)
         else:
             self._replay_after_markers()
         self._subscribed_before.clear()
         self._marker_places.clear()
+        self._refill_holes.clear()
         self._waiters.judge()
         self.on_joinable()
 
@@ -258,10 +261,10 @@ class Ingest:
         earliest = [subscriber for subscriber in left if all(subscriber in before for _, before in known)]
         self._hub.gap(self._history.floor, first, "broker", earliest)
         for place, before in known:
-            self._hub.replay(place, [subscriber for subscriber in left if subscriber not in before])
+            self._hub.replay(place, [subscriber for subscriber in left if subscriber not in before], self._refill_holes)
             left = [subscriber for subscriber in left if subscriber in before]
         if known:
-            self._hub.replay(first, left)
+            self._hub.replay(first, left, self._refill_holes)
 
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None, *, through_exchange: bool) -> None:
         """Keep a marker in history, and tell clients of the hole that it reports.
@@ -291,8 +294,7 @@ class Ingest:
         # Clients may have been told of a hole of another kind since then.
         start = max(self._history.at(marker.hole) or self._history.floor, self._told_to, key=attrgetter("seq"))
         self._history.barrier = self._told_to = kept
-        if self.history_complete:
-            self._hub.gap(start, kept, "broker")
+        self._tell(start, kept, "broker")
 
     def gap(self, reason: str) -> None:
         """Put a mark into history from which clients may resume, but from nothing before it. Tell every client of the gap."""
@@ -300,8 +302,7 @@ class Ingest:
         start = self._history.head
         end = self._history.mark(max(start.offset, 0), self._new_epoch())
         self._hub.flush()
-        if self.history_complete:
-            self._hub.gap(start, end, reason)
+        self._tell(start, end, reason)
 
     def compare(self, routing_key: str, body: bytes, offset: int) -> bool | None:
         """Return whether history holds this very message at this offset, or None if it holds nothing there."""
@@ -323,14 +324,14 @@ class Ingest:
         # Where the log was only cut off, the deliveries before the cut are still held. Clients may resume from before the hole.
         end = self._told_to = self._history.mark(offset, epoch, barrier=not shared)
         self._hub.flush()
-        if self.history_complete:
-            self._hub.gap(start, end, reason, resumable=shared)
+        self._tell(start, end, reason, resumable=shared)
 
     def rewind(self, offset: int | None) -> None:
         """Forget the deliveries that the log lost: those after this offset, or all of them."""
         self._hub.flush()
         history = self._history
         left = None if offset is None else history.rewind(offset)
+        self._refill_holes = [hole for hole in self._refill_holes if left is not None and hole.end.seq <= left.seq]
         if left is not None:
             self._cut = left, True
             history.head = left
@@ -346,6 +347,14 @@ class Ingest:
         self._history.mark(0, "")
         self._history.clear()
         self._unbound_told_to = -1
+        self._refill_holes.clear()
+
+    def _tell(self, start: Delivery, end: Delivery, reason: str, *, resumable: bool = False) -> None:
+        """Tell every client of a gap. During the refill nobody has got anything: those who are fed from before it are told then."""
+        if self.history_complete:
+            self._hub.gap(start, end, reason, resumable=resumable)
+        else:
+            self._refill_holes.append(Hole(start, end, reason))
 
     # The check of a message.
 
