@@ -49,6 +49,7 @@ class ServiceManager(threading.Thread):
         super().__init__(daemon=True)
         self.path = str(path)
         self.told: list[str] = []
+        self._news = threading.Condition()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.path)
         self.start()
@@ -56,7 +57,14 @@ class ServiceManager(threading.Thread):
     def run(self) -> None:
         """Receive."""
         while (message := self._socket.recv(4096).decode()) != "END":
-            self.told += message.split("\n")
+            with self._news:
+                self.told += message.split("\n")
+                self._news.notify_all()
+
+    def until(self, start: str) -> None:
+        """Wait until something that begins so was told. The daemon tells it a little later than it is so."""
+        with self._news:
+            assert self._news.wait_for(lambda: any(each.startswith(start) for each in self.told), DEADLINE_S), self.told
 
     def stop(self) -> None:
         """Close the socket."""
@@ -106,8 +114,8 @@ def event(number: int) -> bytes:
 
 def test_connections_spread_and_each_client_gets_each_event_once(daemon: WorkersDaemon, notified: ServiceManager) -> None:
     """The kernel gives each worker its part. An event of `POST /publish` goes through the broker once, and so reaches all workers."""
-    assert "READY=1" in notified.told
-    assert "WATCHDOG=1" in notified.told
+    notified.until("READY=1")
+    notified.until("WATCHDOG=1")
     with ExitStack() as leave:
         clients = [V1Client(daemon.url, {"job_events": [7]}).open() for _ in range(CLIENTS)]
         for client in clients:
@@ -240,7 +248,7 @@ def test_each_worker_reloads(daemon: WorkersDaemon, notified: ServiceManager) ->
         time.sleep(0.02)  # polled: a file can't be awaited
     assert daemon.serving() == before
     assert [each["status"]["reloads"]["done"] for each in daemon.workers()] == [1, 1]
-    assert any(each.startswith("RELOADING") for each in notified.told)
+    notified.until("RELOADING")
 
 
 def restart_by_post(daemon: WorkersDaemon) -> None:
