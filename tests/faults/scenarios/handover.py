@@ -14,6 +14,7 @@ from tests.faults.case import Case
 from tests.faults.publisher import Publisher
 from tests.faults.scenario import Outcome, scenario
 from tests.kit.handed import HandedDaemon
+from towerws.core.handover_state import VERSION
 
 TOPICS: Final = [f"job_events.{number}" for number in range(1, 501)]
 PER_S: Final = 500
@@ -223,7 +224,7 @@ READY_S: Final = 30
 STAGES: Final[dict[str, str]] = {
     "does not start": "the successor can't be started: .+ does not exist any more",
     "ends": "ended with status 3",
-    "another version": "the running process hands over in version 1, and this release in version 99",
+    "another version": f"the running process hands over in version {VERSION}, and this release in version 99",
     "hangs": rf"did not say 'ready' within {READY_S} s",
     "ends in the middle": "ended with status 3",
     "hangs in the middle": "did not say 'adopted' within 15 s",
