@@ -52,9 +52,10 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_notice_without_standard_error() -> None:
-    """A shell started the command with `2>&-`. The exit code says it."""
+def test_a_notice_without_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A shell started the command with `2>&-`. The notice goes nowhere else, and the exit code says it."""
     line = StatusLine(None)
     line.show("under way")
     line.say("done")
     line.clear()
+    assert capsys.readouterr() == ("", "")
