@@ -77,14 +77,14 @@ def frozen(world: World, ours: Producer) -> Iterator[None]:
 @contextmanager
 def blocked(world: World, ours: Producer) -> Iterator[None]:
     """A memory alarm. The broker reports it to a connection once that publishes."""
-    world.rabbit.ctl("set_vm_memory_high_watermark", BARE_MEMORY)
+    world.rabbit.limit_memory(BARE_MEMORY)
     give_up = time.monotonic() + DEADLINE_S
     ours.emit(TOPIC, b"{}")
     while ours.stats()["state"] != "blocked":
         _work(time.monotonic() < give_up, "the broker did not block the connection")
         time.sleep(0.01)  # between two polls
     yield
-    world.rabbit.ctl("set_vm_memory_high_watermark", ENOUGH_MEMORY)
+    world.rabbit.limit_memory(ENOUGH_MEMORY)
 
 
 def _emit_many(world: World, what: str, ours: Producer) -> None:

@@ -193,10 +193,10 @@ class PrivateCluster:
     def reaches(self, at: int) -> set[int]:
         """The other nodes that this one is connected with, whether RabbitMQ runs on them or is paused. Empty while it can't answer."""
         try:
-            connected = self.nodes[at].ctl("eval", '[io:format("~s~n", [Node]) || Node <- nodes()].')
+            connected = self.nodes[at].eval("nodes()")
         except RabbitError:
             return set()
-        return {other for other, node in enumerate(self.nodes) if node.name in connected.splitlines()}
+        return {other for other, node in enumerate(self.nodes) if f"'{node.name}'" in connected}
 
     def partitions_seen(self, at: int) -> bool:
         """Whether this node says that it was cut off from others (or they from it)."""
@@ -236,7 +236,7 @@ class PrivateCluster:
         wanted = self._count if count is None else count
         _until(lambda: len(self.copies(stream)) == wanted, f"{wanted} copies of {stream} run")
         for node in self._running():
-            node.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
+            node.eval("[dets:sync(Table) || Table <- dets:all()]")
 
     def offsets(self, stream: str) -> dict[int, int]:
         """The offset of the newest entry in each copy that runs, by node. -1 where it holds none."""

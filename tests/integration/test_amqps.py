@@ -39,13 +39,13 @@ class TlsBroker:
         kept = [file.read_bytes() for file in self.files]
         for new, file in zip(files, self.files, strict=True):
             shutil.copy(new, file)
-        self.node.ctl("eval", "ssl:clear_pem_cache().")
+        self.node.eval("ssl:clear_pem_cache()")
         try:
             yield
         finally:
             for content, file in zip(kept, self.files, strict=True):
                 file.write_bytes(content)
-            self.node.ctl("eval", "ssl:clear_pem_cache().")
+            self.node.eval("ssl:clear_pem_cache()")
 
 
 @pytest.fixture(scope="module")

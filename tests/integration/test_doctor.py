@@ -70,9 +70,9 @@ def levels(found: Found, area: str) -> set[str]:
 @pytest.fixture(scope="module")
 def broker(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PrivateRabbit, Daemon]]:
     """The session's node with a virtual host and a daemon of our own, and a user who may do what a daemon must."""
-    rabbit.ctl("add_vhost", VHOST)
+    rabbit.add_vhost(VHOST)
     for user in ("doctor", "limited"):
-        rabbit.ctl("add_user", user, PASSWORD)
+        rabbit.add_user(user, PASSWORD)
     grant(rabbit, "doctor", *needed())
     with Daemon(tmp_path_factory.mktemp("doctor"), broker_url(rabbit)) as daemon:
         yield rabbit, daemon
@@ -87,7 +87,7 @@ def needed() -> tuple[str, str, str]:
 
 def grant(rabbit: PrivateRabbit, user: str, configure: str, write: str, read: str) -> None:
     """Set the permissions of a user."""
-    rabbit.ctl("set_permissions", "-p", VHOST, user, configure, write, read)
+    rabbit.permit(user, configure, write, read, vhost=VHOST)
 
 
 def broker_url(rabbit: PrivateRabbit, user: str = f"doctor:{PASSWORD}", vhost: str = VHOST) -> str:
@@ -207,7 +207,7 @@ def test_a_stream_that_is_not_bound(broker: tuple[PrivateRabbit, Daemon]) -> Non
 
 
 def _guest(rabbit: PrivateRabbit) -> Any:
-    rabbit.ctl("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
+    rabbit.permit("guest", ".*", ".*", ".*", vhost=VHOST)
     return pika.BlockingConnection(pika.URLParameters(f"amqp://guest:guest@127.0.0.1:{rabbit.port}/{VHOST}"))
 
 

@@ -161,4 +161,4 @@ def test_a_node_with_another_clock(tmp_path: Path, seconds: int) -> None:
     except MissingError as missing:
         pytest.skip(str(missing))
     with PrivateRabbit(tmp_path, environment=environment) as node:
-        assert abs(int(node.ctl("eval", "erlang:system_time(second).")) - time.time() - seconds) < SOON_S
+        assert abs(int(node.eval("erlang:system_time(second)")) - time.time() - seconds) < SOON_S

@@ -158,9 +158,9 @@ def test_a_connection_that_works_later_brings_what_was_emitted(rabbit: PrivateRa
 def test_a_refused_topic_costs_its_neighbours_nothing(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """The broker closes the channel for topics that the user may not write to. Only the events of those topics are dropped."""
     user = f"u{uuid4().hex[:8]}"
-    rabbit.ctl("add_user", user, "pw")
-    rabbit.ctl("set_permissions", user, "", ".*", ".*")
-    rabbit.ctl("set_topic_permissions", user, exchange, r"^jobs\..*", ".*")
+    rabbit.add_user(user, "pw")
+    rabbit.permit(user, "", ".*", ".*")
+    rabbit.permit_topics(user, exchange, r"^jobs\..*", ".*")
     with Queue(rabbit.url, exchange) as queue:
         producer = make(at(rabbit.url, f"{user}:pw"))
         for number in range(60):
@@ -299,9 +299,9 @@ def test_an_exit_after_a_lost_connection(rabbit: PrivateRabbit, exchange: str, m
 def test_an_exit_after_a_refused_event(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """The broker closes the channel. The process connects again, and sends the events that the user may publish."""
     user = f"u{uuid4().hex[:8]}"
-    rabbit.ctl("add_user", user, "pw")
-    rabbit.ctl("set_permissions", user, "", ".*", ".*")
-    rabbit.ctl("set_topic_permissions", user, exchange, r"^jobs\..*", ".*")
+    rabbit.add_user(user, "pw")
+    rabbit.permit(user, "", ".*", ".*")
+    rabbit.permit_topics(user, exchange, r"^jobs\..*", ".*")
     with Queue(rabbit.url, exchange):
         producer = make(at(rabbit.url, f"{user}:pw"), exit_s=DEADLINE_S)
         with pytest.raises(Refused, match="may not write"):
@@ -543,13 +543,13 @@ def test_a_blocked_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callab
     with Queue(node.url, exchange):
         producer = make(node.url, buffer_bytes=1024**2, blocked_s=60, heartbeat_s=60)
         producer.publish("job_events.42", {}, timeout=DEADLINE_S)
-        node.ctl("set_vm_memory_high_watermark", "0.00001")
+        node.limit_memory("0.00001")
         producer.emit("job_events.42", {})  # the broker reports the alarm to a connection only once it publishes
         wait_until(lambda: producer.stats()["state"] == "blocked")
         emit_all(producer)
         with pytest.raises(Blocked, match="takes no messages"):
             producer.publish("job_events.42", {}, timeout=0.2)
-        node.ctl("set_vm_memory_high_watermark", "0.4")
+        node.limit_memory("0.4")
         assert producer.flush(DEADLINE_S)
         stats = producer.stats()
     assert stats["emitted"] == EMITS + 3 == stats["confirmed"] + sum(stats["dropped"].values())
@@ -571,8 +571,8 @@ def test_a_black_hole(make: Callable[..., Producer]) -> None:
 def test_without_the_right_to_declare(rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """A user with write permission only can still publish, if the daemon has declared the exchange."""
     user = f"w{uuid4().hex[:8]}"
-    rabbit.ctl("add_user", user, "pw")
-    rabbit.ctl("set_permissions", user, "", ".*", "")
+    rabbit.add_user(user, "pw")
+    rabbit.permit(user, "", ".*", "")
     with Queue(rabbit.url, exchange) as queue:
         producer = make(at(rabbit.url, f"{user}:pw"))
         producer.publish("a.b", {"n": 1}, timeout=DEADLINE_S)

@@ -113,11 +113,11 @@ def test_exchange_without_a_queue(setup: Setup) -> None:
 def test_alarm(setup: Setup) -> None:
     """In an alarm the first event is unknown, if it was sent. The next ones are not sent. Afterwards publishing works."""
     setup.until_published(300, key="before")
-    setup.rabbit.ctl("set_vm_memory_high_watermark", "0.000001")
+    setup.rabbit.limit_memory("0.000001")
     try:
         found = [setup.outcome(301, key="in-the-alarm") for _ in range(3)]
     finally:
-        setup.rabbit.ctl("set_vm_memory_high_watermark", "0.4")
+        setup.rabbit.limit_memory("0.4")
     assert found[-1] == (503, "blocked", False)
     assert {outcome for _, outcome, _ in found} <= {"confirmed", "unknown", "blocked"}
     setup.until_published(302, key="after")
@@ -142,9 +142,9 @@ def test_frozen_broker(setup: Setup) -> None:
 def test_no_permission_and_no_broker(tmp_path: Any, rabbit: PrivateRabbit) -> None:
     """A user who may not publish, and a broker that is not there: both are sure answers."""
     name = f"x{uuid4().hex[:8]}"
-    rabbit.ctl("add_user", name, name)
+    rabbit.add_user(name, name)
     try:
-        rabbit.ctl("set_permissions", name, ".*", rf"^({name}\.events|{name}\.control|amq\..*)$", ".*")
+        rabbit.permit(name, ".*", rf"^({name}\.events|{name}\.control|amq\..*)$", ".*")
         url = rabbit.url.replace("guest:guest", f"{name}:{name}")
         with Daemon(tmp_path, url, "--exchange", name, "--stream", f"{name}.events") as daemon:
             status, answer = post(daemon, event(1))
@@ -152,8 +152,8 @@ def test_no_permission_and_no_broker(tmp_path: Any, rabbit: PrivateRabbit) -> No
             assert "403" in answer["error"]
             assert f"{name}:{name}" not in answer["error"], "the password"
             assert [line["outcome"] for line in post(daemon, event(1) + b"\n" + event(2), BATCH)[1]] == ["refused"] * 2
-            rabbit.ctl("set_permissions", name, ".*", ".*", ".*")
-            rabbit.ctl("set_topic_permissions", name, name, r"^job_events\.", ".*")
+            rabbit.permit(name, ".*", ".*", ".*")
+            rabbit.permit_topics(name, name, r"^job_events\.", ".*")
             batch = [event(1), event(2), event(3, "jobs.summary"), event(4), event(5, "jobs.status_changed")]
             found = {line["outcome"] for line in post(daemon, b"\n".join(batch), BATCH)[1]}
             while found == {"refused"}:  # RabbitMQ keeps permissions for a while with a connection
@@ -169,7 +169,7 @@ def test_no_permission_and_no_broker(tmp_path: Any, rabbit: PrivateRabbit) -> No
             ], lines
             assert "jobs.summary" in lines[2]["error"]
     finally:
-        rabbit.ctl("delete_user", name)
+        rabbit.delete_user(name)
     gone = Daemon(tmp_path, "amqp://guest:guest@127.0.0.1:1/").start(ready=False)
     try:
         status, answer = post(gone, event(1))

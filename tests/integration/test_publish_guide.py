@@ -43,8 +43,8 @@ django.setup()
 def broker(rabbit: PrivateRabbit) -> str:
     """A virtual host in which no other test uses the page's exchange."""
     name = f"guide-{uuid4().hex}"
-    rabbit.ctl("add_vhost", name)
-    rabbit.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    rabbit.add_vhost(name)
+    rabbit.permit("guest", ".*", ".*", ".*", vhost=name)
     return rabbit.url.replace("%2F", name)
 
 

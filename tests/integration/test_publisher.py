@@ -128,7 +128,7 @@ def test_an_alarm(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
     exchange = pika.BlockingConnection(pika.URLParameters(node.url))
     exchange.channel().exchange_declare("towerws", "topic", durable=True)
     exchange.close()
-    node.ctl("set_vm_memory_high_watermark", "0.000001")
+    node.limit_memory("0.000001")
     began = time.monotonic()
     result = CliRunner().invoke(main, ["publish", "jobs.summary", "{}", "--broker", node.url, "--timeout", "2"])
     assert time.monotonic() - began < 4

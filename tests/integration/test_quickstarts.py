@@ -249,8 +249,8 @@ def test_django(rabbit: PrivateRabbit, chromium: Chromium, producer_python: Call
     assert command[:3] == ["python3", "manage.py", "runserver"]
     assert flag(flags, "--origins") == f"http://localhost:{command[3]}"
     name = f"django-{uuid4().hex}"
-    rabbit.ctl("add_vhost", name)
-    rabbit.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    rabbit.add_vhost(name)
+    rabbit.permit("guest", ".*", ".*", ".*", vhost=name)
     broker, port = rabbit.url.replace("%2F", name), free_port()
     origin = f"http://localhost:{port}"
     daemon = Daemon(tmp_path, broker, "--origins", origin, auth=flag(flags, "--auth"))

@@ -30,7 +30,7 @@ def broker(rabbit: PrivateRabbit) -> PrivateRabbit:
     for user in USERS:
         with pytest.raises(ProbableAuthenticationError):
             pika.BlockingConnection(pika.URLParameters(url(rabbit, user, "")))
-        rabbit.ctl("change_password", user, PASSWORD)
+        rabbit.change_password(user, PASSWORD)
     return rabbit
 
 

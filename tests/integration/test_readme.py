@@ -44,11 +44,11 @@ def at(sample: str, daemon: Daemon) -> str:
 @pytest.fixture
 def vhost(rabbit: PrivateRabbit) -> Iterator[str]:
     """The URL of a fresh virtual host."""
-    rabbit.ctl("add_vhost", "readme")
+    rabbit.add_vhost("readme")
     user = rabbit.url.partition("://")[2].partition(":")[0]
-    rabbit.ctl("set_permissions", "-p", "readme", user, ".*", ".*", ".*")
+    rabbit.permit(user, ".*", ".*", ".*", vhost="readme")
     yield f"{rabbit.url.rpartition('/')[0]}/readme"
-    rabbit.ctl("delete_vhost", "readme")
+    rabbit.delete_vhost("readme")
 
 
 def publish(url: str, folder: Path) -> subprocess.CompletedProcess[str]:

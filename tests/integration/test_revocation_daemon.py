@@ -254,7 +254,7 @@ def test_a_broker_in_alarm(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     with TwoDaemons(tmp_path, rabbit.url) as two:
         here, there = two.daemons
         ada, bob = two.enter(here, "ada"), two.enter(there, "bob")
-        rabbit.ctl("set_vm_memory_high_watermark", "0.000001")
+        rabbit.limit_memory("0.000001")
         try:
             status, answer = ask(here, {"user": "ada"})
             assert (status, answer["disconnected"], answer["others_told"]) == (503, 1, False)
@@ -262,7 +262,7 @@ def test_a_broker_in_alarm(tmp_path: Path, rabbit: PrivateRabbit) -> None:
             assert end(ada) == ENDED
             assert [daemon.get("/readyz")[0] for daemon in two.daemons] == [200, 200]
         finally:
-            rabbit.ctl("set_vm_memory_high_watermark", "0.4")
+            rabbit.limit_memory("0.4")
         until(lambda: ask(here, {"user": "nobody"})[0] == 202)
         two.publish({"n": 1})
         assert hears(bob, {"n": 1})
@@ -293,20 +293,20 @@ def refusal(url: str, exchange: str, key: str, body: bytes) -> int:
 def vhost(rabbit: PrivateRabbit) -> Iterator[Callable[[str, list[str]], str]]:
     """A virtual host of the test's own, and a maker of users in it. It gives the URL of a user with these permissions."""
     name = f"v{secrets.token_hex(4)}"
-    rabbit.ctl("add_vhost", name)
+    rabbit.add_vhost(name)
     users: list[str] = []
 
     def add(user: str, permissions: list[str]) -> str:
         if f"{name}-{user}" not in users:
             users.append(f"{name}-{user}")
-            rabbit.ctl("add_user", users[-1], "secret")
-        rabbit.ctl("set_permissions", "-p", name, f"{name}-{user}", *permissions)
+            rabbit.add_user(users[-1], "secret")
+        rabbit.permit(f"{name}-{user}", *permissions, vhost=name)
         return f"amqp://{name}-{user}:secret@127.0.0.1:{rabbit.port}/{name}"
 
     yield add
     for user in users:
-        rabbit.ctl("delete_user", user)
-    rabbit.ctl("delete_vhost", name)
+        rabbit.delete_user(user)
+    rabbit.delete_vhost(name)
 
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
@@ -395,9 +395,9 @@ def unbind(rabbit: PrivateRabbit, exchange: str, *queues: str) -> None:
     code = (
         f'From = rabbit_misc:r(<<"/">>, exchange, <<"{exchange}">>), To = fun (Name) -> rabbit_misc:r(<<"/">>, queue, Name) end, '
         f'[ok = rabbit_binding:remove({{binding, From, Name, To(Name), []}}, <<"test">>) || Name <- [{names}]], '
-        f"[Name || Name <- [{names}], Found <- rabbit_binding:list_for_source(From), element(4, Found) =:= To(Name)]."
+        f"[Name || Name <- [{names}], Found <- rabbit_binding:list_for_source(From), element(4, Found) =:= To(Name)]"
     )
-    assert rabbit.ctl("eval", code).strip() == "[]"
+    assert rabbit.eval(code) == "[]"
 
 
 def damage_exchange(two: TwoDaemons, rabbit: PrivateRabbit, kind: str | None) -> None:

@@ -436,8 +436,8 @@ def test_secrets_and_tls_from_credentials(tmp_path: Path, credentials: Path) -> 
 def test_the_brokers_password_from_a_credential(tmp_path: Path, credentials: Path, rabbit: PrivateRabbit) -> None:
     """The URL has no password: the credentials have it, and the key for positions."""
     user, password = "credential-user", "from a: credential/"
-    rabbit.ctl("add_user", user, password)
-    rabbit.ctl("set_permissions", user, ".*", ".*", ".*")
+    rabbit.add_user(user, password)
+    rabbit.permit(user, ".*", ".*", ".*")
     (credentials / "broker-password").write_text(password)
     (credentials / "position-key").write_text("0123456789abcdef\n")
     environ = environment(credentials, "broker-password", "position-key")

@@ -134,11 +134,11 @@ def permissions(case: Case) -> Outcome:
     proxy, daemon, publisher = case.proxied(user=new_user(node, case.name))
     for _ in range(2):
         publisher.wait_for(200)
-        node.ctl("clear_permissions", case.name)
+        node.forbid(case.name)
         proxy.reset()
         case.wait_ready(daemon, ready=False)
         case.sleep(4)
-        node.ctl("set_permissions", case.name, ".*", ".*", ".*")
+        node.permit(case.name, ".*", ".*", ".*")
         case.wait_ready(daemon, within_s=60)
     return case.finish("permissions taken, link cut, given back, x2", settle_s=60)
 
@@ -152,11 +152,11 @@ def password(case: Case) -> Outcome:
     node = case.rabbit
     proxy, daemon, publisher = case.proxied(user=new_user(node, case.name))
     publisher.wait_for(200)
-    node.ctl("change_password", case.name, "another")
+    node.change_password(case.name, "another")
     proxy.reset()
     case.wait_ready(daemon, ready=False)
     case.sleep(4)
-    node.ctl("change_password", case.name, "secret")
+    node.change_password(case.name, "secret")
     case.wait_ready(daemon, within_s=60)
     return case.finish("password changed, link cut, changed back", settle_s=60)
 
@@ -206,9 +206,9 @@ def _freeze(case: Case, node: PrivateRabbit, seconds: float) -> None:
 def new_user(node: PrivateRabbit, name: str) -> str:
     """Make a user with all permissions, and replace one of that name. Returns name and password."""
     with suppress(RabbitError):
-        node.ctl("delete_user", name)
-    node.ctl("add_user", name, "secret")
-    node.ctl("set_permissions", name, ".*", ".*", ".*")
+        node.delete_user(name)
+    node.add_user(name, "secret")
+    node.permit(name, ".*", ".*", ".*")
     return f"{name}:secret"
 
 
