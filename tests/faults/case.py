@@ -164,7 +164,7 @@ class Case:
         """
         urls = broker or ",".join(f"amqp://{user}@127.0.0.1:{port}/%2F" for port in ports)
         own = (f"--exchange={self.exchange}", f"--stream={self.stream}")
-        daemon = kind(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem, environment=environment)
+        daemon = kind(self._new_folder("daemon"), urls, *own, *MANY, *flags, tls_pem=tls_pem, environment=environment, forked=False)
         self._leave.push(daemon)
         daemon.start(ready=ready)
         self._daemons.append(daemon)

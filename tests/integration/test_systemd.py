@@ -225,7 +225,7 @@ def test_the_lag_behind_the_broker(tmp_path: Path, manager: Manager, watched: di
 
 def test_a_stopped_process_sends_no_ping(tmp_path: Path, manager: Manager, watched: dict[str, str]) -> None:
     """SIGSTOP: systemd would end it after WATCHDOG_USEC. Before that, pings come well within that time."""
-    with Daemon(tmp_path, "embedded:", environment=watched) as daemon:
+    with Daemon(tmp_path, "embedded:", environment=watched, forked=False) as daemon:
         manager.until("READY=1")
         manager.until("WATCHDOG=1")
         os.kill(daemon.pid, signal.SIGSTOP)

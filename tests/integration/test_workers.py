@@ -27,6 +27,7 @@ from websockets.typing import Origin
 from tests.integration.test_access_daemon import TOKEN, close_code, enter
 from tests.integration.test_start_and_stop import Process, tcp
 from tests.integration.tower_api import CANARY, Api
+from tests.kit import preloaded
 from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, TWISTD, V1Client, publish_all
 from tests.kit.handed import Collector, Numbers
 from tests.kit.rows import each_row
@@ -606,12 +607,15 @@ PORT = "--listen=tcp:8051:interface=127.0.0.1"
         (("--workers=2", BROKER, PORT), ("-n", "--logfile=x.log"), "--workers = 2: several workers can't rotate one --logfile"),
     ],
 )
-def test_what_workers_cant_have(flags: tuple[str, ...], before: tuple[str, ...], said: str) -> None:
+def test_what_workers_cant_have(tmp_path: Path, flags: tuple[str, ...], before: tuple[str, ...], said: str) -> None:
     """One line says what is wrong, and the status is 2. No process is started."""
     auth = "jwt" if "--listen=tcp:0" in flags else "open"
     more = ("--jwt-algorithms=HS256", "--jwt-secret-file=/dev/null") if auth == "jwt" else ()
-    done = subprocess.run([TWISTD, *before, "towerws", "--auth", auth, *more, *flags], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("towerws: ")
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    command = [TWISTD, *before, "towerws", "--auth", auth, *more, *flags]
+    with (tmp_path / "output").open("w+b") as file:
+        status = preloaded.start(command, output=file, cwd=tmp_path, env=os.environ).wait(DEADLINE_S)
+    output = (tmp_path / "output").read_text()
+    assert status == 2, output
+    assert output.startswith("towerws: ")
+    assert said in output
+    assert output.count("\n") == 1

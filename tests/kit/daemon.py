@@ -20,6 +20,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from tests.kit import preloaded
+
 DEADLINE_S = 30.0
 """Seconds that a test waits for any step. It is far longer than expected, and only reached when something is broken."""
 
@@ -35,18 +37,29 @@ class Daemon:
     """One `twistd -n towerws`. It can be killed and started again on the same ports.
 
     With `tls_pem`, a file with key and certificate, it serves TLS. `environment` is added to the process's environment.
+
+    Without `forked` it imports its modules itself, as for users (see `tests.kit.preloaded`).
     """
 
     def __init__(
-        self, folder: Path, broker: str, *flags: str, auth: str = "open", tls_pem: str = "", environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        broker: str,
+        *flags: str,
+        auth: str = "open",
+        tls_pem: str = "",
+        environment: Mapping[str, str] | None = None,
+        forked: bool = True,
     ) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self.log = folder / f"daemon-{self.port}.log"
         self._folder = folder
         self._tls_pem = tls_pem
+        # Variables for the interpreter or the linker have to be there when the process starts.
+        self._forked = forked and not any(name.startswith(("PYTHON", "LD_")) for name in environment or {})
         self.environment = dict(environment or {})
         self._flags = ["--broker", broker, "--auth", auth, *flags]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | preloaded.Process | None = None
         self._stopping = False
 
     @property
@@ -66,13 +79,12 @@ class Daemon:
         endpoint = f"ssl:{self.port}:privateKey={self._tls_pem}" if self._tls_pem else f"tcp:{self.port}"
         listen = ["--listen", f"{endpoint}:interface=127.0.0.1", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1"]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [TWISTD, "-n", "--pidfile=", "towerws", *listen, *self._flags],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **self.environment},
-            )
+            command = [TWISTD, "-n", "--pidfile=", "towerws", *listen, *self._flags]
+            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **self.environment}
+            if self._forked:
+                self._process = preloaded.start(command, output=log, cwd=self._folder, env=environment)
+            else:
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, env=environment)
         self.wait_for("/readyz" if ready else "/healthz")
         return self
 
