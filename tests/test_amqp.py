@@ -17,7 +17,7 @@ from towerws.amqp import AmqpSource
 from towerws.broker.confirmed_publisher import ConfirmedPublisher
 from towerws.broker.markers import this_machine
 from towerws.core.deliveries import Marker
-from towerws.core.publish_times import PublishedAt
+from towerws.core.measurements import PublishedAt
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
 

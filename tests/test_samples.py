@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.kit.rows import each_row
 from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples, breaker_is_open, percentile
-from towerws.core.histogram import SECONDS, Histogram
+from towerws.core.measurements import SECONDS, Histogram
 
 
 def figures(**changed: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from towerws import __version__
-from towerws.core.histogram import SECONDS, Histogram
+from towerws.core.measurements import SECONDS, Histogram
 
 if TYPE_CHECKING:
     from towerws.service import TowerwsService

@@ -11,7 +11,7 @@ from pika import frame, spec
 
 from tests.kit.rows import each_row
 from towerws.broker.content import read_content, read_published
-from towerws.core.publish_times import PublishedAt
+from towerws.core.measurements import PublishedAt
 
 NAMES = st.text(max_size=20).filter(lambda name: name not in {"x-stream-offset", "timestamp_in_ms"})
 LEAVES = (

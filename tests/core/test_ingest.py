@@ -9,12 +9,11 @@ from tests.kit.rows import each_row
 from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
-from towerws.core.histogram import SECONDS, Histogram
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import BATCH_BYTES, REPORT_EVERY_S, Ingest
+from towerws.core.measurements import SECONDS, Histogram, PublishedAt
 from towerws.core.positions import Pending
-from towerws.core.publish_times import PublishedAt
 from towerws.core.requests import Request
 from towerws.core.subscribers import Subscriber
 from towerws.core.topics import WITHHELD

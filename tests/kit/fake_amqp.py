@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from towerws.core.deliveries import MARKER_TOPIC, Marker
-from towerws.core.publish_times import PublishedAt
+from towerws.core.measurements import PublishedAt
 from towerws.core.sources import Sink
 
 

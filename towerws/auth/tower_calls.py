@@ -29,7 +29,7 @@ from towerws.auth.tower_api import Answer, Fetcher
 from towerws.auth.tower_credentials import Headers
 from towerws.auth.tower_limits import CircuitBreaker, FairQueue
 from towerws.core.client_address import address_key
-from towerws.core.histogram import SECONDS, Histogram
+from towerws.core.measurements import SECONDS, Histogram
 from towerws.core.settings import TowerSettings
 from towerws.logs import FoldedLog
 

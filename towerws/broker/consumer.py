@@ -16,7 +16,7 @@ from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_channel
 from towerws.broker.reader import ReadProgress
 from towerws.broker.topology import Mode
 from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
-from towerws.core.publish_times import PublishedAt
+from towerws.core.measurements import PublishedAt
 from towerws.core.settings import BrokerSettings
 
 BATCH_DELIVERIES: Final = 1024

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from towerws.core.publish_times import PublishedAt
+from towerws.core.measurements import PublishedAt
 
 _STREAM_OFFSET: Final = b"\x0fx-stream-offset"
 _PUBLISHED_MS: Final = b"\x0ftimestamp_in_ms"

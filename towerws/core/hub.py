@@ -17,8 +17,8 @@ from operator import attrgetter
 from towerws.core.batch import PART_BYTES, Batch, Broadcast, route
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
-from towerws.core.histogram import BATCH, Histogram
 from towerws.core.history import History
+from towerws.core.measurements import BATCH, Histogram
 from towerws.core.plain_answers import HistoryPage
 from towerws.core.requests import Request
 from towerws.core.subscribers import Hole, HubCounters, Peer, Subscriber

@@ -20,12 +20,11 @@ from operator import attrgetter
 
 from towerws.core.deliveries import BEFORE, MARKER_TOPIC, Delivery, Fingerprint, Marker, parse_position
 from towerws.core.errors import BadDelivery
-from towerws.core.histogram import SECONDS, Histogram
 from towerws.core.history import History
 from towerws.core.hub import Hub
+from towerws.core.measurements import SECONDS, Histogram, PublishedAt, PublishTimes
 from towerws.core.payload import check_payload, is_plain_object
 from towerws.core.positions import PENDING, Judged, PositionWaiters
-from towerws.core.publish_times import PublishedAt, PublishTimes
 from towerws.core.subscribers import Hole, Subscriber
 from towerws.core.topics import WITHHELD, is_routing_key
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from towerws.core.deliveries import Marker
-from towerws.core.publish_times import PublishedAt
+from towerws.core.measurements import PublishedAt
 
 
 class SourceState(enum.Enum):
