@@ -22,8 +22,7 @@ from importlib.resources import files
 from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
-from towerws.admin.browser_check import check_browser, check_reader, details_check
-from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, json_answer
+from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, check_browser, check_reader, details_check, json_answer
 from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples, at, breaker_is_open
 from towerws.admin.site import static_file
 from towerws.core.deliveries import Delivery

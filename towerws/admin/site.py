@@ -19,8 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from towerws.admin.browser_check import check_browser, details_check
-from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
+from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, check_browser, details_check, json_answer
 from towerws.admin.health import healthy, readiness
 from towerws.admin.metrics import MetricsPage
 from towerws.admin.publish import Publish, PublishEndpoint

@@ -36,9 +36,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request
 
 from towerws import __version__
-from towerws.admin.browser_check import check_browser, details_check
 from towerws.admin.console import CONSOLE_PATHS
-from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, json_answer
+from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, check_browser, details_check, json_answer
 from towerws.admin.health import healthy, limited_site
 from towerws.admin.metrics import CONTENT_TYPE, RECENT_S
 from towerws.admin.site import ENVELOPE_BYTES, restart_daemon
