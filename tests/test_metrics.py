@@ -25,7 +25,7 @@ from towerws.core.settings import BrokerSettings, BrokerUrl, JwtSettings, Secret
 from towerws.core.sources import SourceState, SourceStatus
 from towerws.service import TowerwsService
 from towerws.status import status_figures
-from towerws.workers.figures import MergedMetrics
+from towerws.workers.answers import MergedMetrics
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy" / "grafana" / "towerws.json"

@@ -46,9 +46,8 @@ from towerws.core.identity import parse_revocation
 from towerws.core.publication import Outcome
 from towerws.core.settings import Settings
 from towerws.core.sources import SourceState
-from towerws.workers.figures import MergedMetrics, total
+from towerws.workers.answers import MergedMetrics, NoAnswer, ask, total
 from towerws.workers.processes import MOVE_S, Processes, State, Worker
-from towerws.workers.questions import NoAnswer, ask
 
 ASK_S: Final = 2.0
 """Deadline of a question about figures."""

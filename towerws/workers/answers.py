@@ -1,0 +1,242 @@
+"""Asks the workers on their admin ports, and puts their figures together.
+
+A question goes to a worker's UNIX socket: one connection for each, with a deadline and a bound on the answer. Both ends are ours: a worker
+says how long its answer is, and closes the connection after it. `total` makes the totals for `/status`. `MergedMetrics` makes one text for
+`/metrics` in which each sample has the label `worker`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from towerws.admin.endpoint import Answer
+from towerws.core.errors import TowerwsError
+from towerws.workers.processes import State, Worker
+
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+"""Longest answer that is read."""
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+
+_read_status = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ").match
+_find_length = re.compile(rb"\r\ncontent-length: *([0-9]{1,12})\r\n", re.IGNORECASE).search
+_find_type = re.compile(rb"\r\ncontent-type: *([ -~]{1,200})\r\n", re.IGNORECASE).search
+
+_find_allow = re.compile(rb"\r\nallow: *([A-Z, ]{1,100})\r\n", re.IGNORECASE).search
+
+READ_BY_EACH: Final = ("source", "control", "ingest", "history", "reloads")
+"""Sections of `/status` that say the same in each worker, since each reads the whole log. Their totals are the highest values."""
+
+WRITTEN_BY_EACH: Final = (("ingest", "delivery_s"), ("ingest", "write_s"), ("ingest", "publish_s"))
+"""What `ingest` measures of a worker's own writes to its clients: added, like the other sections."""
+
+HIGHEST: Final = (("hub", "topics"), ("handovers", "seconds"), ("connections", "rechecks", "late_s"))
+"""Figures of the other sections whose total is the highest value: a sum would count a topic once for each worker.
+
+They are paths: the counters by reason have keys of the same names.
+"""
+
+LABEL: Final = "worker"
+PARENT: Final = "parent"
+
+
+class NoAnswer(TowerwsError):
+    """A worker did not answer. `sent` tells whether it may have got the question."""
+
+    def __init__(self, text: str, *, sent: bool) -> None:
+        super().__init__(text)
+        self.sent = sent
+
+
+def ask(
+    reactor: Any,
+    worker: Worker,
+    path: bytes,
+    *,
+    deadline_s: float,
+    method: bytes = b"GET",
+    body: bytes = b"",
+    headers: Mapping[bytes, bytes] | None = None,
+) -> Deferred[Answer]:
+    """Fires with the worker's answer. Fails with `NoAnswer`. `path` has the query, too."""
+    lines = {b"host": b"localhost", **(headers or {}), b"connection": b"close", b"content-length": b"%d" % len(body)}
+    head = b"".join(b"%s: %s\r\n" % line for line in lines.items())
+    exchange = _Exchange(worker, b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, path, head, body))
+    try:
+        connector = reactor.connectUNIX(worker.membership.admin_path, _Factory(exchange), timeout=deadline_s)
+    except OSError as error:  # no descriptor is left for the socket
+        exchange.fail(f"can't be asked: {error.strerror}")
+        return exchange.answer
+
+    def late() -> None:
+        exchange.fail(f"did not answer within {deadline_s:g} s")
+        connector.disconnect()
+
+    timer = reactor.callLater(deadline_s, late)
+
+    def stop(result: Any) -> Any:
+        if timer.active():
+            timer.cancel()
+        return result
+
+    return exchange.answer.addBoth(stop)
+
+
+class _Exchange(Protocol):
+    """One question, and its answer."""
+
+    transport: Any
+
+    def __init__(self, worker: Worker, question: bytes) -> None:
+        self.answer: Deferred[Answer] = Deferred()
+        self._worker = worker
+        self._question = question
+        self._received = bytearray()
+        self._sent = False
+
+    def fail(self, why: str) -> None:
+        """Give up, unless there is an answer."""
+        if not self.answer.called:
+            self.answer.errback(NoAnswer(f"worker {self._worker.number} {why}", sent=self._sent))
+
+    def connectionMade(self) -> None:
+        """Send the question."""
+        self._sent = True
+        self.transport.write(self._question)
+        self._question = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Keep a piece of the answer."""
+        self._received += data
+        if len(self._received) > MAX_ANSWER_BYTES:
+            self.fail(f"answered more than {MAX_ANSWER_BYTES} bytes")
+            self._received.clear()
+            self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Read the answer: it is whole, or the worker ended."""
+        if self.answer.called:
+            return
+        end = self._received.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+        head, body = bytes(self._received[: end + 2]), bytes(self._received[end + 4 :])
+        status, length = _read_status(head), _find_length(head)
+        if end < 0 or status is None or length is None or int(length[1]) != len(body):
+            self.fail("closed the connection before its answer was whole")
+        else:
+            kind, allow = _find_type(head), _find_allow(head)
+            self.answer.callback(Answer(int(status[1]), body, kind[1] if kind else b"application/json", allow[1] if allow else b""))
+
+
+class _Factory(ClientFactory):
+    noisy = False
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self._exchange = exchange
+
+    def buildProtocol(self, addr: object) -> Protocol:
+        """Return the exchange."""
+        return self._exchange
+
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+        """There is no process at the socket, or the kernel refuses one more question."""
+        self._exchange.fail(f"can't be asked: {_why_not_connected(reason.value)}")
+
+
+def _why_not_connected(error: Any) -> str:
+    number = getattr(error, "osError", None)
+    if number in (errno.ENOENT, errno.ECONNREFUSED):
+        return "it has no process, or one that starts"
+    if number is not None:
+        return os.strerror(number)
+    # EAGAIN of connect(2): the queue is full (unix(7)). Twisted takes it for a connection that is under way, and then sees it closed.
+    return "too many questions wait for it already; try again in a moment"
+
+
+def total(figures: Sequence[object], path: tuple[str, ...] = (), *, highest: bool = False) -> object:
+    """Add the figures of several workers. Texts and lists that differ become None. `path` has the keys that lead to them."""
+    present = [each for each in figures if each is not None]
+    if not present:
+        return None
+    if all(isinstance(each, Mapping) for each in present):
+        keys = dict.fromkeys(key for each in present for key in each)  # type: ignore[attr-defined]  # a mapping
+        return {
+            key: total(
+                [each.get(key) for each in present],  # type: ignore[attr-defined]  # a mapping
+                (*path, key),
+                highest=key in READ_BY_EACH if not path else highest and (*path, key) not in WRITTEN_BY_EACH,
+            )
+            for key in keys
+        }
+    if all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in present):
+        if highest or path in HIGHEST:
+            return max(present)  # type: ignore[type-var]  # numbers
+        return round(sum(present), 3)  # type: ignore[arg-type]  # numbers
+    return present[0] if all(each == present[0] for each in present) else None
+
+
+class OwnMetrics(Collector):
+    """The parent's metrics about its workers."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        serving = GaugeMetricFamily("towerws_worker_serving", "1 while the worker accepts clients.", labels=[LABEL])
+        starts = CounterMetricFamily(
+            "towerws_worker_starts_total", "Processes of the worker: starts, and hand-overs to a new one.", labels=[LABEL]
+        )
+        for worker in self._workers:
+            serving.add_metric([str(worker.number)], int(worker.state is State.SERVING))
+            starts.add_metric([str(worker.number)], worker.starts)
+        yield from (serving, starts)
+
+
+class MergedMetrics:
+    """Makes the parent's `/metrics`: what the workers answered, and the figures of the parent and its process."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._own = CollectorRegistry()
+        self._own.register(OwnMetrics(workers))
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        PlatformCollector(registry=self._process)
+        GCCollector(registry=self._process)
+
+    def present(self, answers: Mapping[str, bytes]) -> bytes:
+        """Return one text. `answers` has the workers' texts by the value of the label."""
+        merged: dict[str, Metric] = {}
+        for worker, text in {**answers, PARENT: generate_latest(self._process)}.items():
+            for family in text_string_to_metric_families(text.decode()):
+                into = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                into.samples += [each._replace(labels={LABEL: worker, **each.labels}) for each in family.samples]
+        registry = CollectorRegistry()
+        registry.register(_Made(list(merged.values())))
+        return generate_latest(self._own) + generate_latest(registry)
+
+
+class _Made(Collector):
+    """Metrics that are made already."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Sequence[Metric]:
+        """Return nothing: names are unique by construction."""
+        return []
+
+    def collect(self) -> Sequence[Metric]:
+        """Return the metrics."""
+        return self._metrics
