@@ -41,8 +41,7 @@ from towerws.core.errors import CloseReason
 from towerws.core.handshake_probes import PROBE_HEADER, HandshakeProbes
 from towerws.core.http_head import parse_head
 from towerws.core.identity import Disconnection
-from towerws.core.plain_answers import HistoryPage, page_json
-from towerws.core.plain_requests import CREDENTIALS, Route, find_route, last_segment
+from towerws.core.plain_http import CREDENTIALS, HistoryPage, Route, find_route, last_segment, page_json
 from towerws.core.publication import Outcome, Published
 from towerws.core.requests import Denied
 from towerws.core.settings import BrokerSettings, BrokerUrl, JwtSettings, Secret, Settings, TowerSettings

@@ -27,8 +27,7 @@ from towerws.core.handshake_probes import HandshakeProbes
 from towerws.core.identity import Identity
 from towerws.core.limits import LIMIT_OPTIONS, ConnectionLimits, TokenBucket
 from towerws.core.origins import PageCheck
-from towerws.core.plain_answers import EVENT_STREAM, retry_line
-from towerws.core.plain_requests import PlainRequest, json_response, stream_response
+from towerws.core.plain_http import EVENT_STREAM, PlainRequest, json_response, retry_line, stream_response
 from towerws.core.requests import Request
 from towerws.core.settings import AccessSettings, LimitSettings, Settings, WebSocketSettings
 from towerws.core.wire import DIALECTS, Dialect

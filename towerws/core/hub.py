@@ -19,7 +19,7 @@ from towerws.core.deliveries import Delivery
 from towerws.core.errors import CloseReason
 from towerws.core.history import History
 from towerws.core.measurements import BATCH, Histogram
-from towerws.core.plain_answers import HistoryPage
+from towerws.core.plain_http import HistoryPage
 from towerws.core.requests import Request
 from towerws.core.subscribers import Hole, HubCounters, Peer, Subscriber
 from towerws.core.wire import Change, Dialect, Gap

@@ -7,7 +7,7 @@ from hashlib import sha256
 from importlib.resources import files
 from itertools import product
 
-from towerws.core.plain_requests import ClientFile
+from towerws.core.plain_http import ClientFile
 
 HASH_DIGITS = 12
 

@@ -1,7 +1,7 @@
 """Answers to requests for events and history, once their user is known.
 
 A request for events becomes a `Session` like that of a websocket: with the same subscriptions, limits, history and checks of its
-credential. Only its frames (core/plain_answers.py) and its sign of life differ. It gets a comment as often as a websocket gets a ping.
+credential. Only its frames (core/plain_http.py) and its sign of life differ. It gets a comment as often as a websocket gets a ping.
 The client doesn't answer a comment, but its kernel acknowledges it.
 
 state      | begins with           | topics checked               | position judged | too late or failed | client gone
@@ -26,8 +26,7 @@ from towerws.core.client_address import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import HandshakeError
 from towerws.core.identity import Identity
-from towerws.core.plain_answers import HEARTBEAT, MAX_PAGE_BYTES, page_json
-from towerws.core.plain_requests import PlainRequest, Route, all_refused
+from towerws.core.plain_http import HEARTBEAT, MAX_PAGE_BYTES, PlainRequest, Route, all_refused, page_json
 from towerws.core.positions import Pending
 from towerws.core.requests import Denied, Request
 from towerws.core.topics import parse_routing_key

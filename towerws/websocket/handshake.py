@@ -38,7 +38,7 @@ from towerws.core.http_head import (
 )
 from towerws.core.identity import Identity
 from towerws.core.limits import LIMIT_OPTIONS, LIMIT_TEXTS, ConnectionSlot
-from towerws.core.plain_requests import (
+from towerws.core.plain_http import (
     PlainRequest,
     Route,
     cors_headers,
