@@ -30,7 +30,7 @@ from tests.languages import Node
 from tests.test_admin import Reply
 from tests.test_clock import close
 from tests.test_console import GETS, ConsoleAdmin
-from tests.websocket.test_event_stream import Named, Nobody, Stream, get
+from tests.websocket.test_plain_http import Named, Nobody, Stream, get
 from towerws.admin import MetricsPage, monitor_site
 from towerws.admin.console import _SCRIPTS
 from towerws.admin.endpoint import Answer, EndpointSite
@@ -50,8 +50,8 @@ from towerws.core.wire import Gap
 from towerws.handover.predecessor import HandOver, HandOverCounters, HandOverFailed
 from towerws.service import TowerwsService
 from towerws.status import status_figures
-from towerws.websocket.client_files import load_client_files
 from towerws.websocket.inspection import canonical_topic, explain
+from towerws.websocket.plain_http import load_client_files
 
 ROOT = Path(__file__).parents[1]
 HTTP: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())

@@ -33,11 +33,10 @@ from towerws.core.settings import AccessSettings, LimitSettings, Settings, WebSo
 from towerws.core.wire import DIALECTS, Dialect
 from towerws.websocket.accept_throttle import AcceptThrottle
 from towerws.websocket.autobahn_parts import NullLogger, Timers, with_shared_state
-from towerws.websocket.client_files import load_client_files
 from towerws.websocket.context import ConnectionContext
-from towerws.websocket.event_stream import Heartbeat, PlainAnswer, bound_silence
 from towerws.websocket.logs import ConnectionLog, ProxyLog
 from towerws.websocket.movable import HANDED_OVER, MovableConnection
+from towerws.websocket.plain_http import Heartbeat, PlainAnswer, bound_silence, load_client_files
 from towerws.websocket.send_buffer import SendBuffer, open_send_buffer
 from towerws.websocket.session import Session
 from towerws.websocket.tokens import UnauthenticatedSession

@@ -26,7 +26,7 @@ from tests.kit.daemon import DEADLINE_S, Daemon, NumberedLoad
 from tests.kit.event_stream import StreamClient
 from tests.kit.js_client import PageClient
 from tests.kit.nginx import Nginx
-from towerws.websocket.client_files import load_client_files
+from towerws.websocket.plain_http import load_client_files
 
 TOPIC = "topic=job_events.1"
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from tests.languages import Node
 from towerws import __version__
-from towerws.websocket.client_files import HASH_DIGITS
+from towerws.websocket.plain_http import HASH_DIGITS
 
 ROOT: Final = Path(__file__).parents[2]
 SOURCE: Final = ROOT / "clients" / "js"

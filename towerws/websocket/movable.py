@@ -27,8 +27,8 @@ from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
 from towerws.core.wire import DIALECTS
 from towerws.websocket.autobahn_parts import Inflater
-from towerws.websocket.event_stream import Heartbeat
 from towerws.websocket.handshake import OpeningConnection
+from towerws.websocket.plain_http import Heartbeat
 from towerws.websocket.send_buffer import SendBuffer, is_plain_tcp, open_send_buffer
 from towerws.websocket.session import Session
 

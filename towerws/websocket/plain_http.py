@@ -1,4 +1,4 @@
-"""Answers to requests for events and history, once their user is known.
+"""Answers to plain HTTP requests: events and history, once their user is known, and the files of the JavaScript client.
 
 A request for events becomes a `Session` like that of a websocket: with the same subscriptions, limits, history and checks of its
 credential. Only its frames (core/plain_http.py) and its sign of life differ. It gets a comment as often as a websocket gets a ping.
@@ -12,9 +12,13 @@ ended      | the answer            | -                            | -           
 
 from __future__ import annotations
 
+import gzip
 import math
 import socket
 from collections.abc import Callable
+from hashlib import sha256
+from importlib.resources import files
+from itertools import product
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -26,13 +30,18 @@ from towerws.core.client_address import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import HandshakeError
 from towerws.core.identity import Identity
-from towerws.core.plain_http import HEARTBEAT, MAX_PAGE_BYTES, PlainRequest, Route, all_refused, page_json
+from towerws.core.plain_http import HEARTBEAT, MAX_PAGE_BYTES, ClientFile, PlainRequest, Route, all_refused, page_json
 from towerws.core.positions import Pending
 from towerws.core.requests import Denied, Request
 from towerws.core.topics import parse_routing_key
 from towerws.websocket.autobahn_parts import Timers
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.waits import PositionWait
+
+HASH_DIGITS = 12
+
+_NAMES = ("client", "client-shared")
+_TYPES = {"js": "text/javascript; charset=utf-8", "d.ts": "text/plain; charset=utf-8"}
 
 
 class PlainConnection(Protocol):
@@ -208,3 +217,18 @@ def bound_silence(transport: Any, seconds: float) -> None:
     found = getattr(transport, "socket", None)  # TLS passes it on
     if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
+def load_client_files() -> dict[str, ClientFile]:
+    """Return `client.js`, `client-shared.js` and their types by name, and each also under a name with its hash.
+
+    `client-HASH.js` may be cached for ever, `client.js` for some minutes.
+    """
+    found = {}
+    for name, (end, content_type) in product(_NAMES, _TYPES.items()):
+        body = files("towerws").joinpath("static", f"{name}.{end}").read_bytes()
+        digest = sha256(body).hexdigest()[:HASH_DIGITS]
+        packed = gzip.compress(body, mtime=0)
+        found[f"{name}.{end}"] = ClientFile(content_type, body, packed, digest, forever=False)
+        found[f"{name}-{digest}.{end}"] = ClientFile(content_type, body, packed, digest, forever=True)
+    return found
