@@ -25,7 +25,7 @@ ROOT: Final = Path(__file__).parents[2]
 MODULES: Final = (
     *("twisted.scripts.twistd", "twisted.internet.epollreactor", "twisted.internet._newtls", "twisted.web.client"),
     *("autobahn.twisted.websocket", "pika", "pika.adapters.utils.connection_workflow", "prometheus_client", "jwt", "cryptography.x509"),
-    *("towerws.admin", "towerws.auth.chain", "towerws.config.load", "towerws.websocket.event_stream"),
+    *("towerws.admin", "towerws.auth.chain", "towerws.config.load", "towerws.websocket.plain_http"),
 )
 """What a daemon imports before there is a reactor. Pika's Twisted adapter makes one, which processes can't share."""
 
@@ -99,7 +99,9 @@ def start(command: Sequence[str], *, output: IO[bytes], cwd: Path, env: Mapping[
     request = json.dumps([list(command), str(cwd), dict(env)]).encode()
     with theirs:
         socket.send_fds(_control(), [request], [output.fileno(), theirs.fileno()])
-    return Process(int(ours.recv(16)), ours)
+    pid = ours.recv(16)
+    assert pid, "the process that forks has ended: its error is in the output of this test"
+    return Process(int(pid), ours)
 
 
 def _serve(control: socket.socket) -> tuple[int, list[str], str, dict[str, str]]:
