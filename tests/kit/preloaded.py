@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Final
@@ -118,8 +119,9 @@ def _serve(control: socket.socket) -> tuple[int, list[str], str, dict[str, str]]
                 pid, ended = running.pop(pidfd)
                 selector.unregister(pidfd)
                 os.close(pidfd)
-                ended.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
-                ended.close()
+                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with ended, suppress(OSError):  # nobody waits for it any more
+                    ended.send(str(status).encode())
             if control.fileno() not in ready:
                 continue
             request, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST, 2)
