@@ -124,7 +124,7 @@ _operations = st.lists(
 
 
 @given(_operations, st.sampled_from([900, 3000, 40_000]), st.sampled_from([3.0, 30.0]), st.sampled_from([STREAM, "q"]), st.data())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_history_agrees_with_a_plain_list(
     operations: list[tuple[Any, ...]], max_bytes: int, max_age_s: float, epoch: str | Fingerprint, data: st.DataObject
 ) -> None:
