@@ -33,8 +33,8 @@ from towerws.outgoing import broker_endpoint
 NEVER_S = 10**8
 """Longer than any test, so that no ping comes between."""
 
-FEWER = 1_000
-"""The count for paths of a millisecond and more, which would otherwise take ten seconds each."""
+FEWER = 400
+"""The count for paths of a millisecond and more."""
 
 Path_ = Callable[[], object]
 Make = Callable[[Edges], Path_]
