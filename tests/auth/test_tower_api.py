@@ -109,6 +109,8 @@ async def test_faults_of_the_api() -> None:
                 await fetcher.get(f"{tower.url}/", BEARER)
         tower.fault = "huge"
         assert await fetcher.get(f"{tower.url}/", BEARER) == Answer(200, None)
+        tower.fault = "huge json"
+        assert await fetcher.get(f"{tower.url}/", BEARER) == Answer(200, None, is_json=True)
         await until(lambda: not tower.connections)
         await tower.stop()
         with pytest.raises(Unavailable, match="connection refused"):
@@ -294,9 +296,10 @@ def test_a_redirect_is_explained() -> None:
 
 
 def test_whether_an_object_is_visible() -> None:
-    """200 is yes, 403 and 404 are no, 401 is the end of the credential. Other answers are `Unavailable`."""
-    assert read_visible(Answer(200, b"whatever"))
-    assert read_visible(Answer(200, None))
+    """200 with a JSON object is yes, 403 and 404 are no, 401 is the end of the credential. Other answers are `Unavailable`."""
+    assert read_visible(Answer(200, b'{"id": 42}'))
+    assert read_visible(Answer(200, b" \r\n{}"))
+    assert read_visible(Answer(200, None, is_json=True)), "a job with large artifacts"
     assert not read_visible(Answer(403, b""))
     assert not read_visible(Answer(404, b""))
     with pytest.raises(Refused):
@@ -304,6 +307,13 @@ def test_whether_an_object_is_visible() -> None:
     for status in (204, 302, 400, 429, 500, 503):
         with pytest.raises(Unavailable):
             read_visible(Answer(status, b""))
+
+
+@each_row("page", [Answer(200, b"<!doctype html>"), Answer(200, b""), Answer(200, b"[{}]"), Answer(200, b'"{"'), Answer(200, None)])
+def test_a_page_shows_no_object(page: Answer) -> None:
+    """A page with status 200, as a gateway's login page, says nothing about the object. The reason names what to check."""
+    with pytest.raises(Unavailable, match=r"answered 200 without the JSON of an object.*tower\.url the API's own address\?"):
+        read_visible(page)
 
 
 def test_which_statuses_count_as_the_apis_fault() -> None:

@@ -16,7 +16,7 @@ from towerws.auth.tower_calls import Kind, Question, TowerCalls
 from towerws.core.settings import TowerSettings
 from towerws.logs import FoldedLog
 
-GOOD = Answer(200, b"")
+GOOD = Answer(200, b"{}")
 
 
 class Kit:
@@ -254,6 +254,19 @@ def test_each_kind_of_question_has_its_breaker(failing: dict[str, Any], other: d
         with pytest.raises(Unavailable, match="failed repeatedly"):
             now(asked)
     kit.check()
+
+
+def test_a_page_of_a_gateway() -> None:
+    """A page with status 200 answers no question about an object. One line says so, however many pages come."""
+    kit = Kit()
+    with logged() as lines:
+        for _ in range(3):
+            asked = kit.ask(kind=Kind.OBJECT)
+            kit.end(Answer(200, b"<html>Sign in</html>"), -1)
+            with pytest.raises(Unavailable):
+                now(asked)
+    reason = "the API answered 200 without the JSON of an object: is tower.url the API's own address?"
+    assert lines.texts == [f"the Tower API can't be asked: {reason}"]
 
 
 def test_five_failures_open_the_breaker_and_one_probe_in_five_seconds_closes_it() -> None:

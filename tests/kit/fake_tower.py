@@ -51,7 +51,7 @@ class FakeTower:
 
     `fault` is "" for none, "302", "500" or any other status. Other faults: "slow" (`delay_s` before the answer), "hang" (no answer),
     "stall" (an answer that stops half-way), "malformed" (200 without JSON) and "garbage" (not HTTP).
-    Or "huge" (2 MiB), "cut" (closed half-way) and "close" (closed without an answer).
+    Or "huge" (2 MiB), "huge json" (the same with JSON's Content-Type), "cut" (closed half-way) and "close" (closed without an answer).
     """
 
     sessions: dict[str, User] = field(default_factory=dict)
@@ -196,7 +196,9 @@ class _Api(Resource):
             connection.loseConnection()
         elif fault == "malformed":
             self._finish(request, 200, b"<html>Welcome</html>")
-        elif fault == "huge":
+        elif fault in {"huge", "huge json"}:
+            if fault == "huge json":
+                request.setHeader("Content-Type", "Application/JSON; charset=utf-8")
             self._finish(request, 200, b" " * 2 * 1024**2)
         elif fault.isdigit():
             if fault.startswith("3"):

@@ -39,7 +39,7 @@ class Api:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         asked: Deferred[Answer] = Deferred(lambda _: call.cancel())
-        call = self._clock.callLater(self.answer_s, asked.callback, Answer(403 if path.split("/")[-2] in self.hidden else 200, b""))
+        call = self._clock.callLater(self.answer_s, asked.callback, Answer(403 if path.split("/")[-2] in self.hidden else 200, b"{}"))
         asked.addBoth(self._over)
         return asked
 

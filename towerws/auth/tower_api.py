@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -22,6 +23,8 @@ from towerws.core.errors import ConfigError
 MAX_BODY_BYTES: Final = 1024**2
 IDLE_S: Final = 30.0
 """How long an idle connection is kept. It is less than nginx's 65 to 75 s."""
+
+_begins_with_object = re.compile(rb"\s*\{").match
 
 
 class Fetcher(Protocol):
@@ -59,7 +62,9 @@ class HttpFetcher:
 
 
 def _answer(response: http_client.Response) -> Answer:
-    return Answer(response.status, response.body)
+    content_type = ",".join(response.headers.getRawHeaders("content-type", []))
+    media_type = content_type.partition(";")[0].strip().lower()
+    return Answer(response.status, response.body, is_json=media_type == "application/json")
 
 
 def _unavailable(failure: Failure) -> Failure:
@@ -96,10 +101,11 @@ def api_base(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer. `body` is None if it was longer than `MAX_BODY_BYTES`."""
+    """An HTTP answer. `body` is None if it was longer than `MAX_BODY_BYTES`. `is_json` is what its Content-Type says."""
 
     status: int
     body: bytes | None
+    is_json: bool = False
 
     @property
     def is_fault(self) -> bool:
@@ -141,9 +147,14 @@ def read_me(answer: Answer) -> Me:
 
 
 def read_visible(answer: Answer) -> bool:
-    """Whether the object is visible to the user. `Refused` if the credential has ended, `Unavailable` if the answer doesn't say."""
+    """Whether the object is visible to the user. `Refused` if the credential has ended, `Unavailable` if the answer doesn't say.
+
+    AWX shows an object as a JSON object. A gateway answers 200 with a page of its own, too, for a login or an outage.
+    """
     if answer.status == 200:
-        return True
+        if answer.is_json if answer.body is None else _begins_with_object(answer.body):
+            return True
+        raise Unavailable("the API answered 200 without the JSON of an object: is tower.url the API's own address?")
     if answer.status in (403, 404):
         return False
     if answer.status == 401:
