@@ -317,6 +317,9 @@ class WebSocketConnection(MovableConnection):
         if self._send_buffer is not None and self._session is not None:
             self._send_buffer.await_drain(self._session.feed)
 
+    def note_hole(self) -> None:
+        """Do nothing. The hub calls it for AWX's clients, which know no lost events."""
+
     def end(self, reason: CloseReason, limit: str = "") -> None:
         """Send the reason and close. Autobahn's timer aborts a peer that doesn't answer.
 

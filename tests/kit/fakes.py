@@ -17,6 +17,7 @@ class FakePeer:
         self.draining = False
         self.drains = 0
         self.ended: list[CloseReason] = []
+        self.holes = 0
 
     def send(self, data: bytes) -> bool:
         """Accept the frames, unless it is full."""
@@ -29,6 +30,10 @@ class FakePeer:
         """Note that the hub waits."""
         self.draining = True
         self.drains += 1
+
+    def note_hole(self) -> None:
+        """Count the hole."""
+        self.holes += 1
 
     def end(self, reason: CloseReason) -> None:
         """Note the reason."""

@@ -564,6 +564,40 @@ def test_limit_reached_that_history_has_lost(make: Edges) -> None:
     assert edge.hub.topics == 0
 
 
+@each_row("revalidate_s", [0, 50], make=edges)
+def test_limit_reached_in_a_hole(make: Edges, revalidate_s: float) -> None:
+    """Events that the log lost may have ended sessions. Each connected credential is checked once, at the rate of the other checks."""
+    method = Tower()
+    edge = make(method, ping_s=3600, access=AccessSettings(revalidate_s=revalidate_s))
+    clients = [enter(edge, f"{user}-{user}", v1=True).listen(1) for user in range(CREDENTIALS_PER_TICK + 1)]
+    edge.ingest.gap("broker")
+    edge.clock.advance(0)
+    assert method.asked == []
+    method.answer = Refused("session limit")
+    watch(edge, 1)
+    assert len(method.asked) == CREDENTIALS_PER_TICK
+    watch(edge, 1)
+    assert len(method.asked) == len(clients)
+    assert {client.close_code() for client in clients} == {1008}
+    assert Revocation(user="7") in method.forgotten, "no kept answer is used"
+
+
+def test_limit_reached_in_a_hole_of_the_refill(make: Edges) -> None:
+    """The same holds for a hole that a refill meets."""
+    method = Tower()
+    edge = make(method, ping_s=3600, access=AccessSettings(revalidate_s=0))
+    enter(edge, "7-a").listen(1)
+    edge.ingest.history_complete = False
+    edge.ingest.gap("broker")
+    watch(edge, 2)
+    assert method.asked == []
+    edge.ingest.caught_up(replay=True)
+    watch(edge, 2)
+    assert method.asked == ["a"]
+    watch(edge, 100)
+    assert method.asked == ["a"]
+
+
 def test_a_user_who_leaves_when_history_has_lost_an_event(make: Edges) -> None:
     """No new watcher is left behind."""
     edge = make(Tower(), ping_s=3600)

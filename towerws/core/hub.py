@@ -331,11 +331,12 @@ class Hub:
         return True
 
     def _notify_hole(self, subscriber: Subscriber, hole: Hole) -> bool:
-        """Tell a subscriber of a hole in the log, if its dialect has a notice for that. Return False if its send buffer is full."""
+        """Tell a subscriber of a hole in the log, or its peer if the dialect has no notice. Return False if its send buffer is full."""
         if not subscriber.topics:
             return True
         notice = subscriber.dialect.gap(Gap(tuple(sorted(subscriber.topics)), hole.start.position, hole.end.position, hole.reason))
         if notice is None:
+            subscriber.peer.note_hole()
             return True
         if not subscriber.send(subscriber.dialect.wrap(notice)):
             return False

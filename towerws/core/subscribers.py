@@ -26,6 +26,9 @@ class Peer(Protocol):
     def await_drain(self) -> None:
         """Call `Hub.feed` for this subscriber once its send buffer is empty, in a later turn of the reactor."""
 
+    def note_hole(self) -> None:
+        """Deliveries of the topics may be lost, and the dialect has no notice for that."""
+
     def end(self, reason: CloseReason) -> None:
         """Close the connection."""
 

@@ -3,7 +3,8 @@
 One timer serves all connections. Every second it closes connections whose credential expired, and re-checks the credentials that
 are due. Each credential is checked once, however many connections it has. AWX publishes `control.limit_reached_<id>` when it ends
 sessions of a user. The monitor subscribes to this topic for each connected user, and re-checks the user at once. Other
-deliveries cost nothing more for it.
+deliveries cost nothing more for it. After a hole in the log it re-checks all users, at the rate of the other checks: the hole may
+have had such an event.
 """
 
 from __future__ import annotations
@@ -281,8 +282,12 @@ class CredentialMonitor:
 
     def _join_watcher(self, user: str) -> None:
         later = partial(self._reactor.callLater, 0)
-        calls = (self._limit_reached, self._feed_watcher, self._replace_watcher)
-        watcher = _Watcher(*(partial(later, call, user) for call in calls))
+        watcher = _Watcher(
+            call=partial(later, self._limit_reached, user),
+            drained=partial(later, self._feed_watcher, user),
+            lost=partial(later, self._replace_watcher, user),
+            hole=partial(self._recheck_soon, user),
+        )
         self._watchers[user] = subscriber = self._hub.join(watcher, TOWER)
         self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
 
@@ -298,18 +303,33 @@ class CredentialMonitor:
         self._auth.forget(Revocation(user=user))
         self.recheck_user(user)
 
+    def _recheck_soon(self, user: str) -> None:
+        """Plan a re-check of the user, also if `revalidate_s` is 0. A hole concerns all users, so the rate is limited."""
+        self._auth.forget(Revocation(user=user))
+        now = self._reactor.seconds()
+        for session in self._registry.of_user(user):
+            if session.identity.session is not None:
+                self._due.add(session.identity.session, now)
+        self._check_all_from(now)
+
     def _feed_watcher(self, user: str) -> None:
         if (subscriber := self._watchers.get(user)) is not None:
             self._hub.feed(subscriber)
 
 
 class _Watcher:
-    """A hub peer that calls a function for each event, another one to get the next piece of history, and a third if history lost events."""
+    """A hub peer that calls a function for each event, and another one to get the next piece of history.
 
-    def __init__(self, call: Callable[[], object], drained: Callable[[], object], lost: Callable[[], object]) -> None:
+    It calls `lost` if history has lost events, and `hole` if the log has.
+    """
+
+    def __init__(
+        self, call: Callable[[], object], drained: Callable[[], object], lost: Callable[[], object], hole: Callable[[], object]
+    ) -> None:
         self._call = call
         self._drained = drained
         self._lost = lost
+        self._hole = hole
 
     def send(self, data: bytes) -> bool:
         """Call the function."""
@@ -319,6 +339,10 @@ class _Watcher:
     def await_drain(self) -> None:
         """The hub has sent a piece of history: there is room for the next one."""
         self._drained()
+
+    def note_hole(self) -> None:
+        """Call the function."""
+        self._hole()
 
     def end(self, reason: CloseReason) -> None:
         """History has lost events of the topic, and the dialect has no notice for that. The hub feeds this peer no more."""

@@ -256,6 +256,10 @@ class MovableConnection(OpeningConnection):
         """Feed the session's subscriber once the buffer is empty."""
         raise NotImplementedError
 
+    def note_hole(self) -> None:
+        """Do nothing."""
+        raise NotImplementedError
+
     def end(self, reason: CloseReason, limit: str = "") -> None:
         """Close the connection."""
         raise NotImplementedError

@@ -51,6 +51,9 @@ class Connection(Protocol):
     def await_drain(self) -> None:
         """Call the session's `feed` once the send buffer is empty."""
 
+    def note_hole(self) -> None:
+        """Do nothing. AWX's clients know no lost events."""
+
     def end(self, reason: CloseReason, limit: str = "") -> None:
         """Close the connection. `limit` names the limit that was exceeded, for the log and a counter."""
 
