@@ -21,6 +21,7 @@ from tests.kit.rows import each_row
 from towerws import __version__
 from towerws.cli import main
 
+COMMANDS = ["check", "config", "demo", "doctor", "explain", "publish", "restart", "tail"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
@@ -45,7 +46,7 @@ def test_help(arguments: list[str]) -> None:
     assert "Usage:" in result.output
 
 
-@each_row("command", ["check", "config", "demo", "doctor", "explain", "publish", "restart", "tail"])
+@each_row("command", COMMANDS)
 def test_help_teaches(command: str) -> None:
     """Each command's help has examples and exit codes, and fits a terminal of 80 columns."""
     shown = CliRunner().invoke(main, [command, "--help"], env={"COLUMNS": "80"}).output
@@ -59,7 +60,7 @@ def test_summaries_are_whole(columns: str) -> None:
     """The list of commands has a whole sentence for each (findings O14)."""
     shown = CliRunner().invoke(main, ["--help"], env={"COLUMNS": columns}).output
     commands = shown.partition("Commands:\n")[2].splitlines()
-    assert [line.split()[0] for line in commands] == ["check", "config", "demo", "doctor", "explain", "publish", "restart", "tail"]
+    assert [line.split()[0] for line in commands] == COMMANDS
     assert all(line.endswith(".") and not line.endswith("..") for line in commands), shown
 
 
@@ -159,6 +160,9 @@ def test_demo_refused() -> None:
 @each_row(
     ("command", "code"),
     [
+        (["--help"], 1),
+        (["--version"], 1),
+        *(([name, "--help"], 1) for name in COMMANDS),
         (["config", "--auth", "open"], 1),
         (["config", "--example"], 1),
         (["check", "--auth", "open", "--listen", "tcp:0:interface=127.0.0.1", "--admin", "unix:/tmp/t.sock"], 1),
@@ -177,6 +181,18 @@ def test_standard_output_on_a_full_disk(command: list[str], code: int) -> None:
                 [*TOWERWS, *words], env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=DEADLINE_S
             )
     assert (done.returncode, done.stderr) == (code, "towerws: can't write: No space left on device\n")
+
+
+@each_row("command", [["--help"], ["--version"], ["config", "--help"], ["config", "--example"]])
+def test_standard_output_that_nobody_reads(command: list[str]) -> None:
+    """A closed pipe ends the command without a line: its reader has had enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*TOWERWS, *command], env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=DEADLINE_S
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @each_row(

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from towerws import __version__
+from towerws.commands.terminal import output
 
 _COMMANDS = {
     "check": "config:check_command",
@@ -26,6 +27,11 @@ _COMMANDS = {
 
 class _Commands(click.Group):
     """Imports a subcommand when it is asked for. `towerws tail` then needs no Twisted and no pika, and starts in half the time."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments up to the subcommand. The options for the help and the version print them meanwhile."""
+        with output():
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the help."""

@@ -18,7 +18,7 @@ import click
 
 from towerws.commands.config import config_options, load_or_exit
 from towerws.commands.publisher import admin_connection
-from towerws.commands.terminal import complain, print_out
+from towerws.commands.terminal import Command, complain, print_out
 from towerws.config.addresses import Address, parse_address
 from towerws.core.errors import printable
 from towerws.workers.worker import worker_count
@@ -34,7 +34,7 @@ MOVE_S = 60.0
 """Seconds beyond `restart_s` until the answer: for moving the connections."""
 
 
-@click.command("explain", short_help="Say why a user does not get the events of a topic.")
+@click.command("explain", cls=Command, short_help="Say why a user does not get the events of a topic.")
 @click.argument("topic")
 @click.argument("user", default="")
 @click.option(
@@ -126,7 +126,7 @@ FAILED, BAD_CONFIG, NO_DAEMON = 1, 2, 3
 """Exit codes, as the command's help explains them."""
 
 
-@click.command("restart", short_help="Restart the daemon without closing a connection.")
+@click.command("restart", cls=Command, short_help="Restart the daemon without closing a connection.")
 @config_options
 def restart_command(**values: object) -> None:
     """Restart the running daemon without closing a connection.

@@ -19,7 +19,7 @@ import click
 from twisted.internet.task import Clock
 
 from towerws.auth.chain import make_methods
-from towerws.commands.terminal import complain, print_out
+from towerws.commands.terminal import Command, complain, print_out
 from towerws.config.addresses import Address, parse_address, url_for_file
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, given, load_all
@@ -42,7 +42,7 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(f"--{CONFIG_FLAG}", default=None, metavar="FILE", help=CONFIG_HELP)(command)
 
 
-@click.command("config", short_help="Print the effective configuration.")
+@click.command("config", cls=Command, short_help="Print the effective configuration.")
 @click.option("--example", "wants_example", is_flag=True, help="Print a commented file with every option instead. Nothing else is read.")
 @config_options
 def config_command(*, wants_example: bool, **values: object) -> None:
@@ -66,7 +66,7 @@ def config_command(*, wants_example: bool, **values: object) -> None:
     print_out("\n".join(example() if wants_example else as_toml(load_or_exit(values))))
 
 
-@click.command("check", short_help="Say whether the configuration can be used.")
+@click.command("check", cls=Command, short_help="Say whether the configuration can be used.")
 @config_options
 def check_command(**values: object) -> None:
     """Say what the daemon would do with this configuration, and whether its files and ports can be used.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import click
 
 from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
-from towerws.commands.terminal import StatusLine, interrupted_by
+from towerws.commands.terminal import Command, StatusLine, interrupted_by
 from towerws.config.addresses import parse_broker_url, split_urls
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
@@ -27,7 +27,7 @@ LATE_S = 1.0
 """Seconds that the demo may be behind its schedule. After a longer pause the schedule starts again, and no event is hurried."""
 
 
-@click.command("demo", short_help="Publish the events of made-up AWX jobs.")
+@click.command("demo", cls=Command, short_help="Publish the events of made-up AWX jobs.")
 @click.option("--broker", metavar="URL", help="Publish to RabbitMQ: amqp://user:password@host:port/vhost. Several URLs: with commas.")
 @click.option("--admin", metavar="URL", help=f"Publish to a daemon: its admin port.  [default: {ADMIN_URL}]")
 @click.option("--exchange", metavar="NAME", default=BrokerSettings(urls=()).exchange, show_default=True, help="The topic exchange.")

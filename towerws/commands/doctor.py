@@ -12,7 +12,7 @@ import click
 
 from towerws.commands.config import config_options, load_or_exit
 from towerws.commands.tail import read_token
-from towerws.commands.terminal import StatusLine, print_out
+from towerws.commands.terminal import Command, StatusLine, print_out
 from towerws.config.load import Loaded
 from towerws.core.topics import parse_routing_key
 from towerws.doctor.api import check_key_set, check_tower
@@ -28,7 +28,7 @@ IDLE_S = 70.0
 _COLOURS = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31;1", Level.UNKNOWN: "35", Level.SKIPPED: "2"}
 
 
-@click.command("doctor", short_help="Say what is wrong, and what to change.")
+@click.command("doctor", cls=Command, short_help="Say what is wrong, and what to change.")
 @click.option("--url", metavar="URL", help="The address that browsers use, https://tower.example.com/websocket/, through all proxies.")
 @click.option("--url-ca", metavar="FILE", default="", help="PEM file with the authorities to trust for --url.  [default: the system's]")
 @click.option("--token", metavar="TOKEN", help="A bearer token for Tower's API and for --url. @FILE reads it, which hides it from `ps`.")

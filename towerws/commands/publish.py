@@ -15,7 +15,7 @@ from typing import BinaryIO, NoReturn
 import click
 
 from towerws.commands.publisher import MESSAGE_ID_BYTES, AdminPublisher, AmqpPublisher, GaveUp, NoQueue, Publisher
-from towerws.commands.terminal import StatusLine, interrupted_by
+from towerws.commands.terminal import Command, StatusLine, interrupted_by
 from towerws.config.load import Loaded, load_all
 from towerws.core.errors import BadDelivery, BrokerError, ConfigError
 from towerws.core.payload import check_payload
@@ -33,7 +33,7 @@ JSON_SPACE = b" \t\r\n"
 """RFC 8259 section 2."""
 
 
-@click.command("publish", short_help="Publish an event, or one for each line of input.")
+@click.command("publish", cls=Command, short_help="Publish an event, or one for each line of input.")
 @click.argument("words", metavar="[TOPIC] JSON|-|@FILE", nargs=-1)
 @click.option("--group", metavar="GROUP", help="With --event, instead of TOPIC.")
 @click.option("--event", metavar="EVENT", help="With --group, instead of TOPIC.")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from towerws.commands.terminal import StatusLine, drop_output
+from towerws.commands.terminal import Command, StatusLine, drop_output
 from towerws.core.topics import parse_routing_key
 from towerws.tail.session import DEFAULT_TOPICS, Tail, TailOptions
 
@@ -23,7 +23,7 @@ WEBSOCKET_URL = "ws://127.0.0.1:8051/websocket/"
 _is_plain = re.compile("[!-~]+").fullmatch
 
 
-@click.command("tail", short_help="Show live events in the terminal.")
+@click.command("tail", cls=Command, short_help="Show live events in the terminal.")
 @click.argument("topics", metavar="[TOPIC]...", nargs=-1)
 @click.option("--url", default=WEBSOCKET_URL, show_default=True, help="The daemon's websocket.")
 @click.option("--follow/--no-follow", default=None, help="Also show the output of jobs that start.  [default: only without TOPIC]")

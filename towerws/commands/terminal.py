@@ -23,13 +23,19 @@ AGAIN_S = 0.2
 
 
 def print_out(text: str, *, colour: bool | None = None, unwritten: int = 1) -> None:
-    """Write a line to standard output.
+    """Write a line to standard output. `output` says what happens if it can't be written."""
+    with output(unwritten):
+        click.echo(text, color=colour)
 
-    If it can't be written, the command ends with the exit code `unwritten`, and a line on standard error says why. A closed pipe ends it
-    without that line: its reader has had enough.
+
+@contextmanager
+def output(unwritten: int = 1) -> Iterator[None]:
+    """End the command with the exit code `unwritten` if the block can't write to standard output. A line on standard error says why.
+
+    A closed pipe ends it without that line: its reader has had enough.
     """
     try:
-        click.echo(text, color=colour)
+        yield
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             complain(f"can't write: {error.strerror or error}")
@@ -71,6 +77,15 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+class Command(click.Command):
+    """A command whose help ends as `output` says if it can't be written."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. The option for the help prints it meanwhile."""
+        with output():
+            return super().parse_args(ctx, args)
 
 
 class StatusLine:
