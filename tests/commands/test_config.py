@@ -9,6 +9,7 @@ from click import Command
 from click.testing import CliRunner, Result
 
 from tests.kit.rows import each_row
+from towerws.cli import main
 from towerws.commands.config import check_command, config_command, why_not_free
 from towerws.config.addresses import parse_address
 from towerws.config.load import load
@@ -43,6 +44,53 @@ def test_config_prints_what_is_in_force() -> None:
     assert 'max_bytes = "8MiB"  # TOWERWS_HISTORY_MAX_BYTES' in lines
     assert "backoff_min_s = 0.5  # default" in lines
     assert len([line for line in lines if " = " in line]) == len(OPTIONS)
+
+
+@each_row(
+    ("command", "variable", "value", "reason", "step"),
+    [
+        (
+            command,
+            variable,
+            before + folder + name + after,
+            f"systemd gives {name} to {unit} only",
+            f"run this with sudo and --{flag} {before}/etc/towerws/{name}{after} (the file that LoadCredential={name} of the unit names)",
+        )
+        for command in (["check"], ["config"], ["doctor"])
+        for folder, unit in (("/run/credentials/towerws.service/", "towerws.service"), ("%d/", "its service"))
+        for variable, flag, before, name, after in (
+            ("TOWERWS_BROKER_PASSWORD_FILE", "broker-password-file", "", "broker-password", ""),
+            ("TOWERWS_POSITION_KEY_FILE", "position-key-file", "", "position-key", ""),
+            ("TOWERWS_LISTEN", "listen", "ssl:8051:privateKey=", "tls.pem", ":interface=127.0.0.1"),
+        )
+    ],
+)
+def test_a_credential_of_the_service(command: list[str], variable: str, value: str, reason: str, step: str) -> None:
+    """In a shell one line says which file can't be read, why, and how to run the command."""
+    result = CliRunner().invoke(main, [*command, "--auth", "open", "--broker", "amqp://u@127.0.0.1:1/v"], env={variable: value})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"towerws: {variable} = {value!r}: can't be read here, because {reason}: {step}\n"
+
+
+def test_a_secret_of_the_service() -> None:
+    """The same holds for a file that is read later. `config` prints the configuration, since it needs no secret."""
+    arguments = ["--auth", "jwt", "--jwt-algorithms", "HS256", "--jwt-secret-file", "/run/credentials/towerws.service/jwt-secret"]
+    arguments += ["--broker", "embedded:", *FREE[2:]]
+    checked = run_check(*arguments)
+    assert checked.exit_code == 2
+    assert "because systemd gives jwt-secret to towerws.service only" in checked.stderr
+    asked = CliRunner().invoke(main, ["doctor", *arguments])
+    step = "run this with sudo and --jwt-secret-file /etc/towerws/jwt-secret (the file that LoadCredential=jwt-secret of the unit names)"
+    assert f"because systemd gives jwt-secret to towerws.service only -> {step}\n" in asked.stdout
+    assert run_config(*arguments).exit_code == 0
+
+
+def test_a_credential_that_the_service_lacks() -> None:
+    """In the service itself the reason is another one."""
+    folder = "/run/credentials/towerws.service"
+    result = run_check(*FREE, CREDENTIALS_DIRECTORY=folder, TOWERWS_POSITION_KEY_FILE=f"{folder}/position-key")
+    assert result.exit_code == 2
+    assert "position-key': can't be read: No such file or directory" in result.stderr
 
 
 def test_config_can_be_used_as_a_file(tmp_path: Path) -> None:

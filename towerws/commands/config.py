@@ -11,7 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ from towerws.core.settings import GroupSettings, Settings
 
 EXIT_BAD_CONFIG = 2
 """Exit code of both commands. It is click's code for a wrong command line, too."""
+
+_find_credential = re.compile(
+    r"(?P<folder>/run/credentials/(?P<unit>[^/:]+)|%d|\$CREDENTIALS_DIRECTORY|\$\{CREDENTIALS_DIRECTORY\})/(?P<name>[^/:]+)"
+).search
+"""A file that systemd gives to a service (`LoadCredential=`), in the value of an option."""
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -87,7 +92,7 @@ def check_command(**values: object) -> None:
     loaded = load_or_exit(values)
     print_out("\n".join(summary(loaded)))
     bad = False
-    if (reason := why_no_methods(loaded.settings)) is not None:
+    if (reason := why_no_credential(loaded) or why_no_methods(loaded.settings)) is not None:
         bad = True
         complain(reason)
     for key in ("listen", "admin", *(["monitor"] if loaded.settings.monitor else [])):
@@ -175,8 +180,32 @@ def load_or_exit(values: Mapping[str, object], *, named_files: bool = True) -> L
     try:
         return load_all(given(values), os.environ, named_files=named_files)
     except ConfigError as error:
-        complain(str(error))
+        said = str(error)
+        if named_files:
+            with suppress(ConfigError):  # an error that has nothing to do with a file
+                said = why_no_credential(load_all(given(values), os.environ, named_files=False)) or said
+        complain(said)
         raise SystemExit(EXIT_BAD_CONFIG) from None
+
+
+def why_no_credential(loaded: Loaded) -> str | None:
+    """Return which file of systemd's can't be read here, and what to do. None if each can be, or if the configuration names none.
+
+    systemd gives a unit's credentials to its service. A command in a shell has to read the file that they are copied from.
+    """
+    ours = os.environ.get("CREDENTIALS_DIRECTORY")
+    for option in OPTIONS:
+        setting = loaded.by_key[option.key]
+        if not isinstance(setting.value, str) or (found := _find_credential(setting.value)) is None:
+            continue
+        if found["folder"] != ours and not os.access(found[0], os.R_OK):
+            unit, name = found["unit"], found["name"]
+            source = setting.value.replace(found[0], f"/etc/towerws/{name}")
+            return (
+                f"{setting.origin} = {setting.value!r}: can't be read here, because systemd gives {name} to {unit or 'its service'} only: "
+                f"run this with sudo and --{option.flag} {source} (the file that LoadCredential={name} of the unit names)"
+            )
+    return None
 
 
 def _why_no_unix_socket(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cryptography import x509
 
-from towerws.commands.config import why_no_methods
+from towerws.commands.config import why_no_credential, why_no_methods
 from towerws.config.addresses import certificate_path, parse_address
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded
@@ -92,7 +92,10 @@ def check_configuration(loaded: Loaded) -> Iterator[Step]:
     area = Area("configuration")
     settings = loaded.settings
     yield Doing("reading files", 10)
-    if (why := why_no_methods(settings)) is not None:
+    if (why := why_no_credential(loaded)) is not None:
+        text, _, change = why.rpartition(": ")
+        yield area.problem("credentials", text, change)
+    elif (why := why_no_methods(settings)) is not None:
         yield area.problem("auth", why, "correct the option")
     else:
         yield area.ok("auth", f"the methods {', '.join(settings.auth)} can be used")
