@@ -7,7 +7,8 @@ Old keys are fetched again before they are used. If that fails, the old keys are
 After a failed fetch there is none for a few seconds.
 
 An unknown `kid` causes a fetch, at most one in 10 s, since any client can write a token with a `kid`. Until the next fetch the key
-may be a new one, so the token is unavailable and not refused.
+may be a new one, so the token is unavailable and not refused. The answer to a fetch that had begun before the token came may be
+older than the key. So the token waits for the next fetch, too, or is unavailable: it waits for two fetches at most.
 
 A bad signature causes such a fetch, too. An issuer whose keys have no `kid`, or always the same one, may have replaced the key. Until
 the next fetch such a token is unavailable if its key has no `kid`. With a `kid` it is refused: the key that it names is known.
@@ -76,6 +77,8 @@ class Jwks:
         self._stopped = False
         self._generation = 0  # of the calls of `read_again`
         self._fetching: Deferred[None] | None = None
+        self._begun = self._ended = 0
+        """The number of the newest fetch, and of the newest one that has ended."""
         self._waiting: list[Deferred[None]] = []
         self.counts = {"fetched": 0, "failed": 0, "stale": 0, "limited": 0}
 
@@ -113,18 +116,19 @@ class Jwks:
         return succeed(None)
 
     async def _find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
-        asked = self._clock.seconds() >= self._fresh_until
-        if asked:
+        begun = self._begun
+        if self._clock.seconds() >= self._fresh_until:
             await self._refresh()
         found = self._matching(algorithm, kid)
-        if not found and not asked:
-            if self._fetching is None and self._clock.seconds() < self._next_unknown:
-                self.counts["limited"] += 1
-                raise Unavailable("the token's key is not known, and the keys were fetched a moment ago")
-            self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
+        while not found and self._ended <= begun and self._may_refresh:
+            if self._fetching is None:
+                if self._clock.seconds() < self._next_unknown:
+                    self.counts["limited"] += 1
+                    raise Unavailable("the token's key is not known, and the keys were fetched a moment ago")
+                self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
             await self._refresh()
             found = self._matching(algorithm, kid)
-        if not found and self._failing:
+        if not found and (self._failing or self._ended <= begun):
             raise Unavailable("the token's key is not known, and the keys can't be fetched just now")
         return found
 
@@ -133,14 +137,19 @@ class Jwks:
         named = kid is not None or all(key.kid is not None for key in before)
         if not before or (kid is None and named):  # no key at all, or a token that does not name one of the named keys
             return ()
-        if self._fetching is None and self._clock.seconds() < self._next_unknown:
-            if named:
-                return ()
-            self.counts["limited"] += 1
-            raise Unavailable("the token's key may be a new one, and the keys were fetched a moment ago")
-        self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
-        await self._refresh()
-        if self._failing and not named:
+        begun = self._begun
+        while self._ended <= begun and self._may_refresh:
+            if self._fetching is None:
+                if self._clock.seconds() < self._next_unknown:
+                    if named:
+                        return ()
+                    self.counts["limited"] += 1
+                    raise Unavailable("the token's key may be a new one, and the keys were fetched a moment ago")
+                self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
+            await self._refresh()
+            if (found := self._matching(algorithm, kid)) != before:
+                return found
+        if not named and (self._failing or self._ended <= begun):
             raise Unavailable("the token's key may be a new one, and the keys can't be fetched just now")
         return self._matching(algorithm, kid)
 
@@ -157,14 +166,20 @@ class Jwks:
 
     def _refresh(self) -> Deferred[None]:
         """Fires with None when a fetch has ended, with or without success. Fires at once if it is too early for the next one."""
-        if self._stopped or (self._fetching is None and self._clock.seconds() < self._next_try):
+        if not self._may_refresh:
             return succeed(None)
         waiter: Deferred[None] = Deferred(self._remove_waiter)
         self._waiting.append(waiter)
         if self._fetching is None:
+            self._begun += 1
             fetching = Deferred.fromCoroutine(self._fetch())
             self._fetching = None if fetching.called else fetching
         return waiter
+
+    @property
+    def _may_refresh(self) -> bool:
+        """Whether a fetch is in flight, or may begin."""
+        return not self._stopped and (self._fetching is not None or self._clock.seconds() >= self._next_try)
 
     def _remove_waiter(self, waiter: Deferred[None]) -> None:
         if waiter in self._waiting:  # otherwise its callback is about to be called
@@ -180,7 +195,7 @@ class Jwks:
             except Exception as error:  # noqa: BLE001 - any error means no new keys, and the callers learn that
                 self._failed(Failure(error))
                 drop_frames(error)
-        self._fetching = None
+        self._fetching, self._ended = None, self._begun
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.called:  # one that an earlier callback cancelled was called already
