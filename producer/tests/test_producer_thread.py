@@ -3,8 +3,10 @@
 import errno
 import gc
 import os
+import signal
 import sys
 import threading
+import time
 from typing import Any, NoReturn
 
 import pytest
@@ -38,6 +40,54 @@ def test_a_thread_that_cant_be_started(by: str, caplog: pytest.LogCaptureFixture
         else:
             producer.flush(0.01)
         assert broker.got_one.wait(DEADLINE_S)
+        producer.close(timeout=0)
+
+
+@pytest.mark.parametrize("moment", ["construction", "before the start", "after the start", "a failed start"])
+def test_a_signal_handler_that_emits_while_the_thread_is_started(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread is started, whenever the signal comes, and its event is sent. A failed start is tried again by the next event."""
+    construct, start = threading.Thread.__init__, threading.Thread.start
+    signals, started = iter([signal.SIGUSR1]), []
+
+    def raise_signal() -> None:
+        for each in signals:
+            signal.raise_signal(each)
+
+    def constructs(thread: threading.Thread, **arguments: Any) -> None:
+        construct(thread, **arguments)
+        if moment == "construction":
+            raise_signal()
+
+    def starts(thread: threading.Thread) -> None:
+        if moment in {"before the start", "a failed start"}:
+            raise_signal()
+        if moment == "a failed start":
+            cant_start(thread)
+        start(thread)
+        started.append(thread)
+        if moment == "after the start":
+            raise_signal()
+
+    with UnconfirmingBroker() as broker:
+        producer = Producer(broker.url)
+        before = signal.signal(signal.SIGUSR1, lambda *_: producer.emit("jobs.2", {}))
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "__init__", constructs)
+                patched.setattr(threading.Thread, "start", starts)
+                producer.emit("jobs.1", {})
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert next(signals, None) is None
+        assert len(started) == (moment != "a failed start")
+        if moment == "a failed start":
+            producer.emit("jobs.3", {})
+        assert broker.got_one.wait(DEADLINE_S)
+        deadline = time.monotonic() + DEADLINE_S
+        sent = 1 if moment == "a failed start" else 2  # after a failure, one event waits for its confirm before the others are sent
+        while producer.stats()["sent"] < sent:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         producer.close(timeout=0)
 
 

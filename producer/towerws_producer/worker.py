@@ -51,6 +51,8 @@ class Worker(Events):
         self._numbers = count(1)  # counting is one step of C: a signal handler that emits meanwhile gets another number
         self._emitted = 0
         self._thread: Optional[threading.Thread] = None
+        self._starting = threading.Lock()
+        """Held while the thread is started. The handler of a signal that comes then can't take it, so it starts no second thread."""
         self._connection: Optional[Connection] = None
         self._pause = threading.Event()
         self._awake = False
@@ -275,10 +277,9 @@ class Worker(Events):
 
     def _wake(self) -> Optional[ProducerError]:
         """Wake the thread for waiting events. Returns why no thread can be started. The caller holds the lock."""
+        fault = self._start() if self._thread is None else None
         if self._thread is None:
-            fault = self._start()
-            if fault is not None:
-                return fault
+            return fault
         self._awake = True
         if self._connection is not None:
             self._connection.wake()
@@ -288,15 +289,20 @@ class Worker(Events):
         """Start the thread, or return why not.
 
         The process may have no thread left. An ending interpreter starts none. The event then stays buffered. The next event and the
-        next flush try again.
+        next flush try again. In a signal handler that interrupted this very method, it does nothing.
         """
-        thread = threading.Thread(target=self._run, name="towerws-producer", daemon=True)
+        if not self._starting.acquire(blocking=False):
+            return None
         try:
-            thread.start()
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="towerws-producer", daemon=True)
+                thread.start()
+                self._thread = thread
         except RuntimeError as error:
             self._down = NotConfirmed(f"can't start the publishing thread: {error}")
             return self._down
-        self._thread = thread
+        finally:
+            self._starting.release()
         return None
 
     def _say_not_started(self, error: ProducerError) -> None:
