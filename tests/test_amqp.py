@@ -782,6 +782,27 @@ class TestBinding:
         assert len(rig.sink.named("hole")) == len(rig.sink.named("hole_told")) == 1
         assert rig.sink.marker_follows == [True], "the sink tells it once"
 
+    @each_row("told", [True, False])
+    def test_a_daemon_that_may_not_bind_sees_that_another_hand_did(self, told: bool) -> None:
+        """The daemon's own marker comes back then. Another daemon's that tells of a hole which began earlier proves too little."""
+        rig = SourceRig(silence_s=1000).consuming()
+        rig.write(b"before")
+        rig.write(Marker("e" * 8, "dddddddd").body, key="towerws.marker")
+        rig.stream.bound = False
+        rig.broker.answers[spec.Queue.Bind] = rig.broker.close_channel(403, "ACCESS_REFUSED - write access refused")
+        rig.until(lambda: not rig.source.status().ready, within_s=15)
+        rig.advance(30)
+        assert "can't be bound again: " in rig.ready()[1]
+        assert "ACCESS_REFUSED" in rig.ready()[1]
+        assert rig.sink.named("hole_told") == []
+        rig.stream.bound = True
+        if told:
+            rig.write(Marker("e" * 8, "dddddddd", 0).body, key="towerws.marker")
+        rig.until(lambda: rig.source.status().ready, within_s=5)
+        rig.advance(60, step=0.5)
+        assert rig.source.status().ready
+        assert rig.source.counters["markers"]["unbound"] == 1  # type: ignore[index]
+
     def test_a_binding_that_is_lost_again_before_it_is_proven(self) -> None:
         """The first event behind the hole came, and then the binding was lost once more: the next event has a gap before it, too."""
         rig = SourceRig().consuming()

@@ -8,7 +8,7 @@ proves the binding for all of them.
   watching | a marker came back, or consuming began         | sends a marker every `INTERVAL_S`, unless another daemon's came
   unbound  | a marker was returned; or the exchange does    | declares and binds, again and again, until our marker that tells of the
            | not exist; or a marker was confirmed and did   | hole comes back. With `passive` it only reports
-           | not come, and a later one straight to us did   |
+           | not come, and a later one straight to us did   | If the broker refuses to bind, another hand may: it sends markers, too
   refused  | the user may not publish (403)                 | binds again at intervals, and reports that the binding is not proven
   alarm    | the broker takes no messages                   | waits for the end of the alarm
 
@@ -123,6 +123,8 @@ class BindingWatch:
         """The marker after which no event from before the hole is on its way."""
         self._sent_before = 0
         """How many markers we had sent when the hole was found. Those that are sent after that through the exchange tell of it."""
+        self._bind_refused = False
+        """Whether the broker has refused to bind since the binding was found missing."""
         self._refused: str | None = None
         """Why the user may not publish markers."""
         self._problem: str | None = None
@@ -202,7 +204,9 @@ class BindingWatch:
                 + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
                 reason=reason,
             )
-        self._unbound, self._gap_requested = reason, False
+        if not self._bind_refused:  # why the broker refuses is more than what its markers show again and again
+            self._unbound = reason
+        self._gap_requested = False
 
     def marker_arrived(self, marker: Marker, routing_key: str, offset: int) -> None:
         """A marker was read, in the order of the log."""
@@ -303,7 +307,7 @@ class BindingWatch:
                     reason=str(error),
                 )
             self._text, self._refused = "", str(error)
-            self._schedule(REBIND_S)
+            self._schedule(RETRY_S if self._bind_refused else REBIND_S)
         else:
             self._text, self._problem = "", str(error)
             self._schedule(RETRY_S)
@@ -355,7 +359,8 @@ class BindingWatch:
 
     def _forget_hole(self) -> None:
         self._unbound = self._hole = self._markers.hole = None
-        self._gap_requested, self._last_before = False, ""
+        self._gap_requested = self._bind_refused = False
+        self._last_before = ""
 
     def _found_unbound(self, reason: str, *, all_read: bool = False) -> None:
         """`all_read`: no event that producers published before is still on its way."""
@@ -408,6 +413,7 @@ class BindingWatch:
         if watched is None:
             return
         self._unanswered = failure is UNANSWERED
+        self._bind_refused = failure is not None and not self._unanswered and self._unbound is not None
         if failure is None:
             self._request_gap(watched)
             self._send()
@@ -415,6 +421,8 @@ class BindingWatch:
             if self._unbound is not None and str(failure) not in self._unbound:
                 self._unbound = f"the exchange can't be bound again: {failure}"
                 self._log.warn("events don't reach us: {reason}", reason=self._unbound)
+            if self._bind_refused:  # another hand may bind: our own marker proves that
+                self._send()
             self._schedule(RETRY_S)
 
     def _rebound_unproven(self, failure: ConnectionFailure | None) -> None:
