@@ -257,7 +257,7 @@ class MovableConnection(OpeningConnection):
         raise NotImplementedError
 
     def note_hole(self) -> None:
-        """Do nothing."""
+        """Deliveries may be lost, and the client's dialect has no notice for that."""
         raise NotImplementedError
 
     def end(self, reason: CloseReason, limit: str = "") -> None:

@@ -52,7 +52,7 @@ class Connection(Protocol):
         """Call the session's `feed` once the send buffer is empty."""
 
     def note_hole(self) -> None:
-        """Do nothing. AWX's clients know no lost events."""
+        """Deliveries may be lost, and the client's dialect has no notice for that."""
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
         """Close the connection. `limit` names the limit that was exceeded, for the log and a counter."""
