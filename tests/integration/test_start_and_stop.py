@@ -23,6 +23,7 @@ from private_rabbitmq import free_port
 from websockets.sync.client import connect, unix_connect
 from websockets.typing import Subprotocol
 
+from tests.kit import preloaded
 from tests.kit.daemon import DEADLINE_S, TWISTD
 from towerws.listening import EXIT_BAD_CONFIG, EXIT_TRY_AGAIN
 
@@ -43,14 +44,19 @@ class Process:
         self._folder = folder
         self._arguments = ["-n", *before, "towerws", "--auth", "open", "--admin", f"tcp:{self.admin_port}:interface=127.0.0.1", *flags]
         self._environ = {**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._forked = environ is None
+        self._process: subprocess.Popen[bytes] | preloaded.Process | None = None
 
     def start(self, *, prefix: tuple[str, ...] = ()) -> Self:
         """Start it. `prefix` is a command that runs it, for example `unshare`."""
+        command = [*prefix, TWISTD, *self._arguments]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*prefix, TWISTD, *self._arguments], cwd=self._folder, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            if self._forked and not prefix:
+                self._process = preloaded.start(command, output=log, cwd=self._folder, env=self._environ)
+            else:
+                self._process = subprocess.Popen(
+                    command, cwd=self._folder, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
         return self
 
     @property

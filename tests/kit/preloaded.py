@@ -86,6 +86,7 @@ def _control() -> socket.socket:
         forking = subprocess.Popen(
             [sys.executable, "-m", "tests.kit.preloaded", str(theirs.fileno())],
             cwd=ROOT,
+            stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             pass_fds=[theirs.fileno()],
         )
