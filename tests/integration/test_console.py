@@ -313,6 +313,20 @@ def test_next_page_after_a_restart(chromium: Chromium, tmp_path: Path) -> None:
         assert not console.is_visible("clients-pager")
 
 
+def test_a_double_click_on_next_page(chromium: Chromium, tmp_path: Path) -> None:
+    """The second click comes while the next page is loading, and does nothing. It asked for connections after `null`."""
+    with Daemon(tmp_path, "embedded:") as daemon, ExitStack() as leave:
+        for _ in range(51):
+            leave.callback(V1Client(daemon.url, {"jobs": ["summary"]}).open().close)
+        console = Console(chromium, daemon)
+        console.view("clients")
+        console.until_shown("clients-note", "51 connections, 50 shown")
+        console.page.run("(button => { button.click(); button.click(); })(document.getElementById('clients-next'))")
+        console.until_shown("clients-note", "51 connections, 1 shown")
+        assert console.page.run("document.querySelectorAll('#client-rows tr').length") == 1
+        assert not console.is_visible("clients-empty")
+
+
 def test_groups_that_change(chromium: Chromium, tmp_path: Path) -> None:
     """After a reload, each group is shown once, and the chosen group stays. If it is gone, the events of all groups are shown."""
     config = tmp_path / "towerws.toml"

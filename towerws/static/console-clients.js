@@ -58,8 +58,8 @@ async function load() {
       }
       found.push(...answer.connections);
       present = answer.present;
-      from = next = answer.next;
-      if (next === null || found.length >= ROWS) break;
+      from = answer.next;
+      if (from === null || found.length >= ROWS) break;
     }
   } catch (error) {
     if (asked !== generation) return;
@@ -70,6 +70,7 @@ async function load() {
     $("clients-pager").hidden = true;
     return;
   }
+  next = from;
   $("client-rows").replaceChildren(...found.map((connection) => rowFor(connection, instance)));
   const filtered = $("clients-search").value.trim() || $("clients-behind").checked;
   $("clients-empty").hidden = found.length > 0;
@@ -82,6 +83,13 @@ async function load() {
 
 function restart() {
   after = 0;
+  load();
+}
+
+// While a page is loading, the one after it is not known. A second click does nothing.
+function nextPage() {
+  if (next === null) return;
+  after = next;
   load();
 }
 
@@ -113,6 +121,6 @@ export function start() {
   $("clients-behind").addEventListener("change", restart);
   $("clients-reload").addEventListener("click", load);
   $("clients-first").addEventListener("click", restart);
-  $("clients-next").addEventListener("click", () => { after = next; load(); });
+  $("clients-next").addEventListener("click", nextPage);
   $("confirm-no").addEventListener("click", () => $("confirm").close());
 }
