@@ -171,7 +171,12 @@ def test_what_the_live_page_is_told(admin: Admin) -> None:
     """The page has the groups, the methods and whether tokens are taken, escaped. `/live/topics` has topics and position."""
     groups = {"orders": {"events": ["o'clock", "<b>", "a&b"], "own": False}}
     page = PageContent(
-        groups=groups, auth=("jwt", "tower"), takes_tokens=True, topics=lambda: ["orders.<b>"], position=lambda: "7-5b0c7e9f21aa"
+        groups=groups,
+        auth=("jwt", "tower"),
+        takes_tokens=True,
+        max_topics=50,
+        topics=lambda: ["orders.<b>"],
+        position=lambda: "7-5b0c7e9f21aa",
     )
     admin.site = admin.make_site(page)
     found: dict[str, str | None] = {}
@@ -183,7 +188,7 @@ def test_what_the_live_page_is_told(admin: Admin) -> None:
 
     Body().feed(admin.ask("GET", "/live").body.decode())
     assert json.loads(found.pop("data-groups") or "") == groups
-    assert found == {"data-websocket-port": "18051", "data-auth": "jwt tower", "data-takes-tokens": "yes"}
+    assert found == {"data-websocket-port": "18051", "data-auth": "jwt tower", "data-takes-tokens": "yes", "data-max-topics": "50"}
     assert admin.ask("GET", "/live/topics").json == {"topics": ["orders.<b>"], "position": "7-5b0c7e9f21aa"}
     foreign = admin.ask("GET", "/live/topics", Origin="http://evil.example")
     assert foreign.status == 403

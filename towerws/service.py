@@ -337,6 +337,7 @@ class TowerwsService(Service):
             groups=configured,
             auth=self._settings.auth,
             takes_tokens=takes_tokens(self.auth),
+            max_topics=self.context.settings.topics,
             topics=lambda: topics_of(configured, self.history),
             position=lambda: self.history.head.position or None,
         )

@@ -255,6 +255,27 @@ def test_groups_of_one_s_own(chromium: Chromium, served: Callable[..., Daemon], 
     screen.fits()
 
 
+@pytest.mark.parametrize(
+    ("length", "flags", "left_out"), [(12, (), 4 + 200), (12, ("--websocket-topics", "50"), 4 + 1150), (120, (), None)]
+)
+def test_more_topics_than_a_connection_may_have(
+    chromium: Chromium, tmp_path: Path, length: int, flags: tuple[str, ...], left_out: int | None
+) -> None:
+    """The page leaves some out and says so. A request for all of them is refused, or ends the connection, and then no event came."""
+    config = tmp_path / "many.toml"
+    events = [f"event_{number:04}".ljust(length, "x") for number in range(1200)]
+    config.write_text(f"[groups.orders]\nevents = {json.dumps(events)}\n[groups.things]\nevents = 'any'\n")
+    with Daemon(tmp_path, "embedded:", "--config", str(config), *flags) as daemon:
+        screen = Screen(chromium, daemon)
+        screen.until_live()
+        screen.until_shown("listening", "too many for one connection" if left_out is None else f"; {left_out} more are too many")
+        daemon.publish(f"orders.{events[0]}", {"order": 1042})
+        screen.until_shown("events", '{"order":1042}')
+        daemon.publish("things.new", {"thing": 7})
+        screen.until_shown("events", '{"thing":7}')
+        assert screen.text("notices") == ""
+
+
 def test_groups_with_odd_names(chromium: Chromium, tmp_path: Path) -> None:
     """A group may have the name of a property that every JavaScript object has."""
     config = tmp_path / "odd.toml"

@@ -44,13 +44,14 @@ class PageContent:
     """What the live page has to know about its daemon.
 
     `groups` are those of the configuration (`GroupTable.configured`). `auth` has the names of the methods. `takes_tokens` says
-    whether a client may send its token in a message. `topics` returns the newest topics of the configured groups, and `position`
-    the position of the newest delivery.
+    whether a client may send its token in a message. A connection may have `max_topics` topics. `topics` returns the newest topics of
+    the configured groups, and `position` the position of the newest delivery.
     """
 
     groups: Mapping[str, object] = field(default_factory=dict)
     auth: Sequence[str] = ("open",)
     takes_tokens: bool = False
+    max_topics: int = 1000
     topics: Callable[[], Sequence[str]] = list
     position: Callable[[], str | None] = lambda: None
 
@@ -68,6 +69,7 @@ def live_page(content: PageContent, websocket_port: int) -> Answer:
         "GROUPS": json.dumps(content.groups),
         "AUTH": " ".join(content.auth),
         "TAKES_TOKENS": "yes" if content.takes_tokens else "no",
+        "MAX_TOPICS": str(content.max_topics),
     }
     for name, value in values.items():
         page = page.replace(f"{{{{{name}}}}}", escape(value))

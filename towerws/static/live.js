@@ -27,7 +27,9 @@
   const AGAIN_MS = 1000;         // Until a topic is requested again that the daemon could not check.
   const TOPICS_MS = 2000;        // Interval of GET /live/topics.
   const SHOWN_TOPICS = 12;       // Names in the list of current topics.
+  const MAX_REQUEST = 60000;     // Characters of a request's topics. The daemon's limit for a message is 64 KiB.
   const PORT = document.body.dataset.websocketPort;
+  const MAX_TOPICS = Number(document.body.dataset.maxTopics);   // Of one connection. A request for more is refused as a whole.
   const TAKES_TOKENS = document.body.dataset.takesTokens === "yes";
   const METHODS = document.body.dataset.auth.split(" ");
   const GROUPS = new Map(Object.entries(JSON.parse(document.body.dataset.groups)));   // the configured groups, without AWX's
@@ -378,25 +380,34 @@
   let deniedTopics = new Set();
   let reported = deniedTopics;      // the same of the connection before: there is a notice about them
 
+  let leftOut = 0;                  // How many wanted topics are more than one connection may have.
+
   const hasOpenGroups = () => [...GROUPS].some(([, group]) => !group.own && !Array.isArray(group.events));
 
   function allTopics() {
-    const topics = new Set([...BASE, ...byTopic.keys()]);
+    const topics = new Set([...BASE, ...byTopic.keys(), ...recentTopics]);
     for (const [name, { events, own }] of GROUPS) {
       if (own && user !== null) topics.add(`${name}.${user}`);
       else if (Array.isArray(events)) for (const event of events) topics.add(`${name}.${event}`);
     }
-    for (const topic of recentTopics) topics.add(topic);
     return topics;
   }
 
-  const wantedTopics = () => [...allTopics()].filter((topic) => !deniedTopics.has(topic));
+  // The topics of jobs and the newest ones come first, if there are too many.
+  function wantedTopics() {
+    const all = [...allTopics()].filter((topic) => !deniedTopics.has(topic));
+    let characters = 0;
+    const found = all.slice(0, MAX_TOPICS).filter((topic) => (characters += topic.length + 4) <= MAX_REQUEST);
+    leftOut = all.length - found.length;
+    return found;
+  }
 
   function showListening(current) {
     const topics = current.filter((topic) => !byTopic.has(topic)).sort((one, other) => isAwx(one) - isAwx(other));
     const more = topics.length > SHOWN_TOPICS ? ` and ${topics.length - SHOWN_TOPICS} more` : "";
     const growing = [...GROUPS].filter(([, group]) => !group.own && !Array.isArray(group.events)).map(([name]) => name);
     setText($("listening"), `Listening to ${topics.slice(0, SHOWN_TOPICS).join(", ") || "nothing"}${more}`
+      + (leftOut ? `; ${leftOut} more are too many for one connection` : "")
       + (growing.length ? `; topics of ${growing.join(", ")} are added with their first event` : ""));
   }
 
