@@ -74,6 +74,37 @@ def test_systemd_accepts_the_units(units: Path, drop_in: bool) -> None:
     assert run("systemd-analyze", "verify", *(units / name for name in UNITS), SYSTEMD_UNIT_PATH=path) == ""
 
 
+def test_the_guide_on_a_machine_without_our_folders(tmp_path: Path) -> None:
+    """docs/deploy.md's commands work in Debian's folders: /etc/sysusers.d isn't one. Files that are written then get their rights."""
+    if os.geteuid():
+        pytest.skip("only root makes users")
+    section = (ROOT / "docs" / "deploy.md").read_text().split("\n## systemd\n")[1].split("\n### ")[0]
+    root, secret = tmp_path / "root", "broker-password"
+    for folder in ("etc/tmpfiles.d", "etc/systemd/system"):
+        (root / folder).mkdir(parents=True)
+    before_the_files, *after_them = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+    def follow(commands: str) -> None:
+        for line in commands.splitlines():
+            if re.match("(?:cp|install) ", line):
+                command = line.replace(" /etc/", f" {root}/etc/")
+            elif re.match("systemd-(?:sysusers|tmpfiles) ", line):
+                command = line.replace(" ", f" --root={root} ", 1)
+            else:
+                continue
+            subprocess.run(["sh", "-c", command], cwd=ROOT, check=True, timeout=60)
+
+    follow(before_the_files)
+    for name in ("towerws.toml", secret):
+        path = root / "etc" / "towerws" / name
+        path.write_text("")
+        path.chmod(0o600 if name == "towerws.toml" else 0o644)  # as root's umask has it
+    follow("".join(after_them))
+    settings, password = ((root / "etc" / "towerws" / name).stat() for name in ("towerws.toml", secret))
+    assert (oct(settings.st_mode & 0o777), settings.st_gid != 0) == ("0o640", True)
+    assert (oct(password.st_mode & 0o777), password.st_uid) == ("0o600", 0)
+
+
 def test_the_check_finds_a_bad_unit(units: Path) -> None:
     """The test above would see an unknown setting in the unit and in the drop-in."""
     for path in (units / "towerws.service", units / "towerws.service.d" / "awx.conf"):
