@@ -435,6 +435,23 @@ def environment(credentials: Path, *names: str) -> dict[str, str]:
     return {"CREDENTIALS_DIRECTORY": str(credentials), **found}
 
 
+def test_the_drop_in_for_awx_with_the_migration_guide(tmp_path: Path) -> None:
+    """With the guide's settings the drop-in is refused, and the guides say which password to leave out."""
+    guide, deploy = ((ROOT / "docs" / name).read_text() for name in ("migrate-awx.md", "deploy.md"))
+    (settings,) = re.findall(r"^```toml\n(broker = .*?)^```", guide, re.MULTILINE | re.DOTALL)
+    config, password = tmp_path / "towerws.toml", tmp_path / "broker-password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    for text, status in ((settings, EXIT_BAD_CONFIG), (settings.replace("awx:password@", "awx@"), 0)):
+        config.write_text(text)
+        environ = {**os.environ, "TOWERWS_BROKER_PASSWORD_FILE": str(password)}
+        done = subprocess.run([*TOWERWS, "check", "--config", config], env=environ, capture_output=True, timeout=60, check=False)
+        assert done.returncode == status, done.stderr
+    for text in (guide, deploy):
+        assert re.search(r"drop-in [^\n]{,20}takes the broker's\spassword from `/etc/towerws/broker-password`", text)
+        assert re.search(r"leave (?:it|the password) out of `broker`", text)
+
+
 def test_secrets_and_tls_from_credentials(tmp_path: Path, credentials: Path) -> None:
     """A client with a token that the secret signed connects over TLS. The daemon does not warn that others can read the files."""
     secret, port = b"0123456789abcdef" * 2, free_port()
