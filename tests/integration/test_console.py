@@ -313,6 +313,19 @@ def test_next_page_after_a_restart(chromium: Chromium, tmp_path: Path) -> None:
         assert not console.is_visible("clients-pager")
 
 
+def test_a_chart_of_rare_events(chromium: Chromium, tmp_path: Path) -> None:
+    """A single event among samples without one is visible in the chart of delivery times. Its line was a point without a size."""
+    with Daemon(tmp_path, "embedded:") as daemon, ExitStack() as leave:
+        leave.callback(V1Client(daemon.url, {"jobs": ["summary"]}).open().close)
+        console = Console(chromium, daemon)
+        console.until("document.querySelector('.card .waiting').hidden")
+        daemon.publish("jobs.summary", {"text": "the only event"})
+        lines = (
+            "[...document.querySelectorAll('.card')].find(card => card.textContent.includes('Time to deliver')).querySelectorAll('.line')"
+        )
+        console.until(f"[...{lines}].every(line => line.getTotalLength() > 1)")
+
+
 def test_a_double_click_on_next_page(chromium: Chromium, tmp_path: Path) -> None:
     """The second click comes while the next page is loading, and does nothing. It asked for connections after `null`."""
     with Daemon(tmp_path, "embedded:") as daemon, ExitStack() as leave:

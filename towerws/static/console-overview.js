@@ -89,14 +89,17 @@ const x = (at) => WIDTH * (1 - (now - at) / spanS);
 
 function path(points, most) {
   let text = "", open = false;
-  for (const [at, value] of points) {
+  points.forEach(([at, value], index) => {
     if (value === null) {
       open = false;
-      continue;
+      return;
     }
-    text += `${open ? "L" : "M"}${x(at).toFixed(1)} ${(HEIGHT * (1 - value / most)).toFixed(1)}`;
+    const y = (HEIGHT * (1 - value / most)).toFixed(1);
+    // A sample without a neighbour is a line over its own 5 s. A point would be invisible.
+    const alone = !open && (points[index + 1]?.[1] ?? null) === null;
+    text += alone ? `M${x(at - POLL_MS / 1000).toFixed(1)} ${y}H${x(at).toFixed(1)}` : `${open ? "L" : "M"}${x(at).toFixed(1)} ${y}`;
     open = true;
-  }
+  });
   return text;
 }
 
