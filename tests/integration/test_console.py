@@ -313,6 +313,25 @@ def test_next_page_after_a_restart(chromium: Chromium, tmp_path: Path) -> None:
         assert not console.is_visible("clients-pager")
 
 
+@pytest.mark.parametrize("width", [DESK, 760])
+def test_clients_with_long_topics(chromium: Chromium, tmp_path: Path, width: int) -> None:
+    """A long topic leaves room for the other columns: an address, a user and an age are in one line. The page fits."""
+    config = tmp_path / "towerws.toml"
+    config.write_text("[groups.orders]\nevents = 'any'\n")
+    with Daemon(tmp_path, "embedded:", "--config", str(config)) as daemon, ExitStack() as leave:
+        leave.callback(V1Client(daemon.url, {"orders": ["x" * 128, "y" * 128]}).open().close)
+        console = Console(chromium, daemon, width)
+        console.view("clients")
+        console.until_shown("client-rows", "orders.x")
+        lines = """[1, 2, 6].map(column => {
+            const range = document.createRange();
+            range.selectNodeContents(document.querySelector('#client-rows tr').children[column].firstChild);
+            return range.getClientRects().length;
+        })"""
+        assert console.page.run(lines) == [1, 1, 1]
+        console.fits()
+
+
 def test_a_chart_of_rare_events(chromium: Chromium, tmp_path: Path) -> None:
     """A single event among samples without one is visible in the chart of delivery times. Its line was a point without a size."""
     with Daemon(tmp_path, "embedded:") as daemon, ExitStack() as leave:
