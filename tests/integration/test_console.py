@@ -332,6 +332,20 @@ def test_clients_with_long_topics(chromium: Chromium, tmp_path: Path, width: int
         console.fits()
 
 
+def test_the_skip_link_keeps_the_view(chromium: Chromium, daemon: Daemon) -> None:
+    """It moves the focus, and a reload of the page shows the same view. The address had `#content`, and a reload showed no view by name."""
+    console = Console(chromium, daemon)
+    console.view("events")
+    console.page.run("document.querySelector('.skip').focus()")
+    console.press("Enter", 13)
+    console.until("document.activeElement.id === 'content'")
+    address = console.page.run("location.href")
+    console.page.go("about:blank")  # not `location.reload()`: it would end the next expression
+    console.page.go(address)
+    console.until("document.querySelector('nav [aria-current]')?.textContent === 'Events'")
+    assert console.is_visible("events")
+
+
 def test_a_chart_of_rare_events(chromium: Chromium, tmp_path: Path) -> None:
     """A single event among samples without one is visible in the chart of delivery times. Its line was a point without a size."""
     with Daemon(tmp_path, "embedded:") as daemon, ExitStack() as leave:

@@ -13,10 +13,6 @@ let shown = null, away = null, timer = 0;
 // `#explain?user=7&topic=job_events.42` opens a view with values in it.
 function route(byUser) {
   const [name, query = ""] = location.hash.slice(1).split("?");
-  if (name === "content") {
-    $("content").focus();
-    return;
-  }
   shown = VIEWS.includes(name) ? name : VIEWS[0];
   for (const view of VIEWS) $(view).hidden = view !== shown;
   for (const link of document.querySelectorAll("nav a")) {
@@ -60,5 +56,9 @@ events.start(() => shown === "events");
 clients.start();
 publish.start();
 explain.start();
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();   // `#content` in the address would take the place of the view.
+  $("content").focus();
+});
 addEventListener("hashchange", () => route(true));
 route(false);
