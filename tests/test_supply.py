@@ -50,6 +50,15 @@ def test_every_dependency_is_locked_in_a_version_that_it_may_have() -> None:
         assert requirement.specifier.contains(version(packages[canonicalize_name(requirement.name)])), requirement
 
 
+def test_what_pip_builds_in_a_clone_is_ignored_and_removed() -> None:
+    """pip builds a folder in its `build`, and takes along what is in there. So a wheel had the removed files of an older version."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/build/", "/producer/build/"} <= set(ignored)
+    guide, deploy = ((ROOT / "docs" / name).read_text() for name in ("migrate-awx.md", "deploy.md"))
+    assert re.search(r"^rm -rf producer/build build/wheels .*\npip wheel ", guide, re.MULTILINE)
+    assert "`rm -rf build`" in deploy
+
+
 def test_no_document_installs_a_name_that_is_not_ours() -> None:
     """towerws and towerws-producer are not on PyPI yet, so anybody could register the names. Documents install a clone or a wheel."""
     documents = [
