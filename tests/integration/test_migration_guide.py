@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,9 +21,11 @@ from uuid import uuid4
 
 import pytest
 from private_rabbitmq import PrivateRabbit, free_port
+from websockets.sync.client import connect
 
 from tests.integration.conftest import NO_NGINX, require
 from tests.integration.redis_server import PrivateRedis
+from tests.integration.test_start_and_stop import V1
 from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
 from tests.kit.nginx import NGINX_CONF, Nginx, nginx_binary
 from tests.kit.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_4, PRODUCER, Environment
@@ -201,6 +204,21 @@ class GuidesNginx(Nginx):
         ours, _, location = adapted(whole, ("127.0.0.1:8061", upstream)).partition("\n\n")
         server = f"upstream daphne {{ server 127.0.0.1:9; }}\nserver {{\nlisten 127.0.0.1:{self.port};\n{relay}{location}}}\n"
         (folder / "conf.d" / "guide.conf").write_text(f"{ours}\n{server}")
+
+
+def test_the_guides_settings_know_the_clients_of_its_nginx(tmp_path: Path) -> None:
+    """Each client counts with its own address. All had nginx's, and shared the limits of one address."""
+    require(NO_NGINX, nginx_binary())
+    trusted = tomllib.loads(blocks("toml")[0]).get("trusted_proxies", [])
+    flags = ("--trusted-proxies", ",".join(trusted)) if trusted else ()
+    with (
+        Daemon(tmp_path, "embedded:", *flags) as daemon,
+        GuidesNginx(tmp_path / "nginx", f"127.0.0.1:{daemon.port}") as nginx,
+        connect(nginx.url, subprotocols=[V1], open_timeout=DEADLINE_S, source_address=("127.0.0.2", 0)) as client,
+    ):
+        assert json.loads(client.recv(DEADLINE_S))["type"] == "welcome"
+        _, found = daemon.get("/console/connections?limit=1")
+        assert [each["address"] for each in found["connections"]] == ["127.0.0.2"]
 
 
 def test_the_guides_nginx(tmp_path: Path) -> None:
