@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LONGEST_FILES = (
-    *("revocation_daemon", "js_client", "private_cluster", "end_to_end", "cycles", "benchmark_scenarios", "handover", "live_page"),
-    *("start_and_stop", "amqp_broker", "producer", "workers", "js_shared", "examples", "fail2ban", "producer_processes", "systemd"),
+    *("revocation_daemon", "js_client", "private_cluster", "benchmark_scenarios", "console", "live_page", "workers", "producer"),
+    *("amqp_broker", "end_to_end", "start_and_stop", "breaks", "handover", "js_shared", "cycles", "private_rabbitmq"),
 )
-"""Test files in `tests/integration` that take a minute or more, the longest first.
+"""Test files in `tests/integration` that take about a minute or more, the longest first.
 
 Processes that share the files begin with them, so that none of them is left alone with a long file at the end.
 """
