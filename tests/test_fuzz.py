@@ -12,7 +12,7 @@ import pytest
 from tests.kit.fuzz import HEAP_BYTES, HTTP_STATUSES, INPUT_S, Conversation, FuzzTarget, Generator, Step, fails, fuzz_target, heap, shrunk
 from tests.kit.ws_kit import PING, frame, request
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS") or 50_000)
+INPUTS = int(os.environ.get("FUZZ_INPUTS") or 20_000)
 SEED = int(os.environ["FUZZ_SEED"])  # tests/conftest.py chooses one if none is given, and prints it
 ONLY = os.environ.get("FUZZ_CONVERSATION")
 

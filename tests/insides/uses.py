@@ -65,11 +65,17 @@ def tree(path: Path) -> ast.Module:
 
 
 @cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a source file."""
+    return list(ast.walk(tree(path)))
+
+
+@cache
 def imported_privately(library: str) -> dict[str, list[Place]]:
     """The private names that we import from a library, with their module."""
     found: dict[str, list[Place]] = defaultdict(list)
     for path in sources().values():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == library:
                 for alias in node.names:
                     full = f"{node.module}.{alias.name}"
@@ -88,7 +94,7 @@ def inherited(library: str) -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = defaultdict(list)
     for name, path in sources().items():
         module = _imported(name)
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef) and module is not None and isinstance(ours := getattr(module, node.name, None), type):
                 theirs: set[str] = set()
                 for base in ours.__mro__:
@@ -107,7 +113,7 @@ def private_elsewhere() -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = defaultdict(list)
     for path in sources().values():
         own = _own_names(tree(path))
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Attribute) and is_private(node.attr) and not _is_self(node.value):
                 name = node.attr
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _private_text(node.value):
@@ -131,7 +137,7 @@ def _spellings() -> dict[str, list[tuple[Place, ast.expr | None]]]:
     """All names that `spelled` may be asked for, with the object that an attribute is on."""
     found: dict[str, list[tuple[Place, ast.expr | None]]] = defaultdict(list)
     for path in sources().values():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Attribute):
                 found[node.attr].append((_place(path, node), node.value))
             elif isinstance(node, ast.Constant):
