@@ -55,7 +55,10 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
     if not masked:
         return head + payload
     mask = b"\x11\x22\x33\x44"
-    return head + mask + bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
+    size = len(payload)
+    masks = (mask * (size // 4 + 1))[:size]
+    masked_payload = (int.from_bytes(payload, "big") ^ int.from_bytes(masks, "big")).to_bytes(size, "big")  # all bytes at once
+    return head + mask + masked_payload
 
 
 def text(message: object) -> bytes:
