@@ -389,9 +389,10 @@ def test_in_an_alarm_nothing_more_is_written() -> None:
     """The broker would read it all after the alarm. What still waits then is published, once."""
     rig = PublisherRig()
     rig.broker.confirm = lambda peer, publication: peer.send(0, spec.Connection.Blocked("low on memory"))
-    rig.tell("first")
+    first = rig.tell("first")
     for number in range(2):
         assert "alarm" in error_after(rig, rig.tell(f"late-{number}"), CONFIRM_S)
+    assert "alarm" in error_after(rig, first, 0)
     waiting = rig.tell("waiting")
     peer = rig.broker.peer
     assert len(peer.published) == 1
