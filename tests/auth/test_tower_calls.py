@@ -391,8 +391,8 @@ def test_a_hanging_api() -> None:
 
 def test_a_breaker_that_opens_before_a_long_queue() -> None:
     """All waiting calls fail at once, for any number."""
-    kit = Kit(calls=1, calls_waiting=5000, breaker_failures=1)
-    asked = [kit.ask(address=f"198.18.0.{number % 250}") for number in range(5001)]
+    kit = Kit(calls=1, calls_waiting=2000, breaker_failures=1)
+    asked = [kit.ask(address=f"198.18.0.{number % 250}") for number in range(2001)]
     kit.end(Failure(Unavailable("refused")))
     for each in asked:
         with pytest.raises(Unavailable):

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +7,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.commands.test_publisher import Admin
-from tests.kit.daemon import DEADLINE_S, TOWERWS
 from tests.kit.rows import each_row
 from towerws.cli import main
 from towerws.commands.publish import why_no_event
@@ -231,48 +227,3 @@ def test_no_queue_behind_the_admin_port(admin: Admin) -> None:
     assert (result.exit_code, "no such thing" in result.stderr) == (4, True)
     assert "--no-mandatory" not in result.stderr
     assert "/readyz" in result.stderr
-
-
-def _redirected(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One call of the command in a process, with a redirection of the shell."""
-    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *TOWERWS, "publish", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment, check=False)
-
-
-def test_standard_input_that_is_closed(admin: Admin) -> None:
-    """`-` is a usage error then. Other payloads need no standard input."""
-    result = _redirected("<&-", "jobs.summary", "-", "--admin", admin.url)
-    assert (result.returncode, "standard input is closed" in result.stderr) == (2, True), result.stderr
-    assert _redirected("<&-", "jobs.summary", "{}", "--admin", admin.url).returncode == 0
-    assert len(admin.bodies) == 1
-
-
-@each_row("redirection", ["2>&-", ">&- 2>&-", "2>/dev/full"])
-def test_notices_that_can_not_be_written(redirection: str) -> None:
-    """The exit code says what became of the event, also where no notice can be written."""
-    server = Admin()
-    result = _redirected(redirection, "jobs.summary", "{}", "--admin", server.url)
-    server.stop()
-    assert (result.returncode, len(server.bodies)) == (0, 1), result
-
-
-def test_progress_on_a_terminal(admin: Admin) -> None:
-    """While lines come, a terminal shows how many are published; a pipe is spared that."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*TOWERWS, "publish", "job_events.42", "-", "--admin", admin.url],
-        stdin=subprocess.PIPE,
-        stderr=theirs,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    os.close(theirs)
-    assert process.stdin is not None
-    process.stdin.write(b'{"n": 1}\n')
-    process.stdin.flush()
-    read = b""
-    while b"events published" not in read:
-        read += os.read(ours, 1024)
-    process.stdin.close()
-    assert process.wait(DEADLINE_S) == 0
-    os.close(ours)

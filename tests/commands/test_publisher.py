@@ -2,11 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -14,11 +10,8 @@ from typing import Any
 import pytest
 from private_rabbitmq import free_port
 
-from tests.kit.daemon import DEADLINE_S, TOWERWS
 from tests.kit.rows import each_row
-from tests.kit.unconfirming_broker import UnconfirmingBroker
-from towerws.commands import publisher as publisher_module
-from towerws.commands.publisher import BACKOFF_MAX_S, AdminPublisher, AmqpPublisher, GaveUp, Retry
+from towerws.commands.publisher import BACKOFF_MAX_S, AdminPublisher, AmqpPublisher, Retry
 from towerws.config.addresses import parse_broker_url
 from towerws.core.errors import BrokerError
 
@@ -207,53 +200,3 @@ def test_addresses_of_admin_ports_that_are_none() -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     for url in ("http://h", "http://h:9051/", "HTTP://h", "http://[::1]:9051", f"http://{letters}", f"http://{'x' * 63}.example."):
         AdminPublisher(url, lambda text: None).close()
-
-
-def gives_up_after(publisher: AdminPublisher | AmqpPublisher, text: str) -> float:
-    """Publish without a confirm, and close. Returns the seconds until both have returned."""
-    began = time.monotonic()
-    with pytest.raises(GaveUp, match=text):
-        publisher.publish("jobs.summary", b"{}")
-    publisher.close()
-    return time.monotonic() - began
-
-
-@each_row(
-    ("alarm", "text"),
-    [(False, "no answer"), (True, r"alarm \(low on memory\) and takes no messages")],
-    monkeypatch=pytest.MonkeyPatch.context,
-)
-def test_patience_with_a_broker_that_never_confirms(monkeypatch: pytest.MonkeyPatch, alarm: bool, text: str) -> None:
-    """The deadline holds with a broker that lives and does not confirm, and in an alarm, where the broker reads nothing."""
-    monkeypatch.setattr(publisher_module, "ATTEMPT_S", 0.7)  # the default of --timeout is ATTEMPT_S
-    for patience_s in (0.4, 0.7):
-        with UnconfirmingBroker(alarm=alarm) as broker:
-            publisher = AmqpPublisher([parse_broker_url(broker.url)], "towerws", lambda text: None, patience_s=patience_s)
-            assert patience_s <= gives_up_after(publisher, f"{text}; not confirmed within {patience_s:g} s") < patience_s + 1
-
-
-def test_patience_counts_from_the_publication(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What connecting took is not given again to a second attempt: two brokers that never answer share one deadline."""
-    monkeypatch.setattr(publisher_module, "ATTEMPT_S", 2.0)
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        urls = [parse_broker_url(f"amqp://127.0.0.1:{each.getsockname()[1]}") for each in (first, second)]
-        publisher = AmqpPublisher(urls, "towerws", lambda text: None, patience_s=3)
-        assert gives_up_after(publisher, "no answer to the AMQP handshake; not confirmed within 3 s") < 4
-
-
-def test_patience_with_an_admin_port_that_never_answers() -> None:
-    """The deadline holds on a connection that is accepted and never answered."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        publisher = AdminPublisher(f"http://127.0.0.1:{server.getsockname()[1]}", lambda text: None, patience_s=0.4)
-        assert 0.4 <= gives_up_after(publisher, "timed out; not confirmed within 0.4 s") < 2
-
-
-def test_ctrl_c_in_an_alarm() -> None:
-    """The command ends at once, though the broker reads nothing, not even the end of the connection."""
-    with UnconfirmingBroker(alarm=True) as broker:
-        command = [*TOWERWS, "publish", "jobs.summary", "{}", "--broker", broker.url, "--timeout", "60"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert broker.got_one.wait(DEADLINE_S)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=5)[1]
-    assert (process.returncode, said) == (1, "towerws: stopped; 0 events confirmed before\n")

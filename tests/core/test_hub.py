@@ -930,7 +930,7 @@ class HubMachine(RuleBasedStateMachine):
 
 
 TestHubMachine = pytest.mark.timeout(300)(HubMachine.TestCase)
-HubMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=60)
+HubMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60)
 
 
 @each_row("dialect", [TOWER, V1])

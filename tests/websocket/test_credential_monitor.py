@@ -194,12 +194,14 @@ def test_an_end_that_is_far_away(make: Edges) -> None:
     assert client.close_code() is None
 
 
-def test_disconnected_credentials_do_not_delay_the_rounds(make: Edges) -> None:
+def test_disconnected_credentials_do_not_delay_the_rounds(make: Edges, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only connected credentials take part in the rounds. One is checked within 50 s, however many others have disconnected."""
+    per_tick = 50
+    monkeypatch.setattr("towerws.websocket.credential_monitor.CREDENTIALS_PER_TICK", per_tick)
     method = Tower()
     edge = make(method, ping_s=3600)
     enter(edge, "7-a")
-    for number in range(60 * CREDENTIALS_PER_TICK):
+    for number in range(60 * per_tick):
         enter(edge, f"8-{number}x").hang_up()
     edge.clients[:] = edge.clients[:1]
     assert len(edge.context.credential_monitor._due) == 1
