@@ -37,7 +37,7 @@ def until(what: Callable[[], bool]) -> None:
 
 
 class TwoDaemons:
-    """TwoDaemons daemons that read one log, and users with tokens. Names on the broker are the test's own, unless `own_names` is off."""
+    """Two daemons that read one log, and users with tokens. Names on the broker are the test's own, unless `own_names` is off."""
 
     def __init__(self, folder: Path, url: str, *flags: str, own_names: bool = True, listening: bool = True) -> None:
         self.url = url

@@ -74,6 +74,7 @@ class Process:
             except (BlockingIOError, TimeoutError):
                 return None
             self._ended.close()
+            assert told, f"the process that forks has ended, so the status of daemon {self.pid} is unknown: look at this test's output"
             self.returncode = int(told)
         return self.returncode
 
