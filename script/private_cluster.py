@@ -19,7 +19,6 @@ The fault kit imports `PrivateCluster`. Standard library only. It needs root (or
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -31,7 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from private_rabbitmq import Place, PrivateRabbit, RabbitError, free_port, tied_to_us
 
@@ -200,7 +199,7 @@ class PrivateCluster:
 
     def partitions_seen(self, at: int) -> bool:
         """Whether this node says that it was cut off from others (or they from it)."""
-        return bool(json.loads(self.nodes[at].ctl("cluster_status", "--formatter", "json"))["partitions"])
+        return self.nodes[at].eval("proplists:get_value(partitions, rabbit_mnesia:status())") != "[]"
 
     # streams
 
@@ -240,7 +239,7 @@ class PrivateCluster:
 
     def offsets(self, stream: str) -> dict[int, int]:
         """The offset of the newest entry in each copy that runs, by node. -1 where it holds none."""
-        return {self._at(row["node"]): int(row["offset"]) for row in self._status(stream)}
+        return {at: offset for at, _, offset in self._status(stream)}
 
     # cables
 
@@ -300,10 +299,12 @@ class PrivateCluster:
 
     def _sees_all(self, node: PrivateRabbit) -> bool:
         try:
-            status = json.loads(node.ctl("cluster_status", "--formatter", "json"))
-        except (RabbitError, ValueError):
+            running, partitions = (
+                node.eval(f"proplists:get_value({key}, rabbit_mnesia:status())") for key in ("running_nodes", "partitions")
+            )
+        except (RabbitError, subprocess.TimeoutExpired):
             return False
-        return len(status["running_nodes"]) == self._count and not status["partitions"]
+        return running.count("@") == self._count and partitions == "[]"
 
     def _running(self, but: int = -1) -> list[PrivateRabbit]:
         """The nodes that run, one at least."""
@@ -314,19 +315,23 @@ class PrivateCluster:
 
     def _roles(self, stream: str) -> dict[int, str]:
         """The role (`writer` or `replica`) of each copy that runs, by node."""
-        return {self._at(row["node"]): row["role"] for row in self._status(stream)}
+        return {at: role for at, role, _ in self._status(stream)}
 
-    def _status(self, stream: str) -> list[dict[str, Any]]:
-        """One row for each copy that runs, from the first node that can answer. Empty while the nodes elect, or none can."""
-        rows: list[dict[str, Any]] = []
+    def _status(self, stream: str) -> list[tuple[int, str, int]]:
+        """The node, the role and the offset of each copy that runs, from the first node that can answer.
+
+        Empty while the nodes elect, or none can.
+        """
+        copies = f'rabbit_stream_queue:status(<<"/">>, <<"{stream}">>)'
+        code = f"[list_to_tuple([proplists:get_value(Key, Copy) || Key <- [node, role, offset]]) || Copy <- {copies}]"
         for node in self._running():
             try:
-                rows = json.loads(node.tool("rabbitmq-streams", "stream_status", stream, "--formatter", "json"))
-            except (RabbitError, ValueError, subprocess.TimeoutExpired):
+                rows = node.eval(code)
+            except (RabbitError, subprocess.TimeoutExpired):
                 continue
-            break
-        # A copy that is just starting has a row without offsets.
-        return [row for row in rows if row.get("offset") not in (None, "")]
+            # A copy that is just starting has no offset yet.
+            return [(self._at(name), role, int(offset)) for name, role, offset in re.findall(r"\{'(.+?)', (\w+), (-?\d+)\}", rows)]
+        return []
 
     def _at(self, name: str) -> int:
         return next(at for at, node in enumerate(self.nodes) if node.name == name)

@@ -223,9 +223,7 @@ async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callab
     node = fresh_rabbit()
     settings = settings_for(node)
     async with consuming(settings) as (source, sink):
-        node.restart()
-        await until(lambda: source.status().state is not SourceState.CONSUMING)
-        await until(lambda: source.status().ready)
+        node.save()
         load = Load(node, settings)
         load.start()
         for count in (100, 300):
@@ -327,7 +325,7 @@ async def test_a_stream_made_again_by_another_does_not_stay_mute(rabbit: Private
         assert session.connection is not None
         session.connection.transport.abortConnection()  # type: ignore[union-attr]
         await delete_queue(rabbit, settings.stream)
-        await until(lambda: settings.stream in rabbit.ctl("list_queues", "name", "--no-table-headers"))
+        await until(lambda: settings.stream in rabbit.queues())
         await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
         source._endpoint = endpoint
         await until(lambda: source.status().ready and sink.calls[-1][0] == "deliver" and sink.calls[-1][2] == b'{"new":1}')

@@ -195,6 +195,7 @@ def test_kills_of_the_broker(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path
         with NodeClient(daemon.url, groups) as first, PageClient(chromium, daemon.url, groups) as second:
             first.until_subscribed()
             second.until_subscribed()
+            node.save()
             with NumberedLoad(node.url, "job_events.1", exchange="t.js", stream="t.js.events", per_s=50) as load:
                 for _ in range(2):
                     load.wait_for(100)

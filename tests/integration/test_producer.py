@@ -421,8 +421,7 @@ def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, m
     node = own_rabbit
     exchange = f"killed-{uuid4().hex}"
     with Daemon(tmp_path, node.url, "--exchange", exchange, "--stream", f"{exchange}.events") as daemon:
-        node.restart()  # so that the declared objects survive the kill
-        daemon.wait_for("/readyz")
+        node.save()
         client = V1Client(daemon.url, {"job_events": [42]}).open()
         producer = make(node.url, exchange=exchange, buffer_bytes=256 * 1024**2)  # room for the whole outage
         ended = threading.Event()

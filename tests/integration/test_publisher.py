@@ -136,7 +136,8 @@ def test_an_alarm(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
     command = [*TOWERWS, "publish", "jobs.summary", "{}", "--broker", node.url, "--timeout", "60"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     give_up = time.monotonic() + DEADLINE_S
-    while "blocked" not in node.ctl("list_connections", "state").split():
+    while "blocked" not in node.connection_states():
+        time.sleep(0.02)  # between two polls
         assert time.monotonic() < give_up, "the broker did not block the connection"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=5)[1] == "towerws: stopped; 0 events confirmed before\n"

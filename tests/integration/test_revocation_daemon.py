@@ -194,11 +194,7 @@ def test_after_a_restart_of_the_broker(tmp_path: Path, fresh_rabbit: Callable[[]
     node = fresh_rabbit()
     with TwoDaemons(tmp_path, node.url, "--consume", consume) as two:
         here, there = two.daemons
-        if consume == "stream":
-            node.restart()  # otherwise the node may come back without the stream: see `PrivateRabbit.restart`
-            for daemon in two.daemons:
-                daemon.wait_for("/readyz")
-                two.until_listening(daemon)
+        node.save()
         bob = [two.enter(here, "bob"), two.enter(there, "bob")]
         ada = [two.enter(here, "ada"), two.enter(there, "ada")]
         assert ask(here, {"user": "nobody"}) == (202, {"disconnected": 0, "others_told": True})  # the publishing connection is open
@@ -364,7 +360,7 @@ def test_a_daemon_that_may_not_read_its_queue(tmp_path: Path, rabbit: PrivateRab
     with TwoDaemons(tmp_path, url, own_names=False) as two, Daemon(tmp_path, vhost("limited", limited)) as third:
         two.until(third, lambda control: bool(control["failures"] >= 3))
         assert re.search(r"403 ACCESS_REFUSED - (read )?access to queue 'amq\.gen-", two.control(third)["reason"])
-        assert len(control_queues(rabbit, "towerws.control", url.rsplit("/", 1)[1])) == 2
+        assert len(rabbit.queues_at("towerws.control", url.rsplit("/", 1)[1])) == 2
         assert third.log.read_text().count("control exchange towerws.control: 403") == 1
         assert third.get("/readyz")[0] == 200
         assert ask(two.daemons[0], {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
@@ -378,12 +374,6 @@ def channel_of(url: str) -> Iterator[Any]:
         yield connection.channel()
     finally:
         connection.close()
-
-
-def control_queues(rabbit: PrivateRabbit, exchange: str, vhost: str = "/") -> set[str]:
-    """The queues that are bound to the exchange."""
-    bindings = rabbit.ctl("-q", "list_bindings", "-p", vhost, "source_name", "destination_name", "--no-table-headers").splitlines()
-    return {words[1] for words in map(str.split, bindings) if len(words) == 2 and words[0] == exchange}
 
 
 def unbind(rabbit: PrivateRabbit, exchange: str, *queues: str) -> None:
@@ -417,7 +407,7 @@ def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbi
         exchange = f"{two.exchange}.control"
         before = two.control(there)
         ada, bob = two.enter(there, "ada"), two.enter(there, "bob")
-        queues = control_queues(rabbit, exchange)
+        queues = rabbit.queues_at(exchange)
         assert len(queues) == 2
         if damage.startswith("exchange"):
             damage_exchange(two, rabbit, "fanout" if damage.endswith("again") else None)
@@ -429,7 +419,7 @@ def test_the_topology_of_control_is_watched(tmp_path: Path, rabbit: PrivateRabbi
         for daemon in two.daemons:
             two.until(daemon, lambda control: bool(control["unbound"] + control["failures"]))
             two.until_listening(daemon)
-        assert len(control_queues(rabbit, exchange)) == 2
+        assert len(rabbit.queues_at(exchange)) == 2
         assert ask(here, {"user": "ada"}) == (202, {"disconnected": 0, "others_told": True})
         assert end(ada) == ENDED
         two.publish({"n": 1})
@@ -471,9 +461,8 @@ def queue_of(rabbit: PrivateRabbit, exchange: str, pid: int) -> str:
     connections = rabbit.ctl("-q", "list_connections", "pid", "client_properties", "--no-table-headers").splitlines()
     owners = {line.split("\t")[0] for line in connections if f':{pid}"' in line}
     queues = rabbit.ctl("-q", "list_queues", "name", "owner_pid", "--no-table-headers").splitlines()
-    (found,) = [
-        name for name, owner in (line.split("\t")[:2] for line in queues) if owner in owners and name in control_queues(rabbit, exchange)
-    ]
+    bound = rabbit.queues_at(exchange)
+    (found,) = [name for name, owner in (line.split("\t")[:2] for line in queues) if owner in owners and name in bound]
     return str(found)
 
 

@@ -36,8 +36,7 @@ def broker_kill(case: Case) -> Outcome:
     """
     node = case.fresh_rabbit()
     daemon = case.daemon(node.port)
-    node.restart()  # from here on the declared objects are on disk
-    daemon.wait_for("/readyz")
+    node.save()
     publisher = case.publisher(node.port)
     case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
     publisher.wait_for(100)
@@ -170,8 +169,7 @@ def tail_lost(case: Case) -> Outcome:
     """
     node = case.fresh_rabbit()
     daemon = case.daemon(node.port)
-    node.restart()
-    daemon.wait_for("/readyz")
+    node.save()
     publisher = case.publisher(node.port, per_s=0)
     case.swarm.open(case.specs(CLIENTS, daemon, tower=TOWER))
     publisher.burst(500)
