@@ -35,7 +35,7 @@ NO_PROMTOOL = "promtool is not installed"
 PARTS = {
     NO_BROKER: ("RABBITMQ", "apt-get install rabbitmq-server"),
     NO_NGINX: ("NGINX", "apt-get install nginx"),
-    NO_CHROMIUM: ("CHROMIUM", "apt-get install chromium"),
+    NO_CHROMIUM: ("CHROMIUM", "apt-get install chromium chromium-headless-shell"),
     NO_REDIS: ("REDIS", "apt-get install redis-server"),
     NO_LANGUAGE: (
         "OTHER LANGUAGES",
@@ -90,7 +90,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ng
 
 @pytest.fixture(scope="session")
 def session_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """The browser of all tests."""
+    """The browser of all tests. It has no windows: test_chromium.py uses the whole browser."""
     require(NO_CHROMIUM, chromium_binary())
     with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser

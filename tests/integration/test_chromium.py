@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.kit.chromium import Chromium, Page
+from tests.integration.conftest import NO_CHROMIUM, require
+from tests.kit.chromium import Chromium, Page, chromium_binary
 from tests.kit.daemon import Daemon
 from tests.kit.nginx import Nginx
 
@@ -30,6 +31,14 @@ CONNECT = """
 def connect(page: Page, url: str) -> Any:
     """The first message, or how the connection ended."""
     return page.run(f"{CONNECT}({json.dumps(url)})")
+
+
+@pytest.fixture(scope="module")
+def session_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """The whole browser, as users have it."""
+    require(NO_CHROMIUM, chromium_binary("chromium"))
+    with Chromium(tmp_path_factory.mktemp("chromium"), "chromium") as browser:
+        yield browser
 
 
 @pytest.fixture
