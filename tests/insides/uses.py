@@ -15,7 +15,7 @@ import inspect
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,15 +59,9 @@ def sources() -> dict[str, Path]:
 
 
 @cache
-def tree(path: Path) -> ast.Module:
-    """A source file, parsed."""
-    return ast.parse(path.read_text())
-
-
-@cache
 def nodes(path: Path) -> list[ast.AST]:
     """All nodes of a source file."""
-    return list(ast.walk(tree(path)))
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
 @cache
@@ -112,7 +106,7 @@ def private_elsewhere() -> dict[str, list[Place]]:
     """Private names on other objects, and such names as strings, that are not defined in the module itself."""
     found: dict[str, list[Place]] = defaultdict(list)
     for path in sources().values():
-        own = _own_names(tree(path))
+        own = _own_names(path)
         for node in nodes(path):
             if isinstance(node, ast.Attribute) and is_private(node.attr) and not _is_self(node.value):
                 name = node.attr
@@ -157,11 +151,11 @@ def names_of(cls: type) -> frozenset[str]:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):  # compiled
         return frozenset(names)
-    return frozenset(names | _set_on_self(ast.parse(source)))
+    return frozenset(names | _set_on_self(ast.walk(ast.parse(source))))
 
 
-def _set_on_self(module: ast.Module) -> set[str]:
-    attributes = (node for node in ast.walk(module) if isinstance(node, ast.Attribute))
+def _set_on_self(nodes: Iterable[ast.AST]) -> set[str]:
+    attributes = (node for node in nodes if isinstance(node, ast.Attribute))
     return {node.attr for node in attributes if isinstance(node.ctx, ast.Store) and _is_self(node.value)}
 
 
@@ -190,16 +184,15 @@ def _defined_by(statement: ast.stmt) -> list[str]:
     return []
 
 
-@cache
-def _own_names(module: ast.Module) -> set[str]:
+def _own_names(path: Path) -> set[str]:
     """Names of the module's own classes and functions, and of their attributes."""
     names: set[str] = set()
-    for node in ast.walk(module):
+    for node in nodes(path):
         if isinstance(node, ast.ClassDef):
             names |= {name for statement in node.body for name in _defined_by(statement)}
         elif isinstance(node, ast.FunctionDef):
             names.add(node.name)
-    return names | _set_on_self(module)
+    return names | _set_on_self(nodes(path))
 
 
 def _imported(name: str) -> ModuleType | None:
@@ -213,4 +206,9 @@ def _imported(name: str) -> ModuleType | None:
 
 
 def _place(path: Path, node: ast.AST) -> Place:
-    return Place(path.relative_to(ROOT).as_posix(), getattr(node, "lineno", 1))
+    return Place(_shown(path), getattr(node, "lineno", 1))
+
+
+@cache
+def _shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
