@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from towerws.client import connection
 from towerws.client.items import ClientError, Groups, Item
-from towerws.client.options import Options, checked_url
+from towerws.client.options import Options, Store, checked_url
 from towerws.client.subscription import Handler
 from towerws.client.subscription import Subscription as AsyncSubscription
 
@@ -220,13 +220,10 @@ class Client:
 
     def _in_threads(self, options: Options) -> Options:
         """Options whose functions may block."""
-        token, store = options.token, options.store
-        if token is not None and not isinstance(token, str):
-            fetch = token
-            called = _in_thread(self._new_threads(TOKEN_THREADS), lambda _: fetch())
-            options = dataclasses.replace(options, token=lambda: called(None))
-        if store is not None:
-            options = dataclasses.replace(options, store=_ThreadStore(self._new_threads(1), store))
+        if callable(options.token):
+            options = dataclasses.replace(options, token=_in_thread(self._new_threads(TOKEN_THREADS), options.token))
+        if options.store is not None:
+            options = dataclasses.replace(options, store=_ThreadStore(self._new_threads(1), options.store))
         return options
 
 
@@ -237,22 +234,16 @@ class _ThreadEnded(Exception):
 class _ThreadStore:
     """A store whose methods may block."""
 
-    def __init__(self, thread: ThreadPoolExecutor, store: Any) -> None:
-        self._read = _in_thread(thread, lambda _: store.get())
-        self._write = _in_thread(thread, store.set)
-
-    async def get(self) -> Any:
-        return await self._read(None)
-
-    async def set(self, position: str, /) -> Any:
-        return await self._write(position)
+    def __init__(self, thread: ThreadPoolExecutor, store: Store) -> None:
+        self.get = _in_thread(thread, store.get)
+        self.set = _in_thread(thread, store.set)
 
 
-def _in_thread(threads: ThreadPoolExecutor, call: Handler) -> Callable[[Any], Awaitable[Any]]:
+def _in_thread(threads: ThreadPoolExecutor, call: Callable[..., object]) -> Callable[..., Awaitable[Any]]:
     """Run a function in one of these threads. What it returns may be awaitable."""
 
-    async def called(argument: Any) -> Any:
-        result = await asyncio.get_running_loop().run_in_executor(threads, call, argument)
+    async def called(*arguments: Any) -> Any:
+        result = await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
         return await result if inspect.isawaitable(result) else result
 
     return called
