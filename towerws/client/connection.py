@@ -511,7 +511,7 @@ class Client:
         if self._state == "open":
             self._topics.settle()
 
-    def _left(self, subscription: Subscription, queue: Queue) -> None:
+    def _left(self, queue: Queue) -> None:
         self._subscriptions.pop(queue, None)
         self._topics.leave(queue)
         self._settle()

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
-from towerws.client import items
 from towerws.client.items import ClientError, Item, Queue
 
 Handler = Callable[[Any], object]
@@ -17,12 +16,12 @@ Handler = Callable[[Any], object]
 class Owner(NamedTuple):
     """What a subscription tells its client."""
 
-    left: Callable[[Subscription, Queue], None]
+    left: Callable[[Queue], None]
     """It ended."""
     handled: Callable[[], None]
     """An item was handled."""
     handler_failed: Callable[[BaseException, Item], None]
-    report: Callable[[items.ClientError], None]
+    report: Callable[[ClientError], None]
     """Something that has no handler."""
 
 
@@ -63,7 +62,7 @@ class Subscription:
         if self._handlers is not None or reason is None:
             self._queue.clear()
         self._arrived.set()
-        self._owner.left(self, self._queue)
+        self._owner.left(self._queue)
 
     # handlers
 
