@@ -319,10 +319,10 @@ class Client:
         return _End(reason, after_s=after_s, tell=self._refusals == TOLD_AT)
 
     async def _converse(self, connection: ClientConnection, deadline: float) -> _End:
-        """Talk over an open websocket until `_again` or `_stop` is called."""
+        """Talk over an open websocket until `_end` is called."""
         ended: asyncio.Future[_End] = self._loop.create_future()
         self._ended = ended
-        self._arm("connect", deadline - self._loop.time(), lambda: self._again(self._too_late()))
+        self._arm("connect", deadline - self._loop.time(), lambda: self._end(self._too_late()))
         if self._options.token is None:
             # A daemon that waits for a token refuses any other message at once. Without this one it would wait for 10 s.
             self._send({"ping": None})
@@ -365,7 +365,7 @@ class Client:
                 return self._bye("authenticate", None, said)
             if code in {1002, 1007, 1008, 1009}:
                 return self._bye("stop", None, said or f"close code {code}")
-        return self._again(reason)
+        return self._end(reason)
 
     async def _write(self, connection: ClientConnection) -> None:
         try:
@@ -400,23 +400,18 @@ class Client:
             return  # The answer may wait, and the pong behind it. It has its own deadline.
         self._send({"ping": 1})
         dead = ClientError("dead", f"no answer to a ping within {self._options.pong_s:g} s")
-        self._arm("pong", self._options.pong_s, lambda: self._again(dead))
+        self._arm("pong", self._options.pong_s, lambda: self._end(dead))
 
     def _send(self, message: dict[str, Any]) -> None:
         if "groups" in message:
             late = ClientError("timeout", f"no answer to a request within {self._options.answer_s:g} s")
-            self._arm("answer", self._options.answer_s, lambda: self._again(late))
+            self._arm("answer", self._options.answer_s, lambda: self._end(late))
         self._outbox.put_nowait(json.dumps(message))
 
-    def _again(self, reason: ClientError, after_s: float | None = None, *, tell: bool = False) -> None:
-        """End this connection, and connect again later."""
+    def _end(self, reason: ClientError, after_s: float | None = None, *, tell: bool = False, stop: bool = False) -> None:
+        """End this connection, and connect again later. With `stop`, end the client as well."""
         if self._ended is not None and not self._ended.done():
-            self._ended.set_result(_End(reason, after_s, tell))
-
-    def _stop(self, reason: ClientError) -> None:
-        """End this connection, and the client."""
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(_End(reason, stop=True))
+            self._ended.set_result(_End(reason, after_s, tell, stop))
 
     # frames
 
@@ -426,7 +421,7 @@ class Client:
         try:
             frame = read(data)
         except Unreadable as error:
-            self._again(ClientError("frame", f"the server sent a frame that can't be read: {error}"), tell=True)
+            self._end(ClientError("frame", f"the server sent a frame that can't be read: {error}"), tell=True)
             return
         except BadFrame as error:
             self._report(ClientError("frame", f"skipped a frame that docs/protocol.md doesn't describe: {error}"))
@@ -494,10 +489,7 @@ class Client:
     def _bye(self, action: str, after_s: float | None, said: str) -> None:
         code = "bye" if action == "reconnect" else action
         reason = ClientError(code, f"the daemon ended the connection: {said}", said=said)
-        if action == "stop" or (action == "authenticate" and not self._tokens.may_change):
-            self._stop(reason)
-        else:
-            self._again(reason, after_s)
+        self._end(reason, after_s, stop=action == "stop" or (action == "authenticate" and not self._tokens.may_change))
 
     # subscriptions
 

@@ -20,9 +20,6 @@ from towerws.core.wire import UNAVAILABLE
 MAX_REQUEST_BYTES = 65_536
 """The daemon closes a connection that sends more in one message."""
 
-Word = Literal["subscribed", "recovered", "stale"]
-_WORDS: tuple[Word, ...] = ("subscribed", "recovered", "stale")
-
 
 class _Place:
     """A place in the log that topics have reached. `into` is the place with which it was joined.
@@ -398,7 +395,7 @@ class Topics:
         told of before, unless it brought a position. Topics of an open request are told once it is answered.
         """
         asked = frozenset() if self.asked is None else self.asked.joined
-        news: dict[Word, list[str]] = {word: [] for word in _WORDS}
+        news: dict[Literal["subscribed", "recovered", "stale"], list[str]] = {"subscribed": [], "recovered": [], "stale": []}
         for name in queue.topics:
             known = name in queue.told
             if name not in self._held or name in asked or (known and name not in joined):
