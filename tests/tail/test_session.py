@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
+from towerws.client.items import as_groups
 from towerws.demo.events import events
-from towerws.tail.session import DEFAULT_TOPICS, FOLLOWING_NEEDS, MAX_FOLLOWED, Following, as_groups
+from towerws.tail.session import DEFAULT_TOPICS, FOLLOWING_NEEDS, MAX_FOLLOWED, Following
 
 
 def status(job_id: int, word: str, kind: str | None = "job") -> dict[str, object]:

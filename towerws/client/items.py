@@ -130,6 +130,15 @@ def topics_of(groups: Groups) -> tuple[str, ...]:
     return tuple(found)
 
 
+def as_groups(topics: Iterable[str]) -> dict[str, list[str]]:
+    """Return the groups that name these topics."""
+    groups: dict[str, list[str]] = {}
+    for topic in topics:
+        group, _, event = topic.partition(".")
+        groups.setdefault(group, []).append(event)
+    return groups
+
+
 class Waiting(NamedTuple):
     """An item that was not handled yet. `before` is the position to resume from to get it again. `at` orders all queues."""
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from towerws.client.items import ClientError, Denied, DeniedTopic, Event, Gap, Queue, Subscribed
+from towerws.client.items import ClientError, Denied, DeniedTopic, Event, Gap, Queue, Subscribed, as_groups
 from towerws.core.wire import UNAVAILABLE
 
 MAX_REQUEST_BYTES = 65_536
@@ -185,13 +185,9 @@ class Topics:
         if not fresh and self._held <= self._topics.keys():
             return
         joined, since, place = self._next(fresh)
-        groups: dict[str, list[str]] = {}
-        for name in [*(name for name in self._topics if name in self._held), *joined]:
-            group, _, event = name.partition(".")
-            groups.setdefault(group, []).append(event)
         self._numbers += 1
         self.asked = _Request(self._numbers, joined, since, place)
-        message: dict[str, Any] = {"groups": groups}
+        message: dict[str, Any] = {"groups": as_groups([*(name for name in self._topics if name in self._held), *joined])}
         if since is not None:
             message["since"] = since
         message["id"] = self._numbers

@@ -20,6 +20,7 @@ from typing import Any
 
 from towerws import __version__
 from towerws.client import Client, ClientError, Denied, Event, Gap, StateChange, Subscribed, Subscription, connect
+from towerws.client.items import as_groups
 from towerws.core.errors import CloseReason
 from towerws.core.wire import UNAVAILABLE
 from towerws.tail.text import OUTPUT_GROUPS, Printer, json_line, shown
@@ -92,15 +93,6 @@ class Following:
     def _drop_complete(self, topic: str, job: _Job) -> None:
         if job.final_counter is not None and (job.ended or job.highest_counter >= job.final_counter):
             del self._jobs[topic]
-
-
-def as_groups(topics: Iterable[str]) -> dict[str, list[str]]:
-    """Return the `groups` of a request for these topics."""
-    groups: dict[str, list[str]] = {}
-    for topic in topics:
-        group, _, event = topic.partition(".")
-        groups.setdefault(group, []).append(event)
-    return groups
 
 
 CLEAN, FAILED, REFUSED = 0, 1, 3
