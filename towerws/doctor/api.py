@@ -43,7 +43,7 @@ def check_tower(settings: TowerSettings, groups: Mapping[str, GroupSettings], to
     else:
         yield area.problem("identity", f"{base}{_ME} knows a user without a credential", "let tower.url be the API's own address")
         return
-    yield _latency(area, "tower.deadline_s", settings.deadline_s, anonymous.seconds)
+    yield _latency(area, settings.deadline_s, anonymous.seconds)
     if anonymous.clock_s is None:
         yield area.unknown("clock", "the API's answer has no Date header, so its clock is not known")
     else:
@@ -70,7 +70,7 @@ def _with_token(
         yield area.problem("identity", f"{error}", "check the token, whether it has expired, and that AWX made it")
         return
     yield area.ok("identity", f"the token is user {me.user_id}'s{', who may read everything' if me.reads_all else ''}")
-    yield _latency(area, "tower.deadline_s", settings.deadline_s, answer.seconds)
+    yield _latency(area, settings.deadline_s, answer.seconds)
     if topic is None:
         yield area.skipped("object", "whether the user may see an object is only asked with --topic job_events.42")
         return
@@ -127,12 +127,11 @@ def _ask(url: str, settings: TowerSettings, token: str | None) -> Fetched:
     return fetch(url, headers, ca=settings.tls_ca, ca_option="tower.tls_ca", timeout_s=settings.password_deadline_s)
 
 
-def _latency(area: Area, option: str, allowed_s: float, seconds: float) -> Finding:
+def _latency(area: Area, allowed_s: float, seconds: float) -> Finding:
     text = f"the API answers within {seconds * 1000:.0f} ms"
+    change = "find out why it is slow, or raise tower.deadline_s"
     if seconds > allowed_s:
-        return area.problem(
-            "latency", f"{text}, and {option} = {allowed_s:g}: handshakes get a 503", f"find out why it is slow, or raise {option}"
-        )
+        return area.problem("latency", f"{text}, and tower.deadline_s = {allowed_s:g}: handshakes get a 503", change)
     if seconds > allowed_s / 2:
-        return area.warning("latency", f"{text}, more than half of {option} = {allowed_s:g}", f"find out why it is slow, or raise {option}")
+        return area.warning("latency", f"{text}, more than half of tower.deadline_s = {allowed_s:g}", change)
     return area.ok("latency", text)

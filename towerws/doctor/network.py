@@ -43,7 +43,6 @@ class Fetched:
     """
 
     status: int
-    headers: Mapping[str, str]
     body: bytes
     seconds: float
     clock_s: float | None
@@ -109,31 +108,25 @@ def fetch(url: str, headers: Mapping[str, str], *, ca: str = "", ca_option: str 
     tls = parts.scheme == "https"
     host = parts.hostname or ""
     connection = connect(host, parts.port or (443 if tls else 80), tls=tls, ca=ca, ca_option=ca_option, timeout_s=timeout_s)
-    with connection:
-        return _get(connection, url, headers, timeout_s)
+    return fetch_from(connection, url, headers)
 
 
 def fetch_from(connection: socket.socket, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Fetched:
     """Send one request on this connection, and close it: a GET, or a POST of `body`. Raises `Unreachable`."""
-    with connection:
-        return _get(connection, url, headers, STEP_S, body)
-
-
-def _get(connection: socket.socket, url: str, headers: Mapping[str, str], timeout_s: float, body: bytes | None = None) -> Fetched:
     parts = urlsplit(url)
-    client = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
-    client.sock = connection
+    client = http.client.HTTPConnection(parts.netloc)
+    client.sock = connection  # its own timeout counts
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     began = time.monotonic()
-    try:
-        client.request("GET" if body is None else "POST", path, body, {"Host": parts.netloc, "Connection": "close", **headers})
-        answer = client.getresponse()
-        content = answer.read(MAX_BODY_BYTES)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Unreachable(f"no HTTP answer: {reason(error)}", "check that this is the server's own address") from None
-    seconds = time.monotonic() - began
-    found = {name.lower(): value for name, value in answer.getheaders()}
-    return Fetched(answer.status, found, content, seconds, _clock(found.get("date", ""), seconds), days_left(connection))
+    with connection:
+        try:
+            client.request("GET" if body is None else "POST", path, body, {"Host": parts.netloc, "Connection": "close", **headers})
+            answer = client.getresponse()
+            content = answer.read(MAX_BODY_BYTES)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unreachable(f"no HTTP answer: {reason(error)}", "check that this is the server's own address") from None
+        seconds = time.monotonic() - began
+        return Fetched(answer.status, content, seconds, _clock(answer.headers.get("Date", ""), seconds), days_left(connection))
 
 
 def reason(error: BaseException) -> str:
