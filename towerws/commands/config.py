@@ -40,8 +40,7 @@ _find_credential = re.compile(
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add every flag of `twistd towerws` to a click command, the common ones first. `config.load.given` reads their values."""
-    ordered = sorted(OPTIONS, key=lambda option: not option.common)
-    for option in reversed(ordered):
+    for option in reversed(OPTIONS):
         shape: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.kind.noun.upper()}
         command = click.option(f"--{option.flag}", default=None, help=option.help, **shape)(command)
     return click.option(f"--{CONFIG_FLAG}", default=None, metavar="FILE", help=CONFIG_HELP)(command)
