@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -150,13 +151,7 @@ def line(finding: Finding, *, colour: bool) -> str:
 
 def as_object(finding: Finding) -> dict[str, str]:
     """Return a finding for `--json`."""
-    return {
-        "level": finding.level.value,
-        "area": finding.area,
-        "check": finding.check,
-        "text": finding.text,
-        "change": finding.change,
-    }
+    return {**dataclasses.asdict(finding), "level": finding.level.value}
 
 
 def summary(findings: list[Finding]) -> str:

@@ -25,6 +25,9 @@ FOREIGN_ORIGIN = "https://towerws-doctor.invalid"
 FORGED_ADDRESS = "192.0.2.1"
 """An address of documentation (RFC 5737): no client has it."""
 
+HANDSHAKE_S = 4 * STEP_S
+"""Time for a handshake: connecting, TLS, the request, the answer."""
+
 ECHOES = 5
 SLOW_ECHO_S = 1.0
 ECHO_S = 5.0
@@ -52,7 +55,7 @@ class PublicUrl:
 
 def check_public(public: PublicUrl, settings: Settings, admin: AdminPort) -> Iterator[Step]:
     """Check the way of a browser to the daemon."""
-    yield from _Examination(public, settings, admin).run()
+    return _Examination(public, settings, admin).run()
 
 
 class _AdminUnreachable(Unreachable):
@@ -70,7 +73,7 @@ class _Examination:
     def run(self) -> Iterator[Step]:
         """Yield the findings."""
         area = self._area
-        yield self._doing(f"connecting to {self._text}")
+        yield Doing(f"connecting to {self._text}", HANDSHAKE_S)
         try:
             first = self._ask()
         except Unreachable as error:
@@ -98,9 +101,6 @@ class _Examination:
                     yield area.unknown(check, "the daemon opens no connection without a valid credential", "give one with --token @FILE")
         except Unreachable as error:
             yield area.problem("connection", f"{self._text}: {error}", error.change)
-
-    def _doing(self, text: str, within_s: float = 4 * STEP_S) -> Doing:
-        return Doing(text, within_s)
 
     def _ask(self, headers: Mapping[str, str] | None = None, path: str | None = None) -> Handshake:
         token = self._public.token
@@ -147,7 +147,7 @@ class _Examination:
     def _slash(self, first: Handshake) -> Iterator[Step]:
         path = self._public.url.path
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        yield self._doing(f"asking for {other}")
+        yield Doing(f"asking for {other}", HANDSHAKE_S)
         answer = self._ask(path=other)
         answer.close()
         if answer.status == first.status:
@@ -162,7 +162,7 @@ class _Examination:
         area = self._area
         url = self._public.url
         own = f"{'https' if url.scheme == 'wss' else 'http'}://{url.netloc}"
-        yield self._doing("asking as a page of this host")
+        yield Doing("asking as a page of this host", HANDSHAKE_S)
         if self._refuses(own):
             yield area.problem(
                 "origin", f"a page of {own} itself is refused: towerws doesn't get the Host that browsers ask for", _NGINX_HOST
@@ -175,7 +175,7 @@ class _Examination:
                 yield area.problem("origin", f"a page of {shown(origin)} is refused, though origins lists it", change)
             else:
                 yield area.ok("origin", f"a page of {shown(origin)} may connect, as origins says")
-        yield self._doing("asking as a page of another host")
+        yield Doing("asking as a page of another host", HANDSHAKE_S)
         if self._refuses(FOREIGN_ORIGIN):
             yield area.ok("foreign origin", "a page of another site is refused")
         elif not self._settings.access.check_origin:
@@ -197,7 +197,7 @@ class _Examination:
     def _forwarded(self) -> Iterator[Step]:
         """Compare what was sent with what arrived, which the admin port tells (core/handshake_probes.py)."""
         area = self._area
-        yield self._doing("asking the admin port how a handshake arrived", 12 * STEP_S)
+        yield Doing("asking the admin port how a handshake arrived", 12 * STEP_S)
         try:
             seen = self._probe({})
             forged = self._probe({"X-Forwarded-For": FORGED_ADDRESS}) if seen is not None else None
@@ -268,7 +268,7 @@ class _Examination:
     def _delays(self) -> Iterator[Step]:
         """Send a few pings of the protocol, one after the other. A proxy that buffers keeps the answers back."""
         area = self._area
-        yield self._doing("timing answers", (ECHOES + 2) * ECHO_S)
+        yield Doing("timing answers", (ECHOES + 2) * ECHO_S)
         times: list[float] = []
         answer = self._ask()
         try:
@@ -306,7 +306,7 @@ class _Examination:
         if not idle_s:
             yield area.skipped("idle", "whether a silent connection stays is not asked with --idle 0")
             return
-        yield self._doing(f"holding a silent connection for {idle_s:g} s", idle_s + 4 * STEP_S)
+        yield Doing(f"holding a silent connection for {idle_s:g} s", idle_s + HANDSHAKE_S)
         answer = self._ask()
         began = time.monotonic()
         try:
