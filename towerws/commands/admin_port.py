@@ -11,6 +11,7 @@ import json
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NoReturn
 from urllib.parse import urlencode
 
@@ -23,15 +24,16 @@ from towerws.config.addresses import Address, parse_address
 from towerws.core.errors import printable
 from towerws.workers.worker import worker_count
 
-FAILED, NOT_DELIVERED = 1, 3
-"""Exit codes, as the command's help explains them."""
+FAILED, NOT_DELIVERED, NO_DAEMON = 1, 3, 3
+"""Exit codes, as the commands' help explains them."""
 
 TIMEOUT_S = 120.0
 """The daemon may ask AWX about ten connections, each for at most 10 s."""
 
-_MARKS = {True: "yes", False: "NO", None: "?"}
 MOVE_S = 60.0
 """Seconds beyond `restart_s` until the answer: for moving the connections."""
+
+_MARKS = {True: "yes", False: "NO", None: "?"}
 
 
 @click.command("explain", cls=Command, short_help="Say why a user does not get the events of a topic.")
@@ -101,29 +103,20 @@ def _of(verdict: Mapping[str, Any]) -> str:
 
 def _ask(connection: http.client.HTTPConnection, admin: str, path: str) -> tuple[int, dict[str, Any]]:
     try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        answer = json.loads(response.read())
+        status, answer = _answer(connection, "GET", path)
     except (OSError, http.client.HTTPException) as error:
         _fail(
             f"{admin}: {getattr(error, 'strerror', None) or str(error) or repr(error)}; is the daemon running, and is that its admin port?"
         )
     except ValueError:
         _fail(f"{admin} answers without JSON: is that the admin port of a daemon?")
-    finally:
-        connection.close()
     if not isinstance(answer, dict):
         _fail(f"{admin} answers without an object: is that the admin port of a daemon?")
-    return response.status, answer
+    return status, answer
 
 
 def _fail(text: str) -> NoReturn:
-    complain(printable(text) if not text.isprintable() else text)
-    sys.exit(FAILED)
-
-
-FAILED, BAD_CONFIG, NO_DAEMON = 1, 2, 3
-"""Exit codes, as the command's help explains them."""
+    _end(FAILED, printable(text) if not text.isprintable() else text)
 
 
 @click.command("restart", cls=Command, short_help="Restart the daemon without closing a connection.")
@@ -183,23 +176,26 @@ def _why_not_asked(admin: str, address: Address) -> str | None:
 
 def _hand_over(address: Address, timeout_s: float) -> tuple[int, dict[str, Any]]:
     """Post to the admin port. Returns the status and the answer."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(address.interface, address.interface)  # noqa: S104 - replaced
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.interface, address.interface)  # noqa: S104 - replaced
     connection = http.client.HTTPConnection("localhost" if address.kind == "unix" else host, address.port or None, timeout=timeout_s)
     if address.kind == "unix":
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(timeout_s)
         connection.sock.connect(address.path)
-    try:
-        connection.request("POST", "/restart", b"")
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-    finally:
-        connection.close()
+    status, answer = _answer(connection, "POST", "/restart")
     if not isinstance(answer, dict):
         raise ValueError("the answer is no JSON object")
-    return response.status, answer
+    return status, answer
+
+
+def _answer(connection: http.client.HTTPConnection, method: str, path: str) -> tuple[int, object]:
+    """Send a request without a body, and close the connection. Returns the status, and what the JSON of the answer holds."""
+    with closing(connection):
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
 
 
 def _end(status: int, text: str) -> NoReturn:
     complain(text)
-    raise SystemExit(status)
+    sys.exit(status)
