@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from towerws.admin.endpoint import Answer
 from towerws.admin.publish import INVALID
+from towerws.admin.samples import BREAKERS, Figures, at
 from towerws.core.errors import CloseReason
 from towerws.core.publication import Outcome
 from towerws.core.sources import SourceState
@@ -41,7 +42,6 @@ LIMITS = (
 STATES = tuple(state.value for state in SourceState)
 METHODS = ("tower", "jwt", "open")
 
-Figures = Mapping[str, object]
 Samples = Iterable[tuple[tuple[str, ...], object]]
 """The values of the labels, and a number. For a histogram, `Histogram.figures` instead of a number. None: there is no sample."""
 
@@ -68,17 +68,8 @@ class Entry:
         return family
 
 
-def _at(figures: object, path: str) -> object:
-    """Return what is at `source.markers.lag_s`, None if a part of the path is missing."""
-    for key in path.split("."):
-        if not isinstance(figures, Mapping):
-            return None
-        figures = figures.get(key)
-    return figures
-
-
 def _one(path: str) -> Callable[[Figures], Samples]:
-    return lambda figures: [((), _at(figures, path))]
+    return lambda figures: [((), at(figures, path))]
 
 
 def _words(path: str, words: Iterable[str]) -> Callable[[Figures], Samples]:
@@ -86,7 +77,7 @@ def _words(path: str, words: Iterable[str]) -> Callable[[Figures], Samples]:
     known = tuple(words)
 
     def read(figures: Figures) -> Samples:
-        counts = _at(figures, path)
+        counts = at(figures, path)
         if not isinstance(counts, Mapping):
             return
         for word in known:
@@ -99,7 +90,7 @@ def _words(path: str, words: Iterable[str]) -> Callable[[Figures], Samples]:
 
 def _several(paths: Mapping[str, str]) -> Callable[[Figures], Samples]:
     """One sample for each label, from its own path."""
-    return lambda figures: [((label,), _at(figures, path)) for label, path in paths.items()]
+    return lambda figures: [((label,), at(figures, path)) for label, path in paths.items()]
 
 
 def _pools(figure: str) -> Callable[[Figures], Samples]:
@@ -107,48 +98,46 @@ def _pools(figure: str) -> Callable[[Figures], Samples]:
 
 
 def _source_state(figures: Figures) -> Samples:
-    state = _at(figures, "source.state")
+    state = at(figures, "source.state")
     return [((word,), int(word == state)) for word in STATES]
 
 
 def _source_ready(figures: Figures) -> Samples:
-    ready = _at(figures, "source.state") == SourceState.CONSUMING.value and _at(figures, "source.reason") is None
+    ready = at(figures, "source.state") == SourceState.CONSUMING.value and at(figures, "source.reason") is None
     return [((), int(ready))]
 
 
 def _source_unproven(figures: Figures) -> Samples:
-    unproven = _at(figures, "source.unproven")
+    unproven = at(figures, "source.unproven")
     return [((), len(unproven) if isinstance(unproven, (tuple, list)) else 0)]
 
 
 def _control_listening(figures: Figures) -> Samples:
-    state = _at(figures, "control.state")
+    state = at(figures, "control.state")
     return [] if state is None else [((), int(state == "listening"))]
 
 
 def _control_daemons(figures: Figures) -> Samples:
-    others = _at(figures, "control.others")
+    others = at(figures, "control.others")
     return [((), len(others))] if isinstance(others, (tuple, list)) else []
 
 
 def _credentials(figures: Figures) -> Samples:
     for method in METHODS:
         for result in ("accepted", "refused", "unavailable"):
-            yield (method, result), _at(figures, f"auth.{method}.{result}")
+            yield (method, result), at(figures, f"auth.{method}.{result}")
 
 
 def _breakers(figures: Figures) -> Samples:
-    calls = "auth.tower.calls"
-    paths = {"session": f"{calls}.breaker", "object": f"{calls}.object_breaker", "password": f"{calls}.passwords.breaker"}
-    for label, path in paths.items():
-        state = _at(figures, path)
+    for label, path in BREAKERS.items():
+        state = at(figures, path)
         if state is not None:
             yield (label,), int(state != "closed")
 
 
 def _reload_successful(figures: Figures) -> Samples:
-    reloads = _at(figures, "reloads")
-    return [((), int(_at(reloads, "last_failure") is None))] if reloads else []
+    reloads = at(figures, "reloads")
+    return [((), int(at(reloads, "last_failure") is None))] if reloads else []
 
 
 _LIBRARIES = ("towerws", "twisted", "autobahn", "pika")

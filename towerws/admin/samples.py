@@ -47,6 +47,13 @@ PERCENTILES: Final = {
     "loop_lag_p99_s": ("process.reactor_lag_s", 0.99),
 }
 
+BREAKERS: Final = {
+    "session": "auth.tower.calls.breaker",
+    "object": "auth.tower.calls.object_breaker",
+    "password": "auth.tower.calls.passwords.breaker",
+}
+"""The states of the circuit breakers, by what each of them guards."""
+
 STATES: Final = ("ready", "breaker_open")
 
 NAMES: Final = (*PRESENT, *PER_SECOND, *SINCE_LAST, *PERCENTILES, *STATES)
@@ -117,8 +124,7 @@ class Samples:
 
 def breaker_is_open(figures: Figures) -> bool:
     """Return whether any circuit breaker holds calls to the API back."""
-    paths = ("auth.tower.calls.breaker", "auth.tower.calls.object_breaker", "auth.tower.calls.passwords.breaker")
-    return any(at(figures, path) not in {None, "closed"} for path in paths)
+    return any(at(figures, path) not in {None, "closed"} for path in BREAKERS.values())
 
 
 def _number(figure: object) -> Number:
