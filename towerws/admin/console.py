@@ -17,12 +17,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 
 from twisted.internet.defer import Deferred
 from twisted.web.server import Request
 
-from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, check_browser, check_reader, details_check, json_answer
+from towerws.admin.endpoint import Answer, Endpoint, HttpError, body_of, check_reader, details_check, json_answer
 from towerws.admin.samples import EVERY_S, KEPT, NAMES, Samples, at, breaker_is_open
 from towerws.admin.site import static_file
 from towerws.core.deliveries import Delivery
@@ -77,9 +76,9 @@ def console_endpoints(data: ConsoleData) -> dict[bytes, Endpoint]:
     def details(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
         return Endpoint(b"GET", answer, check)
 
-    found = {
-        b"": Endpoint(b"GET", lambda request: _page(), check_browser),
-        b"console.css": Endpoint(b"GET", lambda request: static_file("console.css", b"text/css; charset=utf-8"), check_browser),
+    return {
+        b"": static_file("console.html"),
+        b"console.css": static_file("console.css"),
         b"console/samples": Endpoint(b"GET", lambda request: _samples(request, data), check_reader),
         b"console/topics": details(lambda request: _topics(request, data)),
         b"console/events": details(lambda request: _events(request, data)),
@@ -87,18 +86,8 @@ def console_endpoints(data: ConsoleData) -> dict[bytes, Endpoint]:
         b"console/connections": details(lambda request: _connections(request, data)),
         b"console/connections/end": Endpoint(b"POST", lambda request: _end(body_of(request), data), check),
         b"console/explain": details(lambda request: _explain(request, data)),
+        **{f"{name}.js".encode(): static_file(f"{name}.js") for name in _SCRIPTS},
     }
-    for name in _SCRIPTS:
-        found[f"{name}.js".encode()] = Endpoint(b"GET", _script(f"{name}.js"), check_browser)
-    return found
-
-
-def _page() -> Answer:
-    return Answer(200, files("towerws").joinpath("static/console.html").read_bytes(), b"text/html; charset=utf-8")
-
-
-def _script(name: str) -> Callable[[Request], Answer]:
-    return lambda request: static_file(name, b"text/javascript; charset=utf-8")
 
 
 # reading a query

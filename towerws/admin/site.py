@@ -38,6 +38,13 @@ DELIVERIES = 2000
 TOPICS = 100
 """How many topics the live page gets at most."""
 
+CONTENT_TYPES = {
+    "html": b"text/html; charset=utf-8",
+    "css": b"text/css; charset=utf-8",
+    "js": b"text/javascript; charset=utf-8",
+}
+"""The types of the files in `towerws/static`, by the ends of their names."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageContent:
@@ -73,12 +80,15 @@ def live_page(content: PageContent, websocket_port: int) -> Answer:
     }
     for name, value in values.items():
         page = page.replace(f"{{{{{name}}}}}", escape(value))
-    return Answer(200, page.encode(), b"text/html; charset=utf-8")
+    return Answer(200, page.encode(), CONTENT_TYPES["html"])
 
 
-def static_file(name: str, content_type: bytes) -> Answer:
-    """Return a file of `towerws/static`."""
-    return Answer(200, files("towerws").joinpath(f"static/{name}").read_bytes(), content_type)
+def static_file(name: str) -> Endpoint:
+    """Return the endpoint of a file of `towerws/static`."""
+    content_type = CONTENT_TYPES[name.rpartition(".")[2]]
+    return Endpoint(
+        b"GET", lambda request: Answer(200, files("towerws").joinpath(f"static/{name}").read_bytes(), content_type), check_browser
+    )
 
 
 def newest_topics(content: PageContent) -> Answer:
@@ -145,8 +155,8 @@ class AdminSite(EndpointSite):
                 **worker,
                 b"live": Endpoint(b"GET", live, check_browser),
                 b"live/topics": Endpoint(b"GET", lambda request: newest_topics(page()), check_details),
-                b"live.css": get(lambda: static_file("live.css", b"text/css; charset=utf-8")),
-                b"live.js": get(lambda: static_file("live.js", b"text/javascript; charset=utf-8")),
+                b"live.css": static_file("live.css"),
+                b"live.js": static_file("live.js"),
                 b"healthz": get(healthy),
                 b"readyz": get(lambda: readiness(source_status())),
                 b"status": get(lambda: json_answer(200, status())),
