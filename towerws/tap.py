@@ -17,7 +17,8 @@ from twisted.python import usage
 from towerws.amqp import quiet_pika
 from towerws.auth.chain import make_chain
 from towerws.config.exposure import exposure
-from towerws.config.load import OPTIONS, Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
+from towerws.config.load import Loaded, given, load_all, suggest_flag, usage_flags, usage_parameters
+from towerws.config.options import OPTIONS
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
 from towerws.handover.ports import VARIABLE, take_inheritance, tell_predecessor

@@ -44,8 +44,6 @@ from towerws.core.settings import (
 )
 from towerws.outgoing import read_pem, trust_root
 
-__all__ = ["OPTIONS", "Loaded", "Setting", "given", "load", "load_all", "suggest_flag", "usage_flags", "usage_parameters"]
-
 MAX_FILE_BYTES = 1024**2
 MAX_PASSWORD_FILE_BYTES = 64 * 1024
 SHOWN_CHARACTERS = 80
