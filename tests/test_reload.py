@@ -272,7 +272,7 @@ def test_a_reload_during_a_reload(daemon: Daemon) -> None:
 
 def test_no_reload_while_stopping(daemon: Daemon) -> None:
     """A daemon that stops reads no file."""
-    daemon.service._stopping = True
+    daemon.service.stopping = True
     assert daemon.reload("lissen = 1") == ["SIGHUP: nothing is reloaded: the daemon is stopping"]
     assert daemon.told == []
 

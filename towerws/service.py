@@ -50,7 +50,7 @@ from towerws.core.identity import Disconnection, Revocation
 from towerws.core.ingest import Ingest
 from towerws.core.publication import Outcome, Publication, Published
 from towerws.core.settings import BrokerSettings, LimitSettings, Settings
-from towerws.core.sources import SourceStatus
+from towerws.core.sources import SourceState, SourceStatus
 from towerws.core.topics import GroupTable
 from towerws.embedded import EmbeddedSource
 from towerws.handover.restart import Restarts
@@ -110,7 +110,7 @@ class TowerwsService(Service):
         self._ports: dict[str, IListeningPort] = {}
         self._certificates: dict[str, ReplaceableCertificate] = {}
         self.reloads = Reloads(time.time())
-        self._stopping = False
+        self.stopping = False  # whether the stop has begun
         self._finish: Callable[[], None] | None = None
         self._hurried = False
         self.log_observer: ILogObserver | None = None
@@ -233,7 +233,7 @@ class TowerwsService(Service):
 
     def stopService(self) -> Deferred[None]:
         """Fires with None once everything is closed, at the latest `STOP_GRACE_S` after the drain window."""
-        self._stopping = True
+        self.stopping = True
         self.restarts.stop()
         self.websockets.accept_throttle.detach()
         if self._every_second.running:
@@ -453,11 +453,6 @@ class TowerwsService(Service):
         return () if port is None else (port,)
 
     @property
-    def stopping(self) -> bool:
-        """Whether the stop has begun."""
-        return self._stopping
-
-    @property
     def drain_s(self) -> float:
         """Seconds over which a stop spreads the closing of connections."""
         return self._settings.websocket.drain_s
@@ -486,8 +481,8 @@ class TowerwsService(Service):
     def source_status(self) -> SourceStatus:
         """Return the source's state. While the daemon stops, it is not ready."""
         status = self.source.status()
-        if self._stopping:
-            return SourceStatus(type(status.state).STOPPED, "the daemon is stopping", status.details)
+        if self.stopping:
+            return SourceStatus(SourceState.STOPPED, "the daemon is stopping", status.details)
         if self.websockets.accept_throttle.holding:
             reason = f"no client is accepted before the broker has confirmed a marker, for at most {JOINABLE_S:g} s"
             return replace(status, reason=f"{status.reason}; {reason}" if status.reason else reason)
