@@ -17,7 +17,7 @@ def pair() -> Iterator[tuple[OpenSocket, socket.socket]]:
     """An open websocket, and the server's end of its connection."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield OpenSocket(ours, bytearray()), theirs
+        yield OpenSocket(ours, b""), theirs
 
 
 @each_row("size", [2, 125, 126, 65535, 65536])
@@ -43,6 +43,17 @@ def test_fragments_pings_and_silence() -> None:
         assert client.receive(0.01) is None
         server.sendall(b"\x02{}")
         assert client.receive(5) == {}
+
+
+def test_a_message_after_the_close() -> None:
+    """A close frame that came together with an answer is told after the answer, also if a message is sent between the two."""
+    with pair() as (client, server):
+        server.sendall(b"\x81\x02{}" + b"\x88\x02" + struct.pack("!H", 1008))
+        assert client.receive(5) == {}
+        client.send({"ping": 1})
+        with pytest.raises(Ended) as ended:
+            client.receive(5)
+    assert ended.value.code == 1008
 
 
 @each_row(

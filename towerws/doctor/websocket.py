@@ -7,13 +7,17 @@ import hashlib
 import json
 import secrets
 import socket
-import struct
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side, State
 
 from towerws import __version__
 from towerws.core.wire import SUBPROTOCOL
@@ -21,7 +25,6 @@ from towerws.doctor.network import STEP_S, Unreachable, connect, days_left, reas
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 16 * 1024**2
-_TEXT, _CLOSE, _PING, _PONG = 0x1, 0x8, 0x9, 0xA
 _MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
 
@@ -104,7 +107,7 @@ def handshake(url: SplitResult, headers: Mapping[str, str], ca: str = "") -> Han
         if status == 101:
             digest = hashlib.sha1(f"{key}{_MAGIC}".encode("ascii"), usedforsecurity=False).digest()
             answer.genuine = found.get("sec-websocket-accept") == base64.b64encode(digest).decode("ascii")
-            answer.socket = OpenSocket(connection, bytearray(body))
+            answer.socket = OpenSocket(connection, body)
         else:
             with connection:
                 answer.text = _rest(connection, body, found).decode("utf-8", "replace")
@@ -124,37 +127,38 @@ def _rest(connection: socket.socket, body: bytes, headers: Mapping[str, str]) ->
     return body
 
 
-@dataclass(slots=True)
 class OpenSocket:
-    """An open websocket. It answers pings."""
+    """An open websocket. It answers pings. `data` came together with the answer to the handshake."""
 
-    _connection: socket.socket
-    _data: bytearray
-    pings: int = 0
-    """Pings that the server sent."""
-    _parts: list[bytes] = field(default_factory=list)
+    def __init__(self, connection: socket.socket, data: bytes) -> None:
+        self.pings = 0
+        """Pings that the server sent."""
+        self._connection = connection
+        self._protocol = Protocol(Side.CLIENT, max_size=MAX_FRAME_BYTES)
+        self._protocol.receive_data(data)
+        self._frames: deque[Frame] = deque()
+        self._parts: list[bytes] = []
 
     def send(self, message: Mapping[str, object]) -> None:
-        """Send one JSON object. Raises `Ended`."""
-        self._write(_TEXT, json.dumps(message).encode("ascii"))
+        """Send one JSON object. Raises `Ended`. Once the server has closed, nothing is sent, and `receive` tells it."""
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_text(json.dumps(message).encode("ascii"))
+            self._write()
 
     def receive(self, within_s: float) -> dict[str, Any] | None:
         """Return the next JSON object, or None if none comes in time. Raises `Ended`."""
         until = time.monotonic() + within_s
-        while True:
-            frame = self._frame(until)
-            if frame is None:
-                return None
-            opcode, final, payload = frame
-            if opcode == _PING:
+        while (frame := self._frame(until)) is not None:
+            if frame.opcode is Opcode.PING:
                 self.pings += 1
-                self._write(_PONG, payload)
-            elif opcode == _CLOSE:
-                code = int.from_bytes(payload[:2], "big") if len(payload) >= 2 else None
+                self._write()
+            elif frame.opcode is Opcode.CLOSE:
+                payload = bytes(frame.data)
+                code = int.from_bytes(payload[:2], "big") if payload else None
                 raise Ended(f"closed with {code} {payload[2:].decode('utf-8', 'replace')!r}", code)
-            elif opcode != _PONG:
-                self._parts.append(payload)
-                if final:
+            elif frame.opcode is not Opcode.PONG:
+                self._parts.append(bytes(frame.data))
+                if frame.fin:
                     text, self._parts = b"".join(self._parts), []
                     try:
                         message = json.loads(text)
@@ -162,33 +166,32 @@ class OpenSocket:
                         continue  # an event that Python can't read
                     if isinstance(message, dict):
                         return message
+        return None
 
     def close(self) -> None:
         """Send a close frame, and close the connection."""
         with suppress(Ended):
-            self._write(_CLOSE, (1000).to_bytes(2, "big"))
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_close(1000)
+            self._write()
         self._connection.close()
 
-    def _write(self, opcode: int, payload: bytes) -> None:
-        mask = secrets.token_bytes(4)
-        size = len(payload)
-        head = struct.pack("!BB", 0x80 | opcode, 0x80 | size) if size < 126 else struct.pack("!BBH", 0x80 | opcode, 0x80 | 126, size)
+    def _write(self) -> None:
+        """Send what the protocol has to send: our messages, and answers."""
         try:
             self._connection.settimeout(STEP_S)
-            self._connection.sendall(head + mask + bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload)))
+            self._connection.sendall(b"".join(self._protocol.data_to_send()))
         except OSError as error:
             raise Ended(reason(error)) from None
 
-    def _frame(self, until: float) -> tuple[int, bool, bytes] | None:
-        """Return opcode, end and payload of the next frame, or None if it isn't complete in time."""
+    def _frame(self, until: float) -> Frame | None:
+        """Return the next frame, or None if it isn't complete in time."""
         while True:
-            size = _frame_size(self._data)
-            if size is not None and len(self._data) >= sum(size):
-                head, length = size
-                first = self._data[0]
-                payload = bytes(self._data[head : head + length])
-                del self._data[: head + length]
-                return first & 0x0F, bool(first & 0x80), payload
+            self._frames += (event for event in self._protocol.events_received() if isinstance(event, Frame))
+            if self._frames:
+                return self._frames.popleft()
+            if (error := self._protocol.parser_exc) is not None:
+                raise Ended(f"a frame of {error.size} bytes" if isinstance(error, PayloadTooBig) else str(error))
             left = until - time.monotonic()
             if left <= 0:
                 return None
@@ -197,22 +200,8 @@ class OpenSocket:
                 piece = self._connection.recv(65536)
             except TimeoutError:
                 return None
-            except OSError as error:
-                raise Ended(reason(error)) from None
+            except OSError as failure:
+                raise Ended(reason(failure)) from None
             if not piece:
                 raise Ended("the connection was closed without a close frame")
-            self._data += piece
-
-
-def _frame_size(data: bytearray) -> tuple[int, int] | None:
-    """Return the sizes of head and payload of the frame at the start, None until they are known. Servers don't mask."""
-    if len(data) < 2:
-        return None
-    short = data[1] & 0x7F
-    head = {126: 4, 127: 10}.get(short, 2)
-    if len(data) < head:
-        return None
-    length = short if head == 2 else int.from_bytes(data[2:head], "big")
-    if length > MAX_FRAME_BYTES:
-        raise Ended(f"a frame of {length} bytes")
-    return head, length
+            self._protocol.receive_data(piece)
