@@ -148,7 +148,11 @@ class AdminSite(EndpointSite):
 
         self.publishing = PublishEndpoint(publish, why_no_subscriber, later)
 
-        worker = {} if disconnect_here is None else {b"disconnect/here": post(lambda request: disconnect_own(request, disconnect_here))}
+        worker: dict[bytes, Endpoint] = {}
+        if disconnect_here is not None:
+            worker[b"disconnect/here"] = post(
+                lambda request: json_answer(202, {"disconnected": disconnect_here(revocation_of(body_of(request)))})
+            )
         super().__init__(
             {
                 **(console or {}),
@@ -162,7 +166,7 @@ class AdminSite(EndpointSite):
                 b"status": get(lambda: json_answer(200, status())),
                 b"metrics": get(figures.present),
                 b"publish": post(self.publishing.answer),
-                b"disconnect": post(lambda request: disconnect_clients(body_of(request), disconnect)),
+                b"disconnect": post(lambda request: disconnect(revocation_of(body_of(request))).addCallback(_report)),
                 b"restart": post(lambda request: restart_daemon(restart)),
                 b"probe": post(lambda request: probed_handshake(body_of(request), handshakes)),
             },
@@ -172,22 +176,12 @@ class AdminSite(EndpointSite):
         )
 
 
-def disconnect_clients(body: bytes, disconnect: Callable[[Revocation], Deferred[Disconnection]]) -> Deferred[Answer]:
-    """Close the connections that the body names. `disconnect` closes them and tells the other daemons."""
+def revocation_of(body: bytes) -> Revocation:
+    """Return what a body revokes. Raises `HttpError` 400."""
     try:
-        revocation = parse_revocation(body)
+        return parse_revocation(body)
     except ValueError as error:
         raise HttpError(400, str(error)) from None
-    return disconnect(revocation).addCallback(_report)
-
-
-def disconnect_own(request: Request, disconnect: Callable[[Revocation], int]) -> Answer:
-    """Close the connections of this process that the body names, and tell no other daemon."""
-    try:
-        revocation = parse_revocation(body_of(request))
-    except ValueError as error:
-        raise HttpError(400, str(error)) from None
-    return json_answer(202, {"disconnected": disconnect(revocation)})
 
 
 def restart_daemon(restart: Callable[[], Deferred[dict[str, object]]] | None) -> Deferred[Answer]:

@@ -40,9 +40,8 @@ from towerws.admin.console import CONSOLE_PATHS
 from towerws.admin.endpoint import Answer, Endpoint, EndpointSite, HttpError, body_of, check_browser, details_check, json_answer
 from towerws.admin.health import healthy, limited_site
 from towerws.admin.metrics import CONTENT_TYPE, RECENT_S
-from towerws.admin.site import ENVELOPE_BYTES, restart_daemon
+from towerws.admin.site import ENVELOPE_BYTES, restart_daemon, revocation_of
 from towerws.core.errors import TowerwsError
-from towerws.core.identity import parse_revocation
 from towerws.core.publication import Outcome
 from towerws.core.settings import Settings
 from towerws.core.sources import SourceState
@@ -302,10 +301,7 @@ class ParentPorts:
     async def _disconnect(self, request: Request) -> Answer:
         """End the connections on each worker. Then one of them tells the other daemons, and the workers once more."""
         body = body_of(request)
-        try:
-            parse_revocation(body)
-        except ValueError as error:
-            raise HttpError(400, str(error)) from None
+        revocation_of(body)  # refuses what no worker would take
         answers = await self._post_to_all(b"/disconnect/here", body)
         closed = sum(_count(_json(answer), "disconnected") for answer in answers.values())
         silent = [str(answer) for answer in answers.values() if isinstance(answer, NoAnswer) and answer.sent]
