@@ -19,6 +19,7 @@ import enum
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail
@@ -81,6 +82,12 @@ class _Call(Generic[T]):
         self.late = False
         self.sent_at = 0.0
 
+    def cancel_timer(self) -> None:
+        """Cancel the timer of the present state."""
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
+
 
 class TowerCalls:
     """Sends questions to the API. A question that can't be sent, or is not answered, fails with `Unavailable`."""
@@ -88,24 +95,11 @@ class TowerCalls:
     def __init__(self, settings: TowerSettings, fetcher: Fetcher, clock: Any, log: FoldedLog) -> None:
         self._fetcher = fetcher
         self._clock = clock
-        signing_in = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
-        objects = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
-        passwords = CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s)
+        signing_in, objects, passwords = (CircuitBreaker(settings.breaker_failures, settings.breaker_probe_s) for _ in range(3))
         self._objects = objects
-        self._session_pool = _Pool(
-            settings, fetcher, clock, log, ("tower.calls", "tower.calls_waiting"), settings.calls, settings.deadline_s, signing_in, objects
-        )
-        self._password_pool = _Pool(
-            settings,
-            fetcher,
-            clock,
-            log,
-            ("tower.password_calls", "tower.calls_waiting"),
-            settings.password_calls,
-            settings.password_deadline_s,
-            passwords,
-            passwords,
-        )
+        pool = partial(_Pool, settings, fetcher, clock, log)
+        self._session_pool = pool("tower.calls", settings.calls, settings.deadline_s, signing_in, objects)
+        self._password_pool = pool("tower.password_calls", settings.password_calls, settings.password_deadline_s, passwords, passwords)
         self._pauses: dict[Deferred[None], Any] = {}
         self._stopped = False
 
@@ -143,7 +137,7 @@ class TowerCalls:
 
 
 class _Pool:
-    """A bounded number of calls in flight, and queues for the rest."""
+    """A bounded number of calls in flight, and queues for the rest. `option` sets the number."""
 
     def __init__(
         self,
@@ -151,7 +145,7 @@ class _Pool:
         fetcher: Fetcher,
         clock: Any,
         log: FoldedLog,
-        options: tuple[str, str],
+        option: str,
         calls: int,
         deadline_s: float,
         breaker: CircuitBreaker,
@@ -161,7 +155,7 @@ class _Pool:
         self._fetcher = fetcher
         self._clock = clock
         self._log = log
-        self._options = options
+        self._option = option
         self._calls = calls
         self._background_calls = calls - int(calls * RESERVED)
         self._deadline_s = deadline_s
@@ -201,7 +195,7 @@ class _Pool:
             call.timer = self._clock.callLater(question.wait_s, self._expire_waiting, call)
             dropped = self._queue_of(call).push(call.owner, call)
             if dropped is not None:
-                self._turn_away(dropped, f"too many questions wait already ({self._options[1]})")
+                self._turn_away(dropped, "too many questions wait already (tower.calls_waiting)")
         return call.done
 
     def stop(self) -> None:
@@ -227,7 +221,7 @@ class _Pool:
     def _expire_waiting(self, call: _Call[Any]) -> None:
         call.timer = None  # as in `_expire`
         self._queue_of(call).remove(call.owner, call)
-        self._turn_away(call, f"all calls were in use for too long ({self._options[0]})")
+        self._turn_away(call, f"all calls were in use for too long ({self._option})")
 
     def _turn_away(self, call: _Call[Any], why: str) -> None:
         """End a call that was not sent. The log says why, since this is not the API's fault."""
@@ -236,9 +230,7 @@ class _Pool:
         self._end(call, Failure(Unavailable(f"the API could not be asked: {why}")))
 
     def _send(self, call: _Call[Any]) -> None:
-        timer, call.timer = call.timer, None
-        if timer is not None:
-            timer.cancel()
+        call.cancel_timer()
         if not self._breaker_of(call).admit(self._clock.seconds()):
             self._turn_away(call, "it failed repeatedly, and is asked rarely until it answers")
             return
@@ -285,9 +277,7 @@ class _Pool:
         call.request.cancel()
 
     def _end(self, call: _Call[Any], result: Any) -> None:
-        timer, call.timer = call.timer, None
-        if timer is not None:
-            timer.cancel()
+        call.cancel_timer()
         if call in self._in_flight:
             self._in_flight.discard(call)
             self._seconds.observe(self._clock.seconds() - call.sent_at)
