@@ -33,7 +33,7 @@ def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> I
     if not url.tls:
         return tcp
     try:
-        options = _tls(url.host, read_pem(settings.tls_ca) if settings.tls_ca else None)
+        options = _tls(url.host, read_bounded(settings.tls_ca) if settings.tls_ca else None)
     except ValueError as error:
         raise ValueError(f"tls_ca = {settings.tls_ca!r}: {error}") from None
     return wrapClientTLS(options, tcp)
@@ -49,16 +49,16 @@ def _tls(host: str, pem: bytes | None) -> Any:
     return ssl.optionsForClientTLS(host, trustRoot=None if pem is None else trust_root(pem))
 
 
-def read_pem(path: str) -> bytes:
-    """Return the bytes of a file with authorities. Raises `ValueError` with the reason, which doesn't repeat the path."""
+def read_bounded(path: str, most: int = MAX_FILE_BYTES) -> bytes:
+    """Return a file of at most `most` bytes. Raises `ValueError` with the reason, which doesn't repeat the path."""
     try:
         with Path(path).open("rb") as file:
-            pem = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ValueError(f"can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
-    if len(pem) > MAX_FILE_BYTES:
-        raise ValueError(f"must be at most {MAX_FILE_BYTES} bytes")
-    return pem
+    if len(content) > most:
+        raise ValueError(f"must be at most {most} bytes")
+    return content
 
 
 def trust_root(pem: bytes) -> Any:

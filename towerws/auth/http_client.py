@@ -38,7 +38,7 @@ from twisted.web.http_headers import Headers
 
 from towerws.auth.base import drop_frames
 from towerws.core.errors import ConfigError
-from towerws.outgoing import read_pem, release, trust_root
+from towerws.outgoing import read_bounded, release, trust_root
 
 _is_printable = re.compile(r"[!-~]+").fullmatch
 
@@ -69,7 +69,7 @@ def make_agent(reactor: Any, pool: Any, trust: Any = None, connect_s: float | No
 def read_authorities(option: str, path: str) -> Any:
     """Read the certificate authorities in a PEM file. `ConfigError`, with the option's name, if the file can't be used."""
     try:
-        return trust_root(read_pem(path))
+        return trust_root(read_bounded(path))
     except ValueError as error:
         raise ConfigError(f"{option} = {path!r}: {error}") from None
 

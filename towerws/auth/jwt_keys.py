@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,6 +18,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from towerws.auth.jwt_token import Token
 from towerws.core.errors import ConfigError
+from towerws.outgoing import read_bounded
 
 _HASH_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 """A secret must not be shorter than the hash (RFC 7518 section 3.2)."""
@@ -164,10 +164,6 @@ def _fits(material: Any, algorithm: str) -> bool:
 
 def _read(key: str, path: str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key} = {path!r}: can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{key} = {path!r}: must be at most {MAX_FILE_BYTES} bytes")
-    return raw
+        return read_bounded(path, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise ConfigError(f"{key} = {path!r}: {error}") from None

@@ -42,7 +42,7 @@ from towerws.core.settings import (
     TowerSettings,
     WebSocketSettings,
 )
-from towerws.outgoing import read_pem, trust_root
+from towerws.outgoing import read_bounded, trust_root
 
 MAX_FILE_BYTES = 1024**2
 MAX_PASSWORD_FILE_BYTES = 64 * 1024
@@ -304,7 +304,7 @@ def _check_tls_ca(setting: Setting) -> None:
     if not setting.value:
         return
     try:
-        trust_root(read_pem(str(setting.value)))
+        trust_root(read_bounded(str(setting.value)))
     except ValueError as error:
         raise ConfigError(f"{setting.origin} = {shown(setting.value)}: {error}") from None
 
