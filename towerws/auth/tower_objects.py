@@ -19,6 +19,7 @@ from towerws.auth.tower_api import Me
 from towerws.auth.tower_credentials import ApiCredential, Caller
 from towerws.auth.tower_limits import SingleFlight, TtlCache
 from towerws.core.settings import TowerSettings
+from towerws.core.wire import UNAVAILABLE
 
 AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -47,7 +48,6 @@ TELL_S: Final = 1.0
 FAILED_S: Final = 300.0
 """How long we remember that an object could not be asked about. The next check asks about it last, so that it delays no other."""
 
-_UNAVAILABLE: Final = "unavailable"
 _ENDED: Final = "the credential has ended"
 _NOT_VISIBLE: Final = "not visible to this user"
 
@@ -177,7 +177,7 @@ class VisibleObjects:
                     refuse(topic, _ENDED)  # the rest would be refused in the same way
                     continue
                 if unanswered >= MAX_UNANSWERED:
-                    refuse(topic, _UNAVAILABLE)
+                    refuse(topic, UNAVAILABLE)
                     continue
                 try:
                     if not await self._visible_by(until, user, topic, path):
@@ -190,7 +190,7 @@ class VisibleObjects:
                 except Unavailable as error:
                     drop_frames(error)
                     unanswered += 1
-                    refuse(topic, _UNAVAILABLE)
+                    refuse(topic, UNAVAILABLE)
                     self._failed.put((user.key, topic), answer=True, now=self._clock.seconds())
 
         fault: Failure | None = None

@@ -31,7 +31,7 @@ from towerws.client.subscription import Handler, Owner, Subscription
 from towerws.client.tokens import NoToken, Tokens
 from towerws.client.topics import Topics
 from towerws.core.errors import CloseReason
-from towerws.core.wire import SUBPROTOCOL
+from towerws.core.wire import SUBPROTOCOL, UNAVAILABLE
 
 STABLE_S = 2.0
 """A connection that lasted this long starts the backoff again."""
@@ -90,7 +90,7 @@ class Client:
         self._state: Literal["connecting", "open", "waiting", "closed"] = "connecting"
         self._stopped_by: ClientError | None = None
         self._user: int | str | None = None
-        self._topics = Topics(send=self._send, report=self._report, xrftoken=options.xrftoken or _nothing)
+        self._topics = Topics(send=self._send, report=self._report, xrftoken=options.xrftoken or (lambda: None))
         self._subscriptions: dict[Queue, Subscription] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._settling = False
@@ -471,7 +471,7 @@ class Client:
             self._arm("answer")
         if self._topics.waits_for_unavailable() and "ask" not in self._timers:
             again_s = random.uniform(*ASK_AGAIN_S)  # noqa: S311 - only spreads the questions
-            self._arm("ask", again_s, lambda: self._topics.ask_again("unavailable"))
+            self._arm("ask", again_s, lambda: self._topics.ask_again(UNAVAILABLE))
 
     def _error(self, frame: dict[str, Any]) -> None:
         code, text = frame["code"], frame["message"]
@@ -563,7 +563,3 @@ async def _close(connection: ClientConnection) -> None:
             await connection.close()
     except TimeoutError:
         connection.transport.abort()
-
-
-def _nothing() -> None:
-    return None

@@ -154,7 +154,7 @@ class Queue:
     def __init__(self, topics: tuple[str, ...], limit_bytes: int, *, since: str | None = None) -> None:
         self.topics = topics
         self.since = since
-        self.wake: Callable[[], None] = _nothing
+        self.wake: Callable[[], None] = lambda: None
         self.waiting: deque[Waiting] = deque()
         self.bytes = 0
         self.busy = False
@@ -209,7 +209,3 @@ class Queue:
         """Forget what waits."""
         self.waiting.clear()
         self.bytes = 0
-
-
-def _nothing() -> None:
-    """No one waits yet."""
