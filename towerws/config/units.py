@@ -6,7 +6,6 @@ repeats the value, so the caller decides what to show of it.
 
 from __future__ import annotations
 
-import math
 import re
 
 from towerws.core.settings import GIB, KIB, MIB
@@ -46,15 +45,12 @@ def format_size(size: int) -> str:
 
 def read_duration(value: object) -> int | float:
     """Seconds from `120`, `1.5`, `120s`, `2m`, `1h`, `500ms` or a number; whole ones as an integer."""
-    seconds: float | None = None
     if isinstance(value, str) and (match := _is_duration(value)):
         # Rounded to the nanosecond, so that "300ms" doesn't become 0.30000000000000004.
-        seconds = round(float(match[1]) * _DURATION_UNITS[match[2]], 9)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9:
-        seconds = float(value)
-    if seconds is None or not math.isfinite(seconds):
-        raise ValueError("a duration is a number of seconds, or one followed by ms, s, m or h (500ms, 2m)")
-    return _whole_as_int(seconds)
+        return _whole_as_int(round(float(match[1]) * _DURATION_UNITS[match[2]], 9))
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9:
+        return _whole_as_int(float(value))
+    raise ValueError("a duration is a number of seconds, or one followed by ms, s, m or h (500ms, 2m)")
 
 
 def read_whole_seconds(value: object) -> int:
