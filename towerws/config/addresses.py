@@ -83,8 +83,6 @@ class Address:
 def parse_address(text: str) -> Address:
     """Parse an endpoint string. Raises `ValueError` with the broken rule."""
     kind, words, keywords = _split(text)
-    if kind == "haproxy":
-        kind, words = (words[0] if words else ""), words[1:]
     if kind not in _POSITIONAL:
         raise ValueError(_unknown_kind(kind))
     if len(words) > len(_POSITIONAL[kind]):
@@ -114,8 +112,6 @@ def parse_address(text: str) -> Address:
 def certificate_path(text: str) -> str:
     """Return the file (`ssl:`) or the folder (`tls:`) that holds an endpoint's certificates. Empty: it has none."""
     kind, words, keywords = _split(text)
-    if kind == "haproxy":
-        kind, words = (words[0] if words else ""), words[1:]
     if kind == "ssl":
         return keywords.get("certKey") or keywords.get("privateKey", "server.pem")
     return (words[0] if words else keywords.get("path", "")) if kind == "tls" else ""
@@ -145,7 +141,10 @@ def _systemd(text: str, arguments: dict[str, str]) -> Address:
 
 
 def _split(text: str) -> tuple[str, list[str], dict[str, str]]:
-    r"""Split by Twisted's grammar: `:` separates parts, `=` separates name and value, `\` escapes the next character."""
+    r"""Split by Twisted's grammar: `:` separates parts, `=` separates name and value, `\` escapes the next character.
+
+    Returns the kind of the endpoint without `haproxy:` before it, its other words, and its names with their values.
+    """
     parts: list[list[str]] = [[""]]
     characters = iter(text)
     for character in characters:
@@ -160,6 +159,8 @@ def _split(text: str) -> tuple[str, list[str], dict[str, str]]:
         else:
             parts[-1][-1] += character
     words = [part[0] for part in parts if len(part) == 1]
+    if words[:1] == ["haproxy"]:
+        del words[0]
     return words[0] if words else "", words[1:], {part[0]: part[1] for part in parts if len(part) == 2}
 
 
