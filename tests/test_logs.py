@@ -8,7 +8,7 @@ from typing import Any
 from twisted.logger import LogLevel
 
 from tests.auth.tower_kit import logged
-from towerws.logs import _Forwarder, as_journal, as_json, as_text, make_observer
+from towerws.logs import LevelFilter, _Forwarder, as_journal, as_json, as_text, make_observer
 
 TEXTS: list[tuple[str, object, str]] = [
     # name, the text of a server or a library, what the log has
@@ -57,7 +57,7 @@ def test_a_worker_names_itself() -> None:
     """A JSON line of one of several workers has its number. Other lines have no such key."""
     lines: list[bytes] = []
     for worker in (2, 0):
-        make_observer("json", "info", Lines(lines), journal=False, worker=worker)(event(text="x"))
+        make_observer("json", LevelFilter("info"), Lines(lines), journal=False, worker=worker)(event(text="x"))
     assert [json.loads(line).get("worker") for line in lines] == [2, None]
     assert b"worker" not in lines[1]
 

@@ -165,15 +165,14 @@ class LevelFilter(LogLevelFilterPredicate):
         self.setLogLevelForNamespace("", LogLevel.levelWithName(level))
 
 
-def make_observer(log_format: str, level: str | LevelFilter, output: Output, *, journal: bool, worker: int = 0) -> ILogObserver:
-    """Make an observer that writes events of at least `level` to `output`. `auto` means journal lines if `journal`, else text.
+def make_observer(log_format: str, level: LevelFilter, output: Output, *, journal: bool, worker: int = 0) -> ILogObserver:
+    """Make an observer that writes events that `level` lets through to `output`. `auto` means journal lines if `journal`, else text.
 
     `worker` is this process's number among several workers, 0 if it is none.
     """
     formats: dict[str, _Format] = {"json": partial(as_json, worker=worker), "text": as_text}
     make = formats.get(log_format, as_journal if journal else as_text)
-    predicate = level if isinstance(level, LevelFilter) else LevelFilter(level)
-    observer: ILogObserver = FilteringLogObserver(_Writer(output, make), [predicate])
+    observer: ILogObserver = FilteringLogObserver(_Writer(output, make), [level])
     return observer
 
 
