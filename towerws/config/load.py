@@ -7,7 +7,7 @@ set, the value (shortened, never a password), and the rule.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -173,9 +173,9 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str], *, nam
     by_key = {option.key: _setting(option, flags, variables, keys, file) for option in OPTIONS}
     settings = _build(by_key, groups, named_files=named_files)
     check_rules(settings, by_key)
-    for key in ("listen", "admin", "monitor"):
-        if by_key[key].value and named_files:
-            _try_certificates(by_key[key])
+    for key in ("listen", "admin", "monitor") if named_files else ():
+        if (text := str(by_key[key].value)) and parse_address(text).kind == "ssl":
+            _check_file(by_key[key], read_certificate)
     return Loaded(settings, by_key, file)
 
 
@@ -261,8 +261,8 @@ def _build(by_key: Mapping[str, Setting], groups: dict[str, GroupSettings], *, n
     key_file = by_key["position_key_file"]
     key = _secret_line(key_file, "key") if key_file.value and named_files else None
     top["broker"] = BrokerSettings(**part(BrokerSettings), urls=urls, refill_s=history.max_age_s, position_key=key) if urls else None
-    if named_files:
-        _check_tls_ca(by_key["tls_ca"])
+    if named_files and by_key["tls_ca"].value:
+        _check_file(by_key["tls_ca"], lambda path: trust_root(read_bounded(path)))
     return Settings(
         **top,
         access=AccessSettings(**part(AccessSettings)),
@@ -300,21 +300,10 @@ def _secret_line(setting: Setting, what: str) -> Secret:
     return Secret(secret)
 
 
-def _check_tls_ca(setting: Setting) -> None:
-    if not setting.value:
-        return
+def _check_file(setting: Setting, read: Callable[[str], object]) -> None:
+    """Read the file that a setting names, to find out whether it can be used. `read` raises `ValueError` with the reason."""
     try:
-        trust_root(read_bounded(str(setting.value)))
-    except ValueError as error:
-        raise ConfigError(f"{setting.origin} = {shown(setting.value)}: {error}") from None
-
-
-def _try_certificates(setting: Setting) -> None:
-    """Check the certificate and key of an `ssl:` endpoint."""
-    if parse_address(str(setting.value)).kind != "ssl":
-        return
-    try:
-        read_certificate(str(setting.value))
+        read(str(setting.value))
     except ValueError as error:
         raise ConfigError(f"{setting.origin} = {shown(setting.value)}: {error}") from None
 
