@@ -44,7 +44,7 @@ class AdminPort:
     def why_not_asked(self) -> str | None:
         """Why the doctor can't connect to an address of this kind, or None."""
         address = self.address
-        if address.kind == "unix" or (address.text.startswith("tcp") and address.port):
+        if address.text.startswith("unix:") or (address.text.startswith("tcp") and address.port):
             return None
         return f"the doctor can't connect to {address.text}: it asks tcp: and unix: addresses only"
 
