@@ -19,7 +19,7 @@ import click
 
 from towerws.commands.config import config_options, load_or_exit
 from towerws.commands.publisher import admin_connection
-from towerws.commands.terminal import Command, complain, print_out
+from towerws.commands.terminal import Command, bad_parameter, complain, print_out
 from towerws.config.addresses import Address, parse_address
 from towerws.core.errors import printable
 from towerws.workers.worker import worker_count
@@ -60,10 +60,8 @@ def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoRetur
       2  the command line is wrong, the topic included
       3  the client does not get the events, or that can't be known
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    try:
+    with bad_parameter("--admin"):
         connection = admin_connection(admin)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--admin") from None
     connection.timeout = TIMEOUT_S
     status, answer = _ask(connection, admin, "/console/explain?" + urlencode({"user": user, "topic": topic}))
     if status == 400:

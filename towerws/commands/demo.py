@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import click
 
 from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
-from towerws.commands.terminal import Command, StatusLine, interrupted_by
+from towerws.commands.terminal import Command, StatusLine, bad_parameter, interrupted_by
 from towerws.config.addresses import parse_broker_url, split_urls
 from towerws.core.errors import BrokerError
 from towerws.core.settings import BrokerSettings
@@ -63,10 +63,8 @@ def demo_command(
       2  the command line is wrong
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     status = StatusLine(sys.stderr)
-    try:
+    with bad_parameter("--rate"):
         sequence = events(random.randrange(2**32) if seed is None else seed, datetime.now(UTC), rate)  # noqa: S311 - protects nothing
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--rate") from None
     publisher = _publisher(broker, admin, exchange, status)
     published = 0
     try:
@@ -97,11 +95,7 @@ def _publisher(broker: str | None, admin: str | None, exchange: str, status: Sta
     if broker is not None and admin is not None:
         raise click.UsageError("--broker and --admin are two ways to publish: give one of them")
     if broker is None:
-        try:
+        with bad_parameter("--admin"):
             return AdminPublisher(admin or ADMIN_URL, status.say)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--admin") from None
-    try:
+    with bad_parameter("--broker"):
         return AmqpPublisher([parse_broker_url(url) for url in split_urls(broker)], exchange, status.say)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--broker") from None

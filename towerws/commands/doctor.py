@@ -13,7 +13,7 @@ import click
 
 from towerws.commands.config import config_options, load_or_exit
 from towerws.commands.tail import read_token
-from towerws.commands.terminal import Command, StatusLine, print_out
+from towerws.commands.terminal import Command, StatusLine, bad_parameter, print_out
 from towerws.config.load import Loaded
 from towerws.core.topics import parse_routing_key
 from towerws.doctor.api import check_key_set, check_tower
@@ -87,15 +87,11 @@ def doctor_command(
     public = None
     credential = read_token(token)
     if url is not None:
-        try:
+        with bad_parameter("--url"):
             public = PublicUrl(read_url(url), url_ca, credential, idle)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--url") from None
     if topic is not None:
-        try:
+        with bad_parameter("--topic"):
             parse_routing_key(topic)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--topic") from None
     loaded = load_or_exit(values)
     if credential is not None and loaded.settings.tower is None and public is None:
         raise click.BadParameter("neither auth = tower nor --url needs a token", param_hint="--token")

@@ -15,7 +15,7 @@ from typing import BinaryIO, NoReturn
 import click
 
 from towerws.commands.publisher import MESSAGE_ID_BYTES, AdminPublisher, AmqpPublisher, GaveUp, NoQueue, Publisher
-from towerws.commands.terminal import Command, StatusLine, interrupted_by
+from towerws.commands.terminal import Command, StatusLine, bad_parameter, interrupted_by
 from towerws.config.load import Loaded, load_all
 from towerws.core.errors import BadDelivery, BrokerError, ConfigError
 from towerws.core.payload import check_payload
@@ -200,23 +200,19 @@ def _what(words: tuple[str, ...], group: str | None, event: str | None) -> tuple
         name, source = f"{group}.{event}", words[0]
     if source == "-" and sys.stdin is None:
         raise click.BadParameter("standard input is closed", param_hint="-")
-    try:
+    with bad_parameter("TOPIC"):
         return parse_routing_key(name), source
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="TOPIC") from None
 
 
 def _check_id(message_id: str, source: str, *, admin: bool) -> None:
     """Raise `click.BadParameter` for an id that the destination would refuse. The daemon's rule is stricter than AMQP's."""
     if source == "-":
         raise click.BadParameter("an id names one event, and - publishes one for each line", param_hint="--message-id")
-    try:
+    with bad_parameter("--message-id"):
         if admin:
             check_message_id("an id", message_id)
         elif not (_is_utf8(message_id) and 1 <= len(message_id.encode()) <= MESSAGE_ID_BYTES):
             raise ValueError(f"an id must be 1 to {MESSAGE_ID_BYTES} bytes of UTF-8")
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--message-id") from None
 
 
 def _is_utf8(text: str) -> bool:
@@ -240,10 +236,8 @@ def _configuration(config: str | None, broker: str | None, exchange: str | None,
 def _publisher(loaded: Loaded, admin: str | None, status: StatusLine, *, mandatory: bool, timeout: float) -> Publisher:
     broker = loaded.settings.broker
     if admin is not None:
-        try:
+        with bad_parameter("--admin"):
             return AdminPublisher(admin, status.say, patience_s=timeout)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--admin") from None
     if broker is None:
         raise click.UsageError("where to? Give --broker URL, --admin URL, --config FILE, or set TOWERWS_BROKER")
     return AmqpPublisher(

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from towerws.commands.terminal import Command, StatusLine, drop_output
+from towerws.commands.terminal import Command, StatusLine, bad_parameter, drop_output
 from towerws.core.topics import parse_routing_key
 from towerws.tail.session import DEFAULT_TOPICS, Tail, TailOptions
 
@@ -50,15 +50,11 @@ def tail_command(topics: tuple[str, ...], url: str, follow: bool | None, raw: bo
       2  the command line is wrong
       3  access refused: the token, or every topic
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    try:
+    with bad_parameter("--url"):
         _check_url(url)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--url") from None
     for topic in topics:
-        try:
+        with bad_parameter("TOPIC"):
             parse_routing_key(topic)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="TOPIC") from None
     options = TailOptions(
         url=url,
         topics=topics or DEFAULT_TOPICS,

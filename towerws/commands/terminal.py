@@ -1,4 +1,4 @@
-"""What a command in a terminal needs: its output, messages for a person on standard error, and an end on Ctrl-C."""
+"""What a command in a terminal needs: output, messages on standard error, errors about parameters, and an end on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -54,6 +54,15 @@ def drop_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+@contextmanager
+def bad_parameter(name: str) -> Iterator[None]:
+    """Turn a `ValueError` of the block into click's error about the parameter of this name: one line, and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=name) from None
 
 
 @contextmanager
