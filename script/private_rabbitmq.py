@@ -317,10 +317,11 @@ class PrivateRabbit:
         source = f'rabbit_misc:r(<<"{vhost}">>, exchange, <<"{exchange}">>)'
         return self._names(f"[element(4, Binding) || Binding <- rabbit_binding:list_for_source({source})]")
 
-    def connection_states(self) -> list[str]:
-        """What each connection does, `running` or `blocked` for example."""
-        states = self.eval("[State || [{state, State}] <- rabbit_networking:connection_info_all([state])]")
-        return re.findall(r"\w+", states)
+    def blocked(self) -> set[str]:
+        """The connections that published in an alarm, by the ids of their processes."""
+        return set(
+            re.findall(r"<.+?>", self.eval("[Id || [{pid, Id}, {state, blocked}] <- rabbit_networking:connection_info_all([pid, state])]"))
+        )
 
     def limit_memory(self, fraction: str) -> None:
         """Set the memory alarm's threshold. `0.000001` of the machine's memory causes the alarm, `0.4` (the default) ends it."""
