@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-TIMES = 1_000
+TIMES = 400
 """How often a path runs. What it leaves each time is left once per run: more runs would find nothing more."""
 
 WARM_UP = 20

@@ -202,7 +202,7 @@ def check(path: Path_, times: int) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", [pings, subscriptions, batches, resumes, connections, refused])
 def test_what_repeats_most(path: Make) -> None:
-    """Each path, ten thousand times."""
+    """Each path that most messages take."""
     with edges() as make:
         check(path(make), TIMES)
 
@@ -441,7 +441,7 @@ ENDED = ["close", "until-close", "chunked-close", "cut", "cut-chunk", "hangup", 
 @pytest.mark.parametrize("kind", KEPT)
 @run
 async def test_answers_over_a_kept_connection(tmp_path: Path, kind: str, tls: bool) -> None:
-    """Ten thousand of the Tower API's usual answers leave nothing."""
+    """The Tower API's usual answers leave nothing."""
     files = certificate(tmp_path) if tls else None
     with plain_http(files) as port:
         fetcher = HttpFetcher(reactor, 1, str(files[0]) if files else "")
