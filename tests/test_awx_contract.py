@@ -1,6 +1,6 @@
 """What AWX's clients rely on, row by row and end to end: an opening from nginx, the Tower API over HTTP, and the answer.
 
-The API is `tests/kit/fake_tower.py`. Each test names the contract rows that it proves. `auth/test_tower_contract.py` has 3.1 to 3.3.
+The API is `tests/kit/fake_tower.py`. Each test names the contract rows that it proves. `integration/test_tower_contract.py` has 3.1 to 3.3.
 """
 
 from __future__ import annotations
