@@ -16,6 +16,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+TESTS = Path(__file__).parent
+INTEGRATION = TESTS / "integration"
+
 LONGEST_FILES = (
     *("revocation_daemon", "js_client", "private_cluster", "benchmark_scenarios", "console", "live_page", "workers", "producer"),
     *("amqp_broker", "end_to_end", "start_and_stop", "breaks", "handover", "js_shared", "cycles", "private_rabbitmq"),
@@ -25,10 +28,23 @@ LONGEST_FILES = (
 Processes that share the files begin with them, so that none of them is left alone with a long file at the end.
 """
 
-INTEGRATION = Path(__file__).parent / "integration"
-RANKS = {INTEGRATION / f"test_{name}.py": rank for rank, name in enumerate(LONGEST_FILES)}
+LONGEST_UNIT_FILES = (
+    "test_fuzz.py",
+    "websocket/test_revocation_in_time.py",
+    "tail/test_session.py",
+    "test_promises.py",
+    "demo/test_events.py",
+)
+"""The same for files that start no processes: they take some seconds."""
+
+RANKS = {
+    path: rank
+    for rank, path in enumerate(
+        [*(INTEGRATION / f"test_{name}.py" for name in LONGEST_FILES), *(TESTS / name for name in LONGEST_UNIT_FILES)],
+    )
+}
 if missing := [path.name for path in RANKS if not path.exists()]:
-    raise FileNotFoundError(f"LONGEST_FILES names files that do not exist: {', '.join(missing)}")
+    raise FileNotFoundError(f"no such test files: {', '.join(missing)}")
 
 # A deadline per example would measure the machine: CI's two cores are shared. pytest-timeout catches tests that hang.
 # CI runs the same generated inputs each time, so that a failure is caused by the change. Other runs look for new inputs.
@@ -61,8 +77,8 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, then the others that start processes."""
-    items.sort(key=lambda item: RANKS.get(item.path, len(RANKS) + (item.path.parent != INTEGRATION)))
+    """Put those first that start processes, and of these and of the others the longest files first."""
+    items.sort(key=lambda item: (item.path.parent != INTEGRATION, RANKS.get(item.path, len(RANKS))))
 
 
 def pytest_collection_finish() -> None:

@@ -304,6 +304,7 @@ def test_a_job_behind_others_that_the_api_cannot_show(make: Edges, broken: int, 
     rest(edge)
 
 
+@pytest.mark.parametrize("late", ["as late as can be"], indirect=True)
 @pytest.mark.usefixtures("late")
 @each_row("taken_at", [20, 55], make=edges)
 def test_a_job_among_a_thousand_on_forty_connections(make: Edges, taken_at: int) -> None:
