@@ -325,6 +325,27 @@ class TestStreamStart:
         assert consume_starts(rig.broker) == ["130s", "10s", "10s"]
         assert rig.sink.named("restart") == []
 
+    def test_a_late_confirm_is_the_confirm_of_its_own_marker(self) -> None:
+        """A client that subscribes before the next marker reached the broker would miss events before that one."""
+        rig = SourceRig()
+        rig.stream.write(b"0")
+        rig.stream.silent.add("10s")
+
+        def only_write(_: Peer, publication: Publication) -> None:
+            rig.stream.write(publication.body, publication.method.routing_key)
+
+        rig.side.confirm = only_write
+        rig.start()
+        rig.advance(1)
+        early, first, second = rig.side.markers
+        for marker in (early, first):
+            ack(rig.side.peer, marker)
+        rig.settle()
+        assert rig.sink.confirmed_markers == [early.properties.message_id, first.properties.message_id]
+        ack(rig.side.peer, second)
+        rig.settle()
+        assert rig.sink.confirmed_markers[2:] == [second.properties.message_id]
+
     def test_an_alarm_that_ends_during_the_refill(self) -> None:
         """A marker that could not be published at first is published later, and then history is complete."""
         rig = SourceRig(silence_s=1000)

@@ -32,6 +32,7 @@ class RecordingSink:
         self.batches = 0
         self.published: list[PublishedAt | None] = []
         """When the first message of each batch was published."""
+        self.confirmed_markers: list[str] = []
         self.marker_follows: list[bool] = []
         """For each hole: whether a marker will tell of it again."""
         self.broken = self.broken_batches = False
@@ -124,7 +125,8 @@ class RecordingSink:
         """No client waits here."""
 
     def marker_confirmed(self, text: str) -> None:
-        """No client waits here."""
+        """Keep the text."""
+        self.confirmed_markers.append(text)
 
     @property
     def offsets(self) -> list[int]:

@@ -278,14 +278,12 @@ class BindingWatch:
         self._schedule(INTERVAL_S)
         self._direct = ""
         self._sent_at = self._reactor.seconds()
-        text = ""
 
-        def sent(name: str) -> None:
-            nonlocal text
-            text = self._text = name
-            watched.marker_sent(name)
+        def sent(text: str) -> None:
+            self._text = text
+            watched.marker_sent(text)
 
-        self._markers.send_through_exchange(lambda error: self._answered(text, error), sent)
+        self._markers.send_through_exchange(self._answered, sent)
 
     def _answered(self, text: str, error: BrokerError | None) -> None:
         if self._watched is None:
@@ -322,19 +320,19 @@ class BindingWatch:
             return
         self._schedule(INTERVAL_S)
 
-        def sent(name: str) -> None:
-            self._direct = name
-            watched.marker_sent(name)
+        def sent(text: str) -> None:
+            self._direct = text
+            watched.marker_sent(text)
 
         self._markers.send_direct(watched.marker_key, self._answered_directly, sent)
 
-    def _answered_directly(self, error: BrokerError | None) -> None:
+    def _answered_directly(self, text: str, error: BrokerError | None) -> None:
         watched = self._watched
         if error is not None:
             self._problem = str(error)
             self._schedule(RETRY_S)
-        elif watched is not None and self._direct:
-            text, read = self._direct, watched.deliveries
+        elif watched is not None and text == self._direct:
+            read = watched.deliveries
             self._timer.set(STALLED_S, lambda: self._check_stall(text, read))
 
     def _check_stall(self, text: str, read: int) -> None:
@@ -383,11 +381,11 @@ class BindingWatch:
             return
         self._schedule(RETRY_S)
 
-        def sent(name: str) -> None:
-            self._last_before = name
-            watched.marker_sent(name)
+        def sent(text: str) -> None:
+            self._last_before = text
+            watched.marker_sent(text)
 
-        def answered(error: BrokerError | None) -> None:
+        def answered(_text: str, error: BrokerError | None) -> None:
             if error is not None and self._unbound is not None and self._watched is watched:
                 self._rebind()
 

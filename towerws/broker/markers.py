@@ -38,8 +38,8 @@ MARKER_RETRY_S: Final = 1.0
 ASK_EVERY_S: Final = 0.1
 """At most one marker in this time is published for clients that wait for a position, however many they are."""
 
-MarkerAnswered = Callable[[BrokerError | None], None]
-"""Called with the broker's answer to a marker: None if a queue has it, else why not."""
+MarkerAnswered = Callable[[str, BrokerError | None], None]
+"""Called with a marker's text and the broker's answer to it: None if a queue has it, else why not. Another marker may be sent meanwhile."""
 
 
 def this_machine() -> str:
@@ -97,26 +97,27 @@ class MarkerPublisher:
         """When a marker that has a number was published, in monotonic seconds."""
         return self._sent[marker.text][1]
 
-    def send_through_exchange(self, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> str:
-        """Publish a marker that proves the binding, and return its text. `sent` is called with the text before anything else happens."""
-        return self._send(self._exchange, MARKER_TOPIC, self.hole, done, sent)
+    def send_through_exchange(self, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> None:
+        """Publish a marker that proves the binding. `sent` is called with its text before anything else happens."""
+        self._send(self._exchange, MARKER_TOPIC, self.hole, done, sent)
 
-    def send_direct(self, key: str, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> str:
-        """Publish a marker straight to the stream or queue `key`, and return its text. If that is refused, it goes through the exchange."""
+    def send_direct(self, key: str, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> None:
+        """Publish a marker straight to the stream or queue `key`. If that is refused, another one goes through the exchange."""
         refused_at = self._direct_refused_at
         if refused_at is not None and self._reactor.seconds() - refused_at < REFUSAL_S:
-            return self.send_through_exchange(done, sent)
+            self.send_through_exchange(done, sent)
+            return
 
-        def answered(error: BrokerError | None) -> None:
+        def answered(text: str, error: BrokerError | None) -> None:
             if isinstance(error, PublishRefused) and error.code == 403:
                 self._direct_refused_at = self._reactor.seconds()
                 self.send_through_exchange(done, sent)
             else:
-                done(error)
+                done(text, error)
 
-        return self._send("", key, None, answered, sent)
+        self._send("", key, None, answered, sent)
 
-    def _send(self, exchange: str, routing_key: str, hole: int | None, done: MarkerAnswered, sent: Callable[[str], None]) -> str:
+    def _send(self, exchange: str, routing_key: str, hole: int | None, done: MarkerAnswered, sent: Callable[[str], None]) -> None:
         marker = Marker(secrets.token_hex(16), self._daemon, hole, self.machine, self._previous_s if self.machine else None)
         self.count += 1
         self._sent[marker.text] = self.count, self._reactor.seconds()
@@ -124,12 +125,12 @@ class MarkerPublisher:
             self._sent.popitem(last=False)
         sent(marker.text)
         published = self._publisher.publish(exchange, routing_key, marker.body, marker.text)
-        published.addCallbacks(partial(self._confirmed, done, int(self.uptime())), partial(_failed, done))
-        return marker.text
+        answered = partial(done, marker.text)
+        published.addCallbacks(partial(self._confirmed, answered, int(self.uptime())), partial(_failed, answered))
 
-    def _confirmed(self, done: MarkerAnswered, sent_s: int, _: object) -> None:
+    def _confirmed(self, answered: Callable[[None], None], sent_s: int, _: object) -> None:
         self._previous_s = sent_s
-        done(None)
+        answered(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +141,18 @@ class Proof:
     sent_at: float
 
 
-def _ignored(_: BrokerError | None) -> None:
+def _ignored(_text: str, _error: BrokerError | None) -> None:
     """The answer to a marker of a reader that is closed."""
 
 
 class ProofMarkers:
-    """Publishes markers straight to `stream` until one shows how far the log reaches. They are newer than the reader's consumer.
-
-    `answered` gets None when the broker has the marker `sending`, or why it was not published.
-    """
+    """Publishes markers straight to `stream` until one shows how far the log reaches. They are newer than the reader's consumer."""
 
     def __init__(
         self, markers: MarkerPublisher, stream: str, sink: Sink, reactor: interfaces.IReactorTime, answered: MarkerAnswered
     ) -> None:
         self.newest: Proof | None = None
         """The newest of these markers that was read."""
-        self.sending = ""
-        """The text of the marker that was sent last."""
         self._markers = markers
         self._stream = stream
         self._sink = sink
@@ -175,7 +171,7 @@ class ProofMarkers:
 
     def send(self) -> None:
         """Publish a marker now."""
-        self._markers.send_direct(self._stream, self._answered, self._sent)
+        self._markers.send_direct(self._stream, self._answered, self._sink.marker_sent)
 
     def send_after(self, delay_s: float) -> None:
         """Publish a marker after `delay_s` seconds, unless `clear` is called before."""
@@ -207,10 +203,6 @@ class ProofMarkers:
             self.newest = Proof(offset, self._markers.sent_at(marker))
         return True
 
-    def _sent(self, text: str) -> None:
-        self.sending = text
-        self._sink.marker_sent(text)
-
 
 class PositionMarkers:
     """Publishes markers to `stream` for clients that wait for a position. A marker that comes back shows how far the log reaches."""
@@ -231,17 +223,12 @@ class PositionMarkers:
         A client that subscribes during the refill gets the events after the markers that were confirmed by then. So an early marker
         spares it a gap.
         """
-        text = ""
 
-        def sent(name: str) -> None:
-            nonlocal text
-            text = name
-
-        def answered(error: BrokerError | None) -> None:
+        def answered(text: str, error: BrokerError | None) -> None:
             if error is None and not self._closed:
                 self._sink.marker_confirmed(text)
 
-        self._markers.send_direct(self._stream, answered, sent)
+        self._markers.send_direct(self._stream, answered)
 
     def ask(self) -> None:
         """A client waits: publish a marker, unless one is on its way. The next one follows when that has come back, or should have."""
@@ -254,7 +241,7 @@ class PositionMarkers:
             return
         self._asked_at = now
 
-        def answered(error: BrokerError | None) -> None:
+        def answered(_text: str, error: BrokerError | None) -> None:
             if error is not None and not self._closed:
                 self._next.set(MARKER_RETRY_S, self._ask_again)
 
@@ -281,8 +268,8 @@ class PositionMarkers:
             self._sink.on_position_asked()  # the reader calls `ask` if it is still live
 
 
-def _failed(done: MarkerAnswered, failure: Failure) -> None:
+def _failed(answered: Callable[[BrokerError], None], failure: Failure) -> None:
     failure.trap(BrokerError)
     error = failure.value
     assert isinstance(error, BrokerError)
-    done(error)
+    answered(error)

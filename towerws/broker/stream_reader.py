@@ -499,12 +499,12 @@ class StreamReader:
 
     # markers
 
-    def _marker_answered(self, error: BrokerError | None) -> None:
+    def _marker_answered(self, text: str, error: BrokerError | None) -> None:
         if self._closed or self._state is _State.LIVE:
             return
         if error is None:
             self._progress.marker_published()
-            self._sink.marker_confirmed(self._proofs.sending)
+            self._sink.marker_confirmed(text)
             return
         no_exchange = isinstance(error, PublishRefused) and error.code == 404
         if isinstance(error, NotRouted) or no_exchange:
