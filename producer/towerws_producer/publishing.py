@@ -11,8 +11,8 @@ therefore sent alone, and again while it is returned, for up to `ROUTE_S`. The o
 import random
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from typing import Any, Dict, List, Optional
+from collections import Counter, OrderedDict
+from typing import Any, List, Optional, Tuple
 
 import pika
 
@@ -91,7 +91,8 @@ class Publishing:
         self._pumping = False
         self._tag = 0
         self._unconfirmed: OrderedDict[int, Event] = OrderedDict()
-        self._returned: Dict[str, str] = {}
+        self._returned: Counter[Tuple[str, str]] = Counter()
+        """How many events in flight were returned, by id and topic. A caller may give an id twice."""
         self._retry_s = RETRY_MIN_S
         self._retrying = False
         self._routed = not again
@@ -193,11 +194,15 @@ class Publishing:
 
     def _confirm_some_returned(self, events: List[Event]) -> None:
         for event in events:
-            error = self._returned.pop(self._events.message_id(event), None)
-            if error is None:
+            place = self._events.message_id(event), event.topic
+            if not self._returned[place]:
                 self._routed = True
                 self._events.confirmed([event])
-            elif self._waits_for_a_queue():
+                continue
+            self._returned[place] -= 1
+            if not self._returned[place]:
+                del self._returned[place]
+            if self._waits_for_a_queue():
                 self._events.returned(event)
                 self._route_pause = True
                 self._loop.call_later(ROUTE_PAUSE_S, self._try_the_route)
@@ -219,7 +224,7 @@ class Publishing:
 
     def _take_back(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
         """No queue took it. Its confirm follows, and only then is the event done."""
-        self._returned[str(properties.message_id)] = str(method.reply_text)
+        self._returned[properties.message_id, method.routing_key] += 1
 
     def _retry_later(self) -> None:
         if not self._retrying:
