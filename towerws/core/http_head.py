@@ -18,6 +18,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable
 from hashlib import sha1
+from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -136,7 +137,7 @@ def error_response(error: HandshakeError, *, with_body: bool = True, more: Itera
     """Return the whole answer to a refused request. The connection ends with it. For HEAD it has no body. `more`: further headers."""
     body = f"{error}\n".encode("ascii")
     lines = [
-        f"HTTP/1.1 {error.status} {_REASONS[error.status]}",
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
         "Content-Type: text/plain; charset=utf-8",
         f"Content-Length: {len(body)}",
         "Cache-Control: no-store",
@@ -153,21 +154,6 @@ def error_response(error: HandshakeError, *, with_body: bool = True, more: Itera
     if error.status == 405:
         lines += ["Allow: GET"]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + (body if with_body else b"")
-
-
-_REASONS = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    426: "Upgrade Required",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
 
 
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
