@@ -362,7 +362,7 @@ class WebSocketConnection(MovableConnection):
         """Refuse the client, close the connection, and free its slot in the limits. `word` is the reason for the log and a counter."""
         factory = self.factory
         factory.connection_limits.dismiss(self._slot)
-        factory.refused_for[word] = factory.refused_for.get(word, 0) + 1
+        factory.refused_for[word] += 1
         factory.context.refusals.line(self.address, word, status=reason.value.code, detail=LIMIT_OPTIONS.get(word, reason.value.reason))
         self.end(reason)
 
@@ -455,9 +455,9 @@ class WebSocketFactory(WebSocketServerFactory):
         self.log_of_proxies = ProxyLog(reactor)
         self.answered = 0
         """Plain requests that got their answer. An event stream counts as opened."""
-        self.refused: dict[int, int] = {}
+        self.refused: Counter[int] = Counter()
         """Handshakes refused, by HTTP status."""
-        self.refused_for: dict[str, int] = {}
+        self.refused_for: Counter[str] = Counter()
         """Refusals by reason."""
         self._use_settings(settings)
 

@@ -404,7 +404,7 @@ class TowerwsService(Service):
             self.samples.tick(now)
         except Exception:  # noqa: BLE001 - the loop must go on
             self._log.failure("no sample for the console could be taken")
-        refused = self.websockets.refused_for.get("connections", 0)
+        refused = self.websockets.refused_for["connections"]
         if refused > self._refused_before and self._full_lines.due("full", now):
             self._log.warn(
                 "full: {refused} more clients were refused, because there is room for {limit} connections; raise limits.connections, "

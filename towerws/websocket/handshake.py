@@ -252,8 +252,8 @@ class OpeningConnection(WebSocketServerProtocol):
             detail=_detail(error, who),
         )
         factory.connection_limits.dismiss(self._slot)
-        factory.refused[error.status] = factory.refused.get(error.status, 0) + 1
-        factory.refused_for[error.reason] = factory.refused_for.get(error.reason, 0) + 1
+        factory.refused[error.status] += 1
+        factory.refused_for[error.reason] += 1
 
     def _locate(self, head: Head) -> None:
         """Take the client's address from a trusted proxy. Raises `HandshakeError` 503 if that address has too many connections."""
