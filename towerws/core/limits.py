@@ -86,10 +86,11 @@ class ConnectionLimits:
 
     def locate(self, slot: ConnectionSlot, address: str) -> str | None:
         """Count it under this address, and no longer under an earlier one. Return the reason to refuse it, or None."""
-        self._move(slot, address_key(address))
-        if self._half_open[slot.address or ""] > self.limits.half_open:
+        key = address_key(address)
+        self._move(slot, key)
+        if self._half_open[key] > self.limits.half_open:
             return "half_open"
-        return "address" if self._addresses[slot.address or ""] > self.limits.per_address else None
+        return "address" if self._addresses[key] > self.limits.per_address else None
 
     def admit(self, slot: ConnectionSlot, user: str | None) -> str | None:
         """Count it under its user, once it is authenticated (None: anonymous). Return the reason to refuse it, or None."""
@@ -117,8 +118,7 @@ class ConnectionLimits:
         self.present -= 1
 
     def _move(self, slot: ConnectionSlot, address: str | None) -> None:
-        if slot.opening:
-            self._end_handshake(slot)
+        self._end_handshake(slot)
         if slot.address is not None:
             _less(self._addresses, slot.address)
         slot.address = address
