@@ -224,10 +224,8 @@ def test_a_bucket_goes_on_with_the_level_of_another() -> None:
     first = TokenBucket(1, 3, 10)
     for _ in range(3):
         assert first.take(10) == 0
-    second = TokenBucket(1, 3, 10.5)
-    second.restore(first.level)
+    second = TokenBucket.from_level(1, 3, first.level)
     assert second.take(10.5) == pytest.approx(0.5)
-    smaller = TokenBucket(1, 1, 10)
-    smaller.restore(TokenBucket(1, 3, 10).level)
+    smaller = TokenBucket.from_level(1, 1, TokenBucket(1, 3, 10).level)
     assert smaller.take(10) == 0
     assert smaller.take(10) == pytest.approx(1)

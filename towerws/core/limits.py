@@ -10,6 +10,7 @@ Rates are limited by a token bucket, or by a leaky bucket for each of many names
 from __future__ import annotations
 
 from collections import Counter
+from typing import Self
 
 from towerws.core.client_address import address_key
 from towerws.core.settings import LimitSettings
@@ -150,14 +151,18 @@ class TokenBucket:
         self._tokens = burst
         self._since = now
 
+    @classmethod
+    def from_level(cls, rate: float, burst: float, level: tuple[float, float]) -> Self:
+        """Return a bucket that continues with the `level` of another one. Its tokens count up to `burst`."""
+        tokens, since = level
+        bucket = cls(rate, burst, since)
+        bucket._tokens = min(tokens, burst)
+        return bucket
+
     @property
     def level(self) -> tuple[float, float]:
         """The tokens in it, and when they were counted."""
         return self._tokens, self._since
-
-    def restore(self, level: tuple[float, float]) -> None:
-        """Continue with the `level` of another bucket. Its tokens count up to this bucket's `burst`."""
-        self._tokens, self._since = min(level[0], self._burst), level[1]
 
     def take(self, now: float) -> float:
         """Take one token and return 0. If there is none, return the seconds until there will be one."""

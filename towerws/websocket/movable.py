@@ -218,8 +218,7 @@ class MovableConnection(OpeningConnection):
         factory.opened += 1
         session.restore(state)
         if state.controls is not None:
-            self._controls = TokenBucket(settings.controls_per_s, settings.controls_burst, state.controls[1])
-            self._controls.restore(state.controls)
+            self._controls = TokenBucket.from_level(settings.controls_per_s, settings.controls_burst, state.controls)
         context.hub.adopt(session.subscriber, adoption.since, adoption.topics)
         session.apply_groups()  # the groups of this process may allow less; it must happen before the first event is sent
         if self.state == self.STATE_OPEN:
@@ -274,8 +273,7 @@ class MovableConnection(OpeningConnection):
         self._fragments = state.fragments
         if state.continuations is not None:
             allowed = self.factory.settings.fragments
-            self._continuations = TokenBucket(allowed, 2 * allowed, state.continuations[1])
-            self._continuations.restore(state.continuations)
+            self._continuations = TokenBucket.from_level(allowed, 2 * allowed, state.continuations)
         if self._timer is not None and state.assembly_left_s is not None:
             self._timer.reset(state.assembly_left_s)
 

@@ -386,8 +386,7 @@ class Session:
         self._malformed = state.malformed
         self._wrong_tokens = state.wrong_tokens
         if state.messages is not None:
-            self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst, state.messages[1])
-            self._bucket.restore(state.messages)
+            self._bucket = TokenBucket.from_level(settings.messages_per_s, settings.messages_burst, state.messages)
         if state.inbox:
             self._inbox = Inbox()
             for payload, is_binary in state.inbox:
