@@ -201,8 +201,7 @@ class MovableConnection(OpeningConnection):
         factory.connection_limits.locate(self._slot, state.address)
         factory.connection_limits.admit(self._slot, identity.account)
         self.websocket_protocol_in_use = state.subprotocol
-        self.state = self.STATE_OPEN
-        self.inside_message, self.current_frame = False, None
+        self.enter_open_state()
         if self.autoPingInterval:
             # At a random time, so that the pings of all adopted connections spread.
             delay_s = random.uniform(0, self.autoPingInterval)  # noqa: S311 - spreads load, protects nothing
