@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from towerws.core.errors import BadRequest
 from towerws.core.settings import Secret
 from towerws.core.strict_json import AmbiguousJson, decode, decoder
-from towerws.core.topics import GroupTable, UnknownItem
+from towerws.core.topics import GroupTable, UnknownItem, parse_routing_key
 
 MAX_DEPTH = 8
 MAX_BRACKETS = 4096
@@ -47,6 +48,11 @@ class Denied:
     group: str
     item: str
     reason: str
+
+
+def denied_topics(refusals: Mapping[str, str]) -> list[Denied]:
+    """Return a `Denied` for each of these topics (routing keys), which are refused for a reason."""
+    return [Denied(*parse_routing_key(topic), reason) for topic, reason in refusals.items()]
 
 
 class Request(NamedTuple):

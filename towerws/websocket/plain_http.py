@@ -32,8 +32,7 @@ from towerws.core.errors import HandshakeError
 from towerws.core.identity import Identity
 from towerws.core.plain_http import HEARTBEAT, MAX_PAGE_BYTES, ClientFile, PlainRequest, Route, all_refused, page_json
 from towerws.core.positions import Pending
-from towerws.core.requests import Denied, Request
-from towerws.core.topics import parse_routing_key
+from towerws.core.requests import Request, denied_topics
 from towerws.websocket.autobahn_parts import Timers
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.waits import PositionWait
@@ -119,7 +118,7 @@ class PlainAnswer:
         if request.route is Route.EVENTS:
             self._connection = None
             topics = tuple(topic for topic in request.topics if topic not in withdrawn)
-            connection.open_stream(Request(topics, tuple(_denied(withdrawn)), request.since))
+            connection.open_stream(Request(topics, tuple(denied_topics(withdrawn)), request.since))
         else:
             self._find(refusals)
 
@@ -133,7 +132,7 @@ class PlainAnswer:
         if self._context.credential_monitor.was_revoked(self._identity, self._began):
             self._refuse(HandshakeError(403, "the credential was refused", "revoked"))
         elif len(refusals) == len(self._request.topics):
-            self._refuse(all_refused(_denied(refusals)))
+            self._refuse(all_refused(denied_topics(refusals)))
         return self._connection is None
 
     # history
@@ -175,14 +174,10 @@ class PlainAnswer:
         request = self._request
         topics = [topic for topic in request.topics if topic not in refusals]
         page = self._context.hub.read(topics, since, request.limit, MAX_PAGE_BYTES)
-        body = page_json(page, _denied(refusals), recovered=None if request.since is None else since is not None)
+        body = page_json(page, denied_topics(refusals), recovered=None if request.since is None else since is not None)
         self._context.requests += 1
         self._context.replays.accounts.count(self._account, self._context.reactor.seconds(), len(body))
         connection.send_json(body)
-
-
-def _denied(refusals: dict[str, str]) -> list[Denied]:
-    return [Denied(*parse_routing_key(topic), reason) for topic, reason in refusals.items()]
 
 
 class Heartbeat:

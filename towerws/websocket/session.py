@@ -24,9 +24,9 @@ from towerws.core.handover_state import ConnectionState
 from towerws.core.identity import Identity
 from towerws.core.limits import TokenBucket
 from towerws.core.positions import Pending
-from towerws.core.requests import Denied, PingMessage, Request, TokenMessage, parse_message
+from towerws.core.requests import PingMessage, Request, TokenMessage, denied_topics, parse_message
 from towerws.core.subscribers import Subscriber
-from towerws.core.topics import GroupTable, parse_routing_key
+from towerws.core.topics import GroupTable
 from towerws.core.wire import Dialect
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import Replay
@@ -472,7 +472,7 @@ class Session:
             return
         if self._cancel is not None:
             self._taken_away = {**(self._taken_away or {}), **refused}
-        denied = [_denied(topic, reason) for topic, reason in refused.items()]
+        denied = denied_topics(refused)
         self._context.denied += len(denied)
         change = self._context.hub.subscribe(self.subscriber, Request(tuple(topic for topic in held if topic not in refused)))
         self._reply(*self.dialect.revoked(change, denied))
@@ -565,11 +565,5 @@ def _without(request: Request, refusals: dict[str, str]) -> Request:
     """Return the request without the topics that are refused. They are in its `denied`."""
     if not refusals:
         return request
-    denied = [*request.denied, *(_denied(topic, reason) for topic, reason in refusals.items())]
     kept = tuple(topic for topic in request.topics if topic not in refusals)
-    return Request(kept, tuple(denied), request.since, request.request_id)
-
-
-def _denied(routing_key: str, reason: str) -> Denied:
-    topic = parse_routing_key(routing_key)
-    return Denied(topic.group, topic.event, reason)
+    return Request(kept, (*request.denied, *denied_topics(refusals)), request.since, request.request_id)
