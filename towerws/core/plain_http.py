@@ -22,7 +22,7 @@ from towerws.core.origins import read_origin
 from towerws.core.payload import is_plain_object
 from towerws.core.requests import Denied
 from towerws.core.topics import GroupTable, UnknownItem, parse_routing_key
-from towerws.core.wire import V1, Change, Gap, V1Dialect
+from towerws.core.wire import UNAVAILABLE, V1, Change, Gap, V1Dialect
 
 CREDENTIALS = frozenset({"token", "session_key"})
 """The parameters that the methods of authentication read."""
@@ -144,7 +144,7 @@ def all_refused(denied: list[Denied]) -> HandshakeError:
     """Return the refusal of a request of whose topics none is allowed: 503 if one could not be checked, else 403."""
     named = "; ".join(f"{item.group}.{item.item}: {item.reason}" for item in denied[:MAX_NAMED])
     more = f"; and {len(denied) - MAX_NAMED} more" if len(denied) > MAX_NAMED else ""
-    if any(item.reason == "unavailable" for item in denied):
+    if any(item.reason == UNAVAILABLE for item in denied):
         unchecked = "whether this user may have these topics can't be checked just now"
         return QueryError(503, f"{unchecked}: {named}{more}", "unavailable", logged=unchecked)
     refused = "this user may have none of these topics"

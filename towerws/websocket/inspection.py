@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from towerws.core.errors import CloseReason, printable
 from towerws.core.topics import parse_flat_name, parse_routing_key
+from towerws.core.wire import UNAVAILABLE
 
 if TYPE_CHECKING:
     from towerws.core.deliveries import Delivery
@@ -116,7 +117,7 @@ def _row(factory: WebSocketFactory, connection: WebSocketConnection) -> dict[str
 _REFUSALS = {
     "not granted": "the token of this connection does not list the topic",
     "another user's": "the topic belongs to another user: the event must be the user's own id",
-    "unavailable": "the API can't be asked just now, so nobody knows whether the user may have the topic",
+    UNAVAILABLE: "the API can't be asked just now, so nobody knows whether the user may have the topic",
 }
 
 
@@ -217,15 +218,15 @@ def _of_connection(
         try:
             refused = yield maybeDeferred(context.auth.refusals, session.identity, [topic]).addTimeout(DEADLINE_S, context.reactor)
         except TimeoutError:
-            refused = {topic: "unavailable"}
+            refused = {topic: UNAVAILABLE}
         except Exception:  # noqa: BLE001 - a fault: the other steps still answer
             _log.failure("explain: the method could not answer about a topic")
-            refused = {topic: "unavailable"}
+            refused = {topic: UNAVAILABLE}
     if (reason := refused.get(topic)) is None:
         steps = [Step(rule, passes=True, text=f"by {session.identity.method}")]
     else:
         text = _REFUSALS.get(reason, f"{session.identity.method} refuses it: {reason}")
-        steps = [Step(rule, passes=None if reason == "unavailable" else False, text=text)]
+        steps = [Step(rule, passes=None if reason == UNAVAILABLE else False, text=text)]
     return [*steps, *_delivery(factory, session, topic, newest)]
 
 

@@ -27,7 +27,7 @@ from towerws.core.positions import Pending
 from towerws.core.requests import PingMessage, Request, TokenMessage, denied_topics, parse_message
 from towerws.core.subscribers import Subscriber
 from towerws.core.topics import GroupTable
-from towerws.core.wire import Dialect
+from towerws.core.wire import UNAVAILABLE, Dialect
 from towerws.websocket.context import ConnectionContext
 from towerws.websocket.replay import Replay
 from towerws.websocket.tokens import MAX_WRONG_TOKENS, UNCHECKED, Inbox, renew
@@ -311,7 +311,7 @@ class Session:
             request = request._replace(since=None)  # the Tower dialect has no positions
         others = self._context.groups.refusals(self.identity, request.topics)
         if self._is_stale():
-            others |= {topic: "unavailable" for topic in request.topics if topic not in self.subscriber.topics and topic not in others}
+            others |= {topic: UNAVAILABLE for topic in request.topics if topic not in self.subscriber.topics and topic not in others}
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
         asked: Deferred[dict[str, str]] = maybeDeferred(self._context.auth.refusals, self.identity, topics)
         groups = self._context.groups
@@ -467,7 +467,7 @@ class Session:
     def _withdraw(self, refusals: dict[str, str]) -> None:
         """Unsubscribe topics that the user may no longer hear. A Tower client gets error frames only: it sent no request."""
         held = self.subscriber.topics
-        refused = {topic: reason for topic, reason in refusals.items() if reason != "unavailable" and topic in held}
+        refused = {topic: reason for topic, reason in refusals.items() if reason != UNAVAILABLE and topic in held}
         if self._closed or not refused:
             return
         if self._cancel is not None:
