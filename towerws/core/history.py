@@ -332,7 +332,7 @@ def count_topics(history: History) -> list[tuple[str, int, Delivery]]:
     """Return the topics of the newest `SEARCHED` deliveries, at most `MAX_FOUND_TOPICS`: each with its events there, and the newest one."""
     counts: Counter[str] = Counter()
     newest: dict[str, Delivery] = {}
-    for delivery, _ in zip(history.newest_first(), range(SEARCHED), strict=False):
+    for delivery in islice(history.newest_first(), SEARCHED):
         if delivery.topic not in WITHHELD:
             counts[delivery.topic] += 1
             newest.setdefault(delivery.topic, delivery)

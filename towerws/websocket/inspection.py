@@ -108,7 +108,7 @@ def _row(factory: WebSocketFactory, connection: WebSocketConnection) -> dict[str
             "behind": session.subscriber.behind,
             "age_s": round(factory.context.reactor.seconds() - connection.opened_at, 1),
             "requests": session.requests,
-            "topics": [topic for topic, _ in zip(topics, range(TOPICS_SHOWN), strict=False)],
+            "topics": list(islice(topics, TOPICS_SHOWN)),
             "topic_count": len(topics),
         }
     return row
@@ -138,9 +138,9 @@ def canonical_topic(text: str) -> str:
     """Return the routing key of a topic, which may be a flat name. Raise `ValueError` that says what is wrong."""
     try:
         return parse_routing_key(text).routing_key
-    except ValueError as error:
+    except ValueError:
         if "." in text or "-" not in text:
-            raise ValueError(str(error)) from None
+            raise
     return parse_flat_name(text).routing_key
 
 
@@ -154,16 +154,19 @@ def explain(
     """
     newest = history.newest_of(topic)
     steps = [_name(factory, topic), _source(source_status()), _arrived(history, factory.context.reactor.seconds(), newest)]
-    sessions = [each.session for each in factory.connections if each.session is not None and (each.session.identity.user or "") == user]
-    numbers = {each.session: each.number for each in factory.connections if each.session is not None}
+    sessions = [
+        (each.number, session)
+        for each in factory.connections
+        if (session := each.session) is not None and (session.identity.user or "") == user
+    ]
     steps.append(_connected(user, len(sessions)))
     connections: list[dict[str, object]] = []
     verdicts: list[tuple[int, Step]] = []
     if steps[0].passes:
-        for session in sessions[:MAX_CONNECTIONS]:
+        for number, session in sessions[:MAX_CONNECTIONS]:
             own: list[Step] = yield from _of_connection(factory, session, topic, newest)
-            connections.append({"connection": numbers[session], "steps": [step.as_json for step in own]})
-            verdicts.append((numbers[session], _deciding(own)))
+            connections.append({"connection": number, "steps": [step.as_json for step in own]})
+            verdicts.append((number, _deciding(own)))
     answer: dict[str, object] = {"user": user, "topic": topic, "steps": [step.as_json for step in steps], "connections": connections}
     return {**answer, "more_connections": max(0, len(sessions) - MAX_CONNECTIONS), "verdict": _verdict(steps, verdicts)}
 
@@ -264,11 +267,7 @@ def _deciding(steps: list[Step]) -> Step:
 
 def _verdict(steps: list[Step], connections: list[tuple[int, Step]]) -> dict[str, object]:
     """Return the step that decides: of the daemon first, then of the first connection that does not get the events."""
-    for step in steps:
-        if not step.passes:
-            return step.as_json
-    for number, step in connections:
-        if not step.passes:
-            return {**step.as_json, "connection": number}
-    number, step = connections[0]
+    if not (step := _deciding(steps)).passes:
+        return step.as_json
+    number, step = next((each for each in connections if not each[1].passes), connections[0])
     return {**step.as_json, "connection": number}
