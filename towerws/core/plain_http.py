@@ -22,7 +22,7 @@ from towerws.core.origins import read_origin
 from towerws.core.payload import is_plain_object
 from towerws.core.requests import Denied
 from towerws.core.topics import GroupTable, UnknownItem, parse_routing_key
-from towerws.core.wire import UNAVAILABLE, V1, Change, Gap, V1Dialect
+from towerws.core.wire import UNAVAILABLE, V1, Change, Gap, V1Dialect, denial
 
 CREDENTIALS = frozenset({"token", "session_key"})
 """The parameters that the methods of authentication read."""
@@ -283,16 +283,14 @@ class EventStreamDialect(V1Dialect):
         """Write the topics, what was left out, and whether the missed deliveries follow."""
         return _named("subscribed", super().subscribed(change, denied, request_id), change.position)
 
-    def gap(self, gap: Gap) -> bytes | None:
+    def gap(self, gap: Gap) -> bytes:
         """Write the notice. A reader may resume behind the gap."""
-        frame = super().gap(gap)
-        return None if frame is None else _named("gap", frame, gap.end)
+        return _named("gap", super().gap(gap), gap.end)
 
-    def bye(self, close: Close, reconnect_after_ms: int | None) -> bytes | None:
+    def bye(self, close: Close, reconnect_after_ms: int | None) -> bytes:
         """Write the last event. An `EventSource` waits as long as its `retry` says."""
-        frame = super().bye(close, reconnect_after_ms)
         retry = b"" if reconnect_after_ms is None else retry_line(reconnect_after_ms)
-        return None if frame is None else retry + _named("bye", frame)
+        return retry + _named("bye", super().bye(close, reconnect_after_ms))
 
 
 EVENT_STREAM = EventStreamDialect()
@@ -326,16 +324,16 @@ class HistoryPage:
 
 def page_json(page: HistoryPage, denied: list[Denied], *, recovered: bool | None) -> bytes:
     """Write a page. `recovered` is as in `subscribed`: false if the client's position is not in history, None if it gave none."""
-    gap = None if page.gap is None else V1.gap(page.gap)
+    gap = b"null" if page.gap is None else V1.gap(page.gap)
     rest = {
         "next": page.next or None,
         "complete": page.complete,
         "recovered": recovered,
-        "denied": [{"topic": f"{item.group}.{item.item}", "reason": item.reason} for item in denied],
+        "denied": [denial(item) for item in denied],
     }
     events = b",".join(map(_event, page.deliveries))
     tail = json.dumps(rest, separators=(",", ":"))[1:].encode("ascii")
-    return b'{"events":[%b],"gap":%b,%b\n' % (events, gap or b"null", tail)
+    return b'{"events":[%b],"gap":%b,%b\n' % (events, gap, tail)
 
 
 def _event(delivery: Delivery) -> bytes:

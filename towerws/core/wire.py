@@ -188,7 +188,7 @@ class V1Dialect:
                     "type": "revoked",
                     "groups_current": change.current,
                     "groups_left": change.left,
-                    "denied": [_denial(item) for item in denied],
+                    "denied": [denial(item) for item in denied],
                     "position": change.position or None,
                 }
             )
@@ -217,7 +217,7 @@ class V1Dialect:
                 "groups_current": change.current,
                 "groups_joined": change.joined,
                 "groups_left": change.left,
-                "denied": [_denial(item) for item in denied],
+                "denied": [denial(item) for item in denied],
                 "position": change.position or None,
                 "recovered": change.recovered,
             }
@@ -227,11 +227,11 @@ class V1Dialect:
         """Write a code for programs, a text for people, and the `id` of the request."""
         return _compact({"type": "error", "code": error.code, "message": str(error), "id": error.request_id})
 
-    def gap(self, gap: Gap) -> bytes | None:
+    def gap(self, gap: Gap) -> bytes:
         """Write the notice, with routing keys as topics."""
         return _compact({"type": "gap", "topics": gap.topics, "from": gap.start or None, "to": gap.end or None, "reason": gap.reason})
 
-    def bye(self, close: Close, reconnect_after_ms: int | None) -> bytes | None:
+    def bye(self, close: Close, reconnect_after_ms: int | None) -> bytes:
         """Write what to do next, when, and why."""
         return _compact({"type": "bye", "action": close.action, "reconnect_after_ms": reconnect_after_ms, "reason": close.reason})
 
@@ -241,9 +241,9 @@ _encode_spaced = json.JSONEncoder(check_circular=False).encode
 _encode_compact = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 TOWER: Dialect = TowerDialect()
-V1: Dialect = V1Dialect()
+V1 = V1Dialect()
 
-DIALECTS = {dialect.subprotocol: dialect for dialect in (TOWER, V1)}
+DIALECTS: dict[str | None, Dialect] = {dialect.subprotocol: dialect for dialect in (TOWER, V1)}
 """Both dialects, by subprotocol. `deflated` makes their compressed twins."""
 
 
@@ -252,7 +252,8 @@ def _names(topics: tuple[str, ...]) -> str:
     return '["' + '", "'.join(map(flat_name, topics)) + '"]' if topics else "[]"
 
 
-def _denial(item: Denied) -> dict[str, str]:
+def denial(item: Denied) -> dict[str, str]:
+    """Return a topic that was left out, for JSON."""
     return {"topic": f"{item.group}.{item.item}", "reason": item.reason}
 
 
