@@ -42,7 +42,7 @@ class Hub:
         self, history: History, call_soon: Callable[[Callable[[], None]], object] | None = None, *, part_bytes: int = PART_BYTES
     ) -> None:
         """`call_soon` runs a callable in the next turn of the reactor. Without it a batch is written at once, however large it is."""
-        self._history = self.history = history
+        self.history = history
         self._by_topic: dict[Dialect, dict[str, dict[Subscriber, None]]] = {}
         self._topic_uses: dict[str, int] = {}  # topic -> the number of dialects in which it has a subscriber
         self._batch: list[Delivery] = []
@@ -73,11 +73,6 @@ class Hub:
     def flushed(self) -> Delivery:
         """The last delivery or mark that was flushed to the live subscribers."""
         return self._flushed
-
-    @property
-    def flushed_seq(self) -> int:
-        """The `seq` up to which all deliveries were flushed to the live subscribers."""
-        return self._flushed.seq
 
     @property
     def position(self) -> str:
@@ -128,8 +123,8 @@ class Hub:
         """Replace the subscriber's topics with those of the request. Put it behind `since`, the place from which it resumes.
 
         Topics that it keeps go on without a gap and without a repetition: `since` counts for the topics that it joins. `since`
-        must not be newer than the last flushed delivery (`flushed_seq`). Nothing is written here. Once the answer is sent, the
-        caller must call `feed` for a subscriber that is behind.
+        must not be newer than `flushed`. Nothing is written here. Once the answer is sent, the caller must call `feed` for a
+        subscriber that is behind.
         """
         self._broadcast.flush_subscriber(subscriber)
         wanted = dict.fromkeys(request.topics)
@@ -144,7 +139,7 @@ class Hub:
                 subscriber.topics[topic] = max(seq, delivered)
             if not subscriber.behind or since.seq < subscriber.cursor.seq:
                 subscriber.fall_behind(since)
-                self._holes = [hole for hole in self._holes if hole.end.seq > self._history.floor.seq]
+                self._holes = [hole for hole in self._holes if hole.end.seq > self.history.floor.seq]
                 subscriber.holes = [hole for hole in self._holes if hole.end.seq > since.seq]
             self.counters.resumed += 1
         elif request.since is not None:
@@ -178,7 +173,7 @@ class Hub:
             return position, {}
         cursor, later = subscriber.cursor, {}
         for topic, seq in subscriber.topics.items():
-            if seq > cursor.seq and (joined := self._history.upto(seq)) is not None and joined.seq > cursor.seq:
+            if seq > cursor.seq and (joined := self.history.upto(seq)) is not None and joined.seq > cursor.seq:
                 later[topic] = joined.position
         return position, later
 
@@ -207,7 +202,7 @@ class Hub:
         `on_written` is called once all is written. A large batch is written in several turns of the reactor, a small one before
         this method returns. The next batch never overtakes: the rest of this one is written before it.
         """
-        before, self._flushed = self._flushed, self._history.head
+        before, self._flushed = self._flushed, self.history.head
         batches: list[Batch[Subscriber]] = []
         if self._batch:
             batches = [route(self._batch, by_topic, dialect) for dialect, by_topic in self._by_topic.items() if by_topic]
@@ -226,10 +221,10 @@ class Hub:
         """
         if not subscriber.behind or subscriber not in self.subscribers:
             return 0
-        if (lost := self._history.lost(subscriber.cursor.seq, subscriber.topics)) and not self._notify_lost(subscriber, lost):
+        if (lost := self.history.lost(subscriber.cursor.seq, subscriber.topics)) and not self._notify_lost(subscriber, lost):
             return 0
         holes = subscriber.holes
-        piece = self._history.after(
+        piece = self.history.after(
             subscriber.cursor.seq, subscriber.topics, holes[0].start.seq if holes else self._flushed.seq, PIECE_BYTES
         )
         if piece:
@@ -261,7 +256,7 @@ class Hub:
 
         At most `limit` of them, and `max_bytes` in all. A delivery that is larger comes alone. A hole in the log ends the page.
         """
-        history = self._history
+        history = self.history
         start = max(history.floor, history.barrier, key=attrgetter("seq")) if since is None else since
         hole = next((hole for hole in self._holes if hole.end.seq > start.seq), None)
         upto = self._flushed.seq if hole is None else hole.start.seq
@@ -313,7 +308,7 @@ class Hub:
         Return False if it must drain first, or if it was closed because its dialect has no notice. Holes that begin before the oldest
         delivery of history are told in the same notice, which then names all topics: for the client all of that is one gap.
         """
-        end, reason = self._history.floor, "history"
+        end, reason = self.history.floor, "history"
         passed = [hole for hole in subscriber.holes if hole.start.seq <= end.seq]
         holes = subscriber.holes[len(passed) :]
         if passed:
@@ -332,8 +327,6 @@ class Hub:
 
     def _notify_hole(self, subscriber: Subscriber, hole: Hole) -> bool:
         """Tell a subscriber of a hole in the log, or its peer if the dialect has no notice. Return False if its send buffer is full."""
-        if not subscriber.topics:
-            return True
         notice = subscriber.dialect.gap(Gap(tuple(sorted(subscriber.topics)), hole.start.position, hole.end.position, hole.reason))
         if notice is None:
             subscriber.peer.note_hole()

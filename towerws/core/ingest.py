@@ -110,7 +110,7 @@ class Ingest:
         """
         found = self._history.find(position)
         if found is not None:
-            return found if self.history_complete and found.seq <= self._hub.flushed_seq else PENDING
+            return found if self.history_complete and found.seq <= self._hub.flushed.seq else PENDING
         if not (match := parse_position(position)):
             return None
         if isinstance(self._epoch, str):  # a log of this process: a position that it does not hold will never come

@@ -252,7 +252,7 @@ def _delivery(factory: WebSocketFactory, session: Session, topic: str, newest: D
     if subscriber.behind and subscriber.cursor.seq < newest.seq:
         text = "the connection is behind: it reads more slowly than events come, and gets this one when its socket has drained"
         steps.append(Step("the event was written to the connection", passes=False, text=text))
-    elif newest.seq > hub.flushed_seq:
+    elif newest.seq > hub.flushed.seq:
         steps.append(Step("the event was written to the connection", passes=None, text="its batch is being written just now"))
     else:
         text = "it was written. If the page doesn't show it, look at the client itself, or at a proxy between them"

@@ -55,7 +55,7 @@ class Replay:
 
     def begin(self) -> None:
         """The subscriber resumes: replay what lies between its cursor and the newest delivery."""
-        self._until = self._hub.flushed_seq
+        self._until = self._hub.flushed.seq
         self.feed()
 
     def feed(self) -> None:
