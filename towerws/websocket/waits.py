@@ -82,17 +82,15 @@ class PendingRequest:
         self._end()
 
     def _end(self) -> bool:
+        """End the wait. Return False if it has ended before."""
         asked, self._asked = self._asked, None
         if asked is None:
             return False
-        self._stop_timer()
-        asked.cancel()
-        return True
-
-    def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None  # a timer that fired still refers to its arguments: a cycle
-        if timer is not None and timer.active():
+        if timer.active():
             timer.cancel()
+        asked.cancel()  # does nothing once it has fired
+        return True
 
     def _known(self) -> tuple[dict[str, str], frozenset[str]]:
         """The refusals among the decided topics, and the undecided topics."""
@@ -109,16 +107,12 @@ class PendingRequest:
             self._context.hub.subscribe(subscriber, Request((*subscriber.topics, *joining)))
 
     def _decided(self, refused: dict[str, str]) -> None:
-        if self._asked is not None:
-            self._asked = None
-            self._stop_timer()
+        if self._end():
             self._done(self, refused)
 
     def _failed(self, failure: Failure) -> None:
-        if self._asked is not None:
+        if self._end():
             self._log.failure("authorization failed unexpectedly; nothing was granted", failure)
-            self._asked = None
-            self._stop_timer()
             self._done(self, dict.fromkeys(self._topics, UNAVAILABLE))
 
 
