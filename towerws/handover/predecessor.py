@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -308,10 +308,7 @@ class HandOver:
 
         What the successor has no descriptor for goes on here, and is sent again as long as connections move.
         """
-        if (channel := self._channel) is None:
-            raise HandOverFailed(f"the successor {self._reason or 'ended'}")
-        answer = self._expect("adopted", ANSWER_S)
-        channel.tell("batch", [each.descriptor for each in taken], [each.encoded for each in taken])
+        answer = self._ask("batch", "adopted", descriptors=[each.descriptor for each in taken], states=[each.encoded for each in taken])
 
         def take_back(message: dict[str, Any]) -> dict[str, Any]:
             for number in message.get("missing", ()):
@@ -435,14 +432,22 @@ class HandOver:
 
         Fails with `HandOverFailed` after the deadline, or if the successor ends.
         """
-        answer: Deferred[dict[str, Any]] = Deferred()
-        self._expected.append((kind, answer))
 
         def late() -> None:
             said = f"; it {self._reason}" if self._reason else ""
             self._give_up(f"did not say {kind!r} within {deadline_s:g} s{said}")
 
-        timer = self._reactor.callLater(deadline_s, late)
+        return self._wait(kind, deadline_s, late)
+
+    def _pause(self, seconds: float) -> Deferred[dict[str, Any]]:
+        """Fires after so many seconds. Fails with `HandOverFailed` before that if the successor ends, or this process stops."""
+        return self._wait("", seconds, lambda: self._expected.popleft()[1].callback({}))
+
+    def _wait(self, kind: str, seconds: float, expire: Callable[[], None]) -> Deferred[dict[str, Any]]:
+        """Expect a message of this kind ("": none). If nothing ends the wait before, `expire` is called after so many seconds."""
+        answer: Deferred[dict[str, Any]] = Deferred()
+        self._expected.append((kind, answer))
+        timer = self._reactor.callLater(seconds, expire)
 
         def stop(result: Any) -> Any:
             if timer.active():
@@ -450,21 +455,3 @@ class HandOver:
             return result
 
         return answer.addBoth(stop)
-
-    def _pause(self, seconds: float) -> Deferred[Any]:
-        """Fires after so many seconds. Fails with `HandOverFailed` before that if the successor ends, or this process stops."""
-        paused: Deferred[Any] = Deferred()
-        self._expected.append(("", paused))
-
-        def go_on() -> None:
-            self._expected.clear()
-            paused.callback(None)
-
-        timer = self._reactor.callLater(seconds, go_on)
-
-        def stop(result: Any) -> Any:
-            if timer.active():
-                timer.cancel()
-            return result
-
-        return paused.addBoth(stop)
