@@ -282,7 +282,7 @@ class EventPublisher:
         confirmed = self._publisher.send(message)
         return confirmed.addCallbacks(
             lambda _: Published(Outcome.CONFIRMED, published=True, message_id=message_id),
-            lambda failure: self._failed(message, _broker_error(failure)),
+            lambda failure: self._failed(message, broker_error(failure)),
         )
 
     def stop(self) -> Deferred[None]:
@@ -332,7 +332,8 @@ def _is_named(text: str, message: OutgoingMessage) -> bool:
     return any(text.startswith(refusal) or (text.endswith("...") and refusal.startswith(text[:-3])) for refusal in refusals)
 
 
-def _broker_error(failure: Failure) -> BrokerError:
+def broker_error(failure: Failure) -> BrokerError:
+    """Return the error with which `publish` or `send` failed. Any other failure is raised again."""
     failure.trap(BrokerError)
     error = failure.value
     assert isinstance(error, BrokerError)

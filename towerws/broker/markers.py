@@ -12,15 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
 from twisted.internet import interfaces
-from twisted.python.failure import Failure
 
-from towerws.broker.confirmed_publisher import ConfirmedPublisher
+from towerws.broker.confirmed_publisher import ConfirmedPublisher, broker_error
 from towerws.core.deliveries import MARKER_TOPIC, Marker, parse_marker
 from towerws.core.errors import BrokerError, PublishRefused
 from towerws.core.sources import Sink
@@ -125,12 +123,13 @@ class MarkerPublisher:
             self._sent.popitem(last=False)
         sent(marker.text)
         published = self._publisher.publish(exchange, routing_key, marker.body, marker.text)
-        answered = partial(done, marker.text)
-        published.addCallbacks(partial(self._confirmed, answered, int(self.uptime())), partial(_failed, answered))
+        sent_s = int(self.uptime())
 
-    def _confirmed(self, answered: Callable[[None], None], sent_s: int, _: object) -> None:
-        self._previous_s = sent_s
-        answered(None)
+        def confirmed(_: None) -> None:
+            self._previous_s = sent_s
+            done(marker.text, None)
+
+        published.addCallbacks(confirmed, lambda failure: done(marker.text, broker_error(failure)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +265,3 @@ class PositionMarkers:
         self._asking = False
         if self._sink.waiting:
             self._sink.on_position_asked()  # the reader calls `ask` if it is still live
-
-
-def _failed(answered: Callable[[BrokerError], None], failure: Failure) -> None:
-    failure.trap(BrokerError)
-    error = failure.value
-    assert isinstance(error, BrokerError)
-    answered(error)
