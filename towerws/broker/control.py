@@ -183,9 +183,7 @@ class ControlListener:
             return
         self._binding = channel
         bind_control(channel, self._settings, lambda: self._bound(channel))
-        self._deadline.set(
-            self._settings.attempt_s, lambda: self._fail(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
-        )
+        self._expect_answer(channel)
 
     def was_unbound(self, how: str) -> None:
         """Log it, and re-check all credentials, as after any other interruption."""
@@ -215,9 +213,12 @@ class ControlListener:
         self._state = "starting"
         channel = self._channel = connection.open_channel(self._opened, self._deliver)
         channel.add_on_close_callback(self._closed)
-        self._deadline.set(
-            self._settings.attempt_s, lambda: self._fail(channel, ConnectionFailure(f"no answer within {self._settings.attempt_s:g} s"))
-        )
+        self._expect_answer(channel)
+
+    def _expect_answer(self, channel: Channel) -> None:
+        """Give the channel up unless the broker answers within `attempt_s`."""
+        attempt_s = self._settings.attempt_s
+        self._deadline.set(attempt_s, lambda: self._fail(channel, ConnectionFailure(f"no answer within {attempt_s:g} s")))
 
     def _fail(self, channel: Channel | None, failure: ConnectionFailure) -> None:
         """The channel ended, or could not be set up: try again after a pause, if the connection is open."""

@@ -518,11 +518,7 @@ class StreamReader:
             self._progress.marker_problem, self._progress.markers_refused = str(error), isinstance(error, PublishRefused)
             if self._state is _State.REFILLING and self._scout is None:
                 self._open_scout("next", self._scout_found_new)
-        self._report(
-            SourceState.PROVING if self._state is not _State.REFILLING else SourceState.REFILLING,
-            f"position not proven: no delivery yet; markers can't be published: {error}",
-        )
-        self._proofs.send_after(MARKER_RETRY_S)
+        self._send_again(f"markers can't be published: {error}")
 
     def _not_routed(self, error: BrokerError) -> None:
         """No queue took the marker. The stream was deleted, or its binding is missing and markers go through the exchange.
@@ -532,10 +528,14 @@ class StreamReader:
         if self._state in {_State.PROVING, _State.COMPARING, _State.REFILLING}:
             if self._markers.direct_refused:
                 self._watch.missing(str(error))
-            state = SourceState.REFILLING if self._state is _State.REFILLING else SourceState.PROVING
-            self._report(state, f"position not proven: no delivery yet; the marker was not routed: {error}")
+            self._send_again(f"the marker was not routed: {error}")
             self.rebind(lambda _: None)
-            self._proofs.send_after(MARKER_RETRY_S)
+
+    def _send_again(self, why: str) -> None:
+        """Publish another marker soon. `why` says what became of the last one."""
+        state = SourceState.REFILLING if self._state is _State.REFILLING else SourceState.PROVING
+        self._report(state, f"position not proven: no delivery yet; {why}")
+        self._proofs.send_after(MARKER_RETRY_S)
 
     def _scout_found_new(self, offset: int, _routing_key: str, _body: bytes) -> None:
         if self._new_from is None and self._state is _State.REFILLING:
