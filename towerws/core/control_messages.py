@@ -131,10 +131,10 @@ class Daemons:
     def heard(self, daemon: DaemonName, now: float) -> bool:
         """Take note of a daemon's marker. Return True for a daemon that was not known."""
         self._forget(now)
-        if daemon not in self._heard and len(self._heard) >= MAX_DAEMONS:
+        new = daemon not in self._heard
+        if new and len(self._heard) >= MAX_DAEMONS:
             self._rejected_at = now
             return False
-        new = daemon not in self._heard
         self._heard[daemon] = now
         return new
 

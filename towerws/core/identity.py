@@ -249,7 +249,7 @@ class DeadlineQueue:
 
     def add(self, name: str, at: float) -> None:
         """Set a name's deadline, unless it has an earlier one."""
-        if at < self._times.get(name, float("inf")):
+        if at < self._times.get(name, inf):
             self._times[name] = at
             heapq.heappush(self._heap, (at, name))
 

@@ -194,7 +194,7 @@ def _integer(digits: str) -> int:
 
 def _shown(item: object) -> str:
     # AWX writes items into its error text with `str`: "resource id None", "resource id abc".
-    text = item if isinstance(item, str) else str(item)
+    text = str(item)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
