@@ -64,8 +64,7 @@ class Producer:
             try:
                 worker.put(check_topic(topic), encode(payload, self._settings.max_payload_bytes))
             except ProducerError as error:
-                worker.count_refusal(error)
-                worker.dropped_one(str(topic), error)
+                worker.refuse(str(topic), error)
                 return False
         except Exception as error:  # noqa: BLE001 - the promise: an event never costs its caller more than itself
             self._log.fold("bug", f"dropped an event: {type(error).__name__}")

@@ -90,6 +90,10 @@ class Worker(Events):
         if fault is not None:
             self._say_not_started(fault)
 
+    def refuse(self, topic: str, error: ProducerError) -> None:
+        """Count an event that never reached the buffer, and log it."""
+        self._lose((topic, None), error)
+
     def message_id(self, event: Event) -> str:
         """The event's id: given by the caller, or made of its number."""
         publication = event.publication
@@ -103,13 +107,9 @@ class Worker(Events):
         """Report no result for this event, which is still published. Returns why it isn't confirmed yet."""
         with self._lock:
             publication.resolve = None
-            return publication.error or self.why_not()
-
-    def why_not(self) -> ProducerError:
-        """Why an event was not confirmed within its caller's timeout."""
-        with self._lock:
-            if self._down is not None:
-                return self._down
+            error = publication.error or self._down
+            if error is not None:
+                return error
             if self._state == "ready":
                 return NotConfirmed("the broker has not confirmed the event in time")
             return NotConfirmed(f"no connection to {self._settings.addresses[0]} yet")
@@ -403,7 +403,7 @@ class Worker(Events):
         with self._lock:
             self.dropped[error.reason] += 1
         if publication is None or not _resolve(publication, error):
-            self.dropped_one(topic, error)
+            self._say_dropped(topic, error)
 
     def _evict(self, gone: List[Dropped]) -> None:
         error = BufferFull(f"the buffer of {self._settings.buffer_bytes} bytes is full")
@@ -411,16 +411,11 @@ class Worker(Events):
             self.dropped[error.reason] += len(gone)
         unseen = [topic for topic, publication in gone if publication is None or not _resolve(publication, error)]
         if unseen:
-            self.dropped_one(unseen[0], error)
+            self._say_dropped(unseen[0], error)
 
-    def dropped_one(self, topic: str, error: ProducerError) -> None:
+    def _say_dropped(self, topic: str, error: ProducerError) -> None:
         """Log a dropped event, folded. Never its payload."""
         self._log.fold("dropped " + error.reason, f"dropped an event on {topic[:200]!r}: {error}")
-
-    def count_refusal(self, error: ProducerError) -> None:
-        """Count an event that never reached the buffer."""
-        with self._lock:
-            self.dropped[error.reason] += 1
 
 
 def _resolve(publication: Publication, error: Optional[ProducerError]) -> bool:
