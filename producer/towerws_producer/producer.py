@@ -26,16 +26,16 @@ class Producer:
     Arguments, all by name:
       broker             amqp:// or amqps:// URL, several with commas or as a list; otherwise TOWERWS_BROKER
       exchange           the topic exchange; otherwise TOWERWS_EXCHANGE, otherwise "towerws"
-        declare            declare the exchange when connecting (True); without that right it still publishes
-        mandatory          the broker reports events that reach no queue (True); they are counted and logged
+      declare            declare the exchange when connecting (True); without that right it still publishes
+      mandatory          the broker reports events that reach no queue (True); they are counted and logged
       tls_ca             a file with certificates to trust instead of the system's; otherwise TOWERWS_TLS_CA
-        buffer_bytes       bytes kept while the broker is slow or away (16 MiB); beyond, the oldest are dropped and counted
+      buffer_bytes       bytes kept while the broker is slow or away (16 MiB); beyond, the oldest are dropped and counted
       max_payload_bytes  larger payloads are refused (4 MiB, the daemon's own default)
-        connect_s          timeout of a TCP connection (1)
-        attempt_s          timeout of a whole attempt, with TLS and AMQP (5)
-        confirm_s          timeout of a confirm, after which the connection counts as lost (10)
-        blocked_s          seconds in a broker's memory or disk alarm before the next broker is tried (30)
-        exit_s             seconds without a confirm that an ending process waits (0.8)
+      connect_s          timeout of a TCP connection (1)
+      attempt_s          timeout of a whole attempt, with TLS and AMQP (5)
+      confirm_s          timeout of a confirm, after which the connection counts as lost (10)
+      blocked_s          seconds in a broker's memory or disk alarm before the next broker is tried (30)
+      exit_s             seconds without a confirm that an ending process waits (0.8)
       heartbeat_s        AMQP heartbeats (10)
 
     `ConfigError` names the argument that can't be used. Nothing is connected before the first event.
