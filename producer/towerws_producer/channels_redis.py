@@ -11,24 +11,9 @@ from typing import Any, Dict
 from channels_redis.core import RedisChannelLayer
 
 from towerws_producer.awx import BROADCAST, Relay, is_ours, wrapped_name
+from towerws_producer.producer import ARGUMENTS
 
-OUR_CONFIG = frozenset(
-    {
-        "broker",
-        "exchange",
-        "declare",
-        "mandatory",
-        "tls_ca",
-        "buffer_bytes",
-        "max_payload_bytes",
-        "connect_s",
-        "attempt_s",
-        "confirm_s",
-        "blocked_s",
-        "exit_s",
-        "heartbeat_s",
-    }
-)
+OUR_CONFIG = ARGUMENTS | {"broker"}
 """Keys of CONFIG for the producer. All others are channels_redis's."""
 
 

@@ -42,9 +42,9 @@ class Producer:
     """
 
     def __init__(self, broker: Union[str, Sequence[str], None] = None, **settings: Any) -> None:
-        unknown = set(settings) - _ARGUMENTS
+        unknown = set(settings) - ARGUMENTS
         if unknown:
-            raise ConfigError("unknown setting {!r}: expected one of {}".format(min(unknown)[:80], ", ".join(sorted(_ARGUMENTS))))
+            raise ConfigError("unknown setting {!r}: expected one of {}".format(min(unknown)[:80], ", ".join(sorted(ARGUMENTS))))
         self._settings = Settings(broker, **settings)
         self._log = FoldedLog()
         self._workers: Dict[int, Worker] = {}
@@ -156,10 +156,11 @@ class Producer:
         return worker
 
 
-_ARGUMENTS = {
+ARGUMENTS = {
     "exchange", "declare", "mandatory", "tls_ca", "buffer_bytes", "max_payload_bytes", "connect_s", "attempt_s", "confirm_s",
     "blocked_s", "exit_s", "heartbeat_s",
 }  # fmt: skip
+"""The arguments of `Producer`, besides `broker`."""
 
 _parents: List[Worker] = []
 """Workers of the parent processes. They are kept, so that no destructor closes their connections."""
