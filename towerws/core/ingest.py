@@ -86,8 +86,8 @@ class Ingest:
         self._proven = False
         self.history_complete = False
         """Whether the refill has ended. Before that no position is judged, and no delivery goes to the hub."""
-        self.on_position_asked: Callable[[], None] = _do_nothing
-        self.on_joinable: Callable[[], None] = _do_nothing
+        self.on_position_asked: Callable[[], None] = lambda: None
+        self.on_joinable: Callable[[], None] = lambda: None
         """Set by the service. Called when a client that subscribes from now on misses nothing. It may be called more than once."""
         self.delivery_s = Histogram(SECONDS)
         """From the first message of a read to the last write of its batch. A message of the same read waited no longer."""
@@ -383,7 +383,3 @@ class Ingest:
 def _shown(routing_key: str) -> str:
     """Return the start of a name from outside, quoted for a log line."""
     return repr(routing_key[:60]) + ("…" if len(routing_key) > 60 else "")
-
-
-def _do_nothing() -> None:
-    """Stand in for a callback that is not set: there is no source yet, or its positions need no proof."""

@@ -77,11 +77,11 @@ class Restarts:
         """The process id of the successor, once it serves all clients."""
         self.successor: Successor | None = None
         """Set by `tap` in a process that a running daemon started."""
-        self.on_handed_over: Callable[[int], None] = _ignore
+        self.on_handed_over: Callable[[int], None] = lambda _: None
         """Called with the process id of the successor, once it serves all clients."""
-        self.on_moving: Callable[[bool], None] = _ignore
+        self.on_moving: Callable[[bool], None] = lambda _: None
         """Called when connections begin to move to a successor, and if this process goes on itself."""
-        self.on_alone: Callable[[], None] = _nothing
+        self.on_alone: Callable[[], None] = lambda: None
         """Called in the successor, once it is the only process."""
 
     @property
@@ -269,11 +269,3 @@ def _name_of_process_1() -> str:
         return PROCESS_1.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
-
-
-def _ignore(value: object) -> None:
-    """Stand in for a callback that is not set."""
-
-
-def _nothing() -> None:
-    """Stand in for a callback that is not set."""

@@ -148,10 +148,10 @@ class Successor:
         self._channel: Channel | None = None
         self._adopter: Adopter | None = None
         self._status: Callable[[], SourceStatus] | None = None
-        self._keep: Callable[[Mapping[str, Any]], None] = _forget
-        self._begin: Callable[[], None] = _nothing
-        self._serve: Callable[[], None] = _nothing
-        self._alone: Callable[[], None] = _nothing
+        self._keep: Callable[[Mapping[str, Any]], None] = lambda _: None
+        self._begin: Callable[[], None] = lambda: None
+        self._serve: Callable[[], None] = lambda: None
+        self._alone: Callable[[], None] = lambda: None
         self._checks = LoopingCall(self._check)
         self._checks.clock = reactor
         self._said_at = 0.0
@@ -308,11 +308,3 @@ class Successor:
 def _offset(position: str) -> int:
     match = parse_position(position)
     return int(match[1]) if match else -1
-
-
-def _forget(piece: Mapping[str, Any]) -> None:
-    """Stand in for a callback that is not set yet."""
-
-
-def _nothing() -> None:
-    """Stand in for a callback that is not set yet."""

@@ -160,7 +160,7 @@ class Processes:
         self._checked_at = 0.0
         self._stopping = False
         self._all_ended: Deferred[None] = Deferred()
-        self.on_begun: Callable[[Worker], None] = _nothing
+        self.on_begun: Callable[[Worker], None] = lambda _: None
         """Called when a worker has another process than before. It reads the configuration about now."""
 
     @property
@@ -461,10 +461,6 @@ class _Notes:
             except BlockingIOError:
                 return
             self._noted(self._worker, dict(line.partition("=")[::2] for line in message.decode("utf-8", "replace").split("\n")))
-
-
-def _nothing(worker: Worker) -> None:
-    """Stand in for a callback that is not set."""
 
 
 def _become_subreaper() -> None:

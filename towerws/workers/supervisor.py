@@ -82,8 +82,8 @@ class Supervisor(Service):
         """Whether a signal came before the reactor runs that ends the process."""
         self.warnings: Sequence[str] = ()
         """Sentences that the daemon logs at its start."""
-        self.reloading: Callable[[], None] = _nothing
-        self.reloaded: Callable[[], None] = _nothing
+        self.reloading: Callable[[], None] = lambda: None
+        self.reloaded: Callable[[], None] = lambda: None
         """Called when a reload begins, and when it has ended."""
         self._reload_under_way = False
         self.processes = Processes(reactor, command, folder, self._changed, lambda: self.drain_s + LEAVE_S)
@@ -334,7 +334,3 @@ def _make_folder(count: int) -> str:
 def _give_up(text: str) -> NoReturn:
     print(f"towerws: {text}", file=sys.__stderr__, flush=True)
     raise EndOfStart(EXIT_BAD_CONFIG)
-
-
-def _nothing() -> None:
-    """Stand in for a callback that is not set."""
