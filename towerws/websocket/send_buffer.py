@@ -56,18 +56,39 @@ def has_arrived(transport: Any) -> bool:
     return not any(in_kernel)
 
 
-@implementer(IPullProducer)
-class SocketSendBuffer:
-    """Writes to Twisted's plain TCP connection, whose buffer it can measure."""
+class _Buffer:
+    """What the two forms share. Each is the producer of its transport."""
 
     __slots__ = ("_bound", "_call", "_closed", "_soon", "_transport")
 
-    def __init__(self, transport: tcp.Connection, bound: int, soon: Callable[[Callable[[], None]], object]) -> None:
-        self._transport: Any = transport
+    def __init__(self, transport: Any, bound: int, soon: Callable[[Callable[[], None]], object]) -> None:
+        self._transport = transport
         self._bound = bound
         self._soon = soon
         self._call: Callable[[], None] | None = None
+        """Called when the buffer is empty. A closed buffer has none."""
         self._closed = False
+
+    def close(self) -> None:
+        """See `SendBuffer`."""
+        self._closed = True
+        self._call = None
+
+    def stopProducing(self) -> None:
+        """IProducer: the connection is lost."""
+        self.close()
+
+    def _drained(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+
+
+@implementer(IPullProducer)
+class SocketSendBuffer(_Buffer):
+    """Writes to Twisted's plain TCP connection, whose buffer it can measure."""
+
+    __slots__ = ()
 
     @property
     def waiting(self) -> int:
@@ -112,33 +133,15 @@ class SocketSendBuffer:
             self._transport.unregisterProducer()
             self._drained()
 
-    def stopProducing(self) -> None:
-        """IPullProducer: the connection is lost."""
-        self.close()
-
-    def _drained(self) -> None:
-        call, self._call = self._call, None
-        if call is not None and not self._closed:
-            call()
-
-    def close(self) -> None:
-        """See `SendBuffer`."""
-        self._closed = True
-        self._call = None
-
 
 @implementer(IPushProducer)
-class TransportSendBuffer:
+class TransportSendBuffer(_Buffer):
     """Writes to any transport. It counts the bytes that it wrote since the transport paused it."""
 
-    __slots__ = ("_bound", "_call", "_closed", "_paused", "_since_pause", "_soon", "_transport")
+    __slots__ = ("_paused", "_since_pause")
 
     def __init__(self, transport: Any, bound: int, soon: Callable[[Callable[[], None]], object]) -> None:
-        self._transport = transport
-        self._bound = bound
-        self._soon = soon
-        self._call: Callable[[], None] | None = None
-        self._closed = False
+        super().__init__(transport, bound, soon)
         self._paused = False
         self._since_pause = 0
         transport.registerProducer(self, True)
@@ -174,18 +177,6 @@ class TransportSendBuffer:
         self._paused = False
         self._drained()
 
-    def stopProducing(self) -> None:
-        """IPushProducer: the connection is lost."""
-        self.close()
-
     def _drained(self) -> None:
-        if self._paused or self._closed:
-            return
-        call, self._call = self._call, None
-        if call is not None:
-            call()
-
-    def close(self) -> None:
-        """See `SendBuffer`."""
-        self._closed = True
-        self._call = None
+        if not self._paused:
+            super()._drained()
