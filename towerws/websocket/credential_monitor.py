@@ -126,7 +126,8 @@ class CredentialMonitor:
             self._soonest = min(self._soonest, identity.expires_at)
             self._soonest_deadline = min(self._soonest_deadline, deadline)
         if identity.session is not None:
-            self._watch(identity)
+            if (user := identity.user) is not None and user not in self._watchers:
+                self._join_watcher(user)
             self._schedule_first(identity.session, identity.checked_at)
 
     def leave(self, session: MonitoredSession) -> None:
@@ -274,11 +275,6 @@ class CredentialMonitor:
         self.revoked += 1
         self._expiring.pop(session, None)
         session.revoke()
-
-    def _watch(self, identity: Identity) -> None:
-        user = str(identity.user_id)
-        if identity.user_id is not None and user not in self._watchers:
-            self._join_watcher(user)
 
     def _join_watcher(self, user: str) -> None:
         later = partial(self._reactor.callLater, 0)
