@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,19 @@ def test_clients_that_subscribe_during_the_refill_get_what_was_published_since()
     assert [message["payload"]["n"] for message in late[V1][1].take_json()] == [6, 8]
     assert late[TOWER][1].take() == [body(6), body(8)]
     assert [message["payload"]["n"] for message in last.take_json()] == [8]
+
+
+def test_a_connection_that_ended_during_the_refill_is_forgotten() -> None:
+    """However long the refill lasts, and however many markers the broker confirms meanwhile."""
+    feed = Feed()
+    feed.ingest.proven(True)
+    subscriber, peer = feed.join()
+    gone = weakref.ref(peer)
+    feed.ingest.marker_confirmed("a" * 8)
+    feed.hub.leave(subscriber)
+    del subscriber, peer
+    feed.ingest.marker_confirmed("b" * 8)
+    assert gone() is None
 
 
 def test_a_hole_of_the_refill_is_told_to_clients_that_subscribed_before_it() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from operator import attrgetter
 
 from towerws.core.deliveries import BEFORE, MARKER_TOPIC, Delivery, Fingerprint, Marker, parse_position
@@ -30,6 +31,9 @@ from towerws.core.topics import WITHHELD, is_routing_key
 
 BATCH_BYTES = 256 * 1024
 """A batch with more payload bytes than this is flushed early, so that one write leaves no more in a send buffer than its bound."""
+
+MAX_REFILL_MARKERS = 1000
+"""So many markers of this daemon are remembered during a refill. A reader that connects again and again publishes twelve a minute."""
 
 REPORT_EVERY_S = 60
 """Messages that are bad for the same reason are reported once in this time. The counter `bad` has their number."""
@@ -78,8 +82,10 @@ class Ingest:
         """The end of the last hole of any kind that clients were told of."""
         self._refill_holes: list[Hole] = []
         """Holes that the refill has met. Those who are fed from before them are told."""
-        self._subscribed_before: dict[str, frozenset[Subscriber]] = {}
-        """During the refill, for each marker of this daemon: the connections that had subscribed before the broker confirmed it."""
+        self._marker_numbers: dict[str, int] = {}
+        """During the refill, the markers of this daemon that the broker confirmed, the oldest first: their numbers by their texts."""
+        self._subscribed_before: dict[Subscriber, int] = {}
+        """During the refill, for each connection: the number of the first marker that the broker confirmed after it had subscribed."""
         self._marker_places: dict[str, Delivery] = {}
         """During the refill, for each of these markers: its place in history."""
         self._waiters = PositionWaiters(self.judge_position)
@@ -224,7 +230,15 @@ class Ingest:
     def marker_confirmed(self, text: str) -> None:
         """Remember which connections have subscribed by now. A later one misses nothing that comes after this marker."""
         if not self.history_complete:
-            self._subscribed_before[text] = frozenset(subscriber for subscriber in self._hub.subscribers if subscriber.topics)
+            numbers, before = self._marker_numbers, self._subscribed_before
+            numbers[text] = number = 1 + next(reversed(numbers.values()), 0)
+            if len(numbers) > MAX_REFILL_MARKERS:
+                oldest = next(iter(numbers))
+                del numbers[oldest]
+                self._marker_places.pop(oldest, None)
+            self._subscribed_before = {
+                subscriber: before.get(subscriber, number) for subscriber in self._hub.subscribers if subscriber.topics
+            }
             self.on_joinable()
 
     def caught_up(self, *, replay: bool = False) -> None:
@@ -237,6 +251,7 @@ class Ingest:
             self._hub.replay(self._history.floor, list(self._hub.subscribers), self._refill_holes)
         else:
             self._replay_after_markers()
+        self._marker_numbers.clear()
         self._subscribed_before.clear()
         self._marker_places.clear()
         self._refill_holes.clear()
@@ -250,18 +265,18 @@ class Ingest:
         gets a gap notice.
         """
         left = [subscriber for subscriber in self._hub.subscribers if subscriber.topics]
-        # From the newest marker to the oldest: its place, and the connections that had subscribed before it was confirmed.
+        # From the newest marker to the oldest: its place and its number.
         known = [
-            (place, before)
-            for text, before in reversed(self._subscribed_before.items())
+            (place, number)
+            for text, number in reversed(self._marker_numbers.items())
             if (place := self._marker_places.get(text)) is not None
         ]
-        first = known[-1][0] if known else self._history.head
-        earliest = [subscriber for subscriber in left if all(subscriber in before for _, before in known)]
-        self._hub.gap(self._history.floor, first, "broker", earliest)
-        for place, before in known:
-            self._hub.replay(place, [subscriber for subscriber in left if subscriber not in before], self._refill_holes)
-            left = [subscriber for subscriber in left if subscriber in before]
+        first, oldest = known[-1] if known else (self._history.head, inf)
+        before = {subscriber: self._subscribed_before.get(subscriber, inf) for subscriber in left}  # inf: before none of them
+        self._hub.gap(self._history.floor, first, "broker", [subscriber for subscriber in left if before[subscriber] <= oldest])
+        for place, number in known:
+            self._hub.replay(place, [subscriber for subscriber in left if before[subscriber] > number], self._refill_holes)
+            left = [subscriber for subscriber in left if before[subscriber] <= number]
         if known:
             self._hub.replay(first, left, self._refill_holes)
 
@@ -273,7 +288,7 @@ class Ingest:
         self.markers += 1
         kept = self._history.append(MARKER_TOPIC, body, offset, self._epoch, message_id, self._clock())
         self._waiters.marker_received(marker.text)
-        if not self.history_complete and marker.text in self._subscribed_before:
+        if not self.history_complete and marker.text in self._marker_numbers:
             self._marker_places[marker.text] = kept
         if isinstance(self._epoch, str):
             return  # a log of this process: the source itself tells of its holes, and another daemon's offsets mean nothing here
