@@ -139,7 +139,6 @@ class Hub:
                 subscriber.topics[topic] = max(seq, delivered)
             if not subscriber.behind or since.seq < subscriber.cursor.seq:
                 subscriber.fall_behind(since)
-                self._holes = [hole for hole in self._holes if hole.end.seq > self.history.floor.seq]
                 subscriber.holes = [hole for hole in self._holes if hole.end.seq > since.seq]
             self.counters.resumed += 1
         elif request.since is not None:
@@ -289,7 +288,7 @@ class Hub:
         self._broadcast.finish()
         hole = Hole(start, end, reason)
         if resumable:
-            self._holes.append(hole)
+            self._holes = [*(each for each in self._holes if each.end.seq > self.history.floor.seq), hole]
         for subscriber in list(self.subscribers if subscribers is None else subscribers):
             if not subscriber.topics or subscriber not in self.subscribers:
                 continue
