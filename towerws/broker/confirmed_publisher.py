@@ -214,7 +214,7 @@ class ConfirmedPublisher:
         """The deadline of `message` is over. Replace the connection, unless it answered recently or no message needs it."""
         connection = self._connection
         if connection is not None and connection.blocked:
-            self._finish(message, PublishersBlocked("the broker is in a memory or disk alarm: it takes no messages"))
+            self._finish(message, PublishersBlocked())
             return
         published = connection is not None and connection.ready
         doing, hint = ("publishing", " (is it in a memory or disk alarm?)") if published else ("connecting", "")
@@ -278,7 +278,7 @@ class EventPublisher:
         message_id = event.message_id or secrets.token_hex(16)
         message = OutgoingMessage(self._exchange, event.topic.routing_key, event.payload, message_id)
         if self._publisher.blocked:
-            return succeed(self._failed(message, PublishersBlocked("the broker is in a memory or disk alarm: it takes no messages")))
+            return succeed(self._failed(message, PublishersBlocked()))
         confirmed = self._publisher.send(message)
         return confirmed.addCallbacks(
             lambda _: Published(Outcome.CONFIRMED, published=True, message_id=message_id),

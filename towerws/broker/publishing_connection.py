@@ -89,7 +89,7 @@ class PublishingConnection:
     """A connection to the broker `url` that publishes. It must be ready within `connect_s`. The broker shows `purpose` in its name."""
 
     def __init__(
-        self, owner: PublishingOwner, url: BrokerUrl, settings: BrokerSettings, reactor: Any, *, connect_s: float, purpose: str = "control"
+        self, owner: PublishingOwner, url: BrokerUrl, settings: BrokerSettings, reactor: Any, *, connect_s: float, purpose: str
     ) -> None:
         self.url = url
         self.blocked = False

@@ -52,6 +52,9 @@ class PublishRefused(BrokerError):
 class PublishersBlocked(BrokerError):
     """The broker has a memory or disk alarm, and takes no message from any publisher."""
 
+    def __init__(self) -> None:
+        super().__init__("the broker is in a memory or disk alarm: it takes no messages")
+
 
 class BadDelivery(TowerwsError):
     """A message from the broker that can't be forwarded.
