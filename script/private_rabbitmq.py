@@ -42,7 +42,9 @@ CTL_PORTS = 10  # each rabbitmqctl listens on one while it runs
 
 # RabbitMQ loads every module of its applications at its start, one by one, and each stops the whole VM. All at once need 2.5 s of CPU
 # instead of 6 s. Erlang's code server does that before RabbitMQ's own start. What can't be loaded so is loaded later, as without this.
+# Another VM that the node starts, to look for its epmd, needs none of them.
 LOAD_MODULES = """
+os:unsetenv("ERL_AFLAGS"),
 Read = fun Read([], Apps) -> Apps;
     Read([App | Rest], Apps) when is_map_key(App, Apps) -> Read(Rest, Apps);
     Read([App | Rest], Apps) ->

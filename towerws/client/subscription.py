@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
+from towerws.client import items
 from towerws.client.items import ClientError, Item, Queue
 
 Handler = Callable[[Any], object]
@@ -21,7 +22,7 @@ class Owner(NamedTuple):
     handled: Callable[[], None]
     """An item was handled."""
     handler_failed: Callable[[BaseException, Item], None]
-    report: Callable[[ClientError], None]
+    report: Callable[[items.ClientError], None]  # by its module: for the site's pages the short name has two places
     """Something that has no handler."""
 
 
