@@ -22,7 +22,7 @@ class Owner(NamedTuple):
     handled: Callable[[], None]
     """An item was handled."""
     handler_failed: Callable[[BaseException, Item], None]
-    report: Callable[[items.ClientError], None]  # by its module: for the site's pages the short name has two places
+    report: Callable[[items.ClientError], None]  # with its module: Sphinx finds the short name twice
     """Something that has no handler."""
 
 
