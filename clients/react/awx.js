@@ -26,13 +26,14 @@ function leave() {
 
 /** Returns the newest message, null before the first. `refetch` is called when messages were missed. */
 export default function useWebsocket(subscribeGroups, refetch) {
-  const [lastMessage, setLastMessage] = useState(null);
+  // A new object for each message, so that React renders even if a payload is the value that it has already.
+  const [last, setLast] = useState({ payload: null });
   const missed = useRef(refetch);
   missed.current = refetch;
   // React may render once for several messages, and a page looks at the last one only. So each message waits for the effects of the
   // one before.
   const seen = useRef(() => {});
-  useEffect(() => seen.current(), [lastMessage]);
+  useEffect(() => seen.current(), [last]);
 
   useEffect(() => {
     const lost = () => (missed.current ? missed.current() : window.dispatchEvent(new Event("towerws:missed")));
@@ -40,7 +41,7 @@ export default function useWebsocket(subscribeGroups, refetch) {
       event: ({ payload }) =>
         new Promise((done) => {
           seen.current = done;
-          setLastMessage(payload);
+          setLast({ payload });
         }),
       stale: lost,
       gap: lost,
@@ -53,5 +54,5 @@ export default function useWebsocket(subscribeGroups, refetch) {
     };
   }, []); // the groups of the first render count, as in AWX's hook
 
-  return lastMessage;
+  return last.payload;
 }

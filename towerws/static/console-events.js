@@ -66,7 +66,8 @@ async function open(details, event, listedBy) {
   details.append(box);
   try {
     const found = await ask(`console/event?offset=${event.offset}`);
-    if (found.instance !== listedBy || found.seq !== event.seq) throw new Refused(404, "The daemon's history no longer has this event.");
+    if (found.instance !== listedBy) throw new Refused(404, "This row is from before a restart of the daemon. Press Go on to see the events that it has now.");
+    if (found.seq !== event.seq) throw new Refused(404, "The daemon's history no longer has this event.");
     const facts = make("dl"), text = make("pre"), actions = make("div", "row");
     for (const [name, value] of [["position", found.position ?? "–"], ["size", `${found.bytes.toLocaleString("en")} bytes`], ["message id", found.message_id]]) {
       if (value === null) continue;
