@@ -54,8 +54,8 @@ from towerws.websocket.inspection import canonical_topic, explain
 from towerws.websocket.plain_http import load_client_files
 
 ROOT = Path(__file__).parents[1]
-HTTP: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
-WEBSOCKET: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text())
+HTTP: dict[str, Any] = yaml.load((ROOT / "docs" / "openapi.yaml").read_text(), yaml.CSafeLoader)
+WEBSOCKET: dict[str, Any] = yaml.load((ROOT / "docs" / "asyncapi.yaml").read_text(), yaml.CSafeLoader)
 SAMPLES = json.loads((ROOT / "tests" / "data" / "protocol-samples.json").read_text())
 
 _HTTP_SCHEMAS: Registry[Any] = Registry().with_resource("urn:http", DRAFT202012.create_resource(HTTP))

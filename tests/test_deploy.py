@@ -75,14 +75,14 @@ class Manifests:
 def plain() -> Manifests:
     """`deploy/kubernetes`."""
     texts = [path.read_text() for path in sorted(KUBERNETES.glob("*.yaml"))]
-    return Manifests([each for text in texts for each in yaml.safe_load_all(text)])
+    return Manifests([each for text in texts for each in yaml.load_all(text, yaml.CSafeLoader)])
 
 
 def rendered(**values: Any) -> Manifests:
     """The chart with these values, as `helm template towerws deploy/helm/towerws` prints it."""
     with helm_python.Chart.load(CHART) as chart:
         texts = chart.render(values, name="towerws", namespace="tower")
-    documents = [each for name, text in texts.items() if not name.endswith(".txt") for each in yaml.safe_load_all(text)]
+    documents = [each for name, text in texts.items() if not name.endswith(".txt") for each in yaml.load_all(text, yaml.CSafeLoader)]
     return Manifests([each for each in documents if each is not None])
 
 

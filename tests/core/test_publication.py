@@ -133,9 +133,10 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
 
 
 MANY = 2 * MAX_VALUES
+KEYS = b",".join(b'"%d":1' % number for number in range(MANY))
 TOO_MANY = {
-    "keys of the envelope": b"{" + b",".join(b'"%d":1' % number for number in range(MANY)) + b"}",
-    "keys of the payload": b'{"topic":"a.1","payload":{' + b",".join(b'"%d":1' % number for number in range(MANY)) + b"}}",
+    "keys of the envelope": b"{" + KEYS + b"}",
+    "keys of the payload": b'{"topic":"a.1","payload":{' + KEYS + b"}}",
     "numbers": b'{"topic":"a.1","payload":{"a":[' + b",".join([b"1"] * MANY) + b"]}}",
     "strings": b'{"topic":"a.1","payload":{"a":[' + b",".join([b'""'] * MANY) + b"]}}",
     "strings that end in a backslash": b'{"topic":"a.1","payload":{"a":[' + b",".join([rb'"\\"'] * MANY) + b"]}}",
