@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import FileLogObserver, ILogObserver, formatEventAsClassicLogText, globalLogPublisher
+from twisted.logger import FileLogObserver, ILogObserver, LogEvent, globalLogPublisher
 
 from tests.auth.jwt_kit import SECRET, b64, claims, sign
 from tests.integration.conftest import NO_FAIL2BAN, require
 from tests.kit.daemon import Daemon
 from tests.kit.ws_kit import request
+from towerws.logs import as_journal, as_text
 from towerws.websocket.logs import ConnectionLog, RefusalLog
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "fail2ban"
@@ -35,10 +36,15 @@ def program() -> str:
     return found
 
 
-def written(write: Callable[[], None]) -> list[str]:
+def as_the_journal_has_it(event: LogEvent) -> str:
+    """What journald keeps of a line that the daemon writes under systemd: the priority is a field of its own."""
+    return as_journal(event)[len("<6>") :]
+
+
+def written(write: Callable[[], None], form: Callable[[LogEvent], str] = as_text) -> list[str]:
     """The lines that this call writes to a daemon's log."""
     file = io.StringIO()
-    observer = cast("ILogObserver", FileLogObserver(file, formatEventAsClassicLogText))
+    observer = cast("ILogObserver", FileLogObserver(file, form))
     globalLogPublisher.addObserver(observer)
     try:
         write()
@@ -57,9 +63,9 @@ def caught(program: str, folder: Path, lines: list[str], mode: str = "normal") -
     return done.stdout.split()
 
 
-def refusal(address: str = BANNED, reason: str = "credential", **more: Any) -> list[str]:
+def refusal(form: Callable[[LogEvent], str], address: str = BANNED, reason: str = "credential", **more: Any) -> list[str]:
     """The line of one refusal."""
-    return written(lambda: RefusalLog(Clock()).line(address, reason, **{"status": 403, "detail": "x", **more}))
+    return written(lambda: RefusalLog(Clock()).line(address, reason, **{"status": 403, "detail": "x", **more}), form)
 
 
 PASSWORD = {"credential": "basic authorization", "session": "5e55"}
@@ -83,13 +89,22 @@ CASES: list[tuple[str, dict[str, Any], bool, bool]] = [
 
 
 @pytest.mark.parametrize("mode", ["normal", "aggressive"])
-@pytest.mark.parametrize("prefix", ["", "Nov 26 11:20:02 web-1 towerws[4242]: ", "2026-11-26T11:20:02.123456+00:00 web-1 twistd[1]: "])
-def test_what_counts(program: str, tmp_path: Path, prefix: str, mode: str) -> None:
-    """Each mode finds the right lines, in the daemon's own file and through syslog. Each case has an address of its own."""
+@pytest.mark.parametrize(
+    ("prefix", "form"),
+    [
+        ("", as_text),
+        ("Nov 26 11:20:02 web-1 towerws[4242]: ", as_text),
+        ("2026-11-26T11:20:02.123456+00:00 web-1 twistd[1]: ", as_text),
+        ("web-1 towerws[4242]: ", as_the_journal_has_it),  # as fail2ban's backend for systemd makes lines
+        ("Nov 26 11:20:02 web-1 towerws[4242]: ", as_the_journal_has_it),  # rsyslog, which reads the journal
+    ],
+)
+def test_what_counts(program: str, tmp_path: Path, prefix: str, form: Callable[[LogEvent], str], mode: str) -> None:
+    """Each mode finds the right lines, in the daemon's file, through syslog and in the journal. Each case has an address of its own."""
     lines, expected = [], []
     for number, (name, refused, normal, aggressive) in enumerate(CASES):
         address = refused.get("address", f"203.0.113.{number}")
-        (line,) = refusal(**{**refused, "address": address})
+        (line,) = refusal(form, **{**refused, "address": address})
         lines.append(prefix + line)
         if normal if mode == "normal" else aggressive:
             expected.append((name, address))
@@ -108,13 +123,16 @@ HOSTILE = [
     f"\r{FORGED}",
     f"web-1 towerws[1]: {FORGED}",
     FORGED.removeprefix("[websocket#info] "),
+    FORGED.replace("#info", ""),
+    f"\n{FORGED.replace('#info', '')}",
     f"\u2028{FORGED}",
     f"\x1b[1G{FORGED}",
 ]
 
 
+@pytest.mark.parametrize("form", [as_text, as_the_journal_has_it])
 @pytest.mark.parametrize("mode", ["normal", "aggressive"])
-def test_no_user_can_have_another_banned(program: str, tmp_path: Path, mode: str) -> None:
+def test_no_user_can_have_another_banned(program: str, tmp_path: Path, mode: str, form: Callable[[LogEvent], str]) -> None:
     """A user whose name looks like a refusal gets no address banned, in any line that has a user's name."""
 
     def write() -> None:
@@ -123,7 +141,7 @@ def test_no_user_can_have_another_banned(program: str, tmp_path: Path, mode: str
             log.line("connection opened: user {user} from {address}", user=name, address=BANNED)
             log.line("connection ended after {duration:.1f} s: user {user}", duration=1.0, user=name)
 
-    lines = written(write)
+    lines = written(write, form)
     assert sum(SPARED in line for line in lines) >= 2 * len(HOSTILE)
     assert caught(program, tmp_path, lines, mode) == []
 
