@@ -14,10 +14,10 @@
 (1) six times that with a single host, (2) 60 s without a marker with a single host: there is no other to try.
 
 `broker.stream_reader` and `broker.binding_watch` explain what is proven, and how. Each attempt is one `BrokerSession`. A failure aborts
-it. Events of a session that is not the present one are ignored, so a late event can do no harm.
+the session. The source ignores events of earlier sessions, so a late event can do no harm.
 
-The delay is random between 0 and a bound (full jitter). The bound is backoff_min_s until each host was tried, and then doubles per round
-up to backoff_max_s. It starts over after 30 s of consuming. `RetryPolicy` has the exceptions.
+The delay is random between 0 and a bound (full jitter). The bound is backoff_min_s until each host was tried. Then it doubles per round
+over the hosts, up to backoff_max_s. The bound starts over after 30 s of consuming. `RetryPolicy` has the exceptions.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ NO_MARKER_S: Final = 30.0
 class AmqpSource:
     """Consumes the brokers of `settings.urls`, one at a time, into `sink`. `control` listens on the same connections.
 
-    `reactor` gives time and, unless `endpoint` does, connections. `rng` draws the order of the hosts and the delays. Markers go over a
-    connection of their own (`publisher`). `uptime` returns the seconds since this machine started. Call `start` once. `stop` ends the
-    source permanently.
+    `reactor` gives time. `endpoint` returns the endpoint for a broker's URL; without it `reactor` makes the connections. `rng` draws the
+    order of the hosts and the delays. `publisher` publishes the markers, over a connection of its own. `uptime` returns the seconds since
+    this machine started. Call `start` once. `stop` ends the source permanently.
     """
 
     _log = Logger()
@@ -80,7 +80,7 @@ class AmqpSource:
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
         self._rng = rng or random.SystemRandom()
         self._publisher = publisher or ConfirmedPublisher(
-            settings, reactor, prefer=self._present_url, endpoint=self._endpoint, purpose="markers"
+            settings, reactor, prefer=self._current_url, endpoint=self._endpoint, purpose="markers"
         )
         self._markers = MarkerPublisher(self._publisher, settings.exchange, reactor, uptime)
         no_marker_s = NO_MARKER_S if len(settings.urls) > 1 else 2 * NO_MARKER_S
@@ -93,10 +93,10 @@ class AmqpSource:
         self._reason: str | None = "not started"
         self._session: BrokerSession | None = None
         self._retry: interfaces.IDelayedCall | None = None
-        self._tried = 0  # attempts since it last worked
-        self._round = 0  # the same in complete rounds over the hosts: the exponent of the bound
+        self._tried = 0  # attempts since a session was last live
+        self._round = 0  # complete rounds over the hosts since then: the exponent of the delay's bound
         self._last_failure: ConnectionFailure | None = None
-        self._logged: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
         self._stopped: list[defer.Deferred[None]] = []
         self._stop_deadline: interfaces.IDelayedCall | None = None
         self._counts = {"attempts": 0, "connects": 0, "failures": 0, "channel_failures": 0}
@@ -109,14 +109,17 @@ class AmqpSource:
             self._connect()
 
     def stop(self) -> defer.Deferred[None]:
-        """Acknowledge, and close in order, then by force. Fires with None within `STOP_S`, and never fails. May be called again."""
+        """Acknowledge what was read, and close the connection in order. After `STOP_S` the connection is aborted.
+
+        Fires with None within `STOP_S`, and never fails. May be called again.
+        """
         stopped: defer.Deferred[None] = defer.Deferred()
         self._stopped.append(stopped)
         if self._state is SourceState.STOPPED:
             if self._session is None:
                 self._finish_stop()
             return stopped
-        self._move(SourceState.STOPPED, "stopped")
+        self._set_state(SourceState.STOPPED, "stopped")
         self._publisher.stop()
         if self._retry is not None:
             self._retry.cancel()
@@ -137,15 +140,15 @@ class AmqpSource:
 
     @property
     def url(self) -> BrokerUrl | None:
-        """The broker that the source consumes now."""
+        """The broker that the source consumes now. None: it does not consume."""
         return self._session.url if self._session is not None and self._state is SourceState.CONSUMING else None
 
-    def _present_url(self) -> BrokerUrl | None:
+    def _current_url(self) -> BrokerUrl | None:
         return None if self._session is None else self._session.url
 
     @property
     def counters(self) -> Mapping[str, object]:
-        """Counts since the start, and the present values. They are names and numbers only, without any secret."""
+        """Counts since the start, and the current values, without any secret: the password in the broker's URL is masked."""
         progress, session, failure = self._progress, self._session, self._last_failure
         return {
             **self._counts,
@@ -173,7 +176,7 @@ class AmqpSource:
     def session_state(self, session: BrokerSession, state: SourceState, reason: str | None = None) -> None:
         """The session got one step further."""
         if session is self._session and self._state is not SourceState.STOPPED:
-            self._move(state, self._under_way(state, session) + (f": {reason}" if reason else ""))
+            self._set_state(state, self._state_text(state, session) + (f": {reason}" if reason else ""))
 
     def session_opened(self, session: BrokerSession) -> None:
         """AMQP is open."""
@@ -184,7 +187,7 @@ class AmqpSource:
         """Deliveries arrive as they are published."""
         if session is not self._session or self._state is SourceState.STOPPED:
             return
-        self._move(SourceState.CONSUMING, None)
+        self._set_state(SourceState.CONSUMING, None)
         self._log.info(
             "consuming {mode} from {broker}, RabbitMQ {version}", mode=session.mode, broker=str(session.url), version=session.version
         )
@@ -194,8 +197,8 @@ class AmqpSource:
         if session is not self._session:
             return
         self._counts["channel_failures"] += 1
-        self._note(session, failure)
-        self._move(SourceState.TOPOLOGY, str(failure))
+        self._record_failure(session, failure)
+        self._set_state(SourceState.TOPOLOGY, str(failure))
 
     def session_failed(self, session: BrokerSession, failure: ConnectionFailure) -> None:
         """The session can't go on: try again after a delay."""
@@ -204,9 +207,9 @@ class AmqpSource:
         self._session = None
         self._counts["failures"] += 1
         session.abort()
-        self._note(session, failure)
+        self._record_failure(session, failure)
         delay_s = self._delay_s(session, failure)
-        self._move(SourceState.BACKOFF, str(failure))
+        self._set_state(SourceState.BACKOFF, str(failure))
         self._retry = self._reactor.callLater(delay_s, self._connect)
 
     def session_closed(self, session: BrokerSession) -> None:
@@ -222,7 +225,7 @@ class AmqpSource:
         self._next_url = (self._next_url + 1) % len(self._urls)
         session = self._session = BrokerSession(self, url, self._parts)
         self._counts["attempts"] += 1
-        self._move(SourceState.CONNECTING, self._under_way(SourceState.CONNECTING, session))
+        self._set_state(SourceState.CONNECTING, self._state_text(SourceState.CONNECTING, session))
         session.start_deadline()
         try:
             endpoint = self._endpoint(url)
@@ -232,7 +235,7 @@ class AmqpSource:
         session.connect(endpoint)
 
     def _delay_s(self, session: BrokerSession, failure: ConnectionFailure) -> float:
-        """Return the delay before the next attempt, and count this one."""
+        """Return the delay before the next attempt, in seconds, and count the attempt that failed."""
         settings = self._settings
         steady = session.live_since is not None and self._reactor.seconds() - session.live_since >= STEADY_S
         if steady:
@@ -252,20 +255,20 @@ class AmqpSource:
             self._round += 1
         return self._rng.uniform(0, bound_s)
 
-    def _note(self, session: BrokerSession, failure: ConnectionFailure) -> None:
+    def _record_failure(self, session: BrokerSession, failure: ConnectionFailure) -> None:
         """Keep the failure for `/status`. Log it, unless the same one was logged less than `LOG_AGAIN_S` ago."""
         self._last_failure = failure
         now = self._reactor.seconds()
-        self._logged = {text: at for text, at in self._logged.items() if now - at < LOG_AGAIN_S}
+        self._logged_at = {text: at for text, at in self._logged_at.items() if now - at < LOG_AGAIN_S}
         text = f"{session.url}: {failure.log_key}"
-        if text not in self._logged:
-            self._logged[text] = now
+        if text not in self._logged_at:
+            self._logged_at[text] = now
             self._log.warn("broker {broker}: {reason}", broker=str(session.url), reason=str(failure), code=failure.code)
 
-    def _under_way(self, state: SourceState, session: BrokerSession) -> str:
+    def _state_text(self, state: SourceState, session: BrokerSession) -> str:
         return f"{state.value}: {session.url}" + (f"; before that: {self._last_failure}" if self._last_failure else "")
 
-    def _move(self, state: SourceState, reason: str | None) -> None:
+    def _set_state(self, state: SourceState, reason: str | None) -> None:
         self._state, self._reason = state, reason
 
     def _finish_stop(self) -> None:
