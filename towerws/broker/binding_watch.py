@@ -1,21 +1,25 @@
 """Watches whether the events that producers publish reach this daemon.
 
 A missing binding causes no error: the broker confirms to producers, and the consumer waits. So a daemon publishes a marker through the
-events exchange at intervals. If all is well, the marker comes back. Daemons that read the same stream share their markers: each marker
-proves the binding for all of them.
+events exchange at intervals. If the binding exists, the marker comes back. Daemons that read the same stream share their markers: each
+marker proves the binding for all of them.
+
+Events that are published while the binding is missing never reach the log. Their place in the log is called a *hole*.
 
   state    | begins with                                    | what the watch does
   watching | a marker came back, or consuming began         | sends a marker every `INTERVAL_S`, unless another daemon's came
   unbound  | a marker was returned; or the exchange does    | declares and binds, again and again, until our marker that tells of the
            | not exist; or a marker was confirmed and did   | hole comes back. With `passive` it only reports
-           | not come, and a later one straight to us did   | If the broker refuses to bind, another hand may: it sends markers, too
+           | not come, and a later one straight to us did   | If the broker refuses to bind, the watch still sends markers: an
+           |                                                | operator may bind, and only a marker shows that
   refused  | the user may not publish (403)                 | binds again at intervals, and reports that the binding is not proven
   alarm    | the broker takes no messages                   | waits for the end of the alarm
 
 A marker that is late proves nothing. It turns `/readyz` to 503, and another marker is sent.
 
-Before the reader is live, only its own markers can show that the binding is missing, if they go through the exchange. It calls `missing`
-then, and binds. While the binding is missing, each marker through the exchange tells of the hole. A hole outlives connections.
+Before the reader is live, only its own markers can show that the binding is missing, if they go through the exchange. The reader calls
+`missing` then, and binds. While the binding is missing, each marker through the exchange tells of the hole. The watch remembers the hole
+when the connection ends.
 """
 
 from __future__ import annotations
@@ -37,11 +41,13 @@ OWN_EVERY_S: Final = 60.0
 UNPROVEN_S: Final = 15.0
 """After this long without a marker the daemon is not ready. `reason` computes it when it is read, so no timer can delay it."""
 GRACE_S: Final = 2.0
-"""How long a confirmed marker may be on its way. Then a second one goes straight to the stream, to tell late from lost."""
+"""How long a confirmed marker may be on its way. Then a second one goes straight to the stream: it shows whether the first one is
+late or lost."""
 STALLED_S: Final = 5.0
 """If nothing at all was read for this long after a marker straight to the stream was confirmed, the reader attaches again. A time in
 which the daemon itself paused does not count."""
 RETRY_S: Final = 2.0
+"""Delay before the next marker or binding, after one that failed."""
 REBIND_S: Final = 60.0
 """How often the queue is bound again while markers are refused."""
 
@@ -60,22 +66,22 @@ class Watched(Protocol):
 
     @property
     def reading_since(self) -> float | None:
-        """Since when it reads without a pause, in the reactor's seconds. None: it pauses, because a batch is still being written."""
+        """Since when the connection reads without a pause, in the reactor's seconds. None: it pauses while a batch is being written."""
 
     def attach_again(self) -> None:
-        """Consume again, where the reader is. Nothing is lost by that, and nothing is concluded."""
+        """Consume again from where the reader is. That loses nothing, and proves nothing."""
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare and bind again. `done` gets None, or why the broker refused.
 
-        While an earlier call waits for the broker, nothing is sent, and `done` gets `UNANSWERED` at once.
+        While the broker owes the answer to an earlier call, nothing is sent, and `done` gets `UNANSWERED` at once.
         """
 
     def marker_sent(self, text: str) -> None:
         """A marker is being published."""
 
     def gap_before_next(self) -> None:
-        """Events before the next event were lost: tell the clients before it. Markers straight to the queue may still come first."""
+        """Tell the clients of a gap before the next event: events before it were lost. Markers straight to the queue may come first."""
 
     def binding_restored(self) -> None:
         """The binding is proven again, after it was missing."""
@@ -85,10 +91,10 @@ class Watched(Protocol):
 
 
 class BindingWatch:
-    """Watches the binding of `exchange`. A source has one watch for all of its connections, so a hole is reported even after a new one.
+    """Watches the binding of `exchange`. A source has one watch for all of its connections, so a hole is reported after a reconnect, too.
 
-    With `passive` a missing binding is only reported. The connection is given up after `no_marker_s` without a marker, unless the binding
-    is missing and the broker answers when it is asked to bind again.
+    With `passive` a missing binding is only reported. After `no_marker_s` without a marker the watch gives the connection up, unless the
+    binding is missing and the broker answers when it is asked to bind again.
     """
 
     _log = Logger()
@@ -101,28 +107,28 @@ class BindingWatch:
         self._no_marker_s = no_marker_s
         self._watched: Watched | None = None
         self._timer = Deadline(reactor)
-        self._text = ""  # of the marker that is on its way
-        self._direct = ""  # of the marker that was sent straight to the stream after it
+        self._pending_text = ""  # text of our marker through the exchange that has not come back; empty: none
+        self._direct_text = ""  # text of the marker that was sent straight to the stream, after the pending one was confirmed
         self._sent_at = 0.0
         self._proved_at: float | None = None
         """When the newest marker came back, on any connection. None before the first connection."""
         self._began_at = 0.0
-        self._own_at = 0.0
+        self._own_marker_at = 0.0
         self._rebound_at = -REBIND_S
-        self._unanswered = False
-        """Whether the broker owes an answer to the binding."""
+        self._bind_unanswered = False
+        """Whether the broker has not answered our last attempt to bind."""
         self._alarm = False
         self._last_offset: int | None = None
         self._unbound: str | None = None
-        """Why events don't reach us. None: nothing is known against it."""
+        """Why events don't reach us. None: no sign of a missing binding."""
         self._hole: int | None = None
         """The offset after which events were lost. None: no hole is known."""
         self._gap_requested = False
-        """Whether this reader was asked to tell the clients of the hole, since the binding was last found missing."""
-        self._last_before = ""
-        """The marker after which no event from before the hole is on its way."""
-        self._sent_before = 0
-        """How many markers we had sent when the hole was found. Those that are sent after that through the exchange tell of it."""
+        """Whether this reader was asked to tell the clients of a gap, since the binding was last found missing."""
+        self._drain_text = ""
+        """Text of a marker straight to the queue. When it is read, every event from before the hole was read. Empty: none is on its way."""
+        self._sent_before_hole = 0
+        """How many markers we had sent when the hole was found. Later markers through the exchange tell of it."""
         self._bind_refused = False
         """Whether the broker has refused to bind since the binding was found missing."""
         self._refused: str | None = None
@@ -133,7 +139,7 @@ class BindingWatch:
         """Round trip of our newest marker through the broker, in seconds."""
         self.unbound_count = 0
         """How often the binding was found missing."""
-        self._attached: tuple[Watched, int] | None = None
+        self._attached_again: tuple[Watched, int] | None = None
         """The reader that attached again, and how many markers had come back before."""
         self.stalls = 0
         """How often the reader attached again because nothing came."""
@@ -144,7 +150,7 @@ class BindingWatch:
 
     @property
     def reason(self) -> str | None:
-        """Why the daemon is not ready. None: nothing is known against it."""
+        """Why the daemon is not ready, as far as the binding is concerned. None: it is ready."""
         if self._watched is None:
             return None
         if self._unbound is not None:
@@ -167,7 +173,7 @@ class BindingWatch:
 
     @property
     def _in_alarm(self) -> bool:
-        """Whether the broker takes no messages, by its answer to the last marker or by its notice on the present connection."""
+        """Whether the broker takes no messages: it said so to the last marker, or by a notice on the current connection."""
         return self._alarm or self._markers.blocked
 
     # the reader calls these
@@ -175,12 +181,12 @@ class BindingWatch:
     def start(self, watched: Watched) -> None:
         """The reader consumes: watch."""
         self._watched = watched
-        self._began_at = self._own_at = self._reactor.seconds()
+        self._began_at = self._own_marker_at = self._reactor.seconds()
         if self._proved_at is None:
             self._proved_at = self._began_at
-        self._text = self._direct = ""
+        self._pending_text = self._direct_text = ""
         self._problem = None
-        self._unanswered = self._gap_requested = False
+        self._bind_unanswered = self._gap_requested = False
         self._send()
 
     def stop(self) -> None:
@@ -189,22 +195,22 @@ class BindingWatch:
         self._timer.clear()
 
     def missing(self, reason: str) -> None:
-        """The binding is missing. From now on each marker through the exchange tells of the hole.
+        """The binding is missing. Each marker that is sent through the exchange after this call tells of the hole.
 
         A reader that is not live yet calls this before it binds, when one of its own markers shows it.
         """
-        self._text = self._direct = ""
+        self._pending_text = self._direct_text = ""
         if self._unbound is None:
             self.unbound_count += 1
-            # Without a marker before it, everything that is held may have lost events.
+            # If no marker was read before, events may be missing anywhere in what history holds: the hole begins at 0.
             self._hole = self._markers.hole = self._last_offset or 0
-            self._sent_before = self._markers.count
+            self._sent_before_hole = self._markers.count
             self._log.warn(
                 "events don't reach us: {reason}; "
                 + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
                 reason=reason,
             )
-        if not self._bind_refused:  # why the broker refuses is more than what its markers show again and again
+        if not self._bind_refused:  # the broker's own reason tells an operator more than another lost marker does
             self._unbound = reason
         self._gap_requested = False
 
@@ -212,35 +218,35 @@ class BindingWatch:
         """A marker was read, in the order of the log."""
         now = self._reactor.seconds()
         if routing_key != MARKER_TOPIC:
-            if marker.text == self._direct and self._text:
+            if marker.text == self._direct_text and self._pending_text:
                 reason = f"a marker through exchange {self._exchange} was confirmed and did not arrive, and a later one straight to us did"
                 self._found_unbound(reason, all_read=True)
-            elif marker.text == self._last_before and self._unbound is not None:
+            elif marker.text == self._drain_text and self._unbound is not None:
                 self._rebind(all_read=True)
             return
         self._last_offset = offset
         self._proved_at = now
         self.proved += 1
         self._problem = None
-        if marker.text == self._text:
-            self._text = self._direct = ""
-            self._own_at = now
+        if marker.text == self._pending_text:
+            self._pending_text = self._direct_text = ""
+            self._own_marker_at = now
             self.lag_s = now - self._sent_at
             self._refused = None
         number = self._markers.number(marker)
-        if self._unbound is not None and marker.hole is not None and number is not None and number > self._sent_before:
+        if self._unbound is not None and marker.hole is not None and number is not None and number > self._sent_before_hole:
             self._log.info("events of exchange {exchange} reach us again", exchange=self._exchange)
             self._forget_hole()
             if self._watched is not None:
                 self._watched.binding_restored()
-        elif self._unbound is not None and self._is_told_by(marker):
+        elif self._unbound is not None and self._another_daemon_told(marker):
             self._forget_hole()
         self._schedule(RETRY_S if self._unbound is not None else INTERVAL_S)
 
     # our own
 
-    def _is_told_by(self, marker: Marker) -> bool:
-        """Whether another daemon's marker told all daemons of the hole. With a queue of its own each daemon has holes of its own."""
+    def _another_daemon_told(self, marker: Marker) -> bool:
+        """Whether `marker`, from another daemon, told all daemons of our hole. A daemon with a queue of its own has holes of its own."""
         if self._watched is not None and not self._watched.shares_log:
             return False
         return marker.hole is not None and (self._hole is None or marker.hole >= self._hole)
@@ -255,8 +261,8 @@ class BindingWatch:
             return
         now = self._reactor.seconds()
         marker_at = max(self._began_at, self._proved_at or 0.0)
-        stuck = self._unbound is None or self._unanswered
-        if now - marker_at > self._no_marker_s and self._refused is None and not self._in_alarm and stuck:
+        unexplained = self._unbound is None or self._bind_unanswered
+        if now - marker_at > self._no_marker_s and self._refused is None and not self._in_alarm and unexplained:
             self._schedule(INTERVAL_S)
             watched.no_markers(self.reason or "no marker came back")
             return
@@ -266,7 +272,7 @@ class BindingWatch:
             self._rebound_at = now
             watched.rebind(self._rebound_unproven)
             self._send()
-        elif now - marker_at < INTERVAL_S - 0.001 and now - self._own_at < OWN_EVERY_S:
+        elif now - marker_at < INTERVAL_S - 0.001 and now - self._own_marker_at < OWN_EVERY_S:
             self._schedule(INTERVAL_S - (now - marker_at))
         else:
             self._send()
@@ -276,11 +282,11 @@ class BindingWatch:
         if watched is None:
             return
         self._schedule(INTERVAL_S)
-        self._direct = ""
+        self._direct_text = ""
         self._sent_at = self._reactor.seconds()
 
         def sent(text: str) -> None:
-            self._text = text
+            self._pending_text = text
             watched.marker_sent(text)
 
         self._markers.send_through_exchange(self._answered, sent)
@@ -291,7 +297,7 @@ class BindingWatch:
         self._alarm = isinstance(error, PublishersBlocked)
         if error is None:
             self._refused = None
-            if text == self._text:  # confirmed, and not read yet
+            if text == self._pending_text:  # confirmed, and not read yet
                 self._timer.set(GRACE_S, lambda: self._ask_directly(text))
         elif isinstance(error, NotRouted):
             self._found_unbound(f"no queue is bound to exchange {self._exchange}")
@@ -304,24 +310,27 @@ class BindingWatch:
                     exchange=self._exchange,
                     reason=str(error),
                 )
-            self._text, self._refused = "", str(error)
+            self._pending_text, self._refused = "", str(error)
             self._schedule(RETRY_S if self._bind_refused else REBIND_S)
         else:
-            self._text, self._problem = "", str(error)
+            self._pending_text, self._problem = "", str(error)
             self._schedule(RETRY_S)
 
     def _ask_directly(self, text: str) -> None:
-        """The marker is late, or the binding is missing. A marker that needs no binding, published after the confirm, shows which."""
+        """Find out whether the confirmed marker `text` is late or lost: publish another one that needs no binding.
+
+        The second marker is behind the first one in the log. If it is read first, the first one is lost.
+        """
         watched = self._watched
         if watched is None:
             return
-        if text != self._text:
+        if text != self._pending_text:
             self._next()
             return
         self._schedule(INTERVAL_S)
 
         def sent(text: str) -> None:
-            self._direct = text
+            self._direct_text = text
             watched.marker_sent(text)
 
         self._markers.send_direct(watched.marker_key, self._answered_directly, sent)
@@ -331,26 +340,29 @@ class BindingWatch:
         if error is not None:
             self._problem = str(error)
             self._schedule(RETRY_S)
-        elif watched is not None and text == self._direct:
+        elif watched is not None and text == self._direct_text:
             read = watched.deliveries
             self._timer.set(STALLED_S, lambda: self._check_stall(text, read))
 
     def _check_stall(self, text: str, read: int) -> None:
-        """The broker has the marker. A consumer that got nothing since then may be one that RabbitMQ forgot; a new one gets it."""
+        """Consume again if nothing was read since the marker straight to the stream was confirmed.
+
+        RabbitMQ may have forgotten our consumer. A new one gets the marker. `read` is how many messages were read before.
+        """
         watched = self._watched
-        if watched is None or text != self._direct or watched.deliveries != read:
+        if watched is None or text != self._direct_text or watched.deliveries != read:
             self._next()
             return
         now, since = self._reactor.seconds(), watched.reading_since
-        if since is None or now - since < STALLED_S:  # it was the daemon that read nothing
+        if since is None or now - since < STALLED_S:  # the daemon itself paused its reading
             self._timer.set(STALLED_S if since is None else since + STALLED_S - now, lambda: self._check_stall(text, read))
             return
         self._schedule(INTERVAL_S)
         silent_s = self._reactor.seconds() - (self._proved_at or 0.0)
-        if self._attached == (watched, self.proved) and silent_s > self._no_marker_s:
+        if self._attached_again == (watched, self.proved) and silent_s > self._no_marker_s:
             watched.no_markers("no marker came after consuming again")
             return
-        self._attached = watched, self.proved
+        self._attached_again = watched, self.proved
         self.stalls += 1
         self._log.warn("nothing was read for {seconds:g} s after a marker was confirmed: consuming again", seconds=STALLED_S)
         watched.attach_again()
@@ -358,23 +370,24 @@ class BindingWatch:
     def _forget_hole(self) -> None:
         self._unbound = self._hole = self._markers.hole = None
         self._gap_requested = self._bind_refused = False
-        self._last_before = ""
+        self._drain_text = ""
 
     def _found_unbound(self, reason: str, *, all_read: bool = False) -> None:
-        """`all_read`: no event that producers published before is still on its way."""
+        """Report the missing binding, and bind. `all_read`: every event from before the hole was read."""
         self.missing(reason)
         if self._passive or self._reactor.seconds() - self._rebound_at < RETRY_S:
             self._schedule(RETRY_S)
         elif all_read:
             self._rebind(all_read=True)
         else:
-            self._read_all_first()
+            self._drain_then_bind()
 
-    def _read_all_first(self) -> None:
+    def _drain_then_bind(self) -> None:
         """Publish a marker straight to the queue, and bind when it comes back.
 
-        Events from before the hole are read before this marker, and only the new binding brings more events. So the gap can be told before
-        the first event after the hole, however late the bind-ok comes. If the marker doesn't come in time, the queue is bound anyway.
+        Events from before the hole are read before this marker, and only the new binding brings more events. So clients can be told of the
+        gap before the first event after the hole, even if the bind-ok comes late. If the marker doesn't come in time, the queue is bound
+        anyway.
         """
         watched = self._watched
         if watched is None:
@@ -382,10 +395,10 @@ class BindingWatch:
         self._schedule(RETRY_S)
 
         def sent(text: str) -> None:
-            self._last_before = text
+            self._drain_text = text
             watched.marker_sent(text)
 
-        def answered(_text: str, error: BrokerError | None) -> None:
+        def answered(_pending_text: str, error: BrokerError | None) -> None:
             if error is not None and self._unbound is not None and self._watched is watched:
                 self._rebind()
 
@@ -394,7 +407,7 @@ class BindingWatch:
     def _rebind(self, *, all_read: bool = False) -> None:
         watched = self._watched
         if watched is not None:
-            self._last_before = ""
+            self._drain_text = ""
             if all_read:
                 self._request_gap(watched)
             self._rebound_at = self._reactor.seconds()
@@ -410,8 +423,8 @@ class BindingWatch:
         watched = self._watched
         if watched is None:
             return
-        self._unanswered = failure is UNANSWERED
-        self._bind_refused = failure is not None and not self._unanswered and self._unbound is not None
+        self._bind_unanswered = failure is UNANSWERED
+        self._bind_refused = failure is not None and not self._bind_unanswered and self._unbound is not None
         if failure is None:
             self._request_gap(watched)
             self._send()
@@ -419,7 +432,7 @@ class BindingWatch:
             if self._unbound is not None and str(failure) not in self._unbound:
                 self._unbound = f"the exchange can't be bound again: {failure}"
                 self._log.warn("events don't reach us: {reason}", reason=self._unbound)
-            if self._bind_refused:  # another hand may bind: our own marker proves that
+            if self._bind_refused:  # an operator may bind instead: only our marker shows it
                 self._send()
             self._schedule(RETRY_S)
 
