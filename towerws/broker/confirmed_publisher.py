@@ -1,7 +1,8 @@
 """Publishes messages to the control exchange or elsewhere. The broker confirms each one within `CONFIRM_S`, or the caller gets the reason.
 
-It uses a connection of its own, never the one that consumes. A broker in a memory or disk alarm stops reading from a connection that
-publishes, including its acknowledgements of events. The connection is made for a message, and closed after `IDLE_S` without one.
+The publisher uses a connection of its own, never the one that consumes. A broker in a memory or disk alarm stops reading from a
+connection that publishes, including its acknowledgements of events. The publisher connects when there is a message, and
+closes the connection after `IDLE_S` without one.
 
   state      | begins with            | deadline           | ends in
   none       | no message             | -                  | connecting
@@ -15,10 +16,11 @@ whose refusal of the connection needs an operator is not tried twice.
 If the broker refuses a message, its caller gets the reason, and the others are sent again. RabbitMQ's text names the exchange, the topic or
 the size that it refuses, but not the message.
 
-In an alarm messages wait until it ends, or for `CONFIRM_S`. They are not written: the broker would read them all after the alarm.
+In an alarm messages wait until it ends, or for `CONFIRM_S`. They are not written meanwhile: the broker would publish them after the
+alarm, though their callers may have been told that they failed.
 
-`EventPublisher` does this for the events of `POST /publish`. An event that is sent again has the same `message_id`, so daemons deliver it
-once.
+`EventPublisher` publishes the events of `POST /publish` in this way. An event that is sent again has the same `message_id`, so daemons
+deliver it once.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ ROUNDS: Final = 2
 MAX_WAITING: Final = 1000
 """How many messages may wait for their confirm, unless a publisher has its own bound."""
 MAX_WAITING_BYTES: Final = 8 * 1024**2
-"""How many bytes these messages may have."""
+"""How many bytes the bodies of these messages may have together."""
 
 NO_ACCESS: Final = 530
 """RabbitMQ's code for a vhost that is missing, that the user has no access to, or that has too many connections."""
@@ -53,7 +55,7 @@ NO_ACCESS: Final = 530
 MAX_EVENTS: Final = 10 * MAX_LINES
 """How many events may wait for a confirm: ten full batches."""
 MAX_EVENTS_BYTES: Final = 16 * 1024**2
-"""How many bytes they may have: four full batches, or the largest four events by default."""
+"""How many bytes these events may have together: four full batches, or the largest four events by default."""
 
 
 class ConfirmedPublisher:
@@ -83,7 +85,7 @@ class ConfirmedPublisher:
         self._prefer = prefer
         self._endpoint = endpoint or (lambda url: broker_endpoint(reactor, url, settings))
         self._waiting: dict[OutgoingMessage, None] = {}  # in the order of publishing
-        self._unsent: dict[OutgoingMessage, None] = {}  # those of them that were not sent on the present connection
+        self._unsent: dict[OutgoingMessage, None] = {}  # messages of `_waiting` that were not sent on the current connection
         self._connection: PublishingConnection | None = None
         self._hosts: list[BrokerUrl] = []  # to be tried next
         self._stopped = False
@@ -112,17 +114,21 @@ class ConfirmedPublisher:
         return self.send(OutgoingMessage(exchange, routing_key, body, message_id))
 
     def send(self, message: OutgoingMessage) -> defer.Deferred[None]:
-        """Publish a message that the caller made, as `publish` does. If it fails, `message.unanswered` tells whether it was sent."""
+        """Publish a message that the caller made, as `publish` does.
+
+        If it fails, and
+        `message.unanswered` is above 0, the broker may have published it.
+        """
         if self._stopped:
             return defer.fail(BrokerError("the daemon is stopping"))
         if len(self._waiting) >= self._max_waiting or self._waiting_bytes + message.size > self._max_waiting_bytes:
             held = f"{len(self._waiting)} messages with {self._waiting_bytes} bytes"
             return defer.fail(PublishQueueFull(f"{held} wait for the broker already"))
         self._waiting_bytes += message.size
-        message.deadline = self._reactor.callLater(CONFIRM_S, self._late, message)
+        message.deadline = self._reactor.callLater(CONFIRM_S, self._timed_out, message)
         self._waiting[message] = self._unsent[message] = None
         if self._connection is None:
-            self._connect_anew(self._prefer())
+            self._start_rounds(self._prefer())
         else:
             self._send_waiting(self._connection)
         return message.confirmed
@@ -141,7 +147,7 @@ class ConfirmedPublisher:
         self._send_waiting(connection)
 
     def publishing_unblocked(self, connection: PublishingConnection) -> None:
-        """The alarm has ended: publish what came in it."""
+        """The alarm has ended: publish the messages that waited for that."""
         self._send_waiting(connection)
 
     def publishing_answered(self, message: OutgoingMessage, error: BrokerError | None) -> None:
@@ -155,19 +161,22 @@ class ConfirmedPublisher:
             connection.close()
 
     def publishing_refused(self, connection: PublishingConnection, failure: ConnectionFailure, suspects: Sequence[OutgoingMessage]) -> None:
-        """The broker refused one of the suspects. Its text fits those that it would refuse next, too. The others are sent again."""
+        """The broker refused one of `suspects`, and closed the channel. Fail the messages that its text fits, and send the others again.
+
+        A text may fit several messages: the broker would refuse them, too. If it fits none, all suspects fail.
+        """
         if connection is not self._connection:
             return
         self._connection = None
-        named = [message for message in suspects if _is_named(failure.text, message)] or list(suspects)
-        unread = suspects[suspects.index(named[-1]) + 1 :]
-        for message in [*unread, *(named if len(named) == 1 else ())]:
+        fitting = [message for message in suspects if _is_about(failure.text, message)] or list(suspects)
+        unread = suspects[suspects.index(fitting[-1]) + 1 :]  # the broker reads nothing after the message that it refuses
+        for message in [*unread, *(fitting if len(fitting) == 1 else ())]:
             message.unanswered -= 1
         error = PublishRefused(f"{connection.url}: {failure}", failure.code)
-        for message in [*named, *(message for message in self._waiting if _is_named(failure.text, message))]:
+        for message in [*fitting, *(message for message in self._waiting if _is_about(failure.text, message))]:
             self._finish(message, error)
-        if self._waiting and self._connection is None:  # a caller may have sent another message at its answer
-            self._connect_anew(connection.url)
+        if self._waiting and self._connection is None:  # a caller that got its answer may have sent another message, and so connected
+            self._start_rounds(connection.url)
 
     def publishing_failed(self, connection: PublishingConnection, failure: ConnectionFailure) -> None:
         """The connection ended: try the next host if messages wait."""
@@ -187,8 +196,8 @@ class ConfirmedPublisher:
 
     # our own
 
-    def _connect_anew(self, first: BrokerUrl | None) -> None:
-        """Connect to one of the hosts, first to this one."""
+    def _start_rounds(self, first: BrokerUrl | None) -> None:
+        """Try each host up to `ROUNDS` times, beginning with `first`."""
         self._hosts = sorted(self._settings.urls, key=lambda url: url != first) * ROUNDS
         self._connect()
 
@@ -199,7 +208,7 @@ class ConfirmedPublisher:
             connection.publish(message)
 
     def _connect(self) -> None:
-        assert self._connection is None, "nobody would close the one before"
+        assert self._connection is None, "the connection before this one would stay open"
         self._unsent = dict(self._waiting)
         connect_s = CONFIRM_S / min(len(self._settings.urls), 3)
         connection = self._connection = PublishingConnection(
@@ -210,8 +219,11 @@ class ConfirmedPublisher:
         except (OSError, ValueError) as error:
             self.publishing_failed(connection, ConnectionFailure(f"connecting: {error}", RetryPolicy.SLOW))
 
-    def _late(self, message: OutgoingMessage) -> None:
-        """The deadline of `message` is over. Replace the connection, unless it answered recently or no message needs it."""
+    def _timed_out(self, message: OutgoingMessage) -> None:
+        """The deadline of `message` is over: fail it. End a connection that did not answer recently, and connect again if messages wait.
+
+        In an alarm, the connection is kept. A connection that is not ready is ended as soon as no message waits for it.
+        """
         connection = self._connection
         if connection is not None and connection.blocked:
             self._finish(message, PublishersBlocked())
@@ -241,7 +253,7 @@ class ConfirmedPublisher:
         del self._waiting[message]
         self._unsent.pop(message, None)
         self._waiting_bytes -= message.size
-        message.body = b""  # its tag waits for an answer still
+        message.body = b""  # the connection keeps the message until its answer comes, and needs no body for that
         if message.deadline.active():
             message.deadline.cancel()
         if error is None:
@@ -274,7 +286,7 @@ class EventPublisher:
         )
 
     def publish(self, event: Publication) -> Deferred[Published]:
-        """Publish an event. Fires within `confirmed_publisher.CONFIRM_S` with what became of it, and never fails."""
+        """Publish an event. Fires within `CONFIRM_S` with what became of it, and never fails."""
         message_id = event.message_id or secrets.token_hex(16)
         message = OutgoingMessage(self._exchange, event.topic.routing_key, event.payload, message_id)
         if self._publisher.blocked:
@@ -286,11 +298,11 @@ class EventPublisher:
         )
 
     def stop(self) -> Deferred[None]:
-        """Answer the events that wait, and close the connection. Fires with None within a second, and never fails."""
+        """Answer the events that wait, and close the connection. Fires with None within `CLOSE_S`, and never fails."""
         return self._publisher.stop()
 
     def _failed(self, message: OutgoingMessage, error: BrokerError) -> Published:
-        """Judge the failure. A message that was sent without an answer is never reported as not published."""
+        """Return the answer to the caller for `error`. A message that was sent without an answer is never reported as not published."""
         text = str(error)
         published: bool | None = False
         if isinstance(error, PublishNacked):
@@ -313,8 +325,8 @@ class EventPublisher:
         return Published(outcome, published, message.message_id, error=text)
 
 
-def _is_named(text: str, message: OutgoingMessage) -> bool:
-    """Whether RabbitMQ's text of a refusal is about this message's exchange, its topic or its size. It may be cut off, with "...".
+def _is_about(text: str, message: OutgoingMessage) -> bool:
+    """Whether RabbitMQ's text of a refusal is about this message's exchange, its topic or its size. The text may be cut off, with "...".
 
     The texts are those of rabbit_access_control.erl, rabbit_channel.erl and rabbit_misc.erl in RabbitMQ 3.10 and 4.0.
     """
@@ -323,8 +335,8 @@ def _is_named(text: str, message: OutgoingMessage) -> bool:
         f"404 NOT_FOUND - no exchange '{exchange}' in vhost",
         f"406 PRECONDITION_FAILED - message size {message.size} is larger",
     ]
-    for may in ("", "write "):  # since RabbitMQ 4 with the permission
-        refused = f"403 ACCESS_REFUSED - {may}access to "
+    for permission in ("", "write "):  # RabbitMQ 4 names the permission
+        refused = f"403 ACCESS_REFUSED - {permission}access to "
         refusals += [
             f"{refused}exchange '{exchange}' in vhost",
             f"{refused}topic '{message.routing_key}' in exchange '{exchange}' in vhost",
@@ -333,7 +345,7 @@ def _is_named(text: str, message: OutgoingMessage) -> bool:
 
 
 def broker_error(failure: Failure) -> BrokerError:
-    """Return the error with which `publish` or `send` failed. Any other failure is raised again."""
+    """Return the error with which `publish` or `send` failed. Raises any other failure again."""
     failure.trap(BrokerError)
     error = failure.value
     assert isinstance(error, BrokerError)

@@ -4,7 +4,7 @@ A message comes back (Basic.Return) before its confirm if no queue is bound for 
 when something is published, and confirms the message after the alarm.
 
 A broker that refuses a message closes the channel. It has routed the messages before that one, though their confirms may be missing. It
-reads none behind it.
+does not read the messages after it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class OutgoingMessage:
     """One message with its destination. `confirmed` fires with None, or fails with `BrokerError`. `returned`: no queue was bound for it.
 
     `unanswered` is how often it was sent without an answer. Above 0, the broker may have published it. `created_ms` is in milliseconds
-    since 1970, and the same for every copy. The body is needed until the message has its answer, or nobody waits for that any more.
+    since 1970, and stays the same when the message is sent again. The publisher drops the body when `confirmed` has fired.
     """
 
     exchange: str
@@ -96,7 +96,7 @@ class PublishingConnection:
         """Whether the broker takes no messages, by its last notice on this connection."""
         self.ready = False
         self.worked = False
-        """Whether the broker confirmed anything on it."""
+        """Whether the broker answered any message on this connection, with a confirm or a nack."""
         self.answered_at: float = reactor.seconds()
         """When the broker last answered, or when the connection was made. Monotonic seconds."""
         self._owner = owner
@@ -115,7 +115,7 @@ class PublishingConnection:
 
     @property
     def unanswered(self) -> int:
-        """How many messages on it have no answer, those included for whose answer nobody waits any more."""
+        """How many messages on this connection have no answer, including those whose deadline is over."""
         return len(self._sent)
 
     def connect(self, endpoint: interfaces.IStreamClientEndpoint) -> None:
@@ -143,7 +143,7 @@ class PublishingConnection:
         self._channel.basic_publish(message.exchange, message.routing_key, message.body, properties, mandatory=True)
 
     def close(self) -> defer.Deferred[None]:
-        """Close in order, and abort after `CLOSE_S`. Fires with None when the transport is closed, and never fails."""
+        """Close in order, and abort after `CLOSE_S`. Fires with None when the transport is closed or aborted, and never fails."""
         if self._connection is None or self._connection.dead:
             self.abort()
             return defer.succeed(None)
@@ -224,7 +224,7 @@ class PublishingConnection:
         self._owner.publishing_refused(self, failure, suspects)
 
     def _returned(self, _tag: int, routing_key: str, content: Content, _body: bytes) -> None:
-        """Handle Basic.Return: no queue was bound. Its confirm follows. A channel without consumers gets no other content.
+        """Handle Basic.Return: no queue was bound. The confirm follows. A channel without consumers gets no other content.
 
         Messages come back in the order of publishing. Two of them may have the same id, and two of these the same topic.
         """
@@ -260,10 +260,10 @@ class PublishingConnection:
             self._owner.publishing_failed(self, failure)
 
     def _restart_idle(self) -> None:
-        """Close the connection `IDLE_S` after the last message."""
+        """Tell the owner when nothing was published for `IDLE_S`, counted from now."""
 
         def idle() -> None:
-            self._restart_idle()  # in case it is needed still
+            self._restart_idle()  # the owner keeps the connection if messages wait, and is told again later
             self._owner.publishing_idle(self)
 
         self._deadline.set(IDLE_S, idle)
