@@ -9,13 +9,14 @@
 
 While it listens, a `ControlWatch` proves by markers that the queue is still bound. If it is not, the queue is bound again.
 
-An error here costs only this channel and is logged. Events continue, even for a broker user without permission for this exchange.
-Credentials are re-checked at intervals anyway.
+An error on this channel ends only this channel, and is logged. Events continue, even if the broker's user has no permission for this
+exchange. Credentials are re-checked at intervals anyway.
 
 A set-up that fails doubles the pause before the next one, from 1 s to a minute. That includes a set-up during which the connection ended:
-perhaps the broker ended it because of this channel, for example by a limit on channels. Then events still get a minute at a time.
+perhaps the broker ended it because of this channel, for example by a limit on channels. The pause of a minute then lets events through
+between two such ends.
 
-While the broker owes answers on several channels that were given up, the pause is repeated instead of opening one more.
+While the broker has not closed `UNANSWERED_CHANNELS` channels that were given up, no other is opened: the pause begins again instead.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from towerws.outgoing import Deadline
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 60.0
 UNANSWERED_CHANNELS: Final = 8
-"""While this many channels that were given up wait for the broker, no other is opened. Their connection has 2047."""
+"""While this many channels that were given up wait for the broker's close, no other is opened. A connection has at most 2047 channels."""
 LOG_AGAIN_S: Final = 600.0
 """The same failure is logged at most once in this time."""
 
@@ -74,7 +75,7 @@ class ControlListener:
         self._reactor = reactor
         self._state = "off"
         self._last_failure: str | None = None
-        """Why it did not listen although there was a connection."""
+        """Why the listener did not listen although there was a connection."""
         self._connection: BrokerConnection | None = None
         self._channel: Channel | None = None
         self._binding: Channel | None = None
@@ -139,7 +140,7 @@ class ControlListener:
         declare_control(channel, self._settings, lambda: self._consume(channel), lambda: self._listening(channel))
 
     def _consume(self, channel: Channel) -> None:
-        # Without acknowledgements: messages are handled in the read that they came with, and the queue ends with the connection.
+        # Without acknowledgements: messages are handled in the read that brings them, and the queue ends with the connection.
         channel.basic_consume("", unused_callback, auto_ack=True, exclusive=True)
 
     def _listening(self, channel: Channel) -> None:
@@ -167,7 +168,7 @@ class ControlListener:
     # BrokerConnection calls this, once per message
 
     def _deliver(self, _tag: int, _routing_key: str, content: Content, body: bytes) -> None:
-        # Messages may come before bind-ok does. The broker told their publishers that this daemon has them.
+        # Messages may come before bind-ok. The broker has confirmed them to their publishers, so none may be dropped.
         if self._state in {"starting", "listening"} and not self._watch.message_arrived(content.message_id):
             self._call_sink(lambda: self._sink.control(body, content.message_id))
 
@@ -186,7 +187,7 @@ class ControlListener:
         self._expect_answer(channel)
 
     def was_unbound(self, how: str) -> None:
-        """Log it, and re-check all credentials, as after any other interruption."""
+        """Log that the binding was missing, and re-check all credentials, as after any other interruption."""
         self._log.warn(
             "control exchange {exchange}: this daemon's queue was not bound to it any more ({how}). It was bound again. Revocations may"
             " have been missed, so all credentials are checked again",
@@ -196,7 +197,7 @@ class ControlListener:
         self._call_sink(self._sink.listening)
 
     def channel_silent(self) -> None:
-        """Close the channel, and begin with another channel and queue."""
+        """Close the channel. After the pause another channel gets a queue of its own."""
         self._fail(self._channel, ConnectionFailure(f"the broker confirms markers, but nothing arrived for {SILENT_S:g} s"))
 
     # our own

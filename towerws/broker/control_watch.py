@@ -1,7 +1,7 @@
 """Watches the binding of this daemon's control queue, by markers that must come back through the control exchange.
 
 A broker reports nothing when an exchange is deleted or made again with another type, or when a binding is removed. So a marker is
-published every `MARKER_S`. Only what was read decides, never silence:
+published every `MARKER_S`. Only the broker's answers and messages that were read prove anything. Silence proves nothing:
 
   what happened to a marker                                 | what follows
   it came back                                              | the binding is proven
@@ -33,13 +33,17 @@ from towerws.core.errors import BrokerError
 from towerws.outgoing import Deadline
 
 MARKER_S: Final = 10.0
+"""How often a marker is published."""
 COME_S: Final = 1.0
-"""A marker takes 3 ms on an idle machine, and may be read before its confirm. Needless binding costs the broker 10 ms."""
+"""How long a confirmed marker may take to come back. It takes 3 ms on an idle machine, and may be read before its confirm.
+
+Binding needlessly costs the broker 10 ms."""
 REFUSED_S: Final = 60.0
-"""A refused marker ends the connection that publishes, so it is rare."""
+"""While markers are refused, one is published this often. A refused marker ends the connection that publishes, so this is rare."""
 PROVEN_S: Final = 30.0
 """A marker proves the binding for this long."""
 SILENT_S: Final = 60.0
+"""A channel on which nothing arrived for this long is replaced, if the broker confirms markers."""
 LOG_AGAIN_S: Final = 600.0
 """The same reason is logged at most once in this time."""
 
@@ -48,7 +52,7 @@ NOT_FOUND: Final = 404
 ACCESS_REFUSED: Final = 403
 
 Announce = Callable[[bytes, str], defer.Deferred[None]]
-"""Works as `ConfirmedPublisher.announce`. Its `BrokerError` has the broker's code."""
+"""Publishes a body with a message id, as `ConfirmedPublisher.announce` does. Its `BrokerError` has the broker's code."""
 
 
 class WatchOwner(Protocol):
@@ -58,15 +62,15 @@ class WatchOwner(Protocol):
         """Declare and bind again, and call `ControlWatch.bound` when the broker did. A refusal closes the channel."""
 
     def was_unbound(self, how: str) -> None:
-        """Messages were missed, during one interval of the markers or longer. `how` says by what that was found."""
+        """The binding was missing, during one interval of the markers or longer: messages may be lost. `how` says what showed that."""
 
     def channel_silent(self) -> None:
         """Nothing arrives on this channel although the broker confirms markers: open another one."""
 
 
 @dataclass(slots=True, eq=False)
-class _Sent:
-    """A marker on its way. `again`: it was sent because an earlier one did not come."""
+class _SentMarker:
+    """A marker that was published. `again`: it was published because an earlier one did not come back."""
 
     text: str
     again: bool
@@ -93,11 +97,11 @@ class ControlWatch:
         self._reactor = reactor
         self._timer = Deadline(reactor)
         self._watching = False
-        self._sent: _Sent | None = None
-        self._missing: _Sent | None = None
-        """The oldest marker that was confirmed and has not come."""
-        self._rechecked = False
-        """Whether the owner was told of missed messages since the last marker that came."""
+        self._sent: _SentMarker | None = None
+        self._missing: _SentMarker | None = None
+        """The oldest marker that was confirmed and has not come back."""
+        self._owner_told = False
+        """Whether the owner was told of a missing binding since the last marker that came back."""
         self._after_bind: Callable[[], None] | None = None
         self._refused_at = -inf
         self._proven_at = self._received_at = -inf
@@ -125,7 +129,7 @@ class ControlWatch:
         self._watching = False
         self._timer.clear()
         self._sent = self._missing = self._after_bind = None
-        self._rechecked = False
+        self._owner_told = False
 
     def message_arrived(self, message_id: str | None) -> bool:
         """A message came through the exchange, from any daemon. Returns whether it is a marker of this watch."""
@@ -138,9 +142,9 @@ class ControlWatch:
             return False
         self._sent = self._missing = None
         self._timer.set(MARKER_S, self._next)
-        if missing is not None and not self._rechecked:
+        if missing is not None and not self._owner_told:
             self._found_unbound("a marker that the broker confirmed did not come, and a later one did")
-        self._rechecked = False
+        self._owner_told = False
         if self._warned is not None:
             self._warned = None
             self._log.info("control exchange {exchange}: the binding is proven again", exchange=self._exchange)
@@ -155,7 +159,7 @@ class ControlWatch:
     # our own
 
     def _send(self, *, again: bool = False) -> None:
-        sent = self._sent = _Sent(secrets.token_hex(8), again)
+        sent = self._sent = _SentMarker(secrets.token_hex(8), again)
         self._timer.set(MARKER_S, self._next)
         announced = self._announce(self._marker(sent.text), sent.text)
         announced.addCallbacks(self._confirmed, self._failed, callbackArgs=(sent,), errbackArgs=(sent,))
@@ -171,14 +175,14 @@ class ControlWatch:
         else:
             self._send()
 
-    def _confirmed(self, _: None, sent: _Sent) -> None:
+    def _confirmed(self, _: None, sent: _SentMarker) -> None:
         if sent is self._sent:
             sent.confirmed = True
             self._refused_at = -inf
-            self._timer.set(COME_S, lambda: self._absent(sent))
+            self._timer.set(COME_S, lambda: self._not_back(sent))
 
-    def _absent(self, sent: _Sent) -> None:
-        """The marker was confirmed and did not come. The connection may just be slow."""
+    def _not_back(self, sent: _SentMarker) -> None:
+        """The marker was confirmed and did not come back: bind again, and send another one. The connection may just be slow."""
         self._timer.set(MARKER_S - COME_S, self._next)
         if self._missing is None:
             self._missing = sent
@@ -188,7 +192,7 @@ class ControlWatch:
         else:
             self._bind(lambda: self._send(again=True))
 
-    def _failed(self, failure: Failure, sent: _Sent) -> None:
+    def _failed(self, failure: Failure, sent: _SentMarker) -> None:
         if failure.check(BrokerError) is None:
             self._log.failure("a control marker could not be published", failure)
         if sent is not self._sent:
@@ -208,13 +212,13 @@ class ControlWatch:
             self._bind(lambda: None)
 
     def _bound_again(self) -> None:
-        if not self._rechecked:
+        if not self._owner_told:
             self._found_unbound(self._reason)
         self._send(again=True)
 
     def _found_unbound(self, how: str) -> None:
         self.unbound += 1
-        self._rechecked = True
+        self._owner_told = True
         self._owner.was_unbound(how)
 
     def _bind(self, then: Callable[[], None]) -> None:
