@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from tests.kit.fake_amqp import RecordingSink
 from tests.kit.rows import each_row
-from towerws.broker.log_checks import CLOCK_CHECKS, CLOCK_MARKER_S, MAX_DAEMONS, Clock, ClockCheck, LogComparison, RefillReach, Same
+from towerws.broker.log_checks import (
+    CLOCK_CHECKS,
+    CLOCK_MARKER_S,
+    MAX_DAEMONS,
+    ClockCheck,
+    ClockVerdict,
+    LogComparison,
+    RefillReach,
+    SameLog,
+)
 from towerws.broker.reader import ReadProgress
 from towerws.core.deliveries import Marker
 
@@ -21,45 +30,53 @@ def comparison(*, anchor: tuple[int, bytes] | None = None, upto: int = 12) -> Lo
 
 @each_row(
     ("offset", "body", "same"),
-    [(10, b"10", Same.UNDECIDED), (12, b"12", Same.YES), (12, b"other", Same.NO), (10, b"other", Same.NO), (9, b"9", Same.UNDECIDED)],
+    [
+        (10, b"10", SameLog.UNDECIDED),
+        (12, b"12", SameLog.YES),
+        (12, b"other", SameLog.NO),
+        (10, b"other", SameLog.NO),
+        (9, b"9", SameLog.UNDECIDED),
+    ],
 )
-def test_the_newest_delivery_decides(offset: int, body: bytes, same: Same) -> None:
+def test_the_newest_delivery_decides(offset: int, body: bytes, same: SameLog) -> None:
     """An older delivery that is equal decides nothing. One that differs means another log."""
-    assert comparison().repeated(KEY, body, offset) is same
+    assert comparison().judge_from_anchor(KEY, body, offset) is same
 
 
-@each_row(("body", "same"), [(b"marker", Same.YES), (b"other", Same.NO)])
-def test_the_anchor_is_compared_by_its_body(body: bytes, same: Same) -> None:
+@each_row(("body", "same"), [(b"marker", SameLog.YES), (b"other", SameLog.NO)])
+def test_the_anchor_is_compared_by_its_body(body: bytes, same: SameLog) -> None:
     """History does not hold the anchor if it is newer than all deliveries."""
-    assert comparison(anchor=(13, b"marker")).repeated("towerws.marker", body, 13) is same
+    assert comparison(anchor=(13, b"marker")).judge_from_anchor("towerws.marker", body, 13) is same
 
 
 def test_the_shared_part_ends_before_the_first_difference() -> None:
     """Reading from the oldest delivery, `shared` moves on with each equal delivery."""
     compare = comparison()
-    judged = [compare.from_oldest(KEY, body, offset, is_proof=lambda _: False) for offset, body in ((10, b"10"), (11, b"11"), (12, b"new"))]
-    assert judged == [Same.UNDECIDED, Same.UNDECIDED, Same.NO]
+    judged = [
+        compare.judge_from_oldest(KEY, body, offset, is_proof=lambda _: False) for offset, body in ((10, b"10"), (11, b"11"), (12, b"new"))
+    ]
+    assert judged == [SameLog.UNDECIDED, SameLog.UNDECIDED, SameLog.NO]
     assert compare.shared == 11
 
 
 def test_a_log_that_ends_early_is_another_one() -> None:
     """Our new marker comes where history has nothing: the log was cut off there. Nothing at all is left in the other case."""
     compare = comparison()
-    assert compare.from_oldest(KEY, b"marker", 9, is_proof=lambda body: body == b"marker") is Same.NO
-    assert compare.from_oldest(KEY, b"13", 13, is_proof=lambda _: False) is Same.NO
+    assert compare.judge_from_oldest(KEY, b"marker", 9, is_proof=lambda body: body == b"marker") is SameLog.NO
+    assert compare.judge_from_oldest(KEY, b"13", 13, is_proof=lambda _: False) is SameLog.NO
     assert compare.shared is None
 
 
 @each_row(
     ("offset", "age_s", "clock"),
     [
-        (99, 0.0, Clock.RIGHT),
-        (100, 60.0, Clock.RIGHT),
-        (101, CLOCK_MARKER_S, Clock.NOT_PROVEN),
-        (101, CLOCK_MARKER_S + 0.1, Clock.ASK_AGAIN),
+        (99, 0.0, ClockVerdict.RIGHT),
+        (100, 60.0, ClockVerdict.RIGHT),
+        (101, CLOCK_MARKER_S, ClockVerdict.NOT_PROVEN),
+        (101, CLOCK_MARKER_S + 0.1, ClockVerdict.ASK_AGAIN),
     ],
 )
-def test_the_node_shows_its_clock(offset: int, age_s: float, clock: Clock) -> None:
+def test_the_node_shows_its_clock(offset: int, age_s: float, clock: ClockVerdict) -> None:
     """A node that delivers our marker or an older message is right. A marker that was too old when it was asked proves nothing."""
     check = ClockCheck()
     check.begin(100, sent_at=1000.0)
@@ -75,7 +92,7 @@ def test_the_node_is_asked_a_few_times_only() -> None:
         check.begin(100, sent_at=0.0)
         check.asked(60.0)
         judged.append(check.judge(101))
-    assert judged == [Clock.ASK_AGAIN] * (CLOCK_CHECKS - 1) + [Clock.NOT_PROVEN]
+    assert judged == [ClockVerdict.ASK_AGAIN] * (CLOCK_CHECKS - 1) + [ClockVerdict.NOT_PROVEN]
 
 
 def reach(*markers: Marker, first: int = 5000, start: int | None = None) -> RefillReach:

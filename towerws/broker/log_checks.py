@@ -1,4 +1,4 @@
-"""What the stream reader concludes from what it read: the same log or not, the node's clock, and whether the refill began early enough."""
+"""Judges what the stream reader read: whether it is the same log, the node's clock is right, and the refill began early enough."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ CLOCK_CHECKS: Final = 3
 
 
 MIN_STEP: Final = 1000
-"""A refill that has to begin earlier begins at least so many offsets earlier. Later it begins twice as far back each time."""
+"""A refill that has to begin earlier begins at least this many offsets earlier. After that it begins twice as far back each time."""
 
 MAX_DAEMONS: Final = 1000
-"""So many daemons' markers are looked at in one refill."""
+"""One refill looks at the markers of at most this many daemons."""
 
 FIRST_OFFSETS: Final = 2
-"""A stream begins with an internal entry. No message is older than these offsets."""
+"""If a refill's first message has at most this offset, it is the first of the stream: a stream begins with an internal entry."""
 
 
-class Same(enum.Enum):
+class SameLog(enum.Enum):
     """Whether the stream is the log that was read before."""
 
     YES = "yes"
@@ -49,34 +49,35 @@ class LogComparison:
         self.shared: int | None = None
         """The newest offset at which both logs hold the same delivery. None: there is none."""
 
-    def repeated(self, routing_key: str, body: bytes, offset: int) -> Same:
-        """Judge a message at an offset that was read before, as the main consumer delivers it from the anchor on."""
+    def judge_from_anchor(self, routing_key: str, body: bytes, offset: int) -> SameLog:
+        """Judge a message of the main consumer, which reads again from the anchor on. The offset was read before."""
         newest, anchor = self._sink.newest, self._progress.anchor
         same = self._sink.compare(routing_key, body, offset)
         if same is None and anchor is not None and offset == anchor[0]:
             same = body == anchor[1]
         if same is False:
-            return Same.NO
-        return Same.YES if newest is None or offset >= newest else Same.UNDECIDED
+            return SameLog.NO
+        return SameLog.YES if newest is None or offset >= newest else SameLog.UNDECIDED
 
     def differs(self, routing_key: str, body: bytes, offset: int) -> bool:
         """Whether a message that the scout found differs from what was read at this offset."""
         return self._sink.compare(routing_key, body, offset) is False
 
-    def from_oldest(self, routing_key: str, body: bytes, offset: int, *, is_proof: Callable[[bytes], bool]) -> Same:
+    def judge_from_oldest(self, routing_key: str, body: bytes, offset: int, *, is_proof: Callable[[bytes], bool]) -> SameLog:
         """Judge the next message after the oldest delivery that history holds, and move `shared` on.
 
-        `is_proof` tells whether a body is our marker that was published after the consumer was accepted. So the log ends here.
+        `is_proof(body)` tells whether it is our marker that was published after the broker accepted the consumer. If such a marker comes
+        before the newest delivery, the log ends too early: it is not the same.
         """
         newest = self._sink.newest
         same = self._sink.compare(routing_key, body, offset)
         if same:
             self.shared = offset
-            return Same.YES if offset == newest else Same.UNDECIDED
-        return Same.NO if same is False or newest is None or offset > newest or is_proof(body) else Same.UNDECIDED
+            return SameLog.YES if offset == newest else SameLog.UNDECIDED
+        return SameLog.NO if same is False or newest is None or offset > newest or is_proof(body) else SameLog.UNDECIDED
 
 
-class Clock(enum.Enum):
+class ClockVerdict(enum.Enum):
     """What the node's answer says about its clock."""
 
     RIGHT = "right"
@@ -87,8 +88,8 @@ class Clock(enum.Enum):
 class ClockCheck:
     """Judges the node's clock. The node was asked for the last ten seconds, just after our marker was read from the stream.
 
-    If its clock is right, the marker is among them. If its clock is ahead, everything is older than that, and the node delivers what is
-    written next.
+    If its clock is right, the marker is among the messages of the last ten seconds. If its clock is ahead, all messages seem older, and
+    the node delivers the next message that is written.
     """
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ class ClockCheck:
         self._sent_at = self._asked_at = 0.0
 
     def reset(self) -> None:
-        """Begin with a new connection or channel: nothing was asked yet."""
+        """Forget the checks: on a new connection or channel nothing was asked yet."""
         self.running = False
         self._checks = 0
 
@@ -112,14 +113,14 @@ class ClockCheck:
         """The node accepted the consumer at `now` (monotonic seconds)."""
         self._asked_at = now
 
-    def judge(self, offset: int) -> Clock:
+    def judge(self, offset: int) -> ClockVerdict:
         """Judge by the first offset that the node delivered."""
         self.running = False
         if offset <= self._marker_offset:
-            return Clock.RIGHT
+            return ClockVerdict.RIGHT
         if self._asked_at - self._sent_at <= CLOCK_MARKER_S or self._checks >= CLOCK_CHECKS:
-            return Clock.NOT_PROVEN
-        return Clock.ASK_AGAIN  # the marker itself was more than ten seconds old
+            return ClockVerdict.NOT_PROVEN
+        return ClockVerdict.ASK_AGAIN  # the marker itself was more than ten seconds old
 
 
 class RefillReach:
@@ -137,33 +138,33 @@ class RefillReach:
         """A refill begins: by the interval, or at the offset `start`."""
         self._start = start
         self._first: int | None = None
-        self._whole = False
+        self._from_oldest = False
         self._daemons: set[str] = set()
         self._left_out_s = math.inf
         """The age of the youngest marker that was left out."""
 
     def begins(self, offset: int) -> None:
-        """The refill's first message has this offset. If it was asked for an earlier one, it is the oldest that the stream holds."""
+        """The refill's first message has this offset. If the refill asked for an earlier one, this is the oldest that the stream holds."""
         self._first = offset
-        self._whole = self._start is not None and offset > self._start + 2  # internal entries take offsets, too
+        self._from_oldest = self._start is not None and offset > self._start + 2  # internal entries take offsets, too
 
     def marker(self, marker: Marker, machine: str, uptime_s: float) -> None:
         """A marker was read. `machine` and `uptime_s` are ours, now. Only the first marker of each daemon counts."""
         if marker.machine != machine or not machine or marker.daemon in self._daemons or len(self._daemons) >= MAX_DAEMONS:
             return
         self._daemons.add(marker.daemon)
-        # One from the future is from a process with a clock of its own, and proves nothing.
+        # A time in the future comes from a process whose clock is another one. It proves nothing.
         if marker.previous_s is not None and marker.previous_s <= uptime_s:
             self._left_out_s = min(self._left_out_s, uptime_s - marker.previous_s)
 
     def earlier_start(self, refill_s: float, oldest: int | None, newest: int) -> int | None:
         """Return the offset at which the refill has to begin instead. None: nothing shows that it began too late.
 
-        `refill_s` is how far history reaches. `oldest` is the oldest offset that it still holds: if it holds no more, an earlier start
-        would not help. `newest` is that of the newest marker that was read.
+        `refill_s` is how far back history reaches. `oldest` is the oldest offset that history still holds. If history dropped the first
+        messages of this refill, an earlier start would not help. `newest` is the offset of the newest marker that was read.
         """
         first = self._first
-        if first is None or self._whole or self._left_out_s >= refill_s or first <= FIRST_OFFSETS:
+        if first is None or self._from_oldest or self._left_out_s >= refill_s or first <= FIRST_OFFSETS:
             return None
         if oldest is None or oldest - first > MIN_STEP:
             return None

@@ -19,10 +19,10 @@ RESTARTS_S: Final = 60.0
 """A reader opens a new channel at most `RESTARTS` times within this time. Then the connection is given up."""
 
 ANCHOR_REACH: Final = 50_000
-"""Our newest marker is the anchor only if at most this many messages were read after it: they are all read again."""
+"""Our newest marker is the anchor only if at most this many messages were read after it, since all of them are read again."""
 
 NEAR_SKIPS: Final = 8
-"""After an entry that can't be read, this many offsets are tried one by one. Then the distance doubles."""
+"""After an entry that can't be read, the first attempts each pass over one offset more, up to this many. Then the number doubles."""
 
 
 class ReaderEvents(Protocol):
@@ -51,7 +51,7 @@ class ChannelRestarts:
         self._times: deque[float] = deque(maxlen=RESTARTS)
 
     def refuse(self, failure: ConnectionFailure) -> ConnectionFailure | None:
-        """Count a restart after `failure`. Returns None if it is allowed, else the failure that ends the connection."""
+        """Count a restart after `failure`. Returns None if the restart is allowed, else the failure with which the connection ends."""
         now = self._reactor.seconds()
         too_many = len(self._times) == RESTARTS and now - self._times[0] < RESTARTS_S
         if too_many:
@@ -71,12 +71,12 @@ class UnreadableEntry:
     """
 
     suspected: bool = False
-    """The broker ended the connection with 541 after the offset `after`."""
+    """Whether the broker ended the connection with 541 after the offset `after`."""
     after: int | None = None
     evidence: int | None = None
-    """The offset of our marker that the broker delivered from the stream's end after that. None: it delivered none yet."""
+    """The offset of our marker that the broker delivered from the stream's end after that 541. None: it has delivered none."""
     skip: int = 0
-    """How many offsets are passed over. In a refill by an interval: how often the interval was halved. 0: nothing is passed over."""
+    """How many offsets are passed over. If nothing was read before: how often the refill's interval is halved."""
 
     def connection_ended(self, read: int | None) -> bool:
         """The broker ended the connection with 541 when `read` was the newest offset. Returns whether to pass over more."""
@@ -86,31 +86,31 @@ class UnreadableEntry:
         return False
 
     def pass_over(self, *, nothing_read: bool) -> None:
-        """Pass over one offset more, and later twice as many. `nothing_read`: halve the interval of the refill."""
+        """Pass over one offset more, after `NEAR_SKIPS` twice as many. `nothing_read`: halve the interval of the refill once more."""
         self.skip = self.skip + 1 if nothing_read or self.skip < NEAR_SKIPS else self.skip * 2
 
 
 @dataclass(slots=True)
 class ReadProgress:
-    """How far a source has read, and its counts. It outlives channels and connections. In queue mode positions have the epoch `epoch`."""
+    """How far a source has read, and its counts. It outlives channels and connections. `epoch` is for positions in queue mode."""
 
     sink: Sink
     epoch: str
     last_mode: Mode | None = None
     """What was consumed last. None before the first time."""
     interrupted: bool = False
-    """The queue was gone: what was published since then is lost."""
+    """Whether the queue is gone: events that are published until the next queue are lost."""
     queue_offset: int = 0
     read: int | None = None
     """The offset of the newest message that was read from the stream, good or bad. None: nothing was read."""
     anchor: tuple[int, bytes] | None = None
     """Offset and body of our newest marker that was read. No other log has that body."""
     hole: bool = False
-    """Something before the next delivery was lost, and clients have not been told yet."""
+    """Whether events before the next delivery were lost, and clients have not been told yet."""
     hole_open: bool = False
-    """Whether that hole may still go on, because the binding is missing. A marker straight to the stream is no end of such a hole."""
+    """Whether that hole may still go on, because the binding is missing. A marker straight to the stream does not end such a hole."""
     by_interval: bool = False
-    """The refill began at an interval of the broker's clock, and it is not proven yet that this was early enough."""
+    """Whether the refill began at an interval of the broker's clock, and it is not proven yet that this was early enough."""
     reach: RefillReach = field(default_factory=RefillReach)
     """What the refill has read of this machine's markers."""
     marker_problem: str | None = None
@@ -125,7 +125,7 @@ class ReadProgress:
     acks: int = 0
 
     def lost(self) -> None:
-        """Something before the next delivery was lost, whichever way that comes."""
+        """Events before the next message were lost. Any message ends this hole, even a marker straight to the stream."""
         self.hole, self.hole_open = True, False
 
     def marker_published(self) -> None:
@@ -133,13 +133,14 @@ class ReadProgress:
         self.marker_problem, self.markers_refused = None, False
 
     def refill_interval_s(self, refill_s: float) -> int:
-        """How far back the refill begins, in seconds: half as far for each unreadable entry that was met there. 0: nothing is left."""
+        """How far back the refill begins, in seconds: half as far for each attempt that met an unreadable entry. 0: nothing is left."""
         return (math.ceil(refill_s) + CLOCK_MARGIN_S) >> self.unreadable.skip
 
     def start(self, refill_s: float) -> int | str | None:
-        """Where to begin, as RabbitMQ's `x-stream-offset`.
+        """Return where to begin, as RabbitMQ's `x-stream-offset`.
 
-        That is the anchor. If nothing was read yet, it is as far back as history reaches. It is further on if an entry can't be read.
+        The reader begins at the anchor. If nothing was read yet, it begins as far back as history reaches. If an entry there can't be
+        read, it begins after that entry.
         """
         skip = self.unreadable.skip
         if self.read is not None:

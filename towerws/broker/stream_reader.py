@@ -1,7 +1,7 @@
 """Reads a stream on one open connection: where to begin, whether it is the same log, when history is complete, what was lost.
 
-The reader decides only by what it read. After a timeout it tries again, or gives the connection up. It never concludes anything from
-silence. The facts about RabbitMQ's streams are from experiments with 3.10 and 4.0 (docs/reliability.md).
+The reader decides only by what it read. After a timeout it tries again, or gives the connection up. Silence proves nothing to it. The
+facts about RabbitMQ's streams are from experiments with 3.10 and 4.0 (docs/reliability.md).
 
 "Main" is the consumer that feeds history. A "scout" is a second consumer that only looks.
 
@@ -11,8 +11,9 @@ silence. The facts about RabbitMQ's streams are from experiments with 3.10 and 4
              | else the newest delivery. If nothing was read:   |                                               | live
              | at an interval of the broker's clock             |                                               |
   proving    | main reads the anchor again; a scout is at       | main reads the newest delivery again          | refilling, live
-             | `next`; a marker goes straight to the stream     | other content, or the marker before our newest | comparing
-             |                                                  | main begins after our newest                  | jumped
+             | `next`; a marker goes straight to the stream     | an offset that was read has other content, or | comparing
+             |                                                  | our new marker has an offset that was read    |
+             |                                                  | main begins after the newest offset read      | jumped
   comparing  | main begins at the oldest delivery of history    | main reads the newest delivery again          | refilling, live
              |                                                  | a delivery differs: a gap                     | attaching
   jumped     | offsets were left out: a scout is at `first`     | the first offset there is known: a gap or none | attaching
@@ -38,7 +39,7 @@ from towerws.broker.binding_watch import BindingWatch
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer, Scout
 from towerws.broker.failures import ConnectionFailure, RetryPolicy
-from towerws.broker.log_checks import CLOCK_MARGIN_S, Clock, ClockCheck, LogComparison, Same
+from towerws.broker.log_checks import CLOCK_MARGIN_S, ClockCheck, ClockVerdict, LogComparison, SameLog
 from towerws.broker.markers import MARKER_RETRY_S, MarkerPublisher, PositionMarkers, Proof, ProofMarkers
 from towerws.broker.reader import ChannelRestarts, ReaderEvents, ReadProgress
 from towerws.broker.topology import Mode, declare_stream, on_side_channel, set_prefetch, stream_exists
@@ -49,7 +50,7 @@ from towerws.core.sources import SourceState
 from towerws.outgoing import Deadline
 
 CLOCK_ANSWER_S: Final = 0.5
-"""A node whose clock is right answers at once. After this time we publish another marker, so that any node has something to deliver."""
+"""A node whose clock is right answers at once. After this time we publish another marker, so that any other node can answer, too."""
 
 
 class _State(enum.Enum):
@@ -91,8 +92,8 @@ class StreamReader:
         self._events = events
         self._closed = False
         self._state = _State.CHECKING
-        self._check: object = None
-        self._start: object = None
+        self._check: object = None  # identifies the question whether the stream exists
+        self._main_start: object = None  # main's `x-stream-offset`
         self._consumer: Consumer | None = None
         self._scout: Scout | None = None
         self._rebinding: Channel | None = None
@@ -103,8 +104,10 @@ class StreamReader:
         self._clock_check = ClockCheck()
         self._new_from: int | None = None
         """Without markers: the offset at which the scout found the first new message."""
-        self._expected_before: int | None = None
+        self._last_expected: int | None = None
+        """The offset that main expected at the last check of its progress."""
         self._progress_checked = False
+        """Whether `_last_expected` is from such a check."""
 
     # the session calls these
 
@@ -146,7 +149,7 @@ class StreamReader:
             self._close_channels()
 
     def connection_failed(self, failure: ConnectionFailure) -> None:
-        """The connection ended. Note the place if that was with 541, because of an entry that AMQP 0-9-1 can't represent."""
+        """The connection ended. If that was with 541, note the place: an entry there may be one that AMQP 0-9-1 can't represent."""
         progress, consumer = self._progress, self._consumer
         if failure.code != 541 or consumer is None or self._state is _State.ATTACHING:
             return
@@ -162,7 +165,7 @@ class StreamReader:
         self._check, missing = None, not exists
         progress, sink, unreadable = self._progress, self._sink, self._progress.unreadable
         if progress.last_mode is Mode.QUEUE or (missing and progress.read is not None):
-            # The broker itself said that this is another log: the one that history holds does not exist any more.
+            # The stream is not the log that history holds: it was deleted, or a queue was read before.
             if progress.last_mode is not Mode.QUEUE:
                 self._log.warn(
                     "stream {stream} was deleted: the log begins again, and clients are told of a gap", stream=self._settings.stream
@@ -195,7 +198,7 @@ class StreamReader:
     def _attach(self, start: object, *, bind: bool) -> None:
         """Open main at `start`. `bind`: bind the stream to the exchange as well."""
         self._state = _State.ATTACHING
-        self._start = start
+        self._main_start = start
         self._proofs.consumer_accepted()
         bind = bind or self._progress.markers_refused
 
@@ -208,8 +211,8 @@ class StreamReader:
         self._deadline.set(self._settings.attempt_s, self._unanswered)
 
     def consumer_ok(self) -> None:
-        """The broker accepted main: prove that it is the same log, or refill."""
-        progress, start = self._progress, self._start
+        """The broker accepted main: prove that it is the same log, compare, or refill."""
+        progress, start = self._progress, self._main_start
         was_empty = progress.last_mode is Mode.STREAM and progress.read is None and start == "first" and not progress.hole
         progress.last_mode = Mode.STREAM
         self._proofs.consumer_accepted()
@@ -222,19 +225,20 @@ class StreamReader:
             if skip and progress.read is not None:
                 progress.lost()
             self._accept()
+            # Without markers nothing shows what is new. The stream was empty, so all that it holds now is new.
             if was_empty and progress.marker_problem is not None:
                 self._sink.caught_up(replay=True)
                 self._go_live()
         else:
             self._state = _State.PROVING
             self._report(SourceState.PROVING, "position not proven: no delivery yet")
-            # The marker waits until the scout is accepted. A scout that comes after the marker may never read anything.
-            self._open_scout("next", self._scout_at_end, ready=self._proofs.send)
+            # The marker is published when the broker has accepted the scout. A scout that begins after the marker may never read anything.
+            self._open_scout("next", self._judge_end_of_log, ready=self._proofs.send)
         if self._state is not _State.LIVE:
             self._watch_progress()
 
     def _accept(self) -> None:
-        """It is the same log: from now on main's deliveries are new. They go into history, and to the clients if history is complete."""
+        """It is the same log: main's next deliveries are new. They go into history, and to the clients if history is complete."""
         progress = self._progress
         self._close_scout()
         if self._consumer is not None and progress.read is not None and not progress.hole:
@@ -260,7 +264,7 @@ class StreamReader:
             consumer.skip(tag)
             self._compare(routing_key, body, offset)
         else:
-            self._step(consumer, tag, routing_key, body, offset, message_id)
+            self._handle_next_offset(consumer, tag, routing_key, body, offset, message_id)
 
     def consumer_marker(self, marker: Marker, routing_key: str, body: bytes, offset: int) -> None:
         """Main read a marker, ours or another daemon's."""
@@ -290,17 +294,20 @@ class StreamReader:
         assert self._progress.read is not None
         if offset > self._progress.read:
             self._accept()
-            self._step(consumer, tag, routing_key, body, offset, message_id)
+            self._handle_next_offset(consumer, tag, routing_key, body, offset, message_id)
             return
         consumer.skip(tag)
-        same = self._comparison.repeated(routing_key, body, offset)
-        if same is Same.NO:
+        same = self._comparison.judge_from_anchor(routing_key, body, offset)
+        if same is SameLog.NO:
             self._start_comparing(None)
-        elif same is Same.YES:
+        elif same is SameLog.YES:
             self._accept()
 
-    def _scout_at_end(self, offset: int, routing_key: str, body: bytes) -> None:
-        """While main gets nothing, the messages at the end of the log tell more. Only main feeds history."""
+    def _judge_end_of_log(self, offset: int, routing_key: str, body: bytes) -> None:
+        """Judge a message that the scout at `next` got, in case main gets none.
+
+        If its offset was read before, with other content or before our new marker existed, the log was changed.
+        """
         read = self._progress.read
         if self._state is not _State.PROVING or read is None or offset > read:
             return
@@ -312,7 +319,10 @@ class StreamReader:
     # comparing: what does the log share with history?
 
     def _start_comparing(self, marker_offset: int | None) -> None:
-        """Read the log again from history's oldest delivery. If our new marker's offset is lower than that, nothing of the log is left."""
+        """Read the log again from history's oldest delivery on.
+
+        `marker_offset` is the offset of our new marker, if it was read. If the oldest delivery is newer, nothing of the log is left.
+        """
         oldest = self._sink.oldest
         self._close_channels()
         self._comparison.shared = None
@@ -324,14 +334,14 @@ class StreamReader:
         self._report(SourceState.PROVING, "the log was changed: looking for the part that is still the same")
 
     def _compare(self, routing_key: str, body: bytes, offset: int) -> None:
-        same = self._comparison.from_oldest(routing_key, body, offset, is_proof=self._proofs.is_proof)
-        if same is Same.YES:
+        same = self._comparison.judge_from_oldest(routing_key, body, offset, is_proof=self._proofs.is_proof)
+        if same is SameLog.YES:
             self._accept()
-        elif same is Same.NO:
+        elif same is SameLog.NO:
             self._diverged()
 
     def _diverged(self) -> None:
-        """It is another log, or the log was cut off and continued. Go on behind the part that is the same, after a gap."""
+        """It is another log, or the log was cut off and continued. Go on after the part that is the same, and tell clients of a gap."""
         progress, shared = self._progress, self._comparison.shared
         self._log.warn(
             "stream {stream} is not the one that was read up to offset {read}: {shared}; clients are told of a gap",
@@ -347,9 +357,10 @@ class StreamReader:
         progress.lost()
         self._attach("first" if shared is None else shared + 1, bind=False)
 
-    # a step in the offsets
+    # offsets that main does not expect
 
-    def _step(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+    def _handle_next_offset(self, consumer: Consumer, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
+        """Skip a message that was read before, deliver the next one, or find that offsets were left out."""
         progress = self._progress
         read = progress.read if consumer.expected is None else consumer.expected - 1
         if read is not None and offset <= read:
@@ -373,11 +384,11 @@ class StreamReader:
             self._jump(read, offset)
 
     def _jump(self, read: int, offset: int) -> None:
-        """Offsets were left out. Their number says nothing. Where the stream begins now says whether anything was lost.
+        """Offsets were left out. How many says nothing. Whether events were lost depends on where the stream begins now.
 
-        The same connection is asked: another node might hold another part of the stream.
+        The same connection is asked, because another node might hold another part of the stream.
         """
-        self._watch.stop()  # it starts again when main reads on: nothing can be told before that
+        self._watch.stop()  # `_go_live` starts it again: before that, clients can't be told of a gap
         self._close_channels()
         self._progress.read = read
         self._state = _State.JUMPED
@@ -444,10 +455,10 @@ class StreamReader:
             self._proofs.clear()
             self._close_scout()
             self._watch_progress()
-            if clock is Clock.RIGHT:
+            if clock is ClockVerdict.RIGHT:
                 self._progress.by_interval = False
                 self._check_refill()
-            elif clock is Clock.NOT_PROVEN:
+            elif clock is ClockVerdict.NOT_PROVEN:
                 self._refill_from_first()
             else:
                 self._proofs.newest = None
@@ -467,9 +478,9 @@ class StreamReader:
         self._refill_from("first", 0)
 
     def _refill_earlier(self, start: int) -> None:
-        """The broker's clock was set forward, so that its interval left out what history should hold: begin at an earlier offset."""
+        """The broker's clock was set forward, so the interval left out events that history should hold: begin at an earlier offset."""
         self._log.info(
-            "the refill of the last {seconds} s began too late, because the broker's clock was set forward: it is read again from"
+            "the refill of the last {seconds} s began too late, because the broker's clock was set forward: the stream is read again from"
             " offset {start} on",
             seconds=self._progress.refill_interval_s(self._settings.refill_s),
             start=start,
@@ -523,7 +534,7 @@ class StreamReader:
     def _not_routed(self, error: BrokerError) -> None:
         """No queue took the marker. The stream was deleted, or its binding is missing and markers go through the exchange.
 
-        The binding that is made now would hide that it was missing. So the watch is told first: the next marker tells of the hole.
+        Binding now would hide that the binding was missing. So the watch is told first, and the next marker tells of the hole.
         """
         if self._state in {_State.PROVING, _State.COMPARING, _State.REFILLING}:
             if self._markers.direct_refused:
@@ -550,7 +561,7 @@ class StreamReader:
     # Watched
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare and bind again, on a channel of its own. `done` gets None, or why the broker has not."""
+        """Declare and bind again, on a channel of its own. `done` gets None, or why the broker refused."""
         self._rebinding = on_side_channel(
             self._connection,
             lambda channel, agreed: declare_stream(channel, self._settings, bind=True, callback=agreed),
@@ -579,7 +590,7 @@ class StreamReader:
         self._sink.marker_sent(text)
 
     def gap_before_next(self) -> None:
-        """Tell clients of a gap before the next message. What they fetch then is newer than the hole."""
+        """Tell clients of a gap before the next message. They then fetch their state again, and it includes the lost events."""
         consumer = self._consumer
         if self._state is _State.LIVE and consumer is not None and consumer.expected is not None:
             self._progress.read = consumer.expected - 1
@@ -604,7 +615,7 @@ class StreamReader:
         def saw(offset: int, _routing_key: str, body: bytes) -> None:
             if not self._proofs.is_proof(body):
                 return
-            # It does. If the broker ends the connection again, the reason is an entry at the place where main begins.
+            # The broker serves the end. If it ends the connection again, the reason is an entry at the place where main begins.
             self._close_scout()
             self._progress.unreadable.evidence = offset
             self._attach_again()
@@ -654,11 +665,11 @@ class StreamReader:
         """
         consumer = self._consumer
         expected = None if consumer is None else consumer.expected
-        stuck = self._progress_checked and expected == self._expected_before
+        stuck = self._progress_checked and expected == self._last_expected
         if stuck and self._progress.marker_problem is None and self._state is not _State.ATTACHING:
             self._fail(ConnectionFailure(f"{self._state.value}: nothing was proven within {self._patience_s:g} s", RetryPolicy.FAST))
             return
-        self._expected_before, self._progress_checked = expected, True
+        self._last_expected, self._progress_checked = expected, True
         self._deadline.set(self._patience_s, self._watch_progress)
 
     @property
@@ -675,7 +686,7 @@ class StreamReader:
         self._proofs.clear()
         self._positions.clear()
         self._clock_check.running = self._progress_checked = False
-        self._expected_before = None
+        self._last_expected = None
         self._close_scout()
         self._check = None
         consumer, self._consumer = self._consumer, None
