@@ -1,8 +1,8 @@
 """Publishes this daemon's markers, and recognizes them when they come back.
 
 A marker takes one of two ways. Through the default exchange it goes straight to the stream or queue, whose name is the routing key. That
-needs no binding, but permission to write to `amq.default`. Through the events exchange it proves the binding as well. If the broker
-refuses the first way, the marker takes the second.
+way needs no binding, but permission to write to `amq.default`. Through the events exchange a marker proves the binding as well. If the
+broker refuses the first way, the marker takes the second.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ REMEMBERED: Final = 1000
 """Number of our newest markers that are recognized. A marker takes milliseconds, and a few are published per minute."""
 
 REFUSAL_S: Final = 300.0
-"""How long a refusal to publish straight to the stream is taken for granted."""
+"""For this long after a refusal, no marker is published straight to the stream."""
 
 MARKER_RETRY_S: Final = 1.0
 """Delay before the next marker, after one that could not be published."""
 
 ASK_EVERY_S: Final = 0.1
-"""At most one marker in this time is published for clients that wait for a position, however many they are."""
+"""At most one marker in this time is published for clients that wait for a position."""
 
 MarkerAnswered = Callable[[str, BrokerError | None], None]
 """Called with a marker's text and the broker's answer to it: None if a queue has it, else why not. Another marker may be sent meanwhile."""
 
 
 def this_machine() -> str:
-    """Return the name of this start of this machine, in hexadecimal digits; "" where the kernel does not tell. It says nothing else."""
+    """Return an id of this boot of this machine, as hexadecimal digits: a hash of the kernel's boot id. "" if the kernel gives none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
@@ -57,7 +57,8 @@ def machine_uptime() -> float:
 class MarkerPublisher:
     """Publishes markers with `publisher`, to the events exchange `exchange` or straight to a stream or queue.
 
-    `publisher` has a connection of its own: an alarm stops the connection that publishes, including its acknowledgements.
+    `publisher` has a connection of its own: in an alarm the broker stops reading from a connection that publishes, including its
+    acknowledgements.
     `uptime` returns the seconds since this machine started, which no setting of a clock changes.
     """
 
@@ -69,16 +70,18 @@ class MarkerPublisher:
         self._reactor = reactor
         self._daemon = secrets.token_hex(8)
         self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """Number and time (monotonic seconds) of our newest markers, by their text."""
         self._direct_refused_at: float | None = None
         self._previous_s: int | None = None
+        """The machine's uptime when our last confirmed marker was published. The next marker carries it."""
         self.count = 0
         """How many markers were sent. A marker's number shows whether it was sent after something else."""
         self.hole: int | None = None
-        """Set by the watch while the binding is missing: the hole that each marker through the exchange tells of."""
+        """The offset after which events were lost, for markers through the exchange. The watch sets it while the binding is missing."""
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker reported an alarm."""
+        """Whether the broker is in an alarm, and takes no messages."""
         return self._publisher.blocked
 
     @property
@@ -87,16 +90,16 @@ class MarkerPublisher:
         return self._direct_refused_at is not None
 
     def number(self, marker: Marker) -> int | None:
-        """The number of our marker. None: it is another daemon's."""
+        """Return the number of our marker, in the order of publishing. None: it is another daemon's, or not among our newest."""
         sent = self._sent.get(marker.text) if marker.daemon == self._daemon else None
         return None if sent is None else sent[0]
 
     def sent_at(self, marker: Marker) -> float:
-        """When a marker that has a number was published, in monotonic seconds."""
+        """Return when a marker that has a number was published, in monotonic seconds."""
         return self._sent[marker.text][1]
 
     def send_through_exchange(self, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> None:
-        """Publish a marker that proves the binding. `sent` is called with its text before anything else happens."""
+        """Publish a marker that proves the binding. `sent` is called with its text, before it is published."""
         self._send(self._exchange, MARKER_TOPIC, self.hole, done, sent)
 
     def send_direct(self, key: str, done: MarkerAnswered, sent: Callable[[str], None] = lambda _: None) -> None:
@@ -141,11 +144,14 @@ class Proof:
 
 
 def _ignored(_text: str, _error: BrokerError | None) -> None:
-    """The answer to a marker of a reader that is closed."""
+    """Does nothing: takes the answer to a marker for a reader that is closed."""
 
 
 class ProofMarkers:
-    """Publishes markers straight to `stream` until one shows how far the log reaches. They are newer than the reader's consumer."""
+    """Publishes markers straight to `stream` until one that comes back shows how far the log reaches.
+
+    Only markers count that were sent after the broker accepted the reader's consumer.
+    """
 
     def __init__(
         self, markers: MarkerPublisher, stream: str, sink: Sink, reactor: interfaces.IReactorTime, answered: MarkerAnswered
@@ -156,17 +162,17 @@ class ProofMarkers:
         self._stream = stream
         self._sink = sink
         self._answered = answered
-        self._sent_before = 0
+        self._sent_before_consumer = 0
         self._next = Deadline(reactor)
 
     def consumer_accepted(self) -> None:
-        """Only markers that are sent from now on prove anything about the present consumer."""
-        self._sent_before = self._markers.count
+        """The broker accepted a consumer, or is about to be asked: only markers that are sent after this call count."""
+        self._sent_before_consumer = self._markers.count
 
     @property
     def none_sent(self) -> bool:
-        """Whether no marker was published since the broker accepted the present consumer."""
-        return self._markers.count == self._sent_before
+        """Whether no marker was sent since the last call of `consumer_accepted`."""
+        return self._markers.count == self._sent_before_consumer
 
     def send(self) -> None:
         """Publish a marker now."""
@@ -177,28 +183,28 @@ class ProofMarkers:
         self._next.set(delay_s, self.send)
 
     def clear(self) -> None:
-        """Publish no more markers."""
+        """Cancel the marker that `send_after` has planned."""
         self._next.clear()
 
     def close(self) -> None:
-        """Publish nothing any more. It drops the reader's callback, which would be a cycle."""
+        """Cancel the planned marker, and drop the reader's callback, which would be a reference cycle."""
         self._next.clear()
         self._answered = _ignored
 
     def is_proof(self, body: bytes) -> bool:
-        """Whether `body` is our marker, sent after the broker accepted the present consumer."""
+        """Whether `body` is our marker, sent after the broker accepted the current consumer."""
         marker = parse_marker(body)
         if marker is None:
             return False
         number = self._markers.number(marker)
-        return number is not None and number > self._sent_before
+        return number is not None and number > self._sent_before_consumer
 
     def arrived(self, marker: Marker, offset: int) -> bool:
         """A marker was read. Returns whether it is ours."""
         number = self._markers.number(marker)
         if number is None:
             return False
-        if number > self._sent_before:
+        if number > self._sent_before_consumer:
             self.newest = Proof(offset, self._markers.sent_at(marker))
         return True
 
@@ -230,7 +236,10 @@ class PositionMarkers:
         self._markers.send_direct(self._stream, answered)
 
     def ask(self) -> None:
-        """A client waits: publish a marker, unless one is on its way. The next one follows when that has come back, or should have."""
+        """A client waits: publish a marker, unless one is on its way. At most one is published in `ASK_EVERY_S`.
+
+        If the marker is not read within `MARKER_RETRY_S` and clients still wait, another one is published.
+        """
         if self._asking:
             return
         self._asking = True
