@@ -53,6 +53,7 @@ SMALLEST_READ: Final = 16 * 1024
 LARGEST_READ: Final = 256 * 1024
 FIRST_READ: Final = 64 * 1024
 WRITTEN_BYTES: Final = 512 * 1024 * 1024
+"""A read is sized so that at most about this many bytes are written to clients for it."""
 
 
 class NotAmqp(Exception):
@@ -126,7 +127,7 @@ class _Delivery:
         self._routing_key = data[at + 1 : at + 1 + data[at]].decode("utf-8", "backslashreplace")
 
     def begin_return(self, data: bytes, at: int) -> None:
-        """Read Basic.Return: reply code, reply text, exchange, routing key. Its tag is 0."""
+        """Read Basic.Return: reply code, reply text, exchange, routing key. The tag of a returned message is 0."""
         at += 2
         at += 1 + data[at]
         at += 1 + data[at]
@@ -134,7 +135,7 @@ class _Delivery:
         self._routing_key = data[at + 1 : at + 1 + data[at]].decode("utf-8", "backslashreplace")
 
     def describe(self, body_size: int, content: Content) -> None:
-        """Note the content header. A message without a body is complete with it."""
+        """Keep the content header. A message without a body is complete then, and is passed on."""
         self._content = content
         self._missing = body_size
         if self._parts:
@@ -215,11 +216,11 @@ class _PikaConnection(_TwistedConnectionAdapter):
         self._remove_heartbeat()
 
     def channel_opened(self, channel: Channel) -> None:
-        """Call back once. A channel keeps the callback that it was made with, and with it the owner of the channel."""
+        """Call the callback for `channel`, once, and drop it. pika's channel would keep the callback, and with it the channel's owner."""
         self.opening.pop(channel.channel_number)(channel)
 
     def release(self) -> None:
-        """Drop what refers back here. Otherwise a connection that ended is a cycle, which only a full collection frees."""
+        """Drop the references back to this object. Otherwise they are a cycle, which only a full garbage collection frees."""
         self.callbacks.clear()
         self._channels.clear()
         self.opening.clear()
@@ -228,7 +229,7 @@ class _PikaConnection(_TwistedConnectionAdapter):
 
 
 def _ignore(*_: object) -> None:
-    """pika demands a callback for an end that `BrokerConnection` reports itself."""
+    """Does nothing. pika demands a callback for the end of a connection, which `BrokerConnection` reports itself."""
 
 
 class BrokerConnection(protocol.Protocol):
@@ -246,15 +247,15 @@ class BrokerConnection(protocol.Protocol):
         """Prepare the connection. `purpose` is appended to the connection's name in the broker's lists."""
         self.url = url
         self.dead = False
-        """The connection has ended: it calls nothing any more but `connection_closed`."""
+        """Whether the connection has ended. Then only `connection_closed` may still be called."""
         self.on_read: Callable[[], None] = _ignore
         """Called when the frames of one read from the socket were handled."""
         self._silence_s = settings.silence_s
         self._reactor = reactor
         self._events = events
-        self._phase = "handshake"
+        self._phase = "handshake"  # the first words of a failure's text
         self._received_at = 0.0
-        self._bytes = 0
+        self._read_bytes = 0
         self._paused = False
         self._resumed_at = 0.0
         """When the last pause ended."""
@@ -289,7 +290,7 @@ class BrokerConnection(protocol.Protocol):
 
     @property
     def reading_since(self) -> float | None:
-        """Since when it reads without a pause, in the reactor's seconds. None: it pauses."""
+        """Since when the connection reads without a pause, in the reactor's seconds. None: it pauses."""
         return None if self._paused else self._resumed_at
 
     def pause(self) -> None:
@@ -307,14 +308,17 @@ class BrokerConnection(protocol.Protocol):
             return
         if written and interfaces.ITCPTransport.providedBy(self.transport):
             transport: Any = self.transport  # bufferSize belongs to abstract.FileDescriptor, not to the interface
-            transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._bytes * WRITTEN_BYTES // written))
+            transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._read_bytes * WRITTEN_BYTES // written))
         if self._paused:
             self._paused = False
             self._received_at = self._resumed_at = self._reactor.seconds()  # nothing could be received while it was paused
             cast("interfaces.IPushProducer", self.transport).resumeProducing()
 
     def close(self) -> None:
-        """Close the channels, then the connection, in order. `connection_failed` follows. It has no deadline: see `abort`."""
+        """Close the channels, then the connection, in order. `connection_failed` follows.
+
+        The close has no deadline: the caller has one, and calls `abort`.
+        """
         if self.dead:
             return
         if self._amqp.is_open:
@@ -348,7 +352,7 @@ class BrokerConnection(protocol.Protocol):
         if self.dead:
             return
         self._received_at = self._reactor.seconds()
-        self._bytes = len(data)
+        self._read_bytes = len(data)
         try:
             self._amqp.data_received(data)
         except NotAmqp as error:
@@ -375,7 +379,7 @@ class BrokerConnection(protocol.Protocol):
         self._events.connection_open(self.server_properties)
 
     def disconnected(self, error: Exception | None) -> None:
-        """pika gave the connection up because of `error`."""
+        """pika gave the connection up because of `error`: end it with a text for the operator."""
         if isinstance(error, pika_exceptions.ConnectionClosedByBroker):
             self._end(from_broker(error.reply_code, error.reply_text))
         elif isinstance(error, pika_exceptions.ConnectionClosedByClient):

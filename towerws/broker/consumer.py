@@ -99,12 +99,12 @@ class Consumer:
         self._marker_keys = frozenset({MARKER_TOPIC, queue})
 
     def deliver(self, tag: int, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
-        """Deliver a message that `consumer_unexpected` told of, and expect the next offset after it."""
+        """Deliver a message that was reported with `consumer_unexpected`, and expect the next offset after it."""
         self.expected = offset + 1
         self._deliver(tag, routing_key, body, offset, message_id)
 
     def skip(self, tag: int) -> None:
-        """Only acknowledge a message that `consumer_unexpected` told of."""
+        """Acknowledge a message that was reported with `consumer_unexpected`, and don't deliver it."""
         self._tag = tag
         self._unacked += 1
 
@@ -120,7 +120,10 @@ class Consumer:
             self._ack_timer = self._reactor.callLater(ACK_S, self._ack_late)
 
     def close(self) -> None:
-        """Acknowledge, and close the channel, also if it is still opening. No delivery reaches the sink after that."""
+        """End the batch, acknowledge, and close the channel, also if it is still opening. Keeps in `progress` how far the stream was read.
+
+        No delivery reaches the sink after that. A second call does nothing.
+        """
         if self._closed:
             return
         if self._batch_size:
@@ -155,7 +158,7 @@ class Consumer:
     def _channel_closed(self, _channel: object, reason: Exception) -> None:
         failure = from_channel(reason)
         if failure.code == 404 and not self._passive:
-            failure = replace(failure, retry=RetryPolicy.FAST, hint="")  # declared, and deleted a moment later: declare it again
+            failure = replace(failure, retry=RetryPolicy.FAST, hint="")  # it was deleted just after we declared it: declare it again
         self._fail(failure)
 
     def _cancelled(self, _: object) -> None:

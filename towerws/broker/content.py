@@ -3,9 +3,9 @@
 pika decodes every header into Python objects. It raises for values that it can't represent: NaN, infinity, dates after the year 9999,
 unknown field types, deep nesting. That ends the connection, and does so again after every redelivery.
 
-Here a header is skipped through by its lengths and never decoded. So a message with such a value arrives, and so do its neighbours. A
-damaged header has a field type of unknown size, or a length that leads out of the frame. It gives no offset, and the delivery is
-counted and skipped. The frame's own length says where the next one begins.
+This module skips through a header by its lengths, and decodes only the three values. So a message with any other value arrives. A
+damaged header has a field type of unknown size, or a length that leads out of the frame. If its offset can't be read, the stream's
+consumer counts and skips the delivery. The frame's own length says where the next frame begins.
 
 Layout: AMQP 0-9-1 sections 4.2.6.1 (content header) and 4.2.5.5 (field tables), with RabbitMQ's errata for the field types.
 """
@@ -49,7 +49,7 @@ _MORE_FLAGS = 0x0001
 
 
 class Content:
-    """The values of a content header. `offset` and `message_id` are None if absent. `damaged`: the header could not be read to its end.
+    """The values of a content header. `offset` and `message_id` are None if absent. `damaged`: the header can't be read to its end.
 
     `published` says when the message was published. It is read for the first message of a read only, and None otherwise.
     """
@@ -138,6 +138,7 @@ def read_published(data: bytes, at: int, end: int) -> PublishedAt | None:
 
 
 def _skip_to_message_id(data: bytes, at: int, flags: int) -> int:
+    """Return where the message id begins, or would begin. `at` is where the headers end."""
     at += bool(flags & _DELIVERY_MODE) + bool(flags & _PRIORITY)
     if flags & _RARE:
         for flag in (_CORRELATION_ID, _REPLY_TO, _EXPIRATION):

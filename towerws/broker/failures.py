@@ -26,13 +26,13 @@ class RetryPolicy(enum.Enum):
     """How soon to try again after a failure."""
 
     BACKOFF = "backoff"
-    """The cause may pass: the delay is random below a bound, and the bound doubles from backoff_min_s to backoff_max_s."""
+    """The cause may pass: the delay is random below a bound. The bound doubles from backoff_min_s to backoff_max_s."""
 
     FAST = "fast"
-    """An attempt costs nothing, or the connection worked until now: the bound grows once only, so a broker that returns is found soon."""
+    """An attempt costs nothing, or the connection worked until now: the bound doubles only once, so a broker that returns is found soon."""
 
     SLOW = "slow"
-    """An operator must change something: the delay is backoff_max_s from the first attempt on, with some jitter."""
+    """An operator must change something: the delay is backoff_max_s and some jitter, as soon as each host was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ConnectionFailure:
 
     @property
     def log_key(self) -> str:
-        """The whole text without names that the broker chose. It is equal for the same failure of two queues that the broker named."""
+        """The text without the parts of queue names that the broker chose, so that the same failure of two such queues has the same key."""
         return _CHOSEN_NAME.sub("amq.gen-", str(self))
 
 
@@ -77,7 +77,7 @@ _CERTIFICATE_HINT: Final = "the broker's certificate must be for the host in the
 
 _INEQUIVALENT: Final = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>\w+) '(?P<name>[^']*)' in vhost '(?P<vhost>[^']*)': "
-    r"received (?P<asked>.+?) but current is (?P<there>.+)$"
+    r"received (?P<asked>.+?) but current is (?P<current>.+)$"
 )
 _SETTING_OF: Final = {
     "x-max-age": "stream_max_age_s",
@@ -96,7 +96,9 @@ def from_broker(code: int, text: str) -> ConnectionFailure:
     retry = RetryPolicy.SLOW if code in _SLOW_CODES else RetryPolicy.BACKOFF
     if match := _INEQUIVALENT.search(text):
         return ConnectionFailure(reply, retry, code, _inequivalent(match))
-    if "replica on the local node" in text or "is down or inaccessible" in text:  # another node may have it, or this one has it soon
+    if (
+        "replica on the local node" in text or "is down or inaccessible" in text
+    ):  # another node may have the replica, or this node has it soon
         retry = RetryPolicy.BACKOFF
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, reply)), "")
     return ConnectionFailure(reply, retry, code, hint)
@@ -111,7 +113,7 @@ def from_channel(reason: Exception) -> ConnectionFailure:
 
 def _inequivalent(match: re.Match[str]) -> str:
     argument, kind, name = match["argument"], match["kind"], match["name"]
-    differs = f"{kind} '{name}' exists with {argument} {match['there']}, we asked for {match['asked']}"
+    differs = f"{kind} '{name}' exists with {argument} {match['current']}, we asked for {match['asked']}"
     if setting := _SETTING_OF.get(argument):
         return f"{differs}: set {setting} to that value, or delete the stream with its events, or set passive = true"
     setting = "exchange" if kind == "exchange" else "stream"

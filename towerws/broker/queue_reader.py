@@ -114,7 +114,7 @@ class QueueReader:
     # Watched
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
-        """Declare the exchange and bind the queue again, on a channel of its own. `done` gets None, or why the broker has not."""
+        """Declare the exchange and bind the queue again, on a channel of its own. `done` gets None, or why the broker refused."""
         self._rebinding = on_side_channel(
             self._connection, lambda channel, agreed: rebind_queue(channel, self._settings, self.marker_key, agreed), done, self._rebinding
         )
@@ -157,7 +157,7 @@ class QueueReader:
         self._fail(ConnectionFailure(f"topology: no answer from the broker within {self._settings.attempt_s:g} s"))
 
     def _interrupted(self) -> None:
-        """Deliveries stopped: what is published from here on is lost."""
+        """Deliveries have stopped: events that are published until the next consumer are lost."""
         self._watch.stop()
         self._progress.interrupted = self._progress.last_mode is Mode.QUEUE
 

@@ -39,7 +39,7 @@ from towerws.outgoing import Deadline
 
 @dataclass(frozen=True, slots=True)
 class SessionParts:
-    """What the sessions of a source share, one after the other. `reactor` gives time. `control` is None without a control exchange."""
+    """What a source gives to each of its sessions. `reactor` gives time. `control` is None without a control exchange."""
 
     settings: BrokerSettings
     reactor: Any
@@ -50,7 +50,7 @@ class SessionParts:
 
 
 class SessionOwner(Protocol):
-    """The source. A session tells it everything, even after the source has replaced the session: the source ignores that."""
+    """The source. A session may still report after the source has replaced it. The source ignores such reports."""
 
     def session_state(self, session: BrokerSession, state: SourceState, reason: str | None = None) -> None:
         """The session got one step further. `reason` says in a line what it waits for."""
@@ -101,7 +101,10 @@ class BrokerSession:
         self._deadline.set(self._parts.settings.attempt_s, self._late)
 
     def close(self) -> None:
-        """Acknowledge what was read, and close the connection in order. `session_closed` follows. It has no deadline: see `abort`."""
+        """Acknowledge what was read, and close the connection in order. `session_closed` follows.
+
+        The close has no deadline: the caller has one, and calls `abort`.
+        """
         self._ended = True
         self._deadline.clear()
         if self._parts.control is not None:

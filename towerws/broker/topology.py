@@ -3,7 +3,7 @@
 The events exchange is bound to a stream for all processes, or to a queue for each process. The control exchange is bound to a queue for
 each process.
 
-pika holds each method back until the one before it was answered. So a whole topology is written down at once. The first refusal
+pika holds each method back until the one before it was answered. So each function here calls all its methods at once. The first refusal
 closes the channel, and pika sends nothing after it.
 """
 
@@ -27,7 +27,7 @@ STREAMS_SINCE = (3, 9)
 _CONTROL_ARGUMENTS: Mapping[str, Any] = {
     "x-max-length": 10_000,
     "x-max-length-bytes": 1024**2,
-    # A daemon that is stuck for long misses messages. With reject-publish the daemon that publishes a revocation gets a nack. With
+    # The queue of a daemon that is stuck fills up. With reject-publish the daemon that publishes a revocation gets a nack then. With
     # drop-head an older revocation would be dropped silently.
     "x-overflow": "reject-publish",
     # RabbitMQ deletes an auto-delete queue when its last consumer ends. If the broker refuses the only consumer, this deletes it.
@@ -62,7 +62,7 @@ def declare_stream(channel: Channel, settings: BrokerSettings, *, bind: bool, ca
     """Declare exchange and stream on an open pika channel, and return the stream's name. With `passive` only check that they exist.
 
     `bind` binds the stream as well. Without it an existing binding is not checked: AMQP can't ask for it, and binding again would hide
-    that it was missing. `callback` is called when the broker agreed to everything.
+    that it was missing. `callback` is called when the broker has agreed to all methods.
     """
     passive = settings.passive
     channel.exchange_declare(settings.exchange, "topic", passive=passive, durable=True, callback=_go_on)
@@ -162,8 +162,8 @@ def on_side_channel(
 def stream_exists(connection: BrokerConnection, stream: str, done: Callable[[bool], None]) -> None:
     """Ask the broker whether `stream` exists, on a channel of its own. `done` is not called if the connection ends before the answer.
 
-    Only a 404 with the text "no queue" means that it does not: a queue whose node is still starting gives a 404, too. The consumer's
-    channel will meet any other refusal again, and report it.
+    `done(False)` needs a 404 with the text "no queue": a stream whose node is still starting gives a 404, too. After any other refusal
+    `done` gets True: the consumer's channel will meet the refusal again, and report it.
     """
 
     def answered(failure: ConnectionFailure | None) -> None:
@@ -197,4 +197,4 @@ def queue_arguments(settings: BrokerSettings) -> dict[str, Any]:
 
 
 def _go_on(_: object) -> None:
-    """The broker agreed. pika sends the next method by itself."""
+    """Does nothing: when the broker has agreed, pika sends the next method by itself."""
