@@ -283,7 +283,7 @@ def test_an_internal_error_changes_nothing(daemon: Daemon, monkeypatch: pytest.M
     def broken(settings: object, reactor: object) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(daemon.service.auth, "successors", broken)
+    monkeypatch.setattr(daemon.service.auth, "make_replacements", broken)
     first, second = daemon.reload("[limits]\nper_user = 5")
     assert first == "SIGHUP: the reload failed unexpectedly"
     assert second == "SIGHUP: not reloaded: an internal error, RuntimeError; the settings from before stay in force"

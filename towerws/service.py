@@ -288,7 +288,7 @@ class TowerwsService(Service):
         Deferred fires once each session has given up the topics that the groups no longer allow. `settings` must have the same values as
         before for the options that need a restart.
         """
-        methods = self.auth.successors(settings, self._reactor)
+        methods = self.auth.make_replacements(settings, self._reactor)
         certificates = {key: _certificate(key, getattr(settings, key)) for key in self._certificates}
         groups, limits = GroupTable(settings.groups), _resolved(settings.limits)
         before = self._settings

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class NotAdmitted(TowerwsError):
-    """This credential admits no client, or not now. The text is fixed and for the log. It repeats nothing of the credential.
+    """The client can't be admitted with this credential, or not now. The text is fixed, for the log, and repeats no part of the credential.
 
     `credential` is the kind of credential in a few words. `session` is the hash that names it. Both are empty where they aren't known.
     """
@@ -47,7 +47,7 @@ class Unavailable(NotAdmitted):
 
 
 class Throttled(Unavailable):
-    """Too many sign-ins failed from this address or for this user. This one isn't tried now."""
+    """Too many sign-ins failed from this address or for this user. The credential isn't checked now."""
 
     reason = "throttled"
 
@@ -133,7 +133,7 @@ class TakesOver(Protocol):
     """Implemented by a `Method` that has something to keep when a reload replaces it: keys, counts of failed sign-ins."""
 
     def take_over(self, before: Any) -> None:
-        """Keep what is still good of `before`, a method of the same class with other settings."""
+        """Take over from `before` what is still valid. `before` is the method that this one replaces: the same class, other settings."""
 
 
 @runtime_checkable
@@ -141,7 +141,7 @@ class ReadsAgain(Protocol):
     """Implemented by a `Method` that asks another server for something that a reload should bring up to date."""
 
     def read_again(self) -> None:
-        """Ask again before the next use. What is known stays in use if that fails."""
+        """Ask the server again before the next use. If that fails, what is known stays in use."""
 
 
 def undecided(method: Method, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
@@ -163,7 +163,7 @@ def result_if_ready(asked: Deferred[Result]) -> Result | None:
     subscribe in memory take 128 µs instead of 149.
     """
     if asked.called and not asked.paused:
-        answer: Any = asked.result  # no Deferred: one that waits for another is paused
+        answer: Any = asked.result  # never a Deferred: while one waits for another, it is paused
         if not isinstance(answer, Failure):
             return answer  # type: ignore[no-any-return]
     return None
@@ -215,7 +215,7 @@ def parse_cookies(header: str) -> dict[str, str]:
 def list_cookies(header: str) -> list[tuple[str, str]]:
     """Return every cookie of a `Cookie` header as name and value, without the double quotes around a value.
 
-    It reads as Django does, so that it finds the cookie that AWX finds. Browsers and awxkit write `;` with and without a space,
+    It reads the header as Django does, so that we find the cookie that AWX finds. Browsers and awxkit write `;` with and without a space,
     and some clients end with one.
     """
     cookies = []

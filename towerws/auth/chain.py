@@ -59,7 +59,7 @@ def _make_method(name: str, settings: Settings, reactor: Any) -> Method:
         return TowerMethod(settings.tower, reactor, _objects(settings))
     if name == "jwt" and settings.jwt is not None:
         return JwtMethod(settings.jwt, reactor, by_name_only=_by_name_only(settings))
-    assert name == "open", "config/rules.py knows the methods there are"
+    assert name == "open", "config/rules.py allows no other method"
     return Open()
 
 
@@ -69,12 +69,12 @@ def _objects(settings: Settings) -> dict[str, str]:
 
 
 def _by_name_only(settings: Settings) -> frozenset[str]:
-    """Return the groups of which a JWT must name each topic: another method has users of the same ids."""
+    """Return the groups of which a JWT must name each topic, since users of another method may have the same ids."""
     return GroupTable(settings.groups).own if settings.tower is not None else frozenset()
 
 
 def _origin(name: str, settings: Settings) -> object:
-    """Return all that a method is made from, the content of its files included. Equal origins make equal methods."""
+    """Return everything that a method is made from, including the content of its files. Equal origins make equal methods."""
     if name == "tower" and settings.tower is not None:
         return settings.tower, _objects(settings), _digest(settings.tower.tls_ca)
     if name == "jwt" and settings.jwt is not None:
@@ -96,8 +96,8 @@ def _digest(path: str) -> bytes | None:
         return None  # making the method gives the reason
 
 
-class Successors(NamedTuple):
-    """What `Chain.replace` puts in force: by the name of a method, what it was made from, and the methods that have to be replaced."""
+class Replacements(NamedTuple):
+    """What `Chain.replace` puts in force, by the name of the method: what each method is made from, and the new methods."""
 
     origins: Mapping[str, object]
     methods: Mapping[str, Method]
@@ -117,9 +117,9 @@ class Chain:
     _log = Logger()
 
     def __init__(self, methods: Sequence[Method], origins: Mapping[str, object] | None = None) -> None:
-        """`origins` are for `successors`: what each method was made from."""
+        """`origins` says what each method was made from, by its name. `make_replacements` compares with it."""
         self._counts = {method.name: {"accepted": 0, "refused": 0, "unavailable": 0} for method in methods}
-        self._retired: dict[Method, Any] = {}  # the methods that were replaced, each with the call that stops it
+        self._retired: dict[Method, Any] = {}  # the methods that were replaced, each with the timer that stops it
         self._origins = origins or {}
         self._use(methods)
 
@@ -130,21 +130,21 @@ class Chain:
         self.takes_tokens = bool(self._token_methods)
         self.tokens_from_awx_clients = any(waits_for_token(method, awx_client=True) for method in self._methods)
 
-    def successors(self, settings: Settings, reactor: Any) -> Successors:
-        """Make the methods again whose settings or files have changed. Raises as `make_methods`. `auth` must be the same."""
+    def make_replacements(self, settings: Settings, reactor: Any) -> Replacements:
+        """Make new methods where settings or files have changed. Raises as `make_methods`. `auth` must be the same. Changes nothing."""
         origins = {name: _origin(name, settings) for name in self._by_name}
         changed = [name for name in self._by_name if origins[name] != self._origins.get(name)]
-        return Successors(origins, {name: _make_method(name, settings, reactor) for name in changed})
+        return Replacements(origins, {name: _make_method(name, settings, reactor) for name in changed})
 
-    def replace(self, successors: Successors, reactor: Any) -> None:
-        """Put methods in force. Those before them answer what they were asked, and are stopped after `RETIRED_S`."""
-        for name, method in successors.methods.items():
+    def replace(self, replacements: Replacements, reactor: Any) -> None:
+        """Put new methods in force. The replaced methods answer what they were asked, and are stopped after `RETIRED_S`."""
+        for name, method in replacements.methods.items():
             before = self._by_name[name]
             if isinstance(method, TakesOver):
                 method.take_over(before)
             self._retired[before] = reactor.callLater(RETIRED_S, self._stop_retired, before)
-        self._use([successors.methods.get(name, method) for name, method in self._by_name.items()])
-        self._origins = successors.origins
+        self._use([replacements.methods.get(name, method) for name, method in self._by_name.items()])
+        self._origins = replacements.origins
         for method in self._methods:
             if isinstance(method, ReadsAgain):
                 method.read_again()

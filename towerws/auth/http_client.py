@@ -1,6 +1,6 @@
-"""HTTP GET through Twisted's client, within bounds and without garbage, for a process that runs for months.
+"""HTTP GET through Twisted's client, within bounds and with little garbage, for a process that runs for months.
 
-It follows no redirects, verifies certificates, and bounds the body.
+The client follows no redirects, verifies certificates, and bounds the body.
 
 Twisted's client leaves cyclic garbage, which only a full collection frees (towerws/process.py). Measured for each request:
 
@@ -107,7 +107,7 @@ class _Connection(HTTP11ClientProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
-        _without_frames(reason)  # of TLS that was cut off: its frames refer to the failure, a cycle
+        _without_frames(reason)  # if TLS was cut off, the frames refer to the failure: a cycle
         release(self.transport)
 
 
@@ -153,7 +153,7 @@ class _BodyCollector(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.done.called:
             return
-        # Without Content-Length an end can't be told from a cut. JSON that was cut can't be parsed, so no harm is done.
+        # Without Content-Length a complete body can't be told from one that was cut off. JSON that was cut off can't be parsed.
         if reason.check(ResponseDone, PotentialDataLoss):
             self.done.callback(Response(self._status, self._headers, bytes(self._body)))
         else:
@@ -176,7 +176,7 @@ def _read_body(response: Any, max_bytes: int) -> Deferred[Response]:
 
 
 def _without_frames(failure: Failure) -> Failure:
-    """Errback: remove the frames from a network failure and the failures inside it. They say nothing, and they form cycles."""
+    """Errback: remove the frames from a network failure and the failures inside it. The frames say nothing, and they form cycles."""
     failure.tb = None
     error: Any = failure.value
     drop_frames(error)
