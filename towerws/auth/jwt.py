@@ -30,8 +30,8 @@ _is_cookie_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{0,128}").fullmatch  # 
 class JwtMethod:
     """A `Method`. `wall` returns seconds since 1970, the time that tokens use.
 
-    `by_name_only`: groups of which a token must name each topic. They are the groups of which each user hears only the own topic, if
-    another method has users too. Its user with the same id is another person, whose topic `group.*` must not grant.
+    `by_name_only`: groups in which a token must name each topic, because `group.*` grants nothing there. In these groups each user has
+    a topic. If another method has users, too, its user with the same id is another person, whose topic must not be granted.
 
     Raises `ConfigError` if the settings can't be used. Files are read once, here. The network is not used before the first token.
     """
@@ -52,7 +52,7 @@ class JwtMethod:
         self._keys, self._key_counts = _key_source(settings, reactor)
 
     def figures(self) -> Mapping[str, object]:
-        """Return how many entries of tokens' lists were no topics. With a key set's URL, add the counts of `Jwks`."""
+        """Return how many entries in the tokens' lists of topics were no topics. With a key set's URL, add the counts of `Jwks`."""
         counts: dict[str, object] = {"ignored_grants": self._ignored_grants}
         return {**counts, "keys": dict(self._key_counts)} if self._key_counts else counts
 
@@ -109,7 +109,7 @@ class JwtMethod:
         except (Refused, Unavailable) as error:
             problem = error.about(credential.kind)
             drop_frames(error)
-        raise problem  # outside of `except`: without the other error as its context
+        raise problem  # outside of `except`, so that it doesn't refer to the other error
 
     async def _read(self, credential: SentToken) -> Identity:
         token = parse_token(credential.token)
@@ -137,7 +137,10 @@ class JwtMethod:
 
 
 def _session(token: Token, token_id: str | None) -> str:
-    """Return a name for the token that doesn't reveal it. Without a `jti` it is made from the signed part: a signature has two forms."""
+    """Return a name for the token that doesn't reveal it: a hash of its `jti`, or else of its signed part.
+
+    The signature is left out, because anyone can turn an ECDSA signature into a second valid one.
+    """
     raw = b"token " + token.signed if token_id is None else b"jti " + token_id.encode("utf-8")
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
 

@@ -39,9 +39,13 @@ from towerws.core.errors import ConfigError, TowerwsError
 MAX_KEYS = 100
 MAX_TRIED = 8  # for a token without a kid: each key costs up to 100 microseconds
 DEFAULT_AGE_S = 300
+"""How long keys are fresh if the answer has no max-age."""
 MIN_AGE_S = 60
+"""How long keys are fresh at least, even with a lower max-age."""
 RETRY_S = 5
+"""Shortest time between a failed fetch and the next one."""
 UNKNOWN_KID_S = 10
+"""Shortest time between two fetches because of tokens that no known key verifies."""
 
 
 class Jwks:
@@ -71,11 +75,11 @@ class Jwks:
         self._stale_s = stale_s
         self._keys: tuple[Key, ...] = ()
         self._fetched_at = self._fresh_until = self._usable_until = float("-inf")
-        self._age_s = 0  # of the answer, before its bounds
+        self._age_s = 0  # max-age of the last answer, before it is bounded
         self._next_try = self._next_unknown = float("-inf")
         self._failing = False
         self._stopped = False
-        self._generation = 0  # of the calls of `read_again`
+        self._generation = 0  # how often `read_again` was called
         self._fetching: Deferred[None] | None = None
         self._begun = self._ended = 0
         """The number of the newest fetch, and of the newest one that has ended."""
@@ -91,9 +95,9 @@ class Jwks:
         return run(self._find_newer(algorithm, kid))
 
     def take_over(self, before: Jwks) -> None:
-        """Use the keys and counts of another source with the same URL and algorithms, as if they were fetched here.
+        """Use the keys and counts of another source with the same URL and algorithms. The keys are fetched again before the next use.
 
-        The keys are used no longer than either source would use them: a reload that lowers a bound is in force for them, too.
+        If that fails, the keys are used no longer than either source would use them: a reload that lowers a bound counts for them, too.
         """
         self._keys, self._failing = before._keys, before._failing
         self._fetched_at, self._age_s = before._fetched_at, before._age_s
@@ -103,7 +107,7 @@ class Jwks:
     def read_again(self) -> None:
         """Fetch the keys before the next use, however new they are. If that fails, the old ones are used as long as they may be.
 
-        A fetch in flight may get the keys of before. So it is followed by another one, and both count as one fetch for its callers.
+        A fetch in flight may get the old keys. So another one follows it, and its callers wait for both.
         """
         self._generation += 1
         self._fresh_until = self._next_try = self._next_unknown = float("-inf")

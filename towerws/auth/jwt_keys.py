@@ -49,7 +49,7 @@ class Key:
 
 
 class KeySource(Protocol):
-    """Supplies keys."""
+    """Supplies the keys that check signatures."""
 
     def find(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
         """Fires with the keys that may have signed a token with this header. Fails with `Unavailable` if they can't be fetched."""
@@ -65,7 +65,7 @@ class KeySource(Protocol):
 
 
 class FileKeys:
-    """Keys that were read from a file when the daemon started. They ignore a token's `kid`."""
+    """Keys from a file, which was read when the method was made. A token's `kid` is ignored."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
@@ -75,7 +75,7 @@ class FileKeys:
         return succeed(tuple(key for key in self._keys if key.algorithm == algorithm))
 
     def find_newer(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
-        """Fires with none: a file is read once, and again by a reload."""
+        """Fires with no keys: a file is read at the start and at a reload only."""
         return succeed(())
 
     def stop(self) -> Deferred[None]:

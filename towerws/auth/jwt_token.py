@@ -4,10 +4,10 @@ A token's length is checked before it is decoded. Only its header is parsed befo
 readers could read differently is refused: base64url that is not canonical, a key that occurs twice in one object, `NaN`. No error
 repeats any part of the token.
 
-In an opening handshake, a token that the page wrote (`Authorization`, then `token=` in the URL) comes before the one that the
+In an opening handshake, a token that the client wrote (`Authorization`, then `token=` in the URL) comes before the one that a
 browser sends by itself (the cookie). A value that isn't in the form of a token belongs to another method and is ignored.
 
-The claims count once the signature is good (RFC 7519 section 4.1). A token's `aud` is checked even if no `aud` is configured. A token for
+The claims are read after the signature was verified. A token's `aud` is checked even if no `aud` is configured. A token for
 another service of the same issuer is then refused, as the RFC demands.
 
 One claim lists the topics that the user may subscribe to. There are two forms with the same meaning:
@@ -130,16 +130,16 @@ def find_token(head: Head, cookie: str) -> SentToken | None:
         return SentToken(value.strip(" \t"), "bearer token")
     # No limit on their number, since the head's size is bounded.
     in_query = [value for name, value in parse_qsl(head.query, keep_blank_values=True) if name == "token"]
-    if (token := _only(in_query)) is not None:
+    if (token := _single_token(in_query)) is not None:
         return SentToken(token, "token in the URL", from_url=True)
     cookies = list_cookies(head.headers.get("cookie", ""))
-    if cookie and (token := _only([value for name, value in cookies if name == cookie])) is not None:
+    if cookie and (token := _single_token([value for name, value in cookies if name == cookie])) is not None:
         csrftoken = dict(cookies).get("csrftoken")
         return SentToken(token, "token cookie", from_cookie=True, csrftoken=Secret(csrftoken) if csrftoken else None)
     return None
 
 
-def _only(values: list[str]) -> str | None:
+def _single_token(values: list[str]) -> str | None:
     tokens = {value for value in values if is_shaped_like_token(value)}
     if len(tokens) > 1:
         raise Refused("more than one token was sent", "token")
@@ -253,9 +253,9 @@ def parse_grants(value: object) -> Grants:
         names = value
     else:
         raise ValueError('neither {"group": ["event"]} nor ["group.event"]')
-    grants, others = _collect(names)
-    if others:
-        raise ValueError(others[0])
+    grants, faults = _collect(names)
+    if faults:
+        raise ValueError(faults[0])
     return grants
 
 
@@ -275,18 +275,18 @@ def read_claim(value: object) -> tuple[Grants, int]:
             names = value.split(" ") if value else ()
         case _:
             raise ValueError('neither {"group": ["event"]} nor ["group.event"] nor text')
-    grants, others = _collect(names)
-    return grants, len(others)
+    grants, faults = _collect(names)
+    return grants, len(faults)
 
 
 def _collect(names: Iterable[object]) -> tuple[Grants, list[str]]:
     """Return the grants of the entries that are topics, and the fault of each other entry."""
-    topics, groups, others = set(), set(), []
+    topics, groups, faults = set(), set(), []
     for count, name in enumerate(names):
         if count >= MAX_GRANTS:
             raise ValueError(f"more than {MAX_GRANTS} topics")
         if not isinstance(name, str):
-            others.append("a topic that is not text, or a group whose events are not a list of text and whole numbers")
+            faults.append("a topic that is not text, or a group whose events are not a list of text and whole numbers")
             continue
         group, _, event = name.partition(".")
         if event == "*" and is_group(group):
@@ -294,8 +294,8 @@ def _collect(names: Iterable[object]) -> tuple[Grants, list[str]]:
         elif is_routing_key(name):
             topics.add(name)
         else:
-            others.append("a name that is no topic: expected group.event or group.*")
-    return Grants(frozenset(topics), frozenset(groups)), others
+            faults.append("a name that is no topic: expected group.event or group.*")
+    return Grants(frozenset(topics), frozenset(groups)), faults
 
 
 def _flatten(table: dict[object, object]) -> Iterator[str | None]:
