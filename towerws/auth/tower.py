@@ -2,8 +2,8 @@
 
 A credential is valid if `/api/v2/me/` returns its user. `tower_objects.py` decides what that user may see.
 
-Answers are cached for the times in `TowerSettings`. A change in AWX takes effect that much later at most. Revalidation and a
-revocation ignore answers from before them.
+Answers are cached for the times in `TowerSettings`. A change in AWX takes effect that much later at most. A revalidation ignores the
+cache. After a revocation, answers from before it are ignored.
 """
 
 from __future__ import annotations
@@ -125,11 +125,11 @@ class TowerMethod:
         )
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Ask about a few objects at a time. A failed call is retried for `retry_s`, then the topic is refused as unavailable."""
+        """Ask about a few objects at a time. Failed calls are retried for `retry_s`, then the topic is unavailable."""
         return self._objects.refusals(_checked_user(identity), topics)
 
     def tell_refusals(self, identity: Identity, topics: Sequence[str], tell: Callable[[dict[str, str]], object]) -> Deferred[None]:
-        """Do the same as `refusals`, and tell a refusal within a second of its answer."""
+        """Do the same as `refusals`, and tell each refusal within a second of the API's answer."""
         return self._objects.tell_refusals(_checked_user(identity), topics, tell)
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
@@ -137,7 +137,7 @@ class TowerMethod:
         return self._objects.undecided(_checked_user(identity), topics)
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
-        """Ask the API again and ignore the cache. The first `refusals` of the new identity ignores it too."""
+        """Ask the API again and ignore the cache. Later `refusals` of the new identity ignore cached answers from before this call."""
         user = _checked_user(identity)
 
         def renew(validation: _Validation) -> Identity:
@@ -155,11 +155,11 @@ class TowerMethod:
         self._revocations.add(revocation, self._clock.seconds())
 
     def take_over(self, before: TowerMethod) -> None:
-        """Keep the counts of failed sign-ins: a reload gives nobody who guesses passwords a new start."""
+        """Keep the counts of failed sign-ins, so that a reload gives a client that guesses passwords no new attempts."""
         self._sign_ins = before._sign_ins
 
     def stop(self) -> Deferred[None]:
-        """Fail all questions with `Unavailable`, from now on."""
+        """Fail all questions with `Unavailable`, later ones too. Fires when the idle connections are closed."""
         return self._calls.stop()
 
     def _cached(self, credential: ApiCredential, key: bytes) -> _Validation | None:
@@ -182,12 +182,12 @@ class TowerMethod:
         """Ask for the user of a handshake's credential. A credential that was never tried before may be a guess, and may have to wait."""
         validate = partial(self._validate, credential, caller, key, Kind.SIGN_IN)
         try:
-            delay_s, note = self._sign_ins.begin(credential, key, caller.address, self._clock.seconds())
+            delay_s, record = self._sign_ins.begin(credential, key, caller.address, self._clock.seconds())
         except Throttled as error:
             return fail(error)
 
         def ended(result: _Validation | Failure) -> _Validation | Failure:
-            note(isinstance(result, Failure) and result.check(Refused) is not None, self._clock.seconds())
+            record(isinstance(result, Failure) and result.check(Refused) is not None, self._clock.seconds())
             return result
 
         waited: Deferred[None] = self._calls.pause(delay_s) if delay_s else succeed(None)

@@ -1,4 +1,4 @@
-"""Calls to the API within bounds: the number in flight, the number waiting, a deadline for each, and none while the API is down.
+"""Calls to the API within bounds: so many in flight, so many waiting, a deadline for each, and only probes while the API is down.
 
 state     | begins when                      | ends in
 waiting   | all calls of its pool are in use | in flight (another call ended); done (waited too long, dropped from a full queue, stop)
@@ -40,7 +40,7 @@ BACKGROUND_EVERY: Final = 4
 """Handshakes go first. One call in this many is for other questions, so that a storm of clients starves no open connection."""
 
 RESERVED: Final = 0.25
-"""The share of the calls that only handshakes use. A user with many slow objects must not keep new clients out: they can't wait long."""
+"""The share of the calls that only handshakes use. A user with many slow objects must not keep new clients out, which can't wait long."""
 
 
 class Kind(enum.Enum):
@@ -66,7 +66,7 @@ class Question:
     password: bool = False
     """Whether it has a password, which the API must hash."""
     client: Hashable = None
-    """Tells the clients apart whose questions fail."""
+    """Identifies the client for the circuit breaker, which counts failures of a single client differently."""
 
 
 class _Call(Generic[T]):
@@ -75,15 +75,17 @@ class _Call(Generic[T]):
     def __init__(self, question: Question, read: Callable[[Answer], T]) -> None:
         self.question = question
         self.owner = address_key(question.address)
+        """The client's address or network. Addresses share the calls fairly."""
         self.read = read
         self.done: Deferred[T] = Deferred()
         self.request: Any = None
         self.timer: Any = None
         self.late = False
+        """Whether its deadline passed while it was in flight."""
         self.sent_at = 0.0
 
     def cancel_timer(self) -> None:
-        """Cancel the timer of the present state."""
+        """Cancel the timer of the current state."""
         timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()
@@ -137,7 +139,7 @@ class TowerCalls:
 
 
 class _Pool:
-    """A bounded number of calls in flight, and queues for the rest. `option` sets the number."""
+    """A bounded number of calls in flight, and queues for the rest. `option` is the name of the option that has the number, for the log."""
 
     def __init__(
         self,
@@ -219,7 +221,7 @@ class _Pool:
         return self._handshake_queue if call.question.kind is Kind.SIGN_IN else self._background_queue
 
     def _expire_waiting(self, call: _Call[Any]) -> None:
-        call.timer = None  # as in `_expire`
+        call.timer = None  # a cycle, as in `_expire`
         self._queue_of(call).remove(call.owner, call)
         self._turn_away(call, f"all calls were in use for too long ({self._option})")
 
@@ -292,7 +294,7 @@ class _Pool:
             call.done.callback(result)
 
     def _send_next(self) -> None:
-        if self._sending:  # with an open breaker a call ends at once and comes here again, two hundred deep
+        if self._sending:  # with an open breaker `_send` ends a call at once, which calls this again: hundreds deep
             return
         self._sending = True
         while len(self._in_flight) < self._calls and not self._stopped:

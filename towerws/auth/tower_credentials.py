@@ -8,8 +8,9 @@ The first of these counts:
 4. `Authorization`;
 5. the `token` cookie of AWX 1.0.0 to 1.0.4.
 
-So what a client wrote itself comes before what its browser added. A session comes before `Authorization`, which may be meant for
-a proxy. A value with other characters, or one that is too long, can't be a credential and is ignored.
+So a credential that the client itself wrote into the URL comes before one that its browser added. A session comes before
+`Authorization`, which may be meant for a proxy. A value with other characters, or one that is too long, can't be a credential and is
+ignored.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Caller(NamedTuple):
 
 
 def find_caller(head: Head, address: str) -> Caller:
-    """Return the client that sent this head. `address` is no IP address if the client has none.
+    """Return the client that sent this head. If the client has no IP address, `address` is other text.
 
     Only the ASCII of `User-Agent` is passed on. A server behind us may take other bytes for the end of a line.
     """

@@ -1,6 +1,6 @@
 """Bounds on what the API is asked: a throttle for new credentials, a fair queue of calls, a circuit breaker, and a cache.
 
-They keep no clock and do no I/O. All times are monotonic seconds of the caller's clock.
+They have no clock and do no I/O. All times are monotonic seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class SignInThrottle:
     wait because of other clients at its address. A page that retries each second with an ended session does not count again.
 
     It remembers `entries` valid and `entries` invalid credentials, by the caller's keys. `sharers` is the number of processes that accept
-    clients on one port: a client can choose among them, so each one allows its share of the passwords.
+    clients on one port. A client can choose among them, so each process allows only its share of the passwords.
     """
 
     def __init__(self, entries: int, sharers: int = 1) -> None:
         # Two caches, so that invalid credentials can't evict valid ones.
         self._good: TtlCache[bool] = TtlCache(SEEN_S, entries)
         self._bad: TtlCache[bool] = TtlCache(SEEN_S, entries)
-        self._addresses = Throttle(ADDRESS_RATE, ADDRESS_BURST)
+        self._sessions_by_address = Throttle(ADDRESS_RATE, ADDRESS_BURST)
         # Sessions and tokens can't be guessed, and an ended one counts in each process. So their bound isn't divided.
-        self._guesses = Throttle(GUESS_RATE / sharers, ceil(GUESS_BURST / sharers))
-        self._accounts = Throttle(ACCOUNT_RATE / sharers, ceil(ACCOUNT_BURST / sharers))
+        self._passwords_by_address = Throttle(GUESS_RATE / sharers, ceil(GUESS_BURST / sharers))
+        self._passwords_by_account = Throttle(ACCOUNT_RATE / sharers, ceil(ACCOUNT_BURST / sharers))
         self.counts = {"delayed": 0, "refused": 0}
         """Sign-ins that had to wait, and sign-ins that were not tried."""
 
@@ -71,28 +71,33 @@ class SignInThrottle:
 
         The function takes whether the credential was bad, and the time. `Throttled` if the wait would be too long.
 
-        A password counts from now on, so that many guesses at the same time are as slow as one after the other. A session or token
-        counts only when it turns out bad. After a restart all sessions of an office reconnect at the same time, and they are valid.
+        A password counts when this is called, so that many guesses at the same time are as slow as one after the other. The count is taken
+        back unless the API refuses the password. A session or token counts only if the API refuses it. After a restart all sessions of an
+        office reconnect at the same time, and they are valid.
         """
         if self._good.get(key, now) or self._bad.get(key, now):
             return 0.0, lambda bad, later: None
-        guess, home = bool(credential.account), address_key(address)
-        throttles = [(self._guesses, home), (self._accounts, credential.account)] if guess else [(self._addresses, home)]
+        is_password, network = bool(credential.account), address_key(address)
+        throttles = (
+            [(self._passwords_by_address, network), (self._passwords_by_account, credential.account)]
+            if is_password
+            else [(self._sessions_by_address, network)]
+        )
         delay_s = max(throttle.delay(name, now) for throttle, name in throttles)
         if delay_s > handshake_wait_s(credential):
             self.counts["refused"] += 1
             raise Throttled("too many sign-ins failed from this address, or for this user")
         if delay_s:
             self.counts["delayed"] += 1
-        if guess:
+        if is_password:
             for throttle, name in throttles:
                 throttle.count(name, now)
 
         def ended(bad: bool, later: float) -> None:
             for throttle, name in throttles:
-                if guess and not bad:
+                if is_password and not bad:
                     throttle.give_back(name, later)
-                elif bad and not guess:
+                elif bad and not is_password:
                     throttle.count(name, later)
 
         return delay_s, ended
@@ -167,7 +172,7 @@ class CircuitBreaker:
         self._limit = failures
         self._probe_s = probe_s
         self._failed = 0
-        self._clients: set[int | None] = set()  # those of the failures in a row, two of them at most
+        self._clients: set[int | None] = set()  # the clients of the failures in a row; two are enough to know
         self._opened = False
         self._probe_at = 0.0
 

@@ -39,8 +39,8 @@ PARALLEL_CHECKS: Final = 4
 """Calls in flight for one request. 200 objects at 50 ms take 2.5 s, and calls are left for other clients."""
 
 MAX_UNANSWERED: Final = 20
-"""Questions of one request, or of one check, that may stay without an answer. Then the other objects are not asked about: an API that is
-down or overloaded is spared. At the API's deadline (2 s) these take 10 s, four at a time."""
+"""Questions of one request, or of one check, that may stay without an answer. After that the other objects are not asked about, which
+spares an API that is down or overloaded. At the API's deadline (2 s) these take 10 s, four at a time."""
 
 TELL_S: Final = 1.0
 """How long a refusal waits for others, so that they are told together: to withdraw a topic costs more with more topics."""
@@ -74,7 +74,8 @@ class CheckedUser(NamedTuple):
 class VisibleObjects:
     """Decides which topics a user may subscribe to. `objects` maps groups to a path of the API with `{id}` in it.
 
-    `ask` asks whether a user sees the object at a path. `pause` fires after so many seconds. Both fail with `Unavailable`.
+    `ask(user, path)` asks whether the user sees the object at this path. `pause(seconds)` fires after that time. Both may fail with
+    `Unavailable`, and `ask` with `Refused`.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class VisibleObjects:
         """Answers that came from the cache."""
 
     def refusals(self, user: CheckedUser, topics: Sequence[str]) -> Deferred[dict[str, str]]:
-        """Ask about a few objects at a time. A failed call is retried for `retry_s`, then the topic is refused as unavailable."""
+        """Ask about a few objects at a time. Failed calls are retried for `retry_s`, then the topic is unavailable."""
         refused, to_ask = self._split(user, topics)
         if not to_ask:
             return succeed(refused)
@@ -137,7 +138,7 @@ class VisibleObjects:
         """Return the objects that are not in the cache."""
         hits = dict(self.hits)
         found = frozenset(topic for topic in topics if self._cached_reason(user, topic) is None)
-        self.hits = hits  # a look into the cache is no hit: no question was answered
+        self.hits = hits  # nothing was answered from the cache here, so nothing counts as a hit
         return found
 
     def _cached_reason(self, user: CheckedUser, topic: str) -> str | None:
@@ -163,7 +164,8 @@ class VisibleObjects:
     async def _ask_about(self, user: CheckedUser, to_ask: Mapping[str, str], refuse: Callable[[str, str], None]) -> None:
         """Ask a few questions at a time, so that one client's list leaves calls for the others. Call `refuse` with a topic and the reason.
 
-        An object without an answer is unavailable, and says nothing about the others. After `until` a question is not retried.
+        If an object stays without an answer, only its topic is refused, as unavailable. Questions are retried for `retry_s`, counted
+        from the start of this call.
         """
         until = self._clock.seconds() + self._retry_s
         left = iter(sorted(to_ask.items(), key=lambda item: self._has_failed(user, item[0])))  # a stable order
@@ -239,7 +241,7 @@ class _Refusals:
         self._timer: Any = None
 
     def add(self, topic: str, reason: str) -> None:
-        """Tell this one, too."""
+        """Tell this refusal with the next ones, at most `TELL_S` from now."""
         self._refused[topic] = reason
         if self._timer is None:
             self._timer = self._clock.callLater(TELL_S, self._expire)

@@ -1,7 +1,7 @@
 """Writes identities for another process of this daemon, and reads them there.
 
-The text holds the credential itself (AWX's session cookie, say): the other process has to check it again. It travels on a private socket
-pair, and is never logged.
+The text holds the credential itself (such as AWX's session cookie), because the other process has to check it again. The text travels
+on a private socket pair, and is never logged.
 """
 
 from __future__ import annotations
@@ -75,5 +75,5 @@ def _unpack_private(packed: Mapping[str, Any] | None) -> object:
     headers = tuple((name, value) for name, value in found.pop("headers"))
     credential = ApiCredential(headers=headers, also=tuple(found.pop("also")), **found)
     caller = Caller(*packed["caller"])
-    # The key of caches is a hash with a key of each process.
+    # The cache key is a hash with a secret of the process, so this process makes its own.
     return CheckedUser(credential, caller, cache_key(credential, caller), Me(*packed["me"]), packed["since"])
