@@ -243,7 +243,7 @@ def test_an_answer_that_can_not_be_published() -> None:
             rig.announced[-1][2].errback(BrokerError("403 ACCESS_REFUSED"))
     assert rig.control.counts["not_answered"] == 3
     assert [line for line in lines.texts if "403" in line] == [
-        "a revocation was followed, and the daemon that sent it could not be told: 403 ACCESS_REFUSED"
+        "a revocation was carried out, but the daemon that sent it could not be told: 403 ACCESS_REFUSED"
     ]
 
 

@@ -6,7 +6,7 @@ back to this daemon, too. The daemon recognizes it by its id and ignores it, so 
 `POST /disconnect` answers `others_told: true` on evidence only, within `ANSWER_S`:
 
 - The broker confirmed the message.
-- The message came back to this daemon. So it hears the exchange, and the other daemons' markers and answers.
+- The message came back to this daemon. That shows that it receives the exchange's messages, and so the others' markers and answers.
 - Each other daemon whose marker came within `PRESENT_S` answered that it carried out the revocation, or announced that it stops.
 """
 
@@ -38,7 +38,7 @@ MAX_WAITING: Final = 1000
 """Revocations that may wait for the other daemons at once."""
 
 INTRODUCE_EVERY_S: Final = 1.0
-"""Shortest time between two markers that greet new daemons."""
+"""Shortest time between two markers that introduce this daemon to new ones."""
 
 LEAVE_S: Final = 0.5
 """How long a stop waits for the broker to confirm this daemon's last message."""
@@ -62,6 +62,7 @@ class _Request:
     confirmed: bool = False
     came_back: bool = False
     late: bool = False
+    """Whether `ANSWER_S` is over."""
     deadline: IDelayedCall | None = None
     answered: Deferred[Disconnection] = field(default_factory=Deferred)
 
@@ -150,20 +151,20 @@ class Control:
             gone.callback(None)
             return gone
 
-        def over(_: object = None) -> None:
+        def finish(_: object = None) -> None:
             if not gone.called:
                 if deadline.active():
                     deadline.cancel()
                 gone.callback(None)
 
-        deadline = self._clock.callLater(LEAVE_S, over)
-        self._publish(Leaving(self._me).body).addBoth(over)
+        deadline = self._clock.callLater(LEAVE_S, finish)
+        self._publish(Leaving(self._me).body).addBoth(finish)
         return gone
 
     # ControlSink
 
     def listening(self) -> None:
-        """The control exchange is consumed from here on. Earlier messages are lost to this daemon."""
+        """The control exchange is consumed now. This daemon may have missed messages before that, so all credentials are checked again."""
         self._others.restart_timeouts(self._clock.seconds())
         self._recheck_all()
 
@@ -174,7 +175,7 @@ class Control:
             self._counts["own"] += 1
             if (request := self._requests.get(message_id)) is not None:
                 request.came_back = True
-                self._check(message_id, request)
+                self._answer_if_known(message_id, request)
             return
         try:
             message = parse_control(body)
@@ -192,12 +193,12 @@ class Control:
             case Done(daemon=by, message_id=followed):
                 if (request := self._requests.get(followed)) is not None:
                     request.awaited.pop(by, None)
-                    self._check(followed, request)
+                    self._answer_if_known(followed, request)
             case Leaving(daemon=by):
                 self._others.left(by)
                 for own_id, request in list(self._requests.items()):
                     request.awaited.pop(by, None)
-                    self._check(own_id, request)
+                    self._answer_if_known(own_id, request)
 
     # revocations of other daemons
 
@@ -216,14 +217,14 @@ class Control:
         self._counts["not_answered"] += 1
         if self._reports.due("answer", self._clock.seconds()):
             self._log.warn(
-                "a revocation was followed, and the daemon that sent it could not be told: {reason}", reason=failure.getErrorMessage()
+                "a revocation was carried out, but the daemon that sent it could not be told: {reason}", reason=failure.getErrorMessage()
             )
 
     # this daemon's revocations
 
     def _confirmed(self, _: None, message_id: str, request: _Request) -> None:
         request.confirmed = True
-        self._check(message_id, request)
+        self._answer_if_known(message_id, request)
 
     def _not_announced(self, failure: Failure, message_id: str, request: _Request) -> None:
         if failure.check(BrokerError) is None:
@@ -232,10 +233,10 @@ class Control:
 
     def _late(self, message_id: str, request: _Request) -> None:
         request.late = True
-        self._check(message_id, request)
+        self._answer_if_known(message_id, request)
 
-    def _check(self, message_id: str, request: _Request) -> None:
-        """Answer the request if its result is known. Without the broker's confirm, `announce` fails with the reason."""
+    def _answer_if_known(self, message_id: str, request: _Request) -> None:
+        """Answer the request if its result is known. If the broker doesn't confirm, `announce` fails, and its reason is the answer."""
         if not request.confirmed:
             return
         if request.came_back and not request.awaited:
@@ -282,7 +283,7 @@ class Control:
     def _introduce_now(self) -> None:
         self._introducing = None
         self._introduced_at = self._clock.seconds()
-        # An error is reported with the next regular marker.
+        # An error that lasts is logged with the next regular marker.
         self._publish(self._marker(secrets.token_hex(8))).addErrback(lambda _: None)
 
     def _publish(self, body: bytes) -> Deferred[None]:
