@@ -29,7 +29,7 @@ class _Commands(click.Group):
     """Imports a subcommand when it is asked for. `towerws tail` then needs no Twisted and no pika, and starts in half the time."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments up to the subcommand. The options for the help and the version print them meanwhile."""
+        """Parse the arguments up to the subcommand. `--help` and `--version` print their text here, and end the command."""
         with output():
             return super().parse_args(ctx, args)
 

@@ -1,8 +1,8 @@
 """Opens the addresses that the daemon listens on, and retries while one isn't available yet.
 
 At boot an address may appear after the daemon starts (DHCP, IPv6's duplicate address detection, a folder in /run). After a restart its
-port may still be taken for a moment. The daemon then logs a line and retries for `LISTEN_S`. It ends with `EXIT_TRY_AGAIN`, after which
-systemd restarts it. An error that waiting can't resolve ends with `EXIT_BAD_CONFIG`, after which systemd doesn't.
+port may still be taken for a moment. The daemon then logs a line and retries for `LISTEN_S`. Then it ends with `EXIT_TRY_AGAIN`, and
+systemd restarts it. An error that waiting can't resolve ends the daemon with `EXIT_BAD_CONFIG`, and systemd doesn't restart it.
 
 Whether a UNIX socket is still in use is tested by connecting to it, not by a stored pid: in a container every daemon is pid 1. A stale
 socket is removed, under a lock on its folder, so that two daemons can't remove each other's.
@@ -38,6 +38,7 @@ LISTEN_S = 30.0
 """How long an address is retried."""
 
 PAUSE_S = 0.5
+"""Time between two attempts."""
 
 NOT_HANDED_OVER = "systemd has handed over no such socket (start towerws by its socket unit, and compare the index or name)"
 
@@ -78,13 +79,13 @@ def listen(
 ) -> IListeningPort:
     """Open the port of `description`, which is the value of the setting `key`. Raises `EndOfStart` if that fails.
 
-    `tell` gets the reason as well, before that.
+    `tell` gets the reason before that.
 
-    Blocks for up to `LISTEN_S`, or until `ending()` is true. It may block: nothing else can start before the port is open, since
-    privileges are dropped after it.
+    Blocks for up to `LISTEN_S`, or until `ending()` is true. Blocking harms nothing: the daemon drops its privileges after the ports are
+    open, so nothing else can start before that.
     """
     give_up = time.monotonic() + LISTEN_S
-    said = ""
+    logged_reason = ""
 
     def end(reason: str, status: int) -> NoReturn:
         line = f"{key} = {description!r}: can't listen there: {reason}; choose another address with --{key}"
@@ -102,8 +103,8 @@ def listen(
                 end(reason, EXIT_BAD_CONFIG)
         if time.monotonic() >= give_up:
             end(f"{reason}, for {LISTEN_S:.0f} s", EXIT_TRY_AGAIN)
-        if reason != said:
-            said = reason
+        if reason != logged_reason:
+            logged_reason = reason
             _log.warn(
                 "{key} = {address!r}: can't listen there yet: {reason}; trying again for up to {seconds:.0f} s",
                 key=key,
@@ -156,7 +157,7 @@ def _handed_over(environ: Mapping[str, str]) -> str:
 
 
 def _check_socket(reactor: Any, description: str, domain: str) -> None:
-    """Raise `OSError` if a socket of systemd's can't be served as `domain`. Twisted would accept some, and fail at each client."""
+    """Raise `OSError` if a socket of systemd's can't be served as `domain`. Twisted would accept some, and fail with each client."""
     with suppress(IndexError, KeyError), socket.socket(fileno=os.dup(serverFromString(reactor, description).fileno)) as handed_over:
         if not handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError(

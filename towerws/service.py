@@ -2,8 +2,8 @@
 
 Start: the ports, then the source. A port that can't be opened ends the start.
 
-Stop, under one deadline: At once the daemon is not ready and accepts no connections. Over the drain window it closes the open ones with
-1012. Then the source stops. The admin port closes last.
+Stop, under one deadline: At once the daemon reports that it is not ready, and accepts no connections. Over the drain window it closes the
+open connections with 1012. Then the source stops. The admin port closes last.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ from towerws.websocket.replay import ReplayBounds
 from towerws.workers.worker import Membership, SharingReactor
 
 CLOSES_PER_S = 1000
-"""Lowest rate at which connections are closed while draining. The drain window may need a higher one."""
+"""Lowest rate at which connections are closed while draining. With many connections the drain window needs a higher rate."""
 
 JOINABLE_S = 2.0
-"""How long a daemon that starts accepts no client while the broker has confirmed no marker of its own. Without one nobody can say what was
-published before a client subscribed, and what after. It takes 50 ms; a broker that is away keeps nobody waiting for longer than this."""
+"""How long a daemon that starts accepts no client, unless the broker confirms a marker of the daemon before that.
+
+The marker separates events that were published before a client subscribed from later ones. The confirm takes 50 ms. If the broker is
+away, clients wait no longer than this."""
 
 STOP_GRACE_S = 3.0
 """How long stopping may take after the drain window: for the linger time of the last close, and for the broker's answer."""
@@ -115,10 +117,10 @@ class TowerwsService(Service):
         self._hurried = False
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
-        """Whether a signal came before the reactor runs that ends the process."""
+        """Whether a signal that ends the process came before the reactor runs."""
         self._full_lines = LineSpacing(FULL_S)
         self._refused_before = 0
-        """Clients whose refusal was logged."""
+        """How many refused clients the log lines about a full daemon have reported."""
         self.warnings: Sequence[str] = ()
         """Sentences that the daemon logs at its start."""
         self.history = History(settings.history.max_bytes, settings.history.max_age_s)
@@ -138,7 +140,7 @@ class TowerwsService(Service):
         if settings.broker is None:
             self._embedded = embedded = EmbeddedSource(self.ingest)
             self.source: Source = embedded
-        self._limits = _resolved(settings.limits)
+        self._limits = _resolve_max_connections(settings.limits)
         self.auth = make_chain(settings, reactor)
         groups = GroupTable(settings.groups)
         context = ConnectionContext(
@@ -227,7 +229,7 @@ class TowerwsService(Service):
             source="embedded:" if self._settings.broker is None else ",".join(map(str, self._settings.broker.urls)),
             auth=",".join(self._settings.auth),
         )
-        if self._membership is None:  # otherwise the parent has said them
+        if self._membership is None:  # a worker's parent has logged them
             for sentence in self.warnings:
                 self._log.warn("{sentence}", sentence=sentence)
 
@@ -255,13 +257,13 @@ class TowerwsService(Service):
         deadline = self._reactor.callLater(self._settings.websocket.drain_s + STOP_GRACE_S, finish)
         if self.restarts.shares_ports:
             self._ports.clear()
-        probed = [self._ports.pop(key) for key in ("admin", "monitor") if key in self._ports]
+        admin_ports = [self._ports.pop(key) for key in ("admin", "monitor") if key in self._ports]
         listening = [port.stopListening() for port in self._ports.values()]
         steps = DeferredList([_settled(port) for port in listening])
         steps.addCallback(lambda _: self._drain())
         steps.addCallback(lambda _: _settled(self.context.auth.stop()))
         steps.addCallback(lambda _: self._leave_broker())
-        steps.addCallback(lambda _: DeferredList([_settled(port.stopListening()) for port in probed]))
+        steps.addCallback(lambda _: DeferredList([_settled(port.stopListening()) for port in admin_ports]))
         steps.addErrback(lambda failure: self._log.failure("an error while stopping; the stop goes on", failure))
         steps.addCallback(finish)
         super().stopService()
@@ -270,7 +272,7 @@ class TowerwsService(Service):
         return done
 
     def stop_now(self) -> None:
-        """Finish a stop at once, also one that is about to begin: abort the open connections."""
+        """Finish the stop at once, and abort the open connections. If no stop has begun, the next one ends at once."""
         self._hurried = True
         if self._finish is not None:
             self._finish()
@@ -282,15 +284,15 @@ class TowerwsService(Service):
         super().setServiceParent(parent)
 
     def prepare(self, settings: Settings) -> tuple[Callable[[], Deferred[None]], Sequence[str]]:
-        """Make what other settings need. Raises `ConfigError` if that fails, and changes nothing.
+        """Make everything that new settings need, and change nothing. Raises `ConfigError` if that fails.
 
-        Returns a function that puts them in force, and can't fail, and names of the files whose content has changed. The function's
-        Deferred fires once each session has given up the topics that the groups no longer allow. `settings` must have the same values as
-        before for the options that need a restart.
+        Returns a function that puts the settings in force, and the names of the files whose content has changed. The function can't fail.
+        Its Deferred fires once each session has given up the topics that the groups no longer allow. For the options that need a restart,
+        `settings` must have the values in force.
         """
         methods = self.auth.make_replacements(settings, self._reactor)
         certificates = {key: _certificate(key, getattr(settings, key)) for key in self._certificates}
-        groups, limits = GroupTable(settings.groups), _resolved(settings.limits)
+        groups, limits = GroupTable(settings.groups), _resolve_max_connections(settings.limits)
         before = self._settings
         files = [
             f"the files of auth {name}"
@@ -324,7 +326,8 @@ class TowerwsService(Service):
         port: Any = inherited or listen(reactor, key, description, factory, self.ending, self.restarts.tell_why)
         self._ports[key] = port
         if self._membership is not None and key == "admin":
-            port.socket.listen(BACKLOG)  # a UNIX socket refuses what its queue can't hold, and a busy worker reads none for a while
+            # A UNIX socket refuses connections that its queue can't hold, and a busy worker accepts none for a while.
+            port.socket.listen(BACKLOG)
         if reactor.certificate is not None:
             self._certificates[key] = reactor.certificate
 
@@ -343,7 +346,7 @@ class TowerwsService(Service):
         )
 
     def _drain(self) -> Deferred[None]:
-        """Close all connections, spread over the drain window. Fires once all are closed, or after the window."""
+        """Close all connections, spread over the drain window. Fires once all are closed, or `STOP_GRACE_S / 2` after the window."""
         waiting = list(self.websockets.connections)
         window = self._settings.websocket.drain_s
         batch = max(1, int(max(CLOSES_PER_S, len(waiting) / max(window, 0.1)) / 20))
@@ -365,7 +368,7 @@ class TowerwsService(Service):
         return done
 
     def _leave_broker(self) -> Deferred[Any]:
-        """Tell the other daemons, so that they don't wait for this one after a revocation. Then stop the source."""
+        """Tell the other daemons that this one leaves, so that no revocation waits for it. Then stop the source and the publishers."""
 
         def stop(_: object) -> Deferred[Any]:
             publishers = [publisher for publisher in (self._control_publisher, self._event_publisher) if publisher is not None]
@@ -374,7 +377,7 @@ class TowerwsService(Service):
         return self.control.leave().addCallback(stop)
 
     def _publish(self, event: Publication) -> Deferred[Published]:
-        """Publish an event of `POST /publish`. Raises `BadDelivery` for one that could not be forwarded."""
+        """Publish an event of `POST /publish`. Raises `BadDelivery` for an event that ingest would skip."""
         topic, message_id = event.topic.routing_key, event.message_id
         self.ingest.check(topic, event.payload)
         if self._event_publisher is not None:
@@ -387,7 +390,10 @@ class TowerwsService(Service):
         return succeed(Published(Outcome.CONFIRMED, published=True, message_id=message_id, position=position))
 
     def _disconnect(self, revocation: Revocation) -> Deferred[Disconnection]:
-        """Close the connections of a credential here and on the other daemons. Without a broker the successor can't be told."""
+        """Close the connections of a credential here and on the other daemons.
+
+        Without a broker, the successor of a hand-over can't be told. The answer says so.
+        """
         if self._settings.broker is not None or not self.restarts.moving:
             return self.control.revoke(revocation)
         closed = self.context.credential_monitor.disconnect(revocation)
@@ -445,7 +451,7 @@ class TowerwsService(Service):
         return ended
 
     def _page_ports(self) -> tuple[int, ...]:
-        """Return the ports of the daemon's own pages: the admin port, if it is open and no UNIX socket. A worker's is its parent's."""
+        """Return the ports of the daemon's own pages: the admin port, if it is open and no UNIX socket. For a worker: its parent's port."""
         if self._membership is not None:
             return (self._membership.page_port,)
         admin = self._ports.get("admin")
@@ -475,7 +481,7 @@ class TowerwsService(Service):
 
     @property
     def delayed_calls(self) -> int:
-        """Timers of the reactor."""
+        """How many timers the reactor has."""
         return len(self._reactor.getDelayedCalls())
 
     def source_status(self) -> SourceStatus:
@@ -505,10 +511,10 @@ def _certificate(key: str, description: str) -> CertificateOptions:
         raise ConfigError(f"{key} = {description!r}: {error}") from None
 
 
-def _resolved(limits: LimitSettings) -> LimitSettings:
+def _resolve_max_connections(limits: LimitSettings) -> LimitSettings:
     return replace(limits, connections=limits.connections or descriptors_for_clients())
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:
-    """Return a Deferred that fires with None where `result` fails, so that the stop goes on."""
+    """Return `result`, but with None where it would fail, so that the stop goes on."""
     return succeed(None) if result is None else result.addErrback(lambda failure: None)

@@ -80,7 +80,7 @@ class Options(usage.Options):
             _give_up(f"{asked}: the running process can't hand over to several workers; restart towerws")
         if self.parent is not None:
             if self.membership is not None:
-                self.parent["pidfile"] = ""  # it has the parent's id
+                self.parent["pidfile"] = ""  # the file has the id of the workers' parent
             _disable_pid_file(self.parent, sys.argv)
             _check_files(self.parent)
             if self.settings.workers != 1 and (why := _why_no_workers(self.parent)):
@@ -105,8 +105,8 @@ def _with_suggestion(text: str) -> str:
 def _disable_pid_file(twistd: MutableMapping[str, Any], arguments: Sequence[str]) -> None:
     """Make twistd write no pid file, unless `--pidfile` was given. Its default is in the current folder, which may be read-only.
 
-    A given pid file that holds this process's own pid is stale: an earlier container had the same pid. It is removed, because
-    twistd would take it for a second daemon.
+    A given pid file that holds this process's own pid is stale: an earlier container had the same pid. The file is removed, because
+    twistd would take it for that of a running daemon.
     """
     before = arguments[1 : arguments.index("towerws") if "towerws" in arguments else None]
     if not any(word.startswith("--pi") for word in before):  # getopt accepts abbreviated flags
@@ -194,7 +194,7 @@ def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter)
     """Make the parent of the workers. Each worker runs this process's command line."""
     use_monotonic_clock(reactor)
     try:
-        make_chain(options.settings, reactor)  # what no worker could use ends the start
+        make_chain(options.settings, reactor)  # settings that no worker could use end the start here
     except ConfigError as error:
         _give_up(str(error))
     environ = dict(os.environ)
@@ -225,7 +225,7 @@ def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter)
 
 def _stop(reactor: Any) -> Callable[[], None]:
     def stop() -> None:
-        with suppress(ReactorNotRunning):  # it stops already
+        with suppress(ReactorNotRunning):  # the reactor stops already
             reactor.stop()
 
     return stop
@@ -234,8 +234,8 @@ def _stop(reactor: Any) -> Callable[[], None]:
 def tell_service_manager(service: TowerwsService, environ: Mapping[str, str], reactor: Any) -> ServiceManager:
     """Tell systemd the state of this daemon, if the unit asks for it (`Type=notify`).
 
-    It is ready when it accepts clients, with or without its broker. A broker that is away would otherwise end the start after the unit's
-    TimeoutStartSec=, and with it the connections that wait for that broker.
+    The daemon is ready when it accepts clients, with or without its broker. Otherwise, while the broker is away, systemd would end the
+    start after the unit's TimeoutStartSec=, and with it the clients' connections.
     """
 
     def status() -> str:
@@ -255,7 +255,7 @@ def tell_service_manager(service: TowerwsService, environ: Mapping[str, str], re
         status=status,
         stop_s=lambda: service.drain_s + STOP_GRACE_S + STOP_MARGIN_S,
     )
-    # systemd takes messages of the main process only, and a successor becomes that last.
+    # systemd takes messages of the main process only. A successor becomes the main process at the end of a hand-over.
     manager.install(start=service.restarts.successor is None)
     service.restarts.on_alone = manager.take_over if service.restarts.below_parent else manager.start
     service.restarts.on_handed_over = manager.hand_over
@@ -292,7 +292,7 @@ def _obstacle(twistd: Mapping[str, Any] | None) -> str:
 
 
 def _log_observer(settings: Settings, level: LevelFilter, twistd: Mapping[str, Any], reactor: Any, worker: int = 0) -> ILogObserver | None:
-    """Make the observer that writes the log instead of twistd's. None if twistd's own was chosen (`--syslog`, `--logger`)."""
+    """Return the observer that writes the log instead of twistd's. None if twistd's own was chosen (`--syslog`, `--logger`)."""
     in_front = twistd["nodaemon"] or twistd["debug"]
     logfile = twistd["logfile"] or ("-" if in_front else "twistd.log")
     if twistd["syslog"] or twistd["logger"] or (logfile == "-" and not in_front):
