@@ -1,15 +1,15 @@
 """Reload by SIGHUP: reads the configuration again, and puts it in force without closing a connection.
 
-state     | a request       | file good                | file bad           | sessions reviewed
-idle      | reads the file  | reviewing                | idle, with a line  | -
-reviewing | again           | -                        | -                  | idle
-again     | a line          | -                        | -                  | reads the file
+state     | on a request      | if the file is good | if the file is bad | when all sessions are reviewed
+idle      | reads the file    | reviewing           | logs it, idle      | -
+reviewing | logs it, again    | -                   | -                  | idle
+again     | logs it, again    | -                   | -                  | reads the file
 
 `merge` decides which of the new settings can be put in force, and which need a restart.
 
-Everything that can fail is made first: methods of authentication, keys, certificates. Only then the new settings replace the old ones, in
-one step. So a bad file changes nothing. Afterwards each session gives up topics that the groups no longer allow, a few sessions in one
-iteration of the reactor.
+The reload first makes everything that can fail: methods of authentication, keys, certificates. Only then the new settings replace the old
+ones, in one step. So a bad file changes nothing. Afterwards each session is reviewed: it gives up topics that the groups no longer allow.
+Each iteration of the reactor reviews a few sessions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Manager(Protocol):
         """A reload has begun."""
 
     def reloaded(self) -> None:
-        """It has ended, with or without success."""
+        """The reload has ended, with or without success."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,8 @@ class Reloads:
 class Reloader:
     """Reloads the settings of one daemon.
 
-    `loaded` is in force. `load` reads flags, environment and file again; it raises `ConfigError`. `set_log_level` gets the name of a level.
+    `loaded` is in force. `load` reads flags, environment and file again, and raises `ConfigError` if they are bad. `set_log_level` gets the
+    name of a level.
     """
 
     _log = Logger()
@@ -90,7 +91,7 @@ class Reloader:
     def request(self, by: str) -> None:
         """Reload. `by` is the signal's name, for the log. Reports every result in the log, and raises nothing.
 
-        During a hand-over the other process reloads, too.
+        During a hand-over the successor reloads, too. Once it has replaced this process, only the successor reloads.
         """
         if self._service.restarts.reload_requested():
             self._log.info("{by}: passed on to the process that has taken over", by=by)
@@ -160,8 +161,8 @@ class Reloader:
 class Merged(NamedTuple):
     """The result of `merge`.
 
-    `loaded` is to be in force. `changed` names what is another value in it than before. `restart` has one sentence for each option that
-    changed and needs a restart.
+    `loaded` is what the reload puts in force. `changed` names the options that have another value in it. `restart` has one sentence for
+    each option that changed and needs a restart.
     """
 
     loaded: Loaded
@@ -191,7 +192,7 @@ def merge(before: Loaded, after: Loaded) -> Merged:
 
 
 def differences(one: Loaded, other: Loaded) -> list[str]:
-    """Return the options with different values, as texts with both. A file of a secret with other content is one, too."""
+    """Return a text for each option with different values, with both values. A secret's file with other content counts, too."""
     texts = [
         f"{key} = {shown_setting(option, new.value)} instead of {shown_setting(option, old.value)}"
         for key, option in BY_KEY.items()
@@ -213,7 +214,7 @@ def _restart(before: Loaded, after: Loaded) -> Iterator[str]:
 
 
 def _secrets_changed(before: Loaded, after: Loaded) -> Iterator[str]:
-    """Yield the options whose files have another content, though no option that names them has changed."""
+    """Yield the options whose file has other content, though the option itself has not changed."""
     old, new = before.settings.broker, after.settings.broker
     if old is None or new is None:
         return

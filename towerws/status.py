@@ -97,7 +97,7 @@ class ReactorLag:
         self._due = 0.0
 
     def start(self) -> None:
-        """Take a sample every `INTERVAL_S` seconds from now on."""
+        """Take a sample every `INTERVAL_S` seconds, until `stop`."""
         self._due = self._reactor.seconds() + INTERVAL_S
         self._timer = self._reactor.callLater(INTERVAL_S, self._sample)
 
