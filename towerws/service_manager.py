@@ -3,8 +3,8 @@
 Each message is one datagram to the socket that `NOTIFY_SOCKET` names. The watchdog pings come from a timer of the reactor. If the reactor
 hangs, the pings stop, and systemd ends and restarts the daemon after the unit's `WatchdogSec=`.
 
-There is no library for this here. sdnotify 0.3.2 and systemd-watchdog 1.0 send on a blocking socket, so a service manager that does not
-read would block the reactor. The first one hides every error, the second one raises them.
+No library does this for us. sdnotify 0.3.2 and systemd-watchdog 1.0 send on a blocking socket, so a service manager that does not read
+would block the reactor. sdnotify hides every error, and systemd-watchdog raises them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ START_S = 0.1
 """Interval between two checks while clients aren't accepted yet. Other units wait for `READY`."""
 
 TELL_S = 5.0
-"""How long the end of a process waits at most until the id of its successor is told."""
+"""How long a process that has handed over waits at most, before it ends, to tell the id of its successor."""
 
 PINGS = 3
 """Pings within one timeout of the watchdog. sd_watchdog_enabled(3) recommends at least two."""
@@ -40,7 +40,7 @@ MOVING = "X_TOWERWS_MOVING"
 class ServiceManager:
     """Sends the messages. Without `NOTIFY_SOCKET` in `environ` it does nothing.
 
-    `accepting` tells whether the daemon accepts clients: from then on it is `READY`. `status` returns the status text. `stop_s` returns
+    `accepting` tells whether the daemon accepts clients: then it is `READY`. `status` returns the status text. `stop_s` returns
     the time that a stop may take, in seconds.
     """
 
@@ -65,11 +65,11 @@ class ServiceManager:
         self._watchdog_s: float | None = None
         self._ready = False
         self._sent_status = ""
-        self._said = ""
-        self._call: Any = None
-        self._due: dict[str, object] = {}
+        self._logged_reason = ""
+        self._timer: Any = None
+        self._unsent: dict[str, object] = {}
         """Values that the service manager must get, by their names. They are sent again until it takes them."""
-        self._told: Deferred[None] | None = None
+        self._successor_told: Deferred[None] | None = None
         """Fires once the id of the successor is told. None: there is no successor."""
 
     def install(self, *, start: bool = True) -> None:
@@ -81,9 +81,12 @@ class ServiceManager:
             self._reactor.addSystemEventTrigger("before", "shutdown", self.stopping)
 
     def take_over(self) -> None:
-        """Say that this process is the worker from now on, and start the timer. The one before may have been killed before it said so."""
+        """Tell the parent that this process is the worker now, and start the timer.
+
+        The process that handed over should have told it, and may have been killed before that.
+        """
         if self._open():
-            self._due["MAINPID"] = os.getpid()
+            self._unsent["MAINPID"] = os.getpid()
             self._tick()
 
     def start(self) -> None:
@@ -112,10 +115,10 @@ class ServiceManager:
         """Say that the stop has begun, and how long it may take at most. The pings go on.
 
         After a hand-over nothing is said. The Deferred fires when this process may end: once the id of its successor is told, at the latest
-        after `TELL_S`. Otherwise systemd would take the end for that of the daemon, and kill the successor.
+        after `TELL_S`. Otherwise systemd would think that the daemon has ended, and kill the successor.
         """
-        if self._told is not None:
-            return None if self._told.called else self._told
+        if self._successor_told is not None:
+            return None if self._successor_told.called else self._successor_told
         # The extension keeps systemd from killing a daemon whose `websocket.drain_s` is above the unit's TimeoutStopSec=.
         self._send("STOPPING=1", f"STATUS={self._status_text()}", f"EXTEND_TIMEOUT_USEC={int(self._stop_s() * 1e6)}")
         return None
@@ -135,30 +138,30 @@ class ServiceManager:
         """Say whether connections move to a successor. Meanwhile the admin port is not read. Only a worker's parent understands it."""
         if self._socket is None:
             return
-        self._due[MOVING] = int(moving)
-        if not self._send_due() and self._call is not None and self._call.active():
-            self._call.reset(START_S)
+        self._unsent[MOVING] = int(moving)
+        if not self._send_unsent() and self._timer is not None and self._timer.active():
+            self._timer.reset(START_S)
 
     def hand_over(self, pid: int) -> None:
-        """Say that the process with this id is the daemon from now on, and send nothing more."""
-        self._due = {"MAINPID": pid}
-        self._told = Deferred()
+        """Say that the process with this id is the daemon now. After that nothing more is sent."""
+        self._unsent = {"MAINPID": pid}
+        self._successor_told = Deferred()
         self._tell_successor(self._reactor.seconds() + TELL_S)
 
     def _tell_successor(self, give_up: float) -> None:
-        if self._call is not None and self._call.active():
-            self._call.cancel()
-        if self._socket is None or self._send_due() or self._reactor.seconds() >= give_up:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._socket is None or self._send_unsent() or self._reactor.seconds() >= give_up:
             self.close()
-            if self._told is not None and not self._told.called:
-                self._told.callback(None)
+            if self._successor_told is not None and not self._successor_told.called:
+                self._successor_told.callback(None)
         else:
-            self._call = self._reactor.callLater(START_S, self._tell_successor, give_up)
+            self._timer = self._reactor.callLater(START_S, self._tell_successor, give_up)
 
     def close(self) -> None:
         """Stop the timer and close the socket."""
-        if self._call is not None and self._call.active():
-            self._call.cancel()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -175,10 +178,10 @@ class ServiceManager:
 
     def _tick(self) -> None:
         # The next call and the ping come first: an exception below must not end the pings.
-        self._call = self._reactor.callLater(self._period(), self._tick)
+        self._timer = self._reactor.callLater(self._period(), self._tick)
         if self._watchdog_s is not None:
             self._send("WATCHDOG=1")
-        if not self._send_due():
+        if not self._send_unsent():
             return
         messages = []
         if not self._ready and self._accepting():
@@ -191,18 +194,18 @@ class ServiceManager:
             self._sent_status = status
 
     def _period(self) -> float:
-        longest = STATUS_S if self._ready and not self._due else START_S
+        longest = STATUS_S if self._ready and not self._unsent else START_S
         return longest if self._watchdog_s is None else min(longest, self._watchdog_s / PINGS)
 
     def _status_text(self) -> str:
         return " ".join(self._status().split())[:STATUS_CHARACTERS]
 
-    def _send_due(self) -> bool:
+    def _send_unsent(self) -> bool:
         """Send what the service manager must get. Return whether it has all of that."""
-        for name, value in list(self._due.items()):
+        for name, value in list(self._unsent.items()):
             if not self._send(f"{name}={value}"):
                 return False
-            del self._due[name]
+            del self._unsent[name]
         return True
 
     def _send(self, *messages: str) -> bool:
@@ -213,13 +216,13 @@ class ServiceManager:
             self._socket.sendto("\n".join(messages).encode(), self._address)
         except OSError as error:
             reason = error.strerror or str(error)
-            if reason != self._said:
-                self._said = reason
+            if reason != self._logged_reason:
+                self._logged_reason = reason
                 self._log.warn(
                     "NOTIFY_SOCKET = {name!r}: can't tell the service manager: {reason}; trying again",
                     name=self._environ["NOTIFY_SOCKET"],
                     reason=reason,
                 )
             return False
-        self._said = ""
+        self._logged_reason = ""
         return True
