@@ -35,7 +35,7 @@ class EmbeddedSource:
         return succeed(None)
 
     def status(self) -> SourceStatus:
-        """Consuming, from start to stop."""
+        """Return the state: consuming, from start to stop."""
         reason = None if self._state is SourceState.CONSUMING else f"the embedded source is {self._state.value}"
         return SourceStatus(self._state, reason, {"published": self._offset})
 
@@ -50,7 +50,7 @@ class EmbeddedSource:
         self._sink.continue_log(epoch, floor)
 
     def keep(self, events: Iterable[Event], offset: int) -> None:
-        """Put events of that process into history. `offset` is that of its newest event."""
+        """Put events of the other process into history, after `continue_log`. `offset` is the offset of its newest event."""
         for routing_key, payload, place, message_id in events:
             self._sink.deliver(routing_key, payload, place, message_id)
         self._sink.end_batch(_written)
@@ -65,4 +65,4 @@ class EmbeddedSource:
 
 
 def _written(size: int) -> None:
-    """Nothing to do: the publisher is answered at once. The next delivery waits for the unwritten rest of this batch."""
+    """Nothing to do: the publisher gets its answer before the batch is written. The hub writes the rest before the next batch."""

@@ -4,8 +4,8 @@ text     2026-11-26T11:20:07+0000 [broker#warn] connection lost: …      time, 
 journal  <4>[broker] connection lost: …                                 the journal has the time; <N> is sd-daemon(3)'s priority
 json     {"time": "2026-11-26T11:20:07.123Z", "level": "warn", "logger": "broker", "message": "…", "fields": {…}}
 
-All are UTF-8 in any locale. Text that can't be encoded is escaped, never lost. So are control characters, in the words of a server or a
-library: a terminal would obey them, and the journal shows a line with some of them as `[42B blob data]`.
+All are UTF-8 in any locale. Text that can't be encoded is escaped, never lost. Control characters are escaped, too. They may come in texts
+of a server or a library. A terminal would obey them, and the journal shows a line with some of them as `[42B blob data]`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Due(NamedTuple):
 
 
 class LineSpacing:
-    """Lets one line of a kind through per `every_s` seconds, and counts the others. Kinds are fixed words: they are kept for ever."""
+    """Lets one line of a kind through per `every_s` seconds, and counts the others. Kinds must be fixed words: they are never forgotten."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
@@ -92,11 +92,11 @@ class FoldedLog:
         self._spacing = LineSpacing(FOLD_S)
 
     def info(self, text: str, **fields: object) -> None:
-        """Write what clients do."""
+        """Write a line that needs no action. `text` is its kind."""
         self._write(LogLevel.info, text, fields)
 
     def warning(self, text: str, **fields: object) -> None:
-        """Write what an operator may have to act on."""
+        """Write a line on which an operator may have to act. `text` is its kind."""
         self._write(LogLevel.warn, text, fields)
 
     def _write(self, level: Any, text: str, fields: dict[str, object]) -> None:
@@ -124,7 +124,7 @@ def as_text(event: LogEvent) -> str:
 
 
 def as_journal(event: LogEvent) -> str:
-    """Format an event for the journal. Each line of it gets the priority."""
+    """Format an event for the journal. Each line of the text gets the priority."""
     prefix = f"<{_PRIORITIES.get(event.get('log_level', LogLevel.info), 6)}>"
     return "".join(f"{prefix}{line}\n" for line in f"[{_name(event)}] {_indented(_message(event))}".split("\n"))
 
@@ -161,7 +161,7 @@ class LevelFilter(LogLevelFilterPredicate):
         super().__init__(defaultLogLevel=LogLevel.levelWithName(level))
 
     def set(self, level: str) -> None:
-        """Use another level from now on."""
+        """Let events of at least `level` through, instead of the level before."""
         self.setLogLevelForNamespace("", LogLevel.levelWithName(level))
 
 
@@ -196,7 +196,7 @@ def forward_library_logs() -> None:
 
 @implementer(ILogObserver)
 class _Writer:
-    """Formats and writes events. It drops a line that can't be written: there is nowhere to report it."""
+    """Formats and writes events. A line that can't be written is dropped: there is nowhere to report that."""
 
     def __init__(self, output: Output, make: _Format) -> None:
         self._output = output

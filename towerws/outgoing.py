@@ -27,7 +27,7 @@ MakeEndpoint = Callable[[BrokerUrl], IStreamClientEndpoint]
 def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> IStreamClientEndpoint:
     """Return the endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
 
-    It is read again for every attempt, so a renewed file counts. Raises ValueError if `tls_ca` can't be used.
+    The file is read again for every attempt, so a renewed file counts. Raises `ValueError` if `tls_ca` can't be used.
     """
     tcp = HostnameEndpoint(reactor, url.host, url.port, timeout=settings.attempt_s)
     if not url.tls:
@@ -41,7 +41,7 @@ def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> I
 
 @lru_cache(maxsize=16)
 def _tls(host: str, pem: bytes | None) -> Any:
-    """Return the TLS context for a host: one for all attempts, as long as the file stays the same.
+    """Return the TLS context for a host. All attempts share it while the file stays the same.
 
     A connection that ends leaves reference cycles around its context, and the system's authorities take 870 KiB. That was measured with
     the HTTP client, which uses the same parts (auth/http_client.py).
@@ -49,15 +49,15 @@ def _tls(host: str, pem: bytes | None) -> Any:
     return ssl.optionsForClientTLS(host, trustRoot=None if pem is None else trust_root(pem))
 
 
-def read_bounded(path: str, most: int = MAX_FILE_BYTES) -> bytes:
-    """Return a file of at most `most` bytes. Raises `ValueError` with the reason, which doesn't repeat the path."""
+def read_bounded(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the content of a file of at most `max_bytes` bytes. Raises `ValueError` with the reason, which doesn't repeat the path."""
     try:
         with Path(path).open("rb") as file:
-            content = file.read(most + 1)
+            content = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ValueError(f"can't be read: {getattr(error, 'strerror', None) or 'not a path'}") from None
-    if len(content) > most:
-        raise ValueError(f"must be at most {most} bytes")
+    if len(content) > max_bytes:
+        raise ValueError(f"must be at most {max_bytes} bytes")
     return content
 
 
@@ -83,12 +83,12 @@ class Deadline:
         self._timer: interfaces.IDelayedCall | None = None
 
     def set(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Call `call` after `delay_s` seconds, and forget any earlier one."""
+        """Call `call` after `delay_s` seconds. An earlier call that is still due is cancelled."""
         self.clear()
         self._timer = self._reactor.callLater(delay_s, call)
 
     def clear(self) -> None:
-        """Call nothing. A second call does nothing."""
+        """Cancel the call. Does nothing if none is due."""
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
