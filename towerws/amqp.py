@@ -11,7 +11,8 @@
   backoff    | a failure in any state                     | the delay                             | connecting
   stopped    | stop(), from any state                     | STOP_S                                | -
 
-(1) six times that with a single host, (2) 60 s without a marker with a single host: there is no other to try.
+(1) six times that with a single host, and three times while a scout is asked where the stream begins or what time the node has.
+(2) 60 s without a marker with a single host: there is no other to try.
 
 `broker.stream_reader` and `broker.binding_watch` explain what is proven, and how. Each attempt is one `BrokerSession`. A failure aborts
 the session. The source ignores events of earlier sessions, so a late event can do no harm.

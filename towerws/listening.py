@@ -4,8 +4,8 @@ At boot an address may appear after the daemon starts (DHCP, IPv6's duplicate ad
 port may still be taken for a moment. The daemon then logs a line and retries for `LISTEN_S`. Then it ends with `EXIT_TRY_AGAIN`, and
 systemd restarts it. An error that waiting can't resolve ends the daemon with `EXIT_BAD_CONFIG`, and systemd doesn't restart it.
 
-Whether a UNIX socket is still in use is tested by connecting to it, not by a stored pid: in a container every daemon is pid 1. A stale
-socket is removed, under a lock on its folder, so that two daemons can't remove each other's.
+The daemon connects to a UNIX socket to test whether it is still in use. A stored pid is no test: in a container every daemon is pid 1. A
+stale socket is removed, under a lock on its folder, so that two daemons can't remove each other's.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Authentication. Each method has a module and the interface of `towerws.auth.base.Method`."""
+"""Authentication. Each method has a module, and implements `towerws.auth.base.Method`."""

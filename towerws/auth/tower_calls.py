@@ -1,4 +1,4 @@
-"""Calls to the API within bounds: so many in flight, so many waiting, a deadline for each, and only probes while the API is down.
+"""Bounds the calls to the API: the number in flight, the number waiting, a deadline for each. While the API is down, it sends only probes.
 
 state     | begins when                      | ends in
 waiting   | all calls of its pool are in use | in flight (another call ended); done (waited too long, dropped from a full queue, stop)

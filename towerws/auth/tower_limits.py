@@ -164,7 +164,7 @@ class FairQueue(Generic[T]):
 class CircuitBreaker:
     """Admits all calls while it is closed. After `failures` in a row it opens, and admits one call per `probe_s` until one succeeds.
 
-    Failures that one client alone may have caused don't open it: an object that the API can't show, or is slow to show, must not stop
+    Failures that one client alone may have caused don't open it. The API may be unable or slow to show one object, and that must not stop
     the questions of other clients.
     """
 

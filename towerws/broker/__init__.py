@@ -1,1 +1,1 @@
-"""The parts of the RabbitMQ source that `towerws/amqp.py` puts together. Only these, and the publisher, import pika."""
+"""The parts of the RabbitMQ source that `towerws/amqp.py` puts together. Of the daemon's modules, only these import pika."""

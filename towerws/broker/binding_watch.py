@@ -37,7 +37,7 @@ from towerws.outgoing import Deadline
 
 INTERVAL_S: Final = 10.0
 OWN_EVERY_S: Final = 60.0
-"""A daemon sends a marker of its own at least this often, even if others do. It measures the lag."""
+"""A daemon sends a marker of its own at least this often, even if others do. Its round trip is the lag."""
 UNPROVEN_S: Final = 15.0
 """After this long without a marker the daemon is not ready. `reason` computes it when it is read, so no timer can delay it."""
 GRACE_S: Final = 2.0
@@ -93,8 +93,8 @@ class Watched(Protocol):
 class BindingWatch:
     """Watches the binding of `exchange`. A source has one watch for all of its connections, so a hole is reported after a reconnect, too.
 
-    With `passive` a missing binding is only reported. After `no_marker_s` without a marker the watch gives the connection up, unless the
-    binding is missing and the broker answers when it is asked to bind again.
+    With `passive` a missing binding is only reported. After `no_marker_s` without a marker the watch gives the connection up. It keeps the
+    connection if the binding is missing, and the broker answers when it is asked to bind again.
     """
 
     _log = Logger()
@@ -150,7 +150,7 @@ class BindingWatch:
 
     @property
     def reason(self) -> str | None:
-        """Why the daemon is not ready, as far as the binding is concerned. None: it is ready."""
+        """Why the binding keeps the daemon from being ready. None: no such reason is known."""
         if self._watched is None:
             return None
         if self._unbound is not None:
@@ -190,7 +190,7 @@ class BindingWatch:
         self._send()
 
     def stop(self) -> None:
-        """The reader consumes no more. A hole that was found is kept."""
+        """The reader has stopped consuming. A hole that was found is remembered."""
         self._watched = None
         self._timer.clear()
 
@@ -398,7 +398,7 @@ class BindingWatch:
             self._drain_text = text
             watched.marker_sent(text)
 
-        def answered(_pending_text: str, error: BrokerError | None) -> None:
+        def answered(_text: str, error: BrokerError | None) -> None:
             if error is not None and self._unbound is not None and self._watched is watched:
                 self._rebind()
 

@@ -153,7 +153,7 @@ class RefillReach:
         if marker.machine != machine or not machine or marker.daemon in self._daemons or len(self._daemons) >= MAX_DAEMONS:
             return
         self._daemons.add(marker.daemon)
-        # A time in the future comes from a process whose clock is another one. It proves nothing.
+        # A time in the future comes from a process with a clock of its own, and proves nothing.
         if marker.previous_s is not None and marker.previous_s <= uptime_s:
             self._left_out_s = min(self._left_out_s, uptime_s - marker.previous_s)
 

@@ -50,7 +50,7 @@ class QueueReader:
     # the session calls these
 
     def begin(self) -> None:
-        """Declare a queue and consume it. It ends in `reader_live` or `reader_failed`, unless the connection ends or `close` is called."""
+        """Declare a queue and consume it. `reader_live` or `reader_failed` follows, unless the connection ends or `close` is called."""
 
         def declare(channel: Channel) -> str:
             queue = declare_queue(channel, self._settings, self._named)

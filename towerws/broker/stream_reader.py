@@ -112,7 +112,7 @@ class StreamReader:
     # the session calls these
 
     def begin(self) -> None:
-        """Set everything up. It ends in `reader_live` or `reader_failed`, unless the connection ends or `close` is called."""
+        """Set everything up. `reader_live` or `reader_failed` follows, unless the connection ends or `close` is called."""
         self._sink.proven(False)
         self._sink.on_position_asked = self._prove_position
         self._watch.stop()
@@ -306,7 +306,7 @@ class StreamReader:
     def _judge_end_of_log(self, offset: int, routing_key: str, body: bytes) -> None:
         """Judge a message that the scout at `next` got, in case main gets none.
 
-        If its offset was read before, with other content or before our new marker existed, the log was changed.
+        At an offset that was read before, our new marker or other content shows that the log was changed.
         """
         read = self._progress.read
         if self._state is not _State.PROVING or read is None or offset > read:
