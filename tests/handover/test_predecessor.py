@@ -15,7 +15,17 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from tests.kit.rows import each_row
 from towerws.core.handover_state import MAX_MESSAGE_BYTES, MAX_STATE_BYTES, VERSION, ConnectionState, encode_message
-from towerws.handover.predecessor import ANSWER_S, BATCH, BATCH_BYTES, SENT, SETTLE_S, Daemon, HandOver, HandOverCounters, HandOverFailed
+from towerws.handover.predecessor import (
+    ANSWER_S,
+    BATCH,
+    BATCH_BYTES,
+    MAX_UNANSWERED,
+    REQUEST_WAIT_S,
+    Daemon,
+    HandOver,
+    HandOverCounters,
+    HandOverFailed,
+)
 from towerws.websocket.movable import AT_HANDSHAKE
 
 ANSWERS = {"history": "kept", "begin": "begun", "batch": "adopted", "done": "serving"}
@@ -173,7 +183,7 @@ def test_a_stop_ends_a_hand_over_that_waits_for_a_client(memory: Memory) -> None
     result = memory.begin()
     assert memory.under_way
     memory.cancel()
-    memory.clock.advance(SETTLE_S + 1)
+    memory.clock.advance(REQUEST_WAIT_S + 1)
     (error,) = result
     assert isinstance(error, HandOverFailed)
     assert str(error) == "the successor is not needed: this process stops"
@@ -226,7 +236,7 @@ def test_a_successor_that_never_has_descriptors(memory: Memory) -> None:
     memory._received({"kind": "begun"}, [])
     for _ in range(200):
         memory.end.missing = [0]
-        memory.clock.pump([0, SETTLE_S / 100])
+        memory.clock.pump([0, REQUEST_WAIT_S / 100])
     assert (result[0]["moved"], result[0]["closed"]) == (3, {"not moved": 1})
 
 
@@ -248,7 +258,7 @@ def test_two_batches_are_on_their_way(memory: Memory) -> None:
     memory.silent = {"batch"}
     result = memory.begin()
     assert memory.end is not None
-    assert len(memory.end.sizes["batch"]) == SENT == 2
+    assert len(memory.end.sizes["batch"]) == MAX_UNANSWERED == 2
     assert [each.calls for each in memory.fake.all] == [["freeze", "release"]] * (2 * BATCH) + [[]] * BATCH
     memory.silent.clear()
     memory._received({"kind": "adopted", "failed": {}}, [])

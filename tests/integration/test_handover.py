@@ -32,7 +32,7 @@ from tests.kit.rows import each_row
 from tests.kit.ws_kit import CLOSE, TEXT, frame, request
 from tests.websocket.test_compression import deflate
 from towerws.core.handover_state import VERSION
-from towerws.handover.predecessor import BATCH, SENT
+from towerws.handover.predecessor import BATCH, MAX_UNANSWERED
 
 STARTED = re.compile(r"process (\d+) was started").findall
 TOPIC = "job_events.7"
@@ -363,7 +363,7 @@ if os.path.exists("other-version"):
     towerws.core.handover_state.VERSION = 99
 if os.path.exists("dies-in-batch"):
     import towerws.handover.successor
-    towerws.handover.successor.Successor._take = lambda self, message, descriptors: os._exit(9)
+    towerws.handover.successor.Successor._adopt_batch = lambda self, message, descriptors: os._exit(9)
 """
 """Read by each new process of the daemon, before its own code."""
 
@@ -471,7 +471,7 @@ def test_a_successor_with_too_few_descriptors(tmp_path: Path) -> None:
 
 def test_a_successor_that_dies_in_the_middle_takes_only_what_it_got(fragile: HandedDaemon, rabbit: PrivateRabbit) -> None:
     """The batches that were sent are lost with it. Those of the next batch, and those that were not taken yet, go on in the old process."""
-    lost, kept_open = SENT * BATCH, BATCH + 20
+    lost, kept_open = MAX_UNANSWERED * BATCH, BATCH + 20
     clients = [raw(fragile) for _ in range(lost + kept_open)]
     for client in clients:
         client.send(frame(TEXT, b'{"groups": {"job_events": [7]}}'))

@@ -1,6 +1,6 @@
 """The private socket pair between a process and its successor: messages in JSON, and descriptors (SCM_RIGHTS).
 
-from         | message      | content                                                         | answer
+sender       | message      | content                                                         | answer
 successor    | `starting`   | why it is not ready yet                                         | -
 successor    | `failed`     | why it can't start                                              | -
 successor    | `ready`      | the version of the format, its process id                       | `begin`
@@ -9,7 +9,7 @@ predecessor  | `begin`      | its position in the log, the time, its counters an
 predecessor  | `batch`      | states of connections, and their descriptors                    | `adopted`: which failed, which are missing
 predecessor  | `done`       | its duration, connections moved and closed                      | `serving`
 
-Until `begin` the successor accepts no client. Between `begin` and `done` both processes serve connections, each its own.
+Until `begin` the successor accepts no client. Between `begin` and `done` each process serves the connections that it owns.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from zope.interface import implementer
 
 from towerws.core.handover_state import MAX_MESSAGE_BYTES, decode_message, encode_message
 
-READS: Final = 128
-"""Reads in one turn of the reactor: more than a message has descriptors."""
+MAX_READS: Final = 128
+"""Most reads in one turn of the reactor. A message has fewer descriptors than this."""
 
 Received = Callable[[dict[str, Any], list[int | None]], None]
 
 
 @implementer(IFileDescriptorReceiver)
 class Channel(Int32StringReceiver):
-    """One end. `received` gets each message with its descriptors, which it must close. `lost` is called at the end, once.
+    """One end of the socket pair. `received` gets each message with its descriptors, and must close them.
 
-    Descriptors travel one by one, each with a byte of the stream. So they are there before the message that names them. A process at its
-    limit of open files doesn't get them all: the kernel drops the others silently (unix(7)). So a message names each descriptor by its
-    inode, which both processes see alike. `received` gets None for one that was dropped.
+    `lost` is called once, when the other end closes the channel or sends nonsense.
+
+    The kernel delivers each descriptor with one byte of the stream. So the descriptors arrive before the message that names them is whole.
+    A process at its limit of open files gets only some of them: the kernel drops the others silently (unix(7)). So a message names each
+    descriptor by its inode, which is the same in both processes. `received` gets None for a descriptor that was dropped.
     """
 
     MAX_LENGTH = MAX_MESSAGE_BYTES
@@ -53,13 +55,13 @@ class Channel(Int32StringReceiver):
         self._has_read = self._ended = False
 
     def tell(self, kind: str, descriptors: Sequence[int] = (), states: Sequence[str] | None = None, **content: object) -> None:
-        """Send a message. The descriptors must stay open until it is answered. `states`: see `encode_message`."""
+        """Send a message. The descriptors must stay open until the message is answered. `states`: see `encode_message`."""
         self.sendString(encode_message(kind, states, descriptors=[_inode(each) for each in descriptors], **content))
         for descriptor in descriptors:
             self.transport.sendFileDescriptor(descriptor)
 
     def close(self) -> None:
-        """Close the channel, and make no more calls."""
+        """Close the channel. It calls neither `received` nor `lost` after this."""
         self._lost = None
         self._abort()
 
@@ -71,11 +73,14 @@ class Channel(Int32StringReceiver):
     # Twisted calls these
 
     def connectionMade(self) -> None:
-        """Read several times in one turn of the reactor. Each read ends at a descriptor, and a turn of a busy daemon takes milliseconds."""
+        """Make each turn of the reactor read several times.
+
+        A read ends at a descriptor. With one read per turn, 50 descriptors would take 50 turns, each of milliseconds in a busy daemon.
+        """
         self.transport.doRead = partial(self._read_all, self.transport.doRead)
 
     def _read_all(self, read: Callable[[], Any]) -> Any:
-        for _ in range(READS):
+        for _ in range(MAX_READS):
             self._has_read = False
             lost = read()
             if lost is not None or not self._has_read or self._ended:
@@ -83,7 +88,7 @@ class Channel(Int32StringReceiver):
         return None
 
     def dataReceived(self, data: bytes) -> None:
-        """Note that there was something to read."""
+        """Parse a piece of the stream, and note that the read returned data."""
         self._has_read = True
         super().dataReceived(data)
 
@@ -92,7 +97,7 @@ class Channel(Int32StringReceiver):
         self._descriptors.append(descriptor)
 
     def stringReceived(self, string: bytes) -> None:
-        """Pass a message on. Anything else ends the channel."""
+        """Pass a message to `received`. Bytes that are no message end the channel."""
         try:
             message = decode_message(string)
             inodes = message["descriptors"]
@@ -101,13 +106,13 @@ class Channel(Int32StringReceiver):
         except (ValueError, KeyError):
             self._abort()
             return
-        here = {_inode(each): each for each in self._descriptors}
-        descriptors = [here.pop(inode, None) for inode in inodes]
-        self._descriptors = list(here.values())  # the next message's first one may be here already
+        arrived = {_inode(each): each for each in self._descriptors}
+        descriptors = [arrived.pop(inode, None) for inode in inodes]
+        self._descriptors = list(arrived.values())  # the first descriptor of the next message may have arrived already
         self._received(message, descriptors)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Report the end once, and close descriptors of a message that did not come whole."""
+        """Call `lost` once, and close the descriptors of an incomplete message."""
         self._ended = True
         for descriptor in self._descriptors:
             os.close(descriptor)
@@ -121,7 +126,9 @@ def _inode(descriptor: int) -> int:
     return os.fstat(descriptor).st_ino
 
 
-class _OneChannel:
+class _ChannelFactory:
+    """Gives the channel to `adoptStreamConnection`, which asks a factory for its protocol."""
+
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
@@ -131,9 +138,9 @@ class _OneChannel:
 
 
 def open_channel(reactor: Any, descriptor: int, received: Received, lost: Callable[[], None]) -> Channel:
-    """Make the channel on this end of a socket pair. The descriptor is closed: the channel has its own."""
+    """Return a channel on this end of a socket pair. Closes the descriptor: the reactor has a duplicate of it."""
     channel = Channel(received, lost)
     os.set_blocking(descriptor, False)
-    reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, _OneChannel(channel))
+    reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, _ChannelFactory(channel))
     os.close(descriptor)
     return channel

@@ -32,23 +32,26 @@ class InheritedPort:
     description: str
 
     def open(self, reactor: Any, factory: Any, wrap: Callable[[Any], Any]) -> IListeningPort:
-        """Listen on it for clients of `factory`, in the way that its endpoint says. `wrap` goes between the endpoint and the reactor."""
+        """Listen on the socket for clients of `factory`, in the way that its endpoint says.
+
+        `wrap` gets the reactor that this endpoint would use, and returns the one that it uses, such as `TlsReactor`.
+        """
         return _listen(wrap(_AdoptingReactor(reactor, self.descriptor, self.family)), self.description, factory)
 
     def close(self) -> None:
-        """Close the descriptor. A port that was opened has its own."""
+        """Close the descriptor. A port from `open` has a duplicate."""
         os.close(self.descriptor)
 
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a successor finds in its environment. `version` is the predecessor's."""
+    """What a successor finds in its environment. `version` is the predecessor's version of the hand-over format."""
 
     version: int
     channel: int
-    """A descriptor: one end of the socket pair."""
+    """The descriptor of the successor's end of the socket pair."""
     ports: Mapping[str, InheritedPort]
-    """By the key of the setting that names the address."""
+    """The inherited ports, by the key of the setting that names the address."""
 
     def to_text(self) -> str:
         """Return the value of `VARIABLE`."""
@@ -57,7 +60,7 @@ class Inheritance:
 
 
 def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance | None:
-    """Return what the predecessor left, and remove it from the environment. None: there is no predecessor."""
+    """Return what `VARIABLE` says, and remove it from the environment. None: there is no predecessor."""
     text = environ.pop(VARIABLE, "")
     if not text:
         return None
@@ -67,7 +70,7 @@ def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance | None:
 
 
 def tell_predecessor(environ: Mapping[str, str], reason: str) -> None:
-    """Tell the predecessor why this process can't start. Does nothing without one. Blocks for a moment at most, and never fails."""
+    """Tell the predecessor, if there is one, why this process can't start. Blocks for a second at most, and never fails."""
     text = environ.get(VARIABLE, "")
     if not text:
         return
@@ -76,7 +79,7 @@ def tell_predecessor(environ: Mapping[str, str], reason: str) -> None:
 
 
 def report(channel: int, reason: str) -> None:
-    """Write `failed` to the channel, before the reactor runs. Raises `OSError`."""
+    """Write the message `failed` to the channel, before the reactor runs. Blocks for a second at most. Raises `OSError`."""
     body = encode_message("failed", descriptors=[], reason=reason, version=VERSION)
     with socket.socket(fileno=os.dup(channel)) as end:
         end.settimeout(1)
@@ -84,9 +87,10 @@ def report(channel: int, reason: str) -> None:
 
 
 class _SystemdPort(unix.Port):
-    """A UNIX socket of systemd's. The mode of its file and the backlog are those of the socket unit. systemd listens on after a stop.
+    """A UNIX socket that systemd opened. The socket unit sets the mode of its file and its backlog. systemd listens on after a stop.
 
-    Twisted's own port opens the file to everybody, fails if the file is another user's, removes it at the end, and shuts the socket down.
+    Twisted's own port makes the file writable for everybody, and fails if the file belongs to another user. At its end it removes the file
+    and shuts the socket down.
     """
 
     _shouldShutdown = False
@@ -96,7 +100,7 @@ class _SystemdPort(unix.Port):
         super().__init__(self.socket.getsockname(), factory, reactor=reactor)
 
     def startListening(self) -> None:
-        """Accept the socket's clients from now on."""
+        """Begin to accept clients."""
         tcp._reservedFD.reserve()  # noqa: SLF001 - as Twisted's own ports do
         factory: Any = self.factory
         factory.doStart()
@@ -110,7 +114,7 @@ class _SystemdPort(unix.Port):
 
 
 class SystemdReactor:
-    """Opens sockets that systemd passed. Everything else is the reactor's."""
+    """Opens sockets that systemd passed. Every other call goes to the reactor."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -142,7 +146,7 @@ class _AdoptingReactor(SystemdReactor):
         return self._adopt(factory)
 
     def listenUNIX(self, address: str, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: bool = False) -> Any:
-        """See `IReactorUNIX`. `adoptStreamPort` would make the file writable for everybody."""
+        """See `IReactorUNIX`. Keeps the mode of the endpoint: `adoptStreamPort` would make the file writable for everybody."""
         adopted: Any = unix.Port
         listening = adopted._fromListeningDescriptor(self._reactor, self._socket[0], factory)  # noqa: SLF001 - no public way has a mode
         listening.mode, listening.backlog = mode, backlog
@@ -150,14 +154,15 @@ class _AdoptingReactor(SystemdReactor):
         return listening
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = "") -> Any:
-        """See `IReactorSSL`. Twisted's own does the same on a new socket."""
+        """See `IReactorSSL`. Twisted's method wraps the factory in the same way."""
         return self._adopt(TLSMemoryBIOFactory(contextFactory, False, factory))
 
 
 def _listen(reactor: Any, description: str, factory: Any) -> IListeningPort:
-    before, found, _ = description.partition("systemd:")
-    if found and before in ("", "haproxy:"):
-        description = f"{before}tcp:0"  # systemd's socket came to the first process; only the prefix matters here
-    ports: list[IListeningPort] = []
+    prefix, found, _ = description.partition("systemd:")
+    if found and prefix in ("", "haproxy:"):
+        # Only the first process gets systemd's socket from systemd. `_AdoptingReactor` replaces the socket, so only the prefix matters.
+        description = f"{prefix}tcp:0"
+    ports: list[IListeningPort] = []  # the Deferred of an adopted socket has fired already
     serverFromString(reactor, description).listen(factory).addCallback(ports.append)
     return ports[0]

@@ -4,10 +4,11 @@ state    | begins with        | goes on to                         | on a failur
 idle     | -                  | starting: `restart` was called      | -
 starting | the spawn          | asking: the successor is `ready`    | idle: the successor is killed, nothing has changed
 asking   | history, or `begin`| moving: the successor has `begun`   | idle: the successor is killed, clients are accepted again
-moving   | the first batch    | done: all batches are `adopted`     | idle: as above. Connections that were sent are lost with it
+moving   | the first batch    | done: all batches are `adopted`     | idle: as above. The connections that the successor got are lost
 done     | `done`             | the process stops                   | -
 
-A connection is sent once, and then belongs to the successor, whatever happens. A batch that can't be sent stays here.
+A connection that was sent belongs to the successor, even if the hand-over fails afterwards. A batch that can't be sent stays here. So do
+the connections that the successor has no descriptor for.
 """
 
 from __future__ import annotations
@@ -38,32 +39,34 @@ from towerws.websocket.movable import AT_HANDSHAKE, MovableConnection
 BATCH: Final = 50
 """Connections in one message. The successor adopts them in some 5 ms."""
 
-SENT: Final = 2
-"""Batches that may wait for the successor's answer: one is adopted while the next one is written. Their clients wait."""
+MAX_UNANSWERED: Final = 2
+"""Batches that may wait for the successor's answer: it adopts one while this process writes the next one. Their clients wait."""
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
-"""A batch ends after this many bytes of its connections' states, as JSON."""
+"""A batch gets no more connections once the states in it have this many bytes, as JSON."""
 
 ANSWER_S: Final = 15.0
 """Deadline of the successor's answer to `begin`, to a batch and to `done`."""
 
-SETTLE_S: Final = 2.0
+REQUEST_WAIT_S: Final = 2.0
 """How long a connection may wait for the answer to its request before it moves. The successor then handles the request again."""
 
-SETTLE_PAUSE_S: Final = 0.05
+MOVE_PAUSE_S: Final = 0.05
+"""Pause before the next attempt to move the connections that could not move yet."""
 
 PROGRESS_S: Final = 5.0
-"""Interval between two log lines about a successor that is not ready."""
+"""Shortest interval between two log lines about a successor that is not ready."""
 
 STOP_AFTER_S: Final = 0.2
 """After the hand-over the process stops this much later, so that the admin port's answer leaves first."""
 
 FIRST_DESCRIPTOR: Final = 3
+"""The successor's descriptor of the channel. 0, 1 and 2 are the standard streams. The listening sockets follow."""
 
 TOO_MUCH_STATE: Final = "too much state"
-"""The reason of a connection whose state is longer than `MAX_STATE_BYTES`."""
+"""Why a connection can't move whose state is longer than `MAX_STATE_BYTES`."""
 
-STOPS: Final = "is not needed: this process stops"
+NOT_NEEDED: Final = "is not needed: this process stops"
 
 
 class HandOverFailed(TowerwsError):
@@ -77,11 +80,11 @@ class HandOverCounters:
     done: int = 0
     failed: int = 0
     seconds: float = 0.0
-    """From the first connection to the last, in the last hand-over that succeeded."""
+    """How long the last hand-over that succeeded took, from the successor's `ready`."""
     moved: int = 0
-    """Connections that this hand-over moved."""
+    """Connections that the last hand-over moved."""
     closed: Counter[str] = field(default_factory=Counter)
-    """Connections that could not be moved in it, by reason."""
+    """Connections that the last hand-over could not move, by reason."""
 
     def figures(self) -> dict[str, Any]:
         """Return the numbers for `/status`."""
@@ -90,7 +93,7 @@ class HandOverCounters:
 
 
 class Daemon(Protocol):
-    """What a hand-over uses of the daemon."""
+    """The part of the daemon that a hand-over uses."""
 
     hub: Hub
 
@@ -104,7 +107,7 @@ class Daemon(Protocol):
         """Return the connections now."""
 
     def history(self) -> Iterable[Mapping[str, object]]:
-        """Return history in pieces, if it exists in this process only."""
+        """Yield history in pieces, if only this process has it. Yields nothing if the successor reads it from the broker."""
 
     def accept(self, accepting: bool) -> None:
         """Stop accepting clients, or begin again."""
@@ -113,11 +116,11 @@ class Daemon(Protocol):
         """Continue a connection that could not be sent. Return whether that succeeded. Never fails."""
 
     def handed_over(self, pid: int) -> None:
-        """The process with this id is the daemon from now on. Stop this one."""
+        """Stop this process, because the process with this id is now the daemon."""
 
 
-class _Taken(NamedTuple):
-    """A connection that this process has given up."""
+class _Frozen(NamedTuple):
+    """A connection that this process no longer serves, as it is sent to the successor."""
 
     state: ConnectionState
     encoded: str
@@ -125,6 +128,8 @@ class _Taken(NamedTuple):
 
 
 class _Child(ProcessProtocol):
+    """Tells the hand-over when the successor's process ends."""
+
     def __init__(self, hand_over: HandOver) -> None:
         self._hand_over = hand_over
 
@@ -136,9 +141,9 @@ class _Child(ProcessProtocol):
 
 
 class HandOver:
-    """Hands this daemon over to a successor. `ready_s`: how long the successor may take until it is ready.
+    """Hands this daemon over to a successor, which has `ready_s` seconds to become ready.
 
-    `command` is the command line of this process, `folder` the folder in which it was started.
+    `command` is the command line of this process without the interpreter. `folder` is the folder in which this process was started.
     """
 
     _log = Logger()
@@ -156,28 +161,28 @@ class HandOver:
         self._process: Any = None
         self._child: _Child | None = None
         self._expected: deque[tuple[str, Deferred[dict[str, Any]]]] = deque()
-        """The answers that the successor owes, in their order."""
+        """The kind and the Deferred of each answer that the successor has to give, in their order. The kind of a pause is empty."""
         self._reason = ""
-        """What the successor last said about itself."""
-        self._said_at = 0.0
+        """The state that the successor last reported, as the end of a sentence about the successor."""
+        self._logged_at = 0.0
         self._cancelled = False
         self._too_large: set[MovableConnection] = set()
         """Connections with too much state, in the hand-over under way."""
         self.under_way = False
         self.moving = False
-        """True from the successor's `ready` to the end of the hand-over. Meanwhile nothing may be published here."""
+        """Whether the hand-over is between the successor's `ready` and its end. Meanwhile nothing may be published in this process."""
         self.complete = False
         """Whether a successor serves the clients now."""
 
     def restart(self) -> Deferred[dict[str, object]]:
-        """Hand over. Fires with the figures of the hand-over. Fails with `HandOverFailed`: then this process goes on."""
+        """Hand over. Fires with the figures of the hand-over. Fails with `HandOverFailed`, and then this process goes on."""
         return Deferred.fromCoroutine(self._restart())
 
     def cancel(self) -> None:
-        """End a hand-over that is under way, and begin no other: this process stops. The successor ends, too."""
+        """Fail a hand-over that is under way, and refuse further ones, because this process stops. The successor is killed."""
         self._cancelled = True
         if self.under_way:
-            self._give_up(STOPS)
+            self._give_up(NOT_NEEDED)
 
     async def _restart(self) -> dict[str, object]:
         if self.under_way or self.complete:
@@ -185,7 +190,7 @@ class HandOver:
             raise HandOverFailed("a hand-over is under way already")
         if self._cancelled:
             self._log.warn("hand-over: this process stops; this request is ignored")
-            raise HandOverFailed(f"a successor {STOPS}")
+            raise HandOverFailed(f"a successor {NOT_NEEDED}")
         self.under_way = True
         began = False
         self._reason = ""
@@ -219,7 +224,7 @@ class HandOver:
         connections = len(self._daemon.connections())
         await self._ask("begin", "begun", position=self._daemon.hub.position, now=now, counters=counters, connections=connections)
         self._log.info("hand-over: the successor, process {pid}, is ready; moving {count} connections", pid=pid, count=self._count())
-        await self._move(now + SETTLE_S)
+        await self._move(now + REQUEST_WAIT_S)
         left = Counter(why for each in self._daemon.connections() if (why := self._why_not_movable(each) or "not moved"))
         self.counters.closed += left
         self.counters.done += 1
@@ -240,47 +245,48 @@ class HandOver:
             self._channel.close()
         return {"pid": pid, **figures}
 
-    async def _move(self, settled_by: float) -> None:
+    async def _move(self, request_deadline: float) -> None:
         """Send all connections that can be moved.
 
-        A client whose handshake or request is under way moves after that, at the latest at `settled_by`.
+        A connection whose handshake or request is under way moves when that is complete. At `request_deadline`, in monotonic seconds, all
+        that can be moved move, and the others stay.
         """
-        sent: deque[Deferred[dict[str, Any]]] = deque()
+        unanswered: deque[Deferred[dict[str, Any]]] = deque()
         last = False
         try:
             while not last:
-                last = self._reactor.seconds() >= settled_by
-                await self._move_once(sent, last)
+                last = self._reactor.seconds() >= request_deadline
+                await self._move_once(unanswered, last)
                 if not any(self._why_not_movable(each) in (None, AT_HANDSHAKE) for each in self._daemon.connections()):
                     break
-                await self._pause(SETTLE_PAUSE_S)
+                await self._pause(MOVE_PAUSE_S)
         finally:
-            for each in sent:  # they fail, too, and nobody waits for them
+            for each in unanswered:  # after a failure these fail, too, and no code waits for them
                 each.addErrback(lambda failure: None)
 
-    async def _move_once(self, sent: deque[Deferred[dict[str, Any]]], last: bool) -> None:
+    async def _move_once(self, unanswered: deque[Deferred[dict[str, Any]]], last: bool) -> None:
         """Send the connections that can be moved now, and wait until the successor has adopted them."""
         waiting = deque(self._daemon.connections())
         while waiting:
-            if len(sent) >= SENT:
-                self._adopted(await sent.popleft())
-            if not (taken := self._take(waiting, last)):
+            if len(unanswered) >= MAX_UNANSWERED:
+                self._adopted(await unanswered.popleft())
+            if not (batch := self._freeze_batch(waiting, last)):
                 continue
             try:
-                sent.append(self._send(taken))
+                unanswered.append(self._send(batch))
             except HandOverFailed:
-                for each in taken:
+                for each in batch:
                     self._daemon.readopt(each.state, each.descriptor)
                     os.close(each.descriptor)
                 raise
-        while sent:
-            self._adopted(await sent.popleft())
+        while unanswered:
+            self._adopted(await unanswered.popleft())
 
-    def _take(self, waiting: deque[MovableConnection], last: bool) -> list[_Taken]:
-        """Freeze the next connections. Those with an unanswered request are skipped, except the `last` time."""
-        taken: list[_Taken] = []
+    def _freeze_batch(self, waiting: deque[MovableConnection], last: bool) -> list[_Frozen]:
+        """Remove connections from `waiting`, and freeze a batch of them. Unless `last`, skip connections with an unanswered request."""
+        batch: list[_Frozen] = []
         size = 0
-        while waiting and len(taken) < BATCH and size < BATCH_BYTES:
+        while waiting and len(batch) < BATCH and size < BATCH_BYTES:
             connection = waiting.popleft()
             if self._why_not_movable(connection) is not None or (connection.is_waiting and not last):
                 continue
@@ -291,38 +297,38 @@ class HandOver:
                     connection.thaw(state)
                     self._too_large.add(connection)
                     continue
-                taken.append(_Taken(state, encoded, connection.release()))
-            except Exception:  # noqa: BLE001 - one connection must not keep the others
+                batch.append(_Frozen(state, encoded, connection.release()))
+            except Exception:  # noqa: BLE001 - one connection must not stop the others
                 self._log.failure("a connection could not be handed over")
                 connection.transport.abortConnection()
                 self.counters.closed["error"] += 1
                 continue
             size += len(encoded)
-        return taken
+        return batch
 
     def _why_not_movable(self, connection: MovableConnection) -> str | None:
         return TOO_MUCH_STATE if connection in self._too_large else connection.why_not_movable()
 
-    def _send(self, taken: Sequence[_Taken]) -> Deferred[dict[str, Any]]:
-        """Send a batch. Fires with the answer. Raises `HandOverFailed`, and sends nothing, without a successor.
+    def _send(self, batch: Sequence[_Frozen]) -> Deferred[dict[str, Any]]:
+        """Send a batch. Fires with the answer. Without a successor it sends nothing, and raises `HandOverFailed`.
 
-        What the successor has no descriptor for goes on here, and is sent again as long as connections move.
+        This process goes on with the connections that the successor has no descriptor for. The next call of `_move_once` sends them again.
         """
-        answer = self._ask("batch", "adopted", descriptors=[each.descriptor for each in taken], states=[each.encoded for each in taken])
+        answer = self._ask("batch", "adopted", descriptors=[each.descriptor for each in batch], states=[each.encoded for each in batch])
 
         def take_back(message: dict[str, Any]) -> dict[str, Any]:
             for number in message.get("missing", ()):
                 self.counters.moved -= 1
-                if not self._daemon.readopt(taken[number].state, taken[number].descriptor):
+                if not self._daemon.readopt(batch[number].state, batch[number].descriptor):
                     self.counters.closed["error"] += 1
             return message
 
         def close(result: Any) -> Any:
-            for each in taken:
+            for each in batch:
                 os.close(each.descriptor)
             return result
 
-        self.counters.moved += len(taken)
+        self.counters.moved += len(batch)
         return answer.addCallback(take_back).addBoth(close)
 
     def _adopted(self, answer: Mapping[str, Any]) -> None:
@@ -334,7 +340,7 @@ class HandOver:
         return sum(each.why_not_movable() is None for each in self._daemon.connections())
 
     def _fail(self, reason: str, lost: str, began: bool) -> None:
-        """Go on as before. `lost`: what is lost, or empty."""
+        """Kill the successor, accept clients again if `began`, and log the reason. `lost`: the text about lost connections, or empty."""
         self.counters.failed += 1
         if self._channel is not None:
             self._channel.close()
@@ -353,7 +359,7 @@ class HandOver:
     # the successor
 
     def _spawn(self) -> None:
-        for path in (sys.executable, self._folder):  # after the fork nobody could say it in one line
+        for path in (sys.executable, self._folder):  # after the fork, an error would be a traceback in the child
             if not Path(path).exists():
                 raise HandOverFailed(f"the successor can't be started: {path} does not exist any more")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -390,8 +396,8 @@ class HandOver:
         if kind == "starting":
             self._reason = f"is not ready: {message.get('reason')}"
             now = self._reactor.seconds()
-            if now - self._said_at >= PROGRESS_S:
-                self._said_at = now
+            if now - self._logged_at >= PROGRESS_S:
+                self._logged_at = now
                 self._log.info("hand-over: the successor {reason}", reason=self._reason)
         elif kind == "failed":
             self._reason = f"failed: {message.get('reason')}"
@@ -401,11 +407,11 @@ class HandOver:
 
     def _lost(self) -> None:
         self._channel = None
-        # The process's own end, with its status, says more. It comes at once if that is why the channel ended.
+        # If the channel closed because the process ended, `ended` follows at once, and its reason has the exit status.
         self._reactor.callLater(1.0, self._give_up_on, self._process)
 
     def ended(self, child: object, how: str) -> None:
-        """A successor's process has ended. The one of an earlier hand-over may end during the next one."""
+        """Fail the hand-over if its successor has ended. The successor of an earlier hand-over may end during this one: it is ignored."""
         if child is self._child and self._process is not None:
             self._process = None
             reason = self._reason if self._reason.startswith("failed") else ""
@@ -428,9 +434,9 @@ class HandOver:
         return expected
 
     def _expect(self, kind: str, deadline_s: float) -> Deferred[dict[str, Any]]:
-        """Fires with the message of this kind, once the answers before it have come.
+        """Return a Deferred that fires with the successor's next message of this kind, once the answers expected before it have come.
 
-        Fails with `HandOverFailed` after the deadline, or if the successor ends.
+        It fails with `HandOverFailed` after the deadline, or if the successor ends.
         """
 
         def late() -> None:
@@ -440,11 +446,11 @@ class HandOver:
         return self._wait(kind, deadline_s, late)
 
     def _pause(self, seconds: float) -> Deferred[dict[str, Any]]:
-        """Fires after so many seconds. Fails with `HandOverFailed` before that if the successor ends, or this process stops."""
+        """Return a Deferred that fires after `seconds`. It fails with `HandOverFailed` if the hand-over fails before that."""
         return self._wait("", seconds, lambda: self._expected.popleft()[1].callback({}))
 
     def _wait(self, kind: str, seconds: float, expire: Callable[[], None]) -> Deferred[dict[str, Any]]:
-        """Expect a message of this kind ("": none). If nothing ends the wait before, `expire` is called after so many seconds."""
+        """Expect a message of this kind, or none if it is empty. Call `expire` if the wait has not ended after `seconds`."""
         answer: Deferred[dict[str, Any]] = Deferred()
         self._expected.append((kind, answer))
         timer = self._reactor.callLater(seconds, expire)

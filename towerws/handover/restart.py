@@ -27,25 +27,27 @@ from towerws.protocol import WebSocketFactory
 from towerws.websocket.movable import MovableConnection
 
 PORTS: Final = ("listen", "admin", "monitor")
-"""The settings that are addresses."""
+"""The settings whose listening sockets the successor inherits."""
 
 EVENT_BYTES: Final = 32
-"""Bytes of an event of history on the way, in addition to its texts."""
+"""Bytes that an event of history takes in a message, in addition to its topic, payload and message id."""
 
 PROCESS_1: Final = Path("/proc/1/comm")
+"""The name of the program that runs as process 1 (proc(5))."""
 
 ENDING_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
-"""Inits of containers that end when the process ends that they started. `docker --init` is tini under another name."""
+"""Init programs of containers that end when the process that they started ends. `docker --init` is tini under another name."""
 
 WITH_WORKERS: Final = "start towerws with --workers 2 or more, whose parent goes on"
 
-OUTLIVED: Final = f"{WITH_WORKERS}, or replace the container"
+CONTAINER_ADVICE: Final = f"{WITH_WORKERS}, or replace the container"
 
 
 class Restarts:
-    """The hand-overs of one daemon. It is the `Daemon` of its `HandOver`.
+    """The hand-overs of one process, as predecessor and as successor. It is the `Daemon` of its `HandOver`.
 
-    `source_status` returns the state of the source, without regard to clients. `ports` are the listening ports by their setting.
+    `source_status` returns the state of the source, even while this process accepts no clients. `ports` are the listening ports, by the key
+    of their setting. `embedded` is the source of a daemon without a broker.
     """
 
     _log = Logger()
@@ -72,7 +74,7 @@ class Restarts:
         self._obstacle = "this daemon was not started by twistd"
         self._reload_noted = False
         self.below_parent = False
-        """Whether this process is a worker. Then its parent goes on when it ends, and follows its successor."""
+        """Whether this process is a worker. Then its parent goes on when this process ends, and supervises the successor."""
         self._replaced_by = 0
         """The process id of the successor, once it serves all clients."""
         self.successor: Successor | None = None
@@ -80,24 +82,24 @@ class Restarts:
         self.on_handed_over: Callable[[int], None] = lambda _: None
         """Called with the process id of the successor, once it serves all clients."""
         self.on_moving: Callable[[bool], None] = lambda _: None
-        """Called when connections begin to move to a successor, and if this process goes on itself."""
+        """Called with True when this process stops reading its admin port for a hand-over, and with False when it reads it again."""
         self.on_alone: Callable[[], None] = lambda: None
-        """Called in the successor, once it is the only process."""
+        """Called in the successor, once the predecessor has ended."""
 
     @property
     def shares_ports(self) -> bool:
-        """Whether the listening sockets of this process serve another one, too: to close a UNIX socket would remove its file."""
+        """Whether another process uses the same listening sockets. Then a stop must not remove the files of UNIX sockets."""
         if self.successor is not None and not self.successor.serving:
             return True
         return self._hand_over is not None and self._hand_over.complete
 
     def enable(self, command: Sequence[str], folder: str, obstacle: str) -> None:
-        """Allow hand-overs to a process with this command line, in this folder. `obstacle`: why it can't be done, or empty."""
+        """Allow hand-overs to a process with this command line, in this folder. `obstacle`: why they are impossible, or empty."""
         self._obstacle = obstacle
         self._hand_over = HandOver(self, self._reactor, self.counters, ready_s=self._settings.restart_s, command=command, folder=folder)
 
     def restart(self) -> Deferred[dict[str, object]]:
-        """Hand this daemon over to a new process. Fires with its figures. Fails with `HandOverFailed`: then this one goes on."""
+        """Hand this daemon over to a new process. Fires with the figures. Fails with `HandOverFailed`, and then this process goes on."""
         if self._hand_over is None:
             return fail(HandOverFailed(self._obstacle))
         if not self._hand_over.under_way:
@@ -105,7 +107,10 @@ class Restarts:
         return self._hand_over.restart()
 
     def reload_requested(self) -> bool:
-        """Have the successor reload, too: it may have read the old configuration. Return whether it has replaced this process already."""
+        """Make the successor reload, because it may have read the old configuration. Return whether it has replaced this process already.
+
+        A successor that is still starting gets its SIGHUP when the hand-over is complete.
+        """
         if self._replaced_by:
             self._reload_successor()
         elif self._hand_over is not None and self._hand_over.under_way:
@@ -119,28 +124,29 @@ class Restarts:
     # in a successor
 
     def open_port(self, key: str, description: str, factory: Any, wrap: Callable[[Any], Any]) -> IListeningPort | None:
-        """Listen on the predecessor's socket for this setting. None if there is none. `wrap`: see `InheritedPort.open`."""
+        """Listen on the predecessor's socket for this setting. None if this process inherited none. `wrap`: see `InheritedPort.open`."""
         if self.successor is None or (port := self.successor.port(key, description)) is None:
             return None
         return port.open(self._reactor, factory, wrap)
 
     def tell_why(self, reason: str) -> None:
-        """Tell the predecessor, if there is one, why this process ends at its start."""
+        """Tell the predecessor, if there is one, why this process can't start."""
         if self.successor is not None:
             self.successor.tell_why(reason)
 
     def start(self) -> None:
-        """Take over from the predecessor, if there is one: first its sockets, then its connections."""
+        """Begin to take over from the predecessor, if there is one. Until then this process accepts no clients."""
         if self.successor is not None:
             self.accept(False)
             begin = self._websockets.accept_throttle.go_on
             self.successor.start(self._adopter, self._source_status, keep=self._keep, begin=begin, serve=self._serve, alone=self.on_alone)
 
     def _serve(self) -> None:
-        """Open the admin and monitor ports, too. They open last, so that nobody publishes to two processes at once."""
+        """Read the admin and monitor ports, too. They come last, so that at no time two processes take `POST /publish`."""
         self.accept(True)
 
     def _keep(self, piece: Mapping[str, Any]) -> None:
+        """Add a piece of the predecessor's history, which `history` made there. The first piece names the log."""
         if self._embedded is None:
             return
         if "log" in piece:
@@ -148,7 +154,7 @@ class Restarts:
         self._embedded.keep(events_from_json(piece["events"]), piece["offset"])
 
     def stop(self) -> None:
-        """End a hand-over that is under way: this process stops."""
+        """End a hand-over that is under way, because this process stops."""
         if self.successor is not None:
             if not self.successor.serving:
                 self.accept(False)
@@ -200,7 +206,7 @@ class Restarts:
 
     @property
     def moving(self) -> bool:
-        """Whether nothing may be published in this process any more."""
+        """Whether this process must refuse `POST /publish`, because a successor has the history."""
         return self._hand_over is not None and (self._hand_over.moving or self._hand_over.complete)
 
     def accept(self, accepting: bool) -> None:
@@ -223,7 +229,7 @@ class Restarts:
         """See `Daemon`."""
         try:
             why = self._adopter.adopt(state, descriptor)
-        except Exception:  # noqa: BLE001 - one connection must not keep the others
+        except Exception:  # noqa: BLE001 - one connection must not stop the others
             self._log.failure("a connection that could not be sent is lost")
             return False
         if why is not None:
@@ -239,12 +245,12 @@ class Restarts:
         self._reactor.callLater(STOP_AFTER_S, self._stop)
 
     def _stop(self) -> None:
-        with suppress(ReactorNotRunning):  # a signal came first
+        with suppress(ReactorNotRunning):  # a signal has stopped the reactor already
             self._reactor.stop()
 
 
 def on_restart_signal(reactor: Any, restart: Callable[[], Deferred[dict[str, object]]]) -> None:
-    """Restart at each SIGUSR2. Without this the signal ends a process."""
+    """Call `restart` at each SIGUSR2. Without a handler the signal would end the process."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         reactor.callFromThread(lambda: restart().addErrback(lambda failure: None))  # the log has the reason already
@@ -253,18 +259,18 @@ def on_restart_signal(reactor: Any, restart: Callable[[], Deferred[dict[str, obj
 
 
 def _why_not_outlived() -> str | None:
-    """Return why the parent of this process would not go on without it. None if it would."""
+    """Return why the end of this process would also end its successor, or start a second daemon. None if it would not."""
     if os.getpid() == 1:
-        return f"this is process 1, and its container would end with it; {OUTLIVED}"
+        return f"this is process 1, and its container would end with it; {CONTAINER_ADVICE}"
     if os.getppid() == 1 and (name := _name_of_process_1()).startswith(ENDING_INITS):
-        return f"process 1 is {name}, which ends with its first child, and the container with it; {OUTLIVED}"
+        return f"process 1 is {name}, which ends with its first child, and the container with it; {CONTAINER_ADVICE}"
     if "SUPERVISOR_ENABLED" in os.environ:
         return f"supervisord would start a second daemon; use supervisorctl restart, or {WITH_WORKERS}"
     return None
 
 
 def _name_of_process_1() -> str:
-    """Return the name of its program, or nothing if that can't be read."""
+    """Return the name of the program of process 1, or an empty text if that can't be read."""
     try:
         return PROCESS_1.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

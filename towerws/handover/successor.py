@@ -1,7 +1,7 @@
-"""The successor's part in a hand-over: it starts like any daemon, on the sockets of its predecessor, and then takes its connections.
+"""The successor's part in a hand-over: it starts like any daemon, on the sockets of its predecessor, and then adopts its connections.
 
-It accepts no client before the predecessor says `begin`. A predecessor that ends before that has given up the hand-over, and the successor
-ends, too. One that ends after that is replaced: the successor serves what it has.
+The successor accepts no client before the predecessor says `begin`. If the predecessor ends before `begin`, the hand-over has failed, and
+the successor ends, too. If the predecessor ends after `begin`, the successor serves the connections that it has got.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from towerws.protocol import WebSocketFactory
 from towerws.websocket.movable import Adoption, adopt
 
 READY_CHECK_S: Final = 0.05
-SAY_S: Final = 2.0
-"""Interval between two messages about why it is not ready."""
+"""Interval between two checks whether this process is ready."""
+
+REPORT_S: Final = 2.0
+"""Interval between two messages to the predecessor about why this process is not ready."""
 
 REACH_S: Final = 10.0
-"""How long a connection waits until this process has read the log up to its place. Then its client is told of a gap.
+"""How long a connection waits until this process has read the log up to the connection's position. Then its client is told of a gap.
 
-After a wait in vain, for example without a broker, later batches do not wait, until a place can be judged again. Each wait would
-stop all connections of its batch for as long.
+After such a timeout, for example without a broker, later batches do not wait, until a position can be judged again. Otherwise each batch
+would stop its connections for `REACH_S`.
 """
 
-
 NO_DESCRIPTOR: Final = "too many open files"
-"""Why this process can't take a connection that the predecessor still can serve."""
+"""The only reason of `Adopter.adopt` after which the predecessor goes on with the connection."""
 
 
 class Adopter:
@@ -54,43 +55,43 @@ class Adopter:
         self._websockets = websockets
         self._methods = frozenset(methods)
         self.began_at: float | None = None
-        """When the hand-over began. A credential that was revoked since then ends its connections."""
-        self._waited_in_vain = False
+        """When the hand-over began, in monotonic seconds. A credential that was revoked after that ends its connections."""
+        self._wait_timed_out = False
 
     def reserve(self, connections: int) -> None:
-        """Keep places for so many connections. Without them, new clients would take the descriptors of those that come."""
+        """Keep places for the connections that will move. Otherwise new clients would take their descriptors."""
         self._websockets.connection_limits.reserved = connections
 
     def when_reached(self, states: Iterable[ConnectionState], call: Callable[[], None]) -> None:
-        """Call this once all positions of these connections can be judged, at the latest after `REACH_S`."""
+        """Call `call` once all positions of these connections can be judged, at the latest after `REACH_S`."""
         positions = {position for state in states for position in (state.position, *state.joined_later.values())}
         self.when_judged(max(positions, key=_offset, default=""), call)
 
     def why_unknown(self, position: str) -> str | None:
-        """Return why clients can't go on from this position here, once it is judged. None if they can."""
+        """Return why clients can't go on from the predecessor's position in this process. None if they can. Call it after `when_judged`."""
         if self._find(position) is not None:
             return None
-        if self._waited_in_vain:
+        if self._wait_timed_out:
             return f"it could not read the log up to the place that this process has reached, within {REACH_S:g} s"
         return "its log does not hold the place that this process has reached"
 
     def when_judged(self, position: str, call: Callable[[], None]) -> None:
-        """Call this once the position can be judged, at the latest after `REACH_S`."""
+        """Call `call` once the position can be judged, at the latest after `REACH_S`. After a timeout, call it at once."""
         ingest = self._websockets.context.ingest
         pending = isinstance(ingest.judge_position(position), Pending)
-        self._waited_in_vain &= pending
-        if not pending or self._waited_in_vain:
+        self._wait_timed_out &= pending
+        if not pending or self._wait_timed_out:
             call()
             return
 
         def reached(_: Delivery | None) -> None:
-            self._waited_in_vain = False
+            self._wait_timed_out = False
             timer.cancel()
             call()
 
         def give_up() -> None:
             self._log.warn("hand-over: the log was not read up to {position} within {s:g} s", position=position, s=REACH_S)
-            self._waited_in_vain = True
+            self._wait_timed_out = True
             cancel()
             call()
 
@@ -98,7 +99,7 @@ class Adopter:
         timer = self._reactor.callLater(REACH_S, give_up)
 
     def adopt(self, state: ConnectionState, descriptor: int) -> str | None:
-        """Continue a connection. Return why that failed, in a few words, or None. The descriptor stays open."""
+        """Continue a connection on a duplicate of the descriptor. Return why that failed, in a few words, or None."""
         context = self._websockets.context
         hub = context.hub
         try:
@@ -124,7 +125,7 @@ class Adopter:
         if self.began_at is not None and context.credential_monitor.was_revoked(identity, self.began_at):
             connection.revoke()
         elif identity.user_id is not None and f"control.limit_reached_{identity.user_id}" in hub.history.topics:
-            context.credential_monitor.recheck_user(str(identity.user_id))  # the event may have come before the connection
+            context.credential_monitor.recheck_user(str(identity.user_id))  # AWX's event may have arrived before this connection
         return None
 
     def _find(self, position: str) -> Delivery | None:
@@ -133,10 +134,7 @@ class Adopter:
 
 
 class Successor:
-    """This process, as the successor of another one.
-
-    It calls `begin` when it may accept clients, `serve` when it has all connections, and `alone` at the end of the channel.
-    """
+    """Follows the hand-over in the process that takes over. `start` says what it calls, and when."""
 
     _log = Logger()
 
@@ -152,16 +150,16 @@ class Successor:
         self._begin: Callable[[], None] = lambda: None
         self._serve: Callable[[], None] = lambda: None
         self._alone: Callable[[], None] = lambda: None
-        self._checks = LoopingCall(self._check)
-        self._checks.clock = reactor
-        self._said_at = 0.0
+        self._ready_checks = LoopingCall(self._check)
+        self._ready_checks.clock = reactor
+        self._reported_at = 0.0
         self.began = False
-        """Whether it accepts clients."""
+        """Whether this process accepts clients: after the predecessor's `begin`."""
         self.serving = False
-        """Whether it has all connections that it can get, and the sockets for itself."""
+        """Whether this process has all connections that it can get, and the listening sockets belong to it alone."""
 
     def why_not(self) -> str | None:
-        """Return why it can't be the successor of this predecessor, None if it can."""
+        """Return why this process can't be the successor of its predecessor. None if it can."""
         if self._inheritance.version == VERSION:
             return None
         return (
@@ -169,12 +167,12 @@ class Successor:
         )
 
     def tell_why(self, reason: str) -> None:
-        """Tell the predecessor why this process ends at its start, before the reactor runs. Never fails."""
-        with suppress(OSError):  # the predecessor is gone
+        """Tell the predecessor, before the reactor runs, why this process can't start. Never fails."""
+        with suppress(OSError):  # the predecessor has ended
             report(self._inheritance.channel, reason)
 
     def port(self, key: str, description: str) -> InheritedPort | None:
-        """Return the predecessor's socket for this setting, None if it had none or another address."""
+        """Return the predecessor's socket for this setting. None if the predecessor had none, or another address."""
         port = self._ports.get(key)
         return None if port is None or port.description != description else port
 
@@ -188,19 +186,23 @@ class Successor:
         serve: Callable[[], None],
         alone: Callable[[], None],
     ) -> None:
-        """Open the channel to the predecessor, and report when `status` is ready. `keep` gets each piece of history."""
+        """Open the channel to the predecessor, and report when `status` is ready.
+
+        `keep` gets each piece of history. `begin` is called when this process may accept clients, `serve` when it has all connections, and
+        `alone` when the predecessor has closed the channel after `begin`.
+        """
         for port in self._ports.values():
             port.close()
         self._ports.clear()
         self._adopter, self._status, self._keep, self._begin, self._serve = adopter, status, keep, begin, serve
         self._alone = alone
         self._channel = open_channel(self._reactor, self._inheritance.channel, self._received, self._lost)
-        self._checks.start(READY_CHECK_S)
+        self._ready_checks.start(READY_CHECK_S)
 
     def stop(self) -> None:
         """Close the channel. A second call does nothing."""
-        if self._checks.running:
-            self._checks.stop()
+        if self._ready_checks.running:
+            self._ready_checks.stop()
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
@@ -210,16 +212,16 @@ class Successor:
         assert self._channel is not None
         status = self._status()
         if status.ready:
-            self._checks.stop()
+            self._ready_checks.stop()
             self._channel.tell("ready", version=VERSION, pid=os.getpid())
-        elif (now := self._reactor.seconds()) - self._said_at >= SAY_S:
-            self._said_at = now
+        elif (now := self._reactor.seconds()) - self._reported_at >= REPORT_S:
+            self._reported_at = now
             self._channel.tell("starting", reason=status.reason or status.state.value)
 
     def _received(self, message: dict[str, Any], descriptors: list[int | None]) -> None:
         kind = message["kind"]
         if kind == "batch":
-            self._take(message, descriptors)
+            self._adopt_batch(message, descriptors)
         elif kind == "history":
             self._keep(message)
             if self._channel is not None:
@@ -249,13 +251,13 @@ class Successor:
 
         adopter.when_judged(position, answer)
 
-    def _take(self, message: Mapping[str, Any], descriptors: list[int | None]) -> None:
-        """Adopt the connections. Those for which there is no descriptor stay with the predecessor."""
+    def _adopt_batch(self, message: Mapping[str, Any], descriptors: list[int | None]) -> None:
+        """Adopt the connections of a batch, and answer `adopted`. The predecessor keeps those for which there is no descriptor."""
         assert self._adopter is not None
         adopter = self._adopter
         states = [state_from_json(each) for each in message["states"]]
 
-        def take() -> None:
+        def adopt_all() -> None:
             failed: Counter[str] = Counter()
             missing: list[int] = []
             for number, (state, descriptor) in enumerate(zip(states, descriptors, strict=True)):
@@ -271,7 +273,7 @@ class Successor:
             if self._channel is not None:
                 self._channel.tell("adopted", failed=failed, missing=missing)
 
-        adopter.when_reached(states, take)
+        adopter.when_reached(states, adopt_all)
 
     def _done(self, message: Mapping[str, Any]) -> None:
         assert self._channel is not None
@@ -284,17 +286,17 @@ class Successor:
         self._serve()
 
     def _release_places(self) -> None:
-        """No connection comes any more."""
+        """Give the reserved places to new clients, because no connection will be adopted any more."""
         assert self._adopter is not None
         self._adopter.reserve(0)
 
     def _lost(self) -> None:
-        if self._checks.running:
-            self._checks.stop()
+        if self._ready_checks.running:
+            self._ready_checks.stop()
         self._channel = None
         if not self.began:
             self._log.error("hand-over: the running process gave it up, or ended; this process ends")
-            with suppress(ReactorNotRunning):  # it stops already
+            with suppress(ReactorNotRunning):  # the reactor stops already
                 self._reactor.stop()
             return
         self._release_places()

@@ -201,14 +201,14 @@ def hang(*args):
     time.sleep(3600)
 def later(call):
     import towerws.handover.successor as successor
-    take = successor.Successor._take
+    take = successor.Successor._adopt_batch
     def take_some(self, message, descriptors):
         global batches
         batches += 1
         if batches > 4:
             call()
         take(self, message, descriptors)
-    successor.Successor._take = take_some
+    successor.Successor._adopt_batch = take_some
 if fault == "another version":
     import towerws.core.handover_state
     towerws.core.handover_state.VERSION = 99
